@@ -1,0 +1,22 @@
+"""Shared test settings: one thread, a fresh seed a test that is printed when it fails."""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # exactness and speed of many small tests on few cores
+
+
+@pytest.fixture(autouse=True)
+def _seed(request: pytest.FixtureRequest) -> None:
+    """Random input differs from test to test; WORKBENCH_TEST_SEED varies it from run to run."""
+    import torch
+
+    torch.set_num_threads(1)
+    seed = zlib.crc32(f"{os.environ.get('WORKBENCH_TEST_SEED', '0')}/{request.node.nodeid}".encode())
+    torch.manual_seed(seed)

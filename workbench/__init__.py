@@ -1,0 +1,1 @@
+"""An ablation workbench for language-model architectures."""

@@ -1,0 +1,52 @@
+"""What a model costs: the one place that adds up parameters, FLOPs and cache bytes. It asks the variants.
+
+FLOPs are matrix products only, one multiply-add = 2 FLOPs, causal attention counted at the keys really seen, routed
+experts only, recomputation left out. Training costs three times the forward pass (backward = 2 forward).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workbench.model.config import ModelConfig
+
+__all__ = ["ModelCost", "account"]
+
+FORMULA = "training FLOPs = 3 × forward; forward = 2 × active matrix parameters (head included) + the mixers' own terms"
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Accounting of a whole model at one sequence length."""
+
+    parameters: int
+    """All stored parameters."""
+    non_embedding: int
+    """Without token embedding and untied head."""
+    active: int
+    """Non-embedding parameters that take part for one token."""
+    forward_flops: float
+    """Per token, mean over positions 1 to the sequence length."""
+    cache_bytes: int
+    """Decode state of one sequence at the sequence length."""
+
+    @property
+    def training_flops(self) -> float:
+        """FLOPs per trained token."""
+        return 3 * self.forward_flops
+
+
+def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCost:
+    """Cost of ``config`` at ``length`` tokens, activations and caches in elements of ``element_bytes`` bytes."""
+    assert config.width and config.vocabulary
+    costs = [cls.cost(variant, config.width, length, element_bytes) for cls, variant in config.variants()]
+    norms = config.width * (2 * len(config.layers) + 1)
+    embedding = config.width * config.vocabulary
+    non_embedding = sum(cost.parameters for cost in costs) + norms
+    return ModelCost(
+        parameters=non_embedding + embedding * (1 if config.tied else 2),
+        non_embedding=non_embedding,
+        active=sum(cost.active_parameters for cost in costs) + norms,
+        forward_flops=sum(cost.flops for cost in costs) + 2 * embedding,
+        cache_bytes=sum(cost.cache_bytes for cost in costs),
+    )

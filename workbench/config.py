@@ -1,0 +1,264 @@
+"""Configuration: validated, frozen, read from YAML without running code, identified by a hash.
+
+Every configuration of the workbench is a :class:`Config`. A mistake raises :class:`ConfigError`, which names the
+field path, what it got, what it expected and what to do, for all mistakes at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic._internal._model_construction import ModelMetaclass
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+__all__ = ["Config", "ConfigError", "Problem", "apply_overrides", "deep_merge", "flatten", "nearest", "read_yaml"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a configuration: where, what was there, what was expected, what to do."""
+
+    path: str
+    got: str
+    expected: str
+    do: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.path or '(top level)'}: got {self.got}; expected {self.expected}."
+        return f"{text} {self.do}".rstrip()
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. ``problems`` lists every mistake found, each with its field path."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+    @classmethod
+    def at(cls, path: str, *, got: object, expected: str, do: str = "") -> ConfigError:
+        """The error for one mistake at ``path`` (relative to the configuration that raises it)."""
+        return cls([Problem(path, _show(got), expected, do)])
+
+    def under(self, prefix: str) -> ConfigError:
+        """The same mistakes, their paths moved below ``prefix``."""
+        return ConfigError([Problem(_join(prefix, p.path), p.got, p.expected, p.do) for p in self.problems])
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """``"Nearest valid name: 'x'."`` for the best match of ``name``, or the whole list where nothing is close."""
+    valid = sorted(valid)
+    match = get_close_matches(str(name), valid, n=1, cutoff=0.5)
+    return f"Nearest valid name: {match[0]!r}." if match else f"Valid names: {', '.join(valid) or '(none)'}."
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _join(prefix: str, path: str) -> str:
+    if not prefix or not path:
+        return prefix or path
+    return f"{prefix}{path}" if path.startswith("[") else f"{prefix}.{path}"
+
+
+def _path(loc: Iterable[int | str]) -> str:
+    path = ""
+    for part in loc:
+        path = f"{path}[{part}]" if isinstance(part, int) else _join(path, part)
+    return path
+
+
+def _field_help(model: type[BaseModel], loc: Sequence[int | str]) -> str:
+    """The docstring of the field at ``loc``, so that the message says what the field means."""
+    help_text = ""
+    current: Any = model
+    for part in loc:
+        fields = getattr(current, "model_fields", None)
+        if fields is None or part not in fields:
+            return help_text
+        help_text, current = fields[part].description or "", fields[part].annotation
+    return help_text
+
+
+def _problems(model: type[BaseModel], error: ValidationError) -> list[Problem]:
+    found: list[Problem] = []
+    for item in error.errors(include_url=False):
+        loc, kind = item["loc"], item["type"]
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, ConfigError):
+            found += inner.under(_path(loc)).problems
+            continue
+        if kind == "extra_forbidden":
+            owner = _owner(model, loc[:-1])
+            names = list(owner.model_fields) if owner else []
+            got = f"the unknown field {str(loc[-1])!r}"
+            found.append(Problem(_path(loc), got, "a field of this configuration", nearest(loc[-1], names)))
+        elif kind == "missing":
+            found.append(Problem(_path(loc), "nothing", "a value", _field_help(model, loc)))
+        else:
+            expected = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            found.append(Problem(_path(loc), _show(item["input"]), expected, _field_help(model, loc)))
+    return found
+
+
+def _owner(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
+    current: Any = model
+    for part in loc:
+        fields = getattr(current, "model_fields", {})
+        current = fields[part].annotation if part in fields else None
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+class _ConfigMeta(ModelMetaclass):
+    """Makes direct construction, ``ModelConfig(widht=3)``, raise the same :class:`ConfigError` as YAML does."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            raise ConfigError(_problems(cls, error)) from None  # type: ignore[arg-type]
+
+
+class Config(BaseModel, metaclass=_ConfigMeta):
+    """Base of every configuration: frozen, unknown fields refused, identified by the hash of its content."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @classmethod
+    def parse(cls, data: object) -> Self:
+        """A configuration from plain data (as YAML gives it).
+
+        Raises:
+            ConfigError: with every mistake in ``data``.
+        """
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, Mapping):
+            raise ConfigError.at("", got=data, expected="a mapping of field names to values")
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise ConfigError(_problems(cls, error)) from None
+
+    def changed(self, **changes: Any) -> Self:
+        """A validated copy with some fields replaced."""
+        return type(self).parse({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration as plain data: dictionaries, lists, numbers, strings."""
+        return self.model_dump(mode="json", serialize_as_any=True)
+
+    def canonical(self) -> dict[str, Any]:
+        """Plain data in which two configurations that mean the same are equal. The hash is taken of this."""
+        return self.plain()
+
+    @property
+    def identity(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the canonical form."""
+        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def diff(self, parent: Config) -> dict[str, tuple[Any, Any]]:
+        """Fields that differ from ``parent``: dotted path -> (value in the parent, value here)."""
+        return difference(parent.canonical(), self.canonical())
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted paths at which two nested mappings differ -> (old value, new value); None where a path is absent."""
+    a, b = flatten(old), flatten(new)
+    return {path: (a.get(path), b.get(path)) for path in sorted({*a, *b}) if a.get(path) != b.get(path)}
+
+
+def flatten(data: object, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one mapping from dotted paths to leaves."""
+    if isinstance(data, Mapping) and data:
+        return {k: v for key, value in data.items() for k, v in flatten(value, _join(prefix, str(key))).items()}
+    if isinstance(data, list | tuple) and data:
+        return {k: v for i, value in enumerate(data) for k, v in flatten(value, f"{prefix}[{i}]").items()}
+    return {prefix: data}
+
+
+def deep_merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``change`` laid over it, mapping by mapping.
+
+    A mapping whose ``kind`` changes is replaced whole: the fields of one variant mean nothing to another.
+    """
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            same_kind = "kind" not in value or value["kind"] == old.get("kind")
+            merged[key] = deep_merge(old, value) if same_kind else dict(value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def expand_dotted(data: object) -> Any:
+    """Mappings with dotted keys, ``{"model.width": 64}``, as nested ones."""
+    if isinstance(data, list):
+        return [expand_dotted(value) for value in data]
+    if not isinstance(data, Mapping):
+        return data
+    expanded: dict[str, Any] = {}
+    for key, value in data.items():
+        value = expand_dotted(value)
+        for part in reversed(str(key).split(".")[1:]):
+            value = {part: value}
+        expanded = deep_merge(expanded, {str(key).split(".")[0]: value})
+    return expanded
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``data`` with command-line overrides ``path.to.field=value`` applied; values are read as YAML.
+
+    Raises:
+        ConfigError: when an override is not of that form.
+    """
+    merged = dict(data)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path.strip():
+            raise ConfigError.at(override, got=override, expected="path.to.field=value", do="Example: model.width=256")
+        value: Any = _yaml(text, f"the override {override!r}")
+        for part in reversed(path.strip().split(".")):
+            value = {part: value}
+        merged = deep_merge(merged, value)
+    return merged
+
+
+def _yaml(text: str, origin: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        # The library's message names line and column; its last line is advice about its own options.
+        where = " ".join(str(error).split())
+        raise ConfigError.at(origin, got=where[:300], expected="valid YAML", do="Check the line it names.") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, dotted keys expanded. Loads data only: no tags, no code, duplicate keys refused.
+
+    Raises:
+        ConfigError: when the file is missing, is not YAML or is not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        there = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise ConfigError.at(str(path), got="no such file", expected="a YAML file", do=nearest(path.name, there))
+    data = _yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(data, dict):
+        raise ConfigError.at(str(path), got=data, expected="a mapping at the top level")
+    return expand_dotted(data)

@@ -1,0 +1,176 @@
+"""The contract between a variant and the rest of the workbench.
+
+A variant is one file: a configuration with a ``kind``, a module, its accounting, its search space, its capabilities,
+one decorator. Everything else (training, accounting, sweeps, conformance tests, dashboards) asks through the classes
+here and knows no variant by name.
+
+Legend for shape suffixes: B batch, T time, D model width, H heads, K key channels, V value channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from workbench.config import Config, ConfigError
+from workbench.registry import Registry
+
+__all__ = [
+    "Cache", "Capabilities", "Config", "ConfigError", "Cost", "FeedForward", "Mixer", "Range", "Side",
+    "Variant", "VariantConfig", "feedforwards", "mixers",
+]  # fmt: skip
+
+mixers: Registry[type[Mixer]] = Registry("mixer", "workbench.mixers")
+feedforwards: Registry[type[FeedForward]] = Registry("feed-forward", "workbench.feedforwards")
+
+
+class Range(Config):
+    """Values a hyper-parameter may take in a search: either ``values``, or an interval ``low`` to ``high``."""
+
+    values: tuple[int | float | str | bool, ...] = ()
+    """The listed values, and only those (a grid)."""
+    low: int | float | None = None
+    """Lower end of an interval, included."""
+    high: int | float | None = None
+    """Upper end of an interval, included."""
+    log: bool = False
+    """Whether the interval is searched on a logarithmic scale."""
+
+    def model_post_init(self, _context: Any) -> None:
+        if bool(self.values) == (self.low is not None and self.high is not None):
+            raise ConfigError.at("", got=self.plain(), expected="either `values`, or both `low` and `high`")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ConfigError.at("low", got=self.low, expected=f"less than high={self.high}")
+        if self.log and (self.low is None or self.low <= 0):
+            raise ConfigError.at("log", got=f"low={self.low}", expected="a positive interval for a logarithmic search")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a variant can do. The system asks; it never guesses from the name."""
+
+    causal: bool = True
+    """No output depends on later inputs."""
+    segments: bool = True
+    """Packed documents in one row do not see each other."""
+    decode: bool = True
+    """Prefill and one-token decode with a cache agree with the full pass."""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    """Devices on which it trains."""
+    flops_from: Literal["forward", "decode"] = "forward"
+    """How the FLOP formula is checked: against matrix products counted in one full forward pass, or, where the full
+    pass computes more than the variant needs (masked scores), in a token-by-token decode."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one variant costs in one layer. The formulas stand beside the module and are tested against measurement."""
+
+    parameters: int
+    """Stored parameters."""
+    active_parameters: int
+    """Parameters that take part for one token (less than stored only for routed experts)."""
+    flops: float
+    """Forward FLOPs per token in matrix products, the mean over positions 1 to T (one multiply-add = 2 FLOPs).
+    Elementwise work, norms and short convolutions are left out, as is any recomputation."""
+    cache_bytes: int = 0
+    """Bytes that decoding keeps for one sequence after T tokens."""
+
+
+@dataclass
+class Side:
+    """What a layer gives beside its output: losses to add to the training loss, and numbers to look at.
+
+    ``losses`` are scalars already multiplied by their weight; ``metrics`` are detached scalars by name.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class VariantConfig(Config):
+    """Base of a variant's configuration. ``kind`` is the registered name."""
+
+    kind: str
+    scales: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Defaults that depend on the named scale: ``{"tiny": {"window": 32}}``. Explicit fields win."""
+
+    @classmethod
+    def defaults_at(cls, scale: str, given: dict[str, Any]) -> dict[str, Any]:
+        """The fields that the named scale sets where the user has ``given`` others."""
+        return cls.scales.get(scale, {})
+
+    def resolved(self, width: int) -> Self:
+        """This configuration with everything that follows from the model width filled in and checked.
+
+        Raises:
+            ConfigError: when the variant cannot be built at this width.
+        """
+        return self
+
+
+class Cache(ABC):
+    """Decode state of one layer. ``length`` tokens have been seen. Mutated in place by the mixer that made it."""
+
+    length: int = 0
+
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """Every tensor kept, so that accounting can be compared with what is really held."""
+
+
+class Variant(nn.Module):
+    """What mixers and feed-forwards share. Built as ``cls(config, width)`` from a *resolved* configuration."""
+
+    Config: ClassVar[type[VariantConfig]]
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    """Settings, beside the defaults, that the conformance suite takes the variant through."""
+
+    @classmethod
+    @abstractmethod
+    def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
+        """Accounting of one layer at sequence length ``length``; cache tensors in the model's type take
+        ``element_bytes`` bytes an element."""
+
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        """Fields of the configuration that a sweep may turn, with sensible ranges; the defaults lie inside."""
+        return {}
+
+
+class Mixer(Variant):
+    """A sequence mixer: the only place of a block where tokens see each other."""
+
+    @abstractmethod
+    def forward(
+        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None
+    ) -> Tensor:
+        """Mix along time.
+
+        Args:
+            x_BTD: normalised block input.
+            segments: (B, T) integers; positions see each other only where their numbers are equal. None means one
+                document a row. Not together with ``cache``.
+            cache: decode state; the T tokens continue what it holds, and it is updated in place.
+            side: where to leave losses and metrics, if wanted.
+
+        Returns:
+            (B, T, D), to be added to the residual stream.
+        """
+
+    @abstractmethod
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> Cache:
+        """An empty cache for ``batch`` sequences of at most ``length`` tokens."""
+
+
+class FeedForward(Variant):
+    """A feed-forward: acts on every token by itself."""
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, *, side: Side | None = None) -> Tensor:
+        """(B, T, D) normalised block input -> (B, T, D), to be added to the residual stream."""

@@ -1,0 +1,49 @@
+"""SwiGLU feed-forward (arXiv 2002.05202): W_d (silu(W_g x) * W_u x). Legend: D model width, F hidden width."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.config import ConfigError
+from workbench.contract import Cost, FeedForward, Side, VariantConfig, feedforwards
+from workbench.layers import Linear, linear_flops
+
+
+def default_hidden(width: int) -> int:
+    """8/3 of the width rounded up to a multiple of width/4 (at least 8): 352 at 128, 2816 at 1024, 5632 at 2048."""
+    step = max(8, width // 4 // 8 * 8)
+    return -(-8 * width // (3 * step)) * step
+
+
+@feedforwards.register
+class SwiGLU(FeedForward):
+    """Dense gated feed-forward."""
+
+    class Config(VariantConfig):
+        """SwiGLU feed-forward."""
+
+        kind: Literal["swiglu"] = "swiglu"
+        hidden: int | None = None
+        """Hidden width F. Default: 8/3 of the model width, rounded up."""
+
+        def resolved(self, width: int) -> Self:
+            if self.hidden is not None and self.hidden < 1:
+                raise ConfigError.at("hidden", got=self.hidden, expected="at least 1")
+            return self.changed(hidden=self.hidden or default_hidden(width))
+
+    def __init__(self, config: Any, width: int):
+        super().__init__()
+        self.up = Linear(width, 2 * config.hidden)  # gate and value in one product
+        self.down = Linear(config.hidden, width, writes_residual=True)
+
+    def forward(self, x_BTD: Tensor, *, side: Side | None = None) -> Tensor:
+        gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=-1)
+        return self.down(F.silu(gate_BTF) * value_BTF)
+
+    @classmethod
+    def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
+        parameters = 3 * width * config.hidden
+        return Cost(parameters, parameters, linear_flops((width, 2 * config.hidden), (config.hidden, width)))

@@ -1,0 +1,39 @@
+"""Sliding-window attention: every token sees exactly the last w tokens, itself included (arXiv 2004.05150)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from workbench.config import ConfigError
+from workbench.contract import Range, mixers
+from workbench.mixers.full import AttentionConfig, SoftmaxAttention
+
+
+@mixers.register
+class Sliding(SoftmaxAttention):
+    """Softmax attention inside a window; its cache never holds more than w - 1 tokens."""
+
+    conformance_cases = ({}, {"window": 1}, {"window": 7, "kv_heads": 1})
+
+    class Config(AttentionConfig):
+        """Sliding-window softmax attention."""
+
+        kind: Literal["sliding"] = "sliding"
+        window: int = 512
+        """Keys w that a query sees, its own included; at least 1."""
+
+        scales: ClassVar[dict[str, dict[str, Any]]] = {
+            scale: {**fields, "window": 64 if scale == "tiny" else 512}
+            for scale, fields in AttentionConfig.scales.items()
+        }
+
+        def resolved(self, width: int) -> Self:
+            if self.window < 1:
+                raise ConfigError.at("window", got=self.window, expected="at least 1 (the token itself)",
+                                     do="A window of 1 sees only itself; use mixer 'full' for no window.")  # fmt: skip
+            return super().resolved(width)
+
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        windows = sorted({max(1, config.window // 4), max(1, config.window // 2), config.window, config.window * 2})
+        return {**super().search_space(config, width), "window": Range(values=tuple(windows))}

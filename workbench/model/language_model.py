@@ -1,0 +1,137 @@
+"""A pre-norm decoder language model. Legend: B batch, T time, D model width, V vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+
+from workbench.contract import Cache, Side, feedforwards, mixers
+from workbench.layers import Embedding, Linear, RMSNorm
+from workbench.model.config import Layer, ModelConfig
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + feedforward(norm(x))."""
+
+    def __init__(self, layer: Layer, width: int):
+        super().__init__()
+        self.mixer_norm = RMSNorm(width)
+        self.mixer = mixers[layer.mixer.kind](layer.mixer, width)
+        self.feedforward_norm = RMSNorm(width)
+        self.feedforward = feedforwards[layer.feedforward.kind](layer.feedforward, width)
+
+    def forward(
+        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None
+    ) -> Tensor:
+        x_BTD = x_BTD + self.mixer(self.mixer_norm(x_BTD), segments=segments, cache=cache, side=side)
+        return x_BTD + self.feedforward(self.feedforward_norm(x_BTD), side=side)
+
+
+class LanguageModel(nn.Module):
+    """Embedding, blocks, final norm, head.
+
+    Args:
+        config: the model as data.
+        seed: start of every parameter, keyed by its name; None leaves them as allocated (meta device, loading).
+    """
+
+    def __init__(self, config: ModelConfig, seed: int | None = None):
+        super().__init__()
+        assert config.width and config.vocabulary
+        self.config = config
+        self.embedding = Embedding(config.vocabulary, config.width)
+        self.blocks = nn.ModuleList([Block(layer, config.width) for layer in config.layers])
+        self.norm = RMSNorm(config.width)
+        self.head = None if config.tied else Linear(config.width, config.vocabulary)
+        if seed is not None:
+            self.initialise(seed)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        segments: Tensor | None = None,
+        caches: list[Cache] | None = None,
+        sides: list[Side] | None = None,
+    ) -> Tensor:
+        """Final hidden states (B, T, D), normalised; :meth:`logits` turns them into scores.
+
+        Args:
+            tokens_BT: token ids.
+            segments: (B, T) document numbers; documents in one row do not see each other.
+            caches: from :meth:`new_caches`; the tokens continue what the caches hold.
+            sides: one :class:`Side` a block, filled with losses and metrics.
+        """
+        x_BTD = self.embedding(tokens_BT)
+        for index, block in enumerate(self.blocks):
+            x_BTD = block(
+                x_BTD,
+                segments=segments,
+                cache=None if caches is None else caches[index],
+                side=None if sides is None else sides[index],
+            )
+        return self.norm(x_BTD)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """(…, D) -> (…, V) scores before softmax."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return nn.functional.linear(hidden_BTD, weight.to(hidden_BTD.dtype))
+
+    def token_losses(
+        self, tokens_BT: Tensor, targets_BT: Tensor, *, segments: Tensor | None = None, sides: list[Side] | None = None
+    ) -> Tensor:
+        """(B, T) negative log-likelihood of each target in nats, fp32; 0 where the target is negative (none)."""
+        logits = self.logits(self.forward(tokens_BT, segments=segments, sides=sides))
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        losses = nn.functional.cross_entropy(
+            logits.flatten(0, 1).to(wide), targets_BT.flatten(), ignore_index=-100, reduction="none"
+        )
+        return losses.view_as(targets_BT)
+
+    def new_caches(self, batch: int, length: int) -> list[Cache]:
+        """Empty decode caches, one a block, for ``batch`` sequences of at most ``length`` tokens."""
+        weight = self.embedding.weight
+        return [block.mixer.new_cache(batch, length, weight.device, weight.dtype) for block in self.blocks]
+
+    @torch.inference_mode()
+    def generate(self, prompt_BT: Tensor, steps: int, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:  # fmt: skip
+        """``steps`` further tokens (B, steps) after the prompt, by prefill and one-token decode.
+
+        Args:
+            temperature: 0 takes the most likely token.
+        """
+        caches = self.new_caches(prompt_BT.shape[0], prompt_BT.shape[1] + steps)
+        tokens_B1, made = prompt_BT, []
+        for _ in range(steps):
+            scores_BV = self.logits(self.forward(tokens_B1, caches=caches)[:, -1]).float()
+            if temperature == 0:
+                tokens_B1 = scores_BV.argmax(-1, keepdim=True)
+            else:
+                tokens_B1 = torch.multinomial((scores_BV / temperature).softmax(-1), 1, generator=generator)
+            made.append(tokens_B1)
+        return torch.cat(made, dim=1)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Set every parameter from (seed, its name): tensors that two models share start equal in both.
+
+        Raises:
+            TypeError: when a module owns parameters and does not say how they start.
+        """
+        shrink = 1.0 / math.sqrt(2 * len(self.blocks))
+        for path, module in self.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                full_name = f"{path}.{name}".lstrip(".")
+                start = getattr(module, "init_parameter", None)
+                if start is None:
+                    raise TypeError(f"{full_name}: {type(module).__name__} owns parameters but has no init_parameter")
+                digest = hashlib.sha256(f"{seed}/{full_name}".encode()).digest()
+                # drawn on the CPU, so that every device starts from the same numbers
+                value = torch.empty(parameter.shape, dtype=torch.float32)
+                start(name, value, Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
+                if name in getattr(module, "writes_residual", ()):
+                    value.mul_(shrink)
+                parameter.copy_(value)

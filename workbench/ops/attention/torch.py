@@ -1,0 +1,40 @@
+"""Softmax attention through torch's fused kernels, on any device."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.ops.attention.reference import visible
+
+
+def attention(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, window: int | None = None, segments: Tensor | None = None
+) -> Tensor:
+    """Causal softmax attention with scale 1/sqrt(K).
+
+    Args:
+        q_BTHK: queries, (B, T, H, K).
+        k_BSGK, v_BSGK: keys and values, (B, S, G, K), H a multiple of G. With S > T the queries are the last T of the
+            S positions (decode).
+        window: each query sees exactly the last ``window`` keys, itself included; None sees all.
+        segments: (B, T) document numbers, only with S = T.
+
+    Returns:
+        (B, T, H, K).
+    """
+    B, T, H, K = q_BTHK.shape
+    S, G = k_BSGK.shape[1:3]
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
+    grouped = H != G
+    if T == 1 and segments is None:  # one-token decode: every key held is visible, up to the window
+        k, v = (x if window is None else x[:, :, -window:] for x in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
+    elif segments is None and S == T and (window is None or window >= T):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    else:
+        mask = visible(T, S, window=window, device=q.device)[None, None]
+        if segments is not None:
+            mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    return out.transpose(1, 2)

@@ -1,0 +1,21 @@
+"""The conformance suite, for variants of this repository and of any other.
+
+In a test module of your own package::
+
+    from workbench.testing import MixerConformance
+
+    class TestMine(MixerConformance):
+        name = "my_mixer"
+
+or, anywhere (a notebook cell, say), ``workbench.testing.check("my_mixer")``, which returns what failed.
+"""
+
+from workbench.testing.conformance import (
+    FeedForwardConformance,
+    MixerConformance,
+    check,
+    count_flops,
+    registered_suites,
+)
+
+__all__ = ["FeedForwardConformance", "MixerConformance", "check", "count_flops", "registered_suites"]

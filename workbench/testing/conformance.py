@@ -1,0 +1,318 @@
+"""What every variant must do, checked in fp64 on the CPU with fresh random input.
+
+Legend: B batch, T time, D model width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from workbench.config import ConfigError
+from workbench.contract import FeedForward, Mixer, Side, Variant, VariantConfig, feedforwards, mixers
+from workbench.registry import Registry
+
+WIDTH = 64
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
+"""Largest relative error, ‖a - b‖ / ‖b‖, by precision."""
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """‖got - wanted‖ / ‖wanted‖, and infinite where anything is not finite."""
+    if not (got.isfinite().all() and wanted.isfinite().all()):
+        return float("inf")
+    got, wanted = got.detach(), wanted.detach()
+    return float((got - wanted).norm() / wanted.norm().clamp_min(1e-30))
+
+
+def assert_close(got: Tensor, wanted: Tensor, what: str) -> None:
+    """Raise AssertionError when the relative error exceeds the tolerance of the precision."""
+    error, allowed = relative_error(got, wanted), TOLERANCE[wanted.dtype]
+    assert error <= allowed, f"{what}: relative error {error:.2e}, allowed {allowed:.0e}"
+
+
+def _solve_triangular_flops(a_shape: Any, b_shape: Any, *args: Any, **kwargs: Any) -> int:
+    *batch, n, m = b_shape
+    count = n * n * m  # n²/2 entries, one multiply-add each, for every right-hand side
+    for size in batch:
+        count *= size
+    return count
+
+
+def count_flops(call: Callable[[], Any]) -> int:
+    """FLOPs of the matrix products that ``call`` really executes, attention taken apart into its products."""
+    mapping = {torch.ops.aten.linalg_solve_triangular: _solve_triangular_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        call()
+    return counter.get_total_flops()
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Memory that nobody wrote reads as NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+class VariantConformance:
+    """Checks for mixers and feed-forwards alike. Set ``name``; ``cases`` default to the variant's own."""
+
+    name: ClassVar[str] = ""
+    registry: ClassVar[Registry[Any]]
+    width: ClassVar[int] = WIDTH
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        if "case" in metafunc.fixturenames:
+            cases = self.variant().conformance_cases if self.name else ()
+            metafunc.parametrize("case", cases, ids=[",".join(f"{k}={v}" for k, v in c.items()) or "defaults" for c in cases])
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    def variant(self) -> type[Variant]:
+        return self.registry[self.name]
+
+    def config(self, case: dict[str, Any]) -> VariantConfig:
+        cls = self.variant().Config
+        return cls.parse({**cls.defaults_at("tiny", case), **case}).resolved(self.width)
+
+    def build(self, case: dict[str, Any], dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+        module = self.variant()(self.config(case), self.width)
+        with torch.no_grad():
+            for path, owner in module.named_modules():
+                for name, parameter in owner.named_parameters(recurse=False):
+                    digest = hashlib.sha256(f"{seed}/{path}.{name}".encode()).digest()
+                    owner.init_parameter(name, parameter, Generator().manual_seed(int.from_bytes(digest[:4], "little")))
+        return module.to(dtype)
+
+    def random(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.randn(*shape, self.width, dtype=dtype)
+
+    # -- checks --------------------------------------------------------------------------------------------------
+
+    def test_shapes(self, case: dict[str, Any]) -> None:
+        module = self.build(case, torch.float32)
+        for B, T in ((1, 1), (2, 2), (3, 17), (1, 63), (2, 65)):
+            x_BTD = self.random(B, T, dtype=torch.float32)
+            y_BTD = module(x_BTD)
+            assert y_BTD.shape == x_BTD.shape and y_BTD.dtype == x_BTD.dtype, (B, T, y_BTD.shape, y_BTD.dtype)
+            assert y_BTD.isfinite().all()
+
+    def test_gradients(self, case: dict[str, Any]) -> None:
+        """Backward against finite differences of forward, along a random direction in each tensor."""
+        module = self.build(case)
+        x_BTD, weight_BTD = self.random(2, 9).requires_grad_(), self.random(2, 9)
+
+        def value() -> Tensor:
+            return (module(x_BTD) * weight_BTD).sum()
+
+        tensors = {"x": x_BTD, **dict(module.named_parameters())}
+        gradients = torch.autograd.grad(value(), list(tensors.values()), allow_unused=True)
+        for (name, tensor), gradient in zip(tensors.items(), gradients):
+            assert gradient is not None, f"{name} does not take part in the output"
+            direction = torch.randn_like(tensor)
+            direction /= direction.norm()
+            with torch.no_grad():
+                start, ends = tensor.clone(), []
+                for sign in (1, -1):
+                    tensor.copy_(start + sign * 1e-5 * direction)
+                    ends.append(value())
+                tensor.copy_(start)
+            numeric = (ends[0] - ends[1]) / 2e-5
+            analytic = (gradient * direction).sum()
+            scale = max(1.0, float(gradient.norm()))
+            assert abs(float(numeric - analytic)) < 1e-5 * scale, f"{name}: {analytic:.6e} but differences say {numeric:.6e}"
+
+    def test_unwritten_memory_never_shows(self, case: dict[str, Any]) -> None:
+        module, x_BTD = self.build(case), self.random(2, 21)
+        plain = module(x_BTD)
+        with poisoned_memory():
+            poisoned = module(x_BTD.requires_grad_())
+            poisoned.sum().backward()
+        assert_close(poisoned, plain, "output with poisoned memory")
+        assert x_BTD.grad is not None and x_BTD.grad.isfinite().all()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+
+    def test_same_input_same_bits(self, case: dict[str, Any]) -> None:
+        x_BTD = self.random(2, 33, dtype=torch.float32)
+        first, second = (self.build(case, torch.float32)(x_BTD) for _ in range(2))
+        assert torch.equal(first, second)
+
+    def test_parameters_are_counted(self, case: dict[str, Any]) -> None:
+        cost = self.variant().cost(self.config(case), self.width, 128)
+        held = sum(p.numel() for p in self.build(case).parameters())
+        assert cost.parameters == held, f"cost says {cost.parameters} parameters, the module holds {held}"
+        assert 0 < cost.active_parameters <= cost.parameters
+
+    def test_flops_are_counted(self, case: dict[str, Any]) -> None:
+        T = 96
+        config = self.config(case)
+        cost = self.variant().cost(config, self.width, T)
+        measured = self.measured_flops(self.build(case, torch.float32), T)
+        assert abs(cost.flops * T - measured) <= 1e-6 * measured, f"cost says {cost.flops * T:.0f} FLOPs, executed {measured}"
+
+    def measured_flops(self, module: Any, T: int) -> int:
+        return count_flops(lambda: module(self.random(1, T, dtype=torch.float32)))
+
+    def test_config_round_trip(self, case: dict[str, Any]) -> None:
+        config = self.config(case)
+        again = type(config).parse(config.plain())
+        assert again == config and again.identity == config.identity
+        assert config.resolved(self.width) == config, "resolved() must change nothing the second time"
+        try:
+            type(config).parse({"no_such_field": 1})
+        except ConfigError as error:
+            assert "no_such_field" in str(error)
+        else:
+            raise AssertionError("an unknown field was accepted")
+
+    def test_search_space_can_be_built(self, case: dict[str, Any]) -> None:
+        config = self.config(case)
+        for name, choice in self.variant().search_space(config, self.width).items():
+            assert name in type(config).model_fields, f"{name} is not a field of {type(config).__qualname__}"
+            for value in choice.values or (choice.low, choice.high):
+                config.changed(**{name: value}).resolved(self.width)
+
+    def test_compiled_equals_eager(self, case: dict[str, Any]) -> None:
+        """Graph capture, functionalisation and the traced backward; code generation is measured on GPUs."""
+        module, x_BTD = self.build(case, torch.float32), self.random(2, 33, dtype=torch.float32).requires_grad_()
+        torch._dynamo.reset()
+        eager, compiled = module(x_BTD), torch.compile(module, backend="aot_eager", dynamic=False)(x_BTD)
+        assert_close(compiled.detach(), eager.detach(), "compiled output")
+        weight = torch.randn_like(eager)
+        wanted, got = (torch.autograd.grad((y * weight).sum(), x_BTD)[0] for y in (eager, compiled))
+        assert_close(got, wanted, "compiled gradient")
+
+
+class MixerConformance(VariantConformance):
+    """Checks for a mixer: what :class:`VariantConformance` asks, and what time adds."""
+
+    registry = mixers
+    cuts: ClassVar[tuple[int, ...]] = (1, 2, 31, 32, 33, 64)
+    """Positions at which documents are cut and prefill gives way to decode (around usual chunk and window sizes)."""
+
+    def variant(self) -> type[Mixer]:
+        return mixers[self.name]
+
+    def measured_flops(self, module: Any, T: int) -> int:
+        if self.variant().capabilities.flops_from == "forward":
+            return super().measured_flops(module, T)
+        cache = module.new_cache(1, T, "cpu", torch.float32)
+        tokens = self.random(T, 1, 1, dtype=torch.float32)
+        return count_flops(lambda: [module(token, cache=cache) for token in tokens])
+
+    def test_causality(self, case: dict[str, Any]) -> None:
+        if not self.variant().capabilities.causal:
+            return
+        module, x_BTD = self.build(case), self.random(2, 70)
+        before = module(x_BTD)
+        for t in (0, *self.cuts):
+            changed = x_BTD.clone()
+            changed[:, t + 1 :] = self.random(2, 70 - t - 1) * 3
+            assert_close(module(changed)[:, : t + 1], before[:, : t + 1], f"outputs up to {t} after a change behind it")
+
+    def test_packed_equals_separate(self, case: dict[str, Any]) -> None:
+        if not self.variant().capabilities.segments:
+            return
+        module, T = self.build(case), 80
+        for cut in self.cuts:
+            x_BTD = self.random(1, T).requires_grad_()
+            ends = sorted({cut, min(T, cut + 3), T})
+            spans = list(zip([0, *ends], ends))
+            segments = torch.cat([torch.full((1, b - a), i) for i, (a, b) in enumerate(spans)], dim=1)
+            packed = module(x_BTD, segments=segments)
+            separate = torch.cat([module(x_BTD[:, a:b]) for a, b in spans], dim=1)
+            assert_close(packed.detach(), separate.detach(), f"packed output, cut at {cut}")
+            weight = torch.randn_like(packed)
+            got, wanted = (torch.autograd.grad((y * weight).sum(), x_BTD)[0] for y in (packed, separate))
+            assert_close(got, wanted, f"packed gradient, cut at {cut}")
+
+    def test_prefill_then_decode(self, case: dict[str, Any]) -> None:
+        if not self.variant().capabilities.decode:
+            return
+        module, B, T = self.build(case), 2, 72
+        x_BTD = self.random(B, T)
+        wanted = module(x_BTD)
+        with torch.no_grad():
+            for cut in (*self.cuts, T):
+                cache = module.new_cache(B, T, "cpu", torch.float64)
+                middle = min(T, cut + 5)  # a second stretch of several tokens continues a cache that is not empty
+                parts = [module(x_BTD[:, a:b], cache=cache) for a, b in ((0, cut), (cut, middle)) if a < b]
+                parts += [module(x_BTD[:, t : t + 1], cache=cache) for t in range(middle, T)]
+                assert cache.length == T
+                assert_close(torch.cat(parts, dim=1), wanted.detach(), f"prefill {cut}, then decode")
+
+    def test_cache_bytes_are_counted(self, case: dict[str, Any]) -> None:
+        if not self.variant().capabilities.decode:
+            return
+        module, T = self.build(case, torch.float32), 40
+        cache = module.new_cache(1, T, "cpu", torch.float32)
+        with torch.no_grad():
+            module(self.random(1, T, dtype=torch.float32), cache=cache)
+        held = sum(t.numel() * t.element_size() for t in cache.tensors())
+        said = self.variant().cost(self.config(case), self.width, T, element_bytes=4).cache_bytes
+        assert said == held, f"cost says {said} cache bytes at {T} tokens, the cache holds {held}"
+
+
+class FeedForwardConformance(VariantConformance):
+    """Checks for a feed-forward: what :class:`VariantConformance` asks, and that tokens stay by themselves."""
+
+    registry = feedforwards
+
+    def variant(self) -> type[FeedForward]:
+        return feedforwards[self.name]
+
+    def test_tokens_stay_by_themselves(self, case: dict[str, Any]) -> None:
+        module, x_BTD = self.build(case), self.random(2, 19)
+        before = module(x_BTD)
+        changed = x_BTD.clone()
+        changed[0, 7] = self.random(1)[0]
+        after = module(changed)
+        others = torch.ones(2, 19, dtype=torch.bool)
+        others[0, 7] = False
+        assert_close(after[others], before[others], "tokens beside a changed one")
+
+    def test_side_losses_are_finite_scalars(self, case: dict[str, Any]) -> None:
+        side = Side()
+        self.build(case)(self.random(2, 19), side=side)
+        assert all(loss.dim() == 0 and loss.isfinite() for loss in side.losses)
+
+
+def registered_suites() -> dict[str, type[VariantConformance]]:
+    """One test class for every registered variant, by class name; put them into a test module's globals."""
+    suites: dict[str, type[VariantConformance]] = {}
+    for base, registry in ((MixerConformance, mixers), (FeedForwardConformance, feedforwards)):
+        for name in registry:
+            title = f"Test_{registry.noun.replace('-', '')}_{name}"
+            suites[title] = type(title, (base,), {"name": name})
+    return suites
+
+
+def check(name: str) -> dict[str, str]:
+    """Run every check on the variant ``name`` without pytest.
+
+    Returns:
+        what failed: "check [case]" -> why. Empty when the variant conforms.
+    """
+    base = MixerConformance if name in mixers else FeedForwardConformance
+    suite = type("Checked", (base,), {"name": name})()
+    failed = {}
+    for case in suite.variant().conformance_cases:
+        for test in (attribute for attribute in dir(suite) if attribute.startswith("test_")):
+            try:
+                getattr(suite, test)(case)
+            except Exception as error:  # the whole list is wanted, not only the first
+                failed[f"{test} {case or ''}".strip()] = f"{type(error).__name__}: {error}"
+    return failed
