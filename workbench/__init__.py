@@ -1,1 +1,58 @@
-"""An ablation workbench for language-model architectures."""
+"""Fair ablations of language-model architectures.
+
+    import workbench as wb
+
+    ablation = wb.Ablation.load("sweeps/quickstart.yaml")
+    ablation.cost()                      # before anything runs
+    run = ablation.launch(workers=2)     # returns at once; trials are processes of their own
+    wb.dashboard(run)                    # live in JupyterLab
+    run.verdict()
+
+Names are imported when they are first used: asking for help or drawing a figure does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.ablation.ablation import Ablation
+    from workbench.ablation.config import AblationConfig
+    from workbench.ablation.run import AblationRun
+    from workbench.ablation.run import AblationRun as open
+    from workbench.config import ConfigError
+    from workbench.dashboards import dashboard, write_report
+    from workbench.model import LanguageModel, ModelConfig
+    from workbench.results import table
+    from workbench.training import RunConfig
+
+_HOMES = {
+    "Ablation": ("workbench.ablation.ablation", "Ablation"),
+    "AblationConfig": ("workbench.ablation.config", "AblationConfig"),
+    "AblationRun": ("workbench.ablation.run", "AblationRun"),
+    "ConfigError": ("workbench.config", "ConfigError"),
+    "LanguageModel": ("workbench.model", "LanguageModel"),
+    "ModelConfig": ("workbench.model", "ModelConfig"),
+    "RunConfig": ("workbench.training", "RunConfig"),
+    "dashboard": ("workbench.dashboards", "dashboard"),
+    "open": ("workbench.ablation.run", "AblationRun"),
+    "table": ("workbench.results", "table"),
+    "write_report": ("workbench.dashboards", "write_report"),
+}
+
+__all__ = [
+    "Ablation", "AblationConfig", "AblationRun", "ConfigError", "LanguageModel", "ModelConfig", "RunConfig",
+    "dashboard", "open", "table", "write_report",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

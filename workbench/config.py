@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,6 +21,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 __all__ = ["Config", "ConfigError", "Problem", "apply_overrides", "deep_merge", "flatten", "nearest", "read_yaml"]
+
+
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[\w-]+)+")
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,7 @@ def deep_merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
 
 
 def expand_dotted(data: object) -> Any:
-    """Mappings with dotted keys, ``{"model.width": 64}``, as nested ones."""
+    """Mappings with dotted keys, ``{"model.width": 64}``, as nested ones. Patterns such as ``"*.norm"`` stay keys."""
     if isinstance(data, list):
         return [expand_dotted(value) for value in data]
     if not isinstance(data, Mapping):
@@ -215,9 +219,10 @@ def expand_dotted(data: object) -> Any:
     expanded: dict[str, Any] = {}
     for key, value in data.items():
         value = expand_dotted(value)
-        for part in reversed(str(key).split(".")[1:]):
+        parts = str(key).split(".") if isinstance(key, str) and DOTTED.fullmatch(key) else [key]
+        for part in reversed(parts[1:]):
             value = {part: value}
-        expanded = deep_merge(expanded, {str(key).split(".")[0]: value})
+        expanded = deep_merge(expanded, {parts[0]: value})
     return expanded
 
 
@@ -249,7 +254,7 @@ def _yaml(text: str, origin: str) -> Any:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, dotted keys expanded. Loads data only: no tags, no code, duplicate keys refused.
+    """The mapping in a YAML file. Loads data only: no tags, no code, duplicate keys refused.
 
     Raises:
         ConfigError: when the file is missing, is not YAML or is not a mapping.
@@ -261,4 +266,4 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     data = _yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(data, dict):
         raise ConfigError.at(str(path), got=data, expected="a mapping at the top level")
-    return expand_dotted(data)
+    return data

@@ -105,12 +105,13 @@ class GatedDeltaNet(Mixer):
         raw_BTC = self.qkv(x_BTD)
         mixed_BTC = self.conv(raw_BTC, segments=segments, tail_BWC=None if cache is None else cache.tail_BWC)
         q_BTHK, k_BTHK, v_BTHV = (
-            part.view(B, T, H, -1) for part in mixed_BTC.split((H * K, H * K, H * V), dim=-1)
+            part.reshape(B, T, H, part.shape[-1] // H) for part in mixed_BTC.split((H * K, H * K, H * V), dim=-1)
         )  # fmt: skip
         q_BTHK, k_BTHK = _l2(q_BTHK) / math.sqrt(K), _l2(k_BTHK)
         # the gates are fp32 whatever the model's type: small steps of the decay decide what is remembered
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
-        g_BTH = -self.A_log.to(wide).exp() * F.softplus(self.decay(x_BTD).to(wide) + self.dt_bias.to(wide))
+        step_BTH = -F.logsigmoid(-(self.decay(x_BTD).to(wide) + self.dt_bias.to(wide)))  # softplus, see below
+        g_BTH = -self.A_log.to(wide).exp() * step_BTH
         beta_BTH = self.strongest_edit * self.edit(x_BTD).to(wide).sigmoid()
         state = None if cache is None else cache.state_BHKV
         if T == 1 and cache is not None:

@@ -1,0 +1,1 @@
+"""Ablations: arms under one budget, their trials, and the verdict."""

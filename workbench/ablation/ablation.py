@@ -1,0 +1,155 @@
+"""An ablation, from its configuration to a folder that workers can work on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from workbench.ablation.config import AblationConfig
+from workbench.ablation.cost import check_budget, cost_table
+from workbench.ablation.plan import Plan
+from workbench.ablation.run import AblationRun
+from workbench.config import ConfigError, difference
+from workbench.data import prepare
+from workbench.files import locked, read_json, write_json
+from workbench.training.trial import environment
+
+
+class Ablation:
+    """Arms under comparison, before launch.
+
+    Example::
+
+        ablation = wb.Ablation.load("sweeps/quickstart.yaml")
+        ablation.cost()
+        run = ablation.launch()
+
+    Args:
+        config: the ablation as data.
+        results: folder of all results.
+    """
+
+    def __init__(self, config: AblationConfig, results: str | Path = "results"):
+        self.config, self.results = config, Path(results)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), results: str | Path = "results") -> Ablation:
+        """From a YAML file, with overrides such as ``"base.training.tokens=1e6"``.
+
+        Raises:
+            ConfigError: with every mistake, its path and what to do.
+        """
+        return cls(AblationConfig.load(path, overrides), results)
+
+    @classmethod
+    def parse(cls, data: dict[str, Any], results: str | Path = "results") -> Ablation:
+        """From a mapping with the fields of the YAML file."""
+        return cls(AblationConfig.parse(data), results)
+
+    def __repr__(self) -> str:
+        return f"Ablation({self.config.name!r}: {', '.join(self.config.order)}; identity {self.config.identity})"
+
+    @property
+    def folder(self) -> Path:
+        return self.results / self.config.name
+
+    @property
+    def workers(self) -> int:
+        """Worker processes that ``launch`` starts."""
+        if self.config.launch.workers:
+            return self.config.launch.workers
+        return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
+
+    @property
+    def threads(self) -> int:
+        """Threads of one trial, so that the workers share the machine."""
+        return max(1, (os.cpu_count() or 1) // self.workers)
+
+    def describe(self, arm: str) -> str:
+        """The expanded layer table of an arm."""
+        return self.config.run(arm, seed=0).model.describe()
+
+    def cost(self, *, measure: bool = True, progress: Callable[[str], None] | None = None) -> pl.DataFrame:
+        """The cost card, one row an arm (columns: :func:`workbench.ablation.cost.cost_table`).
+
+        Args:
+            measure: run a few real steps of every arm on this machine to tell the time.
+        """
+        return cost_table(self.config, threads=self.threads, measure=measure, progress=progress)
+
+    def create(self, progress: Callable[[str], None] = lambda line: None) -> AblationRun:
+        """The folder of this ablation, made now or found as an earlier call left it; starts nothing.
+
+        Raises:
+            ConfigError: when the folder holds an ablation with other content, when arms do not match the budget, or
+                when the data cannot be prepared.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / "plan.lock"):
+            about = read_json(self.folder / "ablation.json")
+            if not about:
+                about = self._create(progress)
+            elif about["identity"] != self.config.identity:
+                changes = difference(about["canonical"], self.config.canonical())
+                shown = "; ".join(f"{path}: {old!r} there, {new!r} here" for path, (old, new) in list(changes.items())[:6])
+                raise ConfigError.at("name", got=f"{self.config.name!r}, which holds another ablation",
+                                     expected="a name of its own for every ablation",
+                                     do=f"Differences: {shown}. Give another name (name=...), or remove "
+                                        f"{self.folder}.")  # fmt: skip
+        run = AblationRun(self.folder)
+        with locked(self.folder / "plan.lock"):
+            Plan(run).advance(relaunch=True)
+        return run
+
+    def launch(self, workers: int | None = None, progress: Callable[[str], None] = lambda line: None) -> AblationRun:
+        """Start, or go on with, this ablation. Returns at once; trials are processes of their own.
+
+        A finished trial is never repeated. Runs that crashed or ran out of memory are tried again.
+
+        Args:
+            workers: worker processes, those still alive from an earlier call counted in.
+        """
+        run = self.create(progress)
+        if not run.finished:
+            run.start_workers(self.workers if workers is None else workers)
+        return run
+
+    def _create(self, progress: Callable[[str], None]) -> dict[str, Any]:
+        config = self.config
+        table = self.cost(progress=progress)
+        check_budget(config, table)
+        data, cards = {}, {}
+        for arm in config.order:
+            run = config.run(arm, seed=config.tuning.seed)
+            prepared = prepare(run.data, run.model.vocabulary or 0, self.results / "cache", progress)
+            data[arm], cards[arm] = prepared.fingerprint, prepared.card
+        where = environment()
+        about = {
+            "name": config.name,
+            "identity": config.identity,
+            "order": config.order,
+            "config": config.plain(),
+            "canonical": config.canonical(),
+            "data": data,
+            "data_cards": cards,
+            "workers": self.workers,
+            "threads": self.threads,
+            "cost": table.to_dicts(),
+            "provenance": {
+                "ablation": config.identity,
+                "code": where["code"],
+                "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+                "data": ", ".join(sorted(set(data.values()))),
+                "device": where["device"],
+                "python": where["python"],
+                **where["libraries"],
+            },
+        }
+        write_json(self.folder / "ablation.json", about)
+        return about

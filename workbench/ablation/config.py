@@ -1,0 +1,186 @@
+"""An ablation as data: arms under comparison, what is held equal, how they are tuned and confirmed."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from workbench.config import Config, ConfigError, apply_overrides, deep_merge, expand_dotted, nearest, read_yaml
+from workbench.contract import Range
+from workbench.training.config import RunConfig
+
+
+class Budget(Config):
+    """What is held equal between the arms, beside tokens and data."""
+
+    axis: Literal["parameters", "active_parameters", "flops"] = "parameters"
+    """Matched quantity: non-embedding parameters, those active for one token, or training FLOPs of the whole run."""
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Largest relative difference to the baseline."""
+    allow_mismatch: str | None = None
+    """A reason to compare arms that do not match; the verdict is then labelled exploratory."""
+
+
+class Tuning(Config):
+    """The search for each arm's own setting: equal effort for every arm, judged on the selection split."""
+
+    trials: Annotated[int, Field(ge=0)] = 3
+    """Trials an arm, in total. 0 takes the base's settings as they are."""
+    sampler: Literal["grid", "random", "tpe"] = "random"
+    """How settings are drawn. grid and random draw the same points for every arm."""
+    sampler_seed: int = 0
+    """Seed of the sampler, the same for every arm."""
+    space: dict[str, Range] = {}
+    """Dotted fields of a run and their ranges: {training.learning_rate: {low: 1e-3, high: 1e-2, log: true}}."""
+    variants: bool = False
+    """Whether each arm's variants add their own search spaces."""
+    pruner: Literal["none", "median"] = "none"
+    """Stops hopeless trials early, only ever by comparison inside one arm."""
+    seed: int = 1000
+    """Seed of every tuning run; not one of the confirmation seeds."""
+
+
+class Confirmation(Config):
+    """The measurement: the chosen settings on fresh seeds, the same for every arm, on the sealed report split."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Training seeds, all different."""
+
+
+class Launch(Config):
+    """How the work is carried out. Changes nothing about the result, and is not part of the identity."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Worker processes; 0 takes one a GPU, or two on a CPU with two cores or more."""
+    heartbeat: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds between a worker's signs of life; after three missed ones its trial goes to another worker."""
+
+
+class AblationConfig(Config):
+    """Everything about one ablation. Its hash is its identity."""
+
+    name: str
+    """Name of the folder below results/: letters, digits, dot, dash, underscore."""
+    question: str = ""
+    """What is asked, in one sentence, with the direction expected."""
+    base: dict[str, Any] = {}
+    """Fields of a run that all arms share."""
+    arms: dict[str, dict[str, Any]]
+    """Arms by name; each is its difference from the base."""
+    baseline: str | None = None
+    """The arm the others are compared with. Default: the first."""
+    budget: Budget = Budget()
+    """What is held equal."""
+    tuning: Tuning = Tuning()
+    """How each arm's setting is found."""
+    confirmation: Confirmation = Confirmation()
+    """How the arms are measured."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Family-wise error rate of the verdict."""
+    margin: Annotated[float, Field(gt=0)] | None = None
+    """Equivalence margin in bits per byte; without one no arm can be called equivalent."""
+    exploratory: str | None = None
+    """Why this ablation's verdicts are exploratory, if they are."""
+    launch: Launch = Launch()
+    """How the work is carried out."""
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> AblationConfig:
+        """From a YAML file and command-line overrides.
+
+        Raises:
+            ConfigError: with every mistake, its path and what to do.
+        """
+        return cls.parse(apply_overrides(read_yaml(path), overrides))
+
+    def model_post_init(self, _context: Any) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", self.name) or self.name.startswith("."):
+            raise ConfigError.at("name", got=self.name, expected="letters, digits, dot, dash and underscore only")
+        if not self.arms:
+            raise ConfigError.at("arms", got="no arm", expected="at least one arm")
+        for arm in self.arms:
+            if not re.fullmatch(r"[\w .+:²-]+", arm):
+                raise ConfigError.at(f"arms.{arm}", got=arm, expected="a name of letters, digits, space, . + : - _")
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ConfigError.at("baseline", got=self.baseline, expected="the name of an arm",
+                                 do=nearest(self.baseline, self.arms))  # fmt: skip
+        seeds = self.confirmation.seeds
+        if len(set(seeds)) != len(seeds) or not seeds:
+            raise ConfigError.at("confirmation.seeds", got=list(seeds), expected="at least one seed, all different")
+        if self.tuning.seed in seeds:
+            raise ConfigError.at("tuning.seed", got=self.tuning.seed, expected="none of the confirmation seeds",
+                                 do="The report must not reuse the run that was selected.")  # fmt: skip
+        for arm in self.arms:
+            self.run(arm, seed=self.tuning.seed)
+            for point in self.points(arm):
+                self.run(arm, seed=self.tuning.seed, hyperparameters=point)
+
+    @property
+    def order(self) -> list[str]:
+        """Arm names, the baseline first."""
+        baseline = self.baseline or next(iter(self.arms))
+        return [baseline, *(arm for arm in self.arms if arm != baseline)]
+
+    def run(self, arm: str, *, seed: int, hyperparameters: dict[str, Any] | None = None) -> RunConfig:
+        """The run of ``arm`` with tuned values laid over it.
+
+        Raises:
+            ConfigError: with paths below ``arms.<arm>`` (or ``base`` where the mistake is there).
+        """
+        merged = deep_merge(expand_dotted(self.base), expand_dotted(self.arms[arm]))
+        merged = deep_merge(merged, expand_dotted(hyperparameters or {}))
+        try:
+            return RunConfig.parse({**merged, "seed": seed})
+        except ConfigError as error:
+            raise error.under(f"arms.{arm}") from None
+
+    def space(self, arm: str) -> dict[str, Range]:
+        """Dotted field -> range, for one arm."""
+        space = dict(self.tuning.space)
+        if self.tuning.variants:
+            run = self.run(arm, seed=self.tuning.seed)
+            for cls, config in run.model.variants():
+                field = "mixers" if config in {layer.mixer for layer in run.model.layers} else "feedforwards"
+                for name, choice in cls.search_space(config, run.model.width or 0).items():
+                    space.setdefault(f"model.{field}.{config.kind}.{name}", choice)
+        if any(re.search(r"(^|\.)seed$", name) for name in space):
+            raise ConfigError.at("tuning.space", got="a seed", expected="hyper-parameters only",
+                                 do="A seed is noise to average over, never a knob.")  # fmt: skip
+        return space
+
+    def points(self, arm: str) -> list[dict[str, Any]]:
+        """The settings that are fixed before launch, one a tuning trial; empty mappings where the sampler adapts.
+
+        A field's values depend on the sampler's seed and the field's name only, so arms share them.
+        """
+        tuning, space = self.tuning, self.space(arm)
+        if not tuning.trials:
+            return []
+        if not space:
+            raise ConfigError.at("tuning.space", got="nothing to tune", expected="at least one field, or trials: 0")
+        if tuning.sampler == "tpe":
+            return [{} for _ in range(tuning.trials)]
+        if tuning.sampler == "grid":
+            for name, choice in space.items():
+                if not choice.values:
+                    raise ConfigError.at(f"tuning.space.{name}", got="an interval", expected="`values` for a grid")
+            grid = [dict(zip(space, values)) for values in itertools.product(*(c.values for c in space.values()))]
+            if len(grid) != tuning.trials:
+                raise ConfigError.at("tuning.trials", got=tuning.trials, expected=f"the whole grid: {len(grid)}")
+            return grid
+        from workbench.ablation.study import draw
+
+        columns = {name: draw(name, choice, tuning.trials, tuning.sampler_seed) for name, choice in space.items()}
+        return [{name: column[i] for name, column in columns.items()} for i in range(tuning.trials)]
+
+    def canonical(self) -> dict[str, Any]:
+        """Without how the work is carried out."""
+        plain = self.plain()
+        del plain["launch"]
+        return {**plain, "baseline": self.order[0], "base": expand_dotted(self.base),
+                "arms": [[arm, expand_dotted(change)] for arm, change in self.arms.items()]}  # fmt: skip

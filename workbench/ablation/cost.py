@@ -1,0 +1,156 @@
+"""What an ablation costs, before anything runs: parameters, FLOPs, cache bytes, memory, time; and what does not match."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import torch
+
+from workbench.ablation.config import AblationConfig
+from workbench.accounting import ModelCost, account
+from workbench.config import ConfigError
+from workbench.model import LanguageModel
+from workbench.training.config import RunConfig
+from workbench.training.optimiser import build_optimiser
+
+MEASURED_STEPS = 3
+LARGEST_MEASURED_STEP = 2e12
+"""FLOPs of a step beyond which a step is not run for timing; the time is then left open. Our choice."""
+
+
+def activation_bytes(config: RunConfig) -> int:
+    """Bytes that autograd keeps for one micro-batch's backward pass, traced on the meta device without computing.
+
+    Our estimate: tensors saved by the forward pass, each storage once, parameters left out. Temporaries of single
+    operations are not in it.
+    """
+    training = config.training
+    with torch.device("meta"):
+        model = LanguageModel(config.model)
+        tokens = torch.zeros(training.batch_size, training.context, dtype=torch.long)
+        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        kept: dict[int, int] = {}
+        alive: list[Any] = []  # meta storages are told apart by identity only while they live
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage.nbytes()
+                alive.append(storage)
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),
+        ):
+            model.token_losses(tokens, tokens, segments=torch.zeros_like(tokens))
+    return sum(kept.values())
+
+
+def seconds_per_step(config: RunConfig, cost: ModelCost, threads: int) -> float | None:
+    """Seconds of one optimiser step on this machine, the median of a few real ones; None where that would be long."""
+    training = config.training
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and cost.training_flops * training.tokens_per_step > LARGEST_MEASURED_STEP:
+        return None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = LanguageModel(config.model, seed=0).to(device)
+        optimiser = build_optimiser(model, training)
+        shape = (training.batch_size, training.context)
+        tokens = torch.randint(0, config.model.vocabulary or 2, shape, device=device,
+                               generator=torch.Generator(device).manual_seed(0))  # fmt: skip
+        segments = (torch.arange(training.context, device=device) > training.context // 2).long().expand(shape)
+        times = []
+        for _ in range(1 + MEASURED_STEPS):
+            start = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+                model.token_losses(tokens, tokens, segments=segments).mean().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return sorted(times[1:])[MEASURED_STEPS // 2] * training.accumulate
+    finally:
+        torch.set_num_threads(before)
+
+
+def cost_table(
+    config: AblationConfig, *, threads: int = 1, measure: bool = True, progress: Callable[[str], None] | None = None
+) -> pl.DataFrame:
+    """One row an arm, the baseline first.
+
+    Columns: parameters, non_embedding, active (counts); flops_per_token (forward), training_flops (one trial);
+    cache_bytes (one sequence at the training context); tokens (one trial); trials (tuning and confirmation);
+    seconds_per_trial, seconds_total (training alone, one worker; null where not measured); memory_bytes (weights,
+    gradients, AdamW's moments and saved activations: our estimate); residual (relative difference of the matched
+    quantity to the baseline); mismatch (what is not matched, in words).
+    """
+    rows: list[dict[str, Any]] = []
+    baseline: dict[str, Any] = {}
+    for arm in config.order:
+        if progress:
+            progress(f"cost of {arm}")
+        points = config.points(arm)
+        run = config.run(arm, seed=config.tuning.seed, hyperparameters=points[0] if points else None)
+        training = run.training
+        cost = account(run.model, training.context, element_bytes=4 if training.precision == "fp32" else 2)
+        per_step = seconds_per_step(run, cost, threads) if measure else None
+        trials = config.tuning.trials + len(config.confirmation.seeds)
+        seconds = None if per_step is None else per_step * training.steps
+        row: dict[str, Any] = {
+            "arm": arm, "parameters": cost.parameters, "non_embedding": cost.non_embedding, "active": cost.active,
+            "flops_per_token": cost.forward_flops,
+            "training_flops": cost.training_flops * training.steps * training.tokens_per_step,
+            "cache_bytes": cost.cache_bytes, "tokens": training.steps * training.tokens_per_step, "trials": trials,
+            "seconds_per_trial": seconds, "seconds_total": None if seconds is None else seconds * trials,
+            # weights, gradients and two moments, all fp32
+            "memory_bytes": 16 * cost.parameters + activation_bytes(run),
+        }  # fmt: skip
+        baseline = baseline or row
+        row["residual"] = _residual(config, row, baseline)
+        row["mismatch"] = _mismatch(row, baseline)
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+AXES = {"parameters": "non_embedding", "active_parameters": "active", "flops": "training_flops"}
+
+
+def _residual(config: AblationConfig, row: dict[str, Any], baseline: dict[str, Any]) -> float:
+    column = AXES[config.budget.axis]
+    return row[column] / baseline[column] - 1
+
+
+def _mismatch(row: dict[str, Any], baseline: dict[str, Any]) -> str:
+    """Every axis that differs by more than half a per cent, in words."""
+    axes = {"non_embedding": "non-embedding parameters", "active": "active parameters", "training_flops": "training FLOPs",
+            "tokens": "tokens", "cache_bytes": "cache bytes"}  # fmt: skip
+    differences = []
+    for column, words in axes.items():
+        share = row[column] / baseline[column] - 1 if baseline[column] else 0.0
+        if abs(share) > 0.005:
+            differences.append(f"{words} {share:+.1%}")
+    return ", ".join(differences)
+
+
+def check_budget(config: AblationConfig, table: pl.DataFrame) -> None:
+    """Refuse arms that differ on the matched axis.
+
+    Raises:
+        ConfigError: naming the first arm beyond the tolerance, unless ``budget.allow_mismatch`` gives a reason.
+    """
+    if config.budget.allow_mismatch:
+        return
+    for row in table.iter_rows(named=True):
+        if abs(row["residual"]) > config.budget.tolerance:
+            raise ConfigError.at(
+                f"arms.{row['arm']}", got=f"{config.budget.axis} {row['residual']:+.1%} against the baseline",
+                expected=f"within {config.budget.tolerance:.1%} (budget.axis={config.budget.axis})",
+                do="Change a width (model.feedforwards.swiglu.hidden), or give a reason in budget.allow_mismatch.",
+            )  # fmt: skip

@@ -1,0 +1,147 @@
+"""What is still to do: the studies of an ablation, their slots, and the step from tuning to confirmation.
+
+Everybody who holds the plan's lock may advance it; advancing twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from workbench.ablation.config import AblationConfig
+from workbench.ablation.run import AblationRun
+from workbench.ablation.study import ATTEMPTS, enqueue, is_open, open_storage, retry, sampler, slots
+from workbench.accounting import account
+from workbench.files import write_json
+from workbench.results.store import RunFolder
+from workbench.training.config import RunConfig
+
+TUNING, CONFIRMATION = "tuning", "confirmation"
+
+
+class Plan:
+    """The work of one ablation.
+
+    One Optuna study for each arm and stage. Tuning slots exist from the start; confirmation slots appear when the
+    arm's tuning has ended.
+    """
+
+    def __init__(self, run: AblationRun):
+        self.run = run
+        self.config = AblationConfig.parse(run.about["config"])
+        self.storage = open_storage(run.folder, self.config.launch.heartbeat)
+        self.pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+        if self.config.tuning.pruner == "median":
+            self.pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=1)
+
+    def study(self, arm: str, stage: str) -> optuna.Study:
+        """The study of one arm and stage, made if missing."""
+        study = optuna.create_study(
+            storage=self.storage, study_name=f"{arm}/{stage}", direction="minimize", load_if_exists=True,
+            pruner=self.pruner if stage == TUNING else optuna.pruners.NopPruner(),
+        )  # fmt: skip
+        if stage == TUNING:
+            count = len(study.get_trials(deepcopy=False))
+            study.sampler = sampler(self.config.tuning.sampler, self.config.tuning.sampler_seed, count)
+        return study
+
+    def advance(self, relaunch: bool = False) -> None:
+        """Bring the plan up to date. Call it with the plan's lock held.
+
+        Args:
+            relaunch: the user started the ablation (again): take up what was interrupted, crashed or killed.
+        """
+        if relaunch and not self.run.finished:
+            self.run_reopen()
+        open_somewhere = False
+        for arm in self.config.order:
+            tuning = self.study(arm, TUNING)
+            self._fill(tuning, [(point, {}) for point in self.config.points(arm)], relaunch)
+            if any(is_open(trials[-1]) for trials in slots(tuning).values()):
+                open_somewhere = True
+                continue
+            chosen = self.run.selection().get(arm) or self._select(arm, tuning)
+            if "failed" in chosen:
+                continue
+            confirmation = self.study(arm, CONFIRMATION)
+            self._fill(confirmation, [({}, {"seed": seed}) for seed in self.config.confirmation.seeds], relaunch)
+            open_somewhere |= any(is_open(trials[-1]) for trials in slots(confirmation).values())
+        if not open_somewhere and not self.run.finished:
+            write_json(self.run.folder / "finished.json", {"identity": self.run.about["identity"]})
+
+    def run_reopen(self) -> None:
+        """Forget the results of runs that failed for reasons outside the model."""
+        for row in self.run.runs().iter_rows(named=True):
+            if row["status"] in ("crashed", "out_of_memory"):
+                RunFolder(row["folder"]).reopen()
+
+    def _fill(self, study: optuna.Study, wanted: list[tuple[dict[str, Any], dict[str, Any]]], relaunch: bool) -> None:
+        there = slots(study)
+        for slot, (params, attributes) in enumerate(wanted):
+            if slot not in there:
+                enqueue(study, slot, params, **attributes)
+            elif self._again(there[slot], relaunch):
+                retry(study, there[slot][-1])
+
+    def _again(self, trials: list[FrozenTrial], relaunch: bool) -> bool:
+        """Whether a slot whose latest trial failed is taken up again."""
+        if trials[-1].state != TrialState.FAIL:
+            return False
+        status = trials[-1].user_attrs.get("status", "killed")
+        if status == "killed" and not relaunch:  # a trial's process died, its worker did not
+            return sum(trial.user_attrs.get("status", "killed") == "killed" for trial in trials) < ATTEMPTS
+        return relaunch and status in ("killed", "interrupted", "crashed", "out_of_memory")
+
+    def _select(self, arm: str, tuning: optuna.Study) -> dict[str, Any]:
+        """Choose the arm's setting on the selection split, once, and write it down."""
+        latest = [trials[-1] for trials in slots(tuning).values()]
+        done = [trial for trial in latest if trial.state == TrialState.COMPLETE and trial.value is not None]
+        chosen: dict[str, Any]
+        if not latest:  # nothing was to be tuned
+            chosen = {"run": None, "hyperparameters": {}}
+        elif not done:
+            states = ", ".join(sorted(trial.user_attrs.get("status", "killed") for trial in latest))
+            chosen = {"failed": f"every tuning trial failed ({states})"}
+        else:
+            best = min(done, key=lambda trial: (trial.value, trial.number))
+            chosen = {"run": best.user_attrs["run"], "hyperparameters": best.params, "selection_bpb": best.value,
+                      "done": len(done), "trials": len(latest)}  # fmt: skip
+        write_json(self.run.folder / "selection.json", {**self.run.selection(), arm: chosen})
+        return chosen
+
+    # -- taking work ---------------------------------------------------------------------------------------------
+
+    def next_study(self) -> tuple[str, str, optuna.Study] | None:
+        """The study whose turn it is among those with a waiting trial: tuning first, the least advanced arm first."""
+        waiting = []
+        for stage_number, stage in enumerate((TUNING, CONFIRMATION)):
+            for position, arm in enumerate(self.config.order):
+                study = self.study(arm, stage)
+                optuna.storages.fail_stale_trials(study)
+                trials = study.get_trials(deepcopy=False)
+                if any(trial.state == TrialState.WAITING for trial in trials):
+                    begun = sum(trial.state != TrialState.WAITING for trial in trials)
+                    waiting.append((stage_number, begun, position, arm, stage, study))
+        if not waiting:
+            return None
+        *_, arm, stage, study = min(waiting, key=lambda entry: entry[:3])
+        return arm, stage, study
+
+    def folder_for(self, arm: str, stage: str, seed: int, hyperparameters: dict[str, Any]) -> RunFolder:
+        """The run's folder, made if missing. Its name holds the configuration's identity, so one configuration has
+        one folder, however often it is asked for."""
+        config: RunConfig = self.config.run(arm, seed=seed, hyperparameters=hyperparameters)
+        slug = "".join(c if c.isalnum() or c in ".+-" else "_" for c in arm)
+        name = f"{stage}-{slug}-{config.identity[:8]}-seed{seed}"
+        base = self.config.run(self.config.order[0], seed=seed)
+        about = {
+            "arm": arm, "stage": stage, "seed": seed, "hyperparameters": hyperparameters, "identity": config.identity,
+            "data": self.run.about["data"][arm], "steps": config.training.steps,
+            "tokens": config.training.steps * config.training.tokens_per_step,
+            "parameters": account(config.model, config.training.context).parameters,
+            "config": config.plain(), "difference": json.loads(json.dumps(config.diff(base))),
+        }  # fmt: skip
+        return RunFolder.create(self.run.folder / "runs" / name, about)

@@ -1,0 +1,200 @@
+"""A launched ablation, seen from outside: reads its folder, from any process, at any time. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from workbench.config import ConfigError, nearest
+from workbench.files import locked, read_json
+from workbench.results.store import ENDED
+from workbench.results.tables import curves, runs
+
+if TYPE_CHECKING:
+    from workbench.ablation.verdict import Verdict
+
+
+class AblationRun:
+    """The folder of a launched ablation: tables, verdict, workers.
+
+    Args:
+        folder: ``results/<name>``.
+
+    Raises:
+        ConfigError: when there is no ablation in that folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).resolve()
+        if not (self.folder / "ablation.json").is_file():
+            near = [path.parent.name for path in self.folder.parent.glob("*/ablation.json")]
+            raise ConfigError.at(str(folder), got="no ablation", expected="a folder that `workbench run` made",
+                                 do=nearest(self.folder.name, near))  # fmt: skip
+        self.about = read_json(self.folder / "ablation.json")
+
+    def __repr__(self) -> str:
+        counts = dict(self.runs()["status"].value_counts().iter_rows())
+        state = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "nothing started"
+        return f"AblationRun({self.name!r}: {state}; {self.total} runs planned)"
+
+    @property
+    def name(self) -> str:
+        return self.about["name"]
+
+    @property
+    def question(self) -> str:
+        return self.about["config"]["question"]
+
+    @property
+    def arms(self) -> list[str]:
+        """Arm names, the baseline first."""
+        return self.about["order"]
+
+    @property
+    def baseline(self) -> str:
+        return self.arms[0]
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.about["config"]["confirmation"]["seeds"]
+
+    @property
+    def total(self) -> int:
+        """Training runs planned, tuning and confirmation."""
+        return len(self.arms) * (self.about["config"]["tuning"]["trials"] + len(self.seeds))
+
+    # -- what has happened ---------------------------------------------------------------------------------------
+
+    def runs(self) -> pl.DataFrame:
+        """One row a training run (columns: workbench.results.tables.RUN_SCHEMA)."""
+        return runs(self.folder)
+
+    def curves(self) -> pl.DataFrame:
+        """Every recorded point (columns: workbench.results.tables.CURVE_SCHEMA)."""
+        return curves(self.folder)
+
+    def cost(self) -> pl.DataFrame:
+        """The cost card as it was before launch, one row an arm."""
+        return pl.DataFrame(self.about["cost"], infer_schema_length=None)
+
+    def selection(self) -> dict[str, Any]:
+        """Arm -> its chosen tuning run."""
+        return read_json(self.folder / "selection.json")
+
+    def provenance(self) -> dict[str, str]:
+        """Where the numbers come from."""
+        return dict(self.about["provenance"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether every planned run has ended (done or failed)."""
+        return (self.folder / "finished.json").exists()
+
+    def failures(self) -> dict[str, str]:
+        """Arms that could not be confirmed because every tuning trial failed -> why."""
+        return {arm: chosen["failed"] for arm, chosen in self.selection().items() if "failed" in chosen}
+
+    def verdict(self) -> Verdict | None:
+        """The verdict, or None while confirmation runs are missing. Every arm on the same seeds, failures included."""
+        from workbench.ablation.verdict import ArmMeasurements, judge
+
+        held = self.runs().filter(pl.col("stage") == "confirmation")
+        unconfirmed = self.failures()
+        measured: dict[str, ArmMeasurements] = {}
+        any_bytes = None
+        pending: dict[str, tuple[dict[int, Any], dict[int, str]]] = {}
+        for arm in self.arms:
+            losses: dict[int, Any] = {}
+            failed = {seed: unconfirmed[arm] for seed in self.seeds} if arm in unconfirmed else {}
+            for row in held.filter(pl.col("arm") == arm).iter_rows(named=True):
+                if row["status"] == "done":
+                    frame = pl.read_parquet(Path(row["folder"]) / "report.parquet")
+                    losses[row["seed"]], any_bytes = frame["nll_nats"].to_numpy(), frame["bytes"].to_numpy()
+                elif row["status"] in ENDED or self.finished:
+                    failed[row["seed"]] = row["reason"] or row["status"]
+            if len(losses) + len(failed) < len(self.seeds):
+                return None
+            pending[arm] = losses, failed
+        if any_bytes is None:  # not one confirmation run was done; sizes do not matter
+            import numpy as np
+
+            any_bytes = np.ones(1)
+        for arm, (losses, failed) in pending.items():
+            measured[arm] = ArmMeasurements(arm, losses, any_bytes, failed)
+        config = self.about["config"]
+        return judge(
+            measured[self.baseline], [measured[arm] for arm in self.arms[1:]], alpha=config["alpha"],
+            margin=config["margin"], seeds=self.seeds,
+            exploratory=config["exploratory"] or config["budget"]["allow_mismatch"],
+        )  # fmt: skip
+
+    # -- what is happening ---------------------------------------------------------------------------------------
+
+    def workers(self) -> list[int]:
+        """Process numbers of the workers that are alive."""
+        alive = []
+        for path in sorted(self.folder.glob("workers/*.json")):
+            with locked(path.with_suffix(".lock"), wait=False) as free:
+                if not free:
+                    alive.append(int(path.stem))
+        return alive
+
+    def start_workers(self, count: int | None = None) -> list[int]:
+        """Start worker processes that live on when this process ends. Returns their process numbers.
+
+        Args:
+            count: how many; default as the ablation's ``launch.workers`` says. Workers already there count.
+        """
+        wanted = self.about["workers"] if count is None else count
+        started = []
+        (self.folder / "workers").mkdir(exist_ok=True)
+        for _ in range(max(0, wanted - len(self.workers()))):
+            with open(self.folder / "workers" / "log.txt", "a") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "workbench", "worker", str(self.folder)],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                )  # fmt: skip
+            started.append(process.pid)
+            _children.append(process)
+        return started
+
+    def stop(self, wait: float = 60.0) -> None:
+        """Ask every worker to stop: running trials write a checkpoint and can go on later.
+
+        Args:
+            wait: seconds to wait for them.
+        """
+        for pid in self.workers():
+            os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + wait
+        while self.workers() and time.monotonic() < until:
+            time.sleep(0.1)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until everything has ended or no worker is left. Returns whether the ablation is finished."""
+        until = None if timeout is None else time.monotonic() + timeout
+        # a worker needs a moment before it is seen
+        grace = time.monotonic() + 30
+        while not self.finished and (until is None or time.monotonic() < until):
+            _reap()
+            if not self.workers() and (time.monotonic() > grace or not any(p.poll() is None for p in _children)):
+                break
+            time.sleep(0.2)
+        return self.finished
+
+
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def _reap() -> None:
+    """Collect ended workers that this process started, so that none stays a zombie."""
+    for process in list(_children):
+        if process.poll() is not None:
+            _children.remove(process)

@@ -1,0 +1,358 @@
+"""Statistics of an ablation: plain functions of arrays, each with its formula and its source.
+
+Legend: S seeds, D documents, R bootstrap replicates. A seed is one unit: arm and baseline trained with the same seeds
+(init, data order, noise) form one pair, and a repeat with the same seeds is no second unit. Losses are negative
+log-likelihoods in nats, sizes are bytes, so that nats / (ln 2 × bytes) = bits per byte; lower is better.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, special
+
+__all__ = [
+    "Bootstrap",
+    "Interval",
+    "NoiseFloor",
+    "bits_per_byte",
+    "crossed_bootstrap",
+    "detectable_difference",
+    "equivalent",
+    "expected_best_of",
+    "holm",
+    "noise_floor",
+    "paired_correlation",
+    "paired_interval",
+    "seeds_needed",
+]
+
+Floats = NDArray[np.float64]
+
+WIDENED_BELOW = 20
+"""Percentile intervals over fewer seeds than this are too short and are widened."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of n paired differences with its two-sided t-interval, in the unit of the differences."""
+
+    mean: float
+    sd: float
+    """Standard deviation of the differences (divisor n − 1); NaN for n = 1."""
+    n: int
+    low: float
+    high: float
+    p: float
+    """Two-sided p-value of "the mean difference is zero"."""
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Mean difference with its crossed-bootstrap interval, in bits per byte."""
+
+    mean: float
+    error: float
+    """Standard deviation over the replicates, not widened."""
+    low: float
+    high: float
+
+
+class NoiseFloor(NamedTuple):
+    """Standard deviation over seeds with its interval, in the unit of the values."""
+
+    sd: float
+    low: float
+    high: float
+
+
+def _finite(values: ArrayLike, name: str, dimensions: int = 1) -> Floats:
+    """``values`` as a non-empty float64 array of so many dimensions, without NaN or infinity."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != dimensions or array.size == 0:
+        raise ValueError(f"{name}: got shape {array.shape}; expected {dimensions} non-empty dimension(s).")
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise ValueError(f"{name}: got {bad} NaN or infinite value(s). A failed run is a failure row, not a number.")
+    return array
+
+
+def _between(value: float, name: str, low: float = 0.0, high: float = 1.0) -> None:
+    if not low < value < high:
+        raise ValueError(f"{name}: got {value}; expected a number between {low:g} and {high:g}, ends excluded.")
+
+
+def _sd(values_S: Floats) -> float:
+    """Standard deviation, divisor n − 1; exactly 0 for equal values, whose mean may be off by a rounding."""
+    return float(values_S.std(ddof=1)) if np.ptp(values_S) else 0.0
+
+
+def bits_per_byte(nll_SD: ArrayLike, bytes_D: ArrayLike) -> Floats:
+    """Bits per byte of each seed, (S,): a ratio of sums over documents, not a mean of ratios.
+
+    Args:
+        nll_SD: (S, D), nats per seed and document.
+        bytes_D: (D,), UTF-8 bytes per document, positive.
+    """
+    nll_SD, bytes_D = _finite(nll_SD, "nll_SD", 2), _finite(bytes_D, "bytes_D")
+    if nll_SD.shape[1] != bytes_D.size or not (bytes_D > 0).all():
+        got = f"shape {bytes_D.shape}, smallest {bytes_D.min():g}"
+        raise ValueError(f"bytes_D: got {got}; expected ({nll_SD.shape[1]},), one positive size a document.")
+    return nll_SD.sum(1) / (math.log(2) * bytes_D.sum())
+
+
+def paired_interval(differences_S: ArrayLike, alpha: float = 0.05) -> Interval:
+    """The two-sided paired t-interval: mean ± t(1 − α/2; n − 1) · sd / √n, with p from t = mean · √n / sd.
+
+    Two edges are decided rather than left to NaN:
+
+    - n = 1: nothing is known about the noise, so the interval is infinite and p = 1.
+    - sd = 0, n ≥ 2: the limit of the formulas, an interval of width zero, with p = 0 where the mean is not zero
+      (t → ∞) and p = 1 where it is (no evidence of anything). The limit keeps the function continuous in its input:
+      differences equal up to rounding give practically the same answer. Equal differences usually mean that the seed
+      never reached the runs; that is for the caller to say, and the verdict does.
+
+    Args:
+        differences_S: (S,), arm − baseline, one a seed pair, any unit.
+        alpha: error rate; the level of the interval is 1 − alpha.
+
+    >>> paired_interval([0.011, 0.014, 0.009, 0.012, 0.014]).p < 0.05
+    True
+    """
+    differences_S = _finite(differences_S, "differences_S")
+    _between(alpha, "alpha")
+    n, mean = differences_S.size, float(differences_S.mean())
+    if n == 1:
+        return Interval(mean, math.nan, 1, -math.inf, math.inf, 1.0)
+    sd = _sd(differences_S)
+    if sd == 0:
+        return Interval(mean, 0.0, n, mean, mean, float(mean == 0))
+    error = sd / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error
+    p = float(2 * special.stdtr(n - 1, -abs(mean) / error))
+    return Interval(mean, sd, n, mean - half, mean + half, p)
+
+
+def crossed_bootstrap(
+    arm_SD: ArrayLike,
+    baseline_SD: ArrayLike,
+    bytes_D: ArrayLike,
+    *,
+    replicates: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Bootstrap:
+    """Interval of the mean over seeds of (arm − baseline) bits per byte, seeds and documents both drawn anew.
+
+    All seeds see the same documents, so the two factors are crossed (Owen 2007, "The pigeonhole bootstrap"): each
+    replicate draws S seeds and D documents with replacement, once, and recomputes with their multiplicities w and v
+
+        mean over s, weighted by w_s, of  Σ_d v_d (arm_sd − baseline_sd) / (ln 2 · Σ_d v_d bytes_d).
+
+    For seed effects, document effects and interaction of variances σ_s², σ_d², σ_i² its variance is about
+    σ_s²/S + σ_d²/D + 3 σ_i²/(S·D): never too small, and too large only in the last, usually smallest, term.
+
+    Percentile intervals over few seeds are too short. Below 20 seeds both ends are moved away from the estimate by
+    √(n/(n − 1)) · t(n − 1) / z (ours; it repairs the seed part exactly for normal noise and is generous to the
+    document part). One seed gives an infinite interval. One document leaves only the seeds to vary.
+
+    Args:
+        arm_SD: (S, D), nats per seed and document.
+        baseline_SD: (S, D), the same seeds and documents.
+        bytes_D: (D,), UTF-8 bytes per document, positive.
+        replicates: number of draws R. Time grows with R · D, memory does not: draws are made in blocks.
+        level: nominal coverage.
+        seed: of the draws; the same seed draws the same seeds and documents for every arm.
+    """
+    arm_SD, baseline_SD = _finite(arm_SD, "arm_SD", 2), _finite(baseline_SD, "baseline_SD", 2)
+    if arm_SD.shape != baseline_SD.shape:
+        raise ValueError(f"arm_SD: got shape {arm_SD.shape}; expected the baseline's, {baseline_SD.shape}.")
+    _between(level, "level")
+    estimate = float(bits_per_byte(arm_SD - baseline_SD, bytes_D).mean())
+    seeds, documents = arm_SD.shape
+    # One matrix product a block gives the resampled sums of every seed's differences and of the bytes.
+    columns_DC = np.vstack([arm_SD - baseline_SD, np.asarray(bytes_D, np.float64)]).T
+    generator = np.random.default_rng(seed)
+    weights_RS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates) / seeds
+    statistic_R = np.empty(replicates)
+    block = max(1, 2**20 // documents)
+    for start in range(0, replicates, block):
+        rows = slice(start, min(start + block, replicates))
+        size = rows.stop - rows.start
+        drawn = generator.integers(documents, size=(size, documents)) + documents * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * documents).reshape(size, documents)
+        sums = counts.astype(np.float64) @ columns_DC
+        statistic_R[rows] = (weights_RS[rows] * sums[:, :-1]).sum(1) / (math.log(2) * sums[:, -1])
+    low, high = np.quantile(statistic_R, [(1 - level) / 2, (1 + level) / 2])
+    error = float(statistic_R.std())
+    if seeds == 1:
+        return Bootstrap(estimate, error, -math.inf, math.inf)
+    factor = _widening(seeds, level)
+    return Bootstrap(
+        estimate, error, float(estimate - factor * (estimate - low)), float(estimate + factor * (high - estimate))
+    )
+
+
+def _widening(n: int, level: float) -> float:
+    if n >= WIDENED_BELOW:
+        return 1.0
+    upper = (1 + level) / 2
+    return float(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, upper) / special.ndtri(upper))
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Holm's adjusted p-values, (m,), in the order given (Holm 1979): strong control of the family-wise error rate.
+
+    With p sorted upwards, adjusted_(i) = max over j ≤ i of min(1, (m − j + 1) · p_(j)). A test that could not be made
+    stays in the family with p = 1.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p_m = np.asarray(p_values, dtype=np.float64)
+    if p_m.ndim != 1 or not ((p_m >= 0) & (p_m <= 1)).all():
+        raise ValueError(f"p_values: got {p_m}; expected a list of numbers from 0 to 1 (a failed arm's p is 1).")
+    order = np.argsort(p_m, kind="stable")
+    adjusted_m = np.empty_like(p_m)
+    adjusted_m[order] = np.maximum.accumulate(np.minimum(1.0, p_m[order] * np.arange(p_m.size, 0, -1)))
+    return adjusted_m
+
+
+def equivalent(differences_S: ArrayLike, margin: float, alpha: float = 0.05) -> bool:
+    """Whether the mean difference is shown to lie within ± ``margin``: two one-sided t-tests at ``alpha``.
+
+    The same as asking that the (1 − 2 alpha) interval lie strictly inside the margin (Schuirmann 1987). One seed
+    shows nothing.
+
+    Args:
+        differences_S: (S,), arm − baseline, one a seed pair.
+        margin: positive, in the unit of the differences.
+    """
+    _between(margin, "margin", high=math.inf)
+    _between(alpha, "alpha", high=0.5)
+    interval = paired_interval(differences_S, 2 * alpha)
+    return -margin < interval.low and interval.high < margin
+
+
+def noise_floor(values_S: ArrayLike, level: float = 0.95) -> NoiseFloor:
+    """Standard deviation over seeds with its chi-square interval: sd · √((n − 1) / χ²(n − 1)) at both quantiles.
+
+    Assumes normal noise. With n = 3 the interval reaches from 0.52 to 6.28 times the estimate, with n = 8 from 0.66 to
+    2.04. One seed gives NaN, from 0 to infinity.
+
+    Args:
+        values_S: (S,), one value a seed, any unit.
+    """
+    values_S = _finite(values_S, "values_S")
+    _between(level, "level")
+    df = values_S.size - 1
+    if df == 0:
+        return NoiseFloor(math.nan, 0.0, math.inf)
+    sd = _sd(values_S)
+    low, high = (sd * math.sqrt(df / special.chdtri(df, tail)) for tail in ((1 - level) / 2, (1 + level) / 2))
+    return NoiseFloor(sd, low, high)
+
+
+def _power(n: int, effect_in_sd: float, alpha: float) -> float:
+    """Power of the two-sided paired t-test: P(|T| > t(1 − α/2; n − 1)), T noncentral about effect · √n."""
+    df, centre = n - 1, abs(effect_in_sd) * math.sqrt(n)
+    critical = special.stdtrit(df, 1 - alpha / 2)
+    below, far_below = special.nctdtr(df, centre, critical), special.nctdtr(df, centre, -critical)
+    # SciPy gives NaN where these probabilities underflow; there they are zero.
+    return 1 - (0.0 if math.isnan(below) else float(below)) + (0.0 if math.isnan(far_below) else float(far_below))
+
+
+def _check_rates(alpha: float, power: float) -> None:
+    _between(alpha, "alpha")
+    _between(power, "power", low=alpha)
+
+
+@lru_cache(maxsize=1024)
+def detectable_difference(n: int, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest true difference that n seed pairs show with this power, in units of the sd of the differences.
+
+    Solves the power of the two-sided paired t-test (noncentral t) for the difference. One seed: infinite.
+
+    >>> round(detectable_difference(8), 2)
+    1.16
+    """
+    _check_rates(alpha, power)
+    if n < 2:
+        return math.inf
+    upper = 1.0
+    while _power(n, upper, alpha) < power:
+        upper *= 2
+    return float(optimize.brentq(lambda effect: _power(n, effect, alpha) - power, 0.0, upper))
+
+
+def seeds_needed(effect_in_sd: float, alpha: float = 0.05, power: float = 0.8) -> int:
+    """The fewest seed pairs, at least 2, that show a true difference with this power (noncentral t).
+
+    Beyond a million seeds the normal approximation is returned.
+
+    Args:
+        effect_in_sd: true difference divided by the sd of the differences; its sign does not matter.
+
+    >>> seeds_needed(1.0)
+    10
+    """
+    _check_rates(alpha, power)
+    _between(abs(effect_in_sd), "effect_in_sd", high=math.inf)
+    rough = ((special.ndtri(1 - alpha / 2) + special.ndtri(power)) / effect_in_sd) ** 2
+    if rough > 1e6:
+        return math.ceil(rough)
+    n = max(2, round(rough))  # a few too small where n is; the power rises with n
+    while n > 2 and _power(n - 1, effect_in_sd, alpha) >= power:
+        n -= 1
+    while _power(n, effect_in_sd, alpha) < power:
+        n += 1
+    return n
+
+
+def expected_best_of(values: ArrayLike, k: int, minimise: bool = True) -> float:
+    """Expected best of k trials drawn without replacement from the n observed ones, for any k from 1 to n.
+
+    With values sorted best first y_(1..n): Σ_i y_(i) · C(n − i, k − 1) / C(n, k) (ours; i is the best of the k when the
+    other k − 1 come from the n − i behind it). Exact where trials are exchangeable, as in random search; the order of
+    an adaptive sampler is not. A failed trial belongs in with its worst value, +inf when minimising: the expectation
+    is infinite until k is large enough that one of the k must have finished.
+
+    Args:
+        values: (n,), one a trial.
+
+    >>> expected_best_of([3.0, 1.0, 2.0], 2)
+    1.3333333333333333
+    """
+    y_n = np.asarray(values, dtype=np.float64) * (1 if minimise else -1)
+    if y_n.ndim != 1 or np.isnan(y_n).any() or (y_n == -math.inf).any():
+        raise ValueError("values: expected one number a trial, at worst infinitely bad (a failed trial), never NaN.")
+    n = y_n.size
+    if not 1 <= k <= n:
+        raise ValueError(f"k: got {k}; expected 1 to {n}, the number of trials.")
+    behind = n - np.arange(1, n - k + 1)  # n − i; the weights by their ratios, as binomials overflow near n = 1,000
+    weights = np.cumprod(np.concatenate([[k / n], (behind - k + 1) / behind]))
+    considered = np.sort(y_n)[: n - k + 1]
+    best = math.inf if considered[-1] == math.inf else float(considered @ weights)
+    return best if minimise else -best
+
+
+def paired_correlation(arm_S: ArrayLike, baseline_S: ArrayLike) -> float:
+    """Pearson correlation over seed pairs: sd of the differences = sd · √(2 (1 − rho)) where both sd are equal.
+
+    NaN below three seeds (two points always lie on a line) or where one side does not vary.
+
+    Args:
+        arm_S: (S,), one value a seed.
+        baseline_S: (S,), the same seeds in the same order.
+    """
+    arm_S, baseline_S = _finite(arm_S, "arm_S"), _finite(baseline_S, "baseline_S")
+    if arm_S.size != baseline_S.size:
+        raise ValueError(f"arm_S: got {arm_S.size} seeds; expected the baseline's {baseline_S.size}.")
+    if arm_S.size < 3 or np.ptp(arm_S) == 0 or np.ptp(baseline_S) == 0:
+        return math.nan
+    return float(np.corrcoef(arm_S, baseline_S)[0, 1])

@@ -1,0 +1,320 @@
+"""The command line: ``workbench cost|run|worker|watch|stop|verdict|report|table|variants|doctor``.
+
+Every command that takes an ablation takes the same YAML file, followed by overrides such as
+``base.training.tokens=1_000_000``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from workbench.ablation.run import AblationRun
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+
+File = Annotated[Path, typer.Argument(help="Ablation as YAML, such as sweeps/quickstart.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Fields to change: base.model.width=256.")]
+Results = Annotated[Path, typer.Option(help="Folder of all results.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a launched ablation, such as results/quickstart.")]
+
+
+@app.command()
+def cost(file: File, overrides: Overrides = None, results: Results = Path("results")) -> None:
+    """What an ablation costs, before anything runs; and what does not match."""
+    from workbench.ablation.ablation import Ablation
+    from workbench.ablation.cost import check_budget
+
+    ablation = Ablation.load(file, overrides or (), results)
+    table = ablation.cost(progress=_note)
+    _print_cost(table, ablation.workers)
+    check_budget(ablation.config, table)
+
+
+@app.command()
+def run(
+    file: File,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+    workers: Annotated[int | None, typer.Option(help="Worker processes; default as the file says.")] = None,
+    detach: Annotated[bool, typer.Option(help="Start the workers and return at once.")] = False,
+) -> None:
+    """Launch an ablation, or go on with it; watch it; print the verdict and write the report.
+
+    Finished trials are never repeated. Ctrl-C stops the workers after a checkpoint; the same command goes on.
+    """
+    from workbench.ablation.ablation import Ablation
+
+    ablation = Ablation.load(file, overrides or (), results)
+    launched = ablation.create(_note)
+    import polars as pl
+
+    _print_cost(pl.DataFrame(launched.about["cost"], infer_schema_length=None), ablation.workers)
+    if not launched.finished:
+        launched.start_workers(ablation.workers if workers is None else workers)
+    if detach:
+        console.print(f"Working in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
+        return
+    try:
+        _watch(launched)
+    except KeyboardInterrupt:
+        console.print("\nStopping: running trials write a checkpoint …")
+        launched.stop()
+        console.print("Stopped. The same command goes on from here.")
+        raise typer.Exit(130) from None
+    if not launched.finished:
+        log = launched.folder / "workers" / "log.txt"
+        console.print(f"[bold]Not finished:[/] no worker is left. Their log: {log}", soft_wrap=True)
+        console.print("\n".join(log.read_text(encoding="utf-8").splitlines()[-8:]), markup=False)
+        raise typer.Exit(1)
+    _conclude(launched)
+
+
+@app.command()
+def worker(folder: Folder) -> None:
+    """Take trials of a launched ablation until none is left. Any number may work at the same time."""
+    from workbench.ablation.run import AblationRun
+    from workbench.ablation.worker import Worker
+
+    Worker(AblationRun(folder)).work()
+
+
+@app.command()
+def watch(folder: Folder) -> None:
+    """Follow a launched ablation from any shell. Ctrl-C stops the watching, not the work."""
+    from workbench.ablation.run import AblationRun
+
+    try:
+        _watch(AblationRun(folder))
+    except KeyboardInterrupt:
+        console.print("\nNo longer watching; the work goes on.")
+
+
+@app.command()
+def stop(folder: Folder) -> None:
+    """Stop the workers of an ablation; running trials write a checkpoint first."""
+    from workbench.ablation.run import AblationRun
+
+    launched = AblationRun(folder)
+    count = len(launched.workers())
+    launched.stop()
+    console.print(f"{count} worker(s) stopped.")
+
+
+@app.command()
+def verdict(folder: Folder) -> None:
+    """Who is better, by how much, with what certainty."""
+    from workbench.ablation.run import AblationRun
+
+    found = AblationRun(folder).verdict()
+    if found is None:
+        console.print("No verdict yet: confirmation runs are missing.")
+        raise typer.Exit(1)
+    print(found)
+
+
+@app.command()
+def report(
+    folder: Folder, output: Annotated[Path | None, typer.Option(help="File; default report.html there.")] = None
+) -> None:
+    """Write the self-contained HTML report."""
+    from workbench.ablation.run import AblationRun
+    from workbench.dashboards import write_report
+
+    launched = AblationRun(folder)
+    console.print(str(write_report(launched, output or launched.folder / "report.html")), soft_wrap=True)
+
+
+@app.command()
+def table(
+    results: Results = Path("results"), csv: Annotated[bool, typer.Option(help="All columns as CSV.")] = False
+) -> None:
+    """All runs of all ablations."""
+    from workbench.results.tables import table as all_runs
+
+    frame = all_runs(results)
+    if csv:
+        print(frame.write_csv(), end="")
+        return
+    columns = ["ablation", "arm", "stage", "seed", "status", "tokens", "loss", "selection_bpb", "report_bpb"]
+    shown = Table(*columns)
+    for row in frame.select(columns).iter_rows():
+        shown.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
+    console.print(shown)
+
+
+@app.command()
+def variants() -> None:
+    """Registered mixers, feed-forwards and corpora."""
+    from workbench.contract import feedforwards, mixers
+    from workbench.data.corpora import corpora
+
+    shown = Table("sort", "name", "what it is", "can", "settings")
+    for registry in (mixers, feedforwards):
+        for name in registry:
+            cls = registry[name]
+            can = cls.capabilities
+            abilities = [word for word in ("causal", "segments", "decode") if getattr(can, word)]
+            shown.add_row(registry.noun, name, _first_line(cls), ", ".join(abilities), _settings(cls))
+    for name in corpora:
+        shown.add_row(corpora.noun, name, _first_line(corpora[name]), "", _settings(corpora[name]))
+    console.print(shown)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, device, plug-ins, space."""
+    import os
+    import shutil
+
+    from workbench.contract import feedforwards, mixers
+    from workbench.registry import broken_plugins
+    from workbench.training.trial import environment
+
+    where = environment()
+    libraries = where.pop("libraries")
+    for name, value in {**where, **libraries, "cores": os.cpu_count()}.items():
+        console.print(f"{name:12s} {value}", highlight=False)
+    console.print(f"{'variants':12s} {', '.join([*mixers, *feedforwards])}", highlight=False)
+    free = shutil.disk_usage(".").free / 1e9
+    console.print(f"{'free disk':12s} {free:.1f} GB{'' if free > 2 else '  (too little: at least 2 GB are wanted)'}", highlight=False)
+    for name, why in broken_plugins.items():
+        console.print(f"broken plug-in {name}: {why}", style="bold", markup=False)
+    if broken_plugins or free < 2:
+        raise typer.Exit(1)
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def _settings(cls: Any) -> str:
+    return ", ".join(name for name in cls.Config.model_fields if name != "kind")
+
+
+def _note(line: str) -> None:
+    console.print(f"[dim]{line} …[/]")
+
+
+def _human(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return "not measured"
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {letter}{unit}"
+    return f"{value:.3g} {unit}".strip()
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _print_cost(frame: Any, workers: int) -> None:
+    shown = Table("arm", "parameters", "active", "forward FLOPs/token", "training FLOPs", "cache", "tokens", "trials",
+                  "time/trial", "memory (est.)", "not matched", title="Cost, a trial")  # fmt: skip
+    for row in frame.iter_rows(named=True):
+        shown.add_row(
+            row["arm"], _human(row["non_embedding"]), _human(row["active"]), _human(row["flops_per_token"]),
+            _human(row["training_flops"]), _human(row["cache_bytes"], "B"), _human(row["tokens"]), str(row["trials"]),
+            _duration(row["seconds_per_trial"]), _human(row["memory_bytes"], "B"), row["mismatch"] or "–",
+        )  # fmt: skip
+    console.print(shown)
+    if frame["seconds_total"].null_count() == 0:
+        total = frame["seconds_total"].sum() / max(1, workers)
+        console.print(f"Training in all: about {_duration(total)} with {workers} worker(s), start-up and evaluation not counted.")
+
+
+def _watch(launched: AblationRun) -> None:
+    """One bar a trial, until everything has ended or no worker is left."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[numbers]}"),
+    )  # fmt: skip
+    live = console.is_terminal
+    told: dict[str, str] = {}
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not live, refresh_per_second=4) as progress:
+        begun = time.monotonic()
+        while True:
+            ended = launched.wait(timeout=0.5)
+            frame = launched.runs()
+            done = 0
+            for row in frame.iter_rows(named=True):
+                title = f"{row['arm']} {row['stage']} {_point(row)}"
+                over = row["status"] in ("done", "diverged", "out_of_memory", "crashed", "pruned")
+                done += over
+                numbers = _numbers(row)
+                if live:
+                    if row["run"] not in bars:
+                        bars[row["run"]] = progress.add_task(title, total=row["steps"], numbers=numbers)
+                    progress.update(bars[row["run"]], completed=row["step"], numbers=numbers)
+                elif told.get(row["run"]) != row["status"] and (over or row["status"] == "running"):
+                    console.print(f"[{done}/{launched.total}] {title}: {numbers}", markup=False, highlight=False, soft_wrap=True)
+                    told[row["run"]] = row["status"]
+            if ended or (not launched.workers() and time.monotonic() - begun > 20):
+                return
+
+
+def _point(row: dict[str, Any]) -> str:
+    import json
+
+    if row["stage"] == "confirmation":
+        return f"seed {row['seed']}"
+    return ", ".join(f"{k.rsplit('.', 1)[-1]}={v:.3g}" if isinstance(v, float) else f"{k.rsplit('.', 1)[-1]}={v}"
+                     for k, v in json.loads(row["hyperparameters"]).items())  # fmt: skip
+
+
+def _numbers(row: dict[str, Any]) -> str:
+    parts = []
+    if row["status"] == "running" and row["loss"] is not None:
+        parts = [f"loss {row['loss']:.3f}", f"{_human(row['tokens_per_second'])} tokens/s", f"{_duration(row['seconds_left'])} left"]
+    elif row["report_bpb"] is not None:
+        parts = [f"{row['report_bpb']:.4f} bits/byte (report)"]
+    elif row["selection_bpb"] is not None and row["status"] == "done":
+        parts = [f"{row['selection_bpb']:.4f} bits/byte (selection)"]
+    if row["status"] != "done":
+        parts.insert(0, row["status"] + (f" ({row['reason']})" if row["reason"] else ""))
+    return ", ".join(parts)
+
+
+def _conclude(launched: AblationRun) -> None:
+    from workbench.dashboards import write_report
+
+    found = launched.verdict()
+    console.rule(f"Verdict: {launched.name}")
+    if launched.question:
+        console.print(launched.question, style="italic", markup=False)
+    print(found if found is not None else "No verdict: no confirmation run has ended.")
+    path = write_report(launched, launched.folder / "report.html")
+    print(f"\nReport: {path}")
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is told in words, without a traceback."""
+    from workbench.config import ConfigError
+
+    try:
+        app()
+    except ConfigError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        import errno
+
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"workbench: {error.strerror}: {error.filename or ''}. Nothing is lost; mend it and start again.", file=sys.stderr)
+        sys.exit(1)

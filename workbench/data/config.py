@@ -1,0 +1,33 @@
+"""Configuration of the data of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from workbench.config import Config, ConfigError
+from workbench.data.corpora import CorpusConfig, corpora
+
+
+class DataConfig(Config):
+    """Which text, and how it is split, tokenized and measured."""
+
+    corpus: Annotated[SerializeAsAny[CorpusConfig], BeforeValidator(corpora.parse)] = Field(default="stdlib", validate_default=True)  # type: ignore[assignment]  # fmt: skip
+    """Where the text comes from: stdlib, files, huggingface, or a registered corpus."""
+    selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Share of the bytes in the selection split, which tuning looks at."""
+    report_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Share of the bytes in the report split, which only confirmation runs open."""
+    evaluation_documents: Annotated[int, Field(ge=1)] = 48
+    """Documents of a split that are measured."""
+    evaluation_bytes: Annotated[int, Field(ge=16)] = 2048
+    """Bytes of each that are measured, from its beginning."""
+    tokenizer_file: str | None = None
+    """An existing tokenizer (JSON of the `tokenizers` library) instead of one trained on the training split."""
+    tokenizer_bytes: Annotated[int, Field(ge=1)] = 8_000_000
+    """Bytes of the training split that the tokenizer is trained on."""
+
+    def model_post_init(self, _context: Any) -> None:
+        if self.selection_fraction + self.report_fraction > 0.6:
+            raise ConfigError.at("selection_fraction", got=self.selection_fraction, expected="most text left for training")

@@ -1,0 +1,130 @@
+"""Rows of tokens from documents, without leakage between documents.
+
+A document's stream is [symbol, t1 … tn, symbol]; every token after the first is predicted exactly once. A row holds
+pieces of documents one after another; each piece is a segment of its own and sees nothing of its neighbours.
+
+Legend: B rows, T tokens in a row (the context).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.config import ConfigError
+from workbench.data.preparation import Documents
+
+NOTHING = -100
+"""Target where there is nothing to predict (padding)."""
+
+
+class Batch(NamedTuple):
+    """Rows of tokens."""
+
+    tokens_BT: Tensor
+    """int64 token ids."""
+    targets_BT: Tensor
+    """int64 next tokens; -100 where there is nothing to predict."""
+    segments_BT: Tensor
+    """int32 document number within the row."""
+    documents_BT: Tensor
+    """int64 index of the document in its split; -1 where padded."""
+
+
+class TrainingStream:
+    """Endless training rows. Batch k is a function of (documents, seed, k), so the state of a loader is one integer.
+
+    An epoch visits the documents in a seeded order, cuts their targets into full rows, drops the incomplete last row
+    and visits the rows in a seeded order.
+
+    Args:
+        documents: the training split.
+        batch_size: rows B in a batch.
+        context: tokens T in a row.
+        seed: seed of the order; independent of every global generator.
+
+    Raises:
+        ConfigError: when the split does not fill one row.
+    """
+
+    def __init__(self, documents: Documents, *, batch_size: int, context: int, seed: int):
+        self.documents, self.batch_size, self.context, self.seed = documents, batch_size, context, seed
+        self.lengths = np.diff(documents.offsets) - 1  # targets of each document
+        self.rows_in_epoch = int(self.lengths.sum()) // context
+        if self.rows_in_epoch < 1:
+            raise ConfigError.at("training.context", got=context, expected=f"at most the {int(self.lengths.sum())} tokens "
+                                 "of the training split", do="Give more text, or a smaller context.")  # fmt: skip
+        self._epoch = -1
+
+    def batch(self, k: int) -> Batch:
+        """The k-th batch, k from 0."""
+        rows = [self.row(k * self.batch_size + i) for i in range(self.batch_size)]
+        tokens, targets, segments, documents = (np.stack(part) for part in zip(*rows))
+        return Batch(*map(torch.from_numpy, (tokens, targets, segments, documents)))
+
+    def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The r-th row of the stream: tokens, targets, segments, documents, each (T,)."""
+        epoch, index = divmod(r, self.rows_in_epoch)
+        if epoch != self._epoch:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, epoch]))
+            self._order = generator.permutation(len(self.lengths))
+            self._ends = self.lengths[self._order].cumsum()
+            self._rows = generator.permutation(self.rows_in_epoch)
+            self._epoch = epoch
+        start = int(self._rows[index]) * self.context
+        filled = 0
+        tokens = np.empty(self.context, dtype=np.int64)
+        targets, documents = np.empty_like(tokens), np.empty_like(tokens)
+        segments = np.empty(self.context, dtype=np.int32)
+        place = int(np.searchsorted(self._ends, start, side="right"))
+        segment = 0
+        while filled < self.context:
+            document = int(self._order[place])
+            begin = start + filled - (int(self._ends[place]) - int(self.lengths[document]))
+            count = min(int(self.lengths[document]) - begin, self.context - filled)
+            at = int(self.documents.offsets[document]) + begin
+            piece = self.documents.tokens[at : at + count + 1]
+            span = slice(filled, filled + count)
+            tokens[span], targets[span] = piece[:-1], piece[1:]
+            segments[span], documents[span] = segment, document
+            filled, place, segment = filled + count, place + 1, segment + 1
+        return tokens, targets, segments, documents
+
+
+def evaluation_batches(documents: Documents, *, batch_size: int, context: int) -> Iterator[Batch]:
+    """Every target of every document exactly once, in order; documents longer than a row go on in the next row.
+
+    The last rows are padded.
+    """
+    rows: list[list[tuple[int, int, int]]] = [[]]  # (document, first, count) of every piece of every row
+    room = context
+    for document, length in enumerate(np.diff(documents.offsets) - 1):
+        first = 0
+        while first < length:
+            if room == 0:
+                rows.append([])
+                room = context
+            count = min(int(length) - first, room)
+            rows[-1].append((document, first, count))
+            first, room = first + count, room - count
+    for begin in range(0, len(rows), batch_size):
+        part = rows[begin : begin + batch_size]
+        shape = (len(part), context)
+        tokens = np.zeros(shape, dtype=np.int64)
+        targets = np.full(shape, NOTHING, dtype=np.int64)
+        segments = np.full(shape, -1, dtype=np.int32)
+        numbers = np.full(shape, -1, dtype=np.int64)
+        for row, pieces in enumerate(part):
+            filled = 0
+            for segment, (document, first, count) in enumerate(pieces):
+                at = int(documents.offsets[document]) + first
+                piece = documents.tokens[at : at + count + 1]
+                span = slice(filled, filled + count)
+                tokens[row, span], targets[row, span] = piece[:-1], piece[1:]
+                segments[row, span], numbers[row, span] = segment, document
+                filled += count
+        yield Batch(*map(torch.from_numpy, (tokens, targets, segments, numbers)))

@@ -1,0 +1,94 @@
+"""Tables over the runs of one ablation, or of all."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from workbench.files import read_json, read_jsonl
+from workbench.results.store import RunFolder
+
+RUN_SCHEMA: dict[str, Any] = {
+    "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "status": pl.String, "step": pl.Int64,
+    "steps": pl.Int64, "tokens": pl.Int64, "target_tokens": pl.Int64, "seconds": pl.Float64,
+    "seconds_left": pl.Float64, "loss": pl.Float64, "selection_bpb": pl.Float64, "report_bpb": pl.Float64,
+    "tokens_per_second": pl.Float64, "parameters": pl.Int64, "flops": pl.Float64, "hyperparameters": pl.String,
+    "selected": pl.Boolean, "reason": pl.String, "folder": pl.String,
+}  # fmt: skip
+CURVE_SCHEMA: dict[str, Any] = {
+    "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "step": pl.Int64, "tokens": pl.Int64,
+    "flops": pl.Float64, "seconds": pl.Float64, "loss": pl.Float64, "learning_rate": pl.Float64,
+    "gradient_norm": pl.Float64, "tokens_per_second": pl.Float64, "selection_bpb": pl.Float64,
+}  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _metrics(path: str, size: int, changed: int) -> list[dict[str, Any]]:
+    return read_jsonl(Path(path))
+
+
+def _cached_metrics(folder: RunFolder) -> list[dict[str, Any]]:
+    path = folder.path / "metrics.jsonl"
+    try:
+        stat = path.stat()
+    except OSError:
+        return []
+    return _metrics(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def _folders(ablation: Path) -> list[RunFolder]:
+    return [RunFolder(path.parent) for path in sorted(ablation.glob("runs/*/run.json"))]
+
+
+def runs(ablation: str | Path) -> pl.DataFrame:
+    """One row a training run of the ablation in folder ``ablation``; columns in ``RUN_SCHEMA``.
+
+    Tokens count training tokens; seconds count training only (no start-up, no evaluation); loss is nats per token;
+    bpb is bits per byte; flops are training FLOPs spent.
+    """
+    ablation = Path(ablation)
+    chosen = read_json(ablation / "selection.json")
+    rows = []
+    for folder in _folders(ablation):
+        about, result, state = folder.about(), folder.result(), folder.status()
+        metrics = _cached_metrics(folder)
+        last = metrics[-1] if metrics else {}
+        evaluated = [row["selection_bpb"] for row in metrics if row.get("selection_bpb") is not None]
+        steps, step, seconds = about["steps"], last.get("step", 0), last.get("seconds", 0.0)
+        left = seconds / step * (steps - step) if step and state["status"] == "running" else None
+        rows.append({
+            "arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"],
+            "status": state["status"], "step": step, "steps": steps, "tokens": last.get("tokens", 0),
+            "target_tokens": about["tokens"], "seconds": seconds, "seconds_left": left, "loss": last.get("loss"),
+            "selection_bpb": result.get("selection_bpb", evaluated[-1] if evaluated else None),
+            "report_bpb": result.get("report_bpb"), "tokens_per_second": last.get("tokens_per_second"),
+            "parameters": about["parameters"], "flops": last.get("flops", 0.0),
+            "hyperparameters": json.dumps(about["hyperparameters"]),
+            "selected": about["stage"] == "tuning" and chosen.get(about["arm"], {}).get("run") == folder.path.name,
+            "reason": state.get("reason"), "folder": str(folder.path),
+        })  # fmt: skip
+    return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
+
+
+def curves(ablation: str | Path) -> pl.DataFrame:
+    """Every recorded point of every run of one ablation; columns in ``CURVE_SCHEMA``."""
+    rows = []
+    for folder in _folders(Path(ablation)):
+        about = folder.about()
+        key = {"arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"]}
+        rows += [{**key, **{name: row.get(name) for name in CURVE_SCHEMA if name not in key}} for row in _cached_metrics(folder)]
+    return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
+
+
+def table(results: str | Path = "results") -> pl.DataFrame:
+    """One row a run over all ablations below ``results``, with the ablation's name in front."""
+    frames = [
+        runs(path.parent).insert_column(0, pl.lit(path.parent.name).alias("ablation"))
+        for path in sorted(Path(results).glob("*/ablation.json"))
+    ]
+    frames = [frame for frame in frames if len(frame)]
+    return pl.concat(frames) if frames else pl.DataFrame(schema={"ablation": pl.String, **RUN_SCHEMA})

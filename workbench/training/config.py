@@ -1,0 +1,84 @@
+"""What one training run is: model, data, training, seed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from workbench.config import Config, ConfigError
+from workbench.data import DataConfig
+from workbench.model.config import ModelConfig
+
+
+class TrainingConfig(Config):
+    """How a model is trained. Everything is counted in tokens and steps, never in seconds."""
+
+    tokens: Annotated[int, Field(ge=1)] = 400_000
+    """Training tokens, rounded down to whole steps."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows in one micro-batch."""
+    context: Annotated[int, Field(ge=2)] = 256
+    """Tokens T in one row."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches in one optimiser step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """Peak learning rate of AdamW."""
+    lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Learning-rate factor of single tensors, by shell pattern over parameter names: {"embedding.*": 0.5}."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of matrices; vectors, gains and embeddings have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment coefficients."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest global gradient norm."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """Learning rate over steps: warm-up–stable–decay (linear decay), or warm-up and cosine."""
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of the steps spent warming up."""
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of the steps spent decaying (wsd)."""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights and optimiser stay fp32."""
+    log_every: Annotated[int, Field(ge=1)] = 5
+    """Steps between lines in metrics.jsonl."""
+    evaluations: Annotated[int, Field(ge=1)] = 4
+    """Evaluations on the selection split, evenly spread; the last at the end."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between checkpoints."""
+
+    def model_post_init(self, _context: Any) -> None:
+        if self.steps < 1:
+            raise ConfigError.at("tokens", got=self.tokens, expected=f"at least one step ({self.tokens_per_step} tokens)",
+                                 do="Give more tokens, or a smaller batch_size, context or accumulate.")  # fmt: skip
+        if self.warmup + (self.decay if self.schedule == "wsd" else 0) > 1:
+            raise ConfigError.at("decay", got=self.decay, expected=f"at most 1 - warmup ({1 - self.warmup:g})")
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.context * self.accumulate
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.tokens // self.tokens_per_step
+
+
+class RunConfig(Config):
+    """One training run, whole. Its hash is the run's identity."""
+
+    model: ModelConfig = ModelConfig()
+    """The model."""
+    data: DataConfig = DataConfig()
+    """The text."""
+    training: TrainingConfig = TrainingConfig()
+    """The training."""
+    seed: int = 0
+    """Seed of the run; initial weights and data order derive from it separately. Never a search dimension."""
+
+    def canonical(self) -> dict[str, Any]:
+        return {**self.plain(), "model": self.model.canonical()}

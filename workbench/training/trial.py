@@ -1,0 +1,180 @@
+"""A trial is a process: it takes the folder of a run from wherever it stands to its end.
+
+Killed at any moment, it goes on from the last whole checkpoint; finished, it is never repeated.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import signal
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import polars as pl
+import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from workbench.data import PreparedData, StepLoader, TrainingStream
+from workbench.evaluation import evaluate
+from workbench.files import write_json
+from workbench.results import RunFolder
+from workbench.training.checkpoint import SafeCheckpointIO, latest
+from workbench.training.config import RunConfig
+from workbench.training.module import Diverged, Recorder, Stopped, Training
+
+LIBRARIES = ("torch", "lightning", "optuna", "tokenizers", "numpy")
+
+
+def code_version() -> str:
+    """The version of this package, with the commit where it is a git checkout."""
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        call = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        answer = subprocess.run(call, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return f"{version('workbench')}+{answer.stdout.strip()}"
+    return version("workbench")
+
+
+def environment() -> dict[str, Any]:
+    """Where a run ran."""
+    cuda = torch.cuda.is_available()
+    return {
+        "code": code_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def train(path: str | Path, cache: str | Path, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Bring the run in folder ``path`` to its end and return its result; a finished run is only read.
+
+    Args:
+        path: folder with ``run.json``.
+        cache: folder of prepared data.
+        should_stop: asked after every step; True writes a checkpoint and ends with status ``interrupted``.
+
+    Returns:
+        the content of ``result.json``, or ``{"status": "interrupted"}``.
+    """
+    folder = RunFolder(path)
+    with folder.hold() as mine:
+        if not mine:
+            return {"status": "busy", "reason": "another process is running it"}
+        if folder.result():
+            return folder.result()
+        folder.set_status("running", pid=os.getpid())
+        try:
+            return _train(folder, Path(cache), should_stop)
+        except Stopped as stop:
+            folder.set_status("interrupted", str(stop))
+            folder.event("interrupted", reason=str(stop))
+            return {"status": "interrupted", "reason": str(stop)}
+        except Diverged as error:
+            return _finish(folder, "diverged", str(error), step=error.step)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            return _finish(folder, "out_of_memory", f"{type(error).__name__}: {error}".split("\n")[0])
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+                return _finish(folder, "crashed", _explain(error))
+            # not a result: once there is space again the run goes on from its last checkpoint
+            return _note(folder, "interrupted", f"the disk is full ({error}); free some space and start again")
+        except Exception as error:
+            traceback.print_exc()
+            return _finish(folder, "crashed", _explain(error))
+
+
+def _explain(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}; see log.txt"
+
+
+def _finish(folder: RunFolder, status: str, reason: str, **numbers: Any) -> dict[str, Any]:
+    folder.finish(status, reason, **numbers)
+    return folder.result()
+
+
+def _note(folder: RunFolder, status: str, reason: str) -> dict[str, Any]:
+    try:
+        folder.set_status(status, reason)
+    except OSError:
+        print(reason, file=sys.stderr)  # not even a status can be written
+    return {"status": status, "reason": reason}
+
+
+def _train(folder: RunFolder, cache: Path, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    about = folder.about()
+    config = RunConfig.parse(about["config"])
+    data = PreparedData.open(cache, about["data"])
+    training = config.training
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    write_json(folder.path / "environment.json", environment())
+
+    module = Training(config)
+    recorder = Recorder(folder, config, data.selection, should_stop)
+    stream = TrainingStream(data.train, batch_size=training.batch_size, context=training.context, seed=config.seed)
+    loader = StepLoader(stream, total=training.steps * training.accumulate)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = L.Trainer(
+            max_steps=training.steps, max_epochs=1, accumulate_grad_batches=training.accumulate, accelerator="auto",
+            devices=1, precision="bf16-mixed" if training.precision == "bf16" else "32-true", logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            use_distributed_sampler=False, callbacks=[recorder],
+            plugins=[SafeCheckpointIO(), LightningEnvironment()],
+        )  # fmt: skip
+        checkpoint, damaged = latest(folder.path / "checkpoint")
+        for line in damaged:
+            folder.event("damaged_checkpoint", reason=line)
+        step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
+        folder.forget_metrics_after(step)
+        folder.event("resumed" if checkpoint else "started", step=step)
+        if step < training.steps:
+            trainer.fit(module, train_dataloaders=loader, ckpt_path=str(checkpoint) if checkpoint else None)
+        else:  # only the last evaluation was lost
+            module.load_state_dict(SafeCheckpointIO().load_checkpoint(checkpoint)["state_dict"])
+    metrics = folder.metrics()
+    numbers: dict[str, Any] = {
+        "step": training.steps,
+        "seconds": metrics[-1]["seconds"],
+        "loss": metrics[-1]["loss"],
+        "selection_bpb": [row["selection_bpb"] for row in metrics if row.get("selection_bpb") is not None][-1],
+    }
+    if about["stage"] == "confirmation":  # the report split is opened here and nowhere else
+        report = evaluate(
+            module.model, data.report, batch_size=training.batch_size, context=training.context,
+            precision=training.precision,
+        )  # fmt: skip
+        numbers["report_bpb"] = report.bits_per_byte
+        frame = pl.DataFrame({"document": range(len(report.nll_D)), "nll_nats": report.nll_D, "bytes": report.bytes_D})
+        temporary = folder.path / ".report.tmp"
+        frame.write_parquet(temporary)
+        os.replace(temporary, folder.path / "report.parquet")
+    return _finish(folder, "done", None, **numbers)  # type: ignore[arg-type]
+
+
+def run_in_process(path: str, cache: str, threads: int) -> None:
+    """Entry point of a trial's own process: log to the run's folder, stop on SIGTERM or when the parent is gone."""
+    import multiprocessing
+
+    log = os.open(Path(path) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(threads)
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker decides
+    parent = multiprocessing.parent_process()
+    train(path, cache, should_stop=lambda: bool(asked) or (parent is not None and not parent.is_alive()))
