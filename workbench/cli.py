@@ -239,6 +239,8 @@ def _print_cost(frame: Any, workers: int) -> None:
 
 def _watch(launched: AblationRun) -> None:
     """One bar a trial, until everything has ended or no worker is left."""
+    from workbench.results.store import ENDED
+
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[numbers]}"),
@@ -251,11 +253,10 @@ def _watch(launched: AblationRun) -> None:
         while True:
             ended = launched.wait(timeout=0.5)
             frame = launched.runs()
-            done = 0
+            done = frame["status"].is_in(ENDED).sum()
             for row in frame.iter_rows(named=True):
                 title = f"{row['arm']} {row['stage']} {_point(row)}"
-                over = row["status"] in ("done", "diverged", "out_of_memory", "crashed", "pruned")
-                done += over
+                over = row["status"] in ENDED
                 numbers = _numbers(row)
                 if live:
                     if row["run"] not in bars:

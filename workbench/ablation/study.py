@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from workbench.contract import Range
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+# heartbeat and retry are marked experimental; they are what survives a killed worker
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 ATTEMPTS = 3
 """Times a trial whose process or worker died is taken up again before it counts as killed."""

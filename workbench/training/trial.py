@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import polars as pl
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -121,6 +123,10 @@ def _train(folder: RunFolder, cache: Path, should_stop: Callable[[], bool]) -> d
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     write_json(folder.path / "environment.json", environment())
+    # nothing of ours draws from the global generators; a variant may, and must get the same numbers every time
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)
+    torch.manual_seed(config.seed)
 
     module = Training(config)
     recorder = Recorder(folder, config, data.selection, should_stop)

@@ -1,0 +1,129 @@
+"""Optimiser, schedules, divergence, and what a run leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import make_run, run_fields, write_corpus
+from safetensors.torch import load_file
+
+from workbench.config import ConfigError
+from workbench.model import LanguageModel, ModelConfig
+from workbench.training.config import RunConfig, TrainingConfig
+from workbench.training.optimiser import parameter_groups, rate_at
+from workbench.training.trial import train
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_wsd_schedule_warms_up_stays_and_decays() -> None:
+    config = TrainingConfig(tokens=100 * 2048, warmup=0.1, decay=0.2, final=0.1)
+    rates = [rate_at(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[50] == rates[79] == 1.0
+    assert rates[80] == pytest.approx(1.0) and all(a > b for a, b in zip(rates[80:], rates[81:]))
+    assert 0.1 < rates[99] < 0.15
+    assert max(rates) == 1.0
+
+
+def test_cosine_schedule_ends_near_its_final_rate() -> None:
+    config = TrainingConfig(tokens=100 * 2048, schedule="cosine", warmup=0.05, final=0.2)
+    rates = [rate_at(step, config) for step in range(100)]
+    assert rates[5] == 1.0 and rates[99] == pytest.approx(0.2, abs=1e-3)
+
+
+def test_matrices_decay_and_vectors_gains_and_embeddings_do_not() -> None:
+    model = LanguageModel(ModelConfig(width=32, depth=2, pattern="gdn full", tied=False), seed=0)
+    groups = parameter_groups(model, TrainingConfig())
+    decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}  # type: ignore[attr-defined]
+    assert {"head.weight", "blocks.0.mixer.qkv.weight", "blocks.1.feedforward.up.weight"} <= decayed
+    assert not decayed & {"embedding.weight", "norm.weight", "blocks.0.mixer.A_log", "blocks.0.mixer.dt_bias"}
+    assert sum(len(group["names"]) for group in groups) == len(list(model.parameters()))  # type: ignore[arg-type]
+
+
+def test_learning_rate_factors_apply_by_pattern_and_misses_are_refused() -> None:
+    model = LanguageModel(ModelConfig(width=32, depth=1), seed=0)
+    groups = parameter_groups(model, TrainingConfig(learning_rate=1e-2, lr_factors={"embedding.*": 0.5}))
+    rates = {name: group["lr"] for group in groups for name in group["names"]}  # type: ignore[attr-defined]
+    assert rates["embedding.weight"] == pytest.approx(5e-3) and rates["norm.weight"] == 1e-2
+    with pytest.raises(ConfigError, match=r"training.lr_factors.embeding"):
+        parameter_groups(model, TrainingConfig(lr_factors={"embeding.*": 0.5}))
+
+
+def test_a_run_learns_and_leaves_files_that_need_no_pickle(corpus: Path, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus, training={"tokens": 120 * 64}))
+    result = train(folder.path, tmp_path / "cache")
+    rows = folder.metrics()
+    assert result["status"] == "done" and rows[-1]["loss"] < rows[0]["loss"] - 1
+    assert rows[-1]["tokens"] == 120 * 64 and rows[-1]["flops"] > 0
+    assert result["report_bpb"] > 0 and result["selection_bpb"] == rows[-1]["selection_bpb"]
+    suffixes = {path.suffix for path in folder.path.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".jsonl", ".safetensors", ".parquet", ".txt", ""}
+    weights = load_file(next(folder.path.glob("checkpoint/step-120/model.safetensors")))
+    assert "model.embedding.weight" in weights
+
+
+def test_tuning_runs_never_open_the_report_split(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.data import PreparedData
+
+    def sealed(self: PreparedData) -> None:
+        raise AssertionError("the report split was opened")
+
+    monkeypatch.setattr(PreparedData, "report", property(sealed))
+    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus), stage="tuning")
+    result = train(folder.path, tmp_path / "cache")
+    assert result["status"] == "done" and "report_bpb" not in result
+
+
+def test_loss_that_is_not_finite_ends_as_diverged_with_its_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    losses = LanguageModel.token_losses
+    calls = []
+
+    def poisoned(self: LanguageModel, *args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        value = losses(self, *args, **kwargs)  # type: ignore[arg-type]
+        return value * float("nan") if len(calls) == 7 else value
+
+    monkeypatch.setattr(LanguageModel, "token_losses", poisoned)
+    fields = run_fields(corpus, training={"log_every": 5})
+    folder = make_run(tmp_path / "run", tmp_path / "cache", fields)
+    result = train(folder.path, tmp_path / "cache")
+    assert result["status"] == "diverged" and result["step"] == 7 and "step 7" in result["reason"]
+    assert folder.status()["status"] == "diverged"
+    # the poisoned weights never reach a checkpoint
+    assert [path.name for path in (folder.path / "checkpoint").glob("step-*")] == ["step-5"]
+
+
+def test_a_crash_is_a_row_with_its_reason(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: LanguageModel, *args: object, **kwargs: object) -> torch.Tensor:
+        raise RuntimeError("the mixer fell over")
+
+    monkeypatch.setattr(LanguageModel, "token_losses", broken)
+    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus))
+    result = train(folder.path, tmp_path / "cache")
+    assert result["status"] == "crashed" and "the mixer fell over" in result["reason"]
+
+
+def test_same_seed_same_bits_and_other_seed_other_bits(corpus: Path, tmp_path: Path) -> None:
+    results = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        folder = make_run(tmp_path / name, tmp_path / "cache", run_fields(corpus), seed=seed)
+        results.append(train(folder.path, tmp_path / "cache")["report_bpb"])
+    assert results[0] == results[1] != results[2]
+
+
+def test_bad_training_fields_say_what_to_do() -> None:
+    for fields, path in (
+        ({"tokens": 10}, "training.tokens"),
+        ({"warmup": 0.9, "decay": 0.9}, "training.decay"),
+        ({"learning_rate": -1}, "training.learning_rate"),
+        ({"schedule": "linear"}, "training.schedule"),
+        ({"lerning_rate": 1e-3}, "training.lerning_rate"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            RunConfig.parse({"training": fields})
+        assert raised.value.problems[0].path == path
