@@ -57,4 +57,5 @@ def ablation_fields(corpus: Path, name: str = "test", **changes: Any) -> dict[st
         "confirmation": {"seeds": [0, 1, 2]},
         "launch": {"workers": 2, "heartbeat": 1},
     }
-    return deep_merge(fields, changes)
+    merged = deep_merge(fields, changes)
+    return {**merged, "arms": changes.get("arms", fields["arms"])}

@@ -177,8 +177,8 @@ def doctor() -> None:
     import shutil
 
     from workbench.contract import feedforwards, mixers
+    from workbench.environment import environment
     from workbench.registry import broken_plugins
-    from workbench.training.trial import environment
 
     where = environment()
     libraries = where.pop("libraries")

@@ -158,7 +158,7 @@ class Config(BaseModel, metaclass=_ConfigMeta):
 
     def changed(self, **changes: Any) -> Self:
         """A validated copy with some fields replaced."""
-        return type(self).parse({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+        return type(self).parse({**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
 
     def plain(self) -> dict[str, Any]:
         """The configuration as plain data: dictionaries, lists, numbers, strings."""
@@ -247,7 +247,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
 def _yaml(text: str, origin: str) -> Any:
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: a date such as 2020-13-45
         # The library's message names line and column; its last line is advice about its own options.
         where = " ".join(str(error).split())
         raise ConfigError.at(origin, got=where[:300], expected="valid YAML", do="Check the line it names.") from None
@@ -263,7 +263,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         there = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise ConfigError.at(str(path), got="no such file", expected="a YAML file", do=nearest(path.name, there))
-    data = _yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError.at(str(path), got=f"a byte at {error.start} that is not UTF-8", expected="UTF-8 text") from None
+    data = _yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError.at(str(path), got=data, expected="a mapping at the top level")
     return data

@@ -125,7 +125,7 @@ class ShortConvolution(nn.Module):
 
     def next_tail(self, x_BTC: Tensor, tail_BWC: Tensor) -> Tensor:
         """The W-1 most recent inputs after this row."""
-        return torch.cat((tail_BWC, x_BTC), dim=1)[:, -(self.width - 1) :]
+        return torch.cat((tail_BWC, x_BTC), dim=1)[:, x_BTC.shape[1] :]
 
 
 class KeyValueCache(Cache):

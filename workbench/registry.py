@@ -68,11 +68,11 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         self._scan()
-        return name in self._classes
+        return isinstance(name, str) and name in self._classes
 
     def __getitem__(self, name: str) -> T:
         self._scan()
-        if name not in self._classes:
+        if not isinstance(name, str) or name not in self._classes:
             raise ConfigError.at("kind", got=name, expected=f"a registered {self.noun}", do=nearest(name, self._classes))
         return self._classes[name]
 

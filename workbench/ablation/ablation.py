@@ -17,8 +17,8 @@ from workbench.ablation.plan import Plan
 from workbench.ablation.run import AblationRun
 from workbench.config import ConfigError, difference
 from workbench.data import prepare
+from workbench.environment import environment
 from workbench.files import locked, read_json, write_json
-from workbench.training.trial import environment
 
 
 class Ablation:

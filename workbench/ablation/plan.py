@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench.ablation.config import AblationConfig
 from workbench.ablation.run import AblationRun
-from workbench.ablation.study import ATTEMPTS, enqueue, is_open, open_storage, retry, sampler, slots
+from workbench.ablation.study import ATTEMPTS, enqueue, fail_stale_trials, is_open, open_storage, retry, sampler, slots
 from workbench.accounting import account
 from workbench.files import write_json
 from workbench.results.store import RunFolder
@@ -120,7 +120,7 @@ class Plan:
         for stage_number, stage in enumerate((TUNING, CONFIRMATION)):
             for position, arm in enumerate(self.config.order):
                 study = self.study(arm, stage)
-                optuna.storages.fail_stale_trials(study)
+                fail_stale_trials(study)
                 trials = study.get_trials(deepcopy=False)
                 if any(trial.state == TrialState.WAITING for trial in trials):
                     begun = sum(trial.state != TrialState.WAITING for trial in trials)

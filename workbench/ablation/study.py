@@ -6,9 +6,11 @@ the number of trials is a total, however many workers there are and however ofte
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,6 @@ from optuna.trial import FrozenTrial, TrialState
 from workbench.contract import Range
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-# heartbeat and retry are marked experimental; they are what survives a killed worker
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 ATTEMPTS = 3
 """Times a trial whose process or worker died is taken up again before it counts as killed."""
@@ -32,13 +32,29 @@ def open_storage(folder: Path, heartbeat: float) -> RDBStorage:
     with sqlite3.connect(path, timeout=60) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
     interval = max(1, round(heartbeat))
-    return RDBStorage(
-        f"sqlite:///{path}",
-        engine_kwargs={"connect_args": {"timeout": 60}},
-        heartbeat_interval=interval,
-        grace_period=3 * interval,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=ATTEMPTS, inherit_intermediate_values=False),
-    )
+    with experimental_on_purpose():
+        return RDBStorage(
+            f"sqlite:///{path}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            heartbeat_interval=interval,
+            grace_period=3 * interval,
+            # a resumed trial reports its evaluations again, from the run's own file
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(ATTEMPTS, inherit_intermediate_values=False),
+        )
+
+
+@contextlib.contextmanager
+def experimental_on_purpose() -> Iterator[None]:
+    """Heartbeat and retry are marked experimental in Optuna; they are what survives a killed worker."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def fail_stale_trials(study: optuna.Study) -> None:
+    """Give up trials whose worker has missed three heartbeats; each comes back as a waiting trial."""
+    with experimental_on_purpose():
+        optuna.storages.fail_stale_trials(study)
 
 
 def suggest(trial: optuna.Trial, name: str, choice: Range) -> Any:

@@ -30,6 +30,13 @@ class TrialEnded(Exception):
     """A trial ended without a value; its status and reason are user attributes of the trial."""
 
 
+def _trial(path: str, cache: str, threads: int) -> None:
+    """What a trial's process runs. The slow import stays out of the worker's own process."""
+    from workbench.training.trial import run_in_process
+
+    run_in_process(path, cache, threads)
+
+
 class Worker:
     """Works on one ablation until nothing is left to do.
 
@@ -43,7 +50,7 @@ class Worker:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.processes: Any = multiprocessing.get_context(method)
         if method == "forkserver":
-            self.processes.set_forkserver_preload(["workbench.training.trial"])
+            self.processes.set_forkserver_preload(["workbench.training.trial", __name__])
 
     def work(self) -> None:
         """Take trials until every run has ended, or until SIGTERM."""
@@ -107,9 +114,7 @@ class Worker:
         if not folder.result() and not self.stopping:
             cache = Path(self.run.folder.parent) / "cache"
             arguments = (str(folder.path), str(cache), self.run.about["threads"])
-            from workbench.training.trial import run_in_process
-
-            process = self.processes.Process(target=run_in_process, args=arguments)
+            process = self.processes.Process(target=_trial, args=arguments)
             process.start()
         while True:
             alive = process is not None and process.is_alive()

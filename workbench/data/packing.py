@@ -70,7 +70,7 @@ class TrainingStream:
         """The r-th row of the stream: tokens, targets, segments, documents, each (T,)."""
         epoch, index = divmod(r, self.rows_in_epoch)
         if epoch != self._epoch:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, epoch]))
+            generator = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, epoch], np.uint64)))
             self._order = generator.permutation(len(self.lengths))
             self._ends = self.lengths[self._order].cumsum()
             self._rows = generator.permutation(self.rows_in_epoch)

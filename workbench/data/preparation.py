@@ -105,7 +105,7 @@ def prepare(
     """
     say = progress or (lambda line: None)
     say("reading the corpus")
-    raw = [text for text in corpora[config.corpus.kind](config.corpus).documents() if text.strip()]
+    raw = [_encodable(text) for text in corpora[config.corpus.kind](config.corpus).documents() if text.strip()]
     digest = hashlib.sha256()
     for text in raw:
         digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
@@ -164,6 +164,7 @@ def _prepare(
         total = int(arrays["bytes"].sum())
         card["splits"][name] = {"documents": len(ids), "documents_in_split": len(splits[name]), "bytes": total,
                                 "tokens": int(lengths.sum()), "bytes_per_token": total / max(1, int(lengths.sum() - len(ids)))}  # fmt: skip
+    sizes["tokenizer.json"] = (folder / "tokenizer.json").stat().st_size
     card["files"] = sizes
     (folder / "card.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
 
@@ -172,7 +173,7 @@ def _is_whole(folder: Path) -> bool:
     """Whether a prepared folder is there with every file at its full size."""
     try:
         files = json.loads((folder / "card.json").read_text(encoding="utf-8"))["files"]
-        return (folder / "tokenizer.json").is_file() and all((folder / n).stat().st_size == size for n, size in files.items())
+        return "tokenizer.json" in files and all((folder / n).stat().st_size == size for n, size in files.items())
     except (OSError, ValueError, KeyError):
         return False
 
@@ -255,7 +256,11 @@ def _tokenizer_hash(path: str) -> str:
 
 def _tokenizer(config: DataConfig, vocabulary: int, texts: Iterable[str], say: Callable[[str], None]) -> Tokenizer:
     if config.tokenizer_file:
-        tokenizer = Tokenizer.from_file(config.tokenizer_file)
+        try:
+            tokenizer = Tokenizer.from_file(config.tokenizer_file)
+        except Exception as error:  # the library raises nothing more precise
+            raise ConfigError.at("data.tokenizer_file", got=f"{config.tokenizer_file}: {error}",
+                                 expected="JSON that the `tokenizers` library wrote") from None  # fmt: skip
         tokenizer.add_special_tokens([DOCUMENT_SYMBOL])
         size = tokenizer.get_vocab_size()
         if size > vocabulary:
@@ -294,6 +299,11 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], ended: Sequence[bool]) -
             ids.append(np.array([symbol, *encoding.ids, *tail], dtype=np.int64))
             counts.append(len(part[offset].encode("utf-8", "surrogatepass")))
     return ids, counts
+
+
+def _encodable(text: str) -> str:
+    """``text`` with half surrogates, which JSON can write and UTF-8 cannot, as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _cut(text: str, limit: int) -> str:

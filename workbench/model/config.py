@@ -44,11 +44,11 @@ class ModelConfig(Config):
 
     scale: str = "tiny"
     """Named size that sets width, depth, vocabulary and the variants' defaults: tiny, 340m, 1.3b."""
-    width: Annotated[int | None, Field(ge=8)] = None
+    width: Annotated[int | None, Field(ge=8, le=2**20)] = None
     """Model width D. Default: the scale's."""
-    depth: Annotated[int | None, Field(ge=1)] = None
+    depth: Annotated[int | None, Field(ge=1, le=10_000)] = None
     """Number of blocks. Default: the scale's."""
-    vocabulary: Annotated[int | None, Field(ge=2)] = None
+    vocabulary: Annotated[int | None, Field(ge=2, le=2**26)] = None
     """Token ids that exist; the tokenizer is trained to this size. Default: the scale's."""
     pattern: str = "full"
     """Mixers by name, tiled over the depth: "gdn gdn gdn full"."""

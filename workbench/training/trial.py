@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import random
 import signal
-import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +23,13 @@ import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from workbench.data import PreparedData, StepLoader, TrainingStream
+from workbench.environment import environment
 from workbench.evaluation import evaluate
 from workbench.files import write_json
 from workbench.results import RunFolder
 from workbench.training.checkpoint import SafeCheckpointIO, latest
 from workbench.training.config import RunConfig
 from workbench.training.module import Diverged, Recorder, Stopped, Training
-
-LIBRARIES = ("torch", "lightning", "optuna", "tokenizers", "numpy")
-
-
-def code_version() -> str:
-    """The version of this package, with the commit where it is a git checkout."""
-    root = Path(__file__).parents[2]
-    if (root / ".git").exists():
-        call = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-        answer = subprocess.run(call, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            return f"{version('workbench')}+{answer.stdout.strip()}"
-    return version("workbench")
-
-
-def environment() -> dict[str, Any]:
-    """Where a run ran."""
-    cuda = torch.cuda.is_available()
-    return {
-        "code": code_version(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
-        "threads": torch.get_num_threads(),
-        "libraries": {name: version(name) for name in LIBRARIES},
-    }
 
 
 def train(path: str | Path, cache: str | Path, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:

@@ -38,11 +38,14 @@ class Files(Corpus):
             if form == "text":
                 yield self._read(path)
             elif form == "jsonl":
-                for number, line in enumerate(self._read(path).splitlines(), start=1):
+                for number, line in enumerate(self._read(path).split("\n"), start=1):
                     if line.strip():
                         yield self._field(line, path, number)
             else:
-                columns = pl.read_parquet_schema(path)
+                try:
+                    columns = pl.read_parquet_schema(path)
+                except pl.exceptions.PolarsError as error:
+                    raise ConfigError.at("data.corpus.path", got=f"{path}: {error}", expected="a Parquet file") from None
                 if self.config.field not in columns:
                     raise self._no_field(columns, str(path))
                 yield from pl.read_parquet(path, columns=[self.config.field])[self.config.field].drop_nulls().cast(pl.String)

@@ -46,20 +46,21 @@ def gated_delta_rule_chunked(
     lower = torch.ones(C, C, dtype=torch.bool, device=q.device).tril()
     if segments is None:
         same: Tensor = lower
-        from_before = to_after = None
+        from_before = None
     else:
         seg = torch.cat((segments, segments[:, -1:].expand(B, pad)), dim=1)
         seg = seg.unflatten(1, (N, C))[:, None]  # (B, 1, N, C)
         same = lower & (seg[..., :, None] == seg[..., None, :])
         before = torch.cat((seg[:, :, :1, 0], seg[:, :, :-1, -1]), dim=2)[..., None]  # the document carried in
         from_before = (seg == before).to(dtype)
-        to_after = (seg == seg[..., -1:]).to(dtype)
-    decay = (G[..., :, None] - G[..., None, :]).masked_fill(~same, -math.inf).exp()  # (B, H, N, C, C)
+    # Summed over s < i <= r, never a difference of two running sums: behind one strong decay that loses small ones.
+    after = g[..., :, None].expand(*g.shape, C).tril(-1).cumsum(-2)
+    decay = after.masked_fill(~same, -math.inf).exp()  # (B, H, N, C, C)
 
     k_beta = k * beta[..., None]
     system = (k_beta @ k.mT * decay).tril(-1)
     entering = G.exp() if from_before is None else G.exp() * from_before
-    leaving = (G[..., -1:] - G).exp() if to_after is None else (G[..., -1:] - G).exp() * to_after
+    leaving = decay[..., -1, :]  # 0 for another document than the chunk's last
     passing = entering[..., -1, None, None]  # exp(G_C), or 0 where the chunk ends in another document
     right = torch.cat((v * beta[..., None], k_beta * entering[..., None]), dim=-1)
     # unitriangular: the diagonal is taken as ones, so `system` needs none

@@ -1,0 +1,105 @@
+"""A run that exists in memory only: generated frames behind the interface of an AblationRun."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from workbench.ablation.verdict import ArmMeasurements, Verdict, judge
+from workbench.results.tables import CURVE_SCHEMA, RUN_SCHEMA
+
+
+class FakeRun:
+    """An ablation of ``arms`` whose runs have come ``progress`` of their way."""
+
+    def __init__(
+        self, folder: Path, arms: tuple[str, ...] = ("full", "gdn"), *, trials: int = 3, seeds: int = 3,
+        points: int = 20, progress: float = 1.0, status: str = "done", confirmed: bool = True,
+        tuned: tuple[str, ...] = ("lr", "norm"),
+    ):  # fmt: skip
+        self.folder, self.name, self.question = folder, "a <b>name</b>", "Is <i>gdn</i> better & cheaper?"
+        self.arms, self.baseline, self.seeds = list(arms), arms[0], list(range(seeds))
+        self.trials, self.points, self.progress = trials, points, progress
+        self.status, self.confirmed = status, confirmed
+        self.tuned, self.broken = tuned, False
+        self.total = len(arms) * (trials + seeds)
+        self.about = {"config": {"alpha": 0.05, "budget": {"allow_mismatch": None}}}
+
+    @property
+    def finished(self) -> bool:
+        return self.progress == 1.0 and self.trials > 0
+
+    def _each(self) -> list[dict[str, Any]]:
+        each = []
+        for a, arm in enumerate(self.arms):
+            for i in range(self.trials):
+                values = {"lr": 10.0 ** (-4 + i), "norm": ["pre", "post"][i % 2]}
+                each.append({"arm": arm, "stage": "tuning", "seed": 1000, "i": i, "a": a, "selected": i == 1,
+                             "run": f"tuning-{a}-{i}",
+                             "hyperparameters": {k: values[k] for k in self.tuned}})  # fmt: skip
+            for seed in self.seeds if self.confirmed and self.trials else []:
+                each.append({"arm": arm, "stage": "confirmation", "seed": seed, "i": seed, "a": a, "selected": False,
+                             "run": f"confirmation-{a}-{seed}", "hyperparameters": {}})  # fmt: skip
+        return each
+
+    def runs(self) -> pl.DataFrame:
+        if self.broken:
+            raise OSError("the <disk> is away")
+        done, step = self.status == "done" and self.progress == 1.0, int(self.points * self.progress)
+        status = self.status if self.progress == 1.0 else "running"
+        rows = [
+            {**{k: run[k] for k in ("arm", "stage", "run", "seed", "selected")}, "status": status, "step": step,
+             "steps": self.points, "tokens": step * 1000, "target_tokens": self.points * 1000, "seconds": step * 0.5,
+             "seconds_left": None if done else 1.0, "loss": 3.0,
+             "selection_bpb": 1.2 + 0.1 * run["i"] if done else None, "report_bpb": 1.1 if done else None,
+             "tokens_per_second": 2000.0, "parameters": 1_000_000, "flops": step * 1e9,
+             "hyperparameters": json.dumps(run["hyperparameters"]), "reason": None if done else "loss <nan> & more",
+             "folder": str(self.folder)}
+            for run in self._each()
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
+
+    def curves(self) -> pl.DataFrame:
+        rows = []
+        for run in self._each():
+            for step in range(1, int(self.points * self.progress) + 1):
+                loss = 9 / step**0.3 + 0.1 * run["a"] + 0.05 * run["i"]
+                rows.append({**{k: run[k] for k in ("arm", "stage", "run", "seed")}, "step": step,
+                             "tokens": step * 1000, "flops": step * 1e9, "loss": loss,
+                             "seconds": step * (0.5 + 0.01 * run["i"]),
+                             "learning_rate": 1e-3, "gradient_norm": 1.0, "tokens_per_second": 2000.0,
+                             "selection_bpb": loss / 3 if step % 5 == 0 else None})  # fmt: skip
+        return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
+
+    def cost(self) -> pl.DataFrame:
+        return pl.DataFrame([
+            {"arm": arm, "parameters": 1_234_567, "cache_bytes": 3_400_000_000, "training_flops": 4.1e15, "trials": 6,
+             "seconds_per_trial": 120.0, "residual": 0.0, "mismatch": "" if arm == self.baseline else "tokens +9.0%"}
+            for arm in self.arms
+        ])  # fmt: skip
+
+    def failures(self) -> dict[str, str]:
+        return {}
+
+    def provenance(self) -> dict[str, str]:
+        return {"code": "1.0+<script>alert(1)</script>"}
+
+    def workers(self) -> list[int]:
+        return [] if self.finished else [1, 2]
+
+    def verdict(self) -> Verdict | None:
+        if not (self.finished and self.confirmed):
+            return None
+        noise, sizes = np.random.default_rng(0), np.array([900, 1200, 700])
+        base = noise.normal(0.7, 0.01, (len(self.seeds), 3))
+        measured = []
+        for a, arm in enumerate(self.arms):
+            losses = sizes * (base + 0.02 * a + noise.normal(0, 5e-4, base.shape))
+            failed = {} if self.status == "done" else {seed: "diverged" for seed in self.seeds}
+            held = {} if failed else {seed: losses[i] for i, seed in enumerate(self.seeds)}
+            measured.append(ArmMeasurements(arm, held, sizes, failed))
+        return judge(measured[0], measured[1:], seeds=self.seeds, replicates=200)

@@ -1,0 +1,163 @@
+"""Configuration: every mistake named with its path, nothing executed, one identity for one meaning."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench.ablation.config import AblationConfig
+from workbench.config import (
+    Config,
+    ConfigError,
+    apply_overrides,
+    deep_merge,
+    expand_dotted,
+    flatten,
+    nearest,
+    read_yaml,
+)
+from workbench.model import ModelConfig
+from workbench.training.config import RunConfig
+
+
+class Inner(Config):
+    """Inner part."""
+
+    width: int = 3
+    """How wide it is."""
+
+
+class Outer(Config):
+    """Outer part."""
+
+    inner: Inner = Inner()
+    rate: float = 0.1
+    names: tuple[str, ...] = ()
+
+
+def problems(call: Any, *args: Any) -> str:
+    with pytest.raises(ConfigError) as raised:
+        call(*args)
+    return str(raised.value)
+
+
+def test_unknown_field_names_the_nearest() -> None:
+    text = problems(Outer.parse, {"inner": {"widht": 3}})
+    assert text.startswith("inner.widht: got the unknown field 'widht'") and "Nearest valid name: 'width'" in text
+    with pytest.raises(ConfigError, match="Nearest valid name: 'width'"):
+        Inner(widht=3)  # type: ignore[call-arg]
+    assert nearest("zzz", ["b", "a"]) == "Valid names: a, b."
+
+
+def test_every_mistake_at_once_with_its_path() -> None:
+    with pytest.raises(ConfigError) as raised:
+        Outer.parse({"inner": {"width": "x"}, "rate": [], "names": ["a", 3], "more": 1})
+    assert {p.path for p in raised.value.problems} == {"inner.width", "rate", "names[1]", "more"}
+    assert "How wide it is." in str(raised.value)
+    assert "a mapping" in problems(Outer.parse, [1])
+    for value in (float("nan"), float("inf")):
+        assert "rate" in problems(Outer.parse, {"rate": value})
+
+
+def test_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        Outer().rate = 1.0  # type: ignore[misc]
+
+
+def test_yaml_loads_data_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("rate: 1e-3\ninner: {width: 4}\n")
+    assert read_yaml(path) == {"rate": 1e-3, "inner": {"width": 4}} and isinstance(read_yaml(path)["rate"], float)
+    made = tmp_path / "made"
+    for text in (f"a: !!python/object/apply:os.mkdir ['{made}']", "a: !!python/object:os.system {}",
+                 "a: !!python/name:os.system", "a: 1\na: 2", "a: [", "a: *b", "a: 2020-13-45", "- 1", "3", ""):  # fmt: skip
+        path.write_text(text)
+        assert str(path) in problems(read_yaml, path), text
+    assert not made.exists()
+    path.write_bytes(b"a: \xff")
+    assert "not UTF-8" in problems(read_yaml, path)
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_text("{}")
+    assert "Nearest valid name: 'quickstart.yaml'" in problems(read_yaml, tmp_path / "quikstart.yaml")
+    assert "no such file" in problems(read_yaml, tmp_path / "no" / "x.yaml")
+
+
+def test_overrides() -> None:
+    data = apply_overrides({"model": {"width": 1, "depth": 2}}, ["model.width=256", "rate=1e-3", "names=[a, b]", "x="])
+    assert data == {"model": {"width": 256, "depth": 2}, "rate": 1e-3, "names": ["a", "b"], "x": None}
+    assert "path.to.field=value" in problems(apply_overrides, {}, ["model.width"])
+    assert "path.to.field=value" in problems(apply_overrides, {}, ["=3"])
+    assert "valid YAML" in problems(apply_overrides, {}, ["a=[1"])
+
+
+def test_deep_merge_replaces_a_mapping_whose_kind_changes() -> None:
+    base = {"m": {"kind": "sliding", "window": 4}, "n": {"a": 1}}
+    assert deep_merge(base, {"m": {"heads": 2}})["m"] == {"kind": "sliding", "window": 4, "heads": 2}
+    assert deep_merge(base, {"m": {"kind": "sliding", "heads": 2}})["m"]["window"] == 4
+    assert deep_merge(base, {"m": {"kind": "full"}, "n": {"b": 2}}) == {"m": {"kind": "full"}, "n": {"a": 1, "b": 2}}
+    assert base == {"m": {"kind": "sliding", "window": 4}, "n": {"a": 1}}
+
+
+def test_expand_dotted_leaves_patterns_alone() -> None:
+    given_ = {"model.width": 8, "model": {"depth": 2}, "f": {"*.norm": 1, "blocks.*": 2}, "l": [{"a.b": 1}], 3: 4}
+    wanted = {"model": {"width": 8, "depth": 2}, "f": {"*.norm": 1, "blocks.*": 2}, "l": [{"a": {"b": 1}}], 3: 4}
+    assert expand_dotted(given_) == wanted
+    assert flatten(wanted)["l[0].a.b"] == 1
+
+
+def test_identity_is_that_of_the_meaning() -> None:
+    one, two = ModelConfig(pattern="full"), ModelConfig(pattern="full full")
+    assert one.identity == two.identity and one.diff(two) == {}
+    assert one.identity == ModelConfig.parse(one.plain()).identity
+    others = [ModelConfig(pattern="sliding"), ModelConfig(width=64), ModelConfig(depth=2), ModelConfig(tied=False),
+              ModelConfig(at={1: {"kind": "gdn"}}), ModelConfig(mixers={"full": {"qk_norm": True}})]  # fmt: skip
+    assert len({one.identity, *(o.identity for o in others)}) == 7
+    changed = RunConfig.parse({"training": {"learning_rate": 1e-3}})
+    assert changed.diff(RunConfig()) == {"training.learning_rate": (3e-3, 1e-3)}
+
+
+def test_identity_is_the_same_in_every_process() -> None:
+    code = "from workbench.training.config import RunConfig; print(RunConfig().identity)"
+    for seed in ("1",):
+        out = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed},
+                             capture_output=True, text=True, check=True)  # fmt: skip
+        assert out.stdout.strip() == RunConfig().identity
+
+
+def test_a_changed_scale_brings_its_own_sizes() -> None:
+    assert ModelConfig(depth=2).changed(scale="340m") == ModelConfig(scale="340m", depth=2)
+
+
+leaves = st.none() | st.booleans() | st.integers(-3, 200) | st.floats() | st.sampled_from(
+    ["", "full", "gdn", "full full", "slidng", "tiny", "340m", "moe", "grid", "tpe", "*"])  # fmt: skip
+values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(
+    st.sampled_from(["kind", "heads", "window", "model", "model.width", "training", "values", "a", "trials", "space", 0, 1]),
+    inner, max_size=3), max_leaves=6)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.dictionaries(st.sampled_from([*ModelConfig.model_fields, "x", 1]), values | st.integers(), max_size=4))
+def test_any_mapping_gives_a_model_or_a_config_error(data: Any) -> None:
+    try:
+        ModelConfig.parse(data)
+    except ConfigError as error:
+        assert error.problems
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.dictionaries(st.sampled_from([*AblationConfig.model_fields, "x"]), values, max_size=4),
+       arms=st.dictionaries(st.sampled_from(["a", "b"]), values, max_size=2))  # fmt: skip
+def test_any_mapping_gives_an_ablation_or_a_config_error(data: Any, arms: Any) -> None:
+    try:
+        AblationConfig.parse({"name": "n", "arms": arms, **data})
+    except ConfigError as error:
+        assert error.problems

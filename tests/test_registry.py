@@ -1,0 +1,75 @@
+"""Registries: names that clash, names that go, plug-ins that break."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench import registry as registry_module
+from workbench.config import ConfigError
+from workbench.registry import Registry
+
+SOURCE = """
+from typing import Literal
+from workbench.config import Config
+
+class Thing:
+    class Config(Config):
+        kind: Literal["thing"] = "thing"
+        size: int = 1
+"""
+
+
+def load(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (folder / f"{name}.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(folder))
+    module = __import__(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module.Thing
+
+
+def empty() -> Registry[Any]:
+    things: Registry[Any] = Registry("thing", "workbench.mixers")
+    things._scanned = True
+    return things
+
+
+def test_a_clash_names_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    things = empty()
+    things.register(load(tmp_path, "first_thing", monkeypatch))
+    second = load(tmp_path, "second_thing", monkeypatch)
+    with pytest.raises(TypeError, match=r"'thing' is registered by .*first_thing\.py .*second_thing\.py"):
+        things.register(second)
+    things.unregister("thing")
+    assert things.register(second) is second and things.names() == ["thing"] and "thing" in things
+    things.unregister("thing")
+    things.unregister("thing")
+    assert list(things) == []
+
+
+def test_what_cannot_be_registered() -> None:
+    with pytest.raises(TypeError, match="needs a nested Config"):
+        empty().register(type("Bare", (), {}))
+
+
+def test_parse_and_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    things = empty()
+    things.register(load(tmp_path, "third_thing", monkeypatch))
+    assert things.parse("thing").size == things.parse({}, "thing").size == 1
+    for data, text in (("thin", "Nearest valid name: 'thing'"), ({}, "got 'nothing'"), ({"kind": []}, "kind: got []"),
+                       (3, "got 3"), ({"kind": "thing", "sizze": 1}, "'size'")):  # fmt: skip
+        with pytest.raises(ConfigError) as raised:
+            things.parse(data)
+        assert text in str(raised.value)
+
+
+def test_a_broken_entry_point_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("broken", "no_such_module_anywhere", registry_module.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
+    monkeypatch.setattr(registry_module, "broken_plugins", {})
+    registry_module._load_entry_points(set())
+    assert "ModuleNotFoundError" in registry_module.broken_plugins["broken"]

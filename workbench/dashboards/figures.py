@@ -1,0 +1,302 @@
+"""The figures. Each draws exactly its table in :mod:`workbench.dashboards.tables`, and says so calmly when it is empty.
+
+The number of traces of ``loss_curves`` and ``effects`` depends on the arms alone, so that a live view only exchanges
+their data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+import polars as pl
+from plotly.subplots import make_subplots
+
+from workbench.dashboards import style
+from workbench.dashboards.tables import (
+    XAxis,
+    YAxis,
+    cost_table,
+    curve_table,
+    effect_table,
+    failure_table,
+    tuning_table,
+)
+from workbench.results.store import ENDED
+
+if TYPE_CHECKING:
+    from workbench.dashboards.tables import Run
+
+X_TITLES = {"tokens": "training tokens", "flops": "training compute (FLOPs)", "seconds": "training time (s)"}
+Y_TITLES = {"loss": "training loss (nats per token)", "selection_bpb": "selection loss (bits per byte)"}
+
+COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "parameters": ("parameters", style.count), "non_embedding": ("without embedding", style.count),
+    "active": ("active", style.count), "flops_per_token": ("forward, per token", style.flops),
+    "training_flops": ("training, one run", style.flops), "cache_bytes": ("cache, one sequence", style.size),
+    "memory_bytes": ("training memory, estimate", style.size), "tokens": ("tokens, one run", style.count),
+    "trials": ("runs", style.count), "seconds_per_trial": ("time, one run, estimate", style.duration),
+    "measured_seconds": ("time, one run, measured", style.duration),
+    "spent_seconds": ("time, all runs so far", style.duration),
+    "residual": ("off budget", style.share), "mismatch": ("not matched", lambda text: text or "–"),
+}  # fmt: skip
+"""Column of the cost table -> its heading and how its numbers are written."""
+
+
+def loss_curves(run: Run, x: XAxis = "tokens", y: YAxis = "loss") -> go.Figure:
+    """Mean over seeds as a line, smallest to largest as a band, one colour an arm.
+
+    Args:
+        run: the run.
+        x: ``tokens``, ``flops`` or ``seconds``.
+        y: ``loss`` or ``selection_bpb``.
+    """
+    table, styles = curve_table(run, x, y), style.arm_styles(run.arms)
+    bands, lines = [], []
+    for arm, look in styles.items():
+        mine = table.filter(pl.col("arm") == arm)
+        place, low, high = mine[x].to_list(), mine["low"].to_list(), mine["high"].to_list()
+        tuning = bool(len(mine)) and mine["stage"][0] == "tuning"
+        name = style.label(arm) + (" (tuning trials)" if tuning else "")
+        group = f"arm {run.arms.index(arm)}"
+        bands.append(go.Scatter(
+            x=place + place[::-1], y=high + low[::-1], mode="lines", fill="toself",
+            fillcolor=look.faint(0.16 if len(styles) <= 8 else 0.05),
+            line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=group, name=name,
+        ))  # fmt: skip
+        lines.append(go.Scatter(
+            x=place, y=mine["mean"].to_list(), name=name, legendgroup=group, customdata=mine["runs"].to_list(),
+            mode="lines+markers" if y == "selection_bpb" else "lines", marker={"size": 5},
+            line={"color": look.colour, "dash": look.dash, "width": 2.2 if arm == run.baseline else 1.8},
+            hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata} runs)", showlegend=True,
+        ))  # fmt: skip
+    figure = _figure([*bands, *lines], "" if len(table) else "No training step has been recorded yet.")
+    figure.update_xaxes(title_text=X_TITLES[x])
+    figure.update_yaxes(title_text=Y_TITLES[y])
+    figure.update_layout(legend=_legend(run.arms), hovermode="x unified" if len(styles) <= 8 else "closest")
+    return figure
+
+
+def effects(run: Run) -> go.Figure:
+    """Forest plot: difference of each arm to the baseline, its interval thick, the document bootstrap's thin."""
+    table, styles = effect_table(run), style.arm_styles(run.arms)
+    rows = {row["arm"]: row for row in table.iter_rows(named=True)}
+    arms = run.arms[1:]
+    traces = []
+    for place, arm in enumerate(arms):
+        row, look = rows.get(arm), styles[arm]
+        for low, high, width in (("bootstrap_low", "bootstrap_high", 1.5), ("low", "high", 7)):
+            ends = [] if row is None or row[low] is None else [row[low], row[high]]
+            traces.append(go.Scatter(
+                x=ends, y=[place] * len(ends), mode="lines", line={"color": look.colour, "width": width},
+                hoverinfo="skip", showlegend=False,
+            ))  # fmt: skip
+        known = row is not None and row["difference"] is not None
+        size = f"  {style.bits(row['difference'], signed=True)}" if row is not None and known else ""
+        said = "" if row is None else row["verdict"] + size
+        traces.append(go.Scatter(
+            x=[row["difference"]] if row is not None and known else [], y=[place] if known else [], mode="markers",
+            hovertext=[_wrapped(row["sentence"])] if row is not None and known else [], hoverinfo="text",
+            marker={"color": look.colour, "size": 13, "symbol": "diamond", "line": {"color": style.INK, "width": 1}},
+            showlegend=False,
+        ))  # fmt: skip
+        traces.append(go.Scatter(
+            x=[] if row is None else [_reach(row)[1]], y=[] if row is None else [place], mode="text",
+            text=[] if row is None else [f"  {said}"], textposition="middle right", showlegend=False,
+            hovertext=[] if row is None else [_wrapped(row["sentence"])], hoverinfo="text", cliponaxis=False,
+        ))  # fmt: skip
+    empty = "There is no second arm to compare." if not arms else (
+        "" if rows else "The verdict comes when every arm has its confirmation runs."
+    )  # fmt: skip
+    figure = _figure(traces, empty)
+    level = f"{100 * (1 - _alpha(run)):g} %"
+    figure.update_xaxes(
+        title_text=f"difference to {style.label(run.baseline)} in bits per byte (left of zero is better)<br>"
+        f"<span style='font-size:11px'>thick: {level} t interval over seeds · "
+        f"thin: {level} bootstrap over seeds and documents</span>",
+        zeroline=bool(rows), zerolinecolor=style.INK, zerolinewidth=1.5, zerolinelayer="below traces",
+        range=_span(rows),
+    )  # fmt: skip
+    figure.update_yaxes(
+        tickvals=list(range(len(arms))), ticktext=[style.label(arm) for arm in arms], title_text="arm",
+        range=[len(arms) - 0.4, -0.75], showgrid=False, zeroline=False,
+    )  # fmt: skip
+    figure.update_layout(height=max(240, 150 + 42 * len(arms)))
+    return figure
+
+
+def tuning(run: Run) -> go.Figure:
+    """Selection loss of each trial over each hyperparameter; the chosen trial ringed, failed ones as crosses."""
+    table, styles = tuning_table(run), style.arm_styles(run.arms)
+    names = table["hyperparameter"].unique(maintain_order=True).to_list()
+    if not names:
+        figure = _figure([], "No tuning trial has begun, or nothing is tuned.")
+        figure.update_xaxes(title_text="hyperparameter")
+        figure.update_yaxes(title_text=Y_TITLES["selection_bpb"])
+        return figure
+    columns = min(len(names), 3)
+    lines = math.ceil(len(names) / columns)
+    grid = make_subplots(
+        lines, columns, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=min(0.2, 0.6 / lines)
+    )
+    grid.update_layout(template=style.TEMPLATE)
+    known = table.filter(pl.col("selection_bpb").is_finite())["selection_bpb"]
+    lowest, highest = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)  # type: ignore[arg-type]
+    rail = highest + 0.12 * ((highest - lowest) or 1.0)  # where trials that failed without a number are put
+    for index, name in enumerate(names):
+        at = {"row": index // columns + 1, "col": index % columns + 1}
+        here = table.filter(pl.col("hyperparameter") == name)
+        words = here["word"].null_count() < len(here)
+        for arm, look in styles.items():
+            mine = here.filter(pl.col("arm") == arm)
+            rows = list(mine.iter_rows(named=True))
+            grid.add_scatter(
+                x=[_value(row, words) for row in rows], name=style.label(arm), mode="markers",
+                legendgroup=f"arm {run.arms.index(arm)}",
+                y=[_height(row, rail) for row in rows],
+                text=[_trial(row) for row in rows], hoverinfo="text", showlegend=index == 0, cliponaxis=False,
+                marker={"symbol": [_symbol(row["status"]) for row in rows], "color": look.colour, "size": 9,
+                        "opacity": 0.9, "line": {"width": 1.5, "color": look.colour}},
+                **at,
+            )  # fmt: skip
+        chosen = [row for row in here.iter_rows(named=True) if row["selected"] and not _unknown(row["selection_bpb"])]
+        grid.add_scatter(
+            x=[_value(row, words) for row in chosen], y=[row["selection_bpb"] for row in chosen], name="chosen",
+            mode="markers", hoverinfo="skip", showlegend=index == 0, cliponaxis=False,
+            marker={"symbol": "circle-open", "size": 18, "color": [styles[row["arm"]].colour for row in chosen],
+                    "line": {"width": 2}},
+            **at,
+        )  # fmt: skip
+        values = [value for value in here["value"].to_list() if value is not None]
+        log = not words and min(values) > 0 and max(values) / min(values) > 5
+        grid.update_xaxes(title_text=style.label(name), type="category" if words else "log" if log else "linear", **at)
+        if log:
+            grid.update_xaxes(dtick="D2" if max(values) / min(values) < 50 else 1, tickformat="~g", **at)
+    grid.update_yaxes(title_text=Y_TITLES["selection_bpb"], col=1)
+    grid.update_layout(height=60 + 300 * lines, legend=_legend(run.arms))
+    if not len(known) and not table["status"].is_in(ENDED).any():
+        _say(grid, "No trial has a selection loss yet.")
+    return grid
+
+
+def cost(run: Run) -> go.Figure:
+    """What each arm costs, as a table with human numbers."""
+    table = cost_table(run)
+    if not len(table):
+        return _sentence("No cost was worked out before launch.")
+    heads, columns = ["arm"], [[style.label(arm) for arm in table["arm"]]]
+    for name, (head, written) in COST_COLUMNS.items():
+        if name in table.columns:
+            heads.append(head)
+            columns.append([style.label(written(value), 200) for value in table[name]])
+    return _table(heads, columns)
+
+
+def failures(run: Run) -> go.Figure:
+    """Runs that failed, with the reason."""
+    table = failure_table(run)
+    if not len(table):
+        return _sentence("No run has failed.")
+    shown = ["arm", "stage", "seed", "status", "step", "reason"]
+    columns = [["–" if v is None else style.label(str(v), 400) for v in table[name]] for name in shown]
+    return _table(shown, columns)
+
+
+# -- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _figure(traces: list[Any], empty: str = "") -> go.Figure:
+    figure = go.Figure(traces)
+    figure.update_layout(template=style.TEMPLATE, height=400)
+    if empty:
+        _say(figure, empty)
+    return figure
+
+
+def _say(figure: go.Figure, text: str) -> None:
+    figure.add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"size": 15})
+
+
+def _sentence(text: str) -> go.Figure:
+    figure = _figure([], text)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure.update_layout(height=160)
+
+
+def _table(heads: list[str], columns: list[list[str]]) -> go.Figure:
+    plain = {"fill": {"color": "rgba(0,0,0,0)"}, "line": {"color": style.FAINT}, "align": "left"}
+    widths = [min(max(len(text) for text in [head, *column]), 40) + 3 for head, column in zip(heads, columns)]
+    figure = _figure([go.Table(
+        header={"values": [f"<b>{head}</b>" for head in heads], **plain, "font": {"color": style.INK}},
+        cells={"values": columns, "height": 26, **plain, "font": {"color": style.INK}}, columnwidth=widths,
+    )])  # fmt: skip
+    return figure.update_layout(height=min(120 + 40 * len(columns[0]), 640), margin={"l": 8, "r": 8, "t": 8, "b": 8})
+
+
+def _legend(arms: list[str]) -> dict[str, Any]:
+    """Above the plot for few arms; beside it, where it scrolls, for many."""
+    if len(arms) <= 8:
+        return {}
+    return {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top", "font": {"size": 11}}
+
+
+def _alpha(run: Run) -> float:
+    return run.about["config"]["alpha"]
+
+
+def _reach(row: dict[str, Any]) -> tuple[float, float]:
+    """From the leftmost to the rightmost number that a row of the forest plot draws; zero where there is none."""
+    drawn = [row[name] for name in ("difference", "low", "high", "bootstrap_low", "bootstrap_high")]
+    drawn = [value for value in drawn if value is not None] or [0.0]
+    return min(drawn), max(drawn)
+
+
+def _span(rows: dict[str, dict[str, Any]]) -> list[float]:
+    """The forest plot's horizontal range: every interval and zero, with room for the words on the right."""
+    ends = [0.0, *(end for row in rows.values() for end in _reach(row))]
+    low, high = min(ends), max(ends)
+    width = (high - low) or 0.01
+    return [low - 0.06 * width, high + 0.24 * width]
+
+
+def _unknown(value: float | None) -> bool:
+    return value is None or not math.isfinite(value)
+
+
+def _value(row: dict[str, Any], words: bool) -> Any:
+    if not words:
+        return row["value"]
+    return style.label(row["word"] if row["word"] is not None else json.dumps(row["value"]))
+
+
+def _height(row: dict[str, Any], rail: float) -> float | None:
+    """Where a trial is drawn: at its number; on the rail when it ended without one; nowhere while it has none yet."""
+    if _unknown(row["selection_bpb"]):
+        return rail if row["status"] in ENDED else None
+    return row["selection_bpb"]
+
+
+def _symbol(status: str) -> str:
+    return "circle" if status == "done" else "x" if status in ENDED else "circle-open"
+
+
+def _trial(row: dict[str, Any]) -> str:
+    value = row["word"] if row["value"] is None else f"{row['value']:.4g}"
+    number = "no number" if _unknown(row["selection_bpb"]) else f"{style.bits(row['selection_bpb'])} bits per byte"
+    chosen = ", chosen" if row["selected"] else ""
+    return f"{style.label(row['arm'])}: {style.label(value)}<br>{number}, {row['status']}{chosen}"
+
+
+def _wrapped(text: str, width: int = 90) -> str:
+    lines: list[str] = []
+    line = ""
+    for word in style.label(text, 2_000).split(" "):
+        if line and len(line) + len(word) > width:
+            lines, line = [*lines, line], word
+        else:
+            line = f"{line} {word}".strip()
+    return "<br>".join([*lines, line])

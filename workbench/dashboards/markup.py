@@ -1,0 +1,142 @@
+"""The tables as HTML, for the report and the dashboard: plain, escaped, readable in print and by screen readers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from workbench.dashboards import style
+from workbench.dashboards.figures import COST_COLUMNS
+from workbench.dashboards.tables import cost_table, effect_table, failure_table
+
+if TYPE_CHECKING:
+    from workbench.dashboards.tables import Run
+
+NUMBER = "number"
+"""Class of cells that are aligned right."""
+
+
+class Raw(str):
+    """Text that is HTML already."""
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequence[str] = ()) -> str:
+    """An HTML table; everything in it is escaped, save what is :class:`Raw`.
+
+    Args:
+        heads: column headings.
+        rows: cells of each row; None is shown as a dash.
+        numbers: headings of the columns that are aligned right.
+    """
+    kinds = [f' class="{NUMBER}"' if head in numbers else "" for head in heads]
+
+    def cell(value: Any) -> str:
+        return value if isinstance(value, Raw) else escape("–" if value is None else str(value))
+
+    head = "".join(f"<th{kind}>{escape(text)}</th>" for kind, text in zip(kinds, heads))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{cell(value)}</td>" for kind, value in zip(kinds, row)) + "</tr>\n" for row in rows
+    )
+    return f'<div class="table"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def arm_name(run: Run, arm: str) -> Raw:
+    """The arm's name behind a dot in its colour."""
+    look = style.arm_styles(run.arms).get(arm)
+    dot = f'<span class="dot" style="color:{look.colour}" aria-hidden="true">●</span>&nbsp;' if look else ""
+    return Raw(dot + escape(arm))
+
+
+def verdict_html(run: Run) -> str:
+    """The verdict table and its sentences."""
+    table = effect_table(run)
+    if not len(table):
+        return "<p>The verdict comes when every arm has its confirmation runs.</p>"
+    level = f"{100 * (1 - run.about['config']['alpha']):g} % interval"
+    heads = ["arm", "verdict", "bits per byte", "difference", level, "p (Holm)", "seeds"]
+    rows = [
+        (
+            arm_name(run, row["arm"]), Raw(f'<span class="word {row["verdict"]}">{escape(row["verdict"])}</span>'),
+            style.bits(row["bpb"]), style.bits(row["difference"], signed=True),
+            "–" if row["low"] is None
+            else f"{style.bits(row['low'], signed=True)} to {style.bits(row['high'], signed=True)}",
+            "–" if row["p_holm"] is None else "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3g}",
+            f"{row['seeds']} of {row['seeds'] + row['failed']}",
+        )
+        for row in table.iter_rows(named=True)
+    ]  # fmt: skip
+    sentences = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in table["sentence"])
+    return html_table(heads, rows, heads[2:]) + f'\n<ul class="sentences">{sentences}</ul>'
+
+
+def cost_html(run: Run) -> str:
+    """The cost table, one row a quantity and one column an arm; beyond six arms the other way round."""
+    table = cost_table(run)
+    if not len(table):
+        return "<p>No cost was worked out before launch.</p>"
+    shown = {name: look for name, look in COST_COLUMNS.items() if name in table.columns and name != "mismatch"}
+    cells = {name: [written(value) for value in table[name]] for name, (_, written) in shown.items()}
+    arms = [arm_name(run, arm) for arm in table["arm"]]
+    if len(arms) <= 6:
+        head = "".join(f'<th class="{NUMBER}">{arm}</th>' for arm in arms)
+        body = ""
+        for name, (text, _) in shown.items():
+            values = "".join(f'<td class="{NUMBER}">{escape(cell)}</td>' for cell in cells[name])
+            body += f"<tr><td>{escape(text)}</td>{values}</tr>\n"
+        drawn = f"<table><thead><tr><th></th>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+        drawn = f'<div class="table">{drawn}</div>'
+    else:
+        heads = [text for text, _ in shown.values()]
+        drawn = html_table(["arm", *heads], zip(arms, *cells.values()), heads)
+    mismatches: Iterable[str] = table["mismatch"] if "mismatch" in table.columns else []
+    told = "".join(f"<li>{arm}: {escape(text)}</li>\n" for arm, text in zip(arms, mismatches) if text)
+    allowed = run.about["config"]["budget"].get("allow_mismatch")
+    reason = f"<p>Allowed because: {escape(str(allowed))}</p>" if allowed else ""
+    rest = f'<p>Not matched, against the baseline:</p>\n<ul class="sentences">{told}</ul>' if told else (
+        "<p>Every arm matches the baseline on every axis.</p>"
+    )  # fmt: skip
+    return f"{drawn}\n{rest}{reason}"
+
+
+def failure_html(run: Run) -> str:
+    """The failures with their reasons."""
+    table = failure_table(run)
+    if not len(table):
+        return "<p>No run has failed.</p>"
+    rows = [
+        (arm_name(run, row["arm"]), row["stage"], row["seed"], row["status"].replace("_", " "), row["step"],
+         hyperparameters(row["hyperparameters"]), row["reason"])
+        for row in table.iter_rows(named=True)
+    ]  # fmt: skip
+    return html_table(["arm", "stage", "seed", "status", "step", "hyperparameters", "reason"], rows, ("seed", "step"))
+
+
+def runs_html(run: Run) -> str:
+    """Every run."""
+    order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
+    table = run.runs().sort(order, pl.col("stage") == "confirmation", "seed", maintain_order=True)
+    if not len(table):
+        return "<p>No run has begun.</p>"
+    heads = ["arm", "stage", "seed", "status", "step", "tokens", "time", "loss (nats/token)",
+             "selection (bits/byte)", "report (bits/byte)", "hyperparameters"]  # fmt: skip
+    rows = [
+        (arm_name(run, row["arm"]), row["stage"] + (", chosen" if row["selected"] else ""), row["seed"],
+         row["status"].replace("_", " "), f"{row['step']:,} of {row['steps']:,}", style.count(row["tokens"]),
+         style.duration(row["seconds"]), style.bits(row["loss"]), style.bits(row["selection_bpb"]),
+         style.bits(row["report_bpb"]), hyperparameters(row["hyperparameters"]))
+        for row in table.iter_rows(named=True)
+    ]  # fmt: skip
+    return html_table(heads, rows, ["seed", "step", *heads[5:10]])
+
+
+def hyperparameters(text: str | None) -> str:
+    """Tuned values, short: the last part of each name, four digits."""
+    values = json.loads(text or "{}")
+    return ", ".join(
+        f"{name.rpartition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}"
+        for name, value in values.items()
+    )

@@ -1,0 +1,37 @@
+"""Where numbers come from: code, device, libraries. Imports torch, and nothing slower."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = ("torch", "lightning", "optuna", "tokenizers", "numpy")
+
+
+def code_version() -> str:
+    """The version of this package, with the commit where it is a git checkout."""
+    root = Path(__file__).parents[1]
+    if (root / ".git").exists():
+        call = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        answer = subprocess.run(call, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return f"{version('workbench')}+{answer.stdout.strip()}"
+    return version("workbench")
+
+
+def environment() -> dict[str, Any]:
+    """Code version, Python, platform, device, threads, library versions."""
+    cuda = torch.cuda.is_available()
+    return {
+        "code": code_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
