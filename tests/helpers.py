@@ -11,7 +11,25 @@ from workbench.data import prepare
 from workbench.results import RunFolder
 from workbench.training import RunConfig
 
-WORDS = "attention state window gate head token model loss step batch value key query norm layer width depth".split()
+WORDS = [
+    "attention",
+    "state",
+    "window",
+    "gate",
+    "head",
+    "token",
+    "model",
+    "loss",
+    "step",
+    "batch",
+    "value",
+    "key",
+    "query",
+    "norm",
+    "layer",
+    "width",
+    "depth",
+]
 
 
 def write_corpus(folder: Path, documents: int = 40, seed: int = 0) -> Path:
@@ -35,7 +53,9 @@ def run_fields(corpus: Path, **changes: Any) -> dict[str, Any]:
     return deep_merge(fields, changes)
 
 
-def make_run(path: Path, cache: Path, fields: dict[str, Any], *, stage: str = "confirmation", seed: int = 3) -> RunFolder:
+def make_run(
+    path: Path, cache: Path, fields: dict[str, Any], *, stage: str = "confirmation", seed: int = 3
+) -> RunFolder:
     """The folder of one run, ready for ``workbench.training.trial.train``."""
     config = RunConfig.parse({**fields, "seed": seed})
     data = prepare(config.data, config.model.vocabulary or 0, cache)

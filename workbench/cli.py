@@ -186,7 +186,10 @@ def doctor() -> None:
         console.print(f"{name:12s} {value}", highlight=False)
     console.print(f"{'variants':12s} {', '.join([*mixers, *feedforwards])}", highlight=False)
     free = shutil.disk_usage(".").free / 1e9
-    console.print(f"{'free disk':12s} {free:.1f} GB{'' if free > 2 else '  (too little: at least 2 GB are wanted)'}", highlight=False)
+    console.print(
+        f"{'free disk':12s} {free:.1f} GB{'' if free > 2 else '  (too little: at least 2 GB are wanted)'}",
+        highlight=False,
+    )
     for name, why in broken_plugins.items():
         console.print(f"broken plug-in {name}: {why}", style="bold", markup=False)
     if broken_plugins or free < 2:
@@ -234,7 +237,9 @@ def _print_cost(frame: Any, workers: int) -> None:
     console.print(shown)
     if frame["seconds_total"].null_count() == 0:
         total = frame["seconds_total"].sum() / max(1, workers)
-        console.print(f"Training in all: about {_duration(total)} with {workers} worker(s), start-up and evaluation not counted.")
+        console.print(
+            f"Training in all: about {_duration(total)} with {workers} worker(s), start-up and evaluation not counted."
+        )
 
 
 def _watch(launched: AblationRun) -> None:
@@ -263,7 +268,9 @@ def _watch(launched: AblationRun) -> None:
                         bars[row["run"]] = progress.add_task(title, total=row["steps"], numbers=numbers)
                     progress.update(bars[row["run"]], completed=row["step"], numbers=numbers)
                 elif told.get(row["run"]) != row["status"] and (over or row["status"] == "running"):
-                    console.print(f"[{done}/{launched.total}] {title}: {numbers}", markup=False, highlight=False, soft_wrap=True)
+                    console.print(
+                        f"[{done}/{launched.total}] {title}: {numbers}", markup=False, highlight=False, soft_wrap=True
+                    )
                     told[row["run"]] = row["status"]
             if ended or (not launched.workers() and time.monotonic() - begun > 20):
                 return
@@ -281,7 +288,11 @@ def _point(row: dict[str, Any]) -> str:
 def _numbers(row: dict[str, Any]) -> str:
     parts = []
     if row["status"] == "running" and row["loss"] is not None:
-        parts = [f"loss {row['loss']:.3f}", f"{_human(row['tokens_per_second'])} tokens/s", f"{_duration(row['seconds_left'])} left"]
+        parts = [
+            f"loss {row['loss']:.3f}",
+            f"{_human(row['tokens_per_second'])} tokens/s",
+            f"{_duration(row['seconds_left'])} left",
+        ]
     elif row["report_bpb"] is not None:
         parts = [f"{row['report_bpb']:.4f} bits/byte (report)"]
     elif row["selection_bpb"] is not None and row["status"] == "done":
@@ -317,5 +328,8 @@ def main() -> None:
 
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        print(f"workbench: {error.strerror}: {error.filename or ''}. Nothing is lost; mend it and start again.", file=sys.stderr)
+        print(
+            f"workbench: {error.strerror}: {error.filename or ''}. Nothing is lost; mend it and start again.",
+            file=sys.stderr,
+        )
         sys.exit(1)

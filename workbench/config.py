@@ -266,7 +266,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError.at(str(path), got=f"a byte at {error.start} that is not UTF-8", expected="UTF-8 text") from None
+        raise ConfigError.at(
+            str(path), got=f"a byte at {error.start} that is not UTF-8", expected="UTF-8 text"
+        ) from None
     data = _yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError.at(str(path), got=data, expected="a mapping at the top level")

@@ -118,7 +118,7 @@ class ShortConvolution(nn.Module):
         for back in range(1, self.width):
             shifted = padded[:, past - back : past - back + T]
             if segments is not None:
-                same = F.pad(segments[:, back:] == segments[:, :-back], (min(back, T), 0)) if T > back else None
+                same = F.pad(segments[:, back:] == segments[:, :-back], (min(back, T), 0)) if back < T else None
                 shifted = shifted * same[..., None] if same is not None else torch.zeros_like(shifted)
             y = y + shifted * self.weight[:, back]
         return F.silu(y)

@@ -73,7 +73,9 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         self._scan()
         if not isinstance(name, str) or name not in self._classes:
-            raise ConfigError.at("kind", got=name, expected=f"a registered {self.noun}", do=nearest(name, self._classes))
+            raise ConfigError.at(
+                "kind", got=name, expected=f"a registered {self.noun}", do=nearest(name, self._classes)
+            )
         return self._classes[name]
 
     def parse(self, data: object, default_kind: str | None = None) -> Any:
@@ -91,7 +93,8 @@ class Registry(Generic[T]):
         kind = data.get("kind", default_kind)
         if kind is None:
             raise ConfigError.at("kind", got="nothing", expected=f"a registered {self.noun}", do=nearest("", self))
-        return self[kind].Config.parse({**data, "kind": kind})
+        cls: Any = self[kind]
+        return cls.Config.parse({**data, "kind": kind})
 
     def _scan(self) -> None:
         if self._scanned:

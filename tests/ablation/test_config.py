@@ -26,7 +26,9 @@ def problem(fields: dict[str, Any], **changes: Any) -> str:
 
 def test_mistakes_name_their_path_and_what_to_do(fields: dict[str, Any]) -> None:
     arms = fields["arms"]
-    assert "arms.b.model.pattern: got 'slidng'" in (text := problem(fields, arms={**arms, "b": {"model.pattern": "slidng"}}))
+    assert "arms.b.model.pattern: got 'slidng'" in (
+        text := problem(fields, arms={**arms, "b": {"model.pattern": "slidng"}})
+    )
     assert "'sliding'" in text
     assert "arms.b.model.mixers.full.heads: got 5" in problem(fields, arms={"b": {"model.mixers.full.heads": 5}})
     window = {"model.pattern": "sliding", "model.mixers.sliding.window": 0}
@@ -42,7 +44,10 @@ def test_mistakes_name_their_path_and_what_to_do(fields: dict[str, Any]) -> None
 
 
 def test_every_arm_gets_the_same_drawn_points(fields: dict[str, Any]) -> None:
-    space = {"training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "training.clip": {"low": 0.5, "high": 2.0}}
+    space = {
+        "training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+        "training.clip": {"low": 0.5, "high": 2.0},
+    }
     config = AblationConfig.parse({**fields, "tuning": {"trials": 5, "space": space}})
     points = config.points("full")
     assert points == config.points("sliding") and len({p["training.learning_rate"] for p in points}) == 5
@@ -54,7 +59,9 @@ def test_every_arm_gets_the_same_drawn_points(fields: dict[str, Any]) -> None:
 def test_variants_add_their_own_search_space(fields: dict[str, Any]) -> None:
     config = AblationConfig.parse({**fields, "tuning": {"trials": 2, "variants": True, "sampler": "random"}})
     assert {"model.mixers.sliding.window", "model.mixers.sliding.kv_heads"} <= set(config.space("sliding"))
-    assert all(run.model.layers for run in (config.run("sliding", seed=0, hyperparameters=p) for p in config.points("sliding")))
+    assert all(
+        run.model.layers for run in (config.run("sliding", seed=0, hyperparameters=p) for p in config.points("sliding"))
+    )
 
 
 def test_identity_ignores_how_the_work_is_carried_out(fields: dict[str, Any]) -> None:

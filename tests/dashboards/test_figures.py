@@ -12,7 +12,7 @@ from dashboards.fake import FakeRun
 
 from workbench.dashboards import figures, style, tables
 
-ODD = "<img src=x onerror=alert(1)> & \"co\""
+ODD = '<img src=x onerror=alert(1)> & "co"'
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_wsd_schedule_warms_up_stays_and_decays() -> None:
     config = TrainingConfig(tokens=100 * 2048, warmup=0.1, decay=0.2, final=0.1)
     rates = [rate_at(step, config) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[50] == rates[79] == 1.0
-    assert rates[80] == pytest.approx(1.0) and all(a > b for a, b in zip(rates[80:], rates[81:]))
+    assert rates[80] == pytest.approx(1.0) and all(a > b for a, b in itertools.pairwise(rates[80:]))
     assert 0.1 < rates[99] < 0.15
     assert max(rates) == 1.0
 

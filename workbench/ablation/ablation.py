@@ -97,7 +97,9 @@ class Ablation:
                 about = self._create(progress)
             elif about["identity"] != self.config.identity:
                 changes = difference(about["canonical"], self.config.canonical())
-                shown = "; ".join(f"{path}: {old!r} there, {new!r} here" for path, (old, new) in list(changes.items())[:6])
+                shown = "; ".join(
+                    f"{path}: {old!r} there, {new!r} here" for path, (old, new) in list(changes.items())[:6]
+                )
                 raise ConfigError.at("name", got=f"{self.config.name!r}, which holds another ablation",
                                      expected="a name of its own for every ablation",
                                      do=f"Differences: {shown}. Give another name (name=...), or remove "

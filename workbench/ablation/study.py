@@ -39,7 +39,9 @@ def open_storage(folder: Path, heartbeat: float) -> RDBStorage:
             heartbeat_interval=interval,
             grace_period=3 * interval,
             # a resumed trial reports its evaluations again, from the run's own file
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(ATTEMPTS, inherit_intermediate_values=False),
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(
+                ATTEMPTS, inherit_intermediate_values=False
+            ),
         )
 
 

@@ -119,9 +119,9 @@ class Worker:
         while True:
             alive = process is not None and process.is_alive()
             pruned = self._report(trial, folder, reported) or pruned
-            if not alive:
+            if process is None or not alive:
                 break
-            if (self.stopping or pruned) and process is not None:
+            if self.stopping or pruned:
                 process.terminate()  # it writes a checkpoint first
             process.join(POLL)
         if pruned and not folder.result():

@@ -5,4 +5,13 @@ from workbench.data.loader import StepLoader
 from workbench.data.packing import Batch, TrainingStream, evaluation_batches
 from workbench.data.preparation import Documents, PreparedData, prepare
 
-__all__ = ["Batch", "DataConfig", "Documents", "PreparedData", "StepLoader", "TrainingStream", "evaluation_batches", "prepare"]
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "Documents",
+    "PreparedData",
+    "StepLoader",
+    "TrainingStream",
+    "evaluation_batches",
+    "prepare",
+]

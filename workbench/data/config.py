@@ -13,7 +13,7 @@ from workbench.data.corpora import CorpusConfig, corpora
 class DataConfig(Config):
     """Which text, and how it is split, tokenized and measured."""
 
-    corpus: Annotated[SerializeAsAny[CorpusConfig], BeforeValidator(corpora.parse)] = Field(default="stdlib", validate_default=True)  # type: ignore[assignment]  # fmt: skip
+    corpus: Annotated[SerializeAsAny[CorpusConfig], BeforeValidator(corpora.parse)] = Field(default="stdlib", validate_default=True)  # fmt: skip
     """Where the text comes from: stdlib, files, huggingface, or a registered corpus."""
     selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Share of the bytes in the selection split, which tuning looks at."""
@@ -30,4 +30,6 @@ class DataConfig(Config):
 
     def model_post_init(self, _context: Any) -> None:
         if self.selection_fraction + self.report_fraction > 0.6:
-            raise ConfigError.at("selection_fraction", got=self.selection_fraction, expected="most text left for training")
+            raise ConfigError.at(
+                "selection_fraction", got=self.selection_fraction, expected="most text left for training"
+            )

@@ -136,7 +136,11 @@ def _prepare(
         raise ConfigError.at("data.corpus", got="no text at all", expected="documents with text in them",
                              do="Check the path and the field.")  # fmt: skip
     say("removing duplicates")
-    texts = list({hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).digest(): text for text in raw}.values())
+    texts = list(
+        {
+            hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).digest(): text for text in raw
+        }.values()
+    )
     clusters = near_duplicates(texts)
     splits = split_by_cluster(texts, clusters, config)
     tokenizer = _tokenizer(config, vocabulary, splits["train"], say)
@@ -268,11 +272,13 @@ def _tokenizer(config: DataConfig, vocabulary: int, texts: Iterable[str], say: C
                                  do=f"Set model.vocabulary={size} or more.")  # fmt: skip
         return tokenizer
     if vocabulary < 257:
-        raise ConfigError.at("model.vocabulary", got=vocabulary, expected="at least 257: every byte and one document symbol")
+        raise ConfigError.at(
+            "model.vocabulary", got=vocabulary, expected="at least 257: every byte and one document symbol"
+        )
     say(f"training a byte-level BPE tokenizer of {vocabulary} ids")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=[DOCUMENT_SYMBOL], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

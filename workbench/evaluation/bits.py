@@ -27,7 +27,9 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: LanguageModel, documents: Any, *, batch_size: int, context: int, precision: str = "fp32") -> Evaluation:
+def evaluate(
+    model: LanguageModel, documents: Any, *, batch_size: int, context: int, precision: str = "fp32"
+) -> Evaluation:
     """Measure ``model`` on every document; each starts a fresh context of at most ``context`` tokens.
 
     Consumes no random numbers and leaves the model's mode as it was.

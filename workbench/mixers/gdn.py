@@ -110,13 +110,15 @@ class GatedDeltaNet(Mixer):
         q_BTHK, k_BTHK = _l2(q_BTHK) / math.sqrt(K), _l2(k_BTHK)
         # the gates are fp32 whatever the model's type: small steps of the decay decide what is remembered
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
-        step_BTH = -F.logsigmoid(-(self.decay(x_BTD).to(wide) + self.dt_bias.to(wide)))  # softplus, see below
+        step_BTH = -F.logsigmoid(
+            -(self.decay(x_BTD).to(wide) + self.dt_bias.to(wide))
+        )  # softplus, whose own traced gradient has wrong strides
         g_BTH = -self.A_log.to(wide).exp() * step_BTH
         beta_BTH = self.strongest_edit * self.edit(x_BTD).to(wide).sigmoid()
         state = None if cache is None else cache.state_BHKV
         if T == 1 and cache is not None:
             o_BTHV, state = gated_delta_rule_recurrent(
-                *(t.to(wide) for t in (q_BTHK, k_BTHK, v_BTHV)), g_BTH, beta_BTH, state_BHKV=state
+                q_BTHK.to(wide), k_BTHK.to(wide), v_BTHV.to(wide), g_BTH, beta_BTH, state_BHKV=state
             )
         else:
             o_BTHV, state = gated_delta_rule_chunked(

@@ -110,7 +110,9 @@ class ModelConfig(Config):
                 if name not in named and name not in registry:
                     raise ConfigError.at(tile_field, got=name, expected=f"a registered {registry.noun}",
                                          do=nearest(name, {*registry, *named}))  # fmt: skip
-                by_name[name] = self._resolve(registry, {"kind": name, **named.get(name, {})}, f"{settings_field}.{name}")
+                by_name[name] = self._resolve(
+                    registry, {"kind": name, **named.get(name, {})}, f"{settings_field}.{name}"
+                )
         expanded = [by_name[tile[i % len(tile)]] for i in range(self.depth)]
         for index, settings in at.items():
             expanded[index] = self._resolve(registry, settings, f"{at_field}.{index}")
@@ -133,7 +135,9 @@ class ModelConfig(Config):
             "width": self.width,
             "vocabulary": self.vocabulary,
             "tied": self.tied,
-            "layers": [{"mixer": layer.mixer.plain(), "feedforward": layer.feedforward.plain()} for layer in self.layers],
+            "layers": [
+                {"mixer": layer.mixer.plain(), "feedforward": layer.feedforward.plain()} for layer in self.layers
+            ],
         }
 
     def variants(self) -> list[tuple[type[Variant], VariantConfig]]:

@@ -94,7 +94,8 @@ class LanguageModel(nn.Module):
     def new_caches(self, batch: int, length: int) -> list[Cache]:
         """Empty decode caches, one a block, for ``batch`` sequences of at most ``length`` tokens."""
         weight = self.embedding.weight
-        return [block.mixer.new_cache(batch, length, weight.device, weight.dtype) for block in self.blocks]
+        mixing = [block.get_submodule("mixer") for block in self.blocks]
+        return [mixer.new_cache(batch, length, weight.device, weight.dtype) for mixer in mixing]  # type: ignore[operator]
 
     @torch.inference_mode()
     def generate(self, prompt_BT: Tensor, steps: int, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:  # fmt: skip

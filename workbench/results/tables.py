@@ -80,7 +80,10 @@ def curves(ablation: str | Path) -> pl.DataFrame:
     for folder in _folders(Path(ablation)):
         about = folder.about()
         key = {"arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"]}
-        rows += [{**key, **{name: row.get(name) for name in CURVE_SCHEMA if name not in key}} for row in _cached_metrics(folder)]
+        rows += [
+            {**key, **{name: row.get(name) for name in CURVE_SCHEMA if name not in key}}
+            for row in _cached_metrics(folder)
+        ]
     return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
 
 

@@ -77,7 +77,9 @@ class VariantConformance:
     def pytest_generate_tests(self, metafunc: Any) -> None:
         if "case" in metafunc.fixturenames:
             cases = self.variant().conformance_cases if self.name else ()
-            metafunc.parametrize("case", cases, ids=[",".join(f"{k}={v}" for k, v in c.items()) or "defaults" for c in cases])
+            metafunc.parametrize(
+                "case", cases, ids=[",".join(f"{k}={v}" for k, v in c.items()) or "defaults" for c in cases]
+            )
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
@@ -133,7 +135,9 @@ class VariantConformance:
             numeric = (ends[0] - ends[1]) / 2e-5
             analytic = (gradient * direction).sum()
             scale = max(1.0, float(gradient.norm()))
-            assert abs(float(numeric - analytic)) < 1e-5 * scale, f"{name}: {analytic:.6e} but differences say {numeric:.6e}"
+            assert abs(float(numeric - analytic)) < 1e-5 * scale, (
+                f"{name}: {analytic:.6e} but differences say {numeric:.6e}"
+            )
 
     def test_unwritten_memory_never_shows(self, case: dict[str, Any]) -> None:
         module, x_BTD = self.build(case), self.random(2, 21)
@@ -161,7 +165,9 @@ class VariantConformance:
         config = self.config(case)
         cost = self.variant().cost(config, self.width, T)
         measured = self.measured_flops(self.build(case, torch.float32), T)
-        assert abs(cost.flops * T - measured) <= 1e-6 * measured, f"cost says {cost.flops * T:.0f} FLOPs, executed {measured}"
+        assert abs(cost.flops * T - measured) <= 1e-6 * measured, (
+            f"cost says {cost.flops * T:.0f} FLOPs, executed {measured}"
+        )
 
     def measured_flops(self, module: Any, T: int) -> int:
         return count_flops(lambda: module(self.random(1, T, dtype=torch.float32)))

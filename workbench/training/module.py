@@ -52,6 +52,7 @@ class Training(L.LightningModule):
         self.model = LanguageModel(config.model, seed=config.seed)
         self.loss_sum: Tensor = torch.zeros(())
         self.gradient_norm: Tensor = torch.zeros(())
+        self.window_before: Tensor = torch.zeros((), dtype=torch.float64)
         # first loss, steps in a row above it, first bad step (0: none)
         self.health: Tensor = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64)
 
@@ -86,7 +87,7 @@ class Training(L.LightningModule):
 
     def raise_if_diverged(self) -> None:
         """Raises Diverged with the first bad step. Waits for the device."""
-        first, rising, bad = self.health.tolist()
+        _, rising, bad = self.health.tolist()
         if bad:
             rose = rising >= RISING_STEPS
             raise Diverged(int(bad), f"the loss stayed above its start for {RISING_STEPS} steps" if rose
@@ -123,7 +124,9 @@ class Recorder(Callback):
         training = config.training
         cost = account(config.model, training.context)
         self.flops_per_step = cost.training_flops * training.tokens_per_step
-        self.evaluate_at = {round(training.steps * i / training.evaluations) for i in range(1, training.evaluations + 1)}
+        self.evaluate_at = {
+            round(training.steps * i / training.evaluations) for i in range(1, training.evaluations + 1)
+        }
         self.seconds = 0.0
         self.step = self.logged_step = self.saved_step = 0
         self.started: float | None = None

@@ -45,10 +45,14 @@ class Files(Corpus):
                 try:
                     columns = pl.read_parquet_schema(path)
                 except pl.exceptions.PolarsError as error:
-                    raise ConfigError.at("data.corpus.path", got=f"{path}: {error}", expected="a Parquet file") from None
+                    raise ConfigError.at(
+                        "data.corpus.path", got=f"{path}: {error}", expected="a Parquet file"
+                    ) from None
                 if self.config.field not in columns:
                     raise self._no_field(columns, str(path))
-                yield from pl.read_parquet(path, columns=[self.config.field])[self.config.field].drop_nulls().cast(pl.String)
+                yield from (
+                    pl.read_parquet(path, columns=[self.config.field])[self.config.field].drop_nulls().cast(pl.String)
+                )
 
     def _paths(self) -> list[Path]:
         given = [self.config.path] if isinstance(self.config.path, str) else self.config.path
@@ -56,7 +60,9 @@ class Files(Corpus):
         for pattern in given:
             path = Path(pattern).expanduser()
             if path.is_dir():
-                matches = [p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+                matches = [
+                    p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts)
+                ]
             else:
                 matches = [Path(p) for p in glob.glob(str(path), recursive=True)]
             matches = [p for p in matches if p.is_file()]

@@ -23,7 +23,7 @@ def attention(
     Returns:
         (B, T, H, K).
     """
-    B, T, H, K = q_BTHK.shape
+    T, H = q_BTHK.shape[1:3]
     S, G = k_BSGK.shape[1:3]
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
     grouped = H != G

@@ -1,0 +1,28 @@
+# make ablation | test | lab    each installs what it needs first
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: ablation test lab check lock
+
+ablation: $(VENV)/installed
+	$(BIN)/workbench run sweeps/quickstart.yaml $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lab: $(VENV)/installed
+	$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" > /dev/null 2>&1 || true
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_quickstart.ipynb $(ARGS)
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(VENV)/installed
+	$(BIN)/python -m pip freeze --exclude-editable
+
+$(VENV)/installed: pyproject.toml requirements.lock tools/install.py
+	$(PYTHON) tools/install.py $(VENV)

@@ -1,0 +1,96 @@
+"""What the project's own files promise: one set of versions, notebooks that run, README commands that work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "base.training.tokens=8192", "base.model.width=32", "base.model.depth=4", "base.model.vocabulary=300",
+    "base.data.corpus.kind=stdlib", "base.data.corpus.limit_bytes=300000", "base.data.evaluation_documents=4",
+    "base.data.evaluation_bytes=200", "confirmation.seeds=[0,1,2]", "budget.allow_mismatch=a_test", "launch.workers=2",
+]  # fmt: skip
+
+
+def test_pyproject_lock_and_environment_hold_together() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
+    pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    asked = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    for requirement in map(Requirement, asked):
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version, f"{requirement.name} is not pinned in requirements.lock"
+        assert requirement.specifier.contains(version), f"{requirement}: the lock says {version}"
+    environment = YAML(typ="safe").load(ROOT / "environment.yml")
+    python, _, pip = environment["dependencies"]
+    assert python == f"python{project['requires-python']}"
+    assert pip["pip"] == ["-c requirements.lock", "-e .[dev]"]
+
+
+def test_notebooks_carry_no_outputs() -> None:
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in cells), path
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("notebooks/*.ipynb")))
+def test_notebook_runs_top_to_bottom(name: str, tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = f"overrides = {SMALL!r}\nresults = {str(tmp_path)!r}"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "Report:" in printed and "bits per byte" in printed
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
+    """In order, in a copy of the folder, with smaller models; `make` uses the environment that runs this test."""
+    for name in ("sweeps", "notebooks", "Makefile", "pyproject.toml", "requirements.lock", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "my_texts").mkdir()
+    for number in range(30):
+        (tmp_path / "my_texts" / f"{number}.txt").write_text(f"text number {number}\n" * 40 + f"{number * 7919}\n" * 30)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    small = " ".join(SMALL)
+    found = commands()
+    assert {"make ablation", "make test", "make lab"} <= set(found)
+    for command in found:
+        if command.startswith("git clone") or command.startswith("cd ") or command.startswith("conda "):
+            continue  # needs the place where the project is published, or conda
+        if command == "make test":
+            command += " ARGS='--version'"
+        elif command == "make lab":
+            command += " ARGS='--version'"
+        elif command == "make ablation":
+            command += f" ARGS='{small}'"
+        elif command.startswith(("workbench run", "workbench cost")):
+            own = "base.data.corpus" in command
+            command += " " + " ".join(o for o in SMALL if not (own and o.startswith("base.data.corpus")))
+        if command.startswith("make "):
+            command += f" VENV={sys.prefix} -o {sys.prefix}/installed"
+        answer = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
+        )
+        assert answer.returncode == 0, f"{command}\n{answer.stdout}\n{answer.stderr}"
+        if command.startswith("make ablation"):
+            assert "Report: " in answer.stdout and "undecided" in answer.stdout or "worse" in answer.stdout
