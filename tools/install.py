@@ -18,7 +18,7 @@ SOURCES = ("pyproject.toml", "requirements.lock")
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this file runs on whatever Python the machine has)
         sys.exit(f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. Try: make PYTHON=python3.11 …")
     folder = Path(sys.argv[1]).resolve()
     stamp = folder / "installed"
