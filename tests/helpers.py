@@ -78,4 +78,6 @@ def ablation_fields(corpus: Path, name: str = "test", **changes: Any) -> dict[st
         "launch": {"workers": 2, "heartbeat": 1},
     }
     merged = deep_merge(fields, changes)
-    return {**merged, "arms": changes.get("arms", fields["arms"])}
+    merged["arms"] = changes.get("arms", fields["arms"])
+    merged["tuning"]["space"] = changes.get("tuning", {}).get("space", fields["tuning"]["space"])
+    return merged
