@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -226,14 +227,21 @@ def _duration(seconds: float | None) -> str:
 
 
 def _print_cost(frame: Any, workers: int) -> None:
-    shown = Table("arm", "parameters", "active", "forward FLOPs/token", "training FLOPs", "cache", "tokens", "trials",
-                  "time/trial", "memory (est.)", "not matched", title="Cost, a trial")  # fmt: skip
-    for row in frame.iter_rows(named=True):
-        shown.add_row(
-            row["arm"], _human(row["non_embedding"]), _human(row["active"]), _human(row["flops_per_token"]),
-            _human(row["training_flops"]), _human(row["cache_bytes"], "B"), _human(row["tokens"]), str(row["trials"]),
-            _duration(row["seconds_per_trial"]), _human(row["memory_bytes"], "B"), row["mismatch"] or "–",
-        )  # fmt: skip
+    shown = Table("a trial", *(Column(arm, justify="right") for arm in frame["arm"]), title="Cost")
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "parameters, embedding not counted": lambda row: _human(row["non_embedding"]),
+        "… active for a token": lambda row: _human(row["active"]),
+        "forward FLOPs a token": lambda row: _human(row["flops_per_token"]),
+        "training FLOPs": lambda row: _human(row["training_flops"]),
+        "decode cache": lambda row: _human(row["cache_bytes"], "B"),
+        "training tokens": lambda row: _human(row["tokens"]),
+        "time (estimated)": lambda row: _duration(row["seconds_per_trial"]),
+        "memory (estimated)": lambda row: _human(row["memory_bytes"], "B"),
+        "trials": lambda row: str(row["trials"]),
+        "not matched": lambda row: row["mismatch"] or "–",
+    }
+    for name, text in rows.items():
+        shown.add_row(name, *(text(row) for row in frame.iter_rows(named=True)))
     console.print(shown)
     if frame["seconds_total"].null_count() == 0:
         total = frame["seconds_total"].sum() / max(1, workers)
