@@ -85,9 +85,11 @@ class Cost:
 class Side:
     """What a layer gives beside its output: losses to add to the training loss, and numbers to look at.
 
-    ``losses`` are scalars already multiplied by their weight; ``metrics`` are detached scalars by name.
+    ``losses`` are scalars already multiplied by their weight; ``metrics`` are detached scalars by name, wanted only where
+    ``watch`` is set (a training step does without them).
     """
 
+    watch: bool = True
     losses: list[Tensor] = field(default_factory=list)
     metrics: dict[str, Tensor] = field(default_factory=dict)
 

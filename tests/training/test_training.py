@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from workbench.config import ConfigError
 from workbench.model import LanguageModel, ModelConfig
+from workbench.training.checkpoint import SafeCheckpointIO
 from workbench.training.config import RunConfig, TrainingConfig
 from workbench.training.optimiser import parameter_groups, rate_at
 from workbench.training.trial import train
@@ -81,7 +82,7 @@ def test_tuning_runs_never_open_the_report_split(corpus: Path, tmp_path: Path, m
 
 
 def test_loss_that_is_not_finite_ends_as_diverged_with_its_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    losses = LanguageModel.token_losses
+    losses = LanguageModel.loss
     calls = []
 
     def poisoned(self: LanguageModel, *args: object, **kwargs: object) -> torch.Tensor:
@@ -89,7 +90,7 @@ def test_loss_that_is_not_finite_ends_as_diverged_with_its_step(corpus: Path, tm
         value = losses(self, *args, **kwargs)  # type: ignore[arg-type]
         return value * float("nan") if len(calls) == 7 else value
 
-    monkeypatch.setattr(LanguageModel, "token_losses", poisoned)
+    monkeypatch.setattr(LanguageModel, "loss", poisoned)
     fields = run_fields(corpus, training={"log_every": 5})
     folder = make_run(tmp_path / "run", tmp_path / "cache", fields)
     result = train(folder.path, tmp_path / "cache")
@@ -99,11 +100,52 @@ def test_loss_that_is_not_finite_ends_as_diverged_with_its_step(corpus: Path, tm
     assert [path.name for path in (folder.path / "checkpoint").glob("step-*")] == ["step-5"]
 
 
+def test_spikes_are_skipped_counted_and_resumed_exactly(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A step with a wild gradient and one with NaN leave weights, moments and step counts as they were."""
+    loss = LanguageModel.loss
+    seen: dict[int, torch.Tensor] = {}
+    calls = []
+
+    def wild(self: LanguageModel, *args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        seen[len(calls)] = self.embedding.weight.detach().clone()
+        return loss(self, *args, **kwargs) * {7: 1e6, 12: float("nan")}.get(len(calls), 1.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LanguageModel, "loss", wild)
+    fields = run_fields(corpus, training={"spike_factor": 50.0})
+    folder = make_run(tmp_path / "run", tmp_path / "cache", fields)
+    result = train(folder.path, tmp_path / "cache")
+    rows = folder.metrics()
+    assert result["status"] == "done" and [row["skipped"] for row in rows[5:12]] == [0, 1, 1, 1, 1, 1, 2]
+    assert torch.equal(seen[7], seen[8]) and torch.equal(seen[12], seen[13]) and not torch.equal(seen[8], seen[9])
+    state = SafeCheckpointIO().load_checkpoint(folder.path / "checkpoint" / "step-20")
+    assert {float(s["step"]) for s in state["optimizer_states"][0]["state"].values()} == {18.0}
+
+
+def test_nothing_but_spikes_ends_as_diverged(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = LanguageModel.loss
+    monkeypatch.setattr(LanguageModel, "loss", lambda self, *args, **kwargs: loss(self, *args, **kwargs) * float("inf"))
+    fields = run_fields(corpus, training={"spike_factor": 50.0, "tokens": 40 * 64})
+    folder = make_run(tmp_path / "run", tmp_path / "cache", fields)
+    result = train(folder.path, tmp_path / "cache")
+    assert result["status"] == "diverged" and result["step"] == 20 and "20 steps in a row" in result["reason"]
+
+
+def test_recomputed_activations_change_no_bit(corpus: Path, tmp_path: Path) -> None:
+    results = []
+    for recompute in (False, True):
+        model = {"feedforward": "moe", "feedforwards": {"moe": {"experts": 2}}, "pattern": "full gdn"}
+        fields = run_fields(corpus, model=model, training={"recompute": recompute})
+        folder = make_run(tmp_path / f"{recompute}", tmp_path / "cache", fields)
+        results.append(train(folder.path, tmp_path / "cache")["report_bpb"])
+    assert results[0] == results[1]
+
+
 def test_a_crash_is_a_row_with_its_reason(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: LanguageModel, *args: object, **kwargs: object) -> torch.Tensor:
         raise RuntimeError("the mixer fell over")
 
-    monkeypatch.setattr(LanguageModel, "token_losses", broken)
+    monkeypatch.setattr(LanguageModel, "loss", broken)
     folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus))
     result = train(folder.path, tmp_path / "cache")
     assert result["status"] == "crashed" and "the mixer fell over" in result["reason"]

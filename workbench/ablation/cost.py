@@ -46,7 +46,7 @@ def activation_bytes(config: RunConfig) -> int:
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),
         ):
-            model.token_losses(tokens, tokens, segments=torch.zeros_like(tokens))
+            model.loss(tokens, tokens, segments=torch.zeros_like(tokens))
     return sum(kept.values())
 
 
@@ -69,7 +69,7 @@ def seconds_per_step(config: RunConfig, cost: ModelCost, threads: int) -> float 
         for _ in range(1 + MEASURED_STEPS):
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-                model.token_losses(tokens, tokens, segments=segments).mean().backward()
+                model.loss(tokens, tokens, segments=segments).backward()
             optimiser.step()
             optimiser.zero_grad()
             if device.type == "cuda":

@@ -89,10 +89,10 @@ class MixtureOfExperts(FeedForward):
         # back to token order and summed over the k choices: a gather, so that the sum is always in the same order
         back_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
         y_ND = y_RD[back_R].unflatten(0, (-1, self.k)).sum(1)
-        if side is not None:
-            share_E = counts_E.to(wide) / chosen_R.numel()
-            if self.balance_weight > 0:
-                side.losses.append(self.balance_weight * self.E * (share_E * probability_NE.mean(0)).sum())
+        share_E = counts_E.to(wide) / chosen_R.numel()
+        if side is not None and self.balance_weight > 0:
+            side.losses.append(self.balance_weight * self.E * (share_E * probability_NE.mean(0)).sum())
+        if side is not None and side.watch:
             side.metrics["max_violation"] = share_E.max().detach() * self.E - 1
             log_p = probability_NE.detach().clamp_min(1e-20).log()
             side.metrics["routing_entropy"] = -(probability_NE.detach() * log_p).sum(-1).mean()

@@ -128,7 +128,7 @@ class GatedDeltaNet(Mixer):
             cache.state_BHKV = state
             cache.tail_BWC = self.conv.next_tail(raw_BTC, cache.tail_BWC)
             cache.length += T
-        if side is not None:
+        if side is not None and side.watch:
             side.metrics["half_life"] = (math.log(0.5) / g_BTH.detach().clamp_max(-1e-6)).median()
             side.metrics["edit_strength"] = beta_BTH.detach().mean()
             side.metrics["state_norm"] = state.detach().norm(dim=(-2, -1)).mean()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from workbench.contract import Cache, Side, feedforwards, mixers
 from workbench.layers import Embedding, Linear, RMSNorm
 from workbench.model.config import Layer, ModelConfig
+from workbench.ops.cross_entropy import linear_cross_entropy
 
 
 class Block(nn.Module):
@@ -46,8 +49,20 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList([Block(layer, config.width) for layer in config.layers])
         self.norm = RMSNorm(config.width)
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
+        self.recompute = False
+        """Whether training computes a block's activations again in the backward pass instead of keeping them."""
         if seed is not None:
             self.initialise(seed)
+
+    def compile_blocks(self) -> None:
+        """Compile every block with torch.compile, whole or not at all; blocks of one kind share the code.
+
+        Parameters keep their names. Raises at the first call when a block cannot be captured in one graph.
+        """
+        # one entry a kind of block and mode; beyond the limit a whole-graph compilation raises, it never falls back
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for block in self.blocks:
+            block.compile(fullgraph=True, dynamic=False)
 
     def forward(
         self,
@@ -67,29 +82,43 @@ class LanguageModel(nn.Module):
         """
         x_BTD = self.embedding(tokens_BT)
         for index, block in enumerate(self.blocks):
-            x_BTD = block(
-                x_BTD,
-                segments=segments,
-                cache=None if caches is None else caches[index],
-                side=None if sides is None else sides[index],
-            )
+            settings: dict[str, Any] = {
+                "segments": segments,
+                "cache": None if caches is None else caches[index],
+                "side": None if sides is None else sides[index],
+            }
+            if self.recompute and torch.is_grad_enabled():
+                # nothing of ours draws random numbers in a block, so none are kept for the second pass
+                x_BTD = checkpoint(block, x_BTD, use_reentrant=False, preserve_rng_state=False, **settings)
+            else:
+                x_BTD = block(x_BTD, **settings)
         return self.norm(x_BTD)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(…, D) -> (…, V) scores before softmax."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return nn.functional.linear(hidden_BTD, weight.to(hidden_BTD.dtype))
+        return nn.functional.linear(hidden_BTD, self.head_weight.to(hidden_BTD.dtype))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D), the embedding's own where they are tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
 
     def token_losses(
         self, tokens_BT: Tensor, targets_BT: Tensor, *, segments: Tensor | None = None, sides: list[Side] | None = None
     ) -> Tensor:
-        """(B, T) negative log-likelihood of each target in nats, fp32; 0 where the target is negative (none)."""
-        logits = self.logits(self.forward(tokens_BT, segments=segments, sides=sides))
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1).to(wide), targets_BT.flatten(), ignore_index=-100, reduction="none"
-        )
-        return losses.view_as(targets_BT)
+        """(B, T) negative log-likelihood of each target in nats, fp32, without gradient; 0 where the target is negative."""
+        hidden_BTD = self.forward(tokens_BT, segments=segments, sides=sides)
+        _, losses_N = linear_cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten())
+        return losses_N.view_as(targets_BT)
+
+    def loss(
+        self, tokens_BT: Tensor, targets_BT: Tensor, *, segments: Tensor | None = None, sides: list[Side] | None = None
+    ) -> Tensor:
+        """Mean negative log-likelihood over the targets that are there, in nats, with gradient. Shapes as above."""
+        hidden_BTD = self.forward(tokens_BT, segments=segments, sides=sides)
+        targets_N = targets_BT.flatten()
+        weights_N = (1.0 / (targets_N >= 0).sum()).expand(targets_N.shape)
+        return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_N, weights_N=weights_N)[0]
 
     def new_caches(self, batch: int, length: int) -> list[Cache]:
         """Empty decode caches, one a block, for ``batch`` sequences of at most ``length`` tokens."""

@@ -42,8 +42,16 @@ class TrainingConfig(Config):
     """Share of the steps spent decaying (wsd)."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Learning rate at the end, as a share of the peak."""
+    spike_factor: Annotated[float | None, Field(gt=1)] = None
+    """Skip an optimiser step whose gradient norm is not finite or more than so many times its running mean; skipped steps
+    are counted, and 20 in a row end the run as diverged. Default: nothing is skipped."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; weights and optimiser stay fp32."""
+    compile: bool | None = None
+    """Whether blocks are compiled by torch.compile. Default: on CUDA devices."""
+    recompute: bool = False
+    """Whether a block's activations are computed again in the backward pass instead of being kept: less memory, about a
+    third more arithmetic, the same numbers."""
     log_every: Annotated[int, Field(ge=1)] = 5
     """Steps between lines in metrics.jsonl."""
     evaluations: Annotated[int, Field(ge=1)] = 4

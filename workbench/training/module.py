@@ -5,6 +5,7 @@ Legend: B batch, T time.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,18 +23,8 @@ from workbench.model import LanguageModel
 from workbench.results import RunFolder
 from workbench.training.checkpoint import random_state, set_random_state
 from workbench.training.config import RunConfig
+from workbench.training.health import FIELDS, Health
 from workbench.training.optimiser import build_optimiser, rate_at
-
-RISING_STEPS = 200
-"""A loss above its first value for so many steps in a row counts as divergence."""
-
-
-class Diverged(RuntimeError):
-    """The loss stopped being finite, or stayed above its first value. ``step`` says where (from 1)."""
-
-    def __init__(self, step: int, reason: str):
-        super().__init__(f"{reason} at step {step}")
-        self.step = step
 
 
 class Stopped(RuntimeError):
@@ -41,26 +32,23 @@ class Stopped(RuntimeError):
 
 
 class Training(L.LightningModule):
-    """Next-token training of a :class:`LanguageModel`.
-
-    Whether the loss is finite is followed on the device, without waiting for it, and read when metrics are logged.
-    """
+    """Next-token training of a :class:`LanguageModel`. No step waits for the device."""
 
     def __init__(self, config: RunConfig):
         super().__init__()
         self.config = config
         self.model = LanguageModel(config.model, seed=config.seed)
-        self.loss_sum: Tensor = torch.zeros(())
+        self.model.recompute = config.training.recompute
+        self.health = Health(config.training.spike_factor)
+        self.step_loss: Tensor = torch.zeros(())
         self.gradient_norm: Tensor = torch.zeros(())
-        self.window_before: Tensor = torch.zeros((), dtype=torch.float64)
-        # first loss, steps in a row above it, first bad step (0: none)
-        self.health: Tensor = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64)
+        # since the last line of the log: sum of the finite losses, their number
+        self.window: Tensor = torch.zeros(2, dtype=torch.float64)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        sides = [Side() for _ in self.model.blocks]
-        losses_BT = self.model.token_losses(batch.tokens_BT, batch.targets_BT, segments=batch.segments_BT, sides=sides)
-        loss = losses_BT.sum() / (batch.targets_BT >= 0).sum()
-        self.loss_sum = self.loss_sum + loss.detach()
+        sides = [Side(watch=False) for _ in self.model.blocks]
+        loss = self.model.loss(batch.tokens_BT, batch.targets_BT, segments=batch.segments_BT, sides=sides)
+        self.step_loss = self.step_loss + loss.detach() / self.config.training.accumulate
         return loss + sum(part for side in sides for part in side.losses)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
@@ -68,6 +56,8 @@ class Training(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.training.clip)
+        # fused AdamW leaves weights, moments and step counts alone where this reads 1.0, on the device
+        optimizer.found_inf = self.health.judge_gradient(self.gradient_norm)
 
     def configure_optimizers(self) -> Any:
         training = self.config.training
@@ -76,35 +66,36 @@ class Training(L.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def note_step(self, step: int) -> None:
-        """Follow the health of the run after optimiser step ``step``."""
-        total = self.loss_sum.double()
-        loss, self.window_before = (total - self.window_before) / self.config.training.accumulate, total
-        first, rising, bad = self.health.unbind()
-        first = torch.where(first == 0, loss, first)
-        rising = torch.where(loss > first, rising + 1, 0.0)
-        ill = ~(loss.isfinite() & self.gradient_norm.isfinite()) | (rising >= RISING_STEPS)
-        self.health = torch.stack((first, rising, torch.where((bad == 0) & ill, float(step), bad)))
+        """Follow the run after optimiser step ``step``."""
+        loss = self.step_loss.double()
+        self.health.note_step(step, loss, self.gradient_norm)
+        finite = loss.isfinite()
+        self.window = self.window + torch.stack((torch.where(finite, loss, 0.0), finite.double()))
+        self.step_loss = torch.zeros_like(self.step_loss)
 
-    def raise_if_diverged(self) -> None:
-        """Raises Diverged with the first bad step. Waits for the device."""
-        _, rising, bad = self.health.tolist()
-        if bad:
-            rose = rising >= RISING_STEPS
-            raise Diverged(int(bad), f"the loss stayed above its start for {RISING_STEPS} steps" if rose
-                           else "the loss or its gradient is not finite")  # fmt: skip
+    def numbers(self) -> Tensor:
+        """Loss window, gradient norm and health as one float64 tensor on the device; begins a new window."""
+        values = torch.cat((self.window, self.gradient_norm.double()[None], self.health.state))
+        self.window = torch.zeros_like(self.window)
+        return values
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_state"] = random_state()
-        checkpoint["health"] = self.health
+        checkpoint["health"] = self.health.state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored_random_state = checkpoint["random_state"]
-        self.health = checkpoint["health"]
+        self.health.state = checkpoint["health"]
+
+    def on_fit_start(self) -> None:
+        compiles = self.config.training.compile
+        if self.device.type == "cuda" if compiles is None else compiles:
+            self.model.compile_blocks()
 
     def on_train_start(self) -> None:
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.window_before = torch.zeros((), device=self.device, dtype=torch.float64)
-        self.health = self.health.to(self.device)
+        self.step_loss = torch.zeros((), device=self.device)
+        self.window = self.window.to(self.device)
+        self.health.to(self.device)
         state = getattr(self, "restored_random_state", None)
         if state is not None:  # last, so that nothing between loading and the first step uses numbers up
             set_random_state(state)
@@ -128,15 +119,16 @@ class Recorder(Callback):
             round(training.steps * i / training.evaluations) for i in range(1, training.evaluations + 1)
         }
         self.seconds = 0.0
-        self.step = self.logged_step = self.saved_step = 0
+        self.step = self.logged_step = 0
         self.started: float | None = None
+        self.pending: tuple[dict[str, Any], Tensor, torch.cuda.Event | None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds = state["seconds"]
-        self.step = self.logged_step = self.saved_step = state["step"]
+        self.step = self.logged_step = state["step"]
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.started, self.before = time.perf_counter(), self.seconds
@@ -152,40 +144,72 @@ class Recorder(Callback):
         saves = stops or self.step % training.checkpoint_every == 0 or self.step == training.steps
         # a checkpoint falls on a logged step, so that a resumed run writes the same lines
         if self.step % training.log_every == 0 or evaluates or saves:
-            self._log(module, evaluates)
+            self._log(module, evaluates, now=evaluates or saves)
         if saves:
             trainer.save_checkpoint(self.folder.path / "checkpoint" / f"step-{self.step}")
-            self.saved_step = self.step
         if stops and self.step < training.steps:
             raise Stopped(f"asked to stop; step {self.step} is saved")
 
-    def _log(self, module: Any, evaluates: bool) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        self._write()
+
+    def _log(self, module: Any, evaluates: bool, now: bool) -> None:
+        """Put a line of the log together. Its numbers are copied from the device while training goes on, and written
+        with the next line; ``now`` waits for them."""
+        self._write()
         training = self.config.training
         window = self.step - self.logged_step
-        loss = float(module.loss_sum) / (window * training.accumulate)
-        now = time.perf_counter()
+        values = module.numbers()
+        event = None
+        if values.is_cuda:
+            values = values.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            if now:
+                event.synchronize()
         assert self.started is not None
-        self.seconds = self.before + now - self.started
-        module.raise_if_diverged()
-        previous = getattr(self, "logged_seconds", self.before)
+        clock = time.perf_counter()
+        self.seconds = self.before + clock - self.started
+        speed = (
+            window * training.tokens_per_step / max(1e-9, self.seconds - getattr(self, "logged_seconds", self.before))
+        )
         row = {
             "step": self.step,
             "tokens": self.step * training.tokens_per_step,
             "flops": self.step * self.flops_per_step,
             "seconds": self.seconds,
-            "loss": loss,
             "learning_rate": training.learning_rate * rate_at(self.step - 1, training),
-            "gradient_norm": float(module.gradient_norm),
-            "tokens_per_second": window * training.tokens_per_step / max(1e-9, self.seconds - previous),
+            "tokens_per_second": speed,
+            "flops_per_second": speed * self.flops_per_step / training.tokens_per_step,
         }
-        if evaluates:
+        self.pending = row, values, event
+        self.logged_step, self.logged_seconds = self.step, self.seconds
+        if now:
+            self._write(module if evaluates else None)
+        self.started += time.perf_counter() - clock if evaluates else 0.0  # evaluation is not training time
+
+    def _write(self, evaluated: Any = None) -> None:
+        """Write the pending line, if there is one.
+
+        Raises:
+            Diverged: when its numbers say so.
+        """
+        if self.pending is None:
+            return
+        (row, values, event), self.pending = self.pending, None
+        if event is not None:
+            event.synchronize()
+        total, count, norm, *state = values.tolist()
+        health = dict(zip(FIELDS, state))
+        Health.check(health)
+        row |= {"loss": total / count if count else math.nan, "gradient_norm": norm}
+        if self.config.training.spike_factor is not None:
+            row["skipped"] = int(health["skipped"])
+        if evaluated is not None:
+            training = self.config.training
             measured = evaluate(
-                module.model, self.selection, batch_size=training.batch_size, context=training.context,
+                evaluated.model, self.selection, batch_size=training.batch_size, context=training.context,
                 precision=training.precision,
             )  # fmt: skip
             row["selection_bpb"] = measured.bits_per_byte
-            self.started += time.perf_counter() - now  # evaluation is not training time
         self.folder.add_metrics(row)
-        self.logged_step, self.logged_seconds = self.step, self.seconds
-        module.loss_sum = torch.zeros_like(module.loss_sum)
-        module.window_before = torch.zeros_like(module.window_before)

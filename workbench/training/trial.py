@@ -18,7 +18,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import polars as pl
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
@@ -29,7 +28,8 @@ from workbench.files import write_json
 from workbench.results import RunFolder
 from workbench.training.checkpoint import SafeCheckpointIO, latest
 from workbench.training.config import RunConfig
-from workbench.training.module import Diverged, Recorder, Stopped, Training
+from workbench.training.health import Diverged
+from workbench.training.module import Recorder, Stopped, Training
 
 
 def train(path: str | Path, cache: str | Path, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
@@ -136,6 +136,8 @@ def _train(folder: RunFolder, cache: Path, should_stop: Callable[[], bool]) -> d
             precision=training.precision,
         )  # fmt: skip
         numbers["report_bpb"] = report.bits_per_byte
+        import polars as pl
+
         frame = pl.DataFrame({"document": range(len(report.nll_D)), "nll_nats": report.nll_D, "bytes": report.bytes_D})
         temporary = folder.path / ".report.tmp"
         frame.write_parquet(temporary)

@@ -1,5 +1,42 @@
 """Softmax attention with grouped heads, a window and packed documents."""
 
-from workbench.ops.attention.torch import attention
+from __future__ import annotations
 
-__all__ = ["attention"]
+from torch import Tensor
+
+from workbench.ops.attention.flex import attention_flex
+from workbench.ops.attention.torch import attention_torch
+
+__all__ = ["attention", "path"]
+
+
+def path(device: str, *, length: int, keys: int, window: int | None, segments: bool) -> str:
+    """Which implementation computes a call: "torch" (scaled_dot_product_attention) or "flex" (FlexAttention).
+
+    Measured on an H200: without documents and window cuDNN's kernel, reached through torch, is the fastest (4.0 ms
+    against 5.6 ms); with either of them FlexAttention is, since it skips what is not seen (2.8 and 2.2 ms).
+    """
+    masked = segments or (window is not None and window < length)
+    return "flex" if device == "cuda" and keys == length and length > 1 and masked else "torch"
+
+
+def attention(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, window: int | None = None, segments: Tensor | None = None
+) -> Tensor:
+    """Causal softmax attention with scale 1/sqrt(K).
+
+    Args:
+        q_BTHK: queries, (B, T, H, K).
+        k_BSGK, v_BSGK: keys and values, (B, S, G, K), H a multiple of G. With S > T the queries are the last T of the
+            S positions (decode).
+        window: each query sees exactly the last ``window`` keys, itself included; None sees all.
+        segments: (B, T) document numbers, only with S = T.
+
+    Returns:
+        (B, T, H, K), in the type of ``v``.
+    """
+    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    q_BTHK, k_BSGK = q_BTHK.to(v_BSGK.dtype), k_BSGK.to(v_BSGK.dtype)
+    chosen = path(q_BTHK.device.type, length=T, keys=S, window=window, segments=segments is not None)
+    call = attention_flex if chosen == "flex" else attention_torch
+    return call(q_BTHK, k_BSGK, v_BSGK, window=window, segments=segments)

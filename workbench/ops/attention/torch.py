@@ -8,21 +8,10 @@ from torch import Tensor
 from workbench.ops.attention.reference import visible
 
 
-def attention(
+def attention_torch(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, window: int | None = None, segments: Tensor | None = None
 ) -> Tensor:
-    """Causal softmax attention with scale 1/sqrt(K).
-
-    Args:
-        q_BTHK: queries, (B, T, H, K).
-        k_BSGK, v_BSGK: keys and values, (B, S, G, K), H a multiple of G. With S > T the queries are the last T of the
-            S positions (decode).
-        window: each query sees exactly the last ``window`` keys, itself included; None sees all.
-        segments: (B, T) document numbers, only with S = T.
-
-    Returns:
-        (B, T, H, K).
-    """
+    """As :func:`workbench.ops.attention.attention`."""
     T, H = q_BTHK.shape[1:3]
     S, G = k_BSGK.shape[1:3]
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from workbench.ops.autocast import product_type
 from workbench.ops.experts.reference import swiglu_experts_reference
 
 
@@ -67,6 +68,7 @@ def swiglu_experts(x_RD: Tensor, up_EDF: Tensor, down_EFD: Tensor, counts_E: Ten
         up_EDF: (E, D, 2F), gate and value side by side. down_EFD: (E, F, D). Sizes multiples of 8.
         counts_E: (E,) integers; zero is allowed.
     """
+    x_RD = x_RD.to(product_type(x_RD))
     if x_RD.dtype == torch.float64:  # grouped_mm has no fp64
         return swiglu_experts_reference(x_RD, up_EDF, down_EFD, counts_E)
     ends_E = counts_E.cumsum(0).to(torch.int32)

@@ -1,0 +1,75 @@
+"""Softmax attention on CUDA devices through torch's FlexAttention: blocks that no query may see are never computed.
+
+Measured on one H200 (torch 2.11, 16 rows of 4,096 tokens, 8 heads of 128, documents of 530 tokens on average): 2.8 ms
+forward and backward, against 4.0 ms for cuDNN's kernel without documents and 3.0 ms for torch's variable-length kernel,
+whose cost also depends on how many documents there are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+BLOCK = 128
+"""Positions along one side of a mask block."""
+
+# Outside a compiled block FlexAttention computes every score; compiled by itself it does not.
+_compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def block_mask(segments_BT: Tensor, window: int | None = None) -> BlockMask:
+    """Which blocks of a packed row are seen in full, in part, not at all.
+
+    Plain tensor operations on the blocks' first and last documents, so nothing is evaluated position by position,
+    nothing waits for the device and a compiled model traces through it.
+
+    Args:
+        segments_BT: document numbers that never fall along a row, except to a padding of -1 at its end.
+        window: keys seen by a query, itself included; None for all.
+    """
+    B, T = segments_BT.shape
+    N = (T + BLOCK - 1) // BLOCK
+    device = segments_BT.device
+    # a position behind the row belongs to the row's last document: it is cut off by the length, not by the mask
+    padded = torch.cat((segments_BT, segments_BT[:, -1:].expand(B, N * BLOCK - T)), dim=1)
+    blocks = padded.view(B, N, BLOCK)
+    low_BN, high_BN = blocks.amin(-1), blocks.amax(-1)
+    i, j = torch.arange(N, device=device)[:, None], torch.arange(N, device=device)[None]
+    some = (low_BN[:, :, None] <= high_BN[:, None]) & (high_BN[:, :, None] >= low_BN[:, None]) & (j <= i)
+    whole = (low_BN[:, :, None] == high_BN[:, None]) & (high_BN[:, :, None] == low_BN[:, None]) & (j < i)
+    if window is not None:
+        # nearest pair of the two blocks is i·BLOCK - (j·BLOCK + BLOCK - 1) apart, the farthest BLOCK - 1 + (i - j)·BLOCK
+        some &= (i - j) * BLOCK - (BLOCK - 1) < window
+        whole &= (i - j) * BLOCK + BLOCK - 1 < window
+    part = some & ~whole
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        visible = (k <= q) & (segments_BT[b, q] == segments_BT[b, k])
+        return visible if window is None else visible & (q - k < window)
+
+    return BlockMask.from_kv_blocks(
+        *_listed(part), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(T, T)
+    )
+
+
+def _listed(blocks_BNM: Tensor) -> tuple[Tensor, Tensor]:
+    """Booleans -> how many are set in a row of blocks, and which, the set ones first."""
+    counts_B1N = blocks_BNM.sum(-1, dtype=torch.int32)[:, None]
+    order_B1NM = blocks_BNM.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)[:, None]
+    return counts_B1N, order_B1NM
+
+
+def attention_flex(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, *, window: int | None = None, segments: Tensor | None = None
+) -> Tensor:
+    """As :func:`workbench.ops.attention.attention` with as many keys as queries."""
+    B, T = q_BTHK.shape[:2]
+    if segments is None:
+        segments = torch.zeros(B, T, dtype=torch.int32, device=q_BTHK.device)
+    call = flex_attention if torch.compiler.is_compiling() else _compiled
+    out = call(
+        q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2), block_mask=block_mask(segments, window),
+        enable_gqa=q_BTHK.shape[2] != k_BTGK.shape[2],
+    )  # fmt: skip
+    return out.transpose(1, 2)
