@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.config import deep_merge
-from workbench.data import prepare
 from workbench.results import RunFolder
 from workbench.training import RunConfig
+from workbench.training.trial import new_run
 
 WORDS = [
     "attention",
@@ -57,14 +57,7 @@ def make_run(
     path: Path, cache: Path, fields: dict[str, Any], *, stage: str = "confirmation", seed: int = 3
 ) -> RunFolder:
     """The folder of one run, ready for ``workbench.training.trial.train``."""
-    config = RunConfig.parse({**fields, "seed": seed})
-    data = prepare(config.data, config.model.vocabulary or 0, cache)
-    about = {
-        "arm": "arm", "stage": stage, "seed": seed, "hyperparameters": {}, "identity": config.identity,
-        "data": data.fingerprint, "steps": config.training.steps, "parameters": 1,
-        "tokens": config.training.steps * config.training.tokens_per_step, "config": config.plain(),
-    }  # fmt: skip
-    return RunFolder.create(path, about)
+    return new_run(path, cache, RunConfig.parse({**fields, "seed": seed}), arm="arm", stage=stage)
 
 
 def ablation_fields(corpus: Path, name: str = "test", **changes: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from workbench.config import ConfigError
     from workbench.dashboards import dashboard, write_report
     from workbench.model import LanguageModel, ModelConfig
-    from workbench.results import table
+    from workbench.results.tables import table
     from workbench.training import RunConfig
 
 _HOMES = {
@@ -37,7 +37,7 @@ _HOMES = {
     "RunConfig": ("workbench.training", "RunConfig"),
     "dashboard": ("workbench.dashboards", "dashboard"),
     "open": ("workbench.ablation.run", "AblationRun"),
-    "table": ("workbench.results", "table"),
+    "table": ("workbench.results.tables", "table"),
     "write_report": ("workbench.dashboards", "write_report"),
 }
 

@@ -1,4 +1,4 @@
-"""The command line: ``workbench cost|run|worker|watch|stop|verdict|report|table|variants|doctor``.
+"""The command line: ``workbench cost|run|worker|watch|stop|verdict|report|table|train|prepare|variants|doctor``.
 
 Every command that takes an ablation takes the same YAML file, followed by overrides such as
 ``base.training.tokens=1_000_000``.
@@ -78,6 +78,70 @@ def run(
         console.print("\n".join(log.read_text(encoding="utf-8").splitlines()[-8:]), markup=False)
         raise typer.Exit(1)
     _conclude(launched)
+
+
+@app.command()
+def train(
+    file: Annotated[Path, typer.Argument(help="One training run as YAML, such as sweeps/full_340m.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: training.tokens=1_000_000.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder of the run; default results/runs/<file>.")] = None,
+    devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
+    stage: Annotated[
+        str, typer.Option(help="confirmation opens the report split at the end; tuning does not.")
+    ] = "tuning",
+) -> None:
+    """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command goes on."""
+    import signal
+
+    from workbench.training import parallel
+    from workbench.training.config import RunConfig
+    from workbench.training.trial import new_run
+    from workbench.training.trial import train as train_run
+
+    leads = not parallel.is_started_by_another_rank()
+    config = RunConfig.load(file, overrides or ())
+    path = folder or Path("results") / "runs" / file.stem
+    cache = path.parent / "cache"
+    held = new_run(path, cache, config, arm=file.stem, stage=stage, progress=_note if leads else None)
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: asked.append(number))
+
+    def tell(row: dict[str, Any]) -> None:
+        left = (held.about()["tokens"] - row["tokens"]) / max(1e-9, row["tokens_per_second"])
+        console.print(
+            f"step {row['step']}/{held.about()['steps']}  loss {row['loss']:.4f}  {_human(row['tokens_per_second'])} tokens/s  "
+            f"{_human(row['flops_per_second'])}FLOP/s  {_duration(left)} left"
+            + (f"  {row['selection_bpb']:.4f} bits/byte (selection)" if "selection_bpb" in row else ""),
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+    result = train_run(path, cache, should_stop=lambda: bool(asked), devices=devices, tell=tell if leads else None)
+    if not leads:
+        return
+    reason = f": {result['reason']}" if result.get("reason") else ""
+    console.print(f"{result['status']}{reason}  ({path})", highlight=False, soft_wrap=True)
+    if result["status"] != "done":
+        raise typer.Exit(130 if result["status"] == "interrupted" else 1)
+
+
+@app.command()
+def prepare(
+    file: Annotated[Path, typer.Argument(help="A training run, whose data and vocabulary are taken.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: data.corpus.path=texts.")] = None,
+    cache: Annotated[Path, typer.Option(help="Folder of prepared data.")] = Path("results/runs/cache"),
+) -> None:
+    """Deduplicate, split and tokenize text into memory-mapped shards, before any training needs them."""
+    from workbench.data import prepare as prepare_data
+    from workbench.training.config import RunConfig
+
+    config = RunConfig.load(file, overrides or ())
+    data = prepare_data(config.data, config.model.vocabulary or 0, cache, _note)
+    shown = Table("split", "documents", "bytes", "tokens", "bytes/token", title=str(data.folder))
+    for name, split in data.card["splits"].items():
+        shown.add_row(name, str(split["documents"]), _human(split["bytes"], "B"), _human(split["tokens"]),
+                      f"{split['bytes_per_token']:.2f}")  # fmt: skip
+    console.print(shown)
 
 
 @app.command()

@@ -156,6 +156,15 @@ class Config(BaseModel, metaclass=_ConfigMeta):
         except ValidationError as error:
             raise ConfigError(_problems(cls, error)) from None
 
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """From a YAML file and dotted overrides.
+
+        Raises:
+            ConfigError: with every mistake, its path and what to do.
+        """
+        return cls.parse(apply_overrides(read_yaml(path), overrides))
+
     def changed(self, **changes: Any) -> Self:
         """A validated copy with some fields replaced."""
         return type(self).parse({**{name: getattr(self, name) for name in self.model_fields_set}, **changes})

@@ -24,7 +24,7 @@ from workbench.ablation.run import AblationRun
 from workbench.ablation.study import slots
 from workbench.config import ConfigError
 from workbench.files import write_json
-from workbench.results import table
+from workbench.results.tables import table
 
 LONG = {"training": {"tokens": 300 * 64, "checkpoint_every": 25, "log_every": 5}}
 PATIENCE = 500  # seconds; a loaded machine with a slow disk is no failure

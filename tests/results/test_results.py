@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from workbench.files import locked, read_json, write_json
-from workbench.results import RunFolder, curves, runs, table
-from workbench.results.tables import CURVE_SCHEMA, RUN_SCHEMA
+from workbench.results import RunFolder
+from workbench.results.tables import CURVE_SCHEMA, RUN_SCHEMA, curves, runs, table
 
 
 def test_a_torn_line_is_left_out_and_repaired(tmp_path: Path) -> None:

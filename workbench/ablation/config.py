@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from workbench.config import Config, ConfigError, apply_overrides, deep_merge, expand_dotted, nearest, read_yaml
+from workbench.config import Config, ConfigError, deep_merge, expand_dotted, nearest
 from workbench.contract import Range
 from workbench.training.config import RunConfig
 
@@ -88,15 +86,6 @@ class AblationConfig(Config):
     """Why this ablation's verdicts are exploratory, if they are."""
     launch: Launch = Launch()
     """How the work is carried out."""
-
-    @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> AblationConfig:
-        """From a YAML file and command-line overrides.
-
-        Raises:
-            ConfigError: with every mistake, its path and what to do.
-        """
-        return cls.parse(apply_overrides(read_yaml(path), overrides))
 
     def model_post_init(self, _context: Any) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.name) or self.name.startswith("."):

@@ -14,10 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from workbench.ablation.config import AblationConfig
 from workbench.ablation.run import AblationRun
 from workbench.ablation.study import ATTEMPTS, enqueue, fail_stale_trials, is_open, open_storage, retry, sampler, slots
-from workbench.accounting import account
 from workbench.files import write_json
 from workbench.results.store import RunFolder
-from workbench.training.config import RunConfig
+from workbench.training.config import RunConfig, describe_run
 
 TUNING, CONFIRMATION = "tuning", "confirmation"
 
@@ -137,11 +136,8 @@ class Plan:
         slug = "".join(c if c.isalnum() or c in ".+-" else "_" for c in arm)
         name = f"{stage}-{slug}-{config.identity[:8]}-seed{seed}"
         base = self.config.run(self.config.order[0], seed=seed)
-        about = {
-            "arm": arm, "stage": stage, "seed": seed, "hyperparameters": hyperparameters, "identity": config.identity,
-            "data": self.run.about["data"][arm], "steps": config.training.steps,
-            "tokens": config.training.steps * config.training.tokens_per_step,
-            "parameters": account(config.model, config.training.context).parameters,
-            "config": config.plain(), "difference": json.loads(json.dumps(config.diff(base))),
-        }  # fmt: skip
+        about = describe_run(
+            config, self.run.about["data"][arm], arm=arm, stage=stage, hyperparameters=hyperparameters,
+            difference=json.loads(json.dumps(config.diff(base))),
+        )  # fmt: skip
         return RunFolder.create(self.run.folder / "runs" / name, about)

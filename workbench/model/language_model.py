@@ -62,7 +62,8 @@ class LanguageModel(nn.Module):
         # one entry a kind of block and mode; beyond the limit a whole-graph compilation raises, it never falls back
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in self.blocks:
-            block.compile(fullgraph=True, dynamic=False)
+            # the method, not the module: what hooks do (gathering sharded weights) stays outside
+            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
 
     def forward(
         self,

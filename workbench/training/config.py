@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from workbench.accounting import account
 from workbench.config import Config, ConfigError
 from workbench.data import DataConfig
 from workbench.model.config import ModelConfig
@@ -90,3 +91,14 @@ class RunConfig(Config):
 
     def canonical(self) -> dict[str, Any]:
         return {**self.plain(), "model": self.model.canonical()}
+
+
+def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about: Any) -> dict[str, Any]:
+    """What ``run.json`` says: the configuration, its identity and what follows from it."""
+    return {
+        "arm": arm, "stage": stage, "seed": config.seed, "hyperparameters": {}, "identity": config.identity,
+        "data": data, "steps": config.training.steps,
+        "tokens": config.training.steps * config.training.tokens_per_step,
+        "parameters": account(config.model, config.training.context).parameters,
+        "config": config.plain(), **about,
+    }  # fmt: skip

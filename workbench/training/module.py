@@ -21,6 +21,7 @@ from workbench.data import Batch
 from workbench.evaluation import evaluate
 from workbench.model import LanguageModel
 from workbench.results import RunFolder
+from workbench.training import parallel
 from workbench.training.checkpoint import random_state, set_random_state
 from workbench.training.config import RunConfig
 from workbench.training.health import FIELDS, Health
@@ -39,6 +40,7 @@ class Training(L.LightningModule):
         self.config = config
         self.model = LanguageModel(config.model, seed=config.seed)
         self.model.recompute = config.training.recompute
+        self.sharded = False
         self.health = Health(config.training.spike_factor)
         self.step_loss: Tensor = torch.zeros(())
         self.gradient_norm: Tensor = torch.zeros(())
@@ -51,11 +53,19 @@ class Training(L.LightningModule):
         self.step_loss = self.step_loss + loss.detach() / self.config.training.accumulate
         return loss + sum(part for side in sides for part in side.losses)
 
+    def configure_model(self) -> None:
+        # called again by Lightning when training starts; sharded once
+        if self.device_mesh is not None and not self.sharded:
+            parallel.shard(self.model, self.device_mesh["data_parallel"])
+            self.sharded = True
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.training.clip)
+        self.gradient_norm = parallel.whole(
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.training.clip)
+        )
         # fused AdamW leaves weights, moments and step counts alone where this reads 1.0, on the device
         optimizer.found_inf = self.health.judge_gradient(self.gradient_norm)
 
@@ -67,7 +77,7 @@ class Training(L.LightningModule):
 
     def note_step(self, step: int) -> None:
         """Follow the run after optimiser step ``step``."""
-        loss = self.step_loss.double()
+        loss = parallel.mean(self.step_loss.double())
         self.health.note_step(step, loss, self.gradient_norm)
         finite = loss.isfinite()
         self.window = self.window + torch.stack((torch.where(finite, loss, 0.0), finite.double()))
@@ -102,16 +112,21 @@ class Training(L.LightningModule):
 
 
 class Recorder(Callback):
-    """Writes metrics, evaluates on the selection split, checkpoints, and obeys a request to stop.
+    """Writes metrics (rank 0), evaluates on the selection split, checkpoints, and obeys a request to stop.
 
     Args:
         folder: where to write.
         selection: documents of the selection split.
         should_stop: asked after every step.
+        tell: is given every line of the log as it is written.
     """
 
-    def __init__(self, folder: RunFolder, config: RunConfig, selection: Any, should_stop: Callable[[], bool]):
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, selection: Any, should_stop: Callable[[], bool],
+        tell: Callable[[dict[str, Any]], None] | None = None,
+    ):  # fmt: skip
         self.folder, self.config, self.selection, self.should_stop = folder, config, selection, should_stop
+        self.tell = tell or (lambda row: None)
         training = config.training
         cost = account(config.model, training.context)
         self.flops_per_step = cost.training_flops * training.tokens_per_step
@@ -140,7 +155,7 @@ class Recorder(Callback):
         self.step = trainer.global_step
         module.note_step(self.step)
         evaluates = self.step in self.evaluate_at
-        stops = self.should_stop()
+        stops = self._stops(module.device)
         saves = stops or self.step % training.checkpoint_every == 0 or self.step == training.steps
         # a checkpoint falls on a logged step, so that a resumed run writes the same lines
         if self.step % training.log_every == 0 or evaluates or saves:
@@ -149,6 +164,12 @@ class Recorder(Callback):
             trainer.save_checkpoint(self.folder.path / "checkpoint" / f"step-{self.step}")
         if stops and self.step < training.steps:
             raise Stopped(f"asked to stop; step {self.step} is saved")
+
+    def _stops(self, device: torch.device) -> bool:
+        """Whether to stop now. Ranks decide together, and so only where they wait for each other anyway."""
+        if parallel.world() > 1 and self.step % self.config.training.log_every:
+            return False
+        return parallel.any_rank(self.should_stop(), device)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         self._write()
@@ -212,4 +233,6 @@ class Recorder(Callback):
                 precision=training.precision,
             )  # fmt: skip
             row["selection_bpb"] = measured.bits_per_byte
-        self.folder.add_metrics(row)
+        if parallel.rank() == 0:
+            self.folder.add_metrics(row)
+            self.tell(row)

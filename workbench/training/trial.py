@@ -19,31 +19,61 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from workbench.data import PreparedData, StepLoader, TrainingStream
+from workbench.config import ConfigError
+from workbench.data import PreparedData, StepLoader, TrainingStream, prepare
 from workbench.environment import environment
 from workbench.evaluation import evaluate
 from workbench.files import write_json
 from workbench.results import RunFolder
+from workbench.training import parallel
 from workbench.training.checkpoint import SafeCheckpointIO, latest
-from workbench.training.config import RunConfig
+from workbench.training.config import RunConfig, describe_run
 from workbench.training.health import Diverged
 from workbench.training.module import Recorder, Stopped, Training
 
 
-def train(path: str | Path, cache: str | Path, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def new_run(
+    path: str | Path, cache: str | Path, config: RunConfig, *, arm: str = "", stage: str = "confirmation",
+    progress: Callable[[str], None] | None = None, **about: Any,
+) -> RunFolder:  # fmt: skip
+    """The folder of a run, ready for :func:`train`, its data prepared; an existing one is found again.
+
+    Raises:
+        ConfigError: when the folder holds a run of another configuration, or the data cannot be prepared.
+    """
+    path = Path(path)
+    data = prepare(config.data, config.model.vocabulary or 0, cache, progress)
+    folder = RunFolder.create(path, describe_run(config, data.fingerprint, arm=arm, stage=stage, **about))
+    there = folder.about()
+    if there["identity"] != config.identity:
+        difference = "; ".join(f"{k}: {a!r} there, {b!r} here"
+                               for k, (a, b) in config.diff(RunConfig.parse(there["config"])).items())  # fmt: skip
+        raise ConfigError.at("folder", got=f"{path}, which holds another run ({difference})", expected="a free folder",
+                             do="Choose another folder, or remove this one.")  # fmt: skip
+    return folder
+
+
+def train(
+    path: str | Path, cache: str | Path, should_stop: Callable[[], bool] = lambda: False, devices: int = 1,
+    tell: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Bring the run in folder ``path`` to its end and return its result; a finished run is only read.
 
     Args:
         path: folder with ``run.json``.
         cache: folder of prepared data.
         should_stop: asked after every step; True writes a checkpoint and ends with status ``interrupted``.
+        devices: GPUs (or CPU processes) that share every batch (:mod:`workbench.training.parallel`). Lightning starts the
+            other ranks by running this program again with the same arguments; changes nothing but rounding.
+        tell: is given every line of the log as it is written.
 
     Returns:
         the content of ``result.json``, or ``{"status": "interrupted"}``.
     """
     folder = RunFolder(path)
+    if parallel.is_started_by_another_rank():  # rank 0 keeps the folder
+        return _train(folder, Path(cache), should_stop, devices, tell)
     with folder.hold() as mine:
         if not mine:
             return {"status": "busy", "reason": "another process is running it"}
@@ -51,7 +81,7 @@ def train(path: str | Path, cache: str | Path, should_stop: Callable[[], bool] =
             return folder.result()
         folder.set_status("running", pid=os.getpid())
         try:
-            return _train(folder, Path(cache), should_stop)
+            return _train(folder, Path(cache), should_stop, devices, tell)
         except Stopped as stop:
             folder.set_status("interrupted", str(stop))
             folder.event("interrupted", reason=str(stop))
@@ -74,7 +104,7 @@ def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}; see log.txt"
 
 
-def _finish(folder: RunFolder, status: str, reason: str, **numbers: Any) -> dict[str, Any]:
+def _finish(folder: RunFolder, status: str, reason: str | None, **numbers: Any) -> dict[str, Any]:
     folder.finish(status, reason, **numbers)
     return folder.result()
 
@@ -87,62 +117,79 @@ def _note(folder: RunFolder, status: str, reason: str) -> dict[str, Any]:
     return {"status": status, "reason": reason}
 
 
-def _train(folder: RunFolder, cache: Path, should_stop: Callable[[], bool]) -> dict[str, Any]:
+def _train(
+    folder: RunFolder, cache: Path, should_stop: Callable[[], bool], devices: int,
+    tell: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, Any]:  # fmt: skip
+    leads = not parallel.is_started_by_another_rank()
     about = folder.about()
     config = RunConfig.parse(about["config"])
     data = PreparedData.open(cache, about["data"])
     training = config.training
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    write_json(folder.path / "environment.json", environment())
+    if leads:
+        write_json(folder.path / "environment.json", {**environment(), "devices": devices})
     # nothing of ours draws from the global generators; a variant may, and must get the same numbers every time
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
 
     module = Training(config)
-    recorder = Recorder(folder, config, data.selection, should_stop)
+    recorder = Recorder(folder, config, data.selection, should_stop, tell)
     stream = TrainingStream(data.train, batch_size=training.batch_size, context=training.context, seed=config.seed)
-    loader = StepLoader(stream, total=training.steps * training.accumulate)
+    shares = {"rank": parallel.own_rank(), "world": devices} if devices > 1 else {}
+    loader = StepLoader(stream, training.steps * training.accumulate, **shares)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
             max_steps=training.steps, max_epochs=1, accumulate_grad_batches=training.accumulate, accelerator="auto",
-            devices=1, precision="bf16-mixed" if training.precision == "bf16" else "32-true", logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            devices=devices, strategy=parallel.Sharded(devices) if devices > 1 else "auto",
+            precision="bf16-mixed" if training.precision == "bf16" else "32-true", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
             use_distributed_sampler=False, callbacks=[recorder],
-            plugins=[SafeCheckpointIO(), LightningEnvironment()],
+            plugins=[SafeCheckpointIO(), parallel.environment()],
         )  # fmt: skip
         checkpoint, damaged = latest(folder.path / "checkpoint")
-        for line in damaged:
-            folder.event("damaged_checkpoint", reason=line)
         step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-        folder.forget_metrics_after(step)
-        folder.event("resumed" if checkpoint else "started", step=step)
-        if step < training.steps:
+        if leads:
+            for line in damaged:
+                folder.event("damaged_checkpoint", reason=line)
+            folder.forget_metrics_after(step)
+            folder.event("resumed" if checkpoint else "started", step=step, devices=devices)
+        if step < training.steps or devices > 1:
             trainer.fit(module, train_dataloaders=loader, ckpt_path=str(checkpoint) if checkpoint else None)
         else:  # only the last evaluation was lost
             module.load_state_dict(SafeCheckpointIO().load_checkpoint(checkpoint)["state_dict"])
+        module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     metrics = folder.metrics()
-    numbers: dict[str, Any] = {
-        "step": training.steps,
-        "seconds": metrics[-1]["seconds"],
-        "loss": metrics[-1]["loss"],
-        "selection_bpb": [row["selection_bpb"] for row in metrics if row.get("selection_bpb") is not None][-1],
-    }
+    numbers: dict[str, Any] = (
+        {}
+        if not leads
+        else {
+            "step": training.steps,
+            "seconds": metrics[-1]["seconds"],
+            "loss": metrics[-1]["loss"],
+            "selection_bpb": [row["selection_bpb"] for row in metrics if row.get("selection_bpb") is not None][-1],
+        }
+    )
     if about["stage"] == "confirmation":  # the report split is opened here and nowhere else
         report = evaluate(
             module.model, data.report, batch_size=training.batch_size, context=training.context,
             precision=training.precision,
         )  # fmt: skip
         numbers["report_bpb"] = report.bits_per_byte
+        if not leads:
+            return numbers
         import polars as pl
 
         frame = pl.DataFrame({"document": range(len(report.nll_D)), "nll_nats": report.nll_D, "bytes": report.bytes_D})
         temporary = folder.path / ".report.tmp"
         frame.write_parquet(temporary)
         os.replace(temporary, folder.path / "report.parquet")
-    return _finish(folder, "done", None, **numbers)  # type: ignore[arg-type]
+    if not leads:
+        return numbers
+    return _finish(folder, "done", None, **numbers)
 
 
 def run_in_process(path: str, cache: str, threads: int) -> None:
