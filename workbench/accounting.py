@@ -6,11 +6,13 @@ experts only, recomputation left out. Training costs three times the forward pas
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from workbench.model.config import ModelConfig
 
-__all__ = ["ModelCost", "account"]
+__all__ = ["ModelCost", "account", "packed_flops"]
 
 FORMULA = "training FLOPs = 3 × forward; forward = 2 × active matrix parameters (head included) + the mixers' own terms"
 
@@ -50,3 +52,14 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
         forward_flops=sum(cost.flops for cost in costs) + 2 * embedding,
         cache_bytes=sum(cost.cache_bytes for cost in costs),
     )
+
+
+def packed_flops(config: ModelConfig, lengths: Iterable[int]) -> float:
+    """Training FLOPs per token of rows packed from pieces of documents of these lengths: what a token really sees.
+
+    :func:`account` at the row's length counts as if every row were one document; this is what a rate of arithmetic
+    (MFU) must use where attention does not cross documents.
+    """
+    counts = Counter(lengths)
+    total = sum(account(config, length).training_flops * length * count for length, count in counts.items())
+    return total / sum(length * count for length, count in counts.items())

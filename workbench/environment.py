@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 LIBRARIES = ("torch", "lightning", "optuna", "tokenizers", "numpy")
+
+
+def version(name: str) -> str:
+    """Version of an installed distribution; "not installed" where it is run from its source, or missing."""
+    try:
+        return installed_version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def code_version() -> str:

@@ -119,14 +119,17 @@ class Recorder(Callback):
         selection: documents of the selection split.
         should_stop: asked after every step.
         tell: is given every line of the log as it is written.
+        seen_flops: training FLOPs per token within the documents that rows are packed from, for the rate of arithmetic;
+            default as if every row were one document.
     """
 
     def __init__(
         self, folder: RunFolder, config: RunConfig, selection: Any, should_stop: Callable[[], bool],
-        tell: Callable[[dict[str, Any]], None] | None = None,
+        tell: Callable[[dict[str, Any]], None] | None = None, seen_flops: float | None = None,
     ):  # fmt: skip
         self.folder, self.config, self.selection, self.should_stop = folder, config, selection, should_stop
         self.tell = tell or (lambda row: None)
+        self.seen_flops = seen_flops
         training = config.training
         cost = account(config.model, training.context)
         self.flops_per_step = cost.training_flops * training.tokens_per_step
@@ -136,6 +139,7 @@ class Recorder(Callback):
         self.seconds = 0.0
         self.step = self.logged_step = 0
         self.started: float | None = None
+        self.first_step_told = False
         self.pending: tuple[dict[str, Any], Tensor, torch.cuda.Event | None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,6 +158,13 @@ class Recorder(Callback):
         training = self.config.training
         self.step = trainer.global_step
         module.note_step(self.step)
+        assert self.started is not None
+        if not self.first_step_told:
+            self.first_step_told = True
+            if module.device.type == "cuda":
+                torch.cuda.synchronize()  # once: start-up ends when the first step has really been done
+            if parallel.rank() == 0:
+                self.folder.event("first_step", seconds=time.perf_counter() - self.started)
         evaluates = self.step in self.evaluate_at
         stops = self._stops(module.device)
         saves = stops or self.step % training.checkpoint_every == 0 or self.step == training.steps
@@ -201,7 +212,7 @@ class Recorder(Callback):
             "seconds": self.seconds,
             "learning_rate": training.learning_rate * rate_at(self.step - 1, training),
             "tokens_per_second": speed,
-            "flops_per_second": speed * self.flops_per_step / training.tokens_per_step,
+            "flops_per_second": speed * (self.seen_flops or self.flops_per_step / training.tokens_per_step),
         }
         self.pending = row, values, event
         self.logged_step, self.logged_seconds = self.step, self.seconds

@@ -6,6 +6,7 @@ Killed at any moment, it goes on from the last whole checkpoint; finished, it is
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ import lightning as L
 import numpy as np
 import torch
 
+from workbench.accounting import packed_flops
 from workbench.config import ConfigError
 from workbench.data import PreparedData, StepLoader, TrainingStream, prepare
 from workbench.environment import environment
@@ -31,6 +33,9 @@ from workbench.training.checkpoint import SafeCheckpointIO, latest
 from workbench.training.config import RunConfig, describe_run
 from workbench.training.health import Diverged
 from workbench.training.module import Recorder, Stopped, Training
+
+SAMPLED_ROWS = 64
+"""Rows of the training stream that say how long documents are."""
 
 
 def new_run(
@@ -136,10 +141,13 @@ def _train(
     torch.manual_seed(config.seed)
 
     module = Training(config)
-    recorder = Recorder(folder, config, data.selection, should_stop, tell)
     stream = TrainingStream(data.train, batch_size=training.batch_size, context=training.context, seed=config.seed)
+    rows = [stream.row(number)[2] for number in range(SAMPLED_ROWS)]
+    seen_flops = packed_flops(config.model, [int(n) for row in rows for n in np.unique(row, return_counts=True)[1]])
+    recorder = Recorder(folder, config, data.selection, should_stop, tell, seen_flops)
     shares = {"rank": parallel.own_rank(), "world": devices} if devices > 1 else {}
     loader = StepLoader(stream, training.steps * training.accumulate, **shares)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings say nothing about the run
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(

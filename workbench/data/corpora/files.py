@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import polars as pl
-
 from workbench.config import ConfigError, nearest
 from workbench.data.corpora import Corpus, CorpusConfig, corpora
 
@@ -42,6 +40,8 @@ class Files(Corpus):
                     if line.strip():
                         yield self._field(line, path, number)
             else:
+                import polars as pl
+
                 try:
                     columns = pl.read_parquet_schema(path)
                 except pl.exceptions.PolarsError as error:

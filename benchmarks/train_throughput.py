@@ -1,0 +1,282 @@
+"""Training speed of whole runs on this GPU, beside what a user could take instead, in one go.
+
+    python benchmarks/train_throughput.py full:340m:16 sliding:340m:16 full:1.3b:8 --peers plain:340m:16 plain:1.3b:8
+
+A case is PATTERN:SCALE:BATCH[:CONTEXT], the pattern's words joined by "+" (gdn+gdn+gdn+full). Each case is trained by
+`workbench train`'s own function in a process of its own: Lightning, rows packed from documents on disk, logging,
+evaluation and a checkpoint at the end; "bare" is the same compiled model in a plain loop. Speeds are medians over the
+lines of the log after the first. Results go to results/benchmarks/train_throughput.json, one entry a case, earlier
+entries of other cases kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+OUTPUT = ROOT / "results" / "benchmarks" / "train_throughput.json"
+VOCABULARY = 32_000
+
+
+def run_config(case: str, steps: int, corpus_bytes: int, extra: dict[str, Any]) -> Any:
+    from workbench.config import deep_merge
+    from workbench.training.config import RunConfig
+
+    pattern, scale, batch, *context = case.split(":")
+    T = int(context[0]) if context else 4096
+    fields = {
+        "model": {"scale": scale, "pattern": pattern.replace("+", " ")},
+        "data": {"corpus": {"kind": "packages", "limit_bytes": corpus_bytes}, "evaluation_documents": 64, "evaluation_bytes": 8192},
+        "training": {"tokens": steps * int(batch) * T, "batch_size": int(batch), "context": T, "precision": "bf16",
+                     "learning_rate": 3e-4, "log_every": 5, "evaluations": 1, "checkpoint_every": 10**9},
+    }  # fmt: skip
+    return RunConfig.parse(deep_merge(fields, extra))
+
+
+def stack(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One case through the whole stack."""
+    begun = time.perf_counter()
+    import torch
+
+    from workbench.accounting import account
+    from workbench.training.trial import new_run, train
+
+    config = run_config(case, arguments.steps, arguments.corpus_bytes, json.loads(arguments.extra))
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = time.perf_counter()
+        run = new_run(Path(folder) / "run", arguments.cache, config, stage="tuning")
+        prepared = time.perf_counter() - prepared
+        result = train(run.path, arguments.cache)
+        if result["status"] != "done":
+            return {"case": case, "mode": "stack", **result}
+        rows, events = run.metrics(), {}
+        for line in (run.path / "events.jsonl").read_text().splitlines():
+            event = json.loads(line)
+            events.setdefault(event["event"], event)
+    speed = statistics.median(row["tokens_per_second"] for row in rows[1:-1])
+    cost = account(config.model, config.training.context)
+    spans = [b["seconds"] - a["seconds"] for a, b in itertools.pairwise(rows[1:])]
+    return {
+        "case": case, "mode": "stack", "tokens_per_second": speed, "parameters": cost.parameters,
+        "flops_per_second": statistics.median(row["flops_per_second"] for row in rows[1:-1]),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30, "loss": [rows[0]["loss"], rows[-1]["loss"]],
+        "seconds_to_first_step": events["first_step"]["at"] - events["started"]["at"],
+        "seconds_process_to_first_step": time.perf_counter() - begun - prepared - (time.time() - events["first_step"]["at"]),
+        "seconds_of_compiled_step": events["first_step"]["seconds"], "slowest_over_median_window": max(spans) / statistics.median(spans),
+    }  # fmt: skip
+
+
+def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same compiled model, batches and optimiser in the shortest loop; batches wait on the device."""
+    import torch
+
+    from workbench.data import PreparedData, TrainingStream
+    from workbench.model import LanguageModel
+    from workbench.training.optimiser import build_optimiser
+    from workbench.training.trial import new_run
+
+    config = run_config(case, arguments.steps, arguments.corpus_bytes, json.loads(arguments.extra))
+    with tempfile.TemporaryDirectory() as folder:
+        data = PreparedData.open(
+            arguments.cache, new_run(Path(folder) / "run", arguments.cache, config).about()["data"]
+        )
+    t = config.training
+    stream = TrainingStream(data.train, batch_size=t.batch_size, context=t.context, seed=0)
+    batches = [[x.cuda() for x in stream.batch(k)] for k in range(8)]
+    model = LanguageModel(config.model, seed=0).cuda()
+    model.compile_blocks()
+    optimiser = build_optimiser(model, t)
+    times = []
+    for step in range(arguments.steps // 5 * 5):
+        if step % 5 == 0:
+            torch.cuda.synchronize()
+            times.append(time.perf_counter())
+        tokens, targets, segments, _ = batches[step % 8]
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model.loss(tokens, targets, segments=segments)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
+        optimiser.step()
+        optimiser.zero_grad()
+    torch.cuda.synchronize()
+    times.append(time.perf_counter())
+    spans = [b - a for a, b in itertools.pairwise(times[1:])]
+    if arguments.profile:
+        _profile(model, optimiser, batches[0], arguments.profile)
+    return {"case": case, "mode": "bare", "tokens_per_second": 5 * t.batch_size * t.context / statistics.median(spans),
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30}  # fmt: skip
+
+
+def _profile(model: Any, optimiser: Any, batch: Any, path: str) -> None:
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    tokens, targets, segments, _ = batch
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model.loss(tokens, targets, segments=segments)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        torch.cuda.synchronize()
+    Path(path).write_text(
+        recorded.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
+    )
+
+
+def plain(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A plain transformer compiled whole: no documents, no packing, no logging; what a skilled user writes in an hour."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    _, scale, batch, *context = case.split(":")
+    B, T = int(batch), int(context[0]) if context else 4096
+    D, depth, hidden = {"340m": (1024, 24, 2816), "1.3b": (2048, 24, 5632)}[scale]
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm_a, self.norm_b = nn.RMSNorm(D), nn.RMSNorm(D)
+            self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
+            self.up, self.down = nn.Linear(D, 2 * hidden, bias=False), nn.Linear(hidden, D, bias=False)
+
+        def forward(self, x: Any, cos: Any, sin: Any) -> Any:
+            q, k, v = self.qkv(self.norm_a(x)).view(B, T, 3, D // 128, 128).unbind(2)
+
+            def turned(y: Any) -> Any:
+                a, b = y.chunk(2, -1)
+                return torch.cat((a * cos - b * sin, a * sin + b * cos), -1).to(v.dtype)
+
+            o = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (turned(q), turned(k), v)), is_causal=True)
+            x = x + self.out(o.transpose(1, 2).reshape(B, T, D))
+            gate, value = self.up(self.norm_b(x)).chunk(2, -1)
+            return x + self.down(F.silu(gate) * value)
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.norm, self.head = (
+                nn.Embedding(VOCABULARY, D),
+                nn.RMSNorm(D),
+                nn.Linear(D, VOCABULARY, bias=False),
+            )
+            self.layers = nn.ModuleList(Layer() for _ in range(depth))
+            angle = torch.arange(T)[:, None] / 10_000 ** (torch.arange(0, 128, 2) / 128)
+            self.register_buffer("cos", angle.cos()[None, :, None])
+            self.register_buffer("sin", angle.sin()[None, :, None])
+
+        def forward(self, tokens: Any, targets: Any) -> Any:
+            x = self.embedding(tokens)
+            for layer in self.layers:
+                x = layer(x, self.cos, self.sin)
+            return F.cross_entropy(self.head(self.norm(x)).float().flatten(0, 1), targets.flatten())
+
+    model = Plain().cuda()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    compiled = torch.compile(model)
+    rows = torch.randint(VOCABULARY, (B, T + 1), device="cuda")
+    times = []
+    for step in range(arguments.steps // 5 * 5):
+        if step % 5 == 0:
+            torch.cuda.synchronize()
+            times.append(time.perf_counter())
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = compiled(rows[:, :-1], rows[:, 1:])
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    torch.cuda.synchronize()
+    times.append(time.perf_counter())
+    spans = [b - a for a, b in itertools.pairwise(times[1:])]
+    parameters = sum(p.numel() for p in model.parameters())
+    flops = 6 * (parameters - VOCABULARY * D) + 6 * T * D * depth
+    speed = 5 * B * T / statistics.median(spans)
+    return {"case": case, "mode": "plain", "tokens_per_second": speed, "parameters": parameters, "flops_per_second": speed * flops,
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30}  # fmt: skip
+
+
+def ceiling(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """FLOP/s of a matrix product of 8192³ in bf16 on random data: what a rate of arithmetic can be held against."""
+    import torch
+    from triton.testing import do_bench
+
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return {
+        "case": case,
+        "mode": "ceiling",
+        "flops_per_second": 2 * 8192**3 / (do_bench(lambda: a @ b, return_mode="median") / 1e3),
+    }
+
+
+MODES = {"stack": stack, "bare": bare, "plain": plain, "ceiling": ceiling}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=["full:340m:16"])
+    parser.add_argument("--peers", nargs="*", default=[], help="plain:SCALE:BATCH")
+    parser.add_argument("--bare", action="store_true", help="time the bare loop of every case too")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--corpus-bytes", type=int, default=60_000_000)
+    parser.add_argument("--cache", default=str(ROOT / "results" / "benchmarks" / "cache"))
+    parser.add_argument("--extra", default="{}", help="JSON laid over every run's fields")
+    parser.add_argument("--profile", default="", help="file for a kernel table of the bare loop")
+    parser.add_argument("--output", default=str(OUTPUT))
+    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        mode, case = arguments.one.split("/", 1)
+        print("RESULT " + json.dumps(MODES[mode](case, arguments)), flush=True)
+        return
+    jobs = ["ceiling/matrix product", *(f"stack/{case}" for case in arguments.cases)]
+    jobs += [f"bare/{case}" for case in arguments.cases] if arguments.bare else []
+    jobs += [f"plain/{case}" for case in arguments.peers]
+    results: list[dict[str, Any]] = []
+    for job in jobs:
+        call = [sys.executable, __file__, "--one", job, *sys.argv[1:]]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        begun = time.time()
+        done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        found = json.loads(lines[-1][7:]) if lines else {"case": job, "error": (done.stderr or done.stdout)[-1500:]}
+        results.append({**found, "wall_seconds": round(time.time() - begun, 1)})
+        print(json.dumps(results[-1]), flush=True)
+        _write(Path(arguments.output), results, arguments.code)
+    top = next((r["flops_per_second"] for r in results if r.get("mode") == "ceiling"), None)
+    print(
+        f"\n{'mode':7s} {'case':28s} {'tokens/s':>10s} {'TFLOP/s':>8s} {'of ceiling':>10s} {'peak GiB':>9s} {'first step s':>12s}"
+    )
+    for r in results:
+        rate = r.get("flops_per_second")
+        print(f"{r.get('mode', '?'):7s} {r['case']:28s} {r.get('tokens_per_second', 0):10.0f} {(rate or 0) / 1e12:8.1f} "
+              f"{(rate or 0) / top if top else 0:10.1%} {r.get('peak_gib', 0):9.1f} {r.get('seconds_process_to_first_step', 0):12.1f}")  # fmt: skip
+
+
+def _write(path: Path, results: list[dict[str, Any]], code: str | None) -> None:
+    from workbench.environment import environment
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = json.loads(path.read_text())["results"] if path.exists() else []
+    where = {**environment(), "date": time.strftime("%Y-%m-%d")}
+    where["code"] = code or where["code"]
+    new = [{**result, "environment": where} for result in results]
+    keys = {(r.get("mode"), r["case"]) for r in new}
+    kept = [r for r in old if (r.get("mode"), r["case"]) not in keys]
+    path.write_text(json.dumps({"results": kept + new}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
