@@ -114,7 +114,7 @@ def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     spans = [b - a for a, b in itertools.pairwise(times[1:])]
     if arguments.profile:
         _profile(model, optimiser, batches[0], arguments.profile)
-    return {"case": case, "mode": "bare", "tokens_per_second": 5 * t.batch_size * t.context / statistics.median(spans),
+    return {"case": case, "mode": "bare", "tokens_per_second": 5 * t.batch_size * t.context / statistics.median(spans), "loss": float(loss),
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30}  # fmt: skip
 
 

@@ -22,7 +22,7 @@ FLOORS = [
     ["data"],
     ["testing"],
     ["results"],
-    ["evaluation"],
+    ["evaluation", "pretrained"],
     ["training"],
     ["ablation"],
     ["dashboards"],

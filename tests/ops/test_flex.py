@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from workbench.ops.attention import attention, flex, path
+from workbench.ops.attention import flex, path
 from workbench.ops.attention.reference import attention_reference, visible
 
 
@@ -62,10 +62,11 @@ def test_flex_is_the_definition(window: int | None, groups: int, monkeypatch: py
 
 
 def test_the_fastest_path_is_chosen_by_what_is_asked() -> None:
-    ask = {"length": 4096, "keys": 4096, "window": None, "segments": False}
+    ask = {"length": 4096, "keys": 4096, "window": None, "segments": False, "flex": True}
     assert path("cuda", **ask) == "torch" and path("cuda", **{**ask, "segments": True}) == "flex"  # type: ignore[arg-type]
     assert path("cuda", **{**ask, "window": 512}) == "flex" and path("cuda", **{**ask, "window": 4096}) == "torch"  # type: ignore[arg-type]
     assert path("cuda", **{**ask, "length": 1, "window": 512}) == "torch"  # type: ignore[arg-type]
+    assert path("cuda", **{**ask, "segments": True, "flex": False}) == "torch"  # type: ignore[arg-type]
     assert path("cpu", **{**ask, "segments": True}) == "torch"  # type: ignore[arg-type]
 
 
@@ -81,7 +82,7 @@ def test_on_the_device_it_is_the_definition(window: int | None, packed: bool, gr
         torch.randn(2, T, n, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for n in (4, groups, groups)
     ]
     exact = [t.detach().double().requires_grad_() for t in tensors]
-    got = attention(*tensors, window=window, segments=segments_BT)
+    got = flex.attention_flex(*tensors, window=window, segments=segments_BT)
     wanted = attention_reference(*exact, window=window, segments=segments_BT)
     assert float((got - wanted).norm() / wanted.norm()) < 1e-2
     weight = torch.randn_like(got)

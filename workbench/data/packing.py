@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     targets_BT: Tensor
     """int64 next tokens; -100 where there is nothing to predict."""
     segments_BT: Tensor
-    """int32 document number within the row."""
+    """int32 document number within the row; -1 where padded."""
     documents_BT: Tensor
     """int64 index of the document in its split; -1 where padded."""
 
@@ -60,9 +60,18 @@ class TrainingStream:
                                  "of the training split", do="Give more text, or a smaller context.")  # fmt: skip
         self._epoch = -1
 
-    def batch(self, k: int) -> Batch:
-        """The k-th batch, k from 0."""
-        rows = [self.row(k * self.batch_size + i) for i in range(self.batch_size)]
+    def batch(self, k: int, rank: int = 0, world: int = 1) -> Batch:
+        """The k-th batch, k from 0; of ``world`` ranks, the share of ``rank``: B / world rows, in order.
+
+        Raises:
+            ConfigError: when the ranks cannot share the rows evenly.
+        """
+        if self.batch_size % world:
+            raise ConfigError.at("training.batch_size", got=self.batch_size, expected=f"a multiple of the {world} ranks",
+                                 do=f"Nearest: {max(world, round(self.batch_size / world) * world)}.")  # fmt: skip
+        share = self.batch_size // world
+        first = k * self.batch_size + rank * share
+        rows = [self.row(number) for number in range(first, first + share)]
         tokens, targets, segments, documents = (np.stack(part) for part in zip(*rows))
         return Batch(*map(torch.from_numpy, (tokens, targets, segments, documents)))
 
@@ -98,7 +107,7 @@ class TrainingStream:
 def evaluation_batches(documents: Documents, *, batch_size: int, context: int) -> Iterator[Batch]:
     """Every target of every document exactly once, in order; documents longer than a row go on in the next row.
 
-    The last rows are padded.
+    Every batch is whole, so that a compiled model sees one shape: the last rows, and rows of nothing, are padded.
     """
     rows: list[list[tuple[int, int, int]]] = [[]]  # (document, first, count) of every piece of every row
     room = context
@@ -113,7 +122,7 @@ def evaluation_batches(documents: Documents, *, batch_size: int, context: int) -
             first, room = first + count, room - count
     for begin in range(0, len(rows), batch_size):
         part = rows[begin : begin + batch_size]
-        shape = (len(part), context)
+        shape = (batch_size, context)
         tokens = np.zeros(shape, dtype=np.int64)
         targets = np.full(shape, NOTHING, dtype=np.int64)
         segments = np.full(shape, -1, dtype=np.int32)

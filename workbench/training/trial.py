@@ -145,8 +145,7 @@ def _train(
     rows = [stream.row(number)[2] for number in range(SAMPLED_ROWS)]
     seen_flops = packed_flops(config.model, [int(n) for row in rows for n in np.unique(row, return_counts=True)[1]])
     recorder = Recorder(folder, config, data.selection, should_stop, tell, seen_flops)
-    shares = {"rank": parallel.own_rank(), "world": devices} if devices > 1 else {}
-    loader = StepLoader(stream, training.steps * training.accumulate, **shares)
+    loader = StepLoader(stream, training.steps * training.accumulate, rank=parallel.own_rank(), world=devices)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings say nothing about the run
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,0 +1,94 @@
+"""Trained weights as the starting point of further training, of the same architecture or of a changed one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+from workbench.config import ConfigError, Problem
+from workbench.contract import FeedForward, Mixer, Variant, feedforwards, mixers
+from workbench.model import LanguageModel, ModelConfig
+from workbench.pretrained.folder import read
+
+
+@torch.no_grad()
+def start_from(model: LanguageModel, folder: str | Path, changed: Collection[str] = ()) -> list[str]:
+    """Set the parameters of ``model`` to those of an exported folder or a plain Llama checkpoint, where both have them.
+
+    A layer's mixer (feed-forward) takes weights over only from one that is akin, as ``full`` and ``sliding`` are: between
+    strangers, tensors of one name and shape mean different things. What is not taken over keeps the start it has. Rows
+    that a larger vocabulary adds start as the mean row (our choice).
+
+    Args:
+        model: initialised; not sharded yet.
+        folder: see :func:`workbench.pretrained.load`.
+        changed: settings of akin variants that are meant to differ, such as ``rotary_theta``.
+
+    Returns:
+        names of the parameters that kept their start, in the model's order.
+
+    Raises:
+        ConfigError: when the models do not fit together, or differ in a setting that ``changed`` does not name.
+    """
+    source, tensors = read(folder)
+    strangers = _strangers(model.config, source, changed)
+    kept = []
+    for name, parameter in model.named_parameters():
+        tensor = tensors.get(name)
+        if tensor is None or name.startswith(strangers):
+            kept.append(name)
+        elif tensor.shape == parameter.shape:
+            parameter.copy_(tensor)
+        elif name in ("embedding.weight", "head.weight"):
+            parameter[: len(tensor)] = tensor.to(parameter)
+            parameter[len(tensor) :] = tensor.double().mean(0).to(parameter)
+        else:  # a changed setting changes the shape
+            kept.append(name)
+    return kept
+
+
+def _strangers(config: ModelConfig, source: ModelConfig, changed: Collection[str]) -> tuple[str, ...]:
+    """Beginnings of the names of parameters whose variant has no kin in the source.
+
+    Raises:
+        ConfigError: as :func:`start_from`.
+    """
+    problems = [
+        Problem(f"model.{name}", repr(getattr(config, name)), f"{getattr(source, name)!r}, as the weights have it")
+        for name in ("width", "depth", "tied")
+        if getattr(config, name) != getattr(source, name)
+    ]
+    assert config.vocabulary and source.vocabulary
+    if config.vocabulary < source.vocabulary:
+        problems.append(
+            Problem("model.vocabulary", str(config.vocabulary), f"at least the weights' {source.vocabulary}")
+        )
+    if problems:
+        raise ConfigError(problems)
+    strangers: list[str] = []
+    differing: dict[tuple[str, str], Problem] = {}
+    for index, (layer, other) in enumerate(zip(config.layers, source.layers)):
+        for part, mine, its in (
+            ("mixer", layer.mixer, other.mixer),
+            ("feedforward", layer.feedforward, other.feedforward),
+        ):
+            registry = mixers if part == "mixer" else feedforwards
+            if not _are_akin(registry[mine.kind], registry[its.kind]):
+                strangers.append(f"blocks.{index}.{part}.")
+                continue
+            a, b = mine.plain(), its.plain()
+            for name in a.keys() & b.keys() - {"kind", *changed}:
+                if a[name] != b[name]:
+                    got = f"{a[name]!r} in layer {index}"
+                    do = "Set it so, or name it among the changed settings."
+                    differing.setdefault((part, name), Problem(f"model.{part}.{name}", got, f"{b[name]!r}, as the weights have it", do))  # fmt: skip
+    if differing:
+        raise ConfigError([differing[key] for key in sorted(differing)])
+    return tuple(strangers)
+
+
+def _are_akin(one: type[Variant], other: type[Variant]) -> bool:
+    """Whether two variants share more than being a mixer or a feed-forward."""
+    return next(cls for cls in one.__mro__ if issubclass(other, cls)) not in (Mixer, FeedForward)

@@ -1,0 +1,130 @@
+"""Tensors in a folder as Hugging Face lays them out: one ``model.safetensors``, or numbered shards and an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from workbench.config import ConfigError, Problem
+from workbench.files import write_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def write_tensors(tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard_bytes: int) -> None:
+    """Write ``tensors``, floating-point ones as ``dtype``, into files of at most ``shard_bytes`` bytes of tensors each.
+
+    A tensor is never torn: one that is larger than the limit has a file to itself.
+
+    Raises:
+        OSError: when a file cannot be written.
+    """
+    shards: list[list[str]] = [[]]
+    sizes = {name: t.numel() * (dtype.itemsize if t.is_floating_point() else t.itemsize) for name, t in tensors.items()}
+    held = 0
+    for name, size in sizes.items():
+        if shards[-1] and held + size > shard_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    count = len(shards)
+    files = [WEIGHTS] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    for file, names in zip(files, shards):
+        # copies, as the format refuses tensors that share memory; one shard at a time
+        copies = {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in names}
+        try:
+            # without this metadata transformers takes the file for another framework's
+            save_file({name: t.to(dtype) if t.is_floating_point() else t for name, t in copies.items()},
+                      folder / file, metadata={"format": "pt"})  # fmt: skip
+        except SafetensorError as error:  # it hides the operating system's error in its text
+            raise OSError(f"{folder / file}: the weights could not be written: {error}") from error
+    if count > 1:
+        where = {name: file for file, names in zip(files, shards) for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of ``folder`` by its name, in its stored type.
+
+    Raises:
+        ConfigError: when there are no weights, a shard is missing, or a file is damaged.
+    """
+    files = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file():
+        if not (folder / INDEX).is_file():
+            raise ConfigError.at(str(folder), got="no weights", expected=f"{WEIGHTS}, or shards with {INDEX}",
+                                 do="Other formats, such as pickled .bin files, are not read.")  # fmt: skip
+        weight_map = read_json_file(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ConfigError.at(str(folder / INDEX), got="no weight_map", expected="the file of every tensor")
+        files = sorted({str(file) for file in weight_map.values()})
+    # a name with a folder in it would read outside
+    missing = [file for file in files if Path(file).name != file or not (folder / file).is_file()]
+    if missing:
+        raise ConfigError.at(str(folder), got=f"no file {some(missing)}", expected=f"every file that {INDEX} names")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(folder / file)
+        except SafetensorError as error:
+            raise ConfigError.at(str(folder / file), got=f"a damaged file ({error})", expected="safetensors",
+                                 do="Copy or download it again.") from None  # fmt: skip
+    return tensors
+
+
+def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Raise one ConfigError that names every tensor of ``tensors`` that is missing, too many or of the wrong shape."""
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)}, not {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != tuple(shape)
+    ]
+    found = {
+        "without": [name for name in shapes if name not in tensors],
+        "with unknown": [name for name in tensors if name not in shapes],
+        "with other shapes:": wrong,
+    }
+    problems = [
+        Problem(str(where), f"weights {what} {some(names)}", "exactly the tensors of its configuration")
+        for what, names in found.items()
+        if names
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        ConfigError: when it is missing, is not JSON or is not a mapping.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError.at(str(path), got=error.strerror, expected="a JSON file") from None
+    except ValueError as error:
+        raise ConfigError.at(str(path), got=str(error), expected="valid JSON") from None
+    if not isinstance(data, dict):
+        raise ConfigError.at(str(path), got=data, expected="a mapping at the top level")
+    return data
+
+
+def in_file(error: ConfigError, path: Path) -> ConfigError:
+    """The same mistakes, said to be in the file ``path``."""
+    return ConfigError([replace(problem, path=f"{path}: {problem.path}") for problem in error.problems])
+
+
+def some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

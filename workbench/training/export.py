@@ -1,0 +1,81 @@
+"""From a run to a folder that stands by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from workbench.config import ConfigError
+from workbench.data import PreparedData
+from workbench.environment import code_version
+from workbench.files import read_json
+from workbench.pretrained.folder import SHARD_BYTES, build, check_against, save
+from workbench.pretrained.tensors import read_tensors
+from workbench.results import RunFolder
+from workbench.training.checkpoint import latest
+from workbench.training.config import RunConfig
+
+
+def export(
+    run_or_checkpoint: str | Path, folder: str | Path, *, cache: str | Path | None = None,
+    format: Literal["workbench", "llama"] = "workbench", dtype: Literal["fp32", "bf16"] = "fp32",
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:  # fmt: skip
+    """Write the trained model of a run as a Hugging Face-style folder (:mod:`workbench.pretrained.folder`).
+
+    Args:
+        run_or_checkpoint: folder of a finished run, or one of its checkpoints (``…/checkpoint/step-500``), which may
+            belong to a run that has not ended.
+        folder: where to write; an export that is there already is replaced.
+        cache: folder of prepared data. Default: the nearest ``cache`` beside or above the run that holds its data.
+        format, dtype, shard_bytes: see :func:`workbench.pretrained.save`.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ConfigError: when there is no such run, it has not finished, its last checkpoint or its tokenizer is gone, the
+            folder holds something else, or the model cannot be written in this format.
+    """
+    path = Path(run_or_checkpoint).absolute()
+    run, checkpoint = _run_and_checkpoint(path)
+    about = run.about()
+    config = RunConfig.parse(about["config"])
+    places = [Path(cache)] if cache is not None else [above / "cache" for above in run.path.parents]
+    place = next((place for place in places if (place / about["data"]).is_dir()), places[0])
+    tokenizer = PreparedData.open(place, about["data"]).tokenizer
+    # Lightning's names begin with the module's own attribute
+    tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(checkpoint).items()}
+    check_against(config.model, tensors, checkpoint)
+    step = int(checkpoint.name.removeprefix("step-"))
+    provenance: dict[str, Any] = {
+        "run": about["identity"], "name": run.path.name, "arm": about["arm"], "stage": about["stage"], "seed": about["seed"],
+        "step": step, "steps": about["steps"], "tokens": step * config.training.tokens_per_step,
+        "context": config.training.context, "data": about["data"],
+        "code": read_json(run.path / "environment.json").get("code"), "exported_by": code_version(),
+    }  # fmt: skip
+    return save(
+        build(config.model, tensors), tokenizer, folder, format=format, dtype=dtype, shard_bytes=shard_bytes,
+        provenance=provenance,
+    )  # fmt: skip
+
+
+def _run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
+    if path.is_dir() and path.match("checkpoint/step-*") and (path.parent.parent / "run.json").is_file():
+        return RunFolder(path.parent.parent), path
+    if not (path / "run.json").is_file():
+        raise ConfigError.at("run", got=str(path), expected="the folder of a run, or a checkpoint in it",
+                             do="Runs of an ablation are in results/<ablation>/runs.")  # fmt: skip
+    run = RunFolder(path)
+    checkpoint, damaged = latest(path / "checkpoint")
+    if checkpoint is None:
+        raise ConfigError.at("run", got=f"{path} without a whole checkpoint", expected="a run that has saved one",
+                             do=" ".join(damaged))  # fmt: skip
+    do = f"To export it as it stands, give its checkpoint {checkpoint}."
+    status = run.result().get("status") or run.status()["status"]
+    if status != "done":
+        raise ConfigError.at("run", got=f"{path}, which is {status}", expected="a finished run", do=do)
+    if checkpoint.name != f"step-{run.about()['steps']}":
+        raise ConfigError.at("run", got=f"{path} without its last checkpoint", expected="the weights of the last step",
+                             do=f"{'; '.join(damaged)}. {do}")  # fmt: skip
+    return run, checkpoint
