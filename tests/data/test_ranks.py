@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import run_fields, write_corpus
 
-from workbench.config import ConfigError
 from workbench.data import StepLoader, TrainingStream, evaluation_batches, prepare
 from workbench.training import RunConfig
 
@@ -28,13 +27,6 @@ def test_the_ranks_together_have_the_batch_of_one(stream: TrainingStream, world:
         shares = [stream.batch(k, rank, world) for rank in range(world)]
         for part, *pieces in zip(whole, *shares):
             assert torch.equal(part, torch.cat(pieces))
-
-
-def test_rows_that_cannot_be_shared_are_an_error(stream: TrainingStream) -> None:
-    with pytest.raises(
-        ConfigError, match=r"training.batch_size: got 8; expected a multiple of the 3 ranks. Nearest: 9"
-    ):
-        stream.batch(0, 0, 3)
 
 
 def test_a_loader_resumes_at_any_step_whatever_it_had_prepared(stream: TrainingStream) -> None:

@@ -61,14 +61,8 @@ class TrainingStream:
         self._epoch = -1
 
     def batch(self, k: int, rank: int = 0, world: int = 1) -> Batch:
-        """The k-th batch, k from 0; of ``world`` ranks, the share of ``rank``: B / world rows, in order.
-
-        Raises:
-            ConfigError: when the ranks cannot share the rows evenly.
-        """
-        if self.batch_size % world:
-            raise ConfigError.at("training.batch_size", got=self.batch_size, expected=f"a multiple of the {world} ranks",
-                                 do=f"Nearest: {max(world, round(self.batch_size / world) * world)}.")  # fmt: skip
+        """The k-th batch, k from 0; of ``world`` ranks, the share of ``rank``: B / world rows, in order."""
+        assert self.batch_size % world == 0, "ranks share rows evenly"
         share = self.batch_size // world
         first = k * self.batch_size + rank * share
         rows = [self.row(number) for number in range(first, first + share)]

@@ -75,8 +75,12 @@ def train(
 
     Returns:
         the content of ``result.json``, or ``{"status": "interrupted"}``.
+
+    Raises:
+        ConfigError: when the devices are not there, or cannot share a batch.
     """
     folder = RunFolder(path)
+    _check_devices(devices, RunConfig.parse(folder.about()["config"]))
     if parallel.is_started_by_another_rank():  # rank 0 keeps the folder
         return _train(folder, Path(cache), should_stop, devices, tell)
     with folder.hold() as mine:
@@ -103,6 +107,16 @@ def train(
         except Exception as error:
             traceback.print_exc()
             return _finish(folder, "crashed", _explain(error))
+
+
+def _check_devices(devices: int, config: RunConfig) -> None:
+    there = torch.cuda.device_count()
+    if devices < 1 or (there and devices > there):
+        raise ConfigError.at("devices", got=devices, expected=f"1 to {there or 'as many CPU processes as you like'}")
+    if config.training.batch_size % devices:
+        nearest = max(devices, round(config.training.batch_size / devices) * devices)
+        raise ConfigError.at("training.batch_size", got=config.training.batch_size,
+                             expected=f"a multiple of the {devices} devices", do=f"Nearest: {nearest}.")  # fmt: skip
 
 
 def _explain(error: Exception) -> str:

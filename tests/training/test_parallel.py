@@ -1,0 +1,99 @@
+"""Several processes for one run: the numbers of one process up to rounding; checkpoints for any number of ranks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import run_fields, write_corpus
+
+from workbench.files import write_json
+from workbench.results import RunFolder
+from workbench.training.checkpoint import SafeCheckpointIO
+
+FIELDS = {
+    "model": {"pattern": "full gdn", "tied": False},
+    "training": {"tokens": 24 * 4 * 32, "batch_size": 4, "checkpoint_every": 8, "spike_factor": 100.0},
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def trained(folder: Path, corpus: Path, devices: int, **changes: object) -> RunFolder:
+    """A run trained by the command line, as a user would."""
+    write_json(folder.parent / "run.yaml", run_fields(corpus, **{**FIELDS, **changes}))  # JSON is YAML
+    call = [sys.executable, "-m", "workbench", "train", str(folder.parent / "run.yaml"), "--folder", str(folder),
+            "--devices", str(devices), "--stage", "confirmation"]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunFolder(folder)
+
+
+@pytest.fixture(scope="module")
+def one(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return trained(tmp_path_factory.mktemp("one") / "run", corpus, 1)
+
+
+def assert_equal_to_rounding(got: RunFolder, wanted: RunFolder) -> None:
+    rows = list(zip(got.metrics(), wanted.metrics(), strict=True))
+    first, exact = rows[0]
+    assert first["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=1e-5)
+    for a, b in rows:
+        assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    assert got.result()["report_bpb"] == pytest.approx(wanted.result()["report_bpb"], rel=1e-4)
+    states = [SafeCheckpointIO().load_checkpoint(run.path / "checkpoint" / "step-24") for run in (got, wanted)]
+    assert list(states[0]["state_dict"]) == list(states[1]["state_dict"])
+    for name, tensor in states[1]["state_dict"].items():
+        assert float((states[0]["state_dict"][name] - tensor).norm() / tensor.norm()) < 1e-3, name
+    a, b = (state["optimizer_states"][0] for state in states)
+    assert a["state"].keys() == b["state"].keys()
+    for number, moments in b["state"].items():
+        assert a["state"][number]["step"] == moments["step"]
+        assert a["state"][number]["exp_avg"].shape == moments["exp_avg"].shape
+    assert [group["params"] for group in a["param_groups"]] == [group["params"] for group in b["param_groups"]]
+    assert states[0]["loaders"] == states[1]["loaders"] if "loaders" in states[1] else True
+    assert torch.equal(states[0]["health"][-2:], states[1]["health"][-2:])
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_ranks_train_what_one_process_trains(devices: int, one: RunFolder, corpus: Path, tmp_path: Path) -> None:
+    assert_equal_to_rounding(trained(tmp_path / "run", corpus, devices), one)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(one: RunFolder, corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(one.path, path)
+    shutil.copytree(one.path.parent / "cache", tmp_path / "cache")
+    for count, devices in enumerate((4, 1, 2), start=1):
+        shutil.rmtree(path / "checkpoint" / "step-24")
+        (path / "result.json").unlink()
+        run = trained(path, corpus, devices)
+        resumed = [line for line in (path / "events.jsonl").read_text().splitlines() if '"resumed"' in line]
+        assert len(resumed) == count and f'"devices": {devices}' in resumed[-1]
+        assert_equal_to_rounding(run, one)
+
+
+def test_rows_that_ranks_cannot_share_are_told_before_anything_starts(corpus: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "run.yaml", run_fields(corpus, **FIELDS))
+    call = [
+        sys.executable,
+        "-m",
+        "workbench",
+        "train",
+        str(tmp_path / "run.yaml"),
+        "--folder",
+        str(tmp_path / "run"),
+        "--devices",
+        "3",
+    ]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 2 and "training.batch_size: got 4" in done.stderr and "Traceback" not in done.stderr
