@@ -1,4 +1,5 @@
-"""The command line: ``workbench cost|run|worker|watch|stop|verdict|report|table|train|prepare|variants|doctor``.
+"""The command line: ``workbench cost|run|worker|watch|stop|verdict|report|table|train|prepare|export|generate|variants|
+doctor``.
 
 Every command that takes an ablation takes the same YAML file, followed by overrides such as
 ``base.training.tokens=1_000_000``.
@@ -82,7 +83,7 @@ def run(
 
 @app.command()
 def train(
-    file: Annotated[Path, typer.Argument(help="One training run as YAML, such as sweeps/full_340m.yaml.")],
+    file: Annotated[Path, typer.Argument(help="One training run as YAML, such as sweeps/runs/full_340m.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: training.tokens=1_000_000.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Folder of the run; default results/runs/<file>.")] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
@@ -142,6 +143,39 @@ def prepare(
         shown.add_row(name, str(split["documents"]), _human(split["bytes"], "B"), _human(split["tokens"]),
                       f"{split['bytes_per_token']:.2f}")  # fmt: skip
     console.print(shown)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or one of its checkpoints.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write config.json, weights and tokenizer.")],
+    format: Annotated[str, typer.Option(help="workbench, or llama for software that knows only that.")] = "workbench",
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+) -> None:
+    """Write a trained model as a folder in the manner of Hugging Face."""
+    from workbench.config import ConfigError, nearest
+    from workbench.training.export import export as write
+
+    for name, value, valid in (("format", format, ("workbench", "llama")), ("dtype", dtype, ("fp32", "bf16"))):
+        if value not in valid:
+            raise ConfigError.at(name, got=value, expected=" or ".join(valid), do=nearest(value, valid))
+    console.print(str(write(run, folder, format=format, dtype=dtype)), soft_wrap=True)  # type: ignore[arg-type]
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="An export of this workbench or a plain Llama checkpoint.")],
+    prompt: Annotated[str, typer.Argument(help="The text to go on from.")],
+    tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
+    seed: int = 0,
+) -> None:
+    """Go on from a text with an exported model."""
+    from workbench.pretrained import generate as go_on
+    from workbench.pretrained import load
+
+    model, tokenizer = load(folder)
+    print(prompt + go_on(model, tokenizer, prompt, tokens=tokens, temperature=temperature, seed=seed))
 
 
 @app.command()

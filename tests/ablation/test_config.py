@@ -10,7 +10,9 @@ from helpers import ablation_fields
 
 from workbench.ablation.config import AblationConfig
 from workbench.ablation.cost import check_budget, cost_table
+from workbench.accounting import account
 from workbench.config import ConfigError
+from workbench.training.config import RunConfig
 
 
 @pytest.fixture
@@ -87,3 +89,6 @@ def test_the_shipped_sweeps_are_valid_and_matched() -> None:
     for path in Path("sweeps").glob("*.yaml"):
         config = AblationConfig.load(path)
         check_budget(config, cost_table(config, measure=False))
+    runs = [RunConfig.load(path) for path in Path("sweeps/runs").glob("*.yaml")]
+    sizes = [account(run.model, run.training.context).non_embedding for run in runs]
+    assert len(runs) >= 2 and max(sizes) < 1.02 * min(sizes), "the runs of one scale can be compared"

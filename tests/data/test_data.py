@@ -131,10 +131,11 @@ def test_splits_are_disjoint_and_near_duplicates_stay_together() -> None:
     everything = texts + copies
     clusters = near_duplicates(everything)
     assert len(set(clusters)) == 30 and all(clusters[i] == clusters[30 + i] for i in range(10))
-    splits = split_by_cluster(everything, clusters, DataConfig(selection_fraction=0.2, report_fraction=0.2))
-    assert sorted(text for part in splits.values() for text in part) == sorted(everything) and all(splits.values())
-    home = {text: name for name, part in splits.items() for text in part}
-    assert all(home[texts[i]] == home[copies[i]] for i in range(10))
+    sizes, keys = [len(text) for text in everything], [generator.randbytes(32) for _ in everything]
+    splits = split_by_cluster(sizes, keys, clusters, DataConfig(selection_fraction=0.2, report_fraction=0.2))
+    assert sorted(i for part in splits.values() for i in part) == list(range(40)) and all(splits.values())
+    home = {i: name for name, part in splits.items() for i in part}
+    assert all(home[i] == home[30 + i] for i in range(10))
 
 
 def test_the_cache_is_used_again_and_rebuilt_when_torn(folder: Path, tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_the_cache_is_used_again_and_rebuilt_when_torn(folder: Path, tmp_path: P
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == times
     assert prepare(config(folder), 301, tmp_path).fingerprint != first.fingerprint
     whole = {path: path.read_bytes() for path in times}
-    for name in ("train.tokens.npy", "tokenizer.json", "card.json"):
+    for name in ("train.tokens.00000.npy", "tokenizer.json", "card.json"):
         (first.folder / name).write_bytes(whole[first.folder / name][:-9])
         again = prepare(config(folder), 300, tmp_path)
         assert {path: path.read_bytes() for path in again.folder.iterdir()} == whole
@@ -156,7 +157,7 @@ def test_the_cache_is_used_again_and_rebuilt_when_torn(folder: Path, tmp_path: P
 def test_two_processes_prepare_at_once(folder: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from workbench.data import *; c = DataConfig.parse({'corpus': {'kind': 'files', 'path': sys.argv[1]}});"
-        "p = prepare(c, 300, sys.argv[2], lambda s: print(s, file=sys.stderr)); print(p.fingerprint, int(p.train.tokens.sum()))"
+        "p = prepare(c, 300, sys.argv[2], lambda s: print(s, file=sys.stderr)); print(p.fingerprint, int(p.train.tokens.shards[0].sum()))"
     )
     workers = [
         subprocess.Popen([sys.executable, "-c", code, str(folder), str(tmp_path)], text=True, stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from workbench.config import ConfigError
 from workbench.model import LanguageModel, ModelConfig
 from workbench.training.checkpoint import SafeCheckpointIO
 from workbench.training.config import RunConfig, TrainingConfig
+from workbench.training.export import export
 from workbench.training.optimiser import parameter_groups, rate_at
 from workbench.training.trial import train
 
@@ -139,6 +141,30 @@ def test_recomputed_activations_change_no_bit(corpus: Path, tmp_path: Path) -> N
         folder = make_run(tmp_path / f"{recompute}", tmp_path / "cache", fields)
         results.append(train(folder.path, tmp_path / "cache")["report_bpb"])
     assert results[0] == results[1]
+
+
+def test_trained_weights_are_a_start_and_name_the_run(corpus: Path, tmp_path: Path) -> None:
+    first = make_run(tmp_path / "runs" / "first", tmp_path / "cache", run_fields(corpus))
+    before = train(first.path, tmp_path / "cache")
+    weights = export(first.path, tmp_path / "weights", cache=tmp_path / "cache")
+    start = {"folder": str(weights)}
+    sliding = {"pattern": "sliding", "mixers": {"sliding": {"window": 16}}}
+    for name, model in (("same", {}), ("akin", sliding), ("stranger", {"pattern": "gdn full"})):
+        folder = make_run(tmp_path / "runs" / name, tmp_path / "cache", run_fields(corpus, start=start, model=model))
+        result = train(folder.path, tmp_path / "cache")
+        (event,) = [
+            json.loads(line) for line in (folder.path / "events.jsonl").read_text().splitlines() if "taken" in line
+        ]
+        kept = event["random_start"]
+        assert bool(kept) == (name == "stranger") and all(n.startswith("blocks.0.mixer.") for n in kept)
+        assert folder.metrics()[0]["loss"] < first.metrics()[0]["loss"] - 0.5 and result["status"] == "done"
+    fields = run_fields(corpus, start=start)
+    identity = RunConfig.parse(fields).identity
+    moved = weights.rename(tmp_path / "elsewhere")
+    assert RunConfig.parse({**fields, "start": {"folder": str(moved)}}).identity == identity
+    with pytest.raises(ConfigError, match=r"start.folder.*config.json and"):
+        RunConfig.parse({**fields, "start": {"folder": str(tmp_path)}}).identity  # noqa: B018
+    assert before["status"] == "done"
 
 
 def test_a_crash_is_a_row_with_its_reason(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

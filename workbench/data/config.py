@@ -15,6 +15,9 @@ class DataConfig(Config):
 
     corpus: Annotated[SerializeAsAny[CorpusConfig], BeforeValidator(corpora.parse)] = Field(default="stdlib", validate_default=True)  # fmt: skip
     """Where the text comes from: stdlib, files, huggingface, or a registered corpus."""
+    near_duplicates: bool = True
+    """Whether documents that share half of their long lines stay in one split. Off for streams of many gigabytes: memory
+    grows with the number of lines. Repeated documents are dropped in any case."""
     selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Share of the bytes in the selection split, which tuning looks at."""
     report_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05

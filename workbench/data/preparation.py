@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,25 +24,51 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from workbench.config import ConfigError
 from workbench.data.config import DataConfig
 from workbench.data.corpora import corpora
-from workbench.files import locked
+from workbench.data.spool import Spool
+from workbench.files import locked, read_json, write_json
 
 SPLITS = ("train", "selection", "report")
 DOCUMENT_SYMBOL = "<|document|>"
 """Stands before and after every document; token id 0."""
-FORMAT = 1
+SHARD_TOKENS = 2**27
+"""Largest number of tokens in one file; a longer document has a file of its own."""
+FORMAT = 2
 """Part of the fingerprint; raised when the files or the rules change."""
 LINE_LENGTH = 20
 """Shorter lines say nothing about where a text comes from."""
+ENCODED_TOGETHER = 256
+"""Documents given to the tokenizer's threads at once."""
 COMMON = 50
 """Lines in more documents than this are boilerplate and connect nothing; bounds the work."""
+
+
+class Tokens:
+    """Token ids of a split in memory-mapped shards, sliced as if they were one array. A document lies in one shard.
+
+    Args:
+        shards: files, in order.
+    """
+
+    def __init__(self, shards: Sequence[Path]):
+        self.shards = [np.load(path, mmap_mode="r") for path in shards]
+        self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        """Ids ``span.start`` to ``span.stop`` of one document."""
+        shard = int(np.searchsorted(self.starts, span.start, side="right")) - 1
+        base = int(self.starts[shard])
+        return self.shards[shard][span.start - base : span.stop - base]
 
 
 @dataclass(frozen=True)
 class Documents:
     """Tokenized documents of one split."""
 
-    tokens: np.ndarray
-    """Flat token ids; document d is ``tokens[offsets[d]:offsets[d+1]]``, the document symbol first."""
+    tokens: Tokens
+    """Token ids; document d is ``tokens[offsets[d]:offsets[d+1]]``, the document symbol first."""
     offsets: np.ndarray
     """(documents + 1,) int64."""
     byte_counts: np.ndarray
@@ -89,10 +116,9 @@ class PreparedData:
         return self._split("report")
 
     def _split(self, name: str) -> Documents:
-        tokens, offsets, byte_counts = (
-            np.load(self.folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("tokens", "offsets", "bytes")
-        )
-        return Documents(tokens, np.asarray(offsets), np.asarray(byte_counts))
+        shards = [self.folder / file for file in self.card["splits"][name]["shards"]]
+        offsets, byte_counts = (np.load(self.folder / f"{name}.{part}.npy") for part in ("offsets", "bytes"))
+        return Documents(Tokens(shards), offsets, byte_counts)
 
 
 def prepare(
@@ -104,73 +130,113 @@ def prepare(
         ConfigError: an empty corpus, fewer than three different documents, or a vocabulary that does not fit.
     """
     say = progress or (lambda line: None)
-    say("reading the corpus")
-    raw = [_encodable(text) for text in corpora[config.corpus.kind](config.corpus).documents() if text.strip()]
-    digest = hashlib.sha256()
-    for text in raw:
-        digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    cache = Path(cache)
+    corpus = corpora[config.corpus.kind](config.corpus)
     settings = {k: v for k, v in config.plain().items() if k != "corpus"}
     if config.tokenizer_file:
         settings["tokenizer_file"] = _tokenizer_hash(config.tokenizer_file)
-    key = json.dumps([FORMAT, digest.hexdigest(), vocabulary, settings], sort_keys=True)
-    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
-    folder = Path(cache) / fingerprint
-    with locked(Path(cache) / f"{fingerprint}.lock"):
-        if not _is_whole(folder):
-            temporary = folder.with_name(f".{fingerprint}.tmp")
+    # what has been prepared from this very source is found without reading it again
+    stamp = corpus.stamp()
+    known = cache / "known" / f"{_hash(FORMAT, stamp, config.corpus.plain(), vocabulary, settings)}.json"
+    if stamp is not None:
+        folder = cache / read_json(known).get("fingerprint", "none")
+        if _is_whole(folder):
+            return PreparedData(folder)
+    with locked(cache / f"{known.stem}.lock"):
+        temporary = cache / f".{known.stem}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        spool = Spool(temporary / "spool")
+        try:
+            say("reading the corpus")
+            for text in corpus.documents():
+                if text.strip():
+                    spool.add(text)
+            fingerprint = _hash(FORMAT, spool.digest, vocabulary, settings)
+            folder = cache / fingerprint
+            with locked(cache / f"{fingerprint}.lock"):
+                if not _is_whole(folder):
+                    _prepare(config, vocabulary, spool, temporary, say)
+                    spool.close()
+                    (temporary / "spool").unlink()
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.replace(temporary, folder)
+        finally:
+            spool.close()
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            try:
-                _prepare(config, vocabulary, raw, digest.hexdigest(), temporary, say)
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        if stamp is not None:
+            known.parent.mkdir(exist_ok=True)
+            write_json(known, {"fingerprint": fingerprint})
     return PreparedData(folder)
 
 
-def _prepare(
-    config: DataConfig, vocabulary: int, raw: list[str], corpus_hash: str, folder: Path, say: Callable[[str], None]
-) -> None:
-    if not raw:
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _prepare(config: DataConfig, vocabulary: int, spool: Spool, folder: Path, say: Callable[[str], None]) -> None:
+    if not spool:
         raise ConfigError.at("data.corpus", got="no text at all", expected="documents with text in them",
                              do="Check the path and the field.")  # fmt: skip
-    say("removing duplicates")
-    texts = list(
-        {
-            hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).digest(): text for text in raw
-        }.values()
-    )
-    clusters = near_duplicates(texts)
-    splits = split_by_cluster(texts, clusters, config)
-    tokenizer = _tokenizer(config, vocabulary, splits["train"], say)
+    clusters: Sequence[int] = range(len(spool))
+    if config.near_duplicates:
+        say("looking for near-duplicates")
+        clusters = near_duplicates(spool)
+    splits = split_by_cluster([spool.size(i) for i in range(len(spool))], spool.keys, clusters, config)
+    tokenizer = _tokenizer(config, vocabulary, (spool[i] for i in splits["train"]), say)
     tokenizer.save(str(folder / "tokenizer.json"))
     card: dict[str, Any] = {
-        "corpus": config.corpus.plain(), "corpus_hash": corpus_hash, "vocabulary": vocabulary,
-        "documents_read": len(raw), "duplicates_dropped": len(raw) - len(texts), "clusters": len(set(clusters)), "splits": {},
+        "corpus": config.corpus.plain(), "corpus_hash": spool.digest, "vocabulary": vocabulary,
+        "documents_read": spool.read, "duplicates_dropped": spool.read - len(spool), "clusters": len(set(clusters)),
+        "splits": {},
     }  # fmt: skip
-    sizes = {}
     for name in SPLITS:
         say(f"encoding the {name} split")
-        measured = name != "train"
-        documents = splits[name][: config.evaluation_documents] if measured else splits[name]
-        pieces = [_cut(text, config.evaluation_bytes) if measured else text for text in documents]
-        ids, counts = _encode(tokenizer, pieces, ended=[len(p) == len(t) for p, t in zip(pieces, documents)])
-        lengths = np.array([len(i) for i in ids], dtype=np.int64)
-        arrays = {
-            "tokens": np.concatenate(ids).astype(np.uint16 if vocabulary <= 2**16 else np.uint32),
-            "offsets": np.concatenate(([0], lengths.cumsum())),
-            "bytes": np.array(counts, dtype=np.int64),
-        }
-        for part, array in arrays.items():
-            np.save(folder / f"{name}.{part}.npy", array)
-            sizes[f"{name}.{part}.npy"] = (folder / f"{name}.{part}.npy").stat().st_size
-        total = int(arrays["bytes"].sum())
-        card["splits"][name] = {"documents": len(ids), "documents_in_split": len(splits[name]), "bytes": total,
-                                "tokens": int(lengths.sum()), "bytes_per_token": total / max(1, int(lengths.sum() - len(ids)))}  # fmt: skip
-    sizes["tokenizer.json"] = (folder / "tokenizer.json").stat().st_size
-    card["files"] = sizes
+        members = splits[name] if name == "train" else splits[name][: config.evaluation_documents]
+        limit = None if name == "train" else config.evaluation_bytes
+        card["splits"][name] = _write_split(name, spool, members, limit, tokenizer, vocabulary, folder, say)
+        card["splits"][name]["documents_in_split"] = len(splits[name])
+    card["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != "spool"}
     (folder / "card.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+
+
+def _write_split(
+    name: str, spool: Spool, members: Sequence[int], limit: int | None, tokenizer: Tokenizer, vocabulary: int,
+    folder: Path, say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Encode documents batch by batch and write them shard by shard. Returns their part of the card."""
+    lengths, counts = array("q"), array("q")
+    shards: list[str] = []
+    waiting: list[np.ndarray] = []
+    held = 0
+    dtype = np.uint16 if vocabulary <= 2**16 else np.uint32
+
+    def write() -> None:
+        if waiting:
+            shards.append(f"{name}.tokens.{len(shards):05d}.npy")
+            np.save(folder / shards[-1], np.concatenate(waiting))
+            waiting.clear()
+
+    for start in range(0, len(members), ENCODED_TOGETHER):
+        texts = [spool[i] for i in members[start : start + ENCODED_TOGETHER]]
+        pieces = texts if limit is None else [_cut(text, limit) for text in texts]
+        ids, sizes = _encode(tokenizer, pieces, ended=[len(p) == len(t) for p, t in zip(pieces, texts)])
+        for own in ids:
+            if held + len(own) > SHARD_TOKENS:
+                write()
+                held = 0
+            waiting.append(own.astype(dtype))
+            held += len(own)
+        lengths.extend(len(own) for own in ids)
+        counts.extend(sizes)
+        if start and start % (64 * ENCODED_TOGETHER) == 0:
+            say(f"encoding the {name} split: {start:,} of {len(members):,} documents")
+    write()
+    np.save(folder / f"{name}.offsets.npy", np.concatenate(([0], np.asarray(lengths, np.int64).cumsum())))
+    np.save(folder / f"{name}.bytes.npy", np.asarray(counts, np.int64))
+    tokens, total = sum(lengths), sum(counts)
+    return {"documents": len(lengths), "bytes": total, "tokens": tokens, "shards": shards,
+            "bytes_per_token": total / max(1, tokens - len(lengths))}  # fmt: skip
 
 
 def _is_whole(folder: Path) -> bool:
@@ -215,39 +281,44 @@ def near_duplicates(texts: Sequence[str]) -> list[int]:
     return [root(i) for i in range(len(texts))]
 
 
-def split_by_cluster(texts: Sequence[str], clusters: Sequence[int], config: DataConfig) -> dict[str, list[str]]:
-    """Texts by split; a cluster is never torn. The order within a split is that of the clusters' content hashes.
+def split_by_cluster(
+    sizes: Sequence[int], keys: Sequence[bytes], clusters: Sequence[int], config: DataConfig
+) -> dict[str, list[int]]:
+    """Numbers of documents by split; a cluster is never torn. The order within a split is that of the clusters' least keys.
+
+    Args:
+        sizes: bytes of every document. keys: content hashes. clusters: see :func:`near_duplicates`.
 
     Raises:
         ConfigError: fewer than three clusters.
     """
-    members: dict[int, list[str]] = {}
-    for text, cluster in zip(texts, clusters):
-        members.setdefault(cluster, []).append(text)
+    members: dict[int, list[int]] = {}
+    for index, cluster in enumerate(clusters):
+        members.setdefault(cluster, []).append(index)
     if len(members) < 3:
-        raise ConfigError.at("data.corpus", got=f"{len(texts)} document(s) in {len(members)} group(s) of near-duplicates",
+        raise ConfigError.at("data.corpus", got=f"{len(sizes)} document(s) in {len(members)} group(s) of near-duplicates",
                              expected="at least 3 different documents, one for each of train, selection and report",
                              do="Give more files, or cut the file into documents (JSONL, one a line).")  # fmt: skip
-
-    def key(group: list[str]) -> bytes:
-        return min(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in group)
-
-    groups = sorted(members.values(), key=key)
-    total = sum(len(text) for text in texts)
-    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
-    queue = list(groups)
+    groups = sorted(members.values(), key=lambda group: min(keys[i] for i in group))
+    weights = [sum(sizes[i] for i in group) for group in groups]
+    total = sum(weights)
+    splits: dict[str, list[int]] = {name: [] for name in SPLITS}
+    left = list(range(len(groups)))
     for name, fraction in (("report", config.report_fraction), ("selection", config.selection_fraction)):
         size = 0
-        # a group that would fill the split several times over goes to training, unless nothing else is left
-        while len(queue) > (2 if name == "report" else 1) and size < fraction * total:
-            fitting = [g for g in queue if size + sum(map(len, g)) <= 2 * fraction * total]
-            if not fitting and splits[name]:
+        taken: set[int] = set()
+        keep = 2 if name == "report" else 1  # groups that must be left for the other splits
+        for group in left:
+            if size >= fraction * total or len(left) - len(taken) <= keep:
                 break
-            group = fitting[0] if fitting else min(queue, key=lambda g: sum(map(len, g)))
-            queue.remove(group)
-            splits[name] += group
-            size += sum(map(len, group))
-    splits["train"] = [text for group in queue for text in group]
+            # a group that would fill the split several times over goes to training, unless nothing else is left
+            if size + weights[group] <= 2 * fraction * total:
+                taken.add(group)
+                size += weights[group]
+        taken = taken or {min(left, key=lambda group: weights[group])}
+        splits[name] = [index for group in left if group in taken for index in groups[group]]
+        left = [group for group in left if group not in taken]
+    splits["train"] = [index for group in left for index in groups[group]]
     return splits
 
 
@@ -298,21 +369,13 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], ended: Sequence[bool]) -
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
     tokenizer.encode_special_tokens = True  # the symbol written out in a text is text
     ids, counts = [], []
-    for start in range(0, len(texts), 256):
-        part = texts[start : start + 256]
-        for offset, encoding in enumerate(tokenizer.encode_batch_fast(list(part), add_special_tokens=False)):
-            tail = [symbol] if ended[start + offset] else []
-            ids.append(np.array([symbol, *encoding.ids, *tail], dtype=np.int64))
-            counts.append(len(part[offset].encode("utf-8", "surrogatepass")))
+    for text, whole, encoding in zip(texts, ended, tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)):
+        ids.append(np.array([symbol, *encoding.ids, *([symbol] if whole else [])], dtype=np.int64))
+        counts.append(len(text.encode()))
     return ids, counts
-
-
-def _encodable(text: str) -> str:
-    """``text`` with half surrogates, which JSON can write and UTF-8 cannot, as question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _cut(text: str, limit: int) -> str:
     """The longest beginning of ``text`` of at most ``limit`` bytes of UTF-8."""
-    data = text.encode("utf-8", "surrogatepass")
+    data = text.encode()
     return text if len(data) <= limit else data[:limit].decode("utf-8", "ignore")

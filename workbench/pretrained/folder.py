@@ -27,6 +27,7 @@ from workbench.files import write_json
 from workbench.model import LanguageModel, ModelConfig
 from workbench.pretrained.llama import LlamaConfig, from_llama, to_llama
 from workbench.pretrained.tensors import (
+    CONFIG,
     INDEX,
     WEIGHTS,
     check_tensors,
@@ -40,7 +41,7 @@ FORMAT = 1
 """Raised when a reader of today could not read the folders of tomorrow."""
 SHARD_BYTES = 5_000_000_000
 """Largest file of weights; Hugging Face's own limit for long."""
-CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from workbench.files import write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+CONFIG = "config.json"
 
 
 def write_tensors(tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard_bytes: int) -> None:
@@ -128,3 +132,26 @@ def in_file(error: ConfigError, path: Path) -> ConfigError:
 def some(names: list[str]) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of a folder's configuration and weights.
+
+    Raises:
+        ConfigError: when there are none.
+    """
+    files = sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob(CONFIG)])
+    if len(files) < 2:
+        raise ConfigError.at("start.folder", got=str(folder), expected="a folder with config.json and *.safetensors")
+    digest = hashlib.sha256()
+    for file in files:
+        state = file.stat()
+        digest.update(_file_hash(file, state.st_size, state.st_mtime_ns))
+    return digest.hexdigest()[:16]
+
+
+@lru_cache
+def _file_hash(file: Path, size: int, changed: int) -> bytes:
+    """SHA-256 of a file; size and time of change only say whether it is still the same one."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()

@@ -10,6 +10,7 @@ from workbench.accounting import account
 from workbench.config import Config, ConfigError
 from workbench.data import DataConfig
 from workbench.model.config import ModelConfig
+from workbench.pretrained import fingerprint
 
 
 class TrainingConfig(Config):
@@ -77,6 +78,15 @@ class TrainingConfig(Config):
         return self.tokens // self.tokens_per_step
 
 
+class StartConfig(Config):
+    """Trained weights to begin with (uptraining)."""
+
+    folder: str
+    """An export of this workbench or a plain Llama checkpoint."""
+    differing: tuple[str, ...] = ()
+    """Settings of akin variants that are meant to differ from the weights': rotary_theta, window."""
+
+
 class RunConfig(Config):
     """One training run, whole. Its hash is the run's identity."""
 
@@ -86,11 +96,16 @@ class RunConfig(Config):
     """The text."""
     training: TrainingConfig = TrainingConfig()
     """The training."""
+    start: StartConfig | None = None
+    """Weights to begin with instead of random ones. Layers of another kind than the weights' keep their random start."""
     seed: int = 0
     """Seed of the run; initial weights and data order derive from it separately. Never a search dimension."""
 
     def canonical(self) -> dict[str, Any]:
-        return {**self.plain(), "model": self.model.canonical()}
+        start = None
+        if self.start is not None:  # what the weights are, not where they lie
+            start = {"weights": fingerprint(self.start.folder), "differing": sorted(self.start.differing)}
+        return {**self.plain(), "model": self.model.canonical(), "start": start}
 
 
 def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from workbench.data import PreparedData, StepLoader, TrainingStream, prepare
 from workbench.environment import environment
 from workbench.evaluation import evaluate
 from workbench.files import write_json
+from workbench.pretrained import start_from
 from workbench.results import RunFolder
 from workbench.training import parallel
 from workbench.training.checkpoint import SafeCheckpointIO, latest
@@ -178,6 +179,10 @@ def _train(
                 folder.event("damaged_checkpoint", reason=line)
             folder.forget_metrics_after(step)
             folder.event("resumed" if checkpoint else "started", step=step, devices=devices)
+        if config.start is not None and not checkpoint:
+            kept = start_from(module.model, config.start.folder, config.start.differing)
+            if leads:
+                folder.event("weights_taken_over", folder=config.start.folder, random_start=kept)
         if step < training.steps or devices > 1:
             trainer.fit(module, train_dataloaders=loader, ckpt_path=str(checkpoint) if checkpoint else None)
         else:  # only the last evaluation was lost

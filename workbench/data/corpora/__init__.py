@@ -24,6 +24,10 @@ class Corpus(ABC):
     def __init__(self, config: Any):
         self.config = config
 
+    def stamp(self) -> str | None:
+        """Something quickly found that changes whenever the documents may have changed; None where there is nothing."""
+        return None
+
     @abstractmethod
     def documents(self) -> Iterator[str]:
         """Every document, in an order that depends on the source alone.

@@ -29,6 +29,9 @@ class Files(Corpus):
         field: str = "text"
         """Field or column that holds the text (JSONL, Parquet)."""
 
+    def stamp(self) -> str:
+        return "\n".join(f"{path.resolve()} {(at := path.stat()).st_size} {at.st_mtime_ns}" for path in self._paths())
+
     def documents(self) -> Iterator[str]:
         paths = self._paths()
         for path in paths:

@@ -6,8 +6,10 @@ import os
 import socket
 from collections.abc import Iterator
 from itertools import islice
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from workbench.config import ConfigError, nearest
 from workbench.data.corpora import Corpus, CorpusConfig, corpora
@@ -25,12 +27,17 @@ class HuggingFace(Corpus):
         """Name of the data set: owner/name."""
         subset: str | None = None
         """Configuration of the data set, where it has several."""
+        revision: str | None = None
+        """Commit of the data set; with one, what has been prepared is found again without asking the hub."""
         split: str = "train"
         """Split to read."""
         field: str = "text"
         """Column that holds the text."""
-        documents: int = 20_000
+        documents: Annotated[int, Field(ge=1)] = 20_000
         """How many documents to take, from the first."""
+
+    def stamp(self) -> str | None:
+        return self.config.identity if self.config.revision else None
 
     def documents(self) -> Iterator[str]:
         config = self.config
@@ -51,7 +58,9 @@ class HuggingFace(Corpus):
                                  expected="a network connection",
                                  do="Use corpus 'files' or 'stdlib', which need none.") from None  # fmt: skip
         try:
-            stream = datasets.load_dataset(config.name, config.subset, split=config.split, streaming=True)
+            stream = datasets.load_dataset(
+                config.name, config.subset, split=config.split, revision=config.revision, streaming=True
+            )
             for row in islice(stream, config.documents):
                 if not isinstance(row.get(config.field), str):
                     raise ConfigError.at("data.corpus.field", got=config.field, expected="a column that holds text",

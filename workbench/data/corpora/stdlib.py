@@ -5,8 +5,9 @@ Its content varies with the Python version, so results name the hash of what was
 
 from __future__ import annotations
 
+import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,21 @@ from workbench.data.corpora import Corpus, CorpusConfig, corpora
 
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
 """Folders not read: packages that are not the library's, and tests (not on every machine)."""
+
+
+def texts(paths: Iterable[Path], limit_bytes: int | None) -> Iterator[str]:
+    """The text of files up to a number of bytes in all; what is not UTF-8 or cannot be read is passed over."""
+    left = limit_bytes
+    for path in paths:
+        if left is not None and left <= 0:
+            return
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        if left is not None:
+            left -= len(text.encode())
+        yield text
 
 
 @corpora.register
@@ -28,23 +44,13 @@ class StandardLibrary(Corpus):
         limit_bytes: int | None = None
         """Stop after this many bytes; None reads all (about 11 MB)."""
 
+    def stamp(self) -> str:
+        return f"{sysconfig.get_paths()['stdlib']} {platform.python_version()} {platform.python_build()}"
+
     def documents(self) -> Iterator[str]:
         root = Path(sysconfig.get_paths()["stdlib"])
-        left = self.config.limit_bytes
-        found = False
-        for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-            if LEFT_OUT.intersection(path.relative_to(root).parts):
-                continue
-            if left is not None and left <= 0:
-                break
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (UnicodeDecodeError, OSError):
-                continue
-            found = True
-            if left is not None:
-                left -= len(text.encode())
-            yield text
+        found = [path for path in root.rglob("*.py") if not LEFT_OUT.intersection(path.relative_to(root).parts)]
         if not found:
             raise ConfigError.at("data.corpus", got=f"no Python source below {root}", expected="the standard library",
                                  do="Use corpus 'files' with a path to your own text.")  # fmt: skip
+        yield from texts(sorted(found, key=lambda path: path.relative_to(root).as_posix()), self.config.limit_bytes)
