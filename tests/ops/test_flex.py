@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from workbench.ops.attention import flex, path
 from workbench.ops.attention.reference import attention_reference, visible
@@ -27,6 +27,12 @@ def test_no_block_is_missed_and_none_is_whole_that_is_not(window: int | None, T:
     mask = flex.block_mask(segments_BT, window)
     N = -(-T // flex.BLOCK)
     part, whole = torch.zeros(2, N, N, dtype=torch.bool), torch.zeros(2, N, N, dtype=torch.bool)
+    assert all(lists.is_contiguous() for lists in flex.listed_blocks(segments_BT, window or 0))
+    plain = BlockMask.from_kv_blocks(mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
+    for kind in ("q", "full_q"):
+        counts, wanted_counts = (getattr(m, f"{kind}_num_blocks") for m in (mask, plain))
+        assert torch.equal(counts, wanted_counts)
+        assert torch.equal(getattr(mask, f"{kind}_indices"), getattr(plain, f"{kind}_indices"))
     for target, counts, order in (
         (part, mask.kv_num_blocks, mask.kv_indices),
         (whole, mask.full_kv_num_blocks, mask.full_kv_indices),

@@ -14,8 +14,9 @@ __all__ = ["attention", "path"]
 
 FLEX = os.environ.get("WORKBENCH_FLEX") == "1"
 """Whether FlexAttention may be chosen. Off: on an H200 (torch 2.11, Triton 3.6) the gradients of a compiled 24-layer model
-through it grew from layer to layer without bound on packed documents, while outputs and losses were right. It would take
-2.8 instead of 4.0 ms (below); until the cause is found, every path is one whose gradients are known to be right."""
+through it grew from layer to layer without bound on packed documents. The likely cause, read in torch's kernel and mended
+since, is that the lists of blocks were made inside the compiled graph (see :func:`flex.listed_blocks`); it stays off until
+tests/model/test_compiled.py has passed on a device. Every other path is one whose gradients are known to be right."""
 
 
 def path(device: str, *, length: int, keys: int, window: int | None, segments: bool, flex: bool = FLEX) -> str:

@@ -21,12 +21,35 @@ _compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
 def block_mask(segments_BT: Tensor, window: int | None = None) -> BlockMask:
     """Which blocks of a packed row are seen in full, in part, not at all.
 
-    Plain tensor operations on the blocks' first and last documents, so nothing is evaluated position by position,
-    nothing waits for the device and a compiled model traces through it.
+    Nothing is evaluated position by position and nothing waits for the device.
 
     Args:
-        segments_BT: document numbers that never fall along a row, except to a padding of -1 at its end.
+        segments_BT: document numbers; fewest blocks are listed where they never fall along a row.
         window: keys seen by a query, itself included; None for all.
+    """
+    T = segments_BT.shape[1]
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        visible = (k <= q) & (segments_BT[b, q] == segments_BT[b, k])
+        return visible if window is None else visible & (q - k < window)
+
+    part, parts, whole, wholes, part_q, parts_q, whole_q, wholes_q = listed_blocks(segments_BT, window or 0)
+    return BlockMask(
+        (T, T), kv_num_blocks=part, kv_indices=parts, full_kv_num_blocks=whole, full_kv_indices=wholes, q_num_blocks=part_q,
+        q_indices=parts_q, full_q_num_blocks=whole_q, full_q_indices=wholes_q, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=seen,
+    )  # fmt: skip
+
+
+Lists = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("workbench::listed_blocks", mutates_args=())
+def listed_blocks(segments_BT: Tensor, window: int) -> Lists:
+    """For every block of queries the number (B, 1, N) and the list (B, 1, N, N) of key blocks seen in part, then of those
+    seen in full; the same for every block of keys. ``window`` 0 is none.
+
+    An operator of its own, since FlexAttention's kernels take these tensors to be contiguous, and code compiled together
+    with their making lays them out as it likes.
     """
     B, T = segments_BT.shape
     N = (T + BLOCK - 1) // BLOCK
@@ -38,26 +61,30 @@ def block_mask(segments_BT: Tensor, window: int | None = None) -> BlockMask:
     i, j = torch.arange(N, device=device)[:, None], torch.arange(N, device=device)[None]
     some = (low_BN[:, :, None] <= high_BN[:, None]) & (high_BN[:, :, None] >= low_BN[:, None]) & (j <= i)
     whole = (low_BN[:, :, None] == high_BN[:, None]) & (high_BN[:, :, None] == low_BN[:, None]) & (j < i)
-    if window is not None:
+    if window:
         # nearest pair of the two blocks is i·BLOCK - (j·BLOCK + BLOCK - 1) apart, the farthest BLOCK - 1 + (i - j)·BLOCK
         some &= (i - j) * BLOCK - (BLOCK - 1) < window
         whole &= (i - j) * BLOCK + BLOCK - 1 < window
     part = some & ~whole
+    return (*_listed(part), *_listed(whole), *_listed(part.mT), *_listed(whole.mT))
 
-    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        visible = (k <= q) & (segments_BT[b, q] == segments_BT[b, k])
-        return visible if window is None else visible & (q - k < window)
 
-    return BlockMask.from_kv_blocks(
-        *_listed(part), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(T, T)
-    )
+@listed_blocks.register_fake
+def _(segments_BT: Tensor, window: int) -> Lists:
+    B, T = segments_BT.shape
+    N = (T + BLOCK - 1) // BLOCK
+
+    def one() -> tuple[Tensor, Tensor]:
+        return (segments_BT.new_empty(B, 1, N, dtype=torch.int32), segments_BT.new_empty(B, 1, N, N, dtype=torch.int32))
+
+    return (*one(), *one(), *one(), *one())
 
 
 def _listed(blocks_BNM: Tensor) -> tuple[Tensor, Tensor]:
-    """Booleans -> how many are set in a row of blocks, and which, the set ones first."""
+    """Booleans -> how many are set in a row of blocks, and which, the set ones first; contiguous."""
     counts_B1N = blocks_BNM.sum(-1, dtype=torch.int32)[:, None]
-    order_B1NM = blocks_BNM.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)[:, None]
-    return counts_B1N, order_B1NM
+    order_BNM = blocks_BNM.to(torch.int8).contiguous().argsort(dim=-1, descending=True, stable=True)
+    return counts_B1N.contiguous(), order_BNM.to(torch.int32)[:, None].contiguous()
 
 
 def attention_flex(
