@@ -21,6 +21,12 @@ from workbench.environment import environment
 from workbench.files import locked, read_json, write_json
 
 
+def visible_gpus() -> list[str]:
+    """Names by which CUDA_VISIBLE_DEVICES knows the GPUs of this process."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+
+
 class Ablation:
     """Arms under comparison, before launch.
 
@@ -141,6 +147,7 @@ class Ablation:
             "data": data,
             "data_cards": cards,
             "workers": self.workers,
+            "gpus": visible_gpus(),
             "threads": self.threads,
             "cost": table.to_dicts(),
             "provenance": {

@@ -6,11 +6,13 @@ after three missed heartbeats. Trials are forked from a server that has imported
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +63,24 @@ class Worker:
         with locked(me.with_suffix(".lock")):
             write_json(me, {"pid": os.getpid(), "started": time.time()})
             try:
-                self._work()
+                with self._gpu():
+                    self._work()
             finally:
                 me.unlink(missing_ok=True)
                 me.with_suffix(".lock").unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _gpu(self) -> Iterator[None]:
+        """Give this worker's trials a GPU that no other worker has; where all are taken, they share the last."""
+        gpus: list[str] = self.run.about.get("gpus", [])
+        for gpu in gpus:
+            name = "".join(c if c.isalnum() else "_" for c in gpu)
+            with locked(self.run.folder / "workers" / f"gpu-{name}.lock", wait=False) as mine:
+                if mine or gpu == gpus[-1]:
+                    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when a trial's process first asks for a device
+                    yield
+                    return
+        yield
 
     def _work(self) -> None:
         while not self.stopping:

@@ -5,6 +5,7 @@ Killed at any moment, it goes on from the last whole checkpoint; finished, it is
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -83,7 +84,9 @@ def train(
     folder = RunFolder(path)
     _check_devices(devices, RunConfig.parse(folder.about()["config"]))
     if parallel.is_started_by_another_rank():  # rank 0 keeps the folder
-        return _train(folder, Path(cache), should_stop, devices, tell)
+        with contextlib.suppress(Stopped, Diverged):  # rank 0 tells
+            return _train(folder, Path(cache), should_stop, devices, tell)
+        return {"status": "ended", "reason": "see rank 0"}
     with folder.hold() as mine:
         if not mine:
             return {"status": "busy", "reason": "another process is running it"}
