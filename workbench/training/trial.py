@@ -191,33 +191,29 @@ def _train(
         else:  # only the last evaluation was lost
             module.load_state_dict(SafeCheckpointIO().load_checkpoint(checkpoint)["state_dict"])
         module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-    metrics = folder.metrics()
-    numbers: dict[str, Any] = (
-        {}
-        if not leads
-        else {
-            "step": training.steps,
-            "seconds": metrics[-1]["seconds"],
-            "loss": metrics[-1]["loss"],
-            "selection_bpb": [row["selection_bpb"] for row in metrics if row.get("selection_bpb") is not None][-1],
-        }
-    )
+    report = None
     if about["stage"] == "confirmation":  # the report split is opened here and nowhere else
         report = evaluate(
             module.model, data.report, batch_size=training.batch_size, context=training.context,
             precision=training.precision,
         )  # fmt: skip
-        numbers["report_bpb"] = report.bits_per_byte
-        if not leads:
-            return numbers
+    if not leads:
+        return {"status": "ended", "reason": "see rank 0"}
+    metrics = folder.metrics()
+    numbers: dict[str, Any] = {
+        "step": training.steps,
+        "seconds": metrics[-1]["seconds"],
+        "loss": metrics[-1]["loss"],
+        "selection_bpb": [row["selection_bpb"] for row in metrics if row.get("selection_bpb") is not None][-1],
+    }
+    if report is not None:
         import polars as pl
 
+        numbers["report_bpb"] = report.bits_per_byte
         frame = pl.DataFrame({"document": range(len(report.nll_D)), "nll_nats": report.nll_D, "bytes": report.bytes_D})
         temporary = folder.path / ".report.tmp"
         frame.write_parquet(temporary)
         os.replace(temporary, folder.path / "report.parquet")
-    if not leads:
-        return numbers
     return _finish(folder, "done", None, **numbers)
 
 
