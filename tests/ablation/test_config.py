@@ -9,7 +9,7 @@ import pytest
 from helpers import ablation_fields
 
 from workbench.ablation.config import AblationConfig
-from workbench.ablation.cost import check_budget, cost_table
+from workbench.ablation.cost import activation_bytes, check_budget, cost_table
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.training.config import RunConfig
@@ -95,3 +95,11 @@ def test_the_shipped_sweeps_are_valid_and_matched() -> None:
         sizes.setdefault(run.model.scale, []).append(account(run.model, run.training.context).non_embedding)
     assert len(sizes["340m"]) >= 2
     assert all(max(same) < 1.02 * min(same) for same in sizes.values()), "the runs of one scale can be compared"
+
+
+def test_recomputing_activations_shows_in_the_memory() -> None:
+    sizes = [
+        activation_bytes(RunConfig.parse({"model": {"depth": 8}, "training": {"recompute": recompute}}))
+        for recompute in (False, True)
+    ]
+    assert sizes[0] / 8 < sizes[1] < sizes[0] / 3

@@ -24,12 +24,21 @@ LARGEST_MEASURED_STEP = 2e12
 def activation_bytes(config: RunConfig) -> int:
     """Bytes that autograd keeps for one micro-batch's backward pass, traced on the meta device without computing.
 
-    Our estimate: tensors saved by the forward pass, each storage once, parameters left out. Temporaries of single
-    operations are not in it.
+    Our estimate: tensors saved by the forward pass, each storage once, parameters left out; with ``recompute`` the inputs of
+    all blocks and the mean block's own, there while it is computed again. Temporaries of single operations are not in it.
+    Compiled code keeps much less (full 340M, 16 × 4096, bf16, on an H200: 64 GiB of peak memory in all).
     """
+    if config.training.recompute:
+        plain = config.changed(training=config.training.changed(recompute=False))
+        return _saved_bytes(config) + _saved_bytes(plain) // len(config.model.layers)
+    return _saved_bytes(config)
+
+
+def _saved_bytes(config: RunConfig) -> int:
     training = config.training
     with torch.device("meta"):
         model = LanguageModel(config.model)
+        model.recompute = training.recompute
         tokens = torch.zeros(training.batch_size, training.context, dtype=torch.long)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         kept: dict[int, int] = {}
@@ -60,6 +69,7 @@ def seconds_per_step(config: RunConfig, cost: ModelCost, threads: int) -> float 
     torch.set_num_threads(threads)
     try:
         model = LanguageModel(config.model, seed=0).to(device)
+        model.recompute = training.recompute
         optimiser = build_optimiser(model, training)
         shape = (training.batch_size, training.context)
         tokens = torch.randint(0, config.model.vocabulary or 2, shape, device=device,
