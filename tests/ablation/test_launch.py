@@ -149,7 +149,8 @@ def test_stopped_by_the_user_it_goes_on_with_the_same_call(corpus: Path, tmp_pat
     until(lambda: run.runs()["step"].sum() > 20)
     run.stop()
     assert not run.workers() and not run.finished
-    assert "interrupted" in set(run.runs()["status"])
+    # seen once: "killed", a trial that ended before it could write its checkpoint; it goes on from the one before
+    assert {"interrupted", "killed"} & set(run.runs()["status"])
     again = ablation(corpus, tmp_path, base=LONG).launch()
     assert again.wait(PATIENCE) and set(again.runs()["status"]) == {"done"}
 
