@@ -18,8 +18,7 @@ from torch import Generator, Tensor, nn
 from workbench.config import ConfigError
 from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, VariantConfig, mixers
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
-from workbench.ops.delta_rule import gated_delta_rule_chunked, gated_delta_rule_recurrent
-from workbench.ops.delta_rule.torch import gated_delta_rule_flops
+from workbench.ops.delta_rule import delta_rule, delta_rule_flops
 
 CONV_WIDTH = 4
 
@@ -67,6 +66,8 @@ class GatedDeltaNet(Mixer):
                 value = getattr(self, name)
                 if value is not None and value < 1:
                     raise ConfigError.at(name, got=value, expected="at least 1")
+            if self.chunk & (self.chunk - 1):
+                raise ConfigError.at("chunk", got=self.chunk, expected="a power of two")
             head_dim = self.head_dim or (width // self.heads if self.heads else min(128, width))
             heads = self.heads or width // head_dim
             if self.heads is None and width % head_dim:
@@ -116,14 +117,9 @@ class GatedDeltaNet(Mixer):
         g_BTH = -self.A_log.to(wide).exp() * step_BTH
         beta_BTH = self.strongest_edit * self.edit(x_BTD).to(wide).sigmoid()
         state = None if cache is None else cache.state_BHKV
-        if T == 1 and cache is not None:
-            o_BTHV, state = gated_delta_rule_recurrent(
-                q_BTHK.to(wide), k_BTHK.to(wide), v_BTHV.to(wide), g_BTH, beta_BTH, state_BHKV=state
-            )
-        else:
-            o_BTHV, state = gated_delta_rule_chunked(
-                q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV=state, segments=segments, chunk=self.chunk
-            )
+        o_BTHV, state = delta_rule(
+            q_BTHK, k_BTHK, v_BTHV, g_BTH, strength_BTH=beta_BTH, state_BHKV=state, segments=segments, chunk=self.chunk
+        )
         if cache is not None:
             cache.state_BHKV = state
             cache.tail_BWC = self.conv.next_tail(raw_BTC, cache.tail_BWC)
@@ -151,7 +147,7 @@ class GatedDeltaNet(Mixer):
         return Cost(
             parameters=parameters,
             active_parameters=parameters,
-            flops=linear_flops(*projections) + gated_delta_rule_flops(H, K, V, length, config.chunk),
+            flops=linear_flops(*projections) + delta_rule_flops(H, K, V, length, config.chunk),
             cache_bytes=4 * H * K * V + element_bytes * (CONV_WIDTH - 1) * C,
         )
 
