@@ -57,7 +57,9 @@ def worst_error(case: Case, dtype: torch.dtype, device: str) -> tuple[float, str
 
     pairs = dict(zip(("o", "S"), zip(got, wanted)))
     pairs |= dict(zip(named, zip(gradients(got, named), gradients(wanted, exact))))
-    errors = {n: float((a.detach().double() - b).norm().detach() / b.norm().clamp_min(1e-30)) for n, (a, b) in pairs.items()}
+    errors = {
+        n: float((a.detach().double() - b).norm().detach() / b.norm().clamp_min(1e-30)) for n, (a, b) in pairs.items()
+    }
     return max((float("inf") if error != error else error, name) for name, error in errors.items())
 
 

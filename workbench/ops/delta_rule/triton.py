@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs
 """The delta rule on GPUs: chunks of 64 tokens, everything of a chunk in parallel, one short scan over chunks for the states.
 
 With ẽ = β e, z̃ = β z and G the running sum of g inside a chunk (the form of torch.py; DeltaNet's WY form, arXiv 2406.06484,
@@ -49,7 +50,7 @@ INVERSE = tl.constexpr("tf32x3")
 
 
 @triton.jit
-def _sums(chosen, x, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sums(chosen, x, PRECISION: tl.constexpr):
     """Σ_i chosen[r, i] x[i]: (C, C) booleans, (C, D) fp32 -> (C, D); to 16 bits of the sum of magnitudes, or fp32."""
     if PRECISION == "tf32x3":
         return tl.dot(chosen.to(tl.float32), x, input_precision="tf32x3")
@@ -61,7 +62,7 @@ def _sums(chosen, x, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _load(x, rows, there, row_stride, columns, D):  # type: ignore[no-untyped-def]
+def _load(x, rows, there, row_stride, columns, D):
     return tl.load(
         x + rows.to(tl.int64)[:, None] * row_stride + columns[None, :],
         mask=there[:, None] & (columns < D)[None, :],
@@ -70,14 +71,14 @@ def _load(x, rows, there, row_stride, columns, D):  # type: ignore[no-untyped-de
 
 
 @triton.jit
-def _scalar_decay(g, rows, there, H):  # type: ignore[no-untyped-def]
+def _scalar_decay(g, rows, there, H):
     """(C,) g and its running sum."""
     own = tl.load(g + rows.to(tl.int64) * H, mask=there, other=0.0).to(tl.float32)
     return own, tl.cumsum(own, axis=0)
 
 
 @triton.jit
-def _documents(segments, n, T, i, C: tl.constexpr, SEGMENTS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _documents(segments, n, T, i, C: tl.constexpr, SEGMENTS: tl.constexpr):
     """(C, C) same document, (C,) rows of the document carried in, (C,) rows of the one carried out, whether it passes through."""
     if SEGMENTS:
         rows = n * C + i
@@ -103,7 +104,7 @@ def _decays(
     K: tl.constexpr,
     CHANNEL: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     """exp(G) where the row sees the carried state, exp(G_C - G) where it leaves something in it, (C, BK) both; exp(G_C), (BK,)."""
     if CHANNEL:
         own = _load(g, rows, there, H * K, columns, K).to(tl.float32)
@@ -124,18 +125,18 @@ def _decays(
 
 
 @triton.jit
-def _joins(block):  # type: ignore[no-untyped-def]
+def _joins(block):
     """(C, C): row in an odd block, column in the even block before it."""
     return ((block & 1) == 1)[:, None] & (block[:, None] - 1 == block[None, :])
 
 
 @triton.jit
-def _joins_T(block):  # type: ignore[no-untyped-def]
+def _joins_T(block):
     return ((block & 1) == 1)[None, :] & (block[None, :] - 1 == block[:, None])
 
 
 @triton.jit
-def _to_boundary(own, i, block, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+def _to_boundary(own, i, block, PRECISION: tl.constexpr):
     """(C, BK) decay between each row and the boundary of its pair of blocks."""
     inside = tl.where(((block & 1) == 1)[:, None], i[None, :] <= i[:, None], i[None, :] > i[:, None])
     return tl.exp(_sums((block[:, None] == block[None, :]) & inside, own, PRECISION))
@@ -146,7 +147,7 @@ def _prepare(
     q, p, e, z, g, strength, segments, A, M, Qin, Y, U, Pout, passing, T, N, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, CHANNEL: tl.constexpr, STRENGTH: tl.constexpr, SEGMENTS: tl.constexpr,
     SOLVE: tl.constexpr, PRECISION: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Everything of a chunk that does not need its incoming state. With SOLVE makes A and M, otherwise reads A."""
     n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, h = x // H, x % H
@@ -229,7 +230,7 @@ def _prepare(
 def _scan(
     Y, U, Pout, passing, R, states, start, end, N, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, KP: tl.constexpr,
     BV: tl.constexpr, START: tl.constexpr, PRECISION: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """From chunk to chunk: the state before each, and R. A program holds BV columns of one head's state."""
     v, x = tl.program_id(0) * BV + tl.arange(0, BV), tl.program_id(1).to(tl.int64)
     dtype = Y.dtype.element_ty
@@ -257,7 +258,7 @@ def _scan(
 def _output(
     Qin, M, R, states, o, T, N, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr, PRECISION: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
     v = tl.program_id(2) * BV + tl.arange(0, BV)
     i = tl.arange(0, C)
@@ -280,7 +281,7 @@ def _output(
 @triton.jit
 def _local_gradient(
     M, do, dR, T, N, H: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """dR = Mᵀ do, the part of dR that comes from the chunk itself."""
     n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
     v = tl.program_id(2) * BV + tl.arange(0, BV)
@@ -296,7 +297,7 @@ def _local_gradient(
 def _scan_back(
     Qin, Y, Pout, passing, do, dR, dstates, dend, dstart, T, N, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr, KP: tl.constexpr, BV: tl.constexpr, END: tl.constexpr, PRECISION: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """From the last chunk to the first: the gradient of the state behind each, and dR completed in place."""
     v, x = tl.program_id(0) * BV + tl.arange(0, BV), tl.program_id(1).to(tl.int64)
     dtype = Y.dtype.element_ty
@@ -330,7 +331,7 @@ def _matrix_gradients(
     z, strength, segments, A, Y, U, R, states, do, dR, dT, dM, dz, dstrength, T, N, H: tl.constexpr, K: tl.constexpr,
     V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, STRENGTH: tl.constexpr, SEGMENTS: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """dM = do Rᵀ; dz̃ = Aᵀ dR; dT = -(dz̃ Uᵀ + (Aᵀ dY) Yᵀ) with dY = -dR Sᵀ, which is -Aᵀ dA Aᵀ."""
     n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, h = x // H, x % H
@@ -390,7 +391,7 @@ def _input_gradients(
     q, p, e, g, strength, segments, A, R, states, dstates, do, dR, dT, dM, dq, dp, de, dg, dstrength, T, N, parts,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     CHANNEL: tl.constexpr, STRENGTH: tl.constexpr, TIED: tl.constexpr, SEGMENTS: tl.constexpr, PRECISION: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Gradients of q, p, e, g and the strength for BK channels of one chunk.
 
     dG = ẽ dẽ + q dq - p dp, and at the chunk's last row what G_C gives; dg is its sum over the rows behind.
@@ -568,7 +569,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(q, p, z, g, e, strength, state, segments):  # type: ignore[no-untyped-def]
+def _(q, p, z, g, e, strength, state, segments):
     B, T, H, K = q.shape
     square = z.new_empty(B * H, -(-T // CHUNK) * CHUNK, CHUNK)
     return (
@@ -626,7 +627,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(do, dend, q, p, z, g, e, strength, state, segments, A, M):  # type: ignore[no-untyped-def]
+def _(do, dend, q, p, z, g, e, strength, state, segments, A, M):
     B, T, H, K = q.shape
     return (
         q.new_empty(q.shape), p.new_empty(p.shape), z.new_empty(z.shape), g.new_empty(g.shape), q.new_empty(0 if e is None else q.shape),
@@ -635,12 +636,12 @@ def _(do, dend, q, p, z, g, e, strength, state, segments, A, M):  # type: ignore
     )  # fmt: skip
 
 
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _keep(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs, *output[2:])
 
 
-def _autograd(ctx, do, dend, dA, dM):  # type: ignore[no-untyped-def]
+def _autograd(ctx, do, dend, dA, dM):
     q, p, z, g, e, strength, state, segments, A, M = ctx.saved_tensors
     do = torch.zeros_like(z) if do is None else do
     dq, dp, dz, dg, de, dstrength, dstate = _backward(do, dend, q, p, z, g, e, strength, state, segments, A, M)
