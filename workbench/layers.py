@@ -136,7 +136,7 @@ class ShortConvolution(nn.Module):
                 same = F.pad(segments[:, back:] == segments[:, :-back], (min(back, T), 0)) if back < T else None
                 shifted = shifted * same[..., None] if same is not None else torch.zeros_like(shifted)
             y = y + shifted * self.weight[:, back]
-        return F.silu(y)
+        return F.silu(y).to(x_BTC.dtype)  # the weights are fp32 under autocast, and would make it so
 
     def next_tail(self, x_BTC: Tensor, tail_BWC: Tensor) -> Tensor:
         """The W-1 most recent inputs after this row."""
