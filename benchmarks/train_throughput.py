@@ -227,7 +227,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", default=["full:340m:16"])
     parser.add_argument("--peers", nargs="*", default=[], help="plain:SCALE:BATCH")
-    parser.add_argument("--bare", action="store_true", help="time the bare loop of every case too")
+    parser.add_argument(
+        "--modes", nargs="+", default=["stack"], choices=["stack", "bare"], help="how every case is timed"
+    )
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--corpus-bytes", type=int, default=60_000_000)
     parser.add_argument("--cache", default=str(ROOT / "results" / "benchmarks" / "cache"))
@@ -241,8 +243,7 @@ def main() -> None:
         mode, case = arguments.one.split("/", 1)
         print("RESULT " + json.dumps(MODES[mode](case, arguments)), flush=True)
         return
-    jobs = ["ceiling/matrix product", *(f"stack/{case}" for case in arguments.cases)]
-    jobs += [f"bare/{case}" for case in arguments.cases] if arguments.bare else []
+    jobs = ["ceiling/matrix product", *(f"{mode}/{case}" for case in arguments.cases for mode in arguments.modes)]
     jobs += [f"plain/{case}" for case in arguments.peers]
     results: list[dict[str, Any]] = []
     for job in jobs:

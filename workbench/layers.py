@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from workbench.contract import Cache
+from workbench.ops.short_convolution import short_convolution
 
 __all__ = ["Embedding", "KeyValueCache", "Linear", "RMSNorm", "Rotary", "ShortConvolution", "linear_flops"]
 
@@ -118,25 +118,13 @@ class ShortConvolution(nn.Module):
         parameter.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x_BTC: Tensor, *, segments: Tensor | None = None, tail_BWC: Tensor | None = None) -> Tensor:
-        """Convolve (B, T, C).
+        """Convolve (B, T, C), in the type of the input.
 
         Args:
             segments: (B, T) document numbers.
             tail_BWC: the W-1 inputs before this row (zeros where there were none), as kept by a decode cache.
         """
-        B, T, C = x_BTC.shape
-        past = self.width - 1
-        if tail_BWC is None:
-            tail_BWC = x_BTC.new_zeros(B, past, C)
-        padded = torch.cat((tail_BWC, x_BTC), dim=1)
-        y = x_BTC * self.weight[:, 0]
-        for back in range(1, self.width):
-            shifted = padded[:, past - back : past - back + T]
-            if segments is not None:
-                same = F.pad(segments[:, back:] == segments[:, :-back], (min(back, T), 0)) if back < T else None
-                shifted = shifted * same[..., None] if same is not None else torch.zeros_like(shifted)
-            y = y + shifted * self.weight[:, back]
-        return F.silu(y).to(x_BTC.dtype)  # the weights are fp32 under autocast, and would make it so
+        return short_convolution(x_BTC, self.weight, segments=segments, tail_BPC=tail_BWC)
 
     def next_tail(self, x_BTC: Tensor, tail_BWC: Tensor) -> Tensor:
         """The W-1 most recent inputs after this row."""
