@@ -34,7 +34,8 @@ def worst_error(case: Case, dtype: torch.dtype, device: str) -> tuple[float, str
         x = torch.randn(*shape, device=device)
         return (torch.nn.functional.normalize(x, dim=-1) if unit else x).to(dtype).requires_grad_()
 
-    q, p, z = normal(B, T, H, K), normal(B, T, H, K, unit=True), normal(B, T, H, V)
+    q, p = normal(B, T, H, K), normal(B, T, H, K, unit=True)
+    z = normal(B, T, 2 * H, V)[:, :, H:].detach().requires_grad_()  # a part of something wider
     g = -case["decay"] * torch.rand(*((B, T, H, K) if case.get("channel") else (B, T, H)), device=device)
     named: dict[str, Tensor] = {"q": q, "p": p, "z": z, "g": g.requires_grad_()}
     if case.get("address"):

@@ -144,7 +144,8 @@ def _to_boundary(own, i, block, PRECISION: tl.constexpr):
 
 @triton.jit
 def _prepare(
-    q, p, e, z, g, strength, segments, A, M, Qin, Y, U, Pout, passing, T, N, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    q, p, e, z, g, strength, segments, A, M, Qin, Y, U, Pout, passing, T, N, z_batch, z_row, H: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, CHANNEL: tl.constexpr, STRENGTH: tl.constexpr, SEGMENTS: tl.constexpr,
     SOLVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -159,7 +160,7 @@ def _prepare(
     q += first * K
     p += first * K
     e += first * K
-    z += first * V
+    z += b * z_batch + h * V
     g += first * K if CHANNEL else first
     same, enters, leaves, passes = _documents(segments + b * T, n, T, i, C, SEGMENTS)
     beta = tl.full((C,), 1.0, tl.float32)
@@ -221,7 +222,7 @@ def _prepare(
         tl.store(passing + (x * N + n) * K + columns, through, mask=columns < K)
     for v in range(0, V, BV):
         columns = v + tl.arange(0, BV)
-        z_v = (_load(z, rows, there, H * V, columns, V) * beta[:, None]).to(dtype)
+        z_v = (_load(z, rows, there, z_row, columns, V) * beta[:, None]).to(dtype)
         u = tl.dot(a, z_v, input_precision=PRECISION)
         tl.store(U + inner[:, None] * V + columns[None, :], u.to(dtype), mask=(columns < V)[None, :])
 
@@ -328,8 +329,8 @@ def _scan_back(
 
 @triton.jit
 def _matrix_gradients(
-    z, strength, segments, A, Y, U, R, states, do, dR, dT, dM, dz, dstrength, T, N, H: tl.constexpr, K: tl.constexpr,
-    V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, STRENGTH: tl.constexpr, SEGMENTS: tl.constexpr,
+    z, strength, segments, A, Y, U, R, states, do, dR, dT, dM, dz, dstrength, T, N, z_batch, z_row, H: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, STRENGTH: tl.constexpr, SEGMENTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dM = do Rᵀ; dz̃ = Aᵀ dR; dT = -(dz̃ Uᵀ + (Aᵀ dY) Yᵀ) with dY = -dR Sᵀ, which is -Aᵀ dA Aᵀ."""
@@ -340,7 +341,7 @@ def _matrix_gradients(
     rows, inner = n * C + i, n * C + i + x * N * C
     there = rows < T
     first = b * T * H + h
-    z += first * V
+    z += b * z_batch + h * V
     do += first * V
     same, _, _, _ = _documents(segments + b * T, n, T, i, C, SEGMENTS)
     beta = tl.full((C,), 1.0, tl.float32)
@@ -360,7 +361,7 @@ def _matrix_gradients(
         u_T = tl.load(U + inner[None, :] * V + v[:, None], mask=in_v[:, None], other=0.0)
         w += tl.dot(dz_v.to(dtype), u_T, input_precision=PRECISION)
         if STRENGTH:
-            db += tl.sum(dz_v * _load(z, rows, there, H * V, v, V).to(tl.float32), axis=1)
+            db += tl.sum(dz_v * _load(z, rows, there, z_row, v, V).to(tl.float32), axis=1)
         at = dz + first * V + rows.to(tl.int64)[:, None] * H * V + v[None, :]
         tl.store(at, (dz_v * beta[:, None]).to(dtype), mask=there[:, None] & in_v[None, :])
     for k0 in range(0, K, BK):
@@ -502,7 +503,10 @@ class _Launch:
         self.B, self.T, self.H, self.K = q.shape
         self.V = z.shape[-1]
         self.N = triton.cdiv(self.T, CHUNK)
-        self.q, self.p, self.z, self.g = (x.contiguous() for x in (q, p, z, g))
+        self.q, self.p, self.g = (x.contiguous() for x in (q, p, g))
+        # values are often a part of a wider tensor: read where they stand
+        self.z = z if z.stride(3) == 1 and z.stride(2) == self.V else z.contiguous()
+        self.z_strides = self.z.stride()[:2]
         self.e = self.p if e is None else e.contiguous()
         self.tied = e is None
         self.strength = self.g if strength is None else strength.contiguous()
@@ -533,7 +537,8 @@ class _Launch:
         passing = self.z.new_empty(self.B * self.H, self.N, self.K, dtype=torch.float32)
         _prepare[(self.N, self.B * self.H)](
             self.q, self.p, self.e, self.z, self.g, self.strength, self.segments, A, M, *buffers, passing, self.T, self.N,
-            **self.sizes, BK=BLOCK, BV=BLOCK, CHANNEL=self.channel, SOLVE=solve, **self.flags, **self.precision, **LAUNCH["prepare"],
+            *self.z_strides, **self.sizes, BK=BLOCK, BV=BLOCK, CHANNEL=self.channel, SOLVE=solve, **self.flags, **self.precision,
+            **LAUNCH["prepare"],
         )  # fmt: skip
         return (*buffers, passing)
 
@@ -609,7 +614,7 @@ def _backward(
     dstrength = z.new_empty(parts + 1 if strength is not None else 0, B, T, H, dtype=torch.float32)
     _matrix_gradients[chunks](
         launch.z, launch.strength, launch.segments, A, Y, U, R, states, do, dR, dT, dM, dz,
-        dstrength[-1] if strength is not None else dstrength, T, N, **launch.sizes, BK=BLOCK, BV=BLOCK, **launch.flags,
+        dstrength[-1] if strength is not None else dstrength, T, N, *launch.z_strides, **launch.sizes, BK=BLOCK, BV=BLOCK, **launch.flags,
         **launch.precision, **LAUNCH["matrix_gradients"],
     )  # fmt: skip
     dq, dp = q.new_empty(q.shape), p.new_empty(p.shape)
