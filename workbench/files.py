@@ -45,9 +45,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold an exclusive lock on the file ``path``; yields False when ``wait`` is off and somebody else holds it.
 
-    The operating system drops the lock when the process dies, however it dies.
+    The operating system drops the lock when the process dies, however it dies. The folder must be there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

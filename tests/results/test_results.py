@@ -58,6 +58,9 @@ def test_finish_and_reopen(tmp_path: Path) -> None:
     assert folder.status()["status"] == "crashed" and folder.result()["steps"] == 3
     folder.reopen()
     assert folder.result() == {} and folder.status()["status"] == "interrupted"
+    folder.finish("done", None, steps=3)
+    folder.reopen()  # says something about the model: kept
+    assert folder.result()["steps"] == 3
 
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:

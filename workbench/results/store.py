@@ -28,6 +28,8 @@ from workbench.files import locked, read_json, read_jsonl, write_json
 
 ENDED = ("done", "diverged", "out_of_memory", "crashed", "pruned")
 """Statuses after which a run does not go on by itself."""
+OUTSIDE = ("crashed", "out_of_memory")
+"""Those that say nothing about the model: starting the ablation again tries such a run again."""
 STATUSES = ("waiting", "running", "interrupted", "killed", *ENDED)
 
 
@@ -72,8 +74,9 @@ class RunFolder:
 
     def reopen(self) -> None:
         """Forget a result that says nothing about the model (a crash), so that the run goes on."""
-        if self.result():
-            self.event("reopened", **{"was": self.result()["status"]})
+        status = self.result().get("status")
+        if status in OUTSIDE:
+            self.event("reopened", was=status)
             (self.path / "result.json").unlink()
             self.set_status("interrupted", "tried again")
 
