@@ -61,12 +61,12 @@ def run(
     import polars as pl
 
     _print_cost(pl.DataFrame(launched.about["cost"], infer_schema_length=None), ablation.workers)
-    if not launched.finished:
-        launched.start_workers(ablation.workers if workers is None else workers)
-    if detach:
-        console.print(f"Working in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
-        return
     try:
+        if not launched.finished:
+            launched.start_workers(ablation.workers if workers is None else workers)
+        if detach:
+            console.print(f"Working in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
+            return
         _watch(launched)
     except KeyboardInterrupt:
         console.print("\nStopping: running trials write a checkpoint …")
@@ -76,9 +76,8 @@ def run(
         )
         raise typer.Exit(130) from None
     if not launched.finished:
-        log = launched.folder / "workers" / "log.txt"
-        console.print(f"[bold]Not finished:[/] no worker is left. The end of their log, {log}:", soft_wrap=True)
-        console.print("\n".join(log.read_text(encoding="utf-8").splitlines()[-8:]), markup=False)
+        console.print("[bold]Not finished:[/] no worker is left.")
+        console.print(_why_stopped(launched), markup=False, highlight=False, soft_wrap=True)
         console.print("The same command goes on from here.")
         raise typer.Exit(1)
     _conclude(launched)
@@ -401,6 +400,17 @@ def _watch(launched: AblationRun) -> None:
                                      expected="the ablation that was being watched")  # fmt: skip
             if over:
                 return
+
+
+def _why_stopped(launched: AblationRun) -> str:
+    """What the runs that ended early say; where none says anything, the end of the workers' log."""
+    frame = launched.runs()
+    early = frame.filter(frame["status"].is_in(("interrupted", "killed")))
+    if len(early):
+        return "\n".join(f"{row['run']} is {row['status']}: {row['reason']}" for row in early.iter_rows(named=True))
+    log = launched.folder / "workers" / "log.txt"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return "\n".join([f"The end of {log}:", *lines[-8:]])
 
 
 def _point(row: dict[str, Any]) -> str:

@@ -144,6 +144,14 @@ def test_killed_trial_is_taken_up_again_by_its_worker(corpus: Path, tmp_path: Pa
     assert '"resumed"' in (path.parent / "events.jsonl").read_text()
 
 
+def test_stopped_at_once_no_worker_stays(corpus: Path, tmp_path: Path) -> None:
+    run = ablation(corpus, tmp_path).create()
+    started = run.start_workers()
+    assert run.workers() == sorted(started) and len(started) == 2
+    assert not run.start_workers()  # those there count
+    assert run.stop(PATIENCE) == [] == run.workers() and not run.finished
+
+
 def test_stopped_by_the_user_it_goes_on_with_the_same_call(corpus: Path, tmp_path: Path) -> None:
     run = ablation(corpus, tmp_path, base=LONG).launch()
     until(lambda: run.runs()["step"].sum() > 20)

@@ -146,9 +146,13 @@ class AblationRun:
     # -- what is happening ---------------------------------------------------------------------------------------
 
     def workers(self) -> list[int]:
-        """Process numbers of the workers that are alive."""
+        """Process numbers of the workers that are alive, those that this process is just starting counted in."""
+        alive = {process.pid for folder, process in _children if folder == self.folder and process.poll() is None}
+        return sorted(alive.union(self._enlisted()))
+
+    def _enlisted(self) -> list[int]:
         alive = []
-        for path in sorted(self.folder.glob("workers/*.json")):
+        for path in self.folder.glob("workers/*.json"):
             with locked(path.with_suffix(".lock"), wait=False) as free:
                 if not free:
                     alive.append(int(path.stem))
@@ -187,8 +191,8 @@ class AblationRun:
                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                     )  # fmt: skip
                 started.append(process)
-            _children.extend(started)
-            while any(p.poll() is None and p.pid not in self.workers() for p in started):
+                _children.append((self.folder, process))
+            while any(process.poll() is None and process.pid not in self._enlisted() for process in started):
                 time.sleep(0.05)
         return [process.pid for process in started]
 
@@ -218,11 +222,9 @@ class AblationRun:
         return self.finished
 
 
-_children: list[subprocess.Popen[bytes]] = []
+_children: list[tuple[Path, subprocess.Popen[bytes]]] = []
 
 
 def _reap() -> None:
     """Collect ended workers that this process started, so that none stays a zombie."""
-    for process in list(_children):
-        if process.poll() is not None:
-            _children.remove(process)
+    _children[:] = [(folder, process) for folder, process in _children if process.poll() is None]
