@@ -70,7 +70,7 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
         write_json(path, {"a": object()})
     assert read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert read_json(tmp_path / "none.json") == {}
-    with locked(tmp_path / "lock") as one, locked(tmp_path / "lock", wait=False) as two:
+    with locked(tmp_path / "lock") as one, locked(tmp_path / "lock", patience=0) as two:
         assert one and not two
 
 

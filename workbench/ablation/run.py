@@ -41,6 +41,7 @@ class AblationRun:
             raise ConfigError.at(str(folder), got="no ablation", expected="a folder that `workbench run` made",
                                  do=nearest(self.folder.name, near))  # fmt: skip
         self.about = read_json(self.folder / "ablation.json")
+        self._starting: list[subprocess.Popen[bytes]] = []
 
     def __repr__(self) -> str:
         counts = dict(self.runs()["status"].value_counts().iter_rows())
@@ -147,13 +148,13 @@ class AblationRun:
 
     def workers(self) -> list[int]:
         """Process numbers of the workers that are alive, those that this process is just starting counted in."""
-        alive = {process.pid for folder, process in _children if folder == self.folder and process.poll() is None}
-        return sorted(alive.union(self._enlisted()))
+        starting = {process.pid for process in self._starting if process.poll() is None}
+        return sorted(starting.union(self._enlisted()))
 
     def _enlisted(self) -> list[int]:
         alive = []
         for path in self.folder.glob("workers/*.json"):
-            with locked(path.with_suffix(".lock"), wait=False) as free:
+            with locked(path.with_suffix(".lock"), patience=0) as free:
                 if not free:
                     alive.append(int(path.stem))
         return alive
@@ -183,17 +184,17 @@ class AblationRun:
         place = self.folder / "workers"
         place.mkdir(exist_ok=True)
         with locked(place / "start.lock"):
-            started = []
             for _ in range(max(0, wanted - len(self.workers()))):
                 with open(place / "log.txt", "a") as log:
                     process = subprocess.Popen(
                         [sys.executable, "-m", "workbench", "worker", str(self.folder)],
                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                     )  # fmt: skip
-                started.append(process)
-                _children.append((self.folder, process))
-            while any(process.poll() is None and process.pid not in self._enlisted() for process in started):
+                self._starting.append(process)
+                _children.append(process)
+            while any(process.poll() is None and process.pid not in self._enlisted() for process in self._starting):
                 time.sleep(0.05)
+        started, self._starting = self._starting, []
         return [process.pid for process in started]
 
     def stop(self, wait: float = 60.0) -> list[int]:
@@ -222,9 +223,9 @@ class AblationRun:
         return self.finished
 
 
-_children: list[tuple[Path, subprocess.Popen[bytes]]] = []
+_children: list[subprocess.Popen[bytes]] = []
 
 
 def _reap() -> None:
     """Collect ended workers that this process started, so that none stays a zombie."""
-    _children[:] = [(folder, process) for folder, process in _children if process.poll() is None]
+    _children[:] = [process for process in _children if process.poll() is None]

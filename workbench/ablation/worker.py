@@ -65,9 +65,11 @@ class Worker:
     def _gpu(self) -> Iterator[None]:
         """Give this worker's trials a GPU that no other worker has; where all are taken, they share the last."""
         gpus: list[str] = self.run.about.get("gpus", [])
+        place = self.run.folder / "workers"
+        place.mkdir(exist_ok=True)
         for gpu in gpus:
             name = "".join(c if c.isalnum() else "_" for c in gpu)
-            with locked(self.run.folder / "workers" / f"gpu-{name}.lock", wait=False) as mine:
+            with locked(place / f"gpu-{name}.lock", patience=0) as mine:
                 if mine or gpu == gpus[-1]:
                     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when a trial's process first asks for a device
                     yield

@@ -58,7 +58,10 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """``{"status": …, "reason": …, …}``. A run that says it is running while no process holds it was killed."""
         state = read_json(self.path / "status.json") or {"status": "waiting"}
-        if state["status"] == "running" and not self.is_held():
+        if state["status"] != "running" or self.is_held():
+            return state
+        state = read_json(self.path / "status.json")  # it may have ended between the two looks
+        if state.get("status", "running") == "running":
             state = {**state, "status": "killed", "reason": "its process disappeared; it resumes from its checkpoint"}
         return state
 
@@ -98,13 +101,13 @@ class RunFolder:
 
     def hold(self) -> contextlib.AbstractContextManager[bool]:
         """Lock the run for this process; False where another process is running it."""
-        return locked(self.path / "lock", wait=False)
+        return locked(self.path / "lock", patience=1.0)  # somebody's look holds it for a moment
 
     def is_held(self) -> bool:
         if not (self.path / "lock").exists():
             return False
-        with self.hold() as mine:
-            return not mine
+        with locked(self.path / "lock", patience=0) as free:
+            return not free
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         path = self.path / name
