@@ -138,6 +138,24 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bits(corpus: Path, tmp_
     assert curve(killed) == curve(whole)
 
 
+def test_a_request_to_stop_that_comes_between_steps_is_met_with_a_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus, training={"accumulate": 2}))
+    calls, asked = iter(range(1, 100)), []
+
+    def should_stop() -> bool:
+        already = bool(asked)
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)  # as if it came just after the question
+        return already
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    try:
+        assert train(folder.path, tmp_path / "cache", should_stop)["status"] == "interrupted"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert latest(folder.path / "checkpoint")[0] == folder.path / "checkpoint" / "step-4"
+
+
 def test_damaged_checkpoint_falls_back_to_the_one_before(corpus: Path, tmp_path: Path) -> None:
     fields = run_fields(corpus)
     whole, hurt = (make_run(tmp_path / part, tmp_path / "cache", fields) for part in ("whole", "hurt"))

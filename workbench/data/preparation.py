@@ -142,6 +142,7 @@ def prepare(
         folder = cache / read_json(known).get("fingerprint", "none")
         if _is_whole(folder):
             return PreparedData(folder)
+    cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / f"{known.stem}.lock"):
         temporary = cache / f".{known.stem}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)

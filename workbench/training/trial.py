@@ -175,6 +175,9 @@ def _train(
             use_distributed_sampler=False, callbacks=[recorder],
             plugins=[SafeCheckpointIO(), parallel.environment()],
         )  # fmt: skip
+        # SIGTERM is for should_stop alone: Lightning's handler may end the process before a checkpoint, and talks to other
+        # ranks from inside the handler
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         checkpoint, damaged = latest(folder.path / "checkpoint")
         step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
         if leads:
