@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.ops import paths
-from workbench.ops.delta_rule import delta_rule, delta_rule_flops, path
+from workbench.ops.delta_rule import delta_rule, delta_rule_flops, fla, path
 from workbench.ops.delta_rule.reference import delta_rule_recurrent
 from workbench.ops.delta_rule.torch import delta_rule_torch
 from workbench.testing import count_flops
@@ -341,3 +344,83 @@ def test_transformers_agrees(T: int) -> None:
             query=t["q_BTHK"] * K**0.5, **arguments, initial_state=t["state_BHKV"], output_final_state=True
         )
         compare(list(delta_rule(**t)), list(wanted), 5e-6)
+
+
+@pytest.mark.parametrize("T", [5, 130])
+def test_flash_linear_attention_agrees(T: int) -> None:
+    """Its definitions in torch, which are not ours either; its kernels need a CUDA device."""
+    reason = "flash-linear-attention (fla-core) is not installed"
+    theirs = pytest.importorskip("fla.ops.kda.naive", reason=reason, exc_type=ImportError)
+    t = {name: x.detach().float() for name, x in inputs(T).items()}
+    wanted = theirs.naive_recurrent_kda(
+        q=t["q_BTHK"], k=t["p_BTHK"], v=t["z_BTHV"], g=t["g"], beta=t["strength_BTH"], scale=1.0,
+        initial_state=t["state_BHKV"], output_final_state=True,
+    )  # fmt: skip
+    compare(list(delta_rule(**t)), list(wanted), 5e-6)
+
+
+def stand_in(name: str) -> types.ModuleType:
+    """A module of flash-linear-attention with functions that follow its documented conventions, token by token."""
+
+    def documents_apart(
+        *rows: Any, cu_seqlens: Tensor | None, initial_state: Tensor | None, step: Any
+    ) -> tuple[Tensor, Tensor]:
+        q, _, v = rows[:3]
+        ends = [(b, 0, q.shape[1]) for b in range(len(q))]
+        if cu_seqlens is not None:
+            assert len(q) == 1, "one row where documents are given"
+            ends = [(0, int(a), int(b)) for a, b in itertools.pairwise(cu_seqlens)]
+        o, finals = torch.empty_like(v), []
+        for n, (b, start, end) in enumerate(ends):
+            S = v.new_zeros(q.shape[2], q.shape[3], v.shape[3]) if initial_state is None else initial_state[n]
+            for t in range(start, end):
+                S = step(S, *(x[b, t] for x in rows[1:]))
+                o[b, t] = torch.einsum("hk,hkv->hv", q[b, t], S)
+            finals.append(S)
+        return o, torch.stack(finals)
+
+    def edit(S: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None = None) -> Tensor:
+        if g is not None:
+            S = S * g.exp().reshape(*g.shape, *(1,) * (3 - g.dim()))
+        return S + torch.einsum("hk,hv->hkv", k, beta[:, None] * (v - torch.einsum("hkv,hk->hv", S, k)))
+
+    def diagonal_plus_low_rank(S: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, gk: Tensor) -> Tensor:
+        read = torch.einsum("hkv,hk->hv", S, a)
+        return S * gk.exp()[..., None] + torch.einsum("hk,hv->hkv", b, read) + torch.einsum("hk,hv->hkv", k, v)
+
+    def call(*, scale: float, output_final_state: bool, initial_state: Any, cu_seqlens: Any = None, **x: Any) -> Any:
+        assert scale == 1.0 and output_final_state
+        names = ("q", "k", "v", "a", "b", "gk") if "a" in x else ("q", "k", "v", "beta", "g")
+        step = diagonal_plus_low_rank if "a" in x else edit
+        rows = [x.pop(name) for name in names if name in x]
+        assert not x
+        return documents_apart(*rows, cu_seqlens=cu_seqlens, initial_state=initial_state, step=step)
+
+    module = types.ModuleType(name)
+    for function in ("chunk_delta_rule", "chunk_gated_delta_rule", "chunk_kda", "chunk_dplr_delta_rule"):
+        setattr(module, function, call)
+    return module
+
+
+@pytest.mark.parametrize("decay", ["none", "scalar", "channel"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_adapter_speaks_flash_linear_attention(decay: str, form: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    for module in ("delta_rule", "gated_delta_rule", "kda", "generalized_delta_rule"):
+        monkeypatch.setitem(sys.modules, f"fla.ops.{module}", stand_in(module))
+    monkeypatch.setattr(fla, "refusal", lambda device: None)
+    t = {name: x.detach() for name, x in inputs(9, "none" if decay == "none" else "0.1", decay, form).items()}
+    t = {name: x.float() for name, x in t.items()}
+    if form == "erase":
+        t["strength_BTH"] = torch.rand(B, 9, H)
+    segments = documents(9) if packed else None
+    for drop in ((), ("state_BHKV",), ("strength_BTH",)):
+        some = {name: x for name, x in t.items() if name not in drop}
+        wanted = delta_rule(**some, segments=segments, backend="recurrent")
+        compare(list(delta_rule(**some, segments=segments, backend="fla")), list(wanted), 1e-5)
+
+
+def test_a_backend_that_cannot_be_taken_says_why() -> None:
+    with pytest.raises(RuntimeError, match="backend='fla': its kernels need a CUDA device; the tensors are on cpu"):
+        delta_rule(**inputs(5), backend="fla")
+    assert fla.refusal("cpu")

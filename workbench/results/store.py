@@ -1,7 +1,7 @@
 """One training run as a folder.
 
     run.json            what is run: arm, stage, seed, tuned values, the whole configuration, its identity
-    environment.json    where it ran: versions, device, threads, code
+    environment.json    where it ran: versions, device, threads, code, and the path each operation took
     status.json         how it stands: status, reason, process
     metrics.jsonl       one line every few steps
     events.jsonl        starts, resumes, stops
@@ -82,6 +82,14 @@ class RunFolder:
             self.event("reopened", was=status)
             (self.path / "result.json").unlink()
             self.set_status("interrupted", "tried again")
+
+    def environment(self) -> dict[str, Any]:
+        """Where the run ran last, empty before it did."""
+        return read_json(self.path / "environment.json")
+
+    def add_to_environment(self, **more: Any) -> None:
+        """Write down what is known about where it runs only once it does."""
+        write_json(self.path / "environment.json", {**self.environment(), **more})
 
     def event(self, name: str, **more: Any) -> None:
         self._append("events.jsonl", {"event": name, "at": time.time(), **more})

@@ -16,7 +16,7 @@ RUN_SCHEMA: dict[str, Any] = {
     "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "status": pl.String, "step": pl.Int64,
     "steps": pl.Int64, "tokens": pl.Int64, "target_tokens": pl.Int64, "seconds": pl.Float64,
     "seconds_left": pl.Float64, "loss": pl.Float64, "selection_bpb": pl.Float64, "report_bpb": pl.Float64,
-    "tokens_per_second": pl.Float64, "parameters": pl.Int64, "flops": pl.Float64, "hyperparameters": pl.String,
+    "tokens_per_second": pl.Float64, "parameters": pl.Int64, "flops": pl.Float64, "hyperparameters": pl.String, "paths": pl.String,
     "selected": pl.Boolean, "reason": pl.String, "folder": pl.String,
 }  # fmt: skip
 CURVE_SCHEMA: dict[str, Any] = {
@@ -48,7 +48,7 @@ def runs(ablation: str | Path) -> pl.DataFrame:
     """One row a training run of the ablation in folder ``ablation``; columns in ``RUN_SCHEMA``.
 
     Tokens count training tokens; seconds count training only (no start-up, no evaluation); loss is nats per token;
-    bpb is bits per byte; flops are training FLOPs spent.
+    bpb is bits per byte; flops are training FLOPs spent; paths are the implementations that operations took.
     """
     ablation = Path(ablation)
     chosen = read_json(ablation / "selection.json")
@@ -68,6 +68,7 @@ def runs(ablation: str | Path) -> pl.DataFrame:
             "report_bpb": result.get("report_bpb"), "tokens_per_second": last.get("tokens_per_second"),
             "parameters": about["parameters"], "flops": last.get("flops", 0.0),
             "hyperparameters": json.dumps(about["hyperparameters"]),
+            "paths": json.dumps(folder.environment().get("paths", {})),
             "selected": about["stage"] == "tuning" and chosen.get(about["arm"], {}).get("run") == folder.path.name,
             "reason": state.get("reason"), "folder": str(folder.path),
         })  # fmt: skip

@@ -20,6 +20,7 @@ from workbench.contract import Side
 from workbench.data import Batch
 from workbench.evaluation import evaluate
 from workbench.model import LanguageModel
+from workbench.ops import paths
 from workbench.results import RunFolder
 from workbench.training import parallel
 from workbench.training.checkpoint import random_state, set_random_state
@@ -165,6 +166,7 @@ class Recorder(Callback):
                 torch.cuda.synchronize()  # once: start-up ends when the first step has really been done
             if parallel.rank() == 0:
                 self.folder.event("first_step", seconds=time.perf_counter() - self.started)
+                self.folder.add_to_environment(paths=paths.taken())
         evaluates = self.step in self.evaluate_at
         stops = self._stops(module.device)
         saves = stops or self.step % training.checkpoint_every == 0 or self.step == training.steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from workbench.ops import paths
 from workbench.ops.attention.flex import attention_flex
 from workbench.ops.attention.torch import attention_torch
 
@@ -40,5 +41,6 @@ def attention(
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     q_BTHK, k_BSGK = q_BTHK.to(v_BSGK.dtype), k_BSGK.to(v_BSGK.dtype)
     chosen = path(q_BTHK.device.type, length=T, keys=S, window=window, segments=segments is not None)
+    paths.note("attention", chosen)
     call = attention_flex if chosen == "flex" else attention_torch
     return call(q_BTHK, k_BSGK, v_BSGK, window=window, segments=segments)
