@@ -106,7 +106,7 @@ class Plan:
             chosen = {"failed": f"every tuning trial failed ({states})"}
         else:
             best = min(done, key=lambda trial: (trial.value, trial.number))
-            chosen = {"run": best.user_attrs["run"], "hyperparameters": best.params, "selection_bpb": best.value,
+            chosen = {"run": best.user_attrs["run"], "hyperparameters": best.params, "selection_value": best.value,
                       "done": len(done), "trials": len(latest)}  # fmt: skip
         write_json(self.run.folder / "selection.json", {**self.run.selection(), arm: chosen})
         return chosen
