@@ -179,7 +179,7 @@ def recall_table(run: Run, *labels: str) -> pl.DataFrame:
         accuracy=accuracy.mean(), low=accuracy.min(), high=accuracy.max(), runs=pl.len(), answers=pl.col("answers").first()
     )  # fmt: skip
     order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
-    return table.sort(order, *labels).select(schema).cast(schema)  # type: ignore[arg-type]
+    return table.sort(order, *labels).select(*schema).cast(schema)  # type: ignore[arg-type]
 
 
 def tuning_table(run: Run) -> pl.DataFrame:

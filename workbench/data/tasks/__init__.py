@@ -34,7 +34,7 @@ STREAMS: dict[SplitName, int] = {"train": 0, "selection": 1, "report": 2}
 """Split -> the second word of its generator's key."""
 FORMAT = 1
 """Part of the fingerprint; raised when the files or the rules change."""
-COMPARED = 10_000
+COMPARED = 5_000
 """Training examples, of a run with seed 0, that the measured ones are looked for in."""
 
 

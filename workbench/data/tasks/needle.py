@@ -101,7 +101,11 @@ class Needle(Task):
                 raise ConfigError.at("needles", got=self.needles, expected="1 with haystack 'needles'",
                                      do="Such a haystack holds as many distractors as fit.")  # fmt: skip
             if self.needles > len(ADJECTIVES) * len(NOUNS) // 2:
-                raise ConfigError.at("needles", got=self.needles, expected="at most half of the 4096 two-word keys")
+                raise ConfigError.at(
+                    "needles",
+                    got=self.needles,
+                    expected=f"at most half of the {len(ADJECTIVES) * len(NOUNS)} two-word keys",
+                )
 
         def check(self, vocabulary: int, context: int) -> None:
             check_lengths("lengths", self.lengths, context)
@@ -136,9 +140,10 @@ class Needle(Task):
         full = self.config.haystack == "needles"
         count = min(case.length // 8, len(ADJECTIVES) * len(NOUNS) // 2) if full else self.config.needles
         keys = self._names(self.config.key, max(1, count), generator)
-        values = self._names(self.config.value, len(keys), generator)
+        values = self._names(self.config.value, max(1, count), generator)
+        question, answer = self._head(next(keys)), self._value(next(values))
+        asked = question + answer + self._end
         facts = (self._head(key) + self._value(value) + self._end for key, value in zip(keys, values))
-        asked, question, answer = next(facts), self._head(keys[0]), self._value(values[0])
         hidden = [asked, *([] if full else facts)]
         room = case.length - len(question) - len(answer) - sum(map(len, hidden))
         if room < 0:
@@ -207,14 +212,16 @@ class Needle(Task):
         return np.concatenate(parts).astype(np.int64)
 
     @staticmethod
-    def _names(sort: Sort, count: int, generator: np.random.Generator) -> list[str]:
-        """So many different names."""
+    def _names(sort: Sort, count: int, generator: np.random.Generator) -> Iterator[str]:
+        """So many different names, each drawn when it is asked for."""
         if sort == "word":
-            drawn = generator.choice(len(ADJECTIVES) * len(NOUNS), count, replace=False)
-            return [f"{ADJECTIVES[i // len(NOUNS)]}-{NOUNS[i % len(NOUNS)]}" for i in drawn.tolist()]
-        if sort == "number":
-            return [str(i) for i in (1_000_000 + generator.choice(9_000_000, count, replace=False)).tolist()]
-        return [str(uuid.UUID(bytes=generator.bytes(16), version=4)) for _ in range(count)]
+            for i in generator.choice(len(ADJECTIVES) * len(NOUNS), count, replace=False).tolist():
+                yield f"{ADJECTIVES[i // len(NOUNS)]}-{NOUNS[i % len(NOUNS)]}"
+        elif sort == "number":
+            yield from map(str, (1_000_000 + generator.choice(9_000_000, count, replace=False)).tolist())
+        else:
+            for _ in range(count):
+                yield str(uuid.UUID(bytes=generator.bytes(16), version=4))
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._known:
