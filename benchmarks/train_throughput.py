@@ -81,7 +81,7 @@ def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The same compiled model, batches and optimiser in the shortest loop; batches wait on the device."""
     import torch
 
-    from workbench.data import PreparedData, TrainingStream
+    from workbench.data import PreparedData
     from workbench.model import LanguageModel
     from workbench.training.optimiser import build_optimiser
     from workbench.training.trial import new_run
@@ -92,7 +92,7 @@ def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.cache, new_run(Path(folder) / "run", arguments.cache, config).about()["data"]
         )
     t = config.training
-    stream = TrainingStream(data.train, batch_size=t.batch_size, context=t.context, seed=0)
+    stream = data.stream(batch_size=t.batch_size, context=t.context, seed=0)
     batches = [[x.cuda() for x in stream.batch(k)] for k in range(8)]
     model = LanguageModel(config.model, seed=0).cuda()
     model.compile_blocks()

@@ -110,12 +110,14 @@ def train(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: asked.append(number))
 
+    unit = config.data.metric.short
+
     def tell(row: dict[str, Any]) -> None:
         left = (held.about()["tokens"] - row["tokens"]) / max(1e-9, row["tokens_per_second"])
         console.print(
             f"step {row['step']}/{held.about()['steps']}  loss {row['loss']:.4f}  {_human(row['tokens_per_second'])} tokens/s  "
             f"{_human(row['flops_per_second'])}FLOP/s  {_duration(left)} left"
-            + (f"  {row['selection_bpb']:.4f} bits/byte (selection)" if "selection_bpb" in row else ""),
+            + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else ""),
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 
@@ -134,16 +136,19 @@ def prepare(
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: data.corpus.path=texts.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder of prepared data.")] = Path("results/runs/cache"),
 ) -> None:
-    """Deduplicate, split and tokenize text into memory-mapped shards, before any training needs them."""
+    """Make the data of a run before any training needs them: text deduplicated, split and tokenized, or measured examples."""
     from workbench.data import prepare as prepare_data
     from workbench.training.config import RunConfig
 
     config = RunConfig.load(file, overrides or ())
     data = prepare_data(config.data, config.model.vocabulary or 0, cache, _note)
-    shown = Table("split", "documents", "bytes", "tokens", "bytes/token", title=str(data.folder))
-    for name, split in data.card["splits"].items():
-        shown.add_row(name, str(split["documents"]), _human(split["bytes"], "B"), _human(split["tokens"]),
-                      f"{split['bytes_per_token']:.2f}")  # fmt: skip
+    splits = {
+        name: {k: v for k, v in split.items() if not isinstance(v, list)} for name, split in data.card["splits"].items()
+    }
+    columns = list(dict.fromkeys(key for split in splits.values() for key in split))
+    shown = Table("split", *(column.replace("_", " ") for column in columns), title=str(data.folder))
+    for name, split in splits.items():
+        shown.add_row(name, *(_human(split.get(column)) if column in split else "" for column in columns))
     console.print(shown)
 
 
@@ -261,7 +266,18 @@ def table(
     if csv:
         print(frame.write_csv(), end="")
         return
-    columns = ["ablation", "arm", "stage", "seed", "status", "tokens", "loss", "selection_bpb", "report_bpb"]
+    columns = [
+        "ablation",
+        "arm",
+        "stage",
+        "seed",
+        "status",
+        "tokens",
+        "loss",
+        "metric",
+        "selection_value",
+        "report_value",
+    ]
     shown = Table(*columns)
     for row in frame.select(columns).iter_rows():
         shown.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
@@ -270,12 +286,13 @@ def table(
 
 @app.command()
 def variants() -> None:
-    """Registered mixers, feed-forwards and corpora."""
+    """Registered mixers, feed-forwards, data sources and corpora."""
     from workbench.contract import feedforwards, mixers
+    from workbench.data import sources
     from workbench.data.corpora import corpora
 
     shown = Table("sort", "name", "what it is, and its settings", "can")
-    registries: list[Registry[Any]] = [mixers, feedforwards, corpora]
+    registries: list[Registry[Any]] = [mixers, feedforwards, sources, corpora]
     for registry in registries:
         for name in registry:
             cls = registry[name]
@@ -430,10 +447,10 @@ def _numbers(row: dict[str, Any]) -> str:
             f"{_human(row['tokens_per_second'])} tokens/s",
             f"{_duration(row['seconds_left'])} left",
         ]
-    elif row["report_bpb"] is not None:
-        parts = [f"{row['report_bpb']:.4f} bits/byte (report)"]
-    elif row["selection_bpb"] is not None and row["status"] == "done":
-        parts = [f"{row['selection_bpb']:.4f} bits/byte (selection)"]
+    elif row["report_value"] is not None:
+        parts = [f"{row['report_value']:.4f} {row['metric']} (report)"]
+    elif row["selection_value"] is not None and row["status"] == "done":
+        parts = [f"{row['selection_value']:.4f} {row['metric']} (selection)"]
     if row["status"] != "done":
         parts.insert(0, row["status"] + (f" ({row['reason']})" if row["reason"] else ""))
     return ", ".join(parts)

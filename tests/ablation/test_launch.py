@@ -72,13 +72,13 @@ def test_two_workers_on_one_study_do_every_trial_once(corpus: Path, tmp_path: Pa
 
     chosen = run.selection()
     tuned = frame.filter((pl.col("arm") == "full") & (pl.col("stage") == "tuning"))
-    assert chosen["full"]["selection_bpb"] == tuned["selection_bpb"].min()
+    assert chosen["full"]["selection_value"] == tuned["selection_value"].min()
     assert frame.filter("selected").height == 2
     verdict = run.verdict()
     assert verdict is not None and [row.seeds for row in verdict.rows] == [3, 3]
     assert verdict.rows[1].verdict in ("better", "worse", "undecided")
-    bpb = frame.filter((pl.col("arm") == "full") & (pl.col("stage") == "confirmation"))["report_bpb"]
-    assert verdict.rows[0].bpb == pytest.approx(bpb.mean(), rel=1e-9)
+    bpb = frame.filter((pl.col("arm") == "full") & (pl.col("stage") == "confirmation"))["report_value"]
+    assert verdict.rows[0].value == pytest.approx(bpb.mean(), rel=1e-9)
     assert table(tmp_path).height == 10 and run.curves().height > 10
 
     # a second call reports; it repeats nothing, even with Optuna's storage lost
@@ -127,7 +127,7 @@ def test_killed_worker_is_replaced_and_its_trial_resumes(corpus: Path, tmp_path:
     assert (same.params, same.intermediate_values, same.value) == (
         retried[0].params, retried[0].intermediate_values, retried[0].value,
     )  # fmt: skip
-    assert [row.bpb for row in whole.verdict().rows] == [row.bpb for row in run.verdict().rows]  # type: ignore[union-attr]
+    assert [row.value for row in whole.verdict().rows] == [row.value for row in run.verdict().rows]  # type: ignore[union-attr]
 
 
 def test_killed_trial_is_taken_up_again_by_its_worker(corpus: Path, tmp_path: Path) -> None:

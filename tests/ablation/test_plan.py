@@ -39,7 +39,7 @@ def end_one(plan: Plan, stage: str, status: str, value: float = 1.0) -> RunFolde
     folder = plan.folder_for("full", stage, seed, params)
     trial.set_user_attr("run", folder.path.name)
     if status == "done":
-        folder.finish("done", selection_bpb=value)
+        folder.finish("done", selection_value=value)
         study.tell(trial, value)
     else:
         folder.finish(status, "why") if status == "crashed" else folder.set_status(status, "why")
@@ -60,7 +60,7 @@ def test_an_interrupted_trial_is_taken_up_again_by_whoever_works(corpus: Path, t
     assert open_slots(plan, TUNING) == [1] and not plan.run.selection() and not plan.run.finished
     end_one(plan, TUNING, "done", 0.5)
     chosen = plan.run.selection()["full"]
-    assert chosen["selection_bpb"] == 0.5 and chosen["done"] == 2
+    assert chosen["selection_value"] == 0.5 and chosen["done"] == 2
     assert open_slots(plan, CONFIRMATION) == [0]
 
 

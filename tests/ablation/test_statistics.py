@@ -15,7 +15,6 @@ from scipy import special, stats
 
 from workbench.ablation import statistics
 from workbench.ablation.statistics import (
-    bits_per_byte,
     crossed_bootstrap,
     detectable_difference,
     equivalent,
@@ -24,6 +23,7 @@ from workbench.ablation.statistics import (
     noise_floor,
     paired_correlation,
     paired_interval,
+    ratio_of_sums,
     seeds_needed,
 )
 
@@ -40,15 +40,15 @@ def test_examples():
 # --- bits per byte, the paired interval, equivalence ---------------------------------------------------------------
 
 
-def test_bits_per_byte_is_a_ratio_of_sums():
-    nll_SD = np.log(2) * np.array([[100.0, 900.0], [300.0, 300.0]])
-    assert bits_per_byte(nll_SD, [100, 400]) == pytest.approx([2.0, 1.2])  # a mean of ratios would be 1.625 and 1.875
+def test_ratio_of_sums_is_a_ratio_of_sums():
+    bits_SD = np.array([[100.0, 900.0], [300.0, 300.0]])
+    assert ratio_of_sums(bits_SD, [100, 400]) == pytest.approx([2.0, 1.2])  # a mean of ratios would be 1.625 and 1.875
 
 
 @pytest.mark.parametrize("sizes", [[100.0], [100.0, 0.0], [100.0, math.nan]])
-def test_bits_per_byte_refuses_sizes_that_do_not_fit(sizes):
-    with pytest.raises(ValueError, match="bytes_D"):
-        bits_per_byte(np.ones((2, 2)), sizes)
+def test_ratio_of_sums_refuses_sizes_that_do_not_fit(sizes):
+    with pytest.raises(ValueError, match="sizes_D"):
+        ratio_of_sums(np.ones((2, 2)), sizes)
 
 
 @exact
@@ -280,8 +280,8 @@ def two_way(rng, seeds, documents, sd_seed, sd_document, sd_interaction):
 
 def bootstrap_of(differences_SD, **options):
     """The bootstrap of given differences in bits per byte, every document one byte long."""
-    nats = differences_SD * math.log(2)
-    return crossed_bootstrap(nats, np.zeros_like(nats), np.ones(nats.shape[1]), **options)
+    differences_SD = np.asarray(differences_SD)
+    return crossed_bootstrap(differences_SD, np.zeros_like(differences_SD), np.ones(differences_SD.shape[1]), **options)
 
 
 def test_bootstrap_variance_of_one_table_is_its_closed_form():
@@ -334,10 +334,10 @@ def test_widening_factor():
 
 
 def test_bootstrap_resamples_ratios_of_sums():
-    """Two documents, differences 0 and 1 nat, 1 and 3 bytes: draws give 0, 1/4 or 1/3 of a nat a byte."""
+    """Two documents, differences 0 and 1 bit, 1 and 3 bytes: draws give 0, 1/4 or 1/3 of a bit a byte."""
     arm_SD, sizes = np.tile([0.0, 1.0], (2, 1)), np.array([1.0, 3.0])
     found = crossed_bootstrap(arm_SD, np.zeros((2, 2)), sizes, replicates=20_000)
-    values = np.array([0, 1 / 4, 1 / 4, 1 / 3]) / math.log(2)
+    values = np.array([0, 1 / 4, 1 / 4, 1 / 3])
     assert found.mean == pytest.approx(values[1])
     assert found.error == pytest.approx(values.std(), rel=0.03)
 

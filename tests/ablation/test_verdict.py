@@ -17,9 +17,7 @@ from workbench.ablation.verdict import WORDS, ArmMeasurements, Verdict, judge
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-COLUMNS = (
-    "arm verdict bpb bpb_sd difference low high bootstrap_low bootstrap_high p p_holm seeds failed detectable sentence"
-)
+COLUMNS = "arm verdict value value_sd difference low high bootstrap_low bootstrap_high p p_holm seeds failed detectable sentence"
 BYTES = np.array([400, 1_000, 2_600])
 SPREAD = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])  # five seeds, mean zero, sd 1.58
 
@@ -28,8 +26,8 @@ def measured(arm: str, bpb_S, failures=None, sizes=BYTES, tilt=0.0) -> ArmMeasur
     """An arm whose seeds 0, 1, … have these bits per byte; ``tilt`` moves bits from the last document to the first."""
     moved = np.zeros(len(sizes))
     moved[0], moved[-1] = tilt, -tilt
-    nll = {seed: math.log(2) * (bpb * sizes + moved) for seed, bpb in enumerate(bpb_S)}
-    return ArmMeasurements(arm, {s: x for s, x in nll.items() if s not in (failures or {})}, sizes, failures or {})
+    bits = {seed: bpb * sizes + moved for seed, bpb in enumerate(bpb_S)}
+    return ArmMeasurements(arm, {s: x for s, x in bits.items() if s not in (failures or {})}, sizes, failures or {})
 
 
 def against(difference_S, *, base_S=1.0 + 0.001 * SPREAD[::-1], tilt=0.0, **options):
@@ -52,7 +50,7 @@ def test_worse_and_better():
     assert row.verdict == "worse"
     assert (row.difference, row.low, row.high) == pytest.approx((interval.mean, interval.low, interval.high))
     assert row.p == row.p_holm == pytest.approx(interval.p)
-    assert row.bpb == pytest.approx(1.012) and row.bpb_sd == pytest.approx(0.001 * np.std(SPREAD, ddof=1))
+    assert row.value == pytest.approx(1.012) and row.value_sd == pytest.approx(0.001 * np.std(SPREAD, ddof=1))
     assert row.bootstrap_low > 0 and (row.seeds, row.failed) == (5, 0)
     assert row.sentence == (
         "gdn is worse than full by 0.0120 bits per byte "
@@ -118,7 +116,7 @@ def test_baseline_row_states_the_noise_floor():
     verdict = judge(measured("full", base_S), [], seeds=range(5))
     (row,) = verdict.rows
     assert (row.arm, row.verdict, row.difference, row.p, row.p_holm) == ("full", "baseline", None, None, None)
-    assert verdict.noise_floor is not None and verdict.noise_floor.sd == pytest.approx(row.bpb_sd)
+    assert verdict.noise_floor is not None and verdict.noise_floor.sd == pytest.approx(row.value_sd)
     assert row.sentence == (
         "full, the baseline, has 1.0000 bits per byte over 5 seeds; "
         "the noise floor, its sd over seeds, is 0.0016 (95 % interval 0.0009 to 0.0045)."
@@ -135,7 +133,7 @@ def test_a_failed_arm_counts_in_the_family():
     _, failed, worse = judge(measured("full", base_S), [moe, gdn], seeds=range(5), replicates=400).rows
     assert (failed.verdict, failed.seeds, failed.failed, failed.p, failed.p_holm) == ("failed", 4, 1, 1.0, 1.0)
     assert failed.sentence == "moe failed: 4 of 5 seeds finished (seed 3: diverged at step 1,200)."
-    assert failed.bpb == pytest.approx(np.delete(base_S, 3).mean())
+    assert failed.value == pytest.approx(np.delete(base_S, 3).mean())
     assert failed.difference is failed.low is failed.bootstrap_low is failed.detectable is None
     assert worse.verdict == "worse" and worse.p_holm == pytest.approx(2 * worse.p)
 
@@ -157,9 +155,9 @@ def test_a_failed_baseline_leaves_nothing_to_judge():
 def test_all_failed():
     lost = {seed: "diverged" for seed in range(3)}
     verdict = judge(measured("full", [1.0] * 3, lost), [measured("gdn", [1.0] * 3, lost)], seeds=range(3))
-    assert [(row.verdict, row.bpb, row.seeds, row.failed) for row in verdict.rows] == [("failed", None, 0, 3)] * 2
+    assert [(row.verdict, row.value, row.seeds, row.failed) for row in verdict.rows] == [("failed", None, 0, 3)] * 2
     assert verdict.noise_floor is None and "0 of 3 seeds finished" in str(verdict)
-    assert verdict.table()["bpb"].dtype == pl.Float64
+    assert verdict.table()["value"].dtype == pl.Float64
 
 
 def test_only_declared_seeds_count_and_all_of_them():
@@ -178,7 +176,7 @@ def test_one_seed_shows_nothing():
     row = against([0.5], margin=1.0)
     assert (row.verdict, row.p, row.p_holm, row.seeds) == ("undecided", 1.0, 1.0, 1)
     assert row.difference == pytest.approx(0.5)
-    assert row.low is row.high is row.bootstrap_low is row.bpb_sd is row.detectable is None
+    assert row.low is row.high is row.bootstrap_low is row.value_sd is row.detectable is None
     assert "(1 paired seed)" in row.sentence and row.sentence.endswith("; one seed can show no difference.")
     verdict = judge(measured("full", [1.0]), [], seeds=[0])
     assert verdict.noise_floor is None and "one seed gives no noise floor" in verdict.rows[0].sentence
@@ -205,7 +203,7 @@ def test_a_constant_difference_is_shown_and_questioned():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_losses_that_are_no_numbers_are_refused(value):
-    with pytest.raises(ValueError, match="arm 'gdn', seed 1: got NaN or infinite losses"):
+    with pytest.raises(ValueError, match="arm 'gdn', seed 1: got NaN or infinite amounts"):
         ArmMeasurements("gdn", {0: np.ones(3), 1: np.array([1.0, value, 1.0])}, BYTES)
 
 
@@ -215,7 +213,7 @@ def test_measurements_that_contradict_themselves_are_refused():
     with pytest.raises(ValueError, match=re.escape("shape (2,); expected (3,)")):
         ArmMeasurements("gdn", {0: np.ones(2)}, BYTES)
     for sizes in (np.array([1, 0, 2]), np.array([]), np.ones((2, 2))):
-        with pytest.raises(ValueError, match="bytes_D"):
+        with pytest.raises(ValueError, match="sizes_D"):
             ArmMeasurements("gdn", {}, sizes)
 
 

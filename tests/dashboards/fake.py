@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from workbench.ablation.verdict import ArmMeasurements, Verdict, judge
+from workbench.metric import BITS_PER_BYTE
 from workbench.results.tables import CURVE_SCHEMA, RUN_SCHEMA
 
 
@@ -26,6 +27,7 @@ class FakeRun:
         self.trials, self.points, self.progress = trials, points, progress
         self.status, self.confirmed = status, confirmed
         self.tuned, self.broken = tuned, False
+        self.metric = BITS_PER_BYTE
         self.total = len(arms) * (trials + seeds)
         self.about = {"config": {"alpha": 0.05, "budget": {"allow_mismatch": None}}}
 
@@ -54,8 +56,8 @@ class FakeRun:
         rows = [
             {**{k: run[k] for k in ("arm", "stage", "run", "seed", "selected")}, "status": status, "step": step,
              "steps": self.points, "tokens": step * 1000, "target_tokens": self.points * 1000, "seconds": step * 0.5,
-             "seconds_left": None if done else 1.0, "loss": 3.0,
-             "selection_bpb": 1.2 + 0.1 * run["i"] if done else None, "report_bpb": 1.1 if done else None,
+             "seconds_left": None if done else 1.0, "loss": 3.0, "metric": self.metric.unit,
+             "selection_value": 1.2 + 0.1 * run["i"] if done else None, "report_value": 1.1 if done else None,
              "tokens_per_second": 2000.0, "parameters": 1_000_000, "flops": step * 1e9,
              "hyperparameters": json.dumps(run["hyperparameters"]), "reason": None if done else "loss <nan> & more",
              "folder": str(self.folder)}
@@ -72,7 +74,7 @@ class FakeRun:
                              "tokens": step * 1000, "flops": step * 1e9, "loss": loss,
                              "seconds": step * (0.5 + 0.01 * run["i"]),
                              "learning_rate": 1e-3, "gradient_norm": 1.0, "tokens_per_second": 2000.0,
-                             "selection_bpb": loss / 3 if step % 5 == 0 else None})  # fmt: skip
+                             "selection_value": loss / 3 if step % 5 == 0 else None})  # fmt: skip
         return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
 
     def cost(self) -> pl.DataFrame:

@@ -36,7 +36,9 @@ EDGE_CASES = {
 @pytest.mark.parametrize("case", EDGE_CASES)
 def test_no_state_of_a_run_fails(case: str, tmp_path: Path) -> None:
     run = tables.Snapshot(FakeRun(tmp_path, **EDGE_CASES[case]))
-    drawn = [figures.loss_curves(run, x, y) for x in ("tokens", "flops", "seconds") for y in ("loss", "selection_bpb")]
+    drawn = [
+        figures.loss_curves(run, x, y) for x in ("tokens", "flops", "seconds") for y in ("loss", "selection_value")
+    ]
     drawn += [figures.effects(run), figures.tuning(run)]
     for figure in drawn:
         assert all(axis.title.text for axis in figure.select_xaxes()), "every axis has a title"
@@ -49,7 +51,7 @@ def test_no_state_of_a_run_fails(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("x", ["tokens", "flops", "seconds"])
-@pytest.mark.parametrize("y", ["loss", "selection_bpb"])
+@pytest.mark.parametrize("y", ["loss", "selection_value"])
 def test_loss_curves_draw_their_table(run: FakeRun, x: str, y: str) -> None:
     table, figure = tables.curve_table(run, x, y), figures.loss_curves(run, x, y)
     bands, lines = figure.data[:2], figure.data[2:]
@@ -109,7 +111,7 @@ def test_tuning_draws_its_table(run: FakeRun) -> None:
     table, figure = tables.tuning_table(run), figures.tuning(run)
     mine = table.filter((pl.col("arm") == "full") & (pl.col("hyperparameter") == "lr"))
     assert list(figure.data[0].x) == mine["value"].to_list()
-    assert list(figure.data[0].y) == mine["selection_bpb"].to_list()
+    assert list(figure.data[0].y) == mine["selection_value"].to_list()
     ring = figure.data[2]
     assert list(ring.x) == table.filter(pl.col("selected") & (pl.col("hyperparameter") == "lr"))["value"].to_list()
     assert figure.layout.xaxis.type == "log" and figure.layout.xaxis2.type == "category"

@@ -28,7 +28,7 @@ def test_report_says_it_all_and_escapes(tmp_path: Path) -> None:
     path = write_report(FakeRun(tmp_path, arms=("full", ODD)), tmp_path / "new" / "report.html")
     page = text_of(path)
     assert re.findall("<h2>(.*?)</h2>", page) == [
-        "Verdict", "Difference to the baseline", "Training", "Selection loss", "Tuning", "Cost", "Failures",
+        "Verdict", "Difference to the baseline", "Training", "Selection loss", "Tuning", "Cost", "Data", "Failures",
         "Every run",
     ]  # fmt: skip
     for word in ("baseline", "worse", "is worse than full by", "tokens +9.0%", "No run has failed.", "1.2 M", "3.4 GB"):

@@ -43,7 +43,7 @@ def test_axes_are_chosen(run: FakeRun) -> None:
     view = dashboard(run, refresh=0)
     view.x_axis.value = "seconds"
     assert view.plots["Curves"].layout.xaxis.title.text == "training time (s)"
-    view.y_axis.value = "selection_bpb"
+    view.y_axis.value = "selection_value"
     assert "bits per byte" in view.plots["Curves"].layout.yaxis.title.text
 
 

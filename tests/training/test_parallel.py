@@ -49,7 +49,7 @@ def assert_equal_to_rounding(got: RunFolder, wanted: RunFolder) -> None:
     assert first["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=1e-5)
     for a, b in rows:
         assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    assert got.result()["report_bpb"] == pytest.approx(wanted.result()["report_bpb"], rel=1e-4)
+    assert got.result()["report_value"] == pytest.approx(wanted.result()["report_value"], rel=1e-4)
     states = [SafeCheckpointIO().load_checkpoint(run.path / "checkpoint" / "step-24") for run in (got, wanted)]
     assert list(states[0]["state_dict"]) == list(states[1]["state_dict"])
     for name, tensor in states[1]["state_dict"].items():

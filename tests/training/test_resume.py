@@ -61,7 +61,7 @@ def assert_same_bits(a: Any, b: Any, path: str = "") -> None:
 
 
 def curve(folder: RunFolder) -> list[tuple[Any, ...]]:
-    return [(row["step"], row["loss"], row["gradient_norm"], row.get("selection_bpb")) for row in folder.metrics()]
+    return [(row["step"], row["loss"], row["gradient_norm"], row.get("selection_value")) for row in folder.metrics()]
 
 
 def stop_after(step: int) -> Any:
@@ -81,7 +81,7 @@ def test_2n_steps_equal_n_plus_n_bit_for_bit(name: str, corpus: Path, tmp_path: 
     resumed = train(parts.path, tmp_path / "cache")
     assert_same_bits(state(parts), state(whole))
     assert curve(parts) == curve(whole)
-    assert resumed["report_bpb"] == result["report_bpb"]
+    assert resumed["report_value"] == result["report_value"]
     assert (parts.path / "report.parquet").read_bytes() == (whole.path / "report.parquet").read_bytes()
 
 

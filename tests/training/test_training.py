@@ -64,7 +64,7 @@ def test_a_run_learns_and_leaves_files_that_need_no_pickle(corpus: Path, tmp_pat
     rows = folder.metrics()
     assert result["status"] == "done" and rows[-1]["loss"] < rows[0]["loss"] - 1
     assert rows[-1]["tokens"] == 120 * 64 and rows[-1]["flops"] > 0
-    assert result["report_bpb"] > 0 and result["selection_bpb"] == rows[-1]["selection_bpb"]
+    assert result["report_value"] > 0 and result["selection_value"] == rows[-1]["selection_value"]
     suffixes = {path.suffix for path in folder.path.rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".parquet", ".txt", ""}
     weights = load_file(next(folder.path.glob("checkpoint/step-120/model.safetensors")))
@@ -80,7 +80,7 @@ def test_tuning_runs_never_open_the_report_split(corpus: Path, tmp_path: Path, m
     monkeypatch.setattr(PreparedData, "report", property(sealed))
     folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus), stage="tuning")
     result = train(folder.path, tmp_path / "cache")
-    assert result["status"] == "done" and "report_bpb" not in result
+    assert result["status"] == "done" and "report_value" not in result
 
 
 def test_loss_that_is_not_finite_ends_as_diverged_with_its_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
@@ -139,7 +139,7 @@ def test_recomputed_activations_change_no_bit(corpus: Path, tmp_path: Path) -> N
         model = {"feedforward": "moe", "feedforwards": {"moe": {"experts": 2}}, "pattern": "full gdn"}
         fields = run_fields(corpus, model=model, training={"recompute": recompute})
         folder = make_run(tmp_path / f"{recompute}", tmp_path / "cache", fields)
-        results.append(train(folder.path, tmp_path / "cache")["report_bpb"])
+        results.append(train(folder.path, tmp_path / "cache")["report_value"])
         assert folder.environment()["paths"] == {"attention": ["torch"], "delta_rule": ["torch"]}
     assert results[0] == results[1]
 
@@ -182,7 +182,7 @@ def test_same_seed_same_bits_and_other_seed_other_bits(corpus: Path, tmp_path: P
     results = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         folder = make_run(tmp_path / name, tmp_path / "cache", run_fields(corpus), seed=seed)
-        results.append(train(folder.path, tmp_path / "cache")["report_bpb"])
+        results.append(train(folder.path, tmp_path / "cache")["report_value"])
     assert results[0] == results[1] != results[2]
 
 

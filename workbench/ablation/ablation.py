@@ -145,6 +145,8 @@ class Ablation:
             "canonical": config.canonical(),
             "data": data,
             "data_cards": {arm: own.card for arm, own in prepared.items()},
+            "metric": config.run(config.order[0], seed=config.tuning.seed).data.metric.plain(),
+            "views": dict(config.run(config.order[0], seed=config.tuning.seed).data.views),
             "workers": self.workers,
             "gpus": visible_gpus(),
             "threads": self.threads,

@@ -81,7 +81,7 @@ class AblationConfig(Config):
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Family-wise error rate of the verdict."""
     margin: Annotated[float, Field(gt=0)] | None = None
-    """Equivalence margin in bits per byte; without one no arm can be called equivalent."""
+    """Equivalence margin in the unit of the data's metric (text: bits per byte); without one no arm can be called equivalent."""
     exploratory: str | None = None
     """Why this ablation's verdicts are exploratory, if they are."""
     launch: Launch = Launch()
@@ -104,8 +104,12 @@ class AblationConfig(Config):
         if self.tuning.seed in seeds:
             raise ConfigError.at("tuning.seed", got=self.tuning.seed, expected="none of the confirmation seeds",
                                  do="The report must not reuse the run that was selected.")  # fmt: skip
+        metric = self.run(self.order[0], seed=self.tuning.seed).data.metric
         for arm in self.arms:
-            self.run(arm, seed=self.tuning.seed)
+            own = self.run(arm, seed=self.tuning.seed).data.metric
+            if own != metric:
+                raise ConfigError.at(f"arms.{arm}.data", got=own.unit, expected=f"the baseline's metric, {metric.unit}",
+                                     do="Compare arms on one sort of data.")  # fmt: skip
             for point in self.points(arm):
                 self.run(arm, seed=self.tuning.seed, hyperparameters=point)
 

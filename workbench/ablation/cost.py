@@ -74,12 +74,17 @@ def seconds_per_step(config: RunConfig, cost: ModelCost, threads: int) -> float 
         shape = (training.batch_size, training.context)
         tokens = torch.randint(0, config.model.vocabulary or 2, shape, device=device,
                                generator=torch.Generator(device).manual_seed(0))  # fmt: skip
+        targets = tokens
+        if (share := config.data.target_share(training.context)) < 1:
+            targets = torch.where(
+                torch.arange(tokens.numel(), device=device).view(shape) % round(1 / share) == 0, tokens, -100
+            )
         segments = (torch.arange(training.context, device=device) > training.context // 2).long().expand(shape)
         times = []
         for _ in range(1 + MEASURED_STEPS):
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-                model.loss(tokens, tokens, segments=segments).backward()
+                model.loss(tokens, targets, segments=segments).backward()
             optimiser.step()
             optimiser.zero_grad()
             if device.type == "cuda":

@@ -106,7 +106,7 @@ class Plan:
             states = ", ".join(sorted(trial.user_attrs.get("status", "killed") for trial in latest))
             return {"failed": f"every tuning trial failed ({states})"}
         best = min(done, key=lambda trial: (trial.value, trial.number))
-        return {"run": best.user_attrs["run"], "hyperparameters": best.params, "selection_bpb": best.value,
+        return {"run": best.user_attrs["run"], "hyperparameters": best.params, "selection_value": best.value,
                 "done": len(done), "trials": len(latest)}  # fmt: skip
 
     def _choose(self, arm: str, chosen: dict[str, Any] | None) -> None:

@@ -17,6 +17,7 @@ import polars as pl
 
 from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
+from workbench.metric import Metric
 from workbench.results.store import ENDED
 from workbench.results.tables import curves, runs
 
@@ -64,6 +65,11 @@ class AblationRun:
     @property
     def baseline(self) -> str:
         return self.arms[0]
+
+    @property
+    def metric(self) -> Metric:
+        """What arms are judged by."""
+        return Metric(**self.about["metric"])
 
     @property
     def seeds(self) -> list[int]:
@@ -117,31 +123,32 @@ class AblationRun:
         held = self.runs().filter(pl.col("stage") == "confirmation")
         unconfirmed = self.failures()
         measured: dict[str, ArmMeasurements] = {}
-        any_bytes = None
+        sizes, metric = None, self.metric
         pending: dict[str, tuple[dict[int, Any], dict[int, str]]] = {}
         for arm in self.arms:
-            losses: dict[int, Any] = {}
+            amounts: dict[int, Any] = {}
             failed = {seed: unconfirmed[arm] for seed in self.seeds} if arm in unconfirmed else {}
             for row in held.filter(pl.col("arm") == arm).iter_rows(named=True):
                 if row["status"] == "done":
                     frame = pl.read_parquet(Path(row["folder"]) / "report.parquet")
-                    losses[row["seed"]], any_bytes = frame["nll_nats"].to_numpy(), frame["bytes"].to_numpy()
+                    amounts[row["seed"]] = metric.scale * frame[metric.numerator].to_numpy()
+                    sizes = frame[metric.denominator].to_numpy()
                 elif row["status"] in ENDED or self.finished:
                     failed[row["seed"]] = row["reason"] or row["status"]
-            if len(losses) + len(failed) < len(self.seeds):
+            if len(amounts) + len(failed) < len(self.seeds):
                 return None
-            pending[arm] = losses, failed
-        if any_bytes is None:  # not one confirmation run was done; sizes do not matter
+            pending[arm] = amounts, failed
+        if sizes is None:  # not one confirmation run was done; sizes do not matter
             import numpy as np
 
-            any_bytes = np.ones(1)
-        for arm, (losses, failed) in pending.items():
-            measured[arm] = ArmMeasurements(arm, losses, any_bytes, failed)
+            sizes = np.ones(1)
+        for arm, (amounts, failed) in pending.items():
+            measured[arm] = ArmMeasurements(arm, amounts, sizes, failed)
         config = self.about["config"]
         return judge(
             measured[self.baseline], [measured[arm] for arm in self.arms[1:]], alpha=config["alpha"],
             margin=config["margin"], seeds=self.seeds,
-            exploratory=config["exploratory"] or config["budget"]["allow_mismatch"],
+            exploratory=config["exploratory"] or config["budget"]["allow_mismatch"], unit=metric.unit,
         )  # fmt: skip
 
     # -- what is happening ---------------------------------------------------------------------------------------

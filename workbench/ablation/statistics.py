@@ -1,8 +1,8 @@
 """Statistics of an ablation: plain functions of arrays, each with its formula and its source.
 
 Legend: S seeds, D documents, R bootstrap replicates. A seed is one unit: arm and baseline trained with the same seeds
-(init, data order, noise) form one pair, and a repeat with the same seeds is no second unit. Losses are negative
-log-likelihoods in nats, sizes are bytes, so that nats / (ln 2 × bytes) = bits per byte; lower is better.
+(init, data order, noise) form one pair, and a repeat with the same seeds is no second unit. The metric is a ratio of sums
+over documents, Σ amounts / Σ sizes (bits over bytes, errors over answers); lower is better.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ __all__ = [
     "Bootstrap",
     "Interval",
     "NoiseFloor",
-    "bits_per_byte",
     "crossed_bootstrap",
     "detectable_difference",
     "equivalent",
@@ -29,6 +28,7 @@ __all__ = [
     "noise_floor",
     "paired_correlation",
     "paired_interval",
+    "ratio_of_sums",
     "seeds_needed",
 ]
 
@@ -54,7 +54,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Mean difference with its crossed-bootstrap interval, in bits per byte."""
+    """Mean difference with its crossed-bootstrap interval, in the unit of the metric."""
 
     mean: float
     error: float
@@ -92,18 +92,18 @@ def _sd(values_S: Floats) -> float:
     return float(values_S.std(ddof=1)) if np.ptp(values_S) else 0.0
 
 
-def bits_per_byte(nll_SD: ArrayLike, bytes_D: ArrayLike) -> Floats:
-    """Bits per byte of each seed, (S,): a ratio of sums over documents, not a mean of ratios.
+def ratio_of_sums(amounts_SD: ArrayLike, sizes_D: ArrayLike) -> Floats:
+    """The metric of each seed, (S,): Σ amounts / Σ sizes over documents, not a mean of ratios.
 
     Args:
-        nll_SD: (S, D), nats per seed and document.
-        bytes_D: (D,), UTF-8 bytes per document, positive.
+        amounts_SD: (S, D), bits (or errors) per seed and document.
+        sizes_D: (D,), bytes (or answers) per document, positive.
     """
-    nll_SD, bytes_D = _finite(nll_SD, "nll_SD", 2), _finite(bytes_D, "bytes_D")
-    if nll_SD.shape[1] != bytes_D.size or not (bytes_D > 0).all():
-        got = f"shape {bytes_D.shape}, smallest {bytes_D.min():g}"
-        raise ValueError(f"bytes_D: got {got}; expected ({nll_SD.shape[1]},), one positive size a document.")
-    return nll_SD.sum(1) / (math.log(2) * bytes_D.sum())
+    amounts_SD, sizes_D = _finite(amounts_SD, "amounts_SD", 2), _finite(sizes_D, "sizes_D")
+    if amounts_SD.shape[1] != sizes_D.size or not (sizes_D > 0).all():
+        got = f"shape {sizes_D.shape}, smallest {sizes_D.min():g}"
+        raise ValueError(f"sizes_D: got {got}; expected ({amounts_SD.shape[1]},), one positive size a document.")
+    return amounts_SD.sum(1) / sizes_D.sum()
 
 
 def paired_interval(differences_S: ArrayLike, alpha: float = 0.05) -> Interval:
@@ -141,18 +141,18 @@ def paired_interval(differences_S: ArrayLike, alpha: float = 0.05) -> Interval:
 def crossed_bootstrap(
     arm_SD: ArrayLike,
     baseline_SD: ArrayLike,
-    bytes_D: ArrayLike,
+    sizes_D: ArrayLike,
     *,
     replicates: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Bootstrap:
-    """Interval of the mean over seeds of (arm − baseline) bits per byte, seeds and documents both drawn anew.
+    """Interval of the mean over seeds of the metric's (arm − baseline), seeds and documents both drawn anew.
 
     All seeds see the same documents, so the two factors are crossed (Owen 2007, "The pigeonhole bootstrap"): each
     replicate draws S seeds and D documents with replacement, once, and recomputes with their multiplicities w and v
 
-        mean over s, weighted by w_s, of  Σ_d v_d (arm_sd − baseline_sd) / (ln 2 · Σ_d v_d bytes_d).
+        mean over s, weighted by w_s, of  Σ_d v_d (arm_sd − baseline_sd) / Σ_d v_d sizes_d.
 
     For seed effects, document effects and interaction of variances σ_s², σ_d², σ_i² its variance is about
     σ_s²/S + σ_d²/D + 3 σ_i²/(S·D): never too small, and too large only in the last, usually smallest, term.
@@ -162,9 +162,9 @@ def crossed_bootstrap(
     document part). One seed gives an infinite interval. One document leaves only the seeds to vary.
 
     Args:
-        arm_SD: (S, D), nats per seed and document.
+        arm_SD: (S, D), amounts per seed and document.
         baseline_SD: (S, D), the same seeds and documents.
-        bytes_D: (D,), UTF-8 bytes per document, positive.
+        sizes_D: (D,), sizes of the documents, positive.
         replicates: number of draws R. Time grows with R · D, memory does not: draws are made in blocks.
         level: nominal coverage.
         seed: of the draws; the same seed draws the same seeds and documents for every arm.
@@ -173,10 +173,10 @@ def crossed_bootstrap(
     if arm_SD.shape != baseline_SD.shape:
         raise ValueError(f"arm_SD: got shape {arm_SD.shape}; expected the baseline's, {baseline_SD.shape}.")
     _between(level, "level")
-    estimate = float(bits_per_byte(arm_SD - baseline_SD, bytes_D).mean())
+    estimate = float(ratio_of_sums(arm_SD - baseline_SD, sizes_D).mean())
     seeds, documents = arm_SD.shape
-    # One matrix product a block gives the resampled sums of every seed's differences and of the bytes.
-    columns_DC = np.vstack([arm_SD - baseline_SD, np.asarray(bytes_D, np.float64)]).T
+    # One matrix product a block gives the resampled sums of every seed's differences and of the sizes.
+    columns_DC = np.vstack([arm_SD - baseline_SD, np.asarray(sizes_D, np.float64)]).T
     generator = np.random.default_rng(seed)
     weights_RS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates) / seeds
     statistic_R = np.empty(replicates)
@@ -187,7 +187,7 @@ def crossed_bootstrap(
         drawn = generator.integers(documents, size=(size, documents)) + documents * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * documents).reshape(size, documents)
         sums = counts.astype(np.float64) @ columns_DC
-        statistic_R[rows] = (weights_RS[rows] * sums[:, :-1]).sum(1) / (math.log(2) * sums[:, -1])
+        statistic_R[rows] = (weights_RS[rows] * sums[:, :-1]).sum(1) / sums[:, -1]
     low, high = np.quantile(statistic_R, [(1 - level) / 2, (1 + level) / 2])
     error = float(statistic_R.std())
     if seeds == 1:

@@ -1,6 +1,6 @@
 """From the measured report runs of an ablation to its verdict: who is better, by how much, with what certainty.
 
-Legend: S report seeds, D report documents. Lower bits per byte is better; a difference is arm − baseline.
+Legend: S report seeds, D report documents. Lower is better; a difference is arm − baseline.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from workbench.ablation.statistics import (
     Floats,
     Interval,
     NoiseFloor,
-    bits_per_byte,
     crossed_bootstrap,
     detectable_difference,
     equivalent,
     holm,
     noise_floor,
     paired_interval,
+    ratio_of_sums,
     seeds_needed,
 )
+from workbench.metric import BITS_PER_BYTE
 
 __all__ = ["WORDS", "ArmMeasurements", "ArmVerdict", "Verdict", "judge"]
 
@@ -40,7 +41,7 @@ MANY_SEEDS = 1_000
 """Above this, a sentence says "more than" instead of a count that nobody would run."""
 
 ROUNDING = 1e-12
-"""Differences in bits per byte below this are rounding of the sums over documents, and count as zero."""
+"""Differences below this are rounding of the sums over documents, and count as zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,51 +52,51 @@ class ArmMeasurements:
     """
 
     arm: str
-    nll_nats: Mapping[int, np.ndarray]
-    """Seed -> (D,), negative log-likelihood in nats of each report document."""
-    bytes_D: np.ndarray
-    """(D,), UTF-8 bytes of each report document."""
+    amounts: Mapping[int, np.ndarray]
+    """Seed -> (D,), what the metric sums over its line for each report document: bits, errors."""
+    sizes_D: np.ndarray
+    """(D,), what it sums below: bytes, answers."""
     failures: Mapping[int, str] = field(default_factory=dict)
     """Seed -> status of a run that did not finish, such as "diverged at step 1,200"."""
 
     def __post_init__(self) -> None:
-        bytes_D = np.asarray(self.bytes_D)
-        if bytes_D.ndim != 1 or bytes_D.size == 0 or not (np.isfinite(bytes_D) & (bytes_D > 0)).all():
-            raise ValueError(f"arm {self.arm!r}: bytes_D: got {bytes_D}; expected one positive size a document.")
-        for seed, nll_D in self.nll_nats.items():
+        sizes_D = np.asarray(self.sizes_D)
+        if sizes_D.ndim != 1 or sizes_D.size == 0 or not (np.isfinite(sizes_D) & (sizes_D > 0)).all():
+            raise ValueError(f"arm {self.arm!r}: sizes_D: got {sizes_D}; expected one positive size a document.")
+        for seed, amounts_D in self.amounts.items():
             where = f"arm {self.arm!r}, seed {seed}"
             if seed in self.failures:
                 raise ValueError(f"{where}: both measured and failed ({self.failures[seed]}). Keep one of the two.")
-            if np.shape(nll_D) != bytes_D.shape:
-                raise ValueError(f"{where}: got losses of shape {np.shape(nll_D)}; expected {bytes_D.shape}.")
-            if not np.isfinite(nll_D).all():
-                raise ValueError(f"{where}: got NaN or infinite losses. Record the run in failures, as diverged.")
+            if np.shape(amounts_D) != sizes_D.shape:
+                raise ValueError(f"{where}: got amounts of shape {np.shape(amounts_D)}; expected {sizes_D.shape}.")
+            if not np.isfinite(amounts_D).all():
+                raise ValueError(f"{where}: got NaN or infinite amounts. Record the run in failures, as diverged.")
 
     def unfinished(self, seeds: Sequence[int]) -> dict[int, str]:
         """Those of ``seeds`` without a measurement -> status. A run that nobody recorded counts as failed."""
-        return {seed: self.failures.get(seed, "no result") for seed in seeds if seed not in self.nll_nats}
+        return {seed: self.failures.get(seed, "no result") for seed in seeds if seed not in self.amounts}
 
-    def losses(self, seeds: Sequence[int]) -> Floats:
-        """Losses of those of ``seeds`` that finished, (S, D), in nats."""
-        finished = [np.asarray(self.nll_nats[seed], np.float64) for seed in seeds if seed in self.nll_nats]
-        return np.array(finished).reshape(len(finished), np.size(self.bytes_D))
+    def finished(self, seeds: Sequence[int]) -> Floats:
+        """Amounts of those of ``seeds`` that finished, (S, D)."""
+        held = [np.asarray(self.amounts[seed], np.float64) for seed in seeds if seed in self.amounts]
+        return np.array(held).reshape(len(held), np.size(self.sizes_D))
 
-    def bits_per_byte(self, seeds: Sequence[int]) -> Floats:
-        """Bits per byte of those of ``seeds`` that finished, (S,)."""
-        losses_SD = self.losses(seeds)
-        return bits_per_byte(losses_SD, self.bytes_D) if len(losses_SD) else np.empty(0)
+    def values(self, seeds: Sequence[int]) -> Floats:
+        """The metric of those of ``seeds`` that finished, (S,)."""
+        amounts_SD = self.finished(seeds)
+        return ratio_of_sums(amounts_SD, self.sizes_D) if len(amounts_SD) else np.empty(0)
 
 
 @dataclass(frozen=True)
 class ArmVerdict:
-    """One row of a verdict. Bits per byte throughout; None where a number does not apply or cannot be known."""
+    """One row of a verdict, in the unit of the metric; None where a number does not apply or cannot be known."""
 
     arm: str
     verdict: str
     """One of ``WORDS``."""
-    bpb: float | None
+    value: float | None
     """Mean over the finished report seeds."""
-    bpb_sd: float | None
+    value_sd: float | None
     """Standard deviation over them; from two seeds on."""
     difference: float | None
     """Mean paired difference, arm − baseline; None for an arm that cannot be judged."""
@@ -128,13 +129,15 @@ class Verdict:
     rows: tuple[ArmVerdict, ...]
     """The baseline first, then the arms in the order given."""
     noise_floor: NoiseFloor | None
-    """Standard deviation of the baseline over seeds with its 95 % interval, bits per byte; from two seeds on."""
+    """Standard deviation of the baseline over seeds with its 95 % interval; from two seeds on."""
     alpha: float
     """Family-wise error rate."""
     margin: float | None
-    """Equivalence margin in bits per byte, where one was declared."""
+    """Equivalence margin, where one was declared."""
     exploratory: str | None
     """Why the ablation is no confirmation, where it is none."""
+    unit: str = BITS_PER_BYTE.unit
+    """Unit of the metric, of every number here."""
 
     def table(self) -> pl.DataFrame:
         """One row an arm; the columns are the fields of :class:`ArmVerdict`."""
@@ -160,14 +163,15 @@ class Verdict:
 
     def __str__(self) -> str:
         level = _percent(1 - self.alpha)
-        lines = [["arm", "verdict", "bits/byte", "difference", f"{level} interval", "p (Holm)", "seeds"]]
+        unit = self.unit.replace(" per ", "/")
+        lines = [["arm", "verdict", unit, "difference", f"{level} interval", "p (Holm)", "seeds"]]
         for row in self.rows:
-            places = _places(row.bpb_sd) if row.difference is None else _places(_half(row), row.difference)
+            places = _places(row.value_sd) if row.difference is None else _places(_half(row), row.difference)
             lines.append(
                 [
                     row.arm,
                     row.verdict,
-                    "" if row.bpb is None else f"{row.bpb:.{places}f}",
+                    "" if row.value is None else f"{row.value:.{places}f}",
                     "" if row.difference is None else f"{row.difference:+z.{places}f}",
                     "" if row.low is None or row.high is None else _span(row.low, row.high, places),
                     "" if row.p_holm is None else _p(row.p_holm),
@@ -190,11 +194,12 @@ def judge(
     exploratory: str | None = None,
     seeds: Sequence[int],
     replicates: int = 10_000,
+    unit: str = BITS_PER_BYTE.unit,
 ) -> Verdict:
     """The verdict on ``arms`` against ``baseline``.
 
     1. An arm with a report seed that did not finish is ``failed``, and so is every arm when the baseline is. It stays
-       in the family with p = 1; its bits per byte are the mean of the runs that survived.
+       in the family with p = 1; its value is the mean of the runs that survived.
     2. Otherwise a paired t-test over seeds, adjusted by Holm over all arms, decides: ``better`` or ``worse`` where the
        adjusted p < alpha.
     3. Otherwise, where a margin was declared, ``equivalent`` if the 1 − 2 alpha interval lies inside it.
@@ -209,17 +214,18 @@ def judge(
         baseline: measurements of the arm that all others are compared with.
         arms: the other arms, all of those declared.
         alpha: family-wise error rate.
-        margin: the largest difference in bits per byte that would not matter; None claims no equivalence.
+        margin: the largest difference that would not matter; None claims no equivalence.
         exploratory: the reason, where the ablation deviated from what was declared.
         seeds: the declared report seeds. Runs of other seeds are ignored: a failed seed has no substitute.
         replicates: of the bootstrap.
+        unit: of the metric, for the sentences.
 
     Raises:
         ValueError: when arms were measured on different documents, or names or seeds repeat.
 
     >>> noise, sizes = np.random.default_rng(0), np.array([900, 1200])
-    >>> full = {seed: sizes * noise.normal(0.7, 5e-4, 2) for seed in range(5)}
-    >>> gdn = {seed: nll + sizes * noise.normal(0.01, 5e-4, 2) for seed, nll in full.items()}
+    >>> full = {seed: sizes * noise.normal(1.0, 5e-4, 2) for seed in range(5)}
+    >>> gdn = {seed: bits + sizes * noise.normal(0.01, 5e-4, 2) for seed, bits in full.items()}
     >>> verdict = judge(ArmMeasurements("full", full, sizes), [ArmMeasurements("gdn", gdn, sizes)], seeds=range(5))
     >>> [row.verdict for row in verdict.rows]
     ['baseline', 'worse']
@@ -228,18 +234,18 @@ def judge(
     judged: dict[str, _Comparison] = {}
     for arm in arms:
         if not (baseline.unfinished(seeds) or arm.unfinished(seeds)):
-            judged[arm.arm] = _Comparison(baseline, arm, seeds, len(arms), alpha, margin, replicates)
+            judged[arm.arm] = _Comparison(baseline, arm, seeds, len(arms), alpha, margin, replicates, unit)
     p_values = [judged[arm.arm].interval.p if arm.arm in judged else 1.0 for arm in arms]
-    rows = [_baseline_row(baseline, seeds, exploratory)]
+    rows = [_baseline_row(baseline, seeds, exploratory, unit)]
     for arm, p, p_holm in zip(arms, p_values, holm(p_values).tolist(), strict=True):
         comparison = judged.get(arm.arm)
         word = comparison.word(p_holm) if comparison else "failed"
         text = comparison.sentence(word, p_holm) if comparison else _failure(arm, baseline, seeds)
         numbers = comparison.numbers() if comparison else {}
         rows.append(_row(arm, seeds, word, text, exploratory, p=p, p_holm=p_holm, **numbers))
-    bpb_S = baseline.bits_per_byte(seeds)
-    floor = noise_floor(bpb_S) if len(bpb_S) > 1 else None
-    return Verdict(baseline.arm, tuple(rows), floor, alpha, margin, exploratory)
+    value_S = baseline.values(seeds)
+    floor = noise_floor(value_S) if len(value_S) > 1 else None
+    return Verdict(baseline.arm, tuple(rows), floor, alpha, margin, exploratory, unit)
 
 
 def _check(
@@ -252,14 +258,14 @@ def _check(
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha: got {alpha}; expected a number between 0 and 0.5.")
     if margin is not None and not 0 < margin < math.inf:
-        raise ValueError(f"margin: got {margin}; expected a positive number of bits per byte, or None.")
+        raise ValueError(f"margin: got {margin}; expected a positive number in the metric's unit, or None.")
     if len(seeds) == 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {list(seeds)}; expected at least one, each once: a repeat is no second unit.")
     names = [baseline.arm, *(arm.arm for arm in arms)]
     if len(set(names)) < len(names):
         raise ValueError(f"arms: got the names {names}; expected each once, the baseline not among the arms.")
     for arm in arms:
-        if not np.array_equal(arm.bytes_D, baseline.bytes_D):
+        if not np.array_equal(arm.sizes_D, baseline.sizes_D):
             raise ValueError(
                 f"arm {arm.arm!r}: its documents are not those of {baseline.arm!r} (their sizes in bytes differ). "
                 "Evaluate both on the same report documents, in the same order."
@@ -278,15 +284,17 @@ class _Comparison:
         alpha: float,
         margin: float | None,
         replicates: int,
+        unit: str,
     ):
-        differences_S = arm.bits_per_byte(seeds) - baseline.bits_per_byte(seeds)
+        differences_S = arm.values(seeds) - baseline.values(seeds)
         differences_S[np.abs(differences_S) < ROUNDING] = 0
-        losses = arm.losses(seeds), baseline.losses(seeds)
+        amounts = arm.finished(seeds), baseline.finished(seeds)
         self.arm, self.baseline, self.family, self.alpha, self.margin = arm.arm, baseline.arm, family, alpha, margin
+        self.unit = unit
         self.interval = paired_interval(differences_S, alpha)
         self.narrow = paired_interval(differences_S, 2 * alpha)
         self.inside = margin is not None and equivalent(differences_S, margin, alpha)
-        self.bootstrap = crossed_bootstrap(*losses, arm.bytes_D, replicates=replicates, level=1 - alpha)
+        self.bootstrap = crossed_bootstrap(*amounts, arm.sizes_D, replicates=replicates, level=1 - alpha)
         # The same in all seeds: either the change or the seed never reached the model.
         self.constant = len(seeds) > 1 and bool(np.ptp(differences_S) < ROUNDING)
 
@@ -325,7 +333,7 @@ class _Comparison:
         margin = f"the margin of ±{self.margin:g}" if self.margin is not None else ""
         p = f"Holm-adjusted p {'' if p_holm < 0.001 else '= '}{_p(p_holm)}, {n} paired seeds"
         evidence = f"{level} interval {span(interval)}, {p}" if n > 1 else "1 paired seed"
-        difference = f"{interval.mean:+z.{places}f} bits per byte"
+        difference = f"{interval.mean:+z.{places}f} {self.unit}"
         clauses = []
         if word == "undecided":
             clauses += [
@@ -334,10 +342,10 @@ class _Comparison:
         elif word == "equivalent":
             clauses += [
                 f"{self.arm} is equivalent to {self.baseline}: the {narrow_level} interval of the difference, "
-                f"{span(narrow)} bits per byte, lies inside {margin} ({difference}, {p})"
+                f"{span(narrow)} {self.unit}, lies inside {margin} ({difference}, {p})"
             ]
         else:
-            size = f"{abs(interval.mean):.{places}f} bits per byte"
+            size = f"{abs(interval.mean):.{places}f} {self.unit}"
             clauses += [f"{self.arm} is {word} than {self.baseline} by {size} ({evidence})"]
             clauses += [f"its {narrow_level} interval lies inside {margin}"] * self.inside
 
@@ -360,7 +368,7 @@ class _Comparison:
         """What an undecided ablation could have shown, and what it would take."""
         if self.detectable is None:
             return "one seed can show no difference"
-        able = f"this ablation could have shown {self.detectable:.{places}f} bits per byte ({_percent(POWER)} power)"
+        able = f"this ablation could have shown {self.detectable:.{places}f} {self.unit} ({_percent(POWER)} power)"
         if not self.interval.mean:
             return able
         needed = seeds_needed(self.interval.mean / self.interval.sd, self.alpha / self.family, POWER)
@@ -376,35 +384,35 @@ def _row(
     exploratory: str | None,
     **numbers: float | None,
 ) -> ArmVerdict:
-    """A row with what every arm has: bits per byte and counts of the runs that finished."""
-    bpb_S = arm.bits_per_byte(seeds)
+    """A row with what every arm has: the metric and counts of the runs that finished."""
+    value_S = arm.values(seeds)
     unknown = dict.fromkeys(
         ["difference", "low", "high", "bootstrap_low", "bootstrap_high", "p", "p_holm", "detectable"]
     )
     return ArmVerdict(
         arm=arm.arm,
         verdict=word,
-        bpb=float(bpb_S.mean()) if len(bpb_S) else None,
-        bpb_sd=float(bpb_S.std(ddof=1)) if len(bpb_S) > 1 else None,
-        seeds=len(bpb_S),
-        failed=len(seeds) - len(bpb_S),
+        value=float(value_S.mean()) if len(value_S) else None,
+        value_sd=float(value_S.std(ddof=1)) if len(value_S) > 1 else None,
+        seeds=len(value_S),
+        failed=len(seeds) - len(value_S),
         sentence=sentence if exploratory is None else f"Exploratory ({exploratory}): {sentence}",
         **{**unknown, **numbers},
     )
 
 
-def _baseline_row(baseline: ArmMeasurements, seeds: Sequence[int], exploratory: str | None) -> ArmVerdict:
+def _baseline_row(baseline: ArmMeasurements, seeds: Sequence[int], exploratory: str | None, unit: str) -> ArmVerdict:
     if baseline.unfinished(seeds):
         sentence = f"{baseline.arm}, the baseline, failed: {_survival(baseline, seeds)}, so no arm can be judged."
         return _row(baseline, seeds, "failed", sentence, exploratory)
-    bpb_S = baseline.bits_per_byte(seeds)
-    if len(bpb_S) == 1:
-        sentence = f"{baseline.arm}, the baseline, has {bpb_S[0]:.4f} bits per byte; one seed gives no noise floor."
+    value_S = baseline.values(seeds)
+    if len(value_S) == 1:
+        sentence = f"{baseline.arm}, the baseline, has {value_S[0]:.4f} {unit}; one seed gives no noise floor."
         return _row(baseline, seeds, "baseline", sentence, exploratory)
-    floor = noise_floor(bpb_S)
+    floor = noise_floor(value_S)
     places = _places(floor.sd)
     sentence = (
-        f"{baseline.arm}, the baseline, has {bpb_S.mean():.{places}f} bits per byte over {len(bpb_S)} seeds; the noise "
+        f"{baseline.arm}, the baseline, has {value_S.mean():.{places}f} {unit} over {len(value_S)} seeds; the noise "
         f"floor, its sd over seeds, is {floor.sd:.{places}f} (95 % interval {_span(floor.low, floor.high, places)})."
     )
     return _row(baseline, seeds, "baseline", sentence, exploratory)

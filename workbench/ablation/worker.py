@@ -116,7 +116,7 @@ class Worker:
             trial.set_user_attr("status", result["status"])
             trial.set_user_attr("reason", result["reason"])
             raise TrialEnded(f"{result['status']}: {result['reason']}")
-        return result["report_bpb"] if stage == CONFIRMATION else result["selection_bpb"]
+        return result["report_value" if stage == CONFIRMATION else "selection_value"]
 
     def _follow(self, trial: optuna.Trial, folder: RunFolder, stage: str) -> dict[str, Any]:
         """Run the trial's process to its end, reporting its evaluations. Returns the run's result or status."""
@@ -155,9 +155,9 @@ class Worker:
     def _report(self, trial: optuna.Trial, folder: RunFolder, reported: set[int]) -> bool:
         """Tell Optuna the evaluations that are new. Returns whether the trial should be pruned."""
         for row in folder.metrics():
-            if row.get("selection_bpb") is not None and row["step"] not in reported:
+            if row.get("selection_value") is not None and row["step"] not in reported:
                 reported.add(row["step"])
-                trial.report(row["selection_bpb"], row["step"])
+                trial.report(row["selection_value"], row["step"])
                 if trial.should_prune() and row["step"] < folder.about()["steps"]:
                     return True
         return False

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.dashboards.figures import cost, effects, failures, loss_curves, tuning
+    from workbench.dashboards.figures import cost, effects, failures, loss_curves, recall_curves, recall_map, tuning
     from workbench.dashboards.report import write_report
     from workbench.dashboards.tables import (
         cost_table,
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         effect_table,
         failure_table,
         progress_table,
+        recall_table,
         tuning_table,
     )
     from workbench.dashboards.widget import Dashboard, dashboard
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Dashboard": "widget", "dashboard": "widget", "write_report": "report",
     "cost": "figures", "effects": "figures", "failures": "figures", "loss_curves": "figures", "tuning": "figures",
+    "recall_curves": "figures", "recall_map": "figures", "recall_table": "tables",
     "cost_table": "tables", "curve_table": "tables", "effect_table": "tables", "failure_table": "tables",
     "progress_table": "tables", "tuning_table": "tables",
 }  # fmt: skip
 
 __all__ = [
     "Dashboard", "cost", "cost_table", "curve_table", "dashboard", "effect_table", "effects", "failure_table",
-    "failures", "loss_curves", "progress_table", "tuning", "tuning_table", "write_report",
+    "failures", "loss_curves", "progress_table", "recall_curves", "recall_map", "recall_table", "tuning", "tuning_table", "write_report",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from workbench.dashboards.tables import (
     curve_table,
     effect_table,
     failure_table,
+    recall_table,
     tuning_table,
 )
 from workbench.results.store import ENDED
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from workbench.dashboards.tables import Run
 
 X_TITLES = {"tokens": "training tokens", "flops": "training compute (FLOPs)", "seconds": "training time (s)"}
-Y_TITLES = {"loss": "training loss (nats per token)", "selection_bpb": "selection loss (bits per byte)"}
 
 COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("parameters", style.count), "non_embedding": ("without embedding", style.count),
@@ -52,7 +52,7 @@ def loss_curves(run: Run, x: XAxis = "tokens", y: YAxis = "loss") -> go.Figure:
     Args:
         run: the run.
         x: ``tokens``, ``flops`` or ``seconds``.
-        y: ``loss`` or ``selection_bpb``.
+        y: ``loss`` or ``selection_value``.
     """
     table, styles = curve_table(run, x, y), style.arm_styles(run.arms)
     bands, lines = [], []
@@ -69,13 +69,13 @@ def loss_curves(run: Run, x: XAxis = "tokens", y: YAxis = "loss") -> go.Figure:
         ))  # fmt: skip
         lines.append(go.Scatter(
             x=place, y=mine["mean"].to_list(), name=name, legendgroup=group, customdata=mine["runs"].to_list(),
-            mode="lines+markers" if y == "selection_bpb" else "lines", marker={"size": 5},
+            mode="lines+markers" if y == "selection_value" else "lines", marker={"size": 5},
             line={"color": look.colour, "dash": look.dash, "width": 2.2 if arm == run.baseline else 1.8},
             hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata} runs)", showlegend=True,
         ))  # fmt: skip
     figure = _figure([*bands, *lines], "" if len(table) else "No training step has been recorded yet.")
     figure.update_xaxes(title_text=X_TITLES[x])
-    figure.update_yaxes(title_text=Y_TITLES[y])
+    figure.update_yaxes(title_text=_y_title(run, y))
     figure.update_layout(legend=_legend(run.arms), hovermode="x unified" if len(styles) <= 8 else "closest")
     return figure
 
@@ -114,7 +114,7 @@ def effects(run: Run) -> go.Figure:
     figure = _figure(traces, empty)
     level = f"{100 * (1 - _alpha(run)):g} %"
     figure.update_xaxes(
-        title_text=f"difference to {style.label(run.baseline)} in bits per byte (left of zero is better)<br>"
+        title_text=f"difference to {style.label(run.baseline)} in {style.label(run.metric.unit)} (left of zero is better)<br>"
         f"<span style='font-size:11px'>thick: {level} t interval over seeds · "
         f"thin: {level} bootstrap over seeds and documents</span>",
         zeroline=bool(rows), zerolinecolor=style.INK, zerolinewidth=1.5, zerolinelayer="below traces",
@@ -135,7 +135,7 @@ def tuning(run: Run) -> go.Figure:
     if not names:
         figure = _figure([], "No tuning trial has begun, or nothing is tuned.")
         figure.update_xaxes(title_text="hyperparameter")
-        figure.update_yaxes(title_text=Y_TITLES["selection_bpb"])
+        figure.update_yaxes(title_text=_y_title(run, "selection_value"))
         return figure
     columns = min(len(names), 3)
     lines = math.ceil(len(names) / columns)
@@ -143,7 +143,7 @@ def tuning(run: Run) -> go.Figure:
         lines, columns, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=min(0.2, 0.6 / lines)
     )
     grid.update_layout(template=style.TEMPLATE)
-    known = table.filter(pl.col("selection_bpb").is_finite())["selection_bpb"]
+    known = table.filter(pl.col("selection_value").is_finite())["selection_value"]
     lowest, highest = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)  # type: ignore[arg-type]
     rail = highest + 0.12 * ((highest - lowest) or 1.0)  # where trials that failed without a number are put
     for index, name in enumerate(names):
@@ -157,14 +157,14 @@ def tuning(run: Run) -> go.Figure:
                 x=[_value(row, words) for row in rows], name=style.label(arm), mode="markers",
                 legendgroup=f"arm {run.arms.index(arm)}",
                 y=[_height(row, rail) for row in rows],
-                text=[_trial(row) for row in rows], hoverinfo="text", showlegend=index == 0, cliponaxis=False,
+                text=[_trial(row, run.metric.unit) for row in rows], hoverinfo="text", showlegend=index == 0, cliponaxis=False,
                 marker={"symbol": [_symbol(row["status"]) for row in rows], "color": look.colour, "size": 9,
                         "opacity": 0.9, "line": {"width": 1.5, "color": look.colour}},
                 **at,
             )  # fmt: skip
-        chosen = [row for row in here.iter_rows(named=True) if row["selected"] and not _unknown(row["selection_bpb"])]
+        chosen = [row for row in here.iter_rows(named=True) if row["selected"] and not _unknown(row["selection_value"])]
         grid.add_scatter(
-            x=[_value(row, words) for row in chosen], y=[row["selection_bpb"] for row in chosen], name="chosen",
+            x=[_value(row, words) for row in chosen], y=[row["selection_value"] for row in chosen], name="chosen",
             mode="markers", hoverinfo="skip", showlegend=index == 0, cliponaxis=False,
             marker={"symbol": "circle-open", "size": 18, "color": [styles[row["arm"]].colour for row in chosen],
                     "line": {"width": 2}},
@@ -175,11 +175,86 @@ def tuning(run: Run) -> go.Figure:
         grid.update_xaxes(title_text=style.label(name), type="category" if words else "log" if log else "linear", **at)
         if log:
             grid.update_xaxes(dtick="D2" if max(values) / min(values) < 50 else 1, tickformat="~g", **at)
-    grid.update_yaxes(title_text=Y_TITLES["selection_bpb"], col=1)
+    grid.update_yaxes(title_text=_y_title(run, "selection_value"), col=1)
     grid.update_layout(height=60 + 300 * lines, legend=_legend(run.arms))
     if not len(known) and not table["status"].is_in(ENDED).any():
         _say(grid, "No trial has a selection loss yet.")
     return grid
+
+
+def recall_curves(run: Run, x: str = "pairs", panel: str = "length") -> go.Figure:
+    """Share of right answers along one label of the report examples, one panel a value of another; mean over seeds as a
+    line, smallest to largest as error bars.
+
+    Args:
+        run: the run.
+        x: label along the horizontal axis.
+        panel: label that tells the panels apart.
+    """
+    table, styles = recall_table(run, x, panel), style.arm_styles(run.arms)
+    if not len(table):
+        return _nothing_recalled(x, "accuracy")
+    panels = table[panel].unique().sort().to_list()
+    grid = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.03,
+                         subplot_titles=[f"{style.label(panel)} {value:g}" for value in panels])  # fmt: skip
+    grid.update_layout(template=style.TEMPLATE, height=380, legend={**_legend(run.arms), "y": 1.1}, margin={"t": 60})
+    for column, value in enumerate(panels, start=1):
+        for arm, look in styles.items():
+            mine = table.filter((pl.col("arm") == arm) & (pl.col(panel) == value))
+            accuracy = mine["accuracy"]
+            grid.add_scatter(
+                x=mine[x].to_list(), y=accuracy.to_list(), name=style.label(arm), mode="lines+markers", row=1, col=column,
+                legendgroup=f"arm {run.arms.index(arm)}", showlegend=column == 1, customdata=mine["runs"].to_list(),
+                error_y={"type": "data", "symmetric": False, "array": (mine["high"] - accuracy).to_list(),
+                         "arrayminus": (accuracy - mine["low"]).to_list(), "thickness": 1, "width": 3},
+                line={"color": look.colour, "dash": look.dash, "width": 2},
+                hovertemplate="%{y:.1%} at %{x:g} (%{customdata} runs)",
+            )  # fmt: skip
+        ticks = table.filter(pl.col(panel) == value)[x].unique().sort().to_list()
+        grid.update_xaxes(title_text=style.label(x), type="log", tickvals=ticks, row=1, col=column)
+    grid.update_yaxes(range=[-0.03, 1.05], tickformat=".0%")
+    grid.update_yaxes(title_text="right answers", col=1)
+    return grid
+
+
+def recall_map(run: Run, x: str = "length", y: str = "depth") -> go.Figure:
+    """Share of right answers over two labels of the report examples as a heat map, one an arm.
+
+    Args:
+        run: the run.
+        x: label along the horizontal axis.
+        y: label along the vertical axis, growing downwards (a depth).
+    """
+    table = recall_table(run, x, y)
+    if not len(table):
+        return _nothing_recalled(x, y)
+    arms = [arm for arm in run.arms if arm in table["arm"]]
+    columns = min(len(arms), 4)
+    lines = math.ceil(len(arms) / columns)
+    grid = make_subplots(lines, columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=min(0.2, 0.6 / lines),
+                         subplot_titles=[style.label(arm) for arm in arms])  # fmt: skip
+    grid.update_layout(template=style.TEMPLATE, height=100 + 280 * lines, margin={"t": 40})
+    across, down = ([f"{value:g}" for value in table[name].unique().sort()] for name in (x, y))
+    for index, arm in enumerate(arms):
+        rows = table.filter(pl.col("arm") == arm).iter_rows(named=True)
+        held = {(f"{row[x]:g}", f"{row[y]:g}"): row["accuracy"] for row in rows}
+        at = {"row": index // columns + 1, "col": index % columns + 1}
+        grid.add_heatmap(
+            x=across, y=down, z=[[held.get((a, d)) for a in across] for d in down], zmin=0, zmax=1, name=style.label(arm),
+            coloraxis="coloraxis", texttemplate="%{z:.0%}", xgap=1, ygap=1,
+            hovertemplate="%{z:.1%} at " + f"{style.label(x)} %{{x}}, {style.label(y)} %{{y}}", **at,
+        )  # fmt: skip
+        grid.update_xaxes(title_text=style.label(x), type="category", **at)
+    grid.update_yaxes(type="category", autorange="reversed")
+    grid.update_yaxes(title_text=style.label(y), col=1)
+    bar = {"title": {"text": "right<br>answers"}, "tickformat": ".0%"}
+    return grid.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar})
+
+
+def _nothing_recalled(x: str, y: str) -> go.Figure:
+    figure = _figure([], "No confirmation run with such examples has ended.")
+    figure.update_xaxes(title_text=style.label(x))
+    return figure.update_yaxes(title_text=style.label(y))
 
 
 def cost(run: Run) -> go.Figure:
@@ -244,6 +319,12 @@ def _legend(arms: list[str]) -> dict[str, Any]:
     return {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top", "font": {"size": 11}}
 
 
+def _y_title(run: Run, y: str) -> str:
+    if y == "loss":
+        return "training loss (nats per token)"
+    return style.label(f"selection {run.metric.name} ({run.metric.unit})")
+
+
 def _alpha(run: Run) -> float:
     return run.about["config"]["alpha"]
 
@@ -275,18 +356,20 @@ def _value(row: dict[str, Any], words: bool) -> Any:
 
 def _height(row: dict[str, Any], rail: float) -> float | None:
     """Where a trial is drawn: at its number; on the rail when it ended without one; nowhere while it has none yet."""
-    if _unknown(row["selection_bpb"]):
+    if _unknown(row["selection_value"]):
         return rail if row["status"] in ENDED else None
-    return row["selection_bpb"]
+    return row["selection_value"]
 
 
 def _symbol(status: str) -> str:
     return "circle" if status == "done" else "x" if status in ENDED else "circle-open"
 
 
-def _trial(row: dict[str, Any]) -> str:
+def _trial(row: dict[str, Any], unit: str) -> str:
     value = row["word"] if row["value"] is None else f"{row['value']:.4g}"
-    number = "no number" if _unknown(row["selection_bpb"]) else f"{style.bits(row['selection_bpb'])} bits per byte"
+    number = (
+        "no number" if _unknown(row["selection_value"]) else f"{style.bits(row['selection_value'])} {style.label(unit)}"
+    )
     chosen = ", chosen" if row["selected"] else ""
     return f"{style.label(row['arm'])}: {style.label(value)}<br>{number}, {row['status']}{chosen}"
 

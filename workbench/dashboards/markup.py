@@ -57,11 +57,11 @@ def verdict_html(run: Run) -> str:
     if not len(table):
         return "<p>The verdict comes when every arm has its confirmation runs.</p>"
     level = f"{100 * (1 - run.about['config']['alpha']):g} % interval"
-    heads = ["arm", "verdict", "bits per byte", "difference", level, "p (Holm)", "seeds"]
+    heads = ["arm", "verdict", run.metric.unit, "difference", level, "p (Holm)", "seeds"]
     rows = [
         (
             arm_name(run, row["arm"]), Raw(f'<span class="word {row["verdict"]}">{escape(row["verdict"])}</span>'),
-            style.bits(row["bpb"]), style.bits(row["difference"], signed=True),
+            style.bits(row["value"]), style.bits(row["difference"], signed=True),
             "–" if row["low"] is None
             else f"{style.bits(row['low'], signed=True)} to {style.bits(row['high'], signed=True)}",
             "–" if row["p_holm"] is None else "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3g}",
@@ -102,6 +102,30 @@ def cost_html(run: Run) -> str:
     return f"{drawn}\n{rest}{reason}"
 
 
+def data_html(run: Run) -> str:
+    """The data card: what the splits hold, and how far training overlaps the measured examples."""
+    parts = []
+    cards: dict[str, list[Raw]] = {}
+    for arm, card in run.about.get("data_cards", {}).items():
+        cards.setdefault(json.dumps(card, sort_keys=True), []).append(arm_name(run, arm))
+    for text, arms in cards.items():
+        card = json.loads(text)
+        splits = {name: {k: v for k, v in split.items() if k != "shards"} for name, split in card["splits"].items()}
+        columns = list(dict.fromkeys(key for split in splits.values() for key in split))
+        rows = [(name, *(split.get(c) for c in columns)) for name, split in splits.items()]
+        heads = [column.replace("_", " ") for column in columns]
+        shown = [
+            [f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row]
+            for row in rows
+        ]
+        whose = f"<p>Of {', '.join(arms)}:</p>\n" if len(cards) > 1 else ""
+        compared = card.get("training_examples_compared")
+        told = f"<p>Seen in training: examples that are, token for token, among the first {compared:,} training examples of "\
+               "seed 0.</p>\n" if compared else ""  # fmt: skip
+        parts.append(whose + html_table(["split", *heads], shown, heads) + told)
+    return "\n".join(parts) or "<p>No data has been prepared.</p>"
+
+
 def failure_html(run: Run) -> str:
     """The failures with their reasons."""
     table = failure_table(run)
@@ -122,12 +146,12 @@ def runs_html(run: Run) -> str:
     if not len(table):
         return "<p>No run has begun.</p>"
     heads = ["arm", "stage", "seed", "status", "step", "tokens", "time", "loss\n(nats/token)",
-             "selection\n(bits/byte)", "report\n(bits/byte)", "hyperparameters"]  # fmt: skip
+             f"selection\n({run.metric.short})", f"report\n({run.metric.short})", "hyperparameters"]  # fmt: skip
     rows = [
         (arm_name(run, row["arm"]), row["stage"] + (", chosen" if row["selected"] else ""), row["seed"],
          row["status"].replace("_", " "), f"{row['step']:,} of {row['steps']:,}", style.count(row["tokens"]),
-         style.duration(row["seconds"]), style.bits(row["loss"]), style.bits(row["selection_bpb"]),
-         style.bits(row["report_bpb"]), hyperparameters(row["hyperparameters"]))
+         style.duration(row["seconds"]), style.bits(row["loss"]), style.bits(row["selection_value"]),
+         style.bits(row["report_value"]), hyperparameters(row["hyperparameters"]))
         for row in table.iter_rows(named=True)
     ]  # fmt: skip
     return html_table(heads, rows, ["seed", "step", *heads[5:10]])

@@ -55,10 +55,12 @@ def report_html(run: Run) -> str:
         ("Verdict", markup.verdict_html(run)),
         ("Difference to the baseline", _plot("effects", figures.effects(run))),
         ("Training", f"<p>{curves}</p>\n" + _switch({x: figures.loss_curves(run, x) for x in get_args(XAxis)})),
-        ("Selection loss", _plot("selection", figures.loss_curves(run, "tokens", "selection_bpb"))),
-        ("Tuning", "<p>Selection loss of each trial. The chosen one is ringed, a cross marks a trial that was stopped "
+        (f"Selection {escape(run.metric.name)}", _plot("selection", figures.loss_curves(run, "tokens", "selection_value"))),
+        *_recall(run),
+        ("Tuning", f"<p>Selection {escape(run.metric.name)} of each trial. The chosen one is ringed, a cross marks a trial that was stopped "
                    "or failed.</p>\n" + _plot("tuning", figures.tuning(run))),
         ("Cost", markup.cost_html(run)),
+        ("Data", markup.data_html(run)),
         ("Failures", markup.failure_html(run)),
         ("Every run", markup.runs_html(run)),
     ]  # fmt: skip
@@ -89,6 +91,15 @@ def report_html(run: Run) -> str:
 </body>
 </html>
 """
+
+
+def _recall(run: Run) -> list[tuple[str, str]]:
+    """The figures that the data source names for its labels, none for text."""
+    told = "<p>Right answers among the report examples, by what the examples are like: the mean over confirmation runs.</p>\n"
+    return [
+        ("Recall", told + _plot(name, getattr(figures, name)(run, *labels)))
+        for name, labels in run.about.get("views", {}).items()
+    ]
 
 
 def _plot(name: str, *drawn: go.Figure) -> str:

@@ -123,7 +123,7 @@ def duration(seconds: float | None) -> str:
 
 
 def bits(value: float | None, *, signed: bool = False) -> str:
-    """Bits per byte, or a difference of them, with four decimals.
+    """A value of the metric (bits, errors), or a difference of two, with four decimals.
 
     >>> bits(0.00405, signed=True)
     '+0.0041'

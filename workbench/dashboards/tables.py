@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from workbench.ablation.verdict import Verdict
 
 XAxis: TypeAlias = Literal["tokens", "flops", "seconds"]
-YAxis: TypeAlias = Literal["loss", "selection_bpb"]
+YAxis: TypeAlias = Literal["loss", "selection_value"]
 
 POINTS = 300
 """At most this many points a curve, however long the run."""
@@ -46,6 +46,7 @@ class Snapshot:
         self._run, self._before = source, before
         self.name, self.question, self.arms, self.baseline = source.name, source.question, source.arms, source.baseline
         self.seeds, self.total, self.folder, self.about = source.seeds, source.total, source.folder, source.about
+        self.metric = source.metric
         self.finished = source.finished  # read first: a finished run does not change any more
         self._runs, self._curves = source.runs(), source.curves()
 
@@ -105,7 +106,7 @@ def curve_table(
     Args:
         run: the run.
         x: ``tokens``, ``flops`` or ``seconds`` of training.
-        y: ``loss`` (nats per token, training) or ``selection_bpb`` (bits per byte, selection documents).
+        y: ``loss`` (nats per token, training) or ``selection_value`` (the metric, selection documents).
         stage: which runs.
     """
     schema = {"arm": pl.String, "stage": pl.String, x: pl.Float64, "mean": pl.Float64, "low": pl.Float64,
@@ -148,19 +149,52 @@ def effect_table(run: Run) -> pl.DataFrame:
     return (run.verdict() or Verdict(run.baseline, (), None, 0.05, None, None)).table()
 
 
+def recall_table(run: Run, *labels: str) -> pl.DataFrame:
+    """How many of the report examples' answers are right, by what the examples are labelled with.
+
+    Columns: arm; the ``labels`` under their names; accuracy (1 − Σ errors / Σ answers, the mean over confirmation runs),
+    low and high (the smallest and the largest of a run); runs; answers (in one run). No row where no confirmation run has
+    ended, or where examples carry no such labels.
+
+    Args:
+        run: the run.
+        labels: columns of the runs' report.parquet, such as ``pairs``, ``length`` or ``depth`` (per cent).
+    """
+    schema: dict[str, Any] = {"arm": pl.String, **dict.fromkeys(labels, pl.Float64), "accuracy": pl.Float64, "low": pl.Float64,
+                              "high": pl.Float64, "runs": pl.Int64, "answers": pl.Int64}  # fmt: skip
+    frames = []
+    done = (pl.col("stage") == "confirmation") & (pl.col("status") == "done")
+    for row in run.runs().filter(done).iter_rows(named=True):
+        path = Path(row["folder"]) / "report.parquet"
+        if not path.exists() or not {"errors", "answers", *labels} <= set(pl.read_parquet_schema(path)):
+            continue
+        frame = pl.read_parquet(path, columns=["errors", "answers", *labels])
+        sums = frame.group_by(*labels, maintain_order=True).agg(pl.col("errors", "answers").sum())
+        frames.append(sums.select(arm=pl.lit(row["arm"]), answers="answers", accuracy=1 - pl.col("errors") / pl.col("answers"),
+                                  **{label: pl.col(label).cast(pl.Float64) for label in labels}))  # fmt: skip
+    if not frames:
+        return pl.DataFrame(schema=schema)
+    accuracy = pl.col("accuracy")
+    table = pl.concat(frames).group_by("arm", *labels, maintain_order=True).agg(
+        accuracy=accuracy.mean(), low=accuracy.min(), high=accuracy.max(), runs=pl.len(), answers=pl.col("answers").first()
+    )  # fmt: skip
+    order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
+    return table.sort(order, *labels).select(*schema).cast(schema)  # type: ignore[arg-type]
+
+
 def tuning_table(run: Run) -> pl.DataFrame:
     """One row a trial and hyperparameter.
 
-    Columns: arm, run, hyperparameter, value (numbers), word (other values as text), selection_bpb, status, selected.
+    Columns: arm, run, hyperparameter, value (numbers), word (other values as text), selection_value, status, selected.
     """
     schema = {"arm": pl.String, "run": pl.String, "hyperparameter": pl.String, "value": pl.Float64, "word": pl.String,
-              "selection_bpb": pl.Float64, "status": pl.String, "selected": pl.Boolean}  # fmt: skip
+              "selection_value": pl.Float64, "status": pl.String, "selected": pl.Boolean}  # fmt: skip
     rows = []
     for trial in run.runs().filter(pl.col("stage") == "tuning").iter_rows(named=True):
         for name, value in json.loads(trial["hyperparameters"] or "{}").items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             rows.append({
-                **{key: trial[key] for key in ("arm", "run", "selection_bpb", "status", "selected")},
+                **{key: trial[key] for key in ("arm", "run", "selection_value", "status", "selected")},
                 "hyperparameter": name, "value": float(value) if number else None,
                 "word": None if number else value if isinstance(value, str) else json.dumps(value),
             })  # fmt: skip

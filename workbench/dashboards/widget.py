@@ -59,7 +59,8 @@ class Dashboard(widgets.VBox):
             options=[("Tokens", "tokens"), ("FLOPs", "flops"), ("Time", "seconds")], style={"button_width": "84px"}
         )
         self.y_axis = widgets.ToggleButtons(
-            options=[("Training loss", "loss"), ("Selection loss", "selection_bpb")], style={"button_width": "124px"}
+            options=[("Training loss", "loss"), (f"Selection {run.metric.name}", "selection_value")],
+            style={"button_width": "124px"},
         )
         self._tables = {name: widgets.HTML() for name in ("Cost", "Failures")}
         self._panels = {name: widgets.Box(layout={"height": f"{height}px", "overflow": "auto", "width": "100%",

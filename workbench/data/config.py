@@ -1,18 +1,21 @@
-"""Configuration of the data of a run."""
+"""Configuration of text as the data of a run."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from workbench.config import Config, ConfigError
+from workbench.config import ConfigError
 from workbench.data.corpora import CorpusConfig, corpora
+from workbench.data.sources import SourceConfig
+from workbench.metric import BITS_PER_BYTE, Metric
 
 
-class DataConfig(Config):
+class DataConfig(SourceConfig):
     """Which text, and how it is split, tokenized and measured."""
 
+    kind: Literal["text"] = "text"
     corpus: Annotated[SerializeAsAny[CorpusConfig], BeforeValidator(corpora.parse)] = Field(default="stdlib", validate_default=True)  # fmt: skip
     """Where the text comes from: stdlib, files, huggingface, or a registered corpus."""
     near_duplicates: bool = True
@@ -30,6 +33,10 @@ class DataConfig(Config):
     """An existing tokenizer (JSON of the `tokenizers` library) instead of one trained on the training split."""
     tokenizer_bytes: Annotated[int, Field(ge=1)] = 8_000_000
     """Bytes of the training split that the tokenizer is trained on."""
+
+    @property
+    def metric(self) -> Metric:
+        return BITS_PER_BYTE
 
     def model_post_init(self, _context: Any) -> None:
         if self.selection_fraction + self.report_fraction > 0.6:

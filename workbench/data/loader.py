@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from workbench.data.packing import Batch, TrainingStream
+from workbench.data.packing import Batch, RowStream
 
 AHEAD = 2
 """Batches prepared in the background before they are asked for."""
@@ -22,10 +22,10 @@ class StepLoader:
     Args:
         stream: where batches come from.
         total: batches in the whole training.
-        rank, world: which share of every batch (:meth:`TrainingStream.batch`).
+        rank, world: which share of every batch (:meth:`RowStream.batch`).
     """
 
-    def __init__(self, stream: TrainingStream, total: int, rank: int = 0, world: int = 1):
+    def __init__(self, stream: RowStream, total: int, rank: int = 0, world: int = 1):
         self.stream, self.total, self.rank, self.world = stream, total, rank, world
         self.position = 0
 

@@ -8,15 +8,18 @@ Legend: B rows, T tokens in a row (the context).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.config import ConfigError
-from workbench.data.preparation import Documents
+
+if TYPE_CHECKING:
+    from workbench.data.sources import Split
 
 NOTHING = -100
 """Target where there is nothing to predict (padding)."""
@@ -35,10 +38,27 @@ class Batch(NamedTuple):
     """int64 index of the document in its split; -1 where padded."""
 
 
-class TrainingStream:
-    """Endless training rows. Batch k is a function of (documents, seed, k), so the state of a loader is one integer.
+class RowStream(ABC):
+    """Endless training rows. Batch k is a function of (data, seed, k), so the state of a loader is one integer."""
 
-    An epoch visits the documents in a seeded order, cuts their targets into full rows, drops the incomplete last row
+    batch_size: int
+
+    def batch(self, k: int, rank: int = 0, world: int = 1) -> Batch:
+        """The k-th batch, k from 0; of ``world`` ranks, the share of ``rank``: B / world rows, in order."""
+        assert self.batch_size % world == 0, "ranks share rows evenly"
+        share = self.batch_size // world
+        first = k * self.batch_size + rank * share
+        rows = [self.row(number) for number in range(first, first + share)]
+        tokens, targets, segments, documents = (np.stack(part) for part in zip(*rows))
+        return Batch(*map(torch.from_numpy, (tokens, targets, segments, documents)))
+
+    @abstractmethod
+    def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The r-th row of the stream: tokens, targets, segments, documents, each (T,)."""
+
+
+class TrainingStream(RowStream):
+    """Training rows from documents. An epoch visits the documents in a seeded order, cuts their targets into full rows, drops the incomplete last row
     and visits the rows in a seeded order.
 
     Args:
@@ -51,26 +71,16 @@ class TrainingStream:
         ConfigError: when the split does not fill one row.
     """
 
-    def __init__(self, documents: Documents, *, batch_size: int, context: int, seed: int):
+    def __init__(self, documents: Split, *, batch_size: int, context: int, seed: int):
         self.documents, self.batch_size, self.context, self.seed = documents, batch_size, context, seed
-        self.lengths = np.diff(documents.offsets) - 1  # targets of each document
+        self.lengths = documents.lengths
         self.rows_in_epoch = int(self.lengths.sum()) // context
         if self.rows_in_epoch < 1:
             raise ConfigError.at("training.context", got=context, expected=f"at most the {int(self.lengths.sum())} tokens "
                                  "of the training split", do="Give more text, or a smaller context.")  # fmt: skip
         self._epoch = -1
 
-    def batch(self, k: int, rank: int = 0, world: int = 1) -> Batch:
-        """The k-th batch, k from 0; of ``world`` ranks, the share of ``rank``: B / world rows, in order."""
-        assert self.batch_size % world == 0, "ranks share rows evenly"
-        share = self.batch_size // world
-        first = k * self.batch_size + rank * share
-        rows = [self.row(number) for number in range(first, first + share)]
-        tokens, targets, segments, documents = (np.stack(part) for part in zip(*rows))
-        return Batch(*map(torch.from_numpy, (tokens, targets, segments, documents)))
-
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The r-th row of the stream: tokens, targets, segments, documents, each (T,)."""
         epoch, index = divmod(r, self.rows_in_epoch)
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, epoch], np.uint64)))
@@ -89,23 +99,26 @@ class TrainingStream:
             document = int(self._order[place])
             begin = start + filled - (int(self._ends[place]) - int(self.lengths[document]))
             count = min(int(self.lengths[document]) - begin, self.context - filled)
-            at = int(self.documents.offsets[document]) + begin
-            piece = self.documents.tokens[at : at + count + 1]
             span = slice(filled, filled + count)
-            tokens[span], targets[span] = piece[:-1], piece[1:]
+            tokens[span], targets[span] = self.documents.piece(document, begin, count)
             segments[span], documents[span] = segment, document
             filled, place, segment = filled + count, place + 1, segment + 1
         return tokens, targets, segments, documents
 
 
-def evaluation_batches(documents: Documents, *, batch_size: int, context: int) -> Iterator[Batch]:
-    """Every target of every document exactly once, in order; documents longer than a row go on in the next row.
+def evaluation_batches(documents: Split, *, batch_size: int, context: int) -> Iterator[Batch]:
+    """Every target of every document exactly once, in order; documents that a row cannot end go on in the next row,
+    unless they must be whole.
 
     Every batch is whole, so that a compiled model sees one shape: the last rows, and rows of nothing, are padded.
     """
     rows: list[list[tuple[int, int, int]]] = [[]]  # (document, first, count) of every piece of every row
     room = context
-    for document, length in enumerate(np.diff(documents.offsets) - 1):
+    for document, length in enumerate(documents.lengths):
+        if documents.whole and room < length:
+            assert length <= context, "checked with the configuration"
+            rows.append([])
+            room = context
         first = 0
         while first < length:
             if room == 0:
@@ -124,10 +137,8 @@ def evaluation_batches(documents: Documents, *, batch_size: int, context: int) -
         for row, pieces in enumerate(part):
             filled = 0
             for segment, (document, first, count) in enumerate(pieces):
-                at = int(documents.offsets[document]) + first
-                piece = documents.tokens[at : at + count + 1]
                 span = slice(filled, filled + count)
-                tokens[row, span], targets[row, span] = piece[:-1], piece[1:]
+                tokens[row, span], targets[row, span] = documents.piece(document, first, count)
                 segments[row, span], numbers[row, span] = segment, document
                 filled += count
         yield Batch(*map(torch.from_numpy, (tokens, targets, segments, numbers)))

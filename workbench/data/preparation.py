@@ -7,12 +7,11 @@ same time wait for each other.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from workbench.config import ConfigError
 from workbench.data.config import DataConfig
 from workbench.data.corpora import corpora
+from workbench.data.packing import TrainingStream
+from workbench.data.sources import Source, digest, is_whole, sources, write_card
 from workbench.data.spool import Spool
 from workbench.files import locked, read_json, write_json
 
@@ -32,7 +33,7 @@ DOCUMENT_SYMBOL = "<|document|>"
 """Stands before and after every document; token id 0."""
 SHARD_TOKENS = 2**27
 """Largest number of tokens in one file; a longer document has a file of its own."""
-FORMAT = 2
+FORMAT = 3
 """Part of the fingerprint; raised when the files or the rules change."""
 LINE_LENGTH = 20
 """Shorter lines say nothing about where a text comes from."""
@@ -73,31 +74,40 @@ class Documents:
     """(documents + 1,) int64."""
     byte_counts: np.ndarray
     """(documents,) int64: bytes of UTF-8 text behind each document's targets."""
+    whole: bool = False
+    answered: bool = False
 
     def __len__(self) -> int:
         return len(self.byte_counts)
 
-
-class PreparedData:
-    """Prepared splits, memory-mapped. Made by :func:`prepare` or, without reading the corpus again, :meth:`open`."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.fingerprint = folder.name
-        self.card: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-
-    @classmethod
-    def open(cls, cache: str | Path, fingerprint: str) -> PreparedData:
-        """Raises ConfigError when it is not there."""
-        folder = Path(cache) / fingerprint
-        if not _is_whole(folder):
-            raise ConfigError.at("data", got=f"no prepared data {fingerprint} in {cache}", expected="data prepared before",
-                                 do="Start the ablation again; it prepares the data.")  # fmt: skip
-        return cls(folder)
+    @property
+    def lengths(self) -> np.ndarray:
+        """(documents,) targets of each: every token after the first."""
+        return np.diff(self.offsets) - 1
 
     @property
-    def vocabulary(self) -> int:
-        return self.card["vocabulary"]
+    def columns(self) -> Mapping[str, np.ndarray]:
+        return {"bytes": np.asarray(self.byte_counts, dtype=np.int64)}
+
+    def piece(self, document: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """``count`` tokens of a document from position ``first`` on, and the tokens after them."""
+        at = int(self.offsets[document]) + first
+        tokens = self.tokens[at : at + count + 1]
+        return tokens[:-1], tokens[1:]
+
+
+@sources.register
+class PreparedData(Source):
+    """Text, bits per byte. Its splits are memory-mapped."""
+
+    Config = DataConfig
+
+    @classmethod
+    def prepare(cls, config: Any, vocabulary: int, cache: Path, say: Callable[[str], None]) -> PreparedData:
+        return _prepared(config, vocabulary, cache, say)
+
+    def stream(self, *, batch_size: int, context: int, seed: int) -> TrainingStream:
+        return TrainingStream(self.train, batch_size=batch_size, context=context, seed=seed)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -108,11 +118,11 @@ class PreparedData:
         return self._split("train")
 
     @cached_property
-    def selection(self) -> Documents:
+    def selection(self) -> Documents:  # type: ignore[override]
         return self._split("selection")
 
     @cached_property
-    def report(self) -> Documents:
+    def report(self) -> Documents:  # type: ignore[override]
         return self._split("report")
 
     def _split(self, name: str) -> Documents:
@@ -121,26 +131,17 @@ class PreparedData:
         return Documents(Tokens(shards), offsets, byte_counts)
 
 
-def prepare(
-    config: DataConfig, vocabulary: int, cache: str | Path, progress: Callable[[str], None] | None = None
-) -> PreparedData:
-    """Prepare, or find as prepared before, the data of ``config`` for a model with ``vocabulary`` token ids.
-
-    Raises:
-        ConfigError: an empty corpus, fewer than three different documents, or a vocabulary that does not fit.
-    """
-    say = progress or (lambda line: None)
-    cache = Path(cache)
+def _prepared(config: DataConfig, vocabulary: int, cache: Path, say: Callable[[str], None]) -> PreparedData:
     corpus = corpora[config.corpus.kind](config.corpus)
     settings = {k: v for k, v in config.plain().items() if k != "corpus"}
     if config.tokenizer_file:
         settings["tokenizer_file"] = _tokenizer_hash(config.tokenizer_file)
     # what has been prepared from this very source is found without reading it again
     stamp = corpus.stamp()
-    known = cache / "known" / f"{_hash(FORMAT, stamp, config.corpus.plain(), vocabulary, settings)}.json"
+    known = cache / "known" / f"{digest(FORMAT, stamp, config.corpus.plain(), vocabulary, settings)}.json"
     if stamp is not None:
         folder = cache / read_json(known).get("fingerprint", "none")
-        if _is_whole(folder):
+        if is_whole(folder):
             return PreparedData(folder)
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / f"{known.stem}.lock"):
@@ -153,13 +154,14 @@ def prepare(
             for text in corpus.documents():
                 if text.strip():
                     spool.add(text)
-            fingerprint = _hash(FORMAT, spool.digest, vocabulary, settings)
+            fingerprint = digest(FORMAT, spool.digest, vocabulary, settings)
             folder = cache / fingerprint
             with locked(cache / f"{fingerprint}.lock"):
-                if not _is_whole(folder):
-                    _prepare(config, vocabulary, spool, temporary, say)
+                if not is_whole(folder):
+                    card = _prepare(config, vocabulary, spool, temporary, say)
                     spool.close()
                     (temporary / "spool").unlink()
+                    write_card(temporary, card)
                     shutil.rmtree(folder, ignore_errors=True)
                     os.replace(temporary, folder)
         finally:
@@ -171,11 +173,10 @@ def prepare(
     return PreparedData(folder)
 
 
-def _hash(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _prepare(config: DataConfig, vocabulary: int, spool: Spool, folder: Path, say: Callable[[str], None]) -> None:
+def _prepare(
+    config: DataConfig, vocabulary: int, spool: Spool, folder: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write tokenizer and splits. Returns the card."""
     if not spool:
         raise ConfigError.at("data.corpus", got="no text at all", expected="documents with text in them",
                              do="Check the path and the field.")  # fmt: skip
@@ -187,7 +188,7 @@ def _prepare(config: DataConfig, vocabulary: int, spool: Spool, folder: Path, sa
     tokenizer = _tokenizer(config, vocabulary, (spool[i] for i in splits["train"]), say)
     tokenizer.save(str(folder / "tokenizer.json"))
     card: dict[str, Any] = {
-        "corpus": config.corpus.plain(), "corpus_hash": spool.digest, "vocabulary": vocabulary,
+        "kind": config.kind, "corpus": config.corpus.plain(), "corpus_hash": spool.digest, "vocabulary": vocabulary,
         "documents_read": spool.read, "duplicates_dropped": spool.read - len(spool), "clusters": len(set(clusters)),
         "splits": {},
     }  # fmt: skip
@@ -197,8 +198,7 @@ def _prepare(config: DataConfig, vocabulary: int, spool: Spool, folder: Path, sa
         limit = None if name == "train" else config.evaluation_bytes
         card["splits"][name] = _write_split(name, spool, members, limit, tokenizer, vocabulary, folder, say)
         card["splits"][name]["documents_in_split"] = len(splits[name])
-    card["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != "spool"}
-    (folder / "card.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+    return card
 
 
 def _write_split(
@@ -238,15 +238,6 @@ def _write_split(
     tokens, total = sum(lengths), sum(counts)
     return {"documents": len(lengths), "bytes": total, "tokens": tokens, "shards": shards,
             "bytes_per_token": total / max(1, tokens - len(lengths))}  # fmt: skip
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a prepared folder is there with every file at its full size."""
-    try:
-        files = json.loads((folder / "card.json").read_text(encoding="utf-8"))["files"]
-        return "tokenizer.json" in files and all((folder / n).stat().st_size == size for n, size in files.items())
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def near_duplicates(texts: Sequence[str]) -> list[int]:

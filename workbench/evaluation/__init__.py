@@ -1,5 +1,5 @@
 """How good a model is on a split of documents."""
 
-from workbench.evaluation.bits import Evaluation, evaluate
+from workbench.evaluation.measure import evaluate
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["evaluate"]

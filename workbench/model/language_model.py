@@ -112,6 +112,18 @@ class LanguageModel(nn.Module):
         _, losses_N = linear_cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten())
         return losses_N.view_as(targets_BT)
 
+    def answer_losses(
+        self, tokens_BT: Tensor, targets_BT: Tensor, *, segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`token_losses`; and (B, T) whether another token than the target is the most likely. For few targets:
+        all of their scores are held at once."""
+        hidden_BTD = self.forward(tokens_BT, segments=segments)
+        there_BT = targets_BT >= 0
+        targets_A, scores_AV = targets_BT[there_BT], self.logits(hidden_BTD[there_BT]).float()
+        losses_A = nn.functional.cross_entropy(scores_AV, targets_A, reduction="none")
+        losses_BT = torch.zeros(targets_BT.shape, device=losses_A.device).masked_scatter_(there_BT, losses_A)
+        return losses_BT, torch.zeros_like(there_BT).masked_scatter_(there_BT, scores_AV.argmax(-1) != targets_A)
+
     def loss(
         self, tokens_BT: Tensor, targets_BT: Tensor, *, segments: Tensor | None = None, sides: list[Side] | None = None
     ) -> Tensor:

@@ -6,7 +6,7 @@
     metrics.jsonl       one line every few steps
     events.jsonl        starts, resumes, stops
     result.json         the final numbers, written once when the run ended
-    report.parquet      loss of every report document (confirmation runs)
+    report.parquet      what was measured on every report document (confirmation runs)
     checkpoint/         see workbench.training.checkpoint
     log.txt             what the process printed
 

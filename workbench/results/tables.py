@@ -15,14 +15,15 @@ from workbench.results.store import RunFolder
 RUN_SCHEMA: dict[str, Any] = {
     "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "status": pl.String, "step": pl.Int64,
     "steps": pl.Int64, "tokens": pl.Int64, "target_tokens": pl.Int64, "seconds": pl.Float64,
-    "seconds_left": pl.Float64, "loss": pl.Float64, "selection_bpb": pl.Float64, "report_bpb": pl.Float64,
-    "tokens_per_second": pl.Float64, "parameters": pl.Int64, "flops": pl.Float64, "hyperparameters": pl.String, "paths": pl.String,
+    "seconds_left": pl.Float64, "loss": pl.Float64, "metric": pl.String, "selection_value": pl.Float64,
+    "report_value": pl.Float64, "tokens_per_second": pl.Float64, "parameters": pl.Int64, "flops": pl.Float64, "hyperparameters": pl.String,
+    "paths": pl.String,
     "selected": pl.Boolean, "reason": pl.String, "folder": pl.String,
 }  # fmt: skip
 CURVE_SCHEMA: dict[str, Any] = {
     "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "step": pl.Int64, "tokens": pl.Int64,
     "flops": pl.Float64, "seconds": pl.Float64, "loss": pl.Float64, "learning_rate": pl.Float64,
-    "gradient_norm": pl.Float64, "tokens_per_second": pl.Float64, "selection_bpb": pl.Float64,
+    "gradient_norm": pl.Float64, "tokens_per_second": pl.Float64, "selection_value": pl.Float64,
 }  # fmt: skip
 
 
@@ -48,7 +49,8 @@ def runs(ablation: str | Path) -> pl.DataFrame:
     """One row a training run of the ablation in folder ``ablation``; columns in ``RUN_SCHEMA``.
 
     Tokens count training tokens; seconds count training only (no start-up, no evaluation); loss is nats per token;
-    bpb is bits per byte; flops are training FLOPs spent; paths are the implementations that operations took.
+    selection_value and report_value are in the unit that metric names; flops are training FLOPs spent; paths are the
+    implementations that operations took.
     """
     ablation = Path(ablation)
     chosen = read_json(ablation / "selection.json")
@@ -57,15 +59,16 @@ def runs(ablation: str | Path) -> pl.DataFrame:
         about, result, state = folder.about(), folder.result(), folder.status()
         metrics = _cached_metrics(folder)
         last = metrics[-1] if metrics else {}
-        evaluated = [row["selection_bpb"] for row in metrics if row.get("selection_bpb") is not None]
+        evaluated = [row["selection_value"] for row in metrics if row.get("selection_value") is not None]
         steps, step, seconds = about["steps"], last.get("step", 0), last.get("seconds", 0.0)
         left = seconds / step * (steps - step) if step and state["status"] == "running" else None
         rows.append({
             "arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"],
             "status": state["status"], "step": step, "steps": steps, "tokens": last.get("tokens", 0),
             "target_tokens": about["tokens"], "seconds": seconds, "seconds_left": left, "loss": last.get("loss"),
-            "selection_bpb": result.get("selection_bpb", evaluated[-1] if evaluated else None),
-            "report_bpb": result.get("report_bpb"), "tokens_per_second": last.get("tokens_per_second"),
+            "metric": about["metric"]["unit"],
+            "selection_value": result.get("selection_value", evaluated[-1] if evaluated else None),
+            "report_value": result.get("report_value"), "tokens_per_second": last.get("tokens_per_second"),
             "parameters": about["parameters"], "flops": last.get("flops", 0.0),
             "hyperparameters": json.dumps(about["hyperparameters"]),
             "paths": json.dumps(folder.environment().get("paths", {})),

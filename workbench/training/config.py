@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
 from workbench.config import Config, ConfigError
-from workbench.data import DataConfig
+from workbench.data import SourceConfig, sources
 from workbench.model.config import ModelConfig
 from workbench.pretrained import fingerprint
 
@@ -87,19 +87,29 @@ class StartConfig(Config):
     """Settings of akin variants that are meant to differ from the weights': rotary_theta, window."""
 
 
+def _source(data: object) -> Any:
+    return sources.parse(data, default_kind="text")
+
+
 class RunConfig(Config):
     """One training run, whole. Its hash is the run's identity."""
 
     model: ModelConfig = ModelConfig()
     """The model."""
-    data: DataConfig = DataConfig()
-    """The text."""
+    data: Annotated[SerializeAsAny[SourceConfig], BeforeValidator(_source)] = Field(default={}, validate_default=True)
+    """What it is trained and measured on: text (the default kind), or a registered task such as mqar or needle."""
     training: TrainingConfig = TrainingConfig()
     """The training."""
     start: StartConfig | None = None
     """Weights to begin with instead of random ones. Layers of another kind than the weights' keep their random start."""
     seed: int = 0
     """Seed of the run; initial weights and data order derive from it separately. Never a search dimension."""
+
+    def model_post_init(self, _context: Any) -> None:
+        try:
+            self.data.check(self.model.vocabulary or 0, self.training.context)
+        except ConfigError as error:
+            raise error.under("data") from None
 
     def canonical(self) -> dict[str, Any]:
         start = None
@@ -115,5 +125,5 @@ def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about:
         "data": data, "steps": config.training.steps,
         "tokens": config.training.steps * config.training.tokens_per_step,
         "parameters": account(config.model, config.training.context).parameters,
-        "config": config.plain(), **about,
+        "config": config.plain(), "metric": config.data.metric.plain(), **about,
     }  # fmt: skip

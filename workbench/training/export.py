@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.config import ConfigError
-from workbench.data import PreparedData
+from workbench.data import Source
 from workbench.environment import code_version
 from workbench.pretrained.folder import SHARD_BYTES, build, check_against, save
 from workbench.pretrained.tensors import read_tensors
@@ -42,7 +42,10 @@ def export(
     config = RunConfig.parse(about["config"])
     places = [Path(cache)] if cache is not None else [above / "cache" for above in run.path.parents]
     place = next((place for place in places if (place / about["data"]).is_dir()), places[0])
-    tokenizer = PreparedData.open(place, about["data"]).tokenizer
+    tokenizer = Source.open(place, about["data"]).tokenizer
+    if tokenizer is None:
+        raise ConfigError.at("run", got=f"{path}, trained on {config.data.kind!r}", expected="a model of text",
+                             do="A task without text has no tokenizer to export.")  # fmt: skip
     # Lightning's names begin with the module's own attribute
     tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(checkpoint).items()}
     check_against(config.model, tensors, checkpoint)

@@ -245,7 +245,7 @@ class Recorder(Callback):
                 evaluated.model, self.selection, batch_size=training.batch_size, context=training.context,
                 precision=training.precision,
             )  # fmt: skip
-            row["selection_bpb"] = measured.bits_per_byte
+            row["selection_value"] = self.config.data.metric.of(measured)
         if parallel.rank() == 0:
             self.folder.add_metrics(row)
             self.tell(row)

@@ -53,7 +53,7 @@ def shard(model: LanguageModel, mesh: Any) -> None:
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for method in ("loss", "token_losses"):  # entered without passing through the module's own call
+    for method in ("loss", "token_losses", "answer_losses"):  # entered without passing through the module's own call
         register_fsdp_forward_method(model, method)
 
 

@@ -24,7 +24,7 @@ import torch
 
 from workbench.accounting import packed_flops
 from workbench.config import ConfigError
-from workbench.data import PreparedData, StepLoader, TrainingStream, prepare
+from workbench.data import Source, StepLoader, prepare
 from workbench.environment import environment
 from workbench.evaluation import evaluate
 from workbench.files import write_json
@@ -148,7 +148,7 @@ def _train(
     leads = not parallel.is_started_by_another_rank()
     about = folder.about()
     config = RunConfig.parse(about["config"])
-    data = PreparedData.open(cache, about["data"])
+    data = Source.open(cache, about["data"])
     training = config.training
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -161,7 +161,7 @@ def _train(
     torch.manual_seed(config.seed)
 
     module = Training(config)
-    stream = TrainingStream(data.train, batch_size=training.batch_size, context=training.context, seed=config.seed)
+    stream = data.stream(batch_size=training.batch_size, context=training.context, seed=config.seed)
     rows = [stream.row(number)[2] for number in range(SAMPLED_ROWS)]
     seen_flops = packed_flops(config.model, [int(n) for row in rows for n in np.unique(row, return_counts=True)[1]])
     recorder = Recorder(folder, config, data.selection, should_stop, tell, seen_flops)
@@ -209,13 +209,13 @@ def _train(
         "step": training.steps,
         "seconds": metrics[-1]["seconds"],
         "loss": metrics[-1]["loss"],
-        "selection_bpb": [row["selection_bpb"] for row in metrics if row.get("selection_bpb") is not None][-1],
+        "selection_value": [row["selection_value"] for row in metrics if row.get("selection_value") is not None][-1],
     }
     if report is not None:
         import polars as pl
 
-        numbers["report_bpb"] = report.bits_per_byte
-        frame = pl.DataFrame({"document": range(len(report.nll_D)), "nll_nats": report.nll_D, "bytes": report.bytes_D})
+        numbers["report_value"] = config.data.metric.of(report)
+        frame = pl.DataFrame({"document": range(len(data.report)), **report})
         temporary = folder.path / ".report.tmp"
         frame.write_parquet(temporary)
         os.replace(temporary, folder.path / "report.parquet")

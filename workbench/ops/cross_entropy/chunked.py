@@ -34,6 +34,10 @@ def linear_cross_entropy(
     """
     if weights_N is None:
         weights_N = torch.ones(targets_N.shape, device=h_ND.device)
+    if h_ND.device.type == "cpu" and bool(((there_N := targets_N >= 0) == 0).any()):
+        # where nothing waits for a count, rows without a target cost nothing; a task has answers at few positions
+        total, losses_A = _LinearCrossEntropy.apply(h_ND[there_N], weight_VD, targets_N[there_N], weights_N[there_N])
+        return total, losses_A.new_zeros(targets_N.shape).masked_scatter_(there_N, losses_A)
     return _LinearCrossEntropy.apply(h_ND, weight_VD, targets_N, weights_N)
 
 
@@ -49,8 +53,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dh_ND = torch.empty_like(h) if wants_h else None
         dweight_VD = torch.zeros(weight.shape, device=h.device, dtype=wide) if wants_weight else None
         step = max(1, CHUNK_BYTES // (V * h.element_size()))
-        chunks = -(-N // step)
-        step = -(-N // chunks)  # of equal size
+        chunks = max(1, -(-N // step))
+        step = max(1, -(-N // chunks))  # of equal size
         for start in range(0, N, step):
             span = slice(start, start + step)
             scores_CV = h[span] @ weight.t()

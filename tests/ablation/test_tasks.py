@@ -1,0 +1,99 @@
+"""An ablation on a task: the metric of its data source from the runs to the verdict, tables, report and command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from helpers import ablation_fields
+
+import workbench as wb
+from workbench.ablation import verdict as verdicts
+from workbench.ablation.worker import Worker
+from workbench.config import ConfigError
+from workbench.dashboards import recall_curves, recall_map, recall_table, write_report
+from workbench.data import tasks
+from workbench.metric import ANSWER_ERRORS
+
+DATA = {"kind": "mqar", "mixes": [{"length": 16, "pairs": 2}, {"length": 32, "pairs": 4}], "examples": 16}
+
+
+def fields(tmp_path: Path, **data: Any) -> dict[str, Any]:
+    fields = ablation_fields(tmp_path, name="recall", confirmation={"seeds": [0, 1]})
+    fields["base"]["data"] = {**DATA, **data}
+    fields["base"]["training"] |= {"tokens": 10 * 64, "evaluations": 2}
+    fields["base"]["model"] |= {"vocabulary": 40}
+    fields["tuning"] = {"trials": 0}
+    return fields
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> wb.AblationRun:
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "COMPARED", 20)
+        launched = wb.Ablation.parse(fields(folder), folder).create()
+    Worker(launched).work()
+    return launched
+
+
+def test_the_verdict_is_on_errors(run: wb.AblationRun) -> None:
+    assert run.finished and run.metric == ANSWER_ERRORS
+    verdict = run.verdict()
+    assert verdict is not None and verdict.unit == "errors per answer"
+    frame = run.runs()
+    assert set(frame["metric"]) == {"errors per answer"} and frame["report_value"].is_between(0, 1).all()
+    for row in verdict.rows:
+        held = frame.filter(pl.col("arm") == row.arm)["report_value"]
+        assert row.value == pytest.approx(held.mean(), abs=1e-12)
+    assert "errors per answer" in verdict.rows[0].sentence and "errors/answer" in str(verdict)
+    assert "bits" not in str(verdict)
+    assert verdicts.Verdict.from_plain(verdict.plain()) == verdict
+
+
+def test_examples_are_stored_with_their_labels(run: wb.AblationRun) -> None:
+    for folder in run.runs()["folder"]:
+        frame = pl.read_parquet(Path(folder) / "report.parquet")
+        assert frame.columns == ["document", "nll_nats", "errors", "length", "pairs", "answers"] and len(frame) == 16
+        assert (frame["errors"] <= frame["answers"]).all() and frame["answers"].to_list() == frame["pairs"].to_list()
+
+
+def test_recall_is_drawn_from_the_stored_examples(run: wb.AblationRun) -> None:
+    table = recall_table(run, "pairs", "length")
+    assert table.columns == ["arm", "pairs", "length", "accuracy", "low", "high", "runs", "answers"]
+    assert len(table) == 4 and set(table["runs"]) == {2} and sorted(set(table["answers"])) == [16, 32]
+    folders = run.runs().filter(pl.col("arm") == "full")["folder"]
+    frames = [pl.read_parquet(Path(f) / "report.parquet").filter(pl.col("pairs") == 4) for f in folders]
+    wanted = [1 - frame["errors"].sum() / frame["answers"].sum() for frame in frames]
+    row = table.row(by_predicate=(pl.col("arm") == "full") & (pl.col("pairs") == 4), named=True)
+    assert row["accuracy"] == pytest.approx(sum(wanted) / 2) and row["low"] == pytest.approx(min(wanted))
+    drawn = recall_curves(run)
+    assert len(drawn.data) == 4 and [a.text for a in drawn.layout.annotations] == ["length 16", "length 32"]
+    assert [list(trace.y) for trace in drawn.data if trace.name == "full"][1] == [row["accuracy"]]
+    mapped = recall_map(run, "length", "pairs")
+    assert [trace.name for trace in mapped.data] == ["full", "sliding"]
+    assert mapped.data[0].z[1][1] == row["accuracy"] and mapped.data[0].z[0][1] is None
+    assert len(recall_table(run, "depth")) == 0 and "No confirmation run" in recall_map(run).layout.annotations[0].text
+
+
+def test_report_and_command_line_name_the_unit(run: wb.AblationRun, tmp_path: Path) -> None:
+    page = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = page[page.index("</head>") :]
+    assert "<h2>Recall</h2>" in page and "<h2>Selection error rate</h2>" in page and 'id="recall_curves"' in page
+    assert "errors/answer" in page and "bits per byte" not in page and "bits/byte" not in page
+    assert "seen in training" in page and "first 20 training examples" in page
+    for command in (["verdict", str(run.folder)], ["table", "--csv", "--results", str(run.folder.parent)]):
+        done = subprocess.run([sys.executable, "-m", "workbench", *command], capture_output=True, text=True, check=True)
+        assert "errors" in done.stdout and "bits" not in done.stdout
+
+
+def test_arms_on_different_sorts_of_data_are_refused(tmp_path: Path) -> None:
+    mixed = fields(tmp_path)
+    mixed["arms"]["text"] = {"data": {"kind": "text"}}
+    with pytest.raises(ConfigError, match=r"arms.text.data: got 'bits per byte'; expected the baseline's metric"):
+        wb.AblationConfig.parse(mixed)
+    assert wb.AblationConfig.parse(fields(tmp_path, measure="loss")).run("full", seed=0).data.metric.unit == "bits per answer"  # fmt: skip
