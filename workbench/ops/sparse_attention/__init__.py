@@ -22,9 +22,13 @@ from workbench.ops.autocast import product_type
 from workbench.ops.sparse_attention import operators
 from workbench.ops.sparse_attention.layout import (
     document_starts,
+    leader_pairs,
     leaders,
     overlaps,
+    pooling_blocks,
+    range_pairs,
     row_starts,
+    selected_pairs,
     slot_rows,
     slots,
     visible_blocks,
@@ -33,8 +37,8 @@ from workbench.ops.sparse_attention.layout import (
 from workbench.ops.sparse_attention.operators import path
 
 __all__ = [
-    "Blocks", "choose", "document_starts", "overlaps", "path", "range_attention", "selected_attention", "slot_rows", "slots",
-    "visible_blocks", "without_duplicates",
+    "Blocks", "choose", "document_starts", "leader_pairs", "overlaps", "path", "pooling_blocks", "range_attention", "range_pairs",
+    "selected_attention", "selected_pairs", "slot_rows", "slots", "visible_blocks", "without_duplicates",
 ]  # fmt: skip
 
 

@@ -91,9 +91,9 @@ def range_forward(
     for span in _spans(T, B * H * N * wide.itemsize):
         seen = ((at_N >= low[:, span, None]) & (at_N < high[:, span, None]))[:, None, None]
         s = _capped(torch.einsum("bgrck,bngk->bgrcn", _grouped(q[:, span], G, wide), k) * scale, softcap)
-        p, l = _softmax(s, seen)
+        p, sums = _softmax(s, seen)
         o[:, span] = _flat(torch.einsum("bgrcn,bngv->bgrcv", p, v))
-        lse[:, span] = _flat(l[..., None])[..., 0]
+        lse[:, span] = _flat(sums[..., None])[..., 0]
     return o, lse
 
 
@@ -191,9 +191,9 @@ def selected_forward(
         rows, seen = _gathered(starts[:, span], offset + span.start, block, S)
         k_M, v_M = _take(k_BGSK, rows).to(wide), _take(v_BGSV, rows).to(wide)
         s = torch.einsum("bgrck,bgcmk->bgrcm", _grouped(q[:, span], G, wide), k_M) * scale
-        p, l = _softmax(s, seen[:, :, None])
+        p, sums = _softmax(s, seen[:, :, None])
         o[:, span] = _flat(torch.einsum("bgrcm,bgcmv->bgrcv", p, v_M))
-        lse[:, span] = _flat(l[..., None])[..., 0]
+        lse[:, span] = _flat(sums[..., None])[..., 0]
     return o, lse
 
 
@@ -201,7 +201,7 @@ def selected_backward(
     do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, o: Tensor, lse: Tensor, offset: int,
     block: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    (B, T, H, K), (S, G), V, wide = q.shape, k.shape[1:3], v.shape[-1], _wide(q)
+    (B, T, _, K), (S, G), V, wide = q.shape, k.shape[1:3], v.shape[-1], _wide(q)
     dq = torch.empty_like(q)
     dk, dv = k.new_zeros(B, G, S, K, dtype=wide), v.new_zeros(B, G, S, V, dtype=wide)
     k_BGSK, v_BGSV = k.transpose(1, 2), v.transpose(1, 2)

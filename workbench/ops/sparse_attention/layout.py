@@ -70,13 +70,40 @@ def visible_blocks(position: int, length: int, stride: int) -> int:
 
 def range_pairs(queries: int, keys: int, length: int, stride: int, window: int) -> int:
     """Pairs (query, visible block) of one document whose last ``queries`` of ``keys`` rows ask; window 0 is none."""
-    counts = (visible_blocks(p, length, stride) for p in range(keys - queries, keys))
-    return sum(min(c, window) if window else c for c in counts)
+    return _pairs_before(keys, length, stride, window) - _pairs_before(keys - queries, length, stride, window)
+
+
+def _pairs_before(positions: int, length: int, stride: int, window: int) -> int:
+    seeing = max(0, positions - length + 1)
+    rising = min(seeing, window * stride) if window else seeing  # beyond, every query sees the whole window
+    groups, rest = divmod(rising, stride)
+    return stride * groups * (groups + 1) // 2 + rest * (groups + 1) + (seeing - rising) * window
 
 
 def selected_pairs(queries: int, keys: int, limit: int) -> int:
     """Pairs (query, selected token), at most ``limit`` a query."""
-    return sum(min(p + 1, limit) for p in range(keys - queries, keys))
+    return range_pairs(queries, keys, 1, 1, limit)
+
+
+def leader_pairs(keys: int, length: int, stride: int, share: int) -> int:
+    """Pairs (query, visible block) of the queries that choose for ``share`` positions."""
+    return sum(visible_blocks(p, length, stride) for p in range(0, keys, share))
+
+
+def pooling_blocks(x_BTGC: Tensor, rows_BN: Tensor | None, length: int, stride: int) -> Tensor:
+    """The tokens of every slot's block, (B, N, G, C, l).
+
+    Args:
+        rows_BN: from :func:`slot_rows`; None for one document. Slots without a block hold any tokens.
+    """
+    if rows_BN is None:
+        return x_BTGC.unfold(1, length, stride)
+    N = rows_BN.shape[1]
+    # within the window of a slot no token is read twice, so that the gradient is summed in one order
+    wide = torch.nn.functional.pad(x_BTGC, (0, 0, 0, 0, 0, stride - 1)).unfold(1, length + stride - 1, stride)[:, :N]
+    shift_BN = (rows_BN - torch.arange(N, device=rows_BN.device) * stride).clamp_min(0)
+    at = shift_BN[:, :, None] + torch.arange(length, device=rows_BN.device)
+    return wide.gather(-1, at[:, :, None, None].expand(*wide.shape[:-1], length))
 
 
 def row_starts(indices_BTGn: Tensor, start_BT: Tensor, block: int) -> Tensor:
