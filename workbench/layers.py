@@ -209,14 +209,14 @@ class Pooling(nn.Module):
     @staticmethod
     def parameters_of(kind: str, length: int, channels: int) -> int:
         """Stored parameters."""
-        l, C = length, channels
-        return {"mean": 0, "linear": l * C + l * C * C, "mlp": l * C + 4 * l * C * C + 4 * C + 4 * C * C + C}[kind]
+        C, LC = channels, length * channels
+        return {"mean": 0, "linear": LC + LC * C, "mlp": LC + 4 * LC * C + 4 * C + 4 * C * C + C}[kind]
 
     @staticmethod
     def flops_of(kind: str, length: int, channels: int) -> int:
         """FLOPs of one block of one head."""
-        l, C = length, channels
-        return {"mean": 0, "linear": 2 * l * C * C, "mlp": 2 * (4 * l * C * C + 4 * C * C)}[kind]
+        C, LC = channels, length * channels
+        return {"mean": 0, "linear": 2 * LC * C, "mlp": 2 * (4 * LC * C + 4 * C * C)}[kind]
 
 
 class RowCache(Cache):

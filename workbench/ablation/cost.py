@@ -96,7 +96,8 @@ def cost_table(
     """One row an arm, the baseline first.
 
     Columns: parameters, non_embedding, active (counts); flops_per_token (forward), training_flops (one trial);
-    cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token); tokens (one trial); trials (tuning and confirmation);
+    cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
+    tokens (one trial); trials (tuning and confirmation);
     seconds_per_trial, seconds_total (training alone, one worker; null where not measured); memory_bytes (weights,
     gradients, AdamW's moments and saved activations: our estimate); residual (relative difference of the matched
     quantity to the baseline); mismatch (what is not matched, in words).

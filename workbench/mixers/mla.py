@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 
 from workbench.config import ConfigError
 from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, VariantConfig, mixers
-from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
+from workbench.layers import Linear, Rotary, RowCache, linear_flops
 from workbench.mixers.full import nearest_divisor
 from workbench.ops.sparse_attention import document_starts, range_attention, range_pairs
 
@@ -181,7 +181,7 @@ class LatentAttention(Mixer):
     """Attention over latents; ``window`` is None for all tokens."""
 
     capabilities = Capabilities(flops_from="forward")
-    conformance_cases = (
+    conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"window": 7, "form": "absorbed", "query_latent": 24, "latent_scale": True, "rotary_dim": 0},
     )

@@ -51,7 +51,7 @@ class Blocks(NamedTuple):
     """Distance d between the starts of pooled blocks; divides ``length`` and ``block``."""
     block: int
     """Tokens l' of a selection block."""
-    count: int
+    selected: int
     """Selected blocks n, the forced ones included."""
     initial: int = 1
     """First blocks of the document that are always selected."""
@@ -136,7 +136,7 @@ def choose(
     """
     q, ck, _ = _cast(q_BTHK.detach(), ck_BNGK.detach(), None)
     B, T = start_BT.shape
-    G, n, share = ck.shape[2], blocks.count, blocks.share
+    G, n, share = ck.shape[2], blocks.selected, blocks.share
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     start_BT = start_BT.to(torch.int32).contiguous()
 

@@ -50,7 +50,7 @@ def _rows(start_BT: Tensor, offset: int) -> Tensor:
 def _grouped(x_BTHC: Tensor, G: int, dtype: torch.dtype) -> Tensor:
     """(B, T, H, C) -> (B, G, R, T, C)"""
     B, T, H, C = x_BTHC.shape
-    return x_BTHC.view(B, T, G, H // G, C).permute(0, 2, 3, 1, 4).to(dtype)
+    return x_BTHC.reshape(B, T, G, H // G, C).permute(0, 2, 3, 1, 4).to(dtype)
 
 
 def _flat(x_BGRTC: Tensor) -> Tensor:

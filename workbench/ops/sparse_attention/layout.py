@@ -96,6 +96,8 @@ def pooling_blocks(x_BTGC: Tensor, rows_BN: Tensor | None, length: int, stride: 
     Args:
         rows_BN: from :func:`slot_rows`; None for one document. Slots without a block hold any tokens.
     """
+    if x_BTGC.shape[1] < length:
+        return x_BTGC.new_zeros(x_BTGC.shape[0], 0, *x_BTGC.shape[2:], length)
     if rows_BN is None:
         return x_BTGC.unfold(1, length, stride)
     N = rows_BN.shape[1]
