@@ -102,7 +102,7 @@ def range_backward(
     length: int, stride: int, window: int, scale: float, softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     (B, T, H, _), (N, G), wide = q.shape, k.shape[1:3], _wide(q)
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+    dq, dk, dv = torch.zeros_like(q), k.new_zeros(k.shape, dtype=wide), v.new_zeros(v.shape, dtype=wide)
     if N == 0:
         return dq, dk.to(k.dtype), dv.to(v.dtype)
     low, high = bounds(start_BT, _rows(start_BT, offset), length, stride, window)
@@ -217,4 +217,4 @@ def selected_backward(
         ds = _slope(p, dp, (og * dog).sum(-1) - dlg, s, 0.0) * scale
         dq[:, span] = _flat(torch.einsum("bgrcm,bgcmk->bgrck", ds, k_M))
         _add_at(dk, rows, torch.einsum("bgrcm,bgrck->bgcmk", ds, qg))
-    return dq, dk.transpose(1, 2).to(k.dtype), dv.transpose(1, 2).to(v.dtype)
+    return dq, dk.transpose(1, 2).to(k.dtype).contiguous(), dv.transpose(1, 2).to(v.dtype).contiguous()

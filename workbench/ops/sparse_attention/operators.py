@@ -42,6 +42,11 @@ def _chosen(q: Tensor) -> ModuleType:
     return kernels
 
 
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
+    # what compiled code hands over may lie in memory in any order
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
 def _values(k: Tensor, v: Tensor | None, value_dim: int) -> Tensor:
     return k[..., :value_dim] if v is None else v
 
@@ -54,7 +59,6 @@ def _key_gradients(k: Tensor, v: Tensor | None, dk: Tensor, dv: Tensor) -> tuple
     """Where the values are channels of the keys, their gradient is added there, and an empty one returned beside it."""
     if v is not None:
         return dk, dv
-    dk = dk.clone()
     dk[..., : dv.shape[-1]] += dv
     return dk, dv.new_empty(0)
 
@@ -67,6 +71,7 @@ def _range(
     q: Tensor, k: Tensor, v: Tensor | None, start_BT: Tensor, value_dim: int, offset: int, length: int, stride: int,
     window: int, scale: float, softcap: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q, k, v, start_BT = _contiguous(q, k, v, start_BT)
     call = _chosen(q).range_forward
     return call(q, k, _values(k, v, value_dim), start_BT, offset, length, stride, window, scale, softcap)
 
@@ -76,6 +81,7 @@ def _range_backward(
     do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, start_BT: Tensor, o: Tensor, lse: Tensor,
     value_dim: int, offset: int, length: int, stride: int, window: int, scale: float, softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    do, dlse, q, k, v, start_BT, o, lse = _contiguous(do, dlse, q, k, v, start_BT, o, lse)
     call = _chosen(q).range_backward
     values = _values(k, v, value_dim)
     dq, dk, dv = call(do, dlse, q, k, values, start_BT, o, lse, offset, length, stride, window, scale, softcap)
@@ -90,6 +96,7 @@ def _selected(
     q: Tensor, k: Tensor, v: Tensor | None, starts: Tensor, start_BT: Tensor, value_dim: int, offset: int, block: int,
     share: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q, k, v, starts, start_BT = _contiguous(q, k, v, starts, start_BT)
     chosen = _chosen(q)
     if chosen is plain:
         return plain.selected_forward(q, k, _values(k, v, value_dim), starts, offset, block, scale)
@@ -101,6 +108,7 @@ def _selected_backward(
     do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, starts: Tensor, start_BT: Tensor, o: Tensor,
     lse: Tensor, value_dim: int, offset: int, block: int, share: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    do, dlse, q, k, v, starts, start_BT, o, lse = _contiguous(do, dlse, q, k, v, starts, start_BT, o, lse)
     chosen = _chosen(q)
     if chosen is plain:
         values = _values(k, v, value_dim)
@@ -117,6 +125,7 @@ def _select(
     q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, keys: int, length: int, stride: int,
     block: int, count: int, initial: int, local: int, scale: float, share: int,
 ) -> Tensor:  # fmt: skip
+    q, ck, lse_BQH, start_BQ, rows_BQ = _contiguous(q, ck, lse_BQH, start_BQ, rows_BQ)
     call = _chosen(q).select
     return call(q, ck, lse_BQH, start_BQ, rows_BQ, keys, length, stride, block, count, initial, local, scale)
 
@@ -139,7 +148,7 @@ def _(q: Tensor, k: Tensor, v: Tensor | None, *args: Any) -> tuple[Tensor, Tenso
 @_range_backward.register_fake
 @_selected_backward.register_fake
 def _(do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), k.new_empty(0) if v is None else torch.empty_like(v)
+    return q.new_empty(q.shape), k.new_empty(k.shape), k.new_empty(0 if v is None else v.shape)
 
 
 def _keep_range(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -149,7 +158,7 @@ def _keep_range(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _differentiate_range(ctx, do: Tensor, dlse: Tensor):  # type: ignore[no-untyped-def]
     q, k, v, start, o, lse = ctx.saved_tensors
-    dq, dk, dv = _range_backward(do.contiguous(), dlse.contiguous(), q, k, v, start, o, lse, *ctx.settings)
+    dq, dk, dv = _range_backward(do, dlse, q, k, v, start, o, lse, *ctx.settings)
     return dq, dk, None if v is None else dv, None, *(None for _ in ctx.settings)
 
 
