@@ -252,9 +252,7 @@ def range_backward(
     settings = _range_settings(q, k, v)
     common = (T, N, H, offset, *k.stride()[:3], *v.stride()[:3], scale, softcap or 1.0)
     form = {"LENGTH": length, "STRIDE": stride, "WINDOW": window, "CAPPED": softcap > 0, "BT": 64, "num_stages": 2}
-    _range_queries[(triton.cdiv(T, 64), B * H)](
-        q, k, v, start_BT, do, lse, delta, dq, *common, **form, **settings
-    )
+    _range_queries[(triton.cdiv(T, 64), B * H)](q, k, v, start_BT, do, lse, delta, dq, *common, **form, **settings)
     BN = _tile(q, v)
     tiles = triton.cdiv(N, BN)
     # few keys: a head a program, summed afterwards; many: the heads of a group in one
@@ -531,7 +529,9 @@ def _mark(  # type: ignore[no-untyped-def]
         for other in range(SHARE):
             same, _ = _group(tile, other, start + b * T, T, offset, SHARE)
             bits |= tl.where((same == leader) & (tile * SHARE + other < T), 1 << other, 0)
-        listed = tl.load(starts + ((b * T + tile * SHARE + u) * G + g) * n + at_n, mask=at_n < tl.where(active, n, 0), other=-1)
+        listed = tl.load(
+            starts + ((b * T + tile * SHARE + u) * G + g) * n + at_n, mask=at_n < tl.where(active, n, 0), other=-1
+        )
         here = listed >= 0
         slot = (tl.where(here, listed, 0) // BLOCK).to(tl.int64)
         old = tl.load(marks + slot * tiles, mask=here, other=0)
@@ -586,7 +586,9 @@ def _selected_keys(  # type: ignore[no-untyped-def]
         for step in range(STEPS):
             reach = 1 << (STEPS - 1 - step)
             further = slot + reach <= slots
-            slot = tl.where(further & (tl.load(ends + slot + reach - 1, mask=further, other=0) <= item), slot + reach, slot)
+            slot = tl.where(
+                further & (tl.load(ends + slot + reach - 1, mask=further, other=0) <= item), slot + reach, slot
+            )
         begun = tl.load(ends + slot - 1, mask=slot > 0, other=0)
         size = tl.load(sizes + group)
         count = tl.load(counts + group * slots + slot)
@@ -684,7 +686,9 @@ def _parts(q: Tensor, v: Tensor | None, V: int) -> dict[str, object]:
 
 
 def _shared(share: int) -> int:
-    return share if share in (1, 2, 4) else 1  # every position carries its selection; sharing only saves reading it again
+    return (
+        share if share in (1, 2, 4) else 1
+    )  # every position carries its selection; sharing only saves reading it again
 
 
 def selected_forward(
@@ -742,9 +746,13 @@ def selected_backward(
         STEPS=slots.bit_length(), num_warps=4, num_stages=2, **parts,
     )  # fmt: skip
     dk = torch.empty_like(k)
-    _add_up[(slots, B * G, subs)](dk_parts, ends, dk, S, G, slots, items, D=K, DP=_padded(K), BLOCK=block, BN=BN, num_warps=4)
+    _add_up[(slots, B * G, subs)](
+        dk_parts, ends, dk, S, G, slots, items, D=K, DP=_padded(K), BLOCK=block, BN=BN, num_warps=4
+    )
     if v is None:
         return dq, dk, k.new_empty(0)
     dv = torch.empty_like(v)
-    _add_up[(slots, B * G, subs)](dv_parts, ends, dv, S, G, slots, items, D=V, DP=_padded(V), BLOCK=block, BN=BN, num_warps=4)
+    _add_up[(slots, B * G, subs)](
+        dv_parts, ends, dv, S, G, slots, items, D=V, DP=_padded(V), BLOCK=block, BN=BN, num_warps=4
+    )
     return dq, dk, dv
