@@ -17,6 +17,7 @@ blocks, c branches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -53,7 +54,7 @@ def check_blocks(blocks: Blocks, path: dict[str, str]) -> None:
     for name, multiple in (("length", blocks.length), ("block", blocks.block)):
         if multiple % blocks.stride:
             raise ConfigError.at(path[name], got=multiple, expected=f"a multiple of {path['stride']}={blocks.stride}",
-                                 do=f"Nearest {path['stride']}: {nearest_divisor(multiple, blocks.stride)}.")  # fmt: skip
+                                 do=f"Nearest {path['stride']}: {nearest_divisor(math.gcd(blocks.length, blocks.block), blocks.stride)}.")  # fmt: skip
     if blocks.block % blocks.share:
         raise ConfigError.at(path["share"], got=blocks.share, expected=f"a divisor of {path['block']}={blocks.block}",
                              do=f"Nearest: {nearest_divisor(blocks.block, blocks.share)}.")  # fmt: skip

@@ -21,6 +21,7 @@ of keys are read (the second may be empty), P behind a size: padded to a power o
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -257,7 +258,7 @@ def range_backward(
     tiles = triton.cdiv(N, BN)
     # few keys: a head a program, summed afterwards; many: the heads of a group in one
     heads = H // G if tiles * B * G >= 256 else 1
-    made = {"device": q.device, "dtype": torch.float32 if heads < H // G else q.dtype}
+    made: dict[str, Any] = {"device": q.device, "dtype": torch.float32 if heads < H // G else q.dtype}
     dk, dv = torch.empty(B, N, H // heads, K, **made), torch.empty(B, N, H // heads, V, **made)
     low_BT = start_BT // stride
     if window:
@@ -737,7 +738,7 @@ def selected_backward(
     subs = triton.cdiv(block, BN)
     # rows of about one tensor-core tile of 64: several positions of the list at once
     at_once = max(1, 64 // (share * R))
-    made = {"dtype": torch.float32, "device": device}
+    made: dict[str, Any] = {"dtype": torch.float32, "device": device}
     dk_parts = torch.empty(B * G, items, subs * BN, K, **made)
     dv_parts = dk_parts if v is None else torch.empty(B * G, items, subs * BN, V, **made)
     _selected_keys[(items, B * G, subs)](
