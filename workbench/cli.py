@@ -365,6 +365,7 @@ def _print_cost(frame: Any, workers: int) -> None:
         "forward FLOPs a token": lambda row: _human(row["flops_per_token"]),
         "training FLOPs": lambda row: _human(row["training_flops"]),
         "decode cache": lambda row: _human(row["cache_bytes"], "B"),
+        "… if windows kept every token": lambda row: _human(row.get("unevicted_bytes"), "B"),
         "training tokens": lambda row: _human(row["tokens"]),
         "time (estimated)": lambda row: _duration(row["seconds_per_trial"]),
         "memory (estimated)": lambda row: _human(row["memory_bytes"], "B"),

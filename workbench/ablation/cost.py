@@ -101,7 +101,8 @@ def cost_table(
     """One row an arm, the baseline first.
 
     Columns: parameters, non_embedding, active (counts); flops_per_token (forward), training_flops (one trial);
-    cache_bytes (one sequence at the training context); tokens (one trial); trials (tuning and confirmation);
+    cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
+    tokens (one trial); trials (tuning and confirmation);
     seconds_per_trial, seconds_total (training alone, one worker; null where not measured); memory_bytes (weights,
     gradients, AdamW's moments and saved activations: our estimate); residual (relative difference of the matched
     quantity to the baseline); mismatch (what is not matched, in words).
@@ -122,7 +123,7 @@ def cost_table(
             "arm": arm, "parameters": cost.parameters, "non_embedding": cost.non_embedding, "active": cost.active,
             "flops_per_token": cost.forward_flops,
             "training_flops": cost.training_flops * training.steps * training.tokens_per_step,
-            "cache_bytes": cost.cache_bytes, "tokens": training.steps * training.tokens_per_step, "trials": trials,
+            "cache_bytes": cost.cache_bytes, "unevicted_bytes": cost.unevicted_bytes, "tokens": training.steps * training.tokens_per_step, "trials": trials,
             "seconds_per_trial": seconds, "seconds_total": None if seconds is None else seconds * trials,
             # weights, gradients and two moments, all fp32
             "memory_bytes": 16 * cost.parameters + activation_bytes(run),
