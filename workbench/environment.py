@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("torch", "lightning", "optuna", "tokenizers", "numpy")
+LIBRARIES = ("torch", "triton", "lightning", "optuna", "tokenizers", "numpy")
 
 
 def version(name: str) -> str:

@@ -167,13 +167,16 @@ class Stacked(Linear):
     Args:
         sizes: output channels by name.
         xavier: start Xavier-uniform with GDN-2's gain.
+        whole: start as one matrix otherwise, like a projection of this name and shape in any other mixer.
     """
 
-    def __init__(self, d_in: int, sizes: Mapping[str, int], *, xavier: bool, **more: Any):
+    def __init__(self, d_in: int, sizes: Mapping[str, int], *, xavier: bool, whole: bool = False, **more: Any):
         super().__init__(d_in, sum(sizes.values()), **more)
-        self.sizes, self.xavier = dict(sizes), xavier
+        self.sizes, self.xavier, self.whole = dict(sizes), xavier, whole and not xavier
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
+        if self.whole:
+            return super().init_parameter(name, parameter, generator)
         for part, piece in zip(self.sizes, parameter.split(list(self.sizes.values()))):
             digest = hashlib.sha256(f"{generator.initial_seed()}/{part}".encode()).digest()
             own = Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -224,14 +227,14 @@ class DeltaRuleMixer(Mixer):
         self.config = config
         H, K, V = self.H, self.K, self.V = config.heads, config.head_dim, config.value_dim
         xavier = config.initialisation == "xavier"
-        self.qkv = Stacked(width, {"q": H * K, "k": H * K, "v": H * V}, xavier=xavier)
+        self.qkv = Stacked(width, {"q": H * K, "k": H * K, "v": H * V}, xavier=xavier, whole=True)
         self.conv = ShortConvolution(H * (2 * K + V), CONV_WIDTH) if config.short_convolution else None
         self.gates = Gates(width, parts(config), xavier)
         if config.decay != "none":
             self.A_log = nn.Parameter(torch.empty(H))
             self.dt_bias = nn.Parameter(torch.empty(H if config.decay == "scalar" else H * K))
         self.norm = RMSNorm(V)
-        self.out = Stacked(H * V, {"out": width}, xavier=xavier, writes_residual=True)
+        self.out = Stacked(H * V, {"out": width}, xavier=xavier, whole=True, writes_residual=True)
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         if name == "A_log" and self.config.safe_gate:
