@@ -230,7 +230,7 @@ MODES = {"stack": stack, "bare": bare, "plain": plain, "ceiling": ceiling}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=["full:340m:16"])
+    parser.add_argument("cases", nargs="*", help="default full:340m:16, unless peers are named")
     parser.add_argument("--peers", nargs="*", default=[], help="plain:SCALE:BATCH")
     parser.add_argument(
         "--modes", nargs="+", default=["stack"], choices=["stack", "bare"], help="how every case is timed"
@@ -248,6 +248,8 @@ def main() -> None:
         mode, case = arguments.one.split("/", 1)
         print("RESULT " + json.dumps(MODES[mode](case, arguments)), flush=True)
         return
+    if not arguments.cases and not arguments.peers:
+        arguments.cases = ["full:340m:16"]
     jobs = ["ceiling/matrix product", *(f"{mode}/{case}" for case in arguments.cases for mode in arguments.modes)]
     jobs += [f"plain/{case}" for case in arguments.peers]
     results: list[dict[str, Any]] = []
