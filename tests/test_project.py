@@ -88,6 +88,10 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
         elif command.startswith(("workbench run", "workbench cost")):
             own = "base.data.corpus" in command
             command += " " + " ".join(o for o in SMALL if not (own and o.startswith("base.data.corpus")))
+        elif command.startswith("workbench train"):
+            command += " training.tokens=16384 " + " ".join(
+                o[5:] for o in SMALL if o.startswith(("base.model", "base.data"))
+            )
         if command.startswith("make "):
             command += f" VENV={sys.prefix} -o {sys.prefix}/installed"
         answer = subprocess.run(
