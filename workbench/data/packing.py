@@ -58,7 +58,9 @@ class RowStream(ABC):
 
 
 class TrainingStream(RowStream):
-    """Training rows from documents. An epoch visits the documents in a seeded order, cuts their targets into full rows, drops the incomplete last row
+    """Training rows from documents.
+
+    An epoch visits the documents in a seeded order, cuts their targets into full rows, drops the incomplete last row
     and visits the rows in a seeded order.
 
     Args:
