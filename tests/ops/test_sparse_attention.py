@@ -32,6 +32,13 @@ from workbench.ops.sparse_attention.reference import (
     window_tokens,
 )
 
+
+@pytest.fixture(params=[0, 4], ids=["gathered", "masked"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to attend selected tokens, which the number of keys decides."""
+    monkeypatch.setattr(plain, "DENSE", request.param)
+
+
 SIZES = [(32, 16, 64), (16, 16, 64), (32, 32, 32), (64, 16, 64), (32, 8, 64)]
 
 
@@ -203,6 +210,7 @@ def chosen_and_attended(
     return indices, o
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("cuts", [(), (1, 14, 19, 20, 21, 37)])
 def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], cuts: tuple[int, ...]) -> None:
@@ -230,6 +238,7 @@ def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], c
     same_gradients(got, expected, [q, k, v])
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("T", [1, 7, 8, 9, 40])
 def test_selecting_everything_is_dense(T: int) -> None:
     q, k, v = random(2, T, 4, 6), random(2, T, 2, 6), random(2, T, 2, 5)
@@ -240,6 +249,7 @@ def test_selecting_everything_is_dense(T: int) -> None:
     assert int(indices.max()) == (T - 1) // 8
 
 
+@pytest.mark.usefixtures("form")
 def test_values_may_be_channels_of_the_keys() -> None:
     q, k = random(1, 20, 4, 6), random(1, 20, 2, 6)
     start = document_starts(None, 1, 20, q.device)
@@ -253,6 +263,7 @@ def test_values_may_be_channels_of_the_keys() -> None:
         same_gradients(a, b, [q, k])
 
 
+@pytest.mark.usefixtures("form")
 def test_rows_that_select_nothing_are_zero_with_zero_gradients() -> None:
     q, k, v = random(1, 24, 4, 6), random(1, 24, 2, 6), random(1, 24, 2, 5)
     indices = torch.full((1, 24, 2, 3), -1, dtype=torch.int32)
@@ -268,6 +279,7 @@ def test_rows_that_select_nothing_are_zero_with_zero_gradients() -> None:
     assert error(o[0], wanted) < 1e-13
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("share", [1, 4])
 @pytest.mark.parametrize("T", [1, 3, 6])
 def test_the_last_queries_alone_choose_and_attend_as_in_the_full_pass(share: int, T: int) -> None:

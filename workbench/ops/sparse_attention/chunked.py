@@ -9,7 +9,7 @@ channels, C queries of a chunk, M gathered tokens, n blocks, J selection blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,10 @@ from workbench.ops.sparse_attention.layout import overlaps
 
 CHUNK_BYTES = 2**26
 """Largest size of one tensor of a chunk."""
+
+DENSE = 4
+"""Keys for every selected token up to which all keys are multiplied and masked instead of gathering the selected ones: matrix
+products are so much quicker than gathers on a CPU (our estimate)."""
 
 
 def _spans(T: int, bytes_a_query: int) -> Iterator[slice]:
@@ -78,47 +82,61 @@ def _slope(p: Tensor, dp: Tensor, delta: Tensor, capped: Tensor, softcap: float)
     return ds * (1 - (capped / softcap).square()) if softcap else ds
 
 
-def range_forward(
-    q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, offset: int, length: int, stride: int, window: int, scale: float,
-    softcap: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+Seen = Callable[[slice], Tensor]
+"""Which keys the queries of a chunk see, broadcastable to (B, G, R, C, N)."""
+
+
+def _masked_forward(q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
     (B, T, H, _), (N, G), V, wide = q.shape, k.shape[1:3], v.shape[-1], _wide(q)
     o, lse = q.new_zeros(B, T, H, V), q.new_full((B, T, H), -math.inf, dtype=wide)
-    if N == 0:
-        return o, lse
-    low, high = bounds(start_BT, _rows(start_BT, offset), length, stride, window)
-    k, v, at_N = k.to(wide), v.to(wide), torch.arange(N, device=q.device)
-    for span in _spans(T, B * H * N * wide.itemsize):
-        seen = ((at_N >= low[:, span, None]) & (at_N < high[:, span, None]))[:, None, None]
+    k, v = k.to(wide), v.to(wide)
+    for span in _spans(T if N else 0, B * H * N * wide.itemsize):
         s = _capped(torch.einsum("bgrck,bngk->bgrcn", _grouped(q[:, span], G, wide), k) * scale, softcap)
-        p, sums = _softmax(s, seen)
+        p, sums = _softmax(s, seen(span))
         o[:, span] = _flat(torch.einsum("bgrcn,bngv->bgrcv", p, v))
         lse[:, span] = _flat(sums[..., None])[..., 0]
     return o, lse
 
 
-def range_backward(
-    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, o: Tensor, lse: Tensor, offset: int,
-    length: int, stride: int, window: int, scale: float, softcap: float,
+def _masked_backward(
+    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, seen: Seen, scale: float,
+    softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     (B, T, H, _), (N, G), wide = q.shape, k.shape[1:3], _wide(q)
     dq, dk, dv = torch.zeros_like(q), k.new_zeros(k.shape, dtype=wide), v.new_zeros(v.shape, dtype=wide)
-    if N == 0:
-        return dq, dk.to(k.dtype), dv.to(v.dtype)
-    low, high = bounds(start_BT, _rows(start_BT, offset), length, stride, window)
-    kw, vw, at_N = k.to(wide), v.to(wide), torch.arange(N, device=q.device)
-    for span in _spans(T, B * H * N * wide.itemsize):
-        seen = ((at_N >= low[:, span, None]) & (at_N < high[:, span, None]))[:, None, None]
+    kw, vw = k.to(wide), v.to(wide)
+    for span in _spans(T if N else 0, B * H * N * wide.itemsize):
         qg, og, dog = (_grouped(x[:, span], G, wide) for x in (q, o, do))
         lg, dlg = (_grouped(x[:, span, :, None], G, wide)[..., 0] for x in (lse, dlse))
         s = _capped(torch.einsum("bgrck,bngk->bgrcn", qg, kw) * scale, softcap)
-        p = _probabilities(s, seen, lg)
+        p = _probabilities(s, seen(span), lg)
         dv += torch.einsum("bgrcn,bgrcv->bngv", p, dog)
         dp = torch.einsum("bgrcv,bngv->bgrcn", dog, vw)
         ds = _slope(p, dp, (og * dog).sum(-1) - dlg, s, softcap) * scale
         dq[:, span] = _flat(torch.einsum("bgrcn,bngk->bgrck", ds, kw))
         dk += torch.einsum("bgrcn,bgrck->bngk", ds, qg)
     return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _run(start_BT: Tensor, offset: int, length: int, stride: int, window: int, N: int) -> Seen:
+    low, high = bounds(start_BT, _rows(start_BT, offset), length, stride, window)
+    at_N = torch.arange(N, device=start_BT.device)
+    return lambda span: ((at_N >= low[:, span, None]) & (at_N < high[:, span, None]))[:, None, None]
+
+
+def range_forward(
+    q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, offset: int, length: int, stride: int, window: int, scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _masked_forward(q, k, v, _run(start_BT, offset, length, stride, window, k.shape[1]), scale, softcap)
+
+
+def range_backward(
+    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, o: Tensor, lse: Tensor, offset: int,
+    length: int, stride: int, window: int, scale: float, softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    seen = _run(start_BT, offset, length, stride, window, k.shape[1])
+    return _masked_backward(do, dlse, q, k, v, o, lse, seen, scale, softcap)
 
 
 def select(
@@ -181,10 +199,23 @@ def _add_at(total_BGSC: Tensor, rows_BGCM: Tensor, x_BGCMX: Tensor) -> None:
     total_BGSC.view(-1, X).index_add_(0, (rows_BGCM + base).flatten(), x_BGCMX.flatten(0, -2))
 
 
+def _members(starts: Tensor, offset: int, block: int, S: int) -> Seen:
+    """The selected tokens as a mask over all keys."""
+
+    def seen(span: slice) -> Tensor:
+        rows, there = _gathered(starts[:, span], offset + span.start, block, S)
+        marked = torch.zeros(*rows.shape[:3], S + 1, dtype=torch.bool, device=rows.device)
+        return marked.scatter_(-1, torch.where(there, rows, S), True)[:, :, None, :, :S]
+
+    return seen
+
+
 def selected_forward(
     q: Tensor, k: Tensor, v: Tensor, starts: Tensor, offset: int, block: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     (B, T, H, K), (S, G), V, wide = q.shape, k.shape[1:3], v.shape[-1], _wide(q)
+    if DENSE * starts.shape[-1] * block >= S:
+        return _masked_forward(q, k, v, _members(starts, offset, block, S), scale, 0.0)
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=wide)
     k_BGSK, v_BGSV = k.transpose(1, 2), v.transpose(1, 2)
     for span in _spans(T, B * G * starts.shape[-1] * block * (K + V) * wide.itemsize):
@@ -202,6 +233,8 @@ def selected_backward(
     block: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     (B, T, _, K), (S, G), V, wide = q.shape, k.shape[1:3], v.shape[-1], _wide(q)
+    if DENSE * starts.shape[-1] * block >= S:
+        return _masked_backward(do, dlse, q, k, v, o, lse, _members(starts, offset, block, S), scale, 0.0)
     dq = torch.empty_like(q)
     dk, dv = k.new_zeros(B, G, S, K, dtype=wide), v.new_zeros(B, G, S, V, dtype=wide)
     k_BGSK, v_BGSV = k.transpose(1, 2), v.transpose(1, 2)

@@ -14,6 +14,8 @@ Legend: B batch, T queries, S keys, N slots of compression blocks, Q queries tha
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -85,8 +87,11 @@ def selected_pairs(queries: int, keys: int, limit: int) -> int:
     return range_pairs(queries, keys, 1, 1, limit)
 
 
+@cache
 def leader_pairs(keys: int, length: int, stride: int, share: int) -> int:
     """Pairs (query, visible block) of the queries that choose for ``share`` positions."""
+    if share == 1:
+        return range_pairs(keys, keys, length, stride, 0)
     return sum(visible_blocks(p, length, stride) for p in range(0, keys, share))
 
 
