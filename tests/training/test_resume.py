@@ -16,15 +16,14 @@ import pytest
 import torch
 from helpers import make_run, run_fields, write_corpus
 
+from workbench.contract import feedforwards, mixers
 from workbench.results import RunFolder
 from workbench.training.checkpoint import SafeCheckpointIO, latest
 from workbench.training.trial import run_in_process, train
 
 VARIANTS = {
-    "full": {"model": {"pattern": "full"}},
-    "sliding": {"model": {"pattern": "sliding"}},
-    "gdn": {"model": {"pattern": "gdn"}},
-    "moe": {"model": {"pattern": "full", "feedforward": "moe"}},
+    **{name: {"model": {"pattern": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in mixers},
+    **{name: {"model": {"feedforward": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in feedforwards},
     "accumulated hybrid": {"model": {"pattern": "gdn full"}, "training": {"accumulate": 2, "schedule": "cosine"}},
 }
 
