@@ -10,6 +10,7 @@ check      every kernel form that is timed, at 2,048 tokens, in bf16 against the
 attention  bf16, 16 query heads of 64, 1 and 4 key–value heads, at 8 × 4,096, 32,768 and 65,536 tokens: pooled blocks, selection and
            selected blocks together ("whole", as fla's parallel_nsa computes it) and each alone; the global layer of ASA on latents
            (keys of 96 channels whose first 64 are the values); a window of 512; cuDNN, FlexAttention, fla.
+tune       (only when asked for) selected blocks alone with other launch settings than those of workbench.ops.sparse_attention.triton.
 layers     mixers of width 1,024 as they are trained (compiled, bf16 autocast): an ASA pair, two NSA layers, two full layers.
 
 Milliseconds are medians of triton.testing.do_bench (caches flushed between calls). "read" is what a program must fetch for the
@@ -19,6 +20,7 @@ selected keys in one forward pass, not counting what neighbours share.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -42,6 +44,7 @@ from workbench.ops.sparse_attention import (  # noqa: E402
     pooling_blocks,
     range_attention,
     selected_attention,
+    without_duplicates,
 )
 
 H = 16
@@ -91,17 +94,22 @@ def whole(form: Form, q: Any, k: Any, v: Any, start: Any, indices: Any = None) -
 
 
 def relative(got: Any, wanted: Any) -> float:
-    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+    got, wanted = got.detach().double(), wanted.detach().double()
+    return float((got - wanted).norm() / wanted.norm())
 
 
 def check(form: Form, G: int) -> dict[str, Any]:
     T = 2048
     start = document_starts(None, 1, T, torch.device("cuda"))
     single = [None if x is None else x.detach() for x in inputs(form, 1, T, G, torch.float32)]
+    blocks, ck = form.blocks, pooled(single[1], form.blocks)
+    operators.forced = "torch"
+    more = {"length": blocks.length, "stride": blocks.stride, "value_dim": form.V, "start_BT": start}
+    _, lse = range_attention(single[0], ck, None if form.latent else ck[..., : form.V], **more)
     sets = []
     for forced in (None, "torch"):
         operators.forced = forced
-        sets.append(whole(form, *single, start)[2])
+        sets.append(choose(single[0], ck, lse, blocks=blocks, start_BT=start, keys=T))
     same = float((sets[0] == sets[1]).all(-1).float().mean())
     half = [None if x is None else x.to(torch.bfloat16).requires_grad_() for x in single]
     exact = [None if x is None else x.detach().double().requires_grad_() for x in half]
@@ -259,6 +267,38 @@ def layers(name: str, B: int, T: int) -> dict[str, Any]:
     return {"section": "layers", "op": name, "batch": B, "tokens": T, **timed(pair, [x])}
 
 
+def tune(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
+    """Forward and backward of selected blocks for other settings of one kernel at a time."""
+    from workbench.ops.sparse_attention import triton as kernels
+
+    tensors, blocks = inputs(form, B, T, G), form.blocks
+    start = document_starts(None, B, T, torch.device("cuda"))
+    own = torch.arange(T, device="cuda") // blocks.block
+    n = blocks.selected
+    back = torch.randint(0, 1 << 30, (B, T, G, n), device="cuda") % (own + 1)[None, :, None, None]
+    if blocks.share > 1:
+        back = back[:, torch.arange(T, device="cuda") // blocks.share * blocks.share]
+    indices = without_duplicates(back.int())
+    case = {"section": "tune", "form": form.name, "batch": B, "tokens": T, "kv_heads": G}
+
+    def call(q: Any, k: Any, v: Any) -> Any:
+        return selected_attention(
+            q, k, v, indices, block=blocks.block, share=blocks.share, start_BT=start, value_dim=form.V
+        )[0]
+
+    rows = [{**case, "op": "as set", **timed(call, tensors)}]
+    for kernel in ("selected_forward", "selected_queries", "selected_keys"):
+        before = dict(kernels.LAUNCH[kernel])
+        for warps, stages, size in itertools.product(
+            (1, 2, 4, 8), (1, 2, 3, 4), (32, 64, 128) if "BN" in before else (0,)
+        ):
+            kernels.LAUNCH[kernel] = {"num_warps": warps, "num_stages": stages, **({"BN": size} if size else {})}
+            result = timed(call, tensors)
+            rows.append({**case, "op": f"{kernel} {kernels.LAUNCH[kernel]}", **result})
+        kernels.LAUNCH[kernel] = before
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="*", default=["check", "attention", "layers"])
@@ -312,6 +352,12 @@ def main() -> None:
                     for row in ours(form, B, T, G):
                         add(row)
                     torch.cuda.empty_cache()
+    if "tune" in arguments.sections:
+        for B, T in lengths[:1]:
+            for G in arguments.kv_heads:
+                for form in forms():
+                    for row in tune(form, B, T, G):
+                        add(row)
     if "layers" in arguments.sections:
         for B, T in ((4, 8192), (1, 32_768)):
             for name in LAYERS:

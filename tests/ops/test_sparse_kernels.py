@@ -77,5 +77,6 @@ def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: b
 
     exact = gradients(False, torch.float64)  # the chunked form, as the kernels have no fp64
     for name, gradient in gradients(True, torch.float32).items():  # fp32: bf16 would select other blocks
-        error = float((gradient - exact[name]).norm() / exact[name].norm().clamp_min(1e-12))
+        # a bias on all pooled keys alike changes no softmax: its gradient is rounding
+        error = float((gradient - exact[name]).norm() / exact[name].norm().clamp_min(1e-5))
         assert error < 0.02, f"{name}: relative error {error:.1e}"

@@ -34,6 +34,20 @@ SCORE_BYTES = 2**28
 ITEMS = 2048
 """Items into which the lists of one group are cut, about; one for each block in addition."""
 
+LAUNCH: dict[str, dict[str, int]] = {
+    "range_forward": {"num_warps": 4, "num_stages": 3},
+    "range_queries": {"num_warps": 4, "num_stages": 2},
+    "range_keys": {"num_warps": 4, "num_stages": 2},
+    "importance": {"num_warps": 4, "num_stages": 2},
+    "selected_forward": {"BN": 64, "num_warps": 4, "num_stages": 2},
+    "selected_queries": {"BN": 64, "num_warps": 4, "num_stages": 2},
+    "selected_keys": {"num_warps": 4, "num_stages": 2},
+}
+"""Warps, stages of loading ahead and, where it may be chosen, keys of a tile. Ours, not yet tuned on a device."""
+
+ROWS = 64
+"""Rows of queries of a tile of ``selected_keys``, about: several positions of a list at once."""
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 INFINITE = tl.constexpr(0x7F800000)  # bits of the fp32 infinity
@@ -220,7 +234,7 @@ def _range_settings(q: Tensor, k: Tensor, v: Tensor) -> dict[str, object]:
     K, V = q.shape[-1], v.shape[-1]
     return {
         "R": q.shape[2] // k.shape[2], "K": K, "KP": _padded(K), "V": V, "VP": _padded(V), "PRECISION": _precision(q),
-        "BN": _tile(q, v), "num_warps": 4,
+        "BN": _tile(q, v),
     }  # fmt: skip
 
 
@@ -236,7 +250,7 @@ def range_forward(
     BT = 2 * _tile(q, v)
     _range_forward[(triton.cdiv(T, BT), B * H)](
         q, k, v, start_BT, o, lse, T, N, H, offset, *k.stride()[:3], *v.stride()[:3], scale, softcap or 1.0, LENGTH=length,
-        STRIDE=stride, WINDOW=window, CAPPED=softcap > 0, BT=BT, num_stages=3, **settings,
+        STRIDE=stride, WINDOW=window, CAPPED=softcap > 0, BT=BT, **LAUNCH["range_forward"], **settings,
     )  # fmt: skip
     return o, lse
 
@@ -252,8 +266,10 @@ def range_backward(
     delta = _delta(do, o, dlse)
     settings = _range_settings(q, k, v)
     common = (T, N, H, offset, *k.stride()[:3], *v.stride()[:3], scale, softcap or 1.0)
-    form = {"LENGTH": length, "STRIDE": stride, "WINDOW": window, "CAPPED": softcap > 0, "BT": 64, "num_stages": 2}
-    _range_queries[(triton.cdiv(T, 64), B * H)](q, k, v, start_BT, do, lse, delta, dq, *common, **form, **settings)
+    form = {"LENGTH": length, "STRIDE": stride, "WINDOW": window, "CAPPED": softcap > 0, "BT": 64}
+    _range_queries[(triton.cdiv(T, 64), B * H)](
+        q, k, v, start_BT, do, lse, delta, dq, *common, **form, **settings, **LAUNCH["range_queries"]
+    )
     BN = _tile(q, v)
     tiles = triton.cdiv(N, BN)
     # few keys: a head a program, summed afterwards; many: the heads of a group in one
@@ -267,15 +283,41 @@ def range_backward(
     ends = (torch.arange(1, tiles + 1, device=q.device, dtype=low_BT.dtype) * BN).expand(B, tiles)
     last = torch.searchsorted(low_BT.contiguous(), ends.contiguous()).to(torch.int32)
     _range_keys[(tiles, B * (H // heads))](
-        q, k, v, start_BT, do, lse, delta, last, dk, dv, *common, HEADS=heads, **form, **settings
+        q,
+        k,
+        v,
+        start_BT,
+        do,
+        lse,
+        delta,
+        last,
+        dk,
+        dv,
+        *common,
+        HEADS=heads,
+        **form,
+        **settings,
+        **LAUNCH["range_keys"],
     )
     if heads < H // G:
         dk, dv = (x.view(B, N, G, H // G, -1).sum(3).to(q.dtype) for x in (dk, dv))
     return dq, dk, dv
 
 
+@triton.jit
+def _products(do, o, dlse, delta, rows, V: tl.constexpr, VP: tl.constexpr, BR: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    there = row < rows
+    product = _load(do, row, V, there, V, VP).to(tl.float32) * _load(o, row, V, there, V, VP).to(tl.float32)
+    tl.store(delta + row, tl.sum(product, axis=1) - tl.load(dlse + row, mask=there, other=0.0), mask=there)
+
+
 def _delta(do: Tensor, o: Tensor, dlse: Tensor) -> Tensor:
-    return ((do.float() * o.float()).sum(-1) - dlse.float()).contiguous()
+    """(B, T, H) fp32: do · o - dlse, what is taken from the gradient of every probability."""
+    delta = torch.empty(o.shape[:-1], dtype=torch.float32, device=o.device)
+    rows, V = delta.numel(), o.shape[-1]
+    _products[(triton.cdiv(rows, 32),)](do, o, dlse, delta, rows, V=V, VP=_padded(V), BR=32, num_warps=4)
+    return delta
 
 
 # -- selection -------------------------------------------------------------------------------------------------------
@@ -369,7 +411,7 @@ def select(
         if N:
             _importance[(triton.cdiv(now, BQ), triton.cdiv(J, BJ), B * G)](
                 q, ck, lse_BQH, start_BQ, rows_BQ, score, first, Q, C, N, J, H, G, scale, R=H // G, K=K, KP=_padded(K),
-                LENGTH=length, STRIDE=stride, BLOCK=block, PRECISION=_precision(q), BQ=BQ, BJ=BJ, num_warps=4, num_stages=2,
+                LENGTH=length, STRIDE=stride, BLOCK=block, PRECISION=_precision(q), BQ=BQ, BJ=BJ, **LAUNCH["importance"],
             )  # fmt: skip
         _greatest[(now, B * G)](
             score, start_BQ, rows_BQ, out, first, Q, C, J, G, count, BLOCK=block, INITIAL=initial, LOCAL=local, JP=JP,
@@ -548,7 +590,8 @@ def _mark(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _list(  # type: ignore[no-untyped-def]
-    marks, counts, begins, entries, tiles, slots, room, COUNT: tl.constexpr, BLOCK: tl.constexpr,
+    marks, counts, begins, entries, tiles, slots, room, offset, COUNT: tl.constexpr, SHARE: tl.constexpr, BLOCK: tl.constexpr,
+    BM: tl.constexpr,
 ):  # fmt: skip
     """How many tiles are marked for a slot; or which, with their marks, as 256 · tile + mark."""
     slot, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -557,8 +600,9 @@ def _list(  # type: ignore[no-untyped-def]
     at = 0
     if not COUNT:
         at = tl.load(begins + group * slots + slot)
-    for first in range(0, tiles, BLOCK):
-        tile = first + tl.arange(0, BLOCK)
+    # no earlier tile sees the slot
+    for first in range(tl.maximum(0, slot * BLOCK - offset) // SHARE // BM * BM, tiles, BM):
+        tile = first + tl.arange(0, BM)
         mark = tl.load(marks + tile, mask=tile < tiles, other=0).to(tl.int32)
         there = (mark != 0).to(tl.int32)
         if not COUNT:
@@ -700,7 +744,8 @@ def selected_forward(
     o, lse, share = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32), _shared(share)
     _selected_forward[(triton.cdiv(T, share), B * G)](
         q, k, k if v is None else v, starts, start_BT, o, lse, T, S, H, G, n, offset, scale, R=H // G, SHARE=share,
-        M=_padded(share * H // G), BLOCK=block, NP=triton.next_power_of_2(n), BN=64, num_warps=4, num_stages=2, **_parts(q, v, V),
+        M=_padded(share * H // G), BLOCK=block, NP=triton.next_power_of_2(n), **LAUNCH["selected_forward"],
+        **_parts(q, v, V),
     )  # fmt: skip
     return o, lse
 
@@ -717,7 +762,7 @@ def selected_backward(
     tiles, slots = triton.cdiv(T, share), triton.cdiv(S, block)
     _selected_queries[(tiles, B * G)](
         q, k, values, starts, start_BT, do, lse, delta, dq, T, S, H, G, n, offset, scale, R=R, SHARE=share,
-        M=_padded(share * R), BLOCK=block, NP=NP, BN=64, num_warps=4, num_stages=2, **parts,
+        M=_padded(share * R), BLOCK=block, NP=NP, **LAUNCH["selected_queries"], **parts,
     )  # fmt: skip
     marks = torch.zeros(B * G, slots, tiles, dtype=torch.uint8, device=device)
     _mark[(tiles, B * G)](
@@ -726,25 +771,25 @@ def selected_backward(
     counts = torch.empty(B * G, slots, dtype=torch.int32, device=device)
     room = min(slots * tiles, 2 * T * n)
     entries = torch.empty(B * G, room, dtype=torch.int32, device=device)
-    _list[(slots, B * G)](marks, counts, counts, entries, tiles, slots, room, COUNT=True, BLOCK=1024, num_warps=4)
+    listing: dict[str, Any] = {"SHARE": share, "BLOCK": block, "BM": min(4096, _padded(tiles)), "num_warps": 4}
+    _list[(slots, B * G)](marks, counts, counts, entries, tiles, slots, room, offset, COUNT=True, **listing)
     reached = counts.cumsum(1, dtype=torch.int32)
     begins = (reached - counts).contiguous()
-    _list[(slots, B * G)](marks, counts, begins, entries, tiles, slots, room, COUNT=False, BLOCK=1024, num_warps=4)
+    _list[(slots, B * G)](marks, counts, begins, entries, tiles, slots, room, offset, COUNT=False, **listing)
     del marks
     sizes = (reached[:, -1] // ITEMS + 1).clamp_min(64)
     ends = ((counts + sizes[:, None] - 1) // sizes[:, None]).cumsum(1, dtype=torch.int32)
     items = min(ITEMS, room // 64 + 1) + slots
     BN = min(64, _padded(block))
     subs = triton.cdiv(block, BN)
-    # rows of about one tensor-core tile of 64: several positions of the list at once
-    at_once = max(1, 64 // (share * R))
+    at_once = max(1, ROWS // (share * R))
     made: dict[str, Any] = {"dtype": torch.float32, "device": device}
     dk_parts = torch.empty(B * G, items, subs * BN, K, **made)
     dv_parts = dk_parts if v is None else torch.empty(B * G, items, subs * BN, V, **made)
     _selected_keys[(items, B * G, subs)](
         q, k, values, start_BT, do, lse, delta, entries, counts, begins, ends, sizes, dk_parts, dv_parts, T, S, H, G, slots, room,
         items, offset, scale, R=R, SHARE=share, M=_padded(at_once * share * R), TILES=at_once, BLOCK=block, BN=BN,
-        STEPS=slots.bit_length(), num_warps=4, num_stages=2, **parts,
+        STEPS=slots.bit_length(), **LAUNCH["selected_keys"], **parts,
     )  # fmt: skip
     dk = torch.empty_like(k)
     _add_up[(slots, B * G, subs)](
