@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import torch
+from torch.overrides import TorchFunctionMode
 
 from workbench.ablation.config import AblationConfig
 from workbench.accounting import ModelCost, account
@@ -34,6 +35,29 @@ def activation_bytes(config: RunConfig) -> int:
     return _saved_bytes(config)
 
 
+class _Attention(torch.autograd.Function):
+    """Keeps for the backward pass what fused kernels keep."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):  # type: ignore[no-untyped-def]
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+        raise AssertionError("nothing is computed on the meta device")
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Scores are not kept: on the meta device torch has no fused kernel, on every other it has."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])
+        return function(*args, **(kwargs or {}))
+
+
 def _saved_bytes(config: RunConfig) -> int:
     training = config.training
     with torch.device("meta"):
@@ -52,6 +76,7 @@ def _saved_bytes(config: RunConfig) -> int:
             return tensor
 
         with (
+            _FusedAttention(),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),
         ):
