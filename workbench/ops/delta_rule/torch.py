@@ -103,8 +103,7 @@ class _Scan(torch.autograd.Function):
             costs less here than on all channels.
         passing (N, X, K or 1, 1): the chunk's decay of the state. S (X, K, V): the state.
 
-    The backward pass is written out: R = (I + T)⁻¹ W gives dW = (I + T)⁻ᵀ dR and dT = -dW Rᵀ, which needs no gradient of the
-    inverse, and nothing is copied on the way.
+    The backward pass is written out: R = (I + T)⁻¹ W gives dW = (I + T)⁻ᵀ dR and dT = -dW Rᵀ, without a gradient of the inverse.
     """
 
     @staticmethod
@@ -116,9 +115,8 @@ class _Scan(torch.autograd.Function):
         out, written, states = torch.empty_like(values), torch.empty_like(values), S.new_empty(N + 1, *S.shape)
         states[0] = S
         each = (rows, columns, values, solve, scores, passing, written, out, states[:N], states[1:])
-        for n, (row, column, value, inverse, score, keep, write, o, before, after) in enumerate(
-            zip(*(x.unbind(0) for x in each))
-        ):
+        steps = zip(range(N), *(x.unbind(0) for x in each))
+        for n, row, column, value, inverse, score, keep, write, o, before, after in steps:
             read = row @ before
             if since is not None:
                 read *= since[n]
@@ -138,11 +136,9 @@ class _Scan(torch.autograd.Function):
         d_pairs = written.new_empty(N, X, 2 * C, C)
         d_S, d_read = d_S.clone(), written.new_empty(X, 2 * C, V)  # of -Ê S0 over Q̂ S0
         each = (rows, columns, solve, scores, passing, written, states[:N], d_out, d_rows, d_columns, d_pairs, d_values)
+        steps = reversed(list(zip(range(N), *(x.unbind(0) for x in each))))
         with _without_autocast(written):  # code that is compiled traces this under the caller's
-            steps = list(zip(range(N), *(x.unbind(0) for x in each)))
-            for n, row, column, inverse, score, keep, write, before, d_o, d_row, d_column, d_pair, d_value in reversed(
-                steps
-            ):
+            for n, row, column, inverse, score, keep, write, before, d_o, d_row, d_column, d_pair, d_value in steps:
                 d_write = column @ d_S
                 if until is None:
                     torch.bmm(write, d_S.mT, out=d_column)
@@ -150,9 +146,10 @@ class _Scan(torch.autograd.Function):
                     torch.sum(d_write * write, dim=-1, keepdim=True, out=d_until[n])
                     d_write *= until[n]
                     torch.bmm(write * until[n], d_S.mT, out=d_column)
-                d_write += score.mT @ d_o
+                d_read[:, C:] = d_o
+                d_write += score.mT @ d_read[:, C:]
                 torch.bmm(inverse.mT, d_write, out=d_value)
-                d_read[:, :C], d_read[:, C:] = -d_value, d_o
+                d_read[:, :C] = -d_value
                 torch.bmm(d_read, write.mT, out=d_pair)
                 torch.bmm(d_read, before.mT, out=d_row)
                 if since is not None:
