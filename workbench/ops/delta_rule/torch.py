@@ -1,10 +1,10 @@
 """The delta rule in chunks of C tokens: matrix products instead of a loop over tokens, on any device.
 
-In a chunk with incoming state S0, and D(s, r] the product of the decays of the tokens after s up to r, the rows ρ_r that the
+In a chunk with incoming state S0, and D(s, r] the product of the decays of the tokens after s up to r, the errors that the
 chunk's tokens write (S_r = D(0, r] S0 + Σ_{s<=r} D(s, r] p_s ρ_sᵀ) solve one unit-lower-triangular system:
 
-    T_rs = Σ_c ẽ_rc p_sc D_c(s, r]  (s < r)               Ê_r = ẽ_r D(0, r],   Q̂_r = q_r D(0, r],   P̂_s = p_s D(s, C]
-    A_rs = Σ_c q_rc p_sc D_c(s, r]  (s <= r)              R = (I + T)⁻¹ (Z̃ - Ê S0)
+    T_rs = Σ_c e_rc p_sc D_c(s, r]  (s < r)               Ê_r = e_r D(0, r],   Q̂_r = q_r D(0, r],   P̂_s = p_s D(s, C]
+    A_rs = Σ_c q_rc p_sc D_c(s, r]  (s <= r)              R = (I + T)⁻¹ (Z - Ê S0)
     O = Q̂ S0 + A R                                        S' = D(0, C] S0 + P̂ᵀ R
 
 This is the WY form of arXiv 2406.06484 with the decay of 2412.06464 (a number) or 2510.26692 (a vector). Decays are
@@ -14,13 +14,13 @@ from the later block's rows, decayed since its start, and the earlier block's co
 are kept apart by masks, never by an infinite decay.
 
 Legend: B batch, T time, H heads, N chunks, X = B·H, C tokens in a chunk, M blocks of L tokens in a chunk, K key channels,
-V value channels; an axis of 2 holds (ẽ, q) or (T, A).
+V value channels; an axis of 2 holds (e, q) or (T, A).
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,16 +50,13 @@ def delta_rule_torch(
     if span < T and torch.is_grad_enabled():
         run = partial(checkpoint, _span, use_reentrant=False, preserve_rng_state=False)
     outputs = []
-    device = "cpu" if q_BTHK.device.type == "meta" else q_BTHK.device.type  # autocast knows no meta device
-    with torch.autocast(device, enabled=False):
-        for start in range(0, T, span):
-            at = slice(start, start + span)
-            parts = [
-                None if x is None else x[:, at] for x in (q_BTHK, p_BTHK, z_BTHV, g, e_BTHK, strength_BTH, segments)
-            ]
-            o_BTHV, S_XKV = run(*parts, before_B, S_XKV, C, dtype)
+    with _without_autocast(q_BTHK):
+        parts = (q_BTHK, p_BTHK, z_BTHV, g, e_BTHK, strength_BTH, segments)
+        spans = [[None] * -(-T // span) if x is None else x.split(span, dim=1) for x in parts]
+        for part in zip(*spans):
+            o_BTHV, S_XKV = run(*part, before_B, S_XKV, C, dtype)
             if segments is not None:
-                before_B = segments[:, at][:, -1]
+                before_B = part[-1][:, -1]
             outputs.append(o_BTHV)
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return out.to(z_BTHV.dtype), S_XKV.unflatten(0, (B, H))
@@ -75,65 +72,132 @@ def _span(
 
     def chunks(x: Tensor) -> Tensor:  # (B, T, H, …) -> (N, B, H, C, …), a view where nothing is padded
         x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, pad)) if pad else x
-        return x.unflatten(1, (N, C)).movedim(1, 0).movedim(3, 2)
+        return x.to(dtype).unflatten(1, (N, C)).movedim(1, 0).movedim(3, 2)
 
     # a padded token edits nothing (p = z = 0) and does not decay (g = 0)
-    e, z = (p if e is None else e).to(dtype), z.to(dtype)
-    if strength is not None:
-        e, z = (x * strength.to(dtype)[..., None] for x in (e, z))
-    rows_NX2CK = torch.stack((chunks(e), chunks(q.to(dtype))), dim=3).flatten(1, 2)
-    p_NXCK, z_NXCV = (chunks(x.to(dtype)).flatten(1, 2).contiguous() for x in (p, z))
-    decay = chunks(g.to(dtype)).exp()
-    masks = None if segments is None else _masks(segments, before_B, H, N, C, dtype)
-    pairs = _pairs_by_scalar if decay.dim() == 4 else _pairs_by_channel
-    system, scores, rows, columns, passing = pairs(rows_NX2CK, p_NXCK, decay.flatten(1, 2), masks)
-
-    outputs = []
-    for row, column, value, solve, score, keep in zip(
-        *(x.unbind(0) for x in (rows.flatten(2, 3), columns, z_NXCV, _inverse(system), scores, passing))
-    ):
-        read_XCV, o_XCV = (row @ S_XKV).split(C, dim=1)
-        written_XCV = solve @ (value - read_XCV)
-        outputs.append(torch.baddbmm(o_XCV, score, written_XCV))
-        S_XKV = torch.baddbmm(keep * S_XKV, column.mT, written_XCV)
-    out = torch.stack(outputs, dim=1).unflatten(0, (B, H))  # (B, H, N, C, V)
-    return out.flatten(2, 3).transpose(1, 2)[:, :T], S_XKV
+    rows = torch.stack((chunks(p if e is None else e), chunks(q)), dim=3).flatten(1, 2)  # (N, X, 2, C, K)
+    columns, values = (chunks(x).flatten(1, 2).contiguous() for x in (p, z))
+    decay = chunks(g).flatten(1, 2).exp()
+    weighs = decay.dim() == 3
+    pairs, rows, columns, since, until, passing = (_by_scalar if weighs else _by_channel)(rows, columns, decay)
+    if segments is not None:
+        same, entering, leaving, staying = _masks(segments, before_B, H, N, C, dtype)
+        pairs, passing = pairs * same[:, :, None], passing * staying
+        since, until = (x if y is None else x * y for x, y in ((entering, since), (leaving, until)))
+    if strength is not None:  # p z̃ᵀ - p ẽᵀ S is as well a stronger p with z - Sᵀ e
+        stronger = chunks(strength).flatten(1, 2)[..., None]
+        pairs, until = pairs * stronger.mT[:, :, None], stronger if until is None else until * stronger
+    twice = None if since is None else torch.cat((since, since), dim=2)
+    out_NXCV, S_XKV = _Scan.apply(rows.flatten(2, 3), columns, values, pairs, twice, until, passing, S_XKV, weighs)
+    return out_NXCV.unflatten(1, (B, H)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :T], S_XKV
 
 
-class Masks(NamedTuple):
-    """Which tokens of a chunk share a document, as ones and zeros."""
+class _Scan(torch.autograd.Function):
+    """From chunk to chunk: what each reads from the state, writes and passes on.
 
-    same_NXCC: Tensor
-    """With each other."""
-    entering_NXC: Tensor
-    """With the state that comes in."""
-    leaving_NXC: Tensor
-    """With the chunk's last token."""
-    passing_NX: Tensor
-    """Whether the last token shares it with the state that comes in."""
+    Args:
+        rows (N, X, 2C, K), columns (N, X, C, K), values (N, X, C, V): Ê over Q̂, P̂ and Z, up to the factors that follow.
+        pairs (N, X, 2, C, C): T (its diagonal is not looked at) and A; where ``weighs``, what the products of rows and columns
+            are to be multiplied by to make them.
+        since (N, X, 2C, 1), until (N, X, C, 1): factors on rows and columns as they meet the state, or None. One number a token
+            costs less here than on all channels.
+        passing (N, X, K or 1, 1): the chunk's decay of the state. S (X, K, V): the state.
+
+    The backward pass is written out: R = (I + T)⁻¹ W gives dW = (I + T)⁻ᵀ dR and dT = -dW Rᵀ, without a gradient of the inverse.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, columns, values, pairs, since, until, passing, S, weighs):  # type: ignore[no-untyped-def]
+        N, C = values.shape[0], values.shape[2]
+        products = (rows @ columns.mT).unflatten(2, (2, C)) if weighs else None
+        system, scores = (pairs if products is None else products * pairs).unbind(2)
+        solve = _inverse(system.tril(-1))
+        out, written, states = torch.empty_like(values), torch.empty_like(values), S.new_empty(N + 1, *S.shape)
+        states[0] = S
+        each = (rows, columns, values, solve, scores, passing, written, out, states[:N], states[1:])
+        steps = zip(range(N), *(x.unbind(0) for x in each))
+        for n, row, column, value, inverse, score, keep, write, o, before, after in steps:
+            read = row @ before
+            if since is not None:
+                read *= since[n]
+            torch.bmm(inverse, value - read[:, :C], out=write)
+            torch.baddbmm(read[:, C:], score, write, out=o)
+            torch.baddbmm(keep * before, column.mT, write if until is None else write * until[n], out=after)
+        ctx.save_for_backward(rows, columns, pairs, products, solve, scores, since, until, passing, written, states)
+        return out, states[N].clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor, d_S: Tensor) -> Any:
+        rows, columns, pairs, products, solve, scores, since, until, passing, written, states = ctx.saved_tensors
+        N, X, C, V = written.shape
+        d_rows, d_columns, d_passing, d_values = (torch.empty_like(x) for x in (rows, columns, passing, written))
+        d_since: Any = None if since is None else torch.empty_like(since)
+        d_until: Any = None if until is None else torch.empty_like(until)
+        d_pairs = written.new_empty(N, X, 2 * C, C)
+        d_S, d_read = d_S.clone(), written.new_empty(X, 2 * C, V)  # of -Ê S0 over Q̂ S0
+        each = (rows, columns, solve, scores, passing, written, states[:N], d_out, d_rows, d_columns, d_pairs, d_values)
+        steps = reversed(list(zip(range(N), *(x.unbind(0) for x in each))))
+        with _without_autocast(written):  # code that is compiled traces this under the caller's
+            for n, row, column, inverse, score, keep, write, before, d_o, d_row, d_column, d_pair, d_value in steps:
+                d_write = column @ d_S
+                if until is None:
+                    torch.bmm(write, d_S.mT, out=d_column)
+                else:
+                    torch.sum(d_write * write, dim=-1, keepdim=True, out=d_until[n])
+                    d_write *= until[n]
+                    torch.bmm(write * until[n], d_S.mT, out=d_column)
+                d_read[:, C:] = d_o
+                d_write += score.mT @ d_read[:, C:]
+                torch.bmm(inverse.mT, d_write, out=d_value)
+                d_read[:, :C] = -d_value
+                torch.bmm(d_read, write.mT, out=d_pair)
+                torch.bmm(d_read, before.mT, out=d_row)
+                if since is not None:
+                    torch.sum(row * d_row, dim=-1, keepdim=True, out=d_since[n])
+                    d_row *= since[n]
+                    d_read *= since[n]
+                torch.sum(d_S * before, dim=2 if keep.shape[1] > 1 else (1, 2), keepdim=True, out=d_passing[n])
+                d_S.mul_(keep).baddbmm_(row.mT, d_read)
+            d_pairs = d_pairs.unflatten(2, (2, C))
+            d_pairs[:, :, 0].tril_(-1)
+            if products is not None:
+                d_products = (d_pairs * pairs).flatten(0, 1).flatten(1, 2)
+                d_pairs *= products
+                d_rows.flatten(0, 1).baddbmm_(d_products, columns.flatten(0, 1))
+                d_columns.flatten(0, 1).baddbmm_(d_products.mT, rows.flatten(0, 1))
+        return d_rows, d_columns, d_values, d_pairs, d_since, d_until, d_passing, d_S, None
 
 
-def _masks(segments: Tensor, before_B: Tensor | None, H: int, N: int, C: int, dtype: torch.dtype) -> Masks:
+def _without_autocast(like: Tensor) -> torch.autocast:
+    """Products are made in the type of their factors here, whatever the caller's autocast says."""
+    device = "cpu" if like.device.type == "meta" else like.device.type  # autocast knows no meta device
+    return torch.autocast(device, enabled=False)
+
+
+def _masks(
+    segments: Tensor, before_B: Tensor | None, H: int, N: int, C: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which tokens of a chunk share a document, as ones and zeros: with each other (N, X, C, C), with the incoming state
+    (N, X, C, 1), with the last token (N, X, C, 1); and whether the last shares it with the incoming state (N, X, 1, 1)."""
     assert before_B is not None
     B, T = segments.shape
-    seg = torch.cat((segments, segments[:, -1:].expand(B, N * C - T)), dim=1).unflatten(1, (N, C)).transpose(0, 1)
-    last = seg[..., -1]
-    before = torch.cat((before_B[None], last[:-1]))[..., None]
-    masks = (
-        seg[..., :, None] == seg[..., None, :],
-        seg == before,
-        seg == last[..., None],
-        (last[..., None] == before)[..., 0],
+    seg = (
+        torch.cat((segments, segments[:, -1:].expand(B, N * C - T)), dim=1)
+        .unflatten(1, (N, C))
+        .transpose(0, 1)[..., None]
     )
-    return Masks(*(mask.to(dtype).repeat_interleave(H, dim=1) for mask in masks))
+    last = seg[:, :, -1:]
+    before = torch.cat((before_B[None, :, None, None], last[:-1]))
+    masks = (seg == seg.mT, seg == before, seg == last, last == before)
+    return tuple(mask.to(dtype).repeat_interleave(H, dim=1) for mask in masks)
 
 
-Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""T and A (N, X, C, C), the decayed rows Ê and Q̂ (N, X, 2, C, K), the columns P̂ (N, X, C, K), and D(0, C] (N, X, K or 1, 1)."""
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]
+"""``pairs``, ``rows`` (N, X, 2, C, K), ``columns``, ``since``, ``until`` and ``passing`` of :class:`_Scan`, without documents."""
 
 
-def _pairs_by_scalar(rows_NX2CK: Tensor, p_NXCK: Tensor, decay_NXC: Tensor, masks: Masks | None) -> Pairs:
-    """One decay a head and token: the products without decay, times the (C, C) matrix of D(s, r]."""
+def _by_scalar(rows: Tensor, columns: Tensor, decay_NXC: Tensor) -> Pairs:
+    """One decay a head and token: products of rows and columns are weighed by D(s, r]."""
     since, until = decay_NXC[..., None], torch.ones_like(decay_NXC)[..., None]  # (N, X, M, L): D(0, r], D(s, L]
     between = until[..., None]  # (N, X, M, L, L): D(s, r] for s <= r, else 0
     while since.shape[2] > 1:
@@ -143,37 +207,23 @@ def _pairs_by_scalar(rows_NX2CK: Tensor, p_NXCK: Tensor, decay_NXC: Tensor, mask
             torch.cat((since_a, since_b * since_a[..., -1:]), dim=-1),
             torch.cat((until_a * since_b[..., -1:], until_b), dim=-1),
         )
-    since_NXC, until_NXC, between_NXCC = since[:, :, 0], until[:, :, 0], between[:, :, 0]
-    passing_NX = since_NXC[..., -1]
-    if masks is not None:
-        since_NXC, until_NXC = since_NXC * masks.entering_NXC, until_NXC * masks.leaving_NXC
-        between_NXCC, passing_NX = between_NXCC * masks.same_NXCC, passing_NX * masks.passing_NX
-    products = (rows_NX2CK.flatten(2, 3) @ p_NXCK.mT).unflatten(2, (2, -1)) * between_NXCC[:, :, None]
-    system, scores = products.unbind(2)
-    return (
-        system.tril(-1), scores, rows_NX2CK * since_NXC[:, :, None, :, None], p_NXCK * until_NXC[..., None],
-        passing_NX[..., None, None],
-    )  # fmt: skip
+    since_NXC1, until_NXC1 = since[:, :, 0, :, None], until[:, :, 0, :, None]
+    return between.expand(-1, -1, 2, -1, -1), rows, columns, since_NXC1, until_NXC1, since_NXC1[:, :, -1:]
 
 
-def _pairs_by_channel(rows_NX2CK: Tensor, p_NXCK: Tensor, decay_NXCK: Tensor, masks: Masks | None) -> Pairs:
+def _by_channel(rows: Tensor, columns: Tensor, decay_NXCK: Tensor) -> Pairs:
     """One decay a channel: blocks of L tokens are joined two by two, their rows and columns decaying on the way."""
-    own = (rows_NX2CK[:, :, 1] * p_NXCK).sum(-1)
+    own = (rows[:, :, 1] * columns).sum(-1)
     pairs = torch.stack((torch.zeros_like(own), own), dim=-1)[..., None, None]  # (N, X, M, 2, L, L)
-    rows = (rows_NX2CK.transpose(2, 3) * decay_NXCK[..., None, :]).contiguous()[..., None, :]  # (N, X, M, 2, L, K)
-    columns, whole = p_NXCK[..., None, :], decay_NXCK[..., None, :]  # (N, X, M, L, K), (N, X, M, 1, K)
+    rows = (rows.transpose(2, 3) * decay_NXCK[..., None, :]).contiguous()[..., None, :]  # (N, X, M, 2, L, K)
+    columns, whole = columns[..., None, :], decay_NXCK[..., None, :]  # (N, X, M, L, K), (N, X, M, 1, K)
     while columns.shape[2] > 1:
         (pairs_a, pairs_b), (rows_a, rows_b), (columns_a, columns_b), (a, b) = map(_two, (pairs, rows, columns, whole))
         across = (rows_b.flatten(-3, -2) @ columns_a.mT).unflatten(-2, (2, -1))
         pairs = _below(pairs_a, across, pairs_b)
         rows = torch.cat((rows_a, rows_b * a[..., None, :, :]), dim=-2)
         columns, whole = torch.cat((columns_a * b, columns_b), dim=-2), a * b
-    pairs, rows, columns, passing = pairs[:, :, 0], rows[:, :, 0], columns[:, :, 0], whole[:, :, 0].mT
-    if masks is not None:
-        pairs, rows = pairs * masks.same_NXCC[:, :, None], rows * masks.entering_NXC[:, :, None, :, None]
-        columns, passing = columns * masks.leaving_NXC[..., None], passing * masks.passing_NX[..., None, None]
-    system, scores = pairs.unbind(2)
-    return system, scores, rows, columns, passing
+    return pairs[:, :, 0], rows[:, :, 0], columns[:, :, 0], None, None, whole[:, :, 0].mT
 
 
 def _two(x: Tensor) -> tuple[Tensor, ...]:
