@@ -86,7 +86,8 @@ class Source(ABC):
     @classmethod
     @abstractmethod
     def prepare(cls, config: Any, vocabulary: int, cache: Path, say: Callable[[str], None]) -> Source:
-        """Prepare, or find as prepared before, the data of ``config`` for a model with ``vocabulary`` token ids."""
+        """Prepare, or find as prepared before, the data of ``config`` for a model with ``vocabulary`` token ids, in the
+        folder ``cache``, which is there."""
 
     @staticmethod
     def open(cache: str | Path, fingerprint: str) -> Any:
@@ -117,7 +118,9 @@ def prepare(
     Raises:
         ConfigError: nothing to read, nothing left for a split, or a vocabulary that does not fit.
     """
-    return sources[config.kind].prepare(config, vocabulary, Path(cache), progress or (lambda line: None))
+    cache = Path(cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    return sources[config.kind].prepare(config, vocabulary, cache, progress or (lambda line: None))
 
 
 def digest(*parts: Any) -> str:
