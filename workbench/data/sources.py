@@ -91,12 +91,16 @@ class Source(ABC):
 
     @staticmethod
     def open(cache: str | Path, fingerprint: str) -> Any:
-        """Prepared data, of whatever kind, without preparing it again. Raises ConfigError when it is not there."""
+        """Prepared data, of whatever kind, without preparing it again. Raises ConfigError when it, or what it is made of, is
+        not there."""
         folder = Path(cache) / fingerprint
         if not is_whole(folder):
             raise ConfigError.at("data", got=f"no prepared data {fingerprint} in {cache}", expected="data prepared before",
                                  do="Start the ablation again; it prepares the data.")  # fmt: skip
-        return sources[json.loads((folder / "card.json").read_text(encoding="utf-8"))["kind"]](folder)
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        for material in card.get("material", {}).values():
+            Source.open(cache, material)
+        return sources[card["kind"]](folder)
 
     @property
     def vocabulary(self) -> int:
