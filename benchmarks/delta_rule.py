@@ -70,13 +70,13 @@ def ours(x: dict[str, Tensor], backend: str = "triton") -> Tensor:
 
 
 def theirs(x: dict[str, Tensor]) -> Tensor:
-    """fla's best matching kernel; the general one of its own erase address is `chunk_gdn2`."""
+    """fla's best matching kernel; for an erase address of its own that is `chunk_gdn2`, which multiplies gates in itself. The
+    numbers of the address stand in for its erase gate and those of q for its write gate: only the time is wanted."""
     if "e_BTHK" not in x:
         return ours(x, "fla")
     from fla.ops.gdn2 import chunk_gdn2
 
-    erase, write = x["e_BTHK"] / x["p"].detach().clamp_min(1e-3), torch.ones_like(x["z"])
-    return chunk_gdn2(x["q"], x["p"], x["z"], x["g"], erase, write, scale=1.0)[0]
+    return chunk_gdn2(x["q"], x["p"], x["z"], x["g"], x["e_BTHK"], x["q"].detach(), scale=1.0)[0]
 
 
 def check(variant: str, K: int) -> tuple[float, str]:
@@ -117,9 +117,9 @@ def main() -> None:
     parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
     parser.add_argument("--output", default=str(OUTPUT))
     arguments = parser.parse_args()
-    from workbench.environment import environment
+    from workbench.environment import environment, version
 
-    where = {**environment(), "date": time.strftime("%Y-%m-%d")}
+    where = {**environment(), "fla": version("fla-core"), "date": time.strftime("%Y-%m-%d")}
     where["code"] = arguments.code or where["code"]
     results: list[dict[str, Any]] = []
     implementations = {"ours": ours} if arguments.no_peers else {"ours": ours, "fla": theirs}

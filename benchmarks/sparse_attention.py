@@ -315,12 +315,7 @@ def main() -> None:
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
         print(f"{time.time() - begun:6.1f} s", json.dumps(row), flush=True)
-        where = {
-            **environment(),
-            "triton": version("triton"),
-            "fla": version("flash-linear-attention"),
-            "date": time.strftime("%Y-%m-%d"),
-        }
+        where = {**environment(), "fla": version("fla-core"), "date": time.strftime("%Y-%m-%d")}
         where["code"] = arguments.code or where["code"]
         path = Path(arguments.output)
         path.parent.mkdir(parents=True, exist_ok=True)

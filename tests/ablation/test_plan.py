@@ -102,7 +102,7 @@ def test_prepared_data_that_was_removed_is_made_again(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "cache" / run.about["data"]["full"] / "card.json").exists()
     shutil.rmtree(tmp_path / "results" / "cache")
     (corpus / "000.txt").write_text("something else")
-    with pytest.raises(ConfigError, match=r"arms.full.data: got 'text that has changed since the launch"):
+    with pytest.raises(ConfigError, match=r"arms.full.data: got 'data that has changed since the launch"):
         ablation(corpus, tmp_path / "results").create()
 
 

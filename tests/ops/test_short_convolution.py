@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from workbench.ops import short_convolution
 from workbench.ops.short_convolution.reference import short_convolution_reference
 from workbench.ops.short_convolution.torch import short_convolution_torch
 
@@ -43,6 +44,14 @@ def test_shifted_rows_are_the_definition(T: int, W: int, packed: bool) -> None:
 
     assert worst_error(call, T, 5, W, packed, torch.float64, "cpu") < 1e-13
     assert worst_error(call, T, 5, W, packed, torch.bfloat16, "cpu") < 1e-2
+
+
+def test_the_kernels_are_taken_where_they_compute_what_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(short_convolution, "TRITON", True)
+    path = short_convolution.path
+    assert path("cuda", torch.bfloat16, tail=False) == path("cuda", torch.float32, tail=False) == "triton"
+    assert path("cuda", torch.float64, tail=False) == "torch", "the kernels sum in fp32"
+    assert path("cuda", torch.bfloat16, tail=True) == path("cpu", torch.float32, tail=False) == "torch"
 
 
 def test_the_kernels_in_the_interpreter_are_the_definition() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from workbench.ops import paths
 from workbench.ops.sparse_attention import (
     Blocks,
     choose,
@@ -307,3 +308,10 @@ def test_a_shared_selection_never_sees_the_future() -> None:
         q2[:, t + 1 :], k2[:, t + 1 :] = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
         after, o2 = chosen_and_attended(q2, k2, v.detach(), blocks, None)
         assert torch.equal(after[:, : t + 1], before[:, : t + 1]) and error(o2[:, : t + 1], o[:, : t + 1]) < 1e-12
+
+
+def test_results_can_say_what_computed_it() -> None:
+    paths.forget()
+    q = random(1, 3, 2, 4)
+    range_attention(q, q, q, start_BT=document_starts(None, 1, 3, q.device))
+    assert paths.taken() == {"sparse_attention": ["torch"]}

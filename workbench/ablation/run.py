@@ -122,8 +122,8 @@ class AblationRun:
 
         held = self.runs().filter(pl.col("stage") == "confirmation")
         unconfirmed = self.failures()
-        measured: dict[str, ArmMeasurements] = {}
-        sizes, metric = None, self.metric
+        metric = self.metric
+        sizes: dict[str, Any] = {}
         pending: dict[str, tuple[dict[int, Any], dict[int, str]]] = {}
         for arm in self.arms:
             amounts: dict[int, Any] = {}
@@ -132,18 +132,19 @@ class AblationRun:
                 if row["status"] == "done":
                     frame = pl.read_parquet(Path(row["folder"]) / "report.parquet")
                     amounts[row["seed"]] = metric.scale * frame[metric.numerator].to_numpy()
-                    sizes = frame[metric.denominator].to_numpy()
+                    sizes[arm] = frame[metric.denominator].to_numpy()
                 elif row["status"] in ENDED or self.finished:
                     failed[row["seed"]] = row["reason"] or row["status"]
             if len(amounts) + len(failed) < len(self.seeds):
                 return None
             pending[arm] = amounts, failed
-        if sizes is None:  # not one confirmation run was done; sizes do not matter
-            import numpy as np
+        import numpy as np
 
-            sizes = np.ones(1)
-        for arm, (amounts, failed) in pending.items():
-            measured[arm] = ArmMeasurements(arm, amounts, sizes, failed)
+        some = next(iter(sizes.values()), np.ones(1))  # of an arm without a run that was done they do not matter
+        measured = {
+            arm: ArmMeasurements(arm, amounts, sizes.get(arm, some), failed)
+            for arm, (amounts, failed) in pending.items()
+        }
         config = self.about["config"]
         return judge(
             measured[self.baseline], [measured[arm] for arm in self.arms[1:]], alpha=config["alpha"],

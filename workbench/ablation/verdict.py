@@ -267,7 +267,7 @@ def _check(
     for arm in arms:
         if not np.array_equal(arm.sizes_D, baseline.sizes_D):
             raise ValueError(
-                f"arm {arm.arm!r}: its documents are not those of {baseline.arm!r} (their sizes in bytes differ). "
+                f"arm {arm.arm!r}: its documents are not those of {baseline.arm!r} (their sizes differ). "
                 "Evaluate both on the same report documents, in the same order."
             )
 

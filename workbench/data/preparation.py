@@ -143,7 +143,6 @@ def _prepared(config: DataConfig, vocabulary: int, cache: Path, say: Callable[[s
         folder = cache / read_json(known).get("fingerprint", "none")
         if is_whole(folder):
             return PreparedData(folder)
-    cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / f"{known.stem}.lock"):
         temporary = cache / f".{known.stem}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)

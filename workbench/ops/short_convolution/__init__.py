@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from torch import Tensor
+from torch import Tensor, float64
+from torch import dtype as DType
 
 from workbench.ops import paths
 from workbench.ops.short_convolution.torch import short_convolution_torch
 
-__all__ = ["short_convolution"]
+__all__ = ["path", "short_convolution"]
 
 TRITON = find_spec("triton") is not None
+
+
+def path(device: str, dtype: DType, *, tail: bool) -> str:
+    """Which implementation computes a call: "triton" (our kernels) on CUDA, or "torch" (shifted rows), which alone keeps
+    fp64 and goes on from the ``tail`` of a cache."""
+    return "triton" if TRITON and device == "cuda" and dtype != float64 and not tail else "torch"
 
 
 def short_convolution(
@@ -28,10 +35,10 @@ def short_convolution(
     Returns:
         (B, T, C) in the type of ``x``, computed in fp32 (fp64 for fp64).
     """
-    if TRITON and x_BTC.is_cuda and tail_BPC is None:
-        paths.note("short_convolution", "triton")
+    chosen = path(x_BTC.device.type, x_BTC.dtype, tail=tail_BPC is not None)
+    paths.note("short_convolution", chosen)
+    if chosen == "triton":
         from workbench.ops.short_convolution.triton import short_convolution_triton  # only where it is used
 
         return short_convolution_triton(x_BTC, weight_CW, segments)
-    paths.note("short_convolution", "torch")
     return short_convolution_torch(x_BTC, weight_CW, segments=segments, tail_BPC=tail_BPC)

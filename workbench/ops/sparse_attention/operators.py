@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from workbench.ops import paths
 from workbench.ops.sparse_attention import chunked as plain
 from workbench.ops.sparse_attention.layout import range_pairs, selected_pairs, visible_blocks
 
@@ -35,7 +36,7 @@ def path(device: str, *, dtype: torch.dtype, queries: int) -> str:
 
 
 def _chosen(q: Tensor) -> ModuleType:
-    if path(q.device.type, dtype=q.dtype, queries=q.shape[1]) == "torch":
+    if paths.note("sparse_attention", path(q.device.type, dtype=q.dtype, queries=q.shape[1])) == "torch":
         return plain
     from workbench.ops.sparse_attention import triton as kernels
 
