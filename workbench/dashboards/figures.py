@@ -179,7 +179,7 @@ def tuning(run: Run) -> go.Figure:
     grid.update_yaxes(title_text=_y_title(run, "selection_value"), col=1)
     grid.update_layout(height=60 + 300 * lines, legend=_legend(run.arms))
     if not len(known) and not table["status"].is_in(ENDED).any():
-        _say(grid, "No trial has a selection loss yet.")
+        _say(grid, f"No trial has a selection {run.metric.name} yet.")
     return grid
 
 

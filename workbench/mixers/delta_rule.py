@@ -239,9 +239,7 @@ class DeltaRuleMixer(Mixer):
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         if name == "A_log" and self.config.safe_gate:
             parameter.zero_()
-        elif (
-            name == "A_log"
-        ):  # exp(A_log) uniform; for a number a head from 1e-4, not 0, so that the logarithm is finite
+        elif name == "A_log":  # exp(A_log) uniform; a number a head from 1e-4, not 0: the logarithm must be finite
             lowest = 1e-4 if self.config.decay == "scalar" else 1.0
             parameter.uniform_(lowest, 16.0, generator=generator).log_()
         else:  # dt_bias: softplus(dt_bias) is log-uniform in (0.001, 0.1)
