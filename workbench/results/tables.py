@@ -45,7 +45,8 @@ def _cached_metrics(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _folders(ablation: Path) -> list[RunFolder]:
-    return [RunFolder(path.parent) for path in sorted(ablation.glob("runs/*/run.json"))]
+    folders = [RunFolder(path.parent) for path in sorted(ablation.glob("runs/*/run.json"))]
+    return [folder for folder in folders if "metric" in folder.about()]  # earlier versions knew bits per byte only
 
 
 def runs(ablation: str | Path) -> pl.DataFrame:
@@ -111,7 +112,7 @@ class SingleRuns:
     def __init__(self, *folders: str | Path):
         self._folders = [RunFolder(Path(folder).absolute()) for folder in folders]
         for folder in self._folders:
-            if not folder.about():
+            if "metric" not in folder.about():
                 raise ConfigError.at("folders", got=str(folder.path), expected="the folder of a run",
                                      do="Runs of `workbench train` are in results/runs.")  # fmt: skip
         metrics = [Metric(**folder.about()["metric"]) for folder in self._folders]
