@@ -31,6 +31,17 @@ def _place(x, b, T, C, rows, c):
 
 
 @triton.jit
+def _convolved(x, weight, segments, own, b, rows, c, T, C: tl.constexpr, W: tl.constexpr, SEGMENTS: tl.constexpr):
+    """Σ_j w_j x_{t-j}, fp32."""
+    total = tl.zeros((rows.shape[0], c.shape[0]), tl.float32)
+    for back in tl.static_range(W):
+        there = _same(segments, own, rows - back, (rows >= back) & (rows < T), SEGMENTS)
+        tile = tl.load(_place(x, b, T, C, rows, c) - back * C, mask=there[:, None] & (c < C)[None, :], other=0.0)
+        total += tile.to(tl.float32) * tl.load(weight + c * W + back, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    return total
+
+
+@triton.jit
 def _forward_kernel(
     x,
     weight,
@@ -49,11 +60,7 @@ def _forward_kernel(
     in_c = (c < C)[None, :]
     segments += b * T
     own = tl.load(segments + rows, mask=rows < T, other=0) if SEGMENTS else rows
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for back in tl.static_range(W):
-        there = _same(segments, own, rows - back, (rows >= back) & (rows < T), SEGMENTS)
-        tile = tl.load(_place(x, b, T, C, rows, c) - back * C, mask=there[:, None] & in_c, other=0.0)
-        total += tile.to(tl.float32) * tl.load(weight + c * W + back, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    total = _convolved(x, weight, segments, own, b, rows, c, T, C, W, SEGMENTS)
     out = total * tl.sigmoid(total)
     tl.store(_place(y, b, T, C, rows, c), out.to(y.dtype.element_ty), mask=(rows < T)[:, None] & in_c)
 
@@ -70,11 +77,7 @@ def _slope_kernel(
     in_c = (c < C)[None, :]
     segments += b * T
     own = tl.load(segments + rows, mask=rows < T, other=0) if SEGMENTS else rows
-    s = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for back in tl.static_range(W):
-        there = _same(segments, own, rows - back, (rows >= back) & (rows < T), SEGMENTS)
-        tile = tl.load(_place(x, b, T, C, rows, c) - back * C, mask=there[:, None] & in_c, other=0.0)
-        s += tile.to(tl.float32) * tl.load(weight + c * W + back, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    s = _convolved(x, weight, segments, own, b, rows, c, T, C, W, SEGMENTS)
     inside = (rows < T)[:, None] & in_c
     slope = tl.load(_place(dy, b, T, C, rows, c), mask=inside, other=0.0).to(tl.float32)
     p = tl.sigmoid(s)
