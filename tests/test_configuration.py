@@ -81,6 +81,8 @@ def test_yaml_loads_data_only(tmp_path: Path) -> None:
         path.write_text(text)
         assert str(path) in problems(read_yaml, path), text
     assert not made.exists()
+    path.write_text("name: a\nrate: 1\nname: b")
+    assert f"{path}, line 3: got 'found duplicate key" in problems(read_yaml, path)
     path.write_bytes(b"a: \xff")
     assert "not UTF-8" in problems(read_yaml, path)
 
@@ -89,6 +91,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "quickstart.yaml").write_text("{}")
     assert "Nearest valid name: 'quickstart.yaml'" in problems(read_yaml, tmp_path / "quikstart.yaml")
     assert "no such file" in problems(read_yaml, tmp_path / "no" / "x.yaml")
+    assert "got 'a folder'" in problems(read_yaml, tmp_path)
 
 
 def test_overrides() -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from workbench.config import ConfigError
     from workbench.dashboards import dashboard, write_report
     from workbench.model import LanguageModel, ModelConfig
-    from workbench.results.tables import table
+    from workbench.results.tables import SingleRuns, table
     from workbench.training import RunConfig
 
 _HOMES = {
@@ -35,6 +35,7 @@ _HOMES = {
     "LanguageModel": ("workbench.model", "LanguageModel"),
     "ModelConfig": ("workbench.model", "ModelConfig"),
     "RunConfig": ("workbench.training", "RunConfig"),
+    "SingleRuns": ("workbench.results.tables", "SingleRuns"),
     "dashboard": ("workbench.dashboards", "dashboard"),
     "open": ("workbench.ablation.run", "AblationRun"),
     "table": ("workbench.results.tables", "table"),
@@ -43,7 +44,7 @@ _HOMES = {
 
 __all__ = [
     "Ablation", "AblationConfig", "AblationRun", "ConfigError", "LanguageModel", "ModelConfig", "RunConfig",
-    "dashboard", "open", "table", "write_report",
+    "SingleRuns", "dashboard", "open", "table", "write_report",
 ]  # fmt: skip
 
 

@@ -31,6 +31,8 @@ class ModelCost:
     """Per token, mean over positions 1 to the sequence length."""
     cache_bytes: int
     """Decode state of one sequence at the sequence length."""
+    unevicted_bytes: int
+    """The same if windows kept every token."""
 
     @property
     def training_flops(self) -> float:
@@ -51,6 +53,9 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
         active=sum(cost.active_parameters for cost in costs) + norms,
         forward_flops=sum(cost.flops for cost in costs) + 2 * embedding,
         cache_bytes=sum(cost.cache_bytes for cost in costs),
+        unevicted_bytes=sum(
+            cost.cache_bytes if cost.unevicted_bytes is None else cost.unevicted_bytes for cost in costs
+        ),
     )
 
 

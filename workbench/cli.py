@@ -8,7 +8,6 @@ Every command that takes an ablation takes the same YAML file, followed by overr
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,7 @@ from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
+    from workbench.registry import Registry
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -61,22 +61,24 @@ def run(
     import polars as pl
 
     _print_cost(pl.DataFrame(launched.about["cost"], infer_schema_length=None), ablation.workers)
-    if not launched.finished:
-        launched.start_workers(ablation.workers if workers is None else workers)
-    if detach:
-        console.print(f"Working in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
-        return
     try:
+        if not launched.finished:
+            launched.start_workers(ablation.workers if workers is None else workers)
+        if detach:
+            console.print(f"Working in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
+            return
         _watch(launched)
     except KeyboardInterrupt:
         console.print("\nStopping: running trials write a checkpoint …")
-        launched.stop()
-        console.print("Stopped. The same command goes on from here.")
+        left = launched.stop()
+        console.print(
+            "Still writing a checkpoint, then they end." if left else "Stopped.", "The same command goes on from here."
+        )
         raise typer.Exit(130) from None
     if not launched.finished:
-        log = launched.folder / "workers" / "log.txt"
-        console.print(f"[bold]Not finished:[/] no worker is left. Their log: {log}", soft_wrap=True)
-        console.print("\n".join(log.read_text(encoding="utf-8").splitlines()[-8:]), markup=False)
+        console.print("[bold]Not finished:[/] no worker is left.")
+        console.print(_why_stopped(launched), markup=False, highlight=False, soft_wrap=True)
+        console.print("The same command goes on from here.")
         raise typer.Exit(1)
     _conclude(launched)
 
@@ -187,9 +189,12 @@ def generate(
 def worker(folder: Folder) -> None:
     """Take trials of a launched ablation until none is left. Any number may work at the same time."""
     from workbench.ablation.run import AblationRun
-    from workbench.ablation.worker import Worker
 
-    Worker(AblationRun(folder)).work()
+    launched = AblationRun(folder)
+    with launched.enlisted():  # at once: the import takes seconds
+        from workbench.ablation.worker import Worker
+
+        Worker(launched).work()
 
 
 @app.command()
@@ -197,10 +202,17 @@ def watch(folder: Folder) -> None:
     """Follow a launched ablation from any shell. Ctrl-C stops the watching, not the work."""
     from workbench.ablation.run import AblationRun
 
+    launched = AblationRun(folder)
     try:
-        _watch(AblationRun(folder))
+        _watch(launched)
     except KeyboardInterrupt:
         console.print("\nNo longer watching; the work goes on.")
+        return
+    if launched.finished:
+        console.print(f"Finished. Read it with: workbench verdict {folder}", soft_wrap=True)
+    else:
+        console.print("No worker is at work. `workbench run` with the same file goes on.")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -210,8 +222,10 @@ def stop(folder: Folder) -> None:
 
     launched = AblationRun(folder)
     count = len(launched.workers())
-    launched.stop()
-    console.print(f"{count} worker(s) stopped.")
+    left = launched.stop()
+    console.print(f"{count - len(left)} worker(s) stopped.")
+    if left:
+        console.print(f"Still writing a checkpoint: process {', '.join(map(str, left))}.")
 
 
 @app.command()
@@ -246,6 +260,9 @@ def table(
     from workbench.results.tables import table as all_runs
 
     frame = all_runs(results)
+    if not len(frame):
+        console.print(f"No run below {results}. `workbench run` makes some.", soft_wrap=True)
+        raise typer.Exit(1)
     if csv:
         print(frame.write_csv(), end="")
         return
@@ -274,16 +291,14 @@ def variants() -> None:
     from workbench.data import sources
     from workbench.data.corpora import corpora
 
-    shown = Table("sort", "name", "what it is", "can", "settings")
-    for registry in (mixers, feedforwards):
+    shown = Table("sort", "name", "what it is, and its settings", "can")
+    registries: list[Registry[Any]] = [mixers, feedforwards, sources, corpora]
+    for registry in registries:
         for name in registry:
             cls = registry[name]
-            can = cls.capabilities
-            abilities = [word for word in ("causal", "segments", "decode") if getattr(can, word)]
-            shown.add_row(registry.noun, name, _first_line(cls), ", ".join(abilities), _settings(cls))
-    for found in (sources, corpora):
-        for name in found:
-            shown.add_row(found.noun, name, _first_line(found[name]), "", _settings(found[name]))
+            can = getattr(cls, "capabilities", None)
+            abilities = [word for word in ("causal", "segments", "decode") if getattr(can, word, False)]
+            shown.add_row(registry.noun, name, f"{_first_line(cls)}\n[dim]{_settings(cls)}[/]", "\n".join(abilities))
     console.print(shown)
 
 
@@ -350,6 +365,7 @@ def _print_cost(frame: Any, workers: int) -> None:
         "forward FLOPs a token": lambda row: _human(row["flops_per_token"]),
         "training FLOPs": lambda row: _human(row["training_flops"]),
         "decode cache": lambda row: _human(row["cache_bytes"], "B"),
+        "… if windows kept every token": lambda row: _human(row.get("unevicted_bytes"), "B"),
         "training tokens": lambda row: _human(row["tokens"]),
         "time (estimated)": lambda row: _duration(row["seconds_per_trial"]),
         "memory (estimated)": lambda row: _human(row["memory_bytes"], "B"),
@@ -367,7 +383,8 @@ def _print_cost(frame: Any, workers: int) -> None:
 
 
 def _watch(launched: AblationRun) -> None:
-    """One bar a trial, until everything has ended or no worker is left."""
+    """One bar a trial that has not ended, a line for one that has; until all have, or no worker is left."""
+    from workbench.config import ConfigError
     from workbench.results.store import ENDED
 
     columns = (
@@ -378,26 +395,40 @@ def _watch(launched: AblationRun) -> None:
     told: dict[str, str] = {}
     bars: dict[str, TaskID] = {}
     with Progress(*columns, console=console, disable=not live, refresh_per_second=4) as progress:
-        begun = time.monotonic()
         while True:
-            ended = launched.wait(timeout=0.5)
+            over = launched.wait(timeout=0.5) or not launched.workers()
             frame = launched.runs()
             done = frame["status"].is_in(ENDED).sum()
             for row in frame.iter_rows(named=True):
-                title = f"{row['arm']} {row['stage']} {_point(row)}"
-                over = row["status"] in ENDED
-                numbers = _numbers(row)
-                if live:
+                title, numbers = f"{row['arm']} {row['stage']} {_point(row)}", _numbers(row)
+                ended = row["status"] in ENDED
+                if told.get(row["run"]) != row["status"] and (ended or (row["status"] == "running" and not live)):
+                    progress.console.print(
+                        f"[{done}/{launched.total}] {title}: {numbers}", markup=False, highlight=False, soft_wrap=True
+                    )
+                told[row["run"]] = row["status"]
+                if ended and row["run"] in bars:
+                    progress.remove_task(bars.pop(row["run"]))
+                elif live and not ended:
                     if row["run"] not in bars:
                         bars[row["run"]] = progress.add_task(title, total=row["steps"], numbers=numbers)
                     progress.update(bars[row["run"]], completed=row["step"], numbers=numbers)
-                elif told.get(row["run"]) != row["status"] and (over or row["status"] == "running"):
-                    console.print(
-                        f"[{done}/{launched.total}] {title}: {numbers}", markup=False, highlight=False, soft_wrap=True
-                    )
-                    told[row["run"]] = row["status"]
-            if ended or (not launched.workers() and time.monotonic() - begun > 20):
+            if not launched.exists:
+                raise ConfigError.at(str(launched.folder), got="a folder that has been removed meanwhile",
+                                     expected="the ablation that was being watched")  # fmt: skip
+            if over:
                 return
+
+
+def _why_stopped(launched: AblationRun) -> str:
+    """What the runs that ended early say; where none says anything, the end of the workers' log."""
+    frame = launched.runs()
+    early = frame.filter(frame["status"].is_in(("interrupted", "killed")))
+    if len(early):
+        return "\n".join(f"{row['run']} is {row['status']}: {row['reason']}" for row in early.iter_rows(named=True))
+    log = launched.folder / "workers" / "log.txt"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return "\n".join([f"The end of {log}:", *lines[-8:]])
 
 
 def _point(row: dict[str, Any]) -> str:

@@ -58,10 +58,15 @@ class ConfigError(ValueError):
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """``"Nearest valid name: 'x'."`` for the best match of ``name``, or the whole list where nothing is close."""
+    """``"Nearest valid name: 'x'."`` for the best match of ``name``, or the whole list where nothing is close.
+
+    Empty where there is no valid name.
+    """
     valid = sorted(valid)
     match = get_close_matches(str(name), valid, n=1, cutoff=0.5)
-    return f"Nearest valid name: {match[0]!r}." if match else f"Valid names: {', '.join(valid) or '(none)'}."
+    if match:
+        return f"Nearest valid name: {match[0]!r}."
+    return f"Valid names: {', '.join(valid)}." if valid else ""
 
 
 def _show(value: object) -> str:
@@ -257,9 +262,10 @@ def _yaml(text: str, origin: str) -> Any:
     try:
         return YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError) as error:  # ValueError: a date such as 2020-13-45
-        # The library's message names line and column; its last line is advice about its own options.
-        where = " ".join(str(error).split())
-        raise ConfigError.at(origin, got=where[:300], expected="valid YAML", do="Check the line it names.") from None
+        mark = getattr(error, "problem_mark", None)
+        where = origin if mark is None else f"{origin}, line {mark.line + 1}"
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError.at(where, got=what, expected="valid YAML that is data only") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -271,7 +277,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         there = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise ConfigError.at(str(path), got="no such file", expected="a YAML file", do=nearest(path.name, there))
+        got = "a folder" if path.is_dir() else "no such file"
+        raise ConfigError.at(str(path), got=got, expected="a YAML file", do=nearest(path.name, there))
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -79,6 +79,8 @@ class Cost:
     Elementwise work, norms and short convolutions are left out, as is any recomputation."""
     cache_bytes: int = 0
     """Bytes that decoding keeps for one sequence after T tokens."""
+    unevicted_bytes: int | None = None
+    """The same if windows kept every token; None where nothing is evicted."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("torch", "lightning", "optuna", "tokenizers", "numpy")
+LIBRARIES = ("torch", "triton", "lightning", "optuna", "tokenizers", "numpy")
 
 
 def version(name: str) -> str:
@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
     return {
         "code": code_version(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".rstrip(", "),
         "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "libraries": {name: version(name) for name in LIBRARIES},

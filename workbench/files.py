@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,16 +44,24 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock on the file ``path``; yields False when ``wait`` is off and somebody else holds it.
+def locked(path: Path, *, patience: float = math.inf) -> Iterator[bool]:
+    """Hold an exclusive lock on the file ``path``; yields False when somebody else holds it for longer than ``patience``.
 
-    The operating system drops the lock when the process dies, however it dies.
+    The operating system drops the lock when the process dies, however it dies. The folder must be there.
+
+    Args:
+        patience: seconds to wait.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + patience
     with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if patience == math.inf else fcntl.LOCK_NB))
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.01)
+                    continue
+                yield False
+            else:
+                yield True
             return
-        yield True

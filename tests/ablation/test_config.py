@@ -103,3 +103,12 @@ def test_recomputing_activations_shows_in_the_memory() -> None:
         for recompute in (False, True)
     ]
     assert sizes[0] / 8 < sizes[1] < sizes[0] / 3
+
+
+def test_activations_grow_with_the_context_not_with_its_square() -> None:
+    """Fused attention keeps no scores, on no device; the meta device must not count them."""
+    short, long = (
+        activation_bytes(RunConfig.parse({"training": {"context": context, "batch_size": 1, "tokens": 10_000}}))
+        for context in (1024, 4096)
+    )
+    assert 3.9 < long / short < 4.1

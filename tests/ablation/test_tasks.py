@@ -97,3 +97,19 @@ def test_arms_on_different_sorts_of_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"arms.text.data: got 'bits per byte'; expected the baseline's metric"):
         wb.AblationConfig.parse(mixed)
     assert wb.AblationConfig.parse(fields(tmp_path, measure="loss")).run("full", seed=0).data.metric.unit == "bits per answer"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "other", [[{"length": 16, "pairs": 1}], [{"length": 16, "pairs": 2}, {"length": 64, "pairs": 4}]]
+)
+def test_arms_measured_on_other_examples_are_refused(
+    tmp_path: Path, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "COMPARED", 1)
+    apart = fields(tmp_path, measured=DATA["mixes"])
+    apart["base"]["training"]["context"] = 64
+    apart["arms"]["other"] = {"data.mixes": other}  # other training, same measurement
+    wb.Ablation.parse(apart, tmp_path / "one").create()
+    apart["arms"]["other"] = {"data.measured": other}
+    with pytest.raises(ConfigError, match=r"arms.other.data: got 'report documents of its own'"):
+        wb.Ablation.parse(apart, tmp_path / "two").create()

@@ -187,7 +187,8 @@ def test_identical_arms():
     assert (row.verdict, row.difference, row.low, row.high, row.p) == ("undecided", 0.0, 0.0, 0.0, 1.0)
     assert row.detectable is None
     assert row.sentence.endswith(
-        "the difference is the same in all 5 seeds: check that change and seed reach the model."
+        "the difference is the same in all 5 seeds: check that change and seed reach the model, and that what is measured "
+        "is not solved, or missed, by every run alike."
     )
     assert against(np.zeros(5), margin=0.001).verdict == "equivalent"
     rounding = against(np.full(5, 4e-16), base_S=np.full(5, 1.0))

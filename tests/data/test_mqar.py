@@ -158,6 +158,10 @@ def test_prepared_once_and_opened_again(task: MultiQueryRecall) -> None:
     assert len(prepare(config(), V, cache).report) == 20
 
 
+def test_a_task_without_material_is_prepared_into_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert len(prepare(config(examples=2), V, tmp_path / "results" / "cache").report) == 2
+
+
 def test_a_third_task_is_one_class(tmp_path: Path) -> None:
     class Copy(Task):
         """Say the first token again."""

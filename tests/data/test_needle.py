@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from helpers import write_corpus
 
 from workbench.config import ConfigError
-from workbench.data import prepare, tasks
+from workbench.data import Source, prepare, tasks
 from workbench.data.tasks.needle import ADJECTIVES, NOUNS, Needle
 from workbench.training import RunConfig
 
@@ -112,7 +113,16 @@ def test_text_is_part_of_what_the_task_is(corpus: Path) -> None:
     assert len(set(ADJECTIVES)) == len(ADJECTIVES) and len(set(NOUNS)) == len(NOUNS)
     whole, less = (made(corpus, text={"corpus": {"kind": "files", "path": str(corpus / pattern)}, "evaluation_documents": 3})
                    for pattern in ("*.txt", "00*.txt"))  # fmt: skip
-    assert whole.card["text"] != less.card["text"] and whole.fingerprint != less.fingerprint
+    assert whole.card["material"] != less.card["material"] and whole.fingerprint != less.fingerprint
+
+
+def test_a_task_whose_text_was_removed_is_not_there(corpus: Path, tmp_path: Path) -> None:
+    task = made(Path(shutil.copytree(corpus, tmp_path / "corpus")), lengths=[250])
+    cache = task.folder.parent
+    assert Source.open(cache, task.fingerprint).fingerprint == task.fingerprint
+    shutil.rmtree(cache / task.card["material"]["text"])
+    with pytest.raises(ConfigError, match="no prepared data"):  # so that whoever starts the run makes it again
+        Source.open(cache, task.fingerprint)
 
 
 def test_mistakes(corpus: Path) -> None:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from workbench.contract import mixers
 from workbench.model import LanguageModel, ModelConfig
-from workbench.ops import attention
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("flex", [False, True])
-@pytest.mark.parametrize("pattern", ["full", "sliding", "gdn"])
+@pytest.mark.parametrize("pattern", sorted(mixers))
 @pytest.mark.parametrize("packed", [False, True])
-def test_compiled_gradients_are_those_of_the_plain_model(
-    pattern: str, packed: bool, flex: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention.path, "__kwdefaults__", {**attention.path.__kwdefaults__, "flex": flex})
+def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: bool) -> None:
     torch._dynamo.reset()
-    config = ModelConfig(width=256, depth=6, vocabulary=1000, pattern=pattern)
-    tokens_BT = torch.randint(1000, (2, 512), device="cuda")
-    segments_BT = (torch.rand(2, 512, device="cuda") < 1 / 100).int().cumsum(1).int() if packed else None
+    config = ModelConfig(width=256, depth=12, vocabulary=1000, pattern=pattern)
+    tokens_BT = torch.randint(1000, (2, 1024), device="cuda")
+    segments_BT = (torch.rand(2, 1024, device="cuda") < 1 / 100).int().cumsum(1).int() if packed else None
 
     def gradients(compiled: bool, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         model = LanguageModel(config, seed=0).cuda().to(dtype)

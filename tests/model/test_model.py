@@ -107,6 +107,7 @@ def test_weights_that_write_the_residual_start_smaller() -> None:
     ("changes", "path", "hint"),
     [
         ({"pattern": "slidng"}, "pattern", "'sliding'"),
+        ({"pattern": "slidng", "mixers": {"sliding": {"window": 4}}}, "pattern", "'sliding'"),
         ({"feedforward": "mow"}, "feedforward", "'moe'"),
         ({"mixers": {"full": {"heads": 5}}}, "mixers.full.heads", "Nearest: 4"),
         ({"mixers": {"full": {"kv_heads": 3}}}, "mixers.full.kv_heads", "Nearest: 2"),

@@ -174,7 +174,8 @@ def test_runs_that_cannot_be_exported(run: RunFolder, tmp_path: Path) -> None:
     (copy.path / "checkpoint/step-20/model.safetensors").write_bytes(b"torn")
     with pytest.raises(ConfigError, match=r"step-20 is damaged.*checkpoint/step-15"):
         export(copy.path, tmp_path / "out", cache=cache)
-    copy.reopen()
+    (copy.path / "result.json").unlink()
+    copy.set_status("interrupted")
     with pytest.raises(ConfigError, match=r"interrupted.*expected a finished run.*checkpoint/step-15"):
         export(copy.path, tmp_path / "out", cache=cache)
     shutil.rmtree(copy.path / "checkpoint")

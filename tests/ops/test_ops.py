@@ -6,13 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.ops.attention import attention
 from workbench.ops.attention.reference import attention_reference
-from workbench.ops.delta_rule import gated_delta_rule_chunked, gated_delta_rule_recurrent
-from workbench.ops.delta_rule.torch import gated_delta_rule_flops
 from workbench.ops.experts import swiglu_experts
 from workbench.ops.experts.reference import swiglu_experts_reference
 from workbench.testing import count_flops
@@ -58,63 +55,6 @@ def test_a_window_sees_exactly_its_keys(window: int | None) -> None:
     for t in range(12):
         seen = torch.autograd.grad(out[0, t].sum(), v, retain_graph=True)[0][0, :, 0, 0] != 0
         assert int(seen.sum()) == min(window or 12, t + 1) and seen[t]
-
-
-def delta_inputs(T: int, decay: str, *, H: int = 2, K: int = 8, V: int = 12) -> list[Tensor]:
-    k = F.normalize(random(2, T, H, K), dim=-1)
-    if decay == "repeated":
-        k = k[:, :1].expand_as(k).contiguous()
-    g = -torch.rand(2, T, H, dtype=torch.float64)
-    g = {"none": g * 0, "strong": g * 0 - 60, "mixed": torch.where(torch.rand_like(g) < 0.3, -60.0, g)}.get(decay, g)
-    return [random(2, T, H, K) / K**0.5, k, random(2, T, H, V), g, torch.rand(2, T, H, dtype=torch.float64)]
-
-
-@pytest.mark.parametrize("decay", ["mild", "none", "strong", "mixed", "repeated"])
-@pytest.mark.parametrize(("T", "chunk"), [(1, 64), (7, 4), (33, 16), (65, 64), (31, 1)])
-@pytest.mark.parametrize("packed", [False, True])
-def test_delta_rule_in_chunks_is_the_recurrence(decay: str, T: int, chunk: int, packed: bool) -> None:
-    tensors = [x.requires_grad_() for x in (*delta_inputs(T, decay), random(2, 2, 8, 12))]
-    segments = (torch.rand(2, T) < 0.2).cumsum(1) if packed else None
-    results = []
-    for op, more in ((gated_delta_rule_chunked, {"chunk": chunk}), (gated_delta_rule_recurrent, {})):
-        *inputs, state = tensors
-        results.append(op(*inputs, state_BHKV=state, segments=segments, **more))
-    (o, s), (o_wanted, s_wanted) = results
-    assert error(o, o_wanted) < 1e-12 and error(s, s_wanted) < 1e-12
-    a, b = torch.randn_like(o), torch.randn_like(s)
-    pairs = [torch.autograd.grad((o * a).sum() + (s * b).sum(), tensors) for o, s in results]
-    for got, wanted in zip(*pairs):
-        assert (got - wanted).norm() < 1e-12 * max(1.0, float(wanted.norm()))
-
-
-@pytest.mark.parametrize("decay", ["mild", "none", "strong", "mixed", "repeated"])
-def test_delta_rule_in_single_precision(decay: str) -> None:
-    single = [x.float() for x in delta_inputs(130, decay)]
-    got, wanted = gated_delta_rule_chunked(*single), gated_delta_rule_recurrent(*(x.double() for x in single))
-    assert error(got[0], wanted[0]) < 2e-6 and error(got[1], wanted[1]) < 2e-6
-    assert got[0].dtype == got[1].dtype == torch.float32
-
-
-def test_delta_rule_gradients_are_finite_at_strong_decay() -> None:
-    tensors = [x.float().requires_grad_() for x in delta_inputs(130, "strong")]
-    o, s = gated_delta_rule_chunked(*tensors)
-    assert all(g.isfinite().all() for g in torch.autograd.grad(o.sum() + s.sum(), tensors))
-
-
-def test_a_full_edit_stores_its_value() -> None:
-    q, k, v, g, beta = delta_inputs(20, "none")
-    state = None
-    for t in range(20):
-        parts = [x[:, t : t + 1] for x in (q, k, v, g, torch.ones_like(beta))]
-        _, state = gated_delta_rule_chunked(*parts, state_BHKV=state)
-        assert error(torch.einsum("bhkv,bhk->bhv", state, k[:, t]), v[:, t]) < 1e-12
-
-
-@pytest.mark.parametrize(("T", "chunk"), [(64, 16), (65, 64), (33, 64), (1, 8)])
-def test_delta_rule_flops_are_counted(T: int, chunk: int) -> None:
-    tensors = [x[:1] for x in delta_inputs(T, "mild")]
-    assert count_flops(lambda: gated_delta_rule_chunked(*tensors, chunk=chunk)) == pytest.approx(
-        gated_delta_rule_flops(2, 8, 12, T, chunk) * T, rel=1e-9)  # fmt: skip
 
 
 def expert_inputs(counts: list[int]) -> tuple[list[Tensor], Tensor]:

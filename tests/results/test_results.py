@@ -58,6 +58,9 @@ def test_finish_and_reopen(tmp_path: Path) -> None:
     assert folder.status()["status"] == "crashed" and folder.result()["steps"] == 3
     folder.reopen()
     assert folder.result() == {} and folder.status()["status"] == "interrupted"
+    folder.finish("done", None, steps=3)
+    folder.reopen()  # says something about the model: kept
+    assert folder.result()["steps"] == 3
 
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
         write_json(path, {"a": object()})
     assert read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert read_json(tmp_path / "none.json") == {}
-    with locked(tmp_path / "lock") as one, locked(tmp_path / "lock", wait=False) as two:
+    with locked(tmp_path / "lock") as one, locked(tmp_path / "lock", patience=0) as two:
         assert one and not two
 
 

@@ -74,7 +74,11 @@ def test_variant_of_another_package_conforms_trains_and_is_shown(tmp_path: Path)
     (site / "throwaway-1.0.dist-info" / "entry_points.txt").write_text(entry)
     arms = {"full": {}, "mean": {"model.pattern": "running_mean full"}}
     fields = ablation_fields(
-        write_corpus(tmp_path / "corpus"), arms=arms, budget={"allow_mismatch": "a throw-away mixer"}
+        write_corpus(tmp_path / "corpus"),
+        arms=arms,
+        budget={"allow_mismatch": "a throw-away mixer"},
+        tuning={"trials": 0},
+        confirmation={"seeds": [0, 1]},
     )
     write_json(tmp_path / "ablation.yaml", fields)
     script = f"""

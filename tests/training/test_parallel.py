@@ -64,22 +64,32 @@ def assert_equal_to_rounding(got: RunFolder, wanted: RunFolder) -> None:
     assert torch.equal(states[0]["health"][-2:], states[1]["health"][-2:])
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_ranks_train_what_one_process_trains(devices: int, one: RunFolder, corpus: Path, tmp_path: Path) -> None:
-    assert_equal_to_rounding(trained(tmp_path / "run", corpus, devices), one)
+@pytest.fixture(scope="module")
+def four(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return trained(tmp_path_factory.mktemp("four") / "run", corpus, 4)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(one: RunFolder, corpus: Path, tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    shutil.copytree(one.path, path)
-    shutil.copytree(one.path.parent / "cache", tmp_path / "cache")
-    for count, devices in enumerate((4, 1, 2), start=1):
-        shutil.rmtree(path / "checkpoint" / "step-24")
-        (path / "result.json").unlink()
-        run = trained(path, corpus, devices)
-        resumed = [line for line in (path / "events.jsonl").read_text().splitlines() if '"resumed"' in line]
-        assert len(resumed) == count and f'"devices": {devices}' in resumed[-1]
-        assert_equal_to_rounding(run, one)
+def test_four_ranks_train_what_one_process_trains(one: RunFolder, four: RunFolder) -> None:
+    assert_equal_to_rounding(four, one)
+
+
+def test_two_ranks_train_what_one_process_trains(one: RunFolder, corpus: Path, tmp_path: Path) -> None:
+    assert_equal_to_rounding(trained(tmp_path / "run", corpus, 2), one)
+
+
+@pytest.mark.parametrize(("before", "after"), [("one", 2), ("four", 1)])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    before: str, after: int, one: RunFolder, corpus: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    begun: RunFolder = request.getfixturevalue(before)
+    path = Path(shutil.copytree(begun.path, tmp_path / "run"))
+    shutil.copytree(begun.path.parent / "cache", tmp_path / "cache")
+    shutil.rmtree(path / "checkpoint" / "step-24")
+    (path / "result.json").unlink()
+    run = trained(path, corpus, after)
+    (resumed,) = [line for line in (path / "events.jsonl").read_text().splitlines() if '"resumed"' in line]
+    assert '"step": 16' in resumed and f'"devices": {after}' in resumed
+    assert_equal_to_rounding(run, one)
 
 
 def test_rows_that_ranks_cannot_share_are_told_before_anything_starts(corpus: Path, tmp_path: Path) -> None:

@@ -16,15 +16,14 @@ import pytest
 import torch
 from helpers import make_run, run_fields, write_corpus
 
+from workbench.contract import feedforwards, mixers
 from workbench.results import RunFolder
 from workbench.training.checkpoint import SafeCheckpointIO, latest
 from workbench.training.trial import run_in_process, train
 
 VARIANTS = {
-    "full": {"model": {"pattern": "full"}},
-    "sliding": {"model": {"pattern": "sliding"}},
-    "gdn": {"model": {"pattern": "gdn"}},
-    "moe": {"model": {"pattern": "full", "feedforward": "moe"}},
+    **{name: {"model": {"pattern": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in mixers},
+    **{name: {"model": {"feedforward": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in feedforwards},
     "accumulated hybrid": {"model": {"pattern": "gdn full"}, "training": {"accumulate": 2, "schedule": "cosine"}},
 }
 
@@ -136,6 +135,24 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bits(corpus: Path, tmp_
     assert kills >= 2
     assert_same_bits(state(killed), state(whole))
     assert curve(killed) == curve(whole)
+
+
+def test_a_request_to_stop_that_comes_between_steps_is_met_with_a_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus, training={"accumulate": 2}))
+    calls, asked = iter(range(1, 100)), []
+
+    def should_stop() -> bool:
+        already = bool(asked)
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)  # as if it came just after the question
+        return already
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    try:
+        assert train(folder.path, tmp_path / "cache", should_stop)["status"] == "interrupted"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert latest(folder.path / "checkpoint")[0] == folder.path / "checkpoint" / "step-4"
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(corpus: Path, tmp_path: Path) -> None:

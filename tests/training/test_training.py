@@ -140,6 +140,11 @@ def test_recomputed_activations_change_no_bit(corpus: Path, tmp_path: Path) -> N
         fields = run_fields(corpus, model=model, training={"recompute": recompute})
         folder = make_run(tmp_path / f"{recompute}", tmp_path / "cache", fields)
         results.append(train(folder.path, tmp_path / "cache")["report_value"])
+        assert folder.environment()["paths"] == {
+            "attention": ["torch"],
+            "delta_rule": ["torch"],
+            "short_convolution": ["torch"],
+        }
     assert results[0] == results[1]
 
 

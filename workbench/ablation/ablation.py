@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -16,7 +17,7 @@ from workbench.ablation.cost import check_budget, cost_table
 from workbench.ablation.plan import Plan
 from workbench.ablation.run import AblationRun
 from workbench.config import ConfigError, difference
-from workbench.data import prepare
+from workbench.data import Source, prepare
 from workbench.environment import environment
 from workbench.files import locked, read_json, write_json
 
@@ -110,6 +111,8 @@ class Ablation:
                                      expected="a name of its own for every ablation",
                                      do=f"Differences: {shown}. Give another name (name=...), or remove "
                                         f"{self.folder}.")  # fmt: skip
+            else:
+                self._prepare_again(about["data"], progress)
         run = AblationRun(self.folder)
         with locked(self.folder / "plan.lock"):
             Plan(run).advance(relaunch=True)
@@ -132,11 +135,9 @@ class Ablation:
         config = self.config
         table = self.cost(progress=progress)
         check_budget(config, table)
-        data, cards = {}, {}
-        for arm in config.order:
-            run = config.run(arm, seed=config.tuning.seed)
-            prepared = prepare(run.data, run.model.vocabulary or 0, self.results / "cache", progress)
-            data[arm], cards[arm] = prepared.fingerprint, prepared.card
+        prepared = {arm: self._prepare(arm, progress) for arm in config.order}
+        _check_alike(prepared)
+        data = {arm: own.fingerprint for arm, own in prepared.items()}
         where = environment()
         about = {
             "name": config.name,
@@ -145,7 +146,7 @@ class Ablation:
             "config": config.plain(),
             "canonical": config.canonical(),
             "data": data,
-            "data_cards": cards,
+            "data_cards": {arm: own.card for arm, own in prepared.items()},
             "metric": config.run(config.order[0], seed=config.tuning.seed).data.metric.plain(),
             "views": dict(config.run(config.order[0], seed=config.tuning.seed).data.views),
             "workers": self.workers,
@@ -164,3 +165,31 @@ class Ablation:
         }
         write_json(self.folder / "ablation.json", about)
         return about
+
+    def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
+        run = self.config.run(arm, seed=self.config.tuning.seed)
+        return prepare(run.data, run.model.vocabulary or 0, self.results / "cache", progress)
+
+    def _prepare_again(self, data: dict[str, str], progress: Callable[[str], None]) -> None:
+        """Make prepared data that somebody has removed anew; the trials to come must see what the earlier ones saw."""
+        for arm, fingerprint in data.items():
+            try:
+                now = Source.open(self.results / "cache", fingerprint).fingerprint
+            except ConfigError:
+                now = self._prepare(arm, progress).fingerprint
+            if now != fingerprint:
+                raise ConfigError.at(f"arms.{arm}.data", got=f"data that has changed since the launch ({now})",
+                                     expected=f"the data of the launch ({fingerprint})",
+                                     do="Put the text back, or give the ablation another name (name=...).")  # fmt: skip
+
+
+def _check_alike(prepared: dict[str, Source]) -> None:
+    """Raise ConfigError where an arm, the baseline being the first, is measured on other documents: their differences would
+    be no pairs."""
+    wanted, *_ = (source.report.columns for source in prepared.values())
+    for arm, source in prepared.items():
+        own = source.report.columns
+        if set(own) != set(wanted) or not all(np.array_equal(own[name], wanted[name]) for name in wanted):
+            raise ConfigError.at(f"arms.{arm}.data", got="report documents of its own",
+                                 expected="every arm measured on the same ones",
+                                 do="Arms may differ in tokenizer and training data, not in what is measured.")  # fmt: skip

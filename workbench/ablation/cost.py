@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import torch
+from torch.overrides import TorchFunctionMode
 
 from workbench.ablation.config import AblationConfig
 from workbench.accounting import ModelCost, account
@@ -26,12 +27,36 @@ def activation_bytes(config: RunConfig) -> int:
 
     Our estimate: tensors saved by the forward pass, each storage once, parameters left out; with ``recompute`` the inputs of
     all blocks and the mean block's own, there while it is computed again. Temporaries of single operations are not in it.
-    Compiled code keeps much less (full 340M, 16 × 4096, bf16, on an H200: 64 GiB of peak memory in all).
+    Compiled code keeps much less (full 340M, 16 × 4096, bf16: 145 GiB by this estimate, 66 GiB of peak memory in all measured on
+    an H100).
     """
     if config.training.recompute:
         plain = config.changed(training=config.training.changed(recompute=False))
         return _saved_bytes(config) + _saved_bytes(plain) // len(config.model.layers)
     return _saved_bytes(config)
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps for the backward pass what fused kernels keep."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):  # type: ignore[no-untyped-def]
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+        raise AssertionError("nothing is computed on the meta device")
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Scores are not kept: on the meta device torch has no fused kernel, on every other it has."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])
+        return function(*args, **(kwargs or {}))
 
 
 def _saved_bytes(config: RunConfig) -> int:
@@ -52,6 +77,7 @@ def _saved_bytes(config: RunConfig) -> int:
             return tensor
 
         with (
+            _FusedAttention(),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),
         ):
@@ -101,7 +127,8 @@ def cost_table(
     """One row an arm, the baseline first.
 
     Columns: parameters, non_embedding, active (counts); flops_per_token (forward), training_flops (one trial);
-    cache_bytes (one sequence at the training context); tokens (one trial); trials (tuning and confirmation);
+    cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
+    tokens (one trial); trials (tuning and confirmation);
     seconds_per_trial, seconds_total (training alone, one worker; null where not measured); memory_bytes (weights,
     gradients, AdamW's moments and saved activations: our estimate); residual (relative difference of the matched
     quantity to the baseline); mismatch (what is not matched, in words).
@@ -122,7 +149,7 @@ def cost_table(
             "arm": arm, "parameters": cost.parameters, "non_embedding": cost.non_embedding, "active": cost.active,
             "flops_per_token": cost.forward_flops,
             "training_flops": cost.training_flops * training.steps * training.tokens_per_step,
-            "cache_bytes": cost.cache_bytes, "tokens": training.steps * training.tokens_per_step, "trials": trials,
+            "cache_bytes": cost.cache_bytes, "unevicted_bytes": cost.unevicted_bytes, "tokens": training.steps * training.tokens_per_step, "trials": trials,
             "seconds_per_trial": seconds, "seconds_total": None if seconds is None else seconds * trials,
             # weights, gradients and two moments, all fp32
             "memory_bytes": 16 * cost.parameters + activation_bytes(run),

@@ -15,7 +15,7 @@ from workbench.ablation.config import AblationConfig
 from workbench.ablation.run import AblationRun
 from workbench.ablation.study import ATTEMPTS, enqueue, fail_stale_trials, is_open, open_storage, retry, sampler, slots
 from workbench.files import write_json
-from workbench.results.store import RunFolder
+from workbench.results.store import OUTSIDE, RunFolder
 from workbench.training.config import RunConfig, describe_run
 
 TUNING, CONFIRMATION = "tuning", "confirmation"
@@ -53,29 +53,28 @@ class Plan:
         Args:
             relaunch: the user started the ablation (again): take up what was interrupted, crashed or killed.
         """
-        if relaunch and not self.run.finished:
-            self.run_reopen()
         open_somewhere = False
         for arm in self.config.order:
             tuning = self.study(arm, TUNING)
-            self._fill(tuning, [(point, {}) for point in self.config.points(arm)], relaunch)
+            chosen = self.run.selection().get(arm, {"failed": "not chosen yet"})
+            settled = "failed" not in chosen  # a tuning trial tried again now would come too late
+            self._fill(tuning, [(point, {}) for point in self.config.points(arm)], relaunch and not settled)
             if any(is_open(trials[-1]) for trials in slots(tuning).values()):
                 open_somewhere = True
+                self._choose(arm, None)
                 continue
-            chosen = self.run.selection().get(arm) or self._select(arm, tuning)
+            if not settled:
+                chosen = self._select(tuning)
+                self._choose(arm, chosen)
             if "failed" in chosen:
                 continue
             confirmation = self.study(arm, CONFIRMATION)
             self._fill(confirmation, [({}, {"seed": seed}) for seed in self.config.confirmation.seeds], relaunch)
             open_somewhere |= any(is_open(trials[-1]) for trials in slots(confirmation).values())
-        if not open_somewhere and not self.run.finished:
+        if open_somewhere:
+            (self.run.folder / "finished.json").unlink(missing_ok=True)
+        elif not self.run.finished:
             write_json(self.run.folder / "finished.json", {"identity": self.run.about["identity"]})
-
-    def run_reopen(self) -> None:
-        """Forget the results of runs that failed for reasons outside the model."""
-        for row in self.run.runs().iter_rows(named=True):
-            if row["status"] in ("crashed", "out_of_memory"):
-                RunFolder(row["folder"]).reopen()
 
     def _fill(self, study: optuna.Study, wanted: list[tuple[dict[str, Any], dict[str, Any]]], relaunch: bool) -> None:
         there = slots(study)
@@ -83,7 +82,10 @@ class Plan:
             if slot not in there:
                 enqueue(study, slot, params, **attributes)
             elif self._again(there[slot], relaunch):
-                retry(study, there[slot][-1])
+                trial = there[slot][-1]
+                if "run" in trial.user_attrs:
+                    RunFolder(self.run.folder / "runs" / trial.user_attrs["run"]).reopen()
+                retry(study, trial)
 
     def _again(self, trials: list[FrozenTrial], relaunch: bool) -> bool:
         """Whether a slot whose latest trial failed is taken up again."""
@@ -92,24 +94,27 @@ class Plan:
         status = trials[-1].user_attrs.get("status", "killed")
         if status == "killed" and not relaunch:  # a trial's process died, its worker did not
             return sum(trial.user_attrs.get("status", "killed") == "killed" for trial in trials) < ATTEMPTS
-        return relaunch and status in ("killed", "interrupted", "crashed", "out_of_memory")
+        return status == "interrupted" or (relaunch and status in ("killed", *OUTSIDE))
 
-    def _select(self, arm: str, tuning: optuna.Study) -> dict[str, Any]:
-        """Choose the arm's setting on the selection split, once, and write it down."""
+    def _select(self, tuning: optuna.Study) -> dict[str, Any]:
+        """The arm's setting, chosen on the selection split."""
         latest = [trials[-1] for trials in slots(tuning).values()]
         done = [trial for trial in latest if trial.state == TrialState.COMPLETE and trial.value is not None]
-        chosen: dict[str, Any]
         if not latest:  # nothing was to be tuned
-            chosen = {"run": None, "hyperparameters": {}}
-        elif not done:
+            return {"run": None, "hyperparameters": {}}
+        if not done:
             states = ", ".join(sorted(trial.user_attrs.get("status", "killed") for trial in latest))
-            chosen = {"failed": f"every tuning trial failed ({states})"}
-        else:
-            best = min(done, key=lambda trial: (trial.value, trial.number))
-            chosen = {"run": best.user_attrs["run"], "hyperparameters": best.params, "selection_value": best.value,
-                      "done": len(done), "trials": len(latest)}  # fmt: skip
-        write_json(self.run.folder / "selection.json", {**self.run.selection(), arm: chosen})
-        return chosen
+            return {"failed": f"every tuning trial failed ({states})"}
+        best = min(done, key=lambda trial: (trial.value, trial.number))
+        return {"run": best.user_attrs["run"], "hyperparameters": best.params, "selection_value": best.value,
+                "done": len(done), "trials": len(latest)}  # fmt: skip
+
+    def _choose(self, arm: str, chosen: dict[str, Any] | None) -> None:
+        """Write down, or take back, what an arm is confirmed with."""
+        held = self.run.selection()
+        wanted = {name: value for name, value in {**held, arm: chosen}.items() if value is not None}
+        if wanted != held:
+            write_json(self.run.folder / "selection.json", wanted)
 
     # -- taking work ---------------------------------------------------------------------------------------------
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from workbench.config import ConfigError, nearest
-from workbench.files import locked, read_json
+from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
 from workbench.results.store import ENDED
 from workbench.results.tables import curves, runs
@@ -39,6 +42,7 @@ class AblationRun:
             raise ConfigError.at(str(folder), got="no ablation", expected="a folder that `workbench run` made",
                                  do=nearest(self.folder.name, near))  # fmt: skip
         self.about = read_json(self.folder / "ablation.json")
+        self._starting: list[subprocess.Popen[bytes]] = []
 
     def __repr__(self) -> str:
         counts = dict(self.runs()["status"].value_counts().iter_rows())
@@ -99,6 +103,11 @@ class AblationRun:
         return dict(self.about["provenance"])
 
     @property
+    def exists(self) -> bool:
+        """Whether its folder is still there."""
+        return (self.folder / "ablation.json").exists()
+
+    @property
     def finished(self) -> bool:
         """Whether every planned run has ended (done or failed)."""
         return (self.folder / "finished.json").exists()
@@ -113,8 +122,8 @@ class AblationRun:
 
         held = self.runs().filter(pl.col("stage") == "confirmation")
         unconfirmed = self.failures()
-        measured: dict[str, ArmMeasurements] = {}
-        sizes, metric = None, self.metric
+        metric = self.metric
+        sizes: dict[str, Any] = {}
         pending: dict[str, tuple[dict[int, Any], dict[int, str]]] = {}
         for arm in self.arms:
             amounts: dict[int, Any] = {}
@@ -123,18 +132,19 @@ class AblationRun:
                 if row["status"] == "done":
                     frame = pl.read_parquet(Path(row["folder"]) / "report.parquet")
                     amounts[row["seed"]] = metric.scale * frame[metric.numerator].to_numpy()
-                    sizes = frame[metric.denominator].to_numpy()
+                    sizes[arm] = frame[metric.denominator].to_numpy()
                 elif row["status"] in ENDED or self.finished:
                     failed[row["seed"]] = row["reason"] or row["status"]
             if len(amounts) + len(failed) < len(self.seeds):
                 return None
             pending[arm] = amounts, failed
-        if sizes is None:  # not one confirmation run was done; sizes do not matter
-            import numpy as np
+        import numpy as np
 
-            sizes = np.ones(1)
-        for arm, (amounts, failed) in pending.items():
-            measured[arm] = ArmMeasurements(arm, amounts, sizes, failed)
+        some = next(iter(sizes.values()), np.ones(1))  # of an arm without a run that was done they do not matter
+        measured = {
+            arm: ArmMeasurements(arm, amounts, sizes.get(arm, some), failed)
+            for arm, (amounts, failed) in pending.items()
+        }
         config = self.about["config"]
         return judge(
             measured[self.baseline], [measured[arm] for arm in self.arms[1:]], alpha=config["alpha"],
@@ -145,54 +155,78 @@ class AblationRun:
     # -- what is happening ---------------------------------------------------------------------------------------
 
     def workers(self) -> list[int]:
-        """Process numbers of the workers that are alive."""
+        """Process numbers of the workers that are alive, those that this process is just starting counted in."""
+        starting = {process.pid for process in self._starting if process.poll() is None}
+        return sorted(starting.union(self._enlisted()))
+
+    def _enlisted(self) -> list[int]:
         alive = []
-        for path in sorted(self.folder.glob("workers/*.json")):
-            with locked(path.with_suffix(".lock"), wait=False) as free:
+        for path in self.folder.glob("workers/*.json"):
+            with locked(path.with_suffix(".lock"), patience=0) as free:
                 if not free:
                     alive.append(int(path.stem))
         return alive
 
+    @contextlib.contextmanager
+    def enlisted(self) -> Iterator[None]:
+        """Count among :meth:`workers` while inside; a process that dies counts no longer, however it dies."""
+        me = self.folder / "workers" / f"{os.getpid()}.json"
+        me.parent.mkdir(exist_ok=True)
+        with locked(me.with_suffix(".lock")):
+            write_json(me, {"pid": os.getpid(), "started": time.time()})
+            try:
+                yield
+            finally:
+                me.unlink(missing_ok=True)
+                me.with_suffix(".lock").unlink(missing_ok=True)
+
     def start_workers(self, count: int | None = None) -> list[int]:
         """Start worker processes that live on when this process ends. Returns their process numbers.
+
+        Whoever calls this at the same time waits, so that together no more are started than one call would.
 
         Args:
             count: how many; default as the ablation's ``launch.workers`` says. Workers already there count.
         """
         wanted = self.about["workers"] if count is None else count
-        started = []
-        (self.folder / "workers").mkdir(exist_ok=True)
-        for _ in range(max(0, wanted - len(self.workers()))):
-            with open(self.folder / "workers" / "log.txt", "a") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "workbench", "worker", str(self.folder)],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                )  # fmt: skip
-            started.append(process.pid)
-            _children.append(process)
-        return started
+        place = self.folder / "workers"
+        place.mkdir(exist_ok=True)
+        with locked(place / "start.lock"):
+            for _ in range(max(0, wanted - len(self.workers()))):
+                with open(place / "log.txt", "a") as log:
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "workbench", "worker", str(self.folder)],
+                        stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                    )  # fmt: skip
+                self._starting.append(process)
+                _children.append(process)
+            while any(process.poll() is None and process.pid not in self._enlisted() for process in self._starting):
+                time.sleep(0.05)
+        started, self._starting = self._starting, []
+        return [process.pid for process in started]
 
-    def stop(self, wait: float = 60.0) -> None:
+    def stop(self, wait: float = 60.0) -> list[int]:
         """Ask every worker to stop: running trials write a checkpoint and can go on later.
 
         Args:
             wait: seconds to wait for them.
+
+        Returns:
+            process numbers of the workers that have not ended yet.
         """
         for pid in self.workers():
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGTERM)
         until = time.monotonic() + wait
-        while self.workers() and time.monotonic() < until:
+        while (left := self.workers()) and time.monotonic() < until:
             time.sleep(0.1)
+        return left
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until everything has ended or no worker is left. Returns whether the ablation is finished."""
-        until = None if timeout is None else time.monotonic() + timeout
-        # a worker needs a moment before it is seen
-        grace = time.monotonic() + 30
-        while not self.finished and (until is None or time.monotonic() < until):
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.finished and self.workers() and time.monotonic() < until:
             _reap()
-            if not self.workers() and (time.monotonic() > grace or not any(p.poll() is None for p in _children)):
-                break
             time.sleep(0.2)
         return self.finished
 
@@ -202,6 +236,4 @@ _children: list[subprocess.Popen[bytes]] = []
 
 def _reap() -> None:
     """Collect ended workers that this process started, so that none stays a zombie."""
-    for process in list(_children):
-        if process.poll() is not None:
-            _children.remove(process)
+    _children[:] = [process for process in _children if process.poll() is None]

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench.contract import Range
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are tracebacks of trials that ended, which runs tell
 
 ATTEMPTS = 3
 """Times a trial whose process or worker died is taken up again before it counts as killed."""

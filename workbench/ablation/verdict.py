@@ -267,7 +267,7 @@ def _check(
     for arm in arms:
         if not np.array_equal(arm.sizes_D, baseline.sizes_D):
             raise ValueError(
-                f"arm {arm.arm!r}: its documents are not those of {baseline.arm!r} (their sizes in bytes differ). "
+                f"arm {arm.arm!r}: its documents are not those of {baseline.arm!r} (their sizes differ). "
                 "Evaluate both on the same report documents, in the same order."
             )
 
@@ -295,7 +295,7 @@ class _Comparison:
         self.narrow = paired_interval(differences_S, 2 * alpha)
         self.inside = margin is not None and equivalent(differences_S, margin, alpha)
         self.bootstrap = crossed_bootstrap(*amounts, arm.sizes_D, replicates=replicates, level=1 - alpha)
-        # The same in all seeds: either the change or the seed never reached the model.
+        # The same in all seeds: the change or the seed never reached the model, or a task has no room between the runs.
         self.constant = len(seeds) > 1 and bool(np.ptp(differences_S) < ROUNDING)
 
     @property
@@ -359,7 +359,10 @@ class _Comparison:
         if word == "undecided" and self.margin is not None and n > 1:
             clauses += [f"its {narrow_level} interval {span(narrow)} is not inside {margin}"]
         if self.constant:
-            clauses += [f"the difference is the same in all {n} seeds: check that change and seed reach the model"]
+            clauses += [
+                f"the difference is the same in all {n} seeds: check that change and seed reach the model, and that what is "
+                "measured is not solved, or missed, by every run alike"
+            ]
         elif word == "undecided":
             clauses += [self._outlook(places)]
         return "; ".join(clauses) + "."

@@ -21,7 +21,7 @@ import optuna
 from workbench.ablation.plan import CONFIRMATION, Plan
 from workbench.ablation.run import AblationRun
 from workbench.ablation.study import suggest
-from workbench.files import locked, write_json
+from workbench.files import locked
 from workbench.results.store import RunFolder
 
 POLL = 0.1
@@ -58,24 +58,18 @@ class Worker:
         """Take trials until every run has ended, or until SIGTERM."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        me = self.run.folder / "workers" / f"{os.getpid()}.json"
-        me.parent.mkdir(exist_ok=True)
-        with locked(me.with_suffix(".lock")):
-            write_json(me, {"pid": os.getpid(), "started": time.time()})
-            try:
-                with self._gpu():
-                    self._work()
-            finally:
-                me.unlink(missing_ok=True)
-                me.with_suffix(".lock").unlink(missing_ok=True)
+        with self._gpu():
+            self._work()
 
     @contextlib.contextmanager
     def _gpu(self) -> Iterator[None]:
         """Give this worker's trials a GPU that no other worker has; where all are taken, they share the last."""
         gpus: list[str] = self.run.about.get("gpus", [])
+        place = self.run.folder / "workers"
+        place.mkdir(exist_ok=True)
         for gpu in gpus:
             name = "".join(c if c.isalnum() else "_" for c in gpu)
-            with locked(self.run.folder / "workers" / f"gpu-{name}.lock", wait=False) as mine:
+            with locked(place / f"gpu-{name}.lock", patience=0) as mine:
                 if mine or gpu == gpus[-1]:
                     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when a trial's process first asks for a device
                     yield
@@ -83,7 +77,7 @@ class Worker:
         yield
 
     def _work(self) -> None:
-        while not self.stopping:
+        while not self.stopping and self.run.exists:
             with locked(self.run.folder / "plan.lock"):
                 self.plan.advance()
             if self.run.finished:
@@ -114,6 +108,10 @@ class Worker:
         result = self._follow(trial, folder, stage)
         if result["status"] == "pruned":
             raise optuna.TrialPruned(result["reason"])
+        if result["status"] == "interrupted" and not self.stopping:
+            # a full disk: trying again at once would only find it full again
+            print(f"worker {os.getpid()} ends: {result['reason']}", flush=True)
+            self.stopping = True
         if result["status"] != "done":
             trial.set_user_attr("status", result["status"])
             trial.set_user_attr("reason", result["reason"])

@@ -27,6 +27,7 @@ from workbench.dashboards.tables import (
     tuning_table,
 )
 from workbench.results.store import ENDED
+from workbench.results.tables import SingleRuns
 
 if TYPE_CHECKING:
     from workbench.dashboards.tables import Run
@@ -46,7 +47,7 @@ COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 """Column of the cost table -> its heading and how its numbers are written."""
 
 
-def loss_curves(run: Run, x: XAxis = "tokens", y: YAxis = "loss") -> go.Figure:
+def loss_curves(run: Run | SingleRuns, x: XAxis = "tokens", y: YAxis = "loss") -> go.Figure:
     """Mean over seeds as a line, smallest to largest as a band, one colour an arm.
 
     Args:
@@ -178,7 +179,7 @@ def tuning(run: Run) -> go.Figure:
     grid.update_yaxes(title_text=_y_title(run, "selection_value"), col=1)
     grid.update_layout(height=60 + 300 * lines, legend=_legend(run.arms))
     if not len(known) and not table["status"].is_in(ENDED).any():
-        _say(grid, "No trial has a selection loss yet.")
+        _say(grid, f"No trial has a selection {run.metric.name} yet.")
     return grid
 
 
@@ -319,7 +320,7 @@ def _legend(arms: list[str]) -> dict[str, Any]:
     return {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top", "font": {"size": 11}}
 
 
-def _y_title(run: Run, y: str) -> str:
+def _y_title(run: Run | SingleRuns, y: str) -> str:
     if y == "loss":
         return "training loss (nats per token)"
     return style.label(f"selection {run.metric.name} ({run.metric.unit})")

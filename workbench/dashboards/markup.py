@@ -142,11 +142,11 @@ def failure_html(run: Run) -> str:
 def runs_html(run: Run) -> str:
     """Every run."""
     order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
-    table = run.runs().sort(order, pl.col("stage") == "confirmation", "seed", maintain_order=True)
+    table = run.runs().sort(order, pl.col("stage") == "confirmation", "seed", "hyperparameters", maintain_order=True)
     if not len(table):
         return "<p>No run has begun.</p>"
-    heads = ["arm", "stage", "seed", "status", "step", "tokens", "time", "loss (nats/token)",
-             f"selection ({run.metric.short})", f"report ({run.metric.short})", "hyperparameters"]  # fmt: skip
+    heads = ["arm", "stage", "seed", "status", "step", "tokens", "time", "loss\n(nats/token)",
+             f"selection\n({run.metric.short})", f"report\n({run.metric.short})", "hyperparameters"]  # fmt: skip
     rows = [
         (arm_name(run, row["arm"]), row["stage"] + (", chosen" if row["selected"] else ""), row["seed"],
          row["status"].replace("_", " "), f"{row['step']:,} of {row['steps']:,}", style.count(row["tokens"]),

@@ -144,10 +144,11 @@ p { max-width: 56em; margin: 0 0 12px; }
 .table { overflow-x: auto; margin-bottom: 14px; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 500; color: var(--soft); vertical-align: bottom; }
+th { font-weight: 500; color: var(--soft); vertical-align: bottom; white-space: pre-line; }
 td { overflow-wrap: break-word; max-width: 36em; }
+td:nth-child(-n+4) { white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; overflow-wrap: normal; }
-th.number { white-space: normal; }
+th.number { white-space: pre-line; }
 .word { font-weight: 600; }
 .better { color: var(--good); } .worse, .failed { color: var(--bad); }
 .baseline { font-weight: 400; color: var(--soft); }
@@ -164,6 +165,7 @@ footer { margin-top: 48px; border-top: 1px solid var(--line); padding-top: 14px;
   .switch { display: none; }
   section { break-inside: avoid-page; } section:last-of-type { break-inside: auto; } tr { break-inside: avoid; }
   .table { overflow: visible; } table { font-size: 11px; } th, td { padding-right: 10px; }
+  td:nth-child(-n+4) { white-space: normal; }
 }
 """
 ).replace("FONT", style.FONT)

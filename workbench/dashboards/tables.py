@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from workbench.results.store import ENDED
+from workbench.results.tables import SingleRuns
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -95,7 +96,10 @@ Run: TypeAlias = "AblationRun | Snapshot"
 
 
 def curve_table(
-    run: Run, x: XAxis = "tokens", y: YAxis = "loss", stage: Literal["confirmation", "tuning"] = "confirmation"
+    run: Run | SingleRuns,
+    x: XAxis = "tokens",
+    y: YAxis = "loss",
+    stage: Literal["confirmation", "tuning"] = "confirmation",
 ) -> pl.DataFrame:
     """Per arm the mean of ``y`` and its smallest and largest value over runs, along ``x``.
 

@@ -86,16 +86,21 @@ class Source(ABC):
     @classmethod
     @abstractmethod
     def prepare(cls, config: Any, vocabulary: int, cache: Path, say: Callable[[str], None]) -> Source:
-        """Prepare, or find as prepared before, the data of ``config`` for a model with ``vocabulary`` token ids."""
+        """Prepare, or find as prepared before, the data of ``config`` for a model with ``vocabulary`` token ids, in the
+        folder ``cache``, which is there."""
 
     @staticmethod
     def open(cache: str | Path, fingerprint: str) -> Any:
-        """Prepared data, of whatever kind, without preparing it again. Raises ConfigError when it is not there."""
+        """Prepared data, of whatever kind, without preparing it again. Raises ConfigError when it, or what it is made of, is
+        not there."""
         folder = Path(cache) / fingerprint
         if not is_whole(folder):
             raise ConfigError.at("data", got=f"no prepared data {fingerprint} in {cache}", expected="data prepared before",
                                  do="Start the ablation again; it prepares the data.")  # fmt: skip
-        return sources[json.loads((folder / "card.json").read_text(encoding="utf-8"))["kind"]](folder)
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        for material in card.get("material", {}).values():
+            Source.open(cache, material)
+        return sources[card["kind"]](folder)
 
     @property
     def vocabulary(self) -> int:
@@ -117,7 +122,9 @@ def prepare(
     Raises:
         ConfigError: nothing to read, nothing left for a split, or a vocabulary that does not fit.
     """
-    return sources[config.kind].prepare(config, vocabulary, Path(cache), progress or (lambda line: None))
+    cache = Path(cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    return sources[config.kind].prepare(config, vocabulary, cache, progress or (lambda line: None))
 
 
 def digest(*parts: Any) -> str:

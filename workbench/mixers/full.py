@@ -1,5 +1,7 @@
 """Softmax attention over all earlier tokens: multi-head, grouped-query (arXiv 2305.13245) or multi-query.
 
+Beside it the fields and divisibility checks that every attention with plain heads shares.
+
 Legend: B batch, T time, D model width, H query heads, G key–value heads, K head channels.
 """
 
@@ -8,16 +10,17 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from workbench.config import ConfigError
 from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, VariantConfig, mixers
 from workbench.layers import KeyValueCache, Linear, RMSNorm, Rotary, linear_flops
 from workbench.ops.attention import attention
+from workbench.ops.sparse_attention import document_starts, range_attention
 
 
-class AttentionConfig(VariantConfig):
-    """Fields that every softmax attention with plain heads shares."""
+class HeadsConfig(VariantConfig):
+    """Fields that every attention with plain heads shares."""
 
     heads: int | None = None
     """Query heads H. Default: as many as fit the width, width / head_dim."""
@@ -31,6 +34,8 @@ class AttentionConfig(VariantConfig):
     """Rotary positions; without them the layer has no position signal (NoPE)."""
     rotary_theta: float = 10_000.0
     """Base of the rotary frequencies."""
+    rotary_dim: int | None = None
+    """Channels of a head that are rotated, even, the first ones (partial rotary). Default: all."""
 
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"head_dim": 32},
@@ -54,25 +59,44 @@ class AttentionConfig(VariantConfig):
             head_dim = width // heads if heads else min(64, width)
             if heads and width % heads:
                 raise ConfigError.at("heads", got=heads, expected=f"a divisor of width={width}",
-                                     do=f"Nearest: {_nearest_divisor(width, heads)}; or give head_dim.")  # fmt: skip
+                                     do=f"Nearest: {nearest_divisor(width, heads)}; or give head_dim.")  # fmt: skip
         if heads is None:
             if width % head_dim:
                 raise ConfigError.at("head_dim", got=head_dim, expected=f"a divisor of width={width}",
-                                     do=f"Nearest: {_nearest_divisor(width, head_dim)}; or give heads.")  # fmt: skip
+                                     do=f"Nearest: {nearest_divisor(width, head_dim)}; or give heads.")  # fmt: skip
             heads = width // head_dim
         if heads * head_dim != width:
             raise ConfigError.at("heads", got=heads, expected=f"heads · head_dim = width ({width}); head_dim is {head_dim}",
-                                 do=f"Nearest heads that divide: {_nearest_divisor(width, heads)}; or leave one of them out.")  # fmt: skip
+                                 do=f"Nearest heads that divide: {nearest_divisor(width, heads)}; or leave one of them out.")  # fmt: skip
         if head_dim % 2:
             raise ConfigError.at("head_dim", got=head_dim, expected="an even number (rotary pairs)")
+        rotary_dim = head_dim if self.rotary_dim is None else self.rotary_dim
+        if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
+            raise ConfigError.at("rotary_dim", got=rotary_dim, expected=f"an even number from 2 to head_dim={head_dim}",
+                                 do="Without any rotation, set rotary: false.")  # fmt: skip
         kv_heads = self.kv_heads or heads
         if heads % kv_heads:
             raise ConfigError.at("kv_heads", got=kv_heads, expected=f"a divisor of heads={heads}",
-                                 do=f"Nearest: {_nearest_divisor(heads, kv_heads)}.")  # fmt: skip
-        return self.changed(heads=heads, head_dim=head_dim, kv_heads=kv_heads)
+                                 do=f"Nearest: {nearest_divisor(heads, kv_heads)}.")  # fmt: skip
+        return self.changed(heads=heads, head_dim=head_dim, kv_heads=kv_heads, rotary_dim=rotary_dim)
 
 
-def _nearest_divisor(of: int, to: int) -> int:
+class AttentionConfig(HeadsConfig):
+    """Fields of softmax attention."""
+
+    softcap: float | None = None
+    """Scores s become c·tanh(s/c) (arXiv 2408.00118, §2); 50 there. Default: they stay as they are."""
+    sink: bool = False
+    """Whether every head has a learned score that takes part in the softmax and has the value zero, so that a head may
+    attend to nothing (attention sinks, arXiv 2309.17453; this form: gpt-oss, arXiv 2508.10925)."""
+
+    def resolved(self, width: int) -> Self:
+        if self.softcap is not None and self.softcap <= 0:
+            raise ConfigError.at("softcap", got=self.softcap, expected="a positive number, or none")
+        return super().resolved(width)
+
+
+def nearest_divisor(of: int, to: int) -> int:
     return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - to))
 
 
@@ -80,7 +104,9 @@ class SoftmaxAttention(Mixer):
     """Causal softmax attention; ``window`` is None for full attention."""
 
     capabilities = Capabilities(flops_from="decode")
-    conformance_cases = ({}, {"kv_heads": 1}, {"qk_norm": True, "rotary": False})
+    conformance_cases = (
+        {}, {"kv_heads": 1, "softcap": 2.0, "sink": True, "rotary_dim": 8}, {"qk_norm": True, "rotary": False},
+    )  # fmt: skip
 
     def __init__(self, config: Any, width: int):
         super().__init__()
@@ -90,7 +116,12 @@ class SoftmaxAttention(Mixer):
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
-        self.rotary = Rotary(self.K, config.rotary_theta) if config.rotary else None
+        self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
+        self.softcap = config.softcap
+        self.sink = torch.nn.Parameter(torch.empty(self.H)) if config.sink else None
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
+        parameter.zero_()  # the sink starts as a key of score 0
 
     def forward(
         self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None
@@ -105,7 +136,13 @@ class SoftmaxAttention(Mixer):
         if cache is not None:
             assert isinstance(cache, KeyValueCache)
             k_BTGK, v_BTGK = cache.extend(k_BTGK, v_BTGK)
-        o_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, window=self.window, segments=segments)
+        if self.softcap is None and self.sink is None:
+            o_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, window=self.window, segments=segments)
+        else:
+            o_BTHK, _ = range_attention(
+                q_BTHK, k_BTGK, v_BTGK, start_BT=document_starts(segments, B, T, x_BTD.device),
+                offset=k_BTGK.shape[1] - T, window=self.window, softcap=self.softcap, sink_H=self.sink,
+            )  # fmt: skip
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> KeyValueCache:
@@ -117,7 +154,9 @@ class SoftmaxAttention(Mixer):
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
         H, G, K = config.heads, config.kv_heads, config.head_dim
         window = getattr(config, "window", None) or length
-        parameters = width * (H + 2 * G) * K + H * K * width + (2 * K if config.qk_norm else 0)
+        parameters = (
+            width * (H + 2 * G) * K + H * K * width + (2 * K if config.qk_norm else 0) + (H if config.sink else 0)
+        )
         # position t sees min(t, w) keys; scores and weighted values cost 2K each a key and head
         w = min(window, length)
         mean_keys = (w * (w + 1) / 2 + (length - w) * w) / length
@@ -127,12 +166,14 @@ class SoftmaxAttention(Mixer):
             active_parameters=parameters,
             flops=linear_flops((width, (H + 2 * G) * K), (H * K, width)) + 4 * H * K * mean_keys,
             cache_bytes=2 * G * K * kept * element_bytes,
+            unevicted_bytes=2 * G * K * length * element_bytes,
         )
 
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:
         divisors = tuple(g for g in range(1, config.heads + 1) if config.heads % g == 0)
-        return {"kv_heads": Range(values=divisors), "qk_norm": Range(values=(False, True))}
+        switches = {name: Range(values=(False, True)) for name in ("qk_norm", "sink")}
+        return {"kv_heads": Range(values=divisors), **switches}
 
 
 @mixers.register

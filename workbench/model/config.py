@@ -98,6 +98,10 @@ class ModelConfig(Config):
         for index in at:
             if not 0 <= index < self.depth:
                 raise ConfigError.at(f"{at_field}.{index}", got=index, expected=f"a layer from 0 to {self.depth - 1}")
+        for name in tile:
+            if name not in named and name not in registry:
+                raise ConfigError.at(tile_field, got=name, expected=f"a registered {registry.noun}",
+                                     do=nearest(name, {*registry, *named}))  # fmt: skip
         unused = set(named) - set(tile) - {str(v.get("kind")) for v in at.values()}
         if unused:
             name = min(unused)
@@ -107,9 +111,6 @@ class ModelConfig(Config):
         by_name: dict[str, Any] = {}
         for name in tile:
             if name not in by_name:
-                if name not in named and name not in registry:
-                    raise ConfigError.at(tile_field, got=name, expected=f"a registered {registry.noun}",
-                                         do=nearest(name, {*registry, *named}))  # fmt: skip
                 by_name[name] = self._resolve(
                     registry, {"kind": name, **named.get(name, {})}, f"{settings_field}.{name}"
                 )

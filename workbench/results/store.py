@@ -1,7 +1,7 @@
 """One training run as a folder.
 
     run.json            what is run: arm, stage, seed, tuned values, the whole configuration, its identity
-    environment.json    where it ran: versions, device, threads, code
+    environment.json    where it ran: versions, device, threads, code, and the path each operation took
     status.json         how it stands: status, reason, process
     metrics.jsonl       one line every few steps
     events.jsonl        starts, resumes, stops
@@ -28,6 +28,8 @@ from workbench.files import locked, read_json, read_jsonl, write_json
 
 ENDED = ("done", "diverged", "out_of_memory", "crashed", "pruned")
 """Statuses after which a run does not go on by itself."""
+OUTSIDE = ("crashed", "out_of_memory")
+"""Those that say nothing about the model: starting the ablation again tries such a run again."""
 STATUSES = ("waiting", "running", "interrupted", "killed", *ENDED)
 
 
@@ -56,7 +58,10 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """``{"status": …, "reason": …, …}``. A run that says it is running while no process holds it was killed."""
         state = read_json(self.path / "status.json") or {"status": "waiting"}
-        if state["status"] == "running" and not self.is_held():
+        if state["status"] != "running" or self.is_held():
+            return state
+        state = read_json(self.path / "status.json")  # it may have ended between the two looks
+        if state.get("status", "running") == "running":
             state = {**state, "status": "killed", "reason": "its process disappeared; it resumes from its checkpoint"}
         return state
 
@@ -72,10 +77,19 @@ class RunFolder:
 
     def reopen(self) -> None:
         """Forget a result that says nothing about the model (a crash), so that the run goes on."""
-        if self.result():
-            self.event("reopened", **{"was": self.result()["status"]})
+        status = self.result().get("status")
+        if status in OUTSIDE:
+            self.event("reopened", was=status)
             (self.path / "result.json").unlink()
             self.set_status("interrupted", "tried again")
+
+    def environment(self) -> dict[str, Any]:
+        """Where the run ran last, empty before it did."""
+        return read_json(self.path / "environment.json")
+
+    def add_to_environment(self, **more: Any) -> None:
+        """Write down what is known about where it runs only once it does."""
+        write_json(self.path / "environment.json", {**self.environment(), **more})
 
     def event(self, name: str, **more: Any) -> None:
         self._append("events.jsonl", {"event": name, "at": time.time(), **more})
@@ -95,13 +109,13 @@ class RunFolder:
 
     def hold(self) -> contextlib.AbstractContextManager[bool]:
         """Lock the run for this process; False where another process is running it."""
-        return locked(self.path / "lock", wait=False)
+        return locked(self.path / "lock", patience=1.0)  # somebody's look holds it for a moment
 
     def is_held(self) -> bool:
         if not (self.path / "lock").exists():
             return False
-        with self.hold() as mine:
-            return not mine
+        with locked(self.path / "lock", patience=0) as free:
+            return not free
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         path = self.path / name

@@ -1,15 +1,18 @@
-"""Tables over the runs of one ablation, or of all."""
+"""Tables over the runs of one ablation, or of all, or of some that stand by themselves."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from workbench.config import ConfigError
 from workbench.files import read_json, read_jsonl
+from workbench.metric import Metric
 from workbench.results.store import RunFolder
 
 RUN_SCHEMA: dict[str, Any] = {
@@ -17,6 +20,7 @@ RUN_SCHEMA: dict[str, Any] = {
     "steps": pl.Int64, "tokens": pl.Int64, "target_tokens": pl.Int64, "seconds": pl.Float64,
     "seconds_left": pl.Float64, "loss": pl.Float64, "metric": pl.String, "selection_value": pl.Float64,
     "report_value": pl.Float64, "tokens_per_second": pl.Float64, "parameters": pl.Int64, "flops": pl.Float64, "hyperparameters": pl.String,
+    "paths": pl.String,
     "selected": pl.Boolean, "reason": pl.String, "folder": pl.String,
 }  # fmt: skip
 CURVE_SCHEMA: dict[str, Any] = {
@@ -41,14 +45,16 @@ def _cached_metrics(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _folders(ablation: Path) -> list[RunFolder]:
-    return [RunFolder(path.parent) for path in sorted(ablation.glob("runs/*/run.json"))]
+    folders = [RunFolder(path.parent) for path in sorted(ablation.glob("runs/*/run.json"))]
+    return [folder for folder in folders if "metric" in folder.about()]  # earlier versions knew bits per byte only
 
 
 def runs(ablation: str | Path) -> pl.DataFrame:
     """One row a training run of the ablation in folder ``ablation``; columns in ``RUN_SCHEMA``.
 
     Tokens count training tokens; seconds count training only (no start-up, no evaluation); loss is nats per token;
-    selection_value and report_value are in the unit that metric names; flops are training FLOPs spent.
+    selection_value and report_value are in the unit that metric names; flops are training FLOPs spent; paths are the
+    implementations that operations took.
     """
     ablation = Path(ablation)
     chosen = read_json(ablation / "selection.json")
@@ -69,6 +75,7 @@ def runs(ablation: str | Path) -> pl.DataFrame:
             "report_value": result.get("report_value"), "tokens_per_second": last.get("tokens_per_second"),
             "parameters": about["parameters"], "flops": last.get("flops", 0.0),
             "hyperparameters": json.dumps(about["hyperparameters"]),
+            "paths": json.dumps(folder.environment().get("paths", {})),
             "selected": about["stage"] == "tuning" and chosen.get(about["arm"], {}).get("run") == folder.path.name,
             "reason": state.get("reason"), "folder": str(folder.path),
         })  # fmt: skip
@@ -77,8 +84,12 @@ def runs(ablation: str | Path) -> pl.DataFrame:
 
 def curves(ablation: str | Path) -> pl.DataFrame:
     """Every recorded point of every run of one ablation; columns in ``CURVE_SCHEMA``."""
+    return _curves(_folders(Path(ablation)))
+
+
+def _curves(folders: Iterable[RunFolder]) -> pl.DataFrame:
     rows = []
-    for folder in _folders(Path(ablation)):
+    for folder in folders:
         about = folder.about()
         key = {"arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"]}
         rows += [
@@ -86,6 +97,35 @@ def curves(ablation: str | Path) -> pl.DataFrame:
             for row in _cached_metrics(folder)
         ]
     return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
+
+
+class SingleRuns:
+    """Runs of `workbench train` side by side, each an arm of its own, for :func:`workbench.dashboards.loss_curves`.
+
+    Args:
+        folders: folders of runs; their names are what they are called.
+
+    Raises:
+        ConfigError: when a folder is no run, or their metrics differ.
+    """
+
+    def __init__(self, *folders: str | Path):
+        self._folders = [RunFolder(Path(folder).absolute()) for folder in folders]
+        for folder in self._folders:
+            if "metric" not in folder.about():
+                raise ConfigError.at("folders", got=str(folder.path), expected="the folder of a run",
+                                     do="Runs of `workbench train` are in results/runs.")  # fmt: skip
+        metrics = [Metric(**folder.about()["metric"]) for folder in self._folders]
+        if len(set(metrics)) != 1:
+            raise ConfigError.at("folders", got=f"runs measured in {', '.join(sorted({m.unit for m in metrics})) or 'nothing'}",
+                                 expected="at least one run, all measured alike")  # fmt: skip
+        self.metric = metrics[0]
+        self.arms = [folder.path.name for folder in self._folders]
+        self.baseline = self.arms[0]
+
+    def curves(self) -> pl.DataFrame:
+        """Every recorded point; columns in ``CURVE_SCHEMA``."""
+        return _curves(self._folders).with_columns(pl.col("run").alias("arm"))
 
 
 def table(results: str | Path = "results") -> pl.DataFrame:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from workbench.config import ConfigError
 from workbench.data import Source
 from workbench.environment import code_version
-from workbench.files import read_json
 from workbench.pretrained.folder import SHARD_BYTES, build, check_against, save
 from workbench.pretrained.tensors import read_tensors
 from workbench.results import RunFolder
@@ -55,7 +54,7 @@ def export(
         "run": about["identity"], "name": run.path.name, "arm": about["arm"], "stage": about["stage"], "seed": about["seed"],
         "step": step, "steps": about["steps"], "tokens": step * config.training.tokens_per_step,
         "context": config.training.context, "data": about["data"],
-        "code": read_json(run.path / "environment.json").get("code"), "exported_by": code_version(),
+        "code": run.environment().get("code"), "exported_by": code_version(),
     }  # fmt: skip
     return save(
         build(config.model, tensors), tokenizer, folder, format=format, dtype=dtype, shard_bytes=shard_bytes,

@@ -20,6 +20,7 @@ from workbench.contract import Side
 from workbench.data import Batch
 from workbench.evaluation import evaluate
 from workbench.model import LanguageModel
+from workbench.ops import paths
 from workbench.results import RunFolder
 from workbench.training import parallel
 from workbench.training.checkpoint import random_state, set_random_state
@@ -99,7 +100,8 @@ class Training(L.LightningModule):
 
     def on_fit_start(self) -> None:
         compiles = self.config.training.compile
-        if self.device.type == "cuda" if compiles is None else compiles:
+        self.compiled = self.device.type == "cuda" if compiles is None else compiles
+        if self.compiled:
             self.model.compile_blocks()
 
     def on_train_start(self) -> None:
@@ -140,6 +142,7 @@ class Recorder(Callback):
         self.step = self.logged_step = 0
         self.started: float | None = None
         self.first_step_told = False
+        self.untimed = 0  # steps since the last line of the log that took no training time
         self.pending: tuple[dict[str, Any], Tensor, torch.cuda.Event | None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,8 +166,13 @@ class Recorder(Callback):
             self.first_step_told = True
             if module.device.type == "cuda":
                 torch.cuda.synchronize()  # once: start-up ends when the first step has really been done
+            self.first_step_seconds = time.perf_counter() - self.started
+            if module.compiled:  # start-up, not training: it would say more about the compiler than about the model
+                self.started += self.first_step_seconds
+                self.untimed = 1
             if parallel.rank() == 0:
-                self.folder.event("first_step", seconds=time.perf_counter() - self.started)
+                self.folder.event("first_step", seconds=self.first_step_seconds)
+                self.folder.add_to_environment(paths=paths.taken())
         evaluates = self.step in self.evaluate_at
         stops = self._stops(module.device)
         saves = stops or self.step % training.checkpoint_every == 0 or self.step == training.steps
@@ -202,9 +210,10 @@ class Recorder(Callback):
         assert self.started is not None
         clock = time.perf_counter()
         self.seconds = self.before + clock - self.started
-        speed = (
-            window * training.tokens_per_step / max(1e-9, self.seconds - getattr(self, "logged_seconds", self.before))
-        )
+        elapsed = self.seconds - getattr(self, "logged_seconds", self.before)
+        timed, self.untimed = window - self.untimed, 0
+        steps_per_second = timed / max(1e-9, elapsed) if timed else window / self.first_step_seconds
+        speed = steps_per_second * training.tokens_per_step
         row = {
             "step": self.step,
             "tokens": self.step * training.tokens_per_step,

@@ -28,6 +28,7 @@ from workbench.data import Source, StepLoader, prepare
 from workbench.environment import environment
 from workbench.evaluation import evaluate
 from workbench.files import write_json
+from workbench.ops import paths
 from workbench.pretrained import start_from
 from workbench.results import RunFolder
 from workbench.training import parallel
@@ -153,6 +154,7 @@ def _train(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if leads:
         write_json(folder.path / "environment.json", {**environment(), "devices": devices})
+    paths.forget()
     # nothing of ours draws from the global generators; a variant may, and must get the same numbers every time
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
@@ -175,6 +177,9 @@ def _train(
             use_distributed_sampler=False, callbacks=[recorder],
             plugins=[SafeCheckpointIO(), parallel.environment()],
         )  # fmt: skip
+        # SIGTERM is for should_stop alone: Lightning's handler may end the process before a checkpoint, and talks to other
+        # ranks from inside the handler
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         checkpoint, damaged = latest(folder.path / "checkpoint")
         step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
         if leads:

@@ -83,13 +83,13 @@ class Task(Source):
 
     @classmethod
     def material(cls, config: Any, vocabulary: int, cache: Path, say: Callable[[str], None]) -> dict[str, str]:
-        """Prepare other data that the task is made of. Returns name -> fingerprint, for :attr:`card`."""
+        """Prepare other data that the task is made of. Returns name -> fingerprint, which the card holds as "material"."""
         return {}
 
     @classmethod
     def prepare(cls, config: Any, vocabulary: int, cache: Path, say: Callable[[str], None]) -> Task:
         card: dict[str, Any] = {"kind": config.kind, "config": config.plain(), "vocabulary": vocabulary,
-                                **cls.material(config, vocabulary, cache, say)}  # fmt: skip
+                                "material": cls.material(config, vocabulary, cache, say)}  # fmt: skip
         folder = cache / digest(FORMAT, card)
         with locked(folder.with_name(f"{folder.name}.lock")):
             if not is_whole(folder):
@@ -124,11 +124,7 @@ class Task(Source):
 
     def _write_splits(self) -> dict[str, Any]:
         """Write the measured examples. Returns their part of the card."""
-        trained: set[bytes] = set()
-        row = 0
-        while len(trained) < COMPARED and row < COMPARED:
-            trained.update(example.tokens.tobytes() for example in self.row_examples(0, row, 0))
-            row += 1
+        trained = {example.tokens.tobytes() for row in range(COMPARED) for example in self.row_examples(0, row, 0)}
         splits: dict[str, Any] = {}
         names: tuple[SplitName, SplitName] = ("selection", "report")
         for name in names:

@@ -123,7 +123,7 @@ class Needle(Task):
     @cached_property
     def text(self) -> PreparedData:
         """The haystacks' text and its tokenizer."""
-        return Source.open(self.folder.parent, self.card["text"])
+        return Source.open(self.folder.parent, self.card["material"]["text"])
 
     @cached_property
     def tokenizer(self) -> Any:

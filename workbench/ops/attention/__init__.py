@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import os
-
 from torch import Tensor
 
+from workbench.ops import paths
 from workbench.ops.attention.flex import attention_flex
 from workbench.ops.attention.torch import attention_torch
 
 __all__ = ["attention", "path"]
 
 
-FLEX = os.environ.get("WORKBENCH_FLEX") == "1"
-"""Whether FlexAttention may be chosen. Off: on an H200 (torch 2.11, Triton 3.6) the gradients of a compiled 24-layer model
-through it grew from layer to layer without bound on packed documents. The likely cause, read in torch's kernel and mended
-since, is that the lists of blocks were made inside the compiled graph (see :func:`flex.listed_blocks`); it stays off until
-tests/model/test_compiled.py has passed on a device. Every other path is one whose gradients are known to be right."""
-
-
-def path(device: str, *, length: int, keys: int, window: int | None, segments: bool, flex: bool = FLEX) -> str:
+def path(device: str, *, length: int, keys: int, window: int | None, segments: bool) -> str:
     """Which implementation computes a call: "torch" (scaled_dot_product_attention) or "flex" (FlexAttention).
 
     Measured on an H200, forward and backward: without documents and window cuDNN's kernel, reached through torch, is the
     fastest (4.0 ms against 5.6 ms); with either of them FlexAttention is, since it skips what is not seen (2.8 and 2.2 ms).
+    Compiled gradients of 24 layers through it are as close to fp32 as those of the masked kernels (seen on an H100; see
+    tests/model/test_compiled.py).
     """
     masked = segments or (window is not None and window < length)
-    return "flex" if flex and device == "cuda" and keys == length and length > 1 and masked else "torch"
+    return "flex" if device == "cuda" and keys == length and length > 1 and masked else "torch"
 
 
 def attention(
@@ -47,5 +41,6 @@ def attention(
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     q_BTHK, k_BSGK = q_BTHK.to(v_BSGK.dtype), k_BSGK.to(v_BSGK.dtype)
     chosen = path(q_BTHK.device.type, length=T, keys=S, window=window, segments=segments is not None)
+    paths.note("attention", chosen)
     call = attention_flex if chosen == "flex" else attention_torch
     return call(q_BTHK, k_BSGK, v_BSGK, window=window, segments=segments)

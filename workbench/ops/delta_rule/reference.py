@@ -1,7 +1,6 @@
-"""The gated delta rule token by token: the definition, and the decode path.
+"""The delta rule token by token: the definition, and the way one token is decoded.
 
-Legend: B batch, T time, H heads, K key channels, V value channels. Source: Gated Delta Networks, arXiv 2412.06464;
-restated in arXiv 2605.22791 eq. 6.
+Legend: B batch, T time, H heads, K key channels, V value channels.
 """
 
 from __future__ import annotations
@@ -10,31 +9,26 @@ import torch
 from torch import Tensor
 
 
-def gated_delta_rule_recurrent(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g_BTH: Tensor, beta_BTH: Tensor, *,
-    state_BHKV: Tensor | None = None, segments: Tensor | None = None,
+def delta_rule_recurrent(
+    q_BTHK: Tensor, p_BTHK: Tensor, z_BTHV: Tensor, g: Tensor | None = None, *, e_BTHK: Tensor | None = None,
+    strength_BTH: Tensor | None = None, state_BHKV: Tensor | None = None, segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """S_t = (I - β_t k_t k_tᵀ) exp(g_t) S_{t-1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t.
-
-    The decay acts before the edit; the output reads the state after the write.
-
-    Args:
-        q_BTHK: queries, already scaled. k_BTHK: keys, normalised by the caller. v_BTHV: values.
-        g_BTH: log-decay, <= 0. beta_BTH: strength of the edit.
-        state_BHKV: state before the first token (zeros if None).
-        segments: (B, T) document numbers; the state is emptied where the number changes.
-
-    Returns:
-        outputs (B, T, H, V) and the final state (B, H, K, V), in the precision of the input.
-    """
-    B, T, H, K = q_BTHK.shape
-    S = v_BTHV.new_zeros(B, H, K, v_BTHV.shape[-1]) if state_BHKV is None else state_BHKV
+    """As :func:`workbench.ops.delta_rule.delta_rule`, line by line; computed in fp32 (fp64 for fp64 input)."""
+    dtype = torch.promote_types(z_BTHV.dtype, torch.float32)
+    q, p, z, e = (x.to(dtype) for x in (q_BTHK, p_BTHK, z_BTHV, p_BTHK if e_BTHK is None else e_BTHK))
+    if strength_BTH is not None:
+        e, z = (x * strength_BTH.to(dtype)[..., None] for x in (e, z))
+    if g is not None:  # (B, T, H, K) or (B, T, H, 1)
+        g = (g if g.dim() == 4 else g[..., None]).to(dtype)
+    B, T, H, K = q.shape
+    S = z.new_zeros(B, H, K, z.shape[-1]) if state_BHKV is None else state_BHKV.to(dtype)
     outputs = []
     for t in range(T):
         if segments is not None and t > 0:
             S = torch.where((segments[:, t] == segments[:, t - 1])[:, None, None, None], S, 0.0)
-        S = S * g_BTH[:, t].exp()[..., None, None]
-        error_BHV = v_BTHV[:, t] - torch.einsum("bhkv,bhk->bhv", S, k_BTHK[:, t])
-        S = S + torch.einsum("bhk,bhv->bhkv", k_BTHK[:, t] * beta_BTH[:, t, :, None], error_BHV)
-        outputs.append(torch.einsum("bhkv,bhk->bhv", S, q_BTHK[:, t]))
-    return torch.stack(outputs, dim=1), S
+        if g is not None:
+            S = S * g[:, t].exp()[..., None]
+        read_BHV = (S * e[:, t, :, :, None]).sum(-2)
+        S = S + p[:, t, :, :, None] * (z[:, t] - read_BHV)[..., None, :]
+        outputs.append((S * q[:, t, :, :, None]).sum(-2))
+    return torch.stack(outputs, dim=1).to(z_BTHV.dtype), S

@@ -1,89 +1,262 @@
-"""The gated delta rule in chunks of C tokens: matrix products instead of a loop over tokens.
+"""The delta rule in chunks of C tokens: matrix products instead of a loop over tokens, on any device.
 
-Inside a chunk with incoming state S0 and G_r = Σ_{i<=r} g_i, every edit row ρ_r solves one unit-lower-triangular system
+In a chunk with incoming state S0, and D(s, r] the product of the decays of the tokens after s up to r, the errors that the
+chunk's tokens write (S_r = D(0, r] S0 + Σ_{s<=r} D(s, r] p_s ρ_sᵀ) solve one unit-lower-triangular system:
 
-    T_rs = β_r (k_r · k_s) exp(G_r - G_s)  (s < r)        (I + T) [U | Y] = [β v | β k exp(G)],    R = U - Y S0
-    O = (Q exp G) S0 + [(q_r · k_s) exp(G_r - G_s)]_{s<=r} R,    S' = exp(G_C) S0 + (K exp(G_C - G))ᵀ R
+    T_rs = Σ_c e_rc p_sc D_c(s, r]  (s < r)               Ê_r = e_r D(0, r],   Q̂_r = q_r D(0, r],   P̂_s = p_s D(s, C]
+    A_rs = Σ_c q_rc p_sc D_c(s, r]  (s <= r)              R = (I + T)⁻¹ (Z - Ê S0)
+    O = Q̂ S0 + A R                                        S' = D(0, C] S0 + P̂ᵀ R
 
-(the WY form of arXiv 2406.06484 with the decay of 2412.06464). Every exponent is <= 0 and masked before exp, so strong
-decay gives zeros, not NaN. Documents are kept apart by masks, never by an infinite decay.
+This is the WY form of arXiv 2406.06484 with the decay of 2412.06464 (a number) or 2510.26692 (a vector). Decays are
+only ever multiplied, never divided or subtracted as sums of logarithms: every factor lies in [0, 1], whatever the
+strength. For a vector T and A cannot be had from one product; they are built from blocks of 1, 2, 4, … tokens, each time
+from the later block's rows, decayed since its start, and the earlier block's columns, decayed up to its end. Documents
+are kept apart by masks, never by an infinite decay.
 
-Legend: B batch, T time, H heads, N chunks, C tokens in a chunk, K key channels, V value channels.
+Legend: B batch, T time, H heads, N chunks, X = B·H, C tokens in a chunk, M blocks of L tokens in a chunk, K key channels,
+V value channels; an axis of 2 holds (e, q) or (T, A).
 """
 
 from __future__ import annotations
 
-import math
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+SPAN = 2048
+"""Tokens whose intermediate results are held at once: a longer sequence is taken span by span, each computed again in the
+backward pass."""
 
 
-def gated_delta_rule_chunked(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g_BTH: Tensor, beta_BTH: Tensor, *,
-    state_BHKV: Tensor | None = None, segments: Tensor | None = None, chunk: int = 64,
+def delta_rule_torch(
+    q_BTHK: Tensor, p_BTHK: Tensor, z_BTHV: Tensor, g: Tensor | None = None, *, e_BTHK: Tensor | None = None,
+    strength_BTH: Tensor | None = None, state_BHKV: Tensor | None = None, segments: Tensor | None = None,
+    chunk: int = 64, span: int = SPAN,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Same arguments and results as :func:`gated_delta_rule_recurrent`; computed in fp32 (fp64 for fp64 input).
-
-    The output has the type of ``v``, the state is fp32 (fp64).
-    """
+    """As :func:`workbench.ops.delta_rule.delta_rule`; computed in fp32 (fp64 for fp64 input), autocast or not."""
     B, T, H, K = q_BTHK.shape
-    V = v_BTHV.shape[-1]
-    out_dtype = v_BTHV.dtype
-    dtype = torch.promote_types(out_dtype, torch.float32)
-    C = min(chunk, T)
-    pad = -T % C
-    N = (T + pad) // C
-
-    def chunks(x: Tensor) -> Tensor:  # (B, T, H, ...) -> (B, H, N, C, ...)
-        x = F.pad(x.to(dtype), (0, 0) * (x.dim() - 2) + (0, pad))
-        return x.unflatten(1, (N, C)).movedim(3, 1)
-
-    # A padded token has β = 0 and g = 0: it edits nothing and the state passes through it unchanged.
-    q, k, v, g, beta = map(chunks, (q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH))
-    G = g.cumsum(-1)  # (B, H, N, C)
-    lower = torch.ones(C, C, dtype=torch.bool, device=q.device).tril()
-    if segments is None:
-        same: Tensor = lower
-        from_before = None
-    else:
-        seg = torch.cat((segments, segments[:, -1:].expand(B, pad)), dim=1)
-        seg = seg.unflatten(1, (N, C))[:, None]  # (B, 1, N, C)
-        same = lower & (seg[..., :, None] == seg[..., None, :])
-        before = torch.cat((seg[:, :, :1, 0], seg[:, :, :-1, -1]), dim=2)[..., None]  # the document carried in
-        from_before = (seg == before).to(dtype)
-    # Summed over s < i <= r, never a difference of two running sums: behind one strong decay that loses small ones.
-    after = g[..., :, None].expand(*g.shape, C).tril(-1).cumsum(-2)
-    decay = after.masked_fill(~same, -math.inf).exp()  # (B, H, N, C, C)
-
-    k_beta = k * beta[..., None]
-    system = (k_beta @ k.mT * decay).tril(-1)
-    entering = G.exp() if from_before is None else G.exp() * from_before
-    leaving = decay[..., -1, :]  # 0 for another document than the chunk's last
-    passing = entering[..., -1, None, None]  # exp(G_C), or 0 where the chunk ends in another document
-    right = torch.cat((v * beta[..., None], k_beta * entering[..., None]), dim=-1)
-    # unitriangular: the diagonal is taken as ones, so `system` needs none
-    U, Y = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).split((V, K), dim=-1)
-    scores = q @ k.mT * decay
-    q_in, k_out = q * entering[..., None], k * leaving[..., None]
-
-    S = q.new_zeros(B, H, K, V) if state_BHKV is None else state_BHKV.to(dtype)
+    V = z_BTHV.shape[-1]
+    dtype = torch.promote_types(z_BTHV.dtype, torch.float32)
+    C = min(chunk, 1 << (T - 1).bit_length())
+    if g is None:
+        g = z_BTHV.new_zeros(B, T, H, dtype=dtype)
+    S_XKV = q_BTHK.new_zeros(B * H, K, V, dtype=dtype) if state_BHKV is None else state_BHKV.to(dtype).flatten(0, 1)
+    before_B = None if segments is None else segments[:, 0]  # the document that the state belongs to
+    run: Any = _span
+    if span < T and torch.is_grad_enabled():
+        run = partial(checkpoint, _span, use_reentrant=False, preserve_rng_state=False)
     outputs = []
-    for n in range(N):
-        R = U[:, :, n] - Y[:, :, n] @ S
-        outputs.append(q_in[:, :, n] @ S + scores[:, :, n] @ R)
-        S = passing[:, :, n] * S + k_out[:, :, n].mT @ R
-    out = torch.stack(outputs, dim=2).movedim(1, 3).flatten(1, 2)[:, :T]  # (B, H, N, C, V) -> (B, T, H, V)
-    return out.to(out_dtype), S
+    with _without_autocast(q_BTHK):
+        parts = (q_BTHK, p_BTHK, z_BTHV, g, e_BTHK, strength_BTH, segments)
+        spans = [[None] * -(-T // span) if x is None else x.split(span, dim=1) for x in parts]
+        for part in zip(*spans):
+            o_BTHV, S_XKV = run(*part, before_B, S_XKV, C, dtype)
+            if segments is not None:
+                before_B = part[-1][:, -1]
+            outputs.append(o_BTHV)
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return out.to(z_BTHV.dtype), S_XKV.unflatten(0, (B, H))
 
 
-def gated_delta_rule_flops(heads: int, K: int, V: int, length: int, chunk: int = 64) -> float:
+def _span(
+    q: Tensor, p: Tensor, z: Tensor, g: Tensor, e: Tensor | None, strength: Tensor | None, segments: Tensor | None,
+    before_B: Tensor | None, S_XKV: Tensor, C: int, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Outputs of a stretch of tokens, and the state behind it."""
+    B, T, H, _ = q.shape
+    N, pad = -(-T // C), -T % C
+
+    def chunks(x: Tensor) -> Tensor:  # (B, T, H, …) -> (N, B, H, C, …), a view where nothing is padded
+        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, pad)) if pad else x
+        return x.to(dtype).unflatten(1, (N, C)).movedim(1, 0).movedim(3, 2)
+
+    # a padded token edits nothing (p = z = 0) and does not decay (g = 0)
+    rows = torch.stack((chunks(p if e is None else e), chunks(q)), dim=3).flatten(1, 2)  # (N, X, 2, C, K)
+    columns, values = (chunks(x).flatten(1, 2).contiguous() for x in (p, z))
+    decay = chunks(g).flatten(1, 2).exp()
+    weighs = decay.dim() == 3
+    pairs, rows, columns, since, until, passing = (_by_scalar if weighs else _by_channel)(rows, columns, decay)
+    if segments is not None:
+        same, entering, leaving, staying = _masks(segments, before_B, H, N, C, dtype)
+        pairs, passing = pairs * same[:, :, None], passing * staying
+        since, until = (x if y is None else x * y for x, y in ((entering, since), (leaving, until)))
+    if strength is not None:  # p z̃ᵀ - p ẽᵀ S is as well a stronger p with z - Sᵀ e
+        stronger = chunks(strength).flatten(1, 2)[..., None]
+        pairs, until = pairs * stronger.mT[:, :, None], stronger if until is None else until * stronger
+    twice = None if since is None else torch.cat((since, since), dim=2)
+    out_NXCV, S_XKV = _Scan.apply(rows.flatten(2, 3), columns, values, pairs, twice, until, passing, S_XKV, weighs)
+    return out_NXCV.unflatten(1, (B, H)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :T], S_XKV
+
+
+class _Scan(torch.autograd.Function):
+    """From chunk to chunk: what each reads from the state, writes and passes on.
+
+    Args:
+        rows (N, X, 2C, K), columns (N, X, C, K), values (N, X, C, V): Ê over Q̂, P̂ and Z, up to the factors that follow.
+        pairs (N, X, 2, C, C): T (its diagonal is not looked at) and A; where ``weighs``, what the products of rows and columns
+            are to be multiplied by to make them.
+        since (N, X, 2C, 1), until (N, X, C, 1): factors on rows and columns as they meet the state, or None. One number a token
+            costs less here than on all channels.
+        passing (N, X, K or 1, 1): the chunk's decay of the state. S (X, K, V): the state.
+
+    The backward pass is written out: R = (I + T)⁻¹ W gives dW = (I + T)⁻ᵀ dR and dT = -dW Rᵀ, without a gradient of the inverse.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, columns, values, pairs, since, until, passing, S, weighs):  # type: ignore[no-untyped-def]
+        N, C = values.shape[0], values.shape[2]
+        products = (rows @ columns.mT).unflatten(2, (2, C)) if weighs else None
+        system, scores = (pairs if products is None else products * pairs).unbind(2)
+        solve = _inverse(system.tril(-1))
+        out, written, states = torch.empty_like(values), torch.empty_like(values), S.new_empty(N + 1, *S.shape)
+        states[0] = S
+        each = (rows, columns, values, solve, scores, passing, written, out, states[:N], states[1:])
+        steps = zip(range(N), *(x.unbind(0) for x in each))
+        for n, row, column, value, inverse, score, keep, write, o, before, after in steps:
+            read = row @ before
+            if since is not None:
+                read *= since[n]
+            torch.bmm(inverse, value - read[:, :C], out=write)
+            torch.baddbmm(read[:, C:], score, write, out=o)
+            torch.baddbmm(keep * before, column.mT, write if until is None else write * until[n], out=after)
+        ctx.save_for_backward(rows, columns, pairs, products, solve, scores, since, until, passing, written, states)
+        return out, states[N].clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor, d_S: Tensor) -> Any:
+        rows, columns, pairs, products, solve, scores, since, until, passing, written, states = ctx.saved_tensors
+        N, X, C, V = written.shape
+        d_rows, d_columns, d_passing, d_values = (torch.empty_like(x) for x in (rows, columns, passing, written))
+        d_since: Any = None if since is None else torch.empty_like(since)
+        d_until: Any = None if until is None else torch.empty_like(until)
+        d_pairs = written.new_empty(N, X, 2 * C, C)
+        d_S, d_read = d_S.clone(), written.new_empty(X, 2 * C, V)  # of -Ê S0 over Q̂ S0
+        each = (rows, columns, solve, scores, passing, written, states[:N], d_out, d_rows, d_columns, d_pairs, d_values)
+        steps = reversed(list(zip(range(N), *(x.unbind(0) for x in each))))
+        with _without_autocast(written):  # code that is compiled traces this under the caller's
+            for n, row, column, inverse, score, keep, write, before, d_o, d_row, d_column, d_pair, d_value in steps:
+                d_write = column @ d_S
+                if until is None:
+                    torch.bmm(write, d_S.mT, out=d_column)
+                else:
+                    torch.sum(d_write * write, dim=-1, keepdim=True, out=d_until[n])
+                    d_write *= until[n]
+                    torch.bmm(write * until[n], d_S.mT, out=d_column)
+                d_read[:, C:] = d_o
+                d_write += score.mT @ d_read[:, C:]
+                torch.bmm(inverse.mT, d_write, out=d_value)
+                d_read[:, :C] = -d_value
+                torch.bmm(d_read, write.mT, out=d_pair)
+                torch.bmm(d_read, before.mT, out=d_row)
+                if since is not None:
+                    torch.sum(row * d_row, dim=-1, keepdim=True, out=d_since[n])
+                    d_row *= since[n]
+                    d_read *= since[n]
+                torch.sum(d_S * before, dim=2 if keep.shape[1] > 1 else (1, 2), keepdim=True, out=d_passing[n])
+                d_S.mul_(keep).baddbmm_(row.mT, d_read)
+            d_pairs = d_pairs.unflatten(2, (2, C))
+            d_pairs[:, :, 0].tril_(-1)
+            if products is not None:
+                d_products = (d_pairs * pairs).flatten(0, 1).flatten(1, 2)
+                d_pairs *= products
+                d_rows.flatten(0, 1).baddbmm_(d_products, columns.flatten(0, 1))
+                d_columns.flatten(0, 1).baddbmm_(d_products.mT, rows.flatten(0, 1))
+        return d_rows, d_columns, d_values, d_pairs, d_since, d_until, d_passing, d_S, None
+
+
+def _without_autocast(like: Tensor) -> torch.autocast:
+    """Products are made in the type of their factors here, whatever the caller's autocast says."""
+    device = "cpu" if like.device.type == "meta" else like.device.type  # autocast knows no meta device
+    return torch.autocast(device, enabled=False)
+
+
+def _masks(
+    segments: Tensor, before_B: Tensor | None, H: int, N: int, C: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which tokens of a chunk share a document, as ones and zeros: with each other (N, X, C, C), with the incoming state
+    (N, X, C, 1), with the last token (N, X, C, 1); and whether the last shares it with the incoming state (N, X, 1, 1)."""
+    assert before_B is not None
+    B, T = segments.shape
+    seg = (
+        torch.cat((segments, segments[:, -1:].expand(B, N * C - T)), dim=1)
+        .unflatten(1, (N, C))
+        .transpose(0, 1)[..., None]
+    )
+    last = seg[:, :, -1:]
+    before = torch.cat((before_B[None, :, None, None], last[:-1]))
+    masks = (seg == seg.mT, seg == before, seg == last, last == before)
+    return tuple(mask.to(dtype).repeat_interleave(H, dim=1) for mask in masks)
+
+
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]
+"""``pairs``, ``rows`` (N, X, 2, C, K), ``columns``, ``since``, ``until`` and ``passing`` of :class:`_Scan`, without documents."""
+
+
+def _by_scalar(rows: Tensor, columns: Tensor, decay_NXC: Tensor) -> Pairs:
+    """One decay a head and token: products of rows and columns are weighed by D(s, r]."""
+    since, until = decay_NXC[..., None], torch.ones_like(decay_NXC)[..., None]  # (N, X, M, L): D(0, r], D(s, L]
+    between = until[..., None]  # (N, X, M, L, L): D(s, r] for s <= r, else 0
+    while since.shape[2] > 1:
+        (since_a, since_b), (until_a, until_b), (a, b) = map(_two, (since, until, between))
+        between = _below(a, since_b[..., :, None] * until_a[..., None, :], b)
+        since, until = (
+            torch.cat((since_a, since_b * since_a[..., -1:]), dim=-1),
+            torch.cat((until_a * since_b[..., -1:], until_b), dim=-1),
+        )
+    since_NXC1, until_NXC1 = since[:, :, 0, :, None], until[:, :, 0, :, None]
+    return between.expand(-1, -1, 2, -1, -1), rows, columns, since_NXC1, until_NXC1, since_NXC1[:, :, -1:]
+
+
+def _by_channel(rows: Tensor, columns: Tensor, decay_NXCK: Tensor) -> Pairs:
+    """One decay a channel: blocks of L tokens are joined two by two, their rows and columns decaying on the way."""
+    own = (rows[:, :, 1] * columns).sum(-1)
+    pairs = torch.stack((torch.zeros_like(own), own), dim=-1)[..., None, None]  # (N, X, M, 2, L, L)
+    rows = (rows.transpose(2, 3) * decay_NXCK[..., None, :]).contiguous()[..., None, :]  # (N, X, M, 2, L, K)
+    columns, whole = columns[..., None, :], decay_NXCK[..., None, :]  # (N, X, M, L, K), (N, X, M, 1, K)
+    while columns.shape[2] > 1:
+        (pairs_a, pairs_b), (rows_a, rows_b), (columns_a, columns_b), (a, b) = map(_two, (pairs, rows, columns, whole))
+        across = (rows_b.flatten(-3, -2) @ columns_a.mT).unflatten(-2, (2, -1))
+        pairs = _below(pairs_a, across, pairs_b)
+        rows = torch.cat((rows_a, rows_b * a[..., None, :, :]), dim=-2)
+        columns, whole = torch.cat((columns_a * b, columns_b), dim=-2), a * b
+    return pairs[:, :, 0], rows[:, :, 0], columns[:, :, 0], None, None, whole[:, :, 0].mT
+
+
+def _two(x: Tensor) -> tuple[Tensor, ...]:
+    """The earlier and the later block of each pair: (N, X, M, …) -> twice (N, X, M / 2, …)."""
+    return x.unflatten(2, (-1, 2)).unbind(3)
+
+
+def _below(a: Tensor, across: Tensor, b: Tensor) -> Tensor:
+    """[[a, 0], [across, b]] in the last two axes, all of one size."""
+    return torch.cat((F.pad(a, (0, a.shape[-1])), torch.cat((across, b), dim=-1)), dim=-2)
+
+
+def _inverse(T: Tensor) -> Tensor:
+    """(I + T)⁻¹ of strictly lower triangular T (…, C, C), from the inverses of its halves.
+
+    Forward substitution by blocks. The series (I - T)(I + T²)(I + T⁴)… would overflow where keys repeat.
+    """
+    C = T.shape[-1]
+    if C <= 2:
+        return torch.eye(C, device=T.device, dtype=T.dtype) - T
+    half = C // 2
+    a, b = _inverse(torch.stack((T[..., :half, :half], T[..., half:, half:]), dim=-3)).unbind(-3)
+    return _below(a, -(b @ T[..., half:, :half] @ a), b)
+
+
+def delta_rule_flops(heads: int, K: int, V: int, length: int, chunk: int = 64, *, by_channel: bool = False) -> float:
     """Forward FLOPs per token in matrix products of the chunk form above, at ``length`` tokens.
 
-    Per head: 6KV (three products with the state), 4CK (T and the scores), 2CV (scores times R) and C(K + V) for the
-    triangular solve (one multiply-add for each of the C²/2 entries and each right-hand side).
+    Per head: 6KV for three products with the state, 4CV for R and A R, 2 (C² - 4) / 3 for the inverse; 4CK for T and A
+    with one decay a head (or none), where whole squares are computed, 2 (C - 1) K with one a channel, where only what
+    lies below the diagonal is.
     """
-    C = min(chunk, length)
-    padded = (length + C - 1) // C * C / length
-    return padded * heads * (6 * K * V + 4 * C * K + 2 * C * V + C * (K + V))
+    C = min(chunk, 1 << (length - 1).bit_length())
+    padded = -(-length // C) * C / length
+    pairs = 2 * (C - 1) * K if by_channel else 4 * C * K
+    return padded * heads * (6 * K * V + pairs + 4 * C * V + max(0, 2 * (C * C - 4) / 3))

@@ -1,0 +1,148 @@
+"""The delta rule on this GPU: every variant's operation by our kernels, beside the best matching one of
+flash-linear-attention where that is installed, in one go.
+
+    python benchmarks/delta_rule.py                              # 8 × 4096 and 1 × 32768, 8 heads of 128 × 128
+    python benchmarks/delta_rule.py --shapes 4x8192x16x128 --variants gdn kda
+
+bf16, forward alone and forward with backward; medians of triton.testing.do_bench. Ours is first held against the recurrence in
+fp64 on a short piece, gradients included, and not timed where it disagrees. fla searches launch options at first use, for
+minutes. Results go to results/benchmarks/delta_rule.json, one entry a variant, shape and implementation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from triton.testing import do_bench
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+OUTPUT = ROOT / "results" / "benchmarks" / "delta_rule.json"
+ALLOWED = 1e-2
+"""Largest relative error in bf16."""
+
+VARIANTS = {
+    # decay, tied to one strength a head, an erase address of its own
+    "deltanet": ("none", True, False),
+    "gdn": ("scalar", True, False),
+    "kda": ("channel", True, False),
+    "fg2_gdn": ("channel", False, False),
+    "fg2_gdn_plus": ("channel", False, False),
+    "gdn2": ("channel", False, True),
+}
+
+
+def inputs(variant: str, B: int, T: int, H: int, K: int) -> dict[str, Tensor]:
+    decay, strength, address = VARIANTS[variant]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+    def unit(x: Tensor) -> Tensor:
+        return F.normalize(x.float(), dim=-1).bfloat16()
+
+    made = {"q": unit(normal(B, T, H, K)) * K**-0.5, "p": unit(normal(B, T, H, K)), "z": normal(B, T, H, K)}
+    if decay != "none":
+        made["g"] = F.logsigmoid(torch.randn(*((B, T, H) if decay == "scalar" else (B, T, H, K)), device="cuda") + 3)
+    if strength:
+        made["strength_BTH"] = torch.rand(B, T, H, device="cuda")
+    elif not address:  # both factors of the edit carry the root of a gate
+        made["p"] = made["p"] * torch.rand(B, T, H, K, device="cuda", dtype=torch.bfloat16).sqrt()
+    if address:
+        made["e_BTHK"] = made["p"] * torch.rand(B, T, H, K, device="cuda", dtype=torch.bfloat16)
+    return {name: x.detach().requires_grad_() for name, x in made.items()}
+
+
+def ours(x: dict[str, Tensor], backend: str = "triton") -> Tensor:
+    from workbench.ops.delta_rule import delta_rule
+
+    named = {name: tensor for name, tensor in x.items() if name not in "qpzg"}
+    return delta_rule(x["q"], x["p"], x["z"], x.get("g"), **named, backend=backend)[0]
+
+
+def theirs(x: dict[str, Tensor]) -> Tensor:
+    """fla's best matching kernel; for an erase address of its own that is `chunk_gdn2`, which multiplies gates in itself. The
+    numbers of the address stand in for its erase gate and those of q for its write gate: only the time is wanted."""
+    if "e_BTHK" not in x:
+        return ours(x, "fla")
+    from fla.ops.gdn2 import chunk_gdn2
+
+    return chunk_gdn2(x["q"], x["p"], x["z"], x["g"], x["e_BTHK"], x["q"].detach(), scale=1.0)[0]
+
+
+def check(variant: str, K: int) -> tuple[float, str]:
+    """Largest relative error of output and gradients on 300 tokens against the recurrence in fp64, and whose it is."""
+    x = inputs(variant, 1, 300, 2, K)
+    exact = {name: tensor.detach().double().requires_grad_() for name, tensor in x.items()}
+    got, wanted = ours(x), ours(exact, "recurrent")
+    direction = torch.randn_like(wanted)
+    pairs = {"o": (got, wanted)}
+    for name, a, b in zip(
+        x, torch.autograd.grad((got * direction).sum(), list(x.values())),
+        torch.autograd.grad((wanted * direction).sum(), list(exact.values())),
+    ):  # fmt: skip
+        pairs[name] = (a, b)
+    return max((float((a.double() - b).detach().norm() / b.detach().norm()), name) for name, (a, b) in pairs.items())
+
+
+def timed(call: Callable[[dict[str, Tensor]], Tensor], x: dict[str, Tensor]) -> dict[str, float]:
+    begun = time.perf_counter()
+    upstream = torch.randn_like(call(x))
+    leaves = list(x.values())
+    torch.autograd.grad(call(x), leaves, upstream, allow_unused=True)
+    torch.cuda.synchronize()
+    first = time.perf_counter() - begun
+    with torch.no_grad():
+        forward = do_bench(lambda: call(x), warmup=20, rep=100, return_mode="median")
+    both = do_bench(
+        lambda: torch.autograd.grad(call(x), leaves, upstream, allow_unused=True), warmup=20, rep=200, return_mode="median"
+    )  # fmt: skip
+    return {"forward_ms": forward, "forward_backward_ms": both, "seconds_of_first_use": first}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["8x4096x8x128", "1x32768x8x128"], help="BxTxHxK")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--no-peers", action="store_true", help="our kernels only")
+    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
+    parser.add_argument("--output", default=str(OUTPUT))
+    arguments = parser.parse_args()
+    from workbench.environment import environment, version
+
+    where = {**environment(), "fla": version("fla-core"), "date": time.strftime("%Y-%m-%d")}
+    where["code"] = arguments.code or where["code"]
+    results: list[dict[str, Any]] = []
+    implementations = {"ours": ours} if arguments.no_peers else {"ours": ours, "fla": theirs}
+    for variant in arguments.variants:
+        for shape in arguments.shapes:
+            B, T, H, K = map(int, shape.split("x"))
+            error, whose = check(variant, K)
+            for name, call in implementations.items():
+                row: dict[str, Any] = {"variant": variant, "shape": shape, "implementation": name}
+                if name == "ours":
+                    row |= {"relative_error": error, "of": whose}
+                try:
+                    if name == "ours" and not error < ALLOWED:
+                        raise RuntimeError(f"wrong: relative error {error:.1e} of {whose}; not timed")
+                    row |= timed(call, inputs(variant, B, T, H, K))
+                except Exception as problem:  # the others are still wanted
+                    row["error"] = f"{type(problem).__name__}: {problem}"[:300]
+                results.append(row)
+                print(json.dumps(row), flush=True)
+                Path(arguments.output).write_text(
+                    json.dumps({"environment": where, "results": results}, indent=1) + "\n", encoding="utf-8"
+                )
+
+
+if __name__ == "__main__":
+    main()

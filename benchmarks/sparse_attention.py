@@ -1,0 +1,370 @@
+"""Sparse attention on this GPU: our kernels, whole and in pieces, beside dense attention and fla's NSA, in one go (minutes).
+
+    python benchmarks/sparse_attention.py                       # everything; results/benchmarks/sparse_attention.json
+    python benchmarks/sparse_attention.py --sections check layers
+
+Sections, in this order, the file written after every case:
+
+check      every kernel form that is timed, at 2,048 tokens, in bf16 against the chunked form in fp64: values, gradients, and, in
+           fp32, the selected sets. A form that fails is not timed.
+attention  bf16, 16 query heads of 64, 1 and 4 key–value heads, at 8 × 4,096, 32,768 and 65,536 tokens: pooled blocks, selection and
+           selected blocks together ("whole", as fla's parallel_nsa computes it) and each alone; the global layer of ASA on latents
+           (keys of 96 channels whose first 64 are the values); a window of 512; cuDNN, FlexAttention, fla.
+tune       (only when asked for) selected blocks alone with other launch settings than those of workbench.ops.sparse_attention.triton.
+layers     mixers of width 1,024 as they are trained (compiled, bf16 autocast): an ASA pair, two NSA layers, two full layers.
+
+Milliseconds are medians of triton.testing.do_bench (caches flushed between calls). "read" is what a program must fetch for the
+selected keys in one forward pass, not counting what neighbours share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+OUTPUT = ROOT / "results" / "benchmarks" / "sparse_attention.json"
+
+from workbench.environment import environment, version  # noqa: E402
+from workbench.ops.sparse_attention import (  # noqa: E402
+    Blocks,
+    choose,
+    document_starts,
+    operators,
+    pooling_blocks,
+    range_attention,
+    selected_attention,
+    without_duplicates,
+)
+
+H = 16
+LENGTHS = [(8, 4096), (1, 32_768), (1, 65_536)]
+ALLOWED = 2e-2
+"""Largest relative error of values and gradients in bf16."""
+
+
+class Form(NamedTuple):
+    """What is timed: block sizes, and the channels of keys and values (values among the keys where ``latent``)."""
+
+    name: str
+    blocks: Blocks
+    K: int = 64
+    V: int = 64
+    latent: bool = False
+
+
+def forms() -> list[Form]:
+    return [
+        Form("block 64, top 16", Blocks(64, 64, 64, 16, 1, 2)),
+        Form("block 16, top 64", Blocks(16, 16, 16, 64, 1, 2)),
+        Form("block 16, top 64, one selection for 4", Blocks(16, 16, 16, 64, 1, 2, 4)),
+        Form("latents, block 16, top 64, one selection for 4", Blocks(16, 16, 16, 64, 1, 2, 4), 96, 64, True),
+    ]
+
+
+def inputs(form: Form, B: int, T: int, G: int, dtype: torch.dtype = torch.bfloat16) -> list[Any]:
+    shapes = [(B, T, H, form.K), (B, T, G, form.K), *([] if form.latent else [(B, T, G, form.V)])]
+    tensors: list[Any] = [torch.randn(*shape, device="cuda").to(dtype).requires_grad_() for shape in shapes]
+    return tensors + [None] * form.latent
+
+
+def pooled(x: Any, blocks: Blocks) -> Any:
+    return None if x is None else pooling_blocks(x, None, blocks.length, blocks.stride).mean(-1)
+
+
+def whole(form: Form, q: Any, k: Any, v: Any, start: Any, indices: Any = None) -> tuple[Any, Any, Any]:
+    """(pooled output, selected output, indices)."""
+    blocks, more = form.blocks, {"start_BT": start, "value_dim": form.V}
+    ck, cv = pooled(k, blocks), pooled(v, blocks)
+    o_cmp, lse = range_attention(q, ck, cv, length=blocks.length, stride=blocks.stride, **more)
+    if indices is None:
+        indices = choose(q, ck, lse, blocks=blocks, start_BT=start, keys=q.shape[1])
+    o_slc, _ = selected_attention(q, k, v, indices, block=blocks.block, share=blocks.share, **more)
+    return o_cmp, o_slc, indices
+
+
+def relative(got: Any, wanted: Any) -> float:
+    got, wanted = got.detach().double(), wanted.detach().double()
+    return float((got - wanted).norm() / wanted.norm())
+
+
+def check(form: Form, G: int) -> dict[str, Any]:
+    T = 2048
+    start = document_starts(None, 1, T, torch.device("cuda"))
+    single = [None if x is None else x.detach() for x in inputs(form, 1, T, G, torch.float32)]
+    blocks, ck = form.blocks, pooled(single[1], form.blocks)
+    operators.forced = "torch"
+    more = {"length": blocks.length, "stride": blocks.stride, "value_dim": form.V, "start_BT": start}
+    _, lse = range_attention(single[0], ck, None if form.latent else ck[..., : form.V], **more)
+    sets = []
+    for forced in (None, "torch"):
+        operators.forced = forced
+        sets.append(choose(single[0], ck, lse, blocks=blocks, start_BT=start, keys=T))
+    same = float((sets[0] == sets[1]).all(-1).float().mean())
+    half = [None if x is None else x.to(torch.bfloat16).requires_grad_() for x in single]
+    exact = [None if x is None else x.detach().double().requires_grad_() for x in half]
+    errors, results = {}, []
+    for forced, tensors in ((None, half), ("torch", exact)):
+        operators.forced = forced
+        o_cmp, o_slc, _ = whole(form, *tensors, start, indices=sets[1])
+        if not results:
+            weights = [torch.randn_like(o_cmp), torch.randn_like(o_slc)]
+        loss = sum((o * w.to(o.dtype)).sum() for o, w in zip((o_cmp, o_slc), weights))
+        there = [x for x in tensors if x is not None]
+        results.append([o_cmp, o_slc, *torch.autograd.grad(loss, there)])
+    operators.forced = None
+    names = ("pooled", "selected", "dq", "dk", "dv")
+    errors = {name: relative(a, b) for name, a, b in zip(names, *results)}
+    passed = max(errors.values()) < ALLOWED and same > 0.999
+    return {"section": "check", "form": form.name, "kv_heads": G, "passed": passed, "same_sets": same, "errors": errors}
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    from triton.testing import do_bench
+
+    return round(do_bench(call, warmup=20, rep=80, return_mode="median"), 3)
+
+
+def timed(call: Callable[..., Any], tensors: list[Any]) -> dict[str, Any]:
+    """Forward under no_grad, and forward with backward, of ``call(*tensors)``, which returns one tensor or several."""
+    there = [x for x in tensors if x is not None]
+
+    def both() -> None:
+        outputs = call(*tensors)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        torch.autograd.grad(outputs, there, [torch.ones_like(o) for o in outputs], allow_unused=True)
+
+    try:
+        with torch.no_grad():
+            forward = milliseconds(lambda: call(*tensors))
+        torch.cuda.reset_peak_memory_stats()
+        return {
+            "forward_ms": forward,
+            "both_ms": milliseconds(both),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        }
+    except Exception as error:  # a peer that is missing or out of memory is a row, not the end
+        return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+
+
+def ours(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
+    tensors, blocks = inputs(form, B, T, G), form.blocks
+    start = document_starts(None, B, T, torch.device("cuda"))
+    case = {"section": "attention", "form": form.name, "batch": B, "tokens": T, "kv_heads": G}
+    more = {"start_BT": start, "value_dim": form.V}
+    with torch.no_grad():
+        ck = pooled(tensors[1], blocks)
+        _, lse = range_attention(
+            tensors[0], ck, pooled(tensors[2], blocks), length=blocks.length, stride=blocks.stride, **more
+        )
+        indices = choose(tensors[0], ck, lse, blocks=blocks, start_BT=start, keys=T)
+        select_ms = milliseconds(lambda: choose(tensors[0], ck, lse, blocks=blocks, start_BT=start, keys=T))
+    read = B * T * G * blocks.selected * blocks.block * (form.K + (0 if form.latent else form.V)) * 2 / blocks.share
+    flops = B * T * H * blocks.selected * blocks.block * 2 * (form.K + form.V)
+    rows = [
+        {**case, "op": "whole", **timed(lambda q, k, v: whole(form, q, k, v, start)[:2], tensors)},
+        {**case, "op": "selection alone", "forward_ms": select_ms},
+        {**case, "op": "selected blocks alone", "read_gb": round(read / 1e9, 2), "forward_tflop": round(flops / 1e12, 3),
+         **timed(lambda q, k, v: selected_attention(q, k, v, indices, block=blocks.block, share=blocks.share, **more)[0], tensors)},
+        {**case, "op": "pooled blocks alone", **timed(
+            lambda q, k, v: range_attention(q, pooled(k, blocks), pooled(v, blocks), length=blocks.length, stride=blocks.stride, **more)[0],
+            tensors)},
+    ]  # fmt: skip
+    return rows
+
+
+def peers(B: int, T: int, G: int) -> list[dict[str, Any]]:
+    tensors = inputs(Form("", Blocks(64, 64, 64, 16)), B, T, G)
+    start = document_starts(None, B, T, torch.device("cuda"))
+    case = {"section": "attention", "batch": B, "tokens": T, "kv_heads": G}
+    rows = [
+        {
+            **case,
+            "op": "our window of 512",
+            **timed(lambda q, k, v: range_attention(q, k, v, start_BT=start, window=512)[0], tensors),
+        }
+    ]
+
+    def heads_first(*xs: Any) -> list[Any]:
+        return [x.transpose(1, 2) for x in xs]
+
+    if G == 1:  # dense peers with a key head for every query head: what full attention costs
+        dense = [torch.randn(B, H, T, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        def cudnn(q: Any, k: Any, v: Any) -> Any:
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+        rows.append({**case, "kv_heads": H, "op": "cuDNN, full", **timed(cudnn, dense)})
+        rows.append({**case, "kv_heads": H, "op": "FlexAttention, window of 512", **timed(flex(T, dense), dense)})
+        rows.append({**case, "op": "fla parallel_nsa, block 64, top 16, no window", **fla(tensors)})
+    return rows
+
+
+def flex(T: int, tensors: list[Any]) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def seen(b: Any, h: Any, q: Any, k: Any) -> Any:
+        return (k <= q) & (q - k < 512)
+
+    mask = create_block_mask(seen, None, None, T, T, device="cuda", _compile=True)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda q, k, v: compiled(q, k, v, block_mask=mask)
+
+
+def fla(tensors: list[Any]) -> dict[str, Any]:
+    try:
+        from fla.ops.nsa.parallel import parallel_nsa
+    except Exception as error:
+        return {"error": f"not importable: {str(error)[:200]}"}
+    B, T = tensors[0].shape[:2]
+    gate = torch.ones(B, T, H, device="cuda", dtype=torch.bfloat16)
+
+    def call(q: Any, k: Any, v: Any) -> Any:
+        return parallel_nsa(q, k, v, g_cmp=gate, g_slc=gate, block_counts=16, block_size=64, window_size=0)
+
+    return timed(call, tensors)
+
+
+LAYERS = {
+    "two full layers": ("full", "full"),
+    "ASA pair": ("asa_local", "asa_global"),
+    "two NSA layers": ("nsa", "nsa"),
+}
+
+
+def layers(name: str, B: int, T: int) -> dict[str, Any]:
+    from workbench.contract import mixers
+    from workbench.model import LanguageModel, ModelConfig
+
+    kinds = LAYERS[name]
+    heads = {"heads": 16, "head_dim": 64}
+    pattern = " ".join(kinds)
+    config = ModelConfig(
+        scale="340m", depth=2, vocabulary=256, pattern=pattern, mixers={kind: heads for kind in set(kinds)}
+    )
+    torch._dynamo.reset()
+    modules = [block.get_submodule("mixer") for block in LanguageModel(config, seed=0).cuda().blocks]
+    calls = [torch.compile(module, fullgraph=True, dynamic=False) for module in modules]
+    assert all(kind in mixers for kind in kinds)
+    x = torch.randn(B, T, 1024, device="cuda", requires_grad=True)
+
+    def pair(x: Any) -> Any:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return calls[1](calls[0](x))
+
+    return {"section": "layers", "op": name, "batch": B, "tokens": T, **timed(pair, [x])}
+
+
+def tune(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
+    """Forward and backward of selected blocks for other settings of one kernel at a time."""
+    from workbench.ops.sparse_attention import triton as kernels
+
+    tensors, blocks = inputs(form, B, T, G), form.blocks
+    start = document_starts(None, B, T, torch.device("cuda"))
+    own = torch.arange(T, device="cuda") // blocks.block
+    n = blocks.selected
+    back = torch.randint(0, 1 << 30, (B, T, G, n), device="cuda") % (own + 1)[None, :, None, None]
+    if blocks.share > 1:
+        back = back[:, torch.arange(T, device="cuda") // blocks.share * blocks.share]
+    indices = without_duplicates(back.int())
+    case = {"section": "tune", "form": form.name, "batch": B, "tokens": T, "kv_heads": G}
+
+    def call(q: Any, k: Any, v: Any) -> Any:
+        return selected_attention(
+            q, k, v, indices, block=blocks.block, share=blocks.share, start_BT=start, value_dim=form.V
+        )[0]
+
+    rows = [{**case, "op": "as set", **timed(call, tensors)}]
+    for kernel in ("selected_forward", "selected_queries", "selected_keys"):
+        before = dict(kernels.LAUNCH[kernel])
+        for warps, stages, size in itertools.product(
+            (1, 2, 4, 8), (1, 2, 3, 4), (32, 64, 128) if "BN" in before else (0,)
+        ):
+            kernels.LAUNCH[kernel] = {"num_warps": warps, "num_stages": stages, **({"BN": size} if size else {})}
+            result = timed(call, tensors)
+            rows.append({**case, "op": f"{kernel} {kernels.LAUNCH[kernel]}", **result})
+        kernels.LAUNCH[kernel] = before
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="*", default=["check", "attention", "layers"])
+    parser.add_argument("--lengths", nargs="*", help="BATCHxTOKENS, such as 8x4096; default 8x4096 1x32768 1x65536")
+    parser.add_argument("--kv-heads", nargs="*", type=int, default=[1, 4])
+    parser.add_argument("--output", default=str(OUTPUT))
+    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
+    arguments = parser.parse_args()
+    lengths = [tuple(map(int, x.split("x"))) for x in arguments.lengths] if arguments.lengths else LENGTHS
+    torch.manual_seed(0)
+    rows: list[dict[str, Any]] = []
+    begun = time.time()
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(f"{time.time() - begun:6.1f} s", json.dumps(row), flush=True)
+        where = {**environment(), "fla": version("fla-core"), "date": time.strftime("%Y-%m-%d")}
+        where["code"] = arguments.code or where["code"]
+        path = Path(arguments.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps({"environment": where, "seconds": round(time.time() - begun, 1), "rows": rows}, indent=1) + "\n"
+        )
+
+    failed = set()
+    if "check" in arguments.sections:
+        for form in forms():
+            for G in arguments.kv_heads:
+                try:
+                    row = check(form, G)
+                except Exception as error:
+                    operators.forced = None
+                    row = {"section": "check", "form": form.name, "kv_heads": G, "passed": False,
+                           "error": f"{type(error).__name__}: {str(error)[:1500]}"}  # fmt: skip
+                add(row)
+                if not row["passed"]:
+                    failed.add((form.name, G))
+    if "attention" in arguments.sections:
+        for B, T in lengths:
+            for G in arguments.kv_heads:
+                for row in peers(B, T, G):
+                    add(row)
+                for form in forms():
+                    if (form.name, G) in failed:
+                        continue
+                    for row in ours(form, B, T, G):
+                        add(row)
+                    torch.cuda.empty_cache()
+    if "tune" in arguments.sections:
+        for B, T in lengths[:1]:
+            for G in arguments.kv_heads:
+                for form in forms():
+                    for row in tune(form, B, T, G):
+                        add(row)
+    if "layers" in arguments.sections:
+        for B, T in ((4, 8192), (1, 32_768)):
+            for name in LAYERS:
+                add(layers(name, B, T))
+    print("\n| op | form | tokens | kv heads | forward / with backward, ms |\n|---|---|---|---|---|")
+    for row in rows:
+        if row["section"] != "check":
+            shown = row.get("error", f"{row.get('forward_ms')} / {row.get('both_ms', '–')}")
+            print(
+                f"| {row['op']} | {row.get('form', '')} | {row['batch']} × {row['tokens']} | {row.get('kv_heads', '')} | {shown} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What is still to do, judged from the studies alone: no process is started."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import ablation_fields, write_corpus
+from optuna.trial import TrialState
+from typer.testing import CliRunner
+
+from workbench import cli
+from workbench.ablation.ablation import Ablation
+from workbench.ablation.plan import CONFIRMATION, TUNING, Plan
+from workbench.ablation.study import slots
+from workbench.ablation.worker import Worker
+from workbench.config import ConfigError
+from workbench.results.store import RunFolder
+
+pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def ablation(corpus: Path, results: Path) -> Ablation:
+    return Ablation.parse(ablation_fields(corpus, arms={"full": {}}, confirmation={"seeds": [0]}), results)
+
+
+def end_one(plan: Plan, stage: str, status: str, value: float = 1.0) -> RunFolder:
+    """Take the next trial of a stage and end it, as a worker would."""
+    study = plan.study("full", stage)
+    trial = study.ask()
+    seed = trial.user_attrs.get("seed", plan.config.tuning.seed)
+    params = {"training.learning_rate": trial.suggest_categorical("training.learning_rate", [2e-3, 8e-3])} if stage == TUNING else {}  # fmt: skip
+    folder = plan.folder_for("full", stage, seed, params)
+    trial.set_user_attr("run", folder.path.name)
+    if status == "done":
+        folder.finish("done", selection_value=value)
+        study.tell(trial, value)
+    else:
+        folder.finish(status, "why") if status == "crashed" else folder.set_status(status, "why")
+        trial.set_user_attr("status", status)
+        study.tell(trial, state=TrialState.FAIL)
+    plan.advance()
+    return folder
+
+
+def open_slots(plan: Plan, stage: str) -> list[int]:
+    return [slot for slot, trials in slots(plan.study("full", stage)).items() if trials[-1].state == TrialState.WAITING]
+
+
+def test_an_interrupted_trial_is_taken_up_again_by_whoever_works(corpus: Path, tmp_path: Path) -> None:
+    plan = Plan(ablation(corpus, tmp_path).create())
+    end_one(plan, TUNING, "done")
+    end_one(plan, TUNING, "interrupted")
+    assert open_slots(plan, TUNING) == [1] and not plan.run.selection() and not plan.run.finished
+    end_one(plan, TUNING, "done", 0.5)
+    chosen = plan.run.selection()["full"]
+    assert chosen["selection_value"] == 0.5 and chosen["done"] == 2
+    assert open_slots(plan, CONFIRMATION) == [0]
+
+
+def test_what_crashed_is_tried_again_when_the_user_starts_again(corpus: Path, tmp_path: Path) -> None:
+    plan = Plan(ablation(corpus, tmp_path).create())
+    first = end_one(plan, TUNING, "crashed")
+    assert not plan.run.finished and open_slots(plan, TUNING) == [1]
+    end_one(plan, TUNING, "crashed")
+    assert plan.run.finished and "every tuning trial failed (crashed, crashed)" in plan.run.failures()["full"]
+    plan.advance()
+    assert plan.run.finished
+
+    run = ablation(corpus, tmp_path).create()  # the variant's mistake is mended; the same command
+    assert not run.finished and not run.selection() and open_slots(plan, TUNING) == [0, 1]
+    assert not first.result() and first.status()["status"] == "interrupted"
+    end_one(plan, TUNING, "done")
+    end_one(plan, TUNING, "done", 0.5)
+    confirmed = end_one(plan, CONFIRMATION, "crashed")
+    assert run.finished
+    assert not ablation(corpus, tmp_path).create().finished and not confirmed.result()
+    end_one(plan, CONFIRMATION, "done")
+    assert ablation(corpus, tmp_path).create().finished
+
+
+def test_a_tuning_trial_that_crashed_before_the_choice_does_not_change_it_later(corpus: Path, tmp_path: Path) -> None:
+    plan = Plan(ablation(corpus, tmp_path).create())
+    end_one(plan, TUNING, "crashed")
+    end_one(plan, TUNING, "done")
+    chosen = plan.run.selection()
+    assert ablation(corpus, tmp_path).create().selection() == chosen
+    assert not open_slots(plan, TUNING) and open_slots(plan, CONFIRMATION) == [0]
+
+
+def test_prepared_data_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    run = ablation(corpus, tmp_path / "results").create()
+    shutil.rmtree(tmp_path / "results" / "cache")
+    ablation(corpus, tmp_path / "results").create()
+    assert (tmp_path / "results" / "cache" / run.about["data"]["full"] / "card.json").exists()
+    shutil.rmtree(tmp_path / "results" / "cache")
+    (corpus / "000.txt").write_text("something else")
+    with pytest.raises(ConfigError, match=r"arms.full.data: got 'data that has changed since the launch"):
+        ablation(corpus, tmp_path / "results").create()
+
+
+def test_an_ablation_whose_folder_is_gone_is_told_to_those_who_watch(corpus: Path, tmp_path: Path) -> None:
+    run = ablation(corpus, tmp_path).create()
+    watched = CliRunner().invoke(cli.app, ["watch", str(run.folder)])
+    assert watched.exit_code == 1 and "No worker is at work" in watched.output
+    worker = Worker(run)
+    shutil.rmtree(run.folder)
+    worker._work()  # ends, and brings no folder back
+    assert not run.folder.exists()
+    with pytest.raises(ConfigError, match="removed meanwhile"):
+        cli._watch(run)
+    table = CliRunner().invoke(cli.app, ["table", "--results", str(tmp_path)])
+    assert table.exit_code == 1 and "No run below" in table.output

@@ -1,0 +1,226 @@
+"""The members of the delta-rule family: what makes them special cases of each other, what their settings change, what they cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from workbench.accounting import account
+from workbench.config import ConfigError
+from workbench.contract import Side, mixers
+from workbench.mixers.delta_rule import step_norm
+from workbench.model import LanguageModel, ModelConfig
+from workbench.testing import MixerConformance
+
+WIDTH = 64
+FAMILY = ("deltanet", "gdn", "kda", "gdn2", "fg2_gdn", "fg2_gdn_plus")
+
+
+def build(name: str, **settings: Any) -> Any:
+    suite = type("Suite", (MixerConformance,), {"name": name, "width": WIDTH})()
+    return suite.build({"head_dim": 16, "chunk": 16, "initialisation": "model", **settings})
+
+
+def output(mixer: Any, x_BTD: Tensor | None = None, **more: Any) -> Tensor:
+    x_BTD = torch.randn(2, 37, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) if x_BTD is None else x_BTD  # fmt: skip
+    return mixer(x_BTD, **more).detach()
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).norm() <= 1e-12 * b.norm())
+
+
+def channels(weight_HD: Tensor, n: int) -> Tensor:
+    """Rows of a gate of one number a head -> rows of a gate whose n channels are that number."""
+    return weight_HD.repeat_interleave(n, dim=0)
+
+
+@torch.no_grad()
+def copy_gates(source: Any, target: Any, n: int = 16) -> None:
+    """Give ``target`` the parameters of ``source``; its channel-wise edit gates repeat the numbers of ``source``."""
+    pieces = dict(
+        zip(source.gates.first.sizes, source.gates.first.weight.split(list(source.gates.first.sizes.values())))
+    )
+    wanted = []
+    for name, size in target.gates.first.sizes.items():
+        piece = pieces[name if name in pieces else "edit"]
+        wanted.append(piece if len(piece) == size else channels(piece, n))
+    target.gates.first.weight.copy_(torch.cat(wanted))
+    rest = {name: value for name, value in source.state_dict().items() if name != "gates.first.weight"}
+    missing, unexpected = target.load_state_dict(rest, strict=False)
+    assert missing == ["gates.first.weight"] and not unexpected
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("gdn2", {"output_gate": "sigmoid"}), ("fg2_gdn", {}), ("fg2_gdn_plus", {}), ("fg2_gdn", {"sides": "left"}),
+     ("fg2_gdn", {"scalarise_erase": True, "scalarise_write": True}), ("fg2_gdn", {"erase": "scalar", "write": "scalar"})],
+)  # fmt: skip
+def test_equal_channels_are_kda(name: str, settings: dict[str, Any]) -> None:
+    kda, other = build("kda"), build(name, **settings)
+    copy_gates(kda, other)
+    assert same(output(other), output(kda))
+
+
+@torch.no_grad()
+def test_kda_with_equal_decays_is_gdn_and_without_decay_deltanet() -> None:
+    kda = build("kda", decay_rank=0, output_gate="silu", output_gate_rank=0)
+    gdn = build("gdn")
+    decay, *rest = gdn.gates.first.weight.split(list(gdn.gates.first.sizes.values()))
+    kda.gates.first.weight.copy_(torch.cat((channels(decay, 16), *rest)))
+    own = {"gates.first.weight": kda.gates.first.weight, "dt_bias": channels(gdn.dt_bias, 16)}
+    kda.load_state_dict({**gdn.state_dict(), **own})
+    assert same(output(kda), output(gdn))
+    still, plain = build("gdn", output_gate="none"), build("deltanet")
+    still.A_log.fill_(-80.0)
+    left = {name: x for name, x in still.state_dict().items() if name not in ("A_log", "dt_bias", "gates.first.weight")}
+    left["gates.first.weight"] = still.gates.first.weight[still.H :]
+    plain.load_state_dict(left)
+    assert same(output(plain), output(still))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_strengths_underflow_without_harm(name: str) -> None:
+    """Gates that are zero in fp32 (and their roots) keep finite gradients."""
+    mixer = build(name).float()
+    with torch.no_grad():
+        mixer.gates.first.weight.fill_(-100.0)
+    x_BTD = torch.rand(1, 20, WIDTH).requires_grad_()
+    mixer(x_BTD).square().sum().backward()
+    assert x_BTD.grad is not None and x_BTD.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in mixer.parameters())
+
+
+@pytest.mark.parametrize("flag", ["scalarise_erase", "scalarise_write"])
+@pytest.mark.parametrize("name", ["gdn2", "fg2_gdn_plus"])
+def test_scalarised_gates_keep_every_parameter(name: str, flag: str) -> None:
+    plain, scalarised = build(name), build(name, **{flag: True})
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {
+        k: v.shape for k, v in scalarised.state_dict().items()
+    }
+    assert not same(output(scalarised), output(plain))
+
+
+FLAGS: list[dict[str, Any]] = [
+    {"decay": "scalar"}, {"decay": "none"}, {"decay_rank": 0}, {"safe_gate": True}, {"tied": True}, {"sides": "right"},
+    {"write_gate_power": 1.0}, {"erase": "scalar"}, {"write": "scalar"}, {"scalarise_erase": True}, {"beta_rank": 4},
+    {"negative_eigenvalues": True}, {"output_gate": "silu"}, {"output_gate": "none"}, {"output_gate_rank": 0},
+    {"short_convolution": False}, {"qk_norm": "none"}, {"initialisation": "xavier"}, {"value_dim": 8},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=str)
+def test_a_setting_changes_the_function_and_nothing_else(flag: dict[str, Any]) -> None:
+    """What two settings share starts the same, also inside one stacked matrix."""
+    plain, changed = build("fg2_gdn_plus"), build("fg2_gdn_plus", **flag)
+    assert output(changed).isfinite().all() and not same(output(changed), output(plain))
+    if flag.keys() & {"initialisation", "value_dim"}:
+        return
+    assert torch.equal(changed.qkv.weight, plain.qkv.weight) and torch.equal(changed.out.weight, plain.out.weight)
+    before, after = (
+        dict(zip(m.gates.first.sizes, m.gates.first.weight.split(list(m.gates.first.sizes.values()))))
+        for m in (plain, changed)
+    )
+    shared = [name for name in before if name in after and after[name].shape == before[name].shape]
+    assert len(shared) >= 2 and all(torch.equal(before[name], after[name]) for name in shared)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "path"),
+    [("fg2_gdn", {"value_dim": 8}, "value_dim"), ("kda", {"erase": "channel"}, "write"), ("gdn", {"chunk": 24}, "chunk"),
+     ("fg2_gdn", {"scalarise_erase": True}, "scalarise_write"), ("fg2_gdn_plus", {"sides": "left"}, "write_gate_power"),
+     ("gdn2", {"write_gate_power": 2}, "write_gate_power"), ("gdn2", {"beta_rank": -1}, "beta_rank"),
+     ("kda", {"heads": 0}, "heads")],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_named(name: str, fields: dict[str, Any], path: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        mixers[name].Config.parse({"head_dim": 16, **fields}).resolved(WIDTH)
+    assert raised.value.problems[0].path == path
+
+
+def test_start_of_the_decay() -> None:
+    for name, lowest in (("gdn", 1e-4), ("kda", 1.0)):
+        mixer = build(name, heads=400, head_dim=4, value_dim=4)
+        rate, step = mixer.A_log.exp(), torch.nn.functional.softplus(mixer.dt_bias)
+        assert lowest <= rate.min() and rate.max() <= 16.01 and abs(rate.mean() - 8) < 1
+        assert 9e-4 < step.min() < 2e-3 and 0.05 < step.max() < 0.11
+        assert len(mixer.dt_bias) == (400 if name == "gdn" else 1600)
+    assert (build("kda", safe_gate=True).A_log == 0).all()
+    bound = 2**-2.5 * (6 / (WIDTH + 64)) ** 0.5
+    q = build("gdn2", initialisation="xavier").qkv.weight[:64]
+    assert 0.95 * bound < q.abs().max() <= bound
+    up = build("kda").gates.second["output"]
+    assert (up.bias == 0).all()
+
+
+def test_a_wrong_bias_of_the_decay_is_refused() -> None:
+    mixer, state = build("kda"), build("kda").state_dict()
+    with pytest.raises(RuntimeError, match="dt_bias"):
+        mixer.load_state_dict({**state, "dt_bias": state["dt_bias"][:4]})
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_what_a_watcher_sees(name: str) -> None:
+    side = Side()
+    output(build(name), side=side)
+    metrics = {name: float(value) for name, value in side.metrics.items()}
+    gates = {"edit"} if mixers[name].Config.model_fields["tied"].default else {"erase", "write"}
+    expected = {"state_norm", "step_norm", *(f"{gate}_gate{end}" for gate in gates for end in ("_low", "", "_high"))}
+    if name != "deltanet":
+        expected |= {"half_life_low", "half_life", "half_life_high"}
+        assert 0 < metrics["half_life_low"] <= metrics["half_life"] <= metrics["half_life_high"]
+    assert metrics.keys() == expected and metrics["state_norm"] > 0
+    # a gate on one side alone can stretch the state; on both sides, or as one number, it cannot
+    assert metrics["step_norm"] <= (2 / 3**0.5 if name == "gdn2" else 1) + 1e-6
+    unwatched = Side(watch=False)
+    output(build(name), side=unwatched)
+    assert not unwatched.metrics
+
+
+def test_the_norm_of_a_step_is_its_largest_singular_value() -> None:
+    p, e = torch.randn(2, 500, 6, dtype=torch.float64)
+    wanted = torch.linalg.matrix_norm(torch.eye(6, dtype=torch.float64) - p[:, :, None] * e[:, None], ord=2)
+    assert torch.allclose(step_norm(p, e), wanted, rtol=1e-9)
+    assert torch.allclose(
+        step_norm(p, 0.5 * p / p.square().sum(-1, keepdim=True)), torch.ones(500, dtype=torch.float64)
+    )
+
+
+# Parameters of one mixer and the SwiGLU width that matches full attention with width 2816 / 5632: specification by
+# formula, d(2Kd + 2Vd) + … with Kd = Vd = d.
+MATCHED = {
+    "340m": (341.0e6, {"gdn": (5.272e6, 2496), "kda": (4.741e6, 2624), "fg2_gdn": (5.782e6, 2304),
+                       "fg2_gdn_plus": (6.830e6, 1984), "gdn2": (6.830e6, 1984)}),
+    "1.3b": (1298.7e6, {"gdn": (21.062e6, 4928), "kda": (17.887e6, 5440), "fg2_gdn": (22.049e6, 4800),
+                        "fg2_gdn_plus": (26.243e6, 4096), "gdn2": (26.243e6, 4096)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", MATCHED)
+def test_parameters_and_matched_widths(scale: str) -> None:
+    total, members = MATCHED[scale]
+    full = account(ModelConfig(scale=scale), 4096)
+    assert full.parameters == pytest.approx(total, rel=1e-3)
+    for name, (parameters, hidden) in members.items():
+        config = ModelConfig(scale=scale, pattern=name, feedforwards={"swiglu": {"hidden": hidden}})
+        cls, variant = config.variants()[0]
+        cost = cls.cost(variant, config.width or 0, 4096)
+        assert cost.parameters == pytest.approx(parameters, abs=500)
+        assert abs(account(config, 4096).parameters / full.parameters - 1) < 0.008
+        heads = variant.heads  # type: ignore[attr-defined]
+        assert cost.cache_bytes == 4 * heads * 128 * 128 + 2 * 3 * 3 * heads * 128
+
+
+def test_hybrids_generate_with_a_constant_state() -> None:
+    config = ModelConfig(
+        width=32, depth=4, vocabulary=50, pattern="fg2_gdn_plus kda gdn2 full", mixers={"full": {"rotary": False}}
+    )
+    model = LanguageModel(config, seed=0)
+    prompt = torch.randint(50, (2, 9))
+    made = model.generate(prompt, 6, temperature=0)
+    for t in range(6):
+        scores = model.logits(model(torch.cat((prompt, made[:, :t]), dim=1))[:, -1])
+        assert torch.equal(scores.argmax(-1), made[:, t])

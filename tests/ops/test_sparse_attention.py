@@ -1,0 +1,317 @@
+"""Compression, selection and windows against plain loops in fp64; the edges where such code goes wrong."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from workbench.ops import paths
+from workbench.ops.sparse_attention import (
+    Blocks,
+    choose,
+    document_starts,
+    overlaps,
+    range_attention,
+    selected_attention,
+    slot_rows,
+    slots,
+    visible_blocks,
+    without_duplicates,
+)
+from workbench.ops.sparse_attention import chunked as plain
+from workbench.ops.sparse_attention.layout import leaders, range_pairs, selected_pairs
+from workbench.ops.sparse_attention.reference import (
+    attend_reference,
+    compression_blocks,
+    importance,
+    select_reference,
+    selected_tokens,
+    window_tokens,
+)
+
+
+@pytest.fixture(params=[0, 4], ids=["gathered", "masked"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to attend selected tokens, which the number of keys decides."""
+    monkeypatch.setattr(plain, "DENSE", request.param)
+
+
+SIZES = [(32, 16, 64), (16, 16, 64), (32, 32, 32), (64, 16, 64), (32, 8, 64)]
+
+
+def error(got: Tensor, wanted: Tensor) -> float:
+    assert got.isfinite().all()
+    return float((got - wanted).detach().norm() / wanted.detach().norm().clamp_min(1e-30))
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+
+
+def same_gradients(got: Tensor, wanted: Tensor, inputs: list[Tensor]) -> None:
+    weight = torch.randn_like(got)
+    pairs = (
+        torch.autograd.grad((y * weight).sum(), inputs, allow_unused=True, materialize_grads=True)
+        for y in (got, wanted)
+    )
+    for a, b in zip(*pairs):
+        assert a.isfinite().all() and float((a - b).norm()) < 1e-12 * max(1.0, float(b.norm()))
+
+
+def pooled(x_TGC: Tensor, length: int, stride: int) -> Tensor:
+    """Means of the blocks of one document."""
+    N = slots(len(x_TGC), length, stride)
+    return torch.stack([x_TGC[i * stride : i * stride + length].mean(0) for i in range(N)]) if N else x_TGC[:0]
+
+
+# -- layout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "stride", "block"), SIZES)
+def test_scores_spread_by_the_overlap_of_tokens(length: int, stride: int, block: int) -> None:
+    """Eq. 9 as overlaps, against counting tokens one by one and against the printed sum with j and i from 1."""
+    N, J = 60, 6
+    p = torch.rand(N, dtype=torch.float64)
+    by_token = [importance(dict(enumerate(p)), length, stride, block, j) for j in range(J)]
+    ratio, pairs = block // stride, dict(overlaps(length, stride, block))
+    by_pairs = [sum(w * float(p[j * ratio + m]) for m, w in pairs.items() if 0 <= j * ratio + m < N) for j in range(J)]
+    printed = [
+        sum(
+            float(p[(j + 1) * ratio - m - n - 1])  # 1-indexed block j + 1; 1-indexed p_cmp
+            for m in range(block // stride)
+            for n in range(length // stride)
+            if (j + 1) * ratio - m - n - 1 >= 0
+        )
+        for j in range(J)
+    ]
+    assert by_pairs == pytest.approx(by_token, rel=1e-12)
+    assert printed == pytest.approx(by_token, rel=1e-12)
+
+
+@pytest.mark.parametrize(("length", "stride"), [(32, 16), (16, 16), (8, 4), (1, 1)])
+def test_a_block_is_visible_when_it_lies_at_or_before_the_query(length: int, stride: int) -> None:
+    for p in range(3 * length + 2):
+        assert visible_blocks(p, length, stride) == len(compression_blocks(p, 10 * length, length, stride)), p
+    assert [visible_blocks(p, length, stride) for p in (length - 2, length - 1, length - 1 + stride)] == [0, 1, 2]
+
+
+def test_pairs_are_those_of_the_published_comparison() -> None:
+    """Mean keys a query at l 32, d 16, l' 64, n 16, w 512 (our arithmetic)."""
+    for T, cmp, slc, win in (
+        (4096, 127, 896, 480),
+        (8192, 255, 960, 496),
+        (32768, 1023, 1008, 508),
+        (65536, 2047, 1016, 510),
+    ):
+        means = range_pairs(T, T, 32, 16, 0) / T, selected_pairs(T, T, 1024) / T, range_pairs(T, T, 1, 1, 512) / T
+        assert means == pytest.approx((cmp, slc, win), abs=0.7)
+
+
+def random_segments(B: int, T: int, mean: float) -> Tensor:
+    return (torch.rand(B, T) < 1 / mean).int().cumsum(1).int()
+
+
+@pytest.mark.parametrize("mean", [1.5, 5, 30])
+def test_slots_hold_every_whole_block_once(mean: float) -> None:
+    length, stride, T = 8, 4, 61
+    segments = random_segments(3, T, mean)
+    start_BT = document_starts(segments, 3, T, segments.device)
+    rows = slot_rows(start_BT, segments, length, stride)
+    for b in range(3):
+        wanted = []
+        for value in segments[b].unique():
+            own = (segments[b] == value).nonzero()[:, 0]
+            a, size = int(own[0]), len(own)
+            assert (start_BT[b, own] == a).all()
+            wanted += [(a // stride + i, a + i * stride) for i in range(slots(size, length, stride))]
+        assert [(slot, int(row)) for slot, row in enumerate(rows[b]) if row >= 0] == wanted
+
+
+@pytest.mark.parametrize("mean", [1.5, 5, 30])
+def test_every_later_group_has_one_leader(mean: float) -> None:
+    share, T = 4, 50
+    start_BT = document_starts(random_segments(3, T, mean), 3, T, torch.device("cpu"))
+    rows = leaders(start_BT, 0, share)
+    p_BT = torch.arange(T) - start_BT
+    wanted = [[t for t in range(T) if p_BT[b, t] % share == 0 and p_BT[b, t] > 0] for b in range(3)]
+    assert [[int(r) for r in row if r >= 0] for row in rows] == wanted
+
+
+def test_duplicates_are_removed() -> None:
+    assert without_duplicates(torch.tensor([3, 0, 3, -1, 0, 5])).tolist() == [0, 3, 5, -1, -1, -1]
+
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 2**26])
+@pytest.mark.parametrize(
+    ("length", "stride", "window"), [(1, 1, None), (1, 1, 1), (1, 1, 6), (8, 4, None), (4, 4, None), (40, 8, None)]
+)
+def test_attention_over_a_run_is_its_definition(
+    length: int, stride: int, window: int | None, chunk: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(plain, "CHUNK_BYTES", chunk)
+    T, H, G, K, V = 33, 4, 2, 6, 5
+    q, k, v = random(1, T, H, K), random(1, T, G, K), random(1, T, G, V)
+    ck, cv = pooled(k[0], length, stride), pooled(v[0], length, stride)
+    start = document_starts(None, 1, T, q.device)
+    got, lse = range_attention(q, ck[None], cv[None], start_BT=start, length=length, stride=stride, window=window)
+    keys = window_tokens(T, G, window) if window else [[compression_blocks(p, T, length, stride)] * G for p in range(T)]
+    wanted = attend_reference(q[0], ck, cv, keys, K**-0.5)[None]
+    assert error(got, wanted) < 1e-13
+    blind = torch.tensor([not row[0] for row in keys])
+    assert not got[0, blind].any() and (lse[0, blind] == -torch.inf).all() and lse[0, ~blind].isfinite().all()
+    same_gradients(got, wanted, [q, k, v])
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("window", [None, 3])
+def test_soft_cap_and_sink(softcap: float | None, window: int | None) -> None:
+    T, H, K = 9, 2, 4
+    q, k, v, sink = random(2, T, H, K), random(2, T, 1, K), random(2, T, 1, K), random(H)
+    start = document_starts(None, 2, T, q.device)
+    got, _ = range_attention(q, k, v, start_BT=start, window=window, softcap=softcap, sink_H=sink)
+    scores = torch.einsum("bthk,bsk->bhts", q, k[:, :, 0]) / K**0.5
+    scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+    t, s = torch.arange(T)[:, None], torch.arange(T)[None]
+    scores = scores.masked_fill((s > t) | (s <= t - (window or T)), -torch.inf)
+    weights = torch.cat((scores, sink[None, :, None, None].expand(2, H, T, 1)), -1).softmax(-1)[..., :-1]
+    wanted = torch.einsum("bhts,bsk->bthk", weights, v[:, :, 0])
+    assert error(got, wanted) < 1e-13
+    same_gradients(got, wanted, [q, k, v, sink])
+
+
+CASES = [
+    # H, G, length, stride, block, count, initial, local, share
+    (4, 1, 8, 4, 8, 4, 1, 2, 1),
+    (4, 4, 4, 4, 4, 3, 1, 1, 1),
+    (6, 2, 8, 4, 16, 3, 1, 2, 1),
+    (2, 2, 4, 4, 4, 5, 0, 1, 4),
+    (16, 1, 4, 2, 8, 2, 1, 1, 2),
+    (3, 1, 16, 4, 8, 30, 1, 2, 1),
+]
+
+
+def chosen_and_attended(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, segments: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    B, T = q.shape[:2]
+    start = document_starts(segments, B, T, q.device)
+    rows = slot_rows(start, segments, blocks.length, blocks.stride)
+    at = rows.clamp_min(0)[..., None] + torch.arange(blocks.length)
+    ck = k[torch.arange(B)[:, None, None], at].mean(2)
+    _, lse = range_attention(q, ck, ck, start_BT=start, length=blocks.length, stride=blocks.stride)
+    indices = choose(q, ck, lse, blocks=blocks, start_BT=start, keys=T)
+    o, _ = selected_attention(q, k, v, indices, block=blocks.block, start_BT=start, share=blocks.share)
+    return indices, o
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("cuts", [(), (1, 14, 19, 20, 21, 37)])
+def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], cuts: tuple[int, ...]) -> None:
+    """Also on packed documents, each of which must look as if it stood alone."""
+    H, G, length, stride, block, count, initial, local, share = case
+    blocks = Blocks(length, stride, block, count, initial, local, share)
+    T, K, V = 45, 6, 5
+    q, k, v = random(1, T, H, K), random(1, T, G, K), random(1, T, G, V)
+    ends = [0, *cuts, T]
+    segments = (
+        torch.cat([torch.full((1, b - a), i) for i, (a, b) in enumerate(itertools.pairwise(ends))], 1) if cuts else None
+    )
+    indices, got = chosen_and_attended(q, k, v, blocks, segments)
+    wanted = []
+    for a, b in itertools.pairwise(ends):
+        qd, kd, vd = q[0, a:b], k[0, a:b], v[0, a:b]
+        sets = select_reference(
+            qd, pooled(kd, length, stride), length=length, stride=stride, block=block, count=count, initial=initial,
+            local=local, scale=K**-0.5, share=share,
+        )  # fmt: skip
+        assert [[[j for j in row if j >= 0] for row in groups] for groups in indices[0, a:b].tolist()] == sets
+        wanted.append(attend_reference(qd, kd, vd, selected_tokens(sets, block), K**-0.5))
+    expected = torch.cat(wanted)[None]
+    assert error(got, expected) < 1e-13
+    same_gradients(got, expected, [q, k, v])
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("T", [1, 7, 8, 9, 40])
+def test_selecting_everything_is_dense(T: int) -> None:
+    q, k, v = random(2, T, 4, 6), random(2, T, 2, 6), random(2, T, 2, 5)
+    blocks = Blocks(8, 4, 8, -(-T // 8))
+    indices, got = chosen_and_attended(q, k, v, blocks._replace(initial=0, local=1), None)
+    dense, _ = range_attention(q, k, v, start_BT=document_starts(None, 2, T, q.device))
+    assert error(got, dense) < 1e-13
+    assert int(indices.max()) == (T - 1) // 8
+
+
+@pytest.mark.usefixtures("form")
+def test_values_may_be_channels_of_the_keys() -> None:
+    q, k = random(1, 20, 4, 6), random(1, 20, 2, 6)
+    start = document_starts(None, 1, 20, q.device)
+    indices = torch.tensor([0, 1, 2, -1], dtype=torch.int32).expand(1, 20, 2, 4)
+    for call in (
+        lambda v, n: range_attention(q, k, v, start_BT=start, value_dim=n),
+        lambda v, n: selected_attention(q, k, v, indices, block=8, start_BT=start, value_dim=n),
+    ):
+        (a, la), (b, lb) = call(None, 4), call(k[..., :4], None)
+        assert torch.equal(a, b) and torch.equal(la, lb)
+        same_gradients(a, b, [q, k])
+
+
+@pytest.mark.usefixtures("form")
+def test_rows_that_select_nothing_are_zero_with_zero_gradients() -> None:
+    q, k, v = random(1, 24, 4, 6), random(1, 24, 2, 6), random(1, 24, 2, 5)
+    indices = torch.full((1, 24, 2, 3), -1, dtype=torch.int32)
+    indices[0, 16:, :, 0] = 0
+    indices[0, 20, 1] = torch.tensor([2, 1, -1], dtype=torch.int32)
+    indices[0, 3, 0, 0] = 2  # wholly in the future
+    start = document_starts(None, 1, 24, q.device)
+    o, lse = selected_attention(q, k, v, indices, block=8, start_BT=start)
+    assert not o[0, :16].any() and (lse[0, :16] == -torch.inf).all() and o[0, 16:].abs().gt(0).all()
+    dq, dk, dv = torch.autograd.grad(o.square().sum(), [q, k, v])
+    assert not dq[0, :16].any() and all(g.isfinite().all() for g in (dq, dk, dv)) and dq[0, 16:].any()
+    wanted = attend_reference(q[0], k[0], v[0], selected_tokens(indices[0].tolist(), 8), 6**-0.5)
+    assert error(o[0], wanted) < 1e-13
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("share", [1, 4])
+@pytest.mark.parametrize("T", [1, 3, 6])
+def test_the_last_queries_alone_choose_and_attend_as_in_the_full_pass(share: int, T: int) -> None:
+    blocks = Blocks(4, 4, 4, 4, 1, 1, share)
+    S = 43
+    q, k, v = random(2, S, 4, 6), random(2, S, 2, 6), random(2, S, 2, 5)
+    indices, full = chosen_and_attended(q, k, v, blocks, None)
+    ck = torch.stack([pooled(x, 4, 4) for x in k])
+    start = document_starts(None, 2, T, q.device)
+    more = {"start_BT": start, "offset": S - T}
+    _, lse = range_attention(q[:, -T:], ck, ck, length=4, stride=4, **more)
+    got = choose(q[:, -T:], ck, lse, blocks=blocks, keys=S, before_BGn=indices[:, S - T - 1], **more)
+    assert torch.equal(got, indices[:, -T:])
+    o, _ = selected_attention(q[:, -T:], k, v, got, block=4, share=share, **more)
+    assert error(o, full[:, -T:]) < 1e-13
+
+
+def test_a_shared_selection_never_sees_the_future() -> None:
+    """The earliest query of a group chooses: what comes behind it changes nothing."""
+    blocks = Blocks(4, 4, 4, 3, 1, 1, 4)
+    q, k, v = random(1, 41, 4, 6), random(1, 41, 2, 6), random(1, 41, 2, 5)
+    before, o = chosen_and_attended(q, k, v, blocks, None)
+    for t in (3, 16, 17, 19, 39):
+        q2, k2 = q.detach().clone(), k.detach().clone()
+        q2[:, t + 1 :], k2[:, t + 1 :] = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+        after, o2 = chosen_and_attended(q2, k2, v.detach(), blocks, None)
+        assert torch.equal(after[:, : t + 1], before[:, : t + 1]) and error(o2[:, : t + 1], o[:, : t + 1]) < 1e-12
+
+
+def test_results_can_say_what_computed_it() -> None:
+    paths.forget()
+    q = random(1, 3, 2, 4)
+    range_attention(q, q, q, start_BT=document_starts(None, 1, 3, q.device))
+    assert paths.taken() == {"sparse_attention": ["torch"]}

@@ -1,0 +1,126 @@
+"""What sequence mixers read and remember, as tables and figures: keys by query, selected blocks, cache against length.
+
+Functions on mixers need torch and are imported from here directly; nothing else of the dashboards waits for it.
+Legend: B batch, T time, D model width, G groups of heads, n blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+import polars as pl
+from plotly.subplots import make_subplots
+
+from workbench.dashboards import style
+
+if TYPE_CHECKING:
+    from workbench.contract import Mixer
+    from workbench.model import ModelConfig
+
+INPUTS = 4
+"""Random inputs over which reading is averaged, so that data-dependent choices show as shades."""
+
+
+def reads(mixer: Mixer, width: int, length: int, seed: int = 0) -> pl.DataFrame:
+    """How strongly the output at each position depends on the input at each: the norm of its gradient.
+
+    Exactly zero where a query does not read a key. Through hidden choices (which blocks are selected) nothing is counted.
+
+    Returns:
+        columns query, key (positions), strength (share of the query's row), one row a pair with key <= query.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    x_BTD = torch.randn(INPUTS, length, width, generator=generator).requires_grad_()
+    weight_BD = torch.randn(INPUTS, width, generator=generator)
+    y_BTD = mixer.float()(x_BTD)
+    rows = []
+    for t in range(length):
+        (gradient_BTD,) = torch.autograd.grad((y_BTD[:, t] * weight_BD).sum(), x_BTD, retain_graph=True)
+        strength_T = gradient_BTD.norm(dim=-1).mean(0)[: t + 1]
+        rows.append(strength_T / strength_T.sum().clamp_min(1e-30))
+    queries = [t for t in range(length) for _ in range(t + 1)]
+    keys = [s for t in range(length) for s in range(t + 1)]
+    return pl.DataFrame({"query": queries, "key": keys, "strength": torch.cat(rows).tolist()})
+
+
+def selected(mixer: Any, width: int, length: int, seed: int = 0) -> pl.DataFrame:
+    """Blocks that a selecting mixer picks for one random input: columns query, group, block."""
+    import torch
+
+    x_BTD = torch.randn(1, length, width, generator=torch.Generator().manual_seed(seed))
+    chosen_TGn = mixer.float().selection(x_BTD)[0]
+    places = (chosen_TGn >= 0).nonzero()
+    blocks = chosen_TGn[chosen_TGn >= 0].tolist()
+    return pl.DataFrame({"query": places[:, 0].tolist(), "group": places[:, 1].tolist(), "block": blocks})
+
+
+def cache_table(models: Mapping[str, ModelConfig], lengths: Iterable[int], element_bytes: int = 2) -> pl.DataFrame:
+    """Decode state of one sequence: columns arm, length, bytes, unevicted (bytes if windows kept every token)."""
+    from workbench.accounting import account
+
+    rows = []
+    for length in lengths:
+        for arm, config in models.items():
+            cost = account(config, length, element_bytes)
+            rows.append({"arm": arm, "length": length, "bytes": cost.cache_bytes, "unevicted": cost.unevicted_bytes})
+    return pl.DataFrame(rows)
+
+
+def reads_figure(tables: Mapping[str, pl.DataFrame]) -> go.Figure:
+    """One map a mixer of :func:`reads`: queries downwards, keys to the right, darker is stronger, white is not read."""
+    figure = make_subplots(
+        1, len(tables), subplot_titles=[style.label(name) for name in tables], horizontal_spacing=0.02
+    )
+    for column, table in enumerate(tables.values(), start=1):
+        drawn = table.filter(pl.col("strength") > 0).with_columns(pl.col("strength").log10())
+        figure.add_trace(go.Heatmap(
+            x=drawn["key"].to_list(), y=drawn["query"].to_list(), z=drawn["strength"].to_list(), zmin=-4, zmax=0,
+            colorscale="Blues", showscale=column == len(tables), hovertemplate="query %{y} reads key %{x}: 10^%{z:.1f}<extra></extra>",
+            colorbar={"title": {"text": "share, log<sub>10</sub>"}},
+        ), 1, column)  # fmt: skip
+        figure.update_yaxes(autorange="reversed", showticklabels=column == 1, col=column)
+    figure.update_xaxes(title_text="key")
+    figure.update_yaxes(title_text="query", col=1)
+    figure.update_layout(template=style.TEMPLATE, height=330, margin={"t": 48})
+    return figure
+
+
+def selected_figure(table: pl.DataFrame) -> go.Figure:
+    """Selected blocks over positions, one map a group of heads."""
+    groups = sorted(table["group"].unique().to_list())
+    figure = make_subplots(1, len(groups), subplot_titles=[f"group {g}" for g in groups], shared_yaxes=True)
+    for column, group in enumerate(groups, start=1):
+        mine = table.filter(pl.col("group") == group)
+        figure.add_trace(go.Scatter(
+            x=mine["query"].to_list(), y=mine["block"].to_list(), mode="markers", showlegend=False,
+            marker={"symbol": "square", "size": 4, "color": style.PALETTE[1]},
+            hovertemplate="position %{x} selects block %{y}<extra></extra>",
+        ), 1, column)  # fmt: skip
+    figure.update_xaxes(title_text="position")
+    figure.update_yaxes(title_text="block", col=1)
+    figure.update_layout(template=style.TEMPLATE, height=330, margin={"t": 48})
+    return figure
+
+
+def cache_figure(table: pl.DataFrame) -> go.Figure:
+    """Bytes against length, both logarithmic: solid with windows evicted, dotted where windows kept every token."""
+    arms = table["arm"].unique(maintain_order=True).to_list()
+    figure = go.Figure()
+    for arm, look in style.arm_styles(arms).items():
+        mine = table.filter(pl.col("arm") == arm)
+        for column, dash in (("bytes", "solid"), ("unevicted", "dot")):
+            if column == "unevicted" and mine["bytes"].equals(mine["unevicted"], null_equal=True):
+                continue
+            figure.add_trace(go.Scatter(
+                x=mine["length"].to_list(), y=mine[column].to_list(), name=style.label(arm), legendgroup=arm,
+                showlegend=column == "bytes", line={"color": look.colour, "dash": dash}, mode="lines",
+                hovertemplate=f"{style.label(arm)}, %{{x}} tokens: %{{y:.3s}}B<extra></extra>",
+            ))  # fmt: skip
+    figure.update_xaxes(type="log", title_text="tokens seen")
+    figure.update_yaxes(type="log", title_text="cache of one sequence (bytes)")
+    figure.update_layout(template=style.TEMPLATE, height=420)
+    return figure

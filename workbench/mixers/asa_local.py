@@ -1,0 +1,36 @@
+"""Local layer of alternating sparse attention, ASA (arXiv 2511.00819): multi-head latent attention in a sliding window.
+
+The abstract says that local layers are sliding windows with MLA. Its sizes are not known to us; those here are ours, as is the
+order of the layers: ``pattern: asa_local asa_global`` begins local, 1:1. Another first layer or ratio is another pattern.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from workbench.contract import Range, mixers
+from workbench.mixers.mla import LatentAttention, LatentAttentionConfig
+
+
+@mixers.register
+class ASALocal(LatentAttention):
+    """Local layer of ASA: latent attention in a window."""
+
+    conformance_cases = ({},)
+
+    class Config(LatentAttentionConfig):
+        """Local layer of ASA."""
+
+        kind: Literal["asa_local"] = "asa_local"
+        window: int | None = 512
+        """Keys that a query sees, its own included."""
+
+        scales: ClassVar[dict[str, dict[str, Any]]] = {
+            scale: {**fields, "window": 32 if scale == "tiny" else 512}
+            for scale, fields in LatentAttentionConfig.scales.items()
+        }
+
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        windows = {max(1, (config.window or 512) * n // 2) for n in (1, 2, 4)}
+        return {**super().search_space(config, width), "window": Range(values=tuple(sorted(windows)))}

@@ -1,0 +1,36 @@
+"""Grouped latent attention, GLA (arXiv 2505.21487): several latents a token, each read by a group of heads.
+
+The definitions are those of :mod:`workbench.mixers.mla` with h_c > 1. Every group of heads has keys of its own, so that
+the cache can be split over devices. (Not Gated Linear Attention, which is called GLA as well.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from workbench.contract import Range, mixers
+from workbench.mixers.mla import LatentAttention, LatentAttentionConfig
+
+
+@mixers.register
+class GroupedLatent(LatentAttention):
+    """Grouped latent attention: a few latents a token, each for a group of heads."""
+
+    conformance_cases = ({}, {"latents": 4, "latent_dim": 12, "window": 9, "sink": True})
+
+    class Config(LatentAttentionConfig):
+        """Grouped latent attention."""
+
+        kind: Literal["grouped_latent"] = "grouped_latent"
+        latents: int = 2
+        """Latents h_c of a token; a divisor of heads. The paper's GLA-2 has 2 of 2 · head_dim channels."""
+
+        scales: ClassVar[dict[str, dict[str, Any]]] = {
+            scale: {**fields, "latents": 2 if scale == "tiny" else 4}
+            for scale, fields in LatentAttentionConfig.scales.items()
+        }
+
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        divisors = tuple(g for g in range(1, config.heads + 1) if config.heads % g == 0)
+        return {**super().search_space(config, width), "latents": Range(values=divisors)}

@@ -1,0 +1,131 @@
+"""Mixture of block attention, MoBA (arXiv 2502.13189): every head attends its k best blocks, ranked by their mean keys.
+
+    own block always, causally; of the blocks before it the k - 1 with the greatest q · mean(keys); softmax over all their tokens
+
+No gates, no parameters beyond those of ordinary attention. Every query head selects for itself, which for the kernels makes
+every head a group of its own.
+
+Legend: B batch, T queries, S keys, N blocks, D model width, H query heads, G key–value heads, K head channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, mixers
+from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
+from workbench.mixers.full import HeadsConfig
+from workbench.mixers.nsa import NSACache, PooledCache, check_blocks
+from workbench.ops.sparse_attention import (
+    Blocks,
+    choose,
+    document_starts,
+    pooling_blocks,
+    range_attention,
+    range_pairs,
+    selected_attention,
+    selected_pairs,
+    slot_rows,
+)
+
+
+@mixers.register
+class MoBA(Mixer):
+    """Mixture of block attention: softmax over the k best blocks of every head, ranked by mean keys."""
+
+    capabilities = Capabilities(flops_from="forward")
+    conformance_cases = ({"block": 8, "top_k": 3, "kv_heads": 2},)
+
+    class Config(HeadsConfig):
+        """Mixture of block attention."""
+
+        kind: Literal["moba"] = "moba"
+        block: int = 256
+        """Tokens of a block."""
+        top_k: int = 8
+        """Blocks that a head attends, the query's own included."""
+
+        scales: ClassVar[dict[str, dict[str, Any]]] = {
+            "tiny": {"head_dim": 16, "block": 16, "top_k": 6}, "340m": {"head_dim": 64, "kv_heads": 4},
+            "1.3b": {"head_dim": 128, "kv_heads": 4},
+        }  # fmt: skip
+
+        @property
+        def blocks(self) -> Blocks:
+            return Blocks(self.block, self.block, self.block, self.top_k, initial=0, local=1)
+
+        def resolved(self, width: int) -> Self:
+            names = dict.fromkeys(("length", "stride", "block", "local", "share"), "block")
+            check_blocks(self.blocks, {**names, "selected": "top_k"})
+            return super().resolved(width)
+
+    def __init__(self, config: Any, width: int):
+        super().__init__()
+        self.H, self.G, self.K, self.blocks = config.heads, config.kv_heads, config.head_dim, config.blocks
+        self.qkv = Linear(width, (self.H + 2 * self.G) * self.K)
+        self.out = Linear(self.H * self.K, width, writes_residual=True)
+        self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
+        self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
+        self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
+
+    def forward(
+        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None,
+        block_indices: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """As :meth:`Mixer.forward`.
+
+        Args:
+            block_indices: (B, T, H, k) blocks to attend instead of the ones this layer would select; -1 for none.
+        """
+        B, T, _ = x_BTD.shape
+        assert cache is None or isinstance(cache, NSACache)
+        offset, blocks = 0 if cache is None else cache.length, self.blocks
+        heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)
+        q, k, v = heads.split((self.H, self.G, self.G), dim=2)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary is not None:
+            q, k = self.rotary(q, offset), self.rotary(k, offset)
+        start_BT = document_starts(segments, B, T, x_BTD.device)
+        pooled = None if cache is None else cache.pooled
+        if pooled is None:
+            rows_BN = None if segments is None else slot_rows(start_BT, segments, blocks.length, blocks.stride)
+            (ck,) = self._pooled([k], 0, rows_BN)
+        else:
+            (ck,) = pooled.extend([k], self._pooled)
+        if cache is not None:
+            k, v = cache.rows["shared"].extend(k, v)
+            cache.length += T
+        k, v, ck = (x.repeat_interleave(self.H // self.G, dim=2) for x in (k, v, ck))
+        settings: dict[str, Any] = {"start_BT": start_BT, "offset": offset}
+        if block_indices is None:
+            with torch.no_grad():  # a softmax over the blocks of a head ranks them as their scores do
+                _, lse = range_attention(q, ck, ck, length=blocks.length, stride=blocks.stride, **settings)
+            block_indices = choose(q, ck, lse, blocks=blocks, keys=offset + T, **settings)
+        o, _ = selected_attention(q, k, v, block_indices, block=blocks.block, **settings)
+        return self.out(o.reshape(B, T, self.H * self.K))
+
+    def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
+        """Mean keys (B, N, G, K)."""
+        return [pooling_blocks(x, rows_BN, self.blocks.length, self.blocks.stride).mean(-1) for x in raw]
+
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> NSACache:
+        pooled = PooledCache(batch, length, self.blocks, [(self.G, self.K)], self.G, device, dtype)
+        return NSACache(pooled, {"shared": RowCache(batch, length, [(self.G, self.K)] * 2, device, dtype)})
+
+    @classmethod
+    def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
+        H, G, K, b, T = config.heads, config.kv_heads, config.head_dim, config.blocks, length
+        shapes = ((width, (H + 2 * G) * K), (H * K, width))
+        parameters = sum(m * n for m, n in shapes) + (2 * K if config.qk_norm else 0)
+        # blocks are scored twice, for the normaliser and for the ranking; the former weights values nobody looks at
+        scored, attended = range_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.selected * b.block)
+        flops = linear_flops(*shapes) + H * K * (6 * scored + 4 * attended) / T
+        held = PooledCache.bytes_of(T, b, G * K, G, element_bytes) + 2 * G * K * T * element_bytes
+        return Cost(parameters, parameters, flops, held)
+
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        return {"top_k": Range(values=tuple(sorted({max(1, config.top_k // 2), config.top_k, config.top_k * 2})))}

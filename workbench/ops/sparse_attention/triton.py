@@ -1,0 +1,804 @@
+"""The kernels. Forms, arguments and results as in :mod:`workbench.ops.sparse_attention.chunked`.
+
+Attention over runs of keys is the usual flash form (arXiv 2307.08691) with bounds by query. For selected blocks
+
+- a forward program holds the heads of one group for one position, or for all positions that share a selection (4 positions of 4
+  heads fill a tensor-core tile of 16 rows), and streams the keys of the blocks; so does the program for the gradient of queries;
+- gradients of keys and values go the other way round: a map of bytes says which blocks each position selects, its rows are
+  listed, and the list of a block is cut into items of equal size, since the first block of a document is selected by all.
+  Items write partial sums that are added in order: no atomics, same input, same bits;
+- values that are channels of the keys are read once, with them.
+
+Selection recomputes the probabilities of pooled blocks from the log-sum-exp, block of scores by block of scores, and finds the
+n-th greatest by bisection over the bits of its floating-point number: the cost does not grow with n.
+
+Products never take a transposed accumulator: Triton 3.4 to 3.6 compiles ``dot(trans(dot(a, b)), c)`` wrongly on Hopper.
+
+Launch settings are fixed; none is searched for at run time. Legend: as in :mod:`.chunked`; A and R the two parts in which channels
+of keys are read (the second may be empty), P behind a size: padded to a power of two, at least 16.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+SCORE_BYTES = 2**28
+"""Largest size of the scores of selection blocks held at once."""
+
+ITEMS = 2048
+"""Items into which the lists of one group are cut, about; one for each block in addition."""
+
+LAUNCH: dict[str, dict[str, int]] = {
+    "range_forward": {"num_warps": 4, "num_stages": 3},
+    "range_queries": {"num_warps": 4, "num_stages": 2},
+    "range_keys": {"num_warps": 4, "num_stages": 2},
+    "importance": {"num_warps": 4, "num_stages": 2},
+    "selected_forward": {"BN": 64, "num_warps": 4, "num_stages": 2},
+    "selected_queries": {"BN": 64, "num_warps": 4, "num_stages": 2},
+    "selected_keys": {"num_warps": 4, "num_stages": 2},
+}
+"""Warps, stages of loading ahead and, where it may be chosen, keys of a tile. Ours, not yet tuned on a device."""
+
+ROWS = 64
+"""Rows of queries of a tile of ``selected_keys``, about: several positions of a list at once."""
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+INFINITE = tl.constexpr(0x7F800000)  # bits of the fp32 infinity
+
+
+def _padded(size: int) -> int:
+    return max(16, triton.next_power_of_2(size))
+
+
+def _precision(x: Tensor) -> str:
+    return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+@triton.jit
+def _load(base, rows, stride, there, SIZE: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(len(rows), PADDED) channels of rows."""
+    d = tl.arange(0, PADDED)
+    at = base + rows[:, None] * stride + d[None, :]
+    if PADDED == SIZE:
+        return tl.load(at, mask=there[:, None], other=0.0)
+    return tl.load(at, mask=there[:, None] & (d[None, :] < SIZE), other=0.0)
+
+
+@triton.jit
+def _store(base, rows, stride, there, x, SIZE: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
+    d = tl.arange(0, PADDED)
+    at = base + rows[:, None] * stride + d[None, :]
+    tl.store(at, x.to(base.dtype.element_ty), mask=there[:, None] & (d[None, :] < SIZE))
+
+
+@triton.jit
+def _bounds(row, start, there, LENGTH: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr):  # type: ignore[no-untyped-def]
+    """First visible slot and the one behind the last; equal where nothing is visible."""
+    left = row - start + 1 - LENGTH
+    low = start // STRIDE
+    high = low + tl.where(there & (left >= 0), left // STRIDE + 1, 0)
+    if WINDOW > 0:
+        low = tl.maximum(low, high - WINDOW)
+    return low, high
+
+
+@triton.jit
+def _cap(s, softcap):  # type: ignore[no-untyped-def]
+    return softcap * (1 - 2 / (1 + tl.exp(2 * s / softcap)))
+
+
+# -- attention over one run of keys ----------------------------------------------------------------------------------
+
+
+@triton.jit
+def _range_forward(  # type: ignore[no-untyped-def]
+    q, k, v, start, o, lse, T, N, H, offset, kb, kn, kg, vb, vn, vg, scale, softcap,
+    R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
+    BN: tl.constexpr,
+):  # fmt: skip
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
+    b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
+    t = tile * BT + tl.arange(0, BT)
+    there = t < T
+    low, high = _bounds(offset + t, tl.load(start + b * T + t, mask=there, other=0), there, LENGTH, STRIDE, WINDOW)
+    query_at = (b * T + t) * H + h
+    q_TK = _load(q, query_at, K, there, K, KP)
+    k += b * kb + (h // R) * kg
+    v += b * vb + (h // R) * vg
+    top = tl.full((BT,), -float("inf"), tl.float32)
+    total = tl.zeros((BT,), tl.float32)
+    acc = tl.zeros((BT, VP), tl.float32)
+    first = tl.min(tl.where(there, low, N)) // BN * BN
+    for n0 in range(first, tl.minimum(N, tl.max(high)), BN):
+        n = n0 + tl.arange(0, BN)
+        inside = n < N
+        k_NK = _load(k, n.to(tl.int64), kn, inside, K, KP)
+        s = tl.dot(q_TK, tl.trans(k_NK), input_precision=PRECISION) * scale
+        if CAPPED:
+            s = _cap(s, softcap)
+        seen = (n[None, :] >= low[:, None]) & (n[None, :] < high[:, None])
+        s = tl.where(seen, s * LOG2E, -float("inf"))
+        higher = tl.maximum(top, tl.max(s, axis=1))
+        safe = tl.where(higher == -float("inf"), 0.0, higher)
+        p = tl.exp2(s - safe[:, None])
+        shrink = tl.exp2(top - safe)
+        total = total * shrink + tl.sum(p, axis=1)
+        v_NV = _load(v, n.to(tl.int64), vn, inside, V, VP)
+        acc = acc * shrink[:, None] + tl.dot(p.to(v_NV.dtype), v_NV, input_precision=PRECISION)
+        top = higher
+    some = total > 0
+    safe_total = tl.where(some, total, 1.0)
+    _store(o, query_at, V, there, tl.where(some[:, None], acc / safe_total[:, None], 0.0), V, VP)
+    tl.store(lse + query_at, tl.where(some, (top + tl.log2(safe_total)) * LN2, -float("inf")), mask=there)
+
+
+@triton.jit
+def _range_queries(  # type: ignore[no-untyped-def]
+    q, k, v, start, do, lse, delta, dq, T, N, H, offset, kb, kn, kg, vb, vn, vg, scale, softcap,
+    R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
+    BN: tl.constexpr,
+):  # fmt: skip
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
+    t = tile * BT + tl.arange(0, BT)
+    there = t < T
+    low, high = _bounds(offset + t, tl.load(start + b * T + t, mask=there, other=0), there, LENGTH, STRIDE, WINDOW)
+    query_at = (b * T + t) * H + h
+    q_TK = _load(q, query_at, K, there, K, KP)
+    do_TV = _load(do, query_at, V, there, V, VP)
+    sums = tl.load(lse + query_at, mask=there, other=0.0)
+    sums = tl.where(sums == -float("inf"), 0.0, sums)
+    shift = tl.load(delta + query_at, mask=there, other=0.0)
+    k += b * kb + (h // R) * kg
+    v += b * vb + (h // R) * vg
+    acc = tl.zeros((BT, KP), tl.float32)
+    first = tl.min(tl.where(there, low, N)) // BN * BN
+    for n0 in range(first, tl.minimum(N, tl.max(high)), BN):
+        n = n0 + tl.arange(0, BN)
+        inside = n < N
+        k_NK = _load(k, n.to(tl.int64), kn, inside, K, KP)
+        v_NV = _load(v, n.to(tl.int64), vn, inside, V, VP)
+        s = tl.dot(q_TK, tl.trans(k_NK), input_precision=PRECISION) * scale
+        if CAPPED:
+            s = _cap(s, softcap)
+        seen = (n[None, :] >= low[:, None]) & (n[None, :] < high[:, None])
+        p = tl.where(seen, tl.exp2((s - sums[:, None]) * LOG2E), 0.0)
+        ds = p * (tl.dot(do_TV, tl.trans(v_NV), input_precision=PRECISION) - shift[:, None])
+        if CAPPED:
+            ds *= 1 - s * s / (softcap * softcap)
+        acc += tl.dot(ds.to(k_NK.dtype), k_NK, input_precision=PRECISION)
+    _store(dq, query_at, K, there, acc * scale, K, KP)
+
+
+@triton.jit
+def _range_keys(  # type: ignore[no-untyped-def]
+    q, k, v, start, do, lse, delta, last, dk, dv, T, N, H, offset, kb, kn, kg, vb, vn, vg, scale, softcap,
+    R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
+    BN: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of keys, summed over HEADS of the heads that read them."""
+    tile, parts = tl.program_id(0), H // HEADS
+    b, part = (tl.program_id(1) // parts).to(tl.int64), tl.program_id(1) % parts
+    n = tile * BN + tl.arange(0, BN)
+    inside = n < N
+    g = part * HEADS // R
+    k_NK = _load(k + b * kb + g * kg, n.to(tl.int64), kn, inside, K, KP)
+    v_NV = _load(v + b * vb + g * vg, n.to(tl.int64), vn, inside, V, VP)
+    dk_NK = tl.zeros((BN, KP), tl.float32)
+    dv_NV = tl.zeros((BN, VP), tl.float32)
+    # the block of a slot begins in it, or behind its start: no earlier query sees it; the last one is listed
+    first = tl.maximum(0, tile * BN * STRIDE + LENGTH - 1 - offset) // BT * BT
+    end = tl.load(last + b * tl.num_programs(0) + tile)
+    for t0 in range(first, end, BT):
+        t = t0 + tl.arange(0, BT)
+        there = t < T
+        low, high = _bounds(offset + t, tl.load(start + b * T + t, mask=there, other=0), there, LENGTH, STRIDE, WINDOW)
+        seen = (n[:, None] >= low[None, :]) & (n[:, None] < high[None, :])
+        for i in range(HEADS):
+            query_at = (b * T + t) * H + part * HEADS + i
+            q_TK = _load(q, query_at, K, there, K, KP)
+            do_TV = _load(do, query_at, V, there, V, VP)
+            sums = tl.load(lse + query_at, mask=there, other=0.0)
+            sums = tl.where(sums == -float("inf"), 0.0, sums)
+            shift = tl.load(delta + query_at, mask=there, other=0.0)
+            s = tl.dot(k_NK, tl.trans(q_TK), input_precision=PRECISION) * scale
+            if CAPPED:
+                s = _cap(s, softcap)
+            p = tl.where(seen, tl.exp2((s - sums[None, :]) * LOG2E), 0.0)
+            dv_NV += tl.dot(p.to(do_TV.dtype), do_TV, input_precision=PRECISION)
+            ds = p * (tl.dot(v_NV, tl.trans(do_TV), input_precision=PRECISION) - shift[None, :])
+            if CAPPED:
+                ds *= 1 - s * s / (softcap * softcap)
+            dk_NK += tl.dot(ds.to(q_TK.dtype), q_TK, input_precision=PRECISION)
+    at = (b * N + n) * parts + part
+    _store(dk, at, K, inside, dk_NK * scale, K, KP)
+    _store(dv, at, V, inside, dv_NV, V, VP)
+
+
+def _tile(q: Tensor, v: Tensor) -> int:
+    """Positions along a side of a tile; channels beyond 128 leave less room."""
+    return 32 if max(q.shape[-1], v.shape[-1]) > 128 else 64
+
+
+def _range_settings(q: Tensor, k: Tensor, v: Tensor) -> dict[str, object]:
+    K, V = q.shape[-1], v.shape[-1]
+    return {
+        "R": q.shape[2] // k.shape[2], "K": K, "KP": _padded(K), "V": V, "VP": _padded(V), "PRECISION": _precision(q),
+        "BN": _tile(q, v),
+    }  # fmt: skip
+
+
+def range_forward(
+    q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, offset: int, length: int, stride: int, window: int, scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    (B, T, H, _), N, V = q.shape, k.shape[1], v.shape[-1]
+    o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
+    if N == 0:
+        return o.zero_(), lse.fill_(-math.inf)
+    settings = _range_settings(q, k, v)
+    BT = 2 * _tile(q, v)
+    _range_forward[(triton.cdiv(T, BT), B * H)](
+        q, k, v, start_BT, o, lse, T, N, H, offset, *k.stride()[:3], *v.stride()[:3], scale, softcap or 1.0, LENGTH=length,
+        STRIDE=stride, WINDOW=window, CAPPED=softcap > 0, BT=BT, **LAUNCH["range_forward"], **settings,
+    )  # fmt: skip
+    return o, lse
+
+
+def range_backward(
+    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, o: Tensor, lse: Tensor, offset: int,
+    length: int, stride: int, window: int, scale: float, softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    (B, T, H, K), (N, G), V = q.shape, k.shape[1:3], v.shape[-1]
+    dq = torch.empty_like(q)
+    if N == 0:
+        return dq.zero_(), k.new_zeros(k.shape), k.new_zeros(v.shape)
+    delta = _delta(do, o, dlse)
+    settings = _range_settings(q, k, v)
+    common = (T, N, H, offset, *k.stride()[:3], *v.stride()[:3], scale, softcap or 1.0)
+    form = {"LENGTH": length, "STRIDE": stride, "WINDOW": window, "CAPPED": softcap > 0, "BT": 64}
+    _range_queries[(triton.cdiv(T, 64), B * H)](
+        q, k, v, start_BT, do, lse, delta, dq, *common, **form, **settings, **LAUNCH["range_queries"]
+    )
+    BN = _tile(q, v)
+    tiles = triton.cdiv(N, BN)
+    # few keys: a head a program, summed afterwards; many: the heads of a group in one
+    heads = H // G if tiles * B * G >= 256 else 1
+    made: dict[str, Any] = {"device": q.device, "dtype": torch.float32 if heads < H // G else q.dtype}
+    dk, dv = torch.empty(B, N, H // heads, K, **made), torch.empty(B, N, H // heads, V, **made)
+    low_BT = start_BT // stride
+    if window:
+        rows_T = torch.arange(offset, offset + T, device=q.device, dtype=start_BT.dtype)
+        low_BT = torch.maximum(low_BT, rows_T - window + 1) if length == stride == 1 else low_BT
+    ends = (torch.arange(1, tiles + 1, device=q.device, dtype=low_BT.dtype) * BN).expand(B, tiles)
+    last = torch.searchsorted(low_BT.contiguous(), ends.contiguous()).to(torch.int32)
+    _range_keys[(tiles, B * (H // heads))](
+        q,
+        k,
+        v,
+        start_BT,
+        do,
+        lse,
+        delta,
+        last,
+        dk,
+        dv,
+        *common,
+        HEADS=heads,
+        **form,
+        **settings,
+        **LAUNCH["range_keys"],
+    )
+    if heads < H // G:
+        dk, dv = (x.view(B, N, G, H // G, -1).sum(3).to(q.dtype) for x in (dk, dv))
+    return dq, dk, dv
+
+
+@triton.jit
+def _products(do, o, dlse, delta, rows, V: tl.constexpr, VP: tl.constexpr, BR: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    there = row < rows
+    product = _load(do, row, V, there, V, VP).to(tl.float32) * _load(o, row, V, there, V, VP).to(tl.float32)
+    tl.store(delta + row, tl.sum(product, axis=1) - tl.load(dlse + row, mask=there, other=0.0), mask=there)
+
+
+def _delta(do: Tensor, o: Tensor, dlse: Tensor) -> Tensor:
+    """(B, T, H) fp32: do · o - dlse, what is taken from the gradient of every probability."""
+    delta = torch.empty(o.shape[:-1], dtype=torch.float32, device=o.device)
+    rows, V = delta.numel(), o.shape[-1]
+    _products[(triton.cdiv(rows, 32),)](do, o, dlse, delta, rows, V=V, VP=_padded(V), BR=32, num_warps=4)
+    return delta
+
+
+# -- selection -------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _importance(  # type: ignore[no-untyped-def]
+    q, ck, lse, start, rows, score, first, Q, C, N, J, H, G, scale,
+    R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, LENGTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr, BQ: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    """Scores (B, G, C, J) of selection blocks for the queries ``first`` to ``first + C - 1``; later blocks are not written."""
+    b, g = (tl.program_id(2) // G).to(tl.int64), tl.program_id(2) % G
+    c = tl.program_id(0) * BQ + tl.arange(0, BQ)
+    i = first + c
+    there = (c < C) & (i < Q)
+    row = tl.load(rows + b * Q + i, mask=there, other=-1)
+    there = there & (row >= 0)
+    begin = tl.load(start + b * Q + i, mask=there, other=0)
+    low, high = _bounds(row, begin, there, LENGTH, STRIDE, 0)
+    j = tl.program_id(1) * BJ + tl.arange(0, BJ)
+    acc = tl.zeros((BQ, BJ), tl.float32)
+    if tl.program_id(1) * BJ <= tl.max(tl.where(there, (row - begin) // BLOCK, -1)):
+        # documents of the tile one after another: their blocks lie in different slots
+        base = tl.min(tl.where(there, low, N))
+        while base < N:
+            mine = there & (low == base)
+            for m in range(1 - LENGTH // STRIDE, BLOCK // STRIDE):
+                at = j * (BLOCK // STRIDE) + m
+                inside = (at >= 0) & (base + at < N)
+                weight = (tl.minimum(m * STRIDE + LENGTH, BLOCK) - tl.maximum(m * STRIDE, 0)) / STRIDE
+                k_JK = _load(ck + b * N * G * K + g * K, (base + at).to(tl.int64), G * K, inside, K, KP)
+                seen = mine[:, None] & inside[None, :] & (base + at[None, :] < high[:, None])
+                for r in range(R):
+                    query_at = (b * Q + i) * H + g * R + r
+                    q_QK = _load(q, query_at, K, there, K, KP)
+                    sums = tl.load(lse + query_at, mask=there, other=0.0).to(tl.float32)
+                    sums = tl.where(sums == -float("inf"), 0.0, sums)
+                    s = tl.dot(q_QK, tl.trans(k_JK), input_precision=PRECISION) * scale
+                    acc += tl.where(seen, tl.exp2((s - sums[:, None]) * LOG2E) * weight, 0.0)
+            base = tl.min(tl.where(there & (low > base), low, N))
+        at = score + ((b * G + g) * C + c[:, None]) * J + j[None, :]
+        tl.store(at, acc, mask=(c < C)[:, None] & (j < J)[None, :])
+
+
+@triton.jit
+def _greatest(  # type: ignore[no-untyped-def]
+    score, start, rows, out, first, Q, C, J, G, n, BLOCK: tl.constexpr, INITIAL: tl.constexpr, LOCAL: tl.constexpr,
+    JP: tl.constexpr, NP: tl.constexpr,
+):  # fmt: skip
+    """Indices of the n greatest scores of one query and group, ascending; the lower index among equals."""
+    c = tl.program_id(0)
+    b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
+    row, begin = tl.load(rows + b * Q + first + c), tl.load(start + b * Q + first + c)
+    own = tl.where(row >= 0, (row - begin) // BLOCK, -1)
+    j = tl.arange(0, JP)
+    visible = (j <= own) & (j < J)
+    x = tl.load(score + ((b * G + g) * C + c) * J + j, mask=visible, other=0.0)
+    key = tl.where((j < INITIAL) | (j > own - LOCAL), INFINITE, x.to(tl.int32, bitcast=True))
+    key = tl.where(visible, key, -1)
+    # bits from the greatest down: the n-th greatest number, as positive floats are ordered as their bits
+    threshold = 0
+    for bit in range(31):
+        higher = threshold | (1 << (30 - bit))
+        threshold = tl.where(tl.sum((key >= higher).to(tl.int32)) >= n, higher, threshold)
+    above, equal = key > threshold, key == threshold
+    wanted = n - tl.sum(above.to(tl.int32))
+    chosen = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= wanted))
+    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    out += ((b * Q + first + c) * G + g) * n
+    tl.store(out + place, j, mask=chosen)
+    behind = tl.arange(0, NP)
+    tl.store(out + behind, tl.full((NP,), -1, tl.int32), mask=(behind >= tl.sum(chosen.to(tl.int32))) & (behind < n))
+
+
+def select(
+    q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, keys: int, length: int, stride: int,
+    block: int, count: int, initial: int, local: int, scale: float,
+) -> Tensor:  # fmt: skip
+    (B, Q, H, K), (N, G) = q.shape, ck.shape[1:3]
+    J = triton.cdiv(keys, block)
+    out = torch.empty(B, Q, G, count, dtype=torch.int32, device=q.device)
+    C = min(Q, max(64, SCORE_BYTES // (4 * B * G * J)))
+    score = torch.empty(B, G, C, J, dtype=torch.float32, device=q.device)
+    if N == 0:
+        score.zero_()
+    BJ, JP = min(64, _padded(J)), triton.next_power_of_2(J)
+    BQ = min(64 if K <= 128 else 32, _padded(Q))
+    for first in range(0, Q, C):
+        now = min(C, Q - first)
+        if N:
+            _importance[(triton.cdiv(now, BQ), triton.cdiv(J, BJ), B * G)](
+                q, ck, lse_BQH, start_BQ, rows_BQ, score, first, Q, C, N, J, H, G, scale, R=H // G, K=K, KP=_padded(K),
+                LENGTH=length, STRIDE=stride, BLOCK=block, PRECISION=_precision(q), BQ=BQ, BJ=BJ, **LAUNCH["importance"],
+            )  # fmt: skip
+        _greatest[(now, B * G)](
+            score, start_BQ, rows_BQ, out, first, Q, C, J, G, count, BLOCK=block, INITIAL=initial, LOCAL=local, JP=JP,
+            NP=triton.next_power_of_2(count), num_warps=1 if JP <= 512 else 4,
+        )  # fmt: skip
+    return out
+
+
+# -- attention over selected blocks ----------------------------------------------------------------------------------
+
+
+@triton.jit
+def _group(tile, u, start, T, offset, SHARE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Row of the query whose selection position ``u`` of a tile goes by, and whether it is the first of the tile to do so."""
+    t = tile * SHARE + u
+    there = t < T
+    row = offset + t
+    leader = row - (row - tl.load(start + t, mask=there, other=0)) % SHARE
+    return leader, there & ((t == tile * SHARE) | (leader == row))
+
+
+@triton.jit
+def _selected_forward(  # type: ignore[no-untyped-def]
+    q, k, v, starts, start, o, lse, T, S, H, G, n, offset, scale,
+    R: tl.constexpr, SHARE: tl.constexpr, M: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr,
+    EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr, NP: tl.constexpr,
+    PRECISION: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
+    i = tl.arange(0, M)
+    t = tile * SHARE + i // R
+    there = (i < SHARE * R) & (t < T)
+    query_at = (b * T + t) * H + g * R + i % R
+    row = offset + t
+    K = A + E
+    q_MA = _load(q, query_at, K, there, A, AP)
+    if EP > 0:
+        q_ME = _load(q + A, query_at, K, there, E, EP)
+    begin = tl.load(start + b * T + t, mask=there, other=0)
+    own_leader = row - (row - begin) % SHARE
+    k += b * S * G * K + g * K
+    v += b * S * G * V + g * V
+    top = tl.full((M,), -float("inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    acc = tl.zeros((M, VP), tl.float32)
+    for u in range(SHARE):
+        leader, active = _group(tile, u, start + b * T, T, offset, SHARE)
+        mine = there & (own_leader == leader)
+        list_at = starts + ((b * T + tile * SHARE + u) * G + g) * n
+        at_n = tl.arange(0, NP)
+        listed = tl.load(list_at + at_n, mask=at_n < tl.where(active, n, 0), other=-1)
+        used = tl.max(tl.where(listed >= 0, at_n + 1, 0))
+        for m0 in range(0, used * BLOCK, BN):
+            m = m0 + tl.arange(0, BN)
+            first = tl.load(list_at + m // BLOCK, mask=m < used * BLOCK, other=-1)
+            token = first + m % BLOCK
+            inside = (first >= 0) & (token < S)
+            k_NA = _load(k, token.to(tl.int64), G * K, inside, A, AP)
+            s = tl.dot(q_MA, tl.trans(k_NA), input_precision=PRECISION)
+            if EP > 0:
+                k_NE = _load(k + A, token.to(tl.int64), G * K, inside, E, EP)
+                s += tl.dot(q_ME, tl.trans(k_NE), input_precision=PRECISION)
+            seen = mine[:, None] & inside[None, :] & (token[None, :] <= row[:, None])
+            s = tl.where(seen, s * (scale * LOG2E), -float("inf"))
+            higher = tl.maximum(top, tl.max(s, axis=1))
+            safe = tl.where(higher == -float("inf"), 0.0, higher)
+            p = tl.exp2(s - safe[:, None])
+            shrink = tl.exp2(top - safe)
+            total = total * shrink + tl.sum(p, axis=1)
+            if APART:
+                v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP)
+                acc = acc * shrink[:, None] + tl.dot(p.to(v_NV.dtype), v_NV, input_precision=PRECISION)
+            else:
+                acc = acc * shrink[:, None] + tl.dot(p.to(k_NA.dtype), k_NA, input_precision=PRECISION)
+            top = higher
+    some = total > 0
+    safe_total = tl.where(some, total, 1.0)
+    _store(o, query_at, V, there, tl.where(some[:, None], acc / safe_total[:, None], 0.0), V, VP)
+    tl.store(lse + query_at, tl.where(some, (top + tl.log2(safe_total)) * LN2, -float("inf")), mask=there)
+
+
+@triton.jit
+def _selected_queries(  # type: ignore[no-untyped-def]
+    q, k, v, starts, start, do, lse, delta, dq, T, S, H, G, n, offset, scale,
+    R: tl.constexpr, SHARE: tl.constexpr, M: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr,
+    EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr, NP: tl.constexpr,
+    PRECISION: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
+    i = tl.arange(0, M)
+    t = tile * SHARE + i // R
+    there = (i < SHARE * R) & (t < T)
+    query_at = (b * T + t) * H + g * R + i % R
+    row = offset + t
+    K = A + E
+    q_MA = _load(q, query_at, K, there, A, AP)
+    if EP > 0:
+        q_ME = _load(q + A, query_at, K, there, E, EP)
+        acc_ME = tl.zeros((M, EP), tl.float32)
+    do_MV = _load(do, query_at, V, there, V, VP)
+    sums = tl.load(lse + query_at, mask=there, other=0.0)
+    sums = tl.where(sums == -float("inf"), 0.0, sums)
+    shift = tl.load(delta + query_at, mask=there, other=0.0)
+    begin = tl.load(start + b * T + t, mask=there, other=0)
+    own_leader = row - (row - begin) % SHARE
+    k += b * S * G * K + g * K
+    v += b * S * G * V + g * V
+    acc_MA = tl.zeros((M, AP), tl.float32)
+    for u in range(SHARE):
+        leader, active = _group(tile, u, start + b * T, T, offset, SHARE)
+        mine = there & (own_leader == leader)
+        list_at = starts + ((b * T + tile * SHARE + u) * G + g) * n
+        at_n = tl.arange(0, NP)
+        listed = tl.load(list_at + at_n, mask=at_n < tl.where(active, n, 0), other=-1)
+        used = tl.max(tl.where(listed >= 0, at_n + 1, 0))
+        for m0 in range(0, used * BLOCK, BN):
+            m = m0 + tl.arange(0, BN)
+            first = tl.load(list_at + m // BLOCK, mask=m < used * BLOCK, other=-1)
+            token = first + m % BLOCK
+            inside = (first >= 0) & (token < S)
+            k_NA = _load(k, token.to(tl.int64), G * K, inside, A, AP)
+            s = tl.dot(q_MA, tl.trans(k_NA), input_precision=PRECISION)
+            if EP > 0:
+                k_NE = _load(k + A, token.to(tl.int64), G * K, inside, E, EP)
+                s += tl.dot(q_ME, tl.trans(k_NE), input_precision=PRECISION)
+            seen = mine[:, None] & inside[None, :] & (token[None, :] <= row[:, None])
+            p = tl.where(seen, tl.exp2((s * scale - sums[:, None]) * LOG2E), 0.0)
+            if APART:
+                v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP)
+                dp = tl.dot(do_MV, tl.trans(v_NV), input_precision=PRECISION)
+            else:
+                dp = tl.dot(do_MV, tl.trans(k_NA), input_precision=PRECISION)
+            ds = (p * (dp - shift[:, None])).to(k_NA.dtype)
+            acc_MA += tl.dot(ds, k_NA, input_precision=PRECISION)
+            if EP > 0:
+                acc_ME += tl.dot(ds, k_NE, input_precision=PRECISION)
+    _store(dq, query_at, K, there, acc_MA * scale, A, AP)
+    if EP > 0:
+        _store(dq + A, query_at, K, there, acc_ME * scale, E, EP)
+
+
+@triton.jit
+def _mark(  # type: ignore[no-untyped-def]
+    starts, start, marks, T, tiles, slots, G, n, offset,
+    SHARE: tl.constexpr, BLOCK: tl.constexpr, NP: tl.constexpr,
+):  # fmt: skip
+    """marks[slot, tile]: bit u, position u of the tile selects the block that begins in the slot; bit 4 + u, the one that began
+    in the slot before and reaches into this one. A tile is written by one program only."""
+    tile = tl.program_id(0)
+    b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
+    marks += (b * G + g) * slots * tiles + tile
+    at_n = tl.arange(0, NP)
+    for u in range(SHARE):
+        leader, active = _group(tile, u, start + b * T, T, offset, SHARE)
+        bits = 0
+        for other in range(SHARE):
+            same, _ = _group(tile, other, start + b * T, T, offset, SHARE)
+            bits |= tl.where((same == leader) & (tile * SHARE + other < T), 1 << other, 0)
+        listed = tl.load(
+            starts + ((b * T + tile * SHARE + u) * G + g) * n + at_n, mask=at_n < tl.where(active, n, 0), other=-1
+        )
+        here = listed >= 0
+        slot = (tl.where(here, listed, 0) // BLOCK).to(tl.int64)
+        old = tl.load(marks + slot * tiles, mask=here, other=0)
+        tl.debug_barrier()
+        tl.store(marks + slot * tiles, (old | bits).to(tl.uint8), mask=here)
+        tl.debug_barrier()
+        beyond = here & (listed % BLOCK != 0) & (slot + 1 < slots)
+        old = tl.load(marks + (slot + 1) * tiles, mask=beyond, other=0)
+        tl.debug_barrier()
+        tl.store(marks + (slot + 1) * tiles, (old | (bits << 4)).to(tl.uint8), mask=beyond)
+        tl.debug_barrier()
+
+
+@triton.jit
+def _list(  # type: ignore[no-untyped-def]
+    marks, counts, begins, entries, tiles, slots, room, offset, COUNT: tl.constexpr, SHARE: tl.constexpr, BLOCK: tl.constexpr,
+    BM: tl.constexpr,
+):  # fmt: skip
+    """How many tiles are marked for a slot; or which, with their marks, as 256 · tile + mark."""
+    slot, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    marks += (group * slots + slot) * tiles
+    filled = 0
+    at = 0
+    if not COUNT:
+        at = tl.load(begins + group * slots + slot)
+    # no earlier tile sees the slot
+    for first in range(tl.maximum(0, slot * BLOCK - offset) // SHARE // BM * BM, tiles, BM):
+        tile = first + tl.arange(0, BM)
+        mark = tl.load(marks + tile, mask=tile < tiles, other=0).to(tl.int32)
+        there = (mark != 0).to(tl.int32)
+        if not COUNT:
+            place = at + filled + tl.cumsum(there, 0) - 1
+            tl.store(entries + group * room + place, tile * 256 + mark, mask=there > 0)
+        filled += tl.sum(there)
+    if COUNT:
+        tl.store(counts + group * slots + slot, filled)
+
+
+@triton.jit
+def _selected_keys(  # type: ignore[no-untyped-def]
+    q, k, v, start, do, lse, delta, entries, counts, begins, ends, sizes, dk, dv, T, S, H, G, slots, room, items, offset, scale,
+    R: tl.constexpr, SHARE: tl.constexpr, M: tl.constexpr, TILES: tl.constexpr, A: tl.constexpr, AP: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr, BN: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Partial gradients (group, item, sub-block, BN, …) of the keys of one slot from one stretch of its list."""
+    item, sub = tl.program_id(0), tl.program_id(2)
+    group = tl.program_id(1).to(tl.int64)
+    b, g = group // G, (group % G).to(tl.int32)
+    ends += group * slots
+    if item < tl.load(ends + slots - 1):
+        # the slot whose items end behind this one
+        slot = 0
+        for step in range(STEPS):
+            reach = 1 << (STEPS - 1 - step)
+            further = slot + reach <= slots
+            slot = tl.where(
+                further & (tl.load(ends + slot + reach - 1, mask=further, other=0) <= item), slot + reach, slot
+            )
+        begun = tl.load(ends + slot - 1, mask=slot > 0, other=0)
+        size = tl.load(sizes + group)
+        count = tl.load(counts + group * slots + slot)
+        first = (item - begun) * size
+        end = tl.minimum(count, first + size)
+        entries += group * room + tl.load(begins + group * slots + slot)
+        K = A + E
+        x = tl.arange(0, BN)
+        within = sub * BN + x
+        token = slot * BLOCK + within
+        inside = (within < BLOCK) & (token < S)
+        k += b * S * G * K + g * K
+        v += b * S * G * V + g * V
+        k_NA = _load(k, token.to(tl.int64), G * K, inside, A, AP)
+        dk_NA = tl.zeros((BN, AP), tl.float32)
+        if EP > 0:
+            k_NE = _load(k + A, token.to(tl.int64), G * K, inside, E, EP)
+            dk_NE = tl.zeros((BN, EP), tl.float32)
+        if APART:
+            v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP)
+            dv_NV = tl.zeros((BN, VP), tl.float32)
+        i = tl.arange(0, M)
+        u = i % (SHARE * R) // R
+        for e0 in range(first, end, TILES):
+            e = e0 + i // (SHARE * R)
+            there = (i < TILES * SHARE * R) & (e < end)
+            entry = tl.load(entries + e, mask=there, other=0)
+            t = entry // 256 * SHARE + u
+            there = there & (t < T)
+            query_at = (b * T + t) * H + g * R + i % R
+            row = offset + t
+            begin = tl.load(start + b * T + t, mask=there, other=0)
+            # tokens before the query's block border belong to the block that began in the slot before
+            border = slot * BLOCK + begin % BLOCK
+            here = there & ((entry >> u) % 2 == 1)
+            before = there & ((entry >> (4 + u)) % 2 == 1)
+            own = token[:, None] >= border[None, :]
+            seen = tl.where(own, here[None, :], before[None, :]) & (token[:, None] <= row[None, :]) & inside[:, None]
+            q_MA = _load(q, query_at, K, there, A, AP)
+            do_MV = _load(do, query_at, V, there, V, VP)
+            sums = tl.load(lse + query_at, mask=there, other=0.0)
+            sums = tl.where(sums == -float("inf"), 0.0, sums)
+            shift = tl.load(delta + query_at, mask=there, other=0.0)
+            s = tl.dot(k_NA, tl.trans(q_MA), input_precision=PRECISION)
+            if EP > 0:
+                q_ME = _load(q + A, query_at, K, there, E, EP)
+                s += tl.dot(k_NE, tl.trans(q_ME), input_precision=PRECISION)
+            p = tl.where(seen, tl.exp2((s * scale - sums[None, :]) * LOG2E), 0.0)
+            if APART:
+                dv_NV += tl.dot(p.to(do_MV.dtype), do_MV, input_precision=PRECISION)
+                dp = tl.dot(v_NV, tl.trans(do_MV), input_precision=PRECISION)
+                ds = (p * (dp - shift[None, :]) * scale).to(q_MA.dtype)
+                dk_NA += tl.dot(ds, q_MA, input_precision=PRECISION)
+            else:
+                dp = tl.dot(k_NA, tl.trans(do_MV), input_precision=PRECISION)
+                ds = (p * (dp - shift[None, :]) * scale).to(q_MA.dtype)
+                dk_NA += tl.dot(ds, q_MA, input_precision=PRECISION)
+                dk_NA += tl.dot(p.to(do_MV.dtype), do_MV, input_precision=PRECISION)
+            if EP > 0:
+                dk_NE += tl.dot(ds, q_ME, input_precision=PRECISION)
+        at = ((group * items + item) * tl.num_programs(2) + sub) * BN + x
+        all_rows = x < BN
+        _store(dk, at, K, all_rows, dk_NA, A, AP)
+        if EP > 0:
+            _store(dk + A, at, K, all_rows, dk_NE, E, EP)
+        if APART:
+            _store(dv, at, V, all_rows, dv_NV, V, VP)
+
+
+@triton.jit
+def _add_up(  # type: ignore[no-untyped-def]
+    parts, ends, out, S, G, slots, items, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Sum of the partial gradients of a slot, in order, as rows of (B, S, G, D)."""
+    slot, sub = tl.program_id(0), tl.program_id(2)
+    group = tl.program_id(1).to(tl.int64)
+    b, g = group // G, group % G
+    ends += group * slots
+    first, end = tl.load(ends + slot - 1, mask=slot > 0, other=0), tl.load(ends + slot)
+    x = tl.arange(0, BN)
+    acc = tl.zeros((BN, DP), tl.float32)
+    for item in range(first, end):
+        acc += _load(parts, ((group * items + item) * tl.num_programs(2) + sub) * BN + x, D, x < BN, D, DP)
+    token = slot * BLOCK + sub * BN + x
+    _store(out + b * S * G * D + g * D, token.to(tl.int64), G * D, (sub * BN + x < BLOCK) & (token < S), acc, D, DP)
+
+
+def _parts(q: Tensor, v: Tensor | None, V: int) -> dict[str, object]:
+    """How the channels of keys are read: the values' share first where they are keys, else the greatest power of two."""
+    K = q.shape[-1]
+    A = V if v is None else 1 << (K.bit_length() - 1)
+    E = K - A
+    return {"A": A, "AP": _padded(A), "E": E, "EP": _padded(E) if E else 0, "V": V, "VP": _padded(V), "APART": v is not None,
+            "PRECISION": _precision(q)}  # fmt: skip
+
+
+def _shared(share: int) -> int:
+    return (
+        share if share in (1, 2, 4) else 1
+    )  # every position carries its selection; sharing only saves reading it again
+
+
+def selected_forward(
+    q: Tensor, k: Tensor, v: Tensor | None, starts: Tensor, start_BT: Tensor, V: int, offset: int, block: int, share: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    (B, T, H, _), (S, G), n = q.shape, k.shape[1:3], starts.shape[-1]
+    o, lse, share = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32), _shared(share)
+    _selected_forward[(triton.cdiv(T, share), B * G)](
+        q, k, k if v is None else v, starts, start_BT, o, lse, T, S, H, G, n, offset, scale, R=H // G, SHARE=share,
+        M=_padded(share * H // G), BLOCK=block, NP=triton.next_power_of_2(n), **LAUNCH["selected_forward"],
+        **_parts(q, v, V),
+    )  # fmt: skip
+    return o, lse
+
+
+def selected_backward(
+    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, starts: Tensor, start_BT: Tensor, o: Tensor,
+    lse: Tensor, V: int, offset: int, block: int, share: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    (B, T, H, K), (S, G), n = q.shape, k.shape[1:3], starts.shape[-1]
+    share, R, device = _shared(share), H // G, q.device
+    values = k if v is None else v
+    delta, parts = _delta(do, o, dlse), _parts(q, v, V)
+    dq, NP = torch.empty_like(q), triton.next_power_of_2(n)
+    tiles, slots = triton.cdiv(T, share), triton.cdiv(S, block)
+    _selected_queries[(tiles, B * G)](
+        q, k, values, starts, start_BT, do, lse, delta, dq, T, S, H, G, n, offset, scale, R=R, SHARE=share,
+        M=_padded(share * R), BLOCK=block, NP=NP, **LAUNCH["selected_queries"], **parts,
+    )  # fmt: skip
+    marks = torch.zeros(B * G, slots, tiles, dtype=torch.uint8, device=device)
+    _mark[(tiles, B * G)](
+        starts, start_BT, marks, T, tiles, slots, G, n, offset, SHARE=share, BLOCK=block, NP=NP, num_warps=1
+    )
+    counts = torch.empty(B * G, slots, dtype=torch.int32, device=device)
+    room = min(slots * tiles, 2 * T * n)
+    entries = torch.empty(B * G, room, dtype=torch.int32, device=device)
+    listing: dict[str, Any] = {"SHARE": share, "BLOCK": block, "BM": min(4096, _padded(tiles)), "num_warps": 4}
+    _list[(slots, B * G)](marks, counts, counts, entries, tiles, slots, room, offset, COUNT=True, **listing)
+    reached = counts.cumsum(1, dtype=torch.int32)
+    begins = (reached - counts).contiguous()
+    _list[(slots, B * G)](marks, counts, begins, entries, tiles, slots, room, offset, COUNT=False, **listing)
+    del marks
+    sizes = (reached[:, -1] // ITEMS + 1).clamp_min(64)
+    ends = ((counts + sizes[:, None] - 1) // sizes[:, None]).cumsum(1, dtype=torch.int32)
+    items = min(ITEMS, room // 64 + 1) + slots
+    BN = min(64, _padded(block))
+    subs = triton.cdiv(block, BN)
+    at_once = max(1, ROWS // (share * R))
+    made: dict[str, Any] = {"dtype": torch.float32, "device": device}
+    dk_parts = torch.empty(B * G, items, subs * BN, K, **made)
+    dv_parts = dk_parts if v is None else torch.empty(B * G, items, subs * BN, V, **made)
+    _selected_keys[(items, B * G, subs)](
+        q, k, values, start_BT, do, lse, delta, entries, counts, begins, ends, sizes, dk_parts, dv_parts, T, S, H, G, slots, room,
+        items, offset, scale, R=R, SHARE=share, M=_padded(at_once * share * R), TILES=at_once, BLOCK=block, BN=BN,
+        STEPS=slots.bit_length(), **LAUNCH["selected_keys"], **parts,
+    )  # fmt: skip
+    dk = torch.empty_like(k)
+    _add_up[(slots, B * G, subs)](
+        dk_parts, ends, dk, S, G, slots, items, D=K, DP=_padded(K), BLOCK=block, BN=BN, num_warps=4
+    )
+    if v is None:
+        return dq, dk, k.new_empty(0)
+    dv = torch.empty_like(v)
+    _add_up[(slots, B * G, subs)](
+        dv_parts, ends, dv, S, G, slots, items, D=V, DP=_padded(V), BLOCK=block, BN=BN, num_warps=4
+    )
+    return dq, dk, dv
