@@ -8,9 +8,10 @@ The settings below correspond to RULER's tasks; wording, words and noise are our
     S-NIAH-2   haystack: text                       MK-NIAH-2  haystack: needles
     S-NIAH-3   haystack: text, value: uuid          MK-NIAH-3  haystack: needles, key: uuid, value: uuid
 
-Numbers and UUIDs are spelt character by character, so that an answer takes as many tokens with any tokenizer. The question repeats
-the needle's own words. Depth is where in the haystack the needle asked for lies, 0 % at its beginning; training draws it
-evenly, the measured splits go through ``depths`` × ``lengths``.
+Numbers and UUIDs are spelt character by character, so that an answer takes as many tokens with any tokenizer. The
+question repeats the needle's own words. Depth is where in the haystack the needle asked for lies, 0 % at its beginning,
+moved to the nearest end of a sentence (or needle) where the haystack has such; training draws it evenly, the measured
+splits go through ``depths`` × ``lengths``.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ NOUNS = [
     "meadow", "mirror", "mountain", "needle", "orchard", "otter", "pebble", "pepper", "pillow", "planet", "pocket",
     "rabbit", "ribbon", "river", "saddle", "salmon", "shadow", "shovel", "silver", "spider",
 ]  # fmt: skip
-NOISE = "The wind is calm. The road is long. The lamp is lit. We walk on, and come back again.\n"
+NOISE = ("The wind is calm.", " The road is long.", " The lamp is lit.", " We walk on, and come back again.\n")
 WORD_TOKENS = 4
 """About how many tokens a word takes, for estimates."""
 ATTEMPTS = 100
@@ -184,6 +185,8 @@ class Needle(Task):
             )
         made: list[int] = []
         ends = [0]
+        sentences = [self._ids(sentence) for sentence in NOISE]
+        repeats = room // sum(map(len, sentences)) + 1
         if self.config.haystack == "needles":
             for fact in facts:
                 if len(made) + len(fact) > room:
@@ -191,8 +194,8 @@ class Needle(Task):
                 made += fact
                 ends.append(len(made))
         else:
-            ends += [*range(len(self._noise), room, len(self._noise)), room]
-        noise = self._noise * ((room - len(made)) // len(self._noise) + 1)  # the last of its sentences may be cut
+            ends = [end for end in np.cumsum([0, *map(len, sentences * repeats)]).tolist() if end < room] + [room]
+        noise = [token for sentence in sentences * repeats for token in sentence]  # its last sentence may be cut
         return made + noise[: room - len(made)], np.array(ends)
 
     @staticmethod
@@ -236,10 +239,6 @@ class Needle(Task):
     @cached_property
     def _symbol(self) -> int:
         return self.tokenizer.token_to_id(DOCUMENT_SYMBOL)
-
-    @property
-    def _noise(self) -> list[int]:
-        return self._ids(NOISE)
 
     @property
     def _lead(self) -> list[int]:
