@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -61,18 +62,23 @@ class _FusedAttention(TorchFunctionMode):
 
 def _saved_bytes(config: RunConfig) -> int:
     training = config.training
+    counts = Counter(config.model.layers)  # layers of one configuration keep as much: one of each is traced
     with torch.device("meta"):
         model = LanguageModel(config.model)
         model.recompute = training.recompute
+        model.blocks = torch.nn.ModuleList(model.blocks[config.model.layers.index(layer)] for layer in counts)
         tokens = torch.zeros(training.batch_size, training.context, dtype=torch.long)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         kept: dict[int, int] = {}
         alive: list[Any] = []  # meta storages are told apart by identity only while they live
+        times = [1]  # what is kept from the end of one module to the end of the next counts for all layers of that kind
+        for module, count in zip((model.embedding, *model.blocks), (*counts.values(), 1)):
+            module.register_forward_hook(lambda *_, count=count: times.append(count))
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage.nbytes()
+            if storage._cdata not in own and storage._cdata not in kept:
+                kept[storage._cdata] = storage.nbytes() * times[-1]
                 alive.append(storage)
             return tensor
 

@@ -86,13 +86,13 @@ class DeltaRuleConfig(VariantConfig):
     """Normalisation of q and k per head. Without it a step may stretch the state without bound."""
     initialisation: Literal["model", "xavier"] = "model"
     """How matrices start: as all others of the workbench, or Xavier-uniform with gain 2^-2.5."""
-    chunk: int = 64
+    chunk: int = 32
     """Tokens in a chunk of the training form, a power of two; changes speed and rounding, not the function."""
     backend: Literal["auto", "recurrent", "torch", "triton", "fla"] = "auto"
     """Implementation of the operation; changes speed and rounding, not the function. fla is flash-linear-attention."""
 
     scales: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"head_dim": 32, "chunk": 32},
+        "tiny": {"head_dim": 32},
         "340m": {"head_dim": 128},
         "1.3b": {"head_dim": 128},
     }
@@ -167,16 +167,13 @@ class Stacked(Linear):
     Args:
         sizes: output channels by name.
         xavier: start Xavier-uniform with GDN-2's gain.
-        whole: start as one matrix otherwise, like a projection of this name and shape in any other mixer.
     """
 
-    def __init__(self, d_in: int, sizes: Mapping[str, int], *, xavier: bool, whole: bool = False, **more: Any):
+    def __init__(self, d_in: int, sizes: Mapping[str, int], *, xavier: bool, **more: Any):
         super().__init__(d_in, sum(sizes.values()), **more)
-        self.sizes, self.xavier, self.whole = dict(sizes), xavier, whole and not xavier
+        self.sizes, self.xavier = dict(sizes), xavier
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
-        if self.whole:
-            return super().init_parameter(name, parameter, generator)
         for part, piece in zip(self.sizes, parameter.split(list(self.sizes.values()))):
             digest = hashlib.sha256(f"{generator.initial_seed()}/{part}".encode()).digest()
             own = Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -185,6 +182,11 @@ class Stacked(Linear):
                 piece.uniform_(-bound, bound, generator=own)
             else:
                 super().init_parameter(name, piece, own)
+
+
+def _projection(d_in: int, sizes: Mapping[str, int], xavier: bool, **more: Any) -> Linear:
+    """One product; without Xavier it starts as any other mixer's of its name and shape."""
+    return Stacked(d_in, sizes, xavier=True, **more) if xavier else Linear(d_in, sum(sizes.values()), **more)
 
 
 class Gates(nn.Module):
@@ -227,14 +229,14 @@ class DeltaRuleMixer(Mixer):
         self.config = config
         H, K, V = self.H, self.K, self.V = config.heads, config.head_dim, config.value_dim
         xavier = config.initialisation == "xavier"
-        self.qkv = Stacked(width, {"q": H * K, "k": H * K, "v": H * V}, xavier=xavier, whole=True)
+        self.qkv = _projection(width, {"q": H * K, "k": H * K, "v": H * V}, xavier)
         self.conv = ShortConvolution(H * (2 * K + V), CONV_WIDTH) if config.short_convolution else None
         self.gates = Gates(width, parts(config), xavier)
         if config.decay != "none":
             self.A_log = nn.Parameter(torch.empty(H))
             self.dt_bias = nn.Parameter(torch.empty(H if config.decay == "scalar" else H * K))
         self.norm = RMSNorm(V)
-        self.out = Stacked(H * V, {"out": width}, xavier=xavier, whole=True, writes_residual=True)
+        self.out = _projection(H * V, {"out": width}, xavier, writes_residual=True)
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         if name == "A_log" and self.config.safe_gate:

@@ -35,7 +35,7 @@ backward pass."""
 def delta_rule_torch(
     q_BTHK: Tensor, p_BTHK: Tensor, z_BTHV: Tensor, g: Tensor | None = None, *, e_BTHK: Tensor | None = None,
     strength_BTH: Tensor | None = None, state_BHKV: Tensor | None = None, segments: Tensor | None = None,
-    chunk: int = 64, span: int = SPAN,
+    chunk: int = 32, span: int = SPAN,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As :func:`workbench.ops.delta_rule.delta_rule`; computed in fp32 (fp64 for fp64 input), autocast or not."""
     B, T, H, K = q_BTHK.shape
@@ -115,7 +115,8 @@ class _Scan(torch.autograd.Function):
         out, written, states = torch.empty_like(values), torch.empty_like(values), S.new_empty(N + 1, *S.shape)
         states[0] = S
         each = (rows, columns, values, solve, scores, passing, written, out, states[:N], states[1:])
-        steps = zip(range(N), *(x.unbind(0) for x in each))
+        # on the meta device there is nothing to compute, and an estimate of memory need not wait for every chunk
+        steps = zip(range(0 if values.is_meta else N), *(x.unbind(0) for x in each))
         for n, row, column, value, inverse, score, keep, write, o, before, after in steps:
             read = row @ before
             if since is not None:
@@ -249,7 +250,7 @@ def _inverse(T: Tensor) -> Tensor:
     return _below(a, -(b @ T[..., half:, :half] @ a), b)
 
 
-def delta_rule_flops(heads: int, K: int, V: int, length: int, chunk: int = 64, *, by_channel: bool = False) -> float:
+def delta_rule_flops(heads: int, K: int, V: int, length: int, chunk: int = 32, *, by_channel: bool = False) -> float:
     """Forward FLOPs per token in matrix products of the chunk form above, at ``length`` tokens.
 
     Per head: 6KV for three products with the state, 4CV for R and A R, 2 (C² - 4) / 3 for the inverse; 4CK for T and A
