@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from interpreter import in_interpreter
 from torch import Tensor
 
 from workbench.ops.cross_entropy import chunked, linear_cross_entropy
@@ -79,11 +76,8 @@ print("kernel agrees")
 
 
 def test_the_kernel_in_the_interpreter_is_the_definition() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}  # read when triton is imported
-    code = KERNEL.format(seed=torch.initial_seed())
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert "kernel agrees" in done.stdout, done.stderr
+    printed = in_interpreter("-c", KERNEL.format(seed=torch.initial_seed()))
+    assert "kernel agrees" in printed, printed
 
 
 @pytest.mark.gpu

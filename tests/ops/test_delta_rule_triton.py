@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
+from interpreter import in_interpreter
 from torch import Tensor
 
 Case = dict[str, Any]
@@ -65,12 +64,8 @@ def worst_error(case: Case, dtype: torch.dtype, device: str) -> tuple[float, str
 
 
 def test_the_kernels_in_the_interpreter_are_the_recurrence() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}  # read when triton is imported
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    call = [sys.executable, __file__, str(torch.initial_seed())]
-    done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
-    assert "kernels agree" in done.stdout, done.stdout + done.stderr
+    printed = in_interpreter(__file__, str(torch.initial_seed()))
+    assert "kernels agree" in printed, printed
 
 
 @pytest.mark.gpu

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
+from interpreter import in_interpreter
 from torch import Tensor
 
 from workbench.ops import short_convolution
@@ -55,11 +54,8 @@ def test_the_kernels_are_taken_where_they_compute_what_is_promised(monkeypatch: 
 
 
 def test_the_kernels_in_the_interpreter_are_the_definition() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    call = [sys.executable, __file__, str(torch.initial_seed())]
-    done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
-    assert "kernels agree" in done.stdout, done.stdout + done.stderr
+    printed = in_interpreter(__file__, str(torch.initial_seed()))
+    assert "kernels agree" in printed, printed
 
 
 @pytest.mark.gpu

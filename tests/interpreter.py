@@ -1,0 +1,19 @@
+"""Triton's interpreter, which runs kernels on the CPU. It is chosen when triton is imported, hence a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def in_interpreter(*arguments: str) -> str:
+    """What Python prints when it is called with ``arguments`` under the interpreter; skips the test where there is no triton."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False
+    )  # fmt: skip
+    return done.stdout + done.stderr
