@@ -1,4 +1,4 @@
-"""The command line: ``workbench cost|run|worker|watch|stop|verdict|report|table|train|prepare|export|generate|variants|
+"""The command line: ``workbench cost|run|worker|watch|stop|verdict|report|archive|table|train|prepare|export|generate|variants|
 doctor``.
 
 Every command that takes an ablation takes the same YAML file, followed by overrides such as
@@ -250,6 +250,18 @@ def report(
 
     launched = AblationRun(folder)
     console.print(str(write_report(launched, output or launched.folder / "report.html")), soft_wrap=True)
+
+
+@app.command()
+def archive(
+    folder: Folder,
+    into: Annotated[Path, typer.Argument(help="Folder to write, such as results/ablations/quickstart.")],
+) -> None:
+    """Keep of a finished ablation what is worth committing: configuration, runs, measurements, verdict; no checkpoints."""
+    from workbench.ablation.archive import archive as keep
+    from workbench.ablation.run import AblationRun
+
+    console.print(str(keep(AblationRun(folder), into)), soft_wrap=True)
 
 
 @app.command()
