@@ -62,17 +62,22 @@ class _FusedAttention(TorchFunctionMode):
 
 def _saved_bytes(config: RunConfig) -> int:
     training = config.training
-    counts = Counter(config.model.layers)  # layers of one configuration keep as much: one of each is traced
+    layers, shortcuts = config.model.layers, config.model.shortcuts
+    spans: list[Any] = [*zip(layers[::2], layers[1::2], shortcuts)] if shortcuts else [(layer,) for layer in layers]
+    counts = Counter(spans)  # layers (pairs) of one configuration keep as much: one of each is traced
+    chosen, length = [spans.index(span) for span in counts], 2 if shortcuts else 1
     with torch.device("meta"):
         model = LanguageModel(config.model)
         model.recompute = training.recompute
-        model.blocks = torch.nn.ModuleList(model.blocks[config.model.layers.index(layer)] for layer in counts)
+        model.blocks = torch.nn.ModuleList(model.blocks[length * i + j] for i in chosen for j in range(length))
+        model.shortcuts = torch.nn.ModuleList(model.shortcuts[i] for i in chosen if shortcuts)
+        ends = model.shortcuts if model.source and shortcuts else model.blocks[length - 1 :: length]
         tokens = torch.zeros(training.batch_size, training.context, dtype=torch.long)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         kept: dict[int, int] = {}
         alive: list[Any] = []  # meta storages are told apart by identity only while they live
-        times = [1]  # what is kept from the end of one module to the end of the next counts for all layers of that kind
-        for module, count in zip((model.embedding, *model.blocks), (*counts.values(), 1)):
+        times = [1]  # what is kept from the end of one span to the end of the next counts for all of that kind
+        for module, count in zip((model.embedding, *ends), (*counts.values(), 1)):
             module.register_forward_hook(lambda *_, count=count: times.append(count))
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:

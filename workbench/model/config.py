@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -19,6 +19,9 @@ SCALES: dict[str, dict[str, int]] = {
     "1.3b": {"width": 2048, "depth": 24, "vocabulary": 32_000},
 }
 """Named scales. With full attention and SwiGLU: 1.1M, 341.0M and 1,298.7M parameters, embeddings tied."""
+
+PATTERNS = {"mixer": ("mixers", ("pattern",)), "feed-forward": ("feedforwards", ("feedforward", "shortcut"))}
+"""What is tiled -> the field with the settings of its names, and the fields with patterns of names."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class ModelConfig(Config):
     """Settings of the names in the feed-forward pattern."""
     feedforward_at: dict[int, Settings] = {}
     """Single layers whose feed-forward departs from the pattern."""
+    shortcut: str = ""
+    """Feed-forwards beside those of the layers, by name, tiled over pairs of layers (0 and 1, 2 and 3, …): "moe". Each reads
+    what a feed-forward of its pair reads, and joins where the pair ends (ScMoE, arXiv 2509.01322)."""
+    shortcut_from: Literal["first", "second"] = "first"
+    """Whose input a shortcut reads. From the first it has a whole layer's time to arrive; from the second it is an ordinary
+    feed-forward beside the layer's own: the baseline of equal parameters and FLOPs."""
     tied: bool = True
     """Whether the output head shares the embedding's weights."""
 
@@ -71,7 +80,9 @@ class ModelConfig(Config):
         for name, value in SCALES[self.scale].items():
             if getattr(self, name) is None:
                 self.__dict__[name] = value  # frozen for users; still under construction here
-        assert self.layers  # expand now: a mistake is reported where it was made
+        assert (
+            self.layers is not None and self.shortcuts is not None
+        )  # expand now: a mistake is reported where it was made
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -80,41 +91,64 @@ class ModelConfig(Config):
         Raises:
             ConfigError: naming the setting that cannot be built.
         """
-        mixer = self._expand(mixers, "pattern", "mixers", "at")
-        feedforward = self._expand(feedforwards, "feedforward", "feedforwards", "feedforward_at")
+        assert self.depth
+        mixer = self._expand(mixers, "pattern", self.depth, "at")
+        feedforward = self._expand(feedforwards, "feedforward", self.depth, "feedforward_at")
         return tuple(Layer(m, f) for m, f in zip(mixer, feedforward, strict=True))
 
-    def _expand(self, registry: Registry[Any], tile_field: str, settings_field: str, at_field: str) -> list[Any]:
-        assert self.width and self.depth
+    @cached_property
+    def shortcuts(self) -> tuple[VariantConfig, ...]:
+        """Resolved feed-forwards of the shortcuts, one a pair of layers; empty where there are none.
+
+        Raises:
+            ConfigError: naming the setting that cannot be built.
+        """
+        assert self.depth
+        if not self.shortcut.split():
+            if self.shortcut_from != "first":
+                raise ConfigError.at("shortcut_from", got=self.shortcut_from, expected="a `shortcut` that reads from there",
+                                     do="Give a feed-forward: shortcut: moe.")  # fmt: skip
+            return ()
+        if self.depth % 2:
+            raise ConfigError.at("shortcut", got=f"depth={self.depth}", expected="an even number of layers: a shortcut spans two",
+                                 do=f"Make depth {self.depth + 1}, or leave the shortcut out.")  # fmt: skip
+        return tuple(self._expand(feedforwards, "shortcut", self.depth // 2))
+
+    def _expand(self, registry: Registry[Any], tile_field: str, count: int, at_field: str = "") -> list[Any]:
+        """Resolved configurations of the ``count`` places that a pattern is tiled over."""
+        assert self.depth
+        settings_field, tile_fields = PATTERNS[registry.noun]
         tile: list[str] = getattr(self, tile_field).split()
         named: Mapping[str, dict[str, Any]] = getattr(self, settings_field)
-        at: Mapping[int, dict[str, Any]] = getattr(self, at_field)
+        at: Mapping[int, dict[str, Any]] = getattr(self, at_field) if at_field else {}
         if not tile:
             raise ConfigError.at(tile_field, got="nothing", expected="at least one name", do=nearest("", registry))
-        if self.depth % len(tile):
+        if count % len(tile):
+            singly = f", or use `{at_field}` for single layers" if at_field else ""
             raise ConfigError.at(tile_field, got=f"{len(tile)} names for depth={self.depth}",
-                                 expected="a tile that divides the depth",
-                                 do=f"Make depth a multiple of {len(tile)}, or use `{at_field}` for single layers.")  # fmt: skip
+                                 expected="a tile that divides the depth" + ("" if at_field else " in pairs"),
+                                 do=f"Make depth a multiple of {len(tile) * self.depth // count}{singly}.")  # fmt: skip
         for index in at:
-            if not 0 <= index < self.depth:
-                raise ConfigError.at(f"{at_field}.{index}", got=index, expected=f"a layer from 0 to {self.depth - 1}")
+            if not 0 <= index < count:
+                raise ConfigError.at(f"{at_field}.{index}", got=index, expected=f"a layer from 0 to {count - 1}")
         for name in tile:
             if name not in named and name not in registry:
                 raise ConfigError.at(tile_field, got=name, expected=f"a registered {registry.noun}",
                                      do=nearest(name, {*registry, *named}))  # fmt: skip
-        unused = set(named) - set(tile) - {str(v.get("kind")) for v in at.values()}
+        used = [name for field in tile_fields for name in getattr(self, field).split()]
+        unused = set(named) - set(used) - {str(v.get("kind")) for v in at.values()}
         if unused:
             name = min(unused)
             raise ConfigError.at(f"{settings_field}.{name}", got="settings for a name that no layer uses",
                                  expected=f"a name in {tile_field} ({getattr(self, tile_field)!r})",
-                                 do=nearest(name, tile))  # fmt: skip
+                                 do=nearest(name, used))  # fmt: skip
         by_name: dict[str, Any] = {}
         for name in tile:
             if name not in by_name:
                 by_name[name] = self._resolve(
                     registry, {"kind": name, **named.get(name, {})}, f"{settings_field}.{name}"
                 )
-        expanded = [by_name[tile[i % len(tile)]] for i in range(self.depth)]
+        expanded = [by_name[tile[i % len(tile)]] for i in range(count)]
         for index, settings in at.items():
             expanded[index] = self._resolve(registry, settings, f"{at_field}.{index}")
         return expanded
@@ -131,7 +165,9 @@ class ModelConfig(Config):
             raise error.under(path) from None
 
     def canonical(self) -> dict[str, Any]:
-        """The expanded model: two ways to write the same layers are the same model."""
+        """The expanded model: two ways to write the same layers are the same model. What is off is left out, so that a model
+        keeps its identity when the workbench learns something new."""
+        shortcut = {"from": self.shortcut_from, "feedforwards": [config.plain() for config in self.shortcuts]}
         return {
             "width": self.width,
             "vocabulary": self.vocabulary,
@@ -139,27 +175,31 @@ class ModelConfig(Config):
             "layers": [
                 {"mixer": layer.mixer.plain(), "feedforward": layer.feedforward.plain()} for layer in self.layers
             ],
+            **({"shortcut": shortcut} if self.shortcuts else {}),
         }
 
     def variants(self) -> list[tuple[type[Variant], VariantConfig]]:
-        """Every variant of every layer, with its resolved configuration, in order."""
-        return [
-            pair
-            for layer in self.layers
-            for pair in (
+        """Every variant with its resolved configuration: those of every layer in order, then those of the shortcuts."""
+        pairs: list[tuple[type[Variant], VariantConfig]] = []
+        for layer in self.layers:
+            pairs += [
                 (mixers[layer.mixer.kind], layer.mixer),
                 (feedforwards[layer.feedforward.kind], layer.feedforward),
-            )
-        ]
+            ]
+        return pairs + [(feedforwards[config.kind], config) for config in self.shortcuts]
 
     def describe(self) -> str:
         """The expanded layer table as text."""
         lines = [f"width {self.width}, {self.depth} layers, vocabulary {self.vocabulary}, "
                  f"head {'tied' if self.tied else 'untied'}"]  # fmt: skip
         for index, layer in enumerate(self.layers):
-            parts = []
-            for config in (layer.mixer, layer.feedforward):
-                fields = ", ".join(f"{k}={v}" for k, v in config.plain().items() if k != "kind")
-                parts.append(f"{config.kind}({fields})")
-            lines.append(f"{index:3d}  {'  '.join(parts)}")
+            lines.append(f"{index:3d}  {_told(layer.mixer)}  {_told(layer.feedforward)}")
+            if self.shortcuts and index % 2:
+                reads = index - 1 if self.shortcut_from == "first" else index
+                lines.append(f"     + what {reads}'s feed-forward reads, by {_told(self.shortcuts[index // 2])}")
         return "\n".join(lines)
+
+
+def _told(config: VariantConfig) -> str:
+    fields = ", ".join(f"{k}={v}" for k, v in config.plain().items() if k != "kind")
+    return f"{config.kind}({fields})"

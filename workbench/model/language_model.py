@@ -17,10 +17,15 @@ from workbench.ops.cross_entropy import linear_cross_entropy
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + feedforward(norm(x))."""
+    """x + mixer(norm(x)), then x + feedforward(norm(x)).
 
-    def __init__(self, layer: Layer, width: int):
+    Args:
+        tapped: whether the normalised input of the feed-forward is given out too, for a shortcut to read.
+    """
+
+    def __init__(self, layer: Layer, width: int, *, tapped: bool = False):
         super().__init__()
+        self.tapped = tapped
         self.mixer_norm = RMSNorm(width)
         self.mixer = mixers[layer.mixer.kind](layer.mixer, width)
         self.feedforward_norm = RMSNorm(width)
@@ -28,9 +33,12 @@ class Block(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None
-    ) -> Tensor:
+    ) -> Any:
+        """(B, T, D) -> (B, T, D); where it is tapped, a pair of the output and the feed-forward's normalised input."""
         x_BTD = x_BTD + self.mixer(self.mixer_norm(x_BTD), segments=segments, cache=cache, side=side)
-        return x_BTD + self.feedforward(self.feedforward_norm(x_BTD), side=side)
+        u_BTD = self.feedforward_norm(x_BTD)
+        x_BTD = x_BTD + self.feedforward(u_BTD, side=side)
+        return (x_BTD, u_BTD) if self.tapped else x_BTD
 
 
 class LanguageModel(nn.Module):
@@ -46,7 +54,12 @@ class LanguageModel(nn.Module):
         assert config.width and config.vocabulary
         self.config = config
         self.embedding = Embedding(config.vocabulary, config.width)
-        self.blocks = nn.ModuleList([Block(layer, config.width) for layer in config.layers])
+        self.source = ("first", "second").index(config.shortcut_from)  # the layer of a pair that a shortcut reads from
+        self.blocks = nn.ModuleList(
+            Block(layer, config.width, tapped=bool(config.shortcuts) and index % 2 == self.source)
+            for index, layer in enumerate(config.layers)
+        )
+        self.shortcuts = nn.ModuleList(feedforwards[own.kind](own, config.width) for own in config.shortcuts)
         self.norm = RMSNorm(config.width)
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
         self.recompute = False
@@ -54,16 +67,21 @@ class LanguageModel(nn.Module):
         if seed is not None:
             self.initialise(seed)
 
+    @property
+    def units(self) -> list[nn.Module]:
+        """What is compiled, sharded and recomputed one by one: blocks, and shortcuts."""
+        return [*self.blocks, *self.shortcuts]
+
     def compile_blocks(self) -> None:
-        """Compile every block with torch.compile, whole or not at all; blocks of one kind share the code.
+        """Compile every unit with torch.compile, whole or not at all; blocks of one kind share the code.
 
         Parameters keep their names. Raises at the first call when a block cannot be captured in one graph.
         """
         # one entry a kind of block and mode; beyond the limit a whole-graph compilation raises, it never falls back
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        for block in self.blocks:
+        for unit in self.units:
             # the method, not the module: what hooks do (gathering sharded weights) stays outside
-            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+            unit.forward = torch.compile(unit.forward, fullgraph=True, dynamic=False)
 
     def forward(
         self,
@@ -82,18 +100,24 @@ class LanguageModel(nn.Module):
             sides: one :class:`Side` a block, filled with losses and metrics.
         """
         x_BTD = self.embedding(tokens_BT)
+        aside_BTD: Tensor | None = None  # what a shortcut gives, under way to the end of its pair
         for index, block in enumerate(self.blocks):
-            settings: dict[str, Any] = {
-                "segments": segments,
-                "cache": None if caches is None else caches[index],
-                "side": None if sides is None else sides[index],
-            }
-            if self.recompute and torch.is_grad_enabled():
-                # nothing of ours draws random numbers in a block, so none are kept for the second pass
-                x_BTD = checkpoint(block, x_BTD, use_reentrant=False, preserve_rng_state=False, **settings)
-            else:
-                x_BTD = block(x_BTD, **settings)
+            side = None if sides is None else sides[index]
+            cache = None if caches is None else caches[index]
+            x_BTD = self._run(block, x_BTD, segments=segments, cache=cache, side=side)
+            if self.shortcuts and index % 2 == self.source:
+                x_BTD, u_BTD = x_BTD
+                aside_BTD = self._run(self.shortcuts[index // 2], u_BTD, side=side)
+            if aside_BTD is not None and index % 2:
+                x_BTD, aside_BTD = x_BTD + aside_BTD, None
         return self.norm(x_BTD)
+
+    def _run(self, unit: nn.Module, x_BTD: Tensor, **settings: Any) -> Any:
+        """A unit's output, its activations kept or to be computed again."""
+        if self.recompute and torch.is_grad_enabled():
+            # nothing of ours draws random numbers in a unit, so none are kept for the second pass
+            return checkpoint(unit, x_BTD, use_reentrant=False, preserve_rng_state=False, **settings)
+        return unit(x_BTD, **settings)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(…, D) -> (…, V) scores before softmax."""

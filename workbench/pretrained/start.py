@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from workbench.config import ConfigError, Problem
 from workbench.contract import FeedForward, Mixer, Variant, feedforwards, mixers
 from workbench.model import LanguageModel, ModelConfig
 from workbench.pretrained.folder import read
+from workbench.registry import Registry
 
 
 @torch.no_grad()
@@ -55,9 +57,10 @@ def _strangers(config: ModelConfig, source: ModelConfig, changed: Collection[str
     Raises:
         ConfigError: as :func:`start_from`.
     """
+    both = config.shortcuts and source.shortcuts and "shortcut_from" not in changed
     problems = [
         Problem(f"model.{name}", repr(getattr(config, name)), f"{getattr(source, name)!r}, as the weights have it")
-        for name in ("width", "depth", "tied")
+        for name in ("width", "depth", "tied", *(("shortcut_from",) if both else ()))
         if getattr(config, name) != getattr(source, name)
     ]
     assert config.vocabulary and source.vocabulary
@@ -69,21 +72,25 @@ def _strangers(config: ModelConfig, source: ModelConfig, changed: Collection[str
         raise ConfigError(problems)
     strangers: list[str] = []
     differing: dict[tuple[str, str], Problem] = {}
-    for index, (layer, other) in enumerate(zip(config.layers, source.layers)):
-        for part, mine, its in (
-            ("mixer", layer.mixer, other.mixer),
-            ("feedforward", layer.feedforward, other.feedforward),
-        ):
-            registry = mixers if part == "mixer" else feedforwards
-            if not _are_akin(registry[mine.kind], registry[its.kind]):
-                strangers.append(f"blocks.{index}.{part}.")
-                continue
-            a, b = mine.plain(), its.plain()
-            for name in a.keys() & b.keys() - {"kind", *changed}:
-                if a[name] != b[name]:
-                    got = f"{a[name]!r} in layer {index}"
-                    do = "Set it so, or name it among the changed settings."
-                    differing.setdefault((part, name), Problem(f"model.{part}.{name}", got, f"{b[name]!r}, as the weights have it", do))  # fmt: skip
+    pairs = [
+        (part, f"blocks.{index}.{part}.", f"layer {index}", getattr(layer, part), getattr(other, part))
+        for index, (layer, other) in enumerate(zip(config.layers, source.layers))
+        for part in ("mixer", "feedforward")
+    ] + [
+        ("shortcut", f"shortcuts.{index}.", f"pair {index}", mine, its)
+        for index, (mine, its) in enumerate(zip(config.shortcuts, source.shortcuts))
+    ]
+    for part, prefix, place, mine, its in pairs:
+        registry: Registry[Any] = mixers if part == "mixer" else feedforwards
+        if not _are_akin(registry[mine.kind], registry[its.kind]):
+            strangers.append(prefix)
+            continue
+        a, b = mine.plain(), its.plain()
+        for name in a.keys() & b.keys() - {"kind", *changed}:
+            if a[name] != b[name]:
+                got = f"{a[name]!r} in {place}"
+                do = "Set it so, or name it among the changed settings."
+                differing.setdefault((part, name), Problem(f"model.{part}.{name}", got, f"{b[name]!r}, as the weights have it", do))  # fmt: skip
     if differing:
         raise ConfigError([differing[key] for key in sorted(differing)])
     return tuple(strangers)

@@ -49,9 +49,9 @@ def environment() -> ClusterEnvironment:
 
 
 def shard(model: LanguageModel, mesh: Any) -> None:
-    """Shard parameters over ``mesh``, block by block, the rest (embedding, norm, head) together. FSDP2."""
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
+    """Shard parameters over ``mesh``, unit by unit, the rest (embedding, norm, head) together. FSDP2."""
+    for unit in model.units:
+        fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for method in ("loss", "token_losses", "answer_losses"):  # entered without passing through the module's own call
         register_fsdp_forward_method(model, method)
