@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from workbench.contract import feedforwards, mixers
+from workbench.layers import linear_flops
 from workbench.model.config import ModelConfig
 
 __all__ = ["ModelCost", "account", "packed_flops"]
 
-FORMULA = "training FLOPs = 3 × forward; forward = 2 × active matrix parameters (head included) + the mixers' own terms"
+FORMULA = "training FLOPs = 3 × forward (multi-token head included); forward = 2 × active matrix parameters (head included) + the mixers' own terms"
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,15 @@ class ModelCost:
     """Decode state of one sequence at the sequence length."""
     unevicted_bytes: int
     """The same if windows kept every token."""
+    auxiliary: int = 0
+    """Parameters that serve training alone (the multi-token head); stored, and in neither of the two above."""
+    auxiliary_flops: float = 0.0
+    """Forward FLOPs per token that only training makes, the mean over a training whose multi-token head begins later."""
 
     @property
     def training_flops(self) -> float:
         """FLOPs per trained token."""
-        return 3 * self.forward_flops
+        return 3 * (self.forward_flops + self.auxiliary_flops)
 
 
 def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCost:
@@ -47,8 +53,9 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
     norms = config.width * (2 * len(config.layers) + 1)
     embedding = config.width * config.vocabulary
     non_embedding = sum(cost.parameters for cost in costs) + norms
+    auxiliary, auxiliary_flops = _multi_token_head(config, length)
     return ModelCost(
-        parameters=non_embedding + embedding * (1 if config.tied else 2),
+        parameters=non_embedding + auxiliary + embedding * (1 if config.tied else 2),
         non_embedding=non_embedding,
         active=sum(cost.active_parameters for cost in costs) + norms,
         forward_flops=sum(cost.flops for cost in costs) + 2 * embedding,
@@ -56,7 +63,21 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
         unevicted_bytes=sum(
             cost.cache_bytes if cost.unevicted_bytes is None else cost.unevicted_bytes for cost in costs
         ),
+        auxiliary=auxiliary,
+        auxiliary_flops=auxiliary_flops,
     )
+
+
+def _multi_token_head(config: ModelConfig, length: int) -> tuple[int, float]:
+    """Parameters, and forward FLOPs per token of the training."""
+    if config.mtp is None or config.mtp_layer is None:
+        return 0, 0.0
+    assert config.width and config.vocabulary
+    D, layer = config.width, config.mtp_layer
+    parts = ((mixers[layer.mixer.kind], layer.mixer), (feedforwards[layer.feedforward.kind], layer.feedforward))
+    costs = [cls.cost(variant, D, length) for cls, variant in parts]
+    flops = sum(cost.flops for cost in costs) + linear_flops((2 * D, D), (D, config.vocabulary))
+    return sum(cost.parameters for cost in costs) + 2 * D * D + 5 * D, (1 - config.mtp.start) * flops
 
 
 def packed_flops(config: ModelConfig, lengths: Iterable[int]) -> float:

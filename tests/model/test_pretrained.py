@@ -51,6 +51,7 @@ def case_models() -> dict[str, dict[str, Any]]:
         "feedforward_at": {1: "swiglu"},
     }
     models["shortcut"] = {"shortcut": "experts", "feedforwards": {"experts": {"kind": "moe", "top_k": 1}}}
+    models["objectives"] = {"mtp": {"mixer": "gdn", "start": 0.5}, "hidden_z": 1e-6}
     return models
 
 

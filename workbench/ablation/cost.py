@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from workbench.ablation.config import AblationConfig
 from workbench.accounting import ModelCost, account
 from workbench.config import ConfigError
+from workbench.contract import Side
 from workbench.model import LanguageModel
 from workbench.training.config import RunConfig
 from workbench.training.optimiser import build_optimiser
@@ -92,7 +93,7 @@ def _saved_bytes(config: RunConfig) -> int:
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),
         ):
-            model.loss(tokens, tokens, segments=torch.zeros_like(tokens))
+            model.loss(tokens, tokens, segments=torch.zeros_like(tokens), own=Side())
     return sum(kept.values())
 
 
@@ -121,7 +122,9 @@ def seconds_per_step(config: RunConfig, cost: ModelCost, threads: int) -> float 
         for _ in range(1 + MEASURED_STEPS):
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-                model.loss(tokens, targets, segments=segments).backward()
+                own = Side(watch=False)
+                loss = model.loss(tokens, targets, segments=segments, own=own)
+            torch.stack([loss, *own.losses]).sum().backward()
             optimiser.step()
             optimiser.zero_grad()
             if device.type == "cuda":

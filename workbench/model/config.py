@@ -31,6 +31,10 @@ class Layer:
     mixer: VariantConfig
     feedforward: VariantConfig
 
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"mixer": self.mixer.plain(), "feedforward": self.feedforward.plain()}
+
 
 def _settings(value: object) -> object:
     """Settings may be given as data, as a variant's name, or as a variant's Config."""
@@ -40,6 +44,20 @@ def _settings(value: object) -> object:
 
 
 Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
+
+
+class MultiTokenConfig(Config):
+    """A head for the token after the next one: norm of a block of projection [norm(hidden t); norm(embedding of t + 1)], and the
+    model's own output matrix. It serves training alone."""
+
+    weight: Annotated[float, Field(gt=0)] = 0.3
+    """Weight of its loss beside the model's."""
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training after which it begins to be trained."""
+    mixer: Settings | None = None
+    """Its mixer. Default: that of the last layer."""
+    feedforward: Settings = {"kind": "swiglu"}
+    """Its feed-forward."""
 
 
 class ModelConfig(Config):
@@ -73,6 +91,10 @@ class ModelConfig(Config):
     feed-forward beside the layer's own: the baseline of equal parameters and FLOPs."""
     tied: bool = True
     """Whether the output head shares the embedding's weights."""
+    mtp: MultiTokenConfig | None = None
+    """Multi-token prediction in training. Default: none."""
+    hidden_z: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hidden z-loss, which keeps the last hidden states from growing (arXiv 2509.01322, eq. 10)."""
 
     def model_post_init(self, _context: Any) -> None:
         if self.scale not in SCALES:
@@ -80,9 +102,8 @@ class ModelConfig(Config):
         for name, value in SCALES[self.scale].items():
             if getattr(self, name) is None:
                 self.__dict__[name] = value  # frozen for users; still under construction here
-        assert (
-            self.layers is not None and self.shortcuts is not None
-        )  # expand now: a mistake is reported where it was made
+        for expanded in ("layers", "shortcuts", "mtp_layer"):  # now: a mistake is reported where it was made
+            getattr(self, expanded)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -113,6 +134,20 @@ class ModelConfig(Config):
             raise ConfigError.at("shortcut", got=f"depth={self.depth}", expected="an even number of layers: a shortcut spans two",
                                  do=f"Make depth {self.depth + 1}, or leave the shortcut out.")  # fmt: skip
         return tuple(self._expand(feedforwards, "shortcut", self.depth // 2))
+
+    @cached_property
+    def mtp_layer(self) -> Layer | None:
+        """The block of the multi-token head.
+
+        Raises:
+            ConfigError: naming the setting that cannot be built.
+        """
+        if self.mtp is None:
+            return None
+        mixer = self.layers[-1].mixer
+        if self.mtp.mixer is not None:
+            mixer = self._resolve(mixers, self.mtp.mixer, "mtp.mixer")
+        return Layer(mixer, self._resolve(feedforwards, self.mtp.feedforward, "mtp.feedforward"))
 
     def _expand(self, registry: Registry[Any], tile_field: str, count: int, at_field: str = "") -> list[Any]:
         """Resolved configurations of the ``count`` places that a pattern is tiled over."""
@@ -167,16 +202,20 @@ class ModelConfig(Config):
     def canonical(self) -> dict[str, Any]:
         """The expanded model: two ways to write the same layers are the same model. What is off is left out, so that a model
         keeps its identity when the workbench learns something new."""
-        shortcut = {"from": self.shortcut_from, "feedforwards": [config.plain() for config in self.shortcuts]}
-        return {
+        canonical: dict[str, Any] = {
             "width": self.width,
             "vocabulary": self.vocabulary,
             "tied": self.tied,
-            "layers": [
-                {"mixer": layer.mixer.plain(), "feedforward": layer.feedforward.plain()} for layer in self.layers
-            ],
-            **({"shortcut": shortcut} if self.shortcuts else {}),
+            "layers": [layer.plain() for layer in self.layers],
         }
+        if self.shortcuts:
+            own = [config.plain() for config in self.shortcuts]
+            canonical["shortcut"] = {"from": self.shortcut_from, "feedforwards": own}
+        if self.mtp is not None and self.mtp_layer is not None:
+            canonical["mtp"] = {**self.mtp.plain(), **self.mtp_layer.plain()}
+        if self.hidden_z:
+            canonical["hidden_z"] = self.hidden_z
+        return canonical
 
     def variants(self) -> list[tuple[type[Variant], VariantConfig]]:
         """Every variant with its resolved configuration: those of every layer in order, then those of the shortcuts."""
@@ -197,6 +236,13 @@ class ModelConfig(Config):
             if self.shortcuts and index % 2:
                 reads = index - 1 if self.shortcut_from == "first" else index
                 lines.append(f"     + what {reads}'s feed-forward reads, by {_told(self.shortcuts[index // 2])}")
+        if self.mtp is not None and self.mtp_layer is not None:
+            told = f"{_told(self.mtp_layer.mixer)}  {_told(self.mtp_layer.feedforward)}"
+            lines.append(
+                f"token after the next, weight {self.mtp.weight:g} from {self.mtp.start:.0%} of the training:  {told}"
+            )
+        if self.hidden_z:
+            lines.append(f"hidden z-loss, weight {self.hidden_z:g}")
         return "\n".join(lines)
 
 

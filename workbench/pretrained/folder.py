@@ -182,7 +182,11 @@ def pinned(config: ModelConfig) -> ModelConfig:
 
     layers = config.layers
     mixing, feeding = [layer.mixer for layer in layers], [layer.feedforward for layer in layers]
+    further: dict[str, Any] = {}
+    if config.mtp is not None and config.mtp_layer is not None:
+        further["mtp"] = {**config.mtp.plain(), **config.mtp_layer.plain()}
     return config.changed(
+        **further,
         mixers={**config.mixers, **named(config.pattern, mixing, config.at)},
         at={i: mixing[i].plain() for i in config.at},
         feedforwards={

@@ -45,14 +45,20 @@ class Training(L.LightningModule):
         self.health = Health(config.training.spike_factor)
         self.step_loss: Tensor = torch.zeros(())
         self.gradient_norm: Tensor = torch.zeros(())
+        self.told: dict[str, Tensor] = {}
+        """Further numbers of the newest micro-batch, of this rank's share."""
         # since the last line of the log: sum of the finite losses, their number
         self.window: Tensor = torch.zeros(2, dtype=torch.float64)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        sides = [Side(watch=False) for _ in self.model.blocks]
-        loss = self.model.loss(batch.tokens_BT, batch.targets_BT, segments=batch.segments_BT, sides=sides)
+        sides, own = [Side(watch=False) for _ in self.model.blocks], Side(watch=False)
+        loss = self.model.loss(
+            batch.tokens_BT, batch.targets_BT, segments=batch.segments_BT, sides=sides, own=own,
+            progress=self.global_step / self.config.training.steps,
+        )  # fmt: skip
+        self.told = own.metrics
         self.step_loss = self.step_loss + loss.detach() / self.config.training.accumulate
-        return loss + sum(part for side in sides for part in side.losses)
+        return loss + sum(part for side in (*sides, own) for part in side.losses)
 
     def configure_model(self) -> None:
         # called again by Lightning when training starts; sharded once
@@ -84,11 +90,14 @@ class Training(L.LightningModule):
         self.window = self.window + torch.stack((torch.where(finite, loss, 0.0), finite.double()))
         self.step_loss = torch.zeros_like(self.step_loss)
 
-    def numbers(self) -> Tensor:
-        """Loss window, gradient norm and health as one float64 tensor on the device; begins a new window."""
-        values = torch.cat((self.window, self.gradient_norm.double()[None], self.health.state))
+    def numbers(self) -> tuple[Tensor, list[str]]:
+        """Loss window, gradient norm, health and what else there is to tell, as one float64 tensor on the device, and the names
+        of the last; begins a new window."""
+        told = [value.double() for value in self.told.values()]
+        further = [parallel.mean(torch.stack(told))] if told else []
+        values = torch.cat((self.window, self.gradient_norm.double()[None], self.health.state, *further))
         self.window = torch.zeros_like(self.window)
-        return values
+        return values, list(self.told)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_state"] = random_state()
@@ -143,7 +152,7 @@ class Recorder(Callback):
         self.started: float | None = None
         self.first_step_told = False
         self.untimed = 0  # steps since the last line of the log that took no training time
-        self.pending: tuple[dict[str, Any], Tensor, torch.cuda.Event | None] | None = None
+        self.pending: tuple[dict[str, Any], Tensor, list[str], torch.cuda.Event | None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "step": self.step}
@@ -199,7 +208,7 @@ class Recorder(Callback):
         self._write()
         training = self.config.training
         window = self.step - self.logged_step
-        values = module.numbers()
+        values, told = module.numbers()
         event = None
         if values.is_cuda:
             values = values.to("cpu", non_blocking=True)
@@ -223,7 +232,7 @@ class Recorder(Callback):
             "tokens_per_second": speed,
             "flops_per_second": speed * (self.seen_flops or self.flops_per_step / training.tokens_per_step),
         }
-        self.pending = row, values, event
+        self.pending = row, values, told, event
         self.logged_step, self.logged_seconds = self.step, self.seconds
         if now:
             self._write(module if evaluates else None)
@@ -237,13 +246,14 @@ class Recorder(Callback):
         """
         if self.pending is None:
             return
-        (row, values, event), self.pending = self.pending, None
+        (row, values, told, event), self.pending = self.pending, None
         if event is not None:
             event.synchronize()
-        total, count, norm, *state = values.tolist()
-        health = dict(zip(FIELDS, state))
+        total, count, norm, *rest = values.tolist()
+        health = dict(zip(FIELDS, rest))
         Health.check(health)
         row |= {"loss": total / count if count else math.nan, "gradient_norm": norm}
+        row |= dict(zip(told, rest[len(FIELDS) :]))
         if self.config.training.spike_factor is not None:
             row["skipped"] = int(health["skipped"])
         if evaluated is not None:

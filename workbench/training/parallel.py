@@ -31,6 +31,8 @@ from torch.optim import Optimizer
 from workbench.model import LanguageModel
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+PARTLY = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+"""Parameters that have not been trained yet have no moments."""
 
 
 def rank() -> int:
@@ -112,7 +114,11 @@ class Sharded(ModelParallelStrategy):
         checkpoint = self.checkpoint_io.load_checkpoint(self.broadcast(str(Path(checkpoint_path))))
         set_model_state_dict(self.model, checkpoint["state_dict"], options=FULL)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"]):
-            set_optimizer_state_dict(self.model, optimizer, _named(state, self.model, optimizer), options=FULL)
+            named = _named(state, self.model, optimizer)
+            set_optimizer_state_dict(self.model, optimizer, named, options=PARTLY)
+            for name, parameter in self.model.named_parameters():
+                if name not in named["state"]:  # not trained yet; torch made zeros, which count as a step
+                    optimizer.state.pop(parameter, None)
         return checkpoint
 
 
