@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from workbench.contract import feedforwards, mixers
+from workbench.contract import embeddings, feedforwards, mixers
 from workbench.layers import linear_flops
 from workbench.model.config import ModelConfig
 
@@ -25,8 +25,10 @@ class ModelCost:
 
     parameters: int
     """All stored parameters."""
+    embedding: int
+    """Parameters that are looked up: token embedding, tables of n-grams."""
     non_embedding: int
-    """Without token embedding and untied head."""
+    """Without these and an untied head."""
     active: int
     """Non-embedding parameters that take part for one token."""
     forward_flops: float
@@ -51,17 +53,20 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
     assert config.width and config.vocabulary
     costs = [cls.cost(variant, config.width, length, element_bytes) for cls, variant in config.variants()]
     norms = config.width * (2 * len(config.layers) + 1)
-    embedding = config.width * config.vocabulary
-    non_embedding = sum(cost.parameters for cost in costs) + norms
+    own = config.embedding_config
+    entry = embeddings[own.kind].cost(own, config.width, config.vocabulary)
+    head, looked_up = config.width * config.vocabulary, entry.parameters - entry.active_parameters
+    non_embedding = sum(cost.parameters for cost in costs) + norms + entry.active_parameters
     auxiliary, auxiliary_flops = _multi_token_head(config, length)
     return ModelCost(
-        parameters=non_embedding + auxiliary + embedding * (1 if config.tied else 2),
+        parameters=non_embedding + auxiliary + looked_up + (0 if config.tied else head),
+        embedding=looked_up,
         non_embedding=non_embedding,
-        active=sum(cost.active_parameters for cost in costs) + norms,
-        forward_flops=sum(cost.flops for cost in costs) + 2 * embedding,
-        cache_bytes=sum(cost.cache_bytes for cost in costs),
+        active=sum(cost.active_parameters for cost in costs) + norms + entry.active_parameters,
+        forward_flops=sum(cost.flops for cost in costs) + entry.flops + 2 * head,
+        cache_bytes=sum(cost.cache_bytes for cost in (*costs, entry)),
         unevicted_bytes=sum(
-            cost.cache_bytes if cost.unevicted_bytes is None else cost.unevicted_bytes for cost in costs
+            cost.cache_bytes if cost.unevicted_bytes is None else cost.unevicted_bytes for cost in (*costs, entry)
         ),
         auxiliary=auxiliary,
         auxiliary_flops=auxiliary_flops,

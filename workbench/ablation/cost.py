@@ -140,7 +140,7 @@ def cost_table(
 ) -> pl.DataFrame:
     """One row an arm, the baseline first.
 
-    Columns: parameters, non_embedding, active (counts); flops_per_token (forward), training_flops (one trial);
+    Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts); flops_per_token (forward), training_flops (one trial);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
     tokens (one trial); trials (tuning and confirmation);
     seconds_per_trial, seconds_total (training alone, one worker; null where not measured); memory_bytes (weights,
@@ -160,7 +160,8 @@ def cost_table(
         trials = config.tuning.trials + len(config.confirmation.seeds)
         seconds = None if per_step is None else per_step * training.steps
         row: dict[str, Any] = {
-            "arm": arm, "parameters": cost.parameters, "non_embedding": cost.non_embedding, "active": cost.active,
+            "arm": arm, "parameters": cost.parameters, "embedding": cost.embedding, "auxiliary": cost.auxiliary,
+            "non_embedding": cost.non_embedding, "active": cost.active,
             "flops_per_token": cost.forward_flops,
             "training_flops": cost.training_flops * training.steps * training.tokens_per_step,
             "cache_bytes": cost.cache_bytes, "unevicted_bytes": cost.unevicted_bytes, "tokens": training.steps * training.tokens_per_step, "trials": trials,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from workbench.config import Config, ConfigError, nearest
-from workbench.contract import Variant, VariantConfig, feedforwards, mixers
+from workbench.contract import EmbeddingConfig, Variant, VariantConfig, embeddings, feedforwards, mixers
 from workbench.registry import Registry
 
 SCALES: dict[str, dict[str, int]] = {
@@ -38,7 +38,7 @@ class Layer:
 
 def _settings(value: object) -> object:
     """Settings may be given as data, as a variant's name, or as a variant's Config."""
-    if isinstance(value, VariantConfig):
+    if isinstance(value, VariantConfig | EmbeddingConfig):
         return value.model_dump(mode="json", exclude_unset=True) | {"kind": value.kind}
     return {"kind": value} if isinstance(value, str) else value
 
@@ -89,6 +89,8 @@ class ModelConfig(Config):
     shortcut_from: Literal["first", "second"] = "first"
     """Whose input a shortcut reads. From the first it has a whole layer's time to arrive; from the second it is an ordinary
     feed-forward beside the layer's own: the baseline of equal parameters and FLOPs."""
+    embedding: Settings = {"kind": "token"}
+    """How token ids become vectors: token, or ngram."""
     tied: bool = True
     """Whether the output head shares the embedding's weights."""
     mtp: MultiTokenConfig | None = None
@@ -102,7 +104,12 @@ class ModelConfig(Config):
         for name, value in SCALES[self.scale].items():
             if getattr(self, name) is None:
                 self.__dict__[name] = value  # frozen for users; still under construction here
-        for expanded in ("layers", "shortcuts", "mtp_layer"):  # now: a mistake is reported where it was made
+        for expanded in (
+            "layers",
+            "shortcuts",
+            "mtp_layer",
+            "embedding_config",
+        ):  # now: a mistake is reported where it was made
             getattr(self, expanded)
 
     @cached_property
@@ -148,6 +155,18 @@ class ModelConfig(Config):
         if self.mtp.mixer is not None:
             mixer = self._resolve(mixers, self.mtp.mixer, "mtp.mixer")
         return Layer(mixer, self._resolve(feedforwards, self.mtp.feedforward, "mtp.feedforward"))
+
+    @cached_property
+    def embedding_config(self) -> EmbeddingConfig:
+        """The resolved configuration of the embedding.
+
+        Raises:
+            ConfigError: naming the setting that cannot be built.
+        """
+        try:
+            return embeddings.parse(self.embedding).resolved(self.width, self.vocabulary)
+        except ConfigError as error:
+            raise error.under("embedding") from None
 
     def _expand(self, registry: Registry[Any], tile_field: str, count: int, at_field: str = "") -> list[Any]:
         """Resolved configurations of the ``count`` places that a pattern is tiled over."""
@@ -208,6 +227,8 @@ class ModelConfig(Config):
             "tied": self.tied,
             "layers": [layer.plain() for layer in self.layers],
         }
+        if self.embedding_config != embeddings["token"].Config():
+            canonical["embedding"] = self.embedding_config.plain()
         if self.shortcuts:
             own = [config.plain() for config in self.shortcuts]
             canonical["shortcut"] = {"from": self.shortcut_from, "feedforwards": own}
@@ -231,6 +252,8 @@ class ModelConfig(Config):
         """The expanded layer table as text."""
         lines = [f"width {self.width}, {self.depth} layers, vocabulary {self.vocabulary}, "
                  f"head {'tied' if self.tied else 'untied'}"]  # fmt: skip
+        if "embedding" in self.canonical():
+            lines.append(f"embedding {_told(self.embedding_config)}")
         for index, layer in enumerate(self.layers):
             lines.append(f"{index:3d}  {_told(layer.mixer)}  {_told(layer.feedforward)}")
             if self.shortcuts and index % 2:
@@ -246,6 +269,6 @@ class ModelConfig(Config):
         return "\n".join(lines)
 
 
-def _told(config: VariantConfig) -> str:
+def _told(config: VariantConfig | EmbeddingConfig) -> str:
     fields = ", ".join(f"{k}={v}" for k, v in config.plain().items() if k != "kind")
     return f"{config.kind}({fields})"

@@ -10,8 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workbench.contract import Cache, Side, feedforwards, mixers
-from workbench.layers import Embedding, Linear, RMSNorm
+from workbench.contract import Cache, Side, embeddings, feedforwards, mixers
+from workbench.layers import Linear, RMSNorm
 from workbench.model.config import Layer, ModelConfig
 from workbench.ops.cross_entropy import linear_cross_entropy
 from workbench.ops.hidden_z import hidden_z_floor, hidden_z_loss
@@ -84,7 +84,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         assert config.width and config.vocabulary
         self.config = config
-        self.embedding = Embedding(config.vocabulary, config.width)
+        own = config.embedding_config
+        self.embedding = embeddings[own.kind](own, config.width, config.vocabulary)
         self.source = ("first", "second").index(config.shortcut_from)  # the layer of a pair that a shortcut reads from
         self.blocks = nn.ModuleList(
             Block(layer, config.width, tapped=bool(config.shortcuts) and index % 2 == self.source)
@@ -137,7 +138,8 @@ class LanguageModel(nn.Module):
         self, tokens_BT: Tensor, segments: Tensor | None, caches: list[Cache] | None, sides: list[Side] | None
     ) -> tuple[Tensor, Tensor]:
         """Embeddings and the last block's output, (B, T, D) each."""
-        embedded_BTD = x_BTD = self.embedding(tokens_BT)
+        cache = None if caches is None else caches[-1]
+        embedded_BTD = x_BTD = self.embedding(tokens_BT, segments=segments, cache=cache)
         aside_BTD: Tensor | None = None  # what a shortcut gives, under way to the end of its pair
         for index, block in enumerate(self.blocks):
             side = None if sides is None else sides[index]
@@ -229,10 +231,13 @@ class LanguageModel(nn.Module):
         return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_N, weights_N=weights_N)[0]
 
     def new_caches(self, batch: int, length: int) -> list[Cache]:
-        """Empty decode caches, one a block, for ``batch`` sequences of at most ``length`` tokens."""
+        """Empty decode caches, one a block and then the embedding's, for ``batch`` sequences of at most ``length`` tokens."""
         weight = self.embedding.weight
-        mixing = [block.get_submodule("mixer") for block in self.blocks]
-        return [mixer.new_cache(batch, length, weight.device, weight.dtype) for mixer in mixing]  # type: ignore[operator]
+        mixing: list[Any] = [block.get_submodule("mixer") for block in self.blocks]
+        return [
+            *(mixer.new_cache(batch, length, weight.device, weight.dtype) for mixer in mixing),
+            self.embedding.new_cache(batch, weight.device),
+        ]
 
     @torch.inference_mode()
     def generate(self, prompt_BT: Tensor, steps: int, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:  # fmt: skip

@@ -182,7 +182,7 @@ def pinned(config: ModelConfig) -> ModelConfig:
 
     layers = config.layers
     mixing, feeding = [layer.mixer for layer in layers], [layer.feedforward for layer in layers]
-    further: dict[str, Any] = {}
+    further: dict[str, Any] = {"embedding": config.embedding_config.plain()}
     if config.mtp is not None and config.mtp_layer is not None:
         further["mtp"] = {**config.mtp.plain(), **config.mtp_layer.plain()}
     return config.changed(

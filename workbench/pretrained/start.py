@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from workbench.config import ConfigError, Problem
-from workbench.contract import FeedForward, Mixer, Variant, feedforwards, mixers
+from workbench.contract import Embedding, FeedForward, Mixer, embeddings, feedforwards, mixers
 from workbench.model import LanguageModel, ModelConfig
 from workbench.pretrained.folder import read
 from workbench.registry import Registry
+
+REGISTRIES: dict[str, Registry[Any]] = {"mixer": mixers, "embedding": embeddings}
 
 
 @torch.no_grad()
@@ -72,16 +74,20 @@ def _strangers(config: ModelConfig, source: ModelConfig, changed: Collection[str
         raise ConfigError(problems)
     strangers: list[str] = []
     differing: dict[tuple[str, str], Problem] = {}
-    pairs = [
-        (part, f"blocks.{index}.{part}.", f"layer {index}", getattr(layer, part), getattr(other, part))
-        for index, (layer, other) in enumerate(zip(config.layers, source.layers))
-        for part in ("mixer", "feedforward")
-    ] + [
-        ("shortcut", f"shortcuts.{index}.", f"pair {index}", mine, its)
-        for index, (mine, its) in enumerate(zip(config.shortcuts, source.shortcuts))
+    pairs: list[tuple[str, str, str, Any, Any]] = [
+        ("embedding", "embedding.", "the embedding", config.embedding_config, source.embedding_config),
+        *(
+            (part, f"blocks.{index}.{part}.", f"layer {index}", getattr(layer, part), getattr(other, part))
+            for index, (layer, other) in enumerate(zip(config.layers, source.layers))
+            for part in ("mixer", "feedforward")
+        ),
+        *(
+            ("shortcut", f"shortcuts.{index}.", f"pair {index}", mine, its)
+            for index, (mine, its) in enumerate(zip(config.shortcuts, source.shortcuts))
+        ),
     ]
     for part, prefix, place, mine, its in pairs:
-        registry: Registry[Any] = mixers if part == "mixer" else feedforwards
+        registry: Registry[Any] = REGISTRIES.get(part, feedforwards)
         if not _are_akin(registry[mine.kind], registry[its.kind]):
             strangers.append(prefix)
             continue
@@ -96,6 +102,6 @@ def _strangers(config: ModelConfig, source: ModelConfig, changed: Collection[str
     return tuple(strangers)
 
 
-def _are_akin(one: type[Variant], other: type[Variant]) -> bool:
-    """Whether two variants share more than being a mixer or a feed-forward."""
-    return next(cls for cls in one.__mro__ if issubclass(other, cls)) not in (Mixer, FeedForward)
+def _are_akin(one: type, other: type) -> bool:
+    """Whether two variants share more than being a mixer, a feed-forward or an embedding."""
+    return next(cls for cls in one.__mro__ if issubclass(other, cls)) not in (Mixer, FeedForward, Embedding)

@@ -162,8 +162,9 @@ def _train(
 
     module = Training(config)
     stream = data.stream(batch_size=training.batch_size, context=training.context, seed=config.seed)
-    rows = [stream.row(number)[2] for number in range(SAMPLED_ROWS)]
-    seen_flops = packed_flops(config.model, [int(n) for row in rows for n in np.unique(row, return_counts=True)[1]])
+    rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
+    seen_flops = packed_flops(config.model, [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]])
+    examined = module.model.embedding.examine(*(torch.from_numpy(np.stack(part)) for part in list(zip(*rows))[0:3:2]))
     recorder = Recorder(folder, config, data.selection, should_stop, tell, seen_flops)
     loader = StepLoader(stream, training.steps * training.accumulate, rank=parallel.own_rank(), world=devices)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings say nothing about the run
@@ -187,6 +188,8 @@ def _train(
                 folder.event("damaged_checkpoint", reason=line)
             folder.forget_metrics_after(step)
             folder.event("resumed" if checkpoint else "started", step=step, devices=devices)
+            if examined and not checkpoint:
+                folder.event("embedding", **examined)
         if config.start is not None and not checkpoint:
             kept = start_from(module.model, config.start.folder, config.start.differing)
             if leads:
