@@ -51,7 +51,11 @@ def case_models() -> dict[str, dict[str, Any]]:
         "feedforward_at": {1: "swiglu"},
     }
     models["shortcut"] = {"shortcut": "experts", "feedforwards": {"experts": {"kind": "moe", "top_k": 1}}}
-    models["objectives"] = {"mtp": {"mixer": "gdn", "start": 0.5}, "hidden_z": 1e-6}
+    models["objectives"] = {
+        "mtp": {"mixer": "gdn", "start": 0.5},
+        "hidden_z": 1e-6,
+        "embedding": {"kind": "ngram", "size": 2},
+    }
     return models
 
 
@@ -568,6 +572,11 @@ def test_a_dense_model_is_the_start_of_one_with_shortcuts(tokenizer: Tokenizer, 
     with pytest.raises(ConfigError, match=r"model.shortcut_from: got 'first'; expected 'second'"):
         start_from(other, folder)
     assert start_from(other, folder, changed=["shortcut_from"]) == []
+    hashed = build(embedding={"kind": "ngram", "order": 2, "size": 2})
+    assert start_from(hashed, tmp_path / "dense") == ["embedding.tables", "embedding.mix"]
+    folder_of_hashed = save(hashed, tokenizer, tmp_path / "hashed")
+    with pytest.raises(ConfigError, match=r"(?s)embedding.base: got 304.*embedding.moduli: got"):
+        start_from(build(vocabulary=304, embedding={"kind": "ngram", "order": 2, "size": 2}), folder_of_hashed)
     with pytest.raises(ConfigError, match=r"model.shortcut.top_k: got 2 in pair 0; expected 1"):
         start_from(build(shortcut="moe", shortcut_from="second"), folder)
 

@@ -18,7 +18,14 @@ from workbench.training.checkpoint import SafeCheckpointIO
 
 FIELDS = {
     # the head for the token after the next begins after the step at which runs are taken up again below
-    "model": {"pattern": "full gdn", "tied": False, "shortcut": "swiglu", "hidden_z": 1e-4, "mtp": {"start": 0.7}},
+    "model": {
+        "pattern": "full gdn",
+        "tied": False,
+        "shortcut": "swiglu",
+        "hidden_z": 1e-4,
+        "mtp": {"start": 0.7},
+        "embedding": {"kind": "ngram", "size": 2},
+    },
     "training": {"tokens": 24 * 4 * 32, "batch_size": 4, "checkpoint_every": 8, "spike_factor": 100.0},
 }
 
