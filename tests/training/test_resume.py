@@ -71,6 +71,19 @@ def stop_after(step: int) -> Any:
     return lambda: next(asked) == step
 
 
+def test_deterministic_runs_are_equal_bit_for_bit_interrupted_or_not(corpus: Path, tmp_path: Path) -> None:
+    """Fifty steps of everything that LongCat adds to a model."""
+    training = {"deterministic": True, "tokens": 50 * 2 * 32, "checkpoint_every": 25}
+    fields = run_fields(corpus, **{**VARIANTS["longcat"], "training": training})
+    one, two, parts = (make_run(tmp_path / name, tmp_path / "cache", fields) for name in ("one", "two", "parts"))
+    assert [train(folder.path, tmp_path / "cache")["status"] for folder in (one, two)] == ["done"] * 2
+    assert train(parts.path, tmp_path / "cache", stop_after(20))["status"] == "interrupted"
+    train(parts.path, tmp_path / "cache")
+    for other in (two, parts):
+        assert curve(other) == curve(one) and len(curve(one)) == 50
+        assert_same_bits(state(other), state(one))
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_2n_steps_equal_n_plus_n_bit_for_bit(name: str, corpus: Path, tmp_path: Path) -> None:
     fields = run_fields(corpus, **VARIANTS[name])

@@ -140,7 +140,8 @@ def cost_table(
 ) -> pl.DataFrame:
     """One row an arm, the baseline first.
 
-    Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts); flops_per_token (forward), training_flops (one trial);
+    Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
+    flops_per_token (forward), training_flops (one trial);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
     tokens (one trial); trials (tuning and confirmation);
     seconds_per_trial, seconds_total (training alone, one worker; null where not measured); memory_bytes (weights,
