@@ -57,6 +57,8 @@ def assert_equal_to_rounding(got: RunFolder, wanted: RunFolder) -> None:
     assert first["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=1e-5)
     for a, b in rows:
         assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a.keys() == b.keys() and a["hidden_z_excess"] == pytest.approx(b["hidden_z_excess"], rel=1e-3)
+        assert a["gradient_rms_median"] == pytest.approx(b["gradient_rms_median"], rel=1e-2)
     assert got.result()["report_value"] == pytest.approx(wanted.result()["report_value"], rel=1e-4)
     states = [SafeCheckpointIO().load_checkpoint(run.path / "checkpoint" / "step-24") for run in (got, wanted)]
     assert list(states[0]["state_dict"]) == list(states[1]["state_dict"])

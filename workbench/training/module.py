@@ -25,7 +25,7 @@ from workbench.results import RunFolder
 from workbench.training import parallel
 from workbench.training.checkpoint import random_state, set_random_state
 from workbench.training.config import RunConfig
-from workbench.training.health import FIELDS, Health
+from workbench.training.health import EPSILON_SHARE, FIELDS, Health, spread_of_gradients
 from workbench.training.optimiser import build_optimiser, rate_at
 
 
@@ -73,6 +73,9 @@ class Training(L.LightningModule):
         self.gradient_norm = parallel.whole(
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.training.clip)
         )
+        if (self.global_step + 1) % self.config.training.log_every == 0:  # as AdamW is about to see them
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.told = self.told | spread_of_gradients(parallel.root_mean_squares(gradients))
         # fused AdamW leaves weights, moments and step counts alone where this reads 1.0, on the device
         optimizer.found_inf = self.health.judge_gradient(self.gradient_norm)
 
@@ -150,7 +153,7 @@ class Recorder(Callback):
         self.seconds = 0.0
         self.step = self.logged_step = 0
         self.started: float | None = None
-        self.first_step_told = False
+        self.first_step_told = self.epsilon_told = False
         self.untimed = 0  # steps since the last line of the log that took no training time
         self.pending: tuple[dict[str, Any], Tensor, list[str], torch.cuda.Event | None] | None = None
 
@@ -254,6 +257,10 @@ class Recorder(Callback):
         Health.check(health)
         row |= {"loss": total / count if count else math.nan, "gradient_norm": norm}
         row |= dict(zip(told, rest[len(FIELDS) :]))
+        smallest, epsilon = row.get("gradient_rms_min", 0.0), self.config.training.epsilon
+        if smallest and epsilon > EPSILON_SHARE * smallest and not self.epsilon_told and parallel.rank() == 0:
+            self.epsilon_told = True
+            self.folder.event("epsilon_near_gradients", step=row["step"], epsilon=epsilon, gradient_rms_min=smallest)
         if self.config.training.spike_factor is not None:
             row["skipped"] = int(health["skipped"])
         if evaluated is not None:

@@ -6,8 +6,9 @@ one process up to the rounding of their order.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,20 @@ def mean(value: Tensor) -> Tensor:
         dist.all_reduce(value, op=dist.ReduceOp.SUM)
         value = value / world()
     return value
+
+
+def root_mean_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """(tensors,) fp32, of each over all its elements wherever they lie."""
+    # one small kernel a tensor, and no number from the host
+    shares = [
+        torch.linalg.vector_norm(tensor.to_local() if isinstance(tensor, DTensor) else tensor, dtype=torch.float32)
+        / math.sqrt(tensor.numel())
+        for tensor in tensors
+    ]
+    squares = torch.stack(shares).square()
+    if any(isinstance(tensor, DTensor) for tensor in tensors):
+        dist.all_reduce(squares, op=dist.ReduceOp.SUM)
+    return squares.sqrt()
 
 
 def whole(value: Tensor) -> Tensor:
