@@ -4,9 +4,9 @@
 
 A case is PATTERN:SCALE:BATCH[:CONTEXT], the pattern's words joined by "+" (gdn+gdn+gdn+full). Each case is trained by
 `workbench train`'s own function in a process of its own: Lightning, rows packed from documents on disk, logging,
-evaluation and a checkpoint at the end; "bare" is the same compiled model in a plain loop. Speeds are medians over the
-lines of the log after the first. Results go to results/benchmarks/train_throughput.json, one entry a case, earlier
-entries of other cases kept.
+evaluation and a checkpoint at the end; "deterministic" is the same with training.deterministic; "bare" is the same
+compiled model in a plain loop. Speeds are medians over the lines of the log after the first. Results go to
+results/benchmarks/train_throughput.json, one entry a case, earlier entries of other cases kept.
 """
 
 from __future__ import annotations
@@ -75,6 +75,14 @@ def stack(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds_process_to_first_step": time.perf_counter() - begun - prepared - (time.time() - events["first_step"]["at"]),
         "seconds_of_compiled_step": events["first_step"]["seconds"], "slowest_over_median_window": max(spans) / statistics.median(spans),
     }  # fmt: skip
+
+
+def deterministic(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The whole stack, refusing what does not repeat bit for bit."""
+    from workbench.config import deep_merge
+
+    arguments.extra = json.dumps(deep_merge(json.loads(arguments.extra), {"training": {"deterministic": True}}))
+    return {**stack(case, arguments), "mode": "deterministic"}
 
 
 def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -225,7 +233,7 @@ def ceiling(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-MODES = {"stack": stack, "bare": bare, "plain": plain, "ceiling": ceiling}
+MODES = {"stack": stack, "deterministic": deterministic, "bare": bare, "plain": plain, "ceiling": ceiling}
 
 
 def main() -> None:
@@ -233,7 +241,11 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", help="default full:340m:16, unless peers are named")
     parser.add_argument("--peers", nargs="*", default=[], help="plain:SCALE:BATCH")
     parser.add_argument(
-        "--modes", nargs="+", default=["stack"], choices=["stack", "bare"], help="how every case is timed"
+        "--modes",
+        nargs="+",
+        default=["stack"],
+        choices=["stack", "deterministic", "bare"],
+        help="how every case is timed",
     )
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--corpus-bytes", type=int, default=60_000_000)

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from workbench.contract import embeddings, feedforwards, mixers
+from workbench.layers import linear_flops
 from workbench.model.config import ModelConfig
 
 __all__ = ["ModelCost", "account", "packed_flops"]
 
-FORMULA = "training FLOPs = 3 × forward; forward = 2 × active matrix parameters (head included) + the mixers' own terms"
+FORMULA = "training FLOPs = 3 × forward (multi-token head included); forward = 2 × active matrix parameters (head included) + the mixers' own terms"
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,10 @@ class ModelCost:
 
     parameters: int
     """All stored parameters."""
+    embedding: int
+    """Parameters that are looked up: token embedding, tables of n-grams."""
     non_embedding: int
-    """Without token embedding and untied head."""
+    """Without these and an untied head."""
     active: int
     """Non-embedding parameters that take part for one token."""
     forward_flops: float
@@ -33,11 +37,15 @@ class ModelCost:
     """Decode state of one sequence at the sequence length."""
     unevicted_bytes: int
     """The same if windows kept every token."""
+    auxiliary: int = 0
+    """Parameters that serve training alone (the multi-token head); stored, and in neither of the two above."""
+    auxiliary_flops: float = 0.0
+    """Forward FLOPs per token that only training makes, the mean over a training whose multi-token head begins later."""
 
     @property
     def training_flops(self) -> float:
         """FLOPs per trained token."""
-        return 3 * self.forward_flops
+        return 3 * (self.forward_flops + self.auxiliary_flops)
 
 
 def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCost:
@@ -45,18 +53,36 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
     assert config.width and config.vocabulary
     costs = [cls.cost(variant, config.width, length, element_bytes) for cls, variant in config.variants()]
     norms = config.width * (2 * len(config.layers) + 1)
-    embedding = config.width * config.vocabulary
-    non_embedding = sum(cost.parameters for cost in costs) + norms
+    own = config.embedding_config
+    entry = embeddings[own.kind].cost(own, config.width, config.vocabulary)
+    head, looked_up = config.width * config.vocabulary, entry.parameters - entry.active_parameters
+    non_embedding = sum(cost.parameters for cost in costs) + norms + entry.active_parameters
+    auxiliary, auxiliary_flops = _multi_token_head(config, length)
     return ModelCost(
-        parameters=non_embedding + embedding * (1 if config.tied else 2),
+        parameters=non_embedding + auxiliary + looked_up + (0 if config.tied else head),
+        embedding=looked_up,
         non_embedding=non_embedding,
-        active=sum(cost.active_parameters for cost in costs) + norms,
-        forward_flops=sum(cost.flops for cost in costs) + 2 * embedding,
-        cache_bytes=sum(cost.cache_bytes for cost in costs),
+        active=sum(cost.active_parameters for cost in costs) + norms + entry.active_parameters,
+        forward_flops=sum(cost.flops for cost in costs) + entry.flops + 2 * head,
+        cache_bytes=sum(cost.cache_bytes for cost in (*costs, entry)),
         unevicted_bytes=sum(
-            cost.cache_bytes if cost.unevicted_bytes is None else cost.unevicted_bytes for cost in costs
+            cost.cache_bytes if cost.unevicted_bytes is None else cost.unevicted_bytes for cost in (*costs, entry)
         ),
+        auxiliary=auxiliary,
+        auxiliary_flops=auxiliary_flops,
     )
+
+
+def _multi_token_head(config: ModelConfig, length: int) -> tuple[int, float]:
+    """Parameters, and forward FLOPs per token of the training."""
+    if config.mtp is None or config.mtp_layer is None:
+        return 0, 0.0
+    assert config.width and config.vocabulary
+    D, layer = config.width, config.mtp_layer
+    parts = ((mixers[layer.mixer.kind], layer.mixer), (feedforwards[layer.feedforward.kind], layer.feedforward))
+    costs = [cls.cost(variant, D, length) for cls, variant in parts]
+    flops = sum(cost.flops for cost in costs) + linear_flops((2 * D, D), (D, config.vocabulary))
+    return sum(cost.parameters for cost in costs) + 2 * D * D + 5 * D, (1 - config.mtp.start) * flops
 
 
 def packed_flops(config: ModelConfig, lengths: Iterable[int]) -> float:

@@ -298,13 +298,13 @@ def table(
 
 @app.command()
 def variants() -> None:
-    """Registered mixers, feed-forwards, data sources and corpora."""
-    from workbench.contract import feedforwards, mixers
+    """Registered mixers, feed-forwards, embeddings, data sources and corpora."""
+    from workbench.contract import embeddings, feedforwards, mixers
     from workbench.data import sources
     from workbench.data.corpora import corpora
 
     shown = Table("sort", "name", "what it is, and its settings", "can")
-    registries: list[Registry[Any]] = [mixers, feedforwards, sources, corpora]
+    registries: list[Registry[Any]] = [mixers, feedforwards, embeddings, sources, corpora]
     for registry in registries:
         for name in registry:
             cls = registry[name]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic._internal._model_construction import ModelMetaclass
@@ -125,6 +125,7 @@ def _owner(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] 
     for part in loc:
         fields = getattr(current, "model_fields", {})
         current = fields[part].annotation if part in fields else None
+        current = next((arg for arg in get_args(current) if hasattr(arg, "model_fields")), current)  # X | None
     return current if isinstance(current, type) and issubclass(current, BaseModel) else None
 
 

@@ -20,12 +20,13 @@ from workbench.config import Config, ConfigError
 from workbench.registry import Registry
 
 __all__ = [
-    "Cache", "Capabilities", "Config", "ConfigError", "Cost", "FeedForward", "Mixer", "Range", "Side",
-    "Variant", "VariantConfig", "feedforwards", "mixers",
+    "Cache", "Capabilities", "Config", "ConfigError", "Cost", "Embedding", "EmbeddingConfig", "FeedForward", "Mixer", "Range",
+    "Side", "Variant", "VariantConfig", "embeddings", "feedforwards", "mixers",
 ]  # fmt: skip
 
 mixers: Registry[type[Mixer]] = Registry("mixer", "workbench.mixers")
 feedforwards: Registry[type[FeedForward]] = Registry("feed-forward", "workbench.feedforwards")
+embeddings: Registry[type[Embedding]] = Registry("embedding", "workbench.embeddings")
 
 
 class Range(Config):
@@ -178,3 +179,44 @@ class FeedForward(Variant):
     @abstractmethod
     def forward(self, x_BTD: Tensor, *, side: Side | None = None) -> Tensor:
         """(B, T, D) normalised block input -> (B, T, D), to be added to the residual stream."""
+
+
+class EmbeddingConfig(Config):
+    """Base of an embedding's configuration. ``kind`` is the registered name."""
+
+    kind: str
+
+    def resolved(self, width: int, vocabulary: int) -> Self:
+        """This configuration with everything that follows from the model filled in and checked.
+
+        Raises:
+            ConfigError: when the embedding cannot be built so.
+        """
+        return self
+
+
+class Embedding(nn.Module):
+    """From token ids to the residual stream. Built as ``cls(config, width, vocabulary)`` from a *resolved* configuration.
+
+    ``weight`` (V, D) is what a tied head shares.
+    """
+
+    Config: ClassVar[type[EmbeddingConfig]]
+    weight: Tensor
+
+    @abstractmethod
+    def forward(self, tokens_BT: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, D). Segments and cache as for a :class:`Mixer`: documents do not see each other."""
+
+    @abstractmethod
+    def new_cache(self, batch: int, device: torch.device | str) -> Cache:
+        """What decoding ``batch`` sequences keeps of earlier tokens."""
+
+    def examine(self, tokens_BT: Tensor, segments: Tensor) -> dict[str, Any]:
+        """What is worth knowing about this embedding of these rows of text, as plain data, before a training begins."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def cost(cls, config: Any, width: int, vocabulary: int) -> Cost:
+        """Accounting. Parameters that are looked up are stored and not active; active ones take part in every token."""

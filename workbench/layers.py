@@ -19,7 +19,6 @@ from workbench.contract import Cache
 from workbench.ops.short_convolution import short_convolution
 
 __all__ = [
-    "Embedding",
     "KeyValueCache",
     "Linear",
     "Pooling",
@@ -54,19 +53,6 @@ class Linear(nn.Linear):
             parameter.zero_()
         else:
             parameter.normal_(0.0, INIT_SCALE / math.sqrt(self.in_features), generator=generator)
-
-
-class Embedding(nn.Embedding):
-    """Token embedding (…) int64 -> (…, D). Excluded from weight decay."""
-
-    no_decay = frozenset({"weight"})
-
-    def reset_parameters(self) -> None:
-        """Left empty: the model initialises by name."""
-
-    def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
-        # As fan-in D: a tied head then starts with logits of standard deviation INIT_SCALE.
-        parameter.normal_(0.0, INIT_SCALE / math.sqrt(self.embedding_dim), generator=generator)
 
 
 class RMSNorm(nn.RMSNorm):

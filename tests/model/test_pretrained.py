@@ -50,6 +50,12 @@ def case_models() -> dict[str, dict[str, Any]]:
         "at": {0: {"kind": "full", "kv_heads": 1}},
         "feedforward_at": {1: "swiglu"},
     }
+    models["shortcut"] = {"shortcut": "experts", "feedforwards": {"experts": {"kind": "moe", "top_k": 1}}}
+    models["objectives"] = {
+        "mtp": {"mixer": "gdn", "start": 0.5},
+        "hidden_z": 1e-6,
+        "embedding": {"kind": "ngram", "size": 2},
+    }
     return models
 
 
@@ -554,6 +560,25 @@ def test_a_changed_architecture_starts_from_what_it_shares(tokenizer: Tokenizer,
     assert before.shape == source.state_dict()["blocks.0.mixer.qkv.weight"].shape
     assert torch.equal(model.state_dict()["blocks.0.mixer.qkv.weight"], before)
     assert all(torch.equal(t, source.state_dict()[n]) for n, t in model.state_dict().items() if n not in kept)
+
+
+def test_a_dense_model_is_the_start_of_one_with_shortcuts(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source = build()
+    model = build(**MODELS["shortcut"], shortcut_from="second")
+    kept = start_from(model, save(source, tokenizer, tmp_path / "dense"))
+    assert kept == [name for name, _ in model.named_parameters() if name.startswith("shortcuts.")]
+    other = build(**MODELS["shortcut"])
+    folder = save(model, tokenizer, tmp_path / "second")
+    with pytest.raises(ConfigError, match=r"model.shortcut_from: got 'first'; expected 'second'"):
+        start_from(other, folder)
+    assert start_from(other, folder, changed=["shortcut_from"]) == []
+    hashed = build(embedding={"kind": "ngram", "order": 2, "size": 2})
+    assert start_from(hashed, tmp_path / "dense") == ["embedding.tables", "embedding.mix"]
+    folder_of_hashed = save(hashed, tokenizer, tmp_path / "hashed")
+    with pytest.raises(ConfigError, match=r"(?s)embedding.base: got 304.*embedding.moduli: got"):
+        start_from(build(vocabulary=304, embedding={"kind": "ngram", "order": 2, "size": 2}), folder_of_hashed)
+    with pytest.raises(ConfigError, match=r"model.shortcut.top_k: got 2 in pair 0; expected 1"):
+        start_from(build(shortcut="moe", shortcut_from="second"), folder)
 
 
 def test_starting_points_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -52,6 +52,41 @@ def test_latents_are_multiplied_by_the_root_of_the_ratio_of_widths() -> None:
     assert error(c_scaled, 2 * c) < 1e-14 and error(q_scaled, 4 * q) < 1e-14
 
 
+def test_scaled_latent_attention_is_that_of_longcat_flash() -> None:
+    """The order of operations of the released model: norm, then sqrt(d / d_q) and sqrt(d / d_kv); values are scaled with the
+    latent, the shared rotary key is not. Written out here."""
+    d, H, N, R, d_q, d_kv, T = 64, 4, 16, 8, 20, 24, 11
+    settings = {
+        "heads": H,
+        "head_dim": N,
+        "rotary_dim": R,
+        "query_latent": d_q,
+        "latent_dim": d_kv,
+        "latent_scale": True,
+    }
+    module, x = build("mla", **settings), torch.randn(T, d, dtype=torch.float64)
+    state = dict(module.named_parameters())
+
+    def norm(c: Tensor, gain: Tensor) -> Tensor:
+        return c / (c.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
+
+    def rotated(y: Tensor) -> Tensor:  # (T, …, R)
+        angle = torch.outer(torch.arange(T, dtype=y.dtype), 10_000.0 ** (-torch.arange(0, R, 2, dtype=y.dtype) / R))
+        turn = torch.polar(torch.ones_like(angle), angle).view(T, *[1] * (y.ndim - 2), R // 2)
+        z = torch.complex(y[..., : R // 2], y[..., R // 2 :]) * turn
+        return torch.cat((z.real, z.imag), dim=-1)
+
+    q = norm(x @ state["project.q_down.weight"].T, state["project.q_norm.weight"]) @ state["project.q.weight"].T
+    q = q.view(T, H, N + R) * (d / d_q) ** 0.5
+    c, kr = (x @ state["project.down.weight"].T).split((d_kv, R), dim=-1)
+    c = norm(c, state["project.norm.weight"]) * (d / d_kv) ** 0.5
+    k, v = (c @ state["project.up.weight"].T).view(T, H, 2 * N).split((N, N), dim=-1)
+    scores = torch.einsum("thn,shn->hts", q[..., :N], k) + torch.einsum("thr,sr->hts", rotated(q[..., N:]), rotated(kr))
+    scores = (scores / (N + R) ** 0.5).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
+    wanted = torch.einsum("hts,shn->thn", scores.softmax(-1), v).reshape(T, -1) @ state["out.weight"].T
+    assert error(module(x[None])[0], wanted) < 1e-12
+
+
 PLAIN: dict[str, Any] = {"compress": "mean", "compress_length": 8, "compress_stride": 4, "select_block": 8, "select_blocks": 3,
                          "local_blocks": 1, "window": 6, "heads": 4, "kv_heads": 2, "rotary": False}  # fmt: skip
 

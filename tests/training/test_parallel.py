@@ -17,7 +17,15 @@ from workbench.results import RunFolder
 from workbench.training.checkpoint import SafeCheckpointIO
 
 FIELDS = {
-    "model": {"pattern": "full gdn", "tied": False},
+    # the head for the token after the next begins after the step at which runs are taken up again below
+    "model": {
+        "pattern": "full gdn",
+        "tied": False,
+        "shortcut": "swiglu",
+        "hidden_z": 1e-4,
+        "mtp": {"start": 0.7},
+        "embedding": {"kind": "ngram", "size": 2},
+    },
     "training": {"tokens": 24 * 4 * 32, "batch_size": 4, "checkpoint_every": 8, "spike_factor": 100.0},
 }
 
@@ -49,6 +57,8 @@ def assert_equal_to_rounding(got: RunFolder, wanted: RunFolder) -> None:
     assert first["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=1e-5)
     for a, b in rows:
         assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a.keys() == b.keys() and a["hidden_z_excess"] == pytest.approx(b["hidden_z_excess"], rel=1e-3)
+        assert a["gradient_rms_median"] == pytest.approx(b["gradient_rms_median"], rel=1e-2)
     assert got.result()["report_value"] == pytest.approx(wanted.result()["report_value"], rel=1e-4)
     states = [SafeCheckpointIO().load_checkpoint(run.path / "checkpoint" / "step-24") for run in (got, wanted)]
     assert list(states[0]["state_dict"]) == list(states[1]["state_dict"])

@@ -24,6 +24,9 @@ from workbench.training.trial import run_in_process, train
 VARIANTS = {
     **{name: {"model": {"pattern": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in mixers},
     **{name: {"model": {"feedforward": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in feedforwards},
+    "longcat": {
+        "model": {"shortcut": "moe", "mtp": {"start": 0.6}, "hidden_z": 1e-4, "embedding": {"kind": "ngram", "size": 2}}
+    },
     "accumulated hybrid": {"model": {"pattern": "gdn full"}, "training": {"accumulate": 2, "schedule": "cosine"}},
 }
 
@@ -66,6 +69,19 @@ def curve(folder: RunFolder) -> list[tuple[Any, ...]]:
 def stop_after(step: int) -> Any:
     asked = iter(range(1, 10_000))
     return lambda: next(asked) == step
+
+
+def test_deterministic_runs_are_equal_bit_for_bit_interrupted_or_not(corpus: Path, tmp_path: Path) -> None:
+    """Fifty steps of everything that LongCat adds to a model."""
+    training = {"deterministic": True, "tokens": 50 * 2 * 32, "checkpoint_every": 25}
+    fields = run_fields(corpus, **{**VARIANTS["longcat"], "training": training})
+    one, two, parts = (make_run(tmp_path / name, tmp_path / "cache", fields) for name in ("one", "two", "parts"))
+    assert [train(folder.path, tmp_path / "cache")["status"] for folder in (one, two)] == ["done"] * 2
+    assert train(parts.path, tmp_path / "cache", stop_after(20))["status"] == "interrupted"
+    train(parts.path, tmp_path / "cache")
+    for other in (two, parts):
+        assert curve(other) == curve(one) and len(curve(one)) == 50
+        assert_same_bits(state(other), state(one))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -190,6 +190,56 @@ def test_same_seed_same_bits_and_other_seed_other_bits(corpus: Path, tmp_path: P
     assert results[0] == results[1] != results[2]
 
 
+def test_an_epsilon_near_the_gradients_is_told_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact: list[list[float]] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *args: object, **kwargs: object) -> object:
+        answer = step(self, *args, **kwargs)  # type: ignore[arg-type]
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        exact.append(sorted(float(g.double().square().mean().sqrt()) for g in gradients))
+        return answer
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    told = {}
+    for epsilon in (1e-15, 1e-2):
+        folder = make_run(
+            tmp_path / f"{epsilon}", tmp_path / "cache", run_fields(corpus, training={"epsilon": epsilon})
+        )
+        exact.clear()
+        train(folder.path, tmp_path / "cache")
+        for row, rms in zip(folder.metrics(), exact, strict=True):
+            wanted = rms[0], rms[(len(rms) - 1) // 2], rms[-1]
+            assert [row[f"gradient_rms_{name}"] for name in ("min", "median", "max")] == pytest.approx(wanted, rel=1e-5)
+        told[epsilon] = (folder.path / "events.jsonl").read_text().count("epsilon_near_gradients")
+    assert told == {1e-15: 0, 1e-2: 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
+def test_a_deterministic_run_refuses_what_does_not_repeat(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = LanguageModel.loss
+
+    def unrepeatable(self: LanguageModel, *args: object, **kwargs: object) -> torch.Tensor:
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+        return loss(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LanguageModel, "loss", unrepeatable)
+    before = torch.are_deterministic_algorithms_enabled()
+    results = []
+    for strict in (False, True):
+        fields = run_fields(corpus, training={"deterministic": strict})
+        folder = make_run(tmp_path / f"{strict}", tmp_path / "cache", fields)
+        results.append(train(folder.path, tmp_path / "cache"))
+        assert torch.are_deterministic_algorithms_enabled() == before
+    assert results[0]["status"] == "done"
+    assert results[1]["status"] == "crashed" and "put_ does not have a deterministic" in results[1]["reason"]
+    assert RunConfig.parse({"training": {"deterministic": True}}).identity != RunConfig().identity == "c2e3bb1658b8"
+
+
 def test_bad_training_fields_say_what_to_do() -> None:
     for fields, path in (
         ({"tokens": 10}, "training.tokens"),

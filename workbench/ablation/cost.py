@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from workbench.ablation.config import AblationConfig
 from workbench.accounting import ModelCost, account
 from workbench.config import ConfigError
+from workbench.contract import Side
 from workbench.model import LanguageModel
 from workbench.training.config import RunConfig
 from workbench.training.optimiser import build_optimiser
@@ -62,17 +63,22 @@ class _FusedAttention(TorchFunctionMode):
 
 def _saved_bytes(config: RunConfig) -> int:
     training = config.training
-    counts = Counter(config.model.layers)  # layers of one configuration keep as much: one of each is traced
+    layers, shortcuts = config.model.layers, config.model.shortcuts
+    spans: list[Any] = [*zip(layers[::2], layers[1::2], shortcuts)] if shortcuts else [(layer,) for layer in layers]
+    counts = Counter(spans)  # layers (pairs) of one configuration keep as much: one of each is traced
+    chosen, length = [spans.index(span) for span in counts], 2 if shortcuts else 1
     with torch.device("meta"):
         model = LanguageModel(config.model)
         model.recompute = training.recompute
-        model.blocks = torch.nn.ModuleList(model.blocks[config.model.layers.index(layer)] for layer in counts)
+        model.blocks = torch.nn.ModuleList(model.blocks[length * i + j] for i in chosen for j in range(length))
+        model.shortcuts = torch.nn.ModuleList(model.shortcuts[i] for i in chosen if shortcuts)
+        ends = model.shortcuts if model.source and shortcuts else model.blocks[length - 1 :: length]
         tokens = torch.zeros(training.batch_size, training.context, dtype=torch.long)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         kept: dict[int, int] = {}
         alive: list[Any] = []  # meta storages are told apart by identity only while they live
-        times = [1]  # what is kept from the end of one module to the end of the next counts for all layers of that kind
-        for module, count in zip((model.embedding, *model.blocks), (*counts.values(), 1)):
+        times = [1]  # what is kept from the end of one span to the end of the next counts for all of that kind
+        for module, count in zip((model.embedding, *ends), (*counts.values(), 1)):
             module.register_forward_hook(lambda *_, count=count: times.append(count))
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -87,7 +93,7 @@ def _saved_bytes(config: RunConfig) -> int:
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),
         ):
-            model.loss(tokens, tokens, segments=torch.zeros_like(tokens))
+            model.loss(tokens, tokens, segments=torch.zeros_like(tokens), own=Side())
     return sum(kept.values())
 
 
@@ -116,7 +122,9 @@ def seconds_per_step(config: RunConfig, cost: ModelCost, threads: int) -> float 
         for _ in range(1 + MEASURED_STEPS):
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-                model.loss(tokens, targets, segments=segments).backward()
+                own = Side(watch=False)
+                loss = model.loss(tokens, targets, segments=segments, own=own)
+            torch.stack([loss, *own.losses]).sum().backward()
             optimiser.step()
             optimiser.zero_grad()
             if device.type == "cuda":
@@ -132,7 +140,8 @@ def cost_table(
 ) -> pl.DataFrame:
     """One row an arm, the baseline first.
 
-    Columns: parameters, non_embedding, active (counts); flops_per_token (forward), training_flops (one trial);
+    Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
+    flops_per_token (forward), training_flops (one trial);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
     tokens (one trial); trials (tuning and confirmation);
     seconds_per_trial, seconds_total (training alone, one worker; null where not measured); memory_bytes (weights,
@@ -152,7 +161,8 @@ def cost_table(
         trials = config.tuning.trials + len(config.confirmation.seeds)
         seconds = None if per_step is None else per_step * training.steps
         row: dict[str, Any] = {
-            "arm": arm, "parameters": cost.parameters, "non_embedding": cost.non_embedding, "active": cost.active,
+            "arm": arm, "parameters": cost.parameters, "embedding": cost.embedding, "auxiliary": cost.auxiliary,
+            "non_embedding": cost.non_embedding, "active": cost.active,
             "flops_per_token": cost.forward_flops,
             "training_flops": cost.training_flops * training.steps * training.tokens_per_step,
             "cache_bytes": cost.cache_bytes, "unevicted_bytes": cost.unevicted_bytes, "tokens": training.steps * training.tokens_per_step, "trials": trials,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from workbench.config import Config, ConfigError, nearest
-from workbench.contract import Variant, VariantConfig, feedforwards, mixers
+from workbench.contract import EmbeddingConfig, Variant, VariantConfig, embeddings, feedforwards, mixers
 from workbench.registry import Registry
 
 SCALES: dict[str, dict[str, int]] = {
@@ -20,6 +20,9 @@ SCALES: dict[str, dict[str, int]] = {
 }
 """Named scales. With full attention and SwiGLU: 1.1M, 341.0M and 1,298.7M parameters, embeddings tied."""
 
+PATTERNS = {"mixer": ("mixers", ("pattern",)), "feed-forward": ("feedforwards", ("feedforward", "shortcut"))}
+"""What is tiled -> the field with the settings of its names, and the fields with patterns of names."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -28,15 +31,33 @@ class Layer:
     mixer: VariantConfig
     feedforward: VariantConfig
 
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"mixer": self.mixer.plain(), "feedforward": self.feedforward.plain()}
+
 
 def _settings(value: object) -> object:
     """Settings may be given as data, as a variant's name, or as a variant's Config."""
-    if isinstance(value, VariantConfig):
+    if isinstance(value, VariantConfig | EmbeddingConfig):
         return value.model_dump(mode="json", exclude_unset=True) | {"kind": value.kind}
     return {"kind": value} if isinstance(value, str) else value
 
 
 Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
+
+
+class MultiTokenConfig(Config):
+    """A head for the token after the next one: norm of a block of projection [norm(hidden t); norm(embedding of t + 1)], and the
+    model's own output matrix. It serves training alone."""
+
+    weight: Annotated[float, Field(gt=0)] = 0.3
+    """Weight of its loss beside the model's."""
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training after which it begins to be trained."""
+    mixer: Settings | None = None
+    """Its mixer. Default: that of the last layer."""
+    feedforward: Settings = {"kind": "swiglu"}
+    """Its feed-forward."""
 
 
 class ModelConfig(Config):
@@ -62,8 +83,20 @@ class ModelConfig(Config):
     """Settings of the names in the feed-forward pattern."""
     feedforward_at: dict[int, Settings] = {}
     """Single layers whose feed-forward departs from the pattern."""
+    shortcut: str = ""
+    """Feed-forwards beside those of the layers, by name, tiled over pairs of layers (0 and 1, 2 and 3, …): "moe". Each reads
+    what a feed-forward of its pair reads, and joins where the pair ends (ScMoE, arXiv 2509.01322)."""
+    shortcut_from: Literal["first", "second"] = "first"
+    """Whose input a shortcut reads. From the first it has a whole layer's time to arrive; from the second it is an ordinary
+    feed-forward beside the layer's own: the baseline of equal parameters and FLOPs."""
+    embedding: Settings = {"kind": "token"}
+    """How token ids become vectors: token, or ngram."""
     tied: bool = True
     """Whether the output head shares the embedding's weights."""
+    mtp: MultiTokenConfig | None = None
+    """Multi-token prediction in training. Default: none."""
+    hidden_z: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hidden z-loss, which keeps the last hidden states from growing (arXiv 2509.01322, eq. 10)."""
 
     def model_post_init(self, _context: Any) -> None:
         if self.scale not in SCALES:
@@ -71,7 +104,13 @@ class ModelConfig(Config):
         for name, value in SCALES[self.scale].items():
             if getattr(self, name) is None:
                 self.__dict__[name] = value  # frozen for users; still under construction here
-        assert self.layers  # expand now: a mistake is reported where it was made
+        for expanded in (
+            "layers",
+            "shortcuts",
+            "mtp_layer",
+            "embedding_config",
+        ):  # now: a mistake is reported where it was made
+            getattr(self, expanded)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -80,41 +119,90 @@ class ModelConfig(Config):
         Raises:
             ConfigError: naming the setting that cannot be built.
         """
-        mixer = self._expand(mixers, "pattern", "mixers", "at")
-        feedforward = self._expand(feedforwards, "feedforward", "feedforwards", "feedforward_at")
+        assert self.depth
+        mixer = self._expand(mixers, "pattern", self.depth, "at")
+        feedforward = self._expand(feedforwards, "feedforward", self.depth, "feedforward_at")
         return tuple(Layer(m, f) for m, f in zip(mixer, feedforward, strict=True))
 
-    def _expand(self, registry: Registry[Any], tile_field: str, settings_field: str, at_field: str) -> list[Any]:
-        assert self.width and self.depth
+    @cached_property
+    def shortcuts(self) -> tuple[VariantConfig, ...]:
+        """Resolved feed-forwards of the shortcuts, one a pair of layers; empty where there are none.
+
+        Raises:
+            ConfigError: naming the setting that cannot be built.
+        """
+        assert self.depth
+        if not self.shortcut.split():
+            if self.shortcut_from != "first":
+                raise ConfigError.at("shortcut_from", got=self.shortcut_from, expected="a `shortcut` that reads from there",
+                                     do="Give a feed-forward: shortcut: moe.")  # fmt: skip
+            return ()
+        if self.depth % 2:
+            raise ConfigError.at("shortcut", got=f"depth={self.depth}", expected="an even number of layers: a shortcut spans two",
+                                 do=f"Make depth {self.depth + 1}, or leave the shortcut out.")  # fmt: skip
+        return tuple(self._expand(feedforwards, "shortcut", self.depth // 2))
+
+    @cached_property
+    def mtp_layer(self) -> Layer | None:
+        """The block of the multi-token head.
+
+        Raises:
+            ConfigError: naming the setting that cannot be built.
+        """
+        if self.mtp is None:
+            return None
+        mixer = self.layers[-1].mixer
+        if self.mtp.mixer is not None:
+            mixer = self._resolve(mixers, self.mtp.mixer, "mtp.mixer")
+        return Layer(mixer, self._resolve(feedforwards, self.mtp.feedforward, "mtp.feedforward"))
+
+    @cached_property
+    def embedding_config(self) -> EmbeddingConfig:
+        """The resolved configuration of the embedding.
+
+        Raises:
+            ConfigError: naming the setting that cannot be built.
+        """
+        try:
+            return embeddings.parse(self.embedding).resolved(self.width, self.vocabulary)
+        except ConfigError as error:
+            raise error.under("embedding") from None
+
+    def _expand(self, registry: Registry[Any], tile_field: str, count: int, at_field: str = "") -> list[Any]:
+        """Resolved configurations of the ``count`` places that a pattern is tiled over."""
+        assert self.depth
+        settings_field, tile_fields = PATTERNS[registry.noun]
         tile: list[str] = getattr(self, tile_field).split()
         named: Mapping[str, dict[str, Any]] = getattr(self, settings_field)
-        at: Mapping[int, dict[str, Any]] = getattr(self, at_field)
+        at: Mapping[int, dict[str, Any]] = getattr(self, at_field) if at_field else {}
         if not tile:
             raise ConfigError.at(tile_field, got="nothing", expected="at least one name", do=nearest("", registry))
-        if self.depth % len(tile):
+        if count % len(tile):
+            singly = f", or use `{at_field}` for single layers" if at_field else ""
             raise ConfigError.at(tile_field, got=f"{len(tile)} names for depth={self.depth}",
-                                 expected="a tile that divides the depth",
-                                 do=f"Make depth a multiple of {len(tile)}, or use `{at_field}` for single layers.")  # fmt: skip
+                                 expected="a tile that divides the depth" + ("" if at_field else " in pairs"),
+                                 do=f"Make depth a multiple of {len(tile) * self.depth // count}{singly}.")  # fmt: skip
         for index in at:
-            if not 0 <= index < self.depth:
-                raise ConfigError.at(f"{at_field}.{index}", got=index, expected=f"a layer from 0 to {self.depth - 1}")
+            if not 0 <= index < count:
+                raise ConfigError.at(f"{at_field}.{index}", got=index, expected=f"a layer from 0 to {count - 1}")
         for name in tile:
             if name not in named and name not in registry:
                 raise ConfigError.at(tile_field, got=name, expected=f"a registered {registry.noun}",
                                      do=nearest(name, {*registry, *named}))  # fmt: skip
-        unused = set(named) - set(tile) - {str(v.get("kind")) for v in at.values()}
+        used = [name for field in tile_fields for name in getattr(self, field).split()]
+        unused = set(named) - set(used) - {str(v.get("kind")) for v in at.values()}
         if unused:
             name = min(unused)
             raise ConfigError.at(f"{settings_field}.{name}", got="settings for a name that no layer uses",
                                  expected=f"a name in {tile_field} ({getattr(self, tile_field)!r})",
-                                 do=nearest(name, tile))  # fmt: skip
+                                 do=nearest(name, used))  # fmt: skip
         by_name: dict[str, Any] = {}
         for name in tile:
             if name not in by_name:
                 by_name[name] = self._resolve(
                     registry, {"kind": name, **named.get(name, {})}, f"{settings_field}.{name}"
                 )
-        expanded = [by_name[tile[i % len(tile)]] for i in range(self.depth)]
+        expanded = [by_name[tile[i % len(tile)]] for i in range(count)]
         for index, settings in at.items():
             expanded[index] = self._resolve(registry, settings, f"{at_field}.{index}")
         return expanded
@@ -131,35 +219,56 @@ class ModelConfig(Config):
             raise error.under(path) from None
 
     def canonical(self) -> dict[str, Any]:
-        """The expanded model: two ways to write the same layers are the same model."""
-        return {
+        """The expanded model: two ways to write the same layers are the same model. What is off is left out, so that a model
+        keeps its identity when the workbench learns something new."""
+        canonical: dict[str, Any] = {
             "width": self.width,
             "vocabulary": self.vocabulary,
             "tied": self.tied,
-            "layers": [
-                {"mixer": layer.mixer.plain(), "feedforward": layer.feedforward.plain()} for layer in self.layers
-            ],
+            "layers": [layer.plain() for layer in self.layers],
         }
+        if self.embedding_config != embeddings["token"].Config():
+            canonical["embedding"] = self.embedding_config.plain()
+        if self.shortcuts:
+            own = [config.plain() for config in self.shortcuts]
+            canonical["shortcut"] = {"from": self.shortcut_from, "feedforwards": own}
+        if self.mtp is not None and self.mtp_layer is not None:
+            canonical["mtp"] = {**self.mtp.plain(), **self.mtp_layer.plain()}
+        if self.hidden_z:
+            canonical["hidden_z"] = self.hidden_z
+        return canonical
 
     def variants(self) -> list[tuple[type[Variant], VariantConfig]]:
-        """Every variant of every layer, with its resolved configuration, in order."""
-        return [
-            pair
-            for layer in self.layers
-            for pair in (
+        """Every variant with its resolved configuration: those of every layer in order, then those of the shortcuts."""
+        pairs: list[tuple[type[Variant], VariantConfig]] = []
+        for layer in self.layers:
+            pairs += [
                 (mixers[layer.mixer.kind], layer.mixer),
                 (feedforwards[layer.feedforward.kind], layer.feedforward),
-            )
-        ]
+            ]
+        return pairs + [(feedforwards[config.kind], config) for config in self.shortcuts]
 
     def describe(self) -> str:
         """The expanded layer table as text."""
         lines = [f"width {self.width}, {self.depth} layers, vocabulary {self.vocabulary}, "
                  f"head {'tied' if self.tied else 'untied'}"]  # fmt: skip
+        if "embedding" in self.canonical():
+            lines.append(f"embedding {_told(self.embedding_config)}")
         for index, layer in enumerate(self.layers):
-            parts = []
-            for config in (layer.mixer, layer.feedforward):
-                fields = ", ".join(f"{k}={v}" for k, v in config.plain().items() if k != "kind")
-                parts.append(f"{config.kind}({fields})")
-            lines.append(f"{index:3d}  {'  '.join(parts)}")
+            lines.append(f"{index:3d}  {_told(layer.mixer)}  {_told(layer.feedforward)}")
+            if self.shortcuts and index % 2:
+                reads = index - 1 if self.shortcut_from == "first" else index
+                lines.append(f"     + what {reads}'s feed-forward reads, by {_told(self.shortcuts[index // 2])}")
+        if self.mtp is not None and self.mtp_layer is not None:
+            told = f"{_told(self.mtp_layer.mixer)}  {_told(self.mtp_layer.feedforward)}"
+            lines.append(
+                f"token after the next, weight {self.mtp.weight:g} from {self.mtp.start:.0%} of the training:  {told}"
+            )
+        if self.hidden_z:
+            lines.append(f"hidden z-loss, weight {self.hidden_z:g}")
         return "\n".join(lines)
+
+
+def _told(config: VariantConfig | EmbeddingConfig) -> str:
+    fields = ", ".join(f"{k}={v}" for k, v in config.plain().items() if k != "kind")
+    return f"{config.kind}({fields})"

@@ -10,17 +10,23 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workbench.contract import Cache, Side, feedforwards, mixers
-from workbench.layers import Embedding, Linear, RMSNorm
+from workbench.contract import Cache, Side, embeddings, feedforwards, mixers
+from workbench.layers import Linear, RMSNorm
 from workbench.model.config import Layer, ModelConfig
 from workbench.ops.cross_entropy import linear_cross_entropy
+from workbench.ops.hidden_z import hidden_z_floor, hidden_z_loss
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + feedforward(norm(x))."""
+    """x + mixer(norm(x)), then x + feedforward(norm(x)).
 
-    def __init__(self, layer: Layer, width: int):
+    Args:
+        tapped: whether the normalised input of the feed-forward is given out too, for a shortcut to read.
+    """
+
+    def __init__(self, layer: Layer, width: int, *, tapped: bool = False):
         super().__init__()
+        self.tapped = tapped
         self.mixer_norm = RMSNorm(width)
         self.mixer = mixers[layer.mixer.kind](layer.mixer, width)
         self.feedforward_norm = RMSNorm(width)
@@ -28,9 +34,42 @@ class Block(nn.Module):
 
     def forward(
         self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None
-    ) -> Tensor:
+    ) -> Any:
+        """(B, T, D) -> (B, T, D); where it is tapped, a pair of the output and the feed-forward's normalised input."""
         x_BTD = x_BTD + self.mixer(self.mixer_norm(x_BTD), segments=segments, cache=cache, side=side)
-        return x_BTD + self.feedforward(self.feedforward_norm(x_BTD), side=side)
+        u_BTD = self.feedforward_norm(x_BTD)
+        x_BTD = x_BTD + self.feedforward(u_BTD, side=side)
+        return (x_BTD, u_BTD) if self.tapped else x_BTD
+
+
+class MultiTokenHead(nn.Module):
+    """norm(block(W [norm(h_t); norm(e_{t+1})])): hidden states from which the output matrix predicts token t + 2.
+
+    The form of DeepSeek-V3's module (arXiv 2412.19437, §2.2), as we understand it; h is the last block's output.
+    """
+
+    def __init__(self, layer: Layer, width: int):
+        super().__init__()
+        self.hidden_norm, self.embedding_norm = RMSNorm(width), RMSNorm(width)
+        self.project = Linear(2 * width, width)
+        self.block = Block(layer, width)
+        self.norm = RMSNorm(width)
+
+    def forward(
+        self, x_BTD: Tensor, *, following_BTD: Tensor, segments: Tensor | None = None, side: Side | None = None
+    ) -> Tensor:
+        """Of the last block's output and the embeddings of the following tokens, (B, T, D) each."""
+        both = torch.cat((self.hidden_norm(x_BTD), self.embedding_norm(following_BTD)), dim=-1)
+        return self.norm(self.block(self.project(both), segments=segments, side=side))
+
+
+def targets_after_next(targets_BT: Tensor, segments: Tensor | None = None) -> Tensor:
+    """(B, T) what follows each position's target in the same document; -100 where nothing does."""
+    after_BT = torch.full_like(targets_BT, -100)
+    after_BT[:, :-1] = targets_BT[:, 1:]
+    if segments is not None:
+        after_BT[:, :-1].masked_fill_(segments[:, 1:] != segments[:, :-1], -100)
+    return after_BT
 
 
 class LanguageModel(nn.Module):
@@ -45,25 +84,37 @@ class LanguageModel(nn.Module):
         super().__init__()
         assert config.width and config.vocabulary
         self.config = config
-        self.embedding = Embedding(config.vocabulary, config.width)
-        self.blocks = nn.ModuleList([Block(layer, config.width) for layer in config.layers])
+        own = config.embedding_config
+        self.embedding = embeddings[own.kind](own, config.width, config.vocabulary)
+        self.source = ("first", "second").index(config.shortcut_from)  # the layer of a pair that a shortcut reads from
+        self.blocks = nn.ModuleList(
+            Block(layer, config.width, tapped=bool(config.shortcuts) and index % 2 == self.source)
+            for index, layer in enumerate(config.layers)
+        )
+        self.shortcuts = nn.ModuleList(feedforwards[own.kind](own, config.width) for own in config.shortcuts)
         self.norm = RMSNorm(config.width)
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
+        self.mtp = MultiTokenHead(config.mtp_layer, config.width) if config.mtp_layer else None
         self.recompute = False
         """Whether training computes a block's activations again in the backward pass instead of keeping them."""
         if seed is not None:
             self.initialise(seed)
 
+    @property
+    def units(self) -> list[nn.Module]:
+        """What is compiled, sharded and recomputed one by one: blocks, shortcuts, the multi-token head."""
+        return [*self.blocks, *self.shortcuts, *([self.mtp] if self.mtp is not None else [])]
+
     def compile_blocks(self) -> None:
-        """Compile every block with torch.compile, whole or not at all; blocks of one kind share the code.
+        """Compile every unit with torch.compile, whole or not at all; blocks of one kind share the code.
 
         Parameters keep their names. Raises at the first call when a block cannot be captured in one graph.
         """
         # one entry a kind of block and mode; beyond the limit a whole-graph compilation raises, it never falls back
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        for block in self.blocks:
+        for unit in self.units:
             # the method, not the module: what hooks do (gathering sharded weights) stays outside
-            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+            unit.forward = torch.compile(unit.forward, fullgraph=True, dynamic=False)
 
     def forward(
         self,
@@ -81,19 +132,32 @@ class LanguageModel(nn.Module):
             caches: from :meth:`new_caches`; the tokens continue what the caches hold.
             sides: one :class:`Side` a block, filled with losses and metrics.
         """
-        x_BTD = self.embedding(tokens_BT)
+        return self.norm(self._states(tokens_BT, segments, caches, sides)[1])
+
+    def _states(
+        self, tokens_BT: Tensor, segments: Tensor | None, caches: list[Cache] | None, sides: list[Side] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings and the last block's output, (B, T, D) each."""
+        cache = None if caches is None else caches[-1]
+        embedded_BTD = x_BTD = self.embedding(tokens_BT, segments=segments, cache=cache)
+        aside_BTD: Tensor | None = None  # what a shortcut gives, under way to the end of its pair
         for index, block in enumerate(self.blocks):
-            settings: dict[str, Any] = {
-                "segments": segments,
-                "cache": None if caches is None else caches[index],
-                "side": None if sides is None else sides[index],
-            }
-            if self.recompute and torch.is_grad_enabled():
-                # nothing of ours draws random numbers in a block, so none are kept for the second pass
-                x_BTD = checkpoint(block, x_BTD, use_reentrant=False, preserve_rng_state=False, **settings)
-            else:
-                x_BTD = block(x_BTD, **settings)
-        return self.norm(x_BTD)
+            side = None if sides is None else sides[index]
+            cache = None if caches is None else caches[index]
+            x_BTD = self._run(block, x_BTD, segments=segments, cache=cache, side=side)
+            if self.shortcuts and index % 2 == self.source:
+                x_BTD, u_BTD = x_BTD
+                aside_BTD = self._run(self.shortcuts[index // 2], u_BTD, side=side)
+            if aside_BTD is not None and index % 2:
+                x_BTD, aside_BTD = x_BTD + aside_BTD, None
+        return embedded_BTD, x_BTD
+
+    def _run(self, unit: nn.Module, x_BTD: Tensor, **settings: Any) -> Any:
+        """A unit's output, its activations kept or to be computed again."""
+        if self.recompute and torch.is_grad_enabled():
+            # nothing of ours draws random numbers in a unit, so none are kept for the second pass
+            return checkpoint(unit, x_BTD, use_reentrant=False, preserve_rng_state=False, **settings)
+        return unit(x_BTD, **settings)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(…, D) -> (…, V) scores before softmax."""
@@ -125,19 +189,55 @@ class LanguageModel(nn.Module):
         return losses_BT, torch.zeros_like(there_BT).masked_scatter_(there_BT, scores_AV.argmax(-1) != targets_A)
 
     def loss(
-        self, tokens_BT: Tensor, targets_BT: Tensor, *, segments: Tensor | None = None, sides: list[Side] | None = None
-    ) -> Tensor:
-        """Mean negative log-likelihood over the targets that are there, in nats, with gradient. Shapes as above."""
-        hidden_BTD = self.forward(tokens_BT, segments=segments, sides=sides)
+        self, tokens_BT: Tensor, targets_BT: Tensor, *, segments: Tensor | None = None, sides: list[Side] | None = None,
+        own: Side | None = None, progress: float = 1.0,
+    ) -> Tensor:  # fmt: skip
+        """Mean negative log-likelihood over the targets that are there, in nats, with gradient. Shapes as above.
+
+        Args:
+            own: filled with the model's further losses in training (multi-token head, hidden z) and what they come to.
+            progress: share of the training that is over; the multi-token head begins at its own.
+        """
+        embedded_BTD, x_BTD = self._states(tokens_BT, segments, None, sides)
+        if own is not None:
+            self._further_losses(own, embedded_BTD, x_BTD, targets_BT, segments, progress)
+        return self._mean_loss(self.norm(x_BTD), targets_BT)
+
+    def _further_losses(
+        self,
+        own: Side,
+        embedded_BTD: Tensor,
+        x_BTD: Tensor,
+        targets_BT: Tensor,
+        segments: Tensor | None,
+        progress: float,
+    ) -> None:
+        config = self.config
+        if self.mtp is not None and config.mtp is not None and progress >= config.mtp.start:
+            # the last token of a row meets the first; it has no token after the next, and nobody sees it
+            following_BTD = embedded_BTD.roll(-1, 1)
+            hidden_BTD = self._run(self.mtp, x_BTD, following_BTD=following_BTD, segments=segments, side=own)
+            further = self._mean_loss(hidden_BTD, targets_after_next(targets_BT, segments))
+            own.losses.append(config.mtp.weight * further)
+            own.metrics["mtp_loss"] = further.detach()
+        if config.hidden_z:
+            hidden_z = hidden_z_loss(x_BTD.flatten(0, 1))
+            own.losses.append(config.hidden_z * hidden_z)
+            own.metrics["hidden_z_excess"] = hidden_z.detach() - hidden_z_floor(x_BTD.shape[-1])
+
+    def _mean_loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         targets_N = targets_BT.flatten()
-        weights_N = (1.0 / (targets_N >= 0).sum()).expand(targets_N.shape)
+        weights_N = (1.0 / (targets_N >= 0).sum().clamp_min(1)).expand(targets_N.shape)
         return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_N, weights_N=weights_N)[0]
 
     def new_caches(self, batch: int, length: int) -> list[Cache]:
-        """Empty decode caches, one a block, for ``batch`` sequences of at most ``length`` tokens."""
+        """Empty decode caches, one a block and then the embedding's, for ``batch`` sequences of at most ``length`` tokens."""
         weight = self.embedding.weight
-        mixing = [block.get_submodule("mixer") for block in self.blocks]
-        return [mixer.new_cache(batch, length, weight.device, weight.dtype) for mixer in mixing]  # type: ignore[operator]
+        mixing: list[Any] = [block.get_submodule("mixer") for block in self.blocks]
+        return [
+            *(mixer.new_cache(batch, length, weight.device, weight.dtype) for mixer in mixing),
+            self.embedding.new_cache(batch, weight.device),
+        ]
 
     @torch.inference_mode()
     def generate(self, prompt_BT: Tensor, steps: int, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:  # fmt: skip

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor
 
 from workbench.config import ConfigError
+from workbench.contract import VariantConfig
 from workbench.data.preparation import DOCUMENT_SYMBOL
 from workbench.files import write_json
 from workbench.model import LanguageModel, ModelConfig
@@ -174,17 +175,27 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor]) -> LanguageModel:
 def pinned(config: ModelConfig) -> ModelConfig:
     """The same model with every variant's settings written out, so that a later change of a default changes nothing."""
 
-    def settings(part: str, pattern: str, named: Mapping[str, Any], at: Mapping[int, Any]) -> tuple[Any, Any]:
-        plain = [getattr(layer, part).plain() for layer in config.layers]
+    def named(pattern: str, variants: Sequence[VariantConfig], at: Collection[int] = ()) -> dict[str, Any]:
+        """Settings of the names of a pattern."""
         tile = pattern.split()
-        used = {tile[i % len(tile)]: plain[i] for i in range(len(plain)) if i not in at}
-        return {**named, **used}, {i: plain[i] for i in at}
+        return {tile[i % len(tile)]: variant.plain() for i, variant in enumerate(variants) if i not in at}
 
-    mixers, at = settings("mixer", config.pattern, config.mixers, config.at)
-    feedforwards, feedforward_at = settings(
-        "feedforward", config.feedforward, config.feedforwards, config.feedforward_at
+    layers = config.layers
+    mixing, feeding = [layer.mixer for layer in layers], [layer.feedforward for layer in layers]
+    further: dict[str, Any] = {"embedding": config.embedding_config.plain()}
+    if config.mtp is not None and config.mtp_layer is not None:
+        further["mtp"] = {**config.mtp.plain(), **config.mtp_layer.plain()}
+    return config.changed(
+        **further,
+        mixers={**config.mixers, **named(config.pattern, mixing, config.at)},
+        at={i: mixing[i].plain() for i in config.at},
+        feedforwards={
+            **config.feedforwards,
+            **named(config.feedforward, feeding, config.feedforward_at),
+            **named(config.shortcut, config.shortcuts),
+        },
+        feedforward_at={i: feeding[i].plain() for i in config.feedforward_at},
     )
-    return config.changed(mixers=mixers, at=at, feedforwards=feedforwards, feedforward_at=feedforward_at)
 
 
 def _read_llama(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:

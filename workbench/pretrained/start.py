@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from workbench.config import ConfigError, Problem
-from workbench.contract import FeedForward, Mixer, Variant, feedforwards, mixers
+from workbench.contract import Embedding, FeedForward, Mixer, embeddings, feedforwards, mixers
 from workbench.model import LanguageModel, ModelConfig
 from workbench.pretrained.folder import read
+from workbench.registry import Registry
+
+REGISTRIES: dict[str, Registry[Any]] = {"mixer": mixers, "embedding": embeddings}
 
 
 @torch.no_grad()
@@ -55,9 +59,10 @@ def _strangers(config: ModelConfig, source: ModelConfig, changed: Collection[str
     Raises:
         ConfigError: as :func:`start_from`.
     """
+    both = config.shortcuts and source.shortcuts and "shortcut_from" not in changed
     problems = [
         Problem(f"model.{name}", repr(getattr(config, name)), f"{getattr(source, name)!r}, as the weights have it")
-        for name in ("width", "depth", "tied")
+        for name in ("width", "depth", "tied", *(("shortcut_from",) if both else ()))
         if getattr(config, name) != getattr(source, name)
     ]
     assert config.vocabulary and source.vocabulary
@@ -69,26 +74,34 @@ def _strangers(config: ModelConfig, source: ModelConfig, changed: Collection[str
         raise ConfigError(problems)
     strangers: list[str] = []
     differing: dict[tuple[str, str], Problem] = {}
-    for index, (layer, other) in enumerate(zip(config.layers, source.layers)):
-        for part, mine, its in (
-            ("mixer", layer.mixer, other.mixer),
-            ("feedforward", layer.feedforward, other.feedforward),
-        ):
-            registry = mixers if part == "mixer" else feedforwards
-            if not _are_akin(registry[mine.kind], registry[its.kind]):
-                strangers.append(f"blocks.{index}.{part}.")
-                continue
-            a, b = mine.plain(), its.plain()
-            for name in a.keys() & b.keys() - {"kind", *changed}:
-                if a[name] != b[name]:
-                    got = f"{a[name]!r} in layer {index}"
-                    do = "Set it so, or name it among the changed settings."
-                    differing.setdefault((part, name), Problem(f"model.{part}.{name}", got, f"{b[name]!r}, as the weights have it", do))  # fmt: skip
+    pairs: list[tuple[str, str, str, Any, Any]] = [
+        ("embedding", "embedding.", "the embedding", config.embedding_config, source.embedding_config),
+        *(
+            (part, f"blocks.{index}.{part}.", f"layer {index}", getattr(layer, part), getattr(other, part))
+            for index, (layer, other) in enumerate(zip(config.layers, source.layers))
+            for part in ("mixer", "feedforward")
+        ),
+        *(
+            ("shortcut", f"shortcuts.{index}.", f"pair {index}", mine, its)
+            for index, (mine, its) in enumerate(zip(config.shortcuts, source.shortcuts))
+        ),
+    ]
+    for part, prefix, place, mine, its in pairs:
+        registry: Registry[Any] = REGISTRIES.get(part, feedforwards)
+        if not _are_akin(registry[mine.kind], registry[its.kind]):
+            strangers.append(prefix)
+            continue
+        a, b = mine.plain(), its.plain()
+        for name in a.keys() & b.keys() - {"kind", *changed}:
+            if a[name] != b[name]:
+                got = f"{a[name]!r} in {place}"
+                do = "Set it so, or name it among the changed settings."
+                differing.setdefault((part, name), Problem(f"model.{part}.{name}", got, f"{b[name]!r}, as the weights have it", do))  # fmt: skip
     if differing:
         raise ConfigError([differing[key] for key in sorted(differing)])
     return tuple(strangers)
 
 
-def _are_akin(one: type[Variant], other: type[Variant]) -> bool:
-    """Whether two variants share more than being a mixer or a feed-forward."""
-    return next(cls for cls in one.__mro__ if issubclass(other, cls)) not in (Mixer, FeedForward)
+def _are_akin(one: type, other: type) -> bool:
+    """Whether two variants share more than being a mixer, a feed-forward or an embedding."""
+    return next(cls for cls in one.__mro__ if issubclass(other, cls)) not in (Mixer, FeedForward, Embedding)

@@ -54,6 +54,9 @@ class TrainingConfig(Config):
     recompute: bool = False
     """Whether a block's activations are computed again in the backward pass instead of being kept: less memory, about a
     third more arithmetic, the same numbers."""
+    deterministic: bool = False
+    """Whether the same run on the same kind of device must give the same bits: an operation that cannot ends the run with its name.
+    Without it deterministic operations are taken where torch has them, and nothing is refused."""
     log_every: Annotated[int, Field(ge=1)] = 5
     """Steps between lines in metrics.jsonl."""
     evaluations: Annotated[int, Field(ge=1)] = 4
@@ -115,7 +118,10 @@ class RunConfig(Config):
         start = None
         if self.start is not None:  # what the weights are, not where they lie
             start = {"weights": fingerprint(self.start.folder), "differing": sorted(self.start.differing)}
-        return {**self.plain(), "model": self.model.canonical(), "start": start}
+        plain = self.plain()
+        if not self.training.deterministic:
+            del plain["training"]["deterministic"]  # what is off changes no identity
+        return {**plain, "model": self.model.canonical(), "start": start}
 
 
 def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about: Any) -> dict[str, Any]:

@@ -11,6 +11,9 @@ SKIPS_IN_A_ROW = 20
 """So many optimiser steps skipped in a row count as divergence."""
 MEMORY = 0.98
 """Share that the running mean of the gradient norm keeps at every step; it begins as a plain mean."""
+EPSILON_SHARE = 1e-3
+"""AdamW's epsilon above this share of the smallest gradient is told: training suffers once it comes near the gradients' root mean
+square, which falls with the size of a model (arXiv 2509.01322, §4). The share is our choice."""
 FIELDS = ("first_loss", "rising", "bad_step", "norm_mean", "norm_steps", "skipped", "skipped_in_a_row")
 
 
@@ -82,3 +85,10 @@ class Health:
         else:
             reason = "the loss or its gradient is not finite"
         raise Diverged(int(values["bad_step"]), reason)
+
+
+def spread_of_gradients(rms_N: Tensor) -> dict[str, Tensor]:
+    """Smallest (of those that are not zero), median and largest root mean square of the tensors' gradients, on the device."""
+    smallest = torch.where(rms_N > 0, rms_N, torch.inf).min()
+    values = torch.where(smallest.isfinite(), smallest, 0.0), rms_N.median(), rms_N.max()
+    return {f"gradient_rms_{name}": value for name, value in zip(("min", "median", "max"), values)}

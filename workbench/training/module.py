@@ -25,7 +25,7 @@ from workbench.results import RunFolder
 from workbench.training import parallel
 from workbench.training.checkpoint import random_state, set_random_state
 from workbench.training.config import RunConfig
-from workbench.training.health import FIELDS, Health
+from workbench.training.health import EPSILON_SHARE, FIELDS, Health, spread_of_gradients
 from workbench.training.optimiser import build_optimiser, rate_at
 
 
@@ -45,14 +45,20 @@ class Training(L.LightningModule):
         self.health = Health(config.training.spike_factor)
         self.step_loss: Tensor = torch.zeros(())
         self.gradient_norm: Tensor = torch.zeros(())
+        self.told: dict[str, Tensor] = {}
+        """Further numbers of the newest micro-batch, of this rank's share."""
         # since the last line of the log: sum of the finite losses, their number
         self.window: Tensor = torch.zeros(2, dtype=torch.float64)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        sides = [Side(watch=False) for _ in self.model.blocks]
-        loss = self.model.loss(batch.tokens_BT, batch.targets_BT, segments=batch.segments_BT, sides=sides)
+        sides, own = [Side(watch=False) for _ in self.model.blocks], Side(watch=False)
+        loss = self.model.loss(
+            batch.tokens_BT, batch.targets_BT, segments=batch.segments_BT, sides=sides, own=own,
+            progress=self.global_step / self.config.training.steps,
+        )  # fmt: skip
+        self.told = own.metrics
         self.step_loss = self.step_loss + loss.detach() / self.config.training.accumulate
-        return loss + sum(part for side in sides for part in side.losses)
+        return loss + sum(part for side in (*sides, own) for part in side.losses)
 
     def configure_model(self) -> None:
         # called again by Lightning when training starts; sharded once
@@ -67,6 +73,9 @@ class Training(L.LightningModule):
         self.gradient_norm = parallel.whole(
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.training.clip)
         )
+        if (self.global_step + 1) % self.config.training.log_every == 0:  # as AdamW is about to see them
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.told = self.told | spread_of_gradients(parallel.root_mean_squares(gradients))
         # fused AdamW leaves weights, moments and step counts alone where this reads 1.0, on the device
         optimizer.found_inf = self.health.judge_gradient(self.gradient_norm)
 
@@ -84,11 +93,14 @@ class Training(L.LightningModule):
         self.window = self.window + torch.stack((torch.where(finite, loss, 0.0), finite.double()))
         self.step_loss = torch.zeros_like(self.step_loss)
 
-    def numbers(self) -> Tensor:
-        """Loss window, gradient norm and health as one float64 tensor on the device; begins a new window."""
-        values = torch.cat((self.window, self.gradient_norm.double()[None], self.health.state))
+    def numbers(self) -> tuple[Tensor, list[str]]:
+        """Loss window, gradient norm, health and what else there is to tell, as one float64 tensor on the device, and the names
+        of the last; begins a new window."""
+        told = [value.double() for value in self.told.values()]
+        further = [parallel.mean(torch.stack(told))] if told else []
+        values = torch.cat((self.window, self.gradient_norm.double()[None], self.health.state, *further))
         self.window = torch.zeros_like(self.window)
-        return values
+        return values, list(self.told)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_state"] = random_state()
@@ -141,9 +153,9 @@ class Recorder(Callback):
         self.seconds = 0.0
         self.step = self.logged_step = 0
         self.started: float | None = None
-        self.first_step_told = False
+        self.first_step_told = self.epsilon_told = False
         self.untimed = 0  # steps since the last line of the log that took no training time
-        self.pending: tuple[dict[str, Any], Tensor, torch.cuda.Event | None] | None = None
+        self.pending: tuple[dict[str, Any], Tensor, list[str], torch.cuda.Event | None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "step": self.step}
@@ -199,7 +211,7 @@ class Recorder(Callback):
         self._write()
         training = self.config.training
         window = self.step - self.logged_step
-        values = module.numbers()
+        values, told = module.numbers()
         event = None
         if values.is_cuda:
             values = values.to("cpu", non_blocking=True)
@@ -223,7 +235,7 @@ class Recorder(Callback):
             "tokens_per_second": speed,
             "flops_per_second": speed * (self.seen_flops or self.flops_per_step / training.tokens_per_step),
         }
-        self.pending = row, values, event
+        self.pending = row, values, told, event
         self.logged_step, self.logged_seconds = self.step, self.seconds
         if now:
             self._write(module if evaluates else None)
@@ -237,13 +249,18 @@ class Recorder(Callback):
         """
         if self.pending is None:
             return
-        (row, values, event), self.pending = self.pending, None
+        (row, values, told, event), self.pending = self.pending, None
         if event is not None:
             event.synchronize()
-        total, count, norm, *state = values.tolist()
-        health = dict(zip(FIELDS, state))
+        total, count, norm, *rest = values.tolist()
+        health = dict(zip(FIELDS, rest))
         Health.check(health)
         row |= {"loss": total / count if count else math.nan, "gradient_norm": norm}
+        row |= dict(zip(told, rest[len(FIELDS) :]))
+        smallest, epsilon = row.get("gradient_rms_min", 0.0), self.config.training.epsilon
+        if smallest and epsilon > EPSILON_SHARE * smallest and not self.epsilon_told and parallel.rank() == 0:
+            self.epsilon_told = True
+            self.folder.event("epsilon_near_gradients", step=row["step"], epsilon=epsilon, gradient_rms_min=smallest)
         if self.config.training.spike_factor is not None:
             row["skipped"] = int(health["skipped"])
         if evaluated is not None:

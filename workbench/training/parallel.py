@@ -6,8 +6,9 @@ one process up to the rounding of their order.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from torch.optim import Optimizer
 from workbench.model import LanguageModel
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+PARTLY = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+"""Parameters that have not been trained yet have no moments."""
 
 
 def rank() -> int:
@@ -49,9 +52,9 @@ def environment() -> ClusterEnvironment:
 
 
 def shard(model: LanguageModel, mesh: Any) -> None:
-    """Shard parameters over ``mesh``, block by block, the rest (embedding, norm, head) together. FSDP2."""
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
+    """Shard parameters over ``mesh``, unit by unit, the rest (embedding, norm, head) together. FSDP2."""
+    for unit in model.units:
+        fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for method in ("loss", "token_losses", "answer_losses"):  # entered without passing through the module's own call
         register_fsdp_forward_method(model, method)
@@ -63,6 +66,20 @@ def mean(value: Tensor) -> Tensor:
         dist.all_reduce(value, op=dist.ReduceOp.SUM)
         value = value / world()
     return value
+
+
+def root_mean_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """(tensors,) fp32, of each over all its elements wherever they lie."""
+    # one small kernel a tensor, and no number from the host
+    shares = [
+        torch.linalg.vector_norm(tensor.to_local() if isinstance(tensor, DTensor) else tensor, dtype=torch.float32)
+        / math.sqrt(tensor.numel())
+        for tensor in tensors
+    ]
+    squares = torch.stack(shares).square()
+    if any(isinstance(tensor, DTensor) for tensor in tensors):
+        dist.all_reduce(squares, op=dist.ReduceOp.SUM)
+    return squares.sqrt()
 
 
 def whole(value: Tensor) -> Tensor:
@@ -112,7 +129,11 @@ class Sharded(ModelParallelStrategy):
         checkpoint = self.checkpoint_io.load_checkpoint(self.broadcast(str(Path(checkpoint_path))))
         set_model_state_dict(self.model, checkpoint["state_dict"], options=FULL)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"]):
-            set_optimizer_state_dict(self.model, optimizer, _named(state, self.model, optimizer), options=FULL)
+            named = _named(state, self.model, optimizer)
+            set_optimizer_state_dict(self.model, optimizer, named, options=PARTLY)
+            for name, parameter in self.model.named_parameters():
+                if name not in named["state"]:  # not trained yet; torch made zeros, which count as a step
+                    optimizer.state.pop(parameter, None)
         return checkpoint
 
 

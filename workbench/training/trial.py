@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,14 @@ def train(
         ConfigError: when the devices are not there, or cannot share a batch.
     """
     folder = RunFolder(path)
-    _check_devices(devices, RunConfig.parse(folder.about()["config"]))
+    config = RunConfig.parse(folder.about()["config"])
+    _check_devices(devices, config)
+    repeatable = _repeatable(strict=config.training.deterministic)
     if parallel.is_started_by_another_rank():  # rank 0 keeps the folder
-        with contextlib.suppress(Stopped, Diverged):  # rank 0 tells
+        with repeatable, contextlib.suppress(Stopped, Diverged):  # rank 0 tells
             return _train(folder, Path(cache), should_stop, devices, tell)
         return {"status": "ended", "reason": "see rank 0"}
-    with folder.hold() as mine:
+    with repeatable, folder.hold() as mine:
         if not mine:
             return {"status": "busy", "reason": "another process is running it"}
         if folder.result():
@@ -124,6 +126,26 @@ def _check_devices(devices: int, config: RunConfig) -> None:
                              expected=f"a multiple of the {devices} devices", do=f"Nearest: {nearest}.")  # fmt: skip
 
 
+@contextlib.contextmanager
+def _repeatable(*, strict: bool) -> Iterator[None]:
+    """Deterministic operations where torch has them; ``strict`` refuses the others, and whatever is chosen by a stopwatch."""
+    enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if strict:
+        import torch._inductor.config as inductor
+
+        # read when the first product is made on a CUDA device; without it cuBLAS may add in another order
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        inductor.deterministic = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        if strict:
+            inductor.deterministic = False
+
+
 def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}; see log.txt"
 
@@ -150,8 +172,6 @@ def _train(
     config = RunConfig.parse(about["config"])
     data = Source.open(cache, about["data"])
     training = config.training
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if leads:
         write_json(folder.path / "environment.json", {**environment(), "devices": devices})
     paths.forget()
@@ -162,8 +182,9 @@ def _train(
 
     module = Training(config)
     stream = data.stream(batch_size=training.batch_size, context=training.context, seed=config.seed)
-    rows = [stream.row(number)[2] for number in range(SAMPLED_ROWS)]
-    seen_flops = packed_flops(config.model, [int(n) for row in rows for n in np.unique(row, return_counts=True)[1]])
+    rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
+    seen_flops = packed_flops(config.model, [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]])
+    examined = module.model.embedding.examine(*(torch.from_numpy(np.stack(part)) for part in list(zip(*rows))[0:3:2]))
     recorder = Recorder(folder, config, data.selection, should_stop, tell, seen_flops)
     loader = StepLoader(stream, training.steps * training.accumulate, rank=parallel.own_rank(), world=devices)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings say nothing about the run
@@ -187,6 +208,8 @@ def _train(
                 folder.event("damaged_checkpoint", reason=line)
             folder.forget_metrics_after(step)
             folder.event("resumed" if checkpoint else "started", step=step, devices=devices)
+            if examined and not checkpoint:
+                folder.event("embedding", **examined)
         if config.start is not None and not checkpoint:
             kept = start_from(module.model, config.start.folder, config.start.differing)
             if leads:

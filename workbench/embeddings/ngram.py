@@ -1,0 +1,211 @@
+"""N-gram embedding (arXiv 2601.21204, known to us second-hand): the last tokens choose rows of hashed tables.
+
+    e_i = 1/M (E_0[t_i] + Σ_{n=2..N} Σ_{k=1..K} W_nk E_nk[H_nk(i)])        H_nk(i) = (Σ_{j<n} t_{i-j} V_0^j) mod V_nk
+
+E_nk (V_nk, D / ((N-1) K)): the parameters do not depend on N and K, and neither do the products, D·D a token. Before the
+first token of a document stands id 0; no n-gram reaches into another document.
+
+Ours: the sizes V_nk (:func:`table_sizes`), and starts at which every branch is as large as E_0.
+
+Legend: B batch, T time, D model width, V vocabulary, C tables (N-1)·K, P channels of a table, N largest order, R rows of all tables.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from workbench.config import ConfigError
+from workbench.contract import Cache, Cost, embeddings
+from workbench.embeddings.token import TokenEmbedding
+from workbench.layers import INIT_SCALE, linear_flops
+
+APART = 0.01
+"""Smallest distance of V_nk / V_0 to a fraction with denominator up to 6: nearer, frequent n-grams meet in one row."""
+ENOUGH = 0.95
+"""A table whose rows belong to their n-grams less than this share of what random hashing gives is warned about."""
+
+
+class TokenCache(Cache):
+    """The last N - 1 tokens, (B, N - 1) int64; id 0 where there were none."""
+
+    def __init__(self, batch: int, kept: int, device: torch.device | str):
+        self.tokens_BP = torch.zeros(batch, kept, dtype=torch.int64, device=device)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.tokens_BP]
+
+    def extend(self, tokens_BT: Tensor) -> Tensor:
+        """Append T tokens. Returns those kept before, then the new ones."""
+        seen = torch.cat((self.tokens_BP, tokens_BT), dim=1)
+        self.tokens_BP = seen[:, seen.shape[1] - self.tokens_BP.shape[1] :]
+        self.length += tokens_BT.shape[1]
+        return seen
+
+
+@embeddings.register
+class NgramEmbedding(TokenEmbedding):
+    """Rows for the last 2 to N tokens beside the row of the token."""
+
+    class Config(TokenEmbedding.Config):
+        """Hashed tables of n-grams beside the token's vector."""
+
+        kind: Literal["ngram"] = "ngram"  # type: ignore[assignment]
+        order: int = 3
+        """Largest n-gram N, in tokens."""
+        tables: int = 2
+        """Tables K of every order."""
+        size: float = 10.0
+        """Rows of a table, as a multiple of the vocabulary; all tables together have about size · V · D parameters."""
+        average: Literal["branches", "orders"] = "branches"
+        """The divisor M: branches, 1 + K (N - 1), as in the released model (second-hand); or orders, N."""
+        moduli: tuple[int, ...] = ()
+        """Rows of every table, order by order. Default: distinct primes from size · V upwards, away from simple fractions."""
+        base: int | None = None
+        """V_0 of the hash. Default: the vocabulary."""
+
+        def resolved(self, width: int, vocabulary: int) -> Self:
+            base = vocabulary if self.base is None else self.base
+            for name, least in (("order", 2), ("tables", 1)):
+                if getattr(self, name) < least:
+                    raise ConfigError.at(name, got=getattr(self, name), expected=f"at least {least}")
+            count = (self.order - 1) * self.tables
+            if width % count:
+                raise ConfigError.at("tables", got=f"{count} tables in all", expected=f"a divisor of width={width}: they share its channels",
+                                     do="Change order or tables.")  # fmt: skip
+            if not self.size * base >= 2 or base < 2:
+                raise ConfigError.at("size", got=self.size, expected="tables of at least two rows")
+            orders = [n for n in range(2, self.order + 1) for _ in range(self.tables)]
+            if self.size >= base and not self.moduli:
+                raise ConfigError.at("size", got=f"{self.size:g} with a vocabulary of {base}", expected=f"less than {base}: "
+                                     "there are no more bigrams", do="Take smaller tables, or a larger vocabulary.")  # fmt: skip
+            moduli = self.moduli or table_sizes(base, self.size, count)
+            if len(moduli) != count:
+                raise ConfigError.at("moduli", got=f"{len(moduli)} sizes", expected=f"{count}: tables={self.tables} for each of the orders "
+                                     f"2 to {self.order}")  # fmt: skip
+            if len(set(moduli)) < count:
+                twice = next(m for m in moduli if moduli.count(m) > 1)
+                raise ConfigError.at(
+                    "moduli", got=f"{twice} twice", expected="all different: equal tables of one order are one table"
+                )
+            for n, modulus in zip(orders, moduli):
+                if not 2 <= modulus < base**n or base * modulus * n >= 2**62:
+                    raise ConfigError.at("moduli", got=modulus, expected=f"between 2 and the number of {n}-grams, {base}^{n}, and "
+                                         "products below 2^62")  # fmt: skip
+            return self.changed(moduli=moduli, base=base)
+
+    powers_CN: Tensor
+    moduli_C: Tensor
+    starts_C: Tensor
+
+    def __init__(self, config: Any, width: int, vocabulary: int):
+        super().__init__(config, width, vocabulary)
+        self.N, self.moduli = config.order, config.moduli
+        C = len(config.moduli)
+        self.P, self.M = width // C, config.order if config.average == "orders" else 1 + C
+        self.tables = nn.Parameter(torch.empty(sum(config.moduli), self.P))
+        self.mix = nn.Parameter(torch.empty(width, C * self.P))
+        self.orders = [n for n in range(2, self.N + 1) for _ in range(config.tables)]
+        powers = [
+            [pow(config.base, j, m) if j < n else 0 for j in range(self.N)] for n, m in zip(self.orders, self.moduli)
+        ]
+        starts = [0, *np.cumsum(self.moduli[:-1]).tolist()]
+        # int64 constants that move with the module and are in no checkpoint
+        self.register_buffer("powers_CN", torch.tensor(powers), persistent=False)
+        self.register_buffer("moduli_C", torch.tensor(self.moduli), persistent=False)
+        self.register_buffer("starts_C", torch.tensor(starts), persistent=False)
+
+    no_decay = frozenset({"weight", "tables"})  # decay acts at every step, gradients on the rows that are met
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
+        scale = {"weight": INIT_SCALE / math.sqrt(self.weight.shape[1]), "mix": INIT_SCALE / math.sqrt(self.P),
+                 "tables": 1 / math.sqrt(self.weight.shape[1])}[name]  # fmt: skip
+        parameter.normal_(0.0, scale, generator=generator)
+
+    def forward(self, tokens_BT: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        rows_BTC = self.rows(self.context(tokens_BT, segments, cache))
+        branches_BTE = F.embedding(rows_BTC, self.tables).flatten(-2)
+        e_BTD = F.embedding(tokens_BT, self.weight) + F.linear(branches_BTE, self.mix)
+        return self.amplified(e_BTD / self.M)
+
+    def context(self, tokens_BT: Tensor, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """(B, T, N) every token and those before it, the nearest first; id 0 where the document had not begun."""
+        T, before = tokens_BT.shape[1], self.N - 1
+        seen = cache.extend(tokens_BT) if isinstance(cache, TokenCache) else F.pad(tokens_BT, (before, 0))
+        context_BTN = seen.unfold(1, T, 1).transpose(1, 2).flip(-1)
+        if segments is None:
+            return context_BTN
+        # no segment has this number, so that what stands before the row belongs to none
+        others_BTN = F.pad(segments, (before, 0), value=-2).unfold(1, T, 1).transpose(1, 2).flip(-1)
+        return context_BTN.where(others_BTN == segments[..., None], 0)
+
+    def rows(self, context_BTN: Tensor) -> Tensor:
+        """(B, T, C) rows of ``tables``."""
+        hash_BTC = (context_BTN[:, :, None] * self.powers_CN).sum(-1) % self.moduli_C
+        return hash_BTC + self.starts_C
+
+    def new_cache(self, batch: int, device: torch.device | str) -> Cache:
+        return TokenCache(batch, self.N - 1, device)
+
+    def examine(self, tokens_BT: Tensor, segments: Tensor) -> dict[str, Any]:
+        """How far rows belong to their n-grams in these rows of text, beside random hashing (:func:`ownership`); warns where a
+        table is worse."""
+        context_BTN = self.context(tokens_BT, segments)
+        rows_BTC = self.rows(context_BTN)
+        tables = []
+        for c, (n, modulus) in enumerate(zip(self.orders, self.moduli)):
+            grams = context_BTN[..., :n].reshape(-1, n).numpy()
+            _, first, count = np.unique(grams, axis=0, return_index=True, return_counts=True)
+            own = ownership(rows_BTC[..., c].reshape(-1).numpy()[first], count)
+            random = ownership(np.random.default_rng(0).integers(modulus, size=len(count)), count)
+            tables.append({"order": n, "rows": modulus, "owned": own, "owned_at_random": random})
+            if own < ENOUGH * random:
+                warnings.warn(f"n-gram table of order {n} with {modulus} rows: {own:.2f} of a row belongs to its n-gram, {random:.2f} with a "
+                              "random hash; give another size or other moduli", stacklevel=2)  # fmt: skip
+        return {"tables": tables}
+
+    @classmethod
+    def cost(cls, config: Any, width: int, vocabulary: int) -> Cost:
+        plain, C = TokenEmbedding.cost(config, width, vocabulary), len(config.moduli)
+        mix = width * (width // C * C)
+        return Cost(
+            parameters=plain.parameters + sum(config.moduli) * (width // C) + mix,
+            active_parameters=plain.active_parameters + mix,
+            flops=linear_flops((width // C * C, width)),
+            cache_bytes=(config.order - 1) * 8,
+        )
+
+
+def table_sizes(base: int, size: float, count: int) -> tuple[int, ...]:
+    """The first ``count`` primes from ``size · base`` on whose ratio to ``base`` is at least :data:`APART` away from every fraction
+    with a denominator up to 6.
+
+    Exact multiples put every n-gram with one last token into few rows, and in vocabularies sorted by frequency sizes close
+    to a simple fraction lose too (our measurement on Zipf-distributed bigrams).
+    """
+    found: list[int] = []
+    candidate = math.ceil(size * base)
+    while len(found) < count:
+        ratio = candidate / base
+        apart = min(abs(ratio * q - round(ratio * q)) / q for q in range(1, 7))
+        if apart >= APART and all(candidate % d for d in range(2, math.isqrt(candidate) + 1)):
+            found.append(candidate)
+        candidate += 1
+    return tuple(found)
+
+
+def ownership(row_G: np.ndarray, count_G: np.ndarray) -> float:
+    """Mean over tokens of the share that their own n-gram has in all uses of their row; 1 where no two n-grams meet.
+
+    Args:
+        row_G, count_G: row and number of occurrences of every distinct n-gram.
+    """
+    _, place_G = np.unique(row_G, return_inverse=True)
+    uses_G = np.bincount(place_G, weights=count_G)[place_G]
+    return float((count_G * (count_G / uses_G)).sum() / count_G.sum())
