@@ -357,6 +357,10 @@ def _duration(seconds: float | None) -> str:
     return f"{hours}h{minutes:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:+.2%}"
+
+
 def _print_cost(frame: Any, workers: int) -> None:
     shown = Table("a trial", *(Column(arm, justify="right") for arm in frame["arm"]), title="Cost")
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -370,6 +374,12 @@ def _print_cost(frame: Any, workers: int) -> None:
         "time (estimated)": lambda row: _duration(row["seconds_per_trial"]),
         "memory (estimated)": lambda row: _human(row["memory_bytes"], "B"),
         "trials": lambda row: str(row["trials"]),
+        "set by the budget": lambda row: row.get("solved") or "–",
+        "off the budget": lambda row: _share(row["residual"]),
+        "against the baseline: parameters": lambda row: _share(row.get("off_parameters")),
+        "… active": lambda row: _share(row.get("off_active_parameters")),
+        "… training FLOPs": lambda row: _share(row.get("off_flops")),
+        "… seconds": lambda row: _share(row.get("off_seconds")),
         "not matched": lambda row: row["mismatch"] or "–",
     }
     for name, text in rows.items():

@@ -132,7 +132,7 @@ class Ablation:
         return run
 
     def _create(self, progress: Callable[[str], None]) -> dict[str, Any]:
-        config = self.config
+        config = self.config.fixed()
         table = self.cost(progress=progress)
         check_budget(config, table)
         prepared = {arm: self._prepare(arm, progress) for arm in config.order}

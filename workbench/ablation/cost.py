@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from torch.overrides import TorchFunctionMode
 
+from workbench.ablation.budget import quantity
 from workbench.ablation.config import AblationConfig
 from workbench.accounting import ModelCost, account
 from workbench.config import ConfigError
@@ -137,7 +138,8 @@ def cost_table(
     tokens (one trial); trials (tuning and confirmation);
     seconds_per_trial, seconds_total (training alone, one worker; null where not measured); memory_bytes (weights,
     gradients, AdamW's moments and saved activations: our estimate); residual (relative difference of the matched
-    quantity to the baseline); mismatch (what is not matched, in words).
+    quantity to the budget's target); off_parameters, off_active_parameters, off_flops, off_cache, off_seconds (to the
+    baseline, on every axis); solved (what the budget's solver set, in words); mismatch (what is not matched, in words).
     """
     rows: list[dict[str, Any]] = []
     baseline: dict[str, Any] = {}
@@ -161,18 +163,38 @@ def cost_table(
             "memory_bytes": 16 * cost.parameters + activation_bytes(run),
         }  # fmt: skip
         baseline = baseline or row
-        row["residual"] = _residual(config, row, baseline)
+        row["residual"] = _residual(config, row, baseline, run)
+        row |= _off(row, baseline)
+        row["solved"] = ", ".join(
+            f"{path.removeprefix('model.')}={v}" for path, v in config.solved.get(arm, {}).items()
+        )
         row["mismatch"] = _mismatch(row, baseline)
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-AXES = {"parameters": "non_embedding", "active_parameters": "active", "flops": "training_flops"}
+AXES = {"parameters": "non_embedding", "active_parameters": "active", "flops": "training_flops", "cache": "cache_bytes",
+        "seconds": "seconds_per_trial"}  # fmt: skip
+"""Axis of a budget -> column of the cost table."""
 
 
-def _residual(config: AblationConfig, row: dict[str, Any], baseline: dict[str, Any]) -> float:
-    column = AXES[config.budget.axis]
-    return row[column] / baseline[column] - 1
+def _residual(config: AblationConfig, row: dict[str, Any], baseline: dict[str, Any], run: RunConfig) -> float | None:
+    """The relative difference to the budget's target."""
+    if config.budget.axis != "seconds":
+        return quantity(config.budget, run) / config.target - 1
+    target = config.budget.target if config.like is None else baseline["seconds_per_trial"]
+    if row["seconds_per_trial"] is None or not isinstance(target, int | float):
+        return None
+    return row["seconds_per_trial"] / target - 1
+
+
+def _off(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, float | None]:
+    """``off_<axis>``: the relative difference to the baseline on every axis, the primary one or not."""
+    off: dict[str, float | None] = {}
+    for axis, column in AXES.items():
+        known = baseline[column] and row[column] is not None
+        off[f"off_{axis}"] = row[column] / baseline[column] - 1 if known else None
+    return off
 
 
 def _mismatch(row: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -196,9 +218,14 @@ def check_budget(config: AblationConfig, table: pl.DataFrame) -> None:
     if config.budget.allow_mismatch:
         return
     for row in table.iter_rows(named=True):
-        if abs(row["residual"]) > config.budget.tolerance:
+        if row["residual"] is None or abs(row["residual"]) > config.budget.tolerance:
+            off = "not known" if row["residual"] is None else f"{row['residual']:+.1%}"
+            against = "the baseline" if config.budget.target is None else f"budget.target={config.budget.target}"
+            free = ", ".join(config.budget.free)
             raise ConfigError.at(
-                f"arms.{row['arm']}", got=f"{config.budget.axis} {row['residual']:+.1%} against the baseline",
+                f"arms.{row['arm']}", got=f"{config.budget.axis} {off} against {against}",
                 expected=f"within {config.budget.tolerance:.1%} (budget.axis={config.budget.axis})",
-                do="Change a width (model.feedforwards.swiglu.hidden), or give a reason in budget.allow_mismatch.",
+                do=(f"Turning {free} comes no nearer; free another field" if free
+                    else "Let the solver turn a width (budget.free=[model.feedforwards.swiglu.hidden])")
+                + ", or give a reason in budget.allow_mismatch.",
             )  # fmt: skip

@@ -143,6 +143,6 @@ class Plan:
         base = self.config.run(self.config.order[0], seed=seed)
         about = describe_run(
             config, self.run.about["data"][arm], arm=arm, stage=stage, hyperparameters=hyperparameters,
-            difference=json.loads(json.dumps(config.diff(base))),
+            solved=self.config.solved.get(arm, {}), difference=json.loads(json.dumps(config.diff(base))),
         )  # fmt: skip
         return RunFolder.create(self.run.folder / "runs" / name, about)

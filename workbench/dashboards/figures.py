@@ -42,7 +42,7 @@ COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "trials": ("runs", style.count), "seconds_per_trial": ("time, one run, estimate", style.duration),
     "measured_seconds": ("time, one run, measured", style.duration),
     "spent_seconds": ("time, all runs so far", style.duration),
-    "residual": ("off budget", style.share), "mismatch": ("not matched", lambda text: text or "–"),
+    "solved": ("set by the budget", lambda text: text or "–"), "residual": ("off budget", style.share), "mismatch": ("not matched", lambda text: text or "–"),
 }  # fmt: skip
 """Column of the cost table -> its heading and how its numbers are written."""
 
