@@ -10,10 +10,11 @@ from helpers import ablation_fields
 
 from workbench.ablation.budget import Budget, knob, quantity
 from workbench.ablation.config import AblationConfig
-from workbench.ablation.cost import check_budget, cost_table
+from workbench.ablation.cost import check_budget, cost_table, timed
 from workbench.config import ConfigError
 from workbench.contract import mixers
 from workbench.training.config import RunConfig
+from workbench.training.probe import Measured
 
 HIDDEN = "model.feedforwards.swiglu.hidden"
 
@@ -84,10 +85,10 @@ def test_the_solvers_values_are_seen_and_kept(fields: dict[str, Any]) -> None:
     fields["arms"]["gdn"] = {"model.pattern": "gdn"}
     config = AblationConfig.parse({**fields, "budget": {"free": [HIDDEN], "tolerance": 0.02}})
     width = config.solved["gdn"][HIDDEN]
-    table = cost_table(config, measure=False)
+    table = cost_table(config)
     check_budget(config, table)
     rows = {row["arm"]: row for row in table.iter_rows(named=True)}
-    assert rows["gdn"]["solved"] == f"feedforwards.swiglu.hidden={width}" and rows["full"]["solved"] == ""
+    assert rows["gdn"]["solved"] == f"swiglu.hidden={width}" and rows["full"]["solved"] == ""
     assert abs(rows["gdn"]["residual"]) < 0.02 and rows["gdn"]["residual"] == rows["gdn"]["off_parameters"]
     assert rows["gdn"]["off_cache"] < 0 and rows["gdn"]["off_seconds"] is None
     # written down, they are read back and not worked out again, and it is the same ablation
@@ -100,11 +101,34 @@ def test_the_solvers_values_are_seen_and_kept(fields: dict[str, Any]) -> None:
     )  # type: ignore[attr-defined]
 
 
+def test_seconds_become_tokens(fields: dict[str, Any]) -> None:
+    config = AblationConfig.parse(
+        {**fields, "budget": {"axis": "seconds", "free": ["training.tokens"], "tolerance": 0.02}}
+    )
+    measured = {"full": Measured(0.010, {"forward": 1}), "sliding": Measured(0.008, {"forward": 1})}
+    longer = timed(config, measured)
+    assert longer.run("sliding", seed=0).training.steps == 25 and longer.run("full", seed=0).training.steps == 20
+    assert AblationConfig.parse(longer.plain()).solved == longer.solved, "fixed at launch"
+    assert longer.identity == config.identity, "another measurement is the same ablation"
+    table = cost_table(longer, measured)
+    check_budget(longer, table)
+    assert table["residual"].to_list() == [0.0, pytest.approx(0.0)] and table["off_flops"][1] > 0.1
+    with pytest.raises(ConfigError, match=r"arms.sliding: got 'no time"):
+        timed(config, {"full": measured["full"]})
+    with pytest.raises(ConfigError, match="not known"):
+        check_budget(config, cost_table(config))
+    amount = AblationConfig.parse({**fields, "budget": {"axis": "seconds", "free": ["training.tokens"], "target": 0.4}})
+    assert {arm: timed(amount, measured).run(arm, seed=0).training.steps for arm in measured} == {
+        "full": 40,
+        "sliding": 50,
+    }
+
+
 def test_mistakes(fields: dict[str, Any]) -> None:
     def problem(**budget: Any) -> str:
         with pytest.raises(ConfigError) as raised:
             config = AblationConfig.parse({**fields, "budget": budget})
-            check_budget(config, cost_table(config, measure=False))
+            check_budget(config, cost_table(config))
         return str(raised.value)
 
     assert "budget.tolerance: got 0.05; expected at most 0.02" in problem(tolerance=0.05)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from workbench.ablation.config import AblationConfig
-from workbench.ablation.cost import check_budget, cost_table
+from workbench.ablation.cost import check_budget, cost_table, measure_arms, timed
 from workbench.ablation.plan import Plan
 from workbench.ablation.run import AblationRun
 from workbench.config import ConfigError, difference
@@ -86,9 +86,19 @@ class Ablation:
         """The cost card, one row an arm (columns: :func:`workbench.ablation.cost.cost_table`).
 
         Args:
-            measure: run a few real steps of every arm on this machine to tell the time.
+            measure: train every arm, or a shrunken one, for a few real steps on this machine, to tell time and memory.
         """
-        return cost_table(self.config, threads=self.threads, measure=measure, progress=progress)
+        return self._cost(measure=measure, progress=progress)[1]
+
+    def _cost(
+        self, *, measure: bool = True, data: Mapping[str, Source] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> tuple[AblationConfig, pl.DataFrame]:  # fmt: skip
+        """This ablation with the solver's values written down, and its cost card."""
+        config = self.config
+        measured = measure_arms(config, threads=self.threads, data=data, progress=progress) if measure else {}
+        config = timed(config, measured) if measure else config
+        return config.fixed(), cost_table(config, measured)
 
     def create(self, progress: Callable[[str], None] = lambda line: None) -> AblationRun:
         """The folder of this ablation, made now or found as an earlier call left it; starts nothing.
@@ -132,10 +142,11 @@ class Ablation:
         return run
 
     def _create(self, progress: Callable[[str], None]) -> dict[str, Any]:
-        config = self.config.fixed()
-        table = self.cost(progress=progress)
+        if self.config.budget.axis != "seconds":  # before anything takes time
+            check_budget(self.config, cost_table(self.config))
+        prepared = {arm: self._prepare(arm, progress) for arm in self.config.order}
+        config, table = self._cost(data=prepared, progress=progress)
         check_budget(config, table)
-        prepared = {arm: self._prepare(arm, progress) for arm in config.order}
         _check_alike(prepared)
         data = {arm: own.fingerprint for arm, own in prepared.items()}
         where = environment()

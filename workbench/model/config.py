@@ -130,6 +130,12 @@ class ModelConfig(Config):
         except ConfigError as error:
             raise error.under(path) from None
 
+    def with_layers(self, layers: tuple[Layer, ...]) -> ModelConfig:
+        """The same model with other blocks, already expanded: a shrunken one, to be measured."""
+        other = self.model_copy(update={"depth": len(layers)})
+        other.__dict__["layers"] = layers
+        return other
+
     def canonical(self) -> dict[str, Any]:
         """The expanded model: two ways to write the same layers are the same model."""
         return {

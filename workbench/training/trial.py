@@ -33,7 +33,7 @@ from workbench.pretrained import start_from
 from workbench.results import RunFolder
 from workbench.training import parallel
 from workbench.training.checkpoint import SafeCheckpointIO, latest
-from workbench.training.config import RunConfig, describe_run
+from workbench.training.config import RunConfig, TrainingConfig, describe_run
 from workbench.training.health import Diverged
 from workbench.training.module import Recorder, Stopped, Training
 
@@ -114,6 +114,31 @@ def train(
             return _finish(folder, "crashed", _explain(error))
 
 
+def choose_algorithms() -> None:
+    """The same numbers every time, where torch can."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def trainer_for(training: TrainingConfig, devices: int, callback: L.Callback) -> L.Trainer:
+    """Lightning's loop for a run: nothing of its own is written, shown or caught."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings say nothing about the run
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = L.Trainer(
+            max_steps=training.steps, max_epochs=1, accumulate_grad_batches=training.accumulate, accelerator="auto",
+            devices=devices, strategy=parallel.Sharded(devices) if devices > 1 else "auto",
+            precision="bf16-mixed" if training.precision == "bf16" else "32-true", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            use_distributed_sampler=False, callbacks=[callback],
+            plugins=[SafeCheckpointIO(), parallel.environment()],
+        )  # fmt: skip
+    # SIGTERM is for should_stop alone: Lightning's handler may end the process before a checkpoint, and talks to other
+    # ranks from inside the handler
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
 def _check_devices(devices: int, config: RunConfig) -> None:
     there = torch.cuda.device_count()
     if devices < 1 or (there and devices > there):
@@ -150,8 +175,7 @@ def _train(
     config = RunConfig.parse(about["config"])
     data = Source.open(cache, about["data"])
     training = config.training
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    choose_algorithms()
     if leads:
         write_json(folder.path / "environment.json", {**environment(), "devices": devices})
     paths.forget()
@@ -166,20 +190,9 @@ def _train(
     seen_flops = packed_flops(config.model, [int(n) for row in rows for n in np.unique(row, return_counts=True)[1]])
     recorder = Recorder(folder, config, data.selection, should_stop, tell, seen_flops)
     loader = StepLoader(stream, training.steps * training.accumulate, rank=parallel.own_rank(), world=devices)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings say nothing about the run
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = L.Trainer(
-            max_steps=training.steps, max_epochs=1, accumulate_grad_batches=training.accumulate, accelerator="auto",
-            devices=devices, strategy=parallel.Sharded(devices) if devices > 1 else "auto",
-            precision="bf16-mixed" if training.precision == "bf16" else "32-true", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            use_distributed_sampler=False, callbacks=[recorder],
-            plugins=[SafeCheckpointIO(), parallel.environment()],
-        )  # fmt: skip
-        # SIGTERM is for should_stop alone: Lightning's handler may end the process before a checkpoint, and talks to other
-        # ranks from inside the handler
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer = trainer_for(training, devices, recorder)
         checkpoint, damaged = latest(folder.path / "checkpoint")
         step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
         if leads:
