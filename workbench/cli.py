@@ -231,13 +231,15 @@ def stop(folder: Folder) -> None:
 @app.command()
 def verdict(folder: Folder) -> None:
     """Who is better, by how much, with what certainty."""
+    from workbench.ablation.checks import notes
     from workbench.ablation.run import AblationRun
 
-    found = AblationRun(folder).verdict()
+    launched = AblationRun(folder)
+    found = launched.verdict()
     if found is None:
         console.print("No verdict yet: confirmation runs are missing.")
         raise typer.Exit(1)
-    print(found)
+    print("\n".join([str(found), "", *notes(launched)]).rstrip())
 
 
 @app.command()

@@ -15,6 +15,7 @@ import torch
 from workbench.ablation.config import AblationConfig
 from workbench.ablation.cost import check_budget, cost_table, measure_arms, timed
 from workbench.ablation.plan import Plan
+from workbench.ablation.registration import deviate, register
 from workbench.ablation.run import AblationRun
 from workbench.config import ConfigError, difference
 from workbench.data import Source, prepare
@@ -112,6 +113,9 @@ class Ablation:
             about = read_json(self.folder / "ablation.json")
             if not about:
                 about = self._create(progress)
+            elif about["identity"] != self.config.identity and (deviation := self._deviation(about)):
+                about = self._change(about, deviation)
+                self._prepare_again(about["data"], progress)
             elif about["identity"] != self.config.identity:
                 changes = difference(about["canonical"], self.config.canonical())
                 shown = "; ".join(
@@ -174,8 +178,25 @@ class Ablation:
                 **where["libraries"],
             },
         }
+        about["registration"] = register(about)
         write_json(self.folder / "ablation.json", about)
         return about
+
+    def _deviation(self, about: dict[str, Any]) -> dict[str, Any] | None:
+        """What this configuration changes in how a launched ablation is read; None where it changes what is run."""
+        return deviate(about, self.config.canonical(), self.config.deviation)
+
+    def _change(self, about: dict[str, Any], deviation: dict[str, Any]) -> dict[str, Any]:
+        """Write a changed analysis down, beside what was declared at launch."""
+        if AblationRun(self.folder).workers():
+            raise ConfigError.at("deviation", got="workers that are still at work", expected="a stopped ablation",
+                                 do=f"Stop them first: workbench stop {self.folder}.")  # fmt: skip
+        config = self.config.fixed(about["config"]["budget"]["solved"])
+        changed = {**about, "config": config.plain(), "canonical": config.canonical(), "identity": config.identity}
+        deviation["hash"] = register(changed)["hash"]
+        changed["deviations"] = [*about.get("deviations", []), deviation]
+        write_json(self.folder / "ablation.json", changed)
+        return changed
 
     def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
         run = self.config.run(arm, seed=self.config.tuning.seed)

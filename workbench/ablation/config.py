@@ -39,6 +39,22 @@ class Confirmation(Config):
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Training seeds, all different."""
+    split: Literal["report", "selection"] = "report"
+    """Where the arms are measured. A pilot measures on the selection split, so that the report split stays sealed."""
+
+
+class Protocol(Config):
+    """What is declared before the first run, beside question, budget, seeds, alpha and margin. Hashed at launch and quoted by
+    the verdict; a later change is a deviation."""
+
+    metric: str | None = None
+    """Unit of the primary metric, checked against the data's: bits per byte."""
+    effect: Annotated[float | None, Field(gt=0)] = None
+    """Smallest difference of interest, in the unit of the metric: worth acting on."""
+    stopping: str = "every declared seed is run, then the verdict is read once"
+    """When runs stop being added."""
+    exclusions: str = "none"
+    """Runs or documents that are left out, and why."""
 
 
 class Launch(Config):
@@ -73,8 +89,13 @@ class AblationConfig(Config):
     """Family-wise error rate of the verdict."""
     margin: Annotated[float, Field(gt=0)] | None = None
     """Equivalence margin in the unit of the data's metric (text: bits per byte); without one no arm can be called equivalent."""
+    protocol: Protocol = Protocol()
+    """What else is declared before the first run."""
     exploratory: str | None = None
     """Why this ablation's verdicts are exploratory, if they are."""
+    deviation: str | None = None
+    """Why the analysis (question, alpha, margin, protocol, further seeds) is changed after launch. The verdict says so and is
+    exploratory."""
     launch: Launch = Launch()
     """How the work is carried out."""
 
@@ -97,6 +118,13 @@ class AblationConfig(Config):
                                  do="The report must not reuse the run that was selected.")  # fmt: skip
         self._check_budget()
         metric = self.run(self.order[0], seed=self.tuning.seed).data.metric
+        if self.protocol.metric not in (None, metric.unit):
+            raise ConfigError.at(
+                "protocol.metric", got=self.protocol.metric, expected=f"the data's metric, {metric.unit!r}"
+            )
+        if self.margin is not None and self.protocol.effect is not None and self.margin > self.protocol.effect:
+            raise ConfigError.at("margin", got=self.margin, expected=f"at most protocol.effect={self.protocol.effect:g}",
+                                 do="What would not matter cannot be larger than what would.")  # fmt: skip
         for arm in self.arms:
             own = self.run(arm, seed=self.tuning.seed).data.metric
             if own != metric:
@@ -223,7 +251,7 @@ class AblationConfig(Config):
     def canonical(self) -> dict[str, Any]:
         """Without how the work is carried out."""
         plain = self.plain()
-        del plain["launch"]
+        del plain["launch"], plain["deviation"]
         # measured seconds differ from one time to the next
         plain["budget"]["solved"] = {} if self.budget.axis == "seconds" else self.solved
         return {**plain, "baseline": self.order[0], "base": expand_dotted(self.base),

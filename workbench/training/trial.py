@@ -211,8 +211,10 @@ def _train(
         module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     report = None
     if about["stage"] == "confirmation":  # the report split is opened here and nowhere else
+        sealed = about.get("split", "report") == "report"
+        measured = data.report if sealed else data.selection
         report = evaluate(
-            module.model, data.report, batch_size=training.batch_size, context=training.context,
+            module.model, measured, batch_size=training.batch_size, context=training.context,
             precision=training.precision,
         )  # fmt: skip
     if not leads:
@@ -228,7 +230,7 @@ def _train(
         import polars as pl
 
         numbers["report_value"] = config.data.metric.of(report)
-        frame = pl.DataFrame({"document": range(len(data.report)), **report})
+        frame = pl.DataFrame({"document": range(len(measured)), **report})
         temporary = folder.path / ".report.tmp"
         frame.write_parquet(temporary)
         os.replace(temporary, folder.path / "report.parquet")
