@@ -101,6 +101,19 @@ class Ablation:
         config = timed(config, measured) if measure else config
         return config.fixed(), cost_table(config, measured)
 
+    def pilot(self, seeds: int = 8, arms: int = 1) -> Ablation:
+        """A small ablation that tells the noise before this one: the baseline and the first ``arms`` others as they are,
+        nothing tuned, on seeds of its own, measured on the selection split so that the report split stays sealed."""
+        config = self.config
+        taken = {*config.confirmation.seeds, config.tuning.seed}
+        own = [seed for seed in range(2_000, 2_000 + seeds + len(taken)) if seed not in taken][:seeds]
+        like = [config.like] if config.like else []
+        names = list(dict.fromkeys([*config.order[: 1 + arms], *like]))
+        return Ablation(config.changed(
+            name=f"{config.name}-pilot", arms={arm: config.arms[arm] for arm in names}, baseline=config.order[0],
+            tuning={"trials": 0}, confirmation={"seeds": own, "split": "selection"}, exploratory="a pilot",
+        ), self.results)  # fmt: skip
+
     def create(self, progress: Callable[[str], None] = lambda line: None) -> AblationRun:
         """The folder of this ablation, made now or found as an earlier call left it; starts nothing.
 
