@@ -1,5 +1,5 @@
-"""The command line: ``workbench cost|run|worker|watch|stop|verdict|report|archive|table|train|prepare|export|generate|variants|
-doctor``.
+"""The command line: ``workbench cost|pilot|plan|run|worker|watch|stop|verdict|report|archive|table|train|prepare|export|
+generate|variants|doctor``.
 
 Every command that takes an ablation takes the same YAML file, followed by overrides such as
 ``base.training.tokens=1_000_000``.
@@ -186,6 +186,76 @@ def generate(
 
 
 @app.command()
+def pilot(
+    file: File,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+    seeds: Annotated[int, typer.Option(help="Seeds an arm, none of the ablation's own.")] = 8,
+    arms: Annotated[int, typer.Option(help="Arms beside the baseline, the first ones; they tell the pairing.")] = 1,
+) -> None:
+    """Measure the noise before an ablation: its baseline (and an arm) on seeds of their own, the report split left sealed.
+
+    The pilot is an ablation named NAME-pilot; `workbench plan` reads it.
+    """
+    from workbench.ablation.ablation import Ablation
+
+    small = Ablation.load(file, overrides or (), results).pilot(seeds, arms)
+    launched = small.launch(progress=_note)
+    _watch(launched)
+    if launched.finished:
+        plan(file, overrides, results)
+
+
+@app.command()
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+    pilots: Annotated[
+        list[Path] | None, typer.Option("--pilot", help="Ablations whose noise is taken; default NAME-pilot.")
+    ] = None,
+    sd: Annotated[float | None, typer.Option(help="Noise from elsewhere: sd over seeds, in the metric's unit.")] = None,
+    rho: Annotated[float, typer.Option(help="Correlation of arms over paired seeds, with --sd.")] = 0.0,
+) -> None:
+    """How many seeds the question needs, from a pilot's noise: exact t-power."""
+    from workbench.ablation.ablation import Ablation
+    from workbench.ablation.planner import Pilot, pilot_of, plan_seeds, values_of
+    from workbench.ablation.run import AblationRun
+    from workbench.config import ConfigError
+
+    ablation = Ablation.load(file, overrides or (), results)
+    config = ablation.config
+    try:
+        if sd is not None:
+            noise = Pilot.assumed(sd, rho)
+        else:
+            there = pilots or [results / f"{config.name}-pilot"]
+            noise = pilot_of(values_of([AblationRun(folder) for folder in there]), config.order[0])
+    except ValueError as error:
+        if isinstance(error, ConfigError) and not pilots and sd is None:
+            raise ConfigError.at("--pilot", got="no pilot", expected="the noise of the metric over seeds",
+                                 do="Run `workbench pilot` with this file, name an earlier ablation, or give --sd.") from None  # fmt: skip
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError.at("--pilot", got=str(error), expected="the noise of the metric over seeds") from None
+    unit = config.run(config.order[0], seed=config.tuning.seed).data.metric.unit
+    found = plan_seeds(
+        noise,
+        arms=len(config.order) - 1,
+        alpha=config.alpha,
+        effect=config.protocol.effect,
+        margin=config.margin,
+        unit=unit,
+    )
+    print("\n".join(found.sentences()))
+    shown = Table("seeds", f"shows, {unit}", title="What so many paired seeds could show (80 % power)")
+    for seeds, able in found.table().iter_rows():
+        shown.add_row(f"{seeds}{' ← declared' if seeds == len(config.confirmation.seeds) else ''}", f"{able:.3g}")
+    console.print(shown)
+    print(f"Declared: {len(config.confirmation.seeds)} seeds.")
+
+
+@app.command()
 def worker(folder: Folder) -> None:
     """Take trials of a launched ablation until none is left. Any number may work at the same time."""
     from workbench.ablation.run import AblationRun
@@ -231,13 +301,15 @@ def stop(folder: Folder) -> None:
 @app.command()
 def verdict(folder: Folder) -> None:
     """Who is better, by how much, with what certainty."""
+    from workbench.ablation.checks import notes
     from workbench.ablation.run import AblationRun
 
-    found = AblationRun(folder).verdict()
+    launched = AblationRun(folder)
+    found = launched.verdict()
     if found is None:
         console.print("No verdict yet: confirmation runs are missing.")
         raise typer.Exit(1)
-    print(found)
+    print("\n".join([str(found), "", *notes(launched)]).rstrip())
 
 
 @app.command()
@@ -369,6 +441,10 @@ def _duration(seconds: float | None) -> str:
     return f"{hours}h{minutes:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:+.2%}"
+
+
 def _print_cost(frame: Any, workers: int) -> None:
     shown = Table("a trial", *(Column(arm, justify="right") for arm in frame["arm"]), title="Cost")
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -379,9 +455,17 @@ def _print_cost(frame: Any, workers: int) -> None:
         "decode cache": lambda row: _human(row["cache_bytes"], "B"),
         "… if windows kept every token": lambda row: _human(row.get("unevicted_bytes"), "B"),
         "training tokens": lambda row: _human(row["tokens"]),
-        "time (estimated)": lambda row: _duration(row["seconds_per_trial"]),
-        "memory (estimated)": lambda row: _human(row["memory_bytes"], "B"),
+        "tokens a second": lambda row: _human(row.get("tokens_per_second")),
+        "time": lambda row: _duration(row["seconds_per_trial"]),
+        "memory": lambda row: _human(row["memory_bytes"], "B") + ("" if row.get("memory_measured") else " (estimate)"),
+        "disk, while it runs": lambda row: _human(row.get("disk_bytes"), "B"),
         "trials": lambda row: str(row["trials"]),
+        "set by the budget": lambda row: row.get("solved") or "–",
+        "off the budget": lambda row: _share(row["residual"]),
+        "against the baseline: parameters": lambda row: _share(row.get("off_parameters")),
+        "… active": lambda row: _share(row.get("off_active_parameters")),
+        "… training FLOPs": lambda row: _share(row.get("off_flops")),
+        "… seconds": lambda row: _share(row.get("off_seconds")),
         "not matched": lambda row: row["mismatch"] or "–",
     }
     for name, text in rows.items():

@@ -75,7 +75,7 @@ def test_identity_ignores_how_the_work_is_carried_out(fields: dict[str, Any]) ->
 def test_cost_tells_what_does_not_match_and_the_budget_refuses_it(fields: dict[str, Any]) -> None:
     fields["arms"]["wide"] = {"model.feedforwards.swiglu.hidden": 128}
     config = AblationConfig.parse(fields)
-    table = cost_table(config, measure=False)
+    table = cost_table(config)
     rows = {row["arm"]: row for row in table.iter_rows(named=True)}
     assert rows["sliding"]["residual"] == 0 and "cache bytes" in rows["sliding"]["mismatch"]
     assert "non-embedding parameters" in rows["wide"]["mismatch"]
@@ -88,7 +88,7 @@ def test_cost_tells_what_does_not_match_and_the_budget_refuses_it(fields: dict[s
 def test_the_shipped_sweeps_are_valid_and_matched() -> None:
     for path in Path("sweeps").glob("*.yaml"):
         config = AblationConfig.load(path)
-        check_budget(config, cost_table(config, measure=False))
+        check_budget(config, cost_table(config))
     sizes: dict[str, list[int]] = {}
     for path in Path("sweeps/runs").glob("*.yaml"):
         run = RunConfig.load(path)

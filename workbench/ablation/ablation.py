@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import polars as pl
 import torch
 
 from workbench.ablation.config import AblationConfig
-from workbench.ablation.cost import check_budget, cost_table
+from workbench.ablation.cost import check_budget, cost_table, measure_arms, timed
 from workbench.ablation.plan import Plan
+from workbench.ablation.registration import deviate, register
 from workbench.ablation.run import AblationRun
 from workbench.config import ConfigError, difference
 from workbench.data import Source, prepare
@@ -86,9 +87,32 @@ class Ablation:
         """The cost card, one row an arm (columns: :func:`workbench.ablation.cost.cost_table`).
 
         Args:
-            measure: run a few real steps of every arm on this machine to tell the time.
+            measure: train every arm, or a shrunken one, for a few real steps on this machine, to tell time and memory.
         """
-        return cost_table(self.config, threads=self.threads, measure=measure, progress=progress)
+        return self._cost(measure=measure, progress=progress)[1]
+
+    def _cost(
+        self, *, measure: bool = True, data: Mapping[str, Source] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> tuple[AblationConfig, pl.DataFrame]:  # fmt: skip
+        """This ablation with the solver's values written down, and its cost card."""
+        config = self.config
+        measured = measure_arms(config, threads=self.threads, data=data, progress=progress) if measure else {}
+        config = timed(config, measured) if measure else config
+        return config.fixed(), cost_table(config, measured)
+
+    def pilot(self, seeds: int = 8, arms: int = 1) -> Ablation:
+        """A small ablation that tells the noise before this one: the baseline and the first ``arms`` others as they are,
+        nothing tuned, on seeds of its own, measured on the selection split so that the report split stays sealed."""
+        config = self.config
+        taken = {*config.confirmation.seeds, config.tuning.seed}
+        own = [seed for seed in range(2_000, 2_000 + seeds + len(taken)) if seed not in taken][:seeds]
+        like = [config.like] if config.like else []
+        names = list(dict.fromkeys([*config.order[: 1 + arms], *like]))
+        return Ablation(config.changed(
+            name=f"{config.name}-pilot", arms={arm: config.arms[arm] for arm in names}, baseline=config.order[0],
+            tuning={"trials": 0}, confirmation={"seeds": own, "split": "selection"}, exploratory="a pilot",
+        ), self.results)  # fmt: skip
 
     def create(self, progress: Callable[[str], None] = lambda line: None) -> AblationRun:
         """The folder of this ablation, made now or found as an earlier call left it; starts nothing.
@@ -102,6 +126,9 @@ class Ablation:
             about = read_json(self.folder / "ablation.json")
             if not about:
                 about = self._create(progress)
+            elif about["identity"] != self.config.identity and (deviation := self._deviation(about)):
+                about = self._change(about, deviation)
+                self._prepare_again(about["data"], progress)
             elif about["identity"] != self.config.identity:
                 changes = difference(about["canonical"], self.config.canonical())
                 shown = "; ".join(
@@ -132,10 +159,11 @@ class Ablation:
         return run
 
     def _create(self, progress: Callable[[str], None]) -> dict[str, Any]:
-        config = self.config
-        table = self.cost(progress=progress)
+        if self.config.budget.axis != "seconds":  # before anything takes time
+            check_budget(self.config, cost_table(self.config))
+        prepared = {arm: self._prepare(arm, progress) for arm in self.config.order}
+        config, table = self._cost(data=prepared, progress=progress)
         check_budget(config, table)
-        prepared = {arm: self._prepare(arm, progress) for arm in config.order}
         _check_alike(prepared)
         data = {arm: own.fingerprint for arm, own in prepared.items()}
         where = environment()
@@ -163,8 +191,25 @@ class Ablation:
                 **where["libraries"],
             },
         }
+        about["registration"] = register(about)
         write_json(self.folder / "ablation.json", about)
         return about
+
+    def _deviation(self, about: dict[str, Any]) -> dict[str, Any] | None:
+        """What this configuration changes in how a launched ablation is read; None where it changes what is run."""
+        return deviate(about, self.config.canonical(), self.config.deviation)
+
+    def _change(self, about: dict[str, Any], deviation: dict[str, Any]) -> dict[str, Any]:
+        """Write a changed analysis down, beside what was declared at launch."""
+        if AblationRun(self.folder).workers():
+            raise ConfigError.at("deviation", got="workers that are still at work", expected="a stopped ablation",
+                                 do=f"Stop them first: workbench stop {self.folder}.")  # fmt: skip
+        config = self.config.fixed(about["config"]["budget"]["solved"])
+        changed = {**about, "config": config.plain(), "canonical": config.canonical(), "identity": config.identity}
+        deviation["hash"] = register(changed)["hash"]
+        changed["deviations"] = [*about.get("deviations", []), deviation]
+        write_json(self.folder / "ablation.json", changed)
+        return changed
 
     def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
         run = self.config.run(arm, seed=self.config.tuning.seed)

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from workbench.config import Config, ConfigError, deep_merge, expand_dotted, nearest
+from workbench.ablation.budget import Budget, knob, quantity, solve
+from workbench.config import Config, ConfigError, deep_merge, expand_dotted, flatten, nearest
 from workbench.contract import Range
 from workbench.training.config import RunConfig
-
-
-class Budget(Config):
-    """What is held equal between the arms, beside tokens and data."""
-
-    axis: Literal["parameters", "active_parameters", "flops"] = "parameters"
-    """Matched quantity: non-embedding parameters, those active for one token, or training FLOPs of the whole run."""
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    """Largest relative difference to the baseline."""
-    allow_mismatch: str | None = None
-    """A reason to compare arms that do not match; the verdict is then labelled exploratory."""
 
 
 class Tuning(Config):
@@ -48,6 +39,22 @@ class Confirmation(Config):
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Training seeds, all different."""
+    split: Literal["report", "selection"] = "report"
+    """Where the arms are measured. A pilot measures on the selection split, so that the report split stays sealed."""
+
+
+class Protocol(Config):
+    """What is declared before the first run, beside question, budget, seeds, alpha and margin. Hashed at launch and quoted by
+    the verdict; a later change is a deviation."""
+
+    metric: str | None = None
+    """Unit of the primary metric, checked against the data's: bits per byte."""
+    effect: Annotated[float | None, Field(gt=0)] = None
+    """Smallest difference of interest, in the unit of the metric: worth acting on."""
+    stopping: str = "every declared seed is run, then the verdict is read once"
+    """When runs stop being added."""
+    exclusions: str = "none"
+    """Runs or documents that are left out, and why."""
 
 
 class Launch(Config):
@@ -82,8 +89,13 @@ class AblationConfig(Config):
     """Family-wise error rate of the verdict."""
     margin: Annotated[float, Field(gt=0)] | None = None
     """Equivalence margin in the unit of the data's metric (text: bits per byte); without one no arm can be called equivalent."""
+    protocol: Protocol = Protocol()
+    """What else is declared before the first run."""
     exploratory: str | None = None
     """Why this ablation's verdicts are exploratory, if they are."""
+    deviation: str | None = None
+    """Why the analysis (question, alpha, margin, protocol, further seeds) is changed after launch. The verdict says so and is
+    exploratory."""
     launch: Launch = Launch()
     """How the work is carried out."""
 
@@ -104,7 +116,15 @@ class AblationConfig(Config):
         if self.tuning.seed in seeds:
             raise ConfigError.at("tuning.seed", got=self.tuning.seed, expected="none of the confirmation seeds",
                                  do="The report must not reuse the run that was selected.")  # fmt: skip
+        self._check_budget()
         metric = self.run(self.order[0], seed=self.tuning.seed).data.metric
+        if self.protocol.metric not in (None, metric.unit):
+            raise ConfigError.at(
+                "protocol.metric", got=self.protocol.metric, expected=f"the data's metric, {metric.unit!r}"
+            )
+        if self.margin is not None and self.protocol.effect is not None and self.margin > self.protocol.effect:
+            raise ConfigError.at("margin", got=self.margin, expected=f"at most protocol.effect={self.protocol.effect:g}",
+                                 do="What would not matter cannot be larger than what would.")  # fmt: skip
         for arm in self.arms:
             own = self.run(arm, seed=self.tuning.seed).data.metric
             if own != metric:
@@ -113,20 +133,77 @@ class AblationConfig(Config):
             for point in self.points(arm):
                 self.run(arm, seed=self.tuning.seed, hyperparameters=point)
 
+    def _check_budget(self) -> None:
+        budget = self.budget
+        if isinstance(budget.target, str) and budget.target not in self.arms:
+            raise ConfigError.at("budget.target", got=budget.target, expected="an amount, or the name of an arm",
+                                 do=nearest(budget.target, self.arms))  # fmt: skip
+        if isinstance(budget.target, int | float) and budget.target <= 0:
+            raise ConfigError.at("budget.target", got=budget.target, expected="a positive amount")
+        runs = [self._run(arm, self.tuning.seed) for arm in self.order]
+        for path in budget.free:
+            if all(knob(run, path) is None for run in runs):
+                raise ConfigError.at("budget.free", got=path, expected="a field of a run that holds a whole number",
+                                     do="Such as model.feedforwards.swiglu.hidden, model.depth or training.tokens.")  # fmt: skip
+            if path in self.tuning.space:
+                raise ConfigError.at("budget.free", got=path, expected="a field that is not tuned",
+                                     do="Take it out of tuning.space: the budget decides it.")  # fmt: skip
+        if self.budget.axis != "seconds" and not self.target > 0:
+            raise ConfigError.at("budget.axis", got=f"{budget.axis}, of which {self.like} has none",
+                                 expected="a quantity that the target has")  # fmt: skip
+
     @property
     def order(self) -> list[str]:
         """Arm names, the baseline first."""
         baseline = self.baseline or next(iter(self.arms))
         return [baseline, *(arm for arm in self.arms if arm != baseline)]
 
+    @cached_property
+    def solved(self) -> dict[str, dict[str, int]]:
+        """Arm -> what the budget's solver sets in it; as written down at launch, once it was. Empty for seconds until they
+        have been measured."""
+        budget = self.budget
+        if budget.solved or not budget.free or budget.axis == "seconds":
+            return budget.solved
+        target = self.target
+        solved = {}
+        for arm in self.order:
+            own = flatten(expand_dotted(self.arms[arm]))
+            free = [path for path in budget.free if path not in own]
+            if arm == self.like or not free:
+                continue
+            solved[arm] = solve(partial(self._run, arm, self.tuning.seed), budget, free, target)
+        return {arm: values for arm, values in solved.items() if values}
+
+    @property
+    def like(self) -> str | None:
+        """The arm whose quantity is the budget's target; None where the target is a number."""
+        target = self.budget.target
+        return self.order[0] if target is None else target if isinstance(target, str) else None
+
+    @property
+    def target(self) -> float:
+        """What every arm's quantity of the budget's axis is brought to (not for seconds)."""
+        if isinstance(self.budget.target, int | float):
+            return float(self.budget.target)
+        assert self.like is not None
+        return quantity(self.budget, self._run(self.like, self.tuning.seed))
+
+    def fixed(self, solved: dict[str, dict[str, int]] | None = None) -> AblationConfig:
+        """This ablation with the solver's values written down."""
+        return self.changed(budget=self.budget.changed(solved=self.solved if solved is None else solved))
+
     def run(self, arm: str, *, seed: int, hyperparameters: dict[str, Any] | None = None) -> RunConfig:
-        """The run of ``arm`` with tuned values laid over it.
+        """The run of ``arm`` with the solver's and then the tuned values laid over it.
 
         Raises:
             ConfigError: with paths below ``arms.<arm>`` (or ``base`` where the mistake is there).
         """
+        return self._run(arm, seed, {**self.solved.get(arm, {}), **(hyperparameters or {})})
+
+    def _run(self, arm: str, seed: int, values: dict[str, Any] | None = None) -> RunConfig:
         merged = deep_merge(expand_dotted(self.base), expand_dotted(self.arms[arm]))
-        merged = deep_merge(merged, expand_dotted(hyperparameters or {}))
+        merged = deep_merge(merged, expand_dotted(values or {}))
         try:
             return RunConfig.parse({**merged, "seed": seed})
         except ConfigError as error:
@@ -174,6 +251,8 @@ class AblationConfig(Config):
     def canonical(self) -> dict[str, Any]:
         """Without how the work is carried out."""
         plain = self.plain()
-        del plain["launch"]
+        del plain["launch"], plain["deviation"]
+        # measured seconds differ from one time to the next
+        plain["budget"]["solved"] = {} if self.budget.axis == "seconds" else self.solved
         return {**plain, "baseline": self.order[0], "base": expand_dotted(self.base),
                 "arms": [[arm, expand_dotted(change)] for arm, change in self.arms.items()]}  # fmt: skip

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
 
 import polars as pl
 import torch
 from torch.overrides import TorchFunctionMode
 
+from workbench.ablation.budget import quantity
 from workbench.ablation.config import AblationConfig
-from workbench.accounting import ModelCost, account
+from workbench.accounting import account
 from workbench.config import ConfigError
-from workbench.contract import Side
+from workbench.data import Source
 from workbench.model import LanguageModel
+from workbench.training.checkpoint import KEEP
 from workbench.training.config import RunConfig
-from workbench.training.optimiser import build_optimiser
+from workbench.training.probe import Measured, shrunken, whole
 
-MEASURED_STEPS = 3
 LARGEST_MEASURED_STEP = 2e12
-"""FLOPs of a step beyond which a step is not run for timing; the time is then left open. Our choice."""
+"""FLOPs of a micro-batch beyond which it is not run on a CPU; the time is then left open. Our choice."""
 
 
 def activation_bytes(config: RunConfig) -> int:
@@ -63,16 +64,12 @@ class _FusedAttention(TorchFunctionMode):
 
 def _saved_bytes(config: RunConfig) -> int:
     training = config.training
-    layers, shortcuts = config.model.layers, config.model.shortcuts
-    spans: list[Any] = [*zip(layers[::2], layers[1::2], shortcuts)] if shortcuts else [(layer,) for layer in layers]
-    counts = Counter(spans)  # layers (pairs) of one configuration keep as much: one of each is traced
-    chosen, length = [spans.index(span) for span in counts], 2 if shortcuts else 1
+    counts = Counter(config.model.spans)  # spans of one configuration keep as much: one of each is traced
     with torch.device("meta"):
-        model = LanguageModel(config.model)
+        model = LanguageModel(config.model.with_spans(tuple(counts)))
         model.recompute = training.recompute
-        model.blocks = torch.nn.ModuleList(model.blocks[length * i + j] for i in chosen for j in range(length))
-        model.shortcuts = torch.nn.ModuleList(model.shortcuts[i] for i in chosen if shortcuts)
-        ends = model.shortcuts if model.source and shortcuts else model.blocks[length - 1 :: length]
+        pairs = len(model.shortcuts) > 0
+        ends = model.shortcuts if model.source and pairs else model.blocks[1 if pairs else 0 :: 2 if pairs else 1]
         tokens = torch.zeros(training.batch_size, training.context, dtype=torch.long)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         kept: dict[int, int] = {}
@@ -97,92 +94,147 @@ def _saved_bytes(config: RunConfig) -> int:
     return sum(kept.values())
 
 
-def seconds_per_step(config: RunConfig, cost: ModelCost, threads: int) -> float | None:
-    """Seconds of one optimiser step on this machine, the median of a few real ones; None where that would be long."""
-    training = config.training
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and cost.training_flops * training.tokens_per_step > LARGEST_MEASURED_STEP:
-        return None
+def measure_arms(
+    config: AblationConfig, *, threads: int = 1, data: Mapping[str, Source] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Measured]:  # fmt: skip
+    """Arm -> what a step of it takes on this device (:mod:`workbench.training.probe`); an arm is left out where that would be
+    long (on a CPU) or does not fit.
+
+    Where seconds are the budget, every arm is measured three times, in turns, and the median is taken.
+
+    Args:
+        threads: of one trial.
+        data: prepared data by arm, whose rows are trained on; without it rows of two documents each are made up.
+    """
+    found: dict[str, list[Measured]] = {}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        model = LanguageModel(config.model, seed=0).to(device)
-        model.recompute = training.recompute
-        optimiser = build_optimiser(model, training)
-        shape = (training.batch_size, training.context)
-        tokens = torch.randint(0, config.model.vocabulary or 2, shape, device=device,
-                               generator=torch.Generator(device).manual_seed(0))  # fmt: skip
-        targets = tokens
-        if (share := config.data.target_share(training.context)) < 1:
-            targets = torch.where(
-                torch.arange(tokens.numel(), device=device).view(shape) % round(1 / share) == 0, tokens, -100
-            )
-        segments = (torch.arange(training.context, device=device) > training.context // 2).long().expand(shape)
-        times = []
-        for _ in range(1 + MEASURED_STEPS):
-            start = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-                own = Side(watch=False)
-                loss = model.loss(tokens, targets, segments=segments, own=own)
-            torch.stack([loss, *own.losses]).sum().backward()
-            optimiser.step()
-            optimiser.zero_grad()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        return sorted(times[1:])[MEASURED_STEPS // 2] * training.accumulate
+        for turn in range(3 if config.budget.axis == "seconds" and not config.solved else 1):
+            for arm in config.order:
+                if progress:
+                    progress(f"cost of {arm}" + (f", turn {turn + 1}" if turn else ""))
+                run = first_run(config, arm)
+                training = run.training
+                largest = run.model.with_spans(max((spans for spans, _, _ in shrunken(run.model.spans)), key=len))
+                step = account(largest, training.context).training_flops * training.batch_size
+                if not torch.cuda.is_available() and step * training.context > LARGEST_MEASURED_STEP:
+                    continue
+                stream = None
+                if data:
+                    stream = data[arm].stream(batch_size=training.batch_size, context=training.context, seed=run.seed)
+                try:
+                    found.setdefault(arm, []).append(whole(run, stream))
+                except torch.OutOfMemoryError:
+                    continue
     finally:
         torch.set_num_threads(before)
+    return {arm: Measured(median(one.seconds for one in several), several[0].peaks) for arm, several in found.items()}
 
 
-def cost_table(
-    config: AblationConfig, *, threads: int = 1, measure: bool = True, progress: Callable[[str], None] | None = None
-) -> pl.DataFrame:
+def timed(config: AblationConfig, measured: Mapping[str, Measured]) -> AblationConfig:
+    """The ablation with every arm's tokens such that it trains for as many seconds as the budget says.
+
+    Raises:
+        ConfigError: when an arm could not be measured.
+    """
+    if config.budget.axis != "seconds" or config.solved:
+        return config
+    for arm in config.order:
+        if arm not in measured:
+            raise ConfigError.at(f"arms.{arm}", got="no time that could be measured on this device",
+                                 expected="seconds of a step, to turn the budget into tokens",
+                                 do="Give a smaller model or batch, or match flops.")  # fmt: skip
+    target = config.budget.target
+    if not isinstance(target, int | float):
+        assert config.like is not None
+        target = measured[config.like].seconds * config.run(config.like, seed=config.tuning.seed).training.steps
+    solved = {}
+    for arm in config.order:
+        training = config.run(arm, seed=config.tuning.seed).training
+        steps = max(1, round(target / measured[arm].seconds))
+        if steps != training.steps:
+            solved[arm] = {"training.tokens": steps * training.tokens_per_step}
+    return config.fixed(solved)
+
+
+def first_run(config: AblationConfig, arm: str) -> RunConfig:
+    """An arm's run as its first tuning trial trains it."""
+    points = config.points(arm)
+    return config.run(arm, seed=config.tuning.seed, hyperparameters=points[0] if points else None)
+
+
+def cost_table(config: AblationConfig, measured: Mapping[str, Measured] | None = None) -> pl.DataFrame:
     """One row an arm, the baseline first.
 
     Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
     flops_per_token (forward), training_flops (one trial);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
-    tokens (one trial); trials (tuning and confirmation);
-    seconds_per_trial, seconds_total (training alone, one worker; null where not measured); memory_bytes (weights,
-    gradients, AdamW's moments and saved activations: our estimate); residual (relative difference of the matched
-    quantity to the baseline); mismatch (what is not matched, in words).
+    tokens (one trial); trials (tuning and confirmation); tokens_per_second, seconds_per_trial, seconds_total (training
+    alone, one worker; null where not measured); memory_bytes (the most that tensors take: weights, gradients, AdamW's
+    moments, activations); memory_measured (whether on this device, or an estimate of what autograd keeps);
+    disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
+    budget's target); off_parameters, off_active_parameters, off_flops, off_cache, off_seconds (to the baseline, on every
+    axis); solved (what the budget's solver set, in words); mismatch (what is not matched, in words).
     """
     rows: list[dict[str, Any]] = []
     baseline: dict[str, Any] = {}
     for arm in config.order:
-        if progress:
-            progress(f"cost of {arm}")
-        points = config.points(arm)
-        run = config.run(arm, seed=config.tuning.seed, hyperparameters=points[0] if points else None)
+        run = first_run(config, arm)
         training = run.training
         cost = account(run.model, training.context, element_bytes=4 if training.precision == "fp32" else 2)
-        per_step = seconds_per_step(run, cost, threads) if measure else None
+        found = (measured or {}).get(arm)
         trials = config.tuning.trials + len(config.confirmation.seeds)
-        seconds = None if per_step is None else per_step * training.steps
+        seconds = None if found is None else found.seconds * training.steps
+        # weights, gradients and two moments, all fp32
+        memory = 16 * cost.parameters + activation_bytes(run) if found is None else found.peak_bytes
         row: dict[str, Any] = {
             "arm": arm, "parameters": cost.parameters, "embedding": cost.embedding, "auxiliary": cost.auxiliary,
             "non_embedding": cost.non_embedding, "active": cost.active,
             "flops_per_token": cost.forward_flops,
             "training_flops": cost.training_flops * training.steps * training.tokens_per_step,
-            "cache_bytes": cost.cache_bytes, "unevicted_bytes": cost.unevicted_bytes, "tokens": training.steps * training.tokens_per_step, "trials": trials,
+            "cache_bytes": cost.cache_bytes, "unevicted_bytes": cost.unevicted_bytes,
+            "tokens": training.steps * training.tokens_per_step, "trials": trials,
+            "tokens_per_second": None if found is None else training.tokens_per_step / found.seconds,
             "seconds_per_trial": seconds, "seconds_total": None if seconds is None else seconds * trials,
-            # weights, gradients and two moments, all fp32
-            "memory_bytes": 16 * cost.parameters + activation_bytes(run),
+            "memory_bytes": memory, "memory_measured": found is not None,
+            # weights and two moments, in the checkpoints that are kept and the one that is being written
+            "disk_bytes": 12 * cost.parameters * (KEEP + 1),
         }  # fmt: skip
         baseline = baseline or row
-        row["residual"] = _residual(config, row, baseline)
+        row["residual"] = _residual(config, row, baseline, run)
+        row |= _off(row, baseline)
+        row["solved"] = ", ".join(
+            f"{'.'.join(path.split('.')[-2:])}={v}" for path, v in config.solved.get(arm, {}).items()
+        )
         row["mismatch"] = _mismatch(row, baseline)
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-AXES = {"parameters": "non_embedding", "active_parameters": "active", "flops": "training_flops"}
+AXES = {"parameters": "non_embedding", "active_parameters": "active", "flops": "training_flops", "cache": "cache_bytes",
+        "seconds": "seconds_per_trial"}  # fmt: skip
+"""Axis of a budget -> column of the cost table."""
 
 
-def _residual(config: AblationConfig, row: dict[str, Any], baseline: dict[str, Any]) -> float:
-    column = AXES[config.budget.axis]
-    return row[column] / baseline[column] - 1
+def _residual(config: AblationConfig, row: dict[str, Any], baseline: dict[str, Any], run: RunConfig) -> float | None:
+    """The relative difference to the budget's target."""
+    if config.budget.axis != "seconds":
+        return quantity(config.budget, run) / config.target - 1
+    target = config.budget.target if config.like is None else baseline["seconds_per_trial"]
+    if row["seconds_per_trial"] is None or not isinstance(target, int | float):
+        return None
+    return row["seconds_per_trial"] / target - 1
+
+
+def _off(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, float | None]:
+    """``off_<axis>``: the relative difference to the baseline on every axis, the primary one or not."""
+    off: dict[str, float | None] = {}
+    for axis, column in AXES.items():
+        known = baseline[column] and row[column] is not None
+        off[f"off_{axis}"] = row[column] / baseline[column] - 1 if known else None
+    return off
 
 
 def _mismatch(row: dict[str, Any], baseline: dict[str, Any]) -> str:
@@ -206,9 +258,14 @@ def check_budget(config: AblationConfig, table: pl.DataFrame) -> None:
     if config.budget.allow_mismatch:
         return
     for row in table.iter_rows(named=True):
-        if abs(row["residual"]) > config.budget.tolerance:
+        if row["residual"] is None or abs(row["residual"]) > config.budget.tolerance:
+            off = "not known" if row["residual"] is None else f"{row['residual']:+.1%}"
+            against = "the baseline" if config.budget.target is None else f"budget.target={config.budget.target}"
+            free = ", ".join(config.budget.free)
             raise ConfigError.at(
-                f"arms.{row['arm']}", got=f"{config.budget.axis} {row['residual']:+.1%} against the baseline",
+                f"arms.{row['arm']}", got=f"{config.budget.axis} {off} against {against}",
                 expected=f"within {config.budget.tolerance:.1%} (budget.axis={config.budget.axis})",
-                do="Change a width (model.feedforwards.swiglu.hidden), or give a reason in budget.allow_mismatch.",
+                do=(f"Turning {free} comes no nearer; free another field" if free
+                    else "Let the solver turn a width (budget.free=[model.feedforwards.swiglu.hidden])")
+                + ", or give a reason in budget.allow_mismatch.",
             )  # fmt: skip

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from workbench.ablation.config import AblationConfig
 from workbench.ablation.run import AblationRun
 from workbench.ablation.study import ATTEMPTS, enqueue, fail_stale_trials, is_open, open_storage, retry, sampler, slots
+from workbench.config import ConfigError
 from workbench.files import write_json
 from workbench.results.store import OUTSIDE, RunFolder
 from workbench.training.config import RunConfig, describe_run
@@ -65,6 +66,7 @@ class Plan:
                 continue
             if not settled:
                 chosen = self._select(tuning)
+                self._check_sealed(arm, chosen)
                 self._choose(arm, chosen)
             if "failed" in chosen:
                 continue
@@ -109,6 +111,21 @@ class Plan:
         return {"run": best.user_attrs["run"], "hyperparameters": best.params, "selection_value": best.value,
                 "done": len(done), "trials": len(latest)}  # fmt: skip
 
+    def _check_sealed(self, arm: str, chosen: dict[str, Any]) -> None:
+        """Raise ConfigError where the arm has been confirmed with another setting: the report split is opened once."""
+        for path in sorted(self.run.folder.glob("runs/confirmation-*")):
+            about = RunFolder(path).about()
+            if (
+                about.get("arm") == arm
+                and "failed" not in chosen
+                and about["hyperparameters"] != chosen["hyperparameters"]
+            ):
+                raise ConfigError.at(
+                    f"arms.{arm}", got=f"another setting than the one it was confirmed with, {about['hyperparameters']}",
+                    expected="one opening of the report split for every arm",
+                    do="Give the ablation another name (name=...), and other documents to report on.",
+                )  # fmt: skip
+
     def _choose(self, arm: str, chosen: dict[str, Any] | None) -> None:
         """Write down, or take back, what an arm is confirmed with."""
         held = self.run.selection()
@@ -143,6 +160,7 @@ class Plan:
         base = self.config.run(self.config.order[0], seed=seed)
         about = describe_run(
             config, self.run.about["data"][arm], arm=arm, stage=stage, hyperparameters=hyperparameters,
-            difference=json.loads(json.dumps(config.diff(base))),
+            solved=self.config.solved.get(arm, {}),
+            split=self.config.confirmation.split, difference=json.loads(json.dumps(config.diff(base))),
         )  # fmt: skip
         return RunFolder.create(self.run.folder / "runs" / name, about)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from workbench.ablation.registration import quote, standing
 from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
@@ -102,6 +103,10 @@ class AblationRun:
         """Where the numbers come from."""
         return dict(self.about["provenance"])
 
+    def deviations(self) -> list[dict[str, Any]]:
+        """What was changed after launch in how the runs are read: ``what``, ``when``, ``why``."""
+        return standing(self.about)
+
     @property
     def exists(self) -> bool:
         """Whether its folder is still there."""
@@ -149,8 +154,18 @@ class AblationRun:
         return judge(
             measured[self.baseline], [measured[arm] for arm in self.arms[1:]], alpha=config["alpha"],
             margin=config["margin"], seeds=self.seeds,
-            exploratory=config["exploratory"] or config["budget"]["allow_mismatch"], unit=metric.unit,
+            exploratory=self._exploratory(), unit=metric.unit, effect=config.get("protocol", {}).get("effect"),
+            declared=quote(self.about),
         )  # fmt: skip
+
+    def _exploratory(self) -> str | None:
+        """Why the verdict is no confirmation, where it is none."""
+        config = self.about["config"]
+        reasons = [config["exploratory"], config["budget"]["allow_mismatch"]]
+        if config["confirmation"].get("split", "report") != "report":
+            reasons.append("measured on the selection split")
+        reasons += [f"deviation: {deviation['why']}" for deviation in self.deviations()]
+        return "; ".join(reason for reason in reasons if reason) or None
 
     # -- what is happening ---------------------------------------------------------------------------------------
 

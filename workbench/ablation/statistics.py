@@ -8,6 +8,7 @@ over documents, Σ amounts / Σ sizes (bits over bytes, errors over answers); lo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -22,13 +23,16 @@ __all__ = [
     "NoiseFloor",
     "crossed_bootstrap",
     "detectable_difference",
+    "equivalence_power",
     "equivalent",
     "expected_best_of",
     "holm",
     "noise_floor",
     "paired_correlation",
     "paired_interval",
+    "pooled_sd",
     "ratio_of_sums",
+    "seeds_for_equivalence",
     "seeds_needed",
 ]
 
@@ -312,6 +316,56 @@ def seeds_needed(effect_in_sd: float, alpha: float = 0.05, power: float = 0.8) -
     while _power(n, effect_in_sd, alpha) < power:
         n += 1
     return n
+
+
+def equivalence_power(n: int, margin_in_sd: float, alpha: float = 0.05) -> float:
+    """Power of two one-sided t-tests at ``alpha`` to show equivalence when the true difference is zero.
+
+    With u = s / σ, u² · (n − 1) chi-square: E over u of max(0, 2 Φ(m √n − t(1 − α; n − 1) u) − 1), m the margin in units of the
+    sd of the differences; the integral over u's quantiles by the midpoint rule (2,000 points).
+    """
+    if n < 2:
+        return 0.0
+    quantiles = (np.arange(2_000) + 0.5) / 2_000
+    u = np.sqrt(special.chdtri(n - 1, 1 - quantiles) / (n - 1))
+    reach = margin_in_sd * math.sqrt(n) - special.stdtrit(n - 1, 1 - alpha) * u
+    return float(np.maximum(0.0, 2 * special.ndtr(reach) - 1).mean())
+
+
+def seeds_for_equivalence(margin_in_sd: float, alpha: float = 0.05, power: float = 0.8) -> int:
+    """The fewest seed pairs, at least 2, that show equivalence within ± margin when the true difference is zero.
+
+    Args:
+        margin_in_sd: the margin divided by the sd of the differences.
+
+    >>> [seeds_for_equivalence(margin) for margin in (1, 1.5, 2, 3)]
+    [11, 6, 4, 3]
+    """
+    _check_rates(alpha, power)
+    _between(margin_in_sd, "margin_in_sd", high=math.inf)
+    rough = (
+        (special.ndtri(1 - alpha) + special.ndtri((1 + power) / 2)) / margin_in_sd
+    ) ** 2  # both sides share the error
+    if rough > 1e5:
+        return math.ceil(rough)
+    n = max(2, math.floor(0.9 * rough))
+    while n > 2 and equivalence_power(n - 1, margin_in_sd, alpha) >= power:
+        n -= 1
+    while equivalence_power(n, margin_in_sd, alpha) < power:
+        n += 1
+    return n
+
+
+def pooled_sd(groups: Sequence[ArrayLike]) -> tuple[float, int]:
+    """Standard deviation within groups (arms) of values over seeds, and its degrees of freedom Σ (n − 1).
+
+    NaN and 0 where no group has two values.
+    """
+    arrays = [_finite(group, "groups") for group in groups]
+    df = sum(array.size - 1 for array in arrays)
+    if df == 0:
+        return math.nan, 0
+    return math.sqrt(sum(float(((array - array.mean()) ** 2).sum()) for array in arrays) / df), df
 
 
 def expected_best_of(values: ArrayLike, k: int, minimise: bool = True) -> float:

@@ -23,6 +23,7 @@ from workbench.ablation.statistics import (
     equivalent,
     holm,
     noise_floor,
+    paired_correlation,
     paired_interval,
     ratio_of_sums,
     seeds_needed,
@@ -106,6 +107,9 @@ class ArmVerdict:
     bootstrap_low: float | None
     """Crossed bootstrap over seeds and documents, at the same level; from two seeds on."""
     bootstrap_high: float | None
+    simultaneous_low: float | None
+    """Paired t-interval at level 1 − alpha / arms: all arms' intervals hold together at level 1 − alpha (Bonferroni)."""
+    simultaneous_high: float | None
     p: float | None
     """Two-sided paired t-test; 1 for an arm that cannot be judged."""
     p_holm: float | None
@@ -114,6 +118,8 @@ class ArmVerdict:
     """Report seeds that finished."""
     failed: int
     """Report seeds that did not."""
+    rho: float | None
+    """Correlation with the baseline over paired seeds; from three seeds on."""
     detectable: float | None
     """The true difference shown with 80 % power at alpha / arms, given the sd of the differences; None where that is
     unknown (one seed) or zero."""
@@ -138,6 +144,8 @@ class Verdict:
     """Why the ablation is no confirmation, where it is none."""
     unit: str = BITS_PER_BYTE.unit
     """Unit of the metric, of every number here."""
+    declared: tuple[str, ...] = ()
+    """What was declared before launch, and what was changed since, in sentences."""
 
     def table(self) -> pl.DataFrame:
         """One row an arm; the columns are the fields of :class:`ArmVerdict`."""
@@ -151,6 +159,7 @@ class Verdict:
         return {
             **asdict(self),
             "rows": [asdict(row) for row in self.rows],
+            "declared": list(self.declared),
             "noise_floor": None if floor is None else list(floor),
         }
 
@@ -159,7 +168,10 @@ class Verdict:
         """The verdict whose :meth:`plain` is ``data``."""
         floor = data["noise_floor"]
         rows = tuple(ArmVerdict(**row) for row in data["rows"])
-        return cls(**{**data, "rows": rows, "noise_floor": None if floor is None else NoiseFloor(*floor)})
+        declared = tuple(data.get("declared", ()))
+        return cls(
+            **{**data, "rows": rows, "declared": declared, "noise_floor": None if floor is None else NoiseFloor(*floor)}
+        )
 
     def __str__(self) -> str:
         level = _percent(1 - self.alpha)
@@ -182,7 +194,8 @@ class Verdict:
         table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         rule = "  ".join("-" * width for width in widths)
         floor, *sentences = (row.sentence for row in self.rows)  # the noise floor is read before any difference
-        return "\n".join([floor, "", table[0], rule, *table[1:], *([""] if sentences else []), *sentences])
+        head = [*self.declared, ""] if self.declared else []
+        return "\n".join([*head, floor, "", table[0], rule, *table[1:], *([""] if sentences else []), *sentences])
 
 
 def judge(
@@ -195,6 +208,8 @@ def judge(
     seeds: Sequence[int],
     replicates: int = 10_000,
     unit: str = BITS_PER_BYTE.unit,
+    effect: float | None = None,
+    declared: tuple[str, ...] = (),
 ) -> Verdict:
     """The verdict on ``arms`` against ``baseline``.
 
@@ -219,6 +234,8 @@ def judge(
         seeds: the declared report seeds. Runs of other seeds are ignored: a failed seed has no substitute.
         replicates: of the bootstrap.
         unit: of the metric, for the sentences.
+        effect: the smallest difference of interest; sentences say how a difference compares with it.
+        declared: what was declared before launch, to be quoted.
 
     Raises:
         ValueError: when arms were measured on different documents, or names or seeds repeat.
@@ -234,7 +251,7 @@ def judge(
     judged: dict[str, _Comparison] = {}
     for arm in arms:
         if not (baseline.unfinished(seeds) or arm.unfinished(seeds)):
-            judged[arm.arm] = _Comparison(baseline, arm, seeds, len(arms), alpha, margin, replicates, unit)
+            judged[arm.arm] = _Comparison(baseline, arm, seeds, len(arms), alpha, margin, replicates, unit, effect)
     p_values = [judged[arm.arm].interval.p if arm.arm in judged else 1.0 for arm in arms]
     rows = [_baseline_row(baseline, seeds, exploratory, unit)]
     for arm, p, p_holm in zip(arms, p_values, holm(p_values).tolist(), strict=True):
@@ -245,7 +262,7 @@ def judge(
         rows.append(_row(arm, seeds, word, text, exploratory, p=p, p_holm=p_holm, **numbers))
     value_S = baseline.values(seeds)
     floor = noise_floor(value_S) if len(value_S) > 1 else None
-    return Verdict(baseline.arm, tuple(rows), floor, alpha, margin, exploratory, unit)
+    return Verdict(baseline.arm, tuple(rows), floor, alpha, margin, exploratory, unit, declared)
 
 
 def _check(
@@ -285,12 +302,15 @@ class _Comparison:
         margin: float | None,
         replicates: int,
         unit: str,
+        effect: float | None,
     ):
         differences_S = arm.values(seeds) - baseline.values(seeds)
         differences_S[np.abs(differences_S) < ROUNDING] = 0
         amounts = arm.finished(seeds), baseline.finished(seeds)
         self.arm, self.baseline, self.family, self.alpha, self.margin = arm.arm, baseline.arm, family, alpha, margin
-        self.unit = unit
+        self.unit, self.effect = unit, effect
+        self.rho = paired_correlation(arm.values(seeds), baseline.values(seeds))
+        self.together = paired_interval(differences_S, alpha / family)
         self.interval = paired_interval(differences_S, alpha)
         self.narrow = paired_interval(differences_S, 2 * alpha)
         self.inside = margin is not None and equivalent(differences_S, margin, alpha)
@@ -312,6 +332,9 @@ class _Comparison:
             "high": self.interval.high if several else None,
             "bootstrap_low": self.bootstrap.low if several else None,
             "bootstrap_high": self.bootstrap.high if several else None,
+            "simultaneous_low": self.together.low if several else None,
+            "simultaneous_high": self.together.high if several else None,
+            "rho": None if math.isnan(self.rho) else self.rho,
             "detectable": self.detectable,
         }
 
@@ -349,6 +372,7 @@ class _Comparison:
             clauses += [f"{self.arm} is {word} than {self.baseline} by {size} ({evidence})"]
             clauses += [f"its {narrow_level} interval lies inside {margin}"] * self.inside
 
+        clauses += self._interest(word, places)
         shown, confirmed = (x.low > ROUNDING or x.high < -ROUNDING for x in (interval, bootstrap))
         if shown and word in ("undecided", "equivalent"):
             arms = f"{self.family} arms"
@@ -366,6 +390,25 @@ class _Comparison:
         elif word == "undecided":
             clauses += [self._outlook(places)]
         return "; ".join(clauses) + "."
+
+    def _interest(self, word: str, places: int) -> list[str]:
+        """How the difference compares with the smallest one of interest."""
+        if self.effect is None or self.interval.n < 2:
+            return []
+        least = f"the smallest difference of interest, {self.effect:g}"
+        nearest = min(abs(self.interval.low), abs(self.interval.high))
+        if word in ("better", "worse"):
+            if abs(self.interval.mean) < self.effect:
+                return [f"that is less than {least}"]
+            whole = nearest >= self.effect
+            return [f"the whole interval is at least {least}" if whole else f"that is more than {least}, but the interval also "
+                    "holds less"]  # fmt: skip
+        if word == "undecided" and self.detectable is not None and self.detectable > self.effect:
+            needed = seeds_needed(self.effect / self.interval.sd, self.alpha / self.family, POWER)
+            return [
+                f"{least}, would take {'more than ' if needed > MANY_SEEDS else ''}{min(needed, MANY_SEEDS):,} seeds"
+            ]
+        return []
 
     def _outlook(self, places: int) -> str:
         """What an undecided ablation could have shown, and what it would take."""
@@ -390,7 +433,19 @@ def _row(
     """A row with what every arm has: the metric and counts of the runs that finished."""
     value_S = arm.values(seeds)
     unknown = dict.fromkeys(
-        ["difference", "low", "high", "bootstrap_low", "bootstrap_high", "p", "p_holm", "detectable"]
+        [
+            "difference",
+            "low",
+            "high",
+            "bootstrap_low",
+            "bootstrap_high",
+            "simultaneous_low",
+            "simultaneous_high",
+            "p",
+            "p_holm",
+            "rho",
+            "detectable",
+        ]
     )
     return ArmVerdict(
         arm=arm.arm,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
@@ -34,6 +34,13 @@ class Layer:
     def plain(self) -> dict[str, Any]:
         """As plain data."""
         return {"mixer": self.mixer.plain(), "feedforward": self.feedforward.plain()}
+
+
+class Span(NamedTuple):
+    """What repeats over the depth: a layer, or a pair of layers with the shortcut beside it."""
+
+    layers: tuple[Layer, ...]
+    shortcut: VariantConfig | None = None
 
 
 def _settings(value: object) -> object:
@@ -217,6 +224,21 @@ class ModelConfig(Config):
             return config_class.parse({**defaults, **settings}).resolved(self.width)
         except ConfigError as error:
             raise error.under(path) from None
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The expanded model as what repeats over its depth."""
+        if not self.shortcuts:
+            return tuple(Span((layer,)) for layer in self.layers)
+        return tuple(map(Span, zip(self.layers[::2], self.layers[1::2]), self.shortcuts))
+
+    def with_spans(self, spans: Sequence[Span]) -> ModelConfig:
+        """The same model made of other spans: a shrunken one, to be measured."""
+        layers = tuple(layer for span in spans for layer in span.layers)
+        other = self.model_copy(update={"depth": len(layers)})
+        other.__dict__["layers"] = layers
+        other.__dict__["shortcuts"] = tuple(span.shortcut for span in spans if span.shortcut is not None)
+        return other
 
     def canonical(self) -> dict[str, Any]:
         """The expanded model: two ways to write the same layers are the same model. What is off is left out, so that a model

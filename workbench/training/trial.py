@@ -33,7 +33,7 @@ from workbench.pretrained import start_from
 from workbench.results import RunFolder
 from workbench.training import parallel
 from workbench.training.checkpoint import SafeCheckpointIO, latest
-from workbench.training.config import RunConfig, describe_run
+from workbench.training.config import RunConfig, TrainingConfig, describe_run
 from workbench.training.health import Diverged
 from workbench.training.module import Recorder, Stopped, Training
 
@@ -85,12 +85,12 @@ def train(
     folder = RunFolder(path)
     config = RunConfig.parse(folder.about()["config"])
     _check_devices(devices, config)
-    repeatable = _repeatable(strict=config.training.deterministic)
+    same_numbers = repeatable(strict=config.training.deterministic)
     if parallel.is_started_by_another_rank():  # rank 0 keeps the folder
-        with repeatable, contextlib.suppress(Stopped, Diverged):  # rank 0 tells
+        with same_numbers, contextlib.suppress(Stopped, Diverged):  # rank 0 tells
             return _train(folder, Path(cache), should_stop, devices, tell)
         return {"status": "ended", "reason": "see rank 0"}
-    with repeatable, folder.hold() as mine:
+    with same_numbers, folder.hold() as mine:
         if not mine:
             return {"status": "busy", "reason": "another process is running it"}
         if folder.result():
@@ -116,6 +116,25 @@ def train(
             return _finish(folder, "crashed", _explain(error))
 
 
+def trainer_for(training: TrainingConfig, devices: int, callback: L.Callback) -> L.Trainer:
+    """Lightning's loop for a run: nothing of its own is written, shown or caught."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings say nothing about the run
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = L.Trainer(
+            max_steps=training.steps, max_epochs=1, accumulate_grad_batches=training.accumulate, accelerator="auto",
+            devices=devices, strategy=parallel.Sharded(devices) if devices > 1 else "auto",
+            precision="bf16-mixed" if training.precision == "bf16" else "32-true", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            use_distributed_sampler=False, callbacks=[callback],
+            plugins=[SafeCheckpointIO(), parallel.environment()],
+        )  # fmt: skip
+    # SIGTERM is for should_stop alone: Lightning's handler may end the process before a checkpoint, and talks to other
+    # ranks from inside the handler
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
 def _check_devices(devices: int, config: RunConfig) -> None:
     there = torch.cuda.device_count()
     if devices < 1 or (there and devices > there):
@@ -127,7 +146,7 @@ def _check_devices(devices: int, config: RunConfig) -> None:
 
 
 @contextlib.contextmanager
-def _repeatable(*, strict: bool) -> Iterator[None]:
+def repeatable(*, strict: bool) -> Iterator[None]:
     """Deterministic operations where torch has them; ``strict`` refuses the others, and whatever is chosen by a stopwatch."""
     enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=not strict)
@@ -187,20 +206,9 @@ def _train(
     examined = module.model.embedding.examine(*(torch.from_numpy(np.stack(part)) for part in list(zip(*rows))[0:3:2]))
     recorder = Recorder(folder, config, data.selection, should_stop, tell, seen_flops)
     loader = StepLoader(stream, training.steps * training.accumulate, rank=parallel.own_rank(), world=devices)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings say nothing about the run
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = L.Trainer(
-            max_steps=training.steps, max_epochs=1, accumulate_grad_batches=training.accumulate, accelerator="auto",
-            devices=devices, strategy=parallel.Sharded(devices) if devices > 1 else "auto",
-            precision="bf16-mixed" if training.precision == "bf16" else "32-true", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            use_distributed_sampler=False, callbacks=[recorder],
-            plugins=[SafeCheckpointIO(), parallel.environment()],
-        )  # fmt: skip
-        # SIGTERM is for should_stop alone: Lightning's handler may end the process before a checkpoint, and talks to other
-        # ranks from inside the handler
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer = trainer_for(training, devices, recorder)
         checkpoint, damaged = latest(folder.path / "checkpoint")
         step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
         if leads:
@@ -221,8 +229,10 @@ def _train(
         module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     report = None
     if about["stage"] == "confirmation":  # the report split is opened here and nowhere else
+        sealed = about.get("split", "report") == "report"
+        measured = data.report if sealed else data.selection
         report = evaluate(
-            module.model, data.report, batch_size=training.batch_size, context=training.context,
+            module.model, measured, batch_size=training.batch_size, context=training.context,
             precision=training.precision,
         )  # fmt: skip
     if not leads:
@@ -238,7 +248,7 @@ def _train(
         import polars as pl
 
         numbers["report_value"] = config.data.metric.of(report)
-        frame = pl.DataFrame({"document": range(len(data.report)), **report})
+        frame = pl.DataFrame({"document": range(len(measured)), **report})
         temporary = folder.path / ".report.tmp"
         frame.write_parquet(temporary)
         os.replace(temporary, folder.path / "report.parquet")

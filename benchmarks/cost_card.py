@@ -1,0 +1,182 @@
+"""How right the cost card is: tokens a second and peak memory told from shrunken runs, beside those of whole runs.
+
+    python benchmarks/cost_card.py full:340m:16 gdn:340m:8 gdn+gdn+gdn+full:340m:8 nsa:340m:8     # on a GPU
+    python benchmarks/cost_card.py                                                            # small models on a CPU
+
+A case is PATTERN:SCALE:BATCH[:CONTEXT], as in train_throughput.py. Each is told (`workbench.training.probe.whole`, real
+packed rows) and then trained by `workbench train`'s own function, each in a process of its own, one after the other, as
+often as --repeats says. Peak memory is what torch's allocator counts on CUDA; on a CPU it is the largest sum of tensors
+(of the whole model, measured in the same way as the shrunken ones), with the growth of the process's resident memory beside
+it. Results go to results/benchmarks/cost_card.json, one entry a case and device, earlier entries of others kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+OUTPUT = ROOT / "results" / "benchmarks" / "cost_card.json"
+TIME, MEMORY = 0.05, 0.10
+"""What the card aims at: relative errors of tokens a second and of peak memory."""
+
+
+def run_config(case: str, arguments: argparse.Namespace) -> Any:
+    import torch
+
+    from workbench.config import deep_merge
+    from workbench.training.config import RunConfig
+
+    pattern, scale, batch, *context = case.split(":")
+    cuda = torch.cuda.is_available()
+    T = int(context[0]) if context else (4096 if cuda else 256)
+    corpus = {"kind": "packages", "limit_bytes": 60_000_000} if cuda else {"kind": "stdlib", "limit_bytes": 4_000_000}
+    fields = {
+        "model": {"scale": scale, "pattern": pattern.replace("+", " ")} | ({} if cuda else {"depth": 12}),
+        "data": {"corpus": corpus, "evaluation_documents": 16},
+        "training": {"tokens": arguments.steps * int(batch) * T, "batch_size": int(batch), "context": T,
+                     "precision": "bf16" if cuda else "fp32", "learning_rate": 3e-4, "log_every": 5, "evaluations": 1,
+                     "checkpoint_every": 10**9},
+    }  # fmt: skip
+    return RunConfig.parse(deep_merge(fields, json.loads(arguments.extra)))
+
+
+def tell(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the cost card says."""
+    from workbench.ablation.cost import activation_bytes
+    from workbench.accounting import account
+    from workbench.data import prepare
+    from workbench.training.probe import whole
+
+    config = run_config(case, arguments)
+    training = config.training
+    data = prepare(config.data, config.model.vocabulary or 0, arguments.cache)
+    begun = time.perf_counter()
+    found = whole(config, data.stream(batch_size=training.batch_size, context=training.context, seed=0))
+    cost = account(config.model, training.context)
+    return {
+        "tokens_per_second": training.tokens_per_step / found.seconds, "peak_bytes": found.peak_bytes,
+        "peaks": found.peaks, "seconds_to_tell": time.perf_counter() - begun, "parameters": cost.parameters,
+        "traced_bytes": 16 * cost.parameters + activation_bytes(config),
+    }  # fmt: skip
+
+
+def take(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the whole run takes."""
+    import torch
+
+    from workbench.training.probe import measure
+    from workbench.training.trial import new_run, train
+
+    config = run_config(case, arguments)
+    cuda = torch.cuda.is_available()
+    resident = _status("VmRSS")
+    with tempfile.TemporaryDirectory() as folder:
+        run = new_run(Path(folder) / "run", arguments.cache, config, stage="tuning")
+        result = train(run.path, arguments.cache)
+        if result["status"] != "done":
+            return result
+        rows = run.metrics()
+    grown = _status("VmHWM") - resident
+    peak = torch.cuda.max_memory_allocated() if cuda else measure(config).peak_bytes
+    speed = statistics.median(row["tokens_per_second"] for row in rows[1:-1])
+    return {"tokens_per_second": speed, "peak_bytes": peak, "resident_growth_bytes": None if cuda else grown}
+
+
+def _status(field: str) -> int:
+    """Bytes of a line of this process's status (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+MODES = {"tell": tell, "take": take}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", help="default: small models that a CPU trains")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache", default=str(ROOT / "results" / "benchmarks" / "cache"))
+    parser.add_argument("--extra", default="{}", help="JSON laid over every run's fields")
+    parser.add_argument("--output", default=str(OUTPUT))
+    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+        mode, case = arguments.one.split("/", 1)
+        print("RESULT " + json.dumps(MODES[mode](case, arguments)), flush=True)
+        return
+    results: list[dict[str, Any]] = []
+    for case in arguments.cases or ["full:tiny:4", "gdn:tiny:4", "gdn+gdn+gdn+full:tiny:4", "nsa:tiny:4"]:
+        begun = time.time()
+        sides: dict[str, list[dict[str, Any]]] = {"tell": [], "take": []}
+        for _ in range(arguments.repeats):
+            for mode, found in sides.items():
+                found.append(_process(f"{mode}/{case}"))
+        entry: dict[str, Any] = {"case": case, "told": sides["tell"], "taken": sides["take"]}
+        if all("tokens_per_second" in one for found in sides.values() for one in found):
+            speed, peak = (
+                statistics.median(one[name] for one in sides["tell"])
+                / statistics.median(one[name] for one in sides["take"])
+                - 1
+                for name in ("tokens_per_second", "peak_bytes")
+            )
+            entry |= {"error_of_tokens_per_second": speed, "error_of_peak_bytes": peak,
+                      "within_aim": abs(speed) <= TIME and abs(peak) <= MEMORY}  # fmt: skip
+        results.append({**entry, "wall_seconds": round(time.time() - begun, 1)})
+        print(json.dumps(results[-1]), flush=True)
+        _write(Path(arguments.output), results, arguments)
+    print(
+        f"\n{'case':28s} {'tokens/s told':>14s} {'taken':>10s} {'error':>7s} {'GiB told':>9s} {'taken':>7s} {'error':>7s}"
+    )
+    for r in results:
+        if "within_aim" in r:
+            t, m = r["told"][0], r["taken"][0]
+            print(f"{r['case']:28s} {t['tokens_per_second']:14.0f} {m['tokens_per_second']:10.0f} {r['error_of_tokens_per_second']:+7.1%} "
+                  f"{t['peak_bytes'] / 2**30:9.2f} {m['peak_bytes'] / 2**30:7.2f} {r['error_of_peak_bytes']:+7.1%}")  # fmt: skip
+        else:
+            print(f"{r['case']:28s} failed: {(r['told'] + r['taken'])[-1]}")
+
+
+def _process(job: str) -> dict[str, Any]:
+    call = [sys.executable, __file__, "--one", job, *sys.argv[1:]]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return json.loads(lines[-1][7:]) if lines else {"error": (done.stderr or done.stdout)[-1500:]}
+
+
+def _write(path: Path, results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    from workbench.environment import environment
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = json.loads(path.read_text())["results"] if path.exists() else []
+    where = {**environment(), "threads": arguments.threads, "date": time.strftime("%Y-%m-%d")}
+    where["code"] = arguments.code or where["code"]
+    new = [
+        {**result, "steps": arguments.steps, "extra": json.loads(arguments.extra), "environment": where}
+        for result in results
+    ]
+    keys = {(r["case"], r["environment"]["device"]) for r in new}
+    kept = [r for r in old if (r["case"], r["environment"]["device"]) not in keys]
+    path.write_text(json.dumps({"results": kept + new}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
