@@ -15,6 +15,7 @@ from workbench.ablation.budget import quantity
 from workbench.ablation.config import AblationConfig
 from workbench.accounting import account
 from workbench.config import ConfigError
+from workbench.contract import Side
 from workbench.data import Source
 from workbench.model import LanguageModel
 from workbench.training.checkpoint import KEEP

@@ -28,6 +28,10 @@ CURVE_SCHEMA: dict[str, Any] = {
     "flops": pl.Float64, "seconds": pl.Float64, "loss": pl.Float64, "learning_rate": pl.Float64,
     "gradient_norm": pl.Float64, "tokens_per_second": pl.Float64, "selection_value": pl.Float64,
 }  # fmt: skip
+DIAGNOSTICS_SCHEMA: dict[str, Any] = {
+    "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "step": pl.Int64, "layer": pl.Int64,
+    "name": pl.String, "index": pl.Int64, "value": pl.Float64,
+}  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
@@ -35,8 +39,8 @@ def _metrics(path: str, size: int, changed: int) -> list[dict[str, Any]]:
     return read_jsonl(Path(path))
 
 
-def _cached_metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    path = folder.path / "metrics.jsonl"
+def _cached_metrics(folder: RunFolder, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    path = folder.path / name
     try:
         stat = path.stat()
     except OSError:
@@ -99,6 +103,27 @@ def _curves(folders: Iterable[RunFolder]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
 
 
+def diagnostics(ablation: str | Path) -> pl.DataFrame:
+    """What layers said about themselves in every run of one ablation; columns in ``DIAGNOSTICS_SCHEMA``.
+
+    Long form, one row a number; index counts the numbers of a vector (the load of every expert), else it is null.
+    """
+    return _diagnostics(_folders(Path(ablation)))
+
+
+def _diagnostics(folders: Iterable[RunFolder]) -> pl.DataFrame:
+    rows = []
+    for folder in folders:
+        about = folder.about()
+        key = {"arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"]}
+        for row in _cached_metrics(folder, "diagnostics.jsonl"):
+            key |= {"step": row["step"], "layer": row["layer"]}
+            for name, value in row["values"].items():
+                numbers = enumerate(value) if isinstance(value, list) else [(None, value)]
+                rows += [{**key, "name": name, "index": index, "value": number} for index, number in numbers]
+    return pl.DataFrame(rows, schema=DIAGNOSTICS_SCHEMA, orient="row")
+
+
 class SingleRuns:
     """Runs of `workbench train` side by side, each an arm of its own, for :func:`workbench.dashboards.loss_curves`.
 
@@ -126,6 +151,10 @@ class SingleRuns:
     def curves(self) -> pl.DataFrame:
         """Every recorded point; columns in ``CURVE_SCHEMA``."""
         return _curves(self._folders).with_columns(pl.col("run").alias("arm"))
+
+    def diagnostics(self) -> pl.DataFrame:
+        """What layers said about themselves; columns in ``DIAGNOSTICS_SCHEMA``."""
+        return _diagnostics(self._folders).with_columns(pl.col("run").alias("arm"))
 
 
 def table(results: str | Path = "results") -> pl.DataFrame:
