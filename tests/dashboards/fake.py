@@ -11,7 +11,7 @@ import polars as pl
 
 from workbench.ablation.verdict import ArmMeasurements, Verdict, judge
 from workbench.metric import BITS_PER_BYTE
-from workbench.results.tables import CURVE_SCHEMA, RUN_SCHEMA
+from workbench.results.tables import CURVE_SCHEMA, POINT_SCHEMA, RUN_SCHEMA, Line, Points
 
 
 class FakeRun:
@@ -76,6 +76,10 @@ class FakeRun:
                              "learning_rate": 1e-3, "gradient_norm": 1.0, "tokens_per_second": 2000.0,
                              "selection_value": loss / 3 if step % 5 == 0 else None})  # fmt: skip
         return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
+
+    def lines(self) -> list[Line]:
+        held = self.curves().partition_by("arm", "stage", "run", "seed", as_dict=True, maintain_order=True)
+        return [Line(*key, Points(frame.select(list(POINT_SCHEMA)))) for key, frame in held.items()]
 
     def cost(self) -> pl.DataFrame:
         return pl.DataFrame([

@@ -19,7 +19,7 @@ from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
 from workbench.results.store import ENDED
-from workbench.results.tables import curves, runs
+from workbench.results.tables import Line, curves, lines, runs
 
 if TYPE_CHECKING:
     from workbench.ablation.verdict import Verdict
@@ -89,6 +89,10 @@ class AblationRun:
     def curves(self) -> pl.DataFrame:
         """Every recorded point (columns: workbench.results.tables.CURVE_SCHEMA)."""
         return curves(self.folder)
+
+    def lines(self) -> list[Line]:
+        """Every run with its recorded points, without the copying of :meth:`curves`."""
+        return lines(self.folder)
 
     def cost(self) -> pl.DataFrame:
         """The cost card as it was before launch, one row an arm."""
