@@ -129,7 +129,7 @@ class Planned:
         self.total = len(self.arms) * (config.tuning.trials + len(self.seeds))
         data = config.run(self.baseline, seed=config.tuning.seed).data
         self.metric, self.folder, self.finished = data.metric, ablation.folder.resolve(), False
-        self.about = {"config": config.plain(), "views": dict(data.views), "identity": config.identity}
+        self.about: dict[str, Any] = {"config": config.plain(), "views": dict(data.views), "identity": config.identity}
         self._cost = ablation.cost(measure=False)
 
     def runs(self) -> pl.DataFrame:
