@@ -1,5 +1,5 @@
-"""The command line: ``workbench cost|run|worker|watch|stop|verdict|report|serve|table|train|prepare|export|generate|variants|
-doctor``.
+"""The command line: ``workbench cost|run|worker|watch|stop|verdict|report|serve|archive|table|train|prepare|export|generate|
+variants|doctor``.
 
 Every command that takes an ablation takes the same YAML file, followed by overrides such as
 ``base.training.tokens=1_000_000``.
@@ -266,6 +266,18 @@ def serve(
     from workbench.dashboards.serve import serve as serve_page
 
     serve_page(folder, ip=ip, port=port, token=token, browser=browser)
+
+
+@app.command()
+def archive(
+    folder: Folder,
+    into: Annotated[Path, typer.Argument(help="Folder to write, such as results/ablations/quickstart.")],
+) -> None:
+    """Keep of a finished ablation what is worth committing: configuration, runs, measurements, verdict; no checkpoints."""
+    from workbench.ablation.archive import archive as keep
+    from workbench.ablation.run import AblationRun
+
+    console.print(str(keep(AblationRun(folder), into)), soft_wrap=True)
 
 
 @app.command()
