@@ -20,7 +20,7 @@ from workbench.config import Config, ConfigError
 from workbench.registry import Registry
 
 __all__ = [
-    "Cache", "Capabilities", "Config", "ConfigError", "Cost", "FeedForward", "Mixer", "Range", "Side",
+    "Cache", "Capabilities", "Config", "ConfigError", "Cost", "Counter", "FeedForward", "Mixer", "Range", "Side",
     "Variant", "VariantConfig", "feedforwards", "mixers",
 ]  # fmt: skip
 
@@ -87,13 +87,53 @@ class Cost:
 class Side:
     """What a layer gives beside its output: losses to add to the training loss, and numbers to look at.
 
-    ``losses`` are scalars already multiplied by their weight; ``metrics`` are detached scalars by name, wanted only where
-    ``watch`` is set (a training step does without them).
+    ``losses`` are scalars already multiplied by their weight; ``metrics`` are detached scalars or vectors by name, wanted only
+    where ``watch`` is set (most training steps do without them; those of some steps land in the run's diagnostics);
+    ``counted`` holds, for every :class:`Counter` in the layer, itself, what it counted and what its late loss needs.
     """
 
     watch: bool = True
     losses: list[Tensor] = field(default_factory=list)
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    counted: list[tuple[Counter, Tensor, Tensor]] = field(default_factory=list)
+
+
+class Counter(nn.Module):
+    """A module that counts tokens, and has a loss or a state that depends on the counts of a whole optimiser step.
+
+    In training its forward leaves ``(self, counts, own)`` in ``Side.counted``: integer counts (C,), without gradient, and a
+    tensor of its own choice, with gradient. The trainer sums the counts over ranks and over the micro-batches of a step so
+    far and asks for :meth:`late_loss`; after the optimiser has made the step it calls :meth:`move` once. Forward itself
+    changes nothing, so a block that is computed again in the backward pass counts once, and a compiled one stays a function.
+    """
+
+    categories: int
+    """C."""
+    probe: Tensor | None = None
+    """Zeros, one a count, that a training step adds to what it balances in order to see the gradient there; most have none."""
+
+    def late_loss(self, counts: Tensor, own: Tensor) -> Tensor | None:
+        """A scalar to add to the loss of a micro-batch, multiplied by its weight; ``counts`` are those of the step so far."""
+        return None
+
+    def move(self, counts: Tensor, rate: float, left: float, applied: Tensor) -> None:
+        """Change the state after an optimiser step, without waiting for the device.
+
+        Args:
+            counts: of the whole step.
+            rate: learning rate of this step as a share of the peak.
+            left: share of the run's steps that is still to come.
+            applied: 1.0 on the device, or 0.0 where the optimiser has skipped the step.
+        """
+
+    def diagnose(self, counts: Tensor, recent: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+        """Detached scalars or vectors by name for the run's diagnostics.
+
+        Args:
+            counts: of the step. recent: of all steps since the diagnosis before.
+            gradient: of the loss of the step's last micro-batch at :attr:`probe`.
+        """
+        return {}
 
 
 class VariantConfig(Config):

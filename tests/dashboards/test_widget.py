@@ -111,6 +111,7 @@ EDGE_CASES: dict[str, dict[str, Any]] = {
     "fifty arms": {"arms": tuple(f"arm {i}" for i in range(50)), "trials": 2, "points": 5},
     "under way": {"progress": 0.5, "confirmed": False},
     "many trials": {"trials": 7},
+    "diagnostics": {"diagnosed": True},
 }
 
 
@@ -131,6 +132,18 @@ def test_every_panel_shows_something_sensible(case: str, tmp_path: Path) -> None
                     drawn = block["figure"]
                     titled = all(axis.title.text or axis.visible is False for axis in drawn.select_xaxes())
                     assert titled or drawn.data[0].type in ("table", "parcoords")
+
+
+def test_layers_tell_of_themselves(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path, diagnosed=True), "Mechanisms")
+    assert view.diagnostic.options == ("half_life_p10", "load", "state_norm")
+    drawn = view._blocks[0].figure
+    assert drawn.layout.yaxis.title.text == "half life p10 (tokens)" and list(drawn.data[-1].x) == [1, 10]
+    view.diagnostic.value = "load"
+    assert view._blocks[0].figure.layout.yaxis.title.text.startswith("largest load")
+    view.mechanism.value = "layers"
+    expert_map = view._blocks[0].figure.data[0]
+    assert list(expert_map.x) == ["0", "1", "2", "3"] and [list(row) for row in expert_map.z] == [[1.0, 2.0, 3.0, 4.0]]
 
 
 def test_a_folder_of_results_lists_its_ablations(tmp_path: Path) -> None:

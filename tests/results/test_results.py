@@ -10,7 +10,7 @@ import pytest
 
 from workbench.files import locked, read_json, write_json
 from workbench.results import RunFolder
-from workbench.results.tables import CURVE_SCHEMA, RUN_SCHEMA, curves, runs, table
+from workbench.results.tables import CURVE_SCHEMA, DIAGNOSTICS_SCHEMA, RUN_SCHEMA, curves, diagnostics, runs, table
 
 
 def test_a_torn_line_is_left_out_and_repaired(tmp_path: Path) -> None:
@@ -79,3 +79,15 @@ def test_tables_on_nothing(tmp_path: Path) -> None:
         assert runs(folder).schema == RUN_SCHEMA and len(runs(folder)) == 0
         assert curves(folder).schema == CURVE_SCHEMA and len(curves(folder)) == 0
         assert table(folder).columns == ["ablation", *RUN_SCHEMA]
+
+
+def test_diagnostics_become_long_rows(tmp_path: Path) -> None:
+    about = {"arm": "moe", "stage": "tuning", "seed": 4, "metric": {"unit": "bits per byte"}}
+    folder = RunFolder.create(tmp_path / "runs" / "one", about)
+    assert diagnostics(tmp_path).schema == DIAGNOSTICS_SCHEMA
+    folder.add_diagnostics(
+        {"step": step, "layer": 1, "values": {"entropy": 2.5, "load": [1.5, None]}} for step in (3, 6)
+    )
+    folder.forget_metrics_after(3)
+    rows = diagnostics(tmp_path).select("arm", "step", "layer", "name", "index", "value").rows()
+    assert rows == [("moe", 3, 1, "entropy", None, 2.5), ("moe", 3, 1, "load", 0, 1.5), ("moe", 3, 1, "load", 1, None)]

@@ -201,3 +201,12 @@ def test_bad_training_fields_say_what_to_do() -> None:
         with pytest.raises(ConfigError) as raised:
             RunConfig.parse({"training": fields})
         assert raised.value.problems[0].path == path
+
+
+def test_layers_say_something_about_themselves_twenty_times_a_run(corpus: Path, tmp_path: Path) -> None:
+    fields = run_fields(corpus, model={"pattern": "gdn full"}, training={"tokens": 40 * 64, "log_every": 7})
+    folder = make_run(tmp_path / "run", tmp_path / "cache", fields)
+    train(folder.path, tmp_path / "cache")
+    rows = folder.diagnostics()
+    assert [row["step"] for row in rows] == list(range(2, 41, 2)) and {row["layer"] for row in rows} == {0}
+    assert all(isinstance(value, float | list) for value in rows[0]["values"].values())

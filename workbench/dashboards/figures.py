@@ -367,8 +367,11 @@ def _diagnostic_title(name: str) -> str:
 
 
 def diagnostic_curves(run: Run, name: str) -> go.Figure:
-    """One diagnostic over training: the mean over layers as a line, smallest to largest layer as a band."""
+    """One diagnostic over training: the mean over layers as a line, smallest to largest layer as a band. Of a vector (the
+    load of every expert) its largest number is drawn."""
     table, styles = diagnostic_table(run).filter(pl.col("name") == name), style.looks(run)
+    vector = table["index"].count() > 0
+    table = table.group_by("arm", "step", "layer").agg(pl.col("value").max())
     bands, lines = [], []
     for arm, look in styles.items():
         mine = table.filter(pl.col("arm") == arm).group_by("step").agg(
@@ -385,13 +388,17 @@ def diagnostic_curves(run: Run, name: str) -> go.Figure:
         ))  # fmt: skip
     figure = _figure([*bands, *lines], "" if len(table) else "No run has stored this.")
     figure.update_xaxes(title_text="training step")
-    figure.update_yaxes(title_text=_diagnostic_title(name))
+    figure.update_yaxes(title_text=f"largest {_diagnostic_title(name)}" if vector else _diagnostic_title(name))
     return figure.update_layout(legend=_legend(run.arms))
 
 
 def diagnostic_map(run: Run, name: str) -> go.Figure:
-    """One diagnostic as a heat map over layers and training steps, one an arm that has it."""
+    """One diagnostic as a heat map over layers and training steps, one an arm that has it; of a vector (the load of every
+    expert) over layers and places in it, at the last step."""
     table = diagnostic_table(run).filter(pl.col("name") == name)
+    across = "index" if table["index"].count() else "step"
+    if across == "index":
+        table = table.filter(pl.col("step") == pl.col("step").max().over("arm"))
     arms = [arm for arm in run.arms if arm in table["arm"]]
     if not arms:
         return _sentence("No run has stored this.")
@@ -402,13 +409,14 @@ def diagnostic_map(run: Run, name: str) -> go.Figure:
     grid.update_layout(template=style.TEMPLATE, height=100 + 240 * lines, margin={"t": 40})
     for index, arm in enumerate(arms):
         mine = table.filter(pl.col("arm") == arm)
-        wide = mine.pivot("step", index="layer", values="value").sort("layer")
+        wide = mine.sort(across).pivot(across, index="layer", values="value").sort("layer")
         at = {"row": index // columns + 1, "col": index % columns + 1}
         grid.add_heatmap(
             x=wide.columns[1:], y=[str(layer) for layer in wide["layer"]], z=wide.drop("layer").to_numpy().tolist(),
-            coloraxis="coloraxis", name=style.label(arm), hovertemplate="%{z:.4g} in layer %{y} at step %{x}", **at,
+            coloraxis="coloraxis", name=style.label(arm), hovertemplate=f"%{{z:.4g}} in layer %{{y}} at {across} %{{x}}", **at,
         )  # fmt: skip
-        grid.update_xaxes(title_text="training step", type="category", nticks=6, **at)
+        title = "training step" if across == "step" else "place in the vector (expert)"
+        grid.update_xaxes(title_text=title, type="category", nticks=8, **at)
     grid.update_yaxes(type="category")
     grid.update_yaxes(title_text="layer", col=1)
     bar = {"title": {"text": _diagnostic_title(name).replace(" (", "<br>(")}}

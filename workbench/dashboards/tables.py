@@ -7,7 +7,7 @@ the same columns whether or not there is anything to show yet.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import polars as pl
 
 from workbench.config import ConfigError
 from workbench.results.store import ENDED
-from workbench.results.tables import Line, SingleRuns, diagnostics, frame_of
+from workbench.results.tables import Line, SingleRuns, frame_of
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -85,6 +85,19 @@ class Snapshot:
     def lines(self) -> list[Line]:
         """See :meth:`workbench.ablation.run.AblationRun.lines`."""
         return self._lines
+
+    def diagnostics(self) -> pl.DataFrame:
+        """See :meth:`workbench.ablation.run.AblationRun.diagnostics`; only of the runs that are shown."""
+        return self._diagnosed.filter(pl.col("run").is_in(self._runs["run"].implode()))
+
+    @cached_property
+    def _diagnosed(self) -> pl.DataFrame:
+        return self._run.diagnostics() if self._whole is None else self._whole._diagnosed
+
+    def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
+        """See :meth:`workbench.ablation.run.AblationRun.reports`; only of the runs that are shown."""
+        shown = set(self._runs.filter(pl.col("stage") == "confirmation").select("arm", "seed").rows())
+        return (report for report in self._run.reports() if report[:2] in shown)
 
     def curves(self) -> pl.DataFrame:
         """See :meth:`workbench.ablation.run.AblationRun.curves`."""
@@ -221,15 +234,11 @@ def recall_table(run: Run, *labels: str) -> pl.DataFrame:
     schema: dict[str, Any] = {"arm": pl.String, **dict.fromkeys(labels, pl.Float64), "accuracy": pl.Float64, "low": pl.Float64,
                               "high": pl.Float64, "runs": pl.Int64, "answers": pl.Int64}  # fmt: skip
     frames = []
-    done = (pl.col("stage") == "confirmation") & (pl.col("status") == "done")
-    for row in run.runs().filter(done).iter_rows(named=True):
-        path = Path(row["folder"]) / "report.parquet"
-        if not path.exists() or not {"errors", "answers", *labels} <= set(pl.read_parquet_schema(path)):
-            continue
-        frame = pl.read_parquet(path, columns=["errors", "answers", *labels])
-        sums = frame.group_by(*labels, maintain_order=True).agg(pl.col("errors", "answers").sum())
-        frames.append(sums.select(arm=pl.lit(row["arm"]), answers="answers", accuracy=1 - pl.col("errors") / pl.col("answers"),
-                                  **{label: pl.col(label).cast(pl.Float64) for label in labels}))  # fmt: skip
+    for arm, _, frame in run.reports():
+        if {"errors", "answers", *labels} <= set(frame.columns):
+            sums = frame.group_by(*labels, maintain_order=True).agg(pl.col("errors", "answers").sum())
+            frames.append(sums.select(arm=pl.lit(arm), answers="answers", accuracy=1 - pl.col("errors") / pl.col("answers"),
+                                      **{label: pl.col(label).cast(pl.Float64) for label in labels}))  # fmt: skip
     if not frames:
         return pl.DataFrame(schema=schema)
     accuracy = pl.col("accuracy")
@@ -446,17 +455,17 @@ def state_table(run: Run) -> pl.DataFrame:
     )
 
 
-def diagnostic_table(run: Run) -> pl.DataFrame:
+def diagnostic_table(run: Run | SingleRuns) -> pl.DataFrame:
     """What layers told of themselves while training, the mean over an arm's confirmation runs (its tuning runs where
     there are none yet).
 
-    Columns: arm, step, layer, name, value, runs.
+    Columns: arm, step, layer, name, index (place in a vector such as the load of every expert, else null), value, runs.
     """
-    held = diagnostics([(line.arm, line.stage, line.run) for line in run.lines()], run.folder)
+    held = run.diagnostics()
     first = pl.col("stage") == pl.col("stage").min().over("arm")  # confirmation before tuning
-    return held.filter(first).group_by("arm", "step", "layer", "name").agg(
+    return held.filter(first & pl.col("value").is_not_null()).group_by("arm", "step", "layer", "name", "index").agg(
         value=pl.col("value").mean(), runs=pl.len().cast(pl.Int64)
-    ).sort("arm", "name", "layer", "step")  # fmt: skip
+    ).sort("arm", "name", "layer", "step", "index")  # fmt: skip
 
 
 def cost_table(run: Run) -> pl.DataFrame:

@@ -4,6 +4,9 @@
     environment.json    where it ran: versions, device, threads, code, and the path each operation took
     status.json         how it stands: status, reason, process
     metrics.jsonl       one line every few steps
+    diagnostics.jsonl   what the layers say about themselves, one line a layer, about 20 times a run:
+                        {"step": 40, "layer": 3, "values": {"routing_entropy": 2.1, "load": [1.02, 0.97, ...]}}; a value is a
+                        number or a list of numbers (null: not finite), its names are the variant's
     events.jsonl        starts, resumes, stops
     result.json         the final numbers, written once when the run ended
     report.parquet      what was measured on every report document (confirmation runs)
@@ -20,7 +23,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +103,20 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         return read_jsonl(self.path / "metrics.jsonl")
 
+    def add_diagnostics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._append("diagnostics.jsonl", row)
+
+    def diagnostics(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.path / "diagnostics.jsonl")
+
     def forget_metrics_after(self, step: int) -> None:
-        """Drop lines beyond ``step``: a resumed run writes them again."""
-        kept = [row for row in self.metrics() if row["step"] <= step]
-        temporary = self.path / ".metrics.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(temporary, self.path / "metrics.jsonl")
+        """Drop lines and diagnostics beyond ``step``: a resumed run writes them again."""
+        for name in ("metrics.jsonl", "diagnostics.jsonl"):
+            kept = [row for row in read_jsonl(self.path / name) if row["step"] <= step]
+            temporary = self.path / f".{name}.tmp"
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            os.replace(temporary, self.path / name)
 
     def hold(self) -> contextlib.AbstractContextManager[bool]:
         """Lock the run for this process; False where another process is running it."""

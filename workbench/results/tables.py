@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,6 +29,10 @@ CURVE_SCHEMA: dict[str, Any] = {
     "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "step": pl.Int64, "tokens": pl.Int64,
     "flops": pl.Float64, "seconds": pl.Float64, "loss": pl.Float64, "learning_rate": pl.Float64,
     "gradient_norm": pl.Float64, "tokens_per_second": pl.Float64, "selection_value": pl.Float64,
+}  # fmt: skip
+DIAGNOSTICS_SCHEMA: dict[str, Any] = {
+    "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "step": pl.Int64, "layer": pl.Int64,
+    "name": pl.String, "index": pl.Int64, "value": pl.Float64,
 }  # fmt: skip
 
 
@@ -94,7 +99,10 @@ class Points:
         return self._lines[x, y]
 
 
-NO_POINTS = Points(pl.DataFrame(schema=POINT_SCHEMA))
+@cache
+def _no_points() -> Points:
+    # not at import: trials are forked from a process that has imported this, and polars' threads do not live through a fork
+    return Points(pl.DataFrame(schema=POINT_SCHEMA))
 
 
 class Line(NamedTuple):
@@ -108,7 +116,7 @@ class Line(NamedTuple):
 
 
 def _points(folder: RunFolder) -> Points:
-    return _keep(folder, "metrics.jsonl", Points.read) or NO_POINTS
+    return _keep(folder, "metrics.jsonl", Points.read) or _no_points()
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -117,7 +125,10 @@ def _about(path: Path) -> dict[str, Any]:
     wanted = ("arm", "stage", "seed", "steps", "tokens", "metric", "parameters", "hyperparameters")
     if "metric" not in about:  # earlier versions knew bits per byte only
         return {}
-    return {**{name: about[name] for name in wanted}, "hyperparameters": json.dumps(about["hyperparameters"])}
+    return {
+        **{name: about.get(name) for name in wanted},
+        "hyperparameters": json.dumps(about.get("hyperparameters", {})),
+    }
 
 
 def _held(ablation: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
@@ -197,28 +208,36 @@ def frame_of(lines: Iterable[Line]) -> pl.DataFrame:
     return pl.concat(frames) if frames else pl.DataFrame(schema=CURVE_SCHEMA)
 
 
-DIAGNOSTIC_SCHEMA: dict[str, Any] = {"step": pl.Int64, "layer": pl.Int64, "name": pl.String, "value": pl.Float64}
-"""Columns of a run's diagnostics.jsonl: what a layer told of itself at a step."""
-
-
 def _diagnostics(path: Path) -> pl.DataFrame:
-    rows = [row for row in read_jsonl(path) if row.get("value") is not None]
-    return pl.DataFrame(rows, schema=DIAGNOSTIC_SCHEMA, orient="row")
+    rows = []
+    for row in read_jsonl(path):
+        for name, value in row["values"].items():
+            numbers = enumerate(value) if isinstance(value, list) else [(None, value)]
+            rows += [(row["step"], row["layer"], name, index, number) for index, number in numbers]
+    own = {name: DIAGNOSTICS_SCHEMA[name] for name in ("step", "layer", "name", "index", "value")}
+    return pl.DataFrame(rows, schema=own, orient="row")
 
 
-def diagnostics(keys: Iterable[tuple[str, str, str]], ablation: str | Path) -> pl.DataFrame:
-    """Every diagnostic of the runs named in ``keys`` (arm, stage, run) of the ablation in folder ``ablation``.
+def diagnostics(ablation: str | Path) -> pl.DataFrame:
+    """What layers said about themselves in every run of one ablation; columns in ``DIAGNOSTICS_SCHEMA``.
 
-    Columns: arm, stage, run, then ``DIAGNOSTIC_SCHEMA``.
+    Long form, one row a number; index counts the numbers of a vector (the load of every expert), else it is null.
     """
+    return _diagnosed((about["arm"], about["stage"], about["seed"], folder) for folder, about in _held(Path(ablation)))
+
+
+def _diagnosed(runs: Iterable[tuple[str, str, int, RunFolder]]) -> pl.DataFrame:
     frames = []
-    for arm, stage, run in keys:
-        held = _keep(RunFolder(Path(ablation) / "runs" / run), "diagnostics.jsonl", _diagnostics)
+    for arm, stage, seed, folder in runs:
+        held = _keep(folder, "diagnostics.jsonl", _diagnostics)
         if held is not None and len(held):
-            frames.append(held.select(pl.lit(arm).alias("arm"), pl.lit(stage).alias("stage"), pl.lit(run).alias("run"),
-                                      pl.all()))  # fmt: skip
-    whose = {"arm": pl.String, "stage": pl.String, "run": pl.String}
-    return pl.concat(frames) if frames else pl.DataFrame(schema={**whose, **DIAGNOSTIC_SCHEMA})
+            key = {"arm": arm, "stage": stage, "run": folder.path.name, "seed": seed}
+            frames.append(
+                held.select(
+                    *(pl.lit(value).cast(DIAGNOSTICS_SCHEMA[name]).alias(name) for name, value in key.items()), pl.all()
+                )
+            )
+    return pl.concat(frames) if frames else pl.DataFrame(schema=DIAGNOSTICS_SCHEMA)
 
 
 class SingleRuns:
@@ -255,6 +274,12 @@ class SingleRuns:
     def curves(self) -> pl.DataFrame:
         """Every recorded point; columns in ``CURVE_SCHEMA``."""
         return frame_of(self.lines())
+
+    def diagnostics(self) -> pl.DataFrame:
+        """What layers said about themselves; columns in ``DIAGNOSTICS_SCHEMA``."""
+        return _diagnosed(
+            (line.arm, line.stage, line.seed, folder) for line, folder in zip(self.lines(), self._folders)
+        )
 
 
 def table(results: str | Path = "results") -> pl.DataFrame:

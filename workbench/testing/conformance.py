@@ -192,10 +192,12 @@ class VariantConformance:
                 config.changed(**{name: value}).resolved(self.width)
 
     def test_compiled_equals_eager(self, case: dict[str, Any]) -> None:
-        """Graph capture, functionalisation and the traced backward; code generation is measured on GPUs."""
+        """Capture in one graph, functionalisation and the traced backward, watched as some training steps are; code
+        generation is measured on GPUs."""
         module, x_BTD = self.build(case, torch.float32), self.random(2, 33, dtype=torch.float32).requires_grad_()
         torch._dynamo.reset()
-        eager, compiled = module(x_BTD), torch.compile(module, backend="aot_eager", dynamic=False)(x_BTD)
+        compile_whole = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=False)
+        eager, compiled = module(x_BTD), compile_whole(x_BTD, side=Side())
         assert_close(compiled.detach(), eager.detach(), "compiled output")
         weight = torch.randn_like(eager)
         wanted, got = (torch.autograd.grad((y * weight).sum(), x_BTD)[0] for y in (eager, compiled))

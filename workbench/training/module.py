@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from workbench.accounting import account
-from workbench.contract import Side
+from workbench.contract import Counter, Side
 from workbench.data import Batch
 from workbench.evaluation import evaluate
 from workbench.model import LanguageModel
@@ -27,6 +27,9 @@ from workbench.training.checkpoint import random_state, set_random_state
 from workbench.training.config import RunConfig
 from workbench.training.health import FIELDS, Health
 from workbench.training.optimiser import build_optimiser, rate_at
+
+DIAGNOSES = 20
+"""Times a run in which its layers are watched, evenly spread; or every step of a shorter one."""
 
 
 class Stopped(RuntimeError):
@@ -47,12 +50,40 @@ class Training(L.LightningModule):
         self.gradient_norm: Tensor = torch.zeros(())
         # since the last line of the log: sum of the finite losses, their number
         self.window: Tensor = torch.zeros(2, dtype=torch.float64)
+        steps = config.training.steps
+        self.diagnose_at = {math.ceil(steps * i / DIAGNOSES) for i in range(1, DIAGNOSES + 1)}
+        self.applied: Tensor = torch.ones(())
+        self.counters = [module for module in self.model.modules() if isinstance(module, Counter)]
+        # by the counter's number: what has been counted in this step, and since the last diagnosis
+        self.counts: dict[int, Tensor] = {}
+        self.recent: dict[int, Tensor] = {}
+        self.watched: list[Side] = []
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        sides = [Side(watch=False) for _ in self.model.blocks]
+        training = self.config.training
+        step, last = self.trainer.global_step + 1, (index + 1) % training.accumulate == 0
+        watch = last and step in self.diagnose_at
+        sides = [Side(watch=watch) for _ in self.model.blocks]
+        if watch:
+            self.watched = sides
+            for counter in self.counters:
+                counter.probe = torch.zeros(counter.categories, device=self.device, requires_grad=True)
         loss = self.model.loss(batch.tokens_BT, batch.targets_BT, segments=batch.segments_BT, sides=sides)
-        self.step_loss = self.step_loss + loss.detach() / self.config.training.accumulate
-        return loss + sum(part for side in sides for part in side.losses)
+        self.step_loss = self.step_loss + loss.detach() / training.accumulate
+        return loss + sum(part for side in sides for part in side.losses) + sum(self._count(sides))
+
+    def _count(self, sides: list[Side]) -> list[Tensor]:
+        """Add what was counted to the counts of the step; returns the losses that wait for them."""
+        counted = {id(counter): (counts, own) for side in sides for counter, counts, own in side.counted}
+        there = [number for number, counter in enumerate(self.counters) if id(counter) in counted]
+        if not there:
+            return []
+        found = [counted[id(self.counters[number])] for number in there]
+        now = parallel.total(torch.cat([counts for counts, _ in found]))  # one message for all layers
+        parts = now.split([len(counts) for counts, _ in found])
+        self.counts = _added(self.counts, dict(zip(there, parts)))
+        losses = [self.counters[n].late_loss(self.counts[n], own) for n, (_, own) in zip(there, found)]
+        return [loss for loss in losses if loss is not None]
 
     def configure_model(self) -> None:
         # called again by Lightning when training starts; sharded once
@@ -68,7 +99,9 @@ class Training(L.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.training.clip)
         )
         # fused AdamW leaves weights, moments and step counts alone where this reads 1.0, on the device
-        optimizer.found_inf = self.health.judge_gradient(self.gradient_norm)
+        skipped = optimizer.found_inf = self.health.judge_gradient(self.gradient_norm)
+        if skipped is not None:
+            self.applied = 1 - skipped
 
     def configure_optimizers(self) -> Any:
         training = self.config.training
@@ -83,6 +116,32 @@ class Training(L.LightningModule):
         finite = loss.isfinite()
         self.window = self.window + torch.stack((torch.where(finite, loss, 0.0), finite.double()))
         self.step_loss = torch.zeros_like(self.step_loss)
+        training = self.config.training
+        for number, counts in self.counts.items():
+            self.counters[number].move(counts, rate_at(step - 1, training), 1 - step / training.steps, self.applied)
+
+    def diagnosis(self) -> dict[int, dict[str, Tensor]]:
+        """Metrics by layer if this step was watched; ends the counting of the step."""
+        self.recent, counts, self.counts = _added(self.recent, self.counts), self.counts, {}
+        if not self.watched:
+            return {}
+        said: dict[int, dict[str, Tensor]] = {}
+        number_of = {id(counter): number for number, counter in enumerate(self.counters)}
+        for layer, (block, side) in enumerate(zip(self.model.blocks, self.watched)):
+            values = dict(side.metrics)
+            for module in block.modules():
+                if isinstance(module, Counter) and number_of[id(module)] in counts:
+                    number = number_of[id(module)]
+                    assert module.probe is not None
+                    gradient = torch.zeros_like(module.probe) if module.probe.grad is None else module.probe.grad
+                    gradient = parallel.mean(gradient * self.config.training.accumulate)
+                    values |= module.diagnose(counts[number], self.recent[number], gradient)
+            if values:
+                said[layer] = {name: value.detach().double() for name, value in values.items()}
+        for counter in self.counters:
+            counter.probe = None
+        self.recent, self.watched = {}, []
+        return said
 
     def numbers(self) -> Tensor:
         """Loss window, gradient norm and health as one float64 tensor on the device; begins a new window."""
@@ -93,10 +152,12 @@ class Training(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_state"] = random_state()
         checkpoint["health"] = self.health.state
+        checkpoint["recent"] = self.recent
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored_random_state = checkpoint["random_state"]
         self.health.state = checkpoint["health"]
+        self.recent = checkpoint.get("recent", {})
 
     def on_fit_start(self) -> None:
         compiles = self.config.training.compile
@@ -108,9 +169,15 @@ class Training(L.LightningModule):
         self.step_loss = torch.zeros((), device=self.device)
         self.window = self.window.to(self.device)
         self.health.to(self.device)
+        self.applied = self.applied.to(self.device)
+        self.recent = {number: counts.to(self.device) for number, counts in self.recent.items()}
         state = getattr(self, "restored_random_state", None)
         if state is not None:  # last, so that nothing between loading and the first step uses numbers up
             set_random_state(state)
+
+
+def _added(total: dict[int, Tensor], more: dict[int, Tensor]) -> dict[int, Tensor]:
+    return total | {number: total[number] + counts if number in total else counts for number, counts in more.items()}
 
 
 class Recorder(Callback):
@@ -144,6 +211,7 @@ class Recorder(Callback):
         self.first_step_told = False
         self.untimed = 0  # steps since the last line of the log that took no training time
         self.pending: tuple[dict[str, Any], Tensor, torch.cuda.Event | None] | None = None
+        self.diagnoses: list[tuple[int, dict[int, dict[str, Tensor]]]] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "step": self.step}
@@ -161,6 +229,9 @@ class Recorder(Callback):
         training = self.config.training
         self.step = trainer.global_step
         module.note_step(self.step)
+        diagnosis = module.diagnosis()
+        if diagnosis:
+            self.diagnoses.append((self.step, _to_host(diagnosis)))
         assert self.started is not None
         if not self.first_step_told:
             self.first_step_told = True
@@ -255,4 +326,28 @@ class Recorder(Callback):
             row["selection_value"] = self.config.data.metric.of(measured)
         if parallel.rank() == 0:
             self.folder.add_metrics(row)
+            # those of this line or of earlier ones: the copies ended before its own
+            ready = [diagnosis for diagnosis in self.diagnoses if diagnosis[0] <= row["step"]]
+            self.folder.add_diagnostics(
+                {"step": step, "layer": layer, "values": {name: _plain(value) for name, value in values.items()}}
+                for step, layers in ready
+                for layer, values in layers.items()
+            )
             self.tell(row)
+        self.diagnoses = [diagnosis for diagnosis in self.diagnoses if diagnosis[0] > row["step"]]
+
+
+def _to_host(layers: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+    """The same on the CPU, by one copy that nobody waits for."""
+    values = [value for named in layers.values() for value in named.values()]
+    flat = torch.cat([value.flatten() for value in values]).to("cpu", non_blocking=True)
+    parts = iter(flat.split([value.numel() for value in values]))
+    return {
+        layer: {name: next(parts).view(value.shape) for name, value in named.items()} for layer, named in layers.items()
+    }
+
+
+def _plain(value: Tensor) -> Any:
+    """A number, or a list of numbers; None where one is not finite."""
+    numbers = [number if math.isfinite(number) else None for number in value.flatten().tolist()]
+    return numbers if value.dim() else numbers[0]

@@ -65,6 +65,13 @@ def mean(value: Tensor) -> Tensor:
     return value
 
 
+def total(counts: Tensor) -> Tensor:
+    """Sum over ranks of integers on the device."""
+    if world() > 1:
+        dist.all_reduce(counts, op=dist.ReduceOp.SUM)
+    return counts
+
+
 def whole(value: Tensor) -> Tensor:
     """A sharded tensor put together; any other as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
