@@ -1,4 +1,4 @@
-"""The command line: ``workbench cost|pilot|plan|run|worker|watch|stop|verdict|report|archive|table|train|prepare|export|
+"""The command line: ``workbench cost|pilot|plan|run|worker|watch|stop|verdict|report|serve|archive|table|train|prepare|export|
 generate|variants|doctor``.
 
 Every command that takes an ablation takes the same YAML file, followed by overrides such as
@@ -322,6 +322,22 @@ def report(
 
     launched = AblationRun(folder)
     console.print(str(write_report(launched, output or launched.folder / "report.html")), soft_wrap=True)
+
+
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(help="Folder of all results, or of one ablation.")] = Path("results"),
+    ip: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback let other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The first that is free from here on is taken.")] = 8866,
+    token: Annotated[str | None, typer.Option(help="What the page asks for; default a new random one.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+) -> None:
+    """The dashboard as a page of its own, on this machine only and behind a token."""
+    from workbench.dashboards.serve import serve as serve_page
+
+    serve_page(folder, ip=ip, port=port, token=token, browser=browser)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import polars as pl
 
 from workbench.ablation.verdict import ArmMeasurements, Verdict, judge
 from workbench.metric import BITS_PER_BYTE
-from workbench.results.tables import CURVE_SCHEMA, RUN_SCHEMA
+from workbench.results.tables import CURVE_SCHEMA, DIAGNOSTICS_SCHEMA, POINT_SCHEMA, RUN_SCHEMA, Line, Points
 
 
 class FakeRun:
@@ -19,13 +19,14 @@ class FakeRun:
 
     def __init__(
         self, folder: Path, arms: tuple[str, ...] = ("full", "gdn"), *, trials: int = 3, seeds: int = 3,
-        points: int = 20, progress: float = 1.0, status: str = "done", confirmed: bool = True,
+        points: int = 20, progress: float = 1.0, status: str = "done", confirmed: bool = True, diagnosed: bool = False,
         tuned: tuple[str, ...] = ("lr", "norm"),
     ):  # fmt: skip
         self.folder, self.name, self.question = folder, "a <b>name</b>", "Is <i>gdn</i> better & cheaper?"
         self.arms, self.baseline, self.seeds = list(arms), arms[0], list(range(seeds))
         self.trials, self.points, self.progress = trials, points, progress
         self.status, self.confirmed = status, confirmed
+        self.diagnosed = diagnosed
         self.tuned, self.broken = tuned, False
         self.metric = BITS_PER_BYTE
         self.total = len(arms) * (trials + seeds)
@@ -76,6 +77,21 @@ class FakeRun:
                              "learning_rate": 1e-3, "gradient_norm": 1.0, "tokens_per_second": 2000.0,
                              "selection_value": loss / 3 if step % 5 == 0 else None})  # fmt: skip
         return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
+
+    def lines(self) -> list[Line]:
+        held = self.curves().partition_by("arm", "stage", "run", "seed", as_dict=True, maintain_order=True)
+        return [Line(*key, Points(frame.select(list(POINT_SCHEMA)))) for key, frame in held.items()]
+
+    def diagnostics(self) -> pl.DataFrame:
+        rows = [(run["arm"], run["stage"], run["run"], run["seed"], step, layer, name, None, step + layer + run["i"] + half)
+                for run in self._each() for step in (1, 10) for layer in range(3)
+                for name, half in (("state_norm", 0.0), ("half_life_p10", 0.5)) if self.diagnosed]  # fmt: skip
+        rows += [(run["arm"], run["stage"], run["run"], run["seed"], 10, 1, "load", expert, 1.0 + expert)
+                 for run in self._each() for expert in range(4) if self.diagnosed]  # fmt: skip
+        return pl.DataFrame(rows, schema=DIAGNOSTICS_SCHEMA, orient="row")
+
+    def reports(self) -> list[tuple[str, int, pl.DataFrame]]:
+        return []
 
     def cost(self) -> pl.DataFrame:
         return pl.DataFrame([

@@ -20,7 +20,7 @@ from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
 from workbench.results.store import ENDED
-from workbench.results.tables import curves, runs
+from workbench.results.tables import RUN_SCHEMA, Line, curves, diagnostics, lines, runs
 
 if TYPE_CHECKING:
     from workbench.ablation.verdict import Verdict
@@ -85,11 +85,41 @@ class AblationRun:
 
     def runs(self) -> pl.DataFrame:
         """One row a training run (columns: workbench.results.tables.RUN_SCHEMA)."""
+        if self.archived:
+            kept = pl.read_csv(self.folder / "runs.csv", schema_overrides=RUN_SCHEMA)
+            missing = [pl.lit(None, kind).alias(name) for name, kind in RUN_SCHEMA.items() if name not in kept.columns]
+            chosen = [entry.get("run") for entry in self.selection().values()]
+            frame = kept.with_columns(missing).with_columns(
+                selected=pl.col("run").is_in(chosen), folder=pl.lit(str(self.folder))
+            )
+            return frame.select(list(RUN_SCHEMA))
         return runs(self.folder)
 
     def curves(self) -> pl.DataFrame:
         """Every recorded point (columns: workbench.results.tables.CURVE_SCHEMA)."""
         return curves(self.folder)
+
+    def lines(self) -> list[Line]:
+        """Every run with its recorded points, without the copying of :meth:`curves`."""
+        return lines(self.folder)
+
+    def diagnostics(self) -> pl.DataFrame:
+        """What layers said about themselves (columns: workbench.results.tables.DIAGNOSTICS_SCHEMA)."""
+        return diagnostics(self.folder)
+
+    def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
+        """Arm, seed and what was measured on every report document, of each confirmation run that is done."""
+        if self.archived:
+            for (arm, seed), frame in pl.read_parquet(self.folder / "report.parquet").partition_by(
+                "arm", "seed", as_dict=True, include_key=False, maintain_order=True
+            ).items():  # fmt: skip
+                yield arm, seed, frame
+            return
+        done = self.runs().filter((pl.col("stage") == "confirmation") & (pl.col("status") == "done"))
+        for row in done.iter_rows(named=True):
+            path = Path(row["folder"]) / "report.parquet"
+            if path.exists():
+                yield row["arm"], row["seed"], pl.read_parquet(path)
 
     def cost(self) -> pl.DataFrame:
         """The cost card as it was before launch, one row an arm."""
@@ -113,9 +143,14 @@ class AblationRun:
         return (self.folder / "ablation.json").exists()
 
     @property
+    def archived(self) -> bool:
+        """Whether the folder is what `workbench archive` keeps of an ablation: tables and the verdict, no runs."""
+        return (self.folder / "verdict.json").exists() and not (self.folder / "runs").exists()
+
+    @property
     def finished(self) -> bool:
         """Whether every planned run has ended (done or failed)."""
-        return (self.folder / "finished.json").exists()
+        return self.archived or (self.folder / "finished.json").exists()
 
     def failures(self) -> dict[str, str]:
         """Arms that could not be confirmed because every tuning trial failed -> why."""
@@ -123,8 +158,10 @@ class AblationRun:
 
     def verdict(self) -> Verdict | None:
         """The verdict, or None while confirmation runs are missing. Every arm on the same seeds, failures included."""
-        from workbench.ablation.verdict import ArmMeasurements, judge
+        from workbench.ablation.verdict import ArmMeasurements, Verdict, judge
 
+        if self.archived:
+            return Verdict.from_plain(read_json(self.folder / "verdict.json"))
         held = self.runs().filter(pl.col("stage") == "confirmation")
         unconfirmed = self.failures()
         metric = self.metric

@@ -1,7 +1,7 @@
-"""Figures, tables, a report and a live dashboard of one ablation. Imports no torch; widgets only when asked for.
+"""Figures, tables, a report and a live dashboard of ablations. Imports no torch; widgets only when asked for.
 
 Every figure draws exactly one table: ``loss_curves`` draws ``curve_table``, ``effects`` draws ``effect_table``, and so
-on. The report (one HTML file) and the dashboard (JupyterLab) show the same figures.
+on. The report (one HTML file) and the dashboard (JupyterLab, or a page of its own) show the same figures.
 """
 
 from __future__ import annotations
@@ -10,30 +10,62 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.dashboards.figures import cost, effects, failures, loss_curves, recall_curves, recall_map, tuning
+    from workbench.dashboards.export import export_figure, export_table, provenance_line
+    from workbench.dashboards.figures import (
+        best_of,
+        cost,
+        diagnostic_curves,
+        diagnostic_map,
+        effects,
+        failures,
+        frontier,
+        importances,
+        loss_curves,
+        parallel,
+        recall_curves,
+        recall_map,
+        recall_state,
+        scaling,
+        tuning,
+    )
     from workbench.dashboards.report import write_report
     from workbench.dashboards.tables import (
+        best_of_table,
         cost_table,
         curve_table,
+        diagnostic_table,
         effect_table,
         failure_table,
+        frontier_table,
+        importance_table,
+        overview_table,
         progress_table,
         recall_table,
+        scaling_table,
+        state_table,
         tuning_table,
     )
     from workbench.dashboards.widget import Dashboard, dashboard
 
-_HOMES = {
-    "Dashboard": "widget", "dashboard": "widget", "write_report": "report",
-    "cost": "figures", "effects": "figures", "failures": "figures", "loss_curves": "figures", "tuning": "figures",
-    "recall_curves": "figures", "recall_map": "figures", "recall_table": "tables",
-    "cost_table": "tables", "curve_table": "tables", "effect_table": "tables", "failure_table": "tables",
-    "progress_table": "tables", "tuning_table": "tables",
+_NAMES = {
+    "export": ["export_figure", "export_table", "provenance_line"],
+    "figures": ["best_of", "cost", "diagnostic_curves", "diagnostic_map", "effects", "failures", "frontier", "importances",
+                "loss_curves", "parallel", "recall_curves", "recall_map", "recall_state", "scaling", "tuning"],
+    "report": ["write_report"],
+    "tables": ["best_of_table", "cost_table", "curve_table", "diagnostic_table", "effect_table", "failure_table",
+               "frontier_table", "importance_table", "overview_table", "progress_table", "recall_table", "scaling_table",
+               "state_table", "tuning_table"],
+    "widget": ["Dashboard", "dashboard"],
 }  # fmt: skip
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Dashboard", "cost", "cost_table", "curve_table", "dashboard", "effect_table", "effects", "failure_table",
-    "failures", "loss_curves", "progress_table", "recall_curves", "recall_map", "recall_table", "tuning", "tuning_table", "write_report",
+    "Dashboard", "best_of", "best_of_table", "cost", "cost_table", "curve_table", "dashboard", "diagnostic_curves",
+    "diagnostic_map", "diagnostic_table", "effect_table", "effects", "export_figure", "export_table",
+    "failure_table", "failures", "frontier", "frontier_table", "importance_table", "importances", "loss_curves",
+    "overview_table", "parallel", "progress_table", "provenance_line", "recall_curves", "recall_map",
+    "recall_state", "recall_table", "scaling", "scaling_table", "state_table", "tuning", "tuning_table",
+    "write_report",
 ]  # fmt: skip
 
 

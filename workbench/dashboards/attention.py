@@ -124,3 +124,60 @@ def cache_figure(table: pl.DataFrame) -> go.Figure:
     figure.update_yaxes(type="log", title_text="cache of one sequence (bytes)")
     figure.update_layout(template=style.TEMPLATE, height=420)
     return figure
+
+
+LENGTH, LAYERS = 64, 3
+"""Positions and kinds of layers that :func:`inside` looks at."""
+
+
+def inside(run: Any) -> dict[str, dict[str, Any]]:
+    """What the trained layers of each arm read, and the blocks they select: one run of each arm at its last checkpoint.
+
+    Args:
+        run: an ablation's run or a snapshot of it.
+
+    Returns:
+        arm -> name of a map -> (figure, table), or a sentence where there is no checkpoint.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for arm in run.arms:
+        mine = run.runs().filter(pl.col("arm") == arm).sort(pl.col("stage") != "confirmation", "seed")
+        model = next((model for model in map(_trained, mine["folder"]) if model is not None), None)
+        if model is None:
+            found[arm] = {"none": "No run of this arm has a checkpoint yet."}
+            continue
+        width = model.config.width
+        layers: dict[str, tuple[int, Any]] = {}
+        for number, block in enumerate(model.blocks):
+            layers.setdefault(type(block.mixer).__name__, (number, block.mixer))
+        shown = dict(list(layers.values())[:LAYERS])
+        maps = {f"layer {number}": reads(mixer.eval(), width, LENGTH) for number, mixer in shown.items()}
+        found[arm] = {
+            "reads": (
+                reads_figure(maps),
+                pl.concat([table.with_columns(layer=pl.lit(name)) for name, table in maps.items()]),
+            )
+        }
+        for number, mixer in shown.items():
+            if hasattr(mixer, "selection"):
+                table = selected(mixer, width, LENGTH)
+                found[arm][f"selected blocks of layer {number}"] = selected_figure(table), table
+    return found
+
+
+def _trained(folder: str) -> Any:
+    from pathlib import Path
+
+    from workbench.model import LanguageModel
+    from workbench.results import RunFolder
+    from workbench.training.checkpoint import SafeCheckpointIO, latest
+    from workbench.training.config import RunConfig
+
+    checkpoint, _ = latest(Path(folder) / "checkpoint")
+    if checkpoint is None:
+        return None
+    config = RunConfig.parse(RunFolder(folder).about()["config"])
+    model = LanguageModel(config.model, seed=config.seed)
+    held = SafeCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in held.items()})
+    return model

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Literal
 
 import plotly.graph_objects as go
 import polars as pl
@@ -17,13 +17,23 @@ from plotly.subplots import make_subplots
 
 from workbench.dashboards import style
 from workbench.dashboards.tables import (
+    FEWEST,
+    Spent,
     XAxis,
     YAxis,
+    best_of_table,
     cost_table,
     curve_table,
+    diagnostic_table,
     effect_table,
     failure_table,
+    frontier_table,
+    importance_table,
     recall_table,
+    scaling_table,
+    smoothed,
+    state_table,
+    thinned,
     tuning_table,
 )
 from workbench.results.store import ENDED
@@ -47,15 +57,22 @@ COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 """Column of the cost table -> its heading and how its numbers are written."""
 
 
-def loss_curves(run: Run | SingleRuns, x: XAxis = "tokens", y: YAxis = "loss") -> go.Figure:
+def loss_curves(
+    run: Run | SingleRuns, x: XAxis = "tokens", y: YAxis = "loss", *, smoothing: float = 0.0, log_x: bool = False,
+    log_y: bool = False, single: Collection[str] = (),
+) -> go.Figure:  # fmt: skip
     """Mean over seeds as a line, smallest to largest as a band, one colour an arm.
 
     Args:
         run: the run.
         x: ``tokens``, ``flops`` or ``seconds``.
         y: ``loss`` or ``selection_value``.
+        smoothing: as in :func:`curve_table`.
+        log_x: whether the horizontal axis is logarithmic.
+        log_y: whether the vertical one is.
+        single: names of runs that are drawn as thin lines of their own, too.
     """
-    table, styles = curve_table(run, x, y), style.arm_styles(run.arms)
+    table, styles = curve_table(run, x, y, smoothing=smoothing), style.looks(run)
     bands, lines = [], []
     for arm, look in styles.items():
         mine = table.filter(pl.col("arm") == arm)
@@ -74,18 +91,27 @@ def loss_curves(run: Run | SingleRuns, x: XAxis = "tokens", y: YAxis = "loss") -
             line={"color": look.colour, "dash": look.dash, "width": 2.2 if arm == run.baseline else 1.8},
             hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata} runs)", showlegend=True,
         ))  # fmt: skip
+    for held in run.lines() if single else ():
+        if held.run in single and held.arm in styles:
+            along, up = held.points.line(x, y)
+            lines.append(go.Scattergl(
+                x=thinned(along), y=thinned(smoothed(up, smoothing)), mode="lines", showlegend=False, name=style.label(held.run),
+                line={"color": styles[held.arm].colour, "width": 1}, legendgroup=f"arm {run.arms.index(held.arm)}",
+                hovertemplate="%{y:.4f} at %{x:.4s}",
+            ))  # fmt: skip
     figure = _figure([*bands, *lines], "" if len(table) else "No training step has been recorded yet.")
-    figure.update_xaxes(title_text=X_TITLES[x])
-    figure.update_yaxes(title_text=_y_title(run, y))
+    figure.update_xaxes(title_text=X_TITLES[x], type="log" if log_x else "linear")
+    told = f", smoothed (weight {smoothing:g})" if smoothing else ""
+    figure.update_yaxes(title_text=_y_title(run, y) + told, type="log" if log_y else "linear")
     figure.update_layout(legend=_legend(run.arms), hovermode="x unified" if len(styles) <= 8 else "closest")
     return figure
 
 
 def effects(run: Run) -> go.Figure:
     """Forest plot: difference of each arm to the baseline, its interval thick, the document bootstrap's thin."""
-    table, styles = effect_table(run), style.arm_styles(run.arms)
+    table, styles = effect_table(run), style.looks(run)
     rows = {row["arm"]: row for row in table.iter_rows(named=True)}
-    arms = run.arms[1:]
+    arms = [arm for arm in run.arms if arm != run.baseline]
     traces = []
     for place, arm in enumerate(arms):
         row, look = rows.get(arm), styles[arm]
@@ -131,7 +157,7 @@ def effects(run: Run) -> go.Figure:
 
 def tuning(run: Run) -> go.Figure:
     """Selection loss of each trial over each hyperparameter; the chosen trial ringed, failed ones as crosses."""
-    table, styles = tuning_table(run), style.arm_styles(run.arms)
+    table, styles = tuning_table(run), style.looks(run)
     names = table["hyperparameter"].unique(maintain_order=True).to_list()
     if not names:
         figure = _figure([], "No tuning trial has begun, or nothing is tuned.")
@@ -183,6 +209,242 @@ def tuning(run: Run) -> go.Figure:
     return grid
 
 
+def parallel(run: Run) -> go.Figure:
+    """Every tuning trial as a line through its hyperparameters and its selection value, coloured by arm."""
+    table, styles = tuning_table(run).filter(pl.col("selection_value").is_finite()), style.looks(run)
+    names = table["hyperparameter"].unique(maintain_order=True).to_list()
+    if not names:
+        return _sentence("No tuning trial has a number yet, or nothing is tuned.")
+    trials: dict[str, dict[str, Any]] = {}
+    for row in table.iter_rows(named=True):
+        value = row["value"] if row["value"] is not None else row["word"]
+        trials.setdefault(row["run"], {"arm": row["arm"], "value": row["selection_value"]})[
+            f" {row['hyperparameter']}"
+        ] = value
+    rows = list(trials.values())
+    place = {arm: i for i, arm in enumerate(styles)}
+    short = [style.label(arm, 16) for arm in place]
+    dimensions = [{"label": "arm", "values": [place[row["arm"]] for row in rows], "tickvals": list(place.values()),
+                   "ticktext": short, "range": [-0.2, max(len(place) - 0.8, 0.2)]}]  # fmt: skip
+    dimensions += [_dimension(name, [row.get(f" {name}") for row in rows]) for name in names]
+    dimensions.append({"label": style.label(run.metric.short, 22), "values": [row["value"] for row in rows]})
+    last = max(len(place) - 1, 1)
+    colours = [[i / last, look.colour] for i, look in enumerate(styles.values())]
+    figure = _figure([go.Parcoords(
+        dimensions=dimensions, labelside="top", labelfont={"size": 12}, tickfont={"size": 11}, rangefont={"size": 10},
+        line={"color": [place[row["arm"]] for row in rows], "cmin": 0, "cmax": last,
+              "colorscale": colours if len(colours) > 1 else [[0, colours[0][1]], [1, colours[0][1]]]},
+    )])  # fmt: skip
+    return figure.update_layout(margin={"l": 90, "r": 70, "t": 64, "b": 24}, height=420)
+
+
+def _dimension(name: str, values: list[Any]) -> dict[str, Any]:
+    label = style.label(name.rpartition(".")[2], 22)
+    if any(not isinstance(value, int | float) for value in values):
+        words = sorted({str(value) for value in values})
+        return {"label": label, "values": [words.index(str(value)) for value in values],
+                "tickvals": list(range(len(words))), "ticktext": [style.label(word, 16) for word in words]}  # fmt: skip
+    if min(values) > 0 and max(values) / min(values) > 5:
+        ticks = (
+            sorted(set(values))
+            if len(set(values)) <= 6
+            else [min(values) * (max(values) / min(values)) ** (i / 4) for i in range(5)]
+        )
+        return {"label": label, "values": [math.log10(value) for value in values],
+                "tickvals": [math.log10(tick) for tick in ticks], "ticktext": [f"{tick:.2g}" for tick in ticks]}  # fmt: skip
+    return {"label": label, "values": values}
+
+
+def importances(run: Run) -> go.Figure:
+    """Share of each hyperparameter in what tuning changed, one bar an arm; error bars hold 90 % of a bootstrap."""
+    table, styles = importance_table(run), style.looks(run)
+    bars = []
+    for arm, look in styles.items():
+        mine = table.filter(pl.col("arm") == arm)
+        value = mine["importance"]
+        bars.append(go.Bar(
+            y=[style.label(name) for name in mine["hyperparameter"]], x=value.to_list(), name=style.label(arm), orientation="h",
+            marker={"color": look.colour}, customdata=mine["trials"].to_list(),
+            error_x={"type": "data", "symmetric": False, "array": (mine["high"] - value).clip(0).to_list(),
+                     "arrayminus": (value - mine["low"]).clip(0).to_list(), "thickness": 1, "color": style.INK},
+            hovertemplate="%{x:.0%} of %{y} (%{customdata} trials)",
+        ))  # fmt: skip
+    figure = _figure(
+        bars, "" if len(table) else f"Importances need {FEWEST} finished trials of an arm and something tuned."
+    )
+    figure.update_xaxes(title_text="importance (share)", tickformat=".0%", range=[0, 1.02])
+    figure.update_yaxes(title_text="hyperparameter")
+    return figure.update_layout(legend=_legend(run.arms), barmode="group")
+
+
+def best_of(run: Run) -> go.Figure:
+    """Selection value expected of the best of k trials: what an arm gains by more tuning."""
+    table, styles = best_of_table(run), style.looks(run)
+    lines = []
+    for arm, look in styles.items():
+        mine = table.filter(pl.col("arm") == arm)
+        lines.append(go.Scatter(
+            x=mine["k"].to_list(), y=mine["expected"].to_list(), name=style.label(arm), mode="lines+markers",
+            line={"color": look.colour, "dash": look.dash, "width": 2}, hovertemplate="%{y:.4f} with %{x} trials",
+        ))  # fmt: skip
+    figure = _figure(lines, "" if table["expected"].count() else "No tuning trial has ended with a number yet.")
+    figure.update_xaxes(title_text="trials k", dtick=1 if len(table) and table["k"].max() <= 20 else None)  # type: ignore[operator]
+    figure.update_yaxes(title_text=f"expected {_y_title(run, 'selection_value')}")
+    return figure.update_layout(legend=_legend(run.arms))
+
+
+SPENT_TITLES = {
+    "training_flops": "training compute of one run (FLOPs)", "non_embedding": "parameters without embedding",
+    "active": "active parameters", "cache_bytes": "decode state of one sequence (bytes)",
+    "measured_rate": "training speed (tokens a second)",
+}  # fmt: skip
+
+
+def frontier(run: Run, x: Spent = "training_flops") -> go.Figure:
+    """Quality against what it costs: one point an arm with its range over seeds; the line joins arms that no other beats
+    on both."""
+    table, styles = frontier_table(run, x), style.looks(run)
+    best = table.filter("best").sort(x)
+    front = go.Scatter(
+        x=best[x].to_list(), y=best["value"].to_list(), mode="lines", line={"color": style.INK, "width": 1.5, "dash": "dot"},
+        name="Pareto front", hoverinfo="skip", showlegend=len(best) > 1,
+    )  # fmt: skip
+    points = []
+    for arm, look in styles.items():
+        mine = table.filter(pl.col("arm") == arm)
+        tuning = bool(len(mine)) and mine["stage"][0] == "tuning"
+        name = style.label(arm) + (" (tuning)" if tuning else "")
+        points.append(go.Scatter(
+            x=mine[x].to_list(), y=mine["value"].to_list(), name=name, mode="markers",
+            marker={"color": look.colour, "size": 12, "symbol": "circle-open" if tuning else "circle", "line": {"width": 2}},
+            error_y={"type": "data", "symmetric": False, "array": (mine["high"] - mine["value"]).to_list(),
+                     "arrayminus": (mine["value"] - mine["low"]).to_list(), "thickness": 1.5, "color": look.colour},
+            customdata=mine["runs"].to_list(), hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata} runs)",
+        ))  # fmt: skip
+    empty = "" if len(table) else "No arm has both a number and this cost yet."
+    figure = _figure([front, *points], empty)
+    wide = len(table) > 1 and table[x].min() > 0 and table[x].max() / table[x].min() > 5  # type: ignore[operator]
+    figure.update_xaxes(title_text=SPENT_TITLES[x], type="log" if wide else "linear")
+    figure.update_yaxes(title_text=_quality_title(run))
+    return figure.update_layout(legend=_legend(run.arms))
+
+
+def scaling(run: Run, x: Literal["non_embedding", "training_flops"] = "non_embedding") -> go.Figure:
+    """Quality of each arm over the sizes that have been run: this ablation and those beside it with arms of these names."""
+    table, styles = scaling_table(run, x), style.looks(run)
+    lines = []
+    for arm, look in styles.items():
+        mine = table.filter(pl.col("arm") == arm)
+        lines.append(go.Scatter(
+            x=mine[x].to_list(), y=mine["value"].to_list(), name=style.label(arm), mode="lines+markers",
+            line={"color": look.colour, "dash": look.dash}, marker={"size": 9},
+            error_y={"type": "data", "symmetric": False, "array": (mine["high"] - mine["value"]).to_list(),
+                     "arrayminus": (mine["value"] - mine["low"]).to_list(), "thickness": 1.5},
+            customdata=[style.label(name) for name in mine["ablation"]],
+            hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata})",
+        ))  # fmt: skip
+    sizes = table["ablation"].n_unique()
+    figure = _figure(lines, "" if len(table) else "No arm has a number yet.")
+    if sizes == 1:
+        figure.add_annotation(text="One size so far: a curve over sizes needs ablations of the same arms at others.",
+                              x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False,
+                              yshift=26)  # fmt: skip
+    figure.update_xaxes(title_text=SPENT_TITLES[x], type="log")
+    figure.update_yaxes(title_text=_quality_title(run), type="log")
+    return figure.update_layout(legend=_legend(run.arms), margin={"t": 64})
+
+
+UNITS = {
+    "half_life": "tokens", "selected_distance": "tokens", "norm": "length", "violation": "share of an even load",
+    "entropy": "nats", "gate": "share", "experts": "experts per token",
+}  # fmt: skip
+"""Part of a diagnostic's name -> its unit; others are plain numbers."""
+
+
+def _diagnostic_title(name: str) -> str:
+    unit = next((unit for part, unit in UNITS.items() if part in name), "value")
+    return f"{style.label(name.replace('_', ' '))} ({unit})"
+
+
+def diagnostic_curves(run: Run, name: str) -> go.Figure:
+    """One diagnostic over training: the mean over layers as a line, smallest to largest layer as a band. Of a vector (the
+    load of every expert) its largest number is drawn."""
+    table, styles = diagnostic_table(run).filter(pl.col("name") == name), style.looks(run)
+    vector = table["index"].count() > 0
+    table = table.group_by("arm", "step", "layer").agg(pl.col("value").max())
+    bands, lines = [], []
+    for arm, look in styles.items():
+        mine = table.filter(pl.col("arm") == arm).group_by("step").agg(
+            mean=pl.col("value").mean(), low=pl.col("value").min(), high=pl.col("value").max()).sort("step")  # fmt: skip
+        steps = mine["step"].to_list()
+        bands.append(go.Scatter(
+            x=steps + steps[::-1], y=mine["high"].to_list() + mine["low"].to_list()[::-1], mode="lines", fill="toself",
+            fillcolor=look.faint(), line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=f"arm {arm}",
+        ))  # fmt: skip
+        lines.append(go.Scatter(
+            x=steps, y=mine["mean"].to_list(), name=style.label(arm), mode="lines+markers", marker={"size": 4},
+            line={"color": look.colour, "dash": look.dash, "width": 2}, showlegend=bool(steps), legendgroup=f"arm {arm}",
+            hovertemplate="%{y:.4g} at step %{x}",
+        ))  # fmt: skip
+    figure = _figure([*bands, *lines], "" if len(table) else "No run has stored this.")
+    figure.update_xaxes(title_text="training step")
+    figure.update_yaxes(title_text=f"largest {_diagnostic_title(name)}" if vector else _diagnostic_title(name))
+    return figure.update_layout(legend=_legend(run.arms))
+
+
+def diagnostic_map(run: Run, name: str) -> go.Figure:
+    """One diagnostic as a heat map over layers and training steps, one an arm that has it; of a vector (the load of every
+    expert) over layers and places in it, at the last step."""
+    table = diagnostic_table(run).filter(pl.col("name") == name)
+    across = "index" if table["index"].count() else "step"
+    if across == "index":
+        table = table.filter(pl.col("step") == pl.col("step").max().over("arm"))
+    arms = [arm for arm in run.arms if arm in table["arm"]]
+    if not arms:
+        return _sentence("No run has stored this.")
+    columns = min(len(arms), 4)
+    lines = math.ceil(len(arms) / columns)
+    grid = make_subplots(lines, columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=min(0.25, 0.6 / lines),
+                         subplot_titles=[style.label(arm) for arm in arms])  # fmt: skip
+    grid.update_layout(template=style.TEMPLATE, height=100 + 240 * lines, margin={"t": 40})
+    for index, arm in enumerate(arms):
+        mine = table.filter(pl.col("arm") == arm)
+        wide = mine.sort(across).pivot(across, index="layer", values="value").sort("layer")
+        at = {"row": index // columns + 1, "col": index % columns + 1}
+        grid.add_heatmap(
+            x=wide.columns[1:], y=[str(layer) for layer in wide["layer"]], z=wide.drop("layer").to_numpy().tolist(),
+            coloraxis="coloraxis", name=style.label(arm), hovertemplate=f"%{{z:.4g}} in layer %{{y}} at {across} %{{x}}", **at,
+        )  # fmt: skip
+        title = "training step" if across == "step" else "place in the vector (expert)"
+        grid.update_xaxes(title_text=title, type="category", nticks=8, **at)
+    grid.update_yaxes(type="category")
+    grid.update_yaxes(title_text="layer", col=1)
+    bar = {"title": {"text": _diagnostic_title(name).replace(" (", "<br>(")}}
+    return grid.update_layout(coloraxis={"colorscale": "Cividis", "colorbar": bar})
+
+
+def recall_state(run: Run) -> go.Figure:
+    """Share of right answers against what decoding keeps, one point an arm and number of pairs."""
+    table, styles = state_table(run), style.looks(run)
+    if not len(table):
+        return _nothing_recalled("decode state of one sequence (bytes)", "right answers")
+    panels = table["pairs"].unique().sort().to_list()
+    grid = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.03,
+                         subplot_titles=[f"{value:g} pairs" for value in panels])  # fmt: skip
+    grid.update_layout(template=style.TEMPLATE, height=380, legend={**_legend(run.arms), "y": 1.1}, margin={"t": 60})
+    for column, value in enumerate(panels, start=1):
+        for arm, look in styles.items():
+            mine = table.filter((pl.col("arm") == arm) & (pl.col("pairs") == value))
+            grid.add_scatter(
+                x=mine["cache_bytes"].to_list(), y=mine["accuracy"].to_list(), name=style.label(arm), mode="markers",
+                legendgroup=f"arm {arm}", showlegend=column == 1, row=1, col=column,
+                marker={"color": look.colour, "size": 11}, hovertemplate="%{y:.1%} with %{x:.3s}B",
+            )  # fmt: skip
+        grid.update_xaxes(title_text="decode state (bytes)", type="log", row=1, col=column)
+    grid.update_yaxes(range=[-0.03, 1.05], tickformat=".0%")
+    return grid.update_yaxes(title_text="right answers", col=1)
+
+
 def recall_curves(run: Run, x: str = "pairs", panel: str = "length") -> go.Figure:
     """Share of right answers along one label of the report examples, one panel a value of another; mean over seeds as a
     line, smallest to largest as error bars.
@@ -192,7 +454,7 @@ def recall_curves(run: Run, x: str = "pairs", panel: str = "length") -> go.Figur
         x: label along the horizontal axis.
         panel: label that tells the panels apart.
     """
-    table, styles = recall_table(run, x, panel), style.arm_styles(run.arms)
+    table, styles = recall_table(run, x, panel), style.looks(run)
     if not len(table):
         return _nothing_recalled(x, "accuracy")
     panels = table[panel].unique().sort().to_list()
@@ -324,6 +586,10 @@ def _y_title(run: Run | SingleRuns, y: str) -> str:
     if y == "loss":
         return "training loss (nats per token)"
     return style.label(f"selection {run.metric.name} ({run.metric.unit})")
+
+
+def _quality_title(run: Run) -> str:
+    return style.label(f"{run.metric.name} ({run.metric.unit})")
 
 
 def _alpha(run: Run) -> float:

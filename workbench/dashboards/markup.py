@@ -46,7 +46,7 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Seq
 
 def arm_name(run: Run, arm: str) -> Raw:
     """The arm's name behind a dot in its colour."""
-    look = style.arm_styles(run.arms).get(arm)
+    look = style.looks(run).get(arm)
     dot = f'<span class="dot" style="color:{look.colour}" aria-hidden="true">●</span>&nbsp;' if look else ""
     return Raw(dot + escape(arm))
 

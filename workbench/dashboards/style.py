@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -39,6 +40,12 @@ def arm_styles(arms: Sequence[str]) -> dict[str, ArmStyle]:
     return {
         arm: ArmStyle(PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]) for i, arm in enumerate(arms)
     }
+
+
+def looks(run: Any) -> dict[str, ArmStyle]:
+    """The looks of the arms that ``run`` shows, by their order among all of its ablation: hiding one recolours none."""
+    every = arm_styles(getattr(run, "every_arm", run.arms))
+    return {arm: every[arm] for arm in run.arms}
 
 
 def _axis() -> dict[str, object]:

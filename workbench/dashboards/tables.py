@@ -7,16 +7,18 @@ the same columns whether or not there is anything to show yet.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import polars as pl
 
+from workbench.config import ConfigError
 from workbench.results.store import ENDED
-from workbench.results.tables import SingleRuns
+from workbench.results.tables import Line, SingleRuns, frame_of
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 XAxis: TypeAlias = Literal["tokens", "flops", "seconds"]
 YAxis: TypeAlias = Literal["loss", "selection_value"]
+Spent: TypeAlias = Literal["training_flops", "non_embedding", "active", "cache_bytes", "measured_rate"]
+"""What a frontier weighs quality against."""
 
 POINTS = 300
 """At most this many points a curve, however long the run."""
@@ -45,23 +49,64 @@ class Snapshot:
     def __init__(self, run: AblationRun | Snapshot, before: Snapshot | None = None):
         source = run._run if isinstance(run, Snapshot) else run
         self._run, self._before = source, before
+        self._whole: Snapshot | None = None  # what this is a part of
         self.name, self.question, self.arms, self.baseline = source.name, source.question, source.arms, source.baseline
         self.seeds, self.total, self.folder, self.about = source.seeds, source.total, source.folder, source.about
         self.metric = source.metric
+        self.every_arm = self.arms
+        """The arms of the ablation, whichever are shown: colours go by them."""
         self.finished = source.finished  # read first: a finished run does not change any more
-        self._runs, self._curves = source.runs(), source.curves()
+        self._runs, self._lines = source.runs(), source.lines()
+
+    def showing(self, arms: Collection[str], without: Collection[str] = ()) -> Self:
+        """The same moment with some arms only, and without some runs. The verdict stays that over all arms and runs: its
+        correction for their number was declared before launch.
+
+        Args:
+            arms: names of the arms to show.
+            without: names of runs to leave out.
+        """
+        part = copy(self)
+        part._whole = self.whole
+        part.arms = [arm for arm in self.every_arm if arm in arms]
+        part._runs = self._runs.filter(pl.col("arm").is_in(part.arms) & ~pl.col("run").is_in(list(without)))
+        part._lines = [line for line in self._lines if line.arm in part.arms and line.run not in without]
+        return part
+
+    @property
+    def whole(self) -> Snapshot:
+        """The same moment with everything shown."""
+        return self._whole or self
 
     def runs(self) -> pl.DataFrame:
         """See :meth:`workbench.ablation.run.AblationRun.runs`."""
         return self._runs
 
+    def lines(self) -> list[Line]:
+        """See :meth:`workbench.ablation.run.AblationRun.lines`."""
+        return self._lines
+
+    def diagnostics(self) -> pl.DataFrame:
+        """See :meth:`workbench.ablation.run.AblationRun.diagnostics`; only of the runs that are shown."""
+        return self._diagnosed.filter(pl.col("run").is_in(self._runs["run"].implode()))
+
+    @cached_property
+    def _diagnosed(self) -> pl.DataFrame:
+        return self._run.diagnostics() if self._whole is None else self._whole._diagnosed
+
+    def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
+        """See :meth:`workbench.ablation.run.AblationRun.reports`; only of the runs that are shown."""
+        shown = set(self._runs.filter(pl.col("stage") == "confirmation").select("arm", "seed").rows())
+        return (report for report in self._run.reports() if report[:2] in shown)
+
     def curves(self) -> pl.DataFrame:
         """See :meth:`workbench.ablation.run.AblationRun.curves`."""
-        return self._curves
+        return frame_of(self._lines)
 
     def cost(self) -> pl.DataFrame:
         """See :meth:`workbench.ablation.run.AblationRun.cost`."""
-        return self._run.cost()
+        said = self._run.cost()
+        return said.filter(pl.col("arm").is_in(self.arms)) if "arm" in said.columns else said
 
     def failures(self) -> dict[str, str]:
         """See :meth:`workbench.ablation.run.AblationRun.failures`."""
@@ -77,7 +122,7 @@ class Snapshot:
 
     def verdict(self) -> Verdict | None:
         """See :meth:`workbench.ablation.run.AblationRun.verdict`; worked out once."""
-        return self._verdict
+        return self.whole._verdict
 
     @cached_property
     def _verdict(self) -> Verdict | None:
@@ -100,6 +145,7 @@ def curve_table(
     x: XAxis = "tokens",
     y: YAxis = "loss",
     stage: Literal["confirmation", "tuning"] = "confirmation",
+    smoothing: float = 0.0,
 ) -> pl.DataFrame:
     """Per arm the mean of ``y`` and its smallest and largest value over runs, along ``x``.
 
@@ -112,31 +158,51 @@ def curve_table(
         x: ``tokens``, ``flops`` or ``seconds`` of training.
         y: ``loss`` (nats per token, training) or ``selection_value`` (the metric, selection documents).
         stage: which runs.
+        smoothing: weight of the points before in a running mean of each run, 0 (none) to below 1.
+
+    Raises:
+        ConfigError: when ``smoothing`` is no such weight.
     """
+    if not 0 <= smoothing < 1:
+        raise ConfigError.at("smoothing", got=smoothing, expected="0 (none) to below 1")
     schema = {"arm": pl.String, "stage": pl.String, x: pl.Float64, "mean": pl.Float64, "low": pl.Float64,
               "high": pl.Float64, "runs": pl.Int64}  # fmt: skip
-    held = run.curves().select("arm", "stage", "run", pl.col(x, y).cast(pl.Float64))
-    held = held.filter(pl.col(x).is_finite() & pl.col(y).is_finite())  # null and NaN points are no points
+    held: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for line in run.lines():
+        along, up = line.points.line(x, y)
+        if len(along):
+            held.setdefault((line.arm, line.stage), []).append((along, smoothed(up, smoothing)))
     frames = []
     for arm in run.arms:
-        points = held.filter(pl.col("arm") == arm)
-        shown = stage if stage in points["stage"] else "tuning"
-        points = points.filter(pl.col("stage") == shown)
-        if len(points):
-            frames.append(_band(points, x, y).select(pl.lit(arm).alias("arm"), pl.lit(shown).alias("stage"), pl.all()))
+        shown = stage if (arm, stage) in held else "tuning"
+        if (arm, shown) in held:
+            band = _band(held[arm, shown], x)
+            frames.append(band.select(pl.lit(arm).alias("arm"), pl.lit(shown).alias("stage"), pl.all()))
     return pl.concat(frames).cast(schema) if frames else pl.DataFrame(schema=schema)  # type: ignore[arg-type]
 
 
-def _band(points: pl.DataFrame, x: str, y: str) -> pl.DataFrame:
-    """Mean, smallest and largest ``y`` over runs on a common grid."""
-    grid = np.unique(points[x].to_numpy())
-    if len(grid) > POINTS:
-        grid = np.linspace(grid[0], grid[-1], POINTS)
-    lines = []
-    for _, part in points.group_by("run", maintain_order=True):
-        line = part.unique(x, keep="last").sort(x)
-        lines.append(np.interp(grid, line[x].to_numpy(), line[y].to_numpy(), left=np.nan, right=np.nan))
-    values = np.stack(lines)
+def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
+    """Running mean in which each value counts ``weight`` times as much as the one after it."""
+    if not weight:
+        return values
+    from scipy.signal import lfilter
+
+    return lfilter([1 - weight], [1, -weight], values) / (1 - weight ** np.arange(1, len(values) + 1))
+
+
+def thinned(values: np.ndarray, points: int = POINTS) -> np.ndarray:
+    """At most so many of the values, evenly spread, the first and the last among them."""
+    return values if len(values) <= points else values[np.linspace(0, len(values) - 1, points).round().astype(int)]
+
+
+def _band(lines: list[tuple[np.ndarray, np.ndarray]], x: str) -> pl.DataFrame:
+    """Mean, smallest and largest value over runs on a common grid."""
+    first, last = min(along[0] for along, _ in lines), max(along[-1] for along, _ in lines)
+    grid = np.linspace(first, last, POINTS)
+    if all(len(along) <= POINTS for along, _ in lines):
+        exact = np.unique(np.concatenate([along for along, _ in lines]))
+        grid = exact if len(exact) <= POINTS else grid
+    values = np.stack([np.interp(grid, along, up, left=np.nan, right=np.nan) for along, up in lines])
     runs = np.isfinite(values).sum(0)
     grid, values, runs = grid[runs > 0], values[:, runs > 0], runs[runs > 0]
     return pl.DataFrame({x: grid, "mean": np.nanmean(values, 0), "low": np.nanmin(values, 0),
@@ -150,7 +216,8 @@ def effect_table(run: Run) -> pl.DataFrame:
     """
     from workbench.ablation.verdict import Verdict
 
-    return (run.verdict() or Verdict(run.baseline, (), None, 0.05, None, None)).table()
+    table = (run.verdict() or Verdict(run.baseline, (), None, 0.05, None, None)).table()
+    return table.filter(pl.col("arm").is_in(run.arms))
 
 
 def recall_table(run: Run, *labels: str) -> pl.DataFrame:
@@ -167,15 +234,11 @@ def recall_table(run: Run, *labels: str) -> pl.DataFrame:
     schema: dict[str, Any] = {"arm": pl.String, **dict.fromkeys(labels, pl.Float64), "accuracy": pl.Float64, "low": pl.Float64,
                               "high": pl.Float64, "runs": pl.Int64, "answers": pl.Int64}  # fmt: skip
     frames = []
-    done = (pl.col("stage") == "confirmation") & (pl.col("status") == "done")
-    for row in run.runs().filter(done).iter_rows(named=True):
-        path = Path(row["folder"]) / "report.parquet"
-        if not path.exists() or not {"errors", "answers", *labels} <= set(pl.read_parquet_schema(path)):
-            continue
-        frame = pl.read_parquet(path, columns=["errors", "answers", *labels])
-        sums = frame.group_by(*labels, maintain_order=True).agg(pl.col("errors", "answers").sum())
-        frames.append(sums.select(arm=pl.lit(row["arm"]), answers="answers", accuracy=1 - pl.col("errors") / pl.col("answers"),
-                                  **{label: pl.col(label).cast(pl.Float64) for label in labels}))  # fmt: skip
+    for arm, _, frame in run.reports():
+        if {"errors", "answers", *labels} <= set(frame.columns):
+            sums = frame.group_by(*labels, maintain_order=True).agg(pl.col("errors", "answers").sum())
+            frames.append(sums.select(arm=pl.lit(arm), answers="answers", accuracy=1 - pl.col("errors") / pl.col("answers"),
+                                      **{label: pl.col(label).cast(pl.Float64) for label in labels}))  # fmt: skip
     if not frames:
         return pl.DataFrame(schema=schema)
     accuracy = pl.col("accuracy")
@@ -203,6 +266,206 @@ def tuning_table(run: Run) -> pl.DataFrame:
                 "word": None if number else value if isinstance(value, str) else json.dumps(value),
             })  # fmt: skip
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def best_of_table(run: Run) -> pl.DataFrame:
+    """What tuning is worth: the selection value expected of the best of k trials, for every k.
+
+    The mean over all ways to draw k of an arm's finished trials, exactly (as in Dodge et al. 2019, "Show your work", but
+    without replacement). Trials that failed count as worst, so that an arm pays for its failures.
+
+    Columns: arm, k, expected (null where some draws hold failed trials only), trials.
+    """
+    schema = {"arm": pl.String, "k": pl.Int64, "expected": pl.Float64, "trials": pl.Int64}
+    rows = []
+    for arm in run.arms:
+        mine = run.runs().filter((pl.col("arm") == arm) & (pl.col("stage") == "tuning") & pl.col("status").is_in(ENDED))
+        values = np.sort([np.inf if row["status"] != "done" or row["selection_value"] is None else row["selection_value"]
+                          for row in mine.iter_rows(named=True)])  # fmt: skip
+        n = len(values)
+        for k in range(1, n + 1):
+            # value i is the smallest of the k drawn in C(n - 1 - i, k - 1) of C(n, k) draws
+            chance, rest, expected = k / n, 1.0, 0.0
+            for i in range(n - k + 1):
+                expected += rest * chance * values[i] if rest * chance > 0 else 0.0
+                rest *= 1 - chance
+                chance = k / (n - 1 - i) if n - 1 - i else 0.0
+            rows.append((arm, k, expected if np.isfinite(expected) else None, n))
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+FEWEST = 6
+"""Finished trials that an arm needs for importances."""
+RESAMPLES = 100
+
+
+def importance_table(run: Run) -> pl.DataFrame:
+    """How much each hyperparameter mattered in each arm's tuning: Optuna's PED-ANOVA (Watanabe et al. 2023), shares of 1,
+    with the middle 90 % over a bootstrap of the trials (seeded: the same trials give the same numbers).
+
+    Columns: arm, hyperparameter, importance, low, high, trials. Arms with fewer than 6 finished trials have no row.
+    """
+    schema = {"arm": pl.String, "hyperparameter": pl.String, "importance": pl.Float64, "low": pl.Float64,
+              "high": pl.Float64, "trials": pl.Int64}  # fmt: skip
+    rows = []
+    for arm in run.arms:
+        mine = run.runs().filter((pl.col("arm") == arm) & (pl.col("stage") == "tuning") & (pl.col("status") == "done"))
+        trials = [(json.loads(row["hyperparameters"]), row["selection_value"]) for row in mine.iter_rows(named=True)
+                  if row["selection_value"] is not None]  # fmt: skip
+        names = sorted({name for values, _ in trials for name in values})
+        if len(trials) < FEWEST or not names:
+            continue
+        value, draws = _importances(trials, names), np.random.default_rng(0)
+        many = np.array([_importances([trials[i] for i in draws.integers(0, len(trials), len(trials))], names)
+                         for _ in range(RESAMPLES)])  # fmt: skip
+        low, high = np.nanquantile(many, (0.05, 0.95), axis=0)
+        rows += [(arm, name, *map(float, numbers), len(trials))
+                 for name, *numbers in zip(names, value, low, high)]  # fmt: skip
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _importances(trials: list[tuple[dict[str, Any], float]], names: list[str]) -> list[float]:
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    spaces: dict[str, BaseDistribution] = {}
+    for name in names:
+        seen = [values[name] for values, _ in trials]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in seen):
+            if min(seen) == max(seen):
+                continue
+            spaces[name] = FloatDistribution(min(seen), max(seen), log=min(seen) > 0 and max(seen) / min(seen) > 5)
+        else:
+            spaces[name] = CategoricalDistribution(sorted(set(seen), key=str))
+    study = optuna.create_study()
+    for values, value in trials:
+        study.add_trial(optuna.trial.create_trial(
+            params={name: values[name] for name in spaces}, distributions=spaces, value=value
+        ))  # fmt: skip
+    found = {} if not spaces or len({value for _, value in trials}) < 2 else (
+        optuna.importance.PedAnovaImportanceEvaluator(evaluate_on_local=False).evaluate(study)
+    )  # fmt: skip
+    total = sum(found.values())
+    return [found.get(name, 0.0) / total if total else float("nan") for name in names]
+
+
+def frontier_table(run: Run, x: Spent = "training_flops") -> pl.DataFrame:
+    """Quality against what it costs, one row an arm.
+
+    Columns: arm; ``x`` under its name (of the cost table); value (mean of the report value over confirmation runs), low and
+    high (their smallest and largest); runs; stage (``tuning``: the chosen trial's selection value stands in while no
+    confirmation run is done); best (no arm is at least as good and at least as cheap). Arms without a number have no row.
+
+    Args:
+        run: the run.
+        x: ``training_flops``, ``non_embedding``, ``active`` (parameters), ``cache_bytes`` (decode state), which are better
+            small, or ``measured_rate`` (training tokens a second), better large.
+    """
+    if x not in get_args(Spent):
+        raise ConfigError.at("x", got=x, expected=f"one of {', '.join(get_args(Spent))}")
+    schema = {"arm": pl.String, x: pl.Float64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64,
+              "runs": pl.Int64, "stage": pl.String, "best": pl.Boolean}  # fmt: skip
+    costs: dict[str, Any] = {row["arm"]: row.get(x) for row in cost_table(run).iter_rows(named=True)}
+    rows: list[list[Any]] = []
+    for arm in run.arms:
+        found = _quality(run.runs().filter(pl.col("arm") == arm))
+        if found is not None and costs.get(arm) is not None:
+            rows.append([arm, float(costs[arm]), *found])
+    sign = -1 if x == "measured_rate" else 1
+    for row in rows:
+        worse = any(sign * other[1] <= sign * row[1] and other[2] <= row[2] and
+                    (other[1] != row[1] or other[2] != row[2]) for other in rows)  # fmt: skip
+        row.append(not worse)
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _quality(mine: pl.DataFrame) -> tuple[float, float, float, int, str] | None:
+    """Mean, smallest and largest value of an arm, over how many runs of which stage."""
+    done = mine.filter((pl.col("status") == "done") & (pl.col("stage") == "confirmation"))["report_value"].drop_nulls()
+    if len(done):
+        return done.mean(), done.min(), done.max(), len(done), "confirmation"  # type: ignore[return-value]
+    chosen = mine.filter(pl.col("stage") == "tuning").filter(pl.col("selection_value").is_finite())
+    chosen = chosen.filter(pl.col("selected")) if chosen["selected"].any() else chosen.sort("selection_value").head(1)
+    if not len(chosen):
+        return None
+    value = chosen["selection_value"][0]
+    return value, value, value, 1, "tuning"
+
+
+def overview_table(results: str | Path) -> pl.DataFrame:
+    """The ablations below ``results``, the latest first.
+
+    Columns: ablation, question, state (finished, running, not running), ended, planned (runs), arms, verdict (in short),
+    created, folder.
+    """
+    from workbench.ablation.run import AblationRun
+
+    columns = ["ablation", "question", "state", "ended", "planned", "arms", "verdict", "created", "folder"]
+    rows = []
+    for path in Path(results).glob("*/ablation.json"):
+        try:
+            run = Snapshot(AblationRun(path.parent))
+            stands, verdict = state(run), run.verdict() if run.finished else None
+        except (ConfigError, KeyError, OSError) as error:  # of an earlier version, or deleted this moment
+            rows.append(
+                (path.parent.name, "", f"cannot be read ({type(error).__name__})", 0, 0, 0, "", "", str(path.parent))
+            )
+            continue
+        said = ", ".join(f"{row.arm} {row.verdict}" for row in verdict.rows[1:]) if verdict else ""
+        rows.append((run.name, run.question, stands["word"], stands["ended"], stands["planned"], len(run.arms), said,
+                     run.provenance().get("created", ""), str(run.folder)))  # fmt: skip
+    schema: dict[str, Any] = {name: pl.Int64 if name in ("ended", "planned", "arms") else pl.String for name in columns}
+    return pl.DataFrame(rows, schema=schema, orient="row").sort("created", descending=True)
+
+
+def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non_embedding") -> pl.DataFrame:
+    """The arms of ``run`` at every size there is: its own, and those of the ablations beside it with arms of these names
+    and the same metric.
+
+    Columns: arm, ablation, ``x`` under its name, value, low, high, runs, stage (as in :func:`frontier_table`).
+    """
+    from workbench.ablation.run import AblationRun
+
+    schema = {"arm": pl.String, "ablation": pl.String, x: pl.Float64, "value": pl.Float64, "low": pl.Float64,
+              "high": pl.Float64, "runs": pl.Int64, "stage": pl.String}  # fmt: skip
+    rows = []
+    for path in sorted(Path(run.folder).parent.glob("*/ablation.json")):
+        try:
+            other = AblationRun(path.parent)
+            if other.metric != run.metric or not set(other.arms) & set(run.arms):
+                continue
+            table = frontier_table(Snapshot(other), x)
+        except (ConfigError, KeyError, OSError):
+            continue
+        rows += [(row["arm"], other.name, row[x], row["value"], row["low"], row["high"], row["runs"], row["stage"])
+                 for row in table.iter_rows(named=True) if row["arm"] in run.arms]  # fmt: skip
+    order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
+    return pl.DataFrame(rows, schema=schema, orient="row").sort(order, x)
+
+
+def state_table(run: Run) -> pl.DataFrame:
+    """Recall against what decoding keeps: :func:`recall_table` by ``pairs``, with cache_bytes of each arm."""
+    held = run.cost()
+    table = recall_table(run, "pairs")
+    if "cache_bytes" not in held.columns:
+        return table.with_columns(cache_bytes=pl.lit(None, pl.Float64))
+    return table.join(
+        held.select("arm", pl.col("cache_bytes").cast(pl.Float64)), on="arm", how="left", maintain_order="left"
+    )
+
+
+def diagnostic_table(run: Run | SingleRuns) -> pl.DataFrame:
+    """What layers told of themselves while training, the mean over an arm's confirmation runs (its tuning runs where
+    there are none yet).
+
+    Columns: arm, step, layer, name, index (place in a vector such as the load of every expert, else null), value, runs.
+    """
+    held = run.diagnostics()
+    first = pl.col("stage") == pl.col("stage").min().over("arm")  # confirmation before tuning
+    return held.filter(first & pl.col("value").is_not_null()).group_by("arm", "step", "layer", "name", "index").agg(
+        value=pl.col("value").mean(), runs=pl.len().cast(pl.Int64)
+    ).sort("arm", "name", "layer", "step", "index")  # fmt: skip
 
 
 def cost_table(run: Run) -> pl.DataFrame:

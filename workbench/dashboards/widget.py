@@ -1,100 +1,225 @@
-"""The live dashboard for JupyterLab: the report's figures, redrawn while the ablation runs."""
+"""The live dashboard, in JupyterLab and as a page of its own: what is running, what it costs, what comes out.
+
+Controls are ipywidgets; a :class:`Board` draws the blocks of the chosen panel in the browser and is sent only what changed.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anywidget
 import ipywidgets as widgets
-import plotly.graph_objects as go
+import polars as pl
+from plotly.io.json import to_json_plotly
+from plotly.offline import get_plotlyjs
 
-from workbench.dashboards import figures, markup, style
-from workbench.dashboards.tables import Snapshot, state
+from workbench.config import ConfigError
+from workbench.dashboards import panels, style
+from workbench.dashboards.export import IMAGES, TABLES, export_figure, export_table, provenance_line
+from workbench.dashboards.figures import SPENT_TITLES
+from workbench.dashboards.panels import PANELS, Figure, Grid, Settings, Text
+from workbench.dashboards.tables import Snapshot, diagnostic_table, state
 
 if TYPE_CHECKING:
+    from workbench.ablation.ablation import Ablation
     from workbench.ablation.run import AblationRun
 
-HEIGHTS = {"Curves": 460, "Effects": 400, "Tuning": 420, "Cost": 360, "Failures": 200}
-"""Pixels of each panel; fixed, so that nothing jumps when data arrive."""
+HERE = Path(__file__).parent
+SCRIPT = (
+    "const held = {exports: {}};\n(function (module, exports, define) {"
+    + get_plotlyjs()
+    + "\n})(held, held.exports, undefined);\nconst Plotly = held.exports;\n"
+    + (HERE / "board.js").read_text(encoding="utf-8")
+)
+"""Plotly.js once a dashboard, kept away from other versions on the page, then the board."""
 
-STYLE = """<style>
-.workbench-dashboard table { border-collapse: collapse; font-variant-numeric: tabular-nums; line-height: 1.5; }
-.workbench-dashboard th, .workbench-dashboard td { text-align: left; padding: 3px 18px 3px 0; vertical-align: top;
-  border-bottom: 1px solid rgba(128,128,128,.25); }
-.workbench-dashboard .number { text-align: right; white-space: nowrap; }
-.workbench-dashboard .bar { height: 6px; border-radius: 3px; background: rgba(128,128,128,.22); overflow: hidden;
-  max-width: 640px; }
-.workbench-dashboard .bar div { height: 100%; background: #0072B2; transition: width .4s; }
-</style>"""
+EXPORTS: dict[str, str] = {
+    "png": "PNG", "svg": "SVG", "pdf": "PDF", "csv": "CSV", "tex": "LaTeX", "md": "Markdown", "html": "HTML report"
+}  # fmt: skip
 
 
-def dashboard(run: AblationRun, refresh: float = 2.0) -> Dashboard:
-    """A live view of ``run`` for JupyterLab; show it as the last value of a cell.
+def dashboard(what: AblationRun | Ablation | str | Path = "results", refresh: float = 2.0) -> Dashboard:
+    """A live view for JupyterLab; show it as the last value of a cell.
 
     Args:
-        run: the run, which may go on in other processes.
-        refresh: seconds between looks at its folder.
+        what: a launched ablation, which may go on in other processes; one that is not launched yet; the folder of an
+            ablation; or the folder of all results, whose ablations are listed.
+        refresh: seconds between looks at the folder.
+
+    Raises:
+        ConfigError: when ``what`` is a folder that is not there.
     """
-    return Dashboard(run, refresh)
+    return Dashboard(what, refresh)
+
+
+class Board(anywidget.AnyWidget):
+    """Draws blocks in the browser. Sends whole panels when they change in kind, else the traces that changed."""
+
+    _esm = SCRIPT
+    _css = HERE / "board.css"
+
+    def __init__(self, answer: Callable[[dict[str, Any]], None]):
+        self._answer = answer
+        self._shown: list[dict[str, Any]] = []
+        self._figures: dict[str, tuple[list[str], str]] = {}
+        self.sent = 0
+        """Bytes of the last message to the page."""
+        super().__init__(layout={"width": "100%", "min_height": "560px"})
+        self.on_msg(self._heard)
+
+    def show(self, blocks: list[dict[str, Any]]) -> None:
+        """Bring the page to ``blocks``; what has not changed is not sent."""
+        before = {block["id"]: block for block in self._shown}
+        figures: dict[str, tuple[list[str], str]] = {}
+        same = [(b["id"], b["kind"]) for b in self._shown] == [(b["id"], b["kind"]) for b in blocks]
+        patches: list[dict[str, Any]] = []
+        for block in blocks:
+            if block["kind"] != "figure":
+                same = same and block == before.get(block["id"])
+                continue
+            plain = block["figure"].to_plotly_json()
+            texts = [to_json_plotly(trace) for trace in plain["data"]], to_json_plotly(plain["layout"])
+            figures[block["id"]] = texts
+            old = self._figures.get(block["id"])
+            if not same or old is None or len(old[0]) != len(texts[0]):
+                same = False
+                continue
+            changed = {str(i): json.loads(new) for i, (new, was) in enumerate(zip(texts[0], old[0])) if new != was}
+            layout = json.loads(texts[1]) if texts[1] != old[1] else None
+            if changed or layout:
+                patches.append({"id": block["id"], "traces": changed, "layout": layout})
+        self._shown, self._figures = blocks, figures
+        if not same:
+            self._send_all()
+        for patch in patches if same else ():
+            self._tell({"patch": patch})
+
+    def _send_all(self) -> None:
+        self._tell({"blocks": [
+            block if block["kind"] != "figure"
+            else {**block, "figure": {"data": [json.loads(text) for text in self._figures[block["id"]][0]],
+                                      "layout": json.loads(self._figures[block["id"]][1])}}
+            for block in self._shown
+        ]})  # fmt: skip
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        self.sent = len(json.dumps(message))
+        self.send(message)
+
+    def _heard(self, widget: Any, message: dict[str, Any], buffers: Any) -> None:
+        if message.get("event") == "ready":  # a view has come up, the first or another one
+            self._send_all()
+        else:
+            self._answer(message)
+
+
+class Planned:
+    """An ablation before launch, seen as a run with nothing in it."""
+
+    def __init__(self, ablation: Ablation):
+        config = ablation.config
+        self.name, self.question, self.arms, self.baseline = config.name, config.question, config.order, config.order[0]
+        self.seeds = list(config.confirmation.seeds)
+        self.total = len(self.arms) * (config.tuning.trials + len(self.seeds))
+        data = config.run(self.baseline, seed=config.tuning.seed).data
+        self.metric, self.folder, self.finished = data.metric, ablation.folder.resolve(), False
+        self.about: dict[str, Any] = {"config": config.plain(), "views": dict(data.views), "identity": config.identity}
+        self._cost = ablation.cost(measure=False)
+
+    def runs(self) -> pl.DataFrame:
+        from workbench.results.tables import RUN_SCHEMA
+
+        return pl.DataFrame(schema=RUN_SCHEMA)
+
+    def cost(self) -> pl.DataFrame:
+        return self._cost
+
+    def lines(self) -> list[Any]:
+        return []
+
+    def failures(self) -> dict[str, str]:
+        return {}
+
+    def provenance(self) -> dict[str, str]:
+        return {"ablation": self.about["identity"]}
+
+    def workers(self) -> list[int]:
+        return []
+
+    def verdict(self) -> None:
+        return None
 
 
 class Dashboard(widgets.VBox):
-    """State and time left above the panels Curves, Effects, Tuning, Cost and Failures.
+    """State, time left and what can be done, above one panel of :data:`workbench.dashboards.panels.PANELS`.
 
-    A background thread refreshes it until the run has finished or :meth:`stop` is called. What goes wrong while
-    refreshing is told in the header; the panels keep what they last showed.
+    A background thread refreshes it until the run has finished or :meth:`stop` is called. What goes wrong is told in the
+    header; panels keep what they last showed.
 
     Args:
-        run: the run.
+        what: see :func:`dashboard`.
         refresh: seconds between refreshes; 0 starts no thread, :meth:`refresh_once` then is up to you.
+        panel: which panel is open at first; default the one that fits.
     """
 
-    def __init__(self, run: AblationRun, refresh: float = 2.0):
-        self.run, self.refresh = run, refresh
-        self._lock, self._stopped = threading.Lock(), threading.Event()
+    def __init__(self, what: AblationRun | Ablation | str | Path, refresh: float = 2.0, panel: str | None = None):
+        self.run: Any = None
+        """The run that is shown, None while there is only a folder of results."""
+        self.ablation: Any = None
+        """What the launch button starts."""
+        self.refresh = refresh
+        self.settings = Settings()
+        self._lock, self._stopped = threading.RLock(), threading.Event()
         self._snapshot: Snapshot | None = None
-        self._header = widgets.HTML(layout={"min_height": "104px"})
-        self.x_axis = widgets.ToggleButtons(
-            options=[("Tokens", "tokens"), ("FLOPs", "flops"), ("Time", "seconds")], style={"button_width": "84px"}
+        self._blocks: list[panels.Block] = []
+        self._heading = widgets.HTML(layout={"min_height": "104px"})
+        self.message = widgets.HTML(layout={"min_height": "24px"})
+        self.board = Board(self._heard)
+        self._make_controls()
+        self._take(what)
+        self.panel = widgets.ToggleButtons(options=list(PANELS), style={"button_width": "98px"})
+        self.panel.value = panel or ("Ablations" if self.run is None else "Curves" if self.ablation is None else "Cost")
+        super().__init__(
+            [self._heading, self._actions, self.message, self.panel, self._choices, self.board],
+            layout={"width": "100%", "overflow": "visible"},
         )
-        self.y_axis = widgets.ToggleButtons(
-            options=[("Training loss", "loss"), (f"Selection {run.metric.name}", "selection_value")],
-            style={"button_width": "124px"},
-        )
-        self._tables = {name: widgets.HTML() for name in ("Cost", "Failures")}
-        self._panels = {name: widgets.Box(layout={"height": f"{height}px", "overflow": "auto", "width": "100%",
-                                                  "flex": "0 0 auto", "display": "block"})
-                        for name, height in HEIGHTS.items()}  # fmt: skip
-        self.plots: dict[str, go.FigureWidget] = {}
-        """Panel -> its figure."""
-        choice = widgets.HBox([self.x_axis, self.y_axis], layout={"flex_flow": "row wrap", "grid_gap": "16px"})
-        children: list[Any] = [self._header]
-        for name, panel in self._panels.items():
-            children += [widgets.HTML(f"<h3 style='margin:10px 0 0;font-weight:600'>{name}</h3>")]
-            children += [choice, panel] if name == "Curves" else [panel]
-        super().__init__(children, layout={"width": "100%"})
         self.add_class("workbench-dashboard")
-        for name, table in self._tables.items():
-            self._panels[name].children = [table]
         self.refresh_once()
-        self.x_axis.observe(self._redraw, "value")
-        self.y_axis.observe(self._redraw, "value")
-        self._thread = threading.Thread(target=self._keep_refreshing, name=f"dashboard {run.name}", daemon=True)
+        self.panel.observe(self._redraw, "value")
+        self._thread = threading.Thread(target=self._keep_refreshing, name="dashboard", daemon=True)
         if refresh > 0:
             self._thread.start()
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the last message to the page."""
+        return self.board.sent
+
+    @property
+    def header(self) -> str:
+        """What stands above the panels, as HTML."""
+        return self._heading.value
 
     def refresh_once(self) -> bool:
         """Read the run and redraw what changed. Returns whether there may be more to come; raises nothing."""
         with self._lock:
             try:
-                if not self.run.folder.exists():
-                    self._say(f"The folder {self.run.folder} is gone; the panels show what was last read.")
-                    return False
-                self._snapshot = snapshot = Snapshot(self.run, self._snapshot)
-                self._draw(snapshot)
-                self._head(snapshot)
-                return not snapshot.finished
+                if self.run is None:
+                    self._draw()
+                    return True
+                if not self.run.folder.exists() and not isinstance(self.run, Planned):
+                    self._say(f"The folder {self.run.folder} is gone; the panel shows what was last read.")
+                    return True
+                self._snapshot = Snapshot(self.run, self._snapshot)
+                self._draw()
+                self._head(self._snapshot)
+                return not self._snapshot.finished
             except Exception as error:  # a look in the middle of a write, or a damaged file: told, and tried again
                 self._say(f"This refresh failed ({type(error).__name__}: {error}); trying again.")
                 return True
@@ -108,96 +233,312 @@ class Dashboard(widgets.VBox):
         self.stop()
         super().close()
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        self._fit_soon()
-        return super()._repr_mimebundle_(**kwargs)
+    def show(self, what: AblationRun | Ablation | str | Path) -> None:
+        """Show another ablation in this dashboard."""
+        with self._lock:
+            self._take(what)
+            self.settings = Settings(
+                **{name: getattr(self.settings, name) for name in ("x", "smoothing", "log_x", "log_y")}
+            )
+            self.panel.value = "Ablations" if self.run is None else "Curves" if self.ablation is None else "Cost"
+            self._snapshot = None
+        self.refresh_once()
+        self._wake()
 
-    # -- parts -------------------------------------------------------------------------------------------------------
+    # -- controls ----------------------------------------------------------------------------------------------------
+
+    def _make_controls(self) -> None:
+        def toggle(options: list[Any], width: int, name: str) -> widgets.ToggleButtons:
+            made = widgets.ToggleButtons(options=options, style={"button_width": f"{width}px"})
+            made.observe(lambda change: self._set(**{name: change["new"]}), "value")
+            return made
+
+        def tick(text: str, name: str) -> widgets.Checkbox:
+            made = widgets.Checkbox(description=text, indent=False, layout={"width": "auto"})
+            made.observe(lambda change: self._set(**{name: change["new"]}), "value")
+            return made
+
+        def button(text: str, tip: str, act: Callable[[], None], width: str = "110px") -> widgets.Button:
+            made = widgets.Button(description=text, tooltip=tip, layout={"width": width})
+            made.on_click(lambda _: act())
+            return made
+
+        self.x_axis = toggle([("Tokens", "tokens"), ("FLOPs", "flops"), ("Time", "seconds")], 70, "x")
+        self.y_axis = toggle([("Training loss", "loss"), ("Selection", "selection_value")], 110, "y")
+        self.smoothing = widgets.FloatSlider(min=0, max=0.98, step=0.02, description="smoothing", readout_format=".2f",
+                                             continuous_update=False, layout={"width": "280px"})  # fmt: skip
+        self.smoothing.observe(lambda change: self._set(smoothing=change["new"]), "value")
+        self.log_x, self.log_y = tick("log x", "log_x"), tick("log y", "log_y")
+        self.tuning_view = toggle(list(panels.TUNING), 110, "tuning")
+        self.spent = widgets.Dropdown(options=[(title, name) for name, title in SPENT_TITLES.items()], description="against",
+                                      layout={"width": "420px"})  # fmt: skip
+        self.spent.observe(lambda change: self._set(spent=change["new"]), "value")
+        self.size = toggle([("Parameters", "non_embedding"), ("FLOPs", "training_flops")], 100, "size")
+        self.mechanism = toggle(["over training", "layers", "recall", "attention"], 110, "mechanism")
+        self.diagnostic = widgets.Dropdown(options=[], description="diagnostic", layout={"width": "320px"})
+        self.diagnostic.observe(lambda change: self._set(diagnostic=change["new"] or ""), "value")
+        self.look_button = button("Look inside", "Open the last checkpoint of one run of each arm", self.look_inside)
+        self._choices = widgets.HBox(layout={"min_height": "42px", "flex_flow": "row wrap", "grid_gap": "12px",
+                                             "align_items": "center"})  # fmt: skip
+        self._controls: dict[str, list[Any]] = {
+            "Curves": [self.x_axis, self.y_axis, self.smoothing, self.log_x, self.log_y], "Tuning": [self.tuning_view],
+            "Frontier": [self.spent], "Scaling": [self.size],
+            "Mechanisms": [self.mechanism, self.diagnostic, self.look_button],
+        }  # fmt: skip
+        self.workers = widgets.BoundedIntText(value=2, min=1, max=64, description="workers", layout={"width": "140px"})
+        self.launch_button = button(
+            "Launch", "Start this ablation, or go on with it: finished runs are not repeated", self.launch
+        )
+        self.stop_button = button("Stop", "Workers write checkpoints and end; Launch goes on", self.stop_workers)
+        self.export_kind = widgets.Dropdown(
+            options=[(text, kind) for kind, text in EXPORTS.items()], layout={"width": "130px"}
+        )
+        self.export_button = button("Export", "Write what this panel shows to a file", self.export)
+        self._actions = widgets.HBox(
+            [self.launch_button, self.workers, self.stop_button, widgets.HTML(layout={"width": "24px"}), self.export_kind,
+             self.export_button],
+            layout={"flex_flow": "row wrap", "align_items": "center"},
+        )  # fmt: skip
+
+    def _take(self, what: Any) -> None:
+        from workbench.ablation.run import AblationRun
+
+        self.ablation = None
+        if isinstance(what, str | Path):
+            folder = Path(what).resolve()
+            if not folder.is_dir():
+                raise ConfigError.at(
+                    str(what), got="no such folder", expected="a folder of results, or of one ablation"
+                )
+            self.results = folder
+            self.run = AblationRun(folder) if (folder / "ablation.json").exists() else None
+            if self.run is not None:
+                self.results = folder.parent
+        elif hasattr(what, "launch"):
+            from workbench.files import read_json
+
+            self.ablation, self.results = what, what.results.resolve()
+            launched = read_json(what.folder / "ablation.json").get("identity") == what.config.identity
+            self.run = AblationRun(what.folder) if launched else Planned(what)
+            self.workers.value = what.workers
+        else:
+            self.run, self.results = what, Path(what.folder).parent
+        if self.run is not None:
+            self.workers.value = self.run.about.get("workers") or self.workers.value
+
+    def _set(self, **changes: Any) -> None:
+        for name, value in changes.items():
+            setattr(self.settings, name, value)
+        self._redraw()
+
+    # -- what can be done --------------------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Start the ablation, or go on with it, with as many workers as the field says. Returns at once."""
+
+        def start() -> None:
+            from workbench.ablation.ablation import Ablation
+
+            if self.run is None:
+                raise ConfigError.at(
+                    "launch", got="no ablation", expected="an ablation to be open", do="Open one in Ablations."
+                )
+            ablation = self.ablation or Ablation.parse(self.run.about["config"], self.run.folder.parent)
+            run = ablation.launch(self.workers.value)
+            with self._lock:
+                self.run, self._snapshot = run, None
+                if self.panel.value == "Cost":
+                    self.panel.value = "Curves"
+            self._tell(
+                "Everything had ended already." if run.finished else f"{len(run.workers())} workers are at work."
+            )
+            self._wake()
+
+        self._do("Launching: data are prepared, costs are checked …", start)
+
+    def stop_workers(self) -> None:
+        """Ask the workers to stop after a checkpoint. Returns at once."""
+
+        def halt() -> None:
+            left = self.run.stop() if self.run is not None and not isinstance(self.run, Planned) else []
+            self._tell(
+                f"{len(left)} workers have not ended yet." if left else "Stopped; Launch goes on from the checkpoints."
+            )
+
+        self._do("Stopping: running trials write a checkpoint …", halt)
+
+    def export(self) -> None:
+        """Write what the panel shows to ``exports/`` in the ablation's folder, in the chosen format. Returns at once."""
+        kind = self.export_kind.value
+
+        def write() -> None:
+            if self._snapshot is None:
+                raise ConfigError.at(
+                    "export", got="no ablation", expected="an ablation to be open", do="Open one in Ablations."
+                )
+            self._tell("Wrote " + ", ".join(str(path) for path in self.write(kind)))
+
+        self._do(f"Exporting {EXPORTS[kind]} …", write)
+
+    def write(self, kind: str) -> list[Path]:
+        """Write the figures or tables of this panel, or the report; returns the files.
+
+        Args:
+            kind: png, svg, pdf, csv, tex, md, or html (the report).
+
+        Raises:
+            ConfigError: when the panel has nothing of that sort, or no browser can draw.
+        """
+        assert self._snapshot is not None
+        if kind == "html":
+            from workbench.dashboards.report import write_report
+
+            return [write_report(self._snapshot, Path(self.run.folder) / "report.html")]
+        line, folder = provenance_line(self._snapshot), Path(self.run.folder) / "exports"
+        found = []
+        for block in self._blocks:
+            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in block.name)
+            if kind in IMAGES and isinstance(block, Figure):
+                found.append(export_figure(block.figure, folder / f"{name}.{kind}", line))
+            elif kind in TABLES and block.table is not None:
+                found.append(export_table(block.table, folder / f"{name}.{kind}", line))
+        if not found:
+            sort = "figure" if kind in IMAGES else "table"
+            raise ConfigError.at(
+                "export", got=f"the panel {self.panel.value}, which shows no {sort}", expected=f"a panel with a {sort}"
+            )
+        return found
+
+    def look_inside(self) -> None:
+        """Draw what the layers of one run of each arm read. Returns at once."""
+
+        def look() -> None:
+            from workbench.dashboards.attention import inside
+
+            if self._snapshot is None:
+                return
+            self.settings.inside = inside(self._snapshot)
+            self._tell("")
+            self._redraw()
+
+        self._do("Opening checkpoints …", look)
+
+    def _do(self, text: str, action: Callable[[], None]) -> None:
+        """Carry ``action`` out beside the kernel's own thread, telling what comes of it."""
+        self._tell(text)
+
+        def carry_out() -> None:
+            try:
+                action()
+            except Exception as error:  # told where the button was pressed
+                self._tell(f"{type(error).__name__}: {error}")
+            self.refresh_once()
+
+        threading.Thread(target=carry_out, name="dashboard action", daemon=True).start()
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        """What a reader did on the board."""
+        if message["event"] == "mark":
+            marked: set[str] = getattr(self.settings, message["mark"])
+            (marked.add if message["on"] else marked.discard)(message["key"])
+        elif message["action"] == "log":
+            self.settings.log = "" if self.settings.log == message["key"] else message["key"]
+        elif message["action"] == "open":
+            try:
+                self.show(message["key"])
+            except ConfigError as error:
+                self._tell(str(error))
+            return
+        self._redraw()
+
+    # -- drawing -----------------------------------------------------------------------------------------------------
 
     def _keep_refreshing(self) -> None:
         while not self._stopped.wait(self.refresh):
             if not self.refresh_once():
                 return
 
+    def _wake(self) -> None:
+        """Go on refreshing where a finished run has ended it."""
+        if self.refresh > 0 and not self._stopped.is_set() and not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._keep_refreshing, name="dashboard", daemon=True)
+            self._thread.start()
+
     def _redraw(self, change: Any = None) -> None:
         with self._lock:
-            if self._snapshot is not None:
-                try:
-                    self._draw(self._snapshot)
-                except Exception as error:
-                    self._say(f"Drawing failed ({type(error).__name__}: {error}).")
+            try:
+                self._draw()
+            except Exception as error:
+                self._say(f"Drawing failed ({type(error).__name__}: {error}).")
 
-    def _draw(self, run: Snapshot) -> None:
-        self._show("Curves", figures.loss_curves(run, self.x_axis.value, self.y_axis.value))
-        self._show("Effects", figures.effects(run))
-        self._show("Tuning", figures.tuning(run))
-        self._tables["Cost"].value = markup.cost_html(run)
-        self._tables["Failures"].value = markup.failure_html(run)
-
-    def _show(self, name: str, new: go.Figure) -> None:
-        new.update_layout(autosize=True, height=max(HEIGHTS[name] - 16, new.layout.height if name != "Curves" else 0))
-        old = self.plots.get(name)
-        same = old is not None and len(old.data) == len(new.data)
-        if old is None or not same or (name == "Tuning" and _axes(old) != _axes(new)):
-            # the first tuning trials bring their axes with them
-            self.plots[name] = go.FigureWidget(new.data, new.layout)
-            self._panels[name].children = [self.plots[name]]
-            if old is not None:
-                old.close()
-                self._fit_soon()
+    def _draw(self) -> None:
+        name = self.panel.value
+        self._choices.children = self._controls.get(name, [])
+        if self._snapshot is None:
+            if self.run is None:
+                self._head_of_results()
+                self._blocks = [panels.overview(self.results)]
+                self.board.show([self._plain(block) for block in self._blocks])
             return
-        with old.batch_update():
-            for mine, theirs in zip(old.data, new.data):
-                for part in ("x", "y", "text", "hovertext", "customdata", "name", "mode"):
-                    _change(mine, theirs, part)
-                for part in ("symbol", "color"):
-                    if theirs.marker[part] is not None:
-                        _change(mine.marker, theirs.marker, part)
-            old.layout.annotations = new.layout.annotations
-            for axis in ("xaxis", "yaxis"):
-                _change(old.layout[axis].title, new.layout[axis].title, "text")
-            for part in ("range", "zeroline"):
-                _change(old.layout.xaxis, new.layout.xaxis, part)
+        shown = self._snapshot.showing(
+            [arm for arm in self._snapshot.arms if f"arm {arm}" not in self.settings.hidden], self.settings.hidden
+        )
+        if name == "Mechanisms":
+            known = sorted(diagnostic_table(self._snapshot)["name"].unique())
+            if list(self.diagnostic.options) != known:
+                self.diagnostic.options = known
+        self._blocks = PANELS[name](shown, self.settings)
+        source = Text("provenance", f"<p class='wb-note'>{escape(provenance_line(self._snapshot))}</p>")
+        self.board.show([self._plain(block) for block in [*self._blocks, source]])
 
-    def _fit_soon(self) -> None:
-        """Plotly measures a figure before the page holds it, and takes it to be 700 pixels wide: let it look again."""
-        for delay in (0.4, 2.0):
-            timer = threading.Timer(delay, self._fit)
-            timer.daemon = True
-            timer.start()
-
-    def _fit(self) -> None:
-        with self._lock:
-            for plot in self.plots.values():
-                plot.layout.autosize = False
-                plot.layout.autosize = True
+    def _plain(self, block: panels.Block) -> dict[str, Any]:
+        place = {"id": f"{self.panel.value} {block.name}"}
+        if isinstance(block, Figure):
+            # zoom and hidden traces outlive new data, not new axes
+            chosen = (
+                self.settings.x,
+                self.settings.y,
+                self.settings.log_x,
+                self.settings.log_y,
+                self.settings.spent,
+                self.settings.size,
+            )
+            block.figure.update_layout(uirevision=repr(chosen), height=block.figure.layout.height or 400)
+            return {**place, "kind": "figure", "figure": block.figure, "note": block.note,
+                    "label": f"{block.name}: figure of {len(block.table)} numbers; the table behind it can be exported"}  # fmt: skip
+        if isinstance(block, Grid):
+            marked = {mark: sorted(getattr(self.settings, mark)) for mark in block.marks}
+            return {**place, "kind": "grid", "heads": block.heads, "rows": block.rows, "marks": block.marks, "marked": marked,
+                    "action": block.action, "empty": block.empty}  # fmt: skip
+        return {**place, "kind": "text", "html": block.html}
 
     def _head(self, run: Snapshot) -> None:
         stands = state(run)
         left = f", about {style.duration(stands['seconds_left'])} left" if stands["seconds_left"] else ""
-        waiting = " (no worker is alive; run.start_workers() goes on)" if stands["word"] == "not running" else ""
-        self._header.value = (
-            f"{STYLE}<div style='font-size:20px;font-weight:600;line-height:1.5'>{escape(run.name)}</div>"
-            f"<div style='opacity:.75'>{escape(run.question) or '&nbsp;'}</div>"
-            f"<div>{escape(stands['word'])}{waiting}: {stands['ended']} of {stands['planned']} runs{left}</div>"
-            f"<div class='bar'><div style='width:{100 * stands['share']:.1f}%'></div></div>"
+        word = "not launched" if isinstance(self.run, Planned) else stands["word"]
+        waiting = " (no worker is alive; Launch goes on)" if word == "not running" else ""
+        self._title(run.name, run.question, (
+            f"<div>{escape(word)}{waiting}: {stands['ended']} of {stands['planned']} runs{left}</div>"
+            "<div style='height:6px;border-radius:3px;background:rgba(128,128,128,.22);overflow:hidden;max-width:640px'>"
+            f"<div style='height:100%;background:#0072B2;width:{100 * stands['share']:.1f}%'></div></div>"
+        ))  # fmt: skip
+        self.stop_button.disabled = word != "running"
+        self.launch_button.description = "Launch" if word in ("not launched", "finished") else "Go on"
+        self.launch_button.disabled = False
+
+    def _head_of_results(self) -> None:
+        self._title("Ablations", str(self.results))
+        self.stop_button.disabled = self.launch_button.disabled = True
+
+    def _title(self, name: str, below: str, more: str = "") -> None:
+        self._heading.value = (
+            f"<div style='font-size:20px;font-weight:600;line-height:1.5'>{escape(name)}</div>"
+            f"<div style='opacity:.75'>{escape(below) or '&nbsp;'}</div>{more}"
         )
 
     def _say(self, text: str) -> None:
-        self._header.value = (
-            f"{STYLE}<div style='font-size:20px;font-weight:600;line-height:1.5'>{escape(self.run.name)}</div>"
-            f"<div>{escape(text)}</div>"
-        )
+        self._title(getattr(self.run, "name", "Ablations"), text)
 
-
-def _axes(figure: go.Figure) -> list[tuple[Any, ...]]:
-    """What must be the same in the tuning panel for data to be exchanged in place."""
-    return [(axis.type, axis.title.text) for axis in figure.select_xaxes()]
-
-
-def _change(old: Any, new: Any, part: str) -> None:
-    """Set one property where it differs."""
-    before, after = old[part], new[part]
-    same = before is after or (type(before) is type(after) and not hasattr(after, "dtype") and before == after)
-    if not same:
-        old[part] = after
+    def _tell(self, text: str) -> None:
+        with suppress(Exception):  # a message to a page that is gone
+            self.message.value = escape(text)

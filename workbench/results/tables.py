@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from functools import lru_cache
+import os
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import polars as pl
 
 from workbench.config import ConfigError
@@ -34,23 +36,118 @@ DIAGNOSTICS_SCHEMA: dict[str, Any] = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=4096)
-def _metrics(path: str, size: int, changed: int) -> list[dict[str, Any]]:
-    return read_jsonl(Path(path))
+POINT_SCHEMA = {name: kind for name, kind in CURVE_SCHEMA.items() if name not in ("arm", "stage", "run", "seed")}
+"""Columns of one run's own points."""
+
+T = TypeVar("T")
+_kept: dict[str, tuple[tuple[int, int], Any]] = {}
+"""File -> its size and time when it was read, and what was in it. A file that has not changed is not read twice."""
 
 
-def _cached_metrics(folder: RunFolder, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    path = folder.path / name
+def _keep(folder: RunFolder, name: str, read: Callable[[Path], T]) -> T | None:
+    """What ``read`` makes of the file ``name``, remembered until the file changes; None where there is none."""
+    path = f"{folder.path}/{name}"
     try:
-        stat = path.stat()
+        stat = os.stat(path)
+    except OSError:
+        _kept.pop(path, None)
+        return None
+    stamp, held = (stat.st_size, stat.st_mtime_ns), _kept.get(path)
+    if held is None or held[0] != stamp:
+        held = _kept[path] = stamp, read(Path(path))
+    return held[1]
+
+
+class Points:
+    """The recorded points of one run.
+
+    Args:
+        frame: columns in ``POINT_SCHEMA``.
+    """
+
+    def __init__(self, frame: pl.DataFrame):
+        self.frame = frame
+        self.last: dict[str, Any] = frame.row(-1, named=True) if len(frame) else {}
+        evaluated = frame["selection_value"].drop_nulls()
+        self.selection_value: float | None = evaluated[-1] if len(evaluated) else None
+        self._lines: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Points:
+        """From metrics.jsonl; a torn last line is left out."""
+        try:
+            content = path.read_bytes()
+            frame = pl.read_ndjson(content[: content.rfind(b"\n") + 1], schema=POINT_SCHEMA)
+        except FileNotFoundError:
+            frame = pl.DataFrame(schema=POINT_SCHEMA)
+        except pl.exceptions.PolarsError:  # NaN, which JSON does not know but Python writes
+            rows = [{name: row.get(name) for name in POINT_SCHEMA} for row in read_jsonl(path)]
+            frame = pl.DataFrame(rows, schema=POINT_SCHEMA, orient="row")
+        return cls(frame)
+
+    def line(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+        """Two columns as increasing ``x`` and its ``y``: null and NaN points are no points, the last of equal ``x`` counts."""
+        if (x, y) not in self._lines:
+            held = self.frame.select(pl.col(x, y).cast(pl.Float64)).drop_nulls()
+            along, up = held[x].to_numpy(), held[y].to_numpy()
+            good = np.isfinite(along) & np.isfinite(up)
+            along, up = along[good], up[good]
+            if len(along) and (np.diff(along) <= 0).any():
+                along, last = np.unique(along[::-1], return_index=True)
+                up = up[::-1][last]
+            self._lines[x, y] = along, up
+        return self._lines[x, y]
+
+
+@cache
+def _no_points() -> Points:
+    # not at import: trials are forked from a process that has imported this, and polars' threads do not live through a fork
+    return Points(pl.DataFrame(schema=POINT_SCHEMA))
+
+
+class Line(NamedTuple):
+    """A run and its points."""
+
+    arm: str
+    stage: str
+    run: str
+    seed: int
+    points: Points
+
+
+def _points(folder: RunFolder) -> Points:
+    return _keep(folder, "metrics.jsonl", Points.read) or _no_points()
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What tables need of run.json; most of it is the configuration."""
+    about = read_json(path)
+    wanted = ("arm", "stage", "seed", "steps", "tokens", "metric", "parameters", "hyperparameters")
+    if "metric" not in about:  # earlier versions knew bits per byte only
+        return {}
+    return {
+        **{name: about.get(name) for name in wanted},
+        "hyperparameters": json.dumps(about.get("hyperparameters", {})),
+    }
+
+
+def _held(ablation: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
+    try:
+        names = sorted(os.listdir(ablation / "runs"))
     except OSError:
         return []
-    return _metrics(str(path), stat.st_size, stat.st_mtime_ns)
+    folders = [RunFolder(ablation / "runs" / name) for name in names]
+    found = [(folder, _keep(folder, "run.json", _about)) for folder in folders]
+    return [(folder, about) for folder, about in found if about]
 
 
-def _folders(ablation: Path) -> list[RunFolder]:
-    folders = [RunFolder(path.parent) for path in sorted(ablation.glob("runs/*/run.json"))]
-    return [folder for folder in folders if "metric" in folder.about()]  # earlier versions knew bits per byte only
+def _paths(path: Path) -> str:
+    return json.dumps(read_json(path).get("paths", {}))
+
+
+def _status(folder: RunFolder) -> dict[str, Any]:
+    state = _keep(folder, "status.json", read_json) or {"status": "waiting"}
+    return folder.status() if state.get("status") == "running" else state  # whether somebody runs it is not in the file
 
 
 def runs(ablation: str | Path) -> pl.DataFrame:
@@ -63,44 +160,62 @@ def runs(ablation: str | Path) -> pl.DataFrame:
     ablation = Path(ablation)
     chosen = read_json(ablation / "selection.json")
     rows = []
-    for folder in _folders(ablation):
-        about, result, state = folder.about(), folder.result(), folder.status()
-        metrics = _cached_metrics(folder)
-        last = metrics[-1] if metrics else {}
-        evaluated = [row["selection_value"] for row in metrics if row.get("selection_value") is not None]
-        steps, step, seconds = about["steps"], last.get("step", 0), last.get("seconds", 0.0)
+    for folder, about in _held(ablation):
+        state, points = _status(folder), _points(folder)
+        result = _keep(folder, "result.json", read_json) or {}
+        paths = _keep(folder, "environment.json", _paths) or "{}"
+        last, steps = points.last, about["steps"]
+        step, seconds = last.get("step", 0), last.get("seconds", 0.0)
         left = seconds / step * (steps - step) if step and state["status"] == "running" else None
         rows.append({
             "arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"],
             "status": state["status"], "step": step, "steps": steps, "tokens": last.get("tokens", 0),
             "target_tokens": about["tokens"], "seconds": seconds, "seconds_left": left, "loss": last.get("loss"),
             "metric": about["metric"]["unit"],
-            "selection_value": result.get("selection_value", evaluated[-1] if evaluated else None),
+            "selection_value": result.get("selection_value", points.selection_value),
             "report_value": result.get("report_value"), "tokens_per_second": last.get("tokens_per_second"),
             "parameters": about["parameters"], "flops": last.get("flops", 0.0),
-            "hyperparameters": json.dumps(about["hyperparameters"]),
-            "paths": json.dumps(folder.environment().get("paths", {})),
+            "hyperparameters": about["hyperparameters"],
+            "paths": paths,
             "selected": about["stage"] == "tuning" and chosen.get(about["arm"], {}).get("run") == folder.path.name,
             "reason": state.get("reason"), "folder": str(folder.path),
         })  # fmt: skip
     return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
 
 
+def lines(ablation: str | Path) -> list[Line]:
+    """Every run of one ablation with its recorded points."""
+    return [
+        Line(about["arm"], about["stage"], folder.path.name, about["seed"], _points(folder))
+        for folder, about in _held(Path(ablation))
+    ]
+
+
 def curves(ablation: str | Path) -> pl.DataFrame:
     """Every recorded point of every run of one ablation; columns in ``CURVE_SCHEMA``."""
-    return _curves(_folders(Path(ablation)))
+    return frame_of(lines(ablation))
 
 
-def _curves(folders: Iterable[RunFolder]) -> pl.DataFrame:
+def frame_of(lines: Iterable[Line]) -> pl.DataFrame:
+    """Lines as one table; columns in ``CURVE_SCHEMA``."""
+    frames = [
+        line.points.frame.select(
+            pl.lit(line.arm).alias("arm"), pl.lit(line.stage).alias("stage"), pl.lit(line.run).alias("run"),
+            pl.lit(line.seed).cast(pl.Int64).alias("seed"), pl.all(),
+        )
+        for line in lines if len(line.points.frame)
+    ]  # fmt: skip
+    return pl.concat(frames) if frames else pl.DataFrame(schema=CURVE_SCHEMA)
+
+
+def _diagnostics(path: Path) -> pl.DataFrame:
     rows = []
-    for folder in folders:
-        about = folder.about()
-        key = {"arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"]}
-        rows += [
-            {**key, **{name: row.get(name) for name in CURVE_SCHEMA if name not in key}}
-            for row in _cached_metrics(folder)
-        ]
-    return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
+    for row in read_jsonl(path):
+        for name, value in row["values"].items():
+            numbers = enumerate(value) if isinstance(value, list) else [(None, value)]
+            rows += [(row["step"], row["layer"], name, index, number) for index, number in numbers]
+    own = {name: DIAGNOSTICS_SCHEMA[name] for name in ("step", "layer", "name", "index", "value")}
+    return pl.DataFrame(rows, schema=own, orient="row")
 
 
 def diagnostics(ablation: str | Path) -> pl.DataFrame:
@@ -108,20 +223,21 @@ def diagnostics(ablation: str | Path) -> pl.DataFrame:
 
     Long form, one row a number; index counts the numbers of a vector (the load of every expert), else it is null.
     """
-    return _diagnostics(_folders(Path(ablation)))
+    return _diagnosed((about["arm"], about["stage"], about["seed"], folder) for folder, about in _held(Path(ablation)))
 
 
-def _diagnostics(folders: Iterable[RunFolder]) -> pl.DataFrame:
-    rows = []
-    for folder in folders:
-        about = folder.about()
-        key = {"arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"]}
-        for row in _cached_metrics(folder, "diagnostics.jsonl"):
-            key |= {"step": row["step"], "layer": row["layer"]}
-            for name, value in row["values"].items():
-                numbers = enumerate(value) if isinstance(value, list) else [(None, value)]
-                rows += [{**key, "name": name, "index": index, "value": number} for index, number in numbers]
-    return pl.DataFrame(rows, schema=DIAGNOSTICS_SCHEMA, orient="row")
+def _diagnosed(runs: Iterable[tuple[str, str, int, RunFolder]]) -> pl.DataFrame:
+    frames = []
+    for arm, stage, seed, folder in runs:
+        held = _keep(folder, "diagnostics.jsonl", _diagnostics)
+        if held is not None and len(held):
+            key = {"arm": arm, "stage": stage, "run": folder.path.name, "seed": seed}
+            frames.append(
+                held.select(
+                    *(pl.lit(value).cast(DIAGNOSTICS_SCHEMA[name]).alias(name) for name, value in key.items()), pl.all()
+                )
+            )
+    return pl.concat(frames) if frames else pl.DataFrame(schema=DIAGNOSTICS_SCHEMA)
 
 
 class SingleRuns:
@@ -148,13 +264,22 @@ class SingleRuns:
         self.arms = [folder.path.name for folder in self._folders]
         self.baseline = self.arms[0]
 
+    def lines(self) -> list[Line]:
+        """Every run with its recorded points."""
+        return [
+            Line(folder.path.name, folder.about()["stage"], folder.path.name, folder.about()["seed"], _points(folder))
+            for folder in self._folders
+        ]
+
     def curves(self) -> pl.DataFrame:
         """Every recorded point; columns in ``CURVE_SCHEMA``."""
-        return _curves(self._folders).with_columns(pl.col("run").alias("arm"))
+        return frame_of(self.lines())
 
     def diagnostics(self) -> pl.DataFrame:
         """What layers said about themselves; columns in ``DIAGNOSTICS_SCHEMA``."""
-        return _diagnostics(self._folders).with_columns(pl.col("run").alias("arm"))
+        return _diagnosed(
+            (line.arm, line.stage, line.seed, folder) for line, folder in zip(self.lines(), self._folders)
+        )
 
 
 def table(results: str | Path = "results") -> pl.DataFrame:

@@ -1,0 +1,138 @@
+"""How fast the dashboard draws and redraws an ablation of 1,000 finished runs of 2,000 points each.
+
+    python benchmarks/dashboard.py --output results/benchmarks/dashboard.json
+
+A store is made in a temporary folder (10 arms, 60 tuning and 40 confirmation runs each; the numbers are made up, the files
+are what a run writes), and a :class:`workbench.dashboards.Dashboard` is opened on it without a browser: everything up to the
+message that goes to the page is timed. "cold" reads every file for the first time in this process; "warm" is a second
+dashboard in the same kernel; an update follows new points of ten runs that are still going on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from workbench.ablation.run import AblationRun
+from workbench.dashboards.widget import PANELS, Dashboard
+from workbench.environment import environment
+from workbench.files import write_json
+from workbench.metric import BITS_PER_BYTE
+
+ARMS, TRIALS, SEEDS, POINTS, DOCUMENTS = 10, 60, 40, 2_000, 30
+
+
+def make_store(folder: Path, arms: int, trials: int, seeds: int, points: int) -> list[Path]:
+    """Write the ablation; returns the folders of its runs."""
+    names = [f"arm-{i}" for i in range(arms)]
+    write_json(folder / "ablation.json", {
+        "name": "many", "identity": "0" * 12, "order": names, "metric": BITS_PER_BYTE.plain(), "views": {}, "workers": 2,
+        "config": {"question": "Does the dashboard keep up?", "alpha": 0.05, "margin": None, "exploratory": None,
+                   "budget": {"allow_mismatch": None}, "tuning": {"trials": trials},
+                   "confirmation": {"seeds": list(range(seeds))}},
+        "cost": [{"arm": arm, "parameters": 10**6, "non_embedding": 10**6 + 10_000 * i, "training_flops": 1e15 + 1e14 * i,
+                  "cache_bytes": 10**6 * (i + 1), "trials": trials + seeds, "mismatch": ""} for i, arm in enumerate(names)],
+        "provenance": {"ablation": "0" * 12, "created": "2026-01-01 00:00:00 +0000"},
+    })  # fmt: skip
+    random = np.random.default_rng(0)
+    selection, found = {}, []
+    for a, arm in enumerate(names):
+        for number in range(trials + seeds):
+            stage, seed = ("tuning", 1000) if number < trials else ("confirmation", number - trials)
+            path = folder / "runs" / f"{stage}-{arm}-{number:03d}"
+            path.mkdir(parents=True)
+            found.append(path)
+            rate = float(10 ** random.uniform(-4, -2))
+            about = {"arm": arm, "stage": stage, "seed": seed, "steps": points, "tokens": points * 1000, "parameters": 10**6,
+                     "metric": BITS_PER_BYTE.plain(), "hyperparameters": {"training.learning_rate": rate},
+                     "config": {"of": "x" * 4_000}}  # fmt: skip
+            losses = 6 / np.arange(1, points + 1) ** 0.2 + 0.02 * a + 0.05 * random.standard_normal(points)
+            (path / "metrics.jsonl").write_text("".join(line(i + 1, loss, points) for i, loss in enumerate(losses)))
+            numbers = {"step": points, "seconds": points / 10, "loss": losses[-1], "selection_value": losses[-1] / 3,
+                       "report_value": losses[-1] / 3, "reason": None, "status": "done"}  # fmt: skip
+            for name, data in (("run.json", about), ("result.json", numbers), ("status.json", {"status": "done"})):
+                (path / name).write_text(json.dumps(data))
+            if stage == "confirmation":
+                nats = random.normal(700 + a, 5, DOCUMENTS)
+                pl.DataFrame(
+                    {"document": range(DOCUMENTS), "nll_nats": nats, "bytes": [1000] * DOCUMENTS}
+                ).write_parquet(path / "report.parquet")
+        selection[arm] = {"run": f"tuning-{arm}-000", "hyperparameters": {}, "selection_value": 1.0}
+    write_json(folder / "selection.json", selection)
+    write_json(folder / "finished.json", {})
+    return found
+
+
+def line(step: int, loss: float, points: int) -> str:
+    row = {"step": step, "tokens": step * 1000, "flops": step * 1e12, "seconds": step / 10, "learning_rate": 1e-3,
+           "tokens_per_second": 1e4, "flops_per_second": 1e13, "loss": loss, "gradient_norm": 1.0}  # fmt: skip
+    if step % (points // 10) == 0:
+        row["selection_value"] = loss / 3
+    return json.dumps(row) + "\n"
+
+
+def timed(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def measure(folder: Path, runs: list[Path], repeats: int, points: int) -> dict[str, object]:
+    run = AblationRun(folder)
+    cold = timed(lambda: Dashboard(run, refresh=0, panel="Curves"))
+    warm = statistics.median(timed(lambda: Dashboard(run, refresh=0, panel="Curves")) for _ in range(repeats))
+    first, updates, sent = {}, {}, {}
+    for panel in PANELS:
+        view = Dashboard(run, refresh=0, panel="Curves")
+        first[panel] = timed(lambda: setattr(view.panel, "value", panel))  # noqa: B023
+        each = []
+        for repeat in range(repeats):
+            for path in runs[-10:]:
+                with open(path / "metrics.jsonl", "a") as file:
+                    file.write(line(points + repeat + 1, 1.0, points))
+            each.append(timed(view.refresh_once))
+        updates[panel], sent[panel] = statistics.median(each), view.sent
+        view.close()
+    return {
+        "cold_s": cold,
+        "warm_first_figure_s": warm,
+        "panel_s": first,
+        "update_s": updates,
+        "bytes_of_last_update": sent,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arms", type=int, default=ARMS)
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--points", type=int, default=POINTS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "many"
+        place.mkdir()
+        runs = make_store(place, given.arms, given.trials, given.seeds, given.points)
+        found = measure(place, runs, given.repeats, given.points)
+    result = {
+        "what": "seconds to draw and redraw, medians", "runs": len(runs), "points": given.points, "arms": given.arms,
+        "cores": os.cpu_count(), "load": os.getloadavg()[0], "environment": environment(), **found,
+    }  # fmt: skip
+    print(json.dumps(result, indent=1))
+    if given.output:
+        write_json(given.output, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Figures and tables as files for a paper: PNG, SVG, PDF, CSV, LaTeX, Markdown. Each carries the line that says where its
+numbers come from.
+
+Images are drawn by Chromium or Chrome through Kaleido; everything else needs nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+import polars as pl
+
+from workbench.config import ConfigError
+
+if TYPE_CHECKING:
+    from workbench.dashboards.tables import Run
+
+IMAGES = ("png", "svg", "pdf")
+TABLES = ("csv", "tex", "md")
+WIDTH, SCALE = 960, 2
+"""Pixels across an image, and how many dots of a PNG make one of them."""
+
+
+def provenance_line(run: Run) -> str:
+    """Where the numbers of ``run`` come from, in one line."""
+    said = {name: text for name, text in run.provenance().items() if name != "ablation"}
+    known = ("code", "data", "device", "created", "torch")
+    parts = [f"{name} {said[name]}" for name in known if name in said]
+    identity = run.about.get("identity") or run.provenance().get("ablation", "")
+    return " · ".join([f"{run.name} {identity}".strip(), *parts])
+
+
+def export_figure(figure: go.Figure, path: str | Path, provenance: str, width: int = WIDTH) -> Path:
+    """``figure`` as .png, .svg or .pdf, dark on white, with ``provenance`` below it.
+
+    Args:
+        figure: as the functions of :mod:`workbench.dashboards.figures` draw it.
+        path: of the file; its folder is made where missing.
+        provenance: see :func:`provenance_line`.
+        width: pixels.
+
+    Raises:
+        ConfigError: for another ending, or where no browser can draw.
+    """
+    path = _place(path, IMAGES)
+    printed = go.Figure(figure)
+    lines = textwrap.wrap(provenance, max(40, width // 6))
+    bottom = (figure.layout.margin.b or 56) + 14
+    printed.add_annotation(
+        text="<br>".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines), font={"size": 9, "color": "#666"},
+        x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top", align="left", showarrow=False, yshift=-bottom,
+    )  # fmt: skip
+    printed.update_layout(
+        font={"color": "#222"}, paper_bgcolor="white", plot_bgcolor="white", width=width, autosize=False,
+        height=(figure.layout.height or 400) + 14 + 12 * len(lines), margin={"b": bottom + 12 * len(lines)},
+    )  # fmt: skip
+    try:
+        printed.write_image(path, scale=SCALE)
+    except Exception as error:  # Kaleido and its browser fail in many ways, each with a page of advice
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise ConfigError.at(
+            "path", got=f"{path.name}, and no image could be drawn ({reason})", expected="Chromium or Chrome, and Kaleido",
+            do="Install a browser (or name it in BROWSER_PATH); tables and the HTML report need none.",
+        ) from None  # fmt: skip
+    return path
+
+
+def export_table(table: pl.DataFrame, path: str | Path, provenance: str) -> Path:
+    """``table`` as .csv, .tex (a ``tabular`` of the package booktabs) or .md, with ``provenance`` as a comment or last line.
+
+    CSV keeps every digit; the others show six.
+
+    Raises:
+        ConfigError: for another ending.
+    """
+    path = _place(path, TABLES)
+    written = {"csv": _csv, "tex": _latex, "md": _markdown}[path.suffix[1:]](table, provenance)
+    path.write_text(written, encoding="utf-8")
+    return path
+
+
+def _place(path: str | Path, kinds: tuple[str, ...]) -> Path:
+    path = Path(path)
+    if path.suffix[1:] not in kinds:
+        raise ConfigError.at("path", got=path.name, expected=f"a file that ends in .{', .'.join(kinds)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _csv(table: pl.DataFrame, provenance: str) -> str:
+    flat = table.with_columns(pl.col(name).cast(pl.String) for name, kind in table.schema.items() if kind.is_nested())
+    buffer = io.BytesIO()
+    flat.write_csv(buffer)
+    return f"# {provenance}\n{buffer.getvalue().decode()}"
+
+
+def _shown(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _markdown(table: pl.DataFrame, provenance: str) -> str:
+    def cells(row: Any) -> str:
+        return "| " + " | ".join(_shown(value).replace("|", "\\|").replace("\n", " ") for value in row) + " |"
+
+    rule = "|" + "|".join(" ---: " if kind.is_numeric() else " --- " for kind in table.dtypes) + "|"
+    return "\n".join([cells(table.columns), rule, *map(cells, table.iter_rows()), "", f"*{provenance}*", ""])
+
+
+SPECIAL = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+           "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "²": r"\textsuperscript{2}"}  # fmt: skip
+
+
+def _latex(table: pl.DataFrame, provenance: str) -> str:
+    def cells(row: Any) -> str:
+        return " & ".join("".join(SPECIAL.get(c, c) for c in _shown(value)) for value in row) + r" \\"
+
+    columns = "".join("r" if kind.is_numeric() else "l" for kind in table.dtypes)
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", cells(table.columns), r"\midrule",
+            *map(cells, table.iter_rows()), r"\bottomrule", r"\end{tabular}"]  # fmt: skip
+    return "\n".join([f"% {provenance}", "% needs the package booktabs", *body, ""])
