@@ -1,5 +1,4 @@
-"""The command line: ``workbench cost|pilot|plan|run|worker|watch|stop|verdict|report|serve|archive|table|train|prepare|export|
-generate|variants|doctor``.
+"""The command line, ``workbench``; ``workbench --help`` lists its commands.
 
 Every command that takes an ablation takes the same YAML file, followed by overrides such as
 ``base.training.tokens=1_000_000``.
@@ -94,34 +93,61 @@ def train(
     ] = "tuning",
 ) -> None:
     """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command goes on."""
-    import signal
-
     from workbench.training import parallel
     from workbench.training.config import RunConfig
     from workbench.training.trial import new_run
-    from workbench.training.trial import train as train_run
 
     leads = not parallel.is_started_by_another_rank()
     config = RunConfig.load(file, overrides or ())
     path = folder or Path("results") / "runs" / file.stem
-    cache = path.parent / "cache"
-    held = new_run(path, cache, config, arm=file.stem, stage=stage, progress=_note if leads else None)
+    new_run(path, path.parent / "cache", config, arm=file.stem, stage=stage, progress=_note if leads else None)
+    _train_in_foreground(path, devices, leads)
+
+
+@app.command()
+def branch(
+    run: Annotated[Path, typer.Argument(help="Folder of a run with training.keep_trunk=true that has begun to decay.")],
+    tokens: Annotated[int, typer.Argument(help="Tokens of the longer run, from its beginning.")],
+    folder: Annotated[Path | None, typer.Option(help="Folder of the longer run; default RUN-TOKENS.")] = None,
+    decay: Annotated[float | None, typer.Option(help="Share of its steps spent decaying; default as before.")] = None,
+    devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
+) -> None:
+    """Train to a longer horizon from the trunk of a shorter run, which is not trained again."""
+    from workbench.training import parallel
+    from workbench.training.branch import branch as begin
+
+    leads = not parallel.is_started_by_another_rank()
+    path = folder or run.with_name(f"{run.name}-{tokens}")
+    begin(run, path, path.parent / "cache", tokens, decay, _note if leads else None)
+    _train_in_foreground(path, devices, leads)
+
+
+def _train_in_foreground(path: Path, devices: int, leads: bool) -> None:
+    """Train the run in folder ``path``, telling how it goes; Ctrl-C stops after a checkpoint."""
+    import signal
+
+    from workbench.metric import Metric
+    from workbench.results import RunFolder
+    from workbench.training.trial import train as train_run
+
+    about = RunFolder(path).about()
     asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: asked.append(number))
-
-    unit = config.data.metric.short
+    unit = Metric(**about["metric"]).short
 
     def tell(row: dict[str, Any]) -> None:
-        left = (held.about()["tokens"] - row["tokens"]) / max(1e-9, row["tokens_per_second"])
+        left = (about["tokens"] - row["tokens"]) / max(1e-9, row["tokens_per_second"])
         console.print(
-            f"step {row['step']}/{held.about()['steps']}  loss {row['loss']:.4f}  {_human(row['tokens_per_second'])} tokens/s  "
+            f"step {row['step']}/{about['steps']}  loss {row['loss']:.4f}  {_human(row['tokens_per_second'])} tokens/s  "
             f"{_human(row['flops_per_second'])}FLOP/s  {_duration(left)} left"
             + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else ""),
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 
-    result = train_run(path, cache, should_stop=lambda: bool(asked), devices=devices, tell=tell if leads else None)
+    result = train_run(
+        path, path.parent / "cache", should_stop=lambda: bool(asked), devices=devices, tell=tell if leads else None
+    )
     if not leads:
         return
     reason = f": {result['reason']}" if result.get("reason") else ""
@@ -310,6 +336,55 @@ def verdict(folder: Folder) -> None:
         console.print("No verdict yet: confirmation runs are missing.")
         raise typer.Exit(1)
     print("\n".join([str(found), "", *notes(launched)]).rstrip())
+
+
+@app.command()
+def calibrate(
+    output: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("results/calibration"),
+    ablations: Annotated[int, typer.Option(min=20, help="Synthetic ablations a scenario.")] = 1000,
+    train: Annotated[int, typer.Option(help="Train the pool of real runs anew, on so many seeds (two runs each).")] = 0,
+) -> None:
+    """Judge the judge: false positives of ablations of equal arms, power where an effect is planted."""
+    import polars as pl
+
+    from workbench.ablation.calibration import train_pool, write
+
+    path = output / "pool.parquet"
+    pool = train_pool(train, _note) if train else pl.read_parquet(path) if path.exists() else None
+    found = write(output, ablations, pool, _note)
+    shown = Table(
+        "ablations", "of", "claims", "finds the first arm", "calls it equivalent", title="The verdict on known answers"
+    )
+    for row in found["synthetic_tables"] + found["resampled_runs"]:
+        shown.add_row(
+            row["name"],
+            str(row["rates"]["claims"]["of"]),
+            *(_rate(row["rates"][name]) for name in ("claims", "found", "equivalent")),
+        )
+    console.print(shown)
+    if pool is None:
+        console.print("No pool of real runs there; --train 48 makes one.")
+    print(output / "calibration.json")
+
+
+def _rate(rate: dict[str, Any]) -> str:
+    text = f"{rate['rate']:.3f} ({rate['low']:.3f}–{rate['high']:.3f})"
+    return text if "expected" not in rate else f"{text}, wanted {rate['expected']:.3f}{'' if rate['within'] else ' !'}"
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Finished ablations of the same arms at other sizes or horizons.")
+    ],
+    x: Annotated[str, typer.Option(help="What a scaling law is fitted over: flops, parameters or tokens.")] = "flops",
+    at: Annotated[float | None, typer.Option(help="Where to carry the law on to.")] = None,
+) -> None:
+    """Does the order of the arms hold over scales and horizons? And where does each arm's scaling law lead?"""
+    from workbench.ablation.compare import compare as over_scales
+    from workbench.ablation.run import AblationRun
+
+    print(over_scales([AblationRun(folder) for folder in folders], x, at))
 
 
 @app.command()

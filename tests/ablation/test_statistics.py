@@ -116,7 +116,7 @@ def power_by_quadrature(n: int, effect: float, alpha: float) -> float:
 def test_power_is_that_of_its_definition(n, alpha):
     assert power_by_quadrature(n, detectable_difference(n, alpha), alpha) == pytest.approx(0.8, abs=1e-4)
     for effect in (0.5, 2.0, 10.0, 30.0):  # SciPy's noncentral t gives NaN in this range
-        assert statistics._power(n, effect, alpha) == pytest.approx(power_by_quadrature(n, effect, alpha), abs=1e-4)
+        assert statistics.power_of(n, effect, alpha) == pytest.approx(power_by_quadrature(n, effect, alpha), abs=1e-4)
 
 
 def test_detectable_difference_of_the_table():

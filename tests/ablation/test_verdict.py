@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from workbench.ablation import verdict as module
-from workbench.ablation.statistics import _power, detectable_difference, holm, paired_interval, seeds_needed
+from workbench.ablation.statistics import detectable_difference, holm, paired_interval, power_of, seeds_needed
 from workbench.ablation.verdict import WORDS, ArmMeasurements, Verdict, judge
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -320,7 +320,7 @@ def test_an_effect_is_found_with_the_planned_power(difference, rho, seeds, arms)
     """
     sd_diff = 0.0015 * math.sqrt(2 * (1 - rho))
     assert seeds_needed(difference / sd_diff, 0.05 / arms) == seeds
-    planned = _power(seeds, difference / sd_diff, 0.05 / arms)
+    planned = power_of(seeds, difference / sd_diff, 0.05 / arms)
     rng = np.random.default_rng(seeds)
     effects = [difference] + [0.0] * (arms - 1)
     found = sum(simulated(rng, effects, seeds, rho).rows[1].verdict == "worse" for _ in range(600)) / 600

@@ -31,6 +31,7 @@ __all__ = [
     "paired_correlation",
     "paired_interval",
     "pooled_sd",
+    "power_of",
     "ratio_of_sums",
     "seeds_for_equivalence",
     "seeds_needed",
@@ -262,7 +263,7 @@ def noise_floor(values_S: ArrayLike, level: float = 0.95) -> NoiseFloor:
     return NoiseFloor(sd, low, high)
 
 
-def _power(n: int, effect_in_sd: float, alpha: float) -> float:
+def power_of(n: int, effect_in_sd: float, alpha: float) -> float:
     """Power of the two-sided paired t-test: P(|T| > t(1 − α/2; n − 1)), T noncentral about effect · √n."""
     df, centre = n - 1, abs(effect_in_sd) * math.sqrt(n)
     critical = special.stdtrit(df, 1 - alpha / 2)
@@ -289,9 +290,9 @@ def detectable_difference(n: int, alpha: float = 0.05, power: float = 0.8) -> fl
     if n < 2:
         return math.inf
     upper = 1.0
-    while _power(n, upper, alpha) < power:
+    while power_of(n, upper, alpha) < power:
         upper *= 2
-    return float(optimize.brentq(lambda effect: _power(n, effect, alpha) - power, 0.0, upper))
+    return float(optimize.brentq(lambda effect: power_of(n, effect, alpha) - power, 0.0, upper))
 
 
 def seeds_needed(effect_in_sd: float, alpha: float = 0.05, power: float = 0.8) -> int:
@@ -311,9 +312,9 @@ def seeds_needed(effect_in_sd: float, alpha: float = 0.05, power: float = 0.8) -
     if rough > 1e6:
         return math.ceil(rough)
     n = max(2, round(rough))  # a few too small where n is; the power rises with n
-    while n > 2 and _power(n - 1, effect_in_sd, alpha) >= power:
+    while n > 2 and power_of(n - 1, effect_in_sd, alpha) >= power:
         n -= 1
-    while _power(n, effect_in_sd, alpha) < power:
+    while power_of(n, effect_in_sd, alpha) < power:
         n += 1
     return n
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -42,6 +43,9 @@ class TrainingConfig(Config):
     """Share of the steps spent warming up."""
     decay: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Share of the steps spent decaying (wsd)."""
+    keep_trunk: bool = False
+    """Whether the checkpoint at which a wsd schedule's decay begins is kept, so that longer runs can begin with this one's
+    trunk (`workbench branch`)."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Learning rate at the end, as a share of the peak."""
     spike_factor: Annotated[float | None, Field(gt=1)] = None
@@ -79,6 +83,11 @@ class TrainingConfig(Config):
     def steps(self) -> int:
         """Optimiser steps."""
         return self.tokens // self.tokens_per_step
+
+    @property
+    def trunk_steps(self) -> int:
+        """Steps before the decay of a wsd schedule."""
+        return self.steps - math.ceil(self.decay * self.steps)
 
 
 class StartConfig(Config):

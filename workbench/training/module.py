@@ -259,12 +259,15 @@ class Recorder(Callback):
                 self.folder.add_to_environment(paths=paths.taken())
         evaluates = self.step in self.evaluate_at
         stops = self._stops(module.device)
-        saves = stops or self.step % training.checkpoint_every == 0 or self.step == training.steps
+        branches = training.keep_trunk and training.schedule == "wsd" and self.step == training.trunk_steps
+        saves = stops or branches or self.step % training.checkpoint_every == 0 or self.step == training.steps
         # a checkpoint falls on a logged step, so that a resumed run writes the same lines
         if self.step % training.log_every == 0 or evaluates or saves:
             self._log(module, evaluates, now=evaluates or saves)
         if saves:
             trainer.save_checkpoint(self.folder.path / "checkpoint" / f"step-{self.step}")
+        if branches:
+            trainer.save_checkpoint(self.folder.path / "trunk" / f"step-{self.step}")
         if stops and self.step < training.steps:
             raise Stopped(f"asked to stop; step {self.step} is saved")
 

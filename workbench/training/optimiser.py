@@ -21,10 +21,9 @@ def rate_at(step: int, config: TrainingConfig) -> float:
     if config.schedule == "cosine":
         progress = (step - warmup) / max(1, steps - warmup)
         return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * progress))
-    decay = math.ceil(config.decay * steps)
-    if step < steps - decay:
+    if step < config.trunk_steps:
         return 1.0
-    return config.final + (1 - config.final) * (steps - step) / max(1, decay)
+    return config.final + (1 - config.final) * (steps - step) / max(1, steps - config.trunk_steps)
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:

@@ -1,0 +1,80 @@
+"""Longer horizons without training twice: a run with a warm-up–stable–decay schedule goes on from where its decay began."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workbench.config import ConfigError
+from workbench.results import RunFolder
+from workbench.training.config import RunConfig
+from workbench.training.optimiser import rate_at
+from workbench.training.trial import new_run
+
+__all__ = ["branch", "branched"]
+
+
+def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunConfig:
+    """The run that trains on ``tokens`` and is the same as ``config`` until the decay of ``config`` begins.
+
+    Warm-up steps stay as many; the decay takes the same share of the steps, or ``decay``.
+
+    Raises:
+        ConfigError: when the two learning rates part before that step.
+    """
+    old = config.training
+    steps = tokens // old.tokens_per_step
+    warmup = math.ceil(old.warmup * old.steps)
+    share = (warmup - 0.5) / steps if warmup and steps else 0.0  # its ceiling is as many steps
+    decay = old.decay if decay is None else decay
+    config = config.changed(training=old.changed(tokens=tokens, warmup=share, decay=decay))
+    trunk = old.trunk_steps
+    if old.schedule != "wsd" or any(rate_at(step, old) != rate_at(step, config.training) for step in range(trunk)):
+        raise ConfigError.at("tokens", got=tokens, expected=f"a wsd schedule that is the same for its first {trunk} steps",
+                             do=f"More than {old.tokens} tokens, or a shorter decay.")  # fmt: skip
+    return config
+
+
+def branch(
+    run: str | Path, path: str | Path, cache: str | Path, tokens: int, decay: float | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> RunFolder:  # fmt: skip
+    """The folder of a longer run that begins with the trunk of ``run``, ready for :func:`workbench.training.trial.train`.
+
+    Bitwise the same as a run of its own on the same device; the runs of one trunk are one seed, not two.
+
+    Args:
+        run: folder of a run with ``training.keep_trunk``, which has come past the beginning of its decay.
+        path: folder of the new one.
+        cache: folder of prepared data.
+        tokens: of the new run, from its beginning.
+        decay: share of its steps spent decaying; default as in ``run``.
+
+    Raises:
+        ConfigError: when the run kept no trunk, or the new schedule leaves it too early.
+    """
+    old = RunFolder(run)
+    about = old.about()
+    kept = sorted(old.path.glob("trunk/step-*"))
+    if not about or not kept:
+        raise ConfigError.at("run", got=f"{run}, without a trunk", expected="a run with training.keep_trunk: true that has begun to decay",
+                             do="Train with training.keep_trunk=true.")  # fmt: skip
+    config = branched(RunConfig.parse(about["config"]), tokens, decay)
+    more: dict[str, Any] = {
+        "branched_from": {"run": old.path.name, "identity": about["identity"], "checkpoint": kept[-1].name}
+    }
+    folder = new_run(path, cache, config, arm=about["arm"], stage=about["stage"], progress=progress, **more)
+    if not (folder.path / "checkpoint").exists():
+        step = int(kept[-1].name.removeprefix("step-"))
+        for row in old.metrics():
+            if row["step"] <= step:
+                folder.add_metrics(row)
+        temporary = folder.path / ".branch.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(kept[-1].parent, temporary)
+        temporary.rename(folder.path / "checkpoint")
+        folder.event("branched", step=step, run=old.path.name)
+    return folder
