@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--points", type=int, default=POINTS)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def main() -> None:
         runs = make_store(place, given.arms, given.trials, given.seeds, given.points)
         found = measure(place, runs, given.repeats, given.points)
     result = {
-        "what": "seconds to draw and redraw, medians", "runs": len(runs), "points": given.points, "arms": given.arms,
+        "what": "seconds to draw and redraw up to the message to the page, medians", "runs": len(runs), "points": given.points, "arms": given.arms,
         "cores": os.cpu_count(), "load": os.getloadavg()[0], "environment": environment(), **found,
     }  # fmt: skip
     print(json.dumps(result, indent=1))

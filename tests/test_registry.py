@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from workbench import registry as registry_module
 from workbench.config import ConfigError
-from workbench.registry import Registry
+from workbench.contract import feedforwards
+from workbench.registry import PLUGIN_FILES, Registry, plug_in
 
 SOURCE = """
 from typing import Literal
@@ -73,3 +75,26 @@ def test_a_broken_entry_point_is_recorded(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(registry_module, "broken_plugins", {})
     registry_module._load_entry_points(set())
     assert "ModuleNotFoundError" in registry_module.broken_plugins["broken"]
+
+
+def test_a_file_is_plugged_in_here_and_in_child_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "throwaway_variant.py"
+    text = (
+        "from typing import Literal\nfrom workbench.contract import Cost, FeedForward, VariantConfig, feedforwards\n"
+        "@feedforwards.register\nclass Nothing(FeedForward):\n    class Config(VariantConfig):\n"
+        "        kind: Literal['nothing_{0}'] = 'nothing_{0}'\n    said = {1}\n"
+    )
+    monkeypatch.setenv(PLUGIN_FILES, "")
+    try:
+        for version in (1, 2):  # edited, and plugged in again
+            path.write_text(text.format("a", version))
+            plug_in(path)
+            assert feedforwards["nothing_a"].said == version
+        code = "from workbench.contract import feedforwards; print(feedforwards['nothing_a'].said)"
+        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert answer.stdout == "2\n"
+    finally:
+        feedforwards.unregister("nothing_a")
+        sys.modules.pop("throwaway_variant", None)
+    with pytest.raises(ConfigError, match="no such file"):
+        plug_in(tmp_path / "throwaway_varian.py")

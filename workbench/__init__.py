@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun as open
     from workbench.config import ConfigError
     from workbench.dashboards import dashboard, write_report
+    from workbench.dashboards.builder import builder
     from workbench.model import LanguageModel, ModelConfig
+    from workbench.registry import plug_in
     from workbench.results.tables import SingleRuns, table
     from workbench.training import RunConfig
 
@@ -36,15 +38,17 @@ _HOMES = {
     "ModelConfig": ("workbench.model", "ModelConfig"),
     "RunConfig": ("workbench.training", "RunConfig"),
     "SingleRuns": ("workbench.results.tables", "SingleRuns"),
+    "builder": ("workbench.dashboards.builder", "builder"),
     "dashboard": ("workbench.dashboards", "dashboard"),
     "open": ("workbench.ablation.run", "AblationRun"),
+    "plug_in": ("workbench.registry", "plug_in"),
     "table": ("workbench.results.tables", "table"),
     "write_report": ("workbench.dashboards", "write_report"),
 }
 
 __all__ = [
     "Ablation", "AblationConfig", "AblationRun", "ConfigError", "LanguageModel", "ModelConfig", "RunConfig",
-    "SingleRuns", "dashboard", "open", "table", "write_report",
+    "SingleRuns", "builder", "dashboard", "open", "plug_in", "table", "write_report",
 ]  # fmt: skip
 
 

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
+import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from workbench.config import Config, ConfigError, nearest
 
-__all__ = ["ENTRY_POINT_GROUP", "Registry", "broken_plugins"]
+__all__ = ["ENTRY_POINT_GROUP", "PLUGIN_FILES", "Registry", "broken_plugins", "plug_in"]
 
 ENTRY_POINT_GROUP = "workbench.plugins"
+
+PLUGIN_FILES = "WORKBENCH_PLUGINS"
+"""Environment variable with files of variants that belong to no package, separated as in PATH."""
 
 T = TypeVar("T", bound=type)
 
@@ -104,6 +111,7 @@ class Registry(Generic[T]):
         for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
             importlib.import_module(module.name)
         _load_entry_points()
+        _load_plugin_files()
 
 
 def _origin(cls: type) -> str:
@@ -111,6 +119,41 @@ def _origin(cls: type) -> str:
         return f"{inspect.getsourcefile(cls)} ({cls.__qualname__})"
     except (TypeError, OSError):
         return f"{cls.__module__} ({cls.__qualname__})"
+
+
+def plug_in(path: str | Path) -> None:
+    """Use the variants in the Python file ``path``, here and in every process started from here. Called again after an edit
+    it takes the new version.
+
+    Raises:
+        ConfigError: when there is no such file. What the file raises is passed on.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        there = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise ConfigError.at(str(path), got="no such file", expected="a Python file", do=nearest(path.name, there))
+    _import_file(path)
+    held = [name for name in os.environ.get(PLUGIN_FILES, "").split(os.pathsep) if name]
+    os.environ[PLUGIN_FILES] = os.pathsep.join(dict.fromkeys([*held, str(path)]))
+
+
+def _import_file(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+
+
+def _load_plugin_files(loaded: set[str] = set()) -> None:  # noqa: B006 (remembers across registries on purpose)
+    for name in os.environ.get(PLUGIN_FILES, "").split(os.pathsep):
+        if name and name not in loaded:
+            loaded.add(name)
+            try:
+                if not any(getattr(module, "__file__", None) == name for module in list(sys.modules.values())):
+                    _import_file(Path(name))
+            except Exception as error:
+                broken_plugins[name] = f"{type(error).__name__}: {error}"
 
 
 def _load_entry_points(loaded: set[str] = set()) -> None:  # noqa: B006 (remembers across registries on purpose)

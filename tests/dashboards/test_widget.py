@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ def opened(run: FakeRun, panel: str = "Curves", **settings: Any) -> Dashboard:
     """A dashboard that keeps what it would send to a page."""
     view = Dashboard(run, refresh=0, panel=panel)
     view.messages = []  # type: ignore[attr-defined]
-    view.board.send = view.messages.append  # type: ignore[attr-defined]
+    view.board.send = lambda message: view.messages.append(json.loads(message["text"]))  # type: ignore
     for name, value in settings.items():
         getattr(view, name).value = value
     return view
@@ -42,7 +43,7 @@ def test_only_what_changed_is_sent(run: FakeRun) -> None:
     assert view.refresh_once()
     (message,) = view.messages
     assert set(message) == {"patch"} and message["patch"]["id"] == "Curves curves"
-    assert all(len(message["patch"]["traces"][str(i)]["x"]) == 10 for i in (2, 3)), "both lines, no axes"
+    assert all(len(json.loads(message["patch"]["traces"][str(i)])["x"]) == 10 for i in (2, 3)), "both lines, no axes"
     assert message["patch"]["layout"] is None
     run.progress, run.confirmed = 1.0, True
     assert not view.refresh_once(), "finished"
@@ -54,7 +55,11 @@ def test_a_view_that_comes_up_is_given_everything(run: FakeRun) -> None:
     view = opened(run)
     view.board._heard(None, {"event": "ready"}, [])
     figure, source = view.messages[0]["blocks"]
-    assert figure["kind"] == "figure" and len(figure["figure"]["data"]) == 4 and figure["figure"]["layout"]["height"]
+    assert (
+        figure["kind"] == "figure"
+        and len(figure["figure"]["data"]) == 4
+        and json.loads(figure["figure"]["layout"])["height"]
+    )
     assert source["kind"] == "text" and "1.0+&lt;script&gt;" in source["html"]
 
 

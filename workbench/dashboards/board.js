@@ -1,5 +1,6 @@
 // Renders the blocks of one panel: figures (Plotly), tables to sort and mark, text. Knows nothing of ablations.
-// The kernel sends {blocks}, a whole panel, or {patch}, what changed in one figure; the page sends what a reader does.
+// The kernel sends {blocks}, a whole panel, or {patch}, what changed in one figure, as JSON text in which traces and layouts
+// are JSON text again; the page sends what a reader does.
 
 const CONFIG = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]};
 const FEW = 100; // rows of a table shown at first
@@ -22,18 +23,18 @@ class FigureBlock {
   }
 
   show(block) {
-    this.figure = block.figure;
+    this.figure = {data: block.figure.data.map(text => JSON.parse(text)), layout: JSON.parse(block.figure.layout)};
     this.note.textContent = block.note;
     this.note.hidden = !block.note;
-    this.plot.style.height = `${block.figure.layout.height}px`;
+    this.plot.style.height = `${this.figure.layout.height}px`;
     this.plot.setAttribute("aria-label", block.label);
     this.draw();
   }
 
   patch({traces, layout}) {
-    for (const [index, trace] of Object.entries(traces)) this.figure.data[index] = trace;
+    for (const [index, trace] of Object.entries(traces)) this.figure.data[index] = JSON.parse(trace);
     this.figure.data = [...this.figure.data];
-    if (layout) this.figure.layout = layout;
+    if (layout) this.figure.layout = JSON.parse(layout);
     this.draw();
   }
 
@@ -188,7 +189,8 @@ function render({model, el}) {
       mine.show(block);
     });
   };
-  const receive = message => {
+  const receive = ({text}) => {
+    const message = JSON.parse(text);
     if (message.blocks) showAll(message.blocks);
     if (message.patch) held.get(message.patch.id)?.patch(message.patch);
     board.dataset.count = Number(board.dataset.count ?? 0) + 1;

@@ -15,7 +15,7 @@ import polars as pl
 from workbench.config import ConfigError
 from workbench.files import read_json, read_jsonl
 from workbench.metric import Metric
-from workbench.results.store import RunFolder
+from workbench.results.store import ENDED, RunFolder
 
 RUN_SCHEMA: dict[str, Any] = {
     "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "status": pl.String, "step": pl.Int64,
@@ -150,6 +150,52 @@ def _status(folder: RunFolder) -> dict[str, Any]:
     return folder.status() if state.get("status") == "running" else state  # whether somebody runs it is not in the file
 
 
+class _Seen(NamedTuple):
+    """A run as it was last read."""
+
+    stamp: tuple[int, int] | None
+    """Of status.json."""
+    row: dict[str, Any]
+    line: Line
+
+
+_ended: dict[str, _Seen] = {}
+"""Folder -> its run, of runs that ended: they are asked for their status alone, since nothing else of them changes without it."""
+
+
+def _seen(folder: RunFolder, about: dict[str, Any]) -> _Seen:
+    path = str(folder.path)
+    try:
+        stat = os.stat(f"{path}/status.json")
+        stamp = (stat.st_size, stat.st_mtime_ns)
+    except OSError:
+        stamp = None
+    held = _ended.get(path)
+    if held is not None and held.stamp == stamp:
+        return held
+    state, points = _status(folder), _points(folder)
+    result = _keep(folder, "result.json", read_json) or {}
+    last, steps = points.last, about["steps"]
+    step, seconds = last.get("step", 0), last.get("seconds", 0.0)
+    left = seconds / step * (steps - step) if step and state["status"] == "running" else None
+    row = {
+        "arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"],
+        "status": state["status"], "step": step, "steps": steps, "tokens": last.get("tokens", 0),
+        "target_tokens": about["tokens"], "seconds": seconds, "seconds_left": left, "loss": last.get("loss"),
+        "metric": about["metric"]["unit"],
+        "selection_value": result.get("selection_value", points.selection_value),
+        "report_value": result.get("report_value"), "tokens_per_second": last.get("tokens_per_second"),
+        "parameters": about["parameters"], "flops": last.get("flops", 0.0), "hyperparameters": about["hyperparameters"],
+        "paths": _keep(folder, "environment.json", _paths) or "{}", "selected": False, "reason": state.get("reason"),
+        "folder": path,
+    }  # fmt: skip
+    seen = _Seen(stamp, row, Line(about["arm"], about["stage"], folder.path.name, about["seed"], points))
+    _ended.pop(path, None)
+    if state["status"] in ENDED:
+        _ended[path] = seen
+    return seen
+
+
 def runs(ablation: str | Path) -> pl.DataFrame:
     """One row a training run of the ablation in folder ``ablation``; columns in ``RUN_SCHEMA``.
 
@@ -161,34 +207,15 @@ def runs(ablation: str | Path) -> pl.DataFrame:
     chosen = read_json(ablation / "selection.json")
     rows = []
     for folder, about in _held(ablation):
-        state, points = _status(folder), _points(folder)
-        result = _keep(folder, "result.json", read_json) or {}
-        paths = _keep(folder, "environment.json", _paths) or "{}"
-        last, steps = points.last, about["steps"]
-        step, seconds = last.get("step", 0), last.get("seconds", 0.0)
-        left = seconds / step * (steps - step) if step and state["status"] == "running" else None
-        rows.append({
-            "arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"],
-            "status": state["status"], "step": step, "steps": steps, "tokens": last.get("tokens", 0),
-            "target_tokens": about["tokens"], "seconds": seconds, "seconds_left": left, "loss": last.get("loss"),
-            "metric": about["metric"]["unit"],
-            "selection_value": result.get("selection_value", points.selection_value),
-            "report_value": result.get("report_value"), "tokens_per_second": last.get("tokens_per_second"),
-            "parameters": about["parameters"], "flops": last.get("flops", 0.0),
-            "hyperparameters": about["hyperparameters"],
-            "paths": paths,
-            "selected": about["stage"] == "tuning" and chosen.get(about["arm"], {}).get("run") == folder.path.name,
-            "reason": state.get("reason"), "folder": str(folder.path),
-        })  # fmt: skip
+        row = _seen(folder, about).row
+        selected = row["stage"] == "tuning" and chosen.get(row["arm"], {}).get("run") == row["run"]
+        rows.append({**row, "selected": True} if selected else row)
     return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
 
 
 def lines(ablation: str | Path) -> list[Line]:
     """Every run of one ablation with its recorded points."""
-    return [
-        Line(about["arm"], about["stage"], folder.path.name, about["seed"], _points(folder))
-        for folder, about in _held(Path(ablation))
-    ]
+    return [_seen(folder, about).line for folder, about in _held(Path(ablation))]
 
 
 def curves(ablation: str | Path) -> pl.DataFrame:
