@@ -17,7 +17,14 @@ from workbench.results import RunFolder
 from workbench.training.checkpoint import SafeCheckpointIO
 
 FIELDS = {
-    "model": {"pattern": "full gdn", "tied": False},
+    "model": {
+        "pattern": "full gdn",
+        "tied": False,
+        "feedforward": "swiglu moe",
+        "feedforwards": {
+            "moe": {"experts": 4, "zero_experts": 2, "top_k": 3, "bias": "proportional", "renormalise": False}
+        },
+    },
     "training": {"tokens": 24 * 4 * 32, "batch_size": 4, "checkpoint_every": 8, "spike_factor": 100.0},
 }
 

@@ -24,7 +24,16 @@ from workbench.training.trial import run_in_process, train
 VARIANTS = {
     **{name: {"model": {"pattern": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in mixers},
     **{name: {"model": {"feedforward": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in feedforwards},
-    "accumulated hybrid": {"model": {"pattern": "gdn full"}, "training": {"accumulate": 2, "schedule": "cosine"}},
+    "accumulated hybrid": {
+        "model": {
+            "pattern": "gdn full",
+            "feedforward": "swiglu moe",
+            "feedforwards": {
+                "moe": {"experts": 4, "zero_experts": 2, "top_k": 3, "bias": "proportional", "renormalise": False}
+            },
+        },
+        "training": {"accumulate": 2, "schedule": "cosine"},
+    },
 }
 
 
@@ -79,7 +88,7 @@ def test_2n_steps_equal_n_plus_n_bit_for_bit(name: str, corpus: Path, tmp_path: 
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
     resumed = train(parts.path, tmp_path / "cache")
     assert_same_bits(state(parts), state(whole))
-    assert curve(parts) == curve(whole)
+    assert curve(parts) == curve(whole) and parts.diagnostics() == whole.diagnostics()
     assert resumed["report_value"] == result["report_value"]
     assert (parts.path / "report.parquet").read_bytes() == (whole.path / "report.parquet").read_bytes()
 

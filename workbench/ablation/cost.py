@@ -163,6 +163,9 @@ def cost_table(
         baseline = baseline or row
         row["residual"] = _residual(config, row, baseline)
         row["mismatch"] = _mismatch(row, baseline)
+        if leaks := run.model.not_causal():
+            words = f"not causal, sees later tokens: {', '.join(leaks)}"
+            row["mismatch"] = f"{words}; {row['mismatch']}" if row["mismatch"] else words
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 
