@@ -102,16 +102,16 @@ class Side:
 class Counter(nn.Module):
     """A module that counts tokens, and has a loss or a state that depends on the counts of a whole optimiser step.
 
-    In training its forward leaves ``(self, counts, own)`` in ``Side.counted``: integer counts (C,), without gradient, and a
+    In training its forward leaves ``(self, counts, own)`` in ``Side.counted``: integer counts, one axis, without gradient, and a
     tensor of its own choice, with gradient. The trainer sums the counts over ranks and over the micro-batches of a step so
     far and asks for :meth:`late_loss`; after the optimiser has made the step it calls :meth:`move` once. Forward itself
     changes nothing, so a block that is computed again in the backward pass counts once, and a compiled one stays a function.
     """
 
     categories: int
-    """C."""
+    """Length of :attr:`probe`."""
     probe: Tensor | None = None
-    """Zeros, one a count, that a training step adds to what it balances in order to see the gradient there; most have none."""
+    """Zeros that a watched training step lays beside what the module weighs, to see the gradient there; else None."""
 
     def late_loss(self, counts: Tensor, own: Tensor) -> Tensor | None:
         """A scalar to add to the loss of a micro-batch, multiplied by its weight; ``counts`` are those of the step so far."""
@@ -127,12 +127,12 @@ class Counter(nn.Module):
             applied: 1.0 on the device, or 0.0 where the optimiser has skipped the step.
         """
 
-    def diagnose(self, counts: Tensor, recent: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    def diagnose(self, counts: Tensor, recent: Tensor, own: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         """Detached scalars or vectors by name for the run's diagnostics.
 
         Args:
             counts: of the step. recent: of all steps since the diagnosis before.
-            gradient: of the loss of the step's last micro-batch at :attr:`probe`.
+            own: what the step's last micro-batch left. gradient: of that micro-batch's loss at :attr:`probe`.
         """
         return {}
 
@@ -214,7 +214,7 @@ class Mixer(Variant):
 
 
 class FeedForward(Variant):
-    """A feed-forward: acts on every token by itself."""
+    """A feed-forward: acts on every token by itself, unless its capabilities say that it is not causal."""
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, *, side: Side | None = None) -> Tensor:

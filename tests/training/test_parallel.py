@@ -21,7 +21,10 @@ FIELDS = {
     "model": {
         "pattern": "full gdn",
         "tied": False,
-        "shortcut": "swiglu",
+        "shortcut": "moe",
+        "feedforwards": {
+            "moe": {"experts": 4, "zero_experts": 2, "top_k": 3, "bias": "proportional", "renormalise": False}
+        },
         "hidden_z": 1e-4,
         "mtp": {"start": 0.7},
         "embedding": {"kind": "ngram", "size": 2},

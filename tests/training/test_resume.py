@@ -27,7 +27,16 @@ VARIANTS = {
     "longcat": {
         "model": {"shortcut": "moe", "mtp": {"start": 0.6}, "hidden_z": 1e-4, "embedding": {"kind": "ngram", "size": 2}}
     },
-    "accumulated hybrid": {"model": {"pattern": "gdn full"}, "training": {"accumulate": 2, "schedule": "cosine"}},
+    "accumulated hybrid": {
+        "model": {
+            "pattern": "gdn full",
+            "feedforward": "swiglu moe",
+            "feedforwards": {
+                "moe": {"experts": 4, "zero_experts": 2, "top_k": 3, "bias": "proportional", "renormalise": False}
+            },
+        },
+        "training": {"accumulate": 2, "schedule": "cosine"},
+    },
 }
 
 
@@ -95,7 +104,7 @@ def test_2n_steps_equal_n_plus_n_bit_for_bit(name: str, corpus: Path, tmp_path: 
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
     resumed = train(parts.path, tmp_path / "cache")
     assert_same_bits(state(parts), state(whole))
-    assert curve(parts) == curve(whole)
+    assert curve(parts) == curve(whole) and parts.diagnostics() == whole.diagnostics()
     assert resumed["report_value"] == result["report_value"]
     assert (parts.path / "report.parquet").read_bytes() == (whole.path / "report.parquet").read_bytes()
 

@@ -210,6 +210,9 @@ def cost_table(config: AblationConfig, measured: Mapping[str, Measured] | None =
             f"{'.'.join(path.split('.')[-2:])}={v}" for path, v in config.solved.get(arm, {}).items()
         )
         row["mismatch"] = _mismatch(row, baseline)
+        if leaks := run.model.not_causal():
+            words = f"not causal, sees later tokens: {', '.join(leaks)}"
+            row["mismatch"] = f"{words}; {row['mismatch']}" if row["mismatch"] else words
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 

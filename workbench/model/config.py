@@ -270,6 +270,10 @@ class ModelConfig(Config):
             ]
         return pairs + [(feedforwards[config.kind], config) for config in self.shortcuts]
 
+    def not_causal(self) -> list[str]:
+        """Variants whose outputs depend on later tokens: their losses say nothing beside those of causal models."""
+        return sorted({config.kind for cls, config in self.variants() if not cls.capabilities.causal})
+
     def describe(self) -> str:
         """The expanded layer table as text."""
         lines = [f"width {self.width}, {self.depth} layers, vocabulary {self.vocabulary}, "

@@ -98,7 +98,7 @@ def save(
             "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
             **({} if symbol is None else {"bos_token": DOCUMENT_SYMBOL, "eos_token": DOCUMENT_SYMBOL}),
         })  # fmt: skip
-        write_tensors(tensors, new, DTYPES[dtype], shard_bytes)
+        write_tensors(tensors, new, DTYPES[dtype], shard_bytes, exact=dict(model.named_buffers()))
     return Path(folder)
 
 

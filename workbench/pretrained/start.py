@@ -39,7 +39,7 @@ def start_from(model: LanguageModel, folder: str | Path, changed: Collection[str
     source, tensors = read(folder)
     strangers = _strangers(model.config, source, changed)
     kept = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.state_dict().items():  # state that moves with training is taken over as well
         tensor = tensors.get(name)
         if tensor is None or name.startswith(strangers):
             kept.append(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,8 +24,10 @@ INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 
 
-def write_tensors(tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard_bytes: int) -> None:
-    """Write ``tensors``, floating-point ones as ``dtype``, into files of at most ``shard_bytes`` bytes of tensors each.
+def write_tensors(
+    tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard_bytes: int, exact: Collection[str] = ()
+) -> None:  # fmt: skip
+    """Write ``tensors``, floating-point ones as ``dtype`` unless they are ``exact``, into files of at most ``shard_bytes`` bytes of tensors each.
 
     A tensor is never torn: one that is larger than the limit has a file to itself.
 
@@ -33,7 +35,8 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtyp
         OSError: when a file cannot be written.
     """
     shards: list[list[str]] = [[]]
-    sizes = {name: t.numel() * (dtype.itemsize if t.is_floating_point() else t.itemsize) for name, t in tensors.items()}
+    dtypes = {name: dtype if t.is_floating_point() and name not in exact else t.dtype for name, t in tensors.items()}
+    sizes = {name: t.numel() * dtypes[name].itemsize for name, t in tensors.items()}
     held = 0
     for name, size in sizes.items():
         if shards[-1] and held + size > shard_bytes:
@@ -48,7 +51,7 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtyp
         copies = {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in names}
         try:
             # without this metadata transformers takes the file for another framework's
-            save_file({name: t.to(dtype) if t.is_floating_point() else t for name, t in copies.items()},
+            save_file({name: t.to(dtypes[name]) for name, t in copies.items()},
                       folder / file, metadata={"format": "pt"})  # fmt: skip
         except SafetensorError as error:  # it hides the operating system's error in its text
             raise OSError(f"{folder / file}: the weights could not be written: {error}") from error

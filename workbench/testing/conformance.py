@@ -283,6 +283,8 @@ class FeedForwardConformance(VariantConformance):
         return feedforwards[self.name]
 
     def test_tokens_stay_by_themselves(self, case: dict[str, Any]) -> None:
+        if not self.variant().capabilities.causal:
+            return
         module, x_BTD = self.build(case), self.random(2, 19)
         before = module(x_BTD)
         changed = x_BTD.clone()

@@ -137,15 +137,14 @@ class Training(L.LightningModule):
             return {}
         said: dict[int, dict[str, Tensor]] = {}
         number_of = {id(counter): number for number, counter in enumerate(self.counters)}
-        for layer, (block, side) in enumerate(zip(self.model.blocks, self.watched)):
+        for layer, side in enumerate(self.watched):
             values = dict(side.metrics)
-            for module in block.modules():
-                if isinstance(module, Counter) and number_of[id(module)] in counts:
-                    number = number_of[id(module)]
-                    assert module.probe is not None
-                    gradient = torch.zeros_like(module.probe) if module.probe.grad is None else module.probe.grad
-                    gradient = parallel.mean(gradient * self.config.training.accumulate)
-                    values |= module.diagnose(counts[number], self.recent[number], gradient)
+            for counter, _, own in side.counted:
+                number = number_of[id(counter)]
+                assert counter.probe is not None
+                gradient = torch.zeros_like(counter.probe) if counter.probe.grad is None else counter.probe.grad
+                gradient = parallel.mean(gradient * self.config.training.accumulate)
+                values |= counter.diagnose(counts[number], self.recent[number], own.detach(), gradient)
             if values:
                 said[layer] = {name: value.detach().double() for name, value in values.items()}
         for counter in self.counters:

@@ -252,7 +252,17 @@ def _train(
         temporary = folder.path / ".report.tmp"
         frame.write_parquet(temporary)
         os.replace(temporary, folder.path / "report.parquet")
-    return _finish(folder, "done", None, **numbers)
+    return _finish(folder, "done", _caution(config, folder), **numbers)
+
+
+def _caution(config: RunConfig, folder: RunFolder) -> str | None:
+    """What a reader of the result must know, if anything."""
+    cautions = [f"not causal: {name} sees later tokens" for name in config.model.not_causal()]
+    said = folder.diagnostics()
+    collapsed = [row["layer"] for row in said if row["step"] == said[-1]["step"] and row["values"].get("collapsed")]
+    if collapsed:
+        cautions.append(f"router collapsed in layer {', '.join(map(str, collapsed))}: most experts get no token")
+    return "; ".join(cautions) or None
 
 
 def run_in_process(path: str, cache: str, threads: int) -> None:

@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from workbench.ops.autocast import product_type
-from workbench.ops.experts.reference import swiglu_experts_reference
+from workbench.ops.experts.reference import swiglu_experts_reference, weighted
 
 
 @torch.library.custom_op("workbench::grouped_mm", mutates_args=())
 def grouped_mm(x_RD: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
-    """Rows of expert i times its matrix: (R, D), (E, D, F) -> (R, F); ``ends_E`` int32 are cumulated row counts."""
+    """Rows of expert i times its matrix: (R, D), (E, D, F) -> (R, F); ``ends_E`` int32 are cumulated row counts.
+
+    Rows from ``ends_E[-1]`` on are not computed: what stands there is whatever the memory held.
+    """
     return F.grouped_mm(x_RD, w_EDF, offs=ends_E)
 
 
@@ -44,33 +47,49 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, dy_RF: Tensor):  # type: ignore[no-untyped-def]
     x_RD, w_EDF, ends_E = ctx.saved_tensors
     dy_RF = dy_RF.contiguous()
-    return grouped_mm(dy_RF, w_EDF.mT.contiguous(), ends_E), _weight_gradient(x_RD, dy_RF, ends_E), None
+    return grouped_mm(dy_RF, w_EDF.mT, ends_E), _weight_gradient(x_RD, dy_RF, ends_E), None
 
 
 grouped_mm.register_autograd(_backward, setup_context=_keep)
 
 
-@register_flop_formula(torch.ops.workbench.grouped_mm)
-def _grouped_mm_flops(x_shape, w_shape, ends_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    return 2 * x_shape[0] * w_shape[1] * w_shape[2]
+def _rows(x: Tensor, ends_E: Tensor) -> int:
+    return x.shape[0] if ends_E.is_meta else int(ends_E[-1])
 
 
-@register_flop_formula(torch.ops.workbench.grouped_mm_weight)
-def _weight_gradient_flops(x_shape, dy_shape, ends_shape, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    return 2 * x_shape[0] * x_shape[1] * dy_shape[1]
+@register_flop_formula(torch.ops.workbench.grouped_mm, get_raw=True)
+def _grouped_mm_flops(x_RD, w_EDF, ends_E, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 2 * _rows(x_RD, ends_E) * w_EDF.shape[1] * w_EDF.shape[2]
 
 
-def swiglu_experts(x_RD: Tensor, up_EDF: Tensor, down_EFD: Tensor, counts_E: Tensor) -> Tensor:
+@register_flop_formula(torch.ops.workbench.grouped_mm_weight, get_raw=True)
+def _weight_gradient_flops(x_RD, dy_RF, ends_E, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 2 * _rows(x_RD, ends_E) * x_RD.shape[1] * dy_RF.shape[1]
+
+
+def swiglu_experts(
+    x_RD: Tensor, up_EDF: Tensor, down_EFD: Tensor, counts_E: Tensor, weight_R: Tensor | None = None, *,
+    whole: bool = True, backend: str = "grouped_mm",
+) -> Tensor:  # fmt: skip
     """SwiGLU experts on rows sorted by expert.
 
     Args:
-        x_RD: (R, D) rows; the first ``counts_E[0]`` belong to expert 0, and so on; the counts sum to R.
+        x_RD: (R, D) rows; the first ``counts_E[0]`` belong to expert 0, and so on.
         up_EDF: (E, D, 2F), gate and value side by side. down_EFD: (E, F, D). Sizes multiples of 8.
         counts_E: (E,) integers; zero is allowed.
+        weight_R: a factor of every row's output.
+        whole: whether the counts sum to R. Otherwise further rows belong to no expert, and what comes out for them is
+            undefined: not even finite.
+        backend: grouped_mm, or loop (the definition; waits for the device).
     """
     x_RD = x_RD.to(product_type(x_RD))
-    if x_RD.dtype == torch.float64:  # grouped_mm has no fp64
-        return swiglu_experts_reference(x_RD, up_EDF, down_EFD, counts_E)
+    up_EDF, down_EFD = up_EDF.to(x_RD.dtype), down_EFD.to(x_RD.dtype)
+    if backend == "loop" or x_RD.dtype == torch.float64:  # grouped_mm has no fp64
+        return swiglu_experts_reference(x_RD, up_EDF, down_EFD, counts_E, weight_R)
     ends_E = counts_E.cumsum(0).to(torch.int32)
-    gate, value = grouped_mm(x_RD, up_EDF.to(x_RD.dtype), ends_E).chunk(2, dim=-1)
-    return grouped_mm(F.silu(gate) * value, down_EFD.to(x_RD.dtype), ends_E)
+    both_R2F = grouped_mm(x_RD, up_EDF, ends_E)
+    if not whole:  # here, and not behind the product with its gradient, where 0 · NaN would be NaN
+        own_R = torch.arange(x_RD.shape[0], device=x_RD.device) < ends_E[-1]
+        both_R2F = torch.where(own_R[:, None], both_R2F, 0.0)
+    gate, value = both_R2F.chunk(2, dim=-1)
+    return grouped_mm(weighted(F.silu(gate) * value, weight_R), down_EFD, ends_E)
