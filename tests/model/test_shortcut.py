@@ -13,6 +13,7 @@ from torch import Tensor
 from workbench.ablation.cost import activation_bytes
 from workbench.accounting import account
 from workbench.config import ConfigError
+from workbench.contract import Side
 from workbench.model import LanguageModel, ModelConfig
 from workbench.testing import count_flops
 from workbench.training.config import RunConfig
@@ -127,11 +128,19 @@ def test_compiled_units_are_whole_graphs(monkeypatch: pytest.MonkeyPatch) -> Non
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda call, **settings: real(call, backend="aot_eager", **settings))
     torch._dynamo.reset()
-    fields = {"pattern": "full", "mixers": {}}
+    fields: dict[str, Any] = {"pattern": "full", "mixers": {}, "mtp": {}}
     plain, compiled, ids = build(**fields).float(), build(**fields).float(), tokens(2, 17)
     compiled.load_state_dict(plain.state_dict())
     compiled.compile_blocks()
-    torch.testing.assert_close(compiled(ids), plain(ids), rtol=1e-4, atol=1e-5)
+    losses = []
+    for model in (compiled, plain):
+        own = Side(watch=False)
+        loss = model.loss(ids, ids.roll(-1, 1), own=own)
+        (loss + sum(own.losses)).backward()
+        losses.append(torch.stack([loss, *own.losses]))
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    for (name, a), b in zip(compiled.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_memory_of_a_deep_model_is_traced_by_one_pair() -> None:

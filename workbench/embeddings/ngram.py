@@ -5,7 +5,8 @@
 E_nk (V_nk, D / ((N-1) K)): the parameters do not depend on N and K, and neither do the products, D·D a token. Before the
 first token of a document stands id 0; no n-gram reaches into another document.
 
-Ours: the sizes V_nk (:func:`table_sizes`), and starts at which every branch is as large as E_0.
+Ours: the sizes V_nk (:func:`table_sizes`), and tables that start at zero, so that an n-gram that was never met adds nothing.
+(One run each of a tiny model, 250,000 tokens, amplify: sqrt: 1.98 bits per byte; 2.48 with rows that start as large as E_0.)
 
 Legend: B batch, T time, D model width, V vocabulary, C tables (N-1)·K, P channels of a table, N largest order, R rows of all tables.
 """
@@ -57,6 +58,9 @@ class NgramEmbedding(TokenEmbedding):
         """Hashed tables of n-grams beside the token's vector."""
 
         kind: Literal["ngram"] = "ngram"  # type: ignore[assignment]
+        amplify: Literal["none", "sqrt", "norm"] = "sqrt"
+        """What becomes of the vector before the first block: nothing, times sqrt(D), or RMSNorm with a gain. Without it the average
+        leaves the token's own vector M times smaller than a plain embedding does."""
         order: int = 3
         """Largest n-gram N, in tokens."""
         tables: int = 2
@@ -124,9 +128,11 @@ class NgramEmbedding(TokenEmbedding):
     no_decay = frozenset({"weight", "tables"})  # decay acts at every step, gradients on the rows that are met
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
-        scale = {"weight": INIT_SCALE / math.sqrt(self.weight.shape[1]), "mix": INIT_SCALE / math.sqrt(self.P),
-                 "tables": 1 / math.sqrt(self.weight.shape[1])}[name]  # fmt: skip
-        parameter.normal_(0.0, scale, generator=generator)
+        if name == "tables":
+            parameter.zero_()
+        else:
+            fan_in = self.weight.shape[1] if name == "weight" else self.P
+            parameter.normal_(0.0, INIT_SCALE / math.sqrt(fan_in), generator=generator)
 
     def forward(self, tokens_BT: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         rows_BTC = self.rows(self.context(tokens_BT, segments, cache))

@@ -203,7 +203,10 @@ def _train(
     stream = data.stream(batch_size=training.batch_size, context=training.context, seed=config.seed)
     rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
     seen_flops = packed_flops(config.model, [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]])
-    examined = module.model.embedding.examine(*(torch.from_numpy(np.stack(part)) for part in list(zip(*rows))[0:3:2]))
+    examined: dict[str, Any] = {}
+    if leads:
+        tokens, _, segments, _ = (torch.from_numpy(np.stack(part)) for part in zip(*rows))
+        examined = module.model.embedding.examine(tokens, segments)
     recorder = Recorder(folder, config, data.selection, should_stop, tell, seen_flops)
     loader = StepLoader(stream, training.steps * training.accumulate, rank=parallel.own_rank(), world=devices)
     with warnings.catch_warnings():
