@@ -42,8 +42,9 @@ def case_models() -> dict[str, dict[str, Any]]:
         for name in registry:
             for number, case in enumerate(registry[name].conformance_cases):
                 models[f"{name}-{number}"] = {pattern: name, settings: {name: case} if case else {}}
-    tiles = {"pattern": " ".join(mixers), "feedforward": " ".join(feedforwards)}
-    depth = math.lcm(len(mixers.names()), len(feedforwards.names()))
+    every = [[name for name in registry if registry[name].capabilities.decode] for registry in (mixers, feedforwards)]
+    tiles = dict(zip(("pattern", "feedforward"), map(" ".join, every)))
+    depth = math.lcm(*map(len, every))
     models["hybrid"] = {
         **tiles,
         "depth": depth,
@@ -60,6 +61,11 @@ def case_models() -> dict[str, dict[str, Any]]:
 
 
 MODELS = case_models()
+
+
+def decodes(name: str) -> bool:
+    """Whether every variant of the model of this name decodes."""
+    return all(cls.capabilities.decode for cls, _ in ModelConfig.parse({**BASE, **MODELS[name]}).variants())
 
 
 def build(**changes: Any) -> LanguageModel:
@@ -153,7 +159,8 @@ def test_bf16_rounds_every_weight_once(name: str, tokenizer: Tokenizer, tmp_path
     again, _ = load(save(model, tokenizer, tmp_path / "export", dtype="bf16"))
     for parameter, stored in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(parameter.bfloat16(), stored)
-    assert isinstance(generate(again, tokenizer, "key", tokens=3), str)
+    if decodes(name):
+        assert isinstance(generate(again, tokenizer, "key", tokens=3), str)
 
 
 def test_a_run_becomes_a_folder_that_stands_by_itself(run: RunFolder, tmp_path: Path) -> None:
@@ -279,7 +286,7 @@ def test_configurations_that_cannot_be_built(tokenizer: Tokenizer, tmp_path: Pat
 # -- generation ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", filter(decodes, MODELS))
 def test_greedy_text_is_that_of_full_passes(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     model, loaded_tokenizer = load(save(build(**MODELS[name]), tokenizer, tmp_path / "export"))
     model.double()

@@ -107,9 +107,8 @@ class MixtureOfExperts(FeedForward):
             if (Z and not 0 < expected < K) or expected > N or K - expected > Z:
                 raise ConfigError.at("expected", got=expected, expected=f"more than {max(0, K - Z)}, less than top_k={K}, at "
                                      f"most experts={N}")  # fmt: skip
-            if self.random_zero and min(N, Z) < K:
-                raise ConfigError.at("random_zero", got=f"top_k={K}, experts={N}, zero_experts={Z}",
-                                     expected="at least top_k of either, so that any number of them can be drawn")  # fmt: skip
+            if self.random_zero and Z == 0:
+                raise ConfigError.at("random_zero", got=True, expected="false where there are no zero_experts")
             if self.groups is not None and (self.groups < 1 or N % self.groups):
                 raise ConfigError.at("groups", got=self.groups, expected=f"a divisor of experts={N}")
             if width % 8:

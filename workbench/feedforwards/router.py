@@ -107,11 +107,13 @@ class Router(Counter):
         if not self.config.random_zero:
             return ranked_NC.topk(self.K, dim=-1).indices
         # the control: how many zero experts and which is a matter of chance, the real experts are still the best
+        N, Z, K = self.N, self.Z, self.K
         chance_NC = _chance(logits_NC)
-        zeros_N1 = (chance_NC[:, : self.K] < 1 - self.target / self.K).sum(-1, keepdim=True)
-        real_NK = ranked_NC[:, : self.N].topk(self.K, dim=-1).indices
-        zero_NK = chance_NC[:, self.N :].topk(self.K, dim=-1).indices + self.N
-        return torch.where(torch.arange(self.K, device=real_NK.device) < self.K - zeros_N1, real_NK, zero_NK)
+        zeros_N1 = (chance_NC[:, :K] < 1 - self.target / K).sum(-1, keepdim=True).clamp(K - N, Z)
+        place_K = torch.arange(K, device=logits_NC.device)
+        real_NK = ranked_NC[:, :N].topk(min(K, N), dim=-1).indices[:, place_K.clamp_max(N - 1)]
+        zero_NK = chance_NC[:, N:].topk(min(K, Z), dim=-1).indices[:, (K - 1 - place_K).clamp_max(Z - 1)] + N
+        return torch.where(place_K < K - zeros_N1, real_NK, zero_NK)
 
     # -- balance -------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.ops.autocast import product_type
 from workbench.ops.experts.torch import swiglu_experts
 
 
@@ -86,6 +87,7 @@ def routed_experts(
     """
     E = up_EDF.shape[0]
     real_NK = chosen_NK < E if len(routes.counts) > E else None
+    x_ND = x_ND.to(product_type(x_ND))  # before it is copied K times
     x_RD = _Spread.apply(x_ND, routes.token_R, routes.row_NK, real_NK)
     if real_NK is not None:
         weight_NK = torch.where(real_NK, weight_NK, 0.0)

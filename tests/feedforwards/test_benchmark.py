@@ -1,0 +1,20 @@
+"""The benchmark of the mixture of experts runs, and its layer agrees with single experts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_benchmark_runs_on_tiny_shapes(tmp_path: Path) -> None:
+    output = tmp_path / "moe.json"
+    call = [sys.executable, str(ROOT / "benchmarks" / "moe.py"), "--smoke", "--output", str(output)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {row["implementation"]: row for row in json.loads(output.read_text())["results"]}
+    assert rows.keys() == {"products", "moe", "moe top 6", "zero", "dense"} and not any("error" in row for row in rows.values())
+    assert abs(rows["zero"]["ffn_experts"] - 4) < 0.1
