@@ -286,11 +286,7 @@ def worker(folder: Folder) -> None:
     """Take trials of a launched ablation until none is left. Any number may work at the same time."""
     from workbench.ablation.run import AblationRun
 
-    launched = AblationRun(folder)
-    with launched.enlisted():  # at once: the import takes seconds
-        from workbench.ablation.worker import Worker
-
-        Worker(launched).work()
+    AblationRun(folder).work()
 
 
 @app.command()
@@ -583,7 +579,7 @@ def _watch(launched: AblationRun) -> None:
     bars: dict[str, TaskID] = {}
     with Progress(*columns, console=console, disable=not live, refresh_per_second=4) as progress:
         while True:
-            over = launched.wait(timeout=0.5) or not launched.workers()
+            over = launched.wait(timeout=0.5) or not (launched.workers() or launched.waiting_workers())
             frame = launched.runs()
             done = frame["status"].is_in(ENDED).sum()
             for row in frame.iter_rows(named=True):

@@ -27,20 +27,26 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in ``path``; empty where there is no such file."""
+    """The mapping in ``path``; empty where there is no such file, or a broken disk has left something else in it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
+    return data if isinstance(data, dict) else {}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of ``path``; a torn last line is left out. Empty where there is no such file."""
+    """Every whole line of ``path``; a torn last line, and lines that a broken disk has spoilt, are left out. Empty where there
+    is no such file."""
     try:
         lines = path.read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [json.loads(line) for line in lines[:-1] if line.strip()]
+    rows = []
+    for line in lines[:-1]:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 @contextlib.contextmanager

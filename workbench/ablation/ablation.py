@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from workbench.ablation.cost import check_budget, cost_table, measure_arms, time
 from workbench.ablation.plan import Plan
 from workbench.ablation.registration import deviate, register
 from workbench.ablation.run import AblationRun
+from workbench.ablation.study import earlier_trials, set_aside_damaged
 from workbench.config import ConfigError, difference
 from workbench.data import Source, prepare
 from workbench.environment import environment
@@ -140,8 +142,11 @@ class Ablation:
                                         f"{self.folder}.")  # fmt: skip
             else:
                 self._prepare_again(about["data"], progress)
+                self._launch_anew(about)
         run = AblationRun(self.folder)
         with locked(self.folder / "plan.lock"):
+            if not run.workers():
+                set_aside_damaged(self.folder)
             Plan(run).advance(relaunch=True)
         return run
 
@@ -178,6 +183,8 @@ class Ablation:
             "metric": config.run(config.order[0], seed=config.tuning.seed).data.metric.plain(),
             "views": dict(config.run(config.order[0], seed=config.tuning.seed).data.views),
             "workers": self.workers,
+            "warm_start": self._earlier(),
+            "storage_key": secrets.token_hex(4) if config.launch.storage else None,
             "gpus": visible_gpus(),
             "threads": self.threads,
             "cost": table.to_dicts(),
@@ -210,6 +217,34 @@ class Ablation:
         changed["deviations"] = [*about.get("deviations", []), deviation]
         write_json(self.folder / "ablation.json", changed)
         return changed
+
+    def _launch_anew(self, about: dict[str, Any]) -> None:
+        """Write down how the work is carried out from now on."""
+        launch = self.config.launch.plain()
+        held = about["config"]["launch"]
+        if launch == held:
+            return
+        if launch["storage"] != held.get("storage"):
+            if AblationRun(self.folder).workers():
+                raise ConfigError.at("launch.storage", got="another database, while workers are at work with the old one",
+                                     expected="a stopped ablation", do=f"First: workbench stop {self.folder}.")  # fmt: skip
+            about["storage_key"] = secrets.token_hex(4) if launch["storage"] else None
+        about["config"]["launch"] = launch
+        about["workers"] = self.workers
+        write_json(self.folder / "ablation.json", about)
+
+    def _earlier(self) -> dict[str, list[dict[str, Any]]]:
+        """Arm -> the trials of earlier ablations that its sampler starts from; as many for every arm."""
+        config = self.config
+        found = {arm: [trial for folder in config.tuning.warm_start
+                       for trial in earlier_trials(folder, arm, config.space(arm))] for arm in config.order}  # fmt: skip
+        counts = {arm: len(trials) for arm, trials in found.items()}
+        if config.tuning.warm_start and (len(set(counts.values())) > 1 or not min(counts.values())):
+            raise ConfigError.at("tuning.warm_start", got=f"finished trials inside the search space: {counts}",
+                                 expected="as many for every arm, and at least one",
+                                 do="Arms are found by name; their tuned fields must be the same and their values lie in the "
+                                    "ranges here.")  # fmt: skip
+        return found
 
     def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
         run = self.config.run(arm, seed=self.config.tuning.seed)

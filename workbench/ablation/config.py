@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
@@ -10,28 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from workbench.ablation.budget import Budget, knob, quantity, solve
+from workbench.ablation.launchers import Launch
+from workbench.ablation.search import SMOOTHING, Tuning
 from workbench.config import Config, ConfigError, deep_merge, expand_dotted, flatten, nearest
 from workbench.contract import Range
 from workbench.training.config import RunConfig
-
-
-class Tuning(Config):
-    """The search for each arm's own setting: equal effort for every arm, judged on the selection split."""
-
-    trials: Annotated[int, Field(ge=0)] = 3
-    """Trials an arm, in total. 0 takes the base's settings as they are."""
-    sampler: Literal["grid", "random", "tpe"] = "random"
-    """How settings are drawn. grid and random draw the same points for every arm."""
-    sampler_seed: int = 0
-    """Seed of the sampler, the same for every arm."""
-    space: dict[str, Range] = {}
-    """Dotted fields of a run and their ranges: {training.learning_rate: {low: 1e-3, high: 1e-2, log: true}}."""
-    variants: bool = False
-    """Whether each arm's variants add their own search spaces."""
-    pruner: Literal["none", "median"] = "none"
-    """Stops hopeless trials early, only ever by comparison inside one arm."""
-    seed: int = 1000
-    """Seed of every tuning run; not one of the confirmation seeds."""
 
 
 class Confirmation(Config):
@@ -55,15 +37,6 @@ class Protocol(Config):
     """When runs stop being added."""
     exclusions: str = "none"
     """Runs or documents that are left out, and why."""
-
-
-class Launch(Config):
-    """How the work is carried out. Changes nothing about the result, and is not part of the identity."""
-
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Worker processes; 0 takes one a GPU, or two on a CPU with two cores or more."""
-    heartbeat: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds between a worker's signs of life; after three missed ones its trial goes to another worker."""
 
 
 class AblationConfig(Config):
@@ -130,6 +103,9 @@ class AblationConfig(Config):
             if own != metric:
                 raise ConfigError.at(f"arms.{arm}.data", got=own.unit, expected=f"the baseline's metric, {metric.unit}",
                                      do="Compare arms on one sort of data.")  # fmt: skip
+            if self.tuning.pruner != "none" and (given := self.run(arm, seed=0).training.evaluations) <= SMOOTHING:
+                raise ConfigError.at("base.training.evaluations", got=given, expected=f"at least {SMOOTHING + 1} to prune by",
+                                     do="Or take tuning.pruner: none.")  # fmt: skip
             for point in self.points(arm):
                 self.run(arm, seed=self.tuning.seed, hyperparameters=point)
 
@@ -210,43 +186,39 @@ class AblationConfig(Config):
             raise error.under(f"arms.{arm}") from None
 
     def space(self, arm: str) -> dict[str, Range]:
-        """Dotted field -> range, for one arm."""
-        space = dict(self.tuning.space)
+        """Dotted field -> range, for one arm. Fields of variants that the arm does not have are left out."""
+        return self._spaces[arm]
+
+    @cached_property
+    def _spaces(self) -> dict[str, dict[str, Range]]:
+        return {arm: self._space(arm) for arm in self.order}
+
+    def _space(self, arm: str) -> dict[str, Range]:
+        run = self.run(arm, seed=self.tuning.seed)
+        mixers = {layer.mixer for layer in run.model.layers}
+        has = [("mixers" if config in mixers else "feedforwards", cls, config) for cls, config in run.model.variants()]
+        prefixes = tuple(f"model.{field}.{config.kind}." for field, _, config in has)
+        space = {name: choice for name, choice in self.tuning.space.items()
+                 if not re.match(r"model\.(mixers|feedforwards)\.", name) or name.startswith(prefixes)}  # fmt: skip
         if self.tuning.variants:
-            run = self.run(arm, seed=self.tuning.seed)
-            for cls, config in run.model.variants():
-                field = "mixers" if config in {layer.mixer for layer in run.model.layers} else "feedforwards"
+            for prefix, (_, cls, config) in zip(prefixes, has):
                 for name, choice in cls.search_space(config, run.model.width or 0).items():
-                    space.setdefault(f"model.{field}.{config.kind}.{name}", choice)
-        if any(re.search(r"(^|\.)seed$", name) for name in space):
-            raise ConfigError.at("tuning.space", got="a seed", expected="hyper-parameters only",
-                                 do="A seed is noise to average over, never a knob.")  # fmt: skip
+                    self.tuning.check_field(prefix + name)
+                    space.setdefault(prefix + name, choice)
         return space
 
     def points(self, arm: str) -> list[dict[str, Any]]:
-        """The settings that are fixed before launch, one a tuning trial; empty mappings where the sampler adapts.
+        """The settings that are fixed before launch, one a tuning trial; empty mappings where the sampler decides.
 
-        A field's values depend on the sampler's seed and the field's name only, so arms share them.
+        Arms share a field's values: they do not depend on the arm.
         """
-        tuning, space = self.tuning, self.space(arm)
-        if not tuning.trials:
-            return []
-        if not space:
-            raise ConfigError.at("tuning.space", got="nothing to tune", expected="at least one field, or trials: 0")
-        if tuning.sampler == "tpe":
-            return [{} for _ in range(tuning.trials)]
-        if tuning.sampler == "grid":
-            for name, choice in space.items():
-                if not choice.values:
-                    raise ConfigError.at(f"tuning.space.{name}", got="an interval", expected="`values` for a grid")
-            grid = [dict(zip(space, values)) for values in itertools.product(*(c.values for c in space.values()))]
-            if len(grid) != tuning.trials:
-                raise ConfigError.at("tuning.trials", got=tuning.trials, expected=f"the whole grid: {len(grid)}")
-            return grid
-        from workbench.ablation.study import draw
-
-        columns = {name: draw(name, choice, tuning.trials, tuning.sampler_seed) for name, choice in space.items()}
-        return [{name: column[i] for name, column in columns.items()} for i in range(tuning.trials)]
+        spaces = self._spaces
+        own = sorted({name for space in spaces.values() for name in space} - set(self.tuning.space))
+        try:
+            self.tuning.check_enqueued(spaces)
+            return self.tuning.points(spaces[arm], [*self.tuning.space, *own])
+        except ConfigError as error:
+            raise error.under("tuning") from None
 
     def canonical(self) -> dict[str, Any]:
         """Without how the work is carried out."""

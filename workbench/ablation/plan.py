@@ -6,6 +6,7 @@ Everybody who holds the plan's lock may advance it; advancing twice changes noth
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import optuna
@@ -13,7 +14,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench.ablation.config import AblationConfig
 from workbench.ablation.run import AblationRun
-from workbench.ablation.study import ATTEMPTS, enqueue, fail_stale_trials, is_open, open_storage, retry, sampler, slots
+from workbench.ablation.study import (
+    ATTEMPTS,
+    add_earlier,
+    begun,
+    enqueue,
+    fail_stale_trials,
+    is_open,
+    open_storage,
+    pruner,
+    retry,
+    sampler,
+    slots,
+)
 from workbench.config import ConfigError
 from workbench.files import write_json
 from workbench.results.store import OUTSIDE, RunFolder
@@ -32,20 +45,20 @@ class Plan:
     def __init__(self, run: AblationRun):
         self.run = run
         self.config = AblationConfig.parse(run.about["config"])
-        self.storage = open_storage(run.folder, self.config.launch.heartbeat)
-        self.pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-        if self.config.tuning.pruner == "median":
-            self.pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=1)
+        self._points = {arm: self.config.points(arm) for arm in self.config.order}
+        self.storage = open_storage(run.folder, self.config.launch.heartbeat, self.config.launch.storage)
 
     def study(self, arm: str, stage: str) -> optuna.Study:
         """The study of one arm and stage, made if missing."""
-        study = optuna.create_study(
-            storage=self.storage, study_name=f"{arm}/{stage}", direction="minimize", load_if_exists=True,
-            pruner=self.pruner if stage == TUNING else optuna.pruners.NopPruner(),
-        )  # fmt: skip
+        tuning = self.config.tuning
+        objectives = len(tuning.objectives) if stage == TUNING else 1
+        study = optuna.create_study(storage=self.storage, study_name=self.run.study_name(arm, stage), load_if_exists=True,
+                                    directions=["minimize"] * objectives)  # fmt: skip
         if stage == TUNING:
-            count = len(study.get_trials(deepcopy=False))
-            study.sampler = sampler(self.config.tuning.sampler, self.config.tuning.sampler_seed, count)
+            study.pruner = pruner(tuning, self.config.run(arm, seed=tuning.seed).training.evaluations)
+            study.sampler = sampler(tuning, begun(study))
+        else:
+            study.pruner = optuna.pruners.NopPruner()
         return study
 
     def advance(self, relaunch: bool = False) -> None:
@@ -59,7 +72,9 @@ class Plan:
             tuning = self.study(arm, TUNING)
             chosen = self.run.selection().get(arm, {"failed": "not chosen yet"})
             settled = "failed" not in chosen  # a tuning trial tried again now would come too late
-            self._fill(tuning, [(point, {}) for point in self.config.points(arm)], relaunch and not settled)
+            add_earlier(tuning, self.run.about.get("warm_start", {}).get(arm, []), self.config.space(arm))
+            points = self._remembered(arm, tuning, self._points[arm])
+            self._fill(tuning, [(point, {}) for point in points], relaunch and not settled)
             if any(is_open(trials[-1]) for trials in slots(tuning).values()):
                 open_somewhere = True
                 self._choose(arm, None)
@@ -78,6 +93,17 @@ class Plan:
         elif not self.run.finished:
             write_json(self.run.folder / "finished.json", {"identity": self.run.about["identity"]})
 
+    def _remembered(self, arm: str, study: optuna.Study, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """``points``, with settings that a sampler drew before its study was lost: their runs still know them."""
+        lost = {slot for slot, point in enumerate(points) if not point} - set(slots(study))
+        if lost:
+            points = list(points)
+            for path in sorted(self.run.folder.glob("runs/tuning-*")):
+                about = RunFolder(path).about()
+                if about.get("arm") == arm and about.get("slot") in lost:
+                    points[about["slot"]] = about["hyperparameters"]
+        return points
+
     def _fill(self, study: optuna.Study, wanted: list[tuple[dict[str, Any], dict[str, Any]]], relaunch: bool) -> None:
         there = slots(study)
         for slot, (params, attributes) in enumerate(wanted):
@@ -90,10 +116,11 @@ class Plan:
                 retry(study, trial)
 
     def _again(self, trials: list[FrozenTrial], relaunch: bool) -> bool:
-        """Whether a slot whose latest trial failed is taken up again."""
-        if trials[-1].state != TrialState.FAIL:
+        """Whether a slot whose latest trial has ended is taken up again."""
+        if is_open(trials[-1]):
             return False
-        status = trials[-1].user_attrs.get("status", "killed")
+        failed = trials[-1].state == TrialState.FAIL
+        status = trials[-1].user_attrs.get("status", "killed" if failed else "done")
         if status == "killed" and not relaunch:  # a trial's process died, its worker did not
             return sum(trial.user_attrs.get("status", "killed") == "killed" for trial in trials) < ATTEMPTS
         return status == "interrupted" or (relaunch and status in ("killed", *OUTSIDE))
@@ -101,14 +128,14 @@ class Plan:
     def _select(self, tuning: optuna.Study) -> dict[str, Any]:
         """The arm's setting, chosen on the selection split."""
         latest = [trials[-1] for trials in slots(tuning).values()]
-        done = [trial for trial in latest if trial.state == TrialState.COMPLETE and trial.value is not None]
+        done = [trial for trial in latest if trial.state == TrialState.COMPLETE and math.isfinite(trial.values[0])]
         if not latest:  # nothing was to be tuned
             return {"run": None, "hyperparameters": {}}
         if not done:
             states = ", ".join(sorted(trial.user_attrs.get("status", "killed") for trial in latest))
             return {"failed": f"every tuning trial failed ({states})"}
-        best = min(done, key=lambda trial: (trial.value, trial.number))
-        return {"run": best.user_attrs["run"], "hyperparameters": best.params, "selection_value": best.value,
+        best = min(done, key=lambda trial: (trial.values[0], trial.number))
+        return {"run": best.user_attrs["run"], "hyperparameters": best.params, "selection_value": best.values[0],
                 "done": len(done), "trials": len(latest)}  # fmt: skip
 
     def _check_sealed(self, arm: str, chosen: dict[str, Any]) -> None:
@@ -144,14 +171,13 @@ class Plan:
                 fail_stale_trials(study)
                 trials = study.get_trials(deepcopy=False)
                 if any(trial.state == TrialState.WAITING for trial in trials):
-                    begun = sum(trial.state != TrialState.WAITING for trial in trials)
-                    waiting.append((stage_number, begun, position, arm, stage, study))
+                    waiting.append((stage_number, begun(study), position, arm, stage, study))
         if not waiting:
             return None
         *_, arm, stage, study = min(waiting, key=lambda entry: entry[:3])
         return arm, stage, study
 
-    def folder_for(self, arm: str, stage: str, seed: int, hyperparameters: dict[str, Any]) -> RunFolder:
+    def folder_for(self, arm: str, stage: str, seed: int, hyperparameters: dict[str, Any], **about: Any) -> RunFolder:
         """The run's folder, made if missing. Its name holds the configuration's identity, so one configuration has
         one folder, however often it is asked for."""
         config: RunConfig = self.config.run(arm, seed=seed, hyperparameters=hyperparameters)
@@ -160,7 +186,7 @@ class Plan:
         base = self.config.run(self.config.order[0], seed=seed)
         about = describe_run(
             config, self.run.about["data"][arm], arm=arm, stage=stage, hyperparameters=hyperparameters,
-            solved=self.config.solved.get(arm, {}),
-            split=self.config.confirmation.split, difference=json.loads(json.dumps(config.diff(base))),
+            solved=self.config.solved.get(arm, {}), split=self.config.confirmation.split,
+            difference=json.loads(json.dumps(config.diff(base))), **about,
         )  # fmt: skip
         return RunFolder.create(self.run.folder / "runs" / name, about)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +23,7 @@ from workbench.results.store import ENDED
 from workbench.results.tables import RUN_SCHEMA, Line, curves, diagnostics, lines, runs
 
 if TYPE_CHECKING:
+    from workbench.ablation.launchers import Launcher
     from workbench.ablation.verdict import Verdict
 
 
@@ -43,6 +44,9 @@ class AblationRun:
             raise ConfigError.at(str(folder), got="no ablation", expected="a folder that `workbench run` made",
                                  do=nearest(self.folder.name, near))  # fmt: skip
         self.about = read_json(self.folder / "ablation.json")
+        if not self.about:
+            raise ConfigError.at(str(self.folder / "ablation.json"), got="a damaged file", expected="what a launch wrote",
+                                 do="`workbench run` with the ablation's file writes it anew; no run is lost.")  # fmt: skip
         self._starting: list[subprocess.Popen[bytes]] = []
 
     def __repr__(self) -> str:
@@ -80,6 +84,11 @@ class AblationRun:
     def total(self) -> int:
         """Training runs planned, tuning and confirmation."""
         return len(self.arms) * (self.about["config"]["tuning"]["trials"] + len(self.seeds))
+
+    def study_name(self, arm: str, stage: str) -> str:
+        """Name of an arm's study: ``arm/stage``, in a shared database behind the ablation's name and a key of its launch."""
+        key = self.about.get("storage_key")
+        return "/".join((*((self.name, key) if key else ()), arm, stage))
 
     # -- what has happened ---------------------------------------------------------------------------------------
 
@@ -128,6 +137,20 @@ class AblationRun:
     def selection(self) -> dict[str, Any]:
         """Arm -> its chosen tuning run."""
         return read_json(self.folder / "selection.json")
+
+    def importances(self) -> pl.DataFrame:
+        """How much each tuned field mattered in each arm's search, where at least five trials have finished.
+
+        Columns: arm, field, importance (shares of one), low and high (90 % bootstrap interval over trials).
+        """
+        from workbench.ablation.plan import TUNING, Plan
+        from workbench.ablation.study import importances
+
+        plan = Plan(self)
+        rows = [(arm, field, *numbers) for arm in self.arms
+                for field, numbers in importances(plan.study(arm, TUNING)).items()]  # fmt: skip
+        names = {"arm": pl.String, "field": pl.String, "importance": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+        return pl.DataFrame(rows, schema=names, orient="row")
 
     def provenance(self) -> dict[str, str]:
         """Where the numbers come from."""
@@ -207,35 +230,63 @@ class AblationRun:
     # -- what is happening ---------------------------------------------------------------------------------------
 
     def workers(self) -> list[int]:
-        """Process numbers of the workers that are alive, those that this process is just starting counted in."""
-        starting = {process.pid for process in self._starting if process.poll() is None}
-        return sorted(starting.union(self._enlisted()))
+        """Process numbers of the workers that are alive, on any machine, those that this process is just starting included."""
+        return sorted(self._pids() | {process.pid for process in self._starting if process.poll() is None})
 
-    def _enlisted(self) -> list[int]:
+    def waiting_workers(self) -> list[str]:
+        """Jobs of workers that Slurm or Ray has not begun."""
+        jobs = read_json(self.folder / "workers" / "jobs.json").get("jobs", [])
+        engine = self._launcher() if jobs else None
+        return engine.waiting(self.folder, jobs) if engine else []
+
+    def _launcher(self) -> Launcher | None:
+        from workbench.ablation.launchers import launcher
+
+        return launcher(self.about["config"].get("launch", {}))
+
+    def _enlisted(self) -> list[str]:
         alive = []
         for path in self.folder.glob("workers/*.json"):
+            if not path.with_suffix(".lock").exists():
+                continue
             with locked(path.with_suffix(".lock"), patience=0) as free:
                 if not free:
-                    alive.append(int(path.stem))
+                    alive.append(path.stem)
         return alive
 
     @contextlib.contextmanager
     def enlisted(self) -> Iterator[None]:
         """Count among :meth:`workers` while inside; a process that dies counts no longer, however it dies."""
-        me = self.folder / "workers" / f"{os.getpid()}.json"
+        me = self._me()
         me.parent.mkdir(exist_ok=True)
         with locked(me.with_suffix(".lock")):
-            write_json(me, {"pid": os.getpid(), "started": time.time()})
+            me.with_suffix(".stop").unlink(missing_ok=True)  # of an earlier process with this number
+            write_json(me, {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()})
             try:
                 yield
             finally:
-                me.unlink(missing_ok=True)
-                me.with_suffix(".lock").unlink(missing_ok=True)
+                for suffix in (".json", ".stop", ".lock"):
+                    me.with_suffix(suffix).unlink(missing_ok=True)
+
+    def _me(self) -> Path:
+        return self.folder / "workers" / f"{socket.gethostname().replace('.', '_')}-{os.getpid()}.json"
+
+    def is_stopping(self) -> bool:
+        """Whether :meth:`stop` has asked the worker in this process to end."""
+        return self._me().with_suffix(".stop").exists()
+
+    def work(self) -> None:
+        """Be a worker: take trials until none is left."""
+        with self.enlisted():  # at once: the import takes seconds
+            from workbench.ablation.worker import Worker
+
+            Worker(self).work()
 
     def start_workers(self, count: int | None = None) -> list[int]:
         """Start worker processes that live on when this process ends. Returns their process numbers.
 
-        Whoever calls this at the same time waits, so that together no more are started than one call would.
+        Whoever calls this at the same time waits, so that together no more are started than one call would. Workers on Slurm or
+        Ray are asked for, and begin when the engine places them.
 
         Args:
             count: how many; default as the ablation's ``launch.workers`` says. Workers already there count.
@@ -244,6 +295,12 @@ class AblationRun:
         place = self.folder / "workers"
         place.mkdir(exist_ok=True)
         with locked(place / "start.lock"):
+            engine = self._launcher()
+            if engine:
+                waiting = self.waiting_workers()
+                missing = max(0, wanted - len(self.workers()) - len(waiting))
+                write_json(place / "jobs.json", {"jobs": [*waiting, *engine.submit(self.folder, missing)]})
+                return []
             for _ in range(max(0, wanted - len(self.workers()))):
                 with open(place / "log.txt", "a") as log:
                     process = subprocess.Popen(
@@ -252,13 +309,16 @@ class AblationRun:
                     )  # fmt: skip
                 self._starting.append(process)
                 _children.append(process)
-            while any(process.poll() is None and process.pid not in self._enlisted() for process in self._starting):
+            while any(process.poll() is None and process.pid not in self._pids() for process in self._starting):
                 time.sleep(0.05)
         started, self._starting = self._starting, []
         return [process.pid for process in started]
 
+    def _pids(self) -> set[int]:
+        return {int(name.rpartition("-")[2]) for name in self._enlisted()}
+
     def stop(self, wait: float = 60.0) -> list[int]:
-        """Ask every worker to stop: running trials write a checkpoint and can go on later.
+        """Ask every worker to stop, wherever it runs: running trials write a checkpoint and can go on later.
 
         Args:
             wait: seconds to wait for them.
@@ -266,9 +326,12 @@ class AblationRun:
         Returns:
             process numbers of the workers that have not ended yet.
         """
-        for pid in self.workers():
-            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
-                os.kill(pid, signal.SIGTERM)
+        if waiting := self.waiting_workers():
+            engine = self._launcher()
+            assert engine
+            engine.cancel(self.folder, waiting)
+        for name in self._enlisted():
+            (self.folder / "workers" / f"{name}.stop").touch()
         until = time.monotonic() + wait
         while (left := self.workers()) and time.monotonic() < until:
             time.sleep(0.1)
@@ -277,7 +340,7 @@ class AblationRun:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until everything has ended or no worker is left. Returns whether the ablation is finished."""
         until = math.inf if timeout is None else time.monotonic() + timeout
-        while not self.finished and self.workers() and time.monotonic() < until:
+        while not self.finished and (self.workers() or self.waiting_workers()) and time.monotonic() < until:
             _reap()
             time.sleep(0.2)
         return self.finished

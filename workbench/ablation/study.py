@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
+import random
 import sqlite3
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import OperationalError
 
+from workbench.ablation.run import AblationRun
+from workbench.ablation.search import SMOOTHING, Tuning, contains
+from workbench.config import ConfigError
 from workbench.contract import Range
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are tracebacks of trials that ended, which runs tell
@@ -26,23 +34,61 @@ ATTEMPTS = 3
 """Times a trial whose process or worker died is taken up again before it counts as killed."""
 
 
-def open_storage(folder: Path, heartbeat: float) -> RDBStorage:
-    """SQLite in the ablation's folder: write-ahead log, a minute of patience, heartbeat and retry."""
-    path = folder / "study.db"
-    with sqlite3.connect(path, timeout=60) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
+def open_storage(folder: Path, heartbeat: float, url: str | None = None) -> RDBStorage:
+    """The studies' database, with heartbeat and retry.
+
+    Without ``url`` SQLite in the ablation's folder: write-ahead log, a minute of patience.
+
+    Raises:
+        ConfigError: when the database does not answer, or its driver is not installed.
+    """
     interval = max(1, round(heartbeat))
-    with experimental_on_purpose():
-        return RDBStorage(
-            f"sqlite:///{path}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            heartbeat_interval=interval,
-            grace_period=3 * interval,
-            # a resumed trial reports its evaluations again, from the run's own file
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(
-                ATTEMPTS, inherit_intermediate_values=False
-            ),
-        )
+    if url is None:
+        path = folder / "study.db"
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        engine: dict[str, Any] = {"connect_args": {"timeout": 60}}
+        url = f"sqlite:///{path}"
+    else:  # connections that the server has dropped meanwhile are opened again
+        engine = {"pool_pre_ping": True, "pool_size": 2}
+        url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+    try:
+        with experimental_on_purpose():
+            return RDBStorage(
+                url,
+                engine_kwargs=engine,
+                heartbeat_interval=interval,
+                grace_period=3 * interval,
+                # a resumed trial reports its evaluations again, from the run's own file
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(
+                    ATTEMPTS, inherit_intermediate_values=False
+                ),
+            )
+    except (ImportError, OperationalError) as error:
+        if url.startswith("sqlite"):
+            raise
+        raise ConfigError.at("launch.storage", got=str(error).splitlines()[0], expected="a database that answers",
+                             do="Its driver: pip install 'workbench[postgresql]'.") from None  # fmt: skip
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """Move a study.db that is no whole database out of the way. Runs know their settings: the studies are made anew from them.
+
+    Call it with the plan's lock held and no worker at work.
+    """
+    path = folder / "study.db"
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+            whole = connection.execute("PRAGMA quick_check").fetchone()[0] == "ok"
+            held = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        whole = whole and (not held or "studies" in held)
+    except sqlite3.DatabaseError:
+        whole = False
+    if not whole:
+        for part in folder.glob("study.db*"):
+            part.rename(folder / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}-{part.name}")
 
 
 @contextlib.contextmanager
@@ -57,6 +103,16 @@ def fail_stale_trials(study: optuna.Study) -> None:
     """Give up trials whose worker has missed three heartbeats; each comes back as a waiting trial."""
     with experimental_on_purpose():
         optuna.storages.fail_stale_trials(study)
+
+
+def distribution(choice: Range) -> optuna.distributions.BaseDistribution:
+    """``choice`` in Optuna's words."""
+    if choice.values:
+        return optuna.distributions.CategoricalDistribution(list(choice.values))
+    assert choice.low is not None and choice.high is not None
+    if isinstance(choice.low, int) and isinstance(choice.high, int):
+        return optuna.distributions.IntDistribution(choice.low, choice.high, log=choice.log)
+    return optuna.distributions.FloatDistribution(choice.low, choice.high, log=choice.log)
 
 
 def suggest(trial: optuna.Trial, name: str, choice: Range) -> Any:
@@ -76,11 +132,103 @@ def draw(name: str, choice: Range, count: int, seed: int) -> list[Any]:
     return [suggest(study.ask(), name, choice) for _ in range(count)]
 
 
-def sampler(kind: str, seed: int, trials_so_far: int) -> optuna.samplers.BaseSampler:
-    """The adaptive sampler for the next trial; reseeded by count, so that workers do not draw the same point."""
-    if kind == "tpe":
-        return optuna.samplers.TPESampler(seed=seed + 7919 * trials_so_far)
+def begun(study: optuna.Study) -> int:
+    """Trials that no longer wait. Those still waiting stand in the study from the start."""
+    return sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+
+
+def sampler(tuning: Tuning, trials_so_far: int) -> optuna.samplers.BaseSampler:
+    """The sampler for the next trial; reseeded by count, so that workers do not draw the same point.
+
+    Settings that are fixed before launch are enqueued; only those of a sampler that learns are drawn by it, after the first
+    trials, which all arms share.
+    """
+    seed, first = (tuning.sampler_seed + 7919 * trials_so_far) % 2**32, tuning.shared
+    with experimental_on_purpose():
+        if tuning.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=first)
+        if tuning.sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=first, warn_independent_sampling=False)
+        if tuning.sampler == "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=first, warn_independent_sampling=False)
+        if tuning.sampler == "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, first))
+        if tuning.sampler == "nsga3":
+            return optuna.samplers.NSGAIIISampler(seed=seed, population_size=max(2, first))
     return optuna.samplers.RandomSampler(seed=seed)
+
+
+def pruner(tuning: Tuning, evaluations: int) -> optuna.pruners.BasePruner:
+    """The pruner of one arm's search. Trials report once an evaluation, so it compares at equal tokens."""
+    if tuning.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=tuning.shared, n_warmup_steps=SMOOTHING)
+    if tuning.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=SMOOTHING, max_resource=evaluations)
+    return optuna.pruners.NopPruner()
+
+
+INFEASIBLE = "infeasible"
+"""The constraint of a setting that cannot be trained: 1 where it is violated, -1 where it is met."""
+
+
+def earlier_trials(folder: str, arm: str, space: Mapping[str, Range]) -> list[dict[str, Any]]:
+    """Finished tuning trials of ``arm`` in an earlier ablation that lie in ``space``: parameters and selection value."""
+    import polars as pl
+
+    rows = AblationRun(folder).runs().filter(
+        (pl.col("arm") == arm) & (pl.col("stage") == "tuning") & (pl.col("status") == "done")
+    )  # fmt: skip
+    found = []
+    for row in rows.sort("run").iter_rows(named=True):
+        params = json.loads(row["hyperparameters"])
+        if set(params) == set(space) and all(contains(space[name], value) for name, value in params.items()):
+            found.append({"params": params, "value": row["selection_value"], "run": f"{folder}/runs/{row['run']}"})
+    return found
+
+
+def add_earlier(study: optuna.Study, trials: Sequence[dict[str, Any]], space: Mapping[str, Range]) -> None:
+    """Enter earlier trials into a study that has none yet, for its sampler to learn from. They have no slot."""
+    there = {trial.user_attrs.get("warm_start") for trial in study.get_trials(deepcopy=False)}
+    for trial in trials:
+        if trial["run"] not in there:
+            distributions = {name: distribution(choice) for name, choice in space.items()}
+            frozen = optuna.create_trial(params=trial["params"], distributions=distributions, value=trial["value"],
+                                         user_attrs={"warm_start": trial["run"]})  # fmt: skip
+            frozen.set_constraint(INFEASIBLE, -1.0)
+            study.add_trial(frozen)
+
+
+def importances(study: optuna.Study, samples: int = 50, seed: int = 0) -> dict[str, tuple[float, float, float]]:
+    """Hyper-parameter -> its share of what the study's good settings have in common, with a 90 % bootstrap interval.
+
+    PED-ANOVA (arXiv 2304.10255) over finished trials, drawn again with replacement ``samples`` times. Empty where fewer than
+    five have finished or all tuned values are the same.
+    """
+    done = [trial for trial in study.get_trials(deepcopy=False)
+            if trial.state == TrialState.COMPLETE and math.isfinite(trial.values[0])]  # fmt: skip
+    if len(done) < 5 or not done[0].params:
+        return {}
+    generator = random.Random(seed)
+    drawn = [_importance(done), *(_importance(generator.choices(done, k=len(done))) for _ in range(samples))]
+    result = {}
+    for name in done[0].params:
+        shares = sorted(one.get(name, 0.0) for one in drawn[1:])
+        result[name] = (
+            drawn[0].get(name, 0.0),
+            shares[int(0.05 * samples)],
+            shares[min(samples - 1, int(0.95 * samples))],
+        )
+    return result
+
+
+def _importance(trials: Sequence[FrozenTrial]) -> dict[str, float]:
+    study = optuna.create_study()
+    study.add_trials([optuna.create_trial(params=trial.params, distributions=trial.distributions, value=trial.values[0])
+                      for trial in trials])  # fmt: skip
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values that do not differ
+        return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
 def slots(study: optuna.Study) -> dict[int, list[FrozenTrial]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -17,15 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from workbench.ablation.plan import CONFIRMATION, Plan
 from workbench.ablation.run import AblationRun
-from workbench.ablation.study import suggest
+from workbench.ablation.search import SMOOTHING
+from workbench.ablation.study import INFEASIBLE, suggest
+from workbench.accounting import account
+from workbench.config import ConfigError
 from workbench.files import locked
 from workbench.results.store import RunFolder
+from workbench.training.config import RunConfig
 
 POLL = 0.1
 """Seconds between looks at a running trial."""
+PATIENCE = 60.0
+"""Seconds for which the studies' database may be out of reach."""
 
 
 class TrialEnded(Exception):
@@ -64,7 +72,8 @@ class Worker:
     @contextlib.contextmanager
     def _gpu(self) -> Iterator[None]:
         """Give this worker's trials a GPU that no other worker has; where all are taken, they share the last."""
-        gpus: list[str] = self.run.about.get("gpus", [])
+        placed = self.plan.config.launch.launcher != "local"  # an engine has already given this job its GPUs
+        gpus: list[str] = [] if placed else self.run.about.get("gpus", [])
         place = self.run.folder / "workers"
         place.mkdir(exist_ok=True)
         for gpu in gpus:
@@ -77,22 +86,50 @@ class Worker:
         yield
 
     def _work(self) -> None:
-        while not self.stopping and self.run.exists:
-            with locked(self.run.folder / "plan.lock"):
-                self.plan.advance()
-            if self.run.finished:
-                return
-            turn = self.plan.next_study()
-            if turn is None:  # others are still at work
+        failing_since = None
+        while not self._asked_to_stop() and self.run.exists:
+            try:
+                if not self._turn():
+                    return
+                failing_since = None
+            except StorageInternalError as error:  # a restarting server, a full disk
+                failing_since = failing_since or time.monotonic()
+                if time.monotonic() - failing_since > PATIENCE:
+                    print(
+                        f"worker {os.getpid()} ends: the studies cannot be reached: {error.__cause__ or error}",
+                        flush=True,
+                    )
+                    return
                 time.sleep(10 * POLL)
-                continue
-            arm, stage, study = turn
-            study.optimize(lambda trial: self._objective(trial, arm, stage), n_trials=1, catch=(TrialEnded,))  # noqa: B023
+
+    def _turn(self) -> bool:
+        """Take one trial, or wait a moment where others have all of them. Returns False when nothing is left to do."""
+        with locked(self.run.folder / "plan.lock"):
+            self.plan.advance()
+        if self.run.finished:
+            return False
+        turn = self.plan.next_study()
+        if turn is None:  # others are still at work
+            time.sleep(10 * POLL)
+            return True
+        arm, stage, study = turn
+        try:
+            study.optimize(lambda trial: self._objective(trial, arm, stage), n_trials=1, catch=(TrialEnded,))
+        except (UpdateFinishedTrialError, ValueError) as error:
+            if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a"):
+                raise
+            # the clock jumped, or this machine slept: the trial was given up for dead, and goes on from its checkpoint
+            print(f"worker {os.getpid()}: its trial was taken over ({error})", flush=True)
+        return True
+
+    def _asked_to_stop(self) -> bool:
+        self.stopping = self.stopping or self.run.is_stopping()
+        return self.stopping
 
     def _stop(self, number: int, frame: Any) -> None:
         self.stopping = True
 
-    def _objective(self, trial: optuna.Trial, arm: str, stage: str) -> float:
+    def _objective(self, trial: optuna.Trial, arm: str, stage: str) -> float | list[float]:
         if "slot" not in trial.user_attrs:
             # two workers reached for the last waiting trial, and Optuna made a new one for the second
             trial.set_user_attr("status", "surplus")
@@ -102,25 +139,64 @@ class Worker:
         else:
             seed = self.plan.config.tuning.seed
             params = {name: suggest(trial, name, choice) for name, choice in self.plan.config.space(arm).items()}
-        folder = self.plan.folder_for(arm, stage, seed, params)
-        trial.set_user_attr("run", folder.path.name)
         trial.set_user_attr("hyperparameters", json.dumps(params))
+        try:
+            folder = self.plan.folder_for(arm, stage, seed, params, slot=trial.user_attrs["slot"])
+        except (
+            ConfigError
+        ) as error:  # fixed settings are checked before launch; a sampler that learns may draw such a one
+            return self._value(trial, stage, {"status": "invalid", "reason": str(error)}, None)
+        trial.set_user_attr("run", folder.path.name)
         result = self._follow(trial, folder, stage)
-        if result["status"] == "pruned":
-            raise optuna.TrialPruned(result["reason"])
         if result["status"] == "interrupted" and not self.stopping:
             # a full disk: trying again at once would only find it full again
             print(f"worker {os.getpid()} ends: {result['reason']}", flush=True)
             self.stopping = True
-        if result["status"] != "done":
-            trial.set_user_attr("status", result["status"])
+        return self._value(trial, stage, result, folder)
+
+    def _value(
+        self, trial: optuna.Trial, stage: str, result: dict[str, Any], folder: RunFolder | None
+    ) -> float | list[float]:
+        """What Optuna is told of a trial that ended: its values, or how it failed.
+
+        A tuning trial that diverged or cannot be trained is a result that the sampler learns from: infinitely bad, the latter
+        infeasible as well.
+        """
+        status = result["status"]
+        trial.set_user_attr("status", status)
+        if result.get("reason"):
             trial.set_user_attr("reason", result["reason"])
-            raise TrialEnded(f"{result['status']}: {result['reason']}")
-        return result["report_value" if stage == CONFIRMATION else "selection_value"]
+        if stage == CONFIRMATION:
+            if status == "done":
+                return result["report_value"]
+        elif status == "pruned":
+            self._constrain(trial, -1.0)
+            raise optuna.TrialPruned(result["reason"])
+        elif status in ("done", "diverged", "out_of_memory", "invalid"):
+            self._constrain(trial, 1.0 if status in ("out_of_memory", "invalid") else -1.0)
+            value = result["selection_value"] if status == "done" else math.inf
+            costs = self.plan.config.tuning.objectives[1:]
+            return [value, *(self._cost(folder, name) for name in costs)] if costs else value
+        raise TrialEnded(f"{status}: {result['reason']}")
+
+    @staticmethod
+    def _constrain(trial: optuna.Trial, value: float) -> None:
+        if INFEASIBLE not in trial.constraints:  # a retried trial has it from the one before
+            trial.set_constraint(INFEASIBLE, value)
+
+    @staticmethod
+    def _cost(folder: RunFolder | None, name: str) -> float:
+        """A further objective: what the model of a run costs, from its configuration."""
+        if folder is None:
+            return math.inf
+        config = RunConfig.parse(folder.about()["config"])
+        cost = account(config.model, config.training.context)
+        return float({"parameters": cost.non_embedding, "active_parameters": cost.active, "flops": cost.forward_flops,
+                      "cache_bytes": cost.cache_bytes}[name])  # fmt: skip
 
     def _follow(self, trial: optuna.Trial, folder: RunFolder, stage: str) -> dict[str, Any]:
         """Run the trial's process to its end, reporting its evaluations. Returns the run's result or status."""
-        while folder.is_held() and not self.stopping:  # the process of a dead worker has not noticed yet
+        while folder.is_held() and not self._asked_to_stop():  # the process of a dead worker has not noticed yet
             time.sleep(POLL)
         reported: set[int] = set()
         pruned = False
@@ -130,16 +206,24 @@ class Worker:
             arguments = (str(folder.path), str(cache), self.run.about["threads"])
             process = self.processes.Process(target=_trial, args=arguments)
             process.start()
-        while True:
-            alive = process is not None and process.is_alive()
-            pruned = self._report(trial, folder, reported) or pruned
-            if process is None or not alive:
-                break
-            if self.stopping or pruned:
-                process.terminate()  # it writes a checkpoint first
-            process.join(POLL)
+        try:
+            while True:
+                alive = process is not None and process.is_alive()
+                pruned = self._report(trial, folder, reported) or pruned
+                if process is None or not alive:
+                    break
+                if self._asked_to_stop() or pruned:
+                    process.terminate()  # it writes a checkpoint first
+                process.join(POLL)
+        finally:
+            if process is not None and process.is_alive():  # the trial was taken over, or the storage failed
+                process.terminate()
+                process.join()
         if pruned and not folder.result():
-            folder.finish("pruned", "its evaluations fell behind the median of this arm's trials")
+            pruner = self.plan.config.tuning.pruner
+            folder.finish(
+                "pruned", f"the mean of its last {SMOOTHING} evaluations fell behind this arm's other trials ({pruner})"
+            )
         result = folder.result()
         if result:
             return result
@@ -153,11 +237,24 @@ class Worker:
         return state
 
     def _report(self, trial: optuna.Trial, folder: RunFolder, reported: set[int]) -> bool:
-        """Tell Optuna the evaluations that are new. Returns whether the trial should be pruned."""
-        for row in folder.metrics():
-            if row.get("selection_value") is not None and row["step"] not in reported:
-                reported.add(row["step"])
-                trial.report(row["selection_value"], row["step"])
-                if trial.should_prune() and row["step"] < folder.about()["steps"]:
-                    return True
+        """Tell Optuna the evaluations that are new. Returns whether the trial should be pruned.
+
+        Evaluations are counted, not steps, and smoothed: trials are compared at equal tokens on the mean of three.
+        """
+        tuning = self.plan.config.tuning
+        if len(tuning.objectives) > 1:  # Optuna prunes by one value only
+            return False
+        about = folder.about()
+        warmup = about["config"]["training"]["warmup"] * about["steps"]
+        rows = [row for row in folder.metrics() if row.get("selection_value") is not None]
+        for number, row in enumerate(rows, 1):
+            if number in reported:
+                continue
+            reported.add(number)
+            latest = [row["selection_value"] for row in rows[max(0, number - SMOOTHING) : number]]
+            trial.report(sum(latest) / len(latest), number)
+            hopeless = trial.should_prune()  # asked of every trial: Hyperband counts those that pass
+            exempt = trial.user_attrs["slot"] < tuning.shared or number < SMOOTHING or row["step"] <= warmup
+            if hopeless and not exempt and row["step"] < about["steps"]:
+                return True
         return False

@@ -47,7 +47,7 @@ class RunFolder:
         """The folder of a run that may or may not have been started before."""
         folder = cls(path)
         path.mkdir(parents=True, exist_ok=True)
-        if not (path / "run.json").exists():
+        if not folder.about():
             write_json(path / "run.json", about)
         return folder
 
