@@ -237,9 +237,9 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
         module = trainer = None
         torch.set_rng_state(random)
         torch.use_deterministic_algorithms(deterministic)
-        torch._dynamo.reset()  # what was compiled stays in the cache on disk, where trials find it
         gc.collect()
         if torch.cuda.is_available():
+            torch._dynamo.reset()  # what was compiled stays in the cache on disk, where trials find it
             torch.cuda.empty_cache()
 
 
