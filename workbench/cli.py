@@ -1,5 +1,5 @@
-"""The command line: ``workbench cost|pilot|plan|run|worker|watch|stop|verdict|calibrate|report|compare|table|train|branch|prepare|export|generate|variants|
-doctor``.
+"""The command line: ``workbench cost|pilot|plan|run|worker|watch|stop|verdict|calibrate|compare|report|archive|table|train|
+branch|prepare|export|generate|variants|doctor``.
 
 Every command that takes an ablation takes the same YAML file, followed by overrides such as
 ``base.training.tokens=1_000_000``.
@@ -398,6 +398,18 @@ def report(
 
     launched = AblationRun(folder)
     console.print(str(write_report(launched, output or launched.folder / "report.html")), soft_wrap=True)
+
+
+@app.command()
+def archive(
+    folder: Folder,
+    into: Annotated[Path, typer.Argument(help="Folder to write, such as results/ablations/quickstart.")],
+) -> None:
+    """Keep of a finished ablation what is worth committing: configuration, runs, measurements, verdict; no checkpoints."""
+    from workbench.ablation.archive import archive as keep
+    from workbench.ablation.run import AblationRun
+
+    console.print(str(keep(AblationRun(folder), into)), soft_wrap=True)
 
 
 @app.command()

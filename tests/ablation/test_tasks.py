@@ -13,10 +13,12 @@ from helpers import ablation_fields
 
 import workbench as wb
 from workbench.ablation import verdict as verdicts
+from workbench.ablation.archive import archive
 from workbench.ablation.worker import Worker
 from workbench.config import ConfigError
 from workbench.dashboards import recall_curves, recall_map, recall_table, write_report
 from workbench.data import tasks
+from workbench.files import read_json
 from workbench.metric import ANSWER_ERRORS
 
 DATA = {"kind": "mqar", "mixes": [{"length": 16, "pairs": 2}, {"length": 32, "pairs": 4}], "examples": 16}
@@ -60,6 +62,29 @@ def test_examples_are_stored_with_their_labels(run: wb.AblationRun) -> None:
         frame = pl.read_parquet(Path(folder) / "report.parquet")
         assert frame.columns == ["document", "nll_nats", "errors", "length", "pairs", "answers"] and len(frame) == 16
         assert (frame["errors"] <= frame["answers"]).all() and frame["answers"].to_list() == frame["pairs"].to_list()
+
+
+def test_the_archive_holds_what_the_verdict_came_from(run: wb.AblationRun, tmp_path: Path) -> None:
+    kept = archive(run, tmp_path / "kept")
+    held = pl.read_csv(kept / "runs.csv")
+    assert len(held) == 4 and held["report_value"].to_list() == pytest.approx(
+        run.runs()["report_value"].to_list(), abs=1e-6
+    )
+    sums = pl.read_parquet(kept / "report.parquet").group_by("arm", "seed").agg(pl.col("errors", "answers").sum())
+    for row in sums.iter_rows(named=True):
+        value = held.filter((pl.col("arm") == row["arm"]) & (pl.col("seed") == row["seed"]))["report_value"].item()
+        assert row["errors"] / row["answers"] == pytest.approx(value, abs=1e-6)
+    assert verdicts.Verdict.from_plain(read_json(kept / "verdict.json")) == run.verdict()
+    text = (kept / "verdict.md").read_text(encoding="utf-8")
+    assert str(run.verdict()) in text and "torch" in text and str(tmp_path) not in text
+    assert not list(kept.glob("**/*.safetensors"))
+
+
+def test_an_unfinished_ablation_is_not_archived(run: wb.AblationRun, tmp_path: Path) -> None:
+    unfinished = wb.Ablation.parse(fields(run.folder.parent) | {"name": "unfinished"}, tmp_path).create()
+    with pytest.raises(ConfigError, match="not finished"):
+        archive(unfinished, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
 
 
 def test_recall_is_drawn_from_the_stored_examples(run: wb.AblationRun) -> None:

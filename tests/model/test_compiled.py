@@ -14,20 +14,26 @@ from workbench.model import LanguageModel, ModelConfig
 @pytest.mark.parametrize("pattern", sorted(mixers))
 @pytest.mark.parametrize("packed", [False, True])
 def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: bool) -> None:
+    """Both are held against fp64. How far bf16 alone is from it depends on the tensor (a decay's rate, which sums what nearly
+    cancels, by a quarter; a projection by a hundredth), so that the plain model in bf16 gives the measure."""
     torch._dynamo.reset()
     config = ModelConfig(width=256, depth=12, vocabulary=1000, pattern=pattern)
     tokens_BT = torch.randint(1000, (2, 1024), device="cuda")
     segments_BT = (torch.rand(2, 1024, device="cuda") < 1 / 100).int().cumsum(1).int() if packed else None
 
-    def gradients(compiled: bool, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def gradients(dtype: torch.dtype, *, compiled: bool = False) -> dict[str, torch.Tensor]:
         model = LanguageModel(config, seed=0).cuda().to(dtype)
         if compiled:
             model.compile_blocks()
-        with torch.autocast("cuda", torch.bfloat16, enabled=compiled):
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float64):
             model.loss(tokens_BT, tokens_BT.roll(-1, 1), segments=segments_BT).backward()
         return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
 
-    exact = gradients(False, torch.float64)
-    for name, gradient in gradients(True, torch.float32).items():
-        error = float((gradient - exact[name]).norm() / exact[name].norm())
-        assert error < 0.05, f"{name}: relative error {error:.1e}"
+    exact, plain, compiled = gradients(torch.float64), gradients(torch.float32), gradients(torch.float32, compiled=True)
+
+    def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+        return float((got - wanted).norm() / wanted.norm())
+
+    for name, wanted in exact.items():
+        own, allowed = error(compiled[name], wanted), 1.5 * error(plain[name], wanted) + 0.02
+        assert own < allowed, f"{name}: relative error {own:.1e}; the plain model's allows {allowed:.1e}"

@@ -68,11 +68,12 @@ def test_flex_is_the_definition(window: int | None, groups: int, monkeypatch: py
 
 
 def test_the_fastest_path_is_chosen_by_what_is_asked() -> None:
-    ask = {"length": 4096, "keys": 4096, "window": None, "segments": False}
+    ask = {"length": 4096, "keys": 4096, "window": None, "segments": False, "dtype": torch.bfloat16}
     assert path("cuda", **ask) == "torch" and path("cuda", **{**ask, "segments": True}) == "flex"  # type: ignore[arg-type]
     assert path("cuda", **{**ask, "window": 512}) == "flex" and path("cuda", **{**ask, "window": 4096}) == "torch"  # type: ignore[arg-type]
     assert path("cuda", **{**ask, "length": 1, "window": 512}) == "torch"  # type: ignore[arg-type]
     assert path("cpu", **{**ask, "segments": True}) == "torch"  # type: ignore[arg-type]
+    assert path("cuda", **{**ask, "segments": True, "dtype": torch.float64}) == "torch"  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu

@@ -79,7 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _losses_(scores_CV: Tensor, targets_C: Tensor, weights_C: Tensor, losses_C: Tensor, gradient: bool) -> None:
     """Write the losses; with ``gradient`` overwrite the scores by the gradient of the weighted losses."""
-    if scores_CV.is_cuda:
+    if scores_CV.is_cuda and losses_C.dtype == torch.float32:  # the kernel sums in fp32
         from workbench.ops.cross_entropy.triton import losses_
 
         return losses_(scores_CV, targets_C, weights_C, losses_C, gradient)
