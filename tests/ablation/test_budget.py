@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ablation_fields
+from helpers import ablation_fields, write_corpus
 
+from workbench.ablation.ablation import Ablation
 from workbench.ablation.budget import Budget, knob, quantity
 from workbench.ablation.config import AblationConfig
 from workbench.ablation.cost import check_budget, cost_table, timed
+from workbench.ablation.plan import CONFIRMATION, Plan
 from workbench.config import ConfigError
 from workbench.contract import mixers
 from workbench.training.config import RunConfig
@@ -122,6 +124,24 @@ def test_seconds_become_tokens(fields: dict[str, Any]) -> None:
         "full": 40,
         "sliding": 50,
     }
+
+
+def test_seconds_are_measured_at_launch_and_fixed_from_then_on(tmp_path: Path) -> None:
+    fields = ablation_fields(write_corpus(tmp_path / "corpus"), tuning={"trials": 0}, confirmation={"seeds": [0]})
+    fields["arms"] = {"full": {}, "deep": {"model.depth": 6}}
+    budget = {
+        "axis": "seconds",
+        "free": ["training.tokens"],
+        "tolerance": 0.02,
+        "allow_mismatch": "steps of a few tokens",
+    }
+    run = Ablation.parse({**fields, "budget": budget}, tmp_path / "results").create()
+    tokens = run.about["config"]["budget"]["solved"]["deep"]["training.tokens"]
+    assert tokens < fields["base"]["training"]["tokens"] and tokens % 64 == 0
+    about = Plan(run).folder_for("deep", CONFIRMATION, 0, {}).about()
+    assert about["tokens"] == tokens and about["solved"] == {"training.tokens": tokens}
+    again = Ablation.parse({**fields, "budget": budget}, tmp_path / "results").create()
+    assert again.about == run.about
 
 
 def test_mistakes(fields: dict[str, Any]) -> None:

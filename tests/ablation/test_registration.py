@@ -117,7 +117,7 @@ def test_drift_of_the_baseline() -> None:
                              "tokens_per_second": speeds, "device": devices, "code": ["c"] * n, "torch": ["t"] * n})  # fmt: skip
 
     (calm,) = drift(table([1.0, 1.2, 1.1, 1.0, 1.15, 1.05], [10.0] * 6, ["gpu"] * 6))
-    assert calm.startswith("no trend") and "DRIFT" not in calm
+    assert calm.startswith("No trend") and "DRIFT" not in calm
     told = drift(table([1.0, 1.1, 1.2, 1.3, 1.4, 1.5], [10.0, 10, 10, 8, 8, 8], ["gpu"] * 5 + ["other"]))
     assert told[0].count("DRIFT") == 2 and "-20.0%" in told[0] and "more than one device: gpu, other" in told[1]
     assert drift(table([1.0], [1.0], ["gpu"])) == []

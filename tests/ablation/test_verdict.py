@@ -236,6 +236,31 @@ def test_arms_that_cannot_be_compared_are_refused():
             judge(full, [gdn], seeds=range(2), **options)
 
 
+@pytest.mark.parametrize(
+    ("mean", "spread", "effect", "says"),
+    [
+        (0.02, 0.001, 0.01, "the whole interval is at least the smallest difference of interest, 0.01"),
+        (0.012, 0.003, 0.01, "more than the smallest difference of interest, 0.01, but the interval also holds less"),
+        (0.005, 0.001, 0.01, "that is less than the smallest difference of interest, 0.01"),
+        (0.0, 0.01, 0.005, "showing the smallest difference of interest, 0.005, would take"),
+        (0.0, 0.001, 0.1, None),
+    ],
+)
+def test_a_difference_is_held_against_the_smallest_one_of_interest(mean, spread, effect, says):
+    base_S = 1.0 + 0.001 * SPREAD[::-1]
+    full, gdn = measured("full", base_S), measured("gdn", base_S + mean + spread * SPREAD)
+    verdict = judge(full, [gdn], seeds=range(5), effect=effect, declared=("Declared: so.",), replicates=200)
+    sentence = verdict.rows[1].sentence
+    assert says in sentence if says else "of interest" not in sentence
+    assert str(verdict).startswith("Declared: so.\n\nfull, the baseline")
+
+
+def test_simultaneous_intervals_hold_all_arms(every_word):
+    for row in every_word.rows[1:-1]:
+        assert row.simultaneous_low <= row.low and row.high <= row.simultaneous_high
+    assert every_word.rows[1].rho == pytest.approx(-1) or every_word.rows[1].rho is not None
+
+
 # --- shapes of the answer ------------------------------------------------------------------------------------------
 
 

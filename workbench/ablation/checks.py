@@ -82,9 +82,9 @@ def drift(table: pl.DataFrame) -> list[str]:
         speeds = held["tokens_per_second"].to_numpy()
         early, late = np.median(speeds[:half]), np.median(speeds[-half:])
         change = late / early - 1
-        told = f"no trend of the baseline's metric over its {len(held)} runs (Kendall's tau {trend.statistic:+.2f}, p {trend.pvalue:.2g})"
+        told = f"No trend of the baseline's metric over its {len(held)} runs (Kendall's tau {trend.statistic:+.2f}, p {trend.pvalue:.2g})"
         if trend.pvalue < DRIFT_ALPHA:
-            told = told.replace("no trend", "DRIFT: a trend", 1)
+            told = told.replace("No trend", "DRIFT: a trend", 1)
         speed = f"speed of the later half {change:+.1%} against the earlier"
         sentences.append(f"{told}; {'DRIFT: ' if abs(change) > SLOWER else ''}{speed}.")
     for name in ("device", "code", "torch"):

@@ -189,7 +189,8 @@ def cost_table(config: AblationConfig, measured: Mapping[str, Measured] | None =
         trials = config.tuning.trials + len(config.confirmation.seeds)
         seconds = None if found is None else found.seconds * training.steps
         # weights, gradients and two moments, all fp32
-        memory = 16 * cost.parameters + activation_bytes(run) if found is None else found.peak_bytes
+        seen = found.peak_bytes if found is not None else 0
+        memory = seen or 16 * cost.parameters + activation_bytes(run)
         row: dict[str, Any] = {
             "arm": arm, "parameters": cost.parameters, "embedding": cost.embedding, "auxiliary": cost.auxiliary,
             "non_embedding": cost.non_embedding, "active": cost.active,
@@ -199,7 +200,7 @@ def cost_table(config: AblationConfig, measured: Mapping[str, Measured] | None =
             "tokens": training.steps * training.tokens_per_step, "trials": trials,
             "tokens_per_second": None if found is None else training.tokens_per_step / found.seconds,
             "seconds_per_trial": seconds, "seconds_total": None if seconds is None else seconds * trials,
-            "memory_bytes": memory, "memory_measured": found is not None,
+            "memory_bytes": memory, "memory_measured": seen > 0,
             # weights and two moments, in the checkpoints that are kept and the one that is being written
             "disk_bytes": 12 * cost.parameters * (KEEP + 1),
         }  # fmt: skip

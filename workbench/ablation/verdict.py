@@ -406,7 +406,7 @@ class _Comparison:
         if word == "undecided" and self.detectable is not None and self.detectable > self.effect:
             needed = seeds_needed(self.effect / self.interval.sd, self.alpha / self.family, POWER)
             return [
-                f"{least}, would take {'more than ' if needed > MANY_SEEDS else ''}{min(needed, MANY_SEEDS):,} seeds"
+                f"showing {least}, would take {'more than ' if needed > MANY_SEEDS else ''}{min(needed, MANY_SEEDS):,} seeds"
             ]
         return []
 

@@ -52,7 +52,8 @@ class Measured:
     seconds: float
     """Of one optimiser step, the median."""
     peaks: dict[str, int]
-    """Largest number of bytes that tensors take in each of :data:`PHASES`, weights and optimiser included."""
+    """Largest number of bytes that tensors take in each of :data:`PHASES`, weights and optimiser included; zeros where it
+    cannot be seen (compiled code on a CPU)."""
 
     @property
     def peak_bytes(self) -> int:
@@ -92,7 +93,9 @@ class _Watch(Callback):
         self.began = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-        if self.steps == WARM_UP - 1 and self.memory is None:  # the last step of the warm-up has all there is, and time
+        if (
+            self.steps == WARM_UP - 1 and self.memory is None and (self.cuda or not module.compiled)
+        ):  # the last step of the warm-up has all there is, and time
             moments = (t for state in trainer.optimizers[0].state.values() for t in state.values())
             held = [*module.parameters(), *module.buffers(), *(p.grad for p in module.parameters()), *moments]
             self.memory = _CudaMemory() if self.cuda else _CpuMemory(held)
@@ -235,9 +238,9 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
     finally:
         module = trainer = None
         torch.set_rng_state(random)
-        torch._dynamo.reset()  # what was compiled stays in the cache on disk, where trials find it
         gc.collect()
         if torch.cuda.is_available():
+            torch._dynamo.reset()  # what was compiled stays in the cache on disk, where trials find it
             torch.cuda.empty_cache()
 
 
