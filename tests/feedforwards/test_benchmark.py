@@ -16,5 +16,7 @@ def test_the_benchmark_runs_on_tiny_shapes(tmp_path: Path) -> None:
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = {row["implementation"]: row for row in json.loads(output.read_text())["results"]}
-    assert rows.keys() == {"products", "moe", "moe top 6", "zero", "dense"} and not any("error" in row for row in rows.values())
+    assert rows.keys() == {"products", "moe", "moe top 6", "zero", "dense"} and not any(
+        "error" in row for row in rows.values()
+    )
     assert abs(rows["zero"]["ffn_experts"] - 4) < 0.1
