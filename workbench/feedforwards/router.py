@@ -162,14 +162,13 @@ class Router(Counter):
         per_C = counts[: self.categories].double()
         tokens = per_C.sum() / self.K
         if self.config.count == "indicator":
-            count_J = counts[self.categories :].double()
+            real_D, zero = counts[self.categories :].double().split([D, self.groups - D])
         else:
-            count_J = per_C[: self.N].view(D, -1).sum(1)
-            if self.Z:
-                count_J = torch.cat((count_J, per_C[self.N :].sum()[None]))
-        zero = [1 / max(1e-9, self.K - self.target)] if self.Z else []
-        scale_J = torch.tensor([D / self.target] * D + zero, dtype=torch.float64, device=counts.device)
-        return (count_J * scale_J / tokens)[self.group_of(counts.device)]
+            real_D, zero = per_C[: self.N].view(D, -1).sum(1), per_C[self.N :].sum()[None]
+        f_J = real_D * (D / self.target)
+        if self.Z:
+            f_J = torch.cat((f_J, zero / (self.K - self.target)))
+        return (f_J / tokens)[self.group_of(counts.device)]
 
     def balance_loss(self, counts: Tensor, mean_C: Tensor) -> Tensor:
         """α Σ_j f_j P_j."""
