@@ -40,7 +40,7 @@ def test_the_same_workers_run_as_jobs_of_submitit(corpus: Path, tmp_path: Path) 
     while not run.finished and time.monotonic() < until:
         time.sleep(0.2)
     assert run.finished and set(run.runs()["status"]) == {"done"} and run.runs().height == 2
-    with pytest.raises(ConfigError, match="launch.options: got .*nonsense"):
+    with pytest.raises(ConfigError, match=r"launch.options: got .*nonsense"):
         create(corpus, tmp_path / "two", launcher="slurm", options={"cluster": "local", "nonsense": 1}).start_workers(1)
 
 
@@ -110,7 +110,7 @@ def test_ray_is_given_the_worker_command_and_a_share_of_a_gpu(
     assert ray.waiting(tmp_path, jobs) == []
     with pytest.raises(ConfigError, match=r"launch.options: got 'Failed to connect"):
         launchers.Ray({})
-    with pytest.raises(ConfigError, match="launch.options"):
+    with pytest.raises(ConfigError, match=r"launch.options"):
         launchers.Ray({"address": "http://head:8265", "nonsense": 1}).submit(tmp_path, 1)
 
 
