@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from helpers import ablation_fields
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from workbench.ablation.config import AblationConfig
 from workbench.ablation.search import contains
 from workbench.config import ConfigError, expand_dotted
 
-EXAMPLES = int(os.environ.get("WORKBENCH_FUZZ", "120"))
+EXAMPLES = int(os.environ.get("WORKBENCH_FUZZ", "80"))
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 70), st.sampled_from([2**40, 10**400, -0.0, 1e-320, 1e308, 0.5, 1e-3]),
@@ -59,11 +59,23 @@ CHANGES = st.fixed_dictionaries({}, optional={
         "launcher": st.sampled_from(["local", "slurm", "ray", "x"]), "options": JUNK}),
     "nonsense": JUNK,
 })  # fmt: skip
+# a search that is nearly right: what gets past the first checks
+GOOD = st.sampled_from([
+    {"low": 1e-4, "high": 1e-2, "log": True}, {"low": 0.25, "high": 1}, {"low": 1, "high": 8}, {"values": [1, 2]},
+    {"low": 16, "high": 64, "log": True}, {"values": [0.5]}, {"low": 5e-324, "high": 1e308, "log": True}, {"low": 0, "high": 10**25},
+])  # fmt: skip
+SEARCHES = st.fixed_dictionaries({"tuning": st.fixed_dictionaries(
+    {"trials": st.integers(0, 6), "sampler": st.sampled_from(["random", "qmc", "tpe", "gp", "nsga2", "grid"]),
+     "space": st.dictionaries(st.sampled_from(FIELDS[:2] + FIELDS[4:6] + FIELDS[8:15]), GOOD | GOOD | GOOD | RANGES,
+                              min_size=1, max_size=2)},
+    optional={"variants": st.booleans(), "first": st.integers(1, 9), "sampler_seed": st.sampled_from([0, 1, 2**31, 2**32 - 1]),
+              "enqueue": st.lists(st.dictionaries(st.sampled_from(FIELDS[:6]), SCALARS, max_size=2), max_size=2)},
+)})  # fmt: skip
 OVERRIDES = st.dictionaries(st.sampled_from(FIELDS), SCALARS | JUNK, max_size=2)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(CHANGES, OVERRIDES, st.booleans())
+@given(CHANGES | SEARCHES | SEARCHES, OVERRIDES, st.booleans())
 def test_every_sweep_file_is_a_clear_error_or_a_whole_plan(
     changes: dict[str, Any], base: dict[str, Any], mild: bool
 ) -> None:
@@ -71,14 +83,16 @@ def test_every_sweep_file_is_a_clear_error_or_a_whole_plan(
     if mild:  # one part wrong at most, so that more files get past the first check
         changes = dict(list(changes.items())[:1])
     fields = {**fields, **changes}
-    if base and "base" not in changes:
+    if base and not mild and "base" not in changes:
         fields["base"] = {**fields["base"], **base}
     try:
         config = AblationConfig.parse(fields)
     except ConfigError as error:
         assert error.problems and all(problem.got and problem.expected for problem in error.problems)
         assert "Traceback" not in str(error)
+        event("error")
         return
+    event("plan")
     for arm in config.order:
         points = config.points(arm)
         assert len(points) == config.tuning.trials

@@ -110,7 +110,7 @@ def test_ray_is_given_the_worker_command_and_a_share_of_a_gpu(
     assert ray.waiting(tmp_path, jobs) == []
     with pytest.raises(ConfigError, match=r"launch.options: got 'Failed to connect"):
         launchers.Ray({})
-    with pytest.raises(ConfigError, match=r"launch\.options"):
+    with pytest.raises(ConfigError, match=r"launch.options"):
         launchers.Ray({"address": "http://head:8265", "nonsense": 1}).submit(tmp_path, 1)
 
 

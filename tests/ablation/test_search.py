@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from helpers import ablation_fields, write_corpus
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.config import AblationConfig
 from workbench.ablation.plan import TUNING, Plan
 from workbench.ablation.search import ADAPTIVE, Tuning, contains, place
-from workbench.ablation.study import INFEASIBLE, add_earlier, begun, enqueue, importances, pruner, sampler, suggest
+from workbench.ablation.study import (
+    INFEASIBLE,
+    add_earlier,
+    begun,
+    enqueue,
+    fail_stale_trials,
+    importances,
+    pruner,
+    sampler,
+    suggest,
+)
 from workbench.ablation.worker import Worker
 from workbench.config import ConfigError
 from workbench.contract import Range
@@ -281,3 +293,53 @@ def test_warm_start_takes_as_many_earlier_trials_for_every_arm(corpus: Path, tmp
     with pytest.raises(ConfigError, match=r"tuning.warm_start: got .*'full': 0"):
         ablation(corpus, tmp_path, "none", sampler="tpe", warm_start=[str(old.folder)], space={
             "training.learning_rate": {"low": 0.5, "high": 0.6}}).create()  # fmt: skip
+
+
+def test_a_trial_taken_over_after_the_clock_jumped_ends_once_and_no_worker_with_it(
+    corpus: Path, tmp_path: Path
+) -> None:
+    run = ablation(corpus, tmp_path, trials=1).create()
+
+    class Jumped(Scripted):
+        script = {}
+        jumps = 0
+
+        def _follow(self, trial: optuna.Trial, folder: RunFolder, stage: str) -> dict[str, Any]:
+            if not self.jumps:
+                self.jumps += 1
+                with sqlite3.connect(self.run.folder / "study.db", timeout=60) as database:
+                    database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
+                fail_stale_trials(self.plan.study("full", stage))  # another worker looks
+                if folder.path.exists():
+                    trial.report(1.0, 1)
+            return super()._follow(trial, folder, stage)
+
+    worker = Jumped(run)
+    worker._work()
+    trials = worker.plan.study("full", TUNING).trials
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE] and run.finished
+    assert run.runs().height == 2 and set(run.runs()["status"]) == {"done"}
+
+
+def test_a_database_out_of_reach_is_waited_for_and_then_told(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ablation(corpus, tmp_path, trials=1).create()
+    worker = Scripted(run)
+    worker.script = {}
+    advance, failures = worker.plan.advance, [StorageInternalError("down"), StorageInternalError("down")]
+
+    def restarting(relaunch: bool = False) -> None:
+        if failures:
+            raise failures.pop()
+        advance(relaunch)
+
+    monkeypatch.setattr(worker.plan, "advance", restarting)
+    monkeypatch.setattr("workbench.ablation.worker.POLL", 0.001)
+    worker._work()
+    assert run.finished and not failures
+    (run.folder / "finished.json").unlink()
+    failures.extend(StorageInternalError("down") for _ in range(1000))
+    monkeypatch.setattr("workbench.ablation.worker.PATIENCE", 0.05)
+    worker._work()
+    assert "the studies cannot be reached: down" in capsys.readouterr().out and not run.finished

@@ -1,0 +1,168 @@
+"""An ablation under attack, beside one that is left alone: same verdict, nothing lost, nothing run twice?
+
+    python benchmarks/chaos.py --kills 30
+
+Twelve arms on a CPU are launched from a notebook's kernel. The kernel is killed. Then workers and trials are killed (SIGKILL) at
+random moments, lost workers are replaced by the same `workbench run` from a shell, twice at once, metrics and checkpoints are
+truncated, the ablation is stopped and started again; `workbench watch` sees it end. The verdict must be that of a run that
+nobody disturbed, word for word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.manager import start_new_kernel
+
+from workbench.ablation.ablation import Ablation
+from workbench.ablation.launchers import Launch
+from workbench.ablation.run import AblationRun
+from workbench.ablation.search import Tuning
+from workbench.environment import environment
+from workbench.files import read_jsonl, write_json
+
+
+def fields(corpus: str, arms: int, seeds: int, steps: int) -> dict[str, Any]:
+    return {
+        "name": "chaos",
+        "base": {
+            "model": {"width": 32, "depth": 2, "vocabulary": 300},
+            "data": {"corpus": {"kind": "files", "path": corpus}, "evaluation_documents": 3, "evaluation_bytes": 200},
+            "training": {"tokens": steps * 64, "batch_size": 2, "context": 32, "evaluations": 2, "log_every": 5, "checkpoint_every": 25},
+        },
+        "arms": {"full": {}, **{f"w{w}": {"model.pattern": "sliding", "model.mixers.sliding.window": w} for w in range(2, arms + 1)}},
+        "tuning": {"trials": 1, "sampler": "qmc", "space": {"training.learning_rate": {"low": 2e-3, "high": 8e-3, "log": True}}},
+        "confirmation": {"seeds": list(range(seeds))},
+        "launch": {"workers": 2, "heartbeat": 1},
+    }  # fmt: skip
+
+
+def write_corpus(folder: Path) -> Path:
+    generator = random.Random(0)
+    folder.mkdir()
+    words = (
+        sorted(Launch.model_fields)
+        + sorted(Tuning.model_fields)
+        + ["attention", "state", "window", "gate", "head", "token"]
+    )
+    for number in range(40):
+        lines = [" ".join(generator.choices(words, k=12)) + f" {generator.random():.6f}" for _ in range(40)]
+        (folder / f"{number:03d}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def launch_from_a_notebook_and_kill_it(file: Path, results: Path) -> None:
+    manager, client = start_new_kernel(kernel_name="python3", startup_timeout=300)
+    code = f"import workbench as wb\nrun = wb.Ablation.load({str(file)!r}, results={str(results)!r}).launch()\nrun.workers()"
+    reply = client.execute_interactive(code, timeout=600, output_hook=lambda message: None)
+    assert reply["content"]["status"] == "ok", reply["content"]
+    os.kill(manager.provisioner.process.pid, signal.SIGKILL)
+    client.stop_channels()
+    manager.cleanup_resources()
+
+
+def running_trials(run: AblationRun) -> list[int]:
+    found = []
+    for path in run.folder.glob("runs/*/status.json"):
+        with contextlib.suppress(ValueError, OSError):
+            state = json.loads(path.read_text())
+            if state["status"] == "running":
+                found.append(state["pid"])
+    return found
+
+
+def attack(run: AblationRun, again: list[str], kills: int, generator: random.Random) -> dict[str, int]:
+    done = {
+        "workers killed": 0,
+        "trials killed": 0,
+        "metrics torn": 0,
+        "checkpoints truncated": 0,
+        "stops": 0,
+        "launches": 1,
+    }
+    while not run.finished:
+        time.sleep(generator.uniform(0.3, 3.0))
+        if done["workers killed"] + done["trials killed"] < kills:
+            victims = run.workers() if generator.random() < 0.4 else running_trials(run)
+            if victims:
+                kind = "workers killed" if set(victims) & set(run.workers()) else "trials killed"
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(generator.choice(victims), signal.SIGKILL)
+                    done[kind] += 1
+            if generator.random() < 0.1:
+                for path in sorted(run.folder.glob("runs/*/checkpoint/step-*/*.safetensors"))[-1:]:
+                    with contextlib.suppress(OSError):
+                        os.truncate(path, 100)
+                        done["checkpoints truncated"] += 1
+            if generator.random() < 0.1:
+                for path in run.folder.glob("runs/*/metrics.jsonl"):
+                    if not (path.parent / "result.json").exists() and path.stat().st_size > 20:
+                        os.truncate(path, path.stat().st_size - 7)
+                        done["metrics torn"] += 1
+                        break
+            if generator.random() < 0.05:
+                run.stop(120)
+                done["stops"] += 1
+        if len(run.workers()) < 2 and not run.finished:
+            for process in [subprocess.Popen(again, stdout=subprocess.DEVNULL) for _ in range(2)]:
+                assert process.wait() == 0
+            done["launches"] += 2
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--arms", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/chaos.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        corpus = write_corpus(Path(scratch) / "corpus")
+        file = Path(scratch) / "chaos.yaml"
+        write_json(file, fields(str(corpus), options.arms, options.seeds, options.steps))  # JSON is YAML
+        begun = time.monotonic()
+        quiet = Ablation.load(file, results=Path(scratch) / "quiet").launch()
+        assert quiet.wait()
+        quiet_seconds, begun = time.monotonic() - begun, time.monotonic()
+
+        results = Path(scratch) / "disturbed"
+        launch_from_a_notebook_and_kill_it(file, results)
+        run = AblationRun(results / "chaos")
+        assert run.workers(), "the workers died with the notebook"
+        again = [sys.executable, "-m", "workbench", "run", str(file), "--results", str(results), "--detach"]
+        done = attack(run, again, options.kills, random.Random(options.seed))
+        watch = subprocess.run(
+            [sys.executable, "-m", "workbench", "watch", str(run.folder)], capture_output=True, text=True
+        )
+        frame = run.runs()
+        events = [row["event"] for path in run.folder.glob("runs/*/events.jsonl") for row in read_jsonl(path)]
+        result = {
+            "environment": environment(), "arms": options.arms, "runs planned": run.total, "runs": frame.height,
+            "statuses": dict(frame["status"].value_counts().iter_rows()), **done,
+            "resumed from a checkpoint": events.count("resumed"), "finished more than once": events.count("done") - frame.height,
+            "damaged checkpoints noticed": events.count("damaged_checkpoint"),
+            "watch from a shell saw the end": watch.returncode == 0,
+            "same verdict, word for word": str(run.verdict()) == str(quiet.verdict()),
+            "seconds undisturbed": round(quiet_seconds), "seconds disturbed": round(time.monotonic() - begun),
+        }  # fmt: skip
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps({name: value for name, value in result.items() if name != "environment"}, indent=1))
+        print(run.verdict())
+
+
+if __name__ == "__main__":
+    main()
