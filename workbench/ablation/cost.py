@@ -63,16 +63,12 @@ class _FusedAttention(TorchFunctionMode):
 
 def _saved_bytes(config: RunConfig) -> int:
     training = config.training
-    layers, shortcuts = config.model.layers, config.model.shortcuts
-    spans: list[Any] = [*zip(layers[::2], layers[1::2], shortcuts)] if shortcuts else [(layer,) for layer in layers]
-    counts = Counter(spans)  # layers (pairs) of one configuration keep as much: one of each is traced
-    chosen, length = [spans.index(span) for span in counts], 2 if shortcuts else 1
+    counts = Counter(config.model.spans)  # layers (pairs) of one configuration keep as much: one of each is traced
     with torch.device("meta"):
-        model = LanguageModel(config.model)
+        model = LanguageModel(config.model.with_spans(tuple(counts)))
         model.recompute = training.recompute
-        model.blocks = torch.nn.ModuleList(model.blocks[length * i + j] for i in chosen for j in range(length))
-        model.shortcuts = torch.nn.ModuleList(model.shortcuts[i] for i in chosen if shortcuts)
-        ends = model.shortcuts if model.source and shortcuts else model.blocks[length - 1 :: length]
+        length = len(model.blocks) // len(counts)
+        ends = model.shortcuts if len(model.shortcuts) and model.source else model.blocks[length - 1 :: length]
         tokens = torch.zeros(training.batch_size, training.context, dtype=torch.long)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         kept: dict[int, int] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -141,6 +141,20 @@ class ModelConfig(Config):
             raise ConfigError.at("shortcut", got=f"depth={self.depth}", expected="an even number of layers: a shortcut spans two",
                                  do=f"Make depth {self.depth + 1}, or leave the shortcut out.")  # fmt: skip
         return tuple(self._expand(feedforwards, "shortcut", self.depth // 2))
+
+    @property
+    def spans(self) -> tuple[tuple[Any, ...], ...]:
+        """Layers that belong together, in order: pairs with the configuration of their shortcut as a third, else single ones."""
+        if self.shortcuts:
+            return tuple(zip(self.layers[::2], self.layers[1::2], self.shortcuts, strict=True))
+        return tuple((layer,) for layer in self.layers)
+
+    def with_spans(self, spans: Sequence[tuple[Any, ...]]) -> ModelConfig:
+        """The same model of other :attr:`spans`, already expanded: a shrunken one, to be measured or traced."""
+        layers = tuple(part for span in spans for part in span if isinstance(part, Layer))
+        other = self.model_copy(update={"depth": len(layers)})
+        other.__dict__ |= {"layers": layers, "shortcuts": tuple(span[2] for span in spans if len(span) > 2)}
+        return other
 
     @cached_property
     def mtp_layer(self) -> Layer | None:
