@@ -65,8 +65,8 @@ def test_the_page_of_kept_results(tmp_path: Path) -> None:
         row.get_by_role("button", name="open").click()
         header(view, "finished: ")
         choose(view, "Effects")
-        view.locator(".js-plotly-plot .ytick text").first.wait_for()
-        assert {"sliding", "gdn"} <= set(view.locator(".ytick text").all_inner_texts())
+        view.locator(".js-plotly-plot .ytick text", has_text="gdn").wait_for()
+        assert view.locator(".ytick text").all_text_contents() == ["sliding", "gdn"]
         text = view.locator(".wb-board").inner_text()
         assert "paired seeds" in text and "code " in text, "the verdict, and where its numbers come from"
         choose(view, "Progress")
