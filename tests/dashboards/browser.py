@@ -84,19 +84,6 @@ def answers(address: str) -> int:
 
 
 @contextlib.contextmanager
-def lab(where: Path) -> Iterator[str]:
-    """JupyterLab in the folder ``where``; yields its address without a path."""
-    port = free_port()
-    base = f"http://127.0.0.1:{port}"
-    arguments = ["jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=t",
-                 "--allow-root", f"--ServerApp.root_dir={where}"]  # fmt: skip
-    settings = where / ".lab"
-    with server(*arguments, address=f"{base}/api?token=t", where=where, JUPYTERLAB_SETTINGS_DIR=str(settings),
-                JUPYTERLAB_WORKSPACES_DIR=str(settings), JUPYTER_CONFIG_DIR=str(settings)):  # fmt: skip
-        yield base
-
-
-@contextlib.contextmanager
 def voila(results: Path) -> Iterator[str]:
     """``workbench serve``; yields its address, token and all."""
     port = free_port()
