@@ -37,7 +37,7 @@ def page(width: int = 1280, height: int = 900, **settings: Any) -> Iterator[Any]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         opened = browser.new_page(viewport={"width": width, "height": height}, **settings)
-        opened.set_default_timeout(60_000)
+        opened.set_default_timeout(120_000)
         opened.errors = []
         opened.on("pageerror", lambda error: opened.errors.append(str(error)))
         try:
@@ -59,7 +59,7 @@ def server(*arguments: str, address: str, where: Path = ROOT, **variables: str) 
     process = subprocess.Popen([sys.executable, "-m", *arguments], cwd=where, env=environment, start_new_session=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while not answers(address):
             assert process.poll() is None and time.monotonic() < until, f"nothing answers at {address}"
             time.sleep(0.2)
@@ -81,19 +81,6 @@ def answers(address: str) -> int:
         return error.code
     except OSError:
         return 0
-
-
-@contextlib.contextmanager
-def lab(where: Path) -> Iterator[str]:
-    """JupyterLab in the folder ``where``; yields its address without a path."""
-    port = free_port()
-    base = f"http://127.0.0.1:{port}"
-    arguments = ["jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=t",
-                 "--allow-root", f"--ServerApp.root_dir={where}"]  # fmt: skip
-    settings = where / ".lab"
-    with server(*arguments, address=f"{base}/api?token=t", where=where, JUPYTERLAB_SETTINGS_DIR=str(settings),
-                JUPYTERLAB_WORKSPACES_DIR=str(settings), JUPYTER_CONFIG_DIR=str(settings)):  # fmt: skip
-        yield base
 
 
 @contextlib.contextmanager

@@ -166,6 +166,15 @@ def test_a_folder_of_results_lists_its_ablations(tmp_path: Path) -> None:
         Dashboard(tmp_path / "none", refresh=0)
 
 
+def test_controls_hold_when_another_ablation_is_opened(run: FakeRun, tmp_path: Path) -> None:
+    view = opened(run, "Mechanisms", mechanism="recall", x_axis="seconds")
+    view._heard({"event": "mark", "mark": "hidden", "key": "arm full", "on": True})
+    view.show(FakeRun(tmp_path, ("other", "full")))  # type: ignore[arg-type]
+    view.panel.value = "Mechanisms"
+    assert view.settings.mechanism == "recall" and view.settings.x == "seconds" and not view.settings.hidden
+    assert "answers" in view._blocks[0].html and "finished" in view.header
+
+
 def test_what_is_shown_can_be_exported(tmp_path: Path) -> None:
     view = opened(FakeRun(tmp_path))
     (path,) = view.write("csv")

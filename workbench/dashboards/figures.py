@@ -343,15 +343,10 @@ def scaling(run: Run, x: Literal["non_embedding", "training_flops"] = "non_embed
             customdata=[style.label(name) for name in mine["ablation"]],
             hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata})",
         ))  # fmt: skip
-    sizes = table["ablation"].n_unique()
     figure = _figure(lines, "" if len(table) else "No arm has a number yet.")
-    if sizes == 1:
-        figure.add_annotation(text="One size so far: a curve over sizes needs ablations of the same arms at others.",
-                              x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False,
-                              yshift=26)  # fmt: skip
     figure.update_xaxes(title_text=SPENT_TITLES[x], type="log")
     figure.update_yaxes(title_text=_quality_title(run), type="log")
-    return figure.update_layout(legend=_legend(run.arms), margin={"t": 64})
+    return figure.update_layout(legend=_legend(run.arms))
 
 
 UNITS = {

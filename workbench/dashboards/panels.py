@@ -178,8 +178,9 @@ def frontier(run: Snapshot, settings: Settings) -> list[Block]:
 def scaling(run: Snapshot, settings: Settings) -> list[Block]:
     """Quality over sizes."""
     note = "Every ablation in this folder whose arms have the same names and are measured alike is a size."
-    drawn = figures.scaling(run, settings.size).update_layout(height=470)
-    return [Figure("scaling", drawn, tables.scaling_table(run, settings.size), note)]
+    drawn, table = figures.scaling(run, settings.size), tables.scaling_table(run, settings.size)
+    few = " One size so far: a curve needs others." if table["ablation"].n_unique() == 1 else ""
+    return [Figure("scaling", drawn.update_layout(height=470), table, note + few)]
 
 
 def mechanisms(run: Snapshot, settings: Settings) -> list[Block]:

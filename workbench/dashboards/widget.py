@@ -58,6 +58,10 @@ def dashboard(what: AblationRun | Ablation | str | Path = "results", refresh: fl
     return Dashboard(what, refresh)
 
 
+CONTROLLED = ("x", "y", "smoothing", "log_x", "log_y", "tuning", "spent", "size", "mechanism")
+"""Settings that a control shows."""
+
+
 class Board(anywidget.AnyWidget):
     """Draws blocks in the browser. Sends whole panels when they change in kind, else the traces that changed."""
 
@@ -237,9 +241,8 @@ class Dashboard(widgets.VBox):
         """Show another ablation in this dashboard."""
         with self._lock:
             self._take(what)
-            self.settings = Settings(
-                **{name: getattr(self.settings, name) for name in ("x", "smoothing", "log_x", "log_y")}
-            )
+            # what the controls say goes on; marks and maps were of the other ablation
+            self.settings = Settings(**{name: getattr(self.settings, name) for name in CONTROLLED})
             self.panel.value = "Ablations" if self.run is None else "Curves" if self.ablation is None else "Cost"
             self._snapshot = None
         self.refresh_once()
@@ -524,7 +527,7 @@ class Dashboard(widgets.VBox):
         ))  # fmt: skip
         self.stop_button.disabled = word != "running"
         self.launch_button.description = "Launch" if word in ("not launched", "finished") else "Go on"
-        self.launch_button.disabled = False
+        self.launch_button.disabled = getattr(self.run, "archived", False)  # what is kept for good is not trained on
 
     def _head_of_results(self) -> None:
         self._title("Ablations", str(self.results))

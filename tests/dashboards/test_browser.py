@@ -1,0 +1,65 @@
+"""What a person sees and clicks on the stand-alone page, in a real browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dashboards.browser import ROOT, needs_browser, page, voila
+
+pytestmark = [needs_browser, pytest.mark.browser]
+
+
+def choose(view: Any, panel: str) -> None:
+    view.locator(".widget-toggle-button", has_text=re.compile(f"^{panel}$")).click()
+
+
+def header(view: Any, text: str, patience: float = 60) -> None:
+    """Wait until the dashboard's header holds ``text``."""
+    view.locator(".workbench-dashboard").filter(has_text=re.compile(text)).first.wait_for(timeout=1000 * patience)
+
+
+def test_the_page_of_kept_results(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "results" / "ablations" / "needle", tmp_path / "results" / "needle")
+    with voila(tmp_path / "results") as address, page() as view:
+        with urllib.request.urlopen(address.partition("?")[0]) as answer:
+            assert "/login" in answer.geturl(), "the token is asked for"
+        view.goto(address)
+        row = view.locator("tr[data-key]").filter(has_text="needle")
+        row.wait_for(timeout=240_000)
+        assert "finished" in row.inner_text()
+        row.get_by_role("button", name="open").click()
+        header(view, "finished: ")
+        choose(view, "Effects")
+        view.locator(".js-plotly-plot .ytick text", has_text="gdn").wait_for()
+        assert view.locator(".ytick text").all_text_contents() == ["sliding", "gdn"]
+        text = view.locator(".wb-board").inner_text()
+        assert "paired seeds" in text and "code " in text, "the verdict, and where its numbers come from"
+        choose(view, "Progress")
+        pin = view.get_by_role("button", name="pin arm gdn").first
+        pin.click()
+        view.locator("tr.wb-pinned").first.wait_for()
+        assert view.locator("tbody tr").first.get_attribute("data-key") == "arm gdn"
+        view.get_by_role("button", name="hide arm sliding").first.click()
+        view.locator("tr.wb-hidden").first.wait_for()
+        choose(view, "Effects")
+        view.wait_for_function("document.querySelectorAll('.ytick text').length == 1")
+        choose(view, "Mechanisms")
+        view.locator(".widget-toggle-button", has_text="recall").click()
+        view.locator(".js-plotly-plot .heatmaplayer image").first.wait_for()
+        choose(view, "Runs")
+        view.locator("th button", has_text="seed").click()
+        view.get_by_role("searchbox").fill("gdn")
+        view.wait_for_function("[...document.querySelectorAll('tbody tr')].every(row => row.innerText.includes('gdn'))")
+        assert view.locator("th[aria-sort=ascending]").inner_text() == "seed"
+        view.locator("select").filter(has_text="LaTeX").select_option("CSV")
+        view.get_by_role("button", name="Export", exact=True).click()
+        header(view, "Wrote .*runs.csv")
+        assert (tmp_path / "results" / "needle" / "exports" / "runs.csv").read_text().startswith("# needle ")
+        assert not view.errors, view.errors
+        width = view.evaluate("document.documentElement.scrollWidth")
+        assert width <= 1280, f"{width} pixels wide"
