@@ -160,17 +160,14 @@ def test_memory_of_a_deep_model_is_traced_by_one_pair() -> None:
 
 def test_spans_are_what_belongs_together() -> None:
     config = ModelConfig.parse({**FIELDS, "depth": 8})
-    assert [len(span) for span in config.spans] == [3] * 4 and config.with_spans(
-        config.spans
-    ).identity == config.identity
+    assert [len(span.layers) for span in config.spans] == [2] * 4
+    assert config.with_spans(config.spans).identity == config.identity
     shrunken = config.with_spans(config.spans[1:2])
     assert shrunken.layers == config.layers[2:4] and shrunken.shortcuts == config.shortcuts[:1] and shrunken.depth == 2
     assert LanguageModel(shrunken, seed=0)(tokens(1, 5)).isfinite().all()
     plain = ModelConfig(depth=3)
-    assert (
-        plain.spans == tuple(((layer,), None) for layer in plain.layers)
-        and plain.with_spans(plain.spans[:1]).depth == 1
-    )
+    assert plain.spans == tuple(((layer,), None) for layer in plain.layers)
+    assert plain.with_spans(plain.spans[:1]).depth == 1
 
 
 def test_identity_of_models_without_shortcuts_is_what_it_was() -> None:
