@@ -167,7 +167,8 @@ class Ablation:
         if self.config.budget.axis != "seconds":  # before anything takes time
             check_budget(self.config, cost_table(self.config))
         prepared = {arm: self._prepare(arm, progress) for arm in self.config.order}
-        config, table = self._cost(data=prepared, progress=progress)
+        measures = self.config.launch.measure or self.config.budget.axis == "seconds"
+        config, table = self._cost(measure=measures, data=prepared, progress=progress)
         check_budget(config, table)
         _check_alike(prepared)
         data = {arm: own.fingerprint for arm, own in prepared.items()}

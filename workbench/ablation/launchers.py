@@ -26,6 +26,8 @@ class Launch(Config):
     """Worker processes; 0 takes one a GPU, or two on a CPU with two cores or more."""
     heartbeat: Annotated[float, Field(gt=0, le=86_400)] = 10.0
     """Seconds between a worker's signs of life; after three missed ones its trial goes to another worker."""
+    measure: bool = True
+    """Whether a launch first measures time and memory of every arm; without it the card estimates memory and leaves time open."""
     storage: str | None = None
     """Where Optuna keeps its studies. Default: study.db (SQLite) in the ablation's folder, for one machine. For more:
     postgresql://user@host/database; the password belongs into ~/.pgpass or PGPASSWORD, for this address is written down."""
