@@ -7,6 +7,7 @@ the number of trials is a total, however many workers there are and however ofte
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import math
@@ -30,6 +31,8 @@ from workbench.contract import Range
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are tracebacks of trials that ended, which runs tell
 
+NEVER_BEGUN = 30.0
+"""Seconds within which a worker that took a trial has asked for its setting."""
 ATTEMPTS = 3
 """Times a trial whose process or worker died is taken up again before it counts as killed."""
 
@@ -103,6 +106,17 @@ def fail_stale_trials(study: optuna.Study) -> None:
     """Give up trials whose worker has missed three heartbeats; each comes back as a waiting trial."""
     with experimental_on_purpose():
         optuna.storages.fail_stale_trials(study)
+
+
+def fail_never_begun(study: optuna.Study, heartbeat: float) -> None:
+    """Give up trials whose worker was killed between taking them and its first sign of life: Optuna, which looks at signs of
+    life only, would let them run for ever. A worker that is only slow finds its trial taken over. Call with the plan's lock held.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        assert trial.datetime_start
+        age = (datetime.datetime.now() - trial.datetime_start).total_seconds()
+        if "hyperparameters" not in trial.user_attrs and abs(age) > max(NEVER_BEGUN, 3 * heartbeat):
+            study.tell(trial.number, state=TrialState.FAIL)
 
 
 def distribution(choice: Range) -> optuna.distributions.BaseDistribution:
