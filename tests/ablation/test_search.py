@@ -350,11 +350,10 @@ def test_a_trial_whose_worker_was_killed_before_its_first_sign_of_life_is_taken_
 ) -> None:
     run = ablation(corpus, tmp_path, trials=1).create()
     plan = Plan(run)
-    plan.study("full", TUNING).ask()  # taken, and nothing more
+    plan.study("full", TUNING).ask().set_user_attr("hyperparameters", "{}")  # taken and named, and nothing more
     plan.advance()
     assert plan.next_study() is None  # a slow worker is given time
     monkeypatch.setattr("workbench.ablation.study.NEVER_BEGUN", 0.0)
-    run.about["config"]["launch"]["heartbeat"] = 0.001
     plan = work(run, {})
     assert [trial.state for trial in plan.study("full", TUNING).trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert run.finished and run.selection()["full"]["trials"] == 1

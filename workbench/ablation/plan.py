@@ -104,7 +104,7 @@ class Plan:
         return points
 
     def _fill(self, study: optuna.Study, wanted: list[tuple[dict[str, Any], dict[str, Any]]], relaunch: bool) -> None:
-        fail_never_begun(study, self.config.launch.heartbeat)
+        fail_never_begun(study, self.storage)
         there = slots(study)
         for slot, (params, attributes) in enumerate(wanted):
             if slot not in there:
