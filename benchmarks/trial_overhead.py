@@ -1,4 +1,4 @@
-"""What a trial costs beyond its training: process, imports, data, model, first step, waiting, bookkeeping.
+"""What a trial costs beyond its training: process, imports, data, model, first step (compiling included), waiting, bookkeeping.
 
     python benchmarks/trial_overhead.py --trials 8
 
@@ -36,7 +36,7 @@ def measure(trials: int) -> list[dict[str, float]]:
                         "evaluation_bytes": 200,
                     },
                     "training": {
-                        "tokens": 200 * 64,
+                        "tokens": 40 * 64,
                         "batch_size": 2,
                         "context": 32,
                         "log_every": 1,
@@ -49,6 +49,7 @@ def measure(trials: int) -> list[dict[str, float]]:
                     "trials": trials,
                     "space": {"training.learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}},
                 },
+                "confirmation": {"seeds": [0]},
                 "launch": {"workers": 1},
             },
             folder,
@@ -60,11 +61,9 @@ def measure(trials: int) -> list[dict[str, float]]:
             path = run.folder / "runs" / trial.user_attrs["run"]
             begun, ended = trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()
             at = {event["event"]: event["at"] for event in read_jsonl(path / "events.jsonl")}
-            opened = os.stat(path / "environment.json").st_mtime
-            training = read_jsonl(path / "metrics.jsonl")[-1]["seconds"]
-            rows.append({"process, imports, data opened": opened - begun, "model built, trainer": at["started"] - opened,
-                         "before the first step, last evaluation, files": at["done"] - at["started"] - training,
-                         "end noticed": ended - at["done"], "training itself": training})  # fmt: skip
+            rows.append({"process, imports, data, model": at["started"] - begun, "first step": at["first_step"] - at["started"],
+                         "training after it, evaluation, files": at["done"] - at["first_step"],
+                         "end noticed": ended - at["done"]})  # fmt: skip
             ends.append((begun, ended))
         for row, (before, after) in zip(rows[1:], pairwise(ends)):
             row["plan and database between two trials"] = after[0] - before[1]
@@ -79,7 +78,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     first, *others = measure(options.trials)
     warm = {name: round(statistics.median(row[name] for row in others), 3) for name in others[0]}
-    overhead = round(sum(seconds for name, seconds in warm.items() if name != "training itself"), 3)
+    overhead = round(sum(seconds for name, seconds in warm.items() if not name.startswith("training")), 3)
     result = {"environment": environment(), "note": options.note, "load average": os.getloadavg()[0], "trials": options.trials,
               "first trial, seconds": {name: round(value, 3) for name, value in first.items()},
               "later trials, median seconds": warm, "overhead of a later trial, seconds": overhead}  # fmt: skip

@@ -343,3 +343,17 @@ def test_a_database_out_of_reach_is_waited_for_and_then_told(
     monkeypatch.setattr("workbench.ablation.worker.PATIENCE", 0.05)
     worker._work()
     assert "the studies cannot be reached: down" in capsys.readouterr().out and not run.finished
+
+
+def test_a_trial_whose_worker_was_killed_before_its_first_sign_of_life_is_taken_up_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ablation(corpus, tmp_path, trials=1).create()
+    plan = Plan(run)
+    plan.study("full", TUNING).ask().set_user_attr("hyperparameters", "{}")  # taken and named, and nothing more
+    plan.advance()
+    assert plan.next_study() is None  # a slow worker is given time
+    monkeypatch.setattr("workbench.ablation.study.NEVER_BEGUN", 0.0)
+    plan = work(run, {})
+    assert [trial.state for trial in plan.study("full", TUNING).trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert run.finished and run.selection()["full"]["trials"] == 1

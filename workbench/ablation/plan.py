@@ -19,6 +19,7 @@ from workbench.ablation.study import (
     add_earlier,
     begun,
     enqueue,
+    fail_never_begun,
     fail_stale_trials,
     is_open,
     open_storage,
@@ -105,6 +106,7 @@ class Plan:
         return points
 
     def _fill(self, study: optuna.Study, wanted: list[tuple[dict[str, Any], dict[str, Any]]], relaunch: bool) -> None:
+        fail_never_begun(study, self.storage)
         there = slots(study)
         for slot, (params, attributes) in enumerate(wanted):
             if slot not in there:

@@ -7,6 +7,7 @@ the number of trials is a total, however many workers there are and however ofte
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ from typing import Any
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from workbench.ablation.run import AblationRun
@@ -30,6 +32,8 @@ from workbench.contract import Range
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are tracebacks of trials that ended, which runs tell
 
+NEVER_BEGUN = 30.0
+"""Seconds within which a worker that took a trial has given its first sign of life."""
 ATTEMPTS = 3
 """Times a trial whose process or worker died is taken up again before it counts as killed."""
 
@@ -103,6 +107,23 @@ def fail_stale_trials(study: optuna.Study) -> None:
     """Give up trials whose worker has missed three heartbeats; each comes back as a waiting trial."""
     with experimental_on_purpose():
         optuna.storages.fail_stale_trials(study)
+
+
+def fail_never_begun(study: optuna.Study, storage: RDBStorage) -> None:
+    """Give up trials whose worker was killed between taking them and its first sign of life: Optuna, which looks for signs that
+    have grown old, would let them run for ever. A worker that is only slow finds its trial taken over. Call with the plan's lock
+    held.
+    """
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    if not running:
+        return
+    with storage.engine.connect() as connection:
+        alive = {trial for (trial,) in connection.execute(text("SELECT trial_id FROM trial_heartbeats"))}
+    for trial in running:
+        assert trial.datetime_start
+        age = (datetime.datetime.now() - trial.datetime_start).total_seconds()
+        if trial._trial_id not in alive and abs(age) > NEVER_BEGUN:
+            study.tell(trial.number, state=TrialState.FAIL)
 
 
 def distribution(choice: Range) -> optuna.distributions.BaseDistribution:
