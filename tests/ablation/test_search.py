@@ -23,7 +23,6 @@ from workbench.ablation.study import (
     begun,
     enqueue,
     fail_stale_trials,
-    importances,
     pruner,
     sampler,
     suggest,
@@ -194,14 +193,6 @@ def test_pruners_compare_smoothed_values_inside_one_arm_after_three_evaluations(
         assert pruned and min(pruned.values()) >= 3, kind
 
 
-def test_importances_are_the_same_every_time_and_have_intervals() -> None:
-    study = search(Tuning(trials=24, sampler="random", space=SPACE), 24)
-    shares = importances(study)
-    assert shares == importances(study) and max(shares, key=lambda name: shares[name][0]) == "training.learning_rate"
-    assert all(low <= high for _, low, high in shares.values())
-    assert importances(optuna.create_study()) == {}
-
-
 # -- through the plan and a worker, without a trial's process -----------------------------------------------------------
 
 
@@ -244,7 +235,6 @@ def test_out_of_memory_is_infeasible_learnt_from_labelled_and_tried_again(corpus
     assert [trial.values[0] for trial in trials[:3]] == [math.inf, math.inf, 0.5] and trials[0].values[1] > 0
     assert run.finished and run.selection()["full"]["selection_value"] == 0.5 and run.selection()["full"]["done"] == 4
     assert set(run.runs()["status"]) == {"out_of_memory", "diverged", "done"}
-    assert run.importances().is_empty()  # four finished trials say nothing
 
 
 def test_a_setting_that_is_no_valid_run_is_infeasible_not_the_end_of_the_worker(

@@ -80,6 +80,19 @@ def test_the_archive_holds_what_the_verdict_came_from(run: wb.AblationRun, tmp_p
     assert not list(kept.glob("**/*.safetensors"))
 
 
+def test_kept_archives_open(tmp_path: Path) -> None:
+    """Those of earlier versions too."""
+    kept = sorted(path.parent for path in (Path(__file__).parents[2] / "results" / "ablations").glob("*/ablation.json"))
+    assert kept
+    for folder in kept:
+        opened = wb.open(folder)
+        verdict = opened.verdict()
+        assert verdict is not None and len(verdict.rows) == len(opened.arms) and len(opened.runs()) > len(opened.arms)
+        with pytest.raises(ConfigError, match="an archive"):
+            archive(opened, tmp_path)
+        assert not (folder / "study.db").exists()
+
+
 def test_an_unfinished_ablation_is_not_archived(run: wb.AblationRun, tmp_path: Path) -> None:
     unfinished = wb.Ablation.parse(fields(run.folder.parent) | {"name": "unfinished"}, tmp_path).create()
     with pytest.raises(ConfigError, match="not finished"):

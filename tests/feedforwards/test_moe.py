@@ -349,7 +349,7 @@ def test_experts_that_choose_tokens_are_not_causal_and_say_so_everywhere(corpus:
     arms = {"moe": {"model.feedforward": "moe"}, "choice": {"model.feedforward": "moe_expert_choice"}}
     ablation = AblationConfig.parse({"name": "leak", "base": run_fields(corpus), "arms": arms, "baseline": "moe",
                                      "tuning": {"trials": 0, "space": {}}})  # fmt: skip
-    mismatch = dict(cost_table(ablation, measure=False).select("arm", "mismatch").iter_rows())
+    mismatch = dict(cost_table(ablation).select("arm", "mismatch").iter_rows())
     assert mismatch == {"moe": "", "choice": "not causal, sees later tokens: moe_expert_choice"}
 
 
@@ -415,6 +415,10 @@ def test_the_bias_goes_with_the_weights_in_full_precision(corpus: Path, tmp_path
      ({"hidden": 12}, r"hidden: got 12; .*pieces of 16 bytes. Nearest: 16"),
      ({"groups": 3}, r"groups: got 3; expected a divisor of experts=8"),
      ({"gamma": "closed", "score": "sigmoid"}, r"gamma: got 'closed with score=sigmoid.*Use gamma=measured"),
+     ({"bias": "proportional", "bias_step": -0.2}, r"bias_step: got -0.2; expected more than 0"),
+     ({"gamma": 0.0}, r"gamma: got 0.0; expected more than 0"),
+     ({"gamma": "closed", "renormalise": False, "split": 0}, r"split: got 0; expected at least 1"),
+     ({"experts": 40_000}, r"experts: got 40000; expected fewer than"),
      ({"random_zero": True}, r"random_zero: got True; expected false where there are no zero_experts"),
      ({"bias_step": 0.1}, r"bias_step: got 0.1; expected nothing where bias=none"),
      ({"z_weight": -1.0}, r"z_weight: got -1.0; expected 0 or more")],

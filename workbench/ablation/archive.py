@@ -35,6 +35,9 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
         ConfigError: when the ablation is not finished.
     """
     folder = Path(folder)
+    if run.archived:
+        raise ConfigError.at("folder", got=f"{run.folder}, an archive", expected="the folder that it was made from",
+                             do="An archive is copied as it is.")  # fmt: skip
     verdict = run.verdict()
     if not run.finished or verdict is None:
         raise ConfigError.at("folder", got=f"{run.folder}, which is not finished", expected="a finished ablation",
@@ -48,7 +51,8 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
         )
         for row in confirmed.iter_rows(named=True)
     ]
-    pl.concat(reports, how="diagonal").write_parquet(folder / "report.parquet")
+    if reports:
+        pl.concat(reports, how="diagonal").write_parquet(folder / "report.parquet")
     runs.drop(LOCAL).write_csv(folder / "runs.csv", float_precision=6)
     write_json(folder / "ablation.json", run.about)
     write_json(folder / "selection.json", run.selection())

@@ -12,26 +12,28 @@ from scipy import stats
 
 from workbench.ablation.statistics import expected_best_of
 from workbench.files import read_json, read_jsonl
+from workbench.results.store import ENDED
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
 
 DRIFT_ALPHA = 0.01
 """Level at which a trend of the baseline's metric over time is told as one."""
+FEWEST = 6
+"""Runs from which on even a perfect trend can reach that level."""
 SLOWER = 0.1
 """Change of the baseline's speed that is told."""
 
 
-def best_of_table(run: AblationRun) -> pl.DataFrame:
-    """Expected best selection value of k tuning trials, for every arm and k; failed trials count as infinitely bad.
+def best_of_table(run: Any) -> pl.DataFrame:
+    """Expected best selection value of k tuning trials, for every arm and k; trials that failed or were pruned count as
+    infinitely bad, so that an arm pays for them.
 
     Crossing curves say that the order of the arms depends on the tuning effort. Columns: arm, k, best (null where fewer than
     one of the k can be expected to have finished), trials, finished.
     """
     rows: list[dict[str, Any]] = []
-    held = run.runs().filter(
-        (pl.col("stage") == "tuning") & pl.col("status").is_in(("done", "diverged", "out_of_memory", "crashed"))
-    )
+    held = run.runs().filter((pl.col("stage") == "tuning") & pl.col("status").is_in(ENDED))
     for arm in run.arms:
         values = [math.inf if status != "done" or value is None else value for status, value in
                   held.filter(pl.col("arm") == arm).select("status", "selection_value").iter_rows()]  # fmt: skip
@@ -77,14 +79,18 @@ def drift(table: pl.DataFrame) -> list[str]:
     sentences = []
     held = table.drop_nulls(["began", "value", "tokens_per_second"])
     if len(held) >= 3:
-        trend = stats.kendalltau(held["began"].to_numpy(), held["value"].to_numpy())
         half = len(held) // 2
         speeds = held["tokens_per_second"].to_numpy()
         early, late = np.median(speeds[:half]), np.median(speeds[-half:])
         change = late / early - 1
-        told = f"No trend of the baseline's metric over its {len(held)} runs (Kendall's tau {trend.statistic:+.2f}, p {trend.pvalue:.2g})"
-        if trend.pvalue < DRIFT_ALPHA:
-            told = told.replace("No trend", "DRIFT: a trend", 1)
+        values = held["value"].to_numpy()
+        if len(held) < FEWEST or np.ptp(values) == 0:
+            told = f"{len(held)} runs of the baseline are too few, or too equal, to tell a trend of its metric"
+        else:
+            trend = stats.kendalltau(held["began"].to_numpy(), values)
+            drifts = trend.pvalue < DRIFT_ALPHA
+            told = (f"{'DRIFT: a trend' if drifts else 'No trend'} of the baseline's metric over its {len(held)} runs "
+                    f"(Kendall's tau {trend.statistic:+.2f}, p {trend.pvalue:.2g})")  # fmt: skip
         speed = f"speed of the later half {change:+.1%} against the earlier"
         sentences.append(f"{told}; {'DRIFT: ' if abs(change) > SLOWER else ''}{speed}.")
     for name in ("device", "code", "torch"):

@@ -138,20 +138,6 @@ class AblationRun:
         """Arm -> its chosen tuning run."""
         return read_json(self.folder / "selection.json")
 
-    def importances(self) -> pl.DataFrame:
-        """How much each tuned field mattered in each arm's search, where at least five trials have finished.
-
-        Columns: arm, field, importance (shares of one), low and high (90 % bootstrap interval over trials).
-        """
-        from workbench.ablation.plan import TUNING, Plan
-        from workbench.ablation.study import importances
-
-        plan = Plan(self)
-        rows = [(arm, field, *numbers) for arm in self.arms
-                for field, numbers in importances(plan.study(arm, TUNING)).items()]  # fmt: skip
-        names = {"arm": pl.String, "field": pl.String, "importance": pl.Float64, "low": pl.Float64, "high": pl.Float64}
-        return pl.DataFrame(rows, schema=names, orient="row")
-
     def provenance(self) -> dict[str, str]:
         """Where the numbers come from."""
         return dict(self.about["provenance"])

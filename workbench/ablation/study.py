@@ -10,8 +10,6 @@ import contextlib
 import datetime
 import hashlib
 import json
-import math
-import random
 import sqlite3
 import time
 import warnings
@@ -217,39 +215,6 @@ def add_earlier(study: optuna.Study, trials: Sequence[dict[str, Any]], space: Ma
                                          user_attrs={"warm_start": trial["run"]})  # fmt: skip
             frozen.set_constraint(INFEASIBLE, -1.0)
             study.add_trial(frozen)
-
-
-def importances(study: optuna.Study, samples: int = 50, seed: int = 0) -> dict[str, tuple[float, float, float]]:
-    """Hyper-parameter -> its share of what the study's good settings have in common, with a 90 % bootstrap interval.
-
-    PED-ANOVA (arXiv 2304.10255) over finished trials, drawn again with replacement ``samples`` times. Empty where fewer than
-    five have finished or all tuned values are the same.
-    """
-    done = [trial for trial in study.get_trials(deepcopy=False)
-            if trial.state == TrialState.COMPLETE and math.isfinite(trial.values[0])]  # fmt: skip
-    if len(done) < 5 or not done[0].params:
-        return {}
-    generator = random.Random(seed)
-    drawn = [_importance(done), *(_importance(generator.choices(done, k=len(done))) for _ in range(samples))]
-    result = {}
-    for name in done[0].params:
-        shares = sorted(one.get(name, 0.0) for one in drawn[1:])
-        result[name] = (
-            drawn[0].get(name, 0.0),
-            shares[int(0.05 * samples)],
-            shares[min(samples - 1, int(0.95 * samples))],
-        )
-    return result
-
-
-def _importance(trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    study = optuna.create_study()
-    study.add_trials([optuna.create_trial(params=trial.params, distributions=trial.distributions, value=trial.values[0])
-                      for trial in trials])  # fmt: skip
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that do not differ
-        return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
 def slots(study: optuna.Study) -> dict[int, list[FrozenTrial]]:

@@ -167,7 +167,8 @@ class Verdict:
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
         """The verdict whose :meth:`plain` is ``data``."""
         floor = data["noise_floor"]
-        rows = tuple(ArmVerdict(**row) for row in data["rows"])
+        unknown = dict.fromkeys(item.name for item in fields(ArmVerdict))  # what an earlier version did not tell
+        rows = tuple(ArmVerdict(**{**unknown, **row}) for row in data["rows"])
         declared = tuple(data.get("declared", ()))
         return cls(
             **{**data, "rows": rows, "declared": declared, "noise_floor": None if floor is None else NoiseFloor(*floor)}

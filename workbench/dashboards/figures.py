@@ -284,10 +284,10 @@ def best_of(run: Run) -> go.Figure:
     for arm, look in styles.items():
         mine = table.filter(pl.col("arm") == arm)
         lines.append(go.Scatter(
-            x=mine["k"].to_list(), y=mine["expected"].to_list(), name=style.label(arm), mode="lines+markers",
+            x=mine["k"].to_list(), y=mine["best"].to_list(), name=style.label(arm), mode="lines+markers",
             line={"color": look.colour, "dash": look.dash, "width": 2}, hovertemplate="%{y:.4f} with %{x} trials",
         ))  # fmt: skip
-    figure = _figure(lines, "" if table["expected"].count() else "No tuning trial has ended with a number yet.")
+    figure = _figure(lines, "" if table["best"].count() else "No tuning trial has ended with a number yet.")
     figure.update_xaxes(title_text="trials k", dtick=1 if len(table) and table["k"].max() <= 20 else None)  # type: ignore[operator]
     figure.update_yaxes(title_text=f"expected {_y_title(run, 'selection_value')}")
     return figure.update_layout(legend=_legend(run.arms))

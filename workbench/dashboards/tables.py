@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 import numpy as np
 import polars as pl
 
+from workbench.ablation.checks import best_of_table as best_of_table  # one of the tables that figures draw
 from workbench.config import ConfigError
 from workbench.results.store import ENDED
 from workbench.results.tables import Line, SingleRuns, frame_of
@@ -265,32 +266,6 @@ def tuning_table(run: Run) -> pl.DataFrame:
                 "hyperparameter": name, "value": float(value) if number else None,
                 "word": None if number else value if isinstance(value, str) else json.dumps(value),
             })  # fmt: skip
-    return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def best_of_table(run: Run) -> pl.DataFrame:
-    """What tuning is worth: the selection value expected of the best of k trials, for every k.
-
-    The mean over all ways to draw k of an arm's finished trials, exactly (as in Dodge et al. 2019, "Show your work", but
-    without replacement). Trials that failed count as worst, so that an arm pays for its failures.
-
-    Columns: arm, k, expected (null where some draws hold failed trials only), trials.
-    """
-    schema = {"arm": pl.String, "k": pl.Int64, "expected": pl.Float64, "trials": pl.Int64}
-    rows = []
-    for arm in run.arms:
-        mine = run.runs().filter((pl.col("arm") == arm) & (pl.col("stage") == "tuning") & pl.col("status").is_in(ENDED))
-        values = np.sort([np.inf if row["status"] != "done" or row["selection_value"] is None else row["selection_value"]
-                          for row in mine.iter_rows(named=True)])  # fmt: skip
-        n = len(values)
-        for k in range(1, n + 1):
-            # value i is the smallest of the k drawn in C(n - 1 - i, k - 1) of C(n, k) draws
-            chance, rest, expected = k / n, 1.0, 0.0
-            for i in range(n - k + 1):
-                expected += rest * chance * values[i] if rest * chance > 0 else 0.0
-                rest *= 1 - chance
-                chance = k / (n - 1 - i) if n - 1 - i else 0.0
-            rows.append((arm, k, expected if np.isfinite(expected) else None, n))
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 

@@ -89,6 +89,9 @@ class NgramEmbedding(TokenEmbedding):
             if self.size >= base and not self.moduli:
                 raise ConfigError.at("size", got=f"{self.size:g} with a vocabulary of {base}", expected=f"less than {base}: "
                                      "there are no more bigrams", do="Take smaller tables, or a larger vocabulary.")  # fmt: skip
+            if base < 7 and not self.moduli:
+                raise ConfigError.at("moduli", got="none", expected="sizes of the tables, where the vocabulary is smaller than 7: "
+                                     "every size is close to a simple fraction of it", do="Or take a larger vocabulary.")  # fmt: skip
             moduli = self.moduli or table_sizes(base, self.size, count)
             if len(moduli) != count:
                 raise ConfigError.at("moduli", got=f"{len(moduli)} sizes", expected=f"{count}: tables={self.tables} for each of the orders "

@@ -94,7 +94,14 @@ class MixtureOfExperts(FeedForward):
             for name in ("zero_experts", "shared", "balance_weight", "z_weight"):
                 if getattr(self, name) < 0:
                     raise ConfigError.at(name, got=getattr(self, name), expected="0 or more")
+            for name, given in (("bias_step", self.bias_step), ("gamma", self.gamma)):
+                if isinstance(given, int | float) and not given > 0:
+                    raise ConfigError.at(name, got=given, expected="more than 0")
+            if self.split < 1:
+                raise ConfigError.at("split", got=self.split, expected="at least 1")
             N, Z, K = self.experts, self.zero_experts, self.top_k
+            if N + Z >= 2**15 - 1:
+                raise ConfigError.at("experts", got=N + Z, expected=f"fewer than {2**15 - 1}, zero_experts included")
             if N < 1:
                 raise ConfigError.at("experts", got=N, expected="at least 1",
                                      do="Zero-computation experts alone would leave the layer nothing to learn.")  # fmt: skip

@@ -67,6 +67,8 @@ class Router(Counter):
         self.N, self.Z, self.K = config.experts, config.zero_experts, config.top_k
         self.target: float = config.expected
         self.categories = self.N + self.Z
+        least = max(0, self.K - self.N)
+        self.chance = _chance_of_zero(self.K, least, self.Z, self.K - self.target) if config.random_zero else 0.0
         self.weight = nn.Parameter(torch.empty(self.categories, width))
         self.register_buffer("bias", torch.zeros(self.categories) if config.bias != "none" else None)
 
@@ -109,7 +111,7 @@ class Router(Counter):
         # the control: how many zero experts and which is a matter of chance, the real experts are still the best
         N, Z, K = self.N, self.Z, self.K
         chance_NC = _chance(logits_NC)
-        zeros_N1 = (chance_NC[:, :K] < 1 - self.target / K).sum(-1, keepdim=True).clamp(K - N, Z)
+        zeros_N1 = (chance_NC[:, :K] < self.chance).sum(-1, keepdim=True).clamp(K - N, Z)
         place_K = torch.arange(K, device=logits_NC.device)
         real_NK = ranked_NC[:, :N].topk(min(K, N), dim=-1).indices[:, place_K.clamp_max(N - 1)]
         zero_NK = chance_NC[:, N:].topk(min(K, Z), dim=-1).indices[:, (K - 1 - place_K).clamp_max(Z - 1)] + N
@@ -214,7 +216,9 @@ class Router(Counter):
         if self.bias is not None:
             bias = self.bias[: self.N]
             values |= {"bias_low": bias.min(), "bias_high": bias.max(), "bias_sd": bias.std(correction=0)}
-        if self.config.balance_weight > 0:
+        if (
+            self.config.balance_weight > 0 and self.config.score == "softmax"
+        ):  # others' gradients are by another variable
             # the loss is linear in P, so its gradient there is α f (arXiv 2509.01322, eq. 9); a constant vector has no
             # effect through softmax and still counts in R_g, which the centred ratio mends (ours)
             balance, model = self.config.balance_weight * self.forces(counts), gradient.double()
@@ -222,6 +226,18 @@ class Router(Counter):
             values["r_g"] = balance.norm() / model.norm()
             values["r_g_centred"] = (balance - (p * balance).sum()).norm() / (model - (p * model).sum()).norm()
         return values
+
+
+@cache
+def _chance_of_zero(K: int, least: int, most: int, mean: float) -> float:
+    """p for which a binomial number of K, kept between ``least`` and ``most``, has this mean (bisection)."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        p = (low + high) / 2
+        weights = [math.comb(K, i) * p**i * (1 - p) ** (K - i) for i in range(K + 1)]
+        found = sum(w * min(max(i, least), most) for i, w in enumerate(weights))
+        low, high = (p, high) if found < mean else (low, p)
+    return (low + high) / 2
 
 
 @cache

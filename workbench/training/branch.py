@@ -69,6 +69,7 @@ def branch(
     folder = new_run(path, cache, config, arm=about["arm"], stage=about["stage"], progress=progress, **more)
     if not (folder.path / "checkpoint").exists():
         step = int(kept[-1].name.removeprefix("step-"))
+        folder.forget_metrics_after(0)  # of a call that was cut off here
         for row in old.metrics():
             if row["step"] <= step:
                 folder.add_metrics(row)

@@ -128,8 +128,9 @@ class RunConfig(Config):
         if self.start is not None:  # what the weights are, not where they lie
             start = {"weights": fingerprint(self.start.folder), "differing": sorted(self.start.differing)}
         plain = self.plain()
-        if not self.training.deterministic:
-            del plain["training"]["deterministic"]  # what is off changes no identity
+        for name in ("deterministic", "keep_trunk"):
+            if not plain["training"][name]:
+                del plain["training"][name]  # what is off changes no identity
         return {**plain, "model": self.model.canonical(), "start": start}
 
 

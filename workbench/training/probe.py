@@ -111,6 +111,7 @@ class _Watch(Callback):
         ends = (index + 1) % self.accumulate == 0
         if ends:
             module.note_step(self.steps + 1)
+            module.diagnosis()
         if self.cuda:
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -222,7 +223,10 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
     accumulate = min(training.accumulate, 2)
     steps = WARM_UP + MOST
     short = training.changed(tokens=steps * training.batch_size * training.context * accumulate, accumulate=accumulate)
-    config = config.model_copy(update={"training": short})
+    model = config.model
+    if model.mtp is not None:  # as in the later part of the run, which needs more
+        model = model.model_copy(update={"mtp": model.mtp.changed(start=0.0)})
+    config = config.model_copy(update={"training": short, "model": model})
     watch = _Watch(accumulate)
     loader = StepLoader(stream or _Rows(config), steps * accumulate)
     random = torch.get_rng_state()
@@ -231,6 +235,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
         with repeatable(strict=training.deterministic), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = Training(config)
+            module.diagnose_at = set()  # few steps of a run are watched
             trainer = trainer_for(short, 1, watch)
             trainer.fit(module, train_dataloaders=loader)
         watch.accumulate = training.accumulate
