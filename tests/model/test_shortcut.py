@@ -158,6 +158,14 @@ def test_memory_of_a_deep_model_is_traced_by_one_pair() -> None:
         )
 
 
+def test_a_shortcut_speaks_for_itself() -> None:
+    config = ModelConfig.parse({**FIELDS, "depth": 4, "feedforward": "moe"})
+    model = LanguageModel(config, seed=0)
+    sides = [Side() for _ in (*model.blocks, *model.shortcuts)]
+    model(tokens(2, 9), sides=sides)
+    assert len(sides) == 6 and all(len(side.counted) == 1 and "routing_entropy" in side.metrics for side in sides)
+
+
 def test_spans_are_what_belongs_together() -> None:
     config = ModelConfig.parse({**FIELDS, "depth": 8})
     assert [len(span.layers) for span in config.spans] == [2] * 4

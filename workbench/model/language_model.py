@@ -130,7 +130,7 @@ class LanguageModel(nn.Module):
             tokens_BT: token ids.
             segments: (B, T) document numbers; documents in one row do not see each other.
             caches: from :meth:`new_caches`; the tokens continue what the caches hold.
-            sides: one :class:`Side` a block, filled with losses and metrics.
+            sides: one :class:`Side` a block, then one a shortcut, filled with losses and metrics.
         """
         return self.norm(self._states(tokens_BT, segments, caches, sides)[1])
 
@@ -147,7 +147,8 @@ class LanguageModel(nn.Module):
             x_BTD = self._run(block, x_BTD, segments=segments, cache=cache, side=side)
             if self.shortcuts and index % 2 == self.source:
                 x_BTD, u_BTD = x_BTD
-                aside_BTD = self._run(self.shortcuts[index // 2], u_BTD, side=side)
+                beside = None if sides is None else sides[len(self.blocks) + index // 2]
+                aside_BTD = self._run(self.shortcuts[index // 2], u_BTD, side=beside)
             if aside_BTD is not None and index % 2:
                 x_BTD, aside_BTD = x_BTD + aside_BTD, None
         return embedded_BTD, x_BTD

@@ -86,6 +86,17 @@ def _strangers(config: ModelConfig, source: ModelConfig, changed: Collection[str
             for index, (mine, its) in enumerate(zip(config.shortcuts, source.shortcuts))
         ),
     ]
+    if config.mtp_layer and source.mtp_layer:
+        pairs += [
+            (
+                part,
+                f"mtp.block.{part}.",
+                "the multi-token head",
+                getattr(config.mtp_layer, part),
+                getattr(source.mtp_layer, part),
+            )
+            for part in ("mixer", "feedforward")
+        ]
     for part, prefix, place, mine, its in pairs:
         registry: Registry[Any] = REGISTRIES.get(part, feedforwards)
         if not _are_akin(registry[mine.kind], registry[its.kind]):

@@ -4,7 +4,7 @@
     environment.json    where it ran: versions, device, threads, code, and the path each operation took
     status.json         how it stands: status, reason, process
     metrics.jsonl       one line every few steps
-    diagnostics.jsonl   what the layers say about themselves, one line a layer, about 20 times a run:
+    diagnostics.jsonl   what the layers, and behind them the shortcuts, say about themselves, one line each, about 20 times a run:
                         {"step": 40, "layer": 3, "values": {"routing_entropy": 2.1, "load": [1.02, 0.97, ...]}}; a value is a
                         number or a list of numbers (null: not finite), its names are the variant's
     events.jsonl        starts, resumes, stops

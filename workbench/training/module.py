@@ -65,7 +65,7 @@ class Training(L.LightningModule):
         training = self.config.training
         step, last = self.trainer.global_step + 1, (index + 1) % training.accumulate == 0
         watch = last and step in self.diagnose_at
-        sides, own = [Side(watch=watch) for _ in self.model.blocks], Side(watch=False)
+        sides, own = [Side(watch=watch) for _ in (*self.model.blocks, *self.model.shortcuts)], Side(watch=False)
         if watch:
             self.watched = sides
             for counter in self.counters:
