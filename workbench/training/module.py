@@ -136,9 +136,15 @@ class Training(L.LightningModule):
         if not self.watched:
             return {}
         said: dict[int, dict[str, Tensor]] = {}
+        told = [value.detach().double() for side in self.watched for value in side.metrics.values()]
+        if told:  # each rank's own rows, as one message
+            parts = parallel.mean(torch.cat([value.flatten() for value in told])).split(
+                [value.numel() for value in told]
+            )
+            shared = iter([part.view(value.shape) for part, value in zip(parts, told)])
         number_of = {id(counter): number for number, counter in enumerate(self.counters)}
         for layer, side in enumerate(self.watched):
-            values = dict(side.metrics)
+            values = {name: next(shared) for name in side.metrics}
             for counter, _, own in side.counted:
                 number = number_of[id(counter)]
                 assert counter.probe is not None
