@@ -369,7 +369,7 @@ class Dashboard(widgets.VBox):
         def halt() -> None:
             left = self.run.stop() if self.run is not None and not isinstance(self.run, Planned) else []
             self._tell(
-                f"{len(left)} workers have not ended yet." if left else "Stopped; “Go on” continues from the checkpoints."
+                f"{len(left)} workers have not ended yet." if left else "Stopped; “Go on” continues from checkpoints."
             )
 
         self._do("Stopping: running trials write a checkpoint …", halt)
