@@ -98,7 +98,7 @@ def voila(results: Path) -> Iterator[str]:
         "--token",
         "t",
         "--no-browser",
-        address=f"{base}/?token=t",
+        address=f"{base}/voila/static/none",
     ):
         yield f"{base}/?token=t"
 

@@ -349,7 +349,7 @@ def scaling(run: Run, x: Literal["non_embedding", "training_flops"] = "non_embed
         group = {"name": style.label(arm), "legendgroup": f"arm {run.arms.index(arm)}"}
         places, reached = mine[x].to_list(), list(zip(mine["value"], mine["value"], mine["value"]))
         if law is not None:
-            places = np.geomspace(mine[x].min(), BEYOND * mine[x].max(), 60).tolist()  # type: ignore[operator]
+            places = np.geomspace(min(places), BEYOND * max(places), 60).tolist()
             reached = [law.at(place) for place in places]
         value, low, high = ([row[i] for row in reached] for i in range(3))
         bands.append(go.Scatter(

@@ -414,7 +414,7 @@ def overview_table(results: str | Path) -> pl.DataFrame:
         try:
             run = Snapshot(AblationRun(path.parent))
             stands, verdict = state(run), run.verdict() if run.finished else None
-        except (ConfigError, KeyError, OSError) as error:  # of an earlier version, or deleted this moment
+        except (ConfigError, KeyError, OSError, TypeError) as error:  # of an earlier version, or deleted this moment
             rows.append(
                 (path.parent.name, "", f"cannot be read ({type(error).__name__})", 0, 0, 0, "", "", str(path.parent))
             )
@@ -435,7 +435,7 @@ def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non
     """
     from workbench.ablation.run import AblationRun
 
-    schema = {"arm": pl.String, "ablation": pl.String, x: pl.Float64, "value": pl.Float64, "low": pl.Float64,
+    schema: dict[str, Any] = {"arm": pl.String, "ablation": pl.String, x: pl.Float64, "value": pl.Float64, "low": pl.Float64,
               "high": pl.Float64, "runs": pl.Int64, "stage": pl.String, "values": pl.List(pl.Float64)}  # fmt: skip
     rows = []
     for path in sorted(Path(run.folder).parent.glob("*/ablation.json")):
@@ -445,7 +445,7 @@ def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non
                 continue
             seen = Snapshot(other)
             table, runs = frontier_table(seen, x), seen.runs()
-        except (ConfigError, KeyError, OSError):
+        except (ConfigError, KeyError, OSError, TypeError):
             continue
         rows += [(row["arm"], other.name, row[x], row["value"], row["low"], row["high"], row["runs"], row["stage"],
                   _confirmed(runs.filter(pl.col("arm") == row["arm"])).to_list())

@@ -267,9 +267,9 @@ class Dashboard(widgets.VBox):
             return made
 
         self.x_axis = toggle([("Tokens", "tokens"), ("FLOPs", "flops"), ("Time", "seconds")], 66, "x")
-        self.y_axis = toggle([("Training", "loss"), ("Selection", "selection_value")], 90, "y")
+        self.y_axis = toggle([("Training loss", "loss"), ("Selection", "selection_value")], 106, "y")
         self.smoothing = widgets.FloatSlider(min=0, max=0.98, step=0.02, description="smoothing", readout_format=".2f",
-                                             continuous_update=False, layout={"width": "240px"})  # fmt: skip
+                                             continuous_update=False, layout={"width": "228px"})  # fmt: skip
         self.smoothing.observe(lambda change: self._set(smoothing=change["new"]), "value")
         self.log_x, self.log_y = tick("log x", "log_x"), tick("log y", "log_y")
         self.tuning_view = toggle(list(panels.TUNING), 110, "tuning")
