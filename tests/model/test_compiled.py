@@ -32,7 +32,8 @@ def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: b
     exact, plain, compiled = gradients(torch.float64), gradients(torch.float32), gradients(torch.float32, compiled=True)
 
     def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-        return float((got - wanted).norm() / wanted.norm())
+        # a bias on all pooled keys alike changes no softmax: its gradient is rounding, or nothing
+        return float((got - wanted).norm() / wanted.norm().clamp_min(1e-5))
 
     for name, wanted in exact.items():
         own, allowed = error(compiled[name], wanted), 1.5 * error(plain[name], wanted) + 0.02
