@@ -101,7 +101,7 @@ def overview(results: Path) -> Grid:
     heads = [("ablation", False), ("state", False), ("runs", True), ("arms", True), ("verdict", False), ("question", False),
              ("created", False)]  # fmt: skip
     rows = [(row["folder"], "", [row["ablation"], row["state"], (f"{row['ended']} of {row['planned']}", row["ended"]),
-                                 (str(row["arms"]), row["arms"]), row["verdict"], row["question"], row["created"][:16]])
+                                 (str(row["arms"]), row["arms"]), row["verdict"], row["question"], row["created"][:16].replace(" ", "\u00a0")])
             for row in table.iter_rows(named=True)]  # fmt: skip
     return Grid("ablations", heads, rows, table, action="open",
                 empty=f"No ablation in {results}. `workbench run sweeps/quickstart.yaml` makes the first.")  # fmt: skip
