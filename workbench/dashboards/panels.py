@@ -99,9 +99,9 @@ def overview(results: Path) -> Grid:
     """The ablations below ``results`` as a table in which one can be opened."""
     table = tables.overview_table(results)
     heads = [("ablation", False), ("state", False), ("runs", True), ("arms", True), ("verdict", False), ("question", False),
-             ("created", False)]  # fmt: skip
+             ("created", True)]  # fmt: skip
     rows = [(row["folder"], "", [row["ablation"], row["state"], (f"{row['ended']} of {row['planned']}", row["ended"]),
-                                 (str(row["arms"]), row["arms"]), row["verdict"], row["question"], row["created"][:16].replace(" ", "\u00a0")])
+                                 (str(row["arms"]), row["arms"]), row["verdict"], row["question"], row["created"][:16]])
             for row in table.iter_rows(named=True)]  # fmt: skip
     return Grid("ablations", heads, rows, table, action="open",
                 empty=f"No ablation in {results}. `workbench run sweeps/quickstart.yaml` makes the first.")  # fmt: skip

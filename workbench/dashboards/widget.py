@@ -278,7 +278,7 @@ class Dashboard(widgets.VBox):
         self.spent.observe(lambda change: self._set(spent=change["new"]), "value")
         self.size = toggle([("Parameters", "non_embedding"), ("FLOPs", "training_flops")], 100, "size")
         self.mechanism = toggle(["over training", "layers", "recall", "attention"], 110, "mechanism")
-        self.diagnostic = widgets.Dropdown(options=[], description="diagnostic", layout={"width": "320px"})
+        self.diagnostic = widgets.Dropdown(options=[], description="diagnostic", layout={"width": "240px"})
         self.diagnostic.observe(lambda change: self._set(diagnostic=change["new"] or ""), "value")
         self.look_button = button("Look inside", "Open the last checkpoint of one run of each arm", self.look_inside)
         self._choices = widgets.HBox(layout={"min_height": "42px", "flex_flow": "row wrap", "grid_gap": "12px",
