@@ -20,3 +20,10 @@ def _seed(request: pytest.FixtureRequest) -> None:
     torch.set_num_threads(1)
     seed = zlib.crc32(f"{os.environ.get('WORKBENCH_TEST_SEED', '0')}/{request.node.nodeid}".encode())
     torch.manual_seed(seed)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("WORKBENCH_SLOW") != "1":
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; WORKBENCH_SLOW=1 runs it"))

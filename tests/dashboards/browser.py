@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -97,6 +98,30 @@ def voila(results: Path) -> Iterator[str]:
         "--token",
         "t",
         "--no-browser",
-        address=f"{base}/?token=t",
+        address=f"{base}/voila/static/none",
     ):
         yield f"{base}/?token=t"
+
+
+@contextlib.contextmanager
+def lab(where: Path) -> Iterator[str]:
+    """JupyterLab in the folder ``where``; yields its address without a path."""
+    port, settings = free_port(), where / ".lab"
+    base = f"http://127.0.0.1:{port}"
+    whole = settings / "@jupyterlab" / "notebook-extension"
+    whole.mkdir(parents=True)  # every cell is on the page, in sight or not
+    (whole / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+    arguments = ["jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=t",
+                 "--allow-root", f"--ServerApp.root_dir={where}"]  # fmt: skip
+    with server(*arguments, address=f"{base}/api?token=t", where=where, JUPYTERLAB_SETTINGS_DIR=str(settings),
+                JUPYTERLAB_WORKSPACES_DIR=str(settings), JUPYTER_CONFIG_DIR=str(settings)):  # fmt: skip
+        yield base
+
+
+def choose(view: Any, panel: str) -> None:
+    view.locator(".widget-toggle-button", has_text=re.compile(f"^{panel}$")).click()
+
+
+def header(view: Any, text: str, patience: float = 60) -> None:
+    """Wait until the dashboard holds ``text``."""
+    view.locator(".workbench-dashboard").filter(has_text=re.compile(text)).first.wait_for(timeout=1000 * patience)

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
-from dashboards.browser import ROOT, needs_browser, page, voila
+from dashboards.browser import ROOT, choose, header, needs_browser, page, voila
 
 pytestmark = [needs_browser, pytest.mark.browser]
-
-
-def choose(view: Any, panel: str) -> None:
-    view.locator(".widget-toggle-button", has_text=re.compile(f"^{panel}$")).click()
-
-
-def header(view: Any, text: str, patience: float = 60) -> None:
-    """Wait until the dashboard's header holds ``text``."""
-    view.locator(".workbench-dashboard").filter(has_text=re.compile(text)).first.wait_for(timeout=1000 * patience)
 
 
 def test_the_page_of_kept_results(tmp_path: Path) -> None:

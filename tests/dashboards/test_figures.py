@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from dashboards.fake import FakeRun
 
-from workbench.dashboards import figures, style, tables
+from workbench.dashboards import figures, panels, style, tables
 
 ODD = '<img src=x onerror=alert(1)> & "co"'
 
@@ -165,3 +165,46 @@ def test_human_numbers() -> None:
     assert [style.size(3.4e9), style.flops(4.1e9), style.size(None)] == ["3.4 GB", "4.1 GFLOPs", "–"]
     assert [style.duration(s) for s in (0, 59.7, 120, 3600, 5400)] == ["0.0 s", "1 min", "2 min", "1 h", "1 h 30 min"]
     assert style.bits(-0.00001, signed=True) == "+0.0000"
+
+
+class Sized(FakeRun):
+    """A finished ablation whose size is in its folder's name."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, trials=1)
+        self.name, self.size = folder.name, float(folder.name)
+
+    def cost(self) -> pl.DataFrame:
+        return pl.DataFrame(
+            {"arm": self.arms, "non_embedding": [self.size] * 2, "training_flops": [6 * self.size**2] * 2}
+        )
+
+    def runs(self) -> pl.DataFrame:
+        noise = pl.col("seed").cast(pl.Float64) * 1e-4 + pl.when(pl.col("arm") == "gdn").then(0.05).otherwise(0.0)
+        return super().runs().with_columns(report_value=0.5 + 20 * self.size**-0.3 + noise)
+
+
+@pytest.mark.parametrize("sizes", [2, 4])
+def test_a_law_is_fitted_where_sizes_suffice(sizes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.ablation.run.AblationRun", Sized)
+    folders = [tmp_path / str(100 * 10**i) for i in range(sizes)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "ablation.json").touch()
+    run = tables.Snapshot(Sized(folders[0]))
+    table = tables.scaling_table(run)
+    assert table["values"].list.len().to_list() == [3] * 2 * sizes
+    laws, figure = tables.scaling_laws(table), figures.scaling(run)
+    band, line, points = figure.data[0], figure.data[2], figure.data[4]
+    assert len(figure.data) == 6, "traces depend on the arms alone"
+    assert list(points.x) == [100 * 10**i for i in range(sizes)]
+    shown, told = panels.scaling(run, panels.Settings())
+    if sizes == 2:
+        assert not laws and not band.x and list(line.y) == list(points.y)
+        assert "needs confirmation runs at 3 sizes" in told.html
+        return
+    assert laws["full"].exponent == pytest.approx(0.3, rel=0.05) and laws["full"].floor == pytest.approx(0.5, rel=0.05)
+    assert max(line.x) == pytest.approx(3 * max(points.x)) and len(band.x) == 2 * len(line.x)
+    assert line.y[-1] == pytest.approx(laws["full"].at(line.x[-1])[0])
+    assert all(low <= middle <= high for middle, high, low in zip(line.y, band.y, band.y[::-1]))
+    assert told.html.count("exponent") == 2 and shown.table is not None

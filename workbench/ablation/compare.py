@@ -50,6 +50,12 @@ class ScalingLaw:
         low, high = np.quantile(values, [0.025, 0.975])
         return self.floor + self.scale * x**-self.exponent, float(low), float(high)
 
+    def told(self, x: str, unit: str) -> str:
+        """The law in words, without a full stop; ``x`` is what it is fitted over, ``unit`` that of the loss."""
+        floor = f"{self.floor:.4g} + " if self.floor else ""
+        return (f"{unit} = {floor}{self.scale:.4g} · {x}^−{self.exponent:.4f}, exponent {self.exponent_low:.4f} to "
+                f"{self.exponent_high:.4f} (95 % over seeds, {self.points} places)")  # fmt: skip
+
 
 def fit_scaling_law(values: Mapping[float, Sequence[float]], replicates: int = 300, seed: int = 0) -> ScalingLaw:
     """Fit by least squares of log L (so that sizes of loss count alike), over seeds' means.
@@ -164,9 +170,7 @@ class Comparison:
             )
         lines += ["", *rank_stability(self.table)]
         for arm, law in self.laws.items():
-            floor = f"{law.floor:.4g} + " if law.floor else ""
-            told = (f"{arm}: {self.unit} = {floor}{law.scale:.4g} · {self.x}^−{law.exponent:.4f}, exponent {law.exponent_low:.4f} to "
-                    f"{law.exponent_high:.4f} (95 % over seeds, {law.points} places)")  # fmt: skip
+            told = f"{arm}: {law.told(self.x, self.unit)}"
             if self.at is not None:
                 reached, low, high = law.at(self.at)
                 told += f"; at {self.at:g}: {reached:.4f} ({low:.4f} to {high:.4f}), if the law goes on"

@@ -165,9 +165,9 @@ class Verdict:
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
-        """The verdict whose :meth:`plain` is ``data``."""
+        """The verdict whose :meth:`plain` is ``data``; numbers that an earlier version did not work out are None."""
         floor = data["noise_floor"]
-        unknown = dict.fromkeys(item.name for item in fields(ArmVerdict))  # what an earlier version did not tell
+        unknown = {item.name: None for item in fields(ArmVerdict) if item.type == "float | None"}
         rows = tuple(ArmVerdict(**{**unknown, **row}) for row in data["rows"])
         declared = tuple(data.get("declared", ()))
         return cls(

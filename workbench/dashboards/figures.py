@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
@@ -30,6 +31,7 @@ from workbench.dashboards.tables import (
     frontier_table,
     importance_table,
     recall_table,
+    scaling_laws,
     scaling_table,
     smoothed,
     state_table,
@@ -329,21 +331,44 @@ def frontier(run: Run, x: Spent = "training_flops") -> go.Figure:
     return figure.update_layout(legend=_legend(run.arms))
 
 
+BEYOND = 3.0
+"""How far past the largest size, as a factor, a fitted law is drawn."""
+
+
 def scaling(run: Run, x: Literal["non_embedding", "training_flops"] = "non_embedding") -> go.Figure:
-    """Quality of each arm over the sizes that have been run: this ablation and those beside it with arms of these names."""
+    """Quality of each arm over the sizes that have been run: this ablation and those beside it with arms of these names.
+
+    Where there are sizes enough (:func:`scaling_laws`), the line is the arm's fitted law with its 95 % interval over seeds,
+    carried on to :data:`BEYOND` times the largest size; where not, it joins the points.
+    """
     table, styles = scaling_table(run, x), style.looks(run)
-    lines = []
+    laws = scaling_laws(table, x)
+    bands, curves, points = [], [], []
     for arm, look in styles.items():
-        mine = table.filter(pl.col("arm") == arm)
-        lines.append(go.Scatter(
-            x=mine[x].to_list(), y=mine["value"].to_list(), name=style.label(arm), mode="lines+markers",
-            line={"color": look.colour, "dash": look.dash}, marker={"size": 9},
+        mine, law = table.filter(pl.col("arm") == arm), laws.get(arm)
+        group = {"name": style.label(arm), "legendgroup": f"arm {run.arms.index(arm)}"}
+        places, reached = mine[x].to_list(), list(zip(mine["value"], mine["value"], mine["value"]))
+        if law is not None:
+            places = np.geomspace(min(places), BEYOND * max(places), 60).tolist()
+            reached = [law.at(place) for place in places]
+        value, low, high = ([row[i] for row in reached] for i in range(3))
+        bands.append(go.Scatter(
+            x=places + places[::-1] if law else [], y=high + low[::-1] if law else [], mode="lines", fill="toself",
+            fillcolor=look.faint(0.16 if len(styles) <= 8 else 0.05), line={"width": 0}, hoverinfo="skip", showlegend=False,
+            **group,
+        ))  # fmt: skip
+        curves.append(go.Scatter(
+            x=places, y=value, mode="lines", line={"color": look.colour, "dash": look.dash, "width": 1.8}, hoverinfo="skip",
+            showlegend=False, **group,
+        ))  # fmt: skip
+        points.append(go.Scatter(
+            x=mine[x].to_list(), y=mine["value"].to_list(), mode="markers", marker={"size": 9, "color": look.colour},
             error_y={"type": "data", "symmetric": False, "array": (mine["high"] - mine["value"]).to_list(),
                      "arrayminus": (mine["value"] - mine["low"]).to_list(), "thickness": 1.5},
-            customdata=[style.label(name) for name in mine["ablation"]],
-            hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata})",
+            customdata=[style.label(name) for name in mine["ablation"]], showlegend=True,
+            hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata})", **group,
         ))  # fmt: skip
-    figure = _figure(lines, "" if len(table) else "No arm has a number yet.")
+    figure = _figure([*bands, *curves, *points], "" if len(table) else "No arm has a number yet.")
     figure.update_xaxes(title_text=SPENT_TITLES[x], type="log")
     figure.update_yaxes(title_text=_quality_title(run), type="log")
     return figure.update_layout(legend=_legend(run.arms))

@@ -99,7 +99,7 @@ def overview(results: Path) -> Grid:
     """The ablations below ``results`` as a table in which one can be opened."""
     table = tables.overview_table(results)
     heads = [("ablation", False), ("state", False), ("runs", True), ("arms", True), ("verdict", False), ("question", False),
-             ("created", False)]  # fmt: skip
+             ("created", True)]  # fmt: skip
     rows = [(row["folder"], "", [row["ablation"], row["state"], (f"{row['ended']} of {row['planned']}", row["ended"]),
                                  (str(row["arms"]), row["arms"]), row["verdict"], row["question"], row["created"][:16]])
             for row in table.iter_rows(named=True)]  # fmt: skip
@@ -179,8 +179,18 @@ def scaling(run: Snapshot, settings: Settings) -> list[Block]:
     """Quality over sizes."""
     note = "Every ablation in this folder whose arms have the same names and are measured alike is a size."
     drawn, table = figures.scaling(run, settings.size), tables.scaling_table(run, settings.size)
-    few = " One size so far: a curve needs others." if table["ablation"].n_unique() == 1 else ""
-    return [Figure("scaling", drawn.update_layout(height=470), table, note + few)]
+    blocks: list[Block] = [Figure("scaling", drawn.update_layout(height=470), table, note)]
+    laws = tables.scaling_laws(table, settings.size)
+    if not laws:
+        told = f"A fitted law needs confirmation runs at {tables.SIZES} sizes or more."
+        return [*blocks, Text("laws", f"<p class='wb-note'>{told}</p>")]
+    x = {"non_embedding": "parameters", "training_flops": "FLOPs"}[settings.size]
+    said = "".join(
+        f"<li>{markup.arm_name(run, arm)}: {law.told(x, run.metric.unit)}.</li>" for arm, law in laws.items()
+    )
+    warning = (f"The band holds the noise over seeds, not that the law may be the wrong one; past the largest size it is "
+               f"drawn on to {figures.BEYOND:g} times it.")  # fmt: skip
+    return [*blocks, Text("laws", f"<h3>Fitted laws</h3><ul>{said}</ul><p class='wb-note'>{warning}</p>")]
 
 
 def mechanisms(run: Snapshot, settings: Settings) -> list[Block]:

@@ -7,9 +7,10 @@ the same columns whether or not there is anything to show yet.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from copy import copy
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 
@@ -22,6 +23,7 @@ from workbench.results.store import ENDED
 from workbench.results.tables import Line, SingleRuns, frame_of
 
 if TYPE_CHECKING:
+    from workbench.ablation.compare import ScalingLaw
     from workbench.ablation.run import AblationRun
     from workbench.ablation.verdict import Verdict
 
@@ -355,9 +357,14 @@ def frontier_table(run: Run, x: Spent = "training_flops") -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
+def _confirmed(mine: pl.DataFrame) -> pl.Series:
+    """The report value of every confirmation run that is done."""
+    return mine.filter((pl.col("status") == "done") & (pl.col("stage") == "confirmation"))["report_value"].drop_nulls()
+
+
 def _quality(mine: pl.DataFrame) -> tuple[float, float, float, int, str] | None:
     """Mean, smallest and largest value of an arm, over how many runs of which stage."""
-    done = mine.filter((pl.col("status") == "done") & (pl.col("stage") == "confirmation"))["report_value"].drop_nulls()
+    done = _confirmed(mine)
     if len(done):
         return done.mean(), done.min(), done.max(), len(done), "confirmation"  # type: ignore[return-value]
     chosen = mine.filter(pl.col("stage") == "tuning").filter(pl.col("selection_value").is_finite())
@@ -382,7 +389,7 @@ def overview_table(results: str | Path) -> pl.DataFrame:
         try:
             run = Snapshot(AblationRun(path.parent))
             stands, verdict = state(run), run.verdict() if run.finished else None
-        except (ConfigError, KeyError, OSError) as error:  # of an earlier version, or deleted this moment
+        except (ConfigError, KeyError, OSError, TypeError) as error:  # of an earlier version, or deleted this moment
             rows.append(
                 (path.parent.name, "", f"cannot be read ({type(error).__name__})", 0, 0, 0, "", "", str(path.parent))
             )
@@ -398,25 +405,50 @@ def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non
     """The arms of ``run`` at every size there is: its own, and those of the ablations beside it with arms of these names
     and the same metric.
 
-    Columns: arm, ablation, ``x`` under its name, value, low, high, runs, stage (as in :func:`frontier_table`).
+    Columns: arm, ablation, ``x`` under its name, value, low, high, runs, stage (as in :func:`frontier_table`), values (the
+    report value of every confirmation run that is done).
     """
     from workbench.ablation.run import AblationRun
 
-    schema = {"arm": pl.String, "ablation": pl.String, x: pl.Float64, "value": pl.Float64, "low": pl.Float64,
-              "high": pl.Float64, "runs": pl.Int64, "stage": pl.String}  # fmt: skip
+    schema: dict[str, Any] = {"arm": pl.String, "ablation": pl.String, x: pl.Float64, "value": pl.Float64, "low": pl.Float64,
+              "high": pl.Float64, "runs": pl.Int64, "stage": pl.String, "values": pl.List(pl.Float64)}  # fmt: skip
     rows = []
     for path in sorted(Path(run.folder).parent.glob("*/ablation.json")):
         try:
             other = AblationRun(path.parent)
             if other.metric != run.metric or not set(other.arms) & set(run.arms):
                 continue
-            table = frontier_table(Snapshot(other), x)
-        except (ConfigError, KeyError, OSError):
+            seen = Snapshot(other)
+            table, runs = frontier_table(seen, x), seen.runs()
+        except (ConfigError, KeyError, OSError, TypeError):
             continue
-        rows += [(row["arm"], other.name, row[x], row["value"], row["low"], row["high"], row["runs"], row["stage"])
+        rows += [(row["arm"], other.name, row[x], row["value"], row["low"], row["high"], row["runs"], row["stage"],
+                  _confirmed(runs.filter(pl.col("arm") == row["arm"])).to_list())
                  for row in table.iter_rows(named=True) if row["arm"] in run.arms]  # fmt: skip
     order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
     return pl.DataFrame(rows, schema=schema, orient="row").sort(order, x)
+
+
+SIZES = 3
+"""Sizes from which on a scaling law is drawn (ours): through two of them one always goes."""
+
+
+def scaling_laws(table: pl.DataFrame, x: str = "non_embedding") -> dict[str, ScalingLaw]:
+    """The law of each arm of a :func:`scaling_table` that has confirmation runs, with losses above zero, at :data:`SIZES`
+    sizes or more: :func:`workbench.ablation.compare.fit_scaling_law`."""
+    held: dict[str, dict[float, list[float]]] = {}
+    for arm, place, values in table.select("arm", x, "values").iter_rows():
+        held.setdefault(arm, {}).setdefault(place, []).extend(v for v in values if 0 < v < math.inf)
+    places = {arm: tuple((p, tuple(v)) for p, v in mine.items() if p > 0 and v) for arm, mine in held.items()}
+    return {arm: _law(mine) for arm, mine in places.items() if len(mine) >= SIZES}
+
+
+@lru_cache(maxsize=256)
+def _law(places: tuple[tuple[float, tuple[float, ...]], ...]) -> ScalingLaw:
+    """Kept, since a live view asks again and again, and every fit is one of hundreds of replicates."""
+    from workbench.ablation.compare import fit_scaling_law
+
+    return fit_scaling_law(dict(places))
 
 
 def state_table(run: Run) -> pl.DataFrame:

@@ -188,7 +188,7 @@ class Dashboard(widgets.VBox):
         self._make_controls()
         self._take(what)
         self.panel = widgets.ToggleButtons(options=list(PANELS), style={"button_width": "104px"})
-        self.panel.value = panel or ("Ablations" if self.run is None else "Curves" if self.ablation is None else "Cost")
+        self.panel.value = panel or self._fitting()
         super().__init__(
             [self._heading, self._actions, self.message, self.panel, self._choices, self.board],
             layout={"width": "100%", "overflow": "visible"},
@@ -243,7 +243,7 @@ class Dashboard(widgets.VBox):
             self._take(what)
             # what the controls say goes on; marks and maps were of the other ablation
             self.settings = Settings(**{name: getattr(self.settings, name) for name in CONTROLLED})
-            self.panel.value = "Ablations" if self.run is None else "Curves" if self.ablation is None else "Cost"
+            self.panel.value = self._fitting()
             self._snapshot = None
         self.refresh_once()
         self._wake()
@@ -266,10 +266,10 @@ class Dashboard(widgets.VBox):
             made.on_click(lambda _: act())
             return made
 
-        self.x_axis = toggle([("Tokens", "tokens"), ("FLOPs", "flops"), ("Time", "seconds")], 70, "x")
-        self.y_axis = toggle([("Training loss", "loss"), ("Selection", "selection_value")], 110, "y")
+        self.x_axis = toggle([("Tokens", "tokens"), ("FLOPs", "flops"), ("Time", "seconds")], 66, "x")
+        self.y_axis = toggle([("Training loss", "loss"), ("Selection", "selection_value")], 106, "y")
         self.smoothing = widgets.FloatSlider(min=0, max=0.98, step=0.02, description="smoothing", readout_format=".2f",
-                                             continuous_update=False, layout={"width": "280px"})  # fmt: skip
+                                             continuous_update=False, layout={"width": "228px"})  # fmt: skip
         self.smoothing.observe(lambda change: self._set(smoothing=change["new"]), "value")
         self.log_x, self.log_y = tick("log x", "log_x"), tick("log y", "log_y")
         self.tuning_view = toggle(list(panels.TUNING), 110, "tuning")
@@ -278,7 +278,7 @@ class Dashboard(widgets.VBox):
         self.spent.observe(lambda change: self._set(spent=change["new"]), "value")
         self.size = toggle([("Parameters", "non_embedding"), ("FLOPs", "training_flops")], 100, "size")
         self.mechanism = toggle(["over training", "layers", "recall", "attention"], 110, "mechanism")
-        self.diagnostic = widgets.Dropdown(options=[], description="diagnostic", layout={"width": "320px"})
+        self.diagnostic = widgets.Dropdown(options=[], description="diagnostic", layout={"width": "240px"})
         self.diagnostic.observe(lambda change: self._set(diagnostic=change["new"] or ""), "value")
         self.look_button = button("Look inside", "Open the last checkpoint of one run of each arm", self.look_inside)
         self._choices = widgets.HBox(layout={"min_height": "42px", "flex_flow": "row wrap", "grid_gap": "12px",
@@ -292,7 +292,7 @@ class Dashboard(widgets.VBox):
         self.launch_button = button(
             "Launch", "Start this ablation, or go on with it: finished runs are not repeated", self.launch
         )
-        self.stop_button = button("Stop", "Workers write checkpoints and end; Launch goes on", self.stop_workers)
+        self.stop_button = button("Stop", "Workers write checkpoints and end; “Go on” continues", self.stop_workers)
         self.export_kind = widgets.Dropdown(
             options=[(text, kind) for kind, text in EXPORTS.items()], layout={"width": "130px"}
         )
@@ -328,6 +328,10 @@ class Dashboard(widgets.VBox):
             self.run, self.results = what, Path(what.folder).parent
         if self.run is not None:
             self.workers.value = self.run.about.get("workers") or self.workers.value
+
+    def _fitting(self) -> str:
+        """The panel to begin with."""
+        return "Ablations" if self.run is None else "Cost" if isinstance(self.run, Planned) else "Curves"
 
     def _set(self, **changes: Any) -> None:
         for name, value in changes.items():
@@ -365,7 +369,7 @@ class Dashboard(widgets.VBox):
         def halt() -> None:
             left = self.run.stop() if self.run is not None and not isinstance(self.run, Planned) else []
             self._tell(
-                f"{len(left)} workers have not ended yet." if left else "Stopped; Launch goes on from the checkpoints."
+                f"{len(left)} workers have not ended yet." if left else "Stopped; “Go on” continues from checkpoints."
             )
 
         self._do("Stopping: running trials write a checkpoint …", halt)
@@ -379,7 +383,8 @@ class Dashboard(widgets.VBox):
                 raise ConfigError.at(
                     "export", got="no ablation", expected="an ablation to be open", do="Open one in Ablations."
                 )
-            self._tell("Wrote " + ", ".join(str(path) for path in self.write(kind)))
+            files = self.write(kind)
+            self._tell(f"Wrote {', '.join(path.name for path in files)} in {files[0].parent}")
 
         self._do(f"Exporting {EXPORTS[kind]} …", write)
 
@@ -519,7 +524,7 @@ class Dashboard(widgets.VBox):
         stands = state(run)
         left = f", about {style.duration(stands['seconds_left'])} left" if stands["seconds_left"] else ""
         word = "not launched" if isinstance(self.run, Planned) else stands["word"]
-        waiting = " (no worker is alive; Launch goes on)" if word == "not running" else ""
+        waiting = " (no worker is alive; “Go on” starts them again)" if word == "not running" else ""
         self._title(run.name, run.question, (
             f"<div>{escape(word)}{waiting}: {stands['ended']} of {stands['planned']} runs{left}</div>"
             "<div style='height:6px;border-radius:3px;background:rgba(128,128,128,.22);overflow:hidden;max-width:640px'>"
