@@ -1,16 +1,22 @@
-"""A worker's part that needs no trial: the GPU it gives to its trials."""
+"""What a worker does about its trials' processes: the GPU it gives them, and how it ends with those that do not end well."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from helpers import ablation_fields, write_corpus
 
+from workbench.ablation import worker as workers
 from workbench.ablation.ablation import Ablation, visible_gpus
+from workbench.ablation.plan import TUNING
+from workbench.ablation.study import ATTEMPTS, slots
 from workbench.ablation.worker import Worker
+from workbench.results.store import RunFolder
 
 
 def test_every_worker_has_a_gpu_of_its_own_while_there_are_enough(
@@ -37,3 +43,31 @@ def test_without_gpus_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run.about["gpus"] = []
     with Worker(run)._gpu():
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_trial_that_dies_before_it_runs_is_killed_not_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = lone_worker(tmp_path, monkeypatch, lambda *arguments: os._exit(3))
+    assert worker._turn()
+    (path,) = worker.run.folder.glob("runs/*")
+    assert RunFolder(path).status()["reason"] == "its process was killed (exit code 3)"
+    RunFolder(path).set_status("interrupted", "left by an earlier session")
+    turns = 1
+    while worker._turn():
+        turns += 1
+        assert turns < 10 and not worker.stopping
+    (trials,) = slots(worker.plan.study("full", TUNING)).values()
+    assert [trial.user_attrs["status"] for trial in trials] == ["killed"] * ATTEMPTS
+    assert worker.run.finished and "killed" in worker.run.failures()["full"] and not worker.stopping
+
+
+def lone_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trial: Callable[..., None]) -> Worker:
+    """A worker with one tuning trial to do, whose process runs ``trial`` instead of training."""
+    fields = ablation_fields(write_corpus(tmp_path / "corpus"), arms={"full": {}}, confirmation={"seeds": [0]},
+                             tuning={"trials": 1, "sampler": "random"})  # fmt: skip
+    worker = Worker(Ablation.parse(fields, tmp_path / "results").create())
+    worker.processes = multiprocessing.get_context("fork")
+    monkeypatch.setattr(workers, "_trial", trial)
+    return worker

@@ -201,6 +201,7 @@ class Worker:
         reported: set[int] = set()
         pruned = False
         process = None
+        before = folder.status()
         if not folder.result() and not self.stopping:
             cache = Path(self.run.folder.parent) / "cache"
             arguments = (str(folder.path), str(cache), self.run.about["threads"])
@@ -228,13 +229,16 @@ class Worker:
         if result:
             return result
         state = folder.status()
-        if state["status"] == "killed":
-            code = process.exitcode if process is not None else None
-            state["reason"] = f"its process was killed (exit code {code})"
-            folder.set_status("killed", state["reason"])
-        elif state["status"] in ("waiting", "running"):
-            state = {"status": "interrupted", "reason": "the worker was asked to stop before it began"}
-        return state
+        if (
+            state["status"] == "interrupted" and state != before
+        ):  # by this process: it was asked to stop, or found a full disk
+            return state
+        if process is None or (self.stopping and process.exitcode == -signal.SIGTERM):
+            return {"status": "interrupted", "reason": "the worker was asked to stop before it began"}
+        reason = f"its process was killed (exit code {process.exitcode})"
+        if state["status"] != "running":  # another process is not running it
+            folder.set_status("killed", reason)
+        return {"status": "killed", "reason": reason}
 
     def _report(self, trial: optuna.Trial, folder: RunFolder, reported: set[int]) -> bool:
         """Tell Optuna the evaluations that are new. Returns whether the trial should be pruned.
