@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,9 +53,9 @@ def test_a_trial_that_dies_before_it_runs_is_killed_not_interrupted(
 ) -> None:
     worker = lone_worker(tmp_path, monkeypatch, lambda *arguments: os._exit(3))
     assert worker._turn()
-    (path,) = worker.run.folder.glob("runs/*")
-    assert RunFolder(path).status()["reason"] == "its process was killed (exit code 3)"
-    RunFolder(path).set_status("interrupted", "left by an earlier session")
+    (run,) = runs(worker)
+    assert run.status()["reason"] == "its process was killed (exit code 3)"
+    run.set_status("interrupted", "left by an earlier session")
     turns = 1
     while worker._turn():
         turns += 1
@@ -61,6 +63,29 @@ def test_a_trial_that_dies_before_it_runs_is_killed_not_interrupted(
     (trials,) = slots(worker.plan.study("full", TUNING)).values()
     assert [trial.user_attrs["status"] for trial in trials] == ["killed"] * ATTEMPTS
     assert worker.run.finished and "killed" in worker.run.failures()["full"] and not worker.stopping
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_hung_trial_is_killed_when_its_worker_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(path: str, *arguments: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with RunFolder(path).hold():
+            RunFolder(path).set_status("running", pid=os.getpid())
+            while True:
+                time.sleep(60)
+
+    worker = lone_worker(tmp_path, monkeypatch, hang)
+    monkeypatch.setattr(workers, "GRACE", 0.3)
+    monkeypatch.setattr(
+        worker, "_asked_to_stop", lambda: any(run.status()["status"] == "running" for run in runs(worker))
+    )
+    assert worker._turn()
+    (run,) = runs(worker)
+    assert run.status()["reason"] == "its process was killed (exit code -9)"
+
+
+def runs(worker: Worker) -> list[RunFolder]:
+    return [RunFolder(path) for path in worker.run.folder.glob("runs/*")]
 
 
 def lone_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trial: Callable[..., None]) -> Worker:

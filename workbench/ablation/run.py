@@ -318,7 +318,8 @@ class AblationRun:
         return {int(name.rpartition("-")[2]) for name in self._enlisted()}
 
     def stop(self, wait: float = 60.0) -> list[int]:
-        """Ask every worker to stop, wherever it runs: running trials write a checkpoint and can go on later.
+        """Ask every worker to stop, wherever it runs: running trials write a checkpoint and can go on later. One that does
+        not end within ten minutes is killed, and goes on from its last checkpoint.
 
         Args:
             wait: seconds to wait for them.
