@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from helpers import ablation_fields, write_corpus
@@ -92,6 +94,25 @@ def test_a_tuning_trial_that_crashed_before_the_choice_does_not_change_it_later(
     chosen = plan.run.selection()
     assert ablation(corpus, tmp_path).create().selection() == chosen
     assert not open_slots(plan, TUNING) and open_slots(plan, CONFIRMATION) == [0]
+
+
+@pytest.mark.parametrize("change", [{}, {"margin": 0.01, "deviation": "a reviewer asked"}])
+def test_a_second_launch_says_how_the_work_is_carried_out(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    before = ablation(corpus, tmp_path).create().about
+    assert before["storage_key"] is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("workbench.ablation.ablation.Plan", Mock())  # no database is there
+    launch = {"workers": 3, "storage": "postgresql://me@host/studies"}
+    again = Ablation.parse(
+        ablation_fields(corpus, arms={"full": {}}, confirmation={"seeds": [0]}, launch=launch, **change), tmp_path
+    )
+    about = again.create().about
+    assert about["config"]["launch"] == again.config.launch.plain() and len(about["storage_key"]) == 8
+    assert (about["workers"], about["threads"], about["gpus"]) == (3, 4, ["4", "7"])
+    assert again.create().about["storage_key"] == about["storage_key"]
 
 
 def test_prepared_data_that_was_removed_is_made_again(tmp_path: Path) -> None:

@@ -21,20 +21,18 @@ from workbench.ablation.worker import Worker
 from workbench.results.store import RunFolder
 
 
-def test_every_worker_has_a_gpu_of_its_own_while_there_are_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5f/2")
     assert visible_gpus() == ["3", "GPU-5f/2"]
     run = Ablation.parse(ablation_fields(write_corpus(tmp_path / "corpus")), tmp_path / "results").create()
     assert run.about["gpus"] == ["3", "GPU-5f/2"]
-    workers = [Worker(run) for _ in range(3)]
+    workers = [Worker(run) for _ in range(5)]
     with ExitStack() as stack:
         seen = []
         for worker in workers:
             stack.enter_context(worker._gpu())
             seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        assert seen == ["3", "GPU-5f/2", "GPU-5f/2"]
+        assert seen == ["3", "GPU-5f/2", "3", "GPU-5f/2", "3"]
     with workers[0]._gpu():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 

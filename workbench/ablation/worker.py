@@ -8,6 +8,7 @@ from a server that has imported torch once, so they start at once.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -84,18 +85,19 @@ class Worker:
 
     @contextlib.contextmanager
     def _gpu(self) -> Iterator[None]:
-        """Give this worker's trials a GPU that no other worker has; where all are taken, they share the last."""
+        """Give this worker's trials the GPU that the fewest other workers have."""
         placed = self.plan.config.launch.launcher != "local"  # an engine has already given this job its GPUs
         gpus: list[str] = [] if placed else self.run.about.get("gpus", [])
         place = self.run.folder / "workers"
         place.mkdir(exist_ok=True)
-        for gpu in gpus:
-            name = "".join(c if c.isalnum() else "_" for c in gpu)
-            with locked(place / f"gpu-{name}.lock", patience=0) as mine:
-                if mine or gpu == gpus[-1]:
-                    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when a trial's process first asks for a device
-                    yield
-                    return
+        for turn in itertools.count() if gpus else ():
+            for gpu in gpus:
+                name = "".join(c if c.isalnum() else "_" for c in gpu)
+                with locked(place / f"gpu-{name}-{turn}.lock", patience=0) as mine:
+                    if mine:
+                        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when a trial's process first asks for a device
+                        yield
+                        return
         yield
 
     def _work(self) -> None:
