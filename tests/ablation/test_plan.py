@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import polars as pl
 import pytest
 from helpers import ablation_fields, write_corpus
 from optuna.trial import TrialState
@@ -18,6 +21,7 @@ from workbench.ablation.plan import CONFIRMATION, TUNING, Plan
 from workbench.ablation.study import slots
 from workbench.ablation.worker import Worker
 from workbench.config import ConfigError
+from workbench.files import write_json
 from workbench.results.store import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
@@ -113,6 +117,33 @@ def test_a_second_launch_says_how_the_work_is_carried_out(
     assert about["config"]["launch"] == again.config.launch.plain() and len(about["storage_key"]) == 8
     assert (about["workers"], about["threads"], about["gpus"]) == (3, 4, ["4", "7"])
     assert again.create().about["storage_key"] == about["storage_key"]
+
+
+def test_workers_with_the_same_process_number_in_two_containers_are_two(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ablation(corpus, tmp_path).create()
+    with ExitStack() as stack:
+        for host in ("here", "there.cluster"):
+            monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+            stack.enter_context(run.enlisted())
+        assert run.workers() == [os.getpid(), os.getpid()]
+    assert run.workers() == []
+
+
+def test_a_finished_ablation_has_a_verdict_though_a_run_never_began(corpus: Path, tmp_path: Path) -> None:
+    fields = ablation_fields(corpus, tuning={"trials": 0})
+    run = Ablation.parse(fields, tmp_path).create()
+    for arm, seed in (("full", 0), ("full", 1), ("full", 2), ("sliding", 0), ("sliding", 1)):
+        folder = Plan(run).folder_for(arm, CONFIRMATION, seed, {})
+        measured = {run.metric.numerator: [1.0 + seed, 2.0], run.metric.denominator: [10, 20]}
+        pl.DataFrame(measured).write_parquet(folder.path / "report.parquet")
+        folder.finish("done", report_value=0.1)
+    assert run.verdict() is None
+    write_json(run.folder / "finished.json", {"identity": run.about["identity"]})
+    verdict = run.verdict()
+    assert verdict is not None and [row.arm for row in verdict.rows] == ["full", "sliding"]
+    assert "no result" in str(verdict), str(verdict)
 
 
 def test_prepared_data_that_was_removed_is_made_again(tmp_path: Path) -> None:
