@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from workbench import cli
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.plan import CONFIRMATION, TUNING, Plan
+from workbench.ablation.run import AblationRun
 from workbench.ablation.study import slots
 from workbench.ablation.worker import Worker
 from workbench.config import ConfigError
@@ -144,6 +145,22 @@ def test_a_finished_ablation_has_a_verdict_though_a_run_never_began(corpus: Path
     verdict = run.verdict()
     assert verdict is not None and [row.arm for row in verdict.rows] == ["full", "sliding"]
     assert "no result" in str(verdict), str(verdict)
+
+
+def test_a_pilot_stops_its_workers_on_ctrl_c_and_fails_unfinished(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "ablation.yaml", ablation_fields(corpus, launch={"measure": False}))  # JSON is YAML
+    call = ["pilot", str(tmp_path / "ablation.yaml"), "--results", str(tmp_path / "results"), "--seeds", "2"]
+    start, stop = Mock(), Mock(return_value=[])
+    monkeypatch.setattr(AblationRun, "start_workers", start)
+    monkeypatch.setattr(AblationRun, "stop", stop)
+    monkeypatch.setattr(cli, "_watch", Mock(side_effect=[KeyboardInterrupt, None]))
+    stopped = CliRunner().invoke(cli.app, call)
+    assert stopped.exit_code == 130 and "The same command goes on" in stopped.output and stop.called
+    unfinished = CliRunner().invoke(cli.app, call)
+    assert unfinished.exit_code == 1 and "Not finished" in unfinished.output
+    assert start.call_count == 2 and stop.call_count == 1
 
 
 def test_prepared_data_that_was_removed_is_made_again(tmp_path: Path) -> None:
