@@ -60,26 +60,8 @@ def run(
     import polars as pl
 
     _print_cost(pl.DataFrame(launched.about["cost"], infer_schema_length=None), ablation.workers)
-    try:
-        if not launched.finished:
-            launched.start_workers(ablation.workers if workers is None else workers)
-        if detach:
-            console.print(f"Working in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
-            return
-        _watch(launched)
-    except KeyboardInterrupt:
-        console.print("\nStopping: running trials write a checkpoint …")
-        left = launched.stop()
-        console.print(
-            "Still writing a checkpoint, then they end." if left else "Stopped.", "The same command goes on from here."
-        )
-        raise typer.Exit(130) from None
-    if not launched.finished:
-        console.print("[bold]Not finished:[/] no worker is left.")
-        console.print(_why_stopped(launched), markup=False, highlight=False, soft_wrap=True)
-        console.print("The same command goes on from here.")
-        raise typer.Exit(1)
-    _conclude(launched)
+    if _work_off(launched, ablation.workers if workers is None else workers, detach):
+        _conclude(launched)
 
 
 @app.command()
@@ -221,15 +203,13 @@ def pilot(
 ) -> None:
     """Measure the noise before an ablation: its baseline (and an arm) on seeds of their own, the report split left sealed.
 
-    The pilot is an ablation named NAME-pilot; `workbench plan` reads it.
+    The pilot is an ablation named NAME-pilot; `workbench plan` reads it. Ctrl-C stops it; the same command goes on.
     """
     from workbench.ablation.ablation import Ablation
 
     small = Ablation.load(file, overrides or (), results).pilot(seeds, arms)
-    launched = small.launch(progress=_note)
-    _watch(launched)
-    if launched.finished:
-        plan(file, overrides, results)
+    _work_off(small.create(_note), small.workers)
+    plan(file, overrides, results)
 
 
 @app.command()
@@ -563,6 +543,33 @@ def _print_cost(frame: Any, workers: int) -> None:
         console.print(
             f"Training in all: about {_duration(total)} with {workers} worker(s), start-up and evaluation not counted."
         )
+
+
+def _work_off(launched: AblationRun, workers: int, detach: bool = False) -> bool:
+    """Start workers and watch them until all is done; ``detach`` returns False at once.
+
+    Ctrl-C stops the workers. It, and an end before all is done, leave the command with an error code.
+    """
+    try:
+        if not launched.finished:
+            launched.start_workers(workers)
+        if detach:
+            console.print(f"Working in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
+            return False
+        _watch(launched)
+    except KeyboardInterrupt:
+        console.print("\nStopping: running trials write a checkpoint …")
+        left = launched.stop()
+        console.print(
+            "Still writing a checkpoint, then they end." if left else "Stopped.", "The same command goes on from here."
+        )
+        raise typer.Exit(130) from None
+    if not launched.finished:
+        console.print("[bold]Not finished:[/] no worker is left.")
+        console.print(_why_stopped(launched), markup=False, highlight=False, soft_wrap=True)
+        console.print("The same command goes on from here.")
+        raise typer.Exit(1)
+    return True
 
 
 def _watch(launched: AblationRun) -> None:

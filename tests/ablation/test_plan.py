@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
+import polars as pl
 import pytest
 from helpers import ablation_fields, write_corpus
 from optuna.trial import TrialState
@@ -13,9 +18,11 @@ from typer.testing import CliRunner
 from workbench import cli
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.plan import CONFIRMATION, TUNING, Plan
+from workbench.ablation.run import AblationRun
 from workbench.ablation.study import slots
 from workbench.ablation.worker import Worker
 from workbench.config import ConfigError
+from workbench.files import write_json
 from workbench.results.store import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
@@ -92,6 +99,68 @@ def test_a_tuning_trial_that_crashed_before_the_choice_does_not_change_it_later(
     chosen = plan.run.selection()
     assert ablation(corpus, tmp_path).create().selection() == chosen
     assert not open_slots(plan, TUNING) and open_slots(plan, CONFIRMATION) == [0]
+
+
+@pytest.mark.parametrize("change", [{}, {"margin": 0.01, "deviation": "a reviewer asked"}])
+def test_a_second_launch_says_how_the_work_is_carried_out(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    before = ablation(corpus, tmp_path).create().about
+    assert before["storage_key"] is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("workbench.ablation.ablation.Plan", Mock())  # no database is there
+    launch = {"workers": 3, "storage": "postgresql://me@host/studies"}
+    again = Ablation.parse(
+        ablation_fields(corpus, arms={"full": {}}, confirmation={"seeds": [0]}, launch=launch, **change), tmp_path
+    )
+    about = again.create().about
+    assert about["config"]["launch"] == again.config.launch.plain() and len(about["storage_key"]) == 8
+    assert (about["workers"], about["threads"], about["gpus"]) == (3, 4, ["4", "7"])
+    assert again.create().about["storage_key"] == about["storage_key"]
+
+
+def test_workers_with_the_same_process_number_in_two_containers_are_two(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ablation(corpus, tmp_path).create()
+    with ExitStack() as stack:
+        for host in ("here", "there.cluster"):
+            monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+            stack.enter_context(run.enlisted())
+        assert run.workers() == [os.getpid(), os.getpid()]
+    assert run.workers() == []
+
+
+def test_a_finished_ablation_has_a_verdict_though_a_run_never_began(corpus: Path, tmp_path: Path) -> None:
+    fields = ablation_fields(corpus, tuning={"trials": 0})
+    run = Ablation.parse(fields, tmp_path).create()
+    for arm, seed in (("full", 0), ("full", 1), ("full", 2), ("sliding", 0), ("sliding", 1)):
+        folder = Plan(run).folder_for(arm, CONFIRMATION, seed, {})
+        measured = {run.metric.numerator: [1.0 + seed, 2.0], run.metric.denominator: [10, 20]}
+        pl.DataFrame(measured).write_parquet(folder.path / "report.parquet")
+        folder.finish("done", report_value=0.1)
+    assert run.verdict() is None
+    write_json(run.folder / "finished.json", {"identity": run.about["identity"]})
+    verdict = run.verdict()
+    assert verdict is not None and [row.arm for row in verdict.rows] == ["full", "sliding"]
+    assert "no result" in str(verdict), str(verdict)
+
+
+def test_a_pilot_stops_its_workers_on_ctrl_c_and_fails_unfinished(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "ablation.yaml", ablation_fields(corpus, launch={"measure": False}))  # JSON is YAML
+    call = ["pilot", str(tmp_path / "ablation.yaml"), "--results", str(tmp_path / "results"), "--seeds", "2"]
+    start, stop = Mock(), Mock(return_value=[])
+    monkeypatch.setattr(AblationRun, "start_workers", start)
+    monkeypatch.setattr(AblationRun, "stop", stop)
+    monkeypatch.setattr(cli, "_watch", Mock(side_effect=[KeyboardInterrupt, None]))
+    stopped = CliRunner().invoke(cli.app, call)
+    assert stopped.exit_code == 130 and "The same command goes on" in stopped.output and stop.called
+    unfinished = CliRunner().invoke(cli.app, call)
+    assert unfinished.exit_code == 1 and "Not finished" in unfinished.output
+    assert start.call_count == 2 and stop.call_count == 1
 
 
 def test_prepared_data_that_was_removed_is_made_again(tmp_path: Path) -> None:

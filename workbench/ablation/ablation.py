@@ -142,7 +142,8 @@ class Ablation:
                                         f"{self.folder}.")  # fmt: skip
             else:
                 self._prepare_again(about["data"], progress)
-                self._launch_anew(about)
+                if (anew := self._carried_out(about)) != about:
+                    write_json(self.folder / "ablation.json", anew)
         run = AblationRun(self.folder)
         with locked(self.folder / "plan.lock"):
             if not run.workers():
@@ -213,26 +214,24 @@ class Ablation:
             raise ConfigError.at("deviation", got="workers that are still at work", expected="a stopped ablation",
                                  do=f"Stop them first: workbench stop {self.folder}.")  # fmt: skip
         config = self.config.fixed(about["config"]["budget"]["solved"])
-        changed = {**about, "config": config.plain(), "canonical": config.canonical(), "identity": config.identity}
+        changed = {**self._carried_out(about), "config": config.plain(), "canonical": config.canonical(),
+                   "identity": config.identity}  # fmt: skip
         deviation["hash"] = register(changed)["hash"]
         changed["deviations"] = [*about.get("deviations", []), deviation]
         write_json(self.folder / "ablation.json", changed)
         return changed
 
-    def _launch_anew(self, about: dict[str, Any]) -> None:
-        """Write down how the work is carried out from now on."""
-        launch = self.config.launch.plain()
-        held = about["config"]["launch"]
-        if launch == held:
-            return
+    def _carried_out(self, about: dict[str, Any]) -> dict[str, Any]:
+        """``about`` with the way in which the work is carried out from now on, on this machine."""
+        launch, held = self.config.launch.plain(), about["config"]["launch"]
+        key = about.get("storage_key")
         if launch["storage"] != held.get("storage"):
             if AblationRun(self.folder).workers():
                 raise ConfigError.at("launch.storage", got="another database, while workers are at work with the old one",
                                      expected="a stopped ablation", do=f"First: workbench stop {self.folder}.")  # fmt: skip
-            about["storage_key"] = secrets.token_hex(4) if launch["storage"] else None
-        about["config"]["launch"] = launch
-        about["workers"] = self.workers
-        write_json(self.folder / "ablation.json", about)
+            key = secrets.token_hex(4) if launch["storage"] else None
+        return {**about, "config": {**about["config"], "launch": launch}, "storage_key": key, "workers": self.workers,
+                "threads": self.threads, "gpus": visible_gpus()}  # fmt: skip
 
     def _earlier(self) -> dict[str, list[dict[str, Any]]]:
         """Arm -> the trials of earlier ablations that its sampler starts from; as many for every arm."""

@@ -186,8 +186,8 @@ class AblationRun:
                     sizes[arm] = frame[metric.denominator].to_numpy()
                 elif row["status"] in ENDED or self.finished:
                     failed[row["seed"]] = row["reason"] or row["status"]
-            if len(amounts) + len(failed) < len(self.seeds):
-                return None
+            if not self.finished and len(amounts) + len(failed) < len(self.seeds):
+                return None  # a finished ablation has no result for a seed whose run never began
             pending[arm] = amounts, failed
         import numpy as np
 
@@ -216,8 +216,10 @@ class AblationRun:
     # -- what is happening ---------------------------------------------------------------------------------------
 
     def workers(self) -> list[int]:
-        """Process numbers of the workers that are alive, on any machine, those that this process is just starting included."""
-        return sorted(self._pids() | {process.pid for process in self._starting if process.poll() is None})
+        """Process numbers of the workers that are alive, those that this process is just starting included. Workers on two
+        machines may have the same number, which is then told twice."""
+        starting = {_worker(process.pid) for process in self._starting if process.poll() is None}
+        return sorted(int(name.rpartition("-")[2]) for name in self._enlisted() | starting)
 
     def waiting_workers(self) -> list[str]:
         """Jobs of workers that Slurm or Ray has not begun."""
@@ -230,14 +232,14 @@ class AblationRun:
 
         return launcher(self.about["config"].get("launch", {}))
 
-    def _enlisted(self) -> list[str]:
-        alive = []
+    def _enlisted(self) -> set[str]:
+        alive = set()
         for path in self.folder.glob("workers/*.json"):
             if not path.with_suffix(".lock").exists():
                 continue
             with locked(path.with_suffix(".lock"), patience=0) as free:
                 if not free:
-                    alive.append(path.stem)
+                    alive.add(path.stem)
         return alive
 
     @contextlib.contextmanager
@@ -255,7 +257,7 @@ class AblationRun:
                     me.with_suffix(suffix).unlink(missing_ok=True)
 
     def _me(self) -> Path:
-        return self.folder / "workers" / f"{socket.gethostname().replace('.', '_')}-{os.getpid()}.json"
+        return self.folder / "workers" / f"{_worker(os.getpid())}.json"
 
     def is_stopping(self) -> bool:
         """Whether :meth:`stop` has asked the worker in this process to end."""
@@ -295,16 +297,16 @@ class AblationRun:
                     )  # fmt: skip
                 self._starting.append(process)
                 _children.append(process)
-            while any(process.poll() is None and process.pid not in self._pids() for process in self._starting):
+            while any(
+                process.poll() is None and _worker(process.pid) not in self._enlisted() for process in self._starting
+            ):
                 time.sleep(0.05)
         started, self._starting = self._starting, []
         return [process.pid for process in started]
 
-    def _pids(self) -> set[int]:
-        return {int(name.rpartition("-")[2]) for name in self._enlisted()}
-
     def stop(self, wait: float = 60.0) -> list[int]:
-        """Ask every worker to stop, wherever it runs: running trials write a checkpoint and can go on later.
+        """Ask every worker to stop, wherever it runs: running trials write a checkpoint and can go on later. One that does
+        not end within ten minutes is killed, and goes on from its last checkpoint.
 
         Args:
             wait: seconds to wait for them.
@@ -330,6 +332,11 @@ class AblationRun:
             _reap()
             time.sleep(0.2)
         return self.finished
+
+
+def _worker(pid: int) -> str:
+    """What a worker on this machine is known by: containers have the same process numbers."""
+    return f"{socket.gethostname().replace('.', '_')}-{pid}"
 
 
 _children: list[subprocess.Popen[bytes]] = []

@@ -1,12 +1,14 @@
 """A worker: takes trials from the studies and starts each as a process of its own.
 
-A crash, an out-of-memory or a hung kernel ends one trial, never the worker; a killed worker's trial goes to another one
-after three missed heartbeats. Trials are forked from a server that has imported torch once, so they start at once.
+A crash or an out-of-memory ends one trial, never the worker; a killed worker's trial goes to another one after three missed
+heartbeats. A hung trial holds its worker until somebody stops it, and is then killed after :data:`GRACE`. Trials are forked
+from a server that has imported torch once, so they start at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -32,6 +34,8 @@ from workbench.training.config import RunConfig
 
 POLL = 0.1
 """Seconds between looks at a running trial."""
+GRACE = 600.0
+"""Seconds that a trial asked to stop has for its running step (minutes in a large model) and its checkpoint; then it is killed."""
 PATIENCE = 60.0
 """Seconds for which the studies' database may be out of reach."""
 
@@ -45,6 +49,16 @@ def _trial(path: str, cache: str, threads: int) -> None:
     from workbench.training.trial import run_in_process
 
     run_in_process(path, cache, threads)
+
+
+def _end(process: Any) -> None:
+    """End a trial's process, which writes a checkpoint first; one that does not listen is killed."""
+    if process.is_alive():
+        process.terminate()
+        process.join(GRACE)
+    if process.is_alive():
+        process.kill()
+        process.join(GRACE)
 
 
 class Worker:
@@ -71,18 +85,19 @@ class Worker:
 
     @contextlib.contextmanager
     def _gpu(self) -> Iterator[None]:
-        """Give this worker's trials a GPU that no other worker has; where all are taken, they share the last."""
+        """Give this worker's trials the GPU that the fewest other workers have."""
         placed = self.plan.config.launch.launcher != "local"  # an engine has already given this job its GPUs
         gpus: list[str] = [] if placed else self.run.about.get("gpus", [])
         place = self.run.folder / "workers"
         place.mkdir(exist_ok=True)
-        for gpu in gpus:
-            name = "".join(c if c.isalnum() else "_" for c in gpu)
-            with locked(place / f"gpu-{name}.lock", patience=0) as mine:
-                if mine or gpu == gpus[-1]:
-                    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when a trial's process first asks for a device
-                    yield
-                    return
+        for turn in itertools.count() if gpus else ():
+            for gpu in gpus:
+                name = "".join(c if c.isalnum() else "_" for c in gpu)
+                with locked(place / f"gpu-{name}-{turn}.lock", patience=0) as mine:
+                    if mine:
+                        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when a trial's process first asks for a device
+                        yield
+                        return
         yield
 
     def _work(self) -> None:
@@ -201,24 +216,20 @@ class Worker:
         reported: set[int] = set()
         pruned = False
         process = None
+        before = folder.status()
         if not folder.result() and not self.stopping:
             cache = Path(self.run.folder.parent) / "cache"
             arguments = (str(folder.path), str(cache), self.run.about["threads"])
             process = self.processes.Process(target=_trial, args=arguments)
             process.start()
         try:
-            while True:
-                alive = process is not None and process.is_alive()
-                pruned = self._report(trial, folder, reported) or pruned
-                if process is None or not alive:
-                    break
-                if self._asked_to_stop() or pruned:
-                    process.terminate()  # it writes a checkpoint first
+            while process is not None and process.is_alive() and not pruned and not self._asked_to_stop():
+                pruned = self._report(trial, folder, reported)
                 process.join(POLL)
-        finally:
-            if process is not None and process.is_alive():  # the trial was taken over, or the storage failed
-                process.terminate()
-                process.join()
+        finally:  # also where the trial was taken over, or the storage failed
+            if process is not None:
+                _end(process)
+        pruned = pruned or self._report(trial, folder, reported)
         if pruned and not folder.result():
             pruner = self.plan.config.tuning.pruner
             folder.finish(
@@ -228,13 +239,14 @@ class Worker:
         if result:
             return result
         state = folder.status()
-        if state["status"] == "killed":
-            code = process.exitcode if process is not None else None
-            state["reason"] = f"its process was killed (exit code {code})"
-            folder.set_status("killed", state["reason"])
-        elif state["status"] in ("waiting", "running"):
-            state = {"status": "interrupted", "reason": "the worker was asked to stop before it began"}
-        return state
+        if state["status"] == "interrupted" and state != before:
+            return state  # this process was asked to stop, or found a full disk
+        if process is None or (self.stopping and process.exitcode == -signal.SIGTERM):
+            return {"status": "interrupted", "reason": "the worker was asked to stop before it began"}
+        reason = f"its process was killed (exit code {process.exitcode})"
+        if state["status"] != "running":  # another process is not running it
+            folder.set_status("killed", reason)
+        return {"status": "killed", "reason": reason}
 
     def _report(self, trial: optuna.Trial, folder: RunFolder, reported: set[int]) -> bool:
         """Tell Optuna the evaluations that are new. Returns whether the trial should be pruned.
