@@ -165,9 +165,10 @@ class Verdict:
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
-        """The verdict whose :meth:`plain` is ``data``."""
+        """The verdict whose :meth:`plain` is ``data``; numbers that an earlier version did not know are None."""
         floor = data["noise_floor"]
-        rows = tuple(ArmVerdict(**row) for row in data["rows"])
+        unknown: dict[str, Any] = {item.name: None for item in fields(ArmVerdict)}
+        rows = tuple(ArmVerdict(**{**unknown, **row}) for row in data["rows"])
         declared = tuple(data.get("declared", ()))
         return cls(
             **{**data, "rows": rows, "declared": declared, "noise_floor": None if floor is None else NoiseFloor(*floor)}
