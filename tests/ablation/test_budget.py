@@ -164,6 +164,27 @@ def test_mistakes(fields: dict[str, Any]) -> None:
     assert "a field that is not tuned" in problem(free=[HIDDEN])
 
 
+def test_every_fixed_setting_is_held_to_the_budget() -> None:
+    arms: dict[str, Any] = {"full": {}, "gdn": {"model.pattern": "gdn"}}
+    fields = {"name": "x", "base": {"model": {"scale": "tiny"}}, "arms": arms}
+    free = {"free": [HIDDEN], "tolerance": 0.02}
+    variants = {"trials": 8, "variants": True}
+    with pytest.raises(ConfigError, match=r"tuning.space.model.mixers.full.kv_heads: got .* of arm 'full' within 2.0%"):
+        AblationConfig.parse({**fields, "budget": free, "tuning": variants})
+    AblationConfig.parse({**fields, "budget": {**free, "allow_mismatch": "heads are tuned"}, "tuning": variants})
+    widths = {"values": [272, 352, 1088]}
+    grid: dict[str, Any] = {"trials": 3, "sampler": "grid", "space": {HIDDEN: widths}}
+    same = {**fields, "arms": {"full": {}}, "tuning": grid}
+    with pytest.raises(ConfigError, match=rf"tuning.space.{HIDDEN}: got 272; "):
+        AblationConfig.parse(same)
+    AblationConfig.parse({**same, "budget": {"axis": "cache"}})  # which no width moves
+    timed = {"axis": "seconds", "free": ["training.tokens"]}
+    with pytest.raises(ConfigError, match=rf"tuning.space.{HIDDEN}: got 272; "):
+        AblationConfig.parse({**same, "budget": timed})
+    rate = {"training.learning_rate": {"values": [1e-3, 2e-3, 3e-3]}}
+    AblationConfig.parse({**same, "budget": timed, "tuning": {**grid, "space": rate}})
+
+
 def test_knobs_that_are_not_there() -> None:
     run = RunConfig.parse({"model": {"pattern": "full"}})
     assert knob(run, HIDDEN) == 352 and knob(run, "model.depth") == 4 and knob(run, "training.batch_size") == 8

@@ -41,8 +41,6 @@ def test_declared_at_launch_and_quoted(corpus: Path, tmp_path: Path) -> None:
     for words in ("Is it so?", "bits per byte on the report split", "parameters equal within 2 %", "0.02 bits per byte",
                   "±0.01 bits per byte", "2 paired seeds (0, 1)", "two seeds", run.about["registration"]["hash"]):  # fmt: skip
         assert words in text, words
-    # an ablation of an earlier version declared nothing
-    assert quote({"config": {}}) == () and standing({"config": {}}) == []
 
 
 def test_a_change_of_the_analysis_is_a_deviation_with_a_reason(corpus: Path, tmp_path: Path) -> None:
@@ -65,10 +63,30 @@ def test_a_change_of_the_analysis_is_a_deviation_with_a_reason(corpus: Path, tmp
 
 def test_a_file_changed_by_hand_is_told(corpus: Path, tmp_path: Path) -> None:
     run = ablation(corpus, tmp_path).create()
-    about = {**run.about, "config": {**run.about["config"], "margin": 0.5}}
-    (run.folder / "ablation.json").write_text(json.dumps(about))
-    (deviation,) = AblationRun(run.folder).deviations()
-    assert "by hand" in deviation["what"] and "Deviation" in quote(about)[-1]
+    held = run.about["config"]
+    arms = {**held["arms"], "sliding": {"model.pattern": "sliding", "model.mixers.sliding.window": 8}}
+    edits: tuple[dict[str, Any], ...] = (
+        {"margin": 0.5}, {"arms": arms}, {"base": {}}, {"tuning": {**held["tuning"], "seed": 7}},
+        {"budget": {**held["budget"], "solved": {"sliding": {"model.depth": 3}}}},
+    )  # fmt: skip
+    for edit in edits:
+        about = {**run.about, "config": {**held, **edit}}
+        (run.folder / "ablation.json").write_text(json.dumps(about))
+        (deviation,) = AblationRun(run.folder).deviations()
+        assert "by hand" in deviation["what"] and "Deviation" in quote(about)[-1], edit
+    assert standing({**run.about, "config": {**held, "launch": {**held["launch"], "workers": 9}}}) == []
+
+
+def test_what_was_never_registered_is_told(corpus: Path, tmp_path: Path) -> None:
+    run = ablation(corpus, tmp_path).create()
+    run.about.pop("registration")
+    assert "not registered" in (run._exploratory() or "") and "Not registered" in quote(run.about)[0]
+    # kept from before there was a registration: its verdict stands
+    for folder in sorted(Path("results/ablations").iterdir()):
+        kept = AblationRun(folder)
+        verdict = kept.verdict()
+        assert verdict is not None and verdict.exploratory is None, folder
+        assert "registration" in kept.about or str(verdict).startswith("Not registered"), folder
 
 
 def test_the_report_split_is_opened_once(corpus: Path, tmp_path: Path) -> None:

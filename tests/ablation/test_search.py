@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.config import AblationConfig
-from workbench.ablation.plan import TUNING, Plan
+from workbench.ablation.plan import CONFIRMATION, TUNING, Plan
 from workbench.ablation.search import ADAPTIVE, Tuning, contains, place
 from workbench.ablation.study import (
     INFEASIBLE,
@@ -253,6 +253,22 @@ def test_a_setting_that_is_no_valid_run_is_infeasible_not_the_end_of_the_worker(
     trial = plan.study("full", TUNING).trials[1]
     assert trial.user_attrs["status"] == "invalid" and "a multiple of the heads" in trial.user_attrs["reason"]
     assert trial.constraints[INFEASIBLE] == 1.0 and run.finished
+
+
+def test_a_drawn_setting_off_the_budget_is_invalid_and_never_chosen(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = "model.feedforwards.swiglu.hidden"
+    base = ablation(corpus, tmp_path).config.run("full", seed=0).model.layers[0].feedforward.hidden  # type: ignore[attr-defined]
+    space = {hidden: {"values": [base, 2 * base]}}
+    run = ablation(corpus, tmp_path, sampler="tpe", trials=2, first=1, space=space, enqueue=[{hidden: base}]).create()
+    monkeypatch.setattr("workbench.ablation.worker.suggest", lambda trial, name, choice: choice.values[trial.number])
+    plan = work(run, {0: {"status": "done", "selection_value": 2.0}})
+    trial = plan.study("full", TUNING).trials[1]
+    assert trial.user_attrs["status"] == "invalid" and f"tuning.space.{hidden}" in trial.user_attrs["reason"]
+    assert trial.constraints[INFEASIBLE] == 1.0 and run.selection()["full"]["selection_value"] == 2.0
+    with pytest.raises(ConfigError, match=r"within 2.0% of the budget"):
+        plan.folder_for("full", CONFIRMATION, 0, {hidden: 2 * base})
 
 
 def test_a_lost_database_loses_no_setting_that_a_sampler_drew(corpus: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -32,33 +32,45 @@ WITH_FLOOR = 4
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """L(x) = floor + A · x^(−exponent), fitted to means over seeds; intervals by drawing seeds anew at every x."""
+    """L(x) = floor + A · x^(−exponent), fitted to geometric means over seeds; intervals by drawing seeds anew at every x."""
 
     floor: float
     scale: float
     """A."""
     exponent: float
-    exponent_low: float
-    exponent_high: float
+    exponent_low: float | None
+    """None where some x has one seed: nothing is known of the noise there."""
+    exponent_high: float | None
     points: int
     replicates: Floats
-    """(R, 3): floor, log A, exponent of every bootstrap replicate."""
+    """(R, 3): floor, log A, exponent of every bootstrap replicate; none where some x has one seed."""
 
-    def at(self, x: float) -> tuple[float, float, float]:
-        """Value at x with its 95 % interval over replicates."""
+    def at(self, x: float) -> tuple[float, float | None, float | None]:
+        """Value at x with its 95 % interval over replicates, where there are any."""
+        value = self.floor + self.scale * x**-self.exponent
         values = self.replicates[:, 0] + np.exp(self.replicates[:, 1] - self.replicates[:, 2] * math.log(x))
-        low, high = np.quantile(values, [0.025, 0.975])
-        return self.floor + self.scale * x**-self.exponent, float(low), float(high)
+        return value, *_interval(values)
 
     def told(self, x: str, unit: str) -> str:
         """The law in words, without a full stop; ``x`` is what it is fitted over, ``unit`` that of the loss."""
         floor = f"{self.floor:.4g} + " if self.floor else ""
-        return (f"{unit} = {floor}{self.scale:.4g} · {x}^−{self.exponent:.4f}, exponent {self.exponent_low:.4f} to "
-                f"{self.exponent_high:.4f} (95 % over seeds, {self.points} places)")  # fmt: skip
+        law = f"{unit} = {floor}{self.scale:.4g} · {x}^−{self.exponent:.4f}"
+        if self.exponent_low is None:
+            return f"{law}, no interval where a place has one seed ({self.points} places)"
+        return (f"{law}, exponent {self.exponent_low:.4f} to {self.exponent_high:.4f} (95 % over seeds, "
+                f"{self.points} places)")  # fmt: skip
+
+
+def _interval(values: Floats) -> tuple[float, float] | tuple[None, None]:
+    """The middle 95 % of bootstrap values; nothing of none."""
+    if not values.size:
+        return None, None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def fit_scaling_law(values: Mapping[float, Sequence[float]], replicates: int = 300, seed: int = 0) -> ScalingLaw:
-    """Fit by least squares of log L (so that sizes of loss count alike), over seeds' means.
+    """Fit by least squares of log L (so that sizes of loss count alike), over seeds' means of log L.
 
     The interval has the noise over seeds in it, not that the law may be the wrong one; what is carried on beyond the largest x
     should be read accordingly.
@@ -72,21 +84,22 @@ def fit_scaling_law(values: Mapping[float, Sequence[float]], replicates: int = 3
     """
     xs = np.array(sorted(values))
     groups = [np.asarray(values[x], np.float64) for x in xs]
-    if len(xs) < 2 or xs[0] <= 0 or any(g.size == 0 or not (g > 0).all() for g in groups):
+    if len(xs) < 2 or xs[0] <= 0 or any(g.size == 0 or not ((g > 0) & np.isfinite(g)).all() for g in groups):
         raise ValueError(f"values: got {len(xs)} place(s); expected at least two positive x with positive losses each.")
+    logs = [np.log(g) for g in groups]  # drawn there, no replicate is a loss below zero
     with_floor = len(xs) >= WITH_FLOOR
-    best = _fit(xs, np.array([g.mean() for g in groups]), with_floor, None)
+    best = _fit(xs, np.array([np.exp(group.mean()) for group in logs]), with_floor, None)
     rng = np.random.default_rng(seed)
 
     def mean(group: Floats) -> float:
         widened = math.sqrt(group.size / max(1, group.size - 1)) * _stretch(group.size)
-        return float(group.mean() + widened * (rng.choice(group, group.size).mean() - group.mean()))
+        return math.exp(group.mean() + widened * (rng.choice(group, group.size).mean() - group.mean()))
 
-    drawn = np.array(
-        [_fit(xs, np.array([mean(group) for group in groups]), with_floor, best) for _ in range(replicates)]
-    )
-    low, high = np.quantile(drawn[:, 2], [0.025, 0.975])
-    return ScalingLaw(float(best[0]), float(np.exp(best[1])), float(best[2]), float(low), float(high), len(xs), drawn)
+    known = replicates if min(group.size for group in logs) > 1 else 0
+    drawn = [_fit(xs, np.array([mean(group) for group in logs]), with_floor, best) for _ in range(known)]
+    table = np.array(drawn).reshape(-1, 3)
+    low, high = _interval(table[:, 2])
+    return ScalingLaw(float(best[0]), float(np.exp(best[1])), float(best[2]), low, high, len(xs), table)
 
 
 def _stretch(n: int) -> float:
@@ -152,12 +165,15 @@ class Comparison:
     """Ablations side by side."""
 
     table: pl.DataFrame
-    """Columns: ablation, arm, x, value, difference, verdict, rank (of the value, 1 is best)."""
+    """Columns: ablation (its folder's path where two have one name), arm, x, value, difference, verdict, rank (of the value, 1
+    is best)."""
     laws: Mapping[str, ScalingLaw]
     """Arm -> its law, for arms that finished in at least two ablations with different x."""
     x: str
     at: float | None
     unit: str
+    notes: tuple[str, ...] = ()
+    """Arms without a law, and why."""
 
     def __str__(self) -> str:
         lines = [f"{'ablation':24s} {'arm':20s} {self.x:>12s} {self.unit:>16s} {'difference':>11s}  rank  verdict"]
@@ -173,8 +189,10 @@ class Comparison:
             told = f"{arm}: {law.told(self.x, self.unit)}"
             if self.at is not None:
                 reached, low, high = law.at(self.at)
-                told += f"; at {self.at:g}: {reached:.4f} ({low:.4f} to {high:.4f}), if the law goes on"
+                span = "" if low is None else f" ({low:.4f} to {high:.4f})"
+                told += f"; at {self.at:g}: {reached:.4f}{span}, if the law goes on"
             lines.append(told + ".")
+        lines += self.notes
         return "\n".join(lines)
 
 
@@ -182,14 +200,18 @@ def compare(runs: Sequence[AblationRun], x: str = "flops", at: float | None = No
     """Put finished ablations of the same arms side by side, smallest first.
 
     Raises:
-        ConfigError: when one is not finished, or their metrics differ, or there is only one.
+        ConfigError: when one is not finished, or their metrics or baselines differ, or there is only one.
     """
     if x not in X:
         raise ConfigError.at("x", got=x, expected=" or ".join(X))
     if len(runs) < 2 or len({run.metric for run in runs}) != 1:
         raise ConfigError.at("folders", got=f"{len(runs)} ablation(s) in {', '.join(sorted({r.metric.unit for r in runs}))}",
                              expected="at least two, in one metric")  # fmt: skip
-    rows = []
+    if len(baselines := sorted({run.baseline for run in runs})) > 1:
+        raise ConfigError.at("folders", got=f"ablations against {', '.join(baselines)}", expected="one baseline in all",
+                             do="Differences to different arms cannot be compared.")  # fmt: skip
+    namesakes = len({run.name for run in runs}) < len(runs)
+    rows: list[dict[str, Any]] = []
     seeds: dict[str, dict[float, list[float]]] = {}
     for run in runs:
         verdict = run.verdict()
@@ -201,13 +223,19 @@ def compare(runs: Sequence[AblationRun], x: str = "flops", at: float | None = No
         order = sorted((r for r in verdict.rows if r.value is not None), key=lambda r: r.value or 0.0)
         ranks = {r.arm: number + 1 for number, r in enumerate(order)}
         for r in verdict.rows:
-            rows.append({"ablation": run.name, "arm": r.arm, "x": float(costs[r.arm]), "value": r.value, "difference": r.difference,
-                         "verdict": r.verdict, "rank": ranks.get(r.arm)})  # fmt: skip
+            rows.append({"ablation": str(run.folder) if namesakes else run.name, "arm": r.arm, "x": float(costs[r.arm]),
+                         "value": r.value, "difference": r.difference, "verdict": r.verdict, "rank": ranks.get(r.arm)})  # fmt: skip
         done = (pl.col("stage") == "confirmation") & (pl.col("status") == "done")
         for arm, value in run.runs().filter(done).select("arm", "report_value").iter_rows():
             seeds.setdefault(arm, {}).setdefault(float(costs[arm]), []).append(value)
     table = pl.DataFrame(rows, infer_schema_length=None).sort("x", maintain_order=True)
     first = {name: i for i, name in enumerate(table["ablation"].unique(maintain_order=True))}
     table = table.sort(pl.col("ablation").replace_strict(first), maintain_order=True)
-    laws = {arm: fit_scaling_law(places) for arm, places in seeds.items() if len(places) > 1}
-    return Comparison(table, laws, x, at, runs[0].metric.unit)
+    laws, notes = {}, []
+    for arm, places in seeds.items():
+        if len(places) > 1:
+            try:
+                laws[arm] = fit_scaling_law(places)
+            except ValueError as error:  # a solved task has no loss left
+                notes.append(f"{arm}: no law. {error}")
+    return Comparison(table, laws, x, at, runs[0].metric.unit, tuple(notes))

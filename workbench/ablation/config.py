@@ -107,7 +107,36 @@ class AblationConfig(Config):
                 raise ConfigError.at("base.training.evaluations", got=given, expected=f"at least {SMOOTHING + 1} to prune by",
                                      do="Or take tuning.pruner: none.")  # fmt: skip
             for point in self.points(arm):
-                self.run(arm, seed=self.tuning.seed, hyperparameters=point)
+                self.check_setting(arm, point)
+
+    def check_setting(self, arm: str, setting: dict[str, Any]) -> None:
+        """Raise ConfigError where a setting makes no run of ``arm``, or takes it off the budget, beyond the tolerance.
+
+        Seconds are known only of what was measured. Training FLOPs stand in for them (ours), against those of the arm as it is.
+        """
+        run = self.run(arm, seed=self.tuning.seed, hyperparameters=setting)
+        if self.budget.allow_mismatch:
+            return
+        plain = self.run(arm, seed=self.tuning.seed)
+        seconds = self.budget.axis == "seconds"
+        budget = self.budget.changed(axis="flops") if seconds else self.budget
+        own, amount = quantity(budget, plain), quantity(budget, run)
+        off = amount / (own if seconds else self.target) - 1
+        if amount == own or abs(off) <= budget.tolerance:  # an arm that is off untuned is told before launch
+            return
+
+        def moved(name: str) -> float:
+            try:
+                return abs(quantity(budget, self.run(arm, seed=0, hyperparameters={name: setting[name]})) - own)
+            except ConfigError:  # no run without the others
+                return 0.0
+
+        name = max(setting, key=moved)
+        raise ConfigError.at(f"tuning.space.{name}",
+                             got=setting[name],
+                             expected=f"settings of arm {arm!r} within {budget.tolerance:.1%} of the budget, not {off:+.1%} (budget.axis={self.budget.axis})",
+                             do="Tune only what the matched quantity does not depend on (a range in tuning.space overrides a "
+                                "variant's own), or give a reason in budget.allow_mismatch.")  # fmt: skip
 
     def _check_budget(self) -> None:
         budget = self.budget
@@ -157,7 +186,7 @@ class AblationConfig(Config):
         target = self.budget.target
         return self.order[0] if target is None else target if isinstance(target, str) else None
 
-    @property
+    @cached_property
     def target(self) -> float:
         """What every arm's quantity of the budget's axis is brought to (not for seconds)."""
         if isinstance(self.budget.target, int | float):

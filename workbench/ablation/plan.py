@@ -181,7 +181,12 @@ class Plan:
 
     def folder_for(self, arm: str, stage: str, seed: int, hyperparameters: dict[str, Any], **about: Any) -> RunFolder:
         """The run's folder, made if missing. Its name holds the configuration's identity, so one configuration has
-        one folder, however often it is asked for."""
+        one folder, however often it is asked for.
+
+        Raises:
+            ConfigError: where the setting makes no run, or one that is off the budget.
+        """
+        self.config.check_setting(arm, hyperparameters)
         config: RunConfig = self.config.run(arm, seed=seed, hyperparameters=hyperparameters)
         slug = "".join(c if c.isalnum() or c in ".+-" else "_" for c in arm)
         name = f"{stage}-{slug}-{config.identity[:8]}-seed{seed}"

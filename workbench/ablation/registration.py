@@ -29,15 +29,17 @@ def declared(config: Mapping[str, Any], order: list[str], metric: Mapping[str, A
     }  # fmt: skip
 
 
-def digest(content: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of a pre-registration."""
+def digest(about: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of an ablation's whole configuration, all but how the work is carried out."""
+    config = {name: value for name, value in about["config"].items() if name not in ("launch", "deviation")}
+    content = {"config": config, "order": about["order"], "metric": about["metric"]}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def register(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The pre-registration as it is written down at launch: content, hash, time."""
+    """The pre-registration as it is written down at launch: what is quoted of it, the hash of the configuration, time."""
     content = declared(about["config"], about["order"], about["metric"])
-    return {"content": content, "hash": digest(content), "at": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    return {"content": content, "hash": digest(about), "at": time.strftime("%Y-%m-%d %H:%M:%S %z")}
 
 
 def deviate(about: Mapping[str, Any], canonical: Mapping[str, Any], why: str | None) -> dict[str, Any] | None:
@@ -63,11 +65,11 @@ def deviate(about: Mapping[str, Any], canonical: Mapping[str, Any], why: str | N
 
 def standing(about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every deviation from what was declared: those written down, and a change of the file that nobody wrote down."""
-    if "registration" not in about:  # launched by an earlier version
-        return []
+    if "registration" not in about:
+        return [{"what": "ablation.json holds no registration", "when": "not known", "why": "not registered"}]
     found = list(about.get("deviations", []))
     last = found[-1]["hash"] if found else about["registration"]["hash"]
-    if digest(declared(about["config"], about["order"], about["metric"])) != last:
+    if digest(about) != last:
         found.append({"what": "ablation.json was changed by hand after launch", "when": "not known", "why": "not said"})
     return found
 
@@ -75,7 +77,7 @@ def standing(about: Mapping[str, Any]) -> list[dict[str, Any]]:
 def quote(about: Mapping[str, Any]) -> tuple[str, ...]:
     """The pre-registration and the deviations as sentences, for the head of a verdict."""
     if "registration" not in about:
-        return ()
+        return ("Not registered: nothing that was declared and hashed before the first run is on record.",)
     held = about["registration"]
     content, unit = held["content"], held["content"]["metric"]
     budget, seeds = content["budget"], content["seeds"]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,8 @@ class AblationRun:
 
     def deviations(self) -> list[dict[str, Any]]:
         """What was changed after launch in how the runs are read: ``what``, ``when``, ``why``."""
+        if self.archived and "protocol" not in self.about["config"]:  # kept from before there was a registration
+            return []
         return standing(self.about)
 
     @property
@@ -170,8 +173,9 @@ class AblationRun:
         from workbench.ablation.verdict import ArmMeasurements, Verdict, judge
 
         if self.archived:
-            return Verdict.from_plain(read_json(self.folder / "verdict.json"))
-        held = self.runs().filter(pl.col("stage") == "confirmation")
+            held = Verdict.from_plain(read_json(self.folder / "verdict.json"))
+            return replace(held, exploratory=self._exploratory(), declared=quote(self.about))
+        confirmations = self.runs().filter(pl.col("stage") == "confirmation")
         unconfirmed = self.failures()
         metric = self.metric
         sizes: dict[str, Any] = {}
@@ -179,7 +183,7 @@ class AblationRun:
         for arm in self.arms:
             amounts: dict[int, Any] = {}
             failed = {seed: unconfirmed[arm] for seed in self.seeds} if arm in unconfirmed else {}
-            for row in held.filter(pl.col("arm") == arm).iter_rows(named=True):
+            for row in confirmations.filter(pl.col("arm") == arm).iter_rows(named=True):
                 if row["status"] == "done":
                     frame = pl.read_parquet(Path(row["folder"]) / "report.parquet")
                     amounts[row["seed"]] = metric.scale * frame[metric.numerator].to_numpy()

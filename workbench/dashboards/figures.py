@@ -352,8 +352,9 @@ def scaling(run: Run, x: Literal["non_embedding", "training_flops"] = "non_embed
             places = np.geomspace(min(places), BEYOND * max(places), 60).tolist()
             reached = [law.at(place) for place in places]
         value, low, high = ([row[i] for row in reached] for i in range(3))
+        banded = law is not None and law.exponent_low is not None  # one seed a place tells nothing of the noise
         bands.append(go.Scatter(
-            x=places + places[::-1] if law else [], y=high + low[::-1] if law else [], mode="lines", fill="toself",
+            x=places + places[::-1] if banded else [], y=high + low[::-1] if banded else [], mode="lines", fill="toself",
             fillcolor=look.faint(0.16 if len(styles) <= 8 else 0.05), line={"width": 0}, hoverinfo="skip", showlegend=False,
             **group,
         ))  # fmt: skip
