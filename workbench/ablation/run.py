@@ -175,6 +175,7 @@ class AblationRun:
         if self.archived:
             held = Verdict.from_plain(read_json(self.folder / "verdict.json"))
             return replace(held, exploratory=self._exploratory(), declared=quote(self.about))
+        finished = self.finished  # asked before the runs are read: one that ends in between is not missing
         confirmations = self.runs().filter(pl.col("stage") == "confirmation")
         unconfirmed = self.failures()
         metric = self.metric
@@ -188,9 +189,9 @@ class AblationRun:
                     frame = pl.read_parquet(Path(row["folder"]) / "report.parquet")
                     amounts[row["seed"]] = metric.scale * frame[metric.numerator].to_numpy()
                     sizes[arm] = frame[metric.denominator].to_numpy()
-                elif row["status"] in ENDED or self.finished:
+                elif row["status"] in ENDED or finished:
                     failed[row["seed"]] = row["reason"] or row["status"]
-            if not self.finished and len(amounts) + len(failed) < len(self.seeds):
+            if not finished and len(amounts) + len(failed) < len(self.seeds):
                 return None  # a finished ablation has no result for a seed whose run never began
             pending[arm] = amounts, failed
         import numpy as np
