@@ -53,7 +53,7 @@ def test_a_trial_that_dies_before_it_runs_is_killed_not_interrupted(
     assert worker._turn()
     (run,) = runs(worker)
     assert run.status()["reason"] == "its process was killed (exit code 3)"
-    run.set_status("interrupted", "left by an earlier session")
+    run.set_status("interrupted", "left by an earlier launch")
     turns = 1
     while worker._turn():
         turns += 1
