@@ -121,7 +121,9 @@ def test_an_ablation_on_postgresql_ends_like_one_on_sqlite(corpus: Path, tmp_pat
         assert run.wait(500), (run.folder / "workers" / "log.txt").read_text()
         assert set(run.runs()["status"]) == {"done"} and run.runs().height == run.total
         assert (run.folder / "study.db").exists() == (storage is None)
-        verdicts.append(str(run.verdict()))
+        verdict = run.verdict()
+        assert verdict is not None
+        verdicts.append(verdict.rows)
         assert studies(run) == (
             ["full/confirmation", "full/tuning"]
             if storage is None
