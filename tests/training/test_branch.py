@@ -52,3 +52,11 @@ def test_schedules_agree_on_the_trunk_or_are_refused() -> None:
     assert branched(config, 100 * 2048, decay=0.1).training.trunk_steps == 90
     with pytest.raises(ConfigError, match="wsd schedule"):
         branched(RunConfig.parse({"training": {"tokens": 100 * 2048, "schedule": "cosine"}}), 400 * 2048)
+
+
+def test_a_head_that_would_begin_at_another_step_is_refused() -> None:
+    late = RunConfig.parse({"model": {"mtp": {"start": 0.2}}, "training": {"tokens": 100 * 2048}})
+    with pytest.raises(ConfigError, match=r"model.mtp.start: got 0.2"):
+        branched(late, 200 * 2048)
+    early = RunConfig.parse({"model": {"mtp": {}}, "training": {"tokens": 100 * 2048}})
+    assert branched(early, 200 * 2048).training.steps == 200

@@ -23,7 +23,7 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunC
     Warm-up steps stay as many; the decay takes the same share of the steps, or ``decay``.
 
     Raises:
-        ConfigError: when the two learning rates part before that step.
+        ConfigError: when the two learning rates part before that step, or the multi-token head begins at another one.
     """
     old = config.training
     steps = tokens // old.tokens_per_step
@@ -35,6 +35,10 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunC
     if old.schedule != "wsd" or any(rate_at(step, old) != rate_at(step, config.training) for step in range(trunk)):
         raise ConfigError.at("tokens", got=tokens, expected=f"a wsd schedule that is the same for its first {trunk} steps",
                              do=f"More than {old.tokens} tokens, or a shorter decay.")  # fmt: skip
+    start = config.model.mtp.start if config.model.mtp else 0.0
+    if any((step / old.steps >= start) != (step / config.training.steps >= start) for step in range(trunk)):
+        raise ConfigError.at("model.mtp.start", got=start, expected="a head that begins at the same step in the longer run",
+                             do="Branch from a run whose multi-token head trains from the beginning.")  # fmt: skip
     return config
 
 
