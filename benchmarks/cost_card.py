@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measured import in_process, keep
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -128,7 +128,7 @@ def main() -> None:
         sides: dict[str, list[dict[str, Any]]] = {"tell": [], "take": []}
         for _ in range(arguments.repeats):
             for mode, found in sides.items():
-                found.append(_process(f"{mode}/{case}"))
+                found.append(in_process(__file__, f"{mode}/{case}"))
         entry: dict[str, Any] = {"case": case, "told": sides["tell"], "taken": sides["take"]}
         if all("tokens_per_second" in one for found in sides.values() for one in found):
             speed, peak = (
@@ -139,9 +139,11 @@ def main() -> None:
             )
             entry |= {"error_of_tokens_per_second": speed, "error_of_peak_bytes": peak,
                       "within_aim": abs(speed) <= TIME and abs(peak) <= MEMORY}  # fmt: skip
+        entry |= {"steps": arguments.steps, "extra": json.loads(arguments.extra)}
         results.append({**entry, "wall_seconds": round(time.time() - begun, 1)})
         print(json.dumps(results[-1]), flush=True)
-        _write(Path(arguments.output), results, arguments)
+        keep(Path(arguments.output), results, lambda r: (r["case"], r["environment"]["device"]), arguments.code,
+             threads=arguments.threads)  # fmt: skip
     print(
         f"\n{'case':28s} {'tokens/s told':>14s} {'taken':>10s} {'error':>7s} {'GiB told':>9s} {'taken':>7s} {'error':>7s}"
     )
@@ -152,30 +154,6 @@ def main() -> None:
                   f"{t['peak_bytes'] / 2**30:9.2f} {m['peak_bytes'] / 2**30:7.2f} {r['error_of_peak_bytes']:+7.1%}")  # fmt: skip
         else:
             print(f"{r['case']:28s} failed: {(r['told'] + r['taken'])[-1]}")
-
-
-def _process(job: str) -> dict[str, Any]:
-    call = [sys.executable, __file__, "--one", job, *sys.argv[1:]]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    return json.loads(lines[-1][7:]) if lines else {"error": (done.stderr or done.stdout)[-1500:]}
-
-
-def _write(path: Path, results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    from workbench.environment import environment
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    old = json.loads(path.read_text())["results"] if path.exists() else []
-    where = {**environment(), "threads": arguments.threads, "date": time.strftime("%Y-%m-%d")}
-    where["code"] = arguments.code or where["code"]
-    new = [
-        {**result, "steps": arguments.steps, "extra": json.loads(arguments.extra), "environment": where}
-        for result in results
-    ]
-    keys = {(r["case"], r["environment"]["device"]) for r in new}
-    kept = [r for r in old if (r["case"], r["environment"]["device"]) not in keys]
-    path.write_text(json.dumps({"results": kept + new}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

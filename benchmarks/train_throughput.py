@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measured import in_process, keep
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -266,15 +266,11 @@ def main() -> None:
     jobs += [f"plain/{case}" for case in arguments.peers]
     results: list[dict[str, Any]] = []
     for job in jobs:
-        call = [sys.executable, __file__, "--one", job, *sys.argv[1:]]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
         begun = time.time()
-        done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        found = json.loads(lines[-1][7:]) if lines else {"case": job, "error": (done.stderr or done.stdout)[-1500:]}
+        found = {"case": job, **in_process(__file__, job)}
         results.append({**found, "wall_seconds": round(time.time() - begun, 1)})
         print(json.dumps(results[-1]), flush=True)
-        _write(Path(arguments.output), results, arguments.code)
+        keep(Path(arguments.output), results, lambda r: (r.get("mode"), r["case"]), arguments.code)
     top = next((r["flops_per_second"] for r in results if r.get("mode") == "ceiling"), None)
     print(
         f"\n{'mode':7s} {'case':28s} {'tokens/s':>10s} {'TFLOP/s':>8s} {'of ceiling':>10s} {'peak GiB':>9s} {'first step s':>12s}"
@@ -283,19 +279,6 @@ def main() -> None:
         rate = r.get("flops_per_second")
         print(f"{r.get('mode', '?'):7s} {r['case']:28s} {r.get('tokens_per_second', 0):10.0f} {(rate or 0) / 1e12:8.1f} "
               f"{(rate or 0) / top if top else 0:10.1%} {r.get('peak_gib', 0):9.1f} {r.get('seconds_process_to_first_step', 0):12.1f}")  # fmt: skip
-
-
-def _write(path: Path, results: list[dict[str, Any]], code: str | None) -> None:
-    from workbench.environment import environment
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    old = json.loads(path.read_text())["results"] if path.exists() else []
-    where = {**environment(), "date": time.strftime("%Y-%m-%d")}
-    where["code"] = code or where["code"]
-    new = [{**result, "environment": where} for result in results]
-    keys = {(r.get("mode"), r["case"]) for r in new}
-    kept = [r for r in old if (r.get("mode"), r["case"]) not in keys]
-    path.write_text(json.dumps({"results": kept + new}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ from workbench.results import RunFolder
 from workbench.training import RunConfig
 from workbench.training.trial import new_run
 
+HYBRID: dict[str, Any] = {
+    "width": 64, "depth": 2, "vocabulary": 300, "pattern": "full gdn", "mixers": {"gdn": {"chunk": 8}},
+}  # fmt: skip
+"""Fields of a small model with two kinds of layers."""
+
 WORDS = [
     "attention",
     "state",

@@ -16,8 +16,6 @@ from workbench.model.config import ModelConfig
 
 __all__ = ["ModelCost", "account", "packed_flops"]
 
-FORMULA = "training FLOPs = 3 × forward (multi-token head included); forward = 2 × active matrix parameters (head included) + the mixers' own terms"
-
 
 @dataclass(frozen=True)
 class ModelCost:

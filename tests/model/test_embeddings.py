@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import HYBRID
 from torch import Tensor
 
 from workbench.accounting import account
@@ -19,13 +20,6 @@ from workbench.testing import count_flops
 from workbench.training.config import TrainingConfig
 from workbench.training.optimiser import parameter_groups
 
-FIELDS: dict[str, Any] = {
-    "width": 64,
-    "depth": 2,
-    "vocabulary": 300,
-    "pattern": "full gdn",
-    "mixers": {"gdn": {"chunk": 8}},
-}
 CASES: list[dict[str, Any]] = [
     *({"kind": name} for name in embeddings),
     {"kind": "token", "amplify": "norm"},
@@ -35,7 +29,7 @@ CASES: list[dict[str, Any]] = [
 
 def build(**embedding: Any) -> LanguageModel:
     """A model in fp64 whose tables, which start at zero, hold something."""
-    model = LanguageModel(ModelConfig.parse({**FIELDS, "embedding": embedding}), seed=1).double()
+    model = LanguageModel(ModelConfig.parse({**HYBRID, "embedding": embedding}), seed=1).double()
     if hasattr(model.embedding, "tables"):
         assert not model.embedding.tables.any()
         torch.nn.init.normal_(model.embedding.tables, generator=torch.Generator().manual_seed(0))
@@ -77,7 +71,7 @@ def test_documents_decoding_and_causality(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_parameters_and_flops_are_counted(case: dict[str, Any], tied: bool) -> None:
-    config = ModelConfig.parse({**FIELDS, "pattern": "gdn", "embedding": case, "tied": tied})
+    config = ModelConfig.parse({**HYBRID, "pattern": "gdn", "embedding": case, "tied": tied})
     model, T = LanguageModel(config, seed=0), 48
     cost = account(config, T)
     head = 0 if tied else 300 * 64
@@ -155,7 +149,7 @@ def test_colliding_tables_are_told() -> None:
 
     def examined(**settings: Any) -> dict[str, Any]:
         config = ModelConfig.parse(
-            {**FIELDS, "vocabulary": 2000, "embedding": {"kind": "ngram", "order": 2, **settings}}
+            {**HYBRID, "vocabulary": 2000, "embedding": {"kind": "ngram", "order": 2, **settings}}
         )
         return LanguageModel(config).embedding.examine(ids, torch.zeros_like(ids))
 
@@ -169,7 +163,7 @@ def test_colliding_tables_are_told() -> None:
 
 
 def test_identity_and_table() -> None:
-    plain = ModelConfig.parse(FIELDS)
+    plain = ModelConfig.parse(HYBRID)
     assert plain.changed(embedding="token").identity == plain.identity and "embedding" not in plain.describe()
     ngram = plain.changed(embedding={"kind": "ngram", "size": 3})
     assert ngram.identity != plain.identity and "ngram(" in ngram.describe()
@@ -196,6 +190,6 @@ def test_identity_and_table() -> None:
 )
 def test_embeddings_that_cannot_be_built(settings: dict[str, Any], path: str, hint: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        ModelConfig.parse({**FIELDS, "embedding": {"kind": "ngram", **settings}})
+        ModelConfig.parse({**HYBRID, "embedding": {"kind": "ngram", **settings}})
     assert raised.value.problems[0].path == f"embedding.{path}"
     assert hint in str(raised.value)

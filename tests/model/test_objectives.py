@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import HYBRID
 from torch import Tensor
 
 from workbench.accounting import account
@@ -18,17 +19,9 @@ from workbench.ops.hidden_z import hidden_z_floor, hidden_z_loss
 from workbench.testing import count_flops
 from workbench.testing.conformance import relative_error
 
-FIELDS: dict[str, Any] = {
-    "width": 64,
-    "depth": 2,
-    "vocabulary": 300,
-    "pattern": "full gdn",
-    "mixers": {"gdn": {"chunk": 8}},
-}
-
 
 def build(**changes: Any) -> LanguageModel:
-    return LanguageModel(ModelConfig.parse({**FIELDS, **changes}), seed=1).double()
+    return LanguageModel(ModelConfig.parse({**HYBRID, **changes}), seed=1).double()
 
 
 def tokens(*shape: int) -> Tensor:
@@ -120,7 +113,7 @@ def test_the_head_is_counted_apart() -> None:
         "pattern": "gdn",
         "mtp": {"mixer": {"kind": "gdn", "chunk": 8}, "feedforward": {"kind": "swiglu", "hidden": 40}},
     }
-    with_head, plain = (ModelConfig.parse({**FIELDS, **settings, **off}) for off in ({}, {"mtp": None}))
+    with_head, plain = (ModelConfig.parse({**HYBRID, **settings, **off}) for off in ({}, {"mtp": None}))
     model, T = LanguageModel(with_head, seed=0).requires_grad_(False), 64
     cost, without = account(with_head, T), account(plain, T)
     assert sum(p.numel() for p in model.parameters()) == cost.parameters == without.parameters + cost.auxiliary
@@ -136,7 +129,7 @@ def test_the_head_is_counted_apart() -> None:
 
 
 def test_what_is_off_leaves_the_identity_alone() -> None:
-    plain = ModelConfig.parse(FIELDS)
+    plain = ModelConfig.parse(HYBRID)
     assert plain.changed(mtp=None, hidden_z=0.0).identity == plain.identity
     others = [plain.changed(mtp={}), plain.changed(mtp={"weight": 0.1}), plain.changed(hidden_z=1e-7)]
     assert len({plain.identity, *(other.identity for other in others)}) == 4

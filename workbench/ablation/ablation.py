@@ -14,7 +14,7 @@ import polars as pl
 import torch
 
 from workbench.ablation.config import AblationConfig
-from workbench.ablation.cost import check_budget, cost_table, measure_arms, timed
+from workbench.ablation.cost import check_budget, cost_table, measure_arms, residual_table, timed
 from workbench.ablation.plan import Plan
 from workbench.ablation.registration import deviate, register
 from workbench.ablation.run import AblationRun
@@ -166,7 +166,7 @@ class Ablation:
 
     def _create(self, progress: Callable[[str], None]) -> dict[str, Any]:
         if self.config.budget.axis != "seconds":  # before anything takes time
-            check_budget(self.config, cost_table(self.config))
+            check_budget(self.config, residual_table(self.config))
         prepared = {arm: self._prepare(arm, progress) for arm in self.config.order}
         measures = self.config.launch.measure or self.config.budget.axis == "seconds"
         config, table = self._cost(measure=measures, data=prepared, progress=progress)

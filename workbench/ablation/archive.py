@@ -46,10 +46,8 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
     runs = run.runs()
     confirmed = runs.filter((pl.col("stage") == "confirmation") & (pl.col("status") == "done"))
     reports = [
-        pl.read_parquet(Path(row["folder"]) / "report.parquet").select(
-            pl.lit(row["arm"]).alias("arm"), pl.lit(row["seed"]).alias("seed"), pl.all()
-        )
-        for row in confirmed.iter_rows(named=True)
+        frame.select(pl.lit(arm).alias("arm"), pl.lit(seed).alias("seed"), pl.all())
+        for arm, seed, frame in run.reports()
     ]
     if reports:
         pl.concat(reports, how="diagonal").write_parquet(folder / "report.parquet")

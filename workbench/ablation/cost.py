@@ -218,6 +218,13 @@ def cost_table(config: AblationConfig, measured: Mapping[str, Measured] | None =
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
+def residual_table(config: AblationConfig) -> pl.DataFrame:
+    """The columns arm and residual of :func:`cost_table` alone, at once; on axes that need no measuring."""
+    return pl.DataFrame(
+        [{"arm": arm, "residual": _residual(config, {}, {}, first_run(config, arm))} for arm in config.order]
+    )
+
+
 AXES = {"parameters": "non_embedding", "active_parameters": "active", "flops": "training_flops", "cache": "cache_bytes",
         "seconds": "seconds_per_trial"}  # fmt: skip
 """Axis of a budget -> column of the cost table."""
