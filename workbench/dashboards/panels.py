@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 import polars as pl
 
 from workbench.dashboards import figures, markup, style, tables
-from workbench.dashboards.tables import Snapshot, Spent, XAxis, YAxis
+from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.tables import Spent, XAxis, YAxis
 from workbench.results.store import RunFolder
 
 LOG_BYTES = 20_000

@@ -1,6 +1,6 @@
 """The tables behind the figures: what a figure shows can be read, sorted and exported as numbers.
 
-Each takes a run (:class:`workbench.ablation.run.AblationRun`) or a :class:`Snapshot` of it, and returns a frame with
+Each takes a run (:class:`workbench.ablation.run.AblationRun`) or a snapshot of it, and returns a frame with
 the same columns whether or not there is anything to show yet.
 """
 
@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
-from copy import copy
-from functools import cached_property, lru_cache
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import polars as pl
 
 from workbench.ablation.checks import best_of_table as best_of_table  # one of the tables that figures draw
 from workbench.config import ConfigError
+from workbench.dashboards.snapshot import Run, Snapshot
 from workbench.results.store import ENDED
-from workbench.results.tables import Line, SingleRuns, frame_of
+from workbench.results.tables import SingleRuns
 
 if TYPE_CHECKING:
     from workbench.ablation.compare import ScalingLaw
-    from workbench.ablation.run import AblationRun
-    from workbench.ablation.verdict import Verdict
 
 XAxis: TypeAlias = Literal["tokens", "flops", "seconds"]
 YAxis: TypeAlias = Literal["loss", "selection_value"]
@@ -37,110 +35,6 @@ POINTS = 300
 
 FAILED = ("diverged", "out_of_memory", "crashed", "killed")
 """Statuses that are listed as failures; a pruned trial is none."""
-
-
-class Snapshot:
-    """A run as it was at one moment: every file is read once, so that figures drawn from it agree with one another.
-
-    Args:
-        run: the run.
-        before: an earlier snapshot of it; its verdict is kept where no confirmation run has changed since.
-    """
-
-    _run: AblationRun
-
-    def __init__(self, run: AblationRun | Snapshot, before: Snapshot | None = None):
-        source = run._run if isinstance(run, Snapshot) else run
-        self._run, self._before = source, before
-        self._whole: Snapshot | None = None  # what this is a part of
-        self.name, self.question, self.arms, self.baseline = source.name, source.question, source.arms, source.baseline
-        self.seeds, self.total, self.folder, self.about = source.seeds, source.total, source.folder, source.about
-        self.metric = source.metric
-        self.every_arm = self.arms
-        """The arms of the ablation, whichever are shown: colours go by them."""
-        self.finished = source.finished  # read first: a finished run does not change any more
-        self._runs, self._lines = source.runs(), source.lines()
-
-    def showing(self, arms: Collection[str], without: Collection[str] = ()) -> Self:
-        """The same moment with some arms only, and without some runs. The verdict stays that over all arms and runs: its
-        correction for their number was declared before launch.
-
-        Args:
-            arms: names of the arms to show.
-            without: names of runs to leave out.
-        """
-        part = copy(self)
-        part._whole = self.whole
-        part.arms = [arm for arm in self.every_arm if arm in arms]
-        part._runs = self._runs.filter(pl.col("arm").is_in(part.arms) & ~pl.col("run").is_in(list(without)))
-        part._lines = [line for line in self._lines if line.arm in part.arms and line.run not in without]
-        return part
-
-    @property
-    def whole(self) -> Snapshot:
-        """The same moment with everything shown."""
-        return self._whole or self
-
-    def runs(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.runs`."""
-        return self._runs
-
-    def lines(self) -> list[Line]:
-        """See :meth:`workbench.ablation.run.AblationRun.lines`."""
-        return self._lines
-
-    def diagnostics(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.diagnostics`; only of the runs that are shown."""
-        return self._diagnosed.filter(pl.col("run").is_in(self._runs["run"].implode()))
-
-    @cached_property
-    def _diagnosed(self) -> pl.DataFrame:
-        return self._run.diagnostics() if self._whole is None else self._whole._diagnosed
-
-    def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
-        """See :meth:`workbench.ablation.run.AblationRun.reports`; only of the runs that are shown."""
-        shown = set(self._runs.filter(pl.col("stage") == "confirmation").select("arm", "seed").rows())
-        return (report for report in self._run.reports() if report[:2] in shown)
-
-    def curves(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.curves`."""
-        return frame_of(self._lines)
-
-    def cost(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.cost`."""
-        said = self._run.cost()
-        return said.filter(pl.col("arm").is_in(self.arms)) if "arm" in said.columns else said
-
-    def failures(self) -> dict[str, str]:
-        """See :meth:`workbench.ablation.run.AblationRun.failures`."""
-        return self._run.failures()
-
-    def provenance(self) -> dict[str, str]:
-        """See :meth:`workbench.ablation.run.AblationRun.provenance`."""
-        return self._run.provenance()
-
-    def workers(self) -> list[int]:
-        """See :meth:`workbench.ablation.run.AblationRun.workers`."""
-        return self._run.workers()
-
-    def verdict(self) -> Verdict | None:
-        """See :meth:`workbench.ablation.run.AblationRun.verdict`; worked out once."""
-        return self.whole._verdict
-
-    @cached_property
-    def _verdict(self) -> Verdict | None:
-        before, self._before = self._before, None  # no chain of snapshots is kept alive
-        if before is not None and "_verdict" in before.__dict__ and before._confirmed == self._confirmed:
-            return before._verdict
-        return self._run.verdict()
-
-    @cached_property
-    def _confirmed(self) -> tuple[Any, ...]:
-        held = self._runs.filter(pl.col("stage") == "confirmation")
-        return self.finished, *held.select("run", "status").rows(), *self.failures().items()
-
-
-Run: TypeAlias = "AblationRun | Snapshot"
 
 
 def curve_table(
