@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from copy import copy
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import polars as pl
 
+from workbench.files import stamp
 from workbench.results.tables import RUN_SCHEMA, Line, frame_of
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class Snapshot:
 
     def __init__(self, run: AblationRun | Snapshot, before: Snapshot | None = None):
         source = run._run if isinstance(run, Snapshot) else run
-        self._run, self._before = source, before
+        self._run, self._judged_before = source, before._judged_last if before else None
         self._whole: Snapshot | None = None  # what this is a part of
         self.name, self.question, self.arms, self.baseline = source.name, source.question, source.arms, source.baseline
         self.seeds, self.total, self.folder, self.about = source.seeds, source.total, source.folder, source.about
@@ -103,19 +105,40 @@ class Snapshot:
 
     def verdict(self) -> Verdict | None:
         """See :meth:`workbench.ablation.run.AblationRun.verdict`; worked out once."""
-        return self.whole._verdict
+        return self.whole._judged[1]
 
     @cached_property
-    def _verdict(self) -> Verdict | None:
-        before, self._before = self._before, None  # no chain of snapshots is kept alive
-        if before is not None and "_verdict" in before.__dict__ and before._confirmed == self._confirmed:
-            return before._verdict
-        return self._run.verdict()
+    def _judged(self) -> tuple[Any, Verdict | None]:
+        """What the verdict rests on, and the verdict."""
+        held = self._runs.filter(pl.col("stage") == "confirmation").select("run", "status").rows()
+        basis = self.about, self.finished, held, self.failures()
+        before = self._judged_before
+        return before if before is not None and before[0] == basis else (basis, self._run.verdict())
 
-    @cached_property
-    def _confirmed(self) -> tuple[Any, ...]:
-        held = self._runs.filter(pl.col("stage") == "confirmation")
-        return self.finished, *held.select("run", "status").rows(), *self.failures().items()
+    @property
+    def _judged_last(self) -> tuple[Any, Verdict | None] | None:
+        """The latest verdict that has been worked out, here or before; no snapshot before is kept alive for it."""
+        return self.whole.__dict__.get("_judged", self.whole._judged_before)
+
+
+_looks: dict[Path, tuple[tuple[Any, ...], Snapshot]] = {}
+"""Folder of an ablation -> what its own files looked like, and the latest snapshot."""
+
+
+def look(folder: Path) -> Snapshot:
+    """The ablation in ``folder`` as it is now. One that has finished is read once: nothing in it changes without its own files.
+
+    Raises:
+        ConfigError: when there is no ablation in that folder.
+    """
+    from workbench.ablation.run import AblationRun
+
+    files = tuple(stamp(folder / f"{name}.json") for name in ("ablation", "selection", "finished", "verdict"))
+    held, before = _looks.get(folder, (None, None))
+    if before is None or held != files or not before.finished:
+        before = Snapshot(AblationRun(folder), before)
+        _looks[folder] = files, before
+    return before
 
 
 class Planned:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ import polars as pl
 
 from workbench.ablation.checks import best_of_table as best_of_table  # one of the tables that figures draw
 from workbench.config import ConfigError
-from workbench.dashboards.snapshot import Run, Snapshot
+from workbench.dashboards.snapshot import Run, look
 from workbench.results.store import ENDED
 from workbench.results.tables import SingleRuns
 
@@ -165,6 +166,11 @@ def tuning_table(run: Run) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
+def planned_trials(run: Run) -> int:
+    """Tuning trials an arm."""
+    return run.total // len(run.arms) - len(run.seeds) if run.arms else 0
+
+
 FEWEST = 6
 """Finished trials that an arm needs for importances."""
 RESAMPLES = 100
@@ -275,13 +281,11 @@ def overview_table(results: str | Path) -> pl.DataFrame:
     Columns: ablation, question, state (finished, running, not running), ended, planned (runs), arms, verdict (in short),
     created, folder.
     """
-    from workbench.ablation.run import AblationRun
-
     columns = ["ablation", "question", "state", "ended", "planned", "arms", "verdict", "created", "folder"]
     rows = []
     for path in Path(results).glob("*/ablation.json"):
         try:
-            run = Snapshot(AblationRun(path.parent))
+            run = look(path.parent)
             stands, verdict = state(run), run.verdict() if run.finished else None
         except (ConfigError, KeyError, OSError, TypeError) as error:  # of an earlier version, or deleted this moment
             rows.append(
@@ -302,18 +306,15 @@ def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non
     Columns: arm, ablation, ``x`` under its name, value, low, high, runs, stage (as in :func:`frontier_table`), values (the
     report value of every confirmation run that is done).
     """
-    from workbench.ablation.run import AblationRun
-
     schema: dict[str, Any] = {"arm": pl.String, "ablation": pl.String, x: pl.Float64, "value": pl.Float64, "low": pl.Float64,
               "high": pl.Float64, "runs": pl.Int64, "stage": pl.String, "values": pl.List(pl.Float64)}  # fmt: skip
     rows = []
     for path in sorted(Path(run.folder).parent.glob("*/ablation.json")):
         try:
-            other = AblationRun(path.parent)
+            other = run if path.parent == Path(run.folder) else look(path.parent)
             if other.metric != run.metric or not set(other.arms) & set(run.arms):
                 continue
-            seen = Snapshot(other)
-            table, runs = frontier_table(seen, x), seen.runs()
+            table, runs = frontier_table(other, x), other.runs()
         except (ConfigError, KeyError, OSError, TypeError):
             continue
         rows += [(row["arm"], other.name, row[x], row["value"], row["low"], row["high"], row["runs"], row["stage"],
@@ -402,37 +403,40 @@ def progress_table(run: Run) -> pl.DataFrame:
     """How far each arm is, one row an arm and stage.
 
     Columns: arm, stage, planned, done, failed, pruned, running, left (runs that have not ended), share (of the planned
-    steps, runs that ended early count as whole), seconds_left (training time on one worker; null while unknown).
+    steps, runs that ended early count as whole; null where none is planned), seconds_left (training time on one worker; null
+    while unknown).
     """
     schema = {"arm": pl.String, "stage": pl.String, "planned": pl.Int64, "done": pl.Int64, "failed": pl.Int64,
               "pruned": pl.Int64, "running": pl.Int64, "left": pl.Int64, "share": pl.Float64,
               "seconds_left": pl.Float64}  # fmt: skip
-    held, unconfirmed, seeds = run.runs(), run.failures(), len(run.seeds)
-    trials = run.total // len(run.arms) - seeds if run.arms else 0
+    unconfirmed, seeds, trials = run.failures(), len(run.seeds), planned_trials(run)
+    held: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    took: dict[str, list[float]] = {}
+    for arm, stage, status, step, steps, seconds in (
+        run.runs().select("arm", "stage", "status", "step", "steps", "seconds").iter_rows()
+    ):
+        held.setdefault((arm, stage), []).append((status, (step or 0) / steps if steps else 0.0))
+        if step and seconds is not None:
+            took.setdefault(arm, []).append(seconds / step * steps)
+    every = [seconds for mine in took.values() for seconds in mine]
     rows = []
     for arm in run.arms:
-        mine = held.filter(pl.col("arm") == arm)
-        whole = _seconds_per_run(mine) or _seconds_per_run(held)
+        known = took.get(arm) or every
+        whole = float(np.median(known)) if known else None  # training time of a run, as far as the ones seen tell
         for stage, planned in (("tuning", trials), ("confirmation", 0 if arm in unconfirmed else seeds)):
-            these = mine.filter(pl.col("stage") == stage)
-            number = these["status"].is_in(ENDED).sum()
-            going = these.filter(~pl.col("status").is_in(ENDED))
-            parts = [row["step"] / row["steps"] for row in going.iter_rows(named=True) if row["steps"]]
+            these = held.get((arm, stage), [])
+            count = Counter(status for status, _ in these)
+            number = sum(count[status] for status in ENDED)
+            begun = sum(part for status, part in these if status not in ENDED)
             left = max(planned - number, 0)
             rows.append({
-                "arm": arm, "stage": stage, "planned": planned, "done": (these["status"] == "done").sum(),
-                "failed": these["status"].is_in(("diverged", "out_of_memory", "crashed")).sum(),
-                "pruned": (these["status"] == "pruned").sum(), "running": (these["status"] == "running").sum(),
-                "left": left, "share": min((number + sum(parts)) / planned, 1.0) if planned else 1.0,
-                "seconds_left": 0.0 if not left else None if whole is None else whole * max(left - sum(parts), 0.0),
+                "arm": arm, "stage": stage, "planned": planned, "done": count["done"],
+                "failed": count["diverged"] + count["out_of_memory"] + count["crashed"], "pruned": count["pruned"],
+                "running": count["running"], "left": left,
+                "share": min((number + begun) / planned, 1.0) if planned else None,
+                "seconds_left": 0.0 if not left else None if whole is None else whole * max(left - begun, 0.0),
             })  # fmt: skip
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _seconds_per_run(held: pl.DataFrame) -> float | None:
-    """Training time of a whole run, as far as the ones seen tell."""
-    rates = held.filter(pl.col("step") > 0).select(pl.col("seconds") / pl.col("step") * pl.col("steps")).to_series()
-    return float(np.median(rates.to_numpy())) if len(rates) else None
 
 
 def state(run: Run) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import polars as pl
 
 from workbench.dashboards import style
 from workbench.dashboards.figures.parts import figure_of, legend, panels, say, sentence, y_title
-from workbench.dashboards.tables import FEWEST, best_of_table, importance_table, tuning_table
+from workbench.dashboards.tables import FEWEST, best_of_table, importance_table, planned_trials, tuning_table
 from workbench.results.store import ENDED
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def tuning(run: Run) -> go.Figure:
     table, styles = tuning_table(run), style.looks(run)
     names = table["hyperparameter"].unique(maintain_order=True).to_list()
     if not names:
-        figure = figure_of([], "No tuning trial has begun, or nothing is tuned.")
+        figure = figure_of([], _nothing_tuned(run, "No tuning trial has begun."))
         figure.update_xaxes(title_text="hyperparameter")
         figure.update_yaxes(title_text=y_title(run, "selection_value"))
         return figure
@@ -66,6 +66,13 @@ def tuning(run: Run) -> go.Figure:
     return grid
 
 
+def _nothing_tuned(run: Run, yet: str) -> str:
+    """Why there is nothing to draw: none is planned, or ``yet``."""
+    if planned_trials(run):
+        return yet
+    return "Nothing is tuned: every arm trains with the settings it was given."
+
+
 def _unknown(value: float | None) -> bool:
     return value is None or not math.isfinite(value)
 
@@ -101,7 +108,7 @@ def parallel(run: Run) -> go.Figure:
     table, styles = tuning_table(run).filter(pl.col("selection_value").is_finite()), style.looks(run)
     names = table["hyperparameter"].unique(maintain_order=True).to_list()
     if not names:
-        return sentence("No tuning trial has a number yet, or nothing is tuned.")
+        return sentence(_nothing_tuned(run, "No tuning trial has a number yet."))
     trials: dict[str, dict[str, Any]] = {}
     for row in table.iter_rows(named=True):
         value = row["value"] if row["value"] is not None else row["word"]
@@ -157,7 +164,7 @@ def importances(run: Run) -> go.Figure:
             hovertemplate="%{x:.0%} of %{y} (%{customdata} trials)",
         ))  # fmt: skip
     figure = figure_of(
-        bars, "" if len(table) else f"Importances need {FEWEST} finished trials of an arm and something tuned."
+        bars, "" if len(table) else _nothing_tuned(run, f"Importances need {FEWEST} finished trials of an arm.")
     )
     figure.update_xaxes(title_text="importance (share)", tickformat=".0%", range=[0, 1.02])
     figure.update_yaxes(title_text="hyperparameter")
@@ -174,7 +181,8 @@ def best_of(run: Run) -> go.Figure:
             x=mine["k"].to_list(), y=mine["best"].to_list(), name=style.label(arm), mode="lines+markers",
             line={"color": look.colour, "dash": look.dash, "width": 2}, hovertemplate="%{y:.4f} with %{x} trials",
         ))  # fmt: skip
-    figure = figure_of(lines, "" if table["best"].count() else "No tuning trial has ended with a number yet.")
+    none = _nothing_tuned(run, "No tuning trial has ended with a number yet.")
+    figure = figure_of(lines, "" if table["best"].count() else none)
     figure.update_xaxes(title_text="trials k", dtick=1 if len(table) and table["k"].max() <= 20 else None)  # type: ignore[operator]
     figure.update_yaxes(title_text=f"expected {y_title(run, 'selection_value')}")
     return figure.update_layout(legend=legend(run.arms))
