@@ -219,7 +219,7 @@ def test_what_is_not_tuned_is_said(tmp_path: Path) -> None:
     run = snapshot.Snapshot(FakeRun(tmp_path, trials=0))
     grid = panels.progress(run, panels.Settings())[0]
     cells = {row[2][1]: row[2][7] for row in grid.rows}
-    assert cells == {"tuning": ("nothing is tuned", None), "confirmation": ("0%", 0.0)}
+    assert cells == {"tuning": ("nothing is tuned", None), "confirmation": ("0 %", 0.0)}
     assert "Nothing is tuned" in figures.tuning(run).layout.annotations[0].text
 
 

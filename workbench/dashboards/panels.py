@@ -124,8 +124,8 @@ def progress(run: Snapshot, settings: Settings) -> list[Block]:
         mine = table.filter(pl.col("arm") == arm)
         for row in mine.iter_rows(named=True):
             counts = [(str(row[name]), row[name]) for name in ("done", "running", "failed", "pruned", "left")]
-            left = "–" if row["seconds_left"] is None else style.duration(row["seconds_left"])
-            come = NOTHING[row["stage"]] if row["share"] is None else f"{row['share']:.0%}"
+            left = style.duration(row["seconds_left"]) if row["left"] else "–"
+            come = NOTHING[row["stage"]] if row["share"] is None else f"{100 * row['share']:.0f} %"
             rows.append((f"arm {arm}", looks[arm].colour, [arm, row["stage"], *counts, (come, row["share"]),
                                                            (left, row["seconds_left"])]))  # fmt: skip
     verdict = Text("verdict", "<h3>Verdict</h3>" + markup.verdict_html(whole), tables.effect_table(whole))
