@@ -149,15 +149,18 @@ def stop(folder: Folder) -> None:
         console.print(f"Still writing a checkpoint: process {', '.join(map(str, left))}.")
 
 
+ARM_WIDTH = 16
+"""Columns of a terminal that an arm of the cost table takes; arms that have no room beside the others come below."""
+
+
 def print_cost(frame: Any, workers: int) -> None:
-    shown = Table("a trial", *(Column(arm, justify="right") for arm in frame["arm"]), title="Cost")
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "parameters, embedding not counted": lambda row: human(row["non_embedding"]),
+        "parameters, no embedding": lambda row: human(row["non_embedding"]),
         "… active for a token": lambda row: human(row["active"]),
         "forward FLOPs a token": lambda row: human(row["flops_per_token"]),
         "training FLOPs": lambda row: human(row["training_flops"]),
         "decode cache": lambda row: human(row["cache_bytes"], "B"),
-        "… if windows kept every token": lambda row: human(row.get("unevicted_bytes"), "B"),
+        "… if windows kept all": lambda row: human(row.get("unevicted_bytes"), "B"),
         "training tokens": lambda row: human(row["tokens"]),
         "tokens a second": lambda row: human(row.get("tokens_per_second")),
         "time": lambda row: duration(row["seconds_per_trial"]),
@@ -166,15 +169,19 @@ def print_cost(frame: Any, workers: int) -> None:
         "trials": lambda row: str(row["trials"]),
         "set by the budget": lambda row: row.get("solved") or "–",
         "off the budget": lambda row: share(row["residual"]),
-        "against the baseline: parameters": lambda row: share(row.get("off_parameters")),
-        "… active": lambda row: share(row.get("off_active_parameters")),
-        "… training FLOPs": lambda row: share(row.get("off_flops")),
-        "… seconds": lambda row: share(row.get("off_seconds")),
+        "parameters, to baseline": lambda row: share(row.get("off_parameters")),
+        "active, to baseline": lambda row: share(row.get("off_active_parameters")),
+        "training FLOPs, to baseline": lambda row: share(row.get("off_flops")),
+        "seconds, to baseline": lambda row: share(row.get("off_seconds")),
         "not matched": lambda row: row["mismatch"] or "–",
     }
-    for name, text in rows.items():
-        shown.add_row(name, *(text(row) for row in frame.iter_rows(named=True)))
-    console.print(shown)
+    beside = max(1, (console.width - 32) // ARM_WIDTH)
+    for part in frame.iter_slices(beside):
+        arms = (Column(arm, justify="right", overflow="fold") for arm in part["arm"])
+        shown = Table(Column("a trial", no_wrap=True), *arms, title="Cost")
+        for name, text in rows.items():
+            shown.add_row(name, *(text(row) for row in part.iter_rows(named=True)))
+        console.print(shown)
     if frame["seconds_total"].null_count() == 0:
         total = frame["seconds_total"].sum() / max(1, workers)
         console.print(
