@@ -27,7 +27,7 @@ def main() -> None:
     with open(folder.parent / f"{folder.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != wanted:
-            print(f"Installing into {folder} (once; 1.6 GB, a few minutes) …", flush=True)
+            print(f"Installing into {folder} (once, a few minutes; 3 GB, with torch for CUDA more) …", flush=True)
             if not (folder / "bin" / "python").exists():
                 venv.create(folder, with_pip=True)
             pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]

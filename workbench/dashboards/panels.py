@@ -184,7 +184,7 @@ def frontier(run: Snapshot, settings: Settings) -> list[Block]:
 
 def scaling(run: Snapshot, settings: Settings) -> list[Block]:
     """Quality over sizes."""
-    note = "Every ablation in this folder whose arms have the same names and are measured alike is a size."
+    note = "Every ablation in this folder whose arms have the same names and are measured alike, on data of one sort, is a size."
     drawn, table = figures.scaling(run, settings.size), tables.scaling_table(run, settings.size)
     blocks: list[Block] = [Figure("scaling", drawn.update_layout(height=470), table, note)]
     laws = tables.scaling_laws(table, settings.size)

@@ -300,8 +300,8 @@ def overview_table(results: str | Path) -> pl.DataFrame:
 
 
 def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non_embedding") -> pl.DataFrame:
-    """The arms of ``run`` at every size there is: its own, and those of the ablations beside it with arms of these names
-    and the same metric.
+    """The arms of ``run`` at every size there is: its own, and those of the ablations beside it with arms of these names,
+    the same metric and data of the same sort.
 
     Columns: arm, ablation, ``x`` under its name, value, low, high, runs, stage (as in :func:`frontier_table`), values (the
     report value of every confirmation run that is done).
@@ -312,7 +312,10 @@ def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non
     for path in sorted(Path(run.folder).parent.glob("*/ablation.json")):
         try:
             other = run if path.parent == Path(run.folder) else look(path.parent)
-            if other.metric != run.metric or not set(other.arms) & set(run.arms):
+            alike = other.metric == run.metric and other.about.get("views") == run.about.get(
+                "views"
+            )  # tasks label differently
+            if not alike or not set(other.arms) & set(run.arms):
                 continue
             table, runs = frontier_table(other, x), other.runs()
         except (ConfigError, KeyError, OSError, TypeError):

@@ -58,7 +58,9 @@ def loss_curves(
                 line={"color": styles[held.arm].colour, "width": 1}, legendgroup=f"arm {run.arms.index(held.arm)}",
                 hovertemplate="%{y:.4f} at %{x:.4s}",
             ))  # fmt: skip
-    figure = figure_of([*bands, *lines], "" if len(table) else "No training step has been recorded yet.")
+    over = getattr(run, "finished", False)
+    none = "No training steps are kept of this ablation." if over else "No training step has been recorded yet."
+    figure = figure_of([*bands, *lines], "" if len(table) else none)
     figure.update_xaxes(title_text=X_TITLES[x], type="log" if log_x else "linear")
     told = f", smoothed (weight {smoothing:g})" if smoothing else ""
     figure.update_yaxes(title_text=y_title(run, y) + told, type="log" if log_y else "linear")

@@ -22,6 +22,8 @@ def figure_of(traces: list[Any], empty: str = "") -> go.Figure:
     figure.update_layout(template=style.TEMPLATE, height=400)
     if empty:
         say(figure, empty)
+        bare = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
+        figure.update_layout(xaxis=bare, yaxis=bare)
     return figure
 
 
