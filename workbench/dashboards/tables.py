@@ -312,9 +312,8 @@ def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non
     for path in sorted(Path(run.folder).parent.glob("*/ablation.json")):
         try:
             other = run if path.parent == Path(run.folder) else look(path.parent)
-            alike = other.metric == run.metric and other.about.get("views") == run.about.get(
-                "views"
-            )  # tasks label differently
+            views = [each.about.get("views", {}) for each in (other, run)]  # tasks label their examples differently
+            alike = other.metric == run.metric and views[0] == views[1]
             if not alike or not set(other.arms) & set(run.arms):
                 continue
             table, runs = frontier_table(other, x), other.runs()
