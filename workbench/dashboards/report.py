@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from workbench.dashboards import figures, markup, style
 from workbench.dashboards.snapshot import Snapshot
-from workbench.dashboards.tables import XAxis, curve_table, state
+from workbench.dashboards.tables import XAxis, curve_table, effect_table, state
 
 if TYPE_CHECKING:
     from workbench.dashboards.snapshot import Run
@@ -54,7 +54,7 @@ def report_html(run: Run) -> str:
     )
     sections = [
         ("Verdict", markup.verdict_html(run)),
-        ("Difference to the baseline", _plot("effects", figures.effects(run))),
+        *([("Difference to the baseline", _plot("effects", figures.effects(run)))] if len(effect_table(run)) else []),
         ("Training", f"<p>{curves}</p>\n" + _switch({x: figures.loss_curves(run, x) for x in get_args(XAxis)})),
         (f"Selection {escape(run.metric.name)}", _plot("selection", figures.loss_curves(run, "tokens", "selection_value"))),
         *_recall(run),
