@@ -55,7 +55,7 @@ def run(
     """
     from workbench.ablation.ablation import Ablation
 
-    ablation = Ablation.load(file, overrides or (), results)
+    ablation = Ablation.load(file, overrides or (), results).shared_by(workers)
     launched = ablation.create(_note)
     import polars as pl
 
