@@ -142,7 +142,7 @@ def main() -> None:
         entry |= {"steps": arguments.steps, "extra": json.loads(arguments.extra)}
         results.append({**entry, "wall_seconds": round(time.time() - begun, 1)})
         print(json.dumps(results[-1]), flush=True)
-        keep(Path(arguments.output), results, lambda r: (r["case"], r["environment"]["device"]), arguments.code,
+        keep(Path(arguments.output), results, lambda r: r["case"], arguments.code,
              threads=arguments.threads)  # fmt: skip
     print(
         f"\n{'case':28s} {'tokens/s told':>14s} {'taken':>10s} {'error':>7s} {'GiB told':>9s} {'taken':>7s} {'error':>7s}"
