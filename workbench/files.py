@@ -35,6 +35,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def stamp(path: str | Path) -> tuple[int, int] | None:
+    """Size and time of ``path``, by which a change shows; None where there is no such file."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every whole line of ``path``; a torn last line, and lines that a broken disk has spoilt, are left out. Empty where there
     is no such file."""

@@ -33,6 +33,8 @@ def test_mistakes_name_their_path_and_what_to_do(fields: dict[str, Any]) -> None
     )
     assert "'sliding'" in text
     assert "arms.b.model.mixers.full.heads: got 5" in problem(fields, arms={"b": {"model.mixers.full.heads": 5}})
+    base = {**fields["base"], "training": {**fields["base"]["training"], "batchsize": 4}}
+    assert "base.training.batchsize: got the unknown field" in problem(fields, base=base), "where it was written"
     window = {"model.pattern": "sliding", "model.mixers.sliding.window": 0}
     assert "arms.b.model.mixers.sliding.window: got 0" in problem(fields, arms={"b": window})
     assert "Nearest valid name: 'tuning'" in problem(fields, tunning={})

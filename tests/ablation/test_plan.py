@@ -21,6 +21,7 @@ from workbench.ablation.plan import CONFIRMATION, TUNING, Plan
 from workbench.ablation.run import AblationRun
 from workbench.ablation.study import slots
 from workbench.ablation.worker import Worker
+from workbench.cli import watching
 from workbench.config import ConfigError
 from workbench.files import write_json
 from workbench.results.store import RunFolder
@@ -155,7 +156,7 @@ def test_a_pilot_stops_its_workers_on_ctrl_c_and_fails_unfinished(
     start, stop = Mock(), Mock(return_value=[])
     monkeypatch.setattr(AblationRun, "start_workers", start)
     monkeypatch.setattr(AblationRun, "stop", stop)
-    monkeypatch.setattr(cli, "_watch", Mock(side_effect=[KeyboardInterrupt, None]))
+    monkeypatch.setattr(watching, "follow", Mock(side_effect=[KeyboardInterrupt, None]))
     stopped = CliRunner().invoke(cli.app, call)
     assert stopped.exit_code == 130 and "The same command goes on" in stopped.output and stop.called
     unfinished = CliRunner().invoke(cli.app, call)
@@ -184,6 +185,6 @@ def test_an_ablation_whose_folder_is_gone_is_told_to_those_who_watch(corpus: Pat
     worker._work()  # ends, and brings no folder back
     assert not run.folder.exists()
     with pytest.raises(ConfigError, match="removed meanwhile"):
-        cli._watch(run)
+        watching.follow(run)
     table = CliRunner().invoke(cli.app, ["table", "--results", str(tmp_path)])
     assert table.exit_code == 1 and "No run below" in table.output

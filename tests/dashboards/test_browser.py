@@ -14,7 +14,9 @@ pytestmark = [needs_browser, pytest.mark.browser]
 
 def test_the_page_of_kept_results(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "results" / "ablations" / "needle", tmp_path / "results" / "needle")
+    asked: list[str] = []
     with voila(tmp_path / "results") as address, page() as view:
+        view.on("request", lambda request: asked.append(request.url))
         with urllib.request.urlopen(address.partition("?")[0]) as answer:
             assert "/login" in answer.geturl(), "the token is asked for"
         view.goto(address)
@@ -50,5 +52,7 @@ def test_the_page_of_kept_results(tmp_path: Path) -> None:
         header(view, "Wrote .*runs.csv")
         assert (tmp_path / "results" / "needle" / "exports" / "runs.csv").read_text().startswith("# needle ")
         assert not view.errors, view.errors
+        here = address.partition("?")[0]
+        assert [url for url in asked if not url.startswith((here, here.replace("http", "ws"), "data:", "blob:"))] == []
         width = view.evaluate("document.documentElement.scrollWidth")
         assert width <= 1280, f"{width} pixels wide"

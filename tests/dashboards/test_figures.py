@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import polars as pl
 import pytest
 from dashboards.fake import FakeRun
 
-from workbench.dashboards import figures, panels, style, tables
+from workbench.dashboards import figures, panels, snapshot, style, tables
 
+ARCHIVE = Path(__file__).parents[2] / "results" / "ablations" / "needle"
 ODD = '<img src=x onerror=alert(1)> & "co"'
 
 
@@ -35,7 +40,7 @@ EDGE_CASES = {
 
 @pytest.mark.parametrize("case", EDGE_CASES)
 def test_no_state_of_a_run_fails(case: str, tmp_path: Path) -> None:
-    run = tables.Snapshot(FakeRun(tmp_path, **EDGE_CASES[case]))
+    run = snapshot.Snapshot(FakeRun(tmp_path, **EDGE_CASES[case]))
     drawn = [
         figures.loss_curves(run, x, y) for x in ("tokens", "flops", "seconds") for y in ("loss", "selection_value")
     ]
@@ -191,7 +196,7 @@ def test_a_law_is_fitted_where_sizes_suffice(sizes: int, tmp_path: Path, monkeyp
     for folder in folders:
         folder.mkdir()
         (folder / "ablation.json").touch()
-    run = tables.Snapshot(Sized(folders[0]))
+    run = snapshot.Snapshot(Sized(folders[0]))
     table = tables.scaling_table(run)
     assert table["values"].list.len().to_list() == [3] * 2 * sizes
     laws, figure = tables.scaling_laws(table), figures.scaling(run)
@@ -208,3 +213,31 @@ def test_a_law_is_fitted_where_sizes_suffice(sizes: int, tmp_path: Path, monkeyp
     assert line.y[-1] == pytest.approx(laws["full"].at(line.x[-1])[0])
     assert all(low <= middle <= high for middle, high, low in zip(line.y, band.y, band.y[::-1]))
     assert told.html.count("exponent") == 2 and shown.table is not None
+
+
+def test_what_is_not_tuned_is_said(tmp_path: Path) -> None:
+    run = snapshot.Snapshot(FakeRun(tmp_path, trials=0))
+    grid = panels.progress(run, panels.Settings())[0]
+    cells = {row[2][1]: row[2][7] for row in grid.rows}
+    assert cells == {"tuning": ("nothing is tuned", None), "confirmation": ("0 %", 0.0)}
+    assert "Nothing is tuned" in figures.tuning(run).layout.annotations[0].text
+
+
+def test_a_seed_is_a_name(run: FakeRun) -> None:
+    grid = panels.every_run(snapshot.Snapshot(run), panels.Settings())[0]
+    assert {row[2][2] for row in grid.rows} == {("0", 0), ("1", 1), ("2", 2), ("1000", 1000)}
+
+
+def test_a_finished_ablation_is_read_once_and_no_look_is_kept_for_the_next(run: FakeRun, tmp_path: Path) -> None:
+    shutil.copytree(ARCHIVE, folder := tmp_path / "kept")
+    seen = snapshot.look(folder)
+    assert snapshot.look(folder) is seen and seen.verdict() is not None
+    os.utime(folder / "ablation.json", (1, 1))
+    again = snapshot.look(folder)
+    assert again is not seen and again.verdict() is seen.verdict(), "nothing that it rests on has changed"
+    first = snapshot.Snapshot(run)
+    verdict, there = first.verdict(), weakref.ref(first)
+    second = snapshot.Snapshot(run, snapshot.Snapshot(run, first))
+    del first
+    gc.collect()
+    assert there() is None and second.verdict() is verdict

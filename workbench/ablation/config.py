@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
@@ -212,7 +213,22 @@ class AblationConfig(Config):
         try:
             return RunConfig.parse({**merged, "seed": seed})
         except ConfigError as error:
-            raise error.under(f"arms.{arm}") from None
+            own = {**expand_dotted(self.arms[arm]), **(values or {})}
+            told = [
+                replace(problem, path=f"{self._home(arm, own, problem.path)}.{problem.path}")
+                for problem in error.problems
+            ]
+            raise ConfigError(told) from None
+
+    def _home(self, arm: str, own: dict[str, Any], path: str) -> str:
+        """Whether what stands at ``path`` of an arm's run was written in ``base`` or in the arm."""
+
+        def sets(fields: dict[str, Any]) -> bool:
+            place = path.replace("[", ".[") + "."
+            names = (f"{name}." for name in flatten(expand_dotted(fields)))
+            return any(place.startswith(name) or name.startswith(place) for name in names)
+
+        return "base" if sets(self.base) and not sets(own) else f"arms.{arm}"
 
     def space(self, arm: str) -> dict[str, Range]:
         """Dotted field -> range, for one arm. Fields of variants that the arm does not have are left out."""

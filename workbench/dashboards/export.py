@@ -18,7 +18,7 @@ import polars as pl
 from workbench.config import ConfigError
 
 if TYPE_CHECKING:
-    from workbench.dashboards.tables import Run
+    from workbench.dashboards.snapshot import Run
 
 IMAGES = ("png", "svg", "pdf")
 TABLES = ("csv", "tex", "md")

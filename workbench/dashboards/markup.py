@@ -14,7 +14,7 @@ from workbench.dashboards.figures import COST_COLUMNS
 from workbench.dashboards.tables import cost_table, effect_table, failure_table
 
 if TYPE_CHECKING:
-    from workbench.dashboards.tables import Run
+    from workbench.dashboards.snapshot import Run
 
 NUMBER = "number"
 """Class of cells that are aligned right."""

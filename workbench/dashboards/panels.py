@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import plotly.graph_objects as go
 import polars as pl
 
 from workbench.dashboards import figures, markup, style, tables
-from workbench.dashboards.tables import Snapshot, Spent, XAxis, YAxis
+from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.tables import Spent, XAxis, YAxis
 from workbench.results.store import RunFolder
 
 LOG_BYTES = 20_000
@@ -107,6 +109,10 @@ def overview(results: Path) -> Grid:
                 empty=f"No ablation in {results}. `workbench run sweeps/quickstart.yaml` makes the first.")  # fmt: skip
 
 
+NOTHING = {"tuning": "nothing is tuned", "confirmation": "no trial to confirm"}
+"""Stage -> why none of its runs is planned."""
+
+
 def progress(run: Snapshot, settings: Settings) -> list[Block]:
     """How far each arm is; the place where arms are pinned and hidden."""
     whole = run.whole
@@ -118,8 +124,9 @@ def progress(run: Snapshot, settings: Settings) -> list[Block]:
         mine = table.filter(pl.col("arm") == arm)
         for row in mine.iter_rows(named=True):
             counts = [(str(row[name]), row[name]) for name in ("done", "running", "failed", "pruned", "left")]
-            left = "–" if row["seconds_left"] is None else style.duration(row["seconds_left"])
-            rows.append((f"arm {arm}", looks[arm].colour, [arm, row["stage"], *counts, (f"{row['share']:.0%}", row["share"]),
+            left = style.duration(row["seconds_left"]) if row["left"] else "–"
+            come = NOTHING[row["stage"]] if row["share"] is None else f"{100 * row['share']:.0f} %"
+            rows.append((f"arm {arm}", looks[arm].colour, [arm, row["stage"], *counts, (come, row["share"]),
                                                            (left, row["seconds_left"])]))  # fmt: skip
     verdict = Text("verdict", "<h3>Verdict</h3>" + markup.verdict_html(whole), tables.effect_table(whole))
     return [Grid("arms", heads, rows, table, marks=("pinned", "hidden")), verdict]
@@ -237,7 +244,7 @@ def failures(run: Snapshot, settings: Settings) -> list[Block]:
              ("reason", False)]  # fmt: skip
     rows = [
         (row["run"] or "", looks[row["arm"]].colour if row["arm"] in looks else "",
-         [row["arm"], row["stage"], _number(row["seed"]), row["status"].replace("_", " "), _number(row["step"]),
+         [row["arm"], row["stage"], _seed(row["seed"]), row["status"].replace("_", " "), _step(row["step"]),
           markup.hyperparameters(row["hyperparameters"]), row["reason"] or "–"])
         for row in table.iter_rows(named=True)
     ]  # fmt: skip
@@ -254,8 +261,8 @@ def every_run(run: Snapshot, settings: Settings) -> list[Block]:
              ("hyperparameters", False)]  # fmt: skip
     rows = [
         (row["run"], looks[row["arm"]].colour if row["arm"] in looks else "", [
-            row["arm"], row["stage"] + (", chosen" if row["selected"] else ""), _number(row["seed"]),
-            row["status"].replace("_", " "), (f"{row['step']:,}", row["step"]), (style.count(row["tokens"]), row["tokens"]),
+            row["arm"], row["stage"] + (", chosen" if row["selected"] else ""), _seed(row["seed"]),
+            row["status"].replace("_", " "), _step(row["step"]), (style.count(row["tokens"]), row["tokens"]),
             (style.duration(row["seconds"]), row["seconds"]),
             *((style.bits(row[name]), row[name]) for name in ("loss", "selection_value", "report_value")),
             (style.count(row["tokens_per_second"]), row["tokens_per_second"]), markup.hyperparameters(row["hyperparameters"]),
@@ -268,13 +275,15 @@ def every_run(run: Snapshot, settings: Settings) -> list[Block]:
     return [grid, *_log(whole, settings)]
 
 
-def _number(value: int | None) -> tuple[str, int | None]:
+def _seed(value: int | None) -> tuple[str, int | None]:
+    return "–" if value is None else str(value), value  # a name, no amount
+
+
+def _step(value: int | None) -> tuple[str, int | None]:
     return "–" if value is None else f"{value:,}", value
 
 
 def _log(run: Snapshot, settings: Settings) -> list[Block]:
-    from html import escape
-
     if not settings.log:
         return []
     path = RunFolder(Path(run.folder) / "runs" / settings.log).path / "log.txt"

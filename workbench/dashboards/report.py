@@ -12,10 +12,11 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from workbench.dashboards import figures, markup, style
-from workbench.dashboards.tables import Snapshot, XAxis, curve_table, state
+from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.tables import XAxis, curve_table, state
 
 if TYPE_CHECKING:
-    from workbench.dashboards.tables import Run
+    from workbench.dashboards.snapshot import Run
 
 X_NAMES = {"tokens": "Tokens", "flops": "FLOPs", "seconds": "Time"}
 

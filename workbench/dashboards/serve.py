@@ -10,7 +10,8 @@ from pathlib import Path
 
 from workbench.config import ConfigError
 
-PAGE = Path(__file__).parent / "page.ipynb"
+PAGE = Path(__file__).parent / "page"
+"""The one cell, and templates that take the place of Voilà's."""
 FOLDER = "WORKBENCH_RESULTS"
 """Environment variable by which the page knows what to show."""
 
@@ -44,8 +45,13 @@ def serve(
     print(f"{what} at http://{ip}:{port}/?token={token}   (Ctrl-C ends; training goes on)", flush=True)
     from voila.app import Voila
 
-    Voila.launch_instance([
-        str(PAGE), f"--Voila.ip={ip}", f"--port={port}", f"--token={token}", "--show_tracebacks=True",
+    class Page(Voila):
+        def setup_template_dirs(self) -> None:
+            super().setup_template_dirs()
+            self.template_paths.insert(0, str(PAGE))
+
+    Page.launch_instance([
+        str(PAGE / "page.ipynb"), f"--Voila.ip={ip}", f"--port={port}", f"--token={token}", "--show_tracebacks=True",
         "--Voila.log_level=WARN", *([] if browser else ["--no-browser"]),
     ])  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The tables behind the figures: what a figure shows can be read, sorted and exported as numbers.
 
-Each takes a run (:class:`workbench.ablation.run.AblationRun`) or a :class:`Snapshot` of it, and returns a frame with
+Each takes a run (:class:`workbench.ablation.run.AblationRun`) or a snapshot of it, and returns a frame with
 the same columns whether or not there is anything to show yet.
 """
 
@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
-from copy import copy
-from functools import cached_property, lru_cache
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import polars as pl
 
 from workbench.ablation.checks import best_of_table as best_of_table  # one of the tables that figures draw
 from workbench.config import ConfigError
+from workbench.dashboards.snapshot import Run, look
 from workbench.results.store import ENDED
-from workbench.results.tables import Line, SingleRuns, frame_of
+from workbench.results.tables import SingleRuns
 
 if TYPE_CHECKING:
     from workbench.ablation.compare import ScalingLaw
-    from workbench.ablation.run import AblationRun
-    from workbench.ablation.verdict import Verdict
 
 XAxis: TypeAlias = Literal["tokens", "flops", "seconds"]
 YAxis: TypeAlias = Literal["loss", "selection_value"]
@@ -37,110 +36,6 @@ POINTS = 300
 
 FAILED = ("diverged", "out_of_memory", "crashed", "killed")
 """Statuses that are listed as failures; a pruned trial is none."""
-
-
-class Snapshot:
-    """A run as it was at one moment: every file is read once, so that figures drawn from it agree with one another.
-
-    Args:
-        run: the run.
-        before: an earlier snapshot of it; its verdict is kept where no confirmation run has changed since.
-    """
-
-    _run: AblationRun
-
-    def __init__(self, run: AblationRun | Snapshot, before: Snapshot | None = None):
-        source = run._run if isinstance(run, Snapshot) else run
-        self._run, self._before = source, before
-        self._whole: Snapshot | None = None  # what this is a part of
-        self.name, self.question, self.arms, self.baseline = source.name, source.question, source.arms, source.baseline
-        self.seeds, self.total, self.folder, self.about = source.seeds, source.total, source.folder, source.about
-        self.metric = source.metric
-        self.every_arm = self.arms
-        """The arms of the ablation, whichever are shown: colours go by them."""
-        self.finished = source.finished  # read first: a finished run does not change any more
-        self._runs, self._lines = source.runs(), source.lines()
-
-    def showing(self, arms: Collection[str], without: Collection[str] = ()) -> Self:
-        """The same moment with some arms only, and without some runs. The verdict stays that over all arms and runs: its
-        correction for their number was declared before launch.
-
-        Args:
-            arms: names of the arms to show.
-            without: names of runs to leave out.
-        """
-        part = copy(self)
-        part._whole = self.whole
-        part.arms = [arm for arm in self.every_arm if arm in arms]
-        part._runs = self._runs.filter(pl.col("arm").is_in(part.arms) & ~pl.col("run").is_in(list(without)))
-        part._lines = [line for line in self._lines if line.arm in part.arms and line.run not in without]
-        return part
-
-    @property
-    def whole(self) -> Snapshot:
-        """The same moment with everything shown."""
-        return self._whole or self
-
-    def runs(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.runs`."""
-        return self._runs
-
-    def lines(self) -> list[Line]:
-        """See :meth:`workbench.ablation.run.AblationRun.lines`."""
-        return self._lines
-
-    def diagnostics(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.diagnostics`; only of the runs that are shown."""
-        return self._diagnosed.filter(pl.col("run").is_in(self._runs["run"].implode()))
-
-    @cached_property
-    def _diagnosed(self) -> pl.DataFrame:
-        return self._run.diagnostics() if self._whole is None else self._whole._diagnosed
-
-    def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
-        """See :meth:`workbench.ablation.run.AblationRun.reports`; only of the runs that are shown."""
-        shown = set(self._runs.filter(pl.col("stage") == "confirmation").select("arm", "seed").rows())
-        return (report for report in self._run.reports() if report[:2] in shown)
-
-    def curves(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.curves`."""
-        return frame_of(self._lines)
-
-    def cost(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.cost`."""
-        said = self._run.cost()
-        return said.filter(pl.col("arm").is_in(self.arms)) if "arm" in said.columns else said
-
-    def failures(self) -> dict[str, str]:
-        """See :meth:`workbench.ablation.run.AblationRun.failures`."""
-        return self._run.failures()
-
-    def provenance(self) -> dict[str, str]:
-        """See :meth:`workbench.ablation.run.AblationRun.provenance`."""
-        return self._run.provenance()
-
-    def workers(self) -> list[int]:
-        """See :meth:`workbench.ablation.run.AblationRun.workers`."""
-        return self._run.workers()
-
-    def verdict(self) -> Verdict | None:
-        """See :meth:`workbench.ablation.run.AblationRun.verdict`; worked out once."""
-        return self.whole._verdict
-
-    @cached_property
-    def _verdict(self) -> Verdict | None:
-        before, self._before = self._before, None  # no chain of snapshots is kept alive
-        if before is not None and "_verdict" in before.__dict__ and before._confirmed == self._confirmed:
-            return before._verdict
-        return self._run.verdict()
-
-    @cached_property
-    def _confirmed(self) -> tuple[Any, ...]:
-        held = self._runs.filter(pl.col("stage") == "confirmation")
-        return self.finished, *held.select("run", "status").rows(), *self.failures().items()
-
-
-Run: TypeAlias = "AblationRun | Snapshot"
 
 
 def curve_table(
@@ -271,6 +166,11 @@ def tuning_table(run: Run) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
+def planned_trials(run: Run) -> int:
+    """Tuning trials an arm."""
+    return run.total // len(run.arms) - len(run.seeds) if run.arms else 0
+
+
 FEWEST = 6
 """Finished trials that an arm needs for importances."""
 RESAMPLES = 100
@@ -381,13 +281,11 @@ def overview_table(results: str | Path) -> pl.DataFrame:
     Columns: ablation, question, state (finished, running, not running), ended, planned (runs), arms, verdict (in short),
     created, folder.
     """
-    from workbench.ablation.run import AblationRun
-
     columns = ["ablation", "question", "state", "ended", "planned", "arms", "verdict", "created", "folder"]
     rows = []
     for path in Path(results).glob("*/ablation.json"):
         try:
-            run = Snapshot(AblationRun(path.parent))
+            run = look(path.parent)
             stands, verdict = state(run), run.verdict() if run.finished else None
         except (ConfigError, KeyError, OSError, TypeError) as error:  # of an earlier version, or deleted this moment
             rows.append(
@@ -408,18 +306,15 @@ def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non
     Columns: arm, ablation, ``x`` under its name, value, low, high, runs, stage (as in :func:`frontier_table`), values (the
     report value of every confirmation run that is done).
     """
-    from workbench.ablation.run import AblationRun
-
     schema: dict[str, Any] = {"arm": pl.String, "ablation": pl.String, x: pl.Float64, "value": pl.Float64, "low": pl.Float64,
               "high": pl.Float64, "runs": pl.Int64, "stage": pl.String, "values": pl.List(pl.Float64)}  # fmt: skip
     rows = []
     for path in sorted(Path(run.folder).parent.glob("*/ablation.json")):
         try:
-            other = AblationRun(path.parent)
+            other = run if path.parent == Path(run.folder) else look(path.parent)
             if other.metric != run.metric or not set(other.arms) & set(run.arms):
                 continue
-            seen = Snapshot(other)
-            table, runs = frontier_table(seen, x), seen.runs()
+            table, runs = frontier_table(other, x), other.runs()
         except (ConfigError, KeyError, OSError, TypeError):
             continue
         rows += [(row["arm"], other.name, row[x], row["value"], row["low"], row["high"], row["runs"], row["stage"],
@@ -508,37 +403,40 @@ def progress_table(run: Run) -> pl.DataFrame:
     """How far each arm is, one row an arm and stage.
 
     Columns: arm, stage, planned, done, failed, pruned, running, left (runs that have not ended), share (of the planned
-    steps, runs that ended early count as whole), seconds_left (training time on one worker; null while unknown).
+    steps, runs that ended early count as whole; null where none is planned), seconds_left (training time on one worker; null
+    while unknown).
     """
     schema = {"arm": pl.String, "stage": pl.String, "planned": pl.Int64, "done": pl.Int64, "failed": pl.Int64,
               "pruned": pl.Int64, "running": pl.Int64, "left": pl.Int64, "share": pl.Float64,
               "seconds_left": pl.Float64}  # fmt: skip
-    held, unconfirmed, seeds = run.runs(), run.failures(), len(run.seeds)
-    trials = run.total // len(run.arms) - seeds if run.arms else 0
+    unconfirmed, seeds, trials = run.failures(), len(run.seeds), planned_trials(run)
+    held: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    took: dict[str, list[float]] = {}
+    for arm, stage, status, step, steps, seconds in (
+        run.runs().select("arm", "stage", "status", "step", "steps", "seconds").iter_rows()
+    ):
+        held.setdefault((arm, stage), []).append((status, (step or 0) / steps if steps else 0.0))
+        if step and seconds is not None:
+            took.setdefault(arm, []).append(seconds / step * steps)
+    every = [seconds for mine in took.values() for seconds in mine]
     rows = []
     for arm in run.arms:
-        mine = held.filter(pl.col("arm") == arm)
-        whole = _seconds_per_run(mine) or _seconds_per_run(held)
+        known = took.get(arm) or every
+        whole = float(np.median(known)) if known else None  # training time of a run, as far as the ones seen tell
         for stage, planned in (("tuning", trials), ("confirmation", 0 if arm in unconfirmed else seeds)):
-            these = mine.filter(pl.col("stage") == stage)
-            number = these["status"].is_in(ENDED).sum()
-            going = these.filter(~pl.col("status").is_in(ENDED))
-            parts = [row["step"] / row["steps"] for row in going.iter_rows(named=True) if row["steps"]]
+            these = held.get((arm, stage), [])
+            count = Counter(status for status, _ in these)
+            number = sum(count[status] for status in ENDED)
+            begun = sum(part for status, part in these if status not in ENDED)
             left = max(planned - number, 0)
             rows.append({
-                "arm": arm, "stage": stage, "planned": planned, "done": (these["status"] == "done").sum(),
-                "failed": these["status"].is_in(("diverged", "out_of_memory", "crashed")).sum(),
-                "pruned": (these["status"] == "pruned").sum(), "running": (these["status"] == "running").sum(),
-                "left": left, "share": min((number + sum(parts)) / planned, 1.0) if planned else 1.0,
-                "seconds_left": 0.0 if not left else None if whole is None else whole * max(left - sum(parts), 0.0),
+                "arm": arm, "stage": stage, "planned": planned, "done": count["done"],
+                "failed": count["diverged"] + count["out_of_memory"] + count["crashed"], "pruned": count["pruned"],
+                "running": count["running"], "left": left,
+                "share": min((number + begun) / planned, 1.0) if planned else None,
+                "seconds_left": 0.0 if not left else None if whole is None else whole * max(left - begun, 0.0),
             })  # fmt: skip
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _seconds_per_run(held: pl.DataFrame) -> float | None:
-    """Training time of a whole run, as far as the ones seen tell."""
-    rates = held.filter(pl.col("step") > 0).select(pl.col("seconds") / pl.col("step") * pl.col("steps")).to_series()
-    return float(np.median(rates.to_numpy())) if len(rates) else None
 
 
 def state(run: Run) -> Mapping[str, Any]:

@@ -110,7 +110,7 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer]:
     Raises:
         ConfigError: naming a missing or damaged file, an unknown variant or setting, or the tensors that do not fit.
     """
-    folder = Path(folder)
+    folder = _there(folder)
     tokenizer = _read_tokenizer(folder / TOKENIZER)
     config, tensors = read(folder)
     highest = max(tokenizer.get_vocab().values(), default=-1)
@@ -119,6 +119,13 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer]:
         raise ConfigError.at(str(folder / TOKENIZER), got=f"token id {highest}",
                              expected=f"ids below the model's vocabulary of {config.vocabulary}")  # fmt: skip
     return build(config, tensors), tokenizer
+
+
+def _there(folder: str | Path) -> Path:
+    if not Path(folder).is_dir():
+        raise ConfigError.at(str(folder), got="no such folder", expected="an export, or a plain Llama checkpoint",
+                             do="`workbench export` writes one from a run.")  # fmt: skip
+    return Path(folder)
 
 
 def import_llama(folder: str | Path) -> LanguageModel:
@@ -140,7 +147,7 @@ def read(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     Raises:
         ConfigError: as :func:`load`.
     """
-    folder = Path(folder)
+    folder = _there(folder)
     about = read_json_file(folder / CONFIG)
     kind = about.get("model_type")
     if kind == "llama":

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from workbench.config import ConfigError
-from workbench.files import read_json, read_jsonl
+from workbench.files import read_json, read_jsonl, stamp
 from workbench.metric import Metric
 from workbench.results.store import ENDED, RunFolder
 
@@ -47,14 +47,12 @@ _kept: dict[str, tuple[tuple[int, int], Any]] = {}
 def _keep(folder: RunFolder, name: str, read: Callable[[Path], T]) -> T | None:
     """What ``read`` makes of the file ``name``, remembered until the file changes; None where there is none."""
     path = f"{folder.path}/{name}"
-    try:
-        stat = os.stat(path)
-    except OSError:
+    now, held = stamp(path), _kept.get(path)
+    if now is None:
         _kept.pop(path, None)
         return None
-    stamp, held = (stat.st_size, stat.st_mtime_ns), _kept.get(path)
-    if held is None or held[0] != stamp:
-        held = _kept[path] = stamp, read(Path(path))
+    if held is None or held[0] != now:
+        held = _kept[path] = now, read(Path(path))
     return held[1]
 
 
@@ -131,16 +129,6 @@ def _about(path: Path) -> dict[str, Any]:
     }
 
 
-def _held(ablation: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
-    try:
-        names = sorted(os.listdir(ablation / "runs"))
-    except OSError:
-        return []
-    folders = [RunFolder(ablation / "runs" / name) for name in names]
-    found = [(folder, _keep(folder, "run.json", _about)) for folder in folders]
-    return [(folder, about) for folder, about in found if about]
-
-
 def _paths(path: Path) -> str:
     return json.dumps(read_json(path).get("paths", {}))
 
@@ -163,16 +151,15 @@ _ended: dict[str, _Seen] = {}
 """Folder -> its run, of runs that ended: they are asked for their status alone, since nothing else of them changes without it."""
 
 
-def _seen(folder: RunFolder, about: dict[str, Any]) -> _Seen:
-    path = str(folder.path)
-    try:
-        stat = os.stat(f"{path}/status.json")
-        stamp = (stat.st_size, stat.st_mtime_ns)
-    except OSError:
-        stamp = None
-    held = _ended.get(path)
-    if held is not None and held.stamp == stamp:
+def _seen(path: str) -> _Seen | None:
+    """The run in folder ``path``, None where there is none."""
+    now, held = stamp(f"{path}/status.json"), _ended.get(path)
+    if held is not None and held.stamp == now:
         return held
+    folder = RunFolder(path)
+    about = _keep(folder, "run.json", _about)
+    if not about:
+        return None
     state, points = _status(folder), _points(folder)
     result = _keep(folder, "result.json", read_json) or {}
     last, steps = points.last, about["steps"]
@@ -189,11 +176,21 @@ def _seen(folder: RunFolder, about: dict[str, Any]) -> _Seen:
         "paths": _keep(folder, "environment.json", _paths) or "{}", "selected": False, "reason": state.get("reason"),
         "folder": path,
     }  # fmt: skip
-    seen = _Seen(stamp, row, Line(about["arm"], about["stage"], folder.path.name, about["seed"], points))
+    seen = _Seen(now, row, Line(about["arm"], about["stage"], folder.path.name, about["seed"], points))
     _ended.pop(path, None)
     if state["status"] in ENDED:
         _ended[path] = seen
     return seen
+
+
+def _each(ablation: str | Path) -> list[_Seen]:
+    """Every run of the ablation in folder ``ablation``."""
+    root = f"{ablation}/runs"
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
+        return []
+    return [seen for name in names if (seen := _seen(f"{root}/{name}")) is not None]
 
 
 def runs(ablation: str | Path) -> pl.DataFrame:
@@ -203,11 +200,9 @@ def runs(ablation: str | Path) -> pl.DataFrame:
     selection_value and report_value are in the unit that metric names; flops are training FLOPs spent; paths are the
     implementations that operations took.
     """
-    ablation = Path(ablation)
-    chosen = read_json(ablation / "selection.json")
+    chosen = read_json(Path(ablation) / "selection.json")
     rows = []
-    for folder, about in _held(ablation):
-        row = _seen(folder, about).row
+    for row in (seen.row for seen in _each(ablation)):
         selected = row["stage"] == "tuning" and chosen.get(row["arm"], {}).get("run") == row["run"]
         rows.append({**row, "selected": True} if selected else row)
     return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
@@ -215,7 +210,7 @@ def runs(ablation: str | Path) -> pl.DataFrame:
 
 def lines(ablation: str | Path) -> list[Line]:
     """Every run of one ablation with its recorded points."""
-    return [_seen(folder, about).line for folder, about in _held(Path(ablation))]
+    return [seen.line for seen in _each(ablation)]
 
 
 def curves(ablation: str | Path) -> pl.DataFrame:
@@ -250,15 +245,15 @@ def diagnostics(ablation: str | Path) -> pl.DataFrame:
 
     Long form, one row a number; index counts the numbers of a vector (the load of every expert), else it is null.
     """
-    return _diagnosed((about["arm"], about["stage"], about["seed"], folder) for folder, about in _held(Path(ablation)))
+    return _diagnosed((seen.line, RunFolder(seen.row["folder"])) for seen in _each(ablation))
 
 
-def _diagnosed(runs: Iterable[tuple[str, str, int, RunFolder]]) -> pl.DataFrame:
+def _diagnosed(runs: Iterable[tuple[Line, RunFolder]]) -> pl.DataFrame:
     frames = []
-    for arm, stage, seed, folder in runs:
+    for line, folder in runs:
         held = _keep(folder, "diagnostics.jsonl", _diagnostics)
         if held is not None and len(held):
-            key = {"arm": arm, "stage": stage, "run": folder.path.name, "seed": seed}
+            key = {"arm": line.arm, "stage": line.stage, "run": line.run, "seed": line.seed}
             frames.append(
                 held.select(
                     *(pl.lit(value).cast(DIAGNOSTICS_SCHEMA[name]).alias(name) for name, value in key.items()), pl.all()
@@ -304,9 +299,7 @@ class SingleRuns:
 
     def diagnostics(self) -> pl.DataFrame:
         """What layers said about themselves; columns in ``DIAGNOSTICS_SCHEMA``."""
-        return _diagnosed(
-            (line.arm, line.stage, line.seed, folder) for line, folder in zip(self.lines(), self._folders)
-        )
+        return _diagnosed(zip(self.lines(), self._folders))
 
 
 def table(results: str | Path = "results") -> pl.DataFrame:

@@ -63,7 +63,10 @@ def branch(
     old = RunFolder(run)
     about = old.about()
     kept = sorted(old.path.glob("trunk/step-*"))
-    if not about or not kept:
+    if not about:
+        raise ConfigError.at("run", got=str(run), expected="the folder of a run",
+                             do="Runs of an ablation are in results/<ablation>/runs.")  # fmt: skip
+    if not kept:
         raise ConfigError.at("run", got=f"{run}, without a trunk", expected="a run with training.keep_trunk: true that has begun to decay",
                              do="Train with training.keep_trunk=true.")  # fmt: skip
     config = branched(RunConfig.parse(about["config"]), tokens, decay)

@@ -70,7 +70,8 @@ class Files(Corpus):
                 matches = [Path(p) for p in glob.glob(str(path), recursive=True)]
             matches = [p for p in matches if p.is_file()]
             if not matches:
-                raise ConfigError.at("data.corpus.path", got=pattern, expected="at least one file",
+                there = "" if path.exists() or glob.has_magic(pattern) else ", which is not there"
+                raise ConfigError.at("data.corpus.path", got=f"{pattern}{there}", expected="at least one file",
                                      do=f"Paths are relative to {Path.cwd()}.")  # fmt: skip
             found.update(matches)
         return sorted(found)

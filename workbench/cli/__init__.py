@@ -1,0 +1,50 @@
+"""The command line, ``workbench``; ``workbench --help`` lists its commands.
+
+Every command that takes an ablation takes the same YAML file, followed by overrides such as
+``base.training.tokens=1_000_000``.
+"""
+
+# Commands are plain functions of the modules beside this one. They import what they work with when they are called: help
+# does not wait for torch.
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from workbench.cli.ablations import cost, pilot, plan, run, stop, watch, worker
+from workbench.cli.installed import doctor, variants
+from workbench.cli.results import archive, calibrate, compare, report, serve, table, verdict
+from workbench.cli.training import branch, export, generate, prepare, train
+
+COMMANDS = (
+    cost, run, train, branch, prepare, export, generate, pilot, plan, worker, watch, stop, verdict, calibrate, compare,
+    report, serve, archive, table, variants, doctor,
+)  # fmt: skip
+"""Every command, in the order of the help; a function's name is its command's, its docstring the help."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is told in words, without a traceback."""
+    from workbench.config import ConfigError
+
+    try:
+        app()
+    except ConfigError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        import errno
+
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(
+            f"workbench: {error.strerror}: {error.filename or ''}. Nothing is lost; mend it and start again.",
+            file=sys.stderr,
+        )
+        sys.exit(1)

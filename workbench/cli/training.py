@@ -1,0 +1,135 @@
+"""Commands for a single model: train it, branch off a longer run, prepare its data, export it, generate from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from workbench.cli.output import console, duration, human, note
+
+
+def train(
+    file: Annotated[Path, typer.Argument(help="One training run as YAML, such as sweeps/runs/full_340m.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: training.tokens=1_000_000.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder of the run; default results/runs/<file>.")] = None,
+    devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
+    stage: Annotated[
+        str, typer.Option(help="confirmation opens the report split at the end; tuning does not.")
+    ] = "tuning",
+) -> None:
+    """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command goes on."""
+    from workbench.training import parallel
+    from workbench.training.config import RunConfig
+    from workbench.training.trial import new_run
+
+    leads = not parallel.is_started_by_another_rank()
+    config = RunConfig.load(file, overrides or ())
+    path = folder or Path("results") / "runs" / file.stem
+    new_run(path, path.parent / "cache", config, arm=file.stem, stage=stage, progress=note if leads else None)
+    _train_in_foreground(path, devices, leads)
+
+
+def branch(
+    run: Annotated[Path, typer.Argument(help="Folder of a run with training.keep_trunk=true that has begun to decay.")],
+    tokens: Annotated[int, typer.Argument(help="Tokens of the longer run, from its beginning.")],
+    folder: Annotated[Path | None, typer.Option(help="Folder of the longer run; default RUN-TOKENS.")] = None,
+    decay: Annotated[float | None, typer.Option(help="Share of its steps spent decaying; default as before.")] = None,
+    devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
+) -> None:
+    """Train to a longer horizon from the trunk of a shorter run, which is not trained again."""
+    from workbench.training import parallel
+    from workbench.training.branch import branch as begin
+
+    leads = not parallel.is_started_by_another_rank()
+    path = folder or run.with_name(f"{run.name}-{tokens}")
+    begin(run, path, path.parent / "cache", tokens, decay, note if leads else None)
+    _train_in_foreground(path, devices, leads)
+
+
+def _train_in_foreground(path: Path, devices: int, leads: bool) -> None:
+    """Train the run in folder ``path``, telling how it goes; Ctrl-C stops after a checkpoint."""
+    import signal
+
+    from workbench.metric import Metric
+    from workbench.results import RunFolder
+    from workbench.training.trial import train as train_run
+
+    about = RunFolder(path).about()
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: asked.append(number))
+    unit = Metric(**about["metric"]).short
+
+    def tell(row: dict[str, Any]) -> None:
+        left = (about["tokens"] - row["tokens"]) / max(1e-9, row["tokens_per_second"])
+        console.print(
+            f"step {row['step']}/{about['steps']}  loss {row['loss']:.4f}  {human(row['tokens_per_second'])} tokens/s  "
+            f"{human(row['flops_per_second'])}FLOP/s  {duration(left)} left"
+            + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else ""),
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+    result = train_run(
+        path, path.parent / "cache", should_stop=lambda: bool(asked), devices=devices, tell=tell if leads else None
+    )
+    if not leads:
+        return
+    reason = f": {result['reason']}" if result.get("reason") else ""
+    console.print(f"{result['status']}{reason}  ({path})", highlight=False, soft_wrap=True)
+    if result["status"] != "done":
+        raise typer.Exit(130 if result["status"] == "interrupted" else 1)
+
+
+def prepare(
+    file: Annotated[Path, typer.Argument(help="A training run, whose data and vocabulary are taken.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: data.corpus.path=texts.")] = None,
+    cache: Annotated[Path, typer.Option(help="Folder of prepared data.")] = Path("results/runs/cache"),
+) -> None:
+    """Make the data of a run before any training needs them: text deduplicated, split and tokenized, or measured examples."""
+    from workbench.data import prepare as prepare_data
+    from workbench.training.config import RunConfig
+
+    config = RunConfig.load(file, overrides or ())
+    data = prepare_data(config.data, config.model.vocabulary or 0, cache, note)
+    splits = {
+        name: {k: v for k, v in split.items() if not isinstance(v, list)} for name, split in data.card["splits"].items()
+    }
+    columns = list(dict.fromkeys(key for split in splits.values() for key in split))
+    shown = Table("split", *(column.replace("_", " ") for column in columns), title=str(data.folder))
+    for name, split in splits.items():
+        shown.add_row(name, *(human(split.get(column)) if column in split else "" for column in columns))
+    console.print(shown)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or one of its checkpoints.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write config.json, weights and tokenizer.")],
+    format: Annotated[str, typer.Option(help="workbench, or llama for software that knows only that.")] = "workbench",
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+) -> None:
+    """Write a trained model as a folder in the manner of Hugging Face."""
+    from workbench.config import ConfigError, nearest
+    from workbench.training.export import export as write
+
+    for name, value, valid in (("format", format, ("workbench", "llama")), ("dtype", dtype, ("fp32", "bf16"))):
+        if value not in valid:
+            raise ConfigError.at(name, got=value, expected=" or ".join(valid), do=nearest(value, valid))
+    console.print(str(write(run, folder, format=format, dtype=dtype)), soft_wrap=True)  # type: ignore[arg-type]
+
+
+def generate(
+    folder: Annotated[Path, typer.Argument(help="An export of this workbench or a plain Llama checkpoint.")],
+    prompt: Annotated[str, typer.Argument(help="The text to go on from.")],
+    tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
+    seed: int = 0,
+) -> None:
+    """Go on from a text with an exported model."""
+    from workbench.pretrained import generate as go_on
+    from workbench.pretrained import load
+
+    model, tokenizer = load(folder)
+    print(prompt + go_on(model, tokenizer, prompt, tokens=tokens, temperature=temperature, seed=seed))

@@ -1,0 +1,114 @@
+"""Watching the work of an ablation from a shell: a bar a trial that goes on, a line for one that has ended."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from workbench.cli.output import console, duration, human
+
+if TYPE_CHECKING:
+    from workbench.ablation.run import AblationRun
+
+
+def work_off(launched: AblationRun, workers: int, detach: bool = False) -> bool:
+    """Start workers and watch them until all is done; ``detach`` returns False at once.
+
+    Ctrl-C stops the workers. It, and an end before all is done, leave the command with an error code.
+    """
+    try:
+        if not launched.finished:
+            launched.start_workers(workers)
+        if detach:
+            console.print(f"Working in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
+            return False
+        follow(launched)
+    except KeyboardInterrupt:
+        console.print("\nStopping: running trials write a checkpoint …")
+        left = launched.stop()
+        console.print(
+            "Still writing a checkpoint, then they end." if left else "Stopped.", "The same command goes on from here."
+        )
+        raise typer.Exit(130) from None
+    if not launched.finished:
+        console.print("[bold]Not finished:[/] no worker is left.")
+        console.print(_why_stopped(launched), markup=False, highlight=False, soft_wrap=True)
+        console.print("The same command goes on from here.")
+        raise typer.Exit(1)
+    return True
+
+
+def follow(launched: AblationRun) -> None:
+    """One bar a trial that has not ended, a line for one that has; until all have, or no worker is left."""
+    from workbench.config import ConfigError
+    from workbench.results.store import ENDED
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[numbers]}"),
+    )  # fmt: skip
+    live = console.is_terminal
+    told: dict[str, str] = {}
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not live, refresh_per_second=4) as progress:
+        while True:
+            over = launched.wait(timeout=0.5) or not (launched.workers() or launched.waiting_workers())
+            frame = launched.runs()
+            done = frame["status"].is_in(ENDED).sum()
+            for row in frame.iter_rows(named=True):
+                title, numbers = f"{row['arm']} {row['stage']} {_point(row)}", _numbers(row)
+                ended = row["status"] in ENDED
+                if told.get(row["run"]) != row["status"] and (ended or (row["status"] == "running" and not live)):
+                    progress.console.print(
+                        f"[{done}/{launched.total}] {title}: {numbers}", markup=False, highlight=False, soft_wrap=True
+                    )
+                told[row["run"]] = row["status"]
+                if ended and row["run"] in bars:
+                    progress.remove_task(bars.pop(row["run"]))
+                elif live and not ended:
+                    if row["run"] not in bars:
+                        bars[row["run"]] = progress.add_task(title, total=row["steps"], numbers=numbers)
+                    progress.update(bars[row["run"]], completed=row["step"], numbers=numbers)
+            if not launched.exists:
+                raise ConfigError.at(str(launched.folder), got="a folder that has been removed meanwhile",
+                                     expected="the ablation that was being watched")  # fmt: skip
+            if over:
+                return
+
+
+def _why_stopped(launched: AblationRun) -> str:
+    """What the runs that ended early say; where none says anything, the end of the workers' log."""
+    frame = launched.runs()
+    early = frame.filter(frame["status"].is_in(("interrupted", "killed")))
+    if len(early):
+        return "\n".join(f"{row['run']} is {row['status']}: {row['reason']}" for row in early.iter_rows(named=True))
+    log = launched.folder / "workers" / "log.txt"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return "\n".join([f"The end of {log}:", *lines[-8:]])
+
+
+def _point(row: dict[str, Any]) -> str:
+    if row["stage"] == "confirmation":
+        return f"seed {row['seed']}"
+    return ", ".join(f"{k.rsplit('.', 1)[-1]}={v:.3g}" if isinstance(v, float) else f"{k.rsplit('.', 1)[-1]}={v}"
+                     for k, v in json.loads(row["hyperparameters"]).items())  # fmt: skip
+
+
+def _numbers(row: dict[str, Any]) -> str:
+    parts = []
+    if row["status"] == "running" and row["loss"] is not None:
+        parts = [
+            f"loss {row['loss']:.3f}",
+            f"{human(row['tokens_per_second'])} tokens/s",
+            f"{duration(row['seconds_left'])} left",
+        ]
+    elif row["report_value"] is not None:
+        parts = [f"{row['report_value']:.4f} {row['metric']} (report)"]
+    elif row["selection_value"] is not None and row["status"] == "done":
+        parts = [f"{row['selection_value']:.4f} {row['metric']} (selection)"]
+    if row["status"] != "done":
+        parts.insert(0, row["status"] + (f" ({row['reason']})" if row["reason"] else ""))
+    return ", ".join(parts)
