@@ -23,9 +23,13 @@ class Launch(Config):
     """How the work is carried out. Changes nothing about the result, and is not part of the identity."""
 
     workers: Annotated[int, Field(ge=0)] = 0
-    """Worker processes; 0 takes one a GPU, or two on a CPU with two cores or more."""
+    """Worker processes; 0 takes one a GPU, or two on a CPU with two cores or more. More than there are GPUs share them evenly:
+    small models fill a GPU only several at a time (benchmarks/trials_per_gpu.py)."""
     heartbeat: Annotated[float, Field(gt=0, le=86_400)] = 10.0
     """Seconds between a worker's signs of life; after three missed ones its trial goes to another worker."""
+    hung_after: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without progress (no line of metrics, no checkpoint) after which a trial is stopped as hung and taken up again from
+    its checkpoint, three times in all; longer where the trial's own lines come slowly: 20 times their median interval."""
     measure: bool = True
     """Whether a launch first measures time and memory of every arm; without it the card estimates memory and leaves time open."""
     storage: str | None = None
