@@ -119,7 +119,8 @@ def progress(run: Snapshot, settings: Settings) -> list[Block]:
         for row in mine.iter_rows(named=True):
             counts = [(str(row[name]), row[name]) for name in ("done", "running", "failed", "pruned", "left")]
             left = "–" if row["seconds_left"] is None else style.duration(row["seconds_left"])
-            rows.append((f"arm {arm}", looks[arm].colour, [arm, row["stage"], *counts, (f"{row['share']:.0%}", row["share"]),
+            share = "–" if row["share"] is None else f"{row['share']:.0%}"
+            rows.append((f"arm {arm}", looks[arm].colour, [arm, row["stage"], *counts, (share, row["share"]),
                                                            (left, row["seconds_left"])]))  # fmt: skip
     verdict = Text("verdict", "<h3>Verdict</h3>" + markup.verdict_html(whole), tables.effect_table(whole))
     return [Grid("arms", heads, rows, table, marks=("pinned", "hidden")), verdict]

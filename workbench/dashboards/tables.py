@@ -508,7 +508,7 @@ def progress_table(run: Run) -> pl.DataFrame:
     """How far each arm is, one row an arm and stage.
 
     Columns: arm, stage, planned, done, failed, pruned, running, left (runs that have not ended), share (of the planned
-    steps, runs that ended early count as whole), seconds_left (training time on one worker; null while unknown).
+    steps, runs that ended early count as whole; null where nothing is planned), seconds_left (training time on one worker; null while unknown).
     """
     schema = {"arm": pl.String, "stage": pl.String, "planned": pl.Int64, "done": pl.Int64, "failed": pl.Int64,
               "pruned": pl.Int64, "running": pl.Int64, "left": pl.Int64, "share": pl.Float64,
@@ -529,7 +529,7 @@ def progress_table(run: Run) -> pl.DataFrame:
                 "arm": arm, "stage": stage, "planned": planned, "done": (these["status"] == "done").sum(),
                 "failed": these["status"].is_in(("diverged", "out_of_memory", "crashed")).sum(),
                 "pruned": (these["status"] == "pruned").sum(), "running": (these["status"] == "running").sum(),
-                "left": left, "share": min((number + sum(parts)) / planned, 1.0) if planned else 1.0,
+                "left": left, "share": min((number + sum(parts)) / planned, 1.0) if planned else None,
                 "seconds_left": 0.0 if not left else None if whole is None else whole * max(left - sum(parts), 0.0),
             })  # fmt: skip
     return pl.DataFrame(rows, schema=schema, orient="row")
