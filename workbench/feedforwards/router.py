@@ -71,6 +71,7 @@ class Router(Counter):
         self.chance = _chance_of_zero(self.K, least, self.Z, self.K - self.target) if config.random_zero else 0.0
         self.weight = nn.Parameter(torch.empty(self.categories, width))
         self.register_buffer("bias", torch.zeros(self.categories) if config.bias != "none" else None)
+        self.frozen = FREEZE if config.bias != "none" else 0.0
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         parameter.normal_(0.0, INIT_SCALE / math.sqrt(parameter.shape[1]), generator=generator)
@@ -185,7 +186,7 @@ class Router(Counter):
     @torch.no_grad()
     def move(self, counts: Tensor, rate: float, left: float, applied: Tensor) -> None:
         """One step of the controller."""
-        if self.bias is None or left < FREEZE:
+        if self.bias is None or left < self.frozen:
             return
         counts = counts[: self.categories].double()
         lacking_C = self.target / (self.K * self.N) - counts / counts.sum()
