@@ -51,8 +51,9 @@ device's shared memory holds; where many programs share an SM those stages would
 SPREAD = tl.constexpr(64.0)
 """Most nats between the middle of a chunk and its ends for which the middle can be the reference of all its pairs: their two
 factors, e^±64, stay far inside the range of bf16."""
-INVERSE = tl.constexpr("tf32x3")
-"""Precision of the products that make the inverse: that of fp32, for bf16 input too."""
+INVERSE = "bf16x3"
+"""Products that make the inverse from input of 16 bits: to 16 bits, so that its rounding to bf16 is the larger error even where
+keys repeat and the inverse grows; half the work of "tf32x3"."""
 
 
 @triton.jit
@@ -169,7 +170,7 @@ def _prepare(
     q, p, e, z, g, strength, segments, A, M, Qin, Y, U, Pout, passing, T, N, z_batch, z_row, H: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, CHANNEL: tl.constexpr, STRENGTH: tl.constexpr, SEGMENTS: tl.constexpr,
-    SOLVE: tl.constexpr, PRECISION: tl.constexpr,
+    SOLVE: tl.constexpr, INVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Everything of a chunk that does not need its incoming state. With SOLVE makes A and M, otherwise reads A."""
     n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -581,7 +582,8 @@ class _Launch:
         passing = self.z.new_empty(self.B * self.H, self.N, self.K, dtype=torch.float32)
         _prepare[(self.N, self.B * self.H)](
             self.q, self.p, self.e, self.z, self.g, self.strength, self.segments, A, M, *buffers, passing, self.T, self.N,
-            *self.z_strides, **self.sizes, BK=BLOCK, BV=BLOCK, CHANNEL=self.channel, SOLVE=solve, **self.flags, **self.precision,
+            *self.z_strides, **self.sizes, BK=BLOCK, BV=BLOCK, CHANNEL=self.channel, SOLVE=solve,
+            INVERSE=INVERSE if self.z.element_size() == 2 else "tf32x3", **self.flags, **self.precision,
             **LAUNCH["prepare"],
         )  # fmt: skip
         return (*buffers, passing)
