@@ -7,13 +7,26 @@ tensors. Legend: R rows sorted by expert, D width, E experts, F hidden.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from workbench.ops import paths
 from workbench.ops.autocast import product_type
 from workbench.ops.experts.reference import swiglu_experts_reference, weighted
+
+TRITON = find_spec("triton") is not None
+
+
+def path(device: str, dtype: torch.dtype, backend: str = "grouped_mm") -> str:
+    """Which implementation computes a call: "triton" (our kernels beside the grouped product) on CUDA, "torch" (the grouped
+    product, everything else by torch), or "loop" where it is asked for and in fp64, which the grouped product lacks."""
+    if backend == "loop" or dtype == torch.float64:
+        return "loop"
+    return "triton" if TRITON and device == "cuda" else "torch"
 
 
 @torch.library.custom_op("workbench::grouped_mm", mutates_args=())
@@ -84,10 +97,17 @@ def swiglu_experts(
     """
     x_RD = x_RD.to(product_type(x_RD))
     up_EDF, down_EFD = up_EDF.to(x_RD.dtype), down_EFD.to(x_RD.dtype)
-    if backend == "loop" or x_RD.dtype == torch.float64:  # grouped_mm has no fp64
+    chosen = paths.note("experts", path(x_RD.device.type, x_RD.dtype, backend))
+    if chosen == "loop":
         return swiglu_experts_reference(x_RD, up_EDF, down_EFD, counts_E, weight_R)
     ends_E = counts_E.cumsum(0).to(torch.int32)
     both_R2F = grouped_mm(x_RD, up_EDF, ends_E)
+    if chosen == "triton":  # passes by the rows of no expert
+        from workbench.ops.experts.triton import gated
+
+        if weight_R is None:
+            weight_R = torch.ones(len(x_RD), device=x_RD.device)
+        return grouped_mm(gated(both_R2F, weight_R, ends_E[-1]), down_EFD, ends_E)
     if not whole:  # here, and not behind the product with its gradient, where 0 · NaN would be NaN
         own_R = torch.arange(x_RD.shape[0], device=x_RD.device) < ends_E[-1]
         both_R2F = torch.where(own_R[:, None], both_R2F, 0.0)
