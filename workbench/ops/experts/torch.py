@@ -38,6 +38,12 @@ def grouped_mm(x_RD: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(x_RD, w_EDF, offs=ends_E)
 
 
+@torch.library.custom_op("workbench::grouped_mm_input", mutates_args=())
+def _input_gradient(dy_RF: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
+    # turned in here: compiled code would write the turned weights, a view that is kept, a second time
+    return F.grouped_mm(dy_RF, w_EDF.mT, offs=ends_E)
+
+
 @torch.library.custom_op("workbench::grouped_mm_weight", mutates_args=())
 def _weight_gradient(x_RD: Tensor, dy_RF: Tensor, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(x_RD.t(), dy_RF, offs=ends_E)
@@ -46,6 +52,11 @@ def _weight_gradient(x_RD: Tensor, dy_RF: Tensor, ends_E: Tensor) -> Tensor:
 @grouped_mm.register_fake
 def _(x_RD: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
     return x_RD.new_empty(x_RD.shape[0], w_EDF.shape[2])
+
+
+@_input_gradient.register_fake
+def _(dy_RF: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
+    return dy_RF.new_empty(dy_RF.shape[0], w_EDF.shape[1])
 
 
 @_weight_gradient.register_fake
@@ -60,7 +71,7 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, dy_RF: Tensor):  # type: ignore[no-untyped-def]
     x_RD, w_EDF, ends_E = ctx.saved_tensors
     dy_RF = dy_RF.contiguous()
-    return grouped_mm(dy_RF, w_EDF.mT, ends_E), _weight_gradient(x_RD, dy_RF, ends_E), None
+    return _input_gradient(dy_RF, w_EDF, ends_E), _weight_gradient(x_RD, dy_RF, ends_E), None
 
 
 grouped_mm.register_autograd(_backward, setup_context=_keep)
@@ -70,7 +81,7 @@ def _rows(x: Tensor, ends_E: Tensor) -> int:
     return x.shape[0] if ends_E.is_meta else int(ends_E[-1])
 
 
-@register_flop_formula(torch.ops.workbench.grouped_mm, get_raw=True)
+@register_flop_formula([torch.ops.workbench.grouped_mm, torch.ops.workbench.grouped_mm_input], get_raw=True)
 def _grouped_mm_flops(x_RD, w_EDF, ends_E, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
     return 2 * _rows(x_RD, ends_E) * w_EDF.shape[1] * w_EDF.shape[2]
 
@@ -107,7 +118,8 @@ def swiglu_experts(
 
         if weight_R is None:
             weight_R = torch.ones(len(x_RD), device=x_RD.device)
-        return grouped_mm(gated(both_R2F, weight_R, ends_E[-1]), down_EFD, ends_E)
+        # not ends_E[-1]: compiled code takes what comes of a view that is not aligned to be not aligned either
+        return grouped_mm(gated(both_R2F, weight_R, counts_E.sum()), down_EFD, ends_E)
     if not whole:  # here, and not behind the product with its gradient, where 0 · NaN would be NaN
         own_R = torch.arange(x_RD.shape[0], device=x_RD.device) < ends_E[-1]
         both_R2F = torch.where(own_R[:, None], both_R2F, 0.0)

@@ -104,10 +104,10 @@ def _collect_kernel(y, row, end, x, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.
     n = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = tl.load(end)
-    total = tl.zeros((BLOCK,), tl.float32)
+    total, nought = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int64)
     for k in tl.static_range(K):  # masks and no branches: all rows of a token are on their way at once
         place = tl.load(row + n * K + k)
-        there = (d < D) & (tl.zeros((BLOCK,), tl.int64) + place < real)
+        there = (d < D) & (nought + place < real)
         total += tl.load(y + place * D + d, mask=there, other=0.0).to(tl.float32)
     tl.store(x + n * D + d, total.to(x.dtype.element_ty), mask=d < D)
 
