@@ -33,7 +33,7 @@ def size(case: str, device: str) -> tuple[int, int, int, int]:
 
 
 def choices(case: str, device: str) -> Tensor:
-    N, K, E, C = size(case, device)
+    N, K, _, C = size(case, device)
     chosen_NK = torch.stack([torch.randperm(C)[:K] for _ in range(N)])
     if case == "all to one":
         chosen_NK = torch.cat((torch.full((N, 1), 3), torch.full((N, 1), 6)), dim=1)
@@ -126,7 +126,9 @@ def check_registrations() -> None:
         (kernels.gated, (both, weight_R, end)),
     ):
         # not "test_aot_dispatch_dynamic": it compares every number, and rows of no expert hold anything
-        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+        torch.library.opcheck(
+            operator, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        )
 
 
 if __name__ == "__main__":

@@ -75,6 +75,30 @@ class _Collect(torch.autograd.Function):
         return _Spread.apply(dy_ND, token_R, row_NK, real_NK), None, None, None
 
 
+def _places(routes: Routes, experts: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Token of a row, row of a choice, and which choices are experts where not all are."""
+    real_NK = routes.row_NK < routes.counts[:experts].sum() if len(routes.counts) > experts else None
+    return routes.order_R // routes.row_NK.shape[1], routes.row_NK, real_NK
+
+
+def spread(x_ND: Tensor, routes: Routes, experts: int, backend: str = "grouped_mm") -> Tensor:
+    """(R, D) rows of tokens at their places; what stands behind the rows of these first ``experts`` is undefined."""
+    if path(x_ND.device.type, x_ND.dtype, backend) == "triton":
+        from workbench.ops.experts import triton as kernels
+
+        return kernels.spread(x_ND, routes.row_NK, routes.counts[:experts].sum())
+    return _Spread.apply(x_ND, *_places(routes, experts))
+
+
+def collect(y_RD: Tensor, routes: Routes, experts: int, backend: str = "grouped_mm") -> Tensor:
+    """(N, D) sums of the rows that a token has among the first ``experts``, whatever stands behind these."""
+    if path(y_RD.device.type, y_RD.dtype, backend) == "triton":
+        from workbench.ops.experts import triton as kernels
+
+        return kernels.collect(y_RD, routes.row_NK, routes.counts[:experts].sum())
+    return _Collect.apply(y_RD, *_places(routes, experts))
+
+
 def routed_experts(
     x_ND: Tensor, chosen_NK: Tensor, weight_NK: Tensor, routes: Routes, up_EDF: Tensor, down_EFD: Tensor,
     backend: str = "grouped_mm",
@@ -91,20 +115,11 @@ def routed_experts(
         (N, D) in the type of the products.
     """
     E = up_EDF.shape[0]
-    real_NK = chosen_NK < E if len(routes.counts) > E else None
-    x_ND = x_ND.to(product_type(x_ND))  # before it is copied K times
-    if real_NK is not None:
-        weight_NK = torch.where(real_NK, weight_NK, 0.0)
+    whole = len(routes.counts) == E
+    if not whole:
+        weight_NK = torch.where(chosen_NK < E, weight_NK, 0.0)
     # every choice as a token with one row
     weight_R = _Spread.apply(weight_NK.flatten(), routes.order_R, routes.row_NK.view(-1, 1), None)
-    whole = real_NK is None
-    if path(x_ND.device.type, x_ND.dtype, backend) == "triton":
-        from workbench.ops.experts.triton import collect, spread
-
-        where = routes.row_NK, routes.counts[:E].sum()
-        x_RD = spread(x_ND, *where)
-        return collect(swiglu_experts(x_RD, up_EDF, down_EFD, routes.counts[:E], weight_R, whole=whole), *where)
-    there = routes.order_R // chosen_NK.shape[1], routes.row_NK, real_NK
-    x_RD = _Spread.apply(x_ND, *there)
+    x_RD = spread(x_ND.to(product_type(x_ND)), routes, E, backend)  # of its type before it is copied K times
     y_RD = swiglu_experts(x_RD, up_EDF, down_EFD, routes.counts[:E], weight_R, whole=whole, backend=backend)
-    return _Collect.apply(y_RD, *there)
+    return collect(y_RD, routes, E, backend)

@@ -91,6 +91,23 @@ def _weight_gradient_flops(x_RD, dy_RF, ends_E, *args, **kwargs) -> int:  # type
     return 2 * _rows(x_RD, ends_E) * x_RD.shape[1] * dy_RF.shape[1]
 
 
+def gated(both_R2F: Tensor, counts_E: Tensor, weight_R: Tensor | None = None, *, whole: bool = True) -> Tensor:
+    """w silu(g) v, (R, F), of rows [g | v]. Where rows are not the ``whole``, those of no expert may hold anything, and what
+    comes out for them is undefined on CUDA, zero elsewhere; their gradients, also by w, are not touched by it."""
+    if path(both_R2F.device.type, both_R2F.dtype) == "triton":  # passes by the rows of no expert
+        from workbench.ops.experts import triton as kernels
+
+        if weight_R is None:
+            weight_R = torch.ones(len(both_R2F), device=both_R2F.device)
+        # not the last of the ends: compiled code takes what comes of a view that is not aligned to be not aligned either
+        return kernels.gated(both_R2F, weight_R, counts_E.sum())
+    if not whole:  # here, and not behind the product with its gradient, where 0 · NaN would be NaN
+        own_R = torch.arange(both_R2F.shape[0], device=both_R2F.device) < counts_E.sum()
+        both_R2F = torch.where(own_R[:, None], both_R2F, 0.0)
+    gate, value = both_R2F.chunk(2, dim=-1)
+    return weighted(F.silu(gate) * value, weight_R)
+
+
 def swiglu_experts(
     x_RD: Tensor, up_EDF: Tensor, down_EFD: Tensor, counts_E: Tensor, weight_R: Tensor | None = None, *,
     whole: bool = True, backend: str = "grouped_mm",
@@ -108,20 +125,8 @@ def swiglu_experts(
     """
     x_RD = x_RD.to(product_type(x_RD))
     up_EDF, down_EFD = up_EDF.to(x_RD.dtype), down_EFD.to(x_RD.dtype)
-    chosen = paths.note("experts", path(x_RD.device.type, x_RD.dtype, backend))
-    if chosen == "loop":
+    if paths.note("experts", path(x_RD.device.type, x_RD.dtype, backend)) == "loop":
         return swiglu_experts_reference(x_RD, up_EDF, down_EFD, counts_E, weight_R)
     ends_E = counts_E.cumsum(0).to(torch.int32)
     both_R2F = grouped_mm(x_RD, up_EDF, ends_E)
-    if chosen == "triton":  # passes by the rows of no expert
-        from workbench.ops.experts.triton import gated
-
-        if weight_R is None:
-            weight_R = torch.ones(len(x_RD), device=x_RD.device)
-        # not ends_E[-1]: compiled code takes what comes of a view that is not aligned to be not aligned either
-        return grouped_mm(gated(both_R2F, weight_R, counts_E.sum()), down_EFD, ends_E)
-    if not whole:  # here, and not behind the product with its gradient, where 0 · NaN would be NaN
-        own_R = torch.arange(x_RD.shape[0], device=x_RD.device) < ends_E[-1]
-        both_R2F = torch.where(own_R[:, None], both_R2F, 0.0)
-    gate, value = both_R2F.chunk(2, dim=-1)
-    return grouped_mm(weighted(F.silu(gate) * value, weight_R), down_EFD, ends_E)
+    return grouped_mm(gated(both_R2F, counts_E, weight_R, whole=whole), down_EFD, ends_E)

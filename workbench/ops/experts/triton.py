@@ -149,7 +149,9 @@ def _keep_places(ctx, inputs, output) -> None:
 spread.register_autograd(
     lambda ctx, dy_RD: (collect(dy_RD, *ctx.saved_tensors), None, None), setup_context=_keep_places
 )
-collect.register_autograd(lambda ctx, dx_ND: (spread(dx_ND, *ctx.saved_tensors), None, None), setup_context=_keep_places)
+collect.register_autograd(
+    lambda ctx, dx_ND: (spread(dx_ND, *ctx.saved_tensors), None, None), setup_context=_keep_places
+)
 
 
 # -- between the products ------------------------------------------------------------------------------------------------
@@ -217,9 +219,7 @@ def _(both_R2F, weight_R, end):
 
 
 @torch.library.custom_op("workbench::expert_gated_backward", mutates_args=())
-def _gated_backward(
-    dhidden_RF: Tensor, both_R2F: Tensor, weight_R: Tensor, end: Tensor
-) -> tuple[Tensor, Tensor]:
+def _gated_backward(dhidden_RF: Tensor, both_R2F: Tensor, weight_R: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     dhidden_RF, both_R2F, weight_R = dhidden_RF.contiguous(), both_R2F.contiguous(), weight_R.contiguous()
     R, F = dhidden_RF.shape
     dboth_R2F, dweight_R, tile = torch.empty_like(both_R2F), torch.empty_like(weight_R), _tile(F)
