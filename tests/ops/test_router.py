@@ -87,5 +87,7 @@ if __name__ == "__main__":
     check_choices(9, 19, 4, "cpu")
     x, weight = torch.randn(3, 8).requires_grad_(), torch.randn(4, 8).requires_grad_()
     for operator, arguments in ((kernels.logits, (x, weight)), (kernels.largest, (torch.randn(4, 8), 3))):
-        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+        torch.library.opcheck(
+            operator, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        )
     print("kernels agree")

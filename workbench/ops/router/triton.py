@@ -36,7 +36,15 @@ def _store(x, value, rows, columns, R, S: tl.constexpr):
 
 @triton.jit
 def _logits_kernel(
-    x, weight, y, N, C: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, CATEGORIES: tl.constexpr, COLUMNS: tl.constexpr
+    x,
+    weight,
+    y,
+    N,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CATEGORIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """y = x Wᵀ."""
     n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -50,7 +58,15 @@ def _logits_kernel(
 
 @triton.jit
 def _input_kernel(
-    dy, weight, dx, N, C: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, CATEGORIES: tl.constexpr, COLUMNS: tl.constexpr
+    dy,
+    weight,
+    dx,
+    N,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CATEGORIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """dx = dy W."""
     n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
