@@ -6,6 +6,7 @@ Legend: N tokens, K choices, C categories of which E are experts, D width, F hid
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -94,16 +95,31 @@ def test_the_kernels_in_the_interpreter_are_single_experts() -> None:
     assert "kernels agree" in printed, printed
 
 
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    poison_new_memory()
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("case", CASES)
-def test_on_the_device_they_are_single_experts(case: str) -> None:
+def test_on_the_device_they_are_single_experts(case: str, poisoned_memory: None) -> None:
     assert worst_error(case, 1000, 136, torch.bfloat16, "cuda") < 1e-2
     assert worst_error(case, 72, 24, torch.float32, "cuda") < 2e-3  # the products may be made in tf32
 
 
-def check_routes(device: str) -> None:
-    for tokens, K, C in ((1, 1, 1), (20, 7, 3), (40, 2, 40)):
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_the_device_choices_are_sorted() -> None:
+    check_routes("cuda", ((1, 1, 1), (5000, 7, 3), (70_000, 8, 96), (300, 2, 900)))
+
+
+def check_routes(device: str, sizes: tuple[tuple[int, int, int], ...]) -> None:
+    for tokens, K, C in sizes:
         chosen_NK = torch.randint(C + 2, (tokens, K), device=device)  # some beyond the end, some twice
         routes = sort_choices(chosen_NK, C)
         order_R = chosen_NK.flatten().clamp_max(C).sort(stable=True).indices
@@ -131,6 +147,11 @@ def check_registrations() -> None:
         )
 
 
+def poison_new_memory() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+
+
 if __name__ == "__main__":
     import workbench.ops.experts.torch as here
     from workbench.ops.experts import triton as kernels
@@ -140,7 +161,8 @@ if __name__ == "__main__":
     here.path = routing.path = lambda device, dtype, backend="grouped_mm": "loop" if backend == "loop" else "triton"  # type: ignore[assignment]
     kernels.CHOICES, kernels.STEP, kernels.COLUMNS, kernels.TILE = 32, 16, 16, 64
     F.grouped_mm = poisoned(F.grouped_mm)
-    check_routes("cpu")
+    poison_new_memory()
+    check_routes("cpu", ((1, 1, 1), (20, 7, 3), (40, 2, 40)))
     check_registrations()
     for case in CASES:
         error = worst_error(case, 24 if case == "mixed" else 16, 8, torch.float32, "cpu")
