@@ -33,6 +33,7 @@ from torch import Generator, Tensor, nn
 from workbench.contract import Counter, Side
 from workbench.layers import INIT_SCALE
 from workbench.ops.experts import Routes, sort_choices
+from workbench.ops.router import chosen_scores, largest, router_logits
 
 FREEZE = 0.03
 """Share of the steps, at the end, in which the bias stays as it is."""
@@ -85,10 +86,7 @@ class Router(Counter):
 
     def scores(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C) logits and scores, fp32 at least."""
-        wide = torch.promote_types(x_ND.dtype, torch.float32)
-        kind = "cpu" if x_ND.device.type == "meta" else x_ND.device.type  # autocast knows no meta device
-        with torch.autocast(kind, enabled=False):
-            logits_NC = F.linear(x_ND.to(wide), self.weight.to(wide))
+        logits_NC = router_logits(x_ND, self.weight)
         return logits_NC, logits_NC.softmax(-1) if self.config.score == "softmax" else logits_NC.sigmoid()
 
     def forward(self, x_ND: Tensor, side: Side | None = None) -> Routing:
@@ -96,7 +94,7 @@ class Router(Counter):
         logits_NC, score_NC = self.scores(x_ND)
         chosen_NK = self.select(score_NC.detach(), logits_NC.detach())
         seen_NC = score_NC if self.probe is None else score_NC + self.probe
-        gate_NK = seen_NC.gather(1, chosen_NK)
+        gate_NK = chosen_scores(seen_NC, chosen_NK)
         if self.config.renormalise:
             gate_NK = gate_NK / gate_NK.sum(-1, keepdim=True)
         routes = sort_choices(chosen_NK, self.categories)
@@ -108,7 +106,7 @@ class Router(Counter):
         """(N, K) categories."""
         ranked_NC = score_NC if self.bias is None else score_NC + self.bias
         if not self.config.random_zero:
-            return ranked_NC.topk(self.K, dim=-1).indices
+            return largest(ranked_NC, self.K)
         # the control: how many zero experts and which is a matter of chance, the real experts are still the best
         N, Z, K = self.N, self.Z, self.K
         chance_NC = _chance(logits_NC)
