@@ -168,7 +168,9 @@ def check_device(dtype: torch.dtype, allowed: float) -> None:
         2000, 16, 1, 64, 64, block=64, n=1, share=1, mean=0, offset=0, **more
     )  # one block for all: long lists
     for K, V, apart in ((96, 64, False), (96, 64, True), (40, 32, False), (48, 32, False), (192, 128, False)):
-        check_range(3000, 4, 1, K, V, length=32, stride=16, window=0, softcap=0.0, mean=0, offset=0, apart=apart, **more)
+        check_range(
+            3000, 4, 1, K, V, length=32, stride=16, window=0, softcap=0.0, mean=0, offset=0, apart=apart, **more
+        )
     check_selected(1000, 16, 2, 40, 32, block=8, n=12, share=4, mean=0, offset=0, apart=False, **more)
     check_selected(1000, 16, 4, 64, 64, block=64, n=6, share=1, mean=300, offset=0, **more)
     check_selection(5000, 16, 1, 64, blocks=Blocks(32, 16, 64, 16), mean=0, dtype=torch.float32)

@@ -41,14 +41,12 @@ LAUNCH: dict[str, dict[str, int]] = {
     "importance": {"num_warps": 4, "num_stages": 2},
     "selected_forward": {"BN": 32, "num_warps": 1, "num_stages": 2},
     "selected_queries": {"BN": 32, "num_warps": 2, "num_stages": 2},
-    "selected_keys": {"num_warps": 4, "num_stages": 2},
+    "selected_keys": {"ROWS": 64, "num_warps": 4, "num_stages": 2},
 }
-"""Tiles, warps and stages of loading ahead of each kernel; "selected_forward 64" is that of tiles of 64 rows, where they have one of
-their own. Those of selected blocks and queries are the best of 44 and some on an H200 (8 × 4096 tokens, a group of 16 heads, blocks of
-64 and latents in blocks of 16); the others are not tuned."""
-
-ROWS = 64
-"""Rows of queries of a tile of ``selected_keys``, about: several positions of a list at once."""
+"""Tiles, warps and stages of loading ahead of each kernel. "selected_forward 64" is that of tiles of 64 rows, "selected_keys 16" that of
+16 keys, where these have one of their own; ROWS are the rows of queries that meet a tile of keys at once, about. Those of selected
+blocks and queries are the best of 44 and some on an H200 (8 × 4096 tokens, a group of 16 heads, blocks of 64 and latents in blocks of
+16); the others are not tuned."""
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -77,7 +75,9 @@ def _settings(kernel: str, parts: dict[str, Any], rows: int = 0) -> dict[str, in
     settings = dict(LAUNCH.get(f"{kernel} {rows}", LAUNCH[kernel]))
     narrow, wide = min(parts["AP"], parts["VP"]) < 64, max(parts["AP"] + parts["EP"], parts["VP"]) > 128
     if narrow or wide:
-        settings.update({side: size // 2 for side, size in settings.items() if side == "BT" or (side == "BN" and size > 32 and wide)})
+        settings.update(
+            {side: min(settings[side], size) for side, size in (("BT", 64), ("BN", 32)) if side in settings}
+        )
     if narrow:
         settings["num_warps"] = min(settings["num_warps"], 2)
     return settings
@@ -160,11 +160,8 @@ def _range_forward(  # type: ignore[no-untyped-def]
         p = tl.exp2(s - safe[:, None])
         shrink = tl.exp2(top - safe)
         total = total * shrink + tl.sum(p, axis=1)
-        if APART:
-            v_NV = _load(v, n.to(tl.int64), G * V, inside, V, VP)
-            acc = acc * shrink[:, None] + tl.dot(p.to(v_NV.dtype), v_NV, input_precision=PRECISION)
-        else:
-            acc = acc * shrink[:, None] + tl.dot(p.to(k_NA.dtype), k_NA, input_precision=PRECISION)
+        v_NV = _load(v, n.to(tl.int64), G * V, inside, V, VP) if APART else k_NA
+        acc = acc * shrink[:, None] + tl.dot(p.to(v_NV.dtype), v_NV, input_precision=PRECISION)
         top = higher
     some = total > 0
     safe_total = tl.where(some, total, 1.0)
@@ -211,11 +208,8 @@ def _range_queries(  # type: ignore[no-untyped-def]
             s = _cap(s, softcap)
         seen = (n[None, :] >= low[:, None]) & (n[None, :] < high[:, None])
         p = tl.where(seen, tl.exp2((s - sums[:, None]) * LOG2E), 0.0)
-        if APART:
-            v_NV = _load(v, n.to(tl.int64), G * V, inside, V, VP)
-            ds = p * (tl.dot(do_TV, tl.trans(v_NV), input_precision=PRECISION) - shift[:, None])
-        else:
-            ds = p * (tl.dot(do_TV, tl.trans(k_NA), input_precision=PRECISION) - shift[:, None])
+        v_NV = _load(v, n.to(tl.int64), G * V, inside, V, VP) if APART else k_NA
+        ds = p * (tl.dot(do_TV, tl.trans(v_NV), input_precision=PRECISION) - shift[:, None])
         if CAPPED:
             ds *= 1 - s * s / (softcap * softcap)
         ds = ds.to(k_NA.dtype)
@@ -247,6 +241,7 @@ def _range_keys(  # type: ignore[no-untyped-def]
     if EP > 0:
         k_NE = _load(k + A, n.to(tl.int64), G * K, inside, E, EP)
         dk_NE = tl.zeros((BN, EP), tl.float32)
+    v_NV = k_NA
     if APART:
         v_NV = _load(v + (b * N * G + g) * V, n.to(tl.int64), G * V, inside, V, VP)
         dv_NV = tl.zeros((BN, VP), tl.float32)
@@ -273,10 +268,7 @@ def _range_keys(  # type: ignore[no-untyped-def]
             if CAPPED:
                 s = _cap(s, softcap)
             p = tl.where(seen, tl.exp2((s - sums[None, :]) * LOG2E), 0.0)
-            if APART:
-                dp = tl.dot(v_NV, tl.trans(do_TV), input_precision=PRECISION)
-            else:
-                dp = tl.dot(k_NA, tl.trans(do_TV), input_precision=PRECISION)
+            dp = tl.dot(v_NV, tl.trans(do_TV), input_precision=PRECISION)
             ds = p * (dp - shift[None, :]) * scale
             if CAPPED:
                 ds *= 1 - s * s / (softcap * softcap)
@@ -553,11 +545,8 @@ def _selected_forward(  # type: ignore[no-untyped-def]
         p = tl.exp2(s - safe[:, None])
         shrink = tl.exp2(top - safe)
         total = total * shrink + tl.sum(p, axis=1)
-        if APART:
-            v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP)
-            acc = acc * shrink[:, None] + tl.dot(p.to(v_NV.dtype), v_NV, input_precision=PRECISION)
-        else:
-            acc = acc * shrink[:, None] + tl.dot(p.to(k_NA.dtype), k_NA, input_precision=PRECISION)
+        v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP) if APART else k_NA
+        acc = acc * shrink[:, None] + tl.dot(p.to(v_NV.dtype), v_NV, input_precision=PRECISION)
         top = higher
     some = total > 0
     safe_total = tl.where(some, total, 1.0)
@@ -607,11 +596,8 @@ def _selected_queries(  # type: ignore[no-untyped-def]
         chosen = ((block[None, :] >> (i // R)[:, None]) & 1) == 1
         seen = there[:, None] & chosen & (token[None, :] <= row[:, None])
         p = tl.where(seen, tl.exp2((s * scale - sums[:, None]) * LOG2E), 0.0)
-        if APART:
-            v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP)
-            dp = tl.dot(do_MV, tl.trans(v_NV), input_precision=PRECISION)
-        else:
-            dp = tl.dot(do_MV, tl.trans(k_NA), input_precision=PRECISION)
+        v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP) if APART else k_NA
+        dp = tl.dot(do_MV, tl.trans(v_NV), input_precision=PRECISION)
         ds = (p * (dp - shift[:, None])).to(k_NA.dtype)
         acc_MA += tl.dot(ds, k_NA, input_precision=PRECISION)
         if EP > 0:
@@ -718,6 +704,7 @@ def _selected_keys(  # type: ignore[no-untyped-def]
         if EP > 0:
             k_NE = _load(k + A, token.to(tl.int64), G * K, inside, E, EP)
             dk_NE = tl.zeros((BN, EP), tl.float32)
+        v_NV = k_NA
         if APART:
             v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP)
             dv_NV = tl.zeros((BN, VP), tl.float32)
@@ -748,16 +735,13 @@ def _selected_keys(  # type: ignore[no-untyped-def]
                 q_ME = _load(q + A, query_at, K, there, E, EP)
                 s = tl.dot(k_NE, tl.trans(q_ME), s, input_precision=PRECISION)
             p = tl.where(seen, tl.exp2((s * scale - sums[None, :]) * LOG2E), 0.0)
+            dp = tl.dot(v_NV, tl.trans(do_MV), input_precision=PRECISION)
+            ds = (p * (dp - shift[None, :]) * scale).to(q_MA.dtype)
             if APART:
                 dv_NV += tl.dot(p.to(do_MV.dtype), do_MV, input_precision=PRECISION)
-                dp = tl.dot(v_NV, tl.trans(do_MV), input_precision=PRECISION)
-                ds = (p * (dp - shift[None, :]) * scale).to(q_MA.dtype)
-                dk_NA += tl.dot(ds, q_MA, input_precision=PRECISION)
             else:
-                dp = tl.dot(k_NA, tl.trans(do_MV), input_precision=PRECISION)
-                ds = (p * (dp - shift[None, :]) * scale).to(q_MA.dtype)
-                dk_NA += tl.dot(ds, q_MA, input_precision=PRECISION)
                 dk_NA += tl.dot(p.to(do_MV.dtype), do_MV, input_precision=PRECISION)
+            dk_NA += tl.dot(ds, q_MA, input_precision=PRECISION)
             if EP > 0:
                 dk_NE += tl.dot(ds, q_ME, input_precision=PRECISION)
         at = ((group * items + item) * tl.num_programs(2) + sub) * BN + x
@@ -792,6 +776,11 @@ def _positions(share: int, R: int) -> int:
     return max(_shared(share), min(8, 1 << max(0, (16 // R).bit_length() - 1)))
 
 
+def rows_together(share: int, R: int) -> int:
+    """Rows of queries of a tile of ``selected_forward`` and ``selected_queries``."""
+    return _padded(_positions(share, R) * R)
+
+
 def _shared(share: int) -> int:
     """Positions of an entry of the lists of a block."""
     return share if share in (1, 2, 4) else 1
@@ -815,8 +804,7 @@ def selected_forward(
     (B, T, H, _), (S, G), n = q.shape, k.shape[1:3], starts.shape[-1]
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
     R, parts = H // G, _parts(q, v, V)
-    P = _positions(share, R)
-    M = _padded(P * R)
+    P, M = _positions(share, R), rows_together(share, R)
     _selected_forward[(triton.cdiv(T, P), B * G)](
         q, k, k if v is None else v, *_read_together(starts, P), o, lse, T, S, H, G, n, offset, scale, R=R, P=P, M=M,
         BLOCK=block, **_settings("selected_forward", parts, M), **parts,
@@ -833,8 +821,7 @@ def selected_backward(
     values = k if v is None else v
     delta, parts = _delta(do, o, dlse), _parts(q, v, V)
     dq, NP = torch.empty_like(q), triton.next_power_of_2(n)
-    P = _positions(share, R)
-    M = _padded(P * R)
+    P, M = _positions(share, R), rows_together(share, R)
     _selected_queries[(triton.cdiv(T, P), B * G)](
         q, k, values, *_read_together(starts, P), do, lse, delta, dq, T, S, H, G, n, offset, scale, R=R, P=P, M=M,
         BLOCK=block, **_settings("selected_queries", parts, M), **parts,
@@ -859,14 +846,15 @@ def selected_backward(
     items = min(ITEMS, room // 64 + 1) + slots
     BN = min(64, _padded(block))
     subs = triton.cdiv(block, BN)
-    at_once = max(1, ROWS // (share * R))
+    settings = _settings("selected_keys", parts, BN)
+    at_once = max(1, settings.pop("ROWS") // (share * R))
     made: dict[str, Any] = {"dtype": torch.float32, "device": device}
     dk_parts = torch.empty(B * G, items, subs * BN, K, **made)
     dv_parts = dk_parts if v is None else torch.empty(B * G, items, subs * BN, V, **made)
     _selected_keys[(items, B * G, subs)](
         q, k, values, start_BT, do, lse, delta, entries, counts, begins, ends, sizes, dk_parts, dv_parts, T, S, H, G, slots, room,
         items, offset, scale, R=R, SHARE=share, M=_padded(at_once * share * R), TILES=at_once, BLOCK=block, BN=BN,
-        STEPS=slots.bit_length(), **_settings("selected_keys", parts), **parts,
+        STEPS=slots.bit_length(), **settings, **parts,
     )  # fmt: skip
     dk = torch.empty_like(k)
     _add_up[(slots, B * G, subs)](
