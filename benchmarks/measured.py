@@ -26,7 +26,7 @@ def in_process(script: str, job: str) -> dict[str, Any]:
 def keep(
     path: Path, results: list[dict[str, Any]], key: Callable[[dict[str, Any]], Hashable], code: str | None, **where: Any
 ) -> None:
-    """Write results with where and when they were measured; earlier entries stay unless a new one has their key."""
+    """Write results with where and when they were measured; earlier entries stay unless a new one of that device has their key."""
     from workbench.environment import environment
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +34,10 @@ def keep(
     where = {**environment(), **where, "date": time.strftime("%Y-%m-%d")}
     where["code"] = code or where["code"]
     new = [{**result, "environment": where} for result in results]
-    keys = {key(result) for result in new}
-    kept = [result for result in old if key(result) not in keys]
+
+    def full(result: dict[str, Any]) -> Hashable:
+        return key(result), result["environment"]["device"]
+
+    keys = {full(result) for result in new}
+    kept = [result for result in old if full(result) not in keys]
     path.write_text(json.dumps({"results": kept + new}, indent=1) + "\n")

@@ -1,23 +1,30 @@
 """A mixture-of-experts layer beside the products it cannot do without, and beside a dense layer of equal active FLOPs, in one go.
 
     python benchmarks/moe.py                                   # 64 experts of 512 and 32 of 1024, 8 a token, 32,768 tokens
+    python benchmarks/moe.py --only products moe parts deterministic     # what the layer's time goes into; about a minute
     python benchmarks/moe.py --shapes 1024x128x8x256 --tokens 65536
     python benchmarks/moe.py --smoke                           # tiny shapes on a CPU: whether it runs
 
 bf16 by autocast over fp32 weights, blocks as in training: compiled whole. Forward with backward, router, permutation, balance loss
 and counts included. `products` is the bare grouped product, up and down, with its gradients, on rows that stand sorted already and
 weights that are bf16 already. `zero` chooses 12 of the experts and half as many zero-computation experts again, of which 8 are
-expected to be real, beside a fixed top 12 without them: its bias is set so that a third of the choices are zero. Medians of
-triton.testing.do_bench; the layer is first held against single experts in fp32 and not timed where it disagrees. Results go to
-results/benchmarks/moe.json, one entry a shape and implementation; flops are those of the products, 3 x forward.
+expected to be real, beside a fixed top 12 without them: its bias is set so that a third of the choices are zero. `part: …` are the
+steps of the layer beside its products, each by itself, with the bytes that it must move at the least and the time that these take at
+the rate of a large copy on this device (`floor_ms`; the step's own when it reads from the second-level cache can be less). `kernels`
+lists what one forward and backward of the compiled layer keeps the device busy with. `deterministic` is the layer under
+torch.use_deterministic_algorithms, and whether two runs give the same bits. Medians of triton.testing.do_bench; the layer is first
+held against single experts in fp32 and not timed where it disagrees. Results go to results/benchmarks/moe.json, one entry a shape and
+implementation; flops are those of the products, 3 x forward.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +120,100 @@ def timed(run: Run, leaves: list[Tensor], x: Tensor) -> dict[str, float]:
     }  # fmt: skip
 
 
+def copy_rate() -> float:
+    """Bytes a second, read and written, of a copy of 1 GiB."""
+    if DEVICE.type == "cpu":
+        return 1e10
+    from triton.testing import do_bench
+
+    source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * 2**30 / do_bench(lambda: target.copy_(source), return_mode="median") * 1e3
+
+
+def parts(module: Any, x_BTD: Tensor) -> dict[str, tuple[Run, list[Tensor], Tensor, int]]:
+    """Steps beside the products: a call, its other leaves, its input, and the bytes that it must move forward and backward."""
+    from workbench.ops.experts import routing
+    from workbench.ops.experts.torch import gated
+
+    x_ND = x_BTD.detach().flatten(0, 1)
+    (N, D), (E, _, both) = x_ND.shape, module.up.shape
+    with torch.no_grad():
+        routing_now = module.router(x_ND)
+    routes, counts_E = routing_now.routes, routing_now.routes.counts[:E]
+    R, F = routes.order_R.numel(), both // 2
+    real = int(counts_E.sum())
+
+    def rows(*shape: int) -> Tensor:
+        return torch.randn(shape, device=DEVICE).bfloat16().requires_grad_()
+
+    weight_R = torch.rand(R, device=DEVICE).requires_grad_()
+    compiled = torch.compile if DEVICE.type == "cuda" else lambda call, **_: call
+    router = compiled(lambda x: module.router(x).gate_NK, fullgraph=True, dynamic=False)
+    casts = compiled(lambda up, down: (up.bfloat16(), down.bfloat16()), dynamic=False)
+
+    def scores(x: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            return (router(x),)
+
+    wide = x_ND.clone().requires_grad_()
+    return {
+        "router": (scores, [module.router.weight], wide, 3 * 4 * N * D),
+        "spread": (lambda x: (routing.spread(x, routes, E),), [], rows(N, D), 2 * 2 * (N + real) * D),
+        "gated": (lambda x: (gated(x, counts_E, weight_R, whole=real == R),), [weight_R], rows(R, both), 2 * 8 * real * F),
+        "collect": (lambda x: (routing.collect(x, routes, E),), [], rows(R, D), 2 * 2 * (N + real) * D),
+        "casts": (lambda x: casts(x, module.down), [module.down], module.up, 12 * (module.up.numel() + module.down.numel())),
+    }  # fmt: skip
+
+
+def kernels(run: Run, leaves: list[Tensor], x: Tensor, repeats: int = 5) -> dict[str, float]:
+    """Milliseconds that kernels of one name take in one forward and backward; those below 1 % together."""
+    from torch.profiler import ProfilerActivity, profile
+
+    upstream = [torch.randn_like(part) for part in run(x)]
+
+    def both() -> None:
+        torch.autograd.grad(run(x), [x, *leaves], upstream, allow_unused=True)
+
+    both()
+    activity = ProfilerActivity.CUDA if DEVICE.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as seen:
+        for _ in range(repeats):
+            both()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+    times: Counter[str] = Counter()
+    for event in seen.key_averages():
+        times[event.key[:100]] += event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total
+    total = sum(times.values())
+    shown = {name: time / repeats / 1e3 for name, time in times.most_common() if time > total / 100}
+    return {"total": total / repeats / 1e3, **shown, "others": total / repeats / 1e3 - sum(shown.values())}
+
+
+def deterministic(module: nn.Module, x: Tensor, compiled: bool) -> dict[str, Any]:
+    """As a training run with ``training.deterministic``, and whether two runs from the same weights give the same bits."""
+    import torch._inductor.config as inductor
+
+    before = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    inductor.deterministic = True
+    try:
+        run, leaves = layer(module, compiled), list(module.parameters())
+        row: dict[str, Any] = timed(run, leaves, x)
+        upstream = [torch.randn_like(part) for part in run(x)]
+        bits = []
+        for _ in range(2):
+            outputs = run(x)
+            bits.append([*outputs, *torch.autograd.grad(outputs, [x, *leaves], upstream, allow_unused=True)])
+        row["same_bits"] = all(a is b if a is None else torch.equal(a, b) for a, b in zip(*bits))
+        return row
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = before  # type: ignore[attr-defined]
+        inductor.deterministic = False
+
+
 def check(settings: dict[str, Any], width: int, compiled: bool) -> float:
     """Largest relative error of output and gradients on 512 tokens against single experts in fp32, same choices."""
     fast, slow = build("moe", width, **settings), build("moe", width, **settings, backend="loop")
@@ -128,66 +229,91 @@ def check(settings: dict[str, Any], width: int, compiled: bool) -> float:
     return max(float((a - b).detach().norm() / b.detach().norm()) for a, b in pairs)
 
 
+KINDS = ("products", "moe", "top", "zero", "dense", "parts", "deterministic")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--shapes", nargs="+", default=["1024x64x8x512", "1024x32x8x1024"], help="width x experts x top_k x hidden"
     )
     parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="rows to measure; default all")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, not compiled")
     parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
     parser.add_argument("--output", default=str(OUTPUT))
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.shapes, arguments.tokens = ["64x8x4x32"], 256
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made; costs nothing
     from workbench.environment import environment
 
     where = {**environment(), "date": time.strftime("%Y-%m-%d")}
     where["code"] = arguments.code or where["code"]
     results: list[dict[str, Any]] = []
+
+    def tell(row: dict[str, Any]) -> None:
+        results.append(row)
+        print(json.dumps(row), flush=True)
+        Path(arguments.output).write_text(
+            json.dumps({"environment": where, "results": results}, indent=1) + "\n", encoding="utf-8"
+        )
+
+    rate = copy_rate()
     for shape in arguments.shapes:
         D, E, K, H = map(int, shape.split("x"))
-        wide, T = K * 3 // 2, arguments.tokens
+        wide, T, compiled = K * 3 // 2, arguments.tokens, not arguments.smoke
         base = {"experts": E, "top_k": K, "hidden": H}
         zero = {
-            **base,
-            "top_k": wide,
-            "zero_experts": E // 2,
-            "expected": float(K),
-            "renormalise": False,
-            "bias": "proportional",
-        }
-        plain = {"products": base, "moe": base, f"moe top {wide}": {**base, "top_k": wide}, "zero": zero, "dense": None}
+            **base, "top_k": wide, "zero_experts": E // 2, "expected": float(K), "renormalise": False, "bias": "proportional",
+        }  # fmt: skip
+        plain: dict[str, Any] = {
+            "products": base, "moe": base, f"moe top {wide}": {**base, "top_k": wide}, "zero": zero, "dense": None,
+            "deterministic": base,
+        }  # fmt: skip
         for name, settings in plain.items():
+            if ("top" if "top" in name else name) not in arguments.only:
+                continue
             torch._dynamo.reset()
             row: dict[str, Any] = {"shape": shape, "tokens": T, "implementation": name}
             flops = 3 * 2 * T * 3 * D * H * (wide if "top" in name else K)
             try:
-                x = torch.randn(
-                    8 if T % 8 == 0 else 1, T // (8 if T % 8 == 0 else 1), D, device=DEVICE
-                ).requires_grad_()
+                B = 8 if T % 8 == 0 else 1
+                x = torch.randn(B, T // B, D, device=DEVICE).requires_grad_()
                 if name == "products":
-                    run, leaves, x = products(E, K, D, H, T)
+                    row |= timed(*products(E, K, D, H, T))
                 else:
-                    kind = "swiglu" if settings is None else "moe"
-                    module = build(kind, D, **(settings or {"hidden": K * H}))
+                    module = build("swiglu" if settings is None else "moe", D, **(settings or {"hidden": K * H}))
                     if name == "zero":  # as a controller would leave it on these tokens
                         balanced(module, x)
                         row["ffn_experts"] = realised(module, x)
-                    if settings is not None:
-                        row["relative_error"] = check(settings, D, not arguments.smoke)
-                        if not row["relative_error"] < ALLOWED:
-                            raise RuntimeError(f"wrong: relative error {row['relative_error']:.1e}; not timed")
-                    run, leaves = layer(module, not arguments.smoke), list(module.parameters())
-                row |= timed(run, leaves, x)
+                    if name == "deterministic":
+                        row |= deterministic(module, x, compiled)
+                    else:
+                        if settings is not None:
+                            row["relative_error"] = check(settings, D, compiled)
+                            if not row["relative_error"] < ALLOWED:
+                                raise RuntimeError(f"wrong: relative error {row['relative_error']:.1e}; not timed")
+                        run, leaves = layer(module, compiled), list(module.parameters())
+                        row |= timed(run, leaves, x)
                 row["tflops"] = flops / row["forward_backward_ms"] / 1e9
             except Exception as problem:  # the others are still wanted
                 row["error"] = f"{type(problem).__name__}: {problem}"[:300]
-            results.append(row)
-            print(json.dumps(row), flush=True)
-            Path(arguments.output).write_text(
-                json.dumps({"environment": where, "results": results}, indent=1) + "\n", encoding="utf-8"
-            )
+            tell(row)
+            if name == "moe" and "error" not in row and "parts" in arguments.only:
+                row = {"shape": shape, "tokens": T, "implementation": "kernels"}
+                try:
+                    row["kernels_ms"] = kernels(run, leaves, x)
+                except Exception as problem:
+                    row["error"] = f"{type(problem).__name__}: {problem}"[:300]
+                tell(row)
+                for part, (call, others, given, count) in parts(module, x).items():
+                    row = {"shape": shape, "tokens": T, "implementation": f"part: {part}", "bytes_least": count}
+                    try:
+                        row |= timed(call, others, given) | {"floor_ms": count / rate * 1e3}
+                    except Exception as problem:
+                        row["error"] = f"{type(problem).__name__}: {problem}"[:300]
+                    tell(row)
 
 
 @torch.no_grad()

@@ -10,8 +10,10 @@ check      every kernel form that is timed, at 2,048 tokens, in bf16 against the
 attention  bf16, 16 query heads of 64, 1 and 4 key–value heads, at 8 × 4,096, 32,768 and 65,536 tokens: pooled blocks, selection and
            selected blocks together ("whole", as fla's parallel_nsa computes it) and each alone; the global layer of ASA on latents
            (keys of 96 channels whose first 64 are the values); a window of 512; cuDNN, FlexAttention, fla.
-tune       (only when asked for) selected blocks alone with other launch settings than those of workbench.ops.sparse_attention.triton.
+tune       (only when asked for) each kernel with a few other launch settings than those of workbench.ops.sparse_attention.triton, on the
+           shapes of the tables; the best beside what is set.
 layers     mixers of width 1,024 as they are trained (compiled, bf16 autocast): an ASA pair, two NSA layers, two full layers.
+parts      the same layers by kernel: milliseconds of a step on the device, from torch's profiler.
 
 Milliseconds are medians of triton.testing.do_bench (caches flushed between calls). "read" is what a program must fetch for the
 selected keys in one forward pass, not counting what neighbours share.
@@ -44,7 +46,6 @@ from workbench.ops.sparse_attention import (  # noqa: E402
     pooling_blocks,
     range_attention,
     selected_attention,
-    without_duplicates,
 )
 
 H = 16
@@ -244,7 +245,8 @@ LAYERS = {
 }
 
 
-def layers(name: str, B: int, T: int) -> dict[str, Any]:
+def layer_pair(name: str, B: int, T: int) -> tuple[Callable[[Any], Any], Any]:
+    """Two compiled layers one behind the other, and an input."""
     from workbench.contract import mixers
     from workbench.model import LanguageModel, ModelConfig
 
@@ -264,39 +266,160 @@ def layers(name: str, B: int, T: int) -> dict[str, Any]:
         with torch.autocast(x.device.type, torch.bfloat16):
             return calls[1](calls[0](x))
 
+    return pair, x
+
+
+def layers(name: str, B: int, T: int) -> dict[str, Any]:
+    pair, x = layer_pair(name, B, T)
     return {"section": "layers", "op": name, "batch": B, "tokens": T, **timed(pair, [x])}
 
 
-def tune(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
-    """Forward and backward of selected blocks for other settings of one kernel at a time."""
+def parts(name: str, B: int, T: int, steps: int = 5, shown: int = 20) -> list[dict[str, Any]]:
+    """The kernels of a forward and backward pass that take longest, and all others in one row."""
+    from torch.profiler import ProfilerActivity, profile
+
+    pair, x = layer_pair(name, B, T)
+
+    def step() -> None:
+        y = pair(x)
+        torch.autograd.grad(y, [x], torch.ones_like(y), allow_unused=True)
+
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    case = {"section": "parts", "op": name, "batch": B, "tokens": T}
+    kernels = sorted(
+        ((e.self_device_time_total / 1e3 / steps, e.count / steps, e.key) for e in profiler.key_averages()),
+        reverse=True,
+    )
+    rows = [{**case, "kernel": key[:90], "calls": count, "both_ms": round(ms, 3)} for ms, count, key in kernels[:shown]]
+    rest = {
+        "kernel": "all others",
+        "calls": sum(k[1] for k in kernels[shown:]),
+        "both_ms": round(sum(k[0] for k in kernels[shown:]), 3),
+    }
+    whole = {"kernel": "sum", "calls": sum(k[1] for k in kernels), "both_ms": round(sum(k[0] for k in kernels), 3)}
+    return [*rows, {**case, **rest}, {**case, **whole}]
+
+
+def grid(**sides: tuple[int, ...]) -> list[dict[str, int]]:
+    return [dict(zip(sides, values)) for values in itertools.product(*sides.values())]
+
+
+CANDIDATES: dict[str, list[dict[str, int]]] = {
+    "selected_forward": [
+        *grid(BN=(32, 64), num_warps=(1,), num_stages=(2, 3)), *grid(BN=(64,), num_warps=(2, 4), num_stages=(2, 3)),
+        *grid(BN=(128,), num_warps=(4,), num_stages=(2,)), *grid(BN=(32,), num_warps=(1,), num_stages=(2,), maxnreg=(128,)),
+    ],
+    "selected_queries": [
+        *grid(BN=(32,), num_warps=(1, 2), num_stages=(2, 3)), *grid(BN=(64,), num_warps=(2, 4), num_stages=(2, 3)),
+        *grid(BN=(64,), num_warps=(8,), num_stages=(2,)),
+    ],
+    "selected_keys": [
+        *grid(ROWS=(32, 64), num_warps=(1, 2), num_stages=(2,)), *grid(ROWS=(64, 128), num_warps=(4,), num_stages=(2, 3)),
+        *grid(ROWS=(32,), num_warps=(1,), num_stages=(3,)), *grid(ROWS=(128,), num_warps=(8,), num_stages=(2,)),
+    ],
+    "range_forward": [
+        *grid(BT=(64, 128), BN=(64,), num_warps=(4,), num_stages=(2, 3)), *grid(BT=(128,), BN=(64, 128), num_warps=(8,), num_stages=(2, 3)),
+    ],
+    "range_queries": [
+        *grid(BT=(64,), BN=(64, 128), num_warps=(4,), num_stages=(2, 3)), *grid(BT=(128,), BN=(64,), num_warps=(4, 8), num_stages=(2, 3)),
+    ],
+    "range_keys": [
+        *grid(BT=(64,), BN=(64,), num_warps=(4,), num_stages=(1, 2, 3)), *grid(BT=(128,), BN=(64,), num_warps=(4, 8), num_stages=(2,)),
+        *grid(BT=(64,), BN=(128,), num_warps=(4, 8), num_stages=(2,)), *grid(BT=(128,), BN=(128,), num_warps=(8,), num_stages=(1, 2)),
+    ],
+}  # fmt: skip
+"""Settings that ``tune`` tries, one kernel at a time; what a device refuses is a row with its error."""
+
+
+class Shape(NamedTuple):
+    """One call of ``tune``: selected blocks, pooled blocks or a window."""
+
+    what: str
+    form: Form
+    G: int
+    B: int = 8
+    T: int = 4096
+    window: int = 0
+
+
+def shapes() -> list[Shape]:
+    wide, _, _, latents = forms()
+    apart = Form("keys of 96, values of 64", wide.blocks, 96)
+    return [
+        Shape("selected", latents, 4), Shape("selected", latents, 1), Shape("selected", wide, 1), Shape("selected", wide, 4),
+        Shape("range", latents, 4, 1, 65_536), Shape("range", apart, H, 4, 8192, 512), Shape("range", wide, 4, 1, 65_536),
+    ]  # fmt: skip
+
+
+def tune(shape: Shape) -> list[dict[str, Any]]:
+    """Each kernel of a call with the settings of CANDIDATES, the best first, behind what is set now. Those of other kernels stay.
+
+    Forward passes are timed by themselves; both kernels of a backward pass in the whole pass.
+    """
     from workbench.ops.sparse_attention import triton as kernels
+    from workbench.ops.sparse_attention.layout import row_starts
 
-    tensors, blocks = inputs(form, B, T, G), form.blocks
+    form, B, T, G = shape.form, shape.B, shape.T, shape.G
+    q, k, v = (None if x is None else x.detach() for x in inputs(form, B, T, G))
+    blocks, V, scale = form.blocks, form.V, form.K**-0.5
     start = document_starts(None, B, T, torch.device("cuda"))
-    own = torch.arange(T, device="cuda") // blocks.block
-    n = blocks.selected
-    back = torch.randint(0, 1 << 30, (B, T, G, n), device="cuda") % (own + 1)[None, :, None, None]
-    if blocks.share > 1:
-        back = back[:, torch.arange(T, device="cuda") // blocks.share * blocks.share]
-    indices = without_duplicates(back.int())
+    ck, cv = (x if x is None else pooled(x, blocks).contiguous() for x in (k, v))
+    if shape.what == "selected":
+        _, lse = range_attention(q, ck, cv, start_BT=start, length=blocks.length, stride=blocks.stride, value_dim=V)
+        chosen = choose(q, ck, lse, blocks=blocks, start_BT=start, keys=T)
+        starts, more = row_starts(chosen, start, blocks.block), (V, 0, blocks.block, blocks.share, scale)
+        forward: Callable[[], Any] = lambda: kernels.selected_forward(q, k, v, starts, start, *more)  # noqa: E731
+        o, lse = forward()
+        do, dlse = torch.randn_like(o), torch.zeros_like(lse)
+        backward: Callable[[], Any] = lambda: kernels.selected_backward(do, dlse, q, k, v, starts, start, o, lse, *more)  # noqa: E731
+        rows = {
+            "selected_forward": kernels.rows_together(blocks.share, H // G), "selected_keys": min(64, max(16, blocks.block)),
+        }  # fmt: skip
+        rows["selected_queries"] = rows["selected_forward"]
+    else:
+        keys, values = (k, v) if shape.window else (ck, cv)
+        size = (1, 1) if shape.window else (blocks.length, blocks.stride)
+        range_more = (V, 0, *size, shape.window, scale, 0.0)
+        forward = lambda: kernels.range_forward(q, keys, values, start, *range_more)  # noqa: E731
+        o, lse = forward()
+        do, dlse = torch.randn_like(o), torch.zeros_like(lse)
+        backward = lambda: kernels.range_backward(do, dlse, q, keys, values, start, o, lse, *range_more)  # noqa: E731
+        rows = {}
     case = {"section": "tune", "form": form.name, "batch": B, "tokens": T, "kv_heads": G}
-
-    def call(q: Any, k: Any, v: Any) -> Any:
-        return selected_attention(
-            q, k, v, indices, block=blocks.block, share=blocks.share, start_BT=start, value_dim=form.V
-        )[0]
-
-    rows = [{**case, "op": "as set", **timed(call, tensors)}]
-    for kernel in ("selected_forward", "selected_queries", "selected_keys"):
-        before = dict(kernels.LAUNCH[kernel])
-        for warps, stages, size in itertools.product(
-            (1, 2, 4, 8), (1, 2, 3, 4), (32, 64, 128) if "BN" in before else (0,)
-        ):
-            kernels.LAUNCH[kernel] = {"num_warps": warps, "num_stages": stages, **({"BN": size} if size else {})}
-            result = timed(call, tensors)
-            rows.append({**case, "op": f"{kernel} {kernels.LAUNCH[kernel]}", **result})
-        kernels.LAUNCH[kernel] = before
-    return rows
+    made = []
+    for kernel in (name for name in CANDIDATES if name.startswith(shape.what)):
+        call = forward if kernel.endswith("forward") else backward
+        place = f"{kernel} {rows[kernel]}" if kernel in rows else kernel
+        before = kernels.LAUNCH.get(place)
+        made.append(
+            {
+                **case,
+                "op": f"{place} as set",
+                "forward_ms": milliseconds(call),
+                "settings": before or kernels.LAUNCH[kernel],
+            }
+        )
+        tried = []
+        for settings in CANDIDATES[kernel]:
+            kernels.LAUNCH[place] = settings
+            try:
+                tried.append({**case, "op": place, "settings": settings, "forward_ms": milliseconds(call)})
+            except Exception as error:
+                tried.append(
+                    {**case, "op": place, "settings": settings, "error": f"{type(error).__name__}: {str(error)[:120]}"}
+                )
+        if before is None:
+            del kernels.LAUNCH[place]
+        else:
+            kernels.LAUNCH[place] = before
+        made += sorted(tried, key=lambda row: row.get("forward_ms", float("inf")))
+    return made
 
 
 def main() -> None:
@@ -348,22 +471,23 @@ def main() -> None:
                         add(row)
                     torch.cuda.empty_cache()
     if "tune" in arguments.sections:
-        for B, T in lengths[:1]:
-            for G in arguments.kv_heads:
-                for form in forms():
-                    for row in tune(form, B, T, G):
-                        add(row)
+        for shape in shapes():
+            for row in tune(shape):
+                add(row)
     if "layers" in arguments.sections:
         for B, T in ((4, 8192), (1, 32_768)):
             for name in LAYERS:
                 add(layers(name, B, T))
+    if "parts" in arguments.sections:
+        for name in LAYERS:
+            for row in parts(name, 4, 8192):
+                add(row)
     print("\n| op | form | tokens | kv heads | forward / with backward, ms |\n|---|---|---|---|---|")
     for row in rows:
         if row["section"] != "check":
             shown = row.get("error", f"{row.get('forward_ms')} / {row.get('both_ms', '–')}")
-            print(
-                f"| {row['op']} | {row.get('form', '')} | {row['batch']} × {row['tokens']} | {row.get('kv_heads', '')} | {shown} |"
-            )
+            what = row.get("kernel", row.get("settings", row.get("form", "")))
+            print(f"| {row['op']} | {what} | {row['batch']} × {row['tokens']} | {row.get('kv_heads', '')} | {shown} |")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,11 @@ A case is PATTERN:SCALE:BATCH[:CONTEXT], the pattern's words joined by "+" (gdn+
 `workbench train`'s own function in a process of its own: Lightning, rows packed from documents on disk, logging,
 evaluation and a checkpoint at the end; "deterministic" is the same with training.deterministic; "bare" is the same
 compiled model in a plain loop. Speeds are medians over the lines of the log after the first. Results go to
-results/benchmarks/train_throughput.json, one entry a case, earlier entries of other cases kept.
+results/benchmarks/train_throughput.json, one entry a case and device, earlier entries of others kept. Fields beside the case's
+are given as JSON, with a label:
+
+    python benchmarks/train_throughput.py full:340m:8 --label moe --extra '{"model": {"feedforward": "moe",
+        "feedforwards": {"moe": {"experts": 64, "top_k": 8, "hidden": 352}}}}'
 """
 
 from __future__ import annotations
@@ -251,6 +255,7 @@ def main() -> None:
     parser.add_argument("--corpus-bytes", type=int, default=60_000_000)
     parser.add_argument("--cache", default=str(ROOT / "results" / "benchmarks" / "cache"))
     parser.add_argument("--extra", default="{}", help="JSON laid over every run's fields")
+    parser.add_argument("--label", default="", help="what to call the cases with these fields, such as moe")
     parser.add_argument("--profile", default="", help="file for a kernel table of the bare loop")
     parser.add_argument("--output", default=str(OUTPUT))
     parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
@@ -268,6 +273,8 @@ def main() -> None:
     for job in jobs:
         begun = time.time()
         found = {"case": job, **in_process(__file__, job)}
+        if arguments.label:
+            found |= {"case": f"{found['case']} {arguments.label}", "extra": json.loads(arguments.extra)}
         results.append({**found, "wall_seconds": round(time.time() - begun, 1)})
         print(json.dumps(results[-1]), flush=True)
         keep(Path(arguments.output), results, lambda r: (r.get("mode"), r["case"]), arguments.code)

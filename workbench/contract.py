@@ -110,6 +110,9 @@ class Counter(nn.Module):
 
     categories: int
     """Length of :attr:`probe`."""
+    frozen: float = 0.0
+    """Share of a run's steps, at its end, in which :meth:`move` leaves the state alone. Before, the length of the run has no
+    influence on the state: longer runs can begin with this one's trunk."""
     probe: Tensor | None = None
     """Zeros that a watched training step lays beside what the module weighs, to see the gradient there; else None."""
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from workbench.contract import Cache
-from workbench.ops.short_convolution import short_convolution
+from workbench.ops.short_convolution import Heads, short_convolution
 
 __all__ = [
     "KeyValueCache",
@@ -125,14 +125,17 @@ class ShortConvolution(nn.Module):
         bound = 1.0 / math.sqrt(self.width)
         parameter.uniform_(-bound, bound, generator=generator)
 
-    def forward(self, x_BTC: Tensor, *, segments: Tensor | None = None, tail_BWC: Tensor | None = None) -> Tensor:
-        """Convolve (B, T, C), in the type of the input.
+    def forward(
+        self, x_BTC: Tensor, parts: Sequence[Heads], *, segments: Tensor | None = None, tail_BWC: Tensor | None = None
+    ) -> list[Tensor]:
+        """Convolve (B, T, C) and divide it into heads, in the type of the input.
 
         Args:
+            parts: how the channels are divided; each becomes (B, T, heads, channels), of a length where it has one.
             segments: (B, T) document numbers.
             tail_BWC: the W-1 inputs before this row (zeros where there were none), as kept by a decode cache.
         """
-        return short_convolution(x_BTC, self.weight, segments=segments, tail_BPC=tail_BWC)
+        return short_convolution(x_BTC, self.weight, parts, segments=segments, tail_BPC=tail_BWC)
 
     def next_tail(self, x_BTC: Tensor, tail_BWC: Tensor) -> Tensor:
         """The W-1 most recent inputs after this row."""

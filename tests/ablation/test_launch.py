@@ -92,6 +92,15 @@ def test_two_workers_on_one_study_do_every_trial_once(corpus: Path, tmp_path: Pa
     assert str(again.verdict()) == str(verdict)
 
 
+def test_more_workers_than_the_file_says_share_the_machine(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    asked = ablation(corpus, tmp_path)
+    assert asked.threads == 16 and asked.shared_by(1).threads == 16  # as the file says: two workers
+    assert asked.shared_by(8).threads == 4 and asked.shared_by(8).config.identity == asked.config.identity
+
+
 def test_same_name_with_other_arms_is_refused_with_the_difference(corpus: Path, tmp_path: Path) -> None:
     run = ablation(corpus, tmp_path).create()
     with pytest.raises(ConfigError) as raised:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import time
 import types
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import pytest
 from helpers import ablation_fields, write_corpus
 
 from workbench.ablation import launchers
+from workbench.ablation import run as ablation_run
 from workbench.ablation.ablation import Ablation
-from workbench.ablation.run import AblationRun
+from workbench.ablation.run import JOB, AblationRun
 from workbench.config import ConfigError
 
 FEW: dict[str, Any] = {
@@ -36,30 +37,31 @@ def test_the_same_workers_run_as_jobs_of_submitit(corpus: Path, tmp_path: Path) 
     pytest.importorskip("submitit")
     run = create(corpus, tmp_path, launcher="slurm", options={"cluster": "local", "timeout_min": 10})
     assert run.start_workers(1) == []
-    until = time.monotonic() + 500
-    while not run.finished and time.monotonic() < until:
-        time.sleep(0.2)
-    assert run.finished and set(run.runs()["status"]) == {"done"} and run.runs().height == 2
+    assert run.waiting_workers() or run.workers() or run.finished  # from the moment on at which it has been asked for
+    assert run.wait(500) and set(run.runs()["status"]) == {"done"} and run.runs().height == 2
     with pytest.raises(ConfigError, match=r"launch.options: got .*nonsense"):
         create(corpus, tmp_path / "two", launcher="slurm", options={"cluster": "local", "nonsense": 1}).start_workers(1)
 
 
 class Queue:
-    """An engine in which nothing ever begins."""
+    """An engine in which nothing happens by itself."""
 
     def __init__(self) -> None:
-        self.jobs: list[str] = []
+        self.names: dict[str, str] = {}
+        self.states: dict[str, str] = {}
 
-    def submit(self, folder: Path, count: int) -> list[str]:
-        new = [str(len(self.jobs) + k) for k in range(count)]
-        self.jobs += new
+    def submit(self, folder: Path, names: list[str]) -> list[str]:
+        new = [str(len(self.states) + k) for k in range(len(names))]
+        self.names |= dict(zip(new, names))
+        self.states |= dict.fromkeys(new, "queued")
         return new
 
-    def waiting(self, folder: Path, jobs: list[str]) -> list[str]:
-        return [job for job in jobs if job in self.jobs]
+    def state(self, folder: Path, job: str) -> str:
+        return self.states.get(job, "ended")
 
     def cancel(self, folder: Path, jobs: list[str]) -> None:
-        self.jobs = [job for job in self.jobs if job not in jobs]
+        for job in jobs:
+            del self.states[job]
 
 
 def test_waiting_jobs_count_and_are_taken_back(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,9 +70,24 @@ def test_waiting_jobs_count_and_are_taken_back(corpus: Path, tmp_path: Path, mon
     run = create(corpus, tmp_path)
     run.start_workers(2)
     run.start_workers(3)  # a second call asks for what is missing only
-    assert queue.jobs == run.waiting_workers() == ["0", "1", "2"] and not run.workers()
+    assert list(queue.states) == run.waiting_workers() == ["0", "1", "2"] and not run.workers()
     assert not run.wait(timeout=0.3)  # jobs in the queue are waited for
-    assert run.stop(0) == [] and queue.jobs == [] and not run.waiting_workers()
+    # a job that the engine has begun is on its way until its worker is at work
+    queue.states["0"] = queue.states["1"] = "running"
+    monkeypatch.setenv(JOB, queue.names["0"])
+    with run.enlisted():
+        assert run.waiting_workers() == ["1", "2"] and run.workers() == [os.getpid()]
+        run.start_workers(3)
+        assert len(queue.states) == 3
+    assert run.waiting_workers() == ["1", "2"]
+    queue.states["0"] = "queued"  # a time limit has put it back
+    assert run.waiting_workers() == ["0", "1", "2"]
+    queue.states["2"] = "unknown"  # one that was just asked for may not be known yet
+    assert run.waiting_workers() == ["0", "1", "2"]
+    monkeypatch.setattr(ablation_run, "ANSWERED", 0.0)
+    assert run.waiting_workers() == ["0", "1"]
+    queue.states["1"] = "ended"
+    assert run.stop(0) == [] and not run.waiting_workers() and list(queue.states) == ["1", "2"]
 
 
 class Client:
@@ -102,16 +119,22 @@ def test_ray_is_given_the_worker_command_and_a_share_of_a_gpu(
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
     monkeypatch.setitem(sys.modules, "ray.job_submission", module)
     ray = launchers.Ray({"address": "http://head:8265", "entrypoint_num_gpus": 0.5})
-    jobs = ray.submit(tmp_path / "a b", 2)
-    assert jobs == ["job1", "job2"] == ray.waiting(tmp_path, jobs)
-    assert Client.submitted[0]["gpus"] == 0.5 and Client.submitted[0]["entrypoint"].endswith(f"worker '{tmp_path}/a b'")
+    jobs = ray.submit(tmp_path / "a b", ["one", "two"])
+    assert jobs == ["job1", "job2"] and ray.state(tmp_path, "job1") == "queued"
+    call = Client.submitted[0]["entrypoint"]
+    assert (
+        Client.submitted[0]["gpus"] == 0.5
+        and call.endswith(f"worker '{tmp_path}/a b'")
+        and call.startswith(f"{JOB}=one ")
+    )
     ray.cancel(tmp_path, jobs)
-    monkeypatch.setattr(Client, "status", "RUNNING")
-    assert ray.waiting(tmp_path, jobs) == []
+    for status, state in (("RUNNING", "running"), ("SUCCEEDED", "ended"), ("FAILED", "ended"), ("STOPPED", "ended")):
+        monkeypatch.setattr(Client, "status", status)
+        assert ray.state(tmp_path, "job1") == state
     with pytest.raises(ConfigError, match=r"launch.options: got 'Failed to connect"):
         launchers.Ray({})
     with pytest.raises(ConfigError, match=r"launch.options"):
-        launchers.Ray({"address": "http://head:8265", "nonsense": 1}).submit(tmp_path, 1)
+        launchers.Ray({"address": "http://head:8265", "nonsense": 1}).submit(tmp_path, ["one"])
 
 
 def test_an_engine_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_all_failed():
     lost = {seed: "diverged" for seed in range(3)}
     verdict = judge(measured("full", [1.0] * 3, lost), [measured("gdn", [1.0] * 3, lost)], seeds=range(3))
     assert [(row.verdict, row.value, row.seeds, row.failed) for row in verdict.rows] == [("failed", None, 0, 3)] * 2
-    assert verdict.noise_floor is None and "0 of 3 seeds finished" in str(verdict)
+    assert verdict.noise_floor is None and "0 of 3 seeds finished (seeds 0, 1, 2: diverged)" in str(verdict)
     assert verdict.table()["value"].dtype == pl.Float64
 
 

@@ -329,7 +329,12 @@ def test_what_exceeds_the_capacity_is_dropped_in_training_alone() -> None:
             seen[expert] += 1
             row[expert] *= seen[expert] <= 8  # half of 32 · 2 / 4
     assert torch.allclose(got.flatten(0, 1), dense(module, x_BTD.flatten(0, 1), gate_NC), rtol=1e-10, atol=1e-12)
-    assert float(side.metrics["dropped_share"]) == pytest.approx(sum(max(0, n - 8) for n in seen) / 64)
+    lost = sum(max(0, n - 8) for n in seen)
+    assert float(side.metrics["dropped_share"]) == pytest.approx(lost / 64)
+    assert float(side.metrics["ffn_experts"]) == pytest.approx((64 - lost) / 32)
+    counted, cost = count_flops(lambda: module(x_BTD)), module.cost(module.config, WIDTH, 16)
+    assert cost.flops == 2 * (WIDTH * 4 + 1.0 * 3 * WIDTH * 16), "half of two experts a token, which nothing exceeds"
+    assert counted == pytest.approx(32 * float(side.metrics["forward_flops"])) and counted <= 32 * cost.flops
     plain = MixtureOfExperts.mix(module, x_BTD.flatten(0, 1), routing, None)
     assert torch.equal(module.eval()(x_BTD).flatten(0, 1), plain)
 

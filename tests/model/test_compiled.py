@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+
 import pytest
 import torch
 
@@ -15,7 +18,8 @@ from workbench.model import LanguageModel, ModelConfig
 @pytest.mark.parametrize("packed", [False, True])
 def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: bool) -> None:
     """Both are held against fp64. How far bf16 alone is from it depends on the tensor (a decay's rate, which sums what nearly
-    cancels, by a quarter; a projection by a hundredth), so that the plain model in bf16 gives the measure."""
+    cancels, by a quarter; a projection by a hundredth), so that the plain model in bf16 gives the measure: the largest error of
+    that tensor over the layers, since one tensor's error is a single draw (eight numbers in a decay's rate)."""
     torch._dynamo.reset()
     config = ModelConfig(width=256, depth=12, vocabulary=1000, pattern=pattern)
     tokens_BT = torch.randint(1000, (2, 1024), device="cuda")
@@ -35,6 +39,10 @@ def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: b
         # a bias on all pooled keys alike changes no softmax: its gradient is rounding, or nothing
         return float((got - wanted).norm() / wanted.norm().clamp_min(1e-5))
 
+    allowed: dict[str, float] = defaultdict(float)
     for name, wanted in exact.items():
-        own, allowed = error(compiled[name], wanted), 1.5 * error(plain[name], wanted) + 0.02
-        assert own < allowed, f"{name}: relative error {own:.1e}; the plain model's allows {allowed:.1e}"
+        kind = re.sub(r"^blocks\.\d+", "", name)
+        allowed[kind] = max(allowed[kind], 1.5 * error(plain[name], wanted) + 0.02)
+    for name, wanted in exact.items():
+        own, most = error(compiled[name], wanted), allowed[re.sub(r"^blocks\.\d+", "", name)]
+        assert own < most, f"{name}: relative error {own:.1e}; the plain model's allow {most:.1e}"

@@ -36,26 +36,27 @@ def random(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def check_range(T: int, H: int, G: int, K: int, V: int, *, length: int, stride: int, window: int, softcap: float, mean: float,
-                offset: int, dtype: torch.dtype, allowed: float) -> None:  # fmt: skip
+                offset: int, dtype: torch.dtype, allowed: float, apart: bool = True) -> None:  # fmt: skip
     B, S = 2, T + offset
     start = document_starts(segments(B, T, mean if offset == 0 else 0), B, T, torch.device(DEVICE))
     N = max(0, (S - length) // stride + 1)
-    q, k, v = random(B, T, H, K, dtype=dtype), random(B, N, G, K, dtype=dtype), random(B, N, G, V, dtype=dtype)
-    if V < K:
-        v = k[..., :V]  # values that are channels of the keys
+    q, k = random(B, T, H, K, dtype=dtype), random(B, N, G, K, dtype=dtype)
+    v = random(B, N, G, V, dtype=dtype) if apart else None
     settings = (offset, length, stride, window, K**-0.5, softcap)
-    exact = [x.double() for x in (q, k, v)]
-    what = ("range", T, H, G, K, V, length, stride, window, softcap, mean, offset, dtype)
+    exact = [x.double() for x in (q, k, k[..., :V] if v is None else v)]
+    what = ("range", T, H, G, K, V, length, stride, window, softcap, mean, offset, dtype, apart)
     (o, lse), (o_wanted, lse_wanted) = (
-        kernels.range_forward(q, k, v, start, *settings),
+        kernels.range_forward(q, k, v, start, V, *settings),
         chunked.range_forward(*exact, start, *settings),
     )
     close(o, o_wanted, allowed, what)
     close(lse, lse_wanted, allowed, what)
     do, dlse = random(B, T, H, V, dtype=dtype), random(B, T, H, dtype=torch.float32) * (lse_wanted > -torch.inf)
-    got = kernels.range_backward(do, dlse, q, k, v, start, o, lse, *settings)
-    wanted = chunked.range_backward(do.double(), dlse.double(), *exact, start, o_wanted, lse_wanted, *settings)
-    for name, a, b in zip(("dq", "dk", "dv"), got, wanted):
+    got = kernels.range_backward(do, dlse, q, k, v, start, o, lse, V, *settings)
+    dq, dk, dv = chunked.range_backward(do.double(), dlse.double(), *exact, start, o_wanted, lse_wanted, *settings)
+    if v is None:
+        dk, dv = operators._key_gradients(k, v, dk, dv)
+    for name, a, b in zip(("dq", "dk", "dv"), got, (dq, dk, dv)):
         assert a.shape == b.shape and a.dtype == dtype
         close(a, b, 2 * allowed, (*what, name))
 
@@ -122,7 +123,8 @@ def check_range_kernels(dtype: torch.dtype, allowed: float) -> None:
     more = {"dtype": dtype, "allowed": allowed}
     check_range(75, 4, 2, 16, 16, length=1, stride=1, window=0, softcap=0.0, mean=20, offset=0, **more)
     check_range(75, 2, 1, 16, 16, length=1, stride=1, window=9, softcap=2.0, mean=20, offset=0, **more)
-    check_range(90, 3, 1, 24, 16, length=8, stride=4, window=0, softcap=0.0, mean=30, offset=0, **more)
+    check_range(90, 3, 1, 24, 16, length=8, stride=4, window=0, softcap=0.0, mean=30, offset=0, apart=False, **more)
+    check_range(70, 2, 1, 40, 16, length=1, stride=1, window=20, softcap=3.0, mean=30, offset=0, **more)
     check_range(20, 2, 2, 16, 16, length=4, stride=4, window=0, softcap=0.0, mean=0, offset=50, **more)
     check_range(7, 2, 2, 16, 16, length=8, stride=4, window=0, softcap=0.0, mean=0, offset=0, **more)
 
@@ -165,7 +167,12 @@ def check_device(dtype: torch.dtype, allowed: float) -> None:
     check_selected(
         2000, 16, 1, 64, 64, block=64, n=1, share=1, mean=0, offset=0, **more
     )  # one block for all: long lists
-    check_range(3000, 4, 1, 96, 64, length=32, stride=16, window=0, softcap=0.0, mean=0, offset=0, **more)
+    for K, V, apart in ((96, 64, False), (96, 64, True), (40, 32, False), (48, 32, False), (192, 128, False)):
+        check_range(
+            3000, 4, 1, K, V, length=32, stride=16, window=0, softcap=0.0, mean=0, offset=0, apart=apart, **more
+        )
+    check_selected(1000, 16, 2, 40, 32, block=8, n=12, share=4, mean=0, offset=0, apart=False, **more)
+    check_selected(1000, 16, 4, 64, 64, block=64, n=6, share=1, mean=300, offset=0, **more)
     check_selection(5000, 16, 1, 64, blocks=Blocks(32, 16, 64, 16), mean=0, dtype=torch.float32)
 
 

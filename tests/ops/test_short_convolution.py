@@ -10,8 +10,14 @@ from interpreter import in_interpreter
 from torch import Tensor
 
 from workbench.ops import short_convolution
+from workbench.ops.short_convolution import Heads
 from workbench.ops.short_convolution.reference import short_convolution_reference
 from workbench.ops.short_convolution.torch import short_convolution_torch
+
+
+def parts(C: int) -> list[Heads]:
+    """Two heads of a length, others of another, and the rest as it is."""
+    return [Heads(2, C // 4, 0.3), Heads(1, C // 4, 1.0), Heads(1, C - 3 * (C // 4))]
 
 
 def inputs(
@@ -24,25 +30,37 @@ def inputs(
 
 
 def worst_error(call, T: int, C: int, W: int, packed: bool, dtype: torch.dtype, device: str) -> float:  # type: ignore[no-untyped-def]
-    """Of the output and both gradients, relative to the definition in fp64."""
+    """Of the outputs and both gradients, relative to the definition in fp64."""
     x_BTC, weight_CW, segments = inputs(T, C, W, packed, dtype, device)
     exact = [t.detach().double().requires_grad_() for t in (x_BTC, weight_CW)]
-    got, wanted = call(x_BTC, weight_CW, segments), short_convolution_reference(*exact, segments=segments)
-    assert got.dtype == dtype
-    direction = torch.randn_like(wanted)
-    grads = (torch.autograd.grad((y * direction).sum(), t) for y, t in ((got, (x_BTC, weight_CW)), (wanted, exact)))
-    pairs = [(got.detach(), wanted.detach()), *zip(*grads)]
-    return max(float((a.double() - b).norm() / b.norm()) for a, b in pairs)
+    got, wanted = (
+        call(x_BTC, weight_CW, parts(C), segments),
+        short_convolution_reference(*exact, parts(C), segments=segments),
+    )
+    assert all(y.dtype == dtype and y.shape == w.shape for y, w in zip(got, wanted, strict=True))
+    directions = [torch.randn_like(y) for y in wanted]
+    grads = (
+        torch.autograd.grad(sum((y * d).sum() for y, d in zip(ys, directions)), t)
+        for ys, t in ((got, (x_BTC, weight_CW)), (wanted, exact))
+    )
+    pairs = [*zip(got, wanted), *zip(*grads)]
+    return max(float((a.double() - b).norm().detach() / b.norm().detach()) for a, b in pairs)
 
 
 @pytest.mark.parametrize(("T", "W"), [(1, 4), (2, 4), (33, 4), (20, 1)])
 @pytest.mark.parametrize("packed", [False, True])
 def test_shifted_rows_are_the_definition(T: int, W: int, packed: bool) -> None:
-    def call(x: Tensor, w: Tensor, s: Tensor | None) -> Tensor:
-        return short_convolution_torch(x, w, segments=s)
+    def call(x: Tensor, w: Tensor, p: list[Heads], s: Tensor | None) -> list[Tensor]:
+        return short_convolution_torch(x, w, p, segments=s)
 
-    assert worst_error(call, T, 5, W, packed, torch.float64, "cpu") < 1e-13
-    assert worst_error(call, T, 5, W, packed, torch.bfloat16, "cpu") < 1e-2
+    assert worst_error(call, T, 9, W, packed, torch.float64, "cpu") < 1e-13
+    assert worst_error(call, T, 9, W, packed, torch.bfloat16, "cpu") < 1e-2
+
+
+def test_parts_that_are_not_the_channels_are_named() -> None:
+    x_BTC, weight_CW, _ = inputs(5, 8, 4, False, torch.float32)
+    with pytest.raises(ValueError, match="expected 8 channels together"):
+        short_convolution.short_convolution(x_BTC, weight_CW, parts(9))
 
 
 def test_the_kernels_are_taken_where_they_compute_what_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +68,7 @@ def test_the_kernels_are_taken_where_they_compute_what_is_promised(monkeypatch: 
     path = short_convolution.path
     assert path("cuda", torch.bfloat16, tail=False) == path("cuda", torch.float32, tail=False) == "triton"
     assert path("cuda", torch.float64, tail=False) == "torch", "the kernels sum in fp32"
+    assert path("cuda", torch.bfloat16, tail=False, head=1024) == "torch"
     assert path("cuda", torch.bfloat16, tail=True) == path("cpu", torch.float32, tail=False) == "torch"
 
 
@@ -73,7 +92,7 @@ if __name__ == "__main__":
 
     torch.manual_seed(int(sys.argv[1]) % 2**63)
     kernels.ROWS, kernels.COLUMNS = 16, 8
-    for T, C, W, packed in ((37, 12, 4, True), (16, 8, 4, False), (1, 3, 2, True)):
+    for T, C, W, packed in ((37, 12, 4, True), (16, 8, 4, False), (1, 12, 2, True)):
         error = worst_error(kernels.short_convolution_triton, T, C, W, packed, torch.float32, "cpu")
         assert error < 1e-6, f"relative error {error:.1e} with T={T}, C={C}, W={W}, packed={packed}"
     print("kernels agree")

@@ -281,6 +281,21 @@ def test_rows_that_select_nothing_are_zero_with_zero_gradients() -> None:
 
 
 @pytest.mark.usefixtures("form")
+def test_a_backward_pass_under_autocast_is_that_without_it() -> None:
+    tensors = [random(1, 40, 4, 6), random(1, 40, 2, 6), random(1, 40, 2, 5)]
+    q, k, v = (x.detach().bfloat16().requires_grad_() for x in tensors)
+
+    def results() -> list[Tensor]:
+        indices, o = chosen_and_attended(q, k, v, Blocks(8, 4, 8, 3, 1, 1, 4), None)
+        return [indices, o, *torch.autograd.grad(o.float().square().sum(), [q, k, v])]
+
+    wanted = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = results()
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("share", [1, 4])
 @pytest.mark.parametrize("T", [1, 3, 6])
 def test_the_last_queries_alone_choose_and_attend_as_in_the_full_pass(share: int, T: int) -> None:

@@ -60,3 +60,16 @@ def test_a_head_that_would_begin_at_another_step_is_refused() -> None:
         branched(late, 200 * 2048)
     early = RunConfig.parse({"model": {"mtp": {}}, "training": {"tokens": 100 * 2048}})
     assert branched(early, 200 * 2048).training.steps == 200
+
+
+def test_a_router_bias_that_would_stand_still_inside_the_trunk_is_refused() -> None:
+    def run(decay: float, bias: str = "proportional") -> RunConfig:
+        return RunConfig.parse({
+            "model": {"feedforward": "moe", "feedforwards": {"moe": {"experts": 4, "top_k": 2, "bias": bias}}},
+            "training": {"tokens": 200 * 2048, "decay": decay},
+        })  # fmt: skip
+
+    with pytest.raises(ConfigError, match=r"training.decay: got .*0.02, .*router biases stand still"):
+        branched(run(0.02), 400 * 2048)
+    assert branched(run(0.02, "none"), 400 * 2048).training.steps == 400
+    assert branched(run(0.03), 400 * 2048).training.steps == 400

@@ -159,10 +159,17 @@ class Ablation:
         Args:
             workers: worker processes, those still alive from an earlier call counted in.
         """
-        run = self.create(progress)
+        run = self.shared_by(workers).create(progress)
         if not run.finished:
             run.start_workers(self.workers if workers is None else workers)
         return run
+
+    def shared_by(self, workers: int | None) -> Ablation:
+        """This ablation with at least as many workers sharing the machine, so that a trial takes fewer threads."""
+        if workers is None or workers <= self.workers:
+            return self
+        launch = self.config.launch.model_copy(update={"workers": workers})
+        return Ablation(self.config.model_copy(update={"launch": launch}), self.results)
 
     def _create(self, progress: Callable[[str], None]) -> dict[str, Any]:
         if self.config.budget.axis != "seconds":  # before anything takes time

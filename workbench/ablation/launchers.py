@@ -7,6 +7,7 @@ ablation's folder, which every machine must see (a shared file system whose lock
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import sys
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
+from workbench.ablation.run import JOB
 from workbench.config import Config, ConfigError
 
 
@@ -23,9 +25,13 @@ class Launch(Config):
     """How the work is carried out. Changes nothing about the result, and is not part of the identity."""
 
     workers: Annotated[int, Field(ge=0)] = 0
-    """Worker processes; 0 takes one a GPU, or two on a CPU with two cores or more."""
+    """Worker processes; 0 takes one a GPU, or two on a CPU with two cores or more. More than there are GPUs share them evenly:
+    small models fill a GPU only several at a time (benchmarks/trials_per_gpu.py)."""
     heartbeat: Annotated[float, Field(gt=0, le=86_400)] = 10.0
     """Seconds between a worker's signs of life; after three missed ones its trial goes to another worker."""
+    hung_after: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without progress (no line of metrics, no checkpoint) after which a trial is stopped as hung and taken up again from
+    its checkpoint, three times in all; longer where the trial's own lines come slowly: 20 times their median interval."""
     measure: bool = True
     """Whether a launch first measures time and memory of every arm; without it the card estimates memory and leaves time open."""
     storage: str | None = None
@@ -35,7 +41,9 @@ class Launch(Config):
     """Where workers run: processes of this machine, jobs of Slurm (through submitit), or jobs of a Ray cluster."""
     options: dict[str, Any] = {}
     """For slurm: parameters of submitit, {slurm_partition: gpu, timeout_min: 600, gpus_per_node: 1, cpus_per_task: 8}. For ray:
-    {address: http://head:8265} and parameters of a job, {entrypoint_num_gpus: 0.5, entrypoint_num_cpus: 4}."""
+    {address: http://head:8265} and parameters of a job, {entrypoint_num_gpus: 0.5, entrypoint_num_cpus: 4}; one CPU where none is
+    given, for a job that asks for nothing runs on the head. Ray gives a job up that waits for more than
+    RAY_JOB_START_TIMEOUT_SECONDS (15 minutes): ask for no more workers than there is room for."""
 
     def model_post_init(self, _context: Any) -> None:
         if self.storage is not None:
@@ -56,35 +64,44 @@ class Launch(Config):
                                  do="SQLite's file can be shared by the processes of one machine only.")  # fmt: skip
 
 
+State = Literal["queued", "running", "ended", "unknown"]
+"""Of a job, as its engine tells it."""
+
+
 class Launcher(Protocol):
     """Places workers as jobs of some engine, which queues them."""
 
-    def submit(self, folder: Path, count: int) -> Sequence[str]:
-        """Ask for ``count`` more workers on the ablation in ``folder``. Returns the names of their jobs."""
+    def submit(self, folder: Path, names: Sequence[str]) -> Sequence[str]:
+        """Ask for one more worker on the ablation in ``folder`` for each of ``names``, which the worker finds in its environment as
+        :data:`workbench.ablation.run.JOB`. Returns what the engine calls their jobs."""
 
-    def waiting(self, folder: Path, jobs: Sequence[str]) -> list[str]:
-        """Those of ``jobs`` that have not begun."""
+    def state(self, folder: Path, job: str) -> State:
+        """How a job stands."""
 
     def cancel(self, folder: Path, jobs: Sequence[str]) -> None:
-        """Take jobs back that have not begun."""
+        """Take jobs back whose workers are not at work yet."""
 
 
 class Work:
     """The job of one worker. Slurm's time limit puts it back into the queue: its trial has written a checkpoint."""
 
-    def __init__(self, folder: str):
-        self.folder = folder
+    def __init__(self, folder: str, name: str):
+        self.folder, self.name = folder, name
 
     def __call__(self) -> None:
         from workbench.ablation.run import AblationRun
 
+        os.environ[JOB] = self.name
         AblationRun(self.folder).work()
 
     def checkpoint(self) -> Any:
         """What submitit submits again when the time limit is reached."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(Work(self.folder))
+        from workbench.ablation.run import AblationRun
+
+        AblationRun(self.folder).forget_begun(self.name)
+        return submitit.helpers.DelayedSubmission(Work(self.folder, self.name))
 
 
 class Slurm:
@@ -95,25 +112,30 @@ class Slurm:
         self.options = {"name": "workbench", "timeout_min": 24 * 60, **options}
         self.cluster = self.options.pop("cluster", None)
 
-    def submit(self, folder: Path, count: int) -> list[str]:
+    def submit(self, folder: Path, names: Sequence[str]) -> list[str]:
         try:
             executor = self.submitit.AutoExecutor(folder=folder / "workers" / "jobs", cluster=self.cluster or "slurm")
             executor.update_parameters(**self.options)
         except (NameError, RuntimeError, TypeError, ValueError) as error:
             raise _refused(error) from None
-        return [executor.submit(Work(str(folder))).job_id for _ in range(count)]
+        return [executor.submit(Work(str(folder), name)).job_id for name in names]
 
-    def waiting(self, folder: Path, jobs: Sequence[str]) -> list[str]:
-        if self.cluster in ("local", "debug"):
-            return []
-        return [job for job in jobs if self._job(folder, job).state in ("PENDING", "REQUEUED")]
+    def state(self, folder: Path, job: str) -> State:
+        told = self._job(folder, job).state
+        if told in ("PENDING", "REQUEUED", "CONFIGURING"):
+            return "queued"
+        if told in ("RUNNING", "SUSPENDED"):
+            return "running"
+        # accounting lags behind; and submitit's stand-in for Slurm knows of other processes' jobs only when they have ended
+        return "unknown" if told in ("UNKNOWN", "NO PROCESS AND NO RESULT") else "ended"
 
     def cancel(self, folder: Path, jobs: Sequence[str]) -> None:
         for job in jobs:
             self._job(folder, job).cancel()
 
     def _job(self, folder: Path, job: str) -> Any:
-        return self.submitit.SlurmJob(folder / "workers" / "jobs", job)
+        kind = self.submitit.LocalJob if self.cluster in ("local", "debug") else self.submitit.SlurmJob
+        return kind(folder / "workers" / "jobs", job)
 
 
 class Ray:
@@ -124,31 +146,31 @@ class Ray:
         jobs = _needed("ray.job_submission", "ray")
         self.options = dict(options)
         address = self.options.pop("address", "http://127.0.0.1:8265")
+        if not any(name.startswith("entrypoint_") for name in self.options):
+            self.options["entrypoint_num_cpus"] = 1
         try:
             self.client = jobs.JobSubmissionClient(address)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise _refused(error) from None
 
-    def submit(self, folder: Path, count: int) -> list[str]:
+    def submit(self, folder: Path, names: Sequence[str]) -> list[str]:
         command = shlex.join([sys.executable, "-m", "workbench", "worker", str(folder)])
         try:
-            return [self.client.submit_job(entrypoint=command, **self.options) for _ in range(count)]
+            return [self.client.submit_job(entrypoint=f"{JOB}={name} {command}", **self.options) for name in names]
         except (RuntimeError, TypeError, ValueError) as error:
             raise _refused(error) from None
 
-    def waiting(self, folder: Path, jobs: Sequence[str]) -> list[str]:
-        return [job for job in jobs if self._status(job) == "PENDING"]
+    def state(self, folder: Path, job: str) -> State:
+        try:
+            told = str(self.client.get_job_status(job).value)
+        except (OSError, RuntimeError):  # it does not answer, or has been started anew and does not know the job
+            return "unknown"
+        return {"PENDING": "queued", "RUNNING": "running"}.get(told, "ended")  # type: ignore[return-value]
 
     def cancel(self, folder: Path, jobs: Sequence[str]) -> None:
         for job in jobs:
             with contextlib.suppress(RuntimeError):  # it has ended by itself
                 self.client.stop_job(job)
-
-    def _status(self, job: str) -> str:
-        try:
-            return str(self.client.get_job_status(job).value)
-        except RuntimeError:  # the cluster has been started anew and does not know it
-            return "UNKNOWN"
 
 
 def launcher(launch: dict[str, Any]) -> Launcher | None:

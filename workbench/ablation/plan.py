@@ -30,7 +30,7 @@ from workbench.ablation.study import (
 )
 from workbench.config import ConfigError
 from workbench.files import write_json
-from workbench.results.store import OUTSIDE, RunFolder
+from workbench.results.store import LOST, OUTSIDE, RunFolder
 from workbench.training.config import RunConfig, describe_run
 
 TUNING, CONFIRMATION = "tuning", "confirmation"
@@ -123,9 +123,9 @@ class Plan:
             return False
         failed = trials[-1].state == TrialState.FAIL
         status = trials[-1].user_attrs.get("status", "killed" if failed else "done")
-        if status == "killed" and not relaunch:  # a trial's process died, its worker did not
-            return sum(trial.user_attrs.get("status", "killed") == "killed" for trial in trials) < ATTEMPTS
-        return status == "interrupted" or (relaunch and status in ("killed", *OUTSIDE))
+        if status in LOST and not relaunch:  # a trial's process died, its worker did not
+            return sum(trial.user_attrs.get("status", "killed") in LOST for trial in trials) < ATTEMPTS
+        return status == "interrupted" or (relaunch and status in (*LOST, *OUTSIDE))
 
     def _select(self, tuning: optuna.Study) -> dict[str, Any]:
         """The arm's setting, chosen on the selection split."""

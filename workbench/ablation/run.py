@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -26,6 +27,12 @@ from workbench.results.tables import RUN_SCHEMA, Line, curves, diagnostics, line
 if TYPE_CHECKING:
     from workbench.ablation.launchers import Launcher
     from workbench.ablation.verdict import Verdict
+
+
+JOB = "WORKBENCH_JOB"
+"""Environment variable with the name of the job that a worker on Slurm or Ray is."""
+ANSWERED = 180.0
+"""Seconds after which an engine knows of every job that it was given."""
 
 
 class AblationRun:
@@ -227,10 +234,30 @@ class AblationRun:
         return sorted(int(name.rpartition("-")[2]) for name in self._enlisted() | starting)
 
     def waiting_workers(self) -> list[str]:
-        """Jobs of workers that Slurm or Ray has not begun."""
-        jobs = read_json(self.folder / "workers" / "jobs.json").get("jobs", [])
-        engine = self._launcher() if jobs else None
-        return engine.waiting(self.folder, jobs) if engine else []
+        """Jobs of workers on Slurm or Ray that are on their way: queued, or begun without being at work yet."""
+        jobs = self._jobs()
+        begun = {name for name in jobs if self._begun(name).exists()}
+        return [job["id"] for name, job in jobs.items() if job["state"] == "queued" or name not in begun]
+
+    def _jobs(self) -> dict[str, dict[str, Any]]:
+        """Name -> ``id``, ``at`` (when it was asked for) and ``state`` of jobs that may still run."""
+        held = read_json(self.folder / "workers" / "jobs.json").get("asked", {})
+        engine = self._launcher() if held else None
+        if not engine:
+            return {}
+        told = {name: {**job, "state": engine.state(self.folder, job["id"])} for name, job in held.items()}
+        return {
+            name: job for name, job in told.items() if job["state"] in ("queued", "running")
+            or (job["state"] == "unknown" and abs(time.time() - job["at"]) < ANSWERED)
+        }  # fmt: skip
+
+    def forget_begun(self, job: str) -> None:
+        """Say of a job that it goes back into its engine's queue: its worker is on its way again."""
+        self._begun(job).unlink(missing_ok=True)
+
+    def _begun(self, job: str) -> Path:
+        """The mark that the worker of a job leaves when it is at work."""
+        return self.folder / "workers" / f"{job}.begun"
 
     def _launcher(self) -> Launcher | None:
         from workbench.ablation.launchers import launcher
@@ -255,6 +282,8 @@ class AblationRun:
         with locked(me.with_suffix(".lock")):
             me.with_suffix(".stop").unlink(missing_ok=True)  # of an earlier process with this number
             write_json(me, {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()})
+            if job := os.environ.get(JOB):
+                self._begun(job).touch()
             try:
                 yield
             finally:
@@ -290,9 +319,12 @@ class AblationRun:
         with locked(place / "start.lock"):
             engine = self._launcher()
             if engine:
-                waiting = self.waiting_workers()
-                missing = max(0, wanted - len(self.workers()) - len(waiting))
-                write_json(place / "jobs.json", {"jobs": [*waiting, *engine.submit(self.folder, missing)]})
+                jobs = self._jobs()
+                missing = max(0, wanted - len(self.workers()) - len(self.waiting_workers()))
+                names = [secrets.token_hex(4) for _ in range(missing)]
+                given = zip(names, engine.submit(self.folder, names))
+                jobs |= {name: {"id": job, "at": time.time()} for name, job in given}
+                write_json(place / "jobs.json", {"asked": jobs})
                 return []
             for _ in range(max(0, wanted - len(self.workers()))):
                 with open(place / "log.txt", "a") as log:

@@ -33,7 +33,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are traceback
 NEVER_BEGUN = 30.0
 """Seconds within which a worker that took a trial has given its first sign of life."""
 ATTEMPTS = 3
-"""Times a trial whose process or worker died is taken up again before it counts as killed."""
+"""Times a trial whose process or worker died, or that hung, is taken up before it counts as killed."""
 
 
 def open_storage(folder: Path, heartbeat: float, url: str | None = None) -> RDBStorage:

@@ -486,7 +486,10 @@ def _failure(arm: ArmMeasurements, baseline: ArmMeasurements, seeds: Sequence[in
 
 def _survival(arm: ArmMeasurements, seeds: Sequence[int]) -> str:
     failures = arm.unfinished(seeds)
-    told = "; ".join(f"seed {seed}: {status}" for seed, status in failures.items())
+    alike: dict[str, list[str]] = {}
+    for seed, status in failures.items():
+        alike.setdefault(status, []).append(str(seed))
+    told = "; ".join(f"seed{'s' * (len(those) > 1)} {', '.join(those)}: {status}" for status, those in alike.items())
     return f"{len(seeds) - len(failures)} of {len(seeds)} seeds finished ({told})"
 
 

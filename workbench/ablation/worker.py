@@ -1,8 +1,8 @@
 """A worker: takes trials from the studies and starts each as a process of its own.
 
 A crash or an out-of-memory ends one trial, never the worker; a killed worker's trial goes to another one after three missed
-heartbeats. A hung trial holds its worker until somebody stops it, and is then killed after :data:`GRACE`. Trials are forked
-from a server that has imported torch once, so they start at once.
+heartbeats. A trial that shows no progress (:mod:`workbench.ablation.watchdog`) is killed and taken up again like one whose
+process died. Trials are forked from a server that has imported torch once, so they start at once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from typing import Any
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
+from workbench.ablation.artifacts import attach
 from workbench.ablation.plan import CONFIRMATION, Plan
 from workbench.ablation.run import AblationRun
 from workbench.ablation.search import SMOOTHING
 from workbench.ablation.study import INFEASIBLE, suggest
+from workbench.ablation.watchdog import Watchdog
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.files import locked
@@ -36,6 +38,8 @@ POLL = 0.1
 """Seconds between looks at a running trial."""
 GRACE = 600.0
 """Seconds that a trial asked to stop has for its running step (minutes in a large model) and its checkpoint; then it is killed."""
+SAYING = 2.0
+"""Seconds that a hung trial has to write down where it stands."""
 PATIENCE = 60.0
 """Seconds for which the studies' database may be out of reach."""
 
@@ -51,9 +55,14 @@ def _trial(path: str, cache: str, threads: int) -> None:
     run_in_process(path, cache, threads)
 
 
-def _end(process: Any) -> None:
-    """End a trial's process, which writes a checkpoint first; one that does not listen is killed."""
-    if process.is_alive():
+def _end(process: Any, hung: bool) -> None:
+    """End a trial's process, which writes a checkpoint first; one that does not listen is killed, and a hung one at once,
+    after it has been asked to write into its log where it stands."""
+    if process.is_alive() and hung:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGUSR1)
+        process.join(SAYING)
+    elif process.is_alive():
         process.terminate()
         process.join(GRACE)
     if process.is_alive():
@@ -163,7 +172,12 @@ class Worker:
             return self._value(trial, stage, {"status": "invalid", "reason": str(error)}, None)
         trial.set_user_attr("run", folder.path.name)
         result = self._follow(trial, folder, stage)
-        if result["status"] == "interrupted" and not self.stopping:
+        if result["status"] != "interrupted":
+            try:
+                attach(trial, folder, self.run.folder, failed=result["status"] not in ("done", "pruned"))
+            except OSError as error:  # a full disk: the trial itself has ended
+                print(f"worker {os.getpid()}: no artifacts of {folder.path.name}: {error}", flush=True)
+        elif not self.stopping:
             # a full disk: trying again at once would only find it full again
             print(f"worker {os.getpid()} ends: {result['reason']}", flush=True)
             self.stopping = True
@@ -211,24 +225,33 @@ class Worker:
 
     def _follow(self, trial: optuna.Trial, folder: RunFolder, stage: str) -> dict[str, Any]:
         """Run the trial's process to its end, reporting its evaluations. Returns the run's result or status."""
+        watchdog = Watchdog(folder, self.plan.config.launch.hung_after)
         while folder.is_held() and not self._asked_to_stop():  # the process of a dead worker has not noticed yet
+            if silent := watchdog.silent():
+                return self._lost(
+                    folder, "hung", f"a process of a dead worker holds it, without progress for {silent:.0f} s"
+                )
             time.sleep(POLL)
         reported: set[int] = set()
         pruned = False
-        process = None
+        silent = process = None
         before = folder.status()
         if not folder.result() and not self.stopping:
             cache = Path(self.run.folder.parent) / "cache"
             arguments = (str(folder.path), str(cache), self.run.about["threads"])
             process = self.processes.Process(target=_trial, args=arguments)
             process.start()
+        watchdog = Watchdog(folder, self.plan.config.launch.hung_after)
         try:
-            while process is not None and process.is_alive() and not pruned and not self._asked_to_stop():
+            while (
+                process is not None and process.is_alive() and not pruned and not silent and not self._asked_to_stop()
+            ):
                 pruned = self._report(trial, folder, reported)
+                silent = watchdog.silent()
                 process.join(POLL)
         finally:  # also where the trial was taken over, or the storage failed
             if process is not None:
-                _end(process)
+                _end(process, hung=silent is not None)
         pruned = pruned or self._report(trial, folder, reported)
         if pruned and not folder.result():
             pruner = self.plan.config.tuning.pruner
@@ -238,15 +261,21 @@ class Worker:
         result = folder.result()
         if result:
             return result
+        if silent:
+            return self._lost(folder, "hung", f"no progress for {silent:.0f} s; its process was killed")
         state = folder.status()
         if state["status"] == "interrupted" and state != before:
             return state  # this process was asked to stop, or found a full disk
         if process is None or (self.stopping and process.exitcode == -signal.SIGTERM):
             return {"status": "interrupted", "reason": "the worker was asked to stop before it began"}
-        reason = f"its process was killed (exit code {process.exitcode})"
-        if state["status"] != "running":  # another process is not running it
-            folder.set_status("killed", reason)
-        return {"status": "killed", "reason": reason}
+        return self._lost(folder, "killed", f"its process was killed (exit code {process.exitcode})")
+
+    @staticmethod
+    def _lost(folder: RunFolder, status: str, reason: str) -> dict[str, Any]:
+        """The status of a run whose process is gone, or of no use."""
+        if folder.status()["status"] != "running":  # another process is not running it
+            folder.set_status(status, reason)
+        return {"status": status, "reason": reason}
 
     def _report(self, trial: optuna.Trial, folder: RunFolder, reported: set[int]) -> bool:
         """Tell Optuna the evaluations that are new. Returns whether the trial should be pruned.

@@ -40,7 +40,7 @@ def run(
     """
     from workbench.ablation.ablation import Ablation
 
-    ablation = Ablation.load(file, overrides or (), results)
+    ablation = Ablation.load(file, overrides or (), results).shared_by(workers)
     launched = ablation.create(note)
     print_cost(launched.cost(), ablation.workers)
     if work_off(launched, ablation.workers if workers is None else workers, detach):

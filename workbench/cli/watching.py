@@ -81,8 +81,10 @@ def follow(launched: AblationRun) -> None:
 
 def _why_stopped(launched: AblationRun) -> str:
     """What the runs that ended early say; where none says anything, the end of the workers' log."""
+    from workbench.results.store import LOST
+
     frame = launched.runs()
-    early = frame.filter(frame["status"].is_in(("interrupted", "killed")))
+    early = frame.filter(frame["status"].is_in(("interrupted", *LOST)))
     if len(early):
         return "\n".join(f"{row['run']} is {row['status']}: {row['reason']}" for row in early.iter_rows(named=True))
     log = launched.folder / "workers" / "log.txt"

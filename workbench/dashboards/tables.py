@@ -20,7 +20,7 @@ import polars as pl
 from workbench.ablation.checks import best_of_table as best_of_table  # one of the tables that figures draw
 from workbench.config import ConfigError
 from workbench.dashboards.snapshot import Run, look
-from workbench.results.store import ENDED
+from workbench.results.store import ENDED, LOST
 from workbench.results.tables import SingleRuns
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Spent: TypeAlias = Literal["training_flops", "non_embedding", "active", "cache_b
 POINTS = 300
 """At most this many points a curve, however long the run."""
 
-FAILED = ("diverged", "out_of_memory", "crashed", "killed")
+FAILED = ("diverged", "out_of_memory", "crashed", *LOST)
 """Statuses that are listed as failures; a pruned trial is none."""
 
 

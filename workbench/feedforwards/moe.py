@@ -160,12 +160,12 @@ class MixtureOfExperts(FeedForward):
 
     def forward(self, x_BTD: Tensor, *, side: Side | None = None) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
-        routing = self.router(x_ND, side)
+        y_ND = self.mix(x_ND, self.router(x_ND, side), side)
         if side is not None and side.watch:
             router, expert = x_ND.shape[1] * self.router.categories, 3 * x_ND.shape[1] * self.config.hidden
             side.metrics["forward_flops"] = 2.0 * (router + (side.metrics["ffn_experts"] + self.config.shared) * expert)
-        y_ND = self.mix(x_ND, routing, side).view_as(x_BTD)
-        return y_ND if self.shared is None else y_ND + self.shared(x_BTD)
+        y_BTD = y_ND.view_as(x_BTD)
+        return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
 
     def mix(self, x_ND: Tensor, routing: Routing, side: Side | None) -> Tensor:
         """Weighted sum of the chosen experts' outputs."""

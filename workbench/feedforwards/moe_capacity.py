@@ -2,19 +2,22 @@
 
 An expert takes the first ``capacity`` times its fair share of a micro-batch's choices; further ones are lost, and the token
 passes with fewer experts. What is dropped depends on the rows that are trained together, never on later tokens of the same row.
-Evaluation and decoding drop nothing. FLOPs are counted as if nothing were dropped. Legend: as in moe.py.
+Evaluation and decoding drop nothing. Diagnostics say what was computed, after dropping. Accounting counts what training is
+expected to compute where all experts are chosen alike (ours): min(1, capacity) of K_e experts a token, which nothing exceeds, since
+no expert takes more than its capacity. Legend: as in moe.py.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.contract import Side, feedforwards
+from workbench.contract import Cost, Side, feedforwards
 from workbench.feedforwards.moe import MixtureOfExperts
 from workbench.feedforwards.router import Routing
 from workbench.ops.experts import sort_choices
@@ -45,5 +48,16 @@ class CapacityMixtureOfExperts(MixtureOfExperts):
         chosen_NK = torch.where(dropped_NK, nowhere, chosen_NK)
         kept = Routing(chosen_NK, torch.where(dropped_NK, 0.0, routing.gate_NK), sort_choices(chosen_NK, nowhere + 1))
         if side is not None and side.watch:
-            side.metrics["dropped_share"] = dropped_NK.sum() / real_NK.sum()
+            kept_N = (real_NK & ~dropped_NK).sum(-1).to(routing.gate_NK.dtype)
+            side.metrics |= {
+                "dropped_share": dropped_NK.sum() / real_NK.sum(),
+                "ffn_experts": kept_N.mean(),
+                "ffn_experts_sd": kept_N.std(correction=0),
+            }
         return super().mix(x_ND, kept, side)
+
+    @classmethod
+    def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
+        cost = super().cost(config, width, length, element_bytes)
+        dropped = (1 - min(1.0, config.capacity)) * config.expected
+        return replace(cost, flops=cost.flops - dropped * 6 * width * config.hidden)

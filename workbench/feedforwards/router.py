@@ -33,6 +33,7 @@ from torch import Generator, Tensor, nn
 from workbench.contract import Counter, Side
 from workbench.layers import INIT_SCALE
 from workbench.ops.experts import Routes, sort_choices
+from workbench.ops.router import chosen_scores, largest, router_logits
 
 FREEZE = 0.03
 """Share of the steps, at the end, in which the bias stays as it is."""
@@ -71,6 +72,7 @@ class Router(Counter):
         self.chance = _chance_of_zero(self.K, least, self.Z, self.K - self.target) if config.random_zero else 0.0
         self.weight = nn.Parameter(torch.empty(self.categories, width))
         self.register_buffer("bias", torch.zeros(self.categories) if config.bias != "none" else None)
+        self.frozen = FREEZE if config.bias != "none" else 0.0
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         parameter.normal_(0.0, INIT_SCALE / math.sqrt(parameter.shape[1]), generator=generator)
@@ -84,10 +86,7 @@ class Router(Counter):
 
     def scores(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C) logits and scores, fp32 at least."""
-        wide = torch.promote_types(x_ND.dtype, torch.float32)
-        kind = "cpu" if x_ND.device.type == "meta" else x_ND.device.type  # autocast knows no meta device
-        with torch.autocast(kind, enabled=False):
-            logits_NC = F.linear(x_ND.to(wide), self.weight.to(wide))
+        logits_NC = router_logits(x_ND, self.weight)
         return logits_NC, logits_NC.softmax(-1) if self.config.score == "softmax" else logits_NC.sigmoid()
 
     def forward(self, x_ND: Tensor, side: Side | None = None) -> Routing:
@@ -95,7 +94,7 @@ class Router(Counter):
         logits_NC, score_NC = self.scores(x_ND)
         chosen_NK = self.select(score_NC.detach(), logits_NC.detach())
         seen_NC = score_NC if self.probe is None else score_NC + self.probe
-        gate_NK = seen_NC.gather(1, chosen_NK)
+        gate_NK = chosen_scores(seen_NC, chosen_NK)
         if self.config.renormalise:
             gate_NK = gate_NK / gate_NK.sum(-1, keepdim=True)
         routes = sort_choices(chosen_NK, self.categories)
@@ -107,7 +106,7 @@ class Router(Counter):
         """(N, K) categories."""
         ranked_NC = score_NC if self.bias is None else score_NC + self.bias
         if not self.config.random_zero:
-            return ranked_NC.topk(self.K, dim=-1).indices
+            return largest(ranked_NC, self.K)
         # the control: how many zero experts and which is a matter of chance, the real experts are still the best
         N, Z, K = self.N, self.Z, self.K
         chance_NC = _chance(logits_NC)
@@ -185,7 +184,7 @@ class Router(Counter):
     @torch.no_grad()
     def move(self, counts: Tensor, rate: float, left: float, applied: Tensor) -> None:
         """One step of the controller."""
-        if self.bias is None or left < FREEZE:
+        if self.bias is None or left < self.frozen:
             return
         counts = counts[: self.categories].double()
         lacking_C = self.target / (self.K * self.N) - counts / counts.sum()

@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -32,6 +31,7 @@ from workbench.config import ConfigError
 from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, VariantConfig
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
 from workbench.ops.delta_rule import delta_rule, delta_rule_flops
+from workbench.ops.short_convolution import Heads, short_convolution
 
 CONV_WIDTH = 4
 XAVIER_GAIN = 2**-2.5
@@ -255,16 +255,13 @@ class DeltaRuleMixer(Mixer):
         assert cache is None or isinstance(cache, DeltaCache)
         raw_BTC = self.qkv(x_BTD)
         tail_BWC = None if cache is None else cache.tail_BWC
-        convolve: Callable[[Tensor], Tensor] = (
-            F.silu if self.conv is None else partial(self.conv, segments=segments, tail_BWC=tail_BWC)
-        )
-        mixed_BTC = convolve(raw_BTC)
-        q_BTHK, k_BTHK, v_BTHV = (
-            part.unflatten(-1, (H, -1)) for part in mixed_BTC.split((H * K, H * K, H * V), dim=-1)
-        )
-        if config.qk_norm == "l2":
-            q_BTHK, k_BTHK = _unit(q_BTHK, K**-0.5), _unit(k_BTHK)
+        q_length, k_length = (K**-0.5, 1.0) if config.qk_norm == "l2" else (None, None)
+        heads = (Heads(H, K, q_length), Heads(H, K, k_length), Heads(H, V))
+        if self.conv is None:  # one token wide
+            q_BTHK, k_BTHK, v_BTHV = short_convolution(raw_BTC, raw_BTC.new_ones(raw_BTC.shape[-1], 1), heads)
         else:
+            q_BTHK, k_BTHK, v_BTHV = self.conv(raw_BTC, heads, segments=segments, tail_BWC=tail_BWC)
+        if config.qk_norm != "l2":
             q_BTHK = q_BTHK * K**-0.5
         raw = self.gates(x_BTD)
         g = self._log_decay(raw.get("decay"))
@@ -388,12 +385,6 @@ def step_norm(p: Tensor, e: Tensor) -> Tensor:
     across, square = (p * e).sum(-1), p.square().sum(-1) * e.square().sum(-1)
     half = 1 - across + 0.5 * square
     return (half + (half.square() - (1 - across).square()).clamp_min(0).sqrt()).clamp_min(1).sqrt()
-
-
-def _unit(x: Tensor, length: float = 1.0) -> Tensor:
-    """Of one length over the last axis, computed in fp32; a zero vector stays zero with a finite gradient."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * (length * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6))).to(x.dtype)
 
 
 def _scaled(x: Tensor, log_gate: Tensor, power: float) -> Tensor:

@@ -33,7 +33,9 @@ ENDED = ("done", "diverged", "out_of_memory", "crashed", "pruned")
 """Statuses after which a run does not go on by itself."""
 OUTSIDE = ("crashed", "out_of_memory")
 """Those that say nothing about the model: starting the ablation again tries such a run again."""
-STATUSES = ("waiting", "running", "interrupted", "killed", *ENDED)
+LOST = ("killed", "hung")
+"""Those of a run whose process was killed, or stopped because it got no further; it goes on from its checkpoint."""
+STATUSES = ("waiting", "running", "interrupted", *LOST, *ENDED)
 
 
 class RunFolder:

@@ -8,7 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from workbench.config import ConfigError
+from workbench.contract import Counter
+from workbench.model import LanguageModel
 from workbench.results import RunFolder
 from workbench.training.config import RunConfig
 from workbench.training.optimiser import rate_at
@@ -23,7 +27,8 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunC
     Warm-up steps stay as many; the decay takes the same share of the steps, or ``decay``.
 
     Raises:
-        ConfigError: when the two learning rates part before that step, or the multi-token head begins at another one.
+        ConfigError: when the two part before that step: the learning rate, the beginning of the multi-token head, or a state that
+            stands still at the end of a run (a router's bias).
     """
     old = config.training
     steps = tokens // old.tokens_per_step
@@ -39,6 +44,15 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunC
     if any((step / old.steps >= start) != (step / config.training.steps >= start) for step in range(trunk)):
         raise ConfigError.at("model.mtp.start", got=start, expected="a head that begins at the same step in the longer run",
                              do="Branch from a run whose multi-token head trains from the beginning.")  # fmt: skip
+    with torch.device("meta"):
+        modules = LanguageModel(config.model).modules()
+    frozen = max((module.frozen for module in modules if isinstance(module, Counter)), default=0.0)
+    if any(
+        (1 - step / old.steps < frozen) != (1 - step / config.training.steps < frozen) for step in range(1, trunk + 1)
+    ):
+        raise ConfigError.at("training.decay", got=f"{old.decay:g}, less than the last {frozen:.0%} of the run, in which router biases stand still",
+                             expected=f"a trunk in which they move as in the longer run: a decay of at least {frozen:g}",
+                             do="Branch from a run with a longer decay.")  # fmt: skip
     return config
 
 

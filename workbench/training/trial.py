@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import logging
 import os
 import random
@@ -278,6 +279,7 @@ def run_in_process(path: str, cache: str, threads: int) -> None:
     torch.set_num_threads(threads)
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    faulthandler.register(signal.SIGUSR1)  # a worker that takes it for hung asks where it stands; it says so in the log
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker decides
     parent = multiprocessing.parent_process()
     train(path, cache, should_stop=lambda: bool(asked) or (parent is not None and not parent.is_alive()))

@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from workbench.ops.autocast import without_autocast
+
 SPAN = 2048
 """Tokens whose intermediate results are held at once: a longer sequence is taken span by span, each computed again in the
 backward pass."""
@@ -50,7 +52,7 @@ def delta_rule_torch(
     if span < T and torch.is_grad_enabled():
         run = partial(checkpoint, _span, use_reentrant=False, preserve_rng_state=False)
     outputs = []
-    with _without_autocast(q_BTHK):
+    with without_autocast(q_BTHK):
         parts = (q_BTHK, p_BTHK, z_BTHV, g, e_BTHK, strength_BTH, segments)
         spans = [[None] * -(-T // span) if x is None else x.split(span, dim=1) for x in parts]
         for part in zip(*spans):
@@ -138,7 +140,7 @@ class _Scan(torch.autograd.Function):
         d_S, d_read = d_S.clone(), written.new_empty(X, 2 * C, V)  # of -Ê S0 over Q̂ S0
         each = (rows, columns, solve, scores, passing, written, states[:N], d_out, d_rows, d_columns, d_pairs, d_values)
         steps = reversed(list(zip(range(N), *(x.unbind(0) for x in each))))
-        with _without_autocast(written):  # code that is compiled traces this under the caller's
+        with without_autocast(written):  # code that is compiled traces this under the caller's
             for n, row, column, inverse, score, keep, write, before, d_o, d_row, d_column, d_pair, d_value in steps:
                 d_write = column @ d_S
                 if until is None:
@@ -167,12 +169,6 @@ class _Scan(torch.autograd.Function):
                 d_rows.flatten(0, 1).baddbmm_(d_products, columns.flatten(0, 1))
                 d_columns.flatten(0, 1).baddbmm_(d_products.mT, rows.flatten(0, 1))
         return d_rows, d_columns, d_values, d_pairs, d_since, d_until, d_passing, d_S, None
-
-
-def _without_autocast(like: Tensor) -> torch.autocast:
-    """Products are made in the type of their factors here, whatever the caller's autocast says."""
-    device = "cpu" if like.device.type == "meta" else like.device.type  # autocast knows no meta device
-    return torch.autocast(device, enabled=False)
 
 
 def _masks(

@@ -9,7 +9,8 @@ with channel-wise decay as in arXiv 2510.26692):
 
 Three choices are our own. Channel-wise decay inside a chunk goes by levels of halves: rows of an odd block of L tokens meet
 columns of the even block before it, with the boundary between them as the reference, so every exponent is a sum of
-non-positive terms and every level is one ordinary matrix product. The inverse grows from blocks of 1 to blocks of 64 by
+non-positive terms and every level is one ordinary matrix product. Where no channel loses more than 64 nats between the middle
+of a chunk and either end, the middle is the reference of all its pairs: one product instead of six. The inverse grows from blocks of 1 to blocks of 64 by
 X <- X - X T_L X, T_L the part of T that joins two neighbours: no powers of T, so equal keys do no harm. The backward pass
 makes Y, U and the states again; only A and M are kept.
 
@@ -21,6 +22,8 @@ Legend: B batch, T time, H heads, K key channels, V value channels, N chunks, C 
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import triton
@@ -42,16 +45,20 @@ BLOCK = 64
 """Key and value channels of one tile; smaller heads are padded to it."""
 SCAN_COLUMNS = 32
 """Columns of the state that one program of a scan holds."""
-FEW = 128
-"""With fewer programs than this a scan waits for memory alone: one stage more hides it, where many programs share an SM
-that stage takes room from them."""
-INVERSE = tl.constexpr("tf32x3")
-"""Precision of the products that make the inverse: that of fp32, for bf16 input too."""
+FEW, DEEP = 128, 4
+"""With fewer programs than FEW a scan waits for memory alone. It then fetches up to DEEP stages ahead, as many as the
+device's shared memory holds; where many programs share an SM those stages would take room from them."""
+SPREAD = tl.constexpr(64.0)
+"""Most nats between the middle of a chunk and its ends for which the middle can be the reference of all its pairs: their two
+factors, e^±64, stay far inside the range of bf16."""
+INVERSE = "bf16x3"
+"""Products that make the inverse from input of 16 bits: to 16 bits, so that its rounding to bf16 is the larger error even where
+keys repeat and the inverse grows; half the work of "tf32x3"."""
 
 
 @triton.jit
 def _sums(chosen, x, PRECISION: tl.constexpr):
-    """Σ_i chosen[r, i] x[i]: (C, C) booleans, (C, D) fp32 -> (C, D); to 16 bits of the sum of magnitudes, or fp32."""
+    """Σ_i chosen[r, i] x[i]: (C, C) of -1, 0 and 1, (C, D) fp32 -> (C, D); to 16 bits of the sum of magnitudes, or fp32."""
     if PRECISION == "tf32x3":
         return tl.dot(chosen.to(tl.float32), x, input_precision="tf32x3")
     else:
@@ -125,21 +132,37 @@ def _decays(
 
 
 @triton.jit
-def _joins(block):
-    """(C, C): row in an odd block, column in the even block before it."""
-    return ((block & 1) == 1)[:, None] & (block[:, None] - 1 == block[None, :])
+def _joins(row, column, level):
+    """Whether the row is in an odd block and the column in the even one before it."""
+    block = row >> level
+    return ((block & 1) == 1) & (block - 1 == (column >> level))
 
 
 @triton.jit
-def _joins_T(block):
-    return ((block & 1) == 1)[None, :] & (block[None, :] - 1 == block[:, None])
+def _pairs(row, column, level, whole):
+    """Pairs of tokens that a level serves, all of the chunk's with ``whole``."""
+    return tl.where(whole, (row > column).to(tl.int32), _joins(row, column, level).to(tl.int32)) != 0
 
 
 @triton.jit
-def _to_boundary(own, i, block, PRECISION: tl.constexpr):
-    """(C, BK) decay between each row and the boundary of its pair of blocks."""
-    inside = tl.where(((block & 1) == 1)[:, None], i[None, :] <= i[:, None], i[None, :] > i[:, None])
-    return tl.exp(_sums((block[:, None] == block[None, :]) & inside, own, PRECISION))
+def _is_whole(own, i, C: tl.constexpr, dtype: tl.constexpr):
+    """Whether no channel loses more than SPREAD between the middle of the chunk and either end."""
+    early = tl.sum(tl.where((i < C // 2)[:, None], own, 0.0), axis=0)
+    late = tl.sum(tl.where((i < C // 2)[:, None], 0.0, own), axis=0)
+    most = 0.0 if dtype == tl.float16 else SPREAD  # fp16 has no exponents for it
+    return tl.min(tl.minimum(early, late), axis=0) >= -most
+
+
+@triton.jit
+def _factors(own, i, level, whole, PRECISION: tl.constexpr):
+    """(C, BK) decay of a row since the boundary of its pair of blocks, and of a column up to it; > 1 on the boundary's other
+    side with ``whole``, where their product is the decay between two tokens all the same."""
+    block = i >> level
+    since = ((block & 1) == 1)[:, None]
+    sign = tl.where(since, (i[None, :] <= i[:, None]).to(tl.int32), -(i[None, :] > i[:, None]).to(tl.int32))
+    way = _sums(tl.where(block[:, None] == block[None, :], sign, 0), own, PRECISION)
+    most = tl.where(whole, SPREAD + 1, 0.0)
+    return tl.exp(tl.minimum(way, most)), tl.exp(tl.minimum(-way, most))
 
 
 @triton.jit
@@ -147,7 +170,7 @@ def _prepare(
     q, p, e, z, g, strength, segments, A, M, Qin, Y, U, Pout, passing, T, N, z_batch, z_row, H: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, CHANNEL: tl.constexpr, STRENGTH: tl.constexpr, SEGMENTS: tl.constexpr,
-    SOLVE: tl.constexpr, PRECISION: tl.constexpr,
+    SOLVE: tl.constexpr, INVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Everything of a chunk that does not need its incoming state. With SOLVE makes A and M, otherwise reads A."""
     n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -177,13 +200,13 @@ def _prepare(
             e_k = _load(e, rows, there, H * K, columns, K)
             if CHANNEL:
                 own = _load(g, rows, there, H * K, columns, K).to(tl.float32)
-                for level in range(6):
-                    block = i >> level
-                    decay = _to_boundary(own, i, block, PRECISION)
-                    joins = _joins(block)
-                    p_l = tl.trans((p_k * decay).to(dtype))
-                    t += tl.where(joins, tl.dot((e_k * decay).to(dtype), p_l, input_precision=PRECISION), 0.0)
-                    m += tl.where(joins, tl.dot((q_k * decay).to(dtype), p_l, input_precision=PRECISION), 0.0)
+                whole = _is_whole(own, i, C, dtype)
+                for level in range(tl.where(whole, 5, 0), 6):
+                    since, until = _factors(own, i, level, whole, PRECISION)
+                    pairs = _pairs(i[:, None], i[None, :], level, whole)
+                    p_l = tl.trans((p_k * until).to(dtype))
+                    t += tl.where(pairs, tl.dot((e_k * since).to(dtype), p_l, input_precision=PRECISION), 0.0)
+                    m += tl.where(pairs, tl.dot((q_k * since).to(dtype), p_l, input_precision=PRECISION), 0.0)
                 own_m += tl.sum(q_k.to(tl.float32) * p_k.to(tl.float32), axis=1)
             else:
                 t += tl.dot(e_k, tl.trans(p_k), input_precision=PRECISION)
@@ -198,9 +221,9 @@ def _prepare(
             m *= decay
         t = tl.where((i[:, None] > i[None, :]) & same, t * beta[:, None], 0.0)
         m = tl.where(causal & same, m, 0.0)
-        a = tl.where(i[:, None] == i[None, :], 1.0, 0.0) - tl.where(_joins(i), t, 0.0)
+        a = tl.where(i[:, None] == i[None, :], 1.0, 0.0) - tl.where(_joins(i[:, None], i[None, :], 0), t, 0.0)
         for level in range(1, 6):
-            part = tl.where(_joins(i >> level), t, 0.0)
+            part = tl.where(_joins(i[:, None], i[None, :], level), t, 0.0)
             a -= tl.dot(tl.dot(a, part, input_precision=INVERSE), a, input_precision=INVERSE)
         a = a.to(dtype)
         tl.store(A + inner[:, None] * C + i[None, :], a)
@@ -242,7 +265,11 @@ def _scan(
     state = tl.zeros((KP, BV), tl.float32)
     if START:
         state += tl.load(start + at, mask=held, other=0.0)
+    passing += x * N * K + k
+    through = tl.load(passing, mask=in_k, other=0.0)
     for n in range(N):
+        # a load that is no factor of a product is not fetched ahead by the compiler: the step would wait for it
+        following = tl.load(passing + tl.minimum(n + 1, N - 1) * K, mask=in_k, other=0.0)
         inner = (x * N + n) * C + i
         tl.store(states + (x * N + n) * K * V + k[:, None] * V + v[None, :], state.to(dtype), mask=held)
         y = tl.load(Y + inner[:, None] * K + k[None, :], mask=in_k[None, :], other=0.0)
@@ -250,8 +277,8 @@ def _scan(
         r = (u - tl.dot(y, state.to(dtype), input_precision=PRECISION)).to(dtype)
         tl.store(R + inner[:, None] * V + v[None, :], r, mask=in_v)
         p_T = tl.load(Pout + inner[None, :] * K + k[:, None], mask=in_k[:, None], other=0.0)
-        through = tl.load(passing + (x * N + n) * K + k, mask=in_k, other=0.0)
         state = state * through[:, None] + tl.dot(p_T, r, input_precision=PRECISION)
+        through = following
     tl.store(end + at, state, mask=held)
 
 
@@ -310,20 +337,26 @@ def _scan_back(
     dstate = tl.zeros((KP, BV), tl.float32)
     if END:
         dstate += tl.load(dend + at, mask=held, other=0.0)
+    passing += x * N * K + k
+    dR += x * N * C * V + i[:, None] * V + v[None, :]
+    through = tl.load(passing + (N - 1) * K, mask=in_k, other=0.0)
+    dr_local = tl.load(dR + (N - 1) * C * V, mask=in_v, other=0.0)
     for back in range(N):
         n = N - 1 - back
+        before = tl.maximum(n - 1, 0)
+        following = tl.load(passing + before * K, mask=in_k, other=0.0)
+        dr_following = tl.load(dR + before * C * V, mask=in_v, other=0.0)
         rows, inner = n * C + i, (x * N + n) * C + i
         tl.store(dstates + (x * N + n) * K * V + k[:, None] * V + v[None, :], dstate.to(dtype), mask=held)
         p_out = tl.load(Pout + inner[:, None] * K + k[None, :], mask=in_k[None, :], other=0.0)
-        dr = tl.load(dR + inner[:, None] * V + v[None, :], mask=in_v, other=0.0).to(tl.float32)
-        dr = (dr + tl.dot(p_out, dstate.to(dtype), input_precision=PRECISION)).to(dtype)
-        tl.store(dR + inner[:, None] * V + v[None, :], dr, mask=in_v)
+        dr = (dr_local.to(tl.float32) + tl.dot(p_out, dstate.to(dtype), input_precision=PRECISION)).to(dtype)
+        tl.store(dR + n * C * V, dr, mask=in_v)
         q_T = tl.load(Qin + inner[None, :] * K + k[:, None], mask=in_k[:, None], other=0.0)
         y_T = tl.load(Y + inner[None, :] * K + k[:, None], mask=in_k[:, None], other=0.0)
         do_v = _load(do, rows, rows < T, H * V, v, V)
-        through = tl.load(passing + (x * N + n) * K + k, mask=in_k, other=0.0)
         dstate = dstate * through[:, None] + tl.dot(q_T, do_v, input_precision=PRECISION)
         dstate -= tl.dot(y_T, dr, input_precision=PRECISION)
+        through, dr_local = following, dr_following
     tl.store(dstart + at, dstate, mask=held)
 
 
@@ -448,21 +481,22 @@ def _input_gradients(
     square, square_T = inner[:, None] * C + i[None, :], inner[None, :] * C + i[:, None]
     if CHANNEL:
         own = _load(g, rows, there, H * K, k, K).to(tl.float32)
-        for level in range(6):
-            block = i >> level
-            decay = _to_boundary(own, i, block, PRECISION)
-            joins, joins_T = _joins(block), _joins_T(block)
-            p_l = (p_k * decay).to(dtype)
-            # rows of even blocks get zeros from the first two products, columns of odd blocks from the others
-            dt, dm = tl.load(dT + square, mask=joins, other=0.0), tl.load(dM + square, mask=joins, other=0.0)
-            de_k += decay * tl.dot(dt, p_l, input_precision=PRECISION)
-            dq_k += decay * tl.dot(dm, p_l, input_precision=PRECISION)
+        whole = _is_whole(own, i, C, dtype)
+        for level in range(tl.where(whole, 5, 0), 6):
+            since, until = _factors(own, i, level, whole, PRECISION)
+            pairs = _pairs(i[:, None], i[None, :], level, whole)
+            pairs_T = _pairs(i[None, :], i[:, None], level, whole)
+            p_l = (p_k * until).to(dtype)
+            # rows and columns of other pairs get zeros from these products
+            dt, dm = tl.load(dT + square, mask=pairs, other=0.0), tl.load(dM + square, mask=pairs, other=0.0)
+            de_k += since * tl.dot(dt, p_l, input_precision=PRECISION)
+            dq_k += since * tl.dot(dm, p_l, input_precision=PRECISION)
             dt_T, dm_T = (
-                tl.load(dT + square_T, mask=joins_T, other=0.0),
-                tl.load(dM + square_T, mask=joins_T, other=0.0),
+                tl.load(dT + square_T, mask=pairs_T, other=0.0),
+                tl.load(dM + square_T, mask=pairs_T, other=0.0),
             )
-            dp_l = tl.dot(dt_T, (edit * decay).to(dtype), input_precision=PRECISION)
-            dp_k += decay * (dp_l + tl.dot(dm_T, (q_k * decay).to(dtype), input_precision=PRECISION))
+            dp_l = tl.dot(dt_T, (edit * since).to(dtype), input_precision=PRECISION)
+            dp_k += until * (dp_l + tl.dot(dm_T, (q_k * since).to(dtype), input_precision=PRECISION))
         own_m = tl.load(dM + inner * C + i).to(tl.float32)[:, None]
         dq_k += own_m * p_k
         dp_k += own_m * q_k
@@ -494,6 +528,14 @@ def _input_gradients(
         tl.store(de + out, de_k.to(dtype), mask=here)
     tl.store(dq + out, dq_k.to(dtype), mask=here)
     tl.store(dp + out, dp_k.to(dtype), mask=here)
+
+
+@lru_cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that one program may have."""
+    if device.type != "cuda":  # the interpreter
+        return 0
+    return triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
 
 
 class _Launch:
@@ -528,8 +570,11 @@ class _Launch:
         KP, BV = max(BLOCK, triton.next_power_of_2(self.K)), min(BLOCK, SCAN_COLUMNS)
         grid = (triton.cdiv(self.V, BV), self.B * self.H)
         options = LAUNCH[name]
-        stages = options["num_stages"] + (grid[0] * grid[1] < FEW and KP <= 128)
-        return grid, {"KP": KP, "BV": BV, **options, "num_stages": stages}
+        if grid[0] * grid[1] < FEW:
+            stage = CHUNK * ((2 if name == "scan" else 3) * KP + BV) * self.z.element_size()
+            stages = min(DEEP, (_shared_memory(self.z.device) - 2**14) // stage)  # 2**14: the state and what is written
+            options = {**options, "num_stages": max(stages, options["num_stages"])}
+        return grid, {"KP": KP, "BV": BV, **options}
 
     def chunks(self, A: Tensor, M: Tensor, *, solve: bool) -> tuple[Tensor, ...]:
         """Qin, Y, U, Pout, passing; with ``solve`` A and M are written."""
@@ -537,7 +582,8 @@ class _Launch:
         passing = self.z.new_empty(self.B * self.H, self.N, self.K, dtype=torch.float32)
         _prepare[(self.N, self.B * self.H)](
             self.q, self.p, self.e, self.z, self.g, self.strength, self.segments, A, M, *buffers, passing, self.T, self.N,
-            *self.z_strides, **self.sizes, BK=BLOCK, BV=BLOCK, CHANNEL=self.channel, SOLVE=solve, **self.flags, **self.precision,
+            *self.z_strides, **self.sizes, BK=BLOCK, BV=BLOCK, CHANNEL=self.channel, SOLVE=solve,
+            INVERSE=INVERSE if self.z.element_size() == 2 else "tf32x3", **self.flags, **self.precision,
             **LAUNCH["prepare"],
         )  # fmt: skip
         return (*buffers, passing)

@@ -7,13 +7,26 @@ tensors. Legend: R rows sorted by expert, D width, E experts, F hidden.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from workbench.ops import paths
 from workbench.ops.autocast import product_type
 from workbench.ops.experts.reference import swiglu_experts_reference, weighted
+
+TRITON = find_spec("triton") is not None
+
+
+def path(device: str, dtype: torch.dtype, backend: str = "grouped_mm") -> str:
+    """Which implementation computes a call: "triton" (our kernels beside the grouped product) on CUDA, "torch" (the grouped
+    product, everything else by torch), or "loop" where it is asked for and in fp64, which the grouped product lacks."""
+    if backend == "loop" or dtype == torch.float64:
+        return "loop"
+    return "triton" if TRITON and device == "cuda" else "torch"
 
 
 @torch.library.custom_op("workbench::grouped_mm", mutates_args=())
@@ -25,6 +38,12 @@ def grouped_mm(x_RD: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(x_RD, w_EDF, offs=ends_E)
 
 
+@torch.library.custom_op("workbench::grouped_mm_input", mutates_args=())
+def _input_gradient(dy_RF: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
+    # turned in here: compiled code would write the turned weights, a view that is kept, a second time
+    return F.grouped_mm(dy_RF, w_EDF.mT, offs=ends_E)
+
+
 @torch.library.custom_op("workbench::grouped_mm_weight", mutates_args=())
 def _weight_gradient(x_RD: Tensor, dy_RF: Tensor, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(x_RD.t(), dy_RF, offs=ends_E)
@@ -33,6 +52,11 @@ def _weight_gradient(x_RD: Tensor, dy_RF: Tensor, ends_E: Tensor) -> Tensor:
 @grouped_mm.register_fake
 def _(x_RD: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
     return x_RD.new_empty(x_RD.shape[0], w_EDF.shape[2])
+
+
+@_input_gradient.register_fake
+def _(dy_RF: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
+    return dy_RF.new_empty(dy_RF.shape[0], w_EDF.shape[1])
 
 
 @_weight_gradient.register_fake
@@ -47,7 +71,7 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, dy_RF: Tensor):  # type: ignore[no-untyped-def]
     x_RD, w_EDF, ends_E = ctx.saved_tensors
     dy_RF = dy_RF.contiguous()
-    return grouped_mm(dy_RF, w_EDF.mT, ends_E), _weight_gradient(x_RD, dy_RF, ends_E), None
+    return _input_gradient(dy_RF, w_EDF, ends_E), _weight_gradient(x_RD, dy_RF, ends_E), None
 
 
 grouped_mm.register_autograd(_backward, setup_context=_keep)
@@ -57,7 +81,7 @@ def _rows(x: Tensor, ends_E: Tensor) -> int:
     return x.shape[0] if ends_E.is_meta else int(ends_E[-1])
 
 
-@register_flop_formula(torch.ops.workbench.grouped_mm, get_raw=True)
+@register_flop_formula([torch.ops.workbench.grouped_mm, torch.ops.workbench.grouped_mm_input], get_raw=True)
 def _grouped_mm_flops(x_RD, w_EDF, ends_E, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
     return 2 * _rows(x_RD, ends_E) * w_EDF.shape[1] * w_EDF.shape[2]
 
@@ -65,6 +89,23 @@ def _grouped_mm_flops(x_RD, w_EDF, ends_E, *args, **kwargs) -> int:  # type: ign
 @register_flop_formula(torch.ops.workbench.grouped_mm_weight, get_raw=True)
 def _weight_gradient_flops(x_RD, dy_RF, ends_E, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
     return 2 * _rows(x_RD, ends_E) * x_RD.shape[1] * dy_RF.shape[1]
+
+
+def gated(both_R2F: Tensor, counts_E: Tensor, weight_R: Tensor | None = None, *, whole: bool = True) -> Tensor:
+    """w silu(g) v, (R, F), of rows [g | v]. Where rows are not the ``whole``, those of no expert may hold anything, and what
+    comes out for them is undefined on CUDA, zero elsewhere; their gradients, also by w, are not touched by it."""
+    if path(both_R2F.device.type, both_R2F.dtype) == "triton":  # passes by the rows of no expert
+        from workbench.ops.experts import triton as kernels
+
+        if weight_R is None:
+            weight_R = torch.ones(len(both_R2F), device=both_R2F.device)
+        # not the last of the ends: compiled code takes what comes of a view that is not aligned to be not aligned either
+        return kernels.gated(both_R2F, weight_R, counts_E.sum())
+    if not whole:  # here, and not behind the product with its gradient, where 0 · NaN would be NaN
+        own_R = torch.arange(both_R2F.shape[0], device=both_R2F.device) < counts_E.sum()
+        both_R2F = torch.where(own_R[:, None], both_R2F, 0.0)
+    gate, value = both_R2F.chunk(2, dim=-1)
+    return weighted(F.silu(gate) * value, weight_R)
 
 
 def swiglu_experts(
@@ -84,12 +125,8 @@ def swiglu_experts(
     """
     x_RD = x_RD.to(product_type(x_RD))
     up_EDF, down_EFD = up_EDF.to(x_RD.dtype), down_EFD.to(x_RD.dtype)
-    if backend == "loop" or x_RD.dtype == torch.float64:  # grouped_mm has no fp64
+    if paths.note("experts", path(x_RD.device.type, x_RD.dtype, backend)) == "loop":
         return swiglu_experts_reference(x_RD, up_EDF, down_EFD, counts_E, weight_R)
     ends_E = counts_E.cumsum(0).to(torch.int32)
     both_R2F = grouped_mm(x_RD, up_EDF, ends_E)
-    if not whole:  # here, and not behind the product with its gradient, where 0 · NaN would be NaN
-        own_R = torch.arange(x_RD.shape[0], device=x_RD.device) < ends_E[-1]
-        both_R2F = torch.where(own_R[:, None], both_R2F, 0.0)
-    gate, value = both_R2F.chunk(2, dim=-1)
-    return grouped_mm(weighted(F.silu(gate) * value, weight_R), down_EFD, ends_E)
+    return grouped_mm(gated(both_R2F, counts_E, weight_R, whole=whole), down_EFD, ends_E)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.ops.short_convolution.reference import Heads, of_length
+
 
 def short_convolution_torch(
-    x_BTC: Tensor, weight_CW: Tensor, *, segments: Tensor | None = None, tail_BPC: Tensor | None = None
-) -> Tensor:
+    x_BTC: Tensor, weight_CW: Tensor, parts: Sequence[Heads], *, segments: Tensor | None = None, tail_BPC: Tensor | None = None
+) -> list[Tensor]:  # fmt: skip
     """As :func:`workbench.ops.short_convolution.short_convolution`."""
     B, T, C = x_BTC.shape
     past = weight_CW.shape[1] - 1
@@ -24,4 +28,5 @@ def short_convolution_torch(
             same = F.pad(segments[:, back:] == segments[:, :-back], (min(back, T), 0)) if back < T else None
             shifted = shifted * same[..., None] if same is not None else torch.zeros_like(shifted)
         y = y + shifted * weight[:, back]
-    return F.silu(y).to(x_BTC.dtype)
+    pieces = F.silu(y).split([part.heads * part.channels for part in parts], dim=-1)
+    return [of_length(piece, part).to(x_BTC.dtype) for piece, part in zip(pieces, parts)]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.ops.autocast import in_own_types
 from workbench.ops.sparse_attention.layout import overlaps
 
 CHUNK_BYTES = 2**26
@@ -124,6 +125,7 @@ def _run(start_BT: Tensor, offset: int, length: int, stride: int, window: int, N
     return lambda span: ((at_N >= low[:, span, None]) & (at_N < high[:, span, None]))[:, None, None]
 
 
+@in_own_types
 def range_forward(
     q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, offset: int, length: int, stride: int, window: int, scale: float,
     softcap: float,
@@ -131,6 +133,7 @@ def range_forward(
     return _masked_forward(q, k, v, _run(start_BT, offset, length, stride, window, k.shape[1]), scale, softcap)
 
 
+@in_own_types
 def range_backward(
     do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, o: Tensor, lse: Tensor, offset: int,
     length: int, stride: int, window: int, scale: float, softcap: float,
@@ -139,6 +142,7 @@ def range_backward(
     return _masked_backward(do, dlse, q, k, v, o, lse, seen, scale, softcap)
 
 
+@in_own_types
 def select(
     q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, keys: int, length: int, stride: int,
     block: int, count: int, initial: int, local: int, scale: float,
@@ -210,6 +214,7 @@ def _members(starts: Tensor, offset: int, block: int, S: int) -> Seen:
     return seen
 
 
+@in_own_types
 def selected_forward(
     q: Tensor, k: Tensor, v: Tensor, starts: Tensor, offset: int, block: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -228,6 +233,7 @@ def selected_forward(
     return o, lse
 
 
+@in_own_types
 def selected_backward(
     do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, o: Tensor, lse: Tensor, offset: int,
     block: int, scale: float,

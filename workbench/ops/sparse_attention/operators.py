@@ -78,8 +78,11 @@ def _range(
     window: int, scale: float, softcap: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     q, k, v, start_BT = _contiguous(q, k, v, start_BT)
-    call = _chosen(q).range_forward
-    return call(q, k, _values(k, v, value_dim), start_BT, offset, length, stride, window, scale, softcap)
+    chosen = _chosen(q)
+    settings = (offset, length, stride, window, scale, softcap)
+    if chosen is plain:
+        return plain.range_forward(q, k, _values(k, v, value_dim), start_BT, *settings)
+    return chosen.range_forward(q, k, v, start_BT, value_dim, *settings)
 
 
 @torch.library.custom_op("workbench::range_attention_backward", mutates_args=())
@@ -88,10 +91,12 @@ def _range_backward(
     value_dim: int, offset: int, length: int, stride: int, window: int, scale: float, softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     do, dlse, q, k, v, start_BT, o, lse = _contiguous(do, dlse, q, k, v, start_BT, o, lse)
-    call = _chosen(q).range_backward
-    values = _values(k, v, value_dim)
-    dq, dk, dv = call(do, dlse, q, k, values, start_BT, o, lse, offset, length, stride, window, scale, softcap)
-    return (dq, *_key_gradients(k, v, dk, dv))
+    chosen = _chosen(q)
+    settings = (offset, length, stride, window, scale, softcap)
+    if chosen is plain:
+        dq, dk, dv = plain.range_backward(do, dlse, q, k, _values(k, v, value_dim), start_BT, o, lse, *settings)
+        return (dq, *_key_gradients(k, v, dk, dv))
+    return chosen.range_backward(do, dlse, q, k, v, start_BT, o, lse, value_dim, *settings)
 
 
 # -- attention over selected blocks ----------------------------------------------------------------------------------

@@ -35,19 +35,18 @@ ITEMS = 2048
 """Items into which the lists of one group are cut, about; one for each block in addition."""
 
 LAUNCH: dict[str, dict[str, int]] = {
-    "range_forward": {"num_warps": 4, "num_stages": 3},
-    "range_queries": {"num_warps": 4, "num_stages": 2},
-    "range_keys": {"num_warps": 4, "num_stages": 2},
+    "range_forward": {"BT": 128, "BN": 64, "num_warps": 4, "num_stages": 3},
+    "range_queries": {"BT": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
+    "range_keys": {"BT": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
     "importance": {"num_warps": 4, "num_stages": 2},
     "selected_forward": {"BN": 32, "num_warps": 1, "num_stages": 2},
     "selected_queries": {"BN": 32, "num_warps": 2, "num_stages": 2},
-    "selected_keys": {"num_warps": 4, "num_stages": 2},
+    "selected_keys": {"ROWS": 64, "num_warps": 4, "num_stages": 2},
 }
-"""Warps, stages of loading ahead and, where it may be chosen, keys of a tile. Those of selected blocks and queries are the best of
-44 and some on an H200 (8 × 4096 tokens, a group of 16 heads, blocks of 64 and latents in blocks of 16); the others are not tuned."""
-
-ROWS = 64
-"""Rows of queries of a tile of ``selected_keys``, about: several positions of a list at once."""
+"""Tiles, warps and stages of loading ahead of each kernel. "selected_forward 64" is that of tiles of 64 rows, "selected_keys 16" that of
+16 keys, where these have one of their own; ROWS are the rows of queries that meet a tile of keys at once, about. Those of selected
+blocks and queries are the best of 44 and some on an H200 (8 × 4096 tokens, a group of 16 heads, blocks of 64 and latents in blocks of
+16); the others are not tuned."""
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -60,6 +59,28 @@ def _padded(size: int) -> int:
 
 def _precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+def _parts(q: Tensor, v: Tensor | None, V: int) -> dict[str, Any]:
+    """How the channels of keys are read: the values' share first where they are keys, else the greatest power of two."""
+    K = q.shape[-1]
+    A = V if v is None else 1 << (K.bit_length() - 1)
+    E = K - A
+    return {"A": A, "AP": _padded(A), "E": E, "EP": _padded(E) if E else 0, "V": V, "VP": _padded(V), "APART": v is not None,
+            "PRECISION": _precision(q)}  # fmt: skip
+
+
+def _settings(kernel: str, parts: dict[str, Any], rows: int = 0) -> dict[str, int]:
+    """Tiles, warps and stages of a launch."""
+    settings = dict(LAUNCH.get(f"{kernel} {rows}", LAUNCH[kernel]))
+    narrow, wide = min(parts["AP"], parts["VP"]) < 64, max(parts["AP"] + parts["EP"], parts["VP"]) > 128
+    if narrow or wide:
+        settings.update(
+            {side: min(settings[side], size) for side, size in (("BT", 64), ("BN", 32)) if side in settings}
+        )
+    if narrow:
+        settings["num_warps"] = min(settings["num_warps"], 2)
+    return settings
 
 
 @triton.jit
@@ -100,10 +121,10 @@ def _cap(s, softcap):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _range_forward(  # type: ignore[no-untyped-def]
-    q, k, v, start, o, lse, T, N, H, offset, kb, kn, kg, vb, vn, vg, scale, softcap,
-    R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, LENGTH: tl.constexpr,
-    STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
-    BN: tl.constexpr,
+    q, k, v, start, o, lse, T, N, H, G, offset, scale, softcap,
+    R: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr,
+    APART: tl.constexpr, LENGTH: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
     b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
@@ -111,9 +132,12 @@ def _range_forward(  # type: ignore[no-untyped-def]
     there = t < T
     low, high = _bounds(offset + t, tl.load(start + b * T + t, mask=there, other=0), there, LENGTH, STRIDE, WINDOW)
     query_at = (b * T + t) * H + h
-    q_TK = _load(q, query_at, K, there, K, KP)
-    k += b * kb + (h // R) * kg
-    v += b * vb + (h // R) * vg
+    K = A + E
+    q_TA = _load(q, query_at, K, there, A, AP)
+    if EP > 0:
+        q_TE = _load(q + A, query_at, K, there, E, EP)
+    k += (b * N * G + h // R) * K
+    v += (b * N * G + h // R) * V
     top = tl.full((BT,), -float("inf"), tl.float32)
     total = tl.zeros((BT,), tl.float32)
     acc = tl.zeros((BT, VP), tl.float32)
@@ -121,8 +145,12 @@ def _range_forward(  # type: ignore[no-untyped-def]
     for n0 in range(first, tl.minimum(N, tl.max(high)), BN):
         n = n0 + tl.arange(0, BN)
         inside = n < N
-        k_NK = _load(k, n.to(tl.int64), kn, inside, K, KP)
-        s = tl.dot(q_TK, tl.trans(k_NK), input_precision=PRECISION) * scale
+        k_NA = _load(k, n.to(tl.int64), G * K, inside, A, AP)
+        s = tl.dot(q_TA, tl.trans(k_NA), input_precision=PRECISION)
+        if EP > 0:
+            k_NE = _load(k + A, n.to(tl.int64), G * K, inside, E, EP)
+            s = tl.dot(q_TE, tl.trans(k_NE), s, input_precision=PRECISION)
+        s *= scale
         if CAPPED:
             s = _cap(s, softcap)
         seen = (n[None, :] >= low[:, None]) & (n[None, :] < high[:, None])
@@ -132,7 +160,7 @@ def _range_forward(  # type: ignore[no-untyped-def]
         p = tl.exp2(s - safe[:, None])
         shrink = tl.exp2(top - safe)
         total = total * shrink + tl.sum(p, axis=1)
-        v_NV = _load(v, n.to(tl.int64), vn, inside, V, VP)
+        v_NV = _load(v, n.to(tl.int64), G * V, inside, V, VP) if APART else k_NA
         acc = acc * shrink[:, None] + tl.dot(p.to(v_NV.dtype), v_NV, input_precision=PRECISION)
         top = higher
     some = total > 0
@@ -143,10 +171,10 @@ def _range_forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _range_queries(  # type: ignore[no-untyped-def]
-    q, k, v, start, do, lse, delta, dq, T, N, H, offset, kb, kn, kg, vb, vn, vg, scale, softcap,
-    R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, LENGTH: tl.constexpr,
-    STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
-    BN: tl.constexpr,
+    q, k, v, start, do, lse, delta, dq, T, N, H, G, offset, scale, softcap,
+    R: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr,
+    APART: tl.constexpr, LENGTH: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
@@ -154,38 +182,51 @@ def _range_queries(  # type: ignore[no-untyped-def]
     there = t < T
     low, high = _bounds(offset + t, tl.load(start + b * T + t, mask=there, other=0), there, LENGTH, STRIDE, WINDOW)
     query_at = (b * T + t) * H + h
-    q_TK = _load(q, query_at, K, there, K, KP)
+    K = A + E
+    q_TA = _load(q, query_at, K, there, A, AP)
+    acc_TA = tl.zeros((BT, AP), tl.float32)
+    if EP > 0:
+        q_TE = _load(q + A, query_at, K, there, E, EP)
+        acc_TE = tl.zeros((BT, EP), tl.float32)
     do_TV = _load(do, query_at, V, there, V, VP)
     sums = tl.load(lse + query_at, mask=there, other=0.0)
     sums = tl.where(sums == -float("inf"), 0.0, sums)
     shift = tl.load(delta + query_at, mask=there, other=0.0)
-    k += b * kb + (h // R) * kg
-    v += b * vb + (h // R) * vg
-    acc = tl.zeros((BT, KP), tl.float32)
+    k += (b * N * G + h // R) * K
+    v += (b * N * G + h // R) * V
     first = tl.min(tl.where(there, low, N)) // BN * BN
     for n0 in range(first, tl.minimum(N, tl.max(high)), BN):
         n = n0 + tl.arange(0, BN)
         inside = n < N
-        k_NK = _load(k, n.to(tl.int64), kn, inside, K, KP)
-        v_NV = _load(v, n.to(tl.int64), vn, inside, V, VP)
-        s = tl.dot(q_TK, tl.trans(k_NK), input_precision=PRECISION) * scale
+        k_NA = _load(k, n.to(tl.int64), G * K, inside, A, AP)
+        s = tl.dot(q_TA, tl.trans(k_NA), input_precision=PRECISION)
+        if EP > 0:
+            k_NE = _load(k + A, n.to(tl.int64), G * K, inside, E, EP)
+            s = tl.dot(q_TE, tl.trans(k_NE), s, input_precision=PRECISION)
+        s *= scale
         if CAPPED:
             s = _cap(s, softcap)
         seen = (n[None, :] >= low[:, None]) & (n[None, :] < high[:, None])
         p = tl.where(seen, tl.exp2((s - sums[:, None]) * LOG2E), 0.0)
+        v_NV = _load(v, n.to(tl.int64), G * V, inside, V, VP) if APART else k_NA
         ds = p * (tl.dot(do_TV, tl.trans(v_NV), input_precision=PRECISION) - shift[:, None])
         if CAPPED:
             ds *= 1 - s * s / (softcap * softcap)
-        acc += tl.dot(ds.to(k_NK.dtype), k_NK, input_precision=PRECISION)
-    _store(dq, query_at, K, there, acc * scale, K, KP)
+        ds = ds.to(k_NA.dtype)
+        acc_TA += tl.dot(ds, k_NA, input_precision=PRECISION)
+        if EP > 0:
+            acc_TE += tl.dot(ds, k_NE, input_precision=PRECISION)
+    _store(dq, query_at, K, there, acc_TA * scale, A, AP)
+    if EP > 0:
+        _store(dq + A, query_at, K, there, acc_TE * scale, E, EP)
 
 
 @triton.jit
 def _range_keys(  # type: ignore[no-untyped-def]
-    q, k, v, start, do, lse, delta, last, dk, dv, T, N, H, offset, kb, kn, kg, vb, vn, vg, scale, softcap,
-    R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, LENGTH: tl.constexpr,
-    STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
-    BN: tl.constexpr, HEADS: tl.constexpr,
+    q, k, v, start, do, lse, delta, last, dk, dv, T, N, H, G, offset, scale, softcap,
+    R: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr,
+    APART: tl.constexpr, LENGTH: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of keys, summed over HEADS of the heads that read them."""
     tile, parts = tl.program_id(0), H // HEADS
@@ -193,10 +234,17 @@ def _range_keys(  # type: ignore[no-untyped-def]
     n = tile * BN + tl.arange(0, BN)
     inside = n < N
     g = part * HEADS // R
-    k_NK = _load(k + b * kb + g * kg, n.to(tl.int64), kn, inside, K, KP)
-    v_NV = _load(v + b * vb + g * vg, n.to(tl.int64), vn, inside, V, VP)
-    dk_NK = tl.zeros((BN, KP), tl.float32)
-    dv_NV = tl.zeros((BN, VP), tl.float32)
+    K = A + E
+    k += (b * N * G + g) * K
+    k_NA = _load(k, n.to(tl.int64), G * K, inside, A, AP)
+    dk_NA = tl.zeros((BN, AP), tl.float32)
+    if EP > 0:
+        k_NE = _load(k + A, n.to(tl.int64), G * K, inside, E, EP)
+        dk_NE = tl.zeros((BN, EP), tl.float32)
+    v_NV = k_NA
+    if APART:
+        v_NV = _load(v + (b * N * G + g) * V, n.to(tl.int64), G * V, inside, V, VP)
+        dv_NV = tl.zeros((BN, VP), tl.float32)
     # the block of a slot begins in it, or behind its start: no earlier query sees it; the last one is listed
     first = tl.maximum(0, tile * BN * STRIDE + LENGTH - 1 - offset) // BT * BT
     end = tl.load(last + b * tl.num_programs(0) + tile)
@@ -207,76 +255,79 @@ def _range_keys(  # type: ignore[no-untyped-def]
         seen = (n[:, None] >= low[None, :]) & (n[:, None] < high[None, :])
         for i in range(HEADS):
             query_at = (b * T + t) * H + part * HEADS + i
-            q_TK = _load(q, query_at, K, there, K, KP)
+            q_TA = _load(q, query_at, K, there, A, AP)
             do_TV = _load(do, query_at, V, there, V, VP)
             sums = tl.load(lse + query_at, mask=there, other=0.0)
             sums = tl.where(sums == -float("inf"), 0.0, sums)
             shift = tl.load(delta + query_at, mask=there, other=0.0)
-            s = tl.dot(k_NK, tl.trans(q_TK), input_precision=PRECISION) * scale
+            s = tl.dot(k_NA, tl.trans(q_TA), input_precision=PRECISION)
+            if EP > 0:
+                q_TE = _load(q + A, query_at, K, there, E, EP)
+                s = tl.dot(k_NE, tl.trans(q_TE), s, input_precision=PRECISION)
+            s *= scale
             if CAPPED:
                 s = _cap(s, softcap)
             p = tl.where(seen, tl.exp2((s - sums[None, :]) * LOG2E), 0.0)
-            dv_NV += tl.dot(p.to(do_TV.dtype), do_TV, input_precision=PRECISION)
-            ds = p * (tl.dot(v_NV, tl.trans(do_TV), input_precision=PRECISION) - shift[None, :])
+            dp = tl.dot(v_NV, tl.trans(do_TV), input_precision=PRECISION)
+            ds = p * (dp - shift[None, :]) * scale
             if CAPPED:
                 ds *= 1 - s * s / (softcap * softcap)
-            dk_NK += tl.dot(ds.to(q_TK.dtype), q_TK, input_precision=PRECISION)
+            ds = ds.to(q_TA.dtype)
+            if APART:
+                dv_NV += tl.dot(p.to(do_TV.dtype), do_TV, input_precision=PRECISION)
+            else:
+                dk_NA += tl.dot(p.to(do_TV.dtype), do_TV, input_precision=PRECISION)
+            dk_NA += tl.dot(ds, q_TA, input_precision=PRECISION)
+            if EP > 0:
+                dk_NE += tl.dot(ds, q_TE, input_precision=PRECISION)
     at = (b * N + n) * parts + part
-    _store(dk, at, K, inside, dk_NK * scale, K, KP)
-    _store(dv, at, V, inside, dv_NV, V, VP)
-
-
-def _tile(q: Tensor, v: Tensor) -> int:
-    """Positions along a side of a tile; channels beyond 128 leave less room."""
-    return 32 if max(q.shape[-1], v.shape[-1]) > 128 else 64
-
-
-def _range_settings(q: Tensor, k: Tensor, v: Tensor) -> dict[str, object]:
-    K, V = q.shape[-1], v.shape[-1]
-    return {
-        "R": q.shape[2] // k.shape[2], "K": K, "KP": _padded(K), "V": V, "VP": _padded(V), "PRECISION": _precision(q),
-        "BN": _tile(q, v),
-    }  # fmt: skip
+    _store(dk, at, K, inside, dk_NA, A, AP)
+    if EP > 0:
+        _store(dk + A, at, K, inside, dk_NE, E, EP)
+    if APART:
+        _store(dv, at, V, inside, dv_NV, V, VP)
 
 
 def range_forward(
-    q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, offset: int, length: int, stride: int, window: int, scale: float,
-    softcap: float,
+    q: Tensor, k: Tensor, v: Tensor | None, start_BT: Tensor, V: int, offset: int, length: int, stride: int, window: int,
+    scale: float, softcap: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    (B, T, H, _), N, V = q.shape, k.shape[1], v.shape[-1]
+    (B, T, H, _), (N, G) = q.shape, k.shape[1:3]
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
     if N == 0:
         return o.zero_(), lse.fill_(-math.inf)
-    settings = _range_settings(q, k, v)
-    BT = 2 * _tile(q, v)
-    _range_forward[(triton.cdiv(T, BT), B * H)](
-        q, k, v, start_BT, o, lse, T, N, H, offset, *k.stride()[:3], *v.stride()[:3], scale, softcap or 1.0, LENGTH=length,
-        STRIDE=stride, WINDOW=window, CAPPED=softcap > 0, BT=BT, **LAUNCH["range_forward"], **settings,
+    parts = _parts(q, v, V)
+    settings = _settings("range_forward", parts)
+    _range_forward[(triton.cdiv(T, settings["BT"]), B * H)](
+        q, k, k if v is None else v, start_BT, o, lse, T, N, H, G, offset, scale, softcap or 1.0, R=H // G, LENGTH=length,
+        STRIDE=stride, WINDOW=window, CAPPED=softcap > 0, **settings, **parts,
     )  # fmt: skip
     return o, lse
 
 
 def range_backward(
-    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, o: Tensor, lse: Tensor, offset: int,
-    length: int, stride: int, window: int, scale: float, softcap: float,
+    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, start_BT: Tensor, o: Tensor, lse: Tensor, V: int,
+    offset: int, length: int, stride: int, window: int, scale: float, softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    (B, T, H, K), (N, G), V = q.shape, k.shape[1:3], v.shape[-1]
-    dq = torch.empty_like(q)
+    (B, T, H, K), (N, G) = q.shape, k.shape[1:3]
+    dq, values = torch.empty_like(q), k if v is None else v
     if N == 0:
-        return dq.zero_(), k.new_zeros(k.shape), k.new_zeros(v.shape)
-    delta = _delta(do, o, dlse)
-    settings = _range_settings(q, k, v)
-    common = (T, N, H, offset, *k.stride()[:3], *v.stride()[:3], scale, softcap or 1.0)
-    form = {"LENGTH": length, "STRIDE": stride, "WINDOW": window, "CAPPED": softcap > 0, "BT": 64}
-    _range_queries[(triton.cdiv(T, 64), B * H)](
-        q, k, v, start_BT, do, lse, delta, dq, *common, **form, **settings, **LAUNCH["range_queries"]
+        return dq.zero_(), k.new_zeros(k.shape), k.new_zeros(0 if v is None else v.shape)
+    delta, parts = _delta(do, o, dlse), _parts(q, v, V)
+    common = (T, N, H, G, offset, scale, softcap or 1.0)
+    form = {"R": H // G, "LENGTH": length, "STRIDE": stride, "WINDOW": window, "CAPPED": softcap > 0, **parts}
+    settings = _settings("range_queries", parts)
+    _range_queries[(triton.cdiv(T, settings["BT"]), B * H)](
+        q, k, values, start_BT, do, lse, delta, dq, *common, **form, **settings
     )
-    BN = _tile(q, v)
+    settings = _settings("range_keys", parts)
+    BN = settings["BN"]
     tiles = triton.cdiv(N, BN)
     # few keys: a head a program, summed afterwards; many: the heads of a group in one
     heads = H // G if tiles * B * G >= 256 else 1
     made: dict[str, Any] = {"device": q.device, "dtype": torch.float32 if heads < H // G else q.dtype}
-    dk, dv = torch.empty(B, N, H // heads, K, **made), torch.empty(B, N, H // heads, V, **made)
+    dk = torch.empty(B, N, H // heads, K, **made)
+    dv = dk if v is None else torch.empty(B, N, H // heads, V, **made)
     low_BT = start_BT // stride
     if window:
         rows_T = torch.arange(offset, offset + T, device=q.device, dtype=start_BT.dtype)
@@ -284,25 +335,12 @@ def range_backward(
     ends = (torch.arange(1, tiles + 1, device=q.device, dtype=low_BT.dtype) * BN).expand(B, tiles)
     last = torch.searchsorted(low_BT.contiguous(), ends.contiguous()).to(torch.int32)
     _range_keys[(tiles, B * (H // heads))](
-        q,
-        k,
-        v,
-        start_BT,
-        do,
-        lse,
-        delta,
-        last,
-        dk,
-        dv,
-        *common,
-        HEADS=heads,
-        **form,
-        **settings,
-        **LAUNCH["range_keys"],
+        q, k, values, start_BT, do, lse, delta, last, dk, dv, *common, HEADS=heads, **form, **settings
     )
+    gradients = [dk] if v is None else [dk, dv]
     if heads < H // G:
-        dk, dv = (x.view(B, N, G, H // G, -1).sum(3).to(q.dtype) for x in (dk, dv))
-    return dq, dk, dv
+        gradients = [x.view(B, N, G, H // G, -1).sum(3).to(q.dtype) for x in gradients]
+    return dq, gradients[0], k.new_empty(0) if v is None else gradients[1]
 
 
 @triton.jit
@@ -407,12 +445,13 @@ def select(
         score.zero_()
     BJ, JP = min(64, _padded(J)), triton.next_power_of_2(J)
     BQ = min(64 if K <= 128 else 32, _padded(Q))
+    launch = _settings("importance", _parts(q, q, K))
     for first in range(0, Q, C):
         now = min(C, Q - first)
         if N:
             _importance[(triton.cdiv(now, BQ), triton.cdiv(J, BJ), B * G)](
                 q, ck, lse_BQH, start_BQ, rows_BQ, score, first, Q, C, N, J, H, G, scale, R=H // G, K=K, KP=_padded(K),
-                LENGTH=length, STRIDE=stride, BLOCK=block, PRECISION=_precision(q), BQ=BQ, BJ=BJ, **LAUNCH["importance"],
+                LENGTH=length, STRIDE=stride, BLOCK=block, PRECISION=_precision(q), BQ=BQ, BJ=BJ, **launch,
             )  # fmt: skip
         _greatest[(now, B * G)](
             score, start_BQ, rows_BQ, out, first, Q, C, J, G, count, BLOCK=block, INITIAL=initial, LOCAL=local, JP=JP,
@@ -435,60 +474,80 @@ def _group(tile, u, start, T, offset, SHARE: tl.constexpr):  # type: ignore[no-u
 
 
 @triton.jit
+def _unite(starts, blocks, counts, T, G, n, P: tl.constexpr, NP: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The blocks that any of P positions selects, each once: its first row times 2^P, plus a bit for every position."""
+    tile = tl.program_id(0)
+    b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
+    list_at = (b * G + g) * tl.num_programs(0) + tile
+    blocks += list_at * P * n
+    at = tl.arange(0, NP)
+    filled = 0
+    for u in tl.static_range(P):
+        t = tile * P + u
+        own = tl.load(starts + ((b * T + t) * G + g) * n + at, mask=at < tl.where(t < T, n, 0), other=-1)
+        first = own >= 0
+        bits = tl.where(first, 1 << u, 0)
+        for w in tl.static_range(P):
+            if w != u:
+                t = tile * P + w
+                other = tl.load(starts + ((b * T + t) * G + g) * n + at, mask=at < tl.where(t < T, n, 0), other=-1)
+                too = tl.max((own[:, None] == other[None, :]).to(tl.int32), axis=1)
+                bits |= too << w
+                if w < u:
+                    first = first & (too == 0)
+        place = filled + tl.cumsum(first.to(tl.int32), 0) - 1
+        tl.store(blocks + place, (own << P) | bits, mask=first)
+        filled += tl.sum(first.to(tl.int32))
+    tl.store(counts + list_at, filled)
+
+
+@triton.jit
 def _selected_forward(  # type: ignore[no-untyped-def]
-    q, k, v, starts, start, o, lse, T, S, H, G, n, offset, scale,
-    R: tl.constexpr, SHARE: tl.constexpr, M: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr,
-    EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr, NP: tl.constexpr,
-    PRECISION: tl.constexpr, BN: tl.constexpr,
+    q, k, v, blocks, counts, o, lse, T, S, H, G, n, offset, scale,
+    R: tl.constexpr, P: tl.constexpr, M: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr,
+    EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
     i = tl.arange(0, M)
-    t = tile * SHARE + i // R
-    there = (i < SHARE * R) & (t < T)
+    t = tile * P + i // R
+    there = (i < P * R) & (t < T)
     query_at = (b * T + t) * H + g * R + i % R
     row = offset + t
     K = A + E
     q_MA = _load(q, query_at, K, there, A, AP)
     if EP > 0:
         q_ME = _load(q + A, query_at, K, there, E, EP)
-    begin = tl.load(start + b * T + t, mask=there, other=0)
-    own_leader = row - (row - begin) % SHARE
+    list_at = (b * G + g) * tl.num_programs(0) + tile
+    blocks += list_at * P * n
+    keys = tl.load(counts + list_at) * BLOCK
     k += b * S * G * K + g * K
     v += b * S * G * V + g * V
     top = tl.full((M,), -float("inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     acc = tl.zeros((M, VP), tl.float32)
-    for u in range(SHARE):
-        leader, active = _group(tile, u, start + b * T, T, offset, SHARE)
-        mine = there & (own_leader == leader)
-        list_at = starts + ((b * T + tile * SHARE + u) * G + g) * n
-        at_n = tl.arange(0, NP)
-        listed = tl.load(list_at + at_n, mask=at_n < tl.where(active, n, 0), other=-1)
-        used = tl.max(tl.where(listed >= 0, at_n + 1, 0))
-        for m0 in range(0, used * BLOCK, BN):
-            m = m0 + tl.arange(0, BN)
-            first = tl.load(list_at + m // BLOCK, mask=m < used * BLOCK, other=-1)
-            token = first + m % BLOCK
-            inside = (first >= 0) & (token < S)
-            k_NA = _load(k, token.to(tl.int64), G * K, inside, A, AP)
-            s = tl.dot(q_MA, tl.trans(k_NA), input_precision=PRECISION)
-            if EP > 0:
-                k_NE = _load(k + A, token.to(tl.int64), G * K, inside, E, EP)
-                s += tl.dot(q_ME, tl.trans(k_NE), input_precision=PRECISION)
-            seen = mine[:, None] & inside[None, :] & (token[None, :] <= row[:, None])
-            s = tl.where(seen, s * (scale * LOG2E), -float("inf"))
-            higher = tl.maximum(top, tl.max(s, axis=1))
-            safe = tl.where(higher == -float("inf"), 0.0, higher)
-            p = tl.exp2(s - safe[:, None])
-            shrink = tl.exp2(top - safe)
-            total = total * shrink + tl.sum(p, axis=1)
-            if APART:
-                v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP)
-                acc = acc * shrink[:, None] + tl.dot(p.to(v_NV.dtype), v_NV, input_precision=PRECISION)
-            else:
-                acc = acc * shrink[:, None] + tl.dot(p.to(k_NA.dtype), k_NA, input_precision=PRECISION)
-            top = higher
+    for m0 in range(0, keys, BN):
+        m = m0 + tl.arange(0, BN)
+        block = tl.load(blocks + m // BLOCK, mask=m < keys, other=0)
+        token = (block >> P) + m % BLOCK
+        inside = (m < keys) & (token < S)
+        k_NA = _load(k, token.to(tl.int64), G * K, inside, A, AP)
+        s = tl.dot(q_MA, tl.trans(k_NA), input_precision=PRECISION)
+        if EP > 0:
+            k_NE = _load(k + A, token.to(tl.int64), G * K, inside, E, EP)
+            s = tl.dot(q_ME, tl.trans(k_NE), s, input_precision=PRECISION)
+        chosen = ((block[None, :] >> (i // R)[:, None]) & 1) == 1
+        seen = there[:, None] & chosen & (token[None, :] <= row[:, None])
+        s = tl.where(seen, s * (scale * LOG2E), -float("inf"))
+        higher = tl.maximum(top, tl.max(s, axis=1))
+        safe = tl.where(higher == -float("inf"), 0.0, higher)
+        p = tl.exp2(s - safe[:, None])
+        shrink = tl.exp2(top - safe)
+        total = total * shrink + tl.sum(p, axis=1)
+        v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP) if APART else k_NA
+        acc = acc * shrink[:, None] + tl.dot(p.to(v_NV.dtype), v_NV, input_precision=PRECISION)
+        top = higher
     some = total > 0
     safe_total = tl.where(some, total, 1.0)
     _store(o, query_at, V, there, tl.where(some[:, None], acc / safe_total[:, None], 0.0), V, VP)
@@ -497,20 +556,21 @@ def _selected_forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _selected_queries(  # type: ignore[no-untyped-def]
-    q, k, v, starts, start, do, lse, delta, dq, T, S, H, G, n, offset, scale,
-    R: tl.constexpr, SHARE: tl.constexpr, M: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr,
-    EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr, NP: tl.constexpr,
-    PRECISION: tl.constexpr, BN: tl.constexpr,
+    q, k, v, blocks, counts, do, lse, delta, dq, T, S, H, G, n, offset, scale,
+    R: tl.constexpr, P: tl.constexpr, M: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr,
+    EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
     i = tl.arange(0, M)
-    t = tile * SHARE + i // R
-    there = (i < SHARE * R) & (t < T)
+    t = tile * P + i // R
+    there = (i < P * R) & (t < T)
     query_at = (b * T + t) * H + g * R + i % R
     row = offset + t
     K = A + E
     q_MA = _load(q, query_at, K, there, A, AP)
+    acc_MA = tl.zeros((M, AP), tl.float32)
     if EP > 0:
         q_ME = _load(q + A, query_at, K, there, E, EP)
         acc_ME = tl.zeros((M, EP), tl.float32)
@@ -518,39 +578,30 @@ def _selected_queries(  # type: ignore[no-untyped-def]
     sums = tl.load(lse + query_at, mask=there, other=0.0)
     sums = tl.where(sums == -float("inf"), 0.0, sums)
     shift = tl.load(delta + query_at, mask=there, other=0.0)
-    begin = tl.load(start + b * T + t, mask=there, other=0)
-    own_leader = row - (row - begin) % SHARE
+    list_at = (b * G + g) * tl.num_programs(0) + tile
+    blocks += list_at * P * n
+    keys = tl.load(counts + list_at) * BLOCK
     k += b * S * G * K + g * K
     v += b * S * G * V + g * V
-    acc_MA = tl.zeros((M, AP), tl.float32)
-    for u in range(SHARE):
-        leader, active = _group(tile, u, start + b * T, T, offset, SHARE)
-        mine = there & (own_leader == leader)
-        list_at = starts + ((b * T + tile * SHARE + u) * G + g) * n
-        at_n = tl.arange(0, NP)
-        listed = tl.load(list_at + at_n, mask=at_n < tl.where(active, n, 0), other=-1)
-        used = tl.max(tl.where(listed >= 0, at_n + 1, 0))
-        for m0 in range(0, used * BLOCK, BN):
-            m = m0 + tl.arange(0, BN)
-            first = tl.load(list_at + m // BLOCK, mask=m < used * BLOCK, other=-1)
-            token = first + m % BLOCK
-            inside = (first >= 0) & (token < S)
-            k_NA = _load(k, token.to(tl.int64), G * K, inside, A, AP)
-            s = tl.dot(q_MA, tl.trans(k_NA), input_precision=PRECISION)
-            if EP > 0:
-                k_NE = _load(k + A, token.to(tl.int64), G * K, inside, E, EP)
-                s += tl.dot(q_ME, tl.trans(k_NE), input_precision=PRECISION)
-            seen = mine[:, None] & inside[None, :] & (token[None, :] <= row[:, None])
-            p = tl.where(seen, tl.exp2((s * scale - sums[:, None]) * LOG2E), 0.0)
-            if APART:
-                v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP)
-                dp = tl.dot(do_MV, tl.trans(v_NV), input_precision=PRECISION)
-            else:
-                dp = tl.dot(do_MV, tl.trans(k_NA), input_precision=PRECISION)
-            ds = (p * (dp - shift[:, None])).to(k_NA.dtype)
-            acc_MA += tl.dot(ds, k_NA, input_precision=PRECISION)
-            if EP > 0:
-                acc_ME += tl.dot(ds, k_NE, input_precision=PRECISION)
+    for m0 in range(0, keys, BN):
+        m = m0 + tl.arange(0, BN)
+        block = tl.load(blocks + m // BLOCK, mask=m < keys, other=0)
+        token = (block >> P) + m % BLOCK
+        inside = (m < keys) & (token < S)
+        k_NA = _load(k, token.to(tl.int64), G * K, inside, A, AP)
+        s = tl.dot(q_MA, tl.trans(k_NA), input_precision=PRECISION)
+        if EP > 0:
+            k_NE = _load(k + A, token.to(tl.int64), G * K, inside, E, EP)
+            s = tl.dot(q_ME, tl.trans(k_NE), s, input_precision=PRECISION)
+        chosen = ((block[None, :] >> (i // R)[:, None]) & 1) == 1
+        seen = there[:, None] & chosen & (token[None, :] <= row[:, None])
+        p = tl.where(seen, tl.exp2((s * scale - sums[:, None]) * LOG2E), 0.0)
+        v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP) if APART else k_NA
+        dp = tl.dot(do_MV, tl.trans(v_NV), input_precision=PRECISION)
+        ds = (p * (dp - shift[:, None])).to(k_NA.dtype)
+        acc_MA += tl.dot(ds, k_NA, input_precision=PRECISION)
+        if EP > 0:
+            acc_ME += tl.dot(ds, k_NE, input_precision=PRECISION)
     _store(dq, query_at, K, there, acc_MA * scale, A, AP)
     if EP > 0:
         _store(dq + A, query_at, K, there, acc_ME * scale, E, EP)
@@ -653,6 +704,7 @@ def _selected_keys(  # type: ignore[no-untyped-def]
         if EP > 0:
             k_NE = _load(k + A, token.to(tl.int64), G * K, inside, E, EP)
             dk_NE = tl.zeros((BN, EP), tl.float32)
+        v_NV = k_NA
         if APART:
             v_NV = _load(v, token.to(tl.int64), G * V, inside, V, VP)
             dv_NV = tl.zeros((BN, VP), tl.float32)
@@ -681,18 +733,15 @@ def _selected_keys(  # type: ignore[no-untyped-def]
             s = tl.dot(k_NA, tl.trans(q_MA), input_precision=PRECISION)
             if EP > 0:
                 q_ME = _load(q + A, query_at, K, there, E, EP)
-                s += tl.dot(k_NE, tl.trans(q_ME), input_precision=PRECISION)
+                s = tl.dot(k_NE, tl.trans(q_ME), s, input_precision=PRECISION)
             p = tl.where(seen, tl.exp2((s * scale - sums[None, :]) * LOG2E), 0.0)
+            dp = tl.dot(v_NV, tl.trans(do_MV), input_precision=PRECISION)
+            ds = (p * (dp - shift[None, :]) * scale).to(q_MA.dtype)
             if APART:
                 dv_NV += tl.dot(p.to(do_MV.dtype), do_MV, input_precision=PRECISION)
-                dp = tl.dot(v_NV, tl.trans(do_MV), input_precision=PRECISION)
-                ds = (p * (dp - shift[None, :]) * scale).to(q_MA.dtype)
-                dk_NA += tl.dot(ds, q_MA, input_precision=PRECISION)
             else:
-                dp = tl.dot(k_NA, tl.trans(do_MV), input_precision=PRECISION)
-                ds = (p * (dp - shift[None, :]) * scale).to(q_MA.dtype)
-                dk_NA += tl.dot(ds, q_MA, input_precision=PRECISION)
                 dk_NA += tl.dot(p.to(do_MV.dtype), do_MV, input_precision=PRECISION)
+            dk_NA += tl.dot(ds, q_MA, input_precision=PRECISION)
             if EP > 0:
                 dk_NE += tl.dot(ds, q_ME, input_precision=PRECISION)
         at = ((group * items + item) * tl.num_programs(2) + sub) * BN + x
@@ -722,19 +771,30 @@ def _add_up(  # type: ignore[no-untyped-def]
     _store(out + b * S * G * D + g * D, token.to(tl.int64), G * D, (sub * BN + x < BLOCK) & (token < S), acc, D, DP)
 
 
-def _parts(q: Tensor, v: Tensor | None, V: int) -> dict[str, object]:
-    """How the channels of keys are read: the values' share first where they are keys, else the greatest power of two."""
-    K = q.shape[-1]
-    A = V if v is None else 1 << (K.bit_length() - 1)
-    E = K - A
-    return {"A": A, "AP": _padded(A), "E": E, "EP": _padded(E) if E else 0, "V": V, "VP": _padded(V), "APART": v is not None,
-            "PRECISION": _precision(q)}  # fmt: skip
+def _positions(share: int, R: int) -> int:
+    """Positions whose blocks a program of queries reads together: those that share a selection, or as many as fill 16 rows."""
+    return max(_shared(share), min(8, 1 << max(0, (16 // R).bit_length() - 1)))
+
+
+def rows_together(share: int, R: int) -> int:
+    """Rows of queries of a tile of ``selected_forward`` and ``selected_queries``."""
+    return _padded(_positions(share, R) * R)
 
 
 def _shared(share: int) -> int:
-    return (
-        share if share in (1, 2, 4) else 1
-    )  # every position carries its selection; sharing only saves reading it again
+    """Positions of an entry of the lists of a block."""
+    return share if share in (1, 2, 4) else 1
+
+
+def _read_together(starts: Tensor, P: int) -> tuple[Tensor, Tensor]:
+    """(B·G, tiles, P·n) blocks that any of P positions selects, and how many; see :func:`_unite`."""
+    B, T, G, n = starts.shape
+    tiles = triton.cdiv(T, P)
+    blocks = torch.empty(B * G, tiles, P * n, dtype=torch.int32, device=starts.device)
+    counts = torch.empty(B * G, tiles, dtype=torch.int32, device=starts.device)
+    NP = triton.next_power_of_2(n)
+    _unite[(tiles, B * G)](starts, blocks, counts, T, G, n, P=P, NP=NP, num_warps=1 if NP <= 32 else 4)
+    return blocks, counts
 
 
 def selected_forward(
@@ -742,11 +802,12 @@ def selected_forward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (B, T, H, _), (S, G), n = q.shape, k.shape[1:3], starts.shape[-1]
-    o, lse, share = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32), _shared(share)
-    _selected_forward[(triton.cdiv(T, share), B * G)](
-        q, k, k if v is None else v, starts, start_BT, o, lse, T, S, H, G, n, offset, scale, R=H // G, SHARE=share,
-        M=_padded(share * H // G), BLOCK=block, NP=triton.next_power_of_2(n), **LAUNCH["selected_forward"],
-        **_parts(q, v, V),
+    o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
+    R, parts = H // G, _parts(q, v, V)
+    P, M = _positions(share, R), rows_together(share, R)
+    _selected_forward[(triton.cdiv(T, P), B * G)](
+        q, k, k if v is None else v, *_read_together(starts, P), o, lse, T, S, H, G, n, offset, scale, R=R, P=P, M=M,
+        BLOCK=block, **_settings("selected_forward", parts, M), **parts,
     )  # fmt: skip
     return o, lse
 
@@ -756,15 +817,17 @@ def selected_backward(
     lse: Tensor, V: int, offset: int, block: int, share: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     (B, T, H, K), (S, G), n = q.shape, k.shape[1:3], starts.shape[-1]
-    share, R, device = _shared(share), H // G, q.device
+    R, device = H // G, q.device
     values = k if v is None else v
     delta, parts = _delta(do, o, dlse), _parts(q, v, V)
     dq, NP = torch.empty_like(q), triton.next_power_of_2(n)
-    tiles, slots = triton.cdiv(T, share), triton.cdiv(S, block)
-    _selected_queries[(tiles, B * G)](
-        q, k, values, starts, start_BT, do, lse, delta, dq, T, S, H, G, n, offset, scale, R=R, SHARE=share,
-        M=_padded(share * R), BLOCK=block, NP=NP, **LAUNCH["selected_queries"], **parts,
+    P, M = _positions(share, R), rows_together(share, R)
+    _selected_queries[(triton.cdiv(T, P), B * G)](
+        q, k, values, *_read_together(starts, P), do, lse, delta, dq, T, S, H, G, n, offset, scale, R=R, P=P, M=M,
+        BLOCK=block, **_settings("selected_queries", parts, M), **parts,
     )  # fmt: skip
+    share = _shared(share)
+    tiles, slots = triton.cdiv(T, share), triton.cdiv(S, block)
     marks = torch.zeros(B * G, slots, tiles, dtype=torch.uint8, device=device)
     _mark[(tiles, B * G)](
         starts, start_BT, marks, T, tiles, slots, G, n, offset, SHARE=share, BLOCK=block, NP=NP, num_warps=1
@@ -783,14 +846,15 @@ def selected_backward(
     items = min(ITEMS, room // 64 + 1) + slots
     BN = min(64, _padded(block))
     subs = triton.cdiv(block, BN)
-    at_once = max(1, ROWS // (share * R))
+    settings = _settings("selected_keys", parts, BN)
+    at_once = max(1, settings.pop("ROWS") // (share * R))
     made: dict[str, Any] = {"dtype": torch.float32, "device": device}
     dk_parts = torch.empty(B * G, items, subs * BN, K, **made)
     dv_parts = dk_parts if v is None else torch.empty(B * G, items, subs * BN, V, **made)
     _selected_keys[(items, B * G, subs)](
         q, k, values, start_BT, do, lse, delta, entries, counts, begins, ends, sizes, dk_parts, dv_parts, T, S, H, G, slots, room,
         items, offset, scale, R=R, SHARE=share, M=_padded(at_once * share * R), TILES=at_once, BLOCK=block, BN=BN,
-        STEPS=slots.bit_length(), **LAUNCH["selected_keys"], **parts,
+        STEPS=slots.bit_length(), **settings, **parts,
     )  # fmt: skip
     dk = torch.empty_like(k)
     _add_up[(slots, B * G, subs)](

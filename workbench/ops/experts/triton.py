@@ -1,0 +1,243 @@
+# mypy: allow-untyped-defs
+"""Rows to the experts and back on GPUs: every byte is moved once, and sums run in one order.
+
+A token's row is read once and written to its K places, or its K rows are read and summed in fp32 and written once; each is
+the gradient of the other. The gated activation is one pass forward and one back, in which it is made again. Rows at and
+behind ``end``, a number on the device, belong to no expert: they are neither read nor written, whatever they hold.
+
+Legend: N tokens, K choices of a token, R = N·K rows sorted by expert, D width, E experts, F hidden, C categories. What
+products compute is multiplied in the type it is in and summed in fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHOICES, STEP = 256, 32
+"""Choices that one program sorts; how many of them, or of the categories, it holds against each other at once."""
+COLUMNS, TILE = 1024, 2048
+"""Most columns of a row that a program holds; numbers of one tensor that a program of the gated activation holds."""
+
+
+# -- where rows go -------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _count_kernel(chosen, table, R, blocks, C: tl.constexpr, CHOICES: tl.constexpr, STEP: tl.constexpr):
+    """table[c, block]: choices of this block that are c; those from C on count as C."""
+    block = tl.program_id(0)
+    at = block * CHOICES + tl.arange(0, CHOICES)
+    own = tl.load(chosen + at, mask=at < R, other=-1)
+    own = tl.minimum(own, C).to(tl.int32)
+    for start in range(0, C + 1, STEP):
+        c = start + tl.arange(0, STEP)
+        count = tl.sum((own[None, :] == c[:, None]).to(tl.int32), axis=1)
+        tl.store(table + c * blocks + block, count, mask=c <= C)
+
+
+@triton.jit
+def _place_kernel(
+    chosen, table, ends, row, order, R, blocks, C: tl.constexpr, CHOICES: tl.constexpr, STEP: tl.constexpr
+):  # fmt: skip
+    """A choice stands behind all of lower categories, of its own in earlier blocks, and of its own before it in this one."""
+    block = tl.program_id(0)
+    i = tl.arange(0, CHOICES)
+    at = block * CHOICES + i
+    own = tl.load(chosen + at, mask=at < R, other=-1)
+    own = tl.minimum(own, C).to(tl.int32)
+    place = tl.zeros((CHOICES,), tl.int32)
+    for start in range(0, CHOICES, STEP):
+        j = start + tl.arange(0, STEP)
+        others = tl.load(chosen + block * CHOICES + j, mask=block * CHOICES + j < R, other=-1)
+        others = tl.minimum(others, C).to(tl.int32)
+        before = (others[None, :] == own[:, None]) & (j[None, :] < i[:, None])
+        place += tl.sum(before.to(tl.int32), axis=1)
+    cell = own * blocks + block
+    place += tl.load(ends + cell, mask=at < R, other=0) - tl.load(table + cell, mask=at < R, other=0)
+    tl.store(row + at, place.to(tl.int64), mask=at < R)
+    tl.store(order + place, at.to(tl.int64), mask=at < R)
+
+
+@torch.library.custom_op("workbench::expert_routes", mutates_args=())
+def sort_choices_triton(chosen_NK: Tensor, categories: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, K) places, (R,) choices by place, (C,) counts; see :class:`workbench.ops.experts.Routes`.
+
+    By counting, in blocks: no two programs write to one place, so nothing depends on which comes first.
+    """
+    chosen_NK = chosen_NK.contiguous()
+    R = chosen_NK.numel()
+    blocks = triton.cdiv(R, CHOICES)
+    table = chosen_NK.new_empty(categories + 1, blocks, dtype=torch.int32)
+    row, order = torch.empty_like(chosen_NK), chosen_NK.new_empty(R)
+    options = {"C": categories, "CHOICES": CHOICES, "STEP": STEP, "num_warps": 8}
+    _count_kernel[(blocks,)](chosen_NK, table, R, blocks, **options)
+    ends = table.flatten().cumsum(0, dtype=torch.int32)
+    _place_kernel[(blocks,)](chosen_NK, table, ends, row, order, R, blocks, **options)
+    return row, order, table[:categories].sum(1)
+
+
+@sort_choices_triton.register_fake
+def _(chosen_NK, categories):
+    return chosen_NK.new_empty(chosen_NK.shape), chosen_NK.new_empty(chosen_NK.numel()), chosen_NK.new_empty(categories)
+
+
+# -- to the experts and back ---------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _spread_kernel(x, row, end, y, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    n = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = tl.load(end)
+    tile = tl.load(x + n * D + d, mask=d < D, other=0.0)
+    for k in tl.static_range(K):
+        place = tl.load(row + n * K + k)
+        if place < real:
+            tl.store(y + place * D + d, tile, mask=d < D)
+
+
+@triton.jit
+def _collect_kernel(y, row, end, x, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+    n = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = tl.load(end)
+    total, nought = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int64)
+    for k in tl.static_range(K):  # masks and no branches: all rows of a token are on their way at once
+        place = tl.load(row + n * K + k)
+        there = (d < D) & (nought + place < real)
+        total += tl.load(y + place * D + d, mask=there, other=0.0).to(tl.float32)
+    tl.store(x + n * D + d, total.to(x.dtype.element_ty), mask=d < D)
+
+
+def _per_token(kernel, rows: Tensor, row_NK: Tensor, end: Tensor, out: Tensor) -> Tensor:
+    (N, K), D = row_NK.shape, rows.shape[1]
+    block = min(COLUMNS, triton.next_power_of_2(D))
+    options = {"K": K, "D": D, "BLOCK": block, "num_warps": max(1, min(4, block // 256))}
+    kernel[(N, triton.cdiv(D, block))](rows.contiguous(), row_NK.contiguous(), end, out, **options)
+    return out
+
+
+@torch.library.custom_op("workbench::expert_spread", mutates_args=())
+def spread(x_ND: Tensor, row_NK: Tensor, end: Tensor) -> Tensor:
+    """(R, D): every token's row at its places before ``end``."""
+    return _per_token(_spread_kernel, x_ND, row_NK, end, x_ND.new_empty(row_NK.numel(), x_ND.shape[1]))
+
+
+@torch.library.custom_op("workbench::expert_collect", mutates_args=())
+def collect(y_RD: Tensor, row_NK: Tensor, end: Tensor) -> Tensor:
+    """(N, D): the sum of a token's rows before ``end``, in fp32, rounded once."""
+    return _per_token(_collect_kernel, y_RD, row_NK, end, y_RD.new_empty(len(row_NK), y_RD.shape[1]))
+
+
+@spread.register_fake
+def _(x_ND, row_NK, end):
+    return x_ND.new_empty(row_NK.numel(), x_ND.shape[1])
+
+
+@collect.register_fake
+def _(y_RD, row_NK, end):
+    return y_RD.new_empty(row_NK.shape[0], y_RD.shape[1])
+
+
+def _keep_places(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+spread.register_autograd(
+    lambda ctx, dy_RD: (collect(dy_RD, *ctx.saved_tensors), None, None), setup_context=_keep_places
+)
+collect.register_autograd(
+    lambda ctx, dx_ND: (spread(dx_ND, *ctx.saved_tensors), None, None), setup_context=_keep_places
+)
+
+
+# -- between the products ------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _gated_kernel(both, weight, end, hidden, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    f = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    here = rows < tl.load(end)
+    inside = here[:, None] & (f < F)[None, :]
+    at = both + rows[:, None] * (2 * F) + f[None, :]
+    gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(at + F, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(weight + rows, mask=here, other=0.0).to(tl.float32)
+    out = gate * tl.sigmoid(gate) * value * scale[:, None]
+    tl.store(hidden + rows[:, None] * F + f[None, :], out.to(hidden.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gated_backward_kernel(
+    dhidden, both, weight, end, dboth, dweight, R, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Also a row's gradient by its weight, which is 0 for rows of no expert."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    here = rows < tl.load(end)
+    scale = tl.load(weight + rows, mask=here, other=0.0).to(tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, F, COLUMNS):
+        f = start + tl.arange(0, COLUMNS)
+        inside = here[:, None] & (f < F)[None, :]
+        at = rows[:, None] * (2 * F) + f[None, :]
+        gate = tl.load(both + at, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(both + at + F, mask=inside, other=0.0).to(tl.float32)
+        slope = tl.load(dhidden + rows[:, None] * F + f[None, :], mask=inside, other=0.0).to(tl.float32)
+        p = tl.sigmoid(gate)
+        silu = gate * p
+        total += tl.sum(slope * silu * value, axis=1)
+        slope *= scale[:, None]
+        dgate = slope * value * (p + silu * (1.0 - p))
+        tl.store(dboth + at, dgate.to(dboth.dtype.element_ty), mask=inside)
+        tl.store(dboth + at + F, (slope * silu).to(dboth.dtype.element_ty), mask=inside)
+    tl.store(dweight + rows, total.to(dweight.dtype.element_ty), mask=rows < R)
+
+
+def _tile(F: int) -> dict[str, int]:
+    columns = min(COLUMNS, triton.next_power_of_2(F))
+    return {"F": F, "ROWS": TILE // columns, "COLUMNS": columns, "num_warps": 4}
+
+
+@torch.library.custom_op("workbench::expert_gated", mutates_args=())
+def gated(both_R2F: Tensor, weight_R: Tensor, end: Tensor) -> Tensor:
+    """(R, F): w silu(g) v of rows [g | v] before ``end``, in fp32, rounded once."""
+    both_R2F, weight_R = both_R2F.contiguous(), weight_R.contiguous()
+    R, F = len(both_R2F), both_R2F.shape[1] // 2
+    hidden_RF, tile = both_R2F.new_empty(R, F), _tile(F)
+    grid = triton.cdiv(R, tile["ROWS"]), triton.cdiv(F, tile["COLUMNS"])
+    _gated_kernel[grid](both_R2F, weight_R, end, hidden_RF, **tile)
+    return hidden_RF
+
+
+@gated.register_fake
+def _(both_R2F, weight_R, end):
+    return both_R2F.new_empty(both_R2F.shape[0], both_R2F.shape[1] // 2)
+
+
+@torch.library.custom_op("workbench::expert_gated_backward", mutates_args=())
+def _gated_backward(dhidden_RF: Tensor, both_R2F: Tensor, weight_R: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    dhidden_RF, both_R2F, weight_R = dhidden_RF.contiguous(), both_R2F.contiguous(), weight_R.contiguous()
+    R, F = dhidden_RF.shape
+    dboth_R2F, dweight_R, tile = torch.empty_like(both_R2F), torch.empty_like(weight_R), _tile(F)
+    _gated_backward_kernel[(triton.cdiv(R, tile["ROWS"]),)](
+        dhidden_RF, both_R2F, weight_R, end, dboth_R2F, dweight_R, R, **tile
+    )
+    return dboth_R2F, dweight_R
+
+
+@_gated_backward.register_fake
+def _(dhidden_RF, both_R2F, weight_R, end):
+    return both_R2F.new_empty(both_R2F.shape), weight_R.new_empty(weight_R.shape)
+
+
+def _keep(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+gated.register_autograd(
+    lambda ctx, dhidden_RF: (*_gated_backward(dhidden_RF, *ctx.saved_tensors), None), setup_context=_keep
+)
