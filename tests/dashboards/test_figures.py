@@ -55,14 +55,6 @@ def test_no_state_of_a_run_fails(case: str, tmp_path: Path) -> None:
     assert 0 <= tables.state(run)["share"] <= 1
 
 
-def test_a_stage_without_runs_is_no_finished_one(tmp_path: Path) -> None:
-    run = tables.Snapshot(FakeRun(tmp_path, trials=0))
-    table = tables.progress_table(run)
-    assert table.filter(pl.col("stage") == "tuning")["share"].to_list() == [None] * len(run.arms)
-    grid = panels.progress(run, panels.Settings())[0]
-    assert isinstance(grid, panels.Grid) and {cells[7][0] for _, _, cells in grid.rows[::2]} == {"–"}
-
-
 @pytest.mark.parametrize("x", ["tokens", "flops", "seconds"])
 @pytest.mark.parametrize("y", ["loss", "selection_value"])
 def test_loss_curves_draw_their_table(run: FakeRun, x: str, y: str) -> None:
