@@ -3,9 +3,10 @@
     python benchmarks/chaos.py --kills 30
 
 Twelve arms on a CPU are launched from a notebook's kernel. The kernel is killed. Then workers and trials are killed (SIGKILL) at
-random moments, lost workers are replaced by the same `workbench run` from a shell, twice at once, metrics and checkpoints are
-truncated, the ablation is stopped and started again; `workbench watch` sees it end. The verdict must be that of a run that
-nobody disturbed, word for word.
+points drawn beforehand, uniformly over nine tenths of the work, so that all of them are reached; in between newest checkpoints
+(of trials that are then killed) and metrics are truncated, and the ablation is stopped. Whenever a worker is missing, the same
+`workbench run` is started from a shell, twice at once, as it is at the end where a trial was killed too often. `workbench watch`
+sees it end. The verdict must be that of a run that nobody disturbed, word for word.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from workbench.ablation.launchers import Launch
 from workbench.ablation.run import AblationRun
 from workbench.ablation.search import Tuning
 from workbench.environment import environment
-from workbench.files import read_jsonl, write_json
+from workbench.files import read_json, read_jsonl, write_json
 
 
 def fields(corpus: str, arms: int, seeds: int, steps: int) -> dict[str, Any]:
@@ -82,43 +84,91 @@ def running_trials(run: AblationRun) -> list[int]:
     return found
 
 
-def attack(run: AblationRun, again: list[str], kills: int, generator: random.Random) -> dict[str, int]:
-    done = {
-        "workers killed": 0,
-        "trials killed": 0,
-        "metrics torn": 0,
-        "checkpoints truncated": 0,
-        "stops": 0,
-        "launches": 1,
-    }
-    while not run.finished:
-        time.sleep(generator.uniform(0.3, 3.0))
-        if done["workers killed"] + done["trials killed"] < kills:
-            victims = run.workers() if generator.random() < 0.4 else running_trials(run)
-            if victims:
-                kind = "workers killed" if set(victims) & set(run.workers()) else "trials killed"
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(generator.choice(victims), signal.SIGKILL)
-                    done[kind] += 1
-            if generator.random() < 0.1:
-                for path in sorted(run.folder.glob("runs/*/checkpoint/step-*/*.safetensors"))[-1:]:
-                    with contextlib.suppress(OSError):
-                        os.truncate(path, 100)
-                        done["checkpoints truncated"] += 1
-            if generator.random() < 0.1:
-                for path in run.folder.glob("runs/*/metrics.jsonl"):
-                    if not (path.parent / "result.json").exists() and path.stat().st_size > 20:
-                        os.truncate(path, path.stat().st_size - 7)
-                        done["metrics torn"] += 1
-                        break
-            if generator.random() < 0.05:
+def share_done(run: AblationRun, steps: int) -> float:
+    """How much of all training steps has been done, counting what stands in the runs' logs."""
+    return float(run.runs()["step"].sum()) / (run.total * steps)
+
+
+def kill(pids: list[int], generator: random.Random) -> bool:
+    """Kill one of these; whether there was one."""
+    with contextlib.suppress(ProcessLookupError):
+        if pids:
+            os.kill(generator.choice(pids), signal.SIGKILL)
+            return True
+    return False
+
+
+def truncate_checkpoint(run: AblationRun, generator: random.Random) -> bool:
+    """Damage the newest checkpoint of a running trial, then kill the trial, which must notice when it goes on."""
+    newest = {}
+    for path in run.folder.glob("runs/*/status.json"):
+        state = read_json(path)
+        held = sorted(path.parent.glob("checkpoint/step-*/model.safetensors"), key=lambda p: int(p.parent.name[5:]))
+        if state.get("status") == "running" and held:
+            newest[state["pid"]] = held[-1]
+    if not newest:
+        return False
+    pid = generator.choice(sorted(newest))
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+        os.truncate(newest[pid], 100)
+        return True
+    return False
+
+
+def tear_metrics(run: AblationRun) -> bool:
+    """Cut the last line of a run that has not ended."""
+    for path in run.folder.glob("runs/*/metrics.jsonl"):
+        if not (path.parent / "result.json").exists() and path.stat().st_size > 20:
+            os.truncate(path, path.stat().st_size - 7)
+            return True
+    return False
+
+
+def attack(run: AblationRun, again: list[str], kills: int, steps: int, generator: random.Random) -> dict[str, int]:
+    """What was done to the ablation until it had finished, every run of it done."""
+    todo = ["workers killed"] * (kills * 2 // 5) + ["trials killed"] * (kills - kills * 2 // 5)
+    todo += ["checkpoints truncated"] * 3 + ["metrics torn"] * 3 + ["stops"] * 2
+    generator.shuffle(todo)
+    plan = list(zip(sorted(generator.uniform(0, 0.9) for _ in todo), todo))
+    done = dict.fromkeys(sorted(set(todo)), 0) | {"launches": 1}
+    launching: list[subprocess.Popen[bytes]] = []
+    while True:
+        time.sleep(0.2)
+        if run.finished and not any(process.poll() is None for process in launching):
+            if set(run.runs()["status"]) == {"done"}:
+                break
+            launching.append(subprocess.Popen(again, stdout=subprocess.DEVNULL))  # a trial was killed too often
+            done["launches"] += 1
+            launching[-1].wait()
+        if plan and share_done(run, steps) >= plan[0][0]:
+            what = plan[0][1]
+            if what == "workers killed":
+                happened = kill(run.workers(), generator)
+            elif what == "trials killed":
+                happened = kill(running_trials(run), generator)
+            elif what == "checkpoints truncated":
+                happened = truncate_checkpoint(run, generator)
+            elif what == "metrics torn":
+                happened = tear_metrics(run)
+            else:
                 run.stop(120)
-                done["stops"] += 1
-        if len(run.workers()) < 2 and not run.finished:
-            for process in [subprocess.Popen(again, stdout=subprocess.DEVNULL) for _ in range(2)]:
-                assert process.wait() == 0
+                happened = True
+            if happened:
+                plan.pop(0)
+                done[what] += 1
+        if not run.finished and len(run.workers()) < 2 and not any(process.poll() is None for process in launching):
+            launching += [subprocess.Popen(again, stdout=subprocess.DEVNULL) for _ in range(2)]
             done["launches"] += 2
+    assert not any(process.wait() for process in launching), "a launch failed"
     return done
+
+
+def words(run: AblationRun) -> str:
+    """The verdict, without when it was declared."""
+    verdict = run.verdict()
+    assert verdict is not None
+    return str(replace(verdict, declared=()))
 
 
 def main() -> None:
@@ -126,7 +176,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--arms", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/chaos.json"))
     options = parser.parse_args()
@@ -144,7 +194,7 @@ def main() -> None:
         run = AblationRun(results / "chaos")
         assert run.workers(), "the workers died with the notebook"
         again = [sys.executable, "-m", "workbench", "run", str(file), "--results", str(results), "--detach"]
-        done = attack(run, again, options.kills, random.Random(options.seed))
+        done = attack(run, again, options.kills, options.steps, random.Random(options.seed))
         watch = subprocess.run(
             [sys.executable, "-m", "workbench", "watch", str(run.folder)], capture_output=True, text=True
         )
@@ -153,10 +203,11 @@ def main() -> None:
         result = {
             "environment": environment(), "arms": options.arms, "runs planned": run.total, "runs": frame.height,
             "statuses": dict(frame["status"].value_counts().iter_rows()), **done,
+            "killed in all": sum(done[name] for name in ("workers killed", "trials killed", "checkpoints truncated")),
             "resumed from a checkpoint": events.count("resumed"), "finished more than once": events.count("done") - frame.height,
             "damaged checkpoints noticed": events.count("damaged_checkpoint"),
             "watch from a shell saw the end": watch.returncode == 0,
-            "same verdict, word for word": str(run.verdict()) == str(quiet.verdict()),
+            "same verdict, word for word": words(run) == words(quiet),
             "seconds undisturbed": round(quiet_seconds), "seconds disturbed": round(time.monotonic() - begun),
         }  # fmt: skip
         options.out.write_text(json.dumps(result, indent=1) + "\n")
