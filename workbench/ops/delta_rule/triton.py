@@ -42,7 +42,8 @@ LAUNCH = {
 }
 """Warps and pipeline stages of every kernel: fixed, chosen by measurement on an H100, never searched at run time."""
 BLOCK = 64
-"""Key and value channels of one tile; smaller heads are padded to it."""
+"""Key and value channels of one tile; smaller heads are padded to it. Programs of one chunk follow each other, so that what they
+share is read from memory once."""
 SCAN_COLUMNS = 32
 """Columns of the state that one program of a scan holds."""
 FEW, DEEP = 128, 4
@@ -287,8 +288,8 @@ def _output(
     Qin, M, R, states, o, T, N, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    v = tl.program_id(2) * BV + tl.arange(0, BV)
+    n, x = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    v = tl.program_id(0) * BV + tl.arange(0, BV)
     i = tl.arange(0, C)
     rows, inner = n * C + i, n * C + i + x * N * C
     in_v = (v < V)[None, :]
@@ -311,8 +312,8 @@ def _local_gradient(
     M, do, dR, T, N, H: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dR = Mᵀ do, the part of dR that comes from the chunk itself."""
-    n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    v = tl.program_id(2) * BV + tl.arange(0, BV)
+    n, x = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    v = tl.program_id(0) * BV + tl.arange(0, BV)
     i = tl.arange(0, C)
     rows, inner = n * C + i, n * C + i + x * N * C
     m_T = tl.load(M + inner[None, :] * C + i[:, None])
@@ -430,10 +431,10 @@ def _input_gradients(
 
     dG = ẽ dẽ + q dq - p dp, and at the chunk's last row what G_C gives; dg is its sum over the rows behind.
     """
-    n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    n, x = tl.program_id(1), tl.program_id(2).to(tl.int64)
     b, h = x // H, x % H
     dtype = q.dtype.element_ty
-    part = tl.program_id(2).to(tl.int64)
+    part = tl.program_id(0).to(tl.int64)
     k = part * BK + tl.arange(0, BK)
     in_k = k < K
     i = tl.arange(0, C)
@@ -612,7 +613,7 @@ def _forward(
     Qin, Y, U, Pout, passing = launch.chunks(A, M, solve=True)
     R, states, end = launch.scan(Y, U, Pout, passing, state)
     o = z.new_empty(z.shape)
-    _output[(launch.N, launch.B * launch.H, triton.cdiv(launch.V, BLOCK))](
+    _output[(triton.cdiv(launch.V, BLOCK), launch.N, launch.B * launch.H)](
         Qin, M, R, states, o, launch.T, launch.N, **launch.sizes, BK=BLOCK, BV=BLOCK, **launch.precision,
         **LAUNCH["output"],
     )  # fmt: skip
@@ -645,7 +646,7 @@ def _backward(
     R, states, _ = launch.scan(Y, U, Pout, passing, state)
     dR, dstates = launch.inner(V), launch.states()
     dstart = z.new_empty(B, H, K, V, dtype=torch.float32)
-    _local_gradient[(*chunks, triton.cdiv(V, BLOCK))](
+    _local_gradient[(triton.cdiv(V, BLOCK), *chunks)](
         M, do, dR, T, N, H=H, V=V, C=CHUNK, BV=BLOCK, **launch.precision, **LAUNCH["local_gradient"],
     )  # fmt: skip
     grid, options = launch.scan_launch("scan_back")
@@ -666,7 +667,7 @@ def _backward(
     dq, dp = q.new_empty(q.shape), p.new_empty(p.shape)
     de = q.new_empty(0 if launch.tied else q.shape)
     dg = g.new_empty(g.shape if launch.channel else (parts, B, T, H), dtype=torch.float32)
-    _input_gradients[(*chunks, parts)](
+    _input_gradients[(parts, *chunks)](
         launch.q, launch.p, launch.e, launch.g, launch.strength, launch.segments, A, R, states, dstates, do, dR, dT, dM, dq, dp, de,
         dg, dstrength, T, N, B * T * H, **launch.sizes, BK=BLOCK, BV=BLOCK, CHANNEL=launch.channel, TIED=launch.tied,
         **launch.flags, **launch.precision, **LAUNCH["input_gradients"],
