@@ -2,8 +2,9 @@
 
 Attention over runs of keys is the usual flash form (arXiv 2307.08691) with bounds by query. For selected blocks
 
-- a forward program holds the heads of one group for one position, or for all positions that share a selection (4 positions of 4
-  heads fill a tensor-core tile of 16 rows), and streams the keys of the blocks; so does the program for the gradient of queries;
+- a forward program holds the heads of one group for one position, or for several that fill a tensor-core tile of 16 rows together
+  (4 positions of 4 heads), and streams the keys of every block that any of them selects, with a bit for each; so does the program
+  for the gradient of queries;
 - gradients of keys and values go the other way round: a map of bytes says which blocks each position selects, its rows are
   listed, and the list of a block is cut into items of equal size, since the first block of a document is selected by all.
   Items write partial sums that are added in order: no atomics, same input, same bits;
@@ -12,7 +13,10 @@ Attention over runs of keys is the usual flash form (arXiv 2307.08691) with boun
 Selection recomputes the probabilities of pooled blocks from the log-sum-exp, block of scores by block of scores, and finds the
 n-th greatest by bisection over the bits of its floating-point number: the cost does not grow with n.
 
-Products never take a transposed accumulator: Triton 3.4 to 3.6 compiles ``dot(trans(dot(a, b)), c)`` wrongly on Hopper.
+Products never take a transposed accumulator: Triton 3.4 to 3.6 compiles ``dot(trans(dot(a, b)), c)`` wrongly on Hopper. Assemblers
+before CUDA 13.1 (Triton 3.6 has 12.8) are reported to spoil wgmma products with an operand in registers, up to illegal accesses
+(fla-org/flash-linear-attention, pull request 1262; triton-lang/triton, 11366 and 11781). Heads narrower than 64 channels
+are therefore launched with two warps, which take other instructions.
 
 Launch settings are fixed; none is searched for at run time. Legend: as in :mod:`.chunked`; A and R the two parts in which channels
 of keys are read (the second may be empty), P behind a size: padded to a power of two, at least 16.
