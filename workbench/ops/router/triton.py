@@ -1,6 +1,9 @@
 # mypy: allow-untyped-defs
 """The router on GPUs: three small products in fp32 on tensor cores, and the largest of few scores.
 
+Every fp32 number is split into two of tf32 and three products of them are made; the sum over the steps of a program's loop is left
+outside the tensor cores, which cut off where fp32 rounds (seen in the code that Triton 3.6 makes for sm_90).
+
 Legend: N tokens, D width, C categories, K choices of a token. A program holds ``TOKENS`` tokens, up to ``CATEGORIES`` categories
 and ``COLUMNS`` columns of the width.
 """
@@ -95,7 +98,8 @@ def _weight_kernel(
 
 
 def _blocks(C: int) -> dict[str, int]:
-    return {"TOKENS": TOKENS, "CATEGORIES": max(16, min(CATEGORIES, triton.next_power_of_2(C)))}
+    categories = max(16, min(CATEGORIES, triton.next_power_of_2(C)))
+    return {"TOKENS": TOKENS, "CATEGORIES": categories, "num_warps": 8 if categories > 64 else 4}
 
 
 @torch.library.custom_op("workbench::router_logits", mutates_args=())
@@ -105,7 +109,7 @@ def logits(x_ND: Tensor, weight_CD: Tensor) -> Tensor:
     (N, D), C, blocks = x_ND.shape, len(weight_CD), _blocks(len(weight_CD))
     y_NC = x_ND.new_empty(N, C, dtype=torch.float32)
     grid = triton.cdiv(N, TOKENS), triton.cdiv(C, blocks["CATEGORIES"])
-    _logits_kernel[grid](x_ND, weight_CD, y_NC, N, C, D, **blocks, COLUMNS=COLUMNS, num_warps=4)
+    _logits_kernel[grid](x_ND, weight_CD, y_NC, N, C, D, **blocks, COLUMNS=COLUMNS)
     return y_NC
 
 
@@ -121,9 +125,9 @@ def _logits_backward(dy_NC: Tensor, x_ND: Tensor, weight_CD: Tensor) -> tuple[Te
     dx_ND = torch.empty_like(x_ND)
     spans, places = triton.cdiv(N, SPAN), triton.cdiv(D, columns)
     part = x_ND.new_empty(spans, C, D, dtype=torch.float32)
-    options = {**blocks, "COLUMNS": columns, "num_warps": 4}
+    options = {**blocks, "COLUMNS": columns}
     _input_kernel[(triton.cdiv(N, TOKENS), places)](
-        dy_NC, weight_CD, dx_ND, N, C, D, **{**options, "CATEGORIES": min(32, blocks["CATEGORIES"])}
+        dy_NC, weight_CD, dx_ND, N, C, D, **{**options, "CATEGORIES": min(32, blocks["CATEGORIES"]), "num_warps": 4}
     )
     grid = spans, triton.cdiv(C, blocks["CATEGORIES"]), places
     _weight_kernel[grid](dy_NC, x_ND, part, N, C, D, SPAN=SPAN, **{**options, "TOKENS": min(32, TOKENS)})
