@@ -143,6 +143,8 @@ def test_recomputed_activations_change_no_bit(corpus: Path, tmp_path: Path) -> N
         assert folder.environment()["paths"] == {
             "attention": ["torch"],
             "delta_rule": ["torch"],
+            "experts": ["torch"],
+            "router": ["torch"],
             "short_convolution": ["torch"],
         }
     assert results[0] == results[1]
