@@ -429,7 +429,9 @@ def _input_gradients(
 ):  # fmt: skip
     """Gradients of q, p, e, g and the strength for BK channels of one chunk.
 
-    dG = ẽ dẽ + q dq - p dp, and at the chunk's last row what G_C gives; dg is its sum over the rows behind.
+    dG = ẽ dẽ + q dq - p dp, and at the chunk's last row what G_C gives; dg is its sum over the rows behind. There what a pair of
+    tokens gives its two rows must cancel where both lie behind. For decays a channel the factors of a pair are therefore taken as
+    the products that made it saw them, rounded, in both rows; the chunk's own pairs of a decay a head cancel as they are.
     """
     n, x = tl.program_id(1), tl.program_id(2).to(tl.int64)
     b, h = x // H, x % H
@@ -481,6 +483,7 @@ def _input_gradients(
 
     square, square_T = inner[:, None] * C + i[None, :], inner[None, :] * C + i[:, None]
     if CHANNEL:
+        dG = edit * de_k + q_k * dq_k - p_k * dp_k
         own = _load(g, rows, there, H * K, k, K).to(tl.float32)
         whole = _is_whole(own, i, C, dtype)
         for level in range(tl.where(whole, 5, 0), 6):
@@ -488,16 +491,18 @@ def _input_gradients(
             pairs = _pairs(i[:, None], i[None, :], level, whole)
             pairs_T = _pairs(i[None, :], i[:, None], level, whole)
             p_l = (p_k * until).to(dtype)
+            e_l, q_l = (edit * since).to(dtype), (q_k * since).to(dtype)
             # rows and columns of other pairs get zeros from these products
-            dt, dm = tl.load(dT + square, mask=pairs, other=0.0), tl.load(dM + square, mask=pairs, other=0.0)
-            de_k += since * tl.dot(dt, p_l, input_precision=PRECISION)
-            dq_k += since * tl.dot(dm, p_l, input_precision=PRECISION)
-            dt_T, dm_T = (
-                tl.load(dT + square_T, mask=pairs_T, other=0.0),
-                tl.load(dM + square_T, mask=pairs_T, other=0.0),
-            )
-            dp_l = tl.dot(dt_T, (edit * since).to(dtype), input_precision=PRECISION)
-            dp_k += until * (dp_l + tl.dot(dm_T, (q_k * since).to(dtype), input_precision=PRECISION))
+            de_l = tl.dot(tl.load(dT + square, mask=pairs, other=0.0), p_l, input_precision=PRECISION)
+            dG += e_l * de_l
+            de_k += since * de_l
+            dq_l = tl.dot(tl.load(dM + square, mask=pairs, other=0.0), p_l, input_precision=PRECISION)
+            dG += q_l * dq_l
+            dq_k += since * dq_l
+            dp_l = tl.dot(tl.load(dT + square_T, mask=pairs_T, other=0.0), e_l, input_precision=PRECISION)
+            dp_l += tl.dot(tl.load(dM + square_T, mask=pairs_T, other=0.0), q_l, input_precision=PRECISION)
+            dG -= p_l * dp_l
+            dp_k += until * dp_l
         own_m = tl.load(dM + inner * C + i).to(tl.float32)[:, None]
         dq_k += own_m * p_k
         dp_k += own_m * q_k
@@ -510,8 +515,8 @@ def _input_gradients(
         dq_k += tl.dot((tl.load(dM + square) * decay).to(dtype), p_k, input_precision=PRECISION)
         dp_k += tl.dot((tl.load(dT + square_T) * decay_T).to(dtype), edit.to(dtype), input_precision=PRECISION)
         dp_k += tl.dot((tl.load(dM + square_T) * decay_T).to(dtype), q_k, input_precision=PRECISION)
+        dG = edit * de_k + q_k * dq_k - p_k * dp_k
 
-    dG = edit * de_k + q_k * dq_k - p_k * dp_k
     dG += tl.where((i == C - 1)[:, None], dlast[None, :], 0.0)
     out = first * K + rows.to(tl.int64)[:, None] * H * K + k[None, :]
     here = there[:, None] & in_k[None, :]
