@@ -32,7 +32,6 @@ def test_kernels_are_taken_where_they_can_be(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(operators, "TRITON", True)
     assert path("cuda", dtype=torch.bfloat16, queries=512) == "triton"
     assert path("cuda", dtype=torch.bfloat16, queries=1) == "torch"  # decode
-    assert path("cuda", dtype=torch.bfloat16, queries=512, channels=40) == "torch"
     assert path("cuda", dtype=torch.float64, queries=512) == path("cpu", dtype=torch.float32, queries=512) == "torch"
     monkeypatch.setattr(operators, "forced", "torch")
     assert path("cuda", dtype=torch.bfloat16, queries=512) == "torch"

@@ -25,23 +25,18 @@ forced: str | None = None
 TRITON = importlib.util.find_spec("triton") is not None
 
 
-def path(device: str, *, dtype: torch.dtype, queries: int, channels: int = 64) -> str:
+def path(device: str, *, dtype: torch.dtype, queries: int) -> str:
     """Which implementation computes a call: "torch" (chunked, any device and type) or "triton" (our kernels).
 
-    One query a row (decode) is too little work for the kernels' tiles and takes the plain form, as do keys whose channels are no
-    multiple of 16: a layer with keys of 40 channels (32 and 8) ended in an illegal access on an H200 with Triton 3.6, though no
-    program reads or writes beyond its tensors (every address checked in the interpreter); the cause is not known.
+    One query a row (decode) is too little work for the kernels' tiles and takes the plain form.
     """
-    if forced == "torch" or not TRITON or device != "cuda" or dtype == torch.float64 or queries == 1 or channels % 16:
+    if forced == "torch" or not TRITON or device != "cuda" or dtype == torch.float64 or queries == 1:
         return "torch"
     return "triton"
 
 
 def _chosen(q: Tensor) -> ModuleType:
-    if (
-        paths.note("sparse_attention", path(q.device.type, dtype=q.dtype, queries=q.shape[1], channels=q.shape[3]))
-        == "torch"
-    ):
+    if paths.note("sparse_attention", path(q.device.type, dtype=q.dtype, queries=q.shape[1])) == "torch":
         return plain
     from workbench.ops.sparse_attention import triton as kernels
 

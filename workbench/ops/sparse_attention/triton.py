@@ -45,7 +45,9 @@ LAUNCH: dict[str, dict[str, int]] = {
     "importance": {"num_warps": 4, "num_stages": 2},
     "selected_forward": {"BN": 32, "num_warps": 1, "num_stages": 2},
     "selected_queries": {"BN": 32, "num_warps": 2, "num_stages": 2},
+    "selected_queries 16": {"BN": 32, "num_warps": 1, "num_stages": 3},
     "selected_keys": {"ROWS": 64, "num_warps": 4, "num_stages": 2},
+    "selected_keys 16": {"ROWS": 32, "num_warps": 1, "num_stages": 2},
 }
 """Tiles, warps and stages of loading ahead of each kernel. "selected_forward 64" is that of tiles of 64 rows, "selected_keys 16" that of
 16 keys, where these have one of their own; ROWS are the rows of queries that meet a tile of keys at once, about. Those of selected

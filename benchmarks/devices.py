@@ -1,0 +1,79 @@
+"""One training run on 1, 2, 4 GPUs: how the speed grows, and whether the loss stays what one GPU gives.
+
+    python benchmarks/devices.py full:340m:16                    # as many powers of two as there are GPUs
+    python benchmarks/devices.py full:tiny:4:256 --devices 1 2   # or CPU processes
+
+A case is PATTERN:SCALE:BATCH[:CONTEXT], as in train_throughput.py; the batch is that of all devices together, and `workbench train
+--devices N` trains each case from the same start on the same rows, so that losses at equal steps differ by rounding only. Results go
+to results/benchmarks/devices.json, one entry a case, number and kind of device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from measured import ROOT, keep
+from train_throughput import run_config
+
+sys.path.insert(0, str(ROOT))
+OUTPUT = ROOT / "results" / "benchmarks" / "devices.json"
+
+
+def train(file: Path, folder: Path, devices: int, *overrides: str) -> dict[str, Any]:
+    """`workbench train`, and what its folder says."""
+    from workbench.files import read_jsonl
+
+    begun = time.perf_counter()
+    call = [sys.executable, "-m", "workbench", "train", str(file), *overrides, "--folder", str(folder), "--devices", str(devices)]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": (done.stderr or done.stdout)[-1500:]}
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return {
+        "tokens_per_second": statistics.median(row["tokens_per_second"] for row in rows[1:-1]),
+        "losses": {row["step"]: row["loss"] for row in rows},
+        "wall_seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def main() -> None:
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=["full:340m:16"])
+    parser.add_argument("--devices", type=int, nargs="+", help="default: 1, 2, 4 and so on, as far as there are GPUs")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--corpus-bytes", type=int, default=40_000_000)
+    parser.add_argument("--extra", default="{}", help="JSON laid over the run's fields")
+    parser.add_argument("--output", default=str(OUTPUT))
+    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
+    arguments = parser.parse_args()
+    numbers = arguments.devices or [n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()]
+    results: list[dict[str, Any]] = []
+    for case in arguments.cases:
+        config = run_config(case, arguments.steps, arguments.corpus_bytes, json.loads(arguments.extra))
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "run.yaml"
+            file.write_text(config.model_dump_json())  # JSON is YAML
+            runs = {n: train(file, Path(scratch) / f"on-{n}", n) for n in numbers}
+            first = runs[numbers[0]]
+            for n, run in runs.items():
+                entry = {"case": case, "devices": n, "steps": arguments.steps, **run}
+                if "losses" in run and "losses" in first:
+                    entry["speed_over_first"] = run["tokens_per_second"] / first["tokens_per_second"]
+                    entry["largest_difference_of_loss"] = max(abs(run["losses"][k] - x) for k, x in first["losses"].items())
+                results.append(entry)
+                print(json.dumps(entry), flush=True)
+                keep(Path(arguments.output), results, lambda r: (r["case"], r["devices"]), arguments.code)
+
+
+if __name__ == "__main__":
+    main()
