@@ -32,7 +32,18 @@ def train(file: Path, folder: Path, devices: int, *overrides: str) -> dict[str, 
     from workbench.files import read_jsonl
 
     begun = time.perf_counter()
-    call = [sys.executable, "-m", "workbench", "train", str(file), *overrides, "--folder", str(folder), "--devices", str(devices)]
+    call = [
+        sys.executable,
+        "-m",
+        "workbench",
+        "train",
+        str(file),
+        *overrides,
+        "--folder",
+        str(folder),
+        "--devices",
+        str(devices),
+    ]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": (done.stderr or done.stdout)[-1500:]}
@@ -69,7 +80,9 @@ def main() -> None:
                 entry = {"case": case, "devices": n, "steps": arguments.steps, **run}
                 if "losses" in run and "losses" in first:
                     entry["speed_over_first"] = run["tokens_per_second"] / first["tokens_per_second"]
-                    entry["largest_difference_of_loss"] = max(abs(run["losses"][k] - x) for k, x in first["losses"].items())
+                    entry["largest_difference_of_loss"] = max(
+                        abs(run["losses"][k] - x) for k, x in first["losses"].items()
+                    )
                 results.append(entry)
                 print(json.dumps(entry), flush=True)
                 keep(Path(arguments.output), results, lambda r: (r["case"], r["devices"]), arguments.code)
