@@ -95,7 +95,7 @@ def test_two_workers_on_one_study_do_every_trial_once(corpus: Path, tmp_path: Pa
 def test_more_workers_than_the_file_says_share_the_machine(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    monkeypatch.setattr("workbench.ablation.ablation.usable_cores", lambda: 32)
     asked = ablation(corpus, tmp_path)
     assert asked.threads == 16 and asked.shared_by(1).threads == 16  # as the file says: two workers
     assert asked.shared_by(8).threads == 4 and asked.shared_by(8).config.identity == asked.config.identity

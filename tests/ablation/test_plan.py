@@ -109,7 +109,7 @@ def test_a_second_launch_says_how_the_work_is_carried_out(
     before = ablation(corpus, tmp_path).create().about
     assert before["storage_key"] is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("workbench.ablation.ablation.usable_cores", lambda: 12)
     monkeypatch.setattr("workbench.ablation.ablation.Plan", Mock())  # no database is there
     launch = {"workers": 3, "storage": "postgresql://me@host/studies"}
     again = Ablation.parse(

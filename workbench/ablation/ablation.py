@@ -25,6 +25,11 @@ from workbench.environment import environment
 from workbench.files import locked, read_json, write_json
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on: those of taskset or a container's set, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def visible_gpus() -> list[str]:
     """Names by which CUDA_VISIBLE_DEVICES knows the GPUs of this process."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -74,12 +79,12 @@ class Ablation:
         """Worker processes that ``launch`` starts."""
         if self.config.launch.workers:
             return self.config.launch.workers
-        return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
+        return torch.cuda.device_count() or min(2, usable_cores())
 
     @property
     def threads(self) -> int:
         """Threads of one trial, so that the workers share the machine."""
-        return max(1, (os.cpu_count() or 1) // self.workers)
+        return max(1, usable_cores() // self.workers)
 
     def describe(self, arm: str) -> str:
         """The expanded layer table of an arm."""
