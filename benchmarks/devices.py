@@ -27,27 +27,16 @@ sys.path.insert(0, str(ROOT))
 OUTPUT = ROOT / "results" / "benchmarks" / "devices.json"
 
 
-def train(file: Path, folder: Path, devices: int, *overrides: str) -> dict[str, Any]:
+def train(file: Path, folder: Path, devices: int) -> dict[str, Any]:
     """`workbench train`, and what its folder says."""
-    from workbench.files import read_jsonl
+    from workbench.results.store import RunFolder
 
     begun = time.perf_counter()
-    call = [
-        sys.executable,
-        "-m",
-        "workbench",
-        "train",
-        str(file),
-        *overrides,
-        "--folder",
-        str(folder),
-        "--devices",
-        str(devices),
-    ]
+    call = [sys.executable, "-m", "workbench", "train", str(file), "--folder", str(folder), f"--devices={devices}"]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": (done.stderr or done.stdout)[-1500:]}
-    rows = read_jsonl(folder / "metrics.jsonl")
+    rows = RunFolder(folder).metrics()
     return {
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in rows[1:-1]),
         "losses": {row["step"]: row["loss"] for row in rows},

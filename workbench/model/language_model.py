@@ -268,25 +268,25 @@ class LanguageModel(nn.Module):
         shrink = 1.0 / math.sqrt(2 * len(self.blocks))
 
         @torch.no_grad()  # a thread's own switch
-        def draw(start: Any, name: str, full_name: str, parameter: nn.Parameter, factor: float) -> None:
+        def draw(owned: tuple[str, nn.Module, str, nn.Parameter]) -> None:
+            path, module, name, parameter = owned
+            full_name = f"{path}.{name}".lstrip(".")
+            start: Any = getattr(module, "init_parameter", None)
+            if start is None:
+                raise TypeError(f"{full_name}: {type(module).__name__} owns parameters but has no init_parameter")
             digest = hashlib.sha256(f"{seed}/{full_name}".encode()).digest()
             # drawn on the CPU, so that every device starts from the same numbers
             value = torch.empty(parameter.shape, dtype=torch.float32)
             start(name, value, Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
-            parameter.copy_(value.mul_(factor))
+            if name in getattr(module, "writes_residual", ()):
+                value.mul_(shrink)
+            parameter.copy_(value)
 
+        everything = [
+            (path, module, name, parameter)
+            for path, module in self.named_modules()
+            for name, parameter in module.named_parameters(recurse=False)
+        ]
         # a generator fills its tensor in one thread: 64 experts' 1.7 billion numbers take one thread over 20 s
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            drawn = []
-            for path, module in self.named_modules():
-                for name, parameter in module.named_parameters(recurse=False):
-                    full_name = f"{path}.{name}".lstrip(".")
-                    start = getattr(module, "init_parameter", None)
-                    if start is None:
-                        raise TypeError(
-                            f"{full_name}: {type(module).__name__} owns parameters but has no init_parameter"
-                        )
-                    factor = shrink if name in getattr(module, "writes_residual", ()) else 1.0
-                    drawn.append(threads.submit(draw, start, name, full_name, parameter, factor))
-            for one in drawn:
-                one.result()
+            list(threads.map(draw, everything))  # raises what a thread has raised
