@@ -46,6 +46,10 @@ def _input_gradient(dy_RF: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
 
 @torch.library.custom_op("workbench::grouped_mm_weight", mutates_args=())
 def _weight_gradient(x_RD: Tensor, dy_RF: Tensor, ends_E: Tensor) -> Tensor:
+    if path(x_RD.device.type, x_RD.dtype) == "triton":
+        from workbench.ops.experts import triton as kernels
+
+        return kernels.weight_gradient(x_RD, dy_RF, ends_E)
     return F.grouped_mm(x_RD.t(), dy_RF, offs=ends_E)
 
 

@@ -3,7 +3,8 @@
 
 A token's row is read once and written to its K places, or its K rows are read and summed in fp32 and written once; each is
 the gradient of the other. The gated activation is one pass forward and one back, in which it is made again. Rows at and
-behind ``end``, a number on the device, belong to no expert: they are neither read nor written, whatever they hold.
+behind ``end``, a number on the device, belong to no expert: they are neither read nor written, whatever they hold. The gradient of
+the experts' weights is a product over rows, in which those of the fullest expert are summed one after the other: they begin first.
 
 Legend: N tokens, K choices of a token, R = N·K rows sorted by expert, D width, E experts, F hidden, C categories. What
 products compute is multiplied in the type it is in and summed in fp32.
@@ -20,6 +21,11 @@ CHOICES, STEP = 256, 32
 """Choices that one program sorts; how many of them, or of the categories, it holds against each other at once."""
 COLUMNS, TILE = 1024, 2048
 """Most columns of a row that a program holds; numbers of one tensor that a program of the gated activation holds."""
+LAUNCH = {2: {"ROWS": 64, "LEFT": 128, "RIGHT": 128, "num_warps": 4, "num_stages": 3},
+          4: {"ROWS": 32, "LEFT": 64, "RIGHT": 64, "num_warps": 4, "num_stages": 2}}  # fmt: skip
+"""Tiles of the gradient of weights by bytes a number: rows at a time, columns of inputs and of outputs."""
+MOST_RANKED = 256
+"""Experts up to which every program of that gradient ranks them by their rows; beyond they are taken as they come."""
 
 
 # -- where rows go -------------------------------------------------------------------------------------------------------
@@ -241,3 +247,61 @@ def _keep(ctx, inputs, output) -> None:
 gated.register_autograd(
     lambda ctx, dhidden_RF: (*_gated_backward(dhidden_RF, *ctx.saved_tensors), None), setup_context=_keep
 )
+
+
+# -- the gradient of weights ---------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _fullest(ends, rank, E: tl.constexpr, WIDE: tl.constexpr):
+    """The expert of this rank by its rows; of equal ones the first."""
+    e = tl.arange(0, WIDE)
+    rows = tl.load(ends + e, mask=e < E, other=0) - tl.load(ends + e - 1, mask=(e > 0) & (e < E), other=0)
+    rows = tl.where(e < E, rows, -1)
+    ahead = (rows[None, :] > rows[:, None]) | ((rows[None, :] == rows[:, None]) & (e[None, :] < e[:, None]))
+    return tl.sum(tl.where(tl.sum(ahead.to(tl.int32), axis=1) == rank, e, 0), axis=0)
+
+
+@triton.jit
+def _weight_kernel(
+    x, dy, ends, dw, E: tl.constexpr, D: tl.constexpr, F: tl.constexpr, WIDE: tl.constexpr, LEFT: tl.constexpr,
+    RIGHT: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dw = xᵀ dy over the rows of one expert: a tile of (D, F). Tiles of one expert run side by side and share what they read."""
+    across: tl.constexpr = (F + RIGHT - 1) // RIGHT
+    tiles: tl.constexpr = (D + LEFT - 1) // LEFT * across
+    e = tl.program_id(0) // tiles
+    if WIDE > 0:
+        e = _fullest(ends, e, E, WIDE)
+    tile = tl.program_id(0) % tiles
+    d = tile // across * LEFT + tl.arange(0, LEFT)
+    f = tile % across * RIGHT + tl.arange(0, RIGHT)
+    end = tl.load(ends + e)
+    start = tl.load(ends + e - 1, mask=e > 0, other=0)
+    total = tl.zeros((LEFT, RIGHT), tl.float32)
+    r = start.to(tl.int64) + tl.arange(0, ROWS)
+    at_x, at_dy = x + r[:, None] * D + d[None, :], dy + r[:, None] * F + f[None, :]
+    whole = (end - start) // ROWS
+    for _ in range(whole):  # without a mask over rows
+        left = tl.load(at_x, mask=(d < D)[None, :], other=0.0)
+        right = tl.load(at_dy, mask=(f < F)[None, :], other=0.0)
+        total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
+        at_x += ROWS * D
+        at_dy += ROWS * F
+    here = (r + whole * ROWS < end)[:, None]
+    left = tl.load(at_x, mask=here & (d < D)[None, :], other=0.0)
+    right = tl.load(at_dy, mask=here & (f < F)[None, :], other=0.0)
+    total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
+    at = dw + e.to(tl.int64) * D * F + d[:, None] * F + f[None, :]
+    tl.store(at, total.to(dw.dtype.element_ty), mask=(d < D)[:, None] & (f < F)[None, :])
+
+
+def weight_gradient(x_RD: Tensor, dy_RF: Tensor, ends_E: Tensor) -> Tensor:
+    """(E, D, F): xᵀ dy over the rows of every expert, summed in fp32 and rounded once; zero where an expert has none."""
+    x_RD, dy_RF = x_RD.contiguous(), dy_RF.contiguous()
+    E, D, F = len(ends_E), x_RD.shape[1], dy_RF.shape[1]
+    dw_EDF, launch = x_RD.new_empty(E, D, F), LAUNCH[x_RD.element_size()]
+    grid = (E * triton.cdiv(D, launch["LEFT"]) * triton.cdiv(F, launch["RIGHT"]),)
+    wide = triton.next_power_of_2(E) if E <= MOST_RANKED else 0
+    _weight_kernel[grid](x_RD, dy_RF, ends_E, dw_EDF, E=E, D=D, F=F, WIDE=wide, PRECISION="tf32x3", **launch)
+    return dw_EDF

@@ -126,9 +126,10 @@ def _logits_backward(dy_NC: Tensor, x_ND: Tensor, weight_CD: Tensor) -> tuple[Te
     spans, places = triton.cdiv(N, SPAN), triton.cdiv(D, columns)
     part = x_ND.new_empty(spans, C, D, dtype=torch.float32)
     options = {**blocks, "COLUMNS": columns}
-    _input_kernel[(triton.cdiv(N, TOKENS), places)](
-        dy_NC, weight_CD, dx_ND, N, C, D, **{**options, "CATEGORIES": min(32, blocks["CATEGORIES"]), "num_warps": 4}
-    )
+    _input_kernel[(triton.cdiv(N, 2 * TOKENS), places)](
+        dy_NC, weight_CD, dx_ND, N, C, D,
+        **{**options, "TOKENS": 2 * TOKENS, "CATEGORIES": min(64, blocks["CATEGORIES"]), "num_warps": 4},
+    )  # fmt: skip
     grid = spans, triton.cdiv(C, blocks["CATEGORIES"]), places
     _weight_kernel[grid](dy_NC, x_ND, part, N, C, D, SPAN=SPAN, **{**options, "TOKENS": min(32, TOKENS)})
     return dx_ND, part.sum(0).to(weight_CD.dtype)
