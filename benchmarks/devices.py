@@ -63,9 +63,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "run.yaml"
             file.write_text(config.model_dump_json())  # JSON is YAML
-            runs = {n: train(file, Path(scratch) / f"on-{n}", n) for n in numbers}
-            first = runs[numbers[0]]
-            for n, run in runs.items():
+            first: dict[str, Any] = {}
+            for n in numbers:
+                run = train(file, Path(scratch) / f"on-{n}", n)
+                first = first or run
                 entry = {"case": case, "devices": n, "steps": arguments.steps, **run}
                 if "losses" in run and "losses" in first:
                     entry["speed_over_first"] = run["tokens_per_second"] / first["tokens_per_second"]

@@ -1,5 +1,7 @@
 """Holds the kernels against the chunked form: in Triton's interpreter on the CPU, or on a device.
 
+    python tests/ops/sparse_kernels.py SEED [DEVICE [PART DTYPE]]
+
 Run as a script by tests/ops/test_sparse_kernels.py, since TRITON_INTERPRET is read when triton is imported.
 """
 
@@ -146,47 +148,54 @@ def check_selected_kernels(dtype: torch.dtype, allowed: float) -> None:
     check_selected(6, 2, 1, 16, 16, block=80, n=2, share=1, mean=0, offset=80, **more)
 
 
-def check_device(dtype: torch.dtype, allowed: float) -> None:
-    """Sizes that only a device is quick enough for: every group size, several tiles, several items a list."""
-    more = {"dtype": dtype, "allowed": allowed}
-    for R, K, block, share in (
-        (1, 64, 64, 1),
-        (2, 64, 32, 1),
-        (3, 80, 16, 1),
-        (4, 128, 64, 1),
-        (8, 64, 16, 4),
-        (16, 64, 64, 1),
-    ):
-        check_selected(700, 2 * R, 2, K, K, block=block, n=6, share=share, mean=200, offset=0, **more)
-        check_selection(
-            700, 2 * R, 2, K, blocks=Blocks(2 * block, block, block, 5, share=share), mean=200, dtype=torch.float32
-        )
-        check_range(700, 2 * R, 2, K, K, length=1, stride=1, window=100, softcap=0.0, mean=200, offset=0, **more)
-    check_selected(3000, 4, 1, 96, 64, block=16, n=32, share=4, mean=0, offset=0, apart=False, **more)
-    check_selected(3000, 4, 1, 192, 128, block=16, n=32, share=4, mean=900, offset=0, apart=False, **more)
-    check_selected(
-        2000, 16, 1, 64, 64, block=64, n=1, share=1, mean=0, offset=0, **more
-    )  # one block for all: long lists
-    for K, V, apart in ((96, 64, False), (96, 64, True), (40, 32, False), (48, 32, False), (192, 128, False)):
-        check_range(
-            3000, 4, 1, K, V, length=32, stride=16, window=0, softcap=0.0, mean=0, offset=0, apart=apart, **more
-        )
-    check_selected(1000, 16, 2, 40, 32, block=8, n=12, share=4, mean=0, offset=0, apart=False, **more)
-    check_selected(1000, 16, 4, 64, 64, block=64, n=6, share=1, mean=300, offset=0, **more)
+GROUPS = ((1, 64, 64, 1), (2, 64, 32, 1), (3, 80, 16, 1), (4, 128, 64, 1), (8, 64, 16, 4), (16, 64, 64, 1))
+"""Heads of a group, channels, block, tokens that share a selection."""
+
+
+def check_group(number: int, dtype: torch.dtype, allowed: float) -> None:
+    """Sizes that only a device is quick enough for: several tiles, several items a list."""
+    R, K, block, share = GROUPS[number]
+    more = {"mean": 200, "offset": 0, "dtype": dtype, "allowed": allowed}
+    check_selected(700, 2 * R, 2, K, K, block=block, n=6, share=share, **more)
+    check_selection(
+        700, 2 * R, 2, K, blocks=Blocks(2 * block, block, block, 5, share=share), mean=200, dtype=torch.float32
+    )
+    check_range(700, 2 * R, 2, K, K, length=1, stride=1, window=100, softcap=0.0, **more)
+
+
+def check_long(dtype: torch.dtype, allowed: float) -> None:
+    more = {"offset": 0, "dtype": dtype, "allowed": allowed}
+    check_selected(3000, 4, 1, 96, 64, block=16, n=32, share=4, mean=0, apart=False, **more)
+    check_selected(3000, 4, 1, 192, 128, block=16, n=32, share=4, mean=900, apart=False, **more)
+    check_selected(2000, 16, 1, 64, 64, block=64, n=1, share=1, mean=0, **more)  # one block for all: long lists
+    check_selected(1000, 16, 2, 40, 32, block=8, n=12, share=4, mean=0, apart=False, **more)
+    check_selected(1000, 16, 4, 64, 64, block=64, n=6, share=1, mean=300, **more)
     check_selection(5000, 16, 1, 64, blocks=Blocks(32, 16, 64, 16), mean=0, dtype=torch.float32)
+
+
+def check_pooled(dtype: torch.dtype, allowed: float) -> None:
+    more = {"length": 32, "stride": 16, "window": 0, "softcap": 0.0, "mean": 0, "offset": 0, "dtype": dtype}
+    for K, V, apart in ((96, 64, False), (96, 64, True), (40, 32, False), (48, 32, False), (192, 128, False)):
+        check_range(3000, 4, 1, K, V, apart=apart, allowed=allowed, **more)
+
+
+def check(part: str, dtype: torch.dtype, allowed: float) -> None:
+    if part == "small":
+        check_range_kernels(dtype, allowed)
+        check_selected_kernels(dtype, allowed)
+        check_selection_kernels(torch.float32)
+    elif part.isdecimal():
+        check_group(int(part), dtype, allowed)
+    else:
+        {"long": check_long, "pooled": check_pooled}[part](dtype, allowed)
 
 
 def main() -> None:
     torch.manual_seed(int(sys.argv[1]))
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-    device = DEVICE != "cpu"
-    for dtype, allowed in ((torch.float32, 3e-6), (torch.bfloat16, 1e-2))[: 2 if device else 1]:
-        check_range_kernels(dtype, allowed)
-        check_selected_kernels(dtype, allowed)
-        if device:
-            check_device(dtype, allowed)
-    check_selection_kernels(torch.float32)
+    part, dtype = sys.argv[3:] or ("small", "float32")
+    check(part, getattr(torch, dtype), {"float32": 3e-6, "bfloat16": 1e-2}[dtype])
     print("kernels agree")
 
 

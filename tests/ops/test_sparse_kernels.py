@@ -17,8 +17,8 @@ from workbench.ops.sparse_attention import operators, path
 SCRIPT = Path(__file__).with_name("sparse_kernels.py")
 
 
-def run(device: str, **variables: str) -> None:
-    call = [sys.executable, str(SCRIPT), str(torch.initial_seed()), device]
+def run(*arguments: str, **variables: str) -> None:
+    call = [sys.executable, str(SCRIPT), str(torch.initial_seed()), *arguments]
     done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, **variables}, check=False)
     assert "kernels agree" in done.stdout, done.stderr[-3000:]
 
@@ -39,8 +39,10 @@ def test_kernels_are_taken_where_they_can_be(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_the_device_the_kernels_are_the_chunked_form() -> None:
-    run("cuda")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("part", ["small", "long", "pooled", *map(str, range(6))])  # minutes of compiling: for xdist
+def test_on_the_device_the_kernels_are_the_chunked_form(part: str, dtype: str) -> None:
+    run("cuda", part, dtype)
 
 
 SMALL: dict[str, Any] = {
