@@ -160,7 +160,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     here.path = routing.path = lambda device, dtype, backend="grouped_mm": "loop" if backend == "loop" else "triton"  # type: ignore[assignment]
     kernels.CHOICES, kernels.STEP, kernels.COLUMNS, kernels.TILE = 32, 16, 16, 64
-    kernels.LAUNCH = dict.fromkeys((2, 4), {"ROWS": 4, "LEFT": 16, "RIGHT": 16})
+    kernels.LAUNCH = {size: {"ROWS": 4, "LEFT": 16, "RIGHT": 16} for size in (2, 4)}
     F.grouped_mm = poisoned(F.grouped_mm)
     poison_new_memory()
     check_routes("cpu", ((1, 1, 1), (20, 7, 3), (40, 2, 40)))
