@@ -1,6 +1,6 @@
 """How many trials of a small model a device trains best at a time, and how soon a trial trains.
 
-    python benchmarks/trials_per_gpu.py                      # on a GPU: 1, 2, 4, 8 and 12 workers, about two minutes
+    python benchmarks/trials_per_gpu.py                      # on a GPU: 1, 2, 4, 8 and 12 workers, about five minutes
     python benchmarks/trials_per_gpu.py --smoke              # on a CPU: whether it works at all
 
 One ablation of one arm, every worker a process with trials of its own as `launch.workers` starts them. Its caches of compiled
@@ -137,8 +137,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 12])
     parser.add_argument("--steps", type=int, default=600, help="of one trial")
     parser.add_argument("--trials", type=int, default=150, help="at most; those left at the end are not run")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of counting at each number of workers")
-    parser.add_argument("--limit", type=float, default=115.0, help="seconds after which no further number is begun")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of counting at each number of workers")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds after which no further number is begun")
     parser.add_argument("--corpus-bytes", type=int, default=2_000_000)
     parser.add_argument("--smoke", action="store_true", help="a model of nothing, one and two workers")
     parser.add_argument("--output", default=str(OUTPUT))

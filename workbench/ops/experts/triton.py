@@ -263,7 +263,7 @@ def _fullest(ends, rank, E: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _weight_kernel(
+def _weight_gradient_kernel(
     x, dy, ends, dw, E: tl.constexpr, D: tl.constexpr, F: tl.constexpr, WIDE: tl.constexpr, LEFT: tl.constexpr,
     RIGHT: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -303,5 +303,5 @@ def weight_gradient(x_RD: Tensor, dy_RF: Tensor, ends_E: Tensor) -> Tensor:
     dw_EDF, launch = x_RD.new_empty(E, D, F), LAUNCH[x_RD.element_size()]
     grid = (E * triton.cdiv(D, launch["LEFT"]) * triton.cdiv(F, launch["RIGHT"]),)
     wide = triton.next_power_of_2(E) if E <= MOST_RANKED else 0
-    _weight_kernel[grid](x_RD, dy_RF, ends_E, dw_EDF, E=E, D=D, F=F, WIDE=wide, PRECISION="tf32x3", **launch)
+    _weight_gradient_kernel[grid](x_RD, dy_RF, ends_E, dw_EDF, E=E, D=D, F=F, WIDE=wide, PRECISION="tf32x3", **launch)
     return dw_EDF
