@@ -29,6 +29,7 @@ from workbench.data import StepLoader
 from workbench.data.packing import NOTHING, RowStream
 from workbench.model.config import Span
 from workbench.training.config import RunConfig
+from workbench.training.memory import give_back_freed_memory
 from workbench.training.module import Training
 
 __all__ = ["Measured", "measure", "shrunken", "whole"]
@@ -247,6 +248,8 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
         if torch.cuda.is_available():
             torch._dynamo.reset()  # what was compiled stays in the cache on disk, where trials find it
             torch.cuda.empty_cache()
+        else:  # this may be a notebook, and not about to train
+            give_back_freed_memory()
 
 
 def shrunken(spans: Sequence[Span]) -> list[tuple[tuple[Span, ...], Span | None, int]]:

@@ -36,6 +36,7 @@ from workbench.training import parallel
 from workbench.training.checkpoint import SafeCheckpointIO, latest
 from workbench.training.config import RunConfig, TrainingConfig, describe_run
 from workbench.training.health import Diverged
+from workbench.training.memory import keep_freed_memory
 from workbench.training.module import Recorder, Stopped, Training
 
 SAMPLED_ROWS = 64
@@ -119,6 +120,8 @@ def train(
 
 def trainer_for(training: TrainingConfig, devices: int, callback: L.Callback) -> L.Trainer:
     """Lightning's loop for a run: nothing of its own is written, shown or caught."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings say nothing about the run
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
