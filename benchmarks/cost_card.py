@@ -162,7 +162,7 @@ def note(case: str, found: dict[str, Any], results: list[dict[str, Any]], argume
         entry["error"] = found["error"]
     results.append(entry)
     print(json.dumps(entry), flush=True)
-    keep(Path(arguments.output), results, lambda r: r["case"], arguments.code,
+    keep(Path(arguments.output), results, lambda r: r["case"],
          threads=arguments.threads)  # fmt: skip
 
 
@@ -175,7 +175,6 @@ def main() -> None:
     parser.add_argument("--cache", default=str(ROOT / "results" / "benchmarks" / "cache"))
     parser.add_argument("--extra", default="{}", help="JSON laid over every run's fields")
     parser.add_argument("--output", default=str(OUTPUT))
-    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     import torch

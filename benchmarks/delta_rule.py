@@ -115,13 +115,11 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["8x4096x8x128", "1x32768x8x128"], help="BxTxHxK")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--no-peers", action="store_true", help="our kernels only")
-    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
     parser.add_argument("--output", default=str(OUTPUT))
     arguments = parser.parse_args()
     from workbench.environment import environment, version
 
     where = {**environment(), "fla": version("fla-core"), "date": time.strftime("%Y-%m-%d")}
-    where["code"] = arguments.code or where["code"]
     results: list[dict[str, Any]] = []
     implementations = {"ours": ours} if arguments.no_peers else {"ours": ours, "fla": theirs}
     # ours for every case first: fla's search may outlast the time there is

@@ -54,7 +54,6 @@ def main() -> None:
     parser.add_argument("--corpus-bytes", type=int, default=40_000_000)
     parser.add_argument("--extra", default="{}", help="JSON laid over the run's fields")
     parser.add_argument("--output", default=str(OUTPUT))
-    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
     arguments = parser.parse_args()
     numbers = arguments.devices or [n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()]
     results: list[dict[str, Any]] = []
@@ -75,7 +74,7 @@ def main() -> None:
                     )
                 results.append(entry)
                 print(json.dumps(entry), flush=True)
-                keep(Path(arguments.output), results, lambda r: (r["case"], r["devices"]), arguments.code)
+                keep(Path(arguments.output), results, lambda r: (r["case"], r["devices"]))
 
 
 if __name__ == "__main__":

@@ -23,16 +23,13 @@ def in_process(script: str, job: str) -> dict[str, Any]:
     return json.loads(lines[-1][7:]) if lines else {"error": (done.stderr or done.stdout)[-1500:]}
 
 
-def keep(
-    path: Path, results: list[dict[str, Any]], key: Callable[[dict[str, Any]], Hashable], code: str | None, **where: Any
-) -> None:
+def keep(path: Path, results: list[dict[str, Any]], key: Callable[[dict[str, Any]], Hashable], **where: Any) -> None:
     """Write results with where and when they were measured; earlier entries stay unless a new one of that device has their key."""
     from workbench.environment import environment
 
     path.parent.mkdir(parents=True, exist_ok=True)
     old = json.loads(path.read_text())["results"] if path.exists() else []
     where = {**environment(), **where, "date": time.strftime("%Y-%m-%d")}
-    where["code"] = code or where["code"]
     new = [{**result, "environment": where} for result in results]
 
     def full(result: dict[str, Any]) -> Hashable:

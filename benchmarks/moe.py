@@ -240,7 +240,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="rows to measure; default all")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, not compiled")
-    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
     parser.add_argument("--output", default=str(OUTPUT))
     arguments = parser.parse_args()
     if arguments.smoke:
@@ -249,7 +248,6 @@ def main() -> None:
     from workbench.environment import environment
 
     where = {**environment(), "date": time.strftime("%Y-%m-%d")}
-    where["code"] = arguments.code or where["code"]
     results: list[dict[str, Any]] = []
 
     def tell(row: dict[str, Any]) -> None:

@@ -437,7 +437,6 @@ def main() -> None:
     parser.add_argument("--kv-heads", nargs="*", type=int, default=[1, 4])
     parser.add_argument("--output", default=str(OUTPUT))
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
     arguments = parser.parse_args()
     lengths = [tuple(map(int, x.split("x"))) for x in arguments.lengths] if arguments.lengths else LENGTHS
     torch.manual_seed(0)
@@ -451,7 +450,6 @@ def main() -> None:
         rows.append(row)
         print(f"{time.time() - begun:6.1f} s", json.dumps(row), flush=True)
         where = {**environment(), "fla": version("fla-core"), "date": time.strftime("%Y-%m-%d")}
-        where["code"] = arguments.code or where["code"]
         path = Path(arguments.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(

@@ -258,7 +258,6 @@ def main() -> None:
     parser.add_argument("--label", default="", help="what to call the cases with these fields, such as moe")
     parser.add_argument("--profile", default="", help="file for a kernel table of the bare loop")
     parser.add_argument("--output", default=str(OUTPUT))
-    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -277,7 +276,7 @@ def main() -> None:
             found |= {"case": f"{found['case']} {arguments.label}", "extra": json.loads(arguments.extra)}
         results.append({**found, "wall_seconds": round(time.time() - begun, 1)})
         print(json.dumps(results[-1]), flush=True)
-        keep(Path(arguments.output), results, lambda r: (r.get("mode"), r["case"]), arguments.code)
+        keep(Path(arguments.output), results, lambda r: (r.get("mode"), r["case"]))
     top = next((r["flops_per_second"] for r in results if r.get("mode") == "ceiling"), None)
     print(
         f"\n{'mode':7s} {'case':28s} {'tokens/s':>10s} {'TFLOP/s':>8s} {'of ceiling':>10s} {'peak GiB':>9s} {'first step s':>12s}"

@@ -142,7 +142,6 @@ def main() -> None:
     parser.add_argument("--corpus-bytes", type=int, default=2_000_000)
     parser.add_argument("--smoke", action="store_true", help="a model of nothing, one and two workers")
     parser.add_argument("--output", default=str(OUTPUT))
-    parser.add_argument("--code", default=None, help="commit of the code, where this is not a git checkout")
     options = parser.parse_args()
     if options.smoke:
         options.case, options.workers, options.steps, options.trials = "full+gdn:tiny:2:32", [1, 2], 60, 40
@@ -190,7 +189,7 @@ def main() -> None:
             "reasons": reasons, "wall_seconds": round(time.monotonic() - begun, 1),
         }  # fmt: skip
     if not options.smoke:
-        keep(Path(options.output), [entry], lambda r: (r["case"], r["environment"]["device"]), options.code,
+        keep(Path(options.output), [entry], lambda r: (r["case"], r["environment"]["device"]),
              cores=os.cpu_count())  # fmt: skip
     print(f"\n{'workers':>8s} {'tokens/s':>10s} {'trials/min':>11s}")
     for row in entry["levels"]:

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
+from workbench.environment import environment
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "base.training.tokens=8192", "base.model.width=32", "base.model.depth=4", "base.model.vocabulary=300",
@@ -38,10 +40,15 @@ def test_pyproject_lock_and_environment_hold_together() -> None:
             continue
         assert version, f"{requirement.name} is not pinned in requirements.lock"
         assert requirement.specifier.contains(version), f"{requirement}: the lock says {version}"
-    environment = YAML(typ="safe").load(ROOT / "environment.yml")
-    python, _, pip = environment["dependencies"]
+    conda = YAML(typ="safe").load(ROOT / "environment.yml")
+    python, _, pip = conda["dependencies"]
     assert python == f"python{project['requires-python']}"
     assert pip["pip"] == ["-c requirements.lock", "-e .[dev]"]
+
+
+def test_a_copy_without_git_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_CODE", "0123abc")
+    assert environment()["code"].endswith("+0123abc")
 
 
 def test_notebooks_carry_no_outputs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError
@@ -23,7 +24,10 @@ def version(name: str) -> str:
 
 
 def code_version() -> str:
-    """The version of this package, with the commit where it is a git checkout."""
+    """The version of this package, with the commit: as the environment variable WORKBENCH_CODE names it, for copies without git
+    (a container image, a cluster's scratch folder), or that of the git checkout."""
+    if named := os.environ.get("WORKBENCH_CODE"):
+        return f"{version('workbench')}+{named}"
     root = Path(__file__).parents[1]
     if (root / ".git").exists():
         call = ["git", "-C", str(root), "describe", "--always", "--dirty"]
