@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+ROOT = Path(__file__).parents[1]
+NOT_INSTALLED = "not installed"
 LIBRARIES = ("torch", "triton", "lightning", "optuna", "tokenizers", "numpy")
 
 
@@ -20,21 +22,19 @@ def version(name: str) -> str:
     try:
         return installed_version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 def code_version() -> str:
-    """The version of this package, with the commit: as the environment variable WORKBENCH_CODE names it, for copies without git
-    (a container image, a cluster's scratch folder), or that of the git checkout."""
-    if named := os.environ.get("WORKBENCH_CODE"):
-        return f"{version('workbench')}+{named}"
-    root = Path(__file__).parents[1]
-    if (root / ".git").exists():
-        call = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    """The version of this package with the commit: of its git checkout, or as the environment variable WORKBENCH_CODE names it, for
+    copies without git (a container image, a cluster's scratch folder)."""
+    installed, commit = version("workbench"), os.environ.get("WORKBENCH_CODE", "")
+    if (ROOT / ".git").exists():
+        call = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
         answer = subprocess.run(call, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            return f"{version('workbench')}+{answer.stdout.strip()}"
-    return version("workbench")
+        commit = answer.stdout.strip() if answer.returncode == 0 else commit
+    known = [part for part in (installed, commit) if part and part != NOT_INSTALLED]
+    return "+".join(known) or NOT_INSTALLED
 
 
 def environment() -> dict[str, Any]:

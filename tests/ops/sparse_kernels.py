@@ -164,6 +164,7 @@ def check_group(number: int, dtype: torch.dtype, allowed: float) -> None:
 
 
 def check_long(dtype: torch.dtype, allowed: float) -> None:
+    """Many selected blocks, long lists of who selected a block, keys that are their values."""
     more = {"offset": 0, "dtype": dtype, "allowed": allowed}
     check_selected(3000, 4, 1, 96, 64, block=16, n=32, share=4, mean=0, apart=False, **more)
     check_selected(3000, 4, 1, 192, 128, block=16, n=32, share=4, mean=900, apart=False, **more)
@@ -174,12 +175,14 @@ def check_long(dtype: torch.dtype, allowed: float) -> None:
 
 
 def check_pooled(dtype: torch.dtype, allowed: float) -> None:
+    """Pooled blocks, channels of one part and of two."""
     more = {"length": 32, "stride": 16, "window": 0, "softcap": 0.0, "mean": 0, "offset": 0, "dtype": dtype}
     for K, V, apart in ((96, 64, False), (96, 64, True), (40, 32, False), (48, 32, False), (192, 128, False)):
         check_range(3000, 4, 1, K, V, apart=apart, allowed=allowed, **more)
 
 
 def check(part: str, dtype: torch.dtype, allowed: float) -> None:
+    """What one process checks (on a device nearly all the time goes into compiling): small, long, pooled, a number of a group."""
     if part == "small":
         check_range_kernels(dtype, allowed)
         check_selected_kernels(dtype, allowed)

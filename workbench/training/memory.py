@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Settings of glibc's mallopt(3)."""
@@ -16,18 +18,21 @@ def _library() -> ctypes.CDLL | None:
         return None  # not glibc
 
 
-def keep_freed_memory() -> bool:
-    """Let this process keep large blocks that it frees, for the next step; whether it could be arranged (glibc only).
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within, large blocks that this process frees stay for the next step (glibc only; elsewhere nothing happens).
 
     glibc gives them back to the system, which hands them out again page by page, filled with zeros. How often depends on what else
     lies in memory, so that a model of few layers lost more than one of many: tiny `nsa` models trained a quarter slower a layer
-    in the shrunken runs of the cost card than whole, and whole ones 6 % slower than they do now (one CPU core, glibc 2.36).
+    in the shrunken runs of the cost card than whole (one CPU core, glibc 2.36). At the end what is free is given back once; the
+    setting itself lasts as long as the process, since glibc cannot be set to the rule that it starts with.
     """
-    library = _library()
-    return library is not None and bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, -1))
-
-
-def give_back_freed_memory() -> None:
-    """Give to the system what is free now."""
-    if (library := _library()) is not None:
+    if (library := _library()) is None:
+        yield
+        return
+    library.mallopt(M_MMAP_MAX, 0)
+    library.mallopt(M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
         library.malloc_trim(0)

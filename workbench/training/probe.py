@@ -16,6 +16,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from workbench.data import StepLoader
 from workbench.data.packing import NOTHING, RowStream
 from workbench.model.config import Span
 from workbench.training.config import RunConfig
-from workbench.training.memory import give_back_freed_memory
+from workbench.training.memory import freed_memory_kept
 from workbench.training.module import Training
 
 __all__ = ["Measured", "measure", "shrunken", "whole"]
@@ -233,7 +234,8 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
     random = torch.get_rng_state()
     module = trainer = None
     try:
-        with repeatable(strict=training.deterministic), warnings.catch_warnings():
+        memory = nullcontext() if torch.cuda.is_available() else freed_memory_kept()
+        with repeatable(strict=training.deterministic), memory, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = Training(config)
             module.diagnose_at = set()  # few steps of a run are watched
@@ -248,8 +250,6 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
         if torch.cuda.is_available():
             torch._dynamo.reset()  # what was compiled stays in the cache on disk, where trials find it
             torch.cuda.empty_cache()
-        else:  # this may be a notebook, and not about to train
-            give_back_freed_memory()
 
 
 def shrunken(spans: Sequence[Span]) -> list[tuple[tuple[Span, ...], Span | None, int]]:

@@ -36,7 +36,7 @@ from workbench.training import parallel
 from workbench.training.checkpoint import SafeCheckpointIO, latest
 from workbench.training.config import RunConfig, TrainingConfig, describe_run
 from workbench.training.health import Diverged
-from workbench.training.memory import keep_freed_memory
+from workbench.training.memory import freed_memory_kept
 from workbench.training.module import Recorder, Stopped, Training
 
 SAMPLED_ROWS = 64
@@ -88,11 +88,12 @@ def train(
     config = RunConfig.parse(folder.about()["config"])
     _check_devices(devices, config)
     same_numbers = repeatable(strict=config.training.deterministic)
+    memory = contextlib.nullcontext() if torch.cuda.is_available() else freed_memory_kept()
     if parallel.is_started_by_another_rank():  # rank 0 keeps the folder
-        with same_numbers, contextlib.suppress(Stopped, Diverged):  # rank 0 tells
+        with same_numbers, memory, contextlib.suppress(Stopped, Diverged):  # rank 0 tells
             return _train(folder, Path(cache), should_stop, devices, tell)
         return {"status": "ended", "reason": "see rank 0"}
-    with same_numbers, folder.hold() as mine:
+    with same_numbers, memory, folder.hold() as mine:
         if not mine:
             return {"status": "busy", "reason": "another process is running it"}
         if folder.result():
@@ -120,8 +121,6 @@ def train(
 
 def trainer_for(training: TrainingConfig, devices: int, callback: L.Callback) -> L.Trainer:
     """Lightning's loop for a run: nothing of its own is written, shown or caught."""
-    if not torch.cuda.is_available():
-        keep_freed_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings say nothing about the run
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

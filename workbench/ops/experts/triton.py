@@ -24,7 +24,7 @@ COLUMNS, TILE = 1024, 2048
 LAUNCH = {2: {"ROWS": 64, "LEFT": 128, "RIGHT": 128, "num_warps": 4, "num_stages": 3},
           4: {"ROWS": 32, "LEFT": 64, "RIGHT": 64, "num_warps": 4, "num_stages": 2}}  # fmt: skip
 """Tiles of the gradient of weights by bytes a number: rows at a time, columns of inputs and of outputs."""
-MOST_RANKED = 256
+MOST_RANKED = 128
 """Experts up to which every program of that gradient ranks them by their rows; beyond they are taken as they come."""
 
 

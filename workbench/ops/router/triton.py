@@ -4,8 +4,8 @@
 Every fp32 number is split into two of tf32 and three products of them are made; the sum over the steps of a program's loop is left
 outside the tensor cores, which cut off where fp32 rounds (seen in the code that Triton 3.6 makes for sm_90).
 
-Legend: N tokens, D width, C categories, K choices of a token. A program holds ``TOKENS`` tokens, up to ``CATEGORIES`` categories
-and ``COLUMNS`` columns of the width.
+Legend: N tokens, D width, C categories, K choices of a token. A program holds ``TOKENS`` tokens (twice as many for the gradient by
+x), up to ``CATEGORIES`` categories and ``COLUMNS`` columns of the width.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def _logits_backward(dy_NC: Tensor, x_ND: Tensor, weight_CD: Tensor) -> tuple[Te
     options = {**blocks, "COLUMNS": columns}
     _input_kernel[(triton.cdiv(N, 2 * TOKENS), places)](
         dy_NC, weight_CD, dx_ND, N, C, D,
-        **{**options, "TOKENS": 2 * TOKENS, "CATEGORIES": min(64, blocks["CATEGORIES"]), "num_warps": 4},
+        # half the programs read the weights half as often
+        **{**options, "TOKENS": 2 * TOKENS, "CATEGORIES": min(32, blocks["CATEGORIES"]), "num_warps": 4},
     )  # fmt: skip
     grid = spans, triton.cdiv(C, blocks["CATEGORIES"]), places
     _weight_kernel[grid](dy_NC, x_ND, part, N, C, D, SPAN=SPAN, **{**options, "TOKENS": min(32, TOKENS)})
