@@ -66,6 +66,19 @@ def test_every_mistake_at_once_with_its_path() -> None:
         assert "rate" in problems(Outer.parse, {"rate": value})
 
 
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("inner.width", {"inner": {"width": 10**400}}),
+        ("rate", {"rate": -(2**63)}),
+        ("names[1]", {"names": ["a", 2**63]}),
+    ],
+)
+def test_whole_numbers_beyond_64_bits_are_refused(path: str, data: dict[str, Any]) -> None:
+    text = problems(Outer.parse, data)
+    assert text.startswith(f"{path}: got ") and "at most 9223372036854775807" in text
+
+
 def test_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
         Outer().rate = 1.0  # type: ignore[misc]

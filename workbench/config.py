@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic._internal._model_construction import ModelMetaclass
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -23,6 +23,8 @@ from ruamel.yaml.error import YAMLError
 __all__ = ["Config", "ConfigError", "Problem", "apply_overrides", "deep_merge", "flatten", "nearest", "read_yaml"]
 
 
+LARGEST = 2**63 - 1
+"""Largest whole number in a configuration: what tensors and files hold."""
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[\w-]+)+")
 
 
@@ -145,6 +147,14 @@ class Config(BaseModel, metaclass=_ConfigMeta):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_64_bits(cls, value: Any) -> Any:
+        for path, leaf in flatten(value).items():
+            if isinstance(leaf, int) and abs(leaf) > LARGEST:
+                raise ConfigError.at(path, got=leaf, expected=f"a whole number of at most {LARGEST}")
+        return value
 
     @classmethod
     def parse(cls, data: object) -> Self:
