@@ -153,7 +153,7 @@ def main() -> None:
                        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}  # fmt: skip
         import torch
 
-        from workbench.ablation.ablation import Ablation
+        from workbench.ablation.ablation import Ablation, usable_cores
 
         cuda = torch.cuda.is_available()
         before = _used_bytes()
@@ -190,7 +190,7 @@ def main() -> None:
         }  # fmt: skip
     if not options.smoke:
         keep(Path(options.output), [entry], lambda r: (r["case"], r["environment"]["device"]),
-             cores=os.cpu_count())  # fmt: skip
+             cores=usable_cores())  # fmt: skip
     print(f"\n{'workers':>8s} {'tokens/s':>10s} {'trials/min':>11s}")
     for row in entry["levels"]:
         print(f"{row['workers']:8d} {row['tokens_per_second']:10.0f} {row['trials_per_minute']:11.1f}")
