@@ -23,8 +23,8 @@ from ruamel.yaml.error import YAMLError
 __all__ = ["Config", "ConfigError", "Problem", "apply_overrides", "deep_merge", "flatten", "nearest", "read_yaml"]
 
 
-LARGEST = 2**63 - 1
-"""Largest whole number in a configuration: what tensors and files hold."""
+LARGEST = 2**64 - 1
+"""Largest whole number in a configuration: the largest seed; sizes are far below."""
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[\w-]+)+")
 
 

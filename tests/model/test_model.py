@@ -122,7 +122,7 @@ def test_weights_that_write_the_residual_start_smaller() -> None:
         ({"mixers": {"full": {"head": 2}}}, "mixers.full.head", "'heads'"),
         ({"pattern": " "}, "pattern", "at least one name"),
         ({"scale": "350m"}, "scale", "'340m'"),
-        ({"depth": 10**30}, "depth", "less than or equal"),
+        ({"depth": 10**9}, "depth", "less than or equal"),
         ({"feedforward": "moe", "feedforwards": {"moe": {"top_k": 9}}}, "feedforwards.moe.top_k", "between 1 and"),
     ],
 )
