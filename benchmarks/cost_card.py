@@ -162,8 +162,7 @@ def note(case: str, found: dict[str, Any], results: list[dict[str, Any]], argume
         entry["error"] = found["error"]
     results.append(entry)
     print(json.dumps(entry), flush=True)
-    keep(Path(arguments.output), results, lambda r: r["case"],
-         threads=arguments.threads)  # fmt: skip
+    keep(Path(arguments.output), results, lambda r: r["case"], threads=arguments.threads)
 
 
 def main() -> None:

@@ -189,8 +189,7 @@ def main() -> None:
             "reasons": reasons, "wall_seconds": round(time.monotonic() - begun, 1),
         }  # fmt: skip
     if not options.smoke:
-        keep(Path(options.output), [entry], lambda r: (r["case"], r["environment"]["device"]),
-             cores=usable_cores())  # fmt: skip
+        keep(Path(options.output), [entry], lambda r: r["case"], cores=usable_cores())
     print(f"\n{'workers':>8s} {'tokens/s':>10s} {'trials/min':>11s}")
     for row in entry["levels"]:
         print(f"{row['workers']:8d} {row['tokens_per_second']:10.0f} {row['trials_per_minute']:11.1f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -35,7 +36,9 @@ print(held - resident())
 
 def run(how: str) -> tuple[int, int]:
     """Pages that were made anew, and bytes given back at the end."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=False)
+    on_a_cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    call = [sys.executable, "-c", SCRIPT, how]
+    done = subprocess.run(call, capture_output=True, text=True, env=on_a_cpu, check=False)
     assert done.returncode == 0, done.stderr
     faults, returned = map(int, done.stdout.split())
     return faults, returned

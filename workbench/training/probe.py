@@ -16,7 +16,6 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,8 +233,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
     random = torch.get_rng_state()
     module = trainer = None
     try:
-        memory = nullcontext() if torch.cuda.is_available() else freed_memory_kept()
-        with repeatable(strict=training.deterministic), memory, warnings.catch_warnings():
+        with repeatable(strict=training.deterministic), freed_memory_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = Training(config)
             module.diagnose_at = set()  # few steps of a run are watched

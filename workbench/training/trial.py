@@ -88,12 +88,11 @@ def train(
     config = RunConfig.parse(folder.about()["config"])
     _check_devices(devices, config)
     same_numbers = repeatable(strict=config.training.deterministic)
-    memory = contextlib.nullcontext() if torch.cuda.is_available() else freed_memory_kept()
     if parallel.is_started_by_another_rank():  # rank 0 keeps the folder
-        with same_numbers, memory, contextlib.suppress(Stopped, Diverged):  # rank 0 tells
+        with same_numbers, freed_memory_kept(), contextlib.suppress(Stopped, Diverged):  # rank 0 tells
             return _train(folder, Path(cache), should_stop, devices, tell)
         return {"status": "ended", "reason": "see rank 0"}
-    with same_numbers, memory, folder.hold() as mine:
+    with same_numbers, freed_memory_kept(), folder.hold() as mine:
         if not mine:
             return {"status": "busy", "reason": "another process is running it"}
         if folder.result():
