@@ -28,9 +28,9 @@ from typing import Any
 from jupyter_client.manager import start_new_kernel
 
 from workbench.ablation.ablation import Ablation
-from workbench.ablation.launchers import Launch
+from workbench.ablation.execution.launchers import Launch
 from workbench.ablation.run import AblationRun
-from workbench.ablation.search import Tuning
+from workbench.ablation.spec.tuning import Tuning
 from workbench.environment import environment
 from workbench.files import read_json, read_jsonl, write_json
 
@@ -41,13 +41,27 @@ def fields(corpus: str, arms: int, seeds: int, steps: int) -> dict[str, Any]:
         "base": {
             "model": {"width": 32, "depth": 2, "vocabulary": 300},
             "data": {"corpus": {"kind": "files", "path": corpus}, "evaluation_documents": 3, "evaluation_bytes": 200},
-            "training": {"tokens": steps * 64, "batch_size": 2, "context": 32, "evaluations": 2, "log_every": 5, "checkpoint_every": 25},
+            "training": {
+                "tokens": steps * 64,
+                "batch_size": 2,
+                "context": 32,
+                "evaluations": 2,
+                "log_every": 5,
+                "checkpoint_every": 25,
+            },
         },
-        "arms": {"full": {}, **{f"w{w}": {"model.pattern": "sliding", "model.mixers.sliding.window": w} for w in range(2, arms + 1)}},
-        "tuning": {"trials": 1, "sampler": "qmc", "space": {"training.learning_rate": {"low": 2e-3, "high": 8e-3, "log": True}}},
+        "arms": {
+            "full": {},
+            **{f"w{w}": {"model.pattern": "sliding", "model.mixers.sliding.window": w} for w in range(2, arms + 1)},
+        },
+        "tuning": {
+            "trials": 1,
+            "sampler": "qmc",
+            "space": {"training.learning_rate": {"low": 2e-3, "high": 8e-3, "log": True}},
+        },
         "confirmation": {"seeds": list(range(seeds))},
         "launch": {"workers": 2, "heartbeat": 1},
-    }  # fmt: skip
+    }
 
 
 def write_corpus(folder: Path) -> Path:
@@ -201,15 +215,21 @@ def main() -> None:
         frame = run.runs()
         events = [row["event"] for path in run.folder.glob("runs/*/events.jsonl") for row in read_jsonl(path)]
         result = {
-            "environment": environment(), "arms": options.arms, "runs planned": run.total, "runs": frame.height,
-            "statuses": dict(frame["status"].value_counts().iter_rows()), **done,
+            "environment": environment(),
+            "arms": options.arms,
+            "runs planned": run.total,
+            "runs": frame.height,
+            "statuses": dict(frame["status"].value_counts().iter_rows()),
+            **done,
             "killed in all": sum(done[name] for name in ("workers killed", "trials killed", "checkpoints truncated")),
-            "resumed from a checkpoint": events.count("resumed"), "finished more than once": events.count("done") - frame.height,
+            "resumed from a checkpoint": events.count("resumed"),
+            "finished more than once": events.count("done") - frame.height,
             "damaged checkpoints noticed": events.count("damaged_checkpoint"),
             "watch from a shell saw the end": watch.returncode == 0,
             "same verdict, word for word": words(run) == words(quiet),
-            "seconds undisturbed": round(quiet_seconds), "seconds disturbed": round(time.monotonic() - begun),
-        }  # fmt: skip
+            "seconds undisturbed": round(quiet_seconds),
+            "seconds disturbed": round(time.monotonic() - begun),
+        }
         options.out.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps({name: value for name, value in result.items() if name != "environment"}, indent=1))
         print(run.verdict())

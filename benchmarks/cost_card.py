@@ -47,16 +47,23 @@ def run_config(case: str, arguments: argparse.Namespace) -> Any:
     fields = {
         "model": {"scale": scale, "pattern": pattern.replace("+", " ")} | ({} if cuda else {"depth": 12}),
         "data": {"corpus": corpus, "evaluation_documents": 16},
-        "training": {"tokens": arguments.steps * int(batch) * T, "batch_size": int(batch), "context": T,
-                     "precision": "bf16" if cuda else "fp32", "learning_rate": 3e-4, "log_every": 2, "evaluations": 1,
-                     "checkpoint_every": 10**9},
-    }  # fmt: skip
+        "training": {
+            "tokens": arguments.steps * int(batch) * T,
+            "batch_size": int(batch),
+            "context": T,
+            "precision": "bf16" if cuda else "fp32",
+            "learning_rate": 3e-4,
+            "log_every": 2,
+            "evaluations": 1,
+            "checkpoint_every": 10**9,
+        },
+    }
     return RunConfig.parse(deep_merge(fields, json.loads(arguments.extra)))
 
 
 def tell(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """What the cost card says."""
-    from workbench.ablation.cost import activation_bytes
+    from workbench.ablation.matching.cost_card import activation_bytes
     from workbench.accounting import account
     from workbench.data import prepare
     from workbench.training.probe import whole
@@ -68,10 +75,13 @@ def tell(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     found = whole(config, data.stream(batch_size=training.batch_size, context=training.context, seed=0))
     cost = account(config.model, training.context)
     return {
-        "tokens_per_second": training.tokens_per_step / found.seconds, "peak_bytes": found.peak_bytes,
-        "peaks": found.peaks, "seconds_to_tell": time.perf_counter() - begun, "parameters": cost.parameters,
+        "tokens_per_second": training.tokens_per_step / found.seconds,
+        "peak_bytes": found.peak_bytes,
+        "peaks": found.peaks,
+        "seconds_to_tell": time.perf_counter() - begun,
+        "parameters": cost.parameters,
         "traced_bytes": 16 * cost.parameters + activation_bytes(config),
-    }  # fmt: skip
+    }
 
 
 def take(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -100,8 +110,12 @@ def take(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     grown = _status("VmHWM") - resident
     peak = torch.cuda.max_memory_allocated() if cuda else measure(config).peak_bytes
     speed = statistics.median(row["tokens_per_second"] for row in rows[1:-1])
-    return {"tokens_per_second": speed, "peak_bytes": peak, "resident_growth_bytes": None if cuda else grown,
-            "held_before_bytes": held}  # fmt: skip
+    return {
+        "tokens_per_second": speed,
+        "peak_bytes": peak,
+        "resident_growth_bytes": None if cuda else grown,
+        "held_before_bytes": held,
+    }
 
 
 def _status(field: str) -> int:
@@ -148,16 +162,25 @@ def note(case: str, found: dict[str, Any], results: list[dict[str, Any]], argume
     """Hold what was told of a case against what it took, and write it down."""
     if "tell" not in found:  # its process ended
         found = {"tell": [], "take": [], "seconds": 0.0, **found}
-    entry: dict[str, Any] = {"case": case, "told": found["tell"], "taken": found["take"], "steps": arguments.steps,
-                             "extra": json.loads(arguments.extra), "wall_seconds": round(found["seconds"], 1)}  # fmt: skip
+    entry: dict[str, Any] = {
+        "case": case,
+        "told": found["tell"],
+        "taken": found["take"],
+        "steps": arguments.steps,
+        "extra": json.loads(arguments.extra),
+        "wall_seconds": round(found["seconds"], 1),
+    }
     if found["tell"] and all("tokens_per_second" in one for one in found["tell"] + found["take"]):
         told, taken = (
             {name: statistics.median(one[name] for one in found[mode]) for name in ("tokens_per_second", "peak_bytes")}
             for mode in ("tell", "take")
         )
         speed, peak = (told[name] / taken[name] - 1 for name in told)
-        entry |= {"error_of_tokens_per_second": speed, "error_of_peak_bytes": peak,
-                  "within_aim": abs(speed) <= TIME and abs(peak) <= MEMORY}  # fmt: skip
+        entry |= {
+            "error_of_tokens_per_second": speed,
+            "error_of_peak_bytes": peak,
+            "within_aim": abs(speed) <= TIME and abs(peak) <= MEMORY,
+        }
     elif "error" in found:
         entry["error"] = found["error"]
     results.append(entry)
@@ -205,13 +228,18 @@ def main() -> None:
                 for side in ("told", "taken")
             )
             misses = [
-                f"{what} by {abs(r[error]):.1%}" for what, error, aim in (
-                    ("speed", "error_of_tokens_per_second", TIME), ("memory", "error_of_peak_bytes", MEMORY)
-                ) if abs(r[error]) > aim
-            ]  # fmt: skip
-            print(f"{r['case']:28s} {t['tokens_per_second']:14.0f} {m['tokens_per_second']:10.0f} {r['error_of_tokens_per_second']:+7.1%} "
-                  f"{t['peak_bytes'] / 2**30:9.2f} {m['peak_bytes'] / 2**30:7.2f} {r['error_of_peak_bytes']:+7.1%}  "
-                  + (f"MISSES {' and '.join(misses)}" if misses else f"within {TIME:.0%} and {MEMORY:.0%}"))  # fmt: skip
+                f"{what} by {abs(r[error]):.1%}"
+                for what, error, aim in (
+                    ("speed", "error_of_tokens_per_second", TIME),
+                    ("memory", "error_of_peak_bytes", MEMORY),
+                )
+                if abs(r[error]) > aim
+            ]
+            print(
+                f"{r['case']:28s} {t['tokens_per_second']:14.0f} {m['tokens_per_second']:10.0f} {r['error_of_tokens_per_second']:+7.1%} "
+                f"{t['peak_bytes'] / 2**30:9.2f} {m['peak_bytes'] / 2**30:7.2f} {r['error_of_peak_bytes']:+7.1%}  "
+                + (f"MISSES {' and '.join(misses)}" if misses else f"within {TIME:.0%} and {MEMORY:.0%}")
+            )
         else:
             print(f"{r['case']:28s} failed: {r.get('error') or (r['told'] + r['taken'])[-1]}")
 

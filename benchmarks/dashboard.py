@@ -34,15 +34,39 @@ ARMS, TRIALS, SEEDS, POINTS, DOCUMENTS = 10, 60, 40, 2_000, 30
 def make_store(folder: Path, arms: int, trials: int, seeds: int, points: int) -> list[Path]:
     """Write the ablation; returns the folders of its runs."""
     names = [f"arm-{i}" for i in range(arms)]
-    write_json(folder / "ablation.json", {
-        "name": "many", "identity": "0" * 12, "order": names, "metric": BITS_PER_BYTE.plain(), "views": {}, "workers": 2,
-        "config": {"question": "Does the dashboard keep up?", "alpha": 0.05, "margin": None, "exploratory": None,
-                   "budget": {"allow_mismatch": None}, "tuning": {"trials": trials},
-                   "confirmation": {"seeds": list(range(seeds))}},
-        "cost": [{"arm": arm, "parameters": 10**6, "non_embedding": 10**6 + 10_000 * i, "training_flops": 1e15 + 1e14 * i,
-                  "cache_bytes": 10**6 * (i + 1), "trials": trials + seeds, "mismatch": ""} for i, arm in enumerate(names)],
-        "provenance": {"ablation": "0" * 12, "created": "2026-01-01 00:00:00 +0000"},
-    })  # fmt: skip
+    write_json(
+        folder / "ablation.json",
+        {
+            "name": "many",
+            "identity": "0" * 12,
+            "order": names,
+            "metric": BITS_PER_BYTE.plain(),
+            "views": {},
+            "workers": 2,
+            "config": {
+                "question": "Does the dashboard keep up?",
+                "alpha": 0.05,
+                "margin": None,
+                "exploratory": None,
+                "budget": {"allow_mismatch": None},
+                "tuning": {"trials": trials},
+                "confirmation": {"seeds": list(range(seeds))},
+            },
+            "cost": [
+                {
+                    "arm": arm,
+                    "parameters": 10**6,
+                    "non_embedding": 10**6 + 10_000 * i,
+                    "training_flops": 1e15 + 1e14 * i,
+                    "cache_bytes": 10**6 * (i + 1),
+                    "trials": trials + seeds,
+                    "mismatch": "",
+                }
+                for i, arm in enumerate(names)
+            ],
+            "provenance": {"ablation": "0" * 12, "created": "2026-01-01 00:00:00 +0000"},
+        },
+    )
     random = np.random.default_rng(0)
     selection, found = {}, []
     for a, arm in enumerate(names):
@@ -52,13 +76,28 @@ def make_store(folder: Path, arms: int, trials: int, seeds: int, points: int) ->
             path.mkdir(parents=True)
             found.append(path)
             rate = float(10 ** random.uniform(-4, -2))
-            about = {"arm": arm, "stage": stage, "seed": seed, "steps": points, "tokens": points * 1000, "parameters": 10**6,
-                     "metric": BITS_PER_BYTE.plain(), "hyperparameters": {"training.learning_rate": rate},
-                     "config": {"of": "x" * 4_000}}  # fmt: skip
+            about = {
+                "arm": arm,
+                "stage": stage,
+                "seed": seed,
+                "steps": points,
+                "tokens": points * 1000,
+                "parameters": 10**6,
+                "metric": BITS_PER_BYTE.plain(),
+                "hyperparameters": {"training.learning_rate": rate},
+                "config": {"of": "x" * 4_000},
+            }
             losses = 6 / np.arange(1, points + 1) ** 0.2 + 0.02 * a + 0.05 * random.standard_normal(points)
             (path / "metrics.jsonl").write_text("".join(line(i + 1, loss, points) for i, loss in enumerate(losses)))
-            numbers = {"step": points, "seconds": points / 10, "loss": losses[-1], "selection_value": losses[-1] / 3,
-                       "report_value": losses[-1] / 3, "reason": None, "status": "done"}  # fmt: skip
+            numbers = {
+                "step": points,
+                "seconds": points / 10,
+                "loss": losses[-1],
+                "selection_value": losses[-1] / 3,
+                "report_value": losses[-1] / 3,
+                "reason": None,
+                "status": "done",
+            }
             for name, data in (("run.json", about), ("result.json", numbers), ("status.json", {"status": "done"})):
                 (path / name).write_text(json.dumps(data))
             if stage == "confirmation":
@@ -73,8 +112,17 @@ def make_store(folder: Path, arms: int, trials: int, seeds: int, points: int) ->
 
 
 def line(step: int, loss: float, points: int) -> str:
-    row = {"step": step, "tokens": step * 1000, "flops": step * 1e12, "seconds": step / 10, "learning_rate": 1e-3,
-           "tokens_per_second": 1e4, "flops_per_second": 1e13, "loss": loss, "gradient_norm": 1.0}  # fmt: skip
+    row = {
+        "step": step,
+        "tokens": step * 1000,
+        "flops": step * 1e12,
+        "seconds": step / 10,
+        "learning_rate": 1e-3,
+        "tokens_per_second": 1e4,
+        "flops_per_second": 1e13,
+        "loss": loss,
+        "gradient_norm": 1.0,
+    }
     if step % (points // 10) == 0:
         row["selection_value"] = loss / 3
     return json.dumps(row) + "\n"
@@ -121,9 +169,12 @@ def measure(folder: Path, runs: list[Path], repeats: int, points: int) -> dict[s
         write_json(folder / "finished.json", {})
         view.close()
     return {
-        "cold_first_figure": cold, "warm_first_figure": warm, "open_panel": first, "update": updates,
+        "cold_first_figure": cold,
+        "warm_first_figure": warm,
+        "open_panel": first,
+        "update": updates,
         "bytes_of_last_message": sent,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -141,9 +192,15 @@ def main() -> None:
         runs = make_store(place, given.arms, given.trials, given.seeds, given.points)
         found = measure(place, runs, given.repeats, given.points)
     result = {
-        "what": "seconds to draw and redraw up to the message to the page, medians", "runs": len(runs), "points": given.points, "arms": given.arms,
-        "cores": os.cpu_count(), "load": os.getloadavg()[0], "environment": environment(), **found,
-    }  # fmt: skip
+        "what": "seconds to draw and redraw up to the message to the page, medians",
+        "runs": len(runs),
+        "points": given.points,
+        "arms": given.arms,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "environment": environment(),
+        **found,
+    }
     print(json.dumps(result, indent=1))
     if given.output:
         write_json(given.output, result)

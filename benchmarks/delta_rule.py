@@ -88,9 +88,10 @@ def check(variant: str, K: int) -> tuple[float, str]:
     direction = torch.randn_like(wanted)
     pairs = {"o": (got, wanted)}
     for name, a, b in zip(
-        x, torch.autograd.grad((got * direction).sum(), list(x.values())),
+        x,
+        torch.autograd.grad((got * direction).sum(), list(x.values())),
         torch.autograd.grad((wanted * direction).sum(), list(exact.values())),
-    ):  # fmt: skip
+    ):
         pairs[name] = (a, b)
     return max((float((a.double() - b).detach().norm() / b.detach().norm()), name) for name, (a, b) in pairs.items())
 
@@ -105,8 +106,11 @@ def timed(call: Callable[[dict[str, Tensor]], Tensor], x: dict[str, Tensor]) -> 
     with torch.no_grad():
         forward = do_bench(lambda: call(x), warmup=20, rep=100, return_mode="median")
     both = do_bench(
-        lambda: torch.autograd.grad(call(x), leaves, upstream, allow_unused=True), warmup=20, rep=200, return_mode="median"
-    )  # fmt: skip
+        lambda: torch.autograd.grad(call(x), leaves, upstream, allow_unused=True),
+        warmup=20,
+        rep=200,
+        return_mode="median",
+    )
     return {"forward_ms": forward, "forward_backward_ms": both, "seconds_of_first_use": first}
 
 

@@ -76,9 +76,11 @@ def once(call: Callable[..., Any], tensors: list[Any], upstream: Any) -> dict[st
     torch.autograd.grad(out, tensors, upstream)
     ended = time.perf_counter(), time.process_time()
     return {
-        "forward_ms": 1e3 * (middle[0] - begun[0]), "both_ms": 1e3 * (ended[0] - begun[0]),
-        "forward_cpu_ms": 1e3 * (middle[1] - begun[1]), "both_cpu_ms": 1e3 * (ended[1] - begun[1]),
-    }  # fmt: skip
+        "forward_ms": 1e3 * (middle[0] - begun[0]),
+        "both_ms": 1e3 * (ended[0] - begun[0]),
+        "forward_cpu_ms": 1e3 * (middle[1] - begun[1]),
+        "both_cpu_ms": 1e3 * (ended[1] - begun[1]),
+    }
 
 
 def main() -> None:

@@ -115,9 +115,11 @@ def timed(run: Run, leaves: list[Tensor], x: Tensor) -> dict[str, float]:
     with torch.no_grad():
         forward = do_bench(lambda: run(x), warmup=50, rep=200, return_mode="median")
     return {
-        "forward_ms": forward, "forward_backward_ms": do_bench(both, warmup=50, rep=400, return_mode="median"),
-        "seconds_of_first_use": first, "bytes": peak,
-    }  # fmt: skip
+        "forward_ms": forward,
+        "forward_backward_ms": do_bench(both, warmup=50, rep=400, return_mode="median"),
+        "seconds_of_first_use": first,
+        "bytes": peak,
+    }
 
 
 def copy_rate() -> float:
@@ -160,10 +162,20 @@ def parts(module: Any, x_BTD: Tensor) -> dict[str, tuple[Run, list[Tensor], Tens
     return {
         "router": (scores, [module.router.weight], wide, 3 * 4 * N * D),
         "spread": (lambda x: (routing.spread(x, routes, E),), [], rows(N, D), 2 * 2 * (N + real) * D),
-        "gated": (lambda x: (gated(x, counts_E, weight_R, whole=real == R),), [weight_R], rows(R, both), 2 * 8 * real * F),
+        "gated": (
+            lambda x: (gated(x, counts_E, weight_R, whole=real == R),),
+            [weight_R],
+            rows(R, both),
+            2 * 8 * real * F,
+        ),
         "collect": (lambda x: (routing.collect(x, routes, E),), [], rows(R, D), 2 * 2 * (N + real) * D),
-        "casts": (lambda x: casts(x, module.down), [module.down], module.up, 12 * (module.up.numel() + module.down.numel())),
-    }  # fmt: skip
+        "casts": (
+            lambda x: casts(x, module.down),
+            [module.down],
+            module.up,
+            12 * (module.up.numel() + module.down.numel()),
+        ),
+    }
 
 
 def kernels(run: Run, leaves: list[Tensor], x: Tensor, repeats: int = 5) -> dict[str, float]:
@@ -263,12 +275,21 @@ def main() -> None:
         wide, T, compiled = K * 3 // 2, arguments.tokens, not arguments.smoke
         base = {"experts": E, "top_k": K, "hidden": H}
         zero = {
-            **base, "top_k": wide, "zero_experts": E // 2, "expected": float(K), "renormalise": False, "bias": "proportional",
-        }  # fmt: skip
+            **base,
+            "top_k": wide,
+            "zero_experts": E // 2,
+            "expected": float(K),
+            "renormalise": False,
+            "bias": "proportional",
+        }
         plain: dict[str, Any] = {
-            "products": base, "moe": base, f"moe top {wide}": {**base, "top_k": wide}, "zero": zero, "dense": None,
+            "products": base,
+            "moe": base,
+            f"moe top {wide}": {**base, "top_k": wide},
+            "zero": zero,
+            "dense": None,
             "deterministic": base,
-        }  # fmt: skip
+        }
         for name, settings in plain.items():
             if ("top" if "top" in name else name) not in arguments.only:
                 continue

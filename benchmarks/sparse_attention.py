@@ -178,12 +178,27 @@ def ours(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
     rows = [
         {**case, "op": "whole", **timed(lambda q, k, v: whole(form, q, k, v, start)[:2], tensors)},
         {**case, "op": "selection alone", "forward_ms": select_ms},
-        {**case, "op": "selected blocks alone", "read_gb": round(read / 1e9, 2), "forward_tflop": round(flops / 1e12, 3),
-         **timed(lambda q, k, v: selected_attention(q, k, v, indices, block=blocks.block, share=blocks.share, **more)[0], tensors)},
-        {**case, "op": "pooled blocks alone", **timed(
-            lambda q, k, v: range_attention(q, pooled(k, blocks), pooled(v, blocks), length=blocks.length, stride=blocks.stride, **more)[0],
-            tensors)},
-    ]  # fmt: skip
+        {
+            **case,
+            "op": "selected blocks alone",
+            "read_gb": round(read / 1e9, 2),
+            "forward_tflop": round(flops / 1e12, 3),
+            **timed(
+                lambda q, k, v: selected_attention(q, k, v, indices, block=blocks.block, share=blocks.share, **more)[0],
+                tensors,
+            ),
+        },
+        {
+            **case,
+            "op": "pooled blocks alone",
+            **timed(
+                lambda q, k, v: range_attention(
+                    q, pooled(k, blocks), pooled(v, blocks), length=blocks.length, stride=blocks.stride, **more
+                )[0],
+                tensors,
+            ),
+        },
+    ]
     return rows
 
 
@@ -315,28 +330,37 @@ def grid(**sides: tuple[int, ...]) -> list[dict[str, int]]:
 
 CANDIDATES: dict[str, list[dict[str, int]]] = {
     "selected_forward": [
-        *grid(BN=(32, 64), num_warps=(1,), num_stages=(2, 3)), *grid(BN=(64,), num_warps=(2, 4), num_stages=(2, 3)),
-        *grid(BN=(128,), num_warps=(4,), num_stages=(2,)), *grid(BN=(32,), num_warps=(1,), num_stages=(2,), maxnreg=(128,)),
+        *grid(BN=(32, 64), num_warps=(1,), num_stages=(2, 3)),
+        *grid(BN=(64,), num_warps=(2, 4), num_stages=(2, 3)),
+        *grid(BN=(128,), num_warps=(4,), num_stages=(2,)),
+        *grid(BN=(32,), num_warps=(1,), num_stages=(2,), maxnreg=(128,)),
     ],
     "selected_queries": [
-        *grid(BN=(32,), num_warps=(1, 2), num_stages=(2, 3)), *grid(BN=(64,), num_warps=(2, 4), num_stages=(2, 3)),
+        *grid(BN=(32,), num_warps=(1, 2), num_stages=(2, 3)),
+        *grid(BN=(64,), num_warps=(2, 4), num_stages=(2, 3)),
         *grid(BN=(64,), num_warps=(8,), num_stages=(2,)),
     ],
     "selected_keys": [
-        *grid(ROWS=(32, 64), num_warps=(1, 2), num_stages=(2,)), *grid(ROWS=(64, 128), num_warps=(4,), num_stages=(2, 3)),
-        *grid(ROWS=(32,), num_warps=(1,), num_stages=(3,)), *grid(ROWS=(128,), num_warps=(8,), num_stages=(2,)),
+        *grid(ROWS=(32, 64), num_warps=(1, 2), num_stages=(2,)),
+        *grid(ROWS=(64, 128), num_warps=(4,), num_stages=(2, 3)),
+        *grid(ROWS=(32,), num_warps=(1,), num_stages=(3,)),
+        *grid(ROWS=(128,), num_warps=(8,), num_stages=(2,)),
     ],
     "range_forward": [
-        *grid(BT=(64, 128), BN=(64,), num_warps=(4,), num_stages=(2, 3)), *grid(BT=(128,), BN=(64, 128), num_warps=(8,), num_stages=(2, 3)),
+        *grid(BT=(64, 128), BN=(64,), num_warps=(4,), num_stages=(2, 3)),
+        *grid(BT=(128,), BN=(64, 128), num_warps=(8,), num_stages=(2, 3)),
     ],
     "range_queries": [
-        *grid(BT=(64,), BN=(64, 128), num_warps=(4,), num_stages=(2, 3)), *grid(BT=(128,), BN=(64,), num_warps=(4, 8), num_stages=(2, 3)),
+        *grid(BT=(64,), BN=(64, 128), num_warps=(4,), num_stages=(2, 3)),
+        *grid(BT=(128,), BN=(64,), num_warps=(4, 8), num_stages=(2, 3)),
     ],
     "range_keys": [
-        *grid(BT=(64,), BN=(64,), num_warps=(4,), num_stages=(1, 2, 3)), *grid(BT=(128,), BN=(64,), num_warps=(4, 8), num_stages=(2,)),
-        *grid(BT=(64,), BN=(128,), num_warps=(4, 8), num_stages=(2,)), *grid(BT=(128,), BN=(128,), num_warps=(8,), num_stages=(1, 2)),
+        *grid(BT=(64,), BN=(64,), num_warps=(4,), num_stages=(1, 2, 3)),
+        *grid(BT=(128,), BN=(64,), num_warps=(4, 8), num_stages=(2,)),
+        *grid(BT=(64,), BN=(128,), num_warps=(4, 8), num_stages=(2,)),
+        *grid(BT=(128,), BN=(128,), num_warps=(8,), num_stages=(1, 2)),
     ],
-}  # fmt: skip
+}
 """Settings that ``tune`` tries, one kernel at a time; what a device refuses is a row with its error."""
 
 
@@ -355,9 +379,14 @@ def shapes() -> list[Shape]:
     wide, _, _, latents = forms()
     apart = Form("keys of 96, values of 64", wide.blocks, 96)
     return [
-        Shape("selected", latents, 4), Shape("selected", latents, 1), Shape("selected", wide, 1), Shape("selected", wide, 4),
-        Shape("range", latents, 4, 1, 65_536), Shape("range", apart, H, 4, 8192, 512), Shape("range", wide, 4, 1, 65_536),
-    ]  # fmt: skip
+        Shape("selected", latents, 4),
+        Shape("selected", latents, 1),
+        Shape("selected", wide, 1),
+        Shape("selected", wide, 4),
+        Shape("range", latents, 4, 1, 65_536),
+        Shape("range", apart, H, 4, 8192, 512),
+        Shape("range", wide, 4, 1, 65_536),
+    ]
 
 
 def tune(shape: Shape) -> list[dict[str, Any]]:
@@ -382,8 +411,9 @@ def tune(shape: Shape) -> list[dict[str, Any]]:
         do, dlse = torch.randn_like(o), torch.zeros_like(lse)
         backward: Callable[[], Any] = lambda: kernels.selected_backward(do, dlse, q, k, v, starts, start, o, lse, *more)  # noqa: E731
         rows = {
-            "selected_forward": kernels.rows_together(blocks.share, H // G), "selected_keys": min(64, max(16, blocks.block)),
-        }  # fmt: skip
+            "selected_forward": kernels.rows_together(blocks.share, H // G),
+            "selected_keys": min(64, max(16, blocks.block)),
+        }
         rows["selected_queries"] = rows["selected_forward"]
     else:
         keys, values = (k, v) if shape.window else (ck, cv)
@@ -464,8 +494,13 @@ def main() -> None:
                     row = check(form, G)
                 except Exception as error:
                     operators.forced = None
-                    row = {"section": "check", "form": form.name, "kv_heads": G, "passed": False,
-                           "error": f"{type(error).__name__}: {str(error)[:1500]}"}  # fmt: skip
+                    row = {
+                        "section": "check",
+                        "form": form.name,
+                        "kv_heads": G,
+                        "passed": False,
+                        "error": f"{type(error).__name__}: {str(error)[:1500]}",
+                    }
                 add(row)
                 if not row["passed"]:
                     failed.add((form.name, G))
@@ -483,8 +518,20 @@ def main() -> None:
     if "tune" in arguments.sections:
         for job, shape in enumerate(shapes()):  # settings that end in an illegal access end a process, not the table
             result = in_process(__file__, str(job))
-            for row in result.get("rows", [{"section": "tune", "op": shape.what, "form": shape.form.name, "batch": shape.B,
-                                            "tokens": shape.T, "kv_heads": shape.G, **result}]):  # fmt: skip
+            for row in result.get(
+                "rows",
+                [
+                    {
+                        "section": "tune",
+                        "op": shape.what,
+                        "form": shape.form.name,
+                        "batch": shape.B,
+                        "tokens": shape.T,
+                        "kv_heads": shape.G,
+                        **result,
+                    }
+                ],
+            ):
                 add(row)
     if "layers" in arguments.sections:
         for B, T in ((4, 8192), (1, 32_768)):

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import optuna
 
-from workbench.ablation.study import open_storage
+from workbench.ablation.execution.studies import open_storage
 from workbench.environment import environment
 
 WORKER = """
 import sys, time, optuna
 from pathlib import Path
-from workbench.ablation.study import open_storage
+from workbench.ablation.execution.studies import open_storage
 folder, url, name, trials, start = Path(sys.argv[1]), sys.argv[2] or None, sys.argv[3], int(sys.argv[4]), Path(sys.argv[5])
 study = optuna.load_study(storage=open_storage(folder, 10, url), study_name=name,
                           sampler=optuna.samplers.RandomSampler(), pruner=optuna.pruners.NopPruner())
@@ -53,8 +53,15 @@ def measure(kind: str, url: str | None, workers: int, trials: int) -> dict[str, 
         states = [
             trial.state.name for trial in optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
         ]
-        return {"storage": kind, "workers": workers, "trials": len(states), "complete": states.count("COMPLETE"),
-                "errors": errors, "seconds": round(seconds, 1), "trials_per_second": round(len(states) / seconds, 1)}  # fmt: skip
+        return {
+            "storage": kind,
+            "workers": workers,
+            "trials": len(states),
+            "complete": states.count("COMPLETE"),
+            "errors": errors,
+            "seconds": round(seconds, 1),
+            "trials_per_second": round(len(states) / seconds, 1),
+        }
 
 
 if __name__ == "__main__":

@@ -41,10 +41,22 @@ def run_config(case: str, steps: int, corpus_bytes: int, extra: dict[str, Any]) 
     T = int(context[0]) if context else 4096
     fields = {
         "model": {"scale": scale, "pattern": pattern.replace("+", " ")},
-        "data": {"corpus": {"kind": "packages", "limit_bytes": corpus_bytes}, "evaluation_documents": 64, "evaluation_bytes": 8192},
-        "training": {"tokens": steps * int(batch) * T, "batch_size": int(batch), "context": T, "precision": "bf16",
-                     "learning_rate": 3e-4, "log_every": 5, "evaluations": 1, "checkpoint_every": 10**9},
-    }  # fmt: skip
+        "data": {
+            "corpus": {"kind": "packages", "limit_bytes": corpus_bytes},
+            "evaluation_documents": 64,
+            "evaluation_bytes": 8192,
+        },
+        "training": {
+            "tokens": steps * int(batch) * T,
+            "batch_size": int(batch),
+            "context": T,
+            "precision": "bf16",
+            "learning_rate": 3e-4,
+            "log_every": 5,
+            "evaluations": 1,
+            "checkpoint_every": 10**9,
+        },
+    }
     return RunConfig.parse(deep_merge(fields, extra))
 
 
@@ -72,13 +84,21 @@ def stack(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     cost = account(config.model, config.training.context)
     spans = [b["seconds"] - a["seconds"] for a, b in itertools.pairwise(rows[1:])]
     return {
-        "case": case, "mode": "stack", "tokens_per_second": speed, "parameters": cost.parameters,
+        "case": case,
+        "mode": "stack",
+        "tokens_per_second": speed,
+        "parameters": cost.parameters,
         "flops_per_second": statistics.median(row["flops_per_second"] for row in rows[1:-1]),
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30, "loss": [rows[0]["loss"], rows[-1]["loss"]],
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "loss": [rows[0]["loss"], rows[-1]["loss"]],
         "seconds_to_first_step": events["first_step"]["at"] - events["started"]["at"],
-        "seconds_process_to_first_step": time.perf_counter() - begun - prepared - (time.time() - events["first_step"]["at"]),
-        "seconds_of_compiled_step": events["first_step"]["seconds"], "slowest_over_median_window": max(spans) / statistics.median(spans),
-    }  # fmt: skip
+        "seconds_process_to_first_step": time.perf_counter()
+        - begun
+        - prepared
+        - (time.time() - events["first_step"]["at"]),
+        "seconds_of_compiled_step": events["first_step"]["seconds"],
+        "slowest_over_median_window": max(spans) / statistics.median(spans),
+    }
 
 
 def deterministic(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -130,9 +150,14 @@ def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     spans = [b - a for a, b in itertools.pairwise(times[1:])]
     if arguments.profile:
         _profile(model, optimiser, batches[0], arguments.profile)
-    return {"case": case, "mode": "bare", "tokens_per_second": 5 * t.batch_size * t.context / statistics.median(spans), "loss": float(loss.detach()),
-            "seconds_of_compiled_step": first,
-            "peak_gib": torch.cuda.max_memory_allocated() / 2**30}  # fmt: skip
+    return {
+        "case": case,
+        "mode": "bare",
+        "tokens_per_second": 5 * t.batch_size * t.context / statistics.median(spans),
+        "loss": float(loss.detach()),
+        "seconds_of_compiled_step": first,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+    }
 
 
 def _profile(model: Any, optimiser: Any, batch: Any, path: str) -> None:
@@ -220,8 +245,14 @@ def plain(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     parameters = sum(p.numel() for p in model.parameters())
     flops = 6 * (parameters - VOCABULARY * D) + 6 * T * D * depth
     speed = 5 * B * T / statistics.median(spans)
-    return {"case": case, "mode": "plain", "tokens_per_second": speed, "parameters": parameters, "flops_per_second": speed * flops,
-            "peak_gib": torch.cuda.max_memory_allocated() / 2**30}  # fmt: skip
+    return {
+        "case": case,
+        "mode": "plain",
+        "tokens_per_second": speed,
+        "parameters": parameters,
+        "flops_per_second": speed * flops,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+    }
 
 
 def ceiling(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -283,8 +314,10 @@ def main() -> None:
     )
     for r in results:
         rate = r.get("flops_per_second")
-        print(f"{r.get('mode', '?'):7s} {r['case']:28s} {r.get('tokens_per_second', 0):10.0f} {(rate or 0) / 1e12:8.1f} "
-              f"{(rate or 0) / top if top else 0:10.1%} {r.get('peak_gib', 0):9.1f} {r.get('seconds_process_to_first_step', 0):12.1f}")  # fmt: skip
+        print(
+            f"{r.get('mode', '?'):7s} {r['case']:28s} {r.get('tokens_per_second', 0):10.0f} {(rate or 0) / 1e12:8.1f} "
+            f"{(rate or 0) / top if top else 0:10.1%} {r.get('peak_gib', 0):9.1f} {r.get('seconds_process_to_first_step', 0):12.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from workbench.ablation.ablation import Ablation
-from workbench.ablation.plan import TUNING, Plan
+from workbench.ablation.execution.plan import TUNING, Plan
 from workbench.environment import environment
 from workbench.files import read_jsonl
 
@@ -61,9 +61,14 @@ def measure(trials: int) -> list[dict[str, float]]:
             path = run.folder / "runs" / trial.user_attrs["run"]
             begun, ended = trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()
             at = {event["event"]: event["at"] for event in read_jsonl(path / "events.jsonl")}
-            rows.append({"process, imports, data, model": at["started"] - begun, "first step": at["first_step"] - at["started"],
-                         "training after it, evaluation, files": at["done"] - at["first_step"],
-                         "end noticed": ended - at["done"]})  # fmt: skip
+            rows.append(
+                {
+                    "process, imports, data, model": at["started"] - begun,
+                    "first step": at["first_step"] - at["started"],
+                    "training after it, evaluation, files": at["done"] - at["first_step"],
+                    "end noticed": ended - at["done"],
+                }
+            )
             ends.append((begun, ended))
         for row, (before, after) in zip(rows[1:], pairwise(ends)):
             row["plan and database between two trials"] = after[0] - before[1]
@@ -79,8 +84,14 @@ if __name__ == "__main__":
     first, *others = measure(options.trials)
     warm = {name: round(statistics.median(row[name] for row in others), 3) for name in others[0]}
     overhead = round(sum(seconds for name, seconds in warm.items() if not name.startswith("training")), 3)
-    result = {"environment": environment(), "note": options.note, "load average": os.getloadavg()[0], "trials": options.trials,
-              "first trial, seconds": {name: round(value, 3) for name, value in first.items()},
-              "later trials, median seconds": warm, "overhead of a later trial, seconds": overhead}  # fmt: skip
+    result = {
+        "environment": environment(),
+        "note": options.note,
+        "load average": os.getloadavg()[0],
+        "trials": options.trials,
+        "first trial, seconds": {name: round(value, 3) for name, value in first.items()},
+        "later trials, median seconds": warm,
+        "overhead of a later trial, seconds": overhead,
+    }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: value for name, value in result.items() if name != "environment"}, indent=1))

@@ -37,15 +37,26 @@ def fields(options: argparse.Namespace, cuda: bool) -> dict[str, Any]:
         "name": "trials",
         "base": {
             "model": {"scale": scale, "pattern": pattern.replace("+", " "), **small},
-            "data": {"corpus": {"kind": "stdlib", "limit_bytes": options.corpus_bytes}, "evaluation_documents": 8, "evaluation_bytes": 4096},
-            "training": {"tokens": options.steps * int(batch) * int(context), "batch_size": int(batch), "context": int(context),
-                         "precision": "bf16" if cuda else "fp32", "log_every": 5, "evaluations": 1, "checkpoint_every": 10**9},
+            "data": {
+                "corpus": {"kind": "stdlib", "limit_bytes": options.corpus_bytes},
+                "evaluation_documents": 8,
+                "evaluation_bytes": 4096,
+            },
+            "training": {
+                "tokens": options.steps * int(batch) * int(context),
+                "batch_size": int(batch),
+                "context": int(context),
+                "precision": "bf16" if cuda else "fp32",
+                "log_every": 5,
+                "evaluations": 1,
+                "checkpoint_every": 10**9,
+            },
         },
         "arms": {"one": {}},
         "tuning": {"trials": 0},
         "confirmation": {"seeds": list(range(options.trials)), "split": "selection"},
         "launch": {"workers": max(options.workers), "measure": False},
-    }  # fmt: skip
+    }
 
 
 class Board:
@@ -106,8 +117,13 @@ def level(board: Board, workers: int, seconds: float, until: float) -> dict[str,
     ended, tokens, begun = _done(board), board.tokens(), time.monotonic()
     time.sleep(seconds)
     rate = (board.tokens() - tokens) / (time.monotonic() - begun)
-    return {"workers": workers, "tokens_per_second": rate, "trials_ended": _done(board) - ended, "seconds": seconds,
-            "used_bytes": _used_bytes()}  # fmt: skip
+    return {
+        "workers": workers,
+        "tokens_per_second": rate,
+        "trials_ended": _done(board) - ended,
+        "seconds": seconds,
+        "used_bytes": _used_bytes(),
+    }
 
 
 def _done(board: Board) -> int:
@@ -149,8 +165,11 @@ def main() -> None:
     begun = time.monotonic()
     until = begun + options.limit
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{scratch}/inductor", "TRITON_CACHE_DIR": f"{scratch}/triton",
-                       "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}  # fmt: skip
+        os.environ |= {
+            "TORCHINDUCTOR_CACHE_DIR": f"{scratch}/inductor",
+            "TRITON_CACHE_DIR": f"{scratch}/triton",
+            "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+        }
         import torch
 
         from workbench.ablation.ablation import Ablation, usable_cores
@@ -182,12 +201,17 @@ def main() -> None:
             run.stop(60)
         reasons = sorted({reason for reason in run.runs()["reason"] if reason and "asked to stop" not in reason})
         entry = {
-            "case": options.case, "steps": options.steps, "levels": sorted(levels, key=lambda row: row["workers"]),
-            "used_bytes_before": before, "seconds_to_prepare": round(prepared, 1),
-            "first_trial": first[0] if first else None, "second_trial": first[1] if len(first) > 1 else None,
+            "case": options.case,
+            "steps": options.steps,
+            "levels": sorted(levels, key=lambda row: row["workers"]),
+            "used_bytes_before": before,
+            "seconds_to_prepare": round(prepared, 1),
+            "first_trial": first[0] if first else None,
+            "second_trial": first[1] if len(first) > 1 else None,
             "later_trials_median_seconds": statistics.median(warm[2:]) if len(warm) > 2 else None,
-            "reasons": reasons, "wall_seconds": round(time.monotonic() - begun, 1),
-        }  # fmt: skip
+            "reasons": reasons,
+            "wall_seconds": round(time.monotonic() - begun, 1),
+        }
     if not options.smoke:
         keep(Path(options.output), [entry], lambda r: r["case"], cores=usable_cores())
     print(f"\n{'workers':>8s} {'tokens/s':>10s} {'trials/min':>11s}")
@@ -195,8 +219,10 @@ def main() -> None:
         print(f"{row['workers']:8d} {row['tokens_per_second']:10.0f} {row['trials_per_minute']:11.1f}")
     for name in ("first_trial", "second_trial"):
         if entry[name]:
-            print(f"{name.replace('_', ' ')} of the arm: {entry[name]['seconds']:.1f} s to its first step, of which the step "
-                  f"with what it compiles {entry[name]['step_seconds']:.1f} s")  # fmt: skip
+            print(
+                f"{name.replace('_', ' ')} of the arm: {entry[name]['seconds']:.1f} s to its first step, of which the step "
+                f"with what it compiles {entry[name]['step_seconds']:.1f} s"
+            )
     print(f"{entry['wall_seconds']:.0f} s in all")
 
 

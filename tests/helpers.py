@@ -12,8 +12,12 @@ from workbench.training import RunConfig
 from workbench.training.trial import new_run
 
 HYBRID: dict[str, Any] = {
-    "width": 64, "depth": 2, "vocabulary": 300, "pattern": "full gdn", "mixers": {"gdn": {"chunk": 8}},
-}  # fmt: skip
+    "width": 64,
+    "depth": 2,
+    "vocabulary": 300,
+    "pattern": "full gdn",
+    "mixers": {"gdn": {"chunk": 8}},
+}
 """Fields of a small model with two kinds of layers."""
 
 WORDS = [
@@ -52,9 +56,16 @@ def run_fields(corpus: Path, **changes: Any) -> dict[str, Any]:
     fields = {
         "model": {"width": 32, "depth": 2, "vocabulary": 300, "mixers": {}, "feedforwards": {}},
         "data": {"corpus": {"kind": "files", "path": str(corpus)}, "evaluation_documents": 3, "evaluation_bytes": 200},
-        "training": {"tokens": 20 * 2 * 32, "batch_size": 2, "context": 32, "evaluations": 2, "log_every": 1,
-                     "checkpoint_every": 5, "learning_rate": 5e-3},
-    }  # fmt: skip
+        "training": {
+            "tokens": 20 * 2 * 32,
+            "batch_size": 2,
+            "context": 32,
+            "evaluations": 2,
+            "log_every": 1,
+            "checkpoint_every": 5,
+            "learning_rate": 5e-3,
+        },
+    }
     return deep_merge(fields, changes)
 
 

@@ -13,7 +13,5 @@ def in_interpreter(*arguments: str) -> str:
     """What Python prints when it is called with ``arguments`` under the interpreter; skips the test where there is no triton."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
     return done.stdout + done.stderr

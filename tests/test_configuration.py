@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.ablation.config import AblationConfig
+from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import (
     Config,
     ConfigError,
@@ -89,8 +89,18 @@ def test_yaml_loads_data_only(tmp_path: Path) -> None:
     path.write_text("rate: 1e-3\ninner: {width: 4}\n")
     assert read_yaml(path) == {"rate": 1e-3, "inner": {"width": 4}} and isinstance(read_yaml(path)["rate"], float)
     made = tmp_path / "made"
-    for text in (f"a: !!python/object/apply:os.mkdir ['{made}']", "a: !!python/object:os.system {}",
-                 "a: !!python/name:os.system", "a: 1\na: 2", "a: [", "a: *b", "a: 2020-13-45", "- 1", "3", ""):  # fmt: skip
+    for text in (
+        f"a: !!python/object/apply:os.mkdir ['{made}']",
+        "a: !!python/object:os.system {}",
+        "a: !!python/name:os.system",
+        "a: 1\na: 2",
+        "a: [",
+        "a: *b",
+        "a: 2020-13-45",
+        "- 1",
+        "3",
+        "",
+    ):
         path.write_text(text)
         assert str(path) in problems(read_yaml, path), text
     assert not made.exists()
@@ -134,8 +144,14 @@ def test_identity_is_that_of_the_meaning() -> None:
     one, two = ModelConfig(pattern="full"), ModelConfig(pattern="full full")
     assert one.identity == two.identity and one.diff(two) == {}
     assert one.identity == ModelConfig.parse(one.plain()).identity
-    others = [ModelConfig(pattern="sliding"), ModelConfig(width=64), ModelConfig(depth=2), ModelConfig(tied=False),
-              ModelConfig(at={1: {"kind": "gdn"}}), ModelConfig(mixers={"full": {"qk_norm": True}})]  # fmt: skip
+    others = [
+        ModelConfig(pattern="sliding"),
+        ModelConfig(width=64),
+        ModelConfig(depth=2),
+        ModelConfig(tied=False),
+        ModelConfig(at={1: {"kind": "gdn"}}),
+        ModelConfig(mixers={"full": {"qk_norm": True}}),
+    ]
     assert len({one.identity, *(o.identity for o in others)}) == 7
     changed = RunConfig.parse({"training": {"learning_rate": 1e-3}})
     assert changed.diff(RunConfig()) == {"training.learning_rate": (3e-3, 1e-3)}
@@ -144,8 +160,13 @@ def test_identity_is_that_of_the_meaning() -> None:
 def test_identity_is_the_same_in_every_process() -> None:
     code = "from workbench.training.config import RunConfig; print(RunConfig().identity)"
     for seed in ("1",):
-        out = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed},
-                             capture_output=True, text=True, check=True)  # fmt: skip
+        out = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert out.stdout.strip() == RunConfig().identity
 
 
@@ -153,11 +174,27 @@ def test_a_changed_scale_brings_its_own_sizes() -> None:
     assert ModelConfig(depth=2).changed(scale="340m") == ModelConfig(scale="340m", depth=2)
 
 
-leaves = st.none() | st.booleans() | st.integers(-3, 200) | st.floats() | st.sampled_from(
-    ["", "full", "gdn", "full full", "slidng", "tiny", "340m", "moe", "grid", "tpe", "*"])  # fmt: skip
-values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(
-    st.sampled_from(["kind", "heads", "window", "model", "model.width", "training", "values", "a", "trials", "space", 0, 1]),
-    inner, max_size=3), max_leaves=6)  # fmt: skip
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 200)
+    | st.floats()
+    | st.sampled_from(["", "full", "gdn", "full full", "slidng", "tiny", "340m", "moe", "grid", "tpe", "*"])
+)
+values = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                ["kind", "heads", "window", "model", "model.width", "training", "values", "a", "trials", "space", 0, 1]
+            ),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=6,
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -170,8 +207,10 @@ def test_any_mapping_gives_a_model_or_a_config_error(data: Any) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(data=st.dictionaries(st.sampled_from([*AblationConfig.model_fields, "x"]), values, max_size=4),
-       arms=st.dictionaries(st.sampled_from(["a", "b"]), values, max_size=2))  # fmt: skip
+@given(
+    data=st.dictionaries(st.sampled_from([*AblationConfig.model_fields, "x"]), values, max_size=4),
+    arms=st.dictionaries(st.sampled_from(["a", "b"]), values, max_size=2),
+)
 def test_any_mapping_gives_an_ablation_or_a_config_error(data: Any, arms: Any) -> None:
     try:
         AblationConfig.parse({"name": "n", "arms": arms, **data})

@@ -14,7 +14,7 @@ import workbench
 
 ROOT = Path(workbench.__file__).parent
 FLOORS = [
-    ["files", "config", "registry", "environment", "metric"],
+    ["files", "compat", "config", "registry", "environment", "metric"],
     ["contract"],
     ["layers", "ops"],
     ["mixers", "feedforwards", "embeddings"],

@@ -21,11 +21,20 @@ from workbench.environment import environment
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
-    "base.training.tokens=8192", "base.model.width=32", "base.model.depth=4", "base.model.vocabulary=300",
-    "base.data.corpus.kind=stdlib", "base.data.corpus.limit_bytes=300000", "base.data.evaluation_documents=4",
-    "base.data.evaluation_bytes=200", "tuning.trials=1", "tuning.sampler=random", "confirmation.seeds=[0,1]",
-    "budget.allow_mismatch=a_test", "launch.workers=2",
-]  # fmt: skip
+    "base.training.tokens=8192",
+    "base.model.width=32",
+    "base.model.depth=4",
+    "base.model.vocabulary=300",
+    "base.data.corpus.kind=stdlib",
+    "base.data.corpus.limit_bytes=300000",
+    "base.data.evaluation_documents=4",
+    "base.data.evaluation_bytes=200",
+    "tuning.trials=1",
+    "tuning.sampler=random",
+    "confirmation.seeds=[0,1]",
+    "budget.allow_mismatch=a_test",
+    "launch.workers=2",
+]
 
 
 def test_pyproject_lock_and_environment_hold_together() -> None:

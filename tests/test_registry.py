@@ -62,8 +62,13 @@ def test_parse_and_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     things = empty()
     things.register(load(tmp_path, "third_thing", monkeypatch))
     assert things.parse("thing").size == things.parse({}, "thing").size == 1
-    for data, text in (("thin", "Nearest valid name: 'thing'"), ({}, "got 'nothing'"), ({"kind": []}, "kind: got []"),
-                       (3, "got 3"), ({"kind": "thing", "sizze": 1}, "'size'")):  # fmt: skip
+    for data, text in (
+        ("thin", "Nearest valid name: 'thing'"),
+        ({}, "got 'nothing'"),
+        ({"kind": []}, "kind: got []"),
+        (3, "got 3"),
+        ({"kind": "thing", "sizze": 1}, "'size'"),
+    ):
         with pytest.raises(ConfigError) as raised:
             things.parse(data)
         assert text in str(raised.value)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
-    from workbench.ablation.config import AblationConfig
     from workbench.ablation.run import AblationRun
     from workbench.ablation.run import AblationRun as open
+    from workbench.ablation.spec.ablation import AblationConfig
     from workbench.config import ConfigError
     from workbench.dashboards import dashboard, write_report
     from workbench.dashboards.builder import builder
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Ablation": ("workbench.ablation.ablation", "Ablation"),
-    "AblationConfig": ("workbench.ablation.config", "AblationConfig"),
+    "AblationConfig": ("workbench.ablation.spec.ablation", "AblationConfig"),
     "AblationRun": ("workbench.ablation.run", "AblationRun"),
     "ConfigError": ("workbench.config", "ConfigError"),
     "LanguageModel": ("workbench.model", "LanguageModel"),
@@ -47,9 +47,21 @@ _HOMES = {
 }
 
 __all__ = [
-    "Ablation", "AblationConfig", "AblationRun", "ConfigError", "LanguageModel", "ModelConfig", "RunConfig",
-    "SingleRuns", "builder", "dashboard", "open", "plug_in", "table", "write_report",
-]  # fmt: skip
+    "Ablation",
+    "AblationConfig",
+    "AblationRun",
+    "ConfigError",
+    "LanguageModel",
+    "ModelConfig",
+    "RunConfig",
+    "SingleRuns",
+    "builder",
+    "dashboard",
+    "open",
+    "plug_in",
+    "table",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,11 +16,22 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
-from pydantic._internal._model_construction import ModelMetaclass
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-__all__ = ["Config", "ConfigError", "Problem", "apply_overrides", "deep_merge", "flatten", "nearest", "read_yaml"]
+from workbench.compat import ModelMetaclass
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Problem",
+    "apply_overrides",
+    "deep_merge",
+    "flatten",
+    "nearest",
+    "read_yaml",
+    "require",
+]
 
 
 LARGEST = 2**64 - 1
@@ -57,6 +68,16 @@ class ConfigError(ValueError):
     def under(self, prefix: str) -> ConfigError:
         """The same mistakes, their paths moved below ``prefix``."""
         return ConfigError([Problem(_join(prefix, p.path), p.got, p.expected, p.do) for p in self.problems])
+
+
+def require(condition: object, path: str, *, got: object, expected: str, do: str = "") -> None:
+    """Check one condition that involves several fields.
+
+    Raises:
+        ConfigError: for the field at ``path``, when ``condition`` is false.
+    """
+    if not condition:
+        raise ConfigError.at(path, got=got, expected=expected, do=do)
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:

@@ -20,9 +20,24 @@ from workbench.config import Config, ConfigError
 from workbench.registry import Registry
 
 __all__ = [
-    "Cache", "Capabilities", "Config", "ConfigError", "Cost", "Counter", "Embedding", "EmbeddingConfig", "FeedForward", "Mixer",
-    "Range", "Side", "Variant", "VariantConfig", "embeddings", "feedforwards", "mixers",
-]  # fmt: skip
+    "Cache",
+    "Capabilities",
+    "Config",
+    "ConfigError",
+    "Cost",
+    "Counter",
+    "Embedding",
+    "EmbeddingConfig",
+    "FeedForward",
+    "Mixer",
+    "Range",
+    "Side",
+    "Variant",
+    "VariantConfig",
+    "embeddings",
+    "feedforwards",
+    "mixers",
+]
 
 mixers: Registry[type[Mixer]] = Registry("mixer", "workbench.mixers")
 feedforwards: Registry[type[FeedForward]] = Registry("feed-forward", "workbench.feedforwards")

@@ -13,17 +13,30 @@ from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace ``path`` atomically: readers see the old file or the new one, never half of either."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it atomically on success.
+
+    Readers see the old file or the new one, never a part of either. The new content is synced to disk before the rename. If the
+    block raises, ``path`` is left unchanged.
+
+    Yields:
+        The temporary path, to be written as a file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace ``path`` atomically by ``data`` as JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

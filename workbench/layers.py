@@ -207,9 +207,14 @@ class RowCache(Cache):
     """
 
     def __init__(
-        self, batch: int, length: int, shapes: Sequence[tuple[int, ...]], device: torch.device | str, dtype: torch.dtype,
+        self,
+        batch: int,
+        length: int,
+        shapes: Sequence[tuple[int, ...]],
+        device: torch.device | str,
+        dtype: torch.dtype,
         keep: int | None = None,
-    ):  # fmt: skip
+    ):
         room = length if keep is None else min(keep, length)
         self.keep, self.length, self.held = keep, 0, 0
         self.rows = [torch.empty(batch, room, *shape, device=device, dtype=dtype) for shape in shapes]
@@ -246,9 +251,15 @@ class KeyValueCache(RowCache):
     """Keys and values (B, T, G, K) of the last ``keep`` tokens (all of them when ``keep`` is None)."""
 
     def __init__(
-        self, batch: int, length: int, heads: int, channels: int, device: torch.device | str, dtype: torch.dtype,
+        self,
+        batch: int,
+        length: int,
+        heads: int,
+        channels: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
         keep: int | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__(batch, length, [(heads, channels)] * 2, device, dtype, keep)
 
     def extend(self, *new: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,9 @@ import pytest
 from helpers import ablation_fields
 
 import workbench as wb
-from workbench.ablation import verdict as verdicts
-from workbench.ablation.archive import archive
-from workbench.ablation.worker import Worker
+from workbench.ablation.analysis.archive import archive
+from workbench.ablation.execution.worker import Worker
+from workbench.ablation.verdict import judge as verdicts
 from workbench.config import ConfigError
 from workbench.dashboards import recall_curves, recall_map, recall_table, write_report
 from workbench.data import tasks
@@ -134,7 +134,10 @@ def test_arms_on_different_sorts_of_data_are_refused(tmp_path: Path) -> None:
     mixed["arms"]["text"] = {"data": {"kind": "text"}}
     with pytest.raises(ConfigError, match=r"arms.text.data: got 'bits per byte'; expected the baseline's metric"):
         wb.AblationConfig.parse(mixed)
-    assert wb.AblationConfig.parse(fields(tmp_path, measure="loss")).run("full", seed=0).data.metric.unit == "bits per answer"  # fmt: skip
+    assert (
+        wb.AblationConfig.parse(fields(tmp_path, measure="loss")).run("full", seed=0).data.metric.unit
+        == "bits per answer"
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,15 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-unsafe-swiftshader",
+]
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")
 
 
@@ -57,8 +63,14 @@ def free_port() -> int:
 def server(*arguments: str, address: str, where: Path = ROOT, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server of this environment's Python that answers at ``address`` while inside."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    process = subprocess.Popen([sys.executable, "-m", *arguments], cwd=where, env=environment, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=where,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         until = time.monotonic() + 180
         while not answers(address):
@@ -111,10 +123,24 @@ def lab(where: Path) -> Iterator[str]:
     whole = settings / "@jupyterlab" / "notebook-extension"
     whole.mkdir(parents=True)  # every cell is on the page, in sight or not
     (whole / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
-    arguments = ["jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=t",
-                 "--allow-root", f"--ServerApp.root_dir={where}"]  # fmt: skip
-    with server(*arguments, address=f"{base}/api?token=t", where=where, JUPYTERLAB_SETTINGS_DIR=str(settings),
-                JUPYTERLAB_WORKSPACES_DIR=str(settings), JUPYTER_CONFIG_DIR=str(settings)):  # fmt: skip
+    arguments = [
+        "jupyter",
+        "lab",
+        "--no-browser",
+        f"--port={port}",
+        "--ServerApp.ip=127.0.0.1",
+        "--IdentityProvider.token=t",
+        "--allow-root",
+        f"--ServerApp.root_dir={where}",
+    ]
+    with server(
+        *arguments,
+        address=f"{base}/api?token=t",
+        where=where,
+        JUPYTERLAB_SETTINGS_DIR=str(settings),
+        JUPYTERLAB_WORKSPACES_DIR=str(settings),
+        JUPYTER_CONFIG_DIR=str(settings),
+    ):
         yield base
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from workbench.ablation.verdict import ArmMeasurements, Verdict, judge
+from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
 from workbench.metric import BITS_PER_BYTE
 from workbench.results.tables import CURVE_SCHEMA, DIAGNOSTICS_SCHEMA, POINT_SCHEMA, RUN_SCHEMA, Line, Points
 
@@ -18,10 +18,19 @@ class FakeRun:
     """An ablation of ``arms`` whose runs have come ``progress`` of their way."""
 
     def __init__(
-        self, folder: Path, arms: tuple[str, ...] = ("full", "gdn"), *, trials: int = 3, seeds: int = 3,
-        points: int = 20, progress: float = 1.0, status: str = "done", confirmed: bool = True, diagnosed: bool = False,
+        self,
+        folder: Path,
+        arms: tuple[str, ...] = ("full", "gdn"),
+        *,
+        trials: int = 3,
+        seeds: int = 3,
+        points: int = 20,
+        progress: float = 1.0,
+        status: str = "done",
+        confirmed: bool = True,
+        diagnosed: bool = False,
         tuned: tuple[str, ...] = ("lr", "norm"),
-    ):  # fmt: skip
+    ):
         self.folder, self.name, self.question = folder, "a <b>name</b>", "Is <i>gdn</i> better & cheaper?"
         self.arms, self.baseline, self.seeds = list(arms), arms[0], list(range(seeds))
         self.trials, self.points, self.progress = trials, points, progress
@@ -41,12 +50,31 @@ class FakeRun:
         for a, arm in enumerate(self.arms):
             for i in range(self.trials):
                 values = {"lr": 10.0 ** (-4 + i), "norm": ["pre", "post"][i % 2]}
-                each.append({"arm": arm, "stage": "tuning", "seed": 1000, "i": i, "a": a, "selected": i == 1,
-                             "run": f"tuning-{a}-{i}",
-                             "hyperparameters": {k: values[k] for k in self.tuned}})  # fmt: skip
+                each.append(
+                    {
+                        "arm": arm,
+                        "stage": "tuning",
+                        "seed": 1000,
+                        "i": i,
+                        "a": a,
+                        "selected": i == 1,
+                        "run": f"tuning-{a}-{i}",
+                        "hyperparameters": {k: values[k] for k in self.tuned},
+                    }
+                )
             for seed in self.seeds if self.confirmed and self.trials else []:
-                each.append({"arm": arm, "stage": "confirmation", "seed": seed, "i": seed, "a": a, "selected": False,
-                             "run": f"confirmation-{a}-{seed}", "hyperparameters": {}})  # fmt: skip
+                each.append(
+                    {
+                        "arm": arm,
+                        "stage": "confirmation",
+                        "seed": seed,
+                        "i": seed,
+                        "a": a,
+                        "selected": False,
+                        "run": f"confirmation-{a}-{seed}",
+                        "hyperparameters": {},
+                    }
+                )
         return each
 
     def runs(self) -> pl.DataFrame:
@@ -55,15 +83,28 @@ class FakeRun:
         done, step = self.status == "done" and self.progress == 1.0, int(self.points * self.progress)
         status = self.status if self.progress == 1.0 else "running"
         rows = [
-            {**{k: run[k] for k in ("arm", "stage", "run", "seed", "selected")}, "status": status, "step": step,
-             "steps": self.points, "tokens": step * 1000, "target_tokens": self.points * 1000, "seconds": step * 0.5,
-             "seconds_left": None if done else 1.0, "loss": 3.0, "metric": self.metric.unit,
-             "selection_value": 1.2 + 0.1 * run["i"] if done else None, "report_value": 1.1 if done else None,
-             "tokens_per_second": 2000.0, "parameters": 1_000_000, "flops": step * 1e9,
-             "hyperparameters": json.dumps(run["hyperparameters"]), "reason": None if done else "loss <nan> & more",
-             "folder": str(self.folder)}
+            {
+                **{k: run[k] for k in ("arm", "stage", "run", "seed", "selected")},
+                "status": status,
+                "step": step,
+                "steps": self.points,
+                "tokens": step * 1000,
+                "target_tokens": self.points * 1000,
+                "seconds": step * 0.5,
+                "seconds_left": None if done else 1.0,
+                "loss": 3.0,
+                "metric": self.metric.unit,
+                "selection_value": 1.2 + 0.1 * run["i"] if done else None,
+                "report_value": 1.1 if done else None,
+                "tokens_per_second": 2000.0,
+                "parameters": 1_000_000,
+                "flops": step * 1e9,
+                "hyperparameters": json.dumps(run["hyperparameters"]),
+                "reason": None if done else "loss <nan> & more",
+                "folder": str(self.folder),
+            }
             for run in self._each()
-        ]  # fmt: skip
+        ]
         return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
 
     def curves(self) -> pl.DataFrame:
@@ -71,11 +112,20 @@ class FakeRun:
         for run in self._each():
             for step in range(1, int(self.points * self.progress) + 1):
                 loss = 9 / step**0.3 + 0.1 * run["a"] + 0.05 * run["i"]
-                rows.append({**{k: run[k] for k in ("arm", "stage", "run", "seed")}, "step": step,
-                             "tokens": step * 1000, "flops": step * 1e9, "loss": loss,
-                             "seconds": step * (0.5 + 0.01 * run["i"]),
-                             "learning_rate": 1e-3, "gradient_norm": 1.0, "tokens_per_second": 2000.0,
-                             "selection_value": loss / 3 if step % 5 == 0 else None})  # fmt: skip
+                rows.append(
+                    {
+                        **{k: run[k] for k in ("arm", "stage", "run", "seed")},
+                        "step": step,
+                        "tokens": step * 1000,
+                        "flops": step * 1e9,
+                        "loss": loss,
+                        "seconds": step * (0.5 + 0.01 * run["i"]),
+                        "learning_rate": 1e-3,
+                        "gradient_norm": 1.0,
+                        "tokens_per_second": 2000.0,
+                        "selection_value": loss / 3 if step % 5 == 0 else None,
+                    }
+                )
         return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
 
     def lines(self) -> list[Line]:
@@ -83,22 +133,41 @@ class FakeRun:
         return [Line(*key, Points(frame.select(list(POINT_SCHEMA)))) for key, frame in held.items()]
 
     def diagnostics(self) -> pl.DataFrame:
-        rows = [(run["arm"], run["stage"], run["run"], run["seed"], step, layer, name, None, step + layer + run["i"] + half)
-                for run in self._each() for step in (1, 10) for layer in range(3)
-                for name, half in (("state_norm", 0.0), ("half_life_p10", 0.5)) if self.diagnosed]  # fmt: skip
-        rows += [(run["arm"], run["stage"], run["run"], run["seed"], 10, 1, "load", expert, 1.0 + expert)
-                 for run in self._each() for expert in range(4) if self.diagnosed]  # fmt: skip
+        rows = [
+            (run["arm"], run["stage"], run["run"], run["seed"], step, layer, name, None, step + layer + run["i"] + half)
+            for run in self._each()
+            for step in (1, 10)
+            for layer in range(3)
+            for name, half in (("state_norm", 0.0), ("half_life_p10", 0.5))
+            if self.diagnosed
+        ]
+        rows += [
+            (run["arm"], run["stage"], run["run"], run["seed"], 10, 1, "load", expert, 1.0 + expert)
+            for run in self._each()
+            for expert in range(4)
+            if self.diagnosed
+        ]
         return pl.DataFrame(rows, schema=DIAGNOSTICS_SCHEMA, orient="row")
 
     def reports(self) -> list[tuple[str, int, pl.DataFrame]]:
         return []
 
     def cost(self) -> pl.DataFrame:
-        return pl.DataFrame([
-            {"arm": arm, "parameters": 1_234_567, "cache_bytes": 3_400_000_000, "training_flops": 4.1e15, "trials": 6,
-             "seconds_per_trial": 120.0, "residual": 0.0, "mismatch": "" if arm == self.baseline else "tokens +9.0%"}
-            for arm in self.arms
-        ])  # fmt: skip
+        return pl.DataFrame(
+            [
+                {
+                    "arm": arm,
+                    "parameters": 1_234_567,
+                    "cache_bytes": 3_400_000_000,
+                    "training_flops": 4.1e15,
+                    "trials": 6,
+                    "seconds_per_trial": 120.0,
+                    "residual": 0.0,
+                    "mismatch": "" if arm == self.baseline else "tokens +9.0%",
+                }
+                for arm in self.arms
+            ]
+        )
 
     def failures(self) -> dict[str, str]:
         return {}

@@ -16,12 +16,27 @@ def layer(kind: str, **settings: Any) -> Any:
     return LanguageModel(config, seed=0).blocks[0].mixer
 
 
-@pytest.mark.parametrize(("kind", "settings", "keys"), [
-    ("full", {}, lambda t: t + 1), ("sliding", {"window": 5}, lambda t: min(t + 1, 5)),
-    # a query reads its own block whatever else
-    ("nsa", {"branches": ["selection"], "compress": "mean", "select_block": 8, "compress_length": 8, "select_blocks": 1,
-             "initial_blocks": 0, "local_blocks": 1}, lambda t: t % 8 + 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "settings", "keys"),
+    [
+        ("full", {}, lambda t: t + 1),
+        ("sliding", {"window": 5}, lambda t: min(t + 1, 5)),
+        # a query reads its own block whatever else
+        (
+            "nsa",
+            {
+                "branches": ["selection"],
+                "compress": "mean",
+                "select_block": 8,
+                "compress_length": 8,
+                "select_blocks": 1,
+                "initial_blocks": 0,
+                "local_blocks": 1,
+            },
+            lambda t: t % 8 + 1,
+        ),
+    ],
+)
 def test_exactly_the_keys_that_are_read_have_strength(kind: str, settings: dict[str, Any], keys: Any) -> None:
     table = look.reads(layer(kind, **settings), 32, 20)
     assert len(table) == 20 * 21 // 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.ablation.config import AblationConfig
+from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import ConfigError
 from workbench.contract import mixers
 from workbench.dashboards.builder import ArmBuilder, builder

@@ -166,7 +166,14 @@ def test_importing_is_light() -> None:
 
 def test_human_numbers() -> None:
     assert [style.count(n) for n in (0, 17, 999, 1_000, 999_999, 1_234_567, -2_000)] == [
-        "0", "17", "999", "1 k", "1 M", "1.2 M", "-2 k"]  # fmt: skip
+        "0",
+        "17",
+        "999",
+        "1 k",
+        "1 M",
+        "1.2 M",
+        "-2 k",
+    ]
     assert [style.size(3.4e9), style.flops(4.1e9), style.size(None)] == ["3.4 GB", "4.1 GFLOPs", "–"]
     assert [style.duration(s) for s in (0, 59.7, 120, 3600, 5400)] == ["0.0 s", "1 min", "2 min", "1 h", "1 h 30 min"]
     assert style.bits(-0.00001, signed=True) == "+0.0000"

@@ -14,8 +14,15 @@ from workbench.dashboards import write_report
 
 CHROMIUM = Path("/usr/bin/chromium")
 ODD = "<img src=x onerror=alert(1)>"
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def text_of(path: Path) -> str:
@@ -28,9 +35,16 @@ def test_report_says_it_all_and_escapes(tmp_path: Path) -> None:
     path = write_report(FakeRun(tmp_path, arms=("full", ODD)), tmp_path / "new" / "report.html")
     page = text_of(path)
     assert re.findall("<h2>(.*?)</h2>", page) == [
-        "Verdict", "Difference to the baseline", "Training", "Selection loss", "Tuning", "Cost", "Data", "Failures",
+        "Verdict",
+        "Difference to the baseline",
+        "Training",
+        "Selection loss",
+        "Tuning",
+        "Cost",
+        "Data",
+        "Failures",
         "Every run",
-    ]  # fmt: skip
+    ]
     for word in ("baseline", "worse", "is worse than full by", "tokens +9.0%", "No run has failed.", "1.2 M", "3.4 GB"):
         assert word in page
     assert "Is &lt;i&gt;gdn&lt;/i&gt; better &amp; cheaper?" in page

@@ -160,10 +160,15 @@ def test_two_processes_prepare_at_once(folder: Path, tmp_path: Path) -> None:
         "p = prepare(c, 300, sys.argv[2], lambda s: print(s, file=sys.stderr)); print(p.fingerprint, int(p.train.tokens.shards[0].sum()))"
     )
     workers = [
-        subprocess.Popen([sys.executable, "-c", code, str(folder), str(tmp_path)], text=True, stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": str(seed)})
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), str(tmp_path)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+        )
         for seed in (1, 2)
-    ]  # fmt: skip
+    ]
     said = [worker.communicate(timeout=60) for worker in workers]
     assert said[0][0] == said[1][0] and said[0][0].strip(), said
     assert sum("training a byte-level" in err for _, err in said) == 1
@@ -185,8 +190,14 @@ def test_half_surrogates_do_not_stop_it(tmp_path: Path) -> None:
 
 
 def test_mistakes(folder: Path, tmp_path: Path) -> None:
-    files: dict[str, bytes] = {"blank/a.txt": b"  \n", "latin.txt": b"caf\xe9", "x.jsonl": b'{"txt": "a"}\n', "y.jsonl": b"{no\n",
-                               "bad.parquet": b"xxxx", "tok.json": b"{}"}  # fmt: skip
+    files: dict[str, bytes] = {
+        "blank/a.txt": b"  \n",
+        "latin.txt": b"caf\xe9",
+        "x.jsonl": b'{"txt": "a"}\n',
+        "y.jsonl": b"{no\n",
+        "bad.parquet": b"xxxx",
+        "tok.json": b"{}",
+    }
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)

@@ -193,8 +193,16 @@ def test_a_third_task_is_one_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "model", "message"),
     [
-        ({"mixes": [{"length": 32, "pairs": 9}]}, {}, r"data.mixes\[0\].pairs: got '9 pairs in 32 tokens'.*at most 8 pairs"),
-        ({"mixes": [{"length": 64, "pairs": 16}]}, {"vocabulary": 33}, r"data.vocabulary: got 33; expected at least 34"),
+        (
+            {"mixes": [{"length": 32, "pairs": 9}]},
+            {},
+            r"data.mixes\[0\].pairs: got '9 pairs in 32 tokens'.*at most 8 pairs",
+        ),
+        (
+            {"mixes": [{"length": 64, "pairs": 16}]},
+            {"vocabulary": 33},
+            r"data.vocabulary: got 33; expected at least 34",
+        ),
         ({"vocabulary": 512}, {"vocabulary": 300}, r"data.vocabulary: got 512; expected at most model.vocabulary=300"),
         ({"mixes": [{"length": 512, "pairs": 4}]}, {}, r"data.mixes\[0\].length.*512 tokens.*training.context=256"),
         ({"measured": [{"length": 300, "pairs": 4}]}, {}, r"data.measured\[0\].length.*Set training.context=300"),
@@ -203,7 +211,7 @@ def test_a_third_task_is_one_class(tmp_path: Path) -> None:
         ({"mixes": []}, {}, "data.mixes"),
         ({"measure": "accuracy"}, {}, "data.measure"),
     ],
-)  # fmt: skip
+)
 def test_mistakes(data: dict[str, Any], model: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RunConfig.parse({"data": {"kind": "mqar", **data}, "model": model, "training": {"context": 256}})

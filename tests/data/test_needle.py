@@ -90,8 +90,10 @@ def test_measured_splits_go_through_depths_and_lengths_evenly(corpus: Path) -> N
 def test_haystacks_of_text_come_from_their_own_split(corpus: Path) -> None:
     task = made(corpus, haystack="text", lengths=[250])
     texts = {name: getattr(task.text, name) for name in ("train", "selection", "report")}
-    held = {name: {"".join(map(chr, split.piece(d, 0, int(split.lengths[d]))[1] + 1)) for d in range(len(split))}
-            for name, split in texts.items()}  # fmt: skip
+    held = {
+        name: {"".join(map(chr, split.piece(d, 0, int(split.lengths[d]))[1] + 1)) for d in range(len(split))}
+        for name, split in texts.items()
+    }
     for name in ("selection", "report"):
         hay = "".join(map(chr, task._pieces(texts[name], 40, np.random.default_rng(1)) + 1))
         assert any(hay in text or hay[: len(hay) // 4] in text for text in held[name])
@@ -111,8 +113,10 @@ def test_batches_are_a_function_of_their_number(corpus: Path) -> None:
 
 def test_text_is_part_of_what_the_task_is(corpus: Path) -> None:
     assert len(set(ADJECTIVES)) == len(ADJECTIVES) and len(set(NOUNS)) == len(NOUNS)
-    whole, less = (made(corpus, text={"corpus": {"kind": "files", "path": str(corpus / pattern)}, "evaluation_documents": 3})
-                   for pattern in ("*.txt", "00*.txt"))  # fmt: skip
+    whole, less = (
+        made(corpus, text={"corpus": {"kind": "files", "path": str(corpus / pattern)}, "evaluation_documents": 3})
+        for pattern in ("*.txt", "00*.txt")
+    )
     assert whole.card["material"] != less.card["material"] and whole.fingerprint != less.fingerprint
 
 

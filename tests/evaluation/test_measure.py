@@ -82,7 +82,12 @@ def test_answers_begin_where_targets_or_documents_do() -> None:
 
 
 def test_metrics_are_ratios_of_sums() -> None:
-    columns = {"nll_nats": np.array([1.0, 3.0]), "bytes": np.array([2, 6]), "errors": np.array([1, 0]), "answers": np.array([1, 3])}  # fmt: skip
+    columns = {
+        "nll_nats": np.array([1.0, 3.0]),
+        "bytes": np.array([2, 6]),
+        "errors": np.array([1, 0]),
+        "answers": np.array([1, 3]),
+    }
     assert BITS_PER_BYTE.of(columns) == pytest.approx(0.5 / math.log(2))
     assert ANSWER_LOSS.of(columns) == pytest.approx(1 / math.log(2)) and ANSWER_ERRORS.of(columns) == 0.25
     assert Metric(**ANSWER_ERRORS.plain()) == ANSWER_ERRORS and ANSWER_ERRORS.short == "errors/answer"

@@ -15,8 +15,8 @@ from helpers import make_run, run_fields, write_corpus
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench.ablation.config import AblationConfig
-from workbench.ablation.cost import cost_table
+from workbench.ablation.matching.cost_card import cost_table
+from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import ConfigError
 from workbench.contract import Side, feedforwards
 from workbench.feedforwards.moe import MixtureOfExperts
@@ -68,9 +68,14 @@ def test_all_experts_together_are_a_dense_mixture() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"renormalise": True}, {"score": "sigmoid", "renormalise": True}, {"score": "sigmoid", "bias": "sign"}, {"shared": 1},
-     {"random_zero": True, "zero_experts": 4}],
-)  # fmt: skip
+    [
+        {"renormalise": True},
+        {"score": "sigmoid", "renormalise": True},
+        {"score": "sigmoid", "bias": "sign"},
+        {"shared": 1},
+        {"random_zero": True, "zero_experts": 4},
+    ],
+)
 def test_chosen_experts_are_a_dense_mixture_with_gradients(settings: dict[str, Any]) -> None:
     module, x_BTD = build(**{**ZERO, "gamma": 2.0, **settings}), torch.randn(2, 33, WIDTH).double().requires_grad_()
     routing, x_ND = module.router(x_BTD.flatten(0, 1)), x_BTD.flatten(0, 1)
@@ -352,8 +357,15 @@ def test_experts_that_choose_tokens_are_not_causal_and_say_so_everywhere(corpus:
     folder = make_run(tmp_path / "run", tmp_path / "cache", fields)
     assert train(folder.path, tmp_path / "cache")["reason"] == "not causal: moe_expert_choice sees later tokens"
     arms = {"moe": {"model.feedforward": "moe"}, "choice": {"model.feedforward": "moe_expert_choice"}}
-    ablation = AblationConfig.parse({"name": "leak", "base": run_fields(corpus), "arms": arms, "baseline": "moe",
-                                     "tuning": {"trials": 0, "space": {}}})  # fmt: skip
+    ablation = AblationConfig.parse(
+        {
+            "name": "leak",
+            "base": run_fields(corpus),
+            "arms": arms,
+            "baseline": "moe",
+            "tuning": {"trials": 0, "space": {}},
+        }
+    )
     mismatch = dict(cost_table(ablation).select("arm", "mismatch").iter_rows())
     assert mismatch == {"moe": "", "choice": "not causal, sees later tokens: moe_expert_choice"}
 
@@ -370,16 +382,32 @@ def test_a_step_counts_every_choice_once(
     late: list[int] = []
     monkeypatch.setattr(Router, "move", lambda self, counts, *rest: steps.append(counts.tolist()))
     monkeypatch.setattr(Router, "late_loss", lambda self, counts, own: late.append(int(counts.sum())))
-    fields = run_fields(corpus, model={"feedforward": "moe", "depth": 1, "feedforwards": {"moe": {**ZERO, "bias": "sign"}}},
-                        training={"accumulate": accumulate, "recompute": True, "tokens": 6 * 64 * accumulate})  # fmt: skip
+    fields = run_fields(
+        corpus,
+        model={"feedforward": "moe", "depth": 1, "feedforwards": {"moe": {**ZERO, "bias": "sign"}}},
+        training={"accumulate": accumulate, "recompute": True, "tokens": 6 * 64 * accumulate},
+    )
     folder = make_run(tmp_path / "run", tmp_path / "cache", fields)
     train(folder.path, tmp_path / "cache")
     assert [sum(counts) for counts in steps] == [64 * accumulate * 3] * 6
     assert late == [64 * 3 * (i + 1) for _ in range(6) for i in range(accumulate)]
     said = folder.diagnostics()[-1]["values"]
     assert said["zero_share"] == pytest.approx(sum(steps[-1][4:]) / sum(steps[-1]))
-    assert {"r_g", "r_g_centred", "router_cosine", "load", "max_violation_step", "max_violation_floor_recent", "dead_experts",
-            "ffn_experts", "ffn_experts_sd", "routing_entropy", "top_k_mass", "zero_share", "bias_low"} <= said.keys()  # fmt: skip
+    assert {
+        "r_g",
+        "r_g_centred",
+        "router_cosine",
+        "load",
+        "max_violation_step",
+        "max_violation_floor_recent",
+        "dead_experts",
+        "ffn_experts",
+        "ffn_experts_sd",
+        "routing_entropy",
+        "top_k_mass",
+        "zero_share",
+        "bias_low",
+    } <= said.keys()
 
 
 def test_a_collapsed_router_is_told_and_ends_nothing(
@@ -412,22 +440,30 @@ def test_the_bias_goes_with_the_weights_in_full_precision(corpus: Path, tmp_path
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"experts": 0}, r"experts: got 0; expected at least 1"),
-     ({"experts": 0, "zero_experts": 4}, r"experts: got 0; .* Zero-computation experts alone"),
-     ({"experts": 4, "zero_experts": 2, "top_k": 7}, r"top_k: got 7; expected between 1 and experts=4 \+ zero_experts=2"),
-     ({"experts": 4, "zero_experts": 2, "top_k": 3, "expected": 3}, r"expected: got 3.0; expected more than 1, less than"),
-     ({"expected": 1}, r"expected: got 1.0; expected top_k=2 where there are no zero_experts"),
-     ({"hidden": 12}, r"hidden: got 12; .*pieces of 16 bytes. Nearest: 16"),
-     ({"groups": 3}, r"groups: got 3; expected a divisor of experts=8"),
-     ({"gamma": "closed", "score": "sigmoid"}, r"gamma: got 'closed with score=sigmoid.*Use gamma=measured"),
-     ({"bias": "proportional", "bias_step": -0.2}, r"bias_step: got -0.2; expected more than 0"),
-     ({"gamma": 0.0}, r"gamma: got 0.0; expected more than 0"),
-     ({"gamma": "closed", "renormalise": False, "split": 0}, r"split: got 0; expected at least 1"),
-     ({"experts": 40_000}, r"experts: got 40000; expected fewer than"),
-     ({"random_zero": True}, r"random_zero: got True; expected false where there are no zero_experts"),
-     ({"bias_step": 0.1}, r"bias_step: got 0.1; expected nothing where bias=none"),
-     ({"z_weight": -1.0}, r"z_weight: got -1.0; expected 0 or more")],
-)  # fmt: skip
+    [
+        ({"experts": 0}, r"experts: got 0; expected at least 1"),
+        ({"experts": 0, "zero_experts": 4}, r"experts: got 0; .* Zero-computation experts alone"),
+        (
+            {"experts": 4, "zero_experts": 2, "top_k": 7},
+            r"top_k: got 7; expected between 1 and experts=4 \+ zero_experts=2",
+        ),
+        (
+            {"experts": 4, "zero_experts": 2, "top_k": 3, "expected": 3},
+            r"expected: got 3.0; expected more than 1, less than",
+        ),
+        ({"expected": 1}, r"expected: got 1.0; expected top_k=2 where there are no zero_experts"),
+        ({"hidden": 12}, r"hidden: got 12; .*pieces of 16 bytes. Nearest: 16"),
+        ({"groups": 3}, r"groups: got 3; expected a divisor of experts=8"),
+        ({"gamma": "closed", "score": "sigmoid"}, r"gamma: got 'closed with score=sigmoid.*Use gamma=measured"),
+        ({"bias": "proportional", "bias_step": -0.2}, r"bias_step: got -0.2; expected more than 0"),
+        ({"gamma": 0.0}, r"gamma: got 0.0; expected more than 0"),
+        ({"gamma": "closed", "renormalise": False, "split": 0}, r"split: got 0; expected at least 1"),
+        ({"experts": 40_000}, r"experts: got 40000; expected fewer than"),
+        ({"random_zero": True}, r"random_zero: got True; expected false where there are no zero_experts"),
+        ({"bias_step": 0.1}, r"bias_step: got 0.1; expected nothing where bias=none"),
+        ({"z_weight": -1.0}, r"z_weight: got -1.0; expected 0 or more"),
+    ],
+)
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MixtureOfExperts.Config.parse(settings).resolved(WIDTH)

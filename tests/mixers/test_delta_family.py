@@ -25,7 +25,11 @@ def build(name: str, **settings: Any) -> Any:
 
 
 def output(mixer: Any, x_BTD: Tensor | None = None, **more: Any) -> Tensor:
-    x_BTD = torch.randn(2, 37, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) if x_BTD is None else x_BTD  # fmt: skip
+    x_BTD = (
+        torch.randn(2, 37, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        if x_BTD is None
+        else x_BTD
+    )
     return mixer(x_BTD, **more).detach()
 
 
@@ -56,9 +60,15 @@ def copy_gates(source: Any, target: Any, n: int = 16) -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("gdn2", {"output_gate": "sigmoid"}), ("fg2_gdn", {}), ("fg2_gdn_plus", {}), ("fg2_gdn", {"sides": "left"}),
-     ("fg2_gdn", {"scalarise_erase": True, "scalarise_write": True}), ("fg2_gdn", {"erase": "scalar", "write": "scalar"})],
-)  # fmt: skip
+    [
+        ("gdn2", {"output_gate": "sigmoid"}),
+        ("fg2_gdn", {}),
+        ("fg2_gdn_plus", {}),
+        ("fg2_gdn", {"sides": "left"}),
+        ("fg2_gdn", {"scalarise_erase": True, "scalarise_write": True}),
+        ("fg2_gdn", {"erase": "scalar", "write": "scalar"}),
+    ],
+)
 def test_equal_channels_are_kda(name: str, settings: dict[str, Any]) -> None:
     kda, other = build("kda"), build(name, **settings)
     copy_gates(kda, other)
@@ -105,11 +115,26 @@ def test_scalarised_gates_keep_every_parameter(name: str, flag: str) -> None:
 
 
 FLAGS: list[dict[str, Any]] = [
-    {"decay": "scalar"}, {"decay": "none"}, {"decay_rank": 0}, {"safe_gate": True}, {"tied": True}, {"sides": "right"},
-    {"write_gate_power": 1.0}, {"erase": "scalar"}, {"write": "scalar"}, {"scalarise_erase": True}, {"beta_rank": 4},
-    {"negative_eigenvalues": True}, {"output_gate": "silu"}, {"output_gate": "none"}, {"output_gate_rank": 0},
-    {"short_convolution": False}, {"qk_norm": "none"}, {"initialisation": "xavier"}, {"value_dim": 8},
-]  # fmt: skip
+    {"decay": "scalar"},
+    {"decay": "none"},
+    {"decay_rank": 0},
+    {"safe_gate": True},
+    {"tied": True},
+    {"sides": "right"},
+    {"write_gate_power": 1.0},
+    {"erase": "scalar"},
+    {"write": "scalar"},
+    {"scalarise_erase": True},
+    {"beta_rank": 4},
+    {"negative_eigenvalues": True},
+    {"output_gate": "silu"},
+    {"output_gate": "none"},
+    {"output_gate_rank": 0},
+    {"short_convolution": False},
+    {"qk_norm": "none"},
+    {"initialisation": "xavier"},
+    {"value_dim": 8},
+]
 
 
 @pytest.mark.parametrize("flag", FLAGS, ids=str)
@@ -130,11 +155,17 @@ def test_a_setting_changes_the_function_and_nothing_else(flag: dict[str, Any]) -
 
 @pytest.mark.parametrize(
     ("name", "fields", "path"),
-    [("fg2_gdn", {"value_dim": 8}, "value_dim"), ("kda", {"erase": "channel"}, "write"), ("gdn", {"chunk": 24}, "chunk"),
-     ("fg2_gdn", {"scalarise_erase": True}, "scalarise_write"), ("fg2_gdn_plus", {"sides": "left"}, "write_gate_power"),
-     ("gdn2", {"write_gate_power": 2}, "write_gate_power"), ("gdn2", {"beta_rank": -1}, "beta_rank"),
-     ("kda", {"heads": 0}, "heads")],
-)  # fmt: skip
+    [
+        ("fg2_gdn", {"value_dim": 8}, "value_dim"),
+        ("kda", {"erase": "channel"}, "write"),
+        ("gdn", {"chunk": 24}, "chunk"),
+        ("fg2_gdn", {"scalarise_erase": True}, "scalarise_write"),
+        ("fg2_gdn_plus", {"sides": "left"}, "write_gate_power"),
+        ("gdn2", {"write_gate_power": 2}, "write_gate_power"),
+        ("gdn2", {"beta_rank": -1}, "beta_rank"),
+        ("kda", {"heads": 0}, "heads"),
+    ],
+)
 def test_settings_that_make_no_sense_are_named(name: str, fields: dict[str, Any], path: str) -> None:
     with pytest.raises(ConfigError) as raised:
         mixers[name].Config.parse({"head_dim": 16, **fields}).resolved(WIDTH)
@@ -192,11 +223,27 @@ def test_the_norm_of_a_step_is_its_largest_singular_value() -> None:
 # Parameters of one mixer and the SwiGLU width that matches full attention with width 2816 / 5632: specification by
 # formula, d(2Kd + 2Vd) + … with Kd = Vd = d.
 MATCHED = {
-    "340m": (341.0e6, {"gdn": (5.272e6, 2496), "kda": (4.741e6, 2624), "fg2_gdn": (5.782e6, 2304),
-                       "fg2_gdn_plus": (6.830e6, 1984), "gdn2": (6.830e6, 1984)}),
-    "1.3b": (1298.7e6, {"gdn": (21.062e6, 4928), "kda": (17.887e6, 5440), "fg2_gdn": (22.049e6, 4800),
-                        "fg2_gdn_plus": (26.243e6, 4096), "gdn2": (26.243e6, 4096)}),
-}  # fmt: skip
+    "340m": (
+        341.0e6,
+        {
+            "gdn": (5.272e6, 2496),
+            "kda": (4.741e6, 2624),
+            "fg2_gdn": (5.782e6, 2304),
+            "fg2_gdn_plus": (6.830e6, 1984),
+            "gdn2": (6.830e6, 1984),
+        },
+    ),
+    "1.3b": (
+        1298.7e6,
+        {
+            "gdn": (21.062e6, 4928),
+            "kda": (17.887e6, 5440),
+            "fg2_gdn": (22.049e6, 4800),
+            "fg2_gdn_plus": (26.243e6, 4096),
+            "gdn2": (26.243e6, 4096),
+        },
+    ),
+}
 
 
 @pytest.mark.parametrize("scale", MATCHED)

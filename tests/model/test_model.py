@@ -15,9 +15,13 @@ from workbench.model import LanguageModel, ModelConfig
 from workbench.testing import count_flops
 
 MIXED: dict[str, Any] = {
-    "width": 64, "depth": 4, "vocabulary": 300, "pattern": "gdn sliding full short", "feedforward": "swiglu moe",
+    "width": 64,
+    "depth": 4,
+    "vocabulary": 300,
+    "pattern": "gdn sliding full short",
+    "feedforward": "swiglu moe",
     "mixers": {"sliding": {"window": 5}, "short": {"kind": "sliding", "window": 1, "kv_heads": 1}, "gdn": {"chunk": 8}},
-}  # fmt: skip
+}
 
 
 def build(**changes: Any) -> LanguageModel:
@@ -31,11 +35,14 @@ def tokens(*shape: int) -> Tensor:
 @pytest.mark.parametrize(
     ("scale", "tied", "parameters"),
     [
-        ("tiny", True, 1_066_112), ("tiny", False, 1_066_112 + 128 * 2048),
-        ("340m", True, 341_099_520), ("340m", False, 341_099_520 + 1024 * 32_000),
-        ("1.3b", True, 1_298_761_728), ("1.3b", False, 1_298_761_728 + 2048 * 32_000),
+        ("tiny", True, 1_066_112),
+        ("tiny", False, 1_066_112 + 128 * 2048),
+        ("340m", True, 341_099_520),
+        ("340m", False, 341_099_520 + 1024 * 32_000),
+        ("1.3b", True, 1_298_761_728),
+        ("1.3b", False, 1_298_761_728 + 2048 * 32_000),
     ],
-)  # fmt: skip
+)
 def test_named_scales(scale: str, tied: bool, parameters: int) -> None:
     config = ModelConfig(scale=scale, tied=tied)
     with torch.device("meta"):
@@ -95,8 +102,12 @@ def test_tensors_that_two_models_share_start_equal() -> None:
 
 def test_weights_that_write_the_residual_start_smaller() -> None:
     state = build().state_dict()
-    for name, fan_in in (("blocks.2.mixer.out.weight", 64), ("blocks.0.mixer.out.weight", 64),
-                         ("blocks.0.feedforward.down.weight", None), ("blocks.1.feedforward.down", None)):  # fmt: skip
+    for name, fan_in in (
+        ("blocks.2.mixer.out.weight", 64),
+        ("blocks.0.mixer.out.weight", 64),
+        ("blocks.0.feedforward.down.weight", None),
+        ("blocks.1.feedforward.down", None),
+    ):
         weight = state[name]
         fan = fan_in or (weight.shape[1])
         assert float(weight.std()) == pytest.approx(0.5 / fan**0.5 / 8**0.5, rel=0.1), name

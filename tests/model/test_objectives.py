@@ -118,8 +118,10 @@ def test_the_head_is_counted_apart() -> None:
     cost, without = account(with_head, T), account(plain, T)
     assert sum(p.numel() for p in model.parameters()) == cost.parameters == without.parameters + cost.auxiliary
     assert (cost.non_embedding, cost.active, cost.forward_flops) == (
-        without.non_embedding, without.active, without.forward_flops,
-    )  # fmt: skip
+        without.non_embedding,
+        without.active,
+        without.forward_flops,
+    )
     ids = tokens(1, T)
     counted = count_flops(lambda: model.loss(ids, ids, own=Side(watch=False)))
     # on a CPU the last position, which has no target, costs no scores

@@ -28,8 +28,10 @@ from workbench.training.trial import train
 
 BASE: dict[str, Any] = {"width": 64, "depth": 2, "vocabulary": 300}
 LLAMA: dict[str, Any] = {
-    **BASE, "mixers": {"full": {"heads": 4, "kv_heads": 2, "rotary_theta": 5e5}}, "feedforwards": {"swiglu": {"hidden": 72}},
-}  # fmt: skip
+    **BASE,
+    "mixers": {"full": {"heads": 4, "kv_heads": 2, "rotary_theta": 5e5}},
+    "feedforwards": {"swiglu": {"hidden": 72}},
+}
 
 
 def case_models() -> dict[str, dict[str, Any]]:
@@ -150,7 +152,12 @@ def test_large_models_are_cut_into_shards(tokenizer: Tokenizer, tmp_path: Path) 
     with pytest.raises(ConfigError, match=files[1].name):
         load(folder)
     save(model, tokenizer, folder)  # in one file again, and nothing of the shards is left
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -199,7 +206,9 @@ def test_runs_that_cannot_be_exported(run: RunFolder, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_only_exports_are_replaced_and_only_by_whole_ones(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_only_exports_are_replaced_and_only_by_whole_ones(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build()
     for name, content in (("notes.txt", "mine"), ("config.json", '{"model_type": "llama"}')):
         (tmp_path / name).mkdir()
@@ -328,7 +337,11 @@ def test_a_tokenizer_from_elsewhere_begins_in_its_own_way(tokenizer: Tokenizer) 
 
 def test_what_generate_refuses(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
-    for settings, path in (({"tokens": 0}, "tokens"), ({"temperature": -1.0}, "temperature"), ({"temperature": math.nan}, "temperature")):  # fmt: skip
+    for settings, path in (
+        ({"tokens": 0}, "tokens"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+    ):
         with pytest.raises(ConfigError, match=path):
             generate(model, tokenizer, "key", **settings)
     monkeypatch.setattr(mixers["full"], "capabilities", Capabilities(decode=False))
@@ -342,10 +355,20 @@ def test_what_generate_refuses(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyP
 def llama_checkpoint(folder: Path, *, shards: int = 1, **fields: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A random checkpoint in fp64 under Llama's names, written by hand."""
     about = {
-        "model_type": "llama", "vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-5,
-        "rope_theta": 10_000.0, "tie_word_embeddings": False, "max_position_embeddings": 64, "use_cache": True,
-    } | fields  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": 300,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 64,
+        "use_cache": True,
+    } | fields
     D, inner, channels = (
         about["hidden_size"],
         about["intermediate_size"],
@@ -355,19 +378,26 @@ def llama_checkpoint(folder: Path, *, shards: int = 1, **fields: Any) -> tuple[d
     shapes = {"model.embed_tokens.weight": (about["vocab_size"], D), "model.norm.weight": (D,)}
     for i in range(about["num_hidden_layers"]):
         layer = {
-            "input_layernorm": (D,), "post_attention_layernorm": (D,), "self_attn.q_proj": (D, D), "self_attn.k_proj": (kv, D),
-            "self_attn.v_proj": (kv, D), "self_attn.o_proj": (D, D), "mlp.gate_proj": (inner, D), "mlp.up_proj": (inner, D),
+            "input_layernorm": (D,),
+            "post_attention_layernorm": (D,),
+            "self_attn.q_proj": (D, D),
+            "self_attn.k_proj": (kv, D),
+            "self_attn.v_proj": (kv, D),
+            "self_attn.o_proj": (D, D),
+            "mlp.gate_proj": (inner, D),
+            "mlp.up_proj": (inner, D),
             "mlp.down_proj": (D, inner),
-        }  # fmt: skip
+        }
         shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
     if not about["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (about["vocab_size"], D)
     # small embeddings, so that epsilon shows
     tensors = {
-        name: torch.rand(shape, dtype=torch.float64) + 0.5 if len(shape) == 1
+        name: torch.rand(shape, dtype=torch.float64) + 0.5
+        if len(shape) == 1
         else torch.randn(shape, dtype=torch.float64) * (0.01 if "embed" in name else 0.2)
         for name, shape in shapes.items()
-    }  # fmt: skip
+    }
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(about))
     if shards == 1:
@@ -419,11 +449,13 @@ def llama_reference(about: dict[str, Any], tensors: dict[str, Tensor], tokens_BT
 @pytest.mark.parametrize(
     "fields",
     [
-        {}, {"rms_norm_eps": 1e-6, "num_key_value_heads": None}, {"num_key_value_heads": 1, "rope_theta": 5e5},
+        {},
+        {"rms_norm_eps": 1e-6, "num_key_value_heads": None},
+        {"num_key_value_heads": 1, "rope_theta": 5e5},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 3e4}, "rope_theta": 3e4, "head_dim": 8},
     ],
     ids=["gqa", "mha", "mqa", "rope_parameters"],
-)  # fmt: skip
+)
 def test_llama_checkpoints_keep_their_function(fields: dict[str, Any], tied: bool, tmp_path: Path) -> None:
     about, tensors = llama_checkpoint(tmp_path, tie_word_embeddings=tied, shards=3 if tied else 1, **fields)
     if "rope_parameters" in fields:  # the newer spelling alone
@@ -447,8 +479,15 @@ def test_llama_round_trip(tied: bool, tokenizer: Tokenizer, tmp_path: Path) -> N
         model, tokenizer, tmp_path / "export", format="llama", shard_bytes=50_000, provenance={"context": 128}
     )
     about = json.loads((folder / "config.json").read_text())
-    assert {"architectures": ["LlamaForCausalLM"], "num_key_value_heads": 2, "rope_theta": 5e5, "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": tied, "max_position_embeddings": 128, "attention_bias": False}.items() <= about.items()  # fmt: skip
+    assert {
+        "architectures": ["LlamaForCausalLM"],
+        "num_key_value_heads": 2,
+        "rope_theta": 5e5,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 128,
+        "attention_bias": False,
+    }.items() <= about.items()
     assert len(list(folder.glob("*.safetensors"))) > 1
     tokens_BT = some_tokens(2, 21)
     for again in (import_llama(folder), load(folder)[0]):
@@ -469,10 +508,13 @@ def test_llama_round_trip(tied: bool, tokenizer: Tokenizer, tmp_path: Path) -> N
         ({"feedforward": "moe"}, r"model.feedforward.kind: got 'moe'"),
         ({"mixers": {"full": {"qk_norm": True}}}, r"model.mixer.qk_norm: got True in layer 0, 1; expected False"),
         ({"mixers": {"full": {"rotary": False}}}, r"model.mixer.rotary: got False"),
-        ({"at": {1: {"kind": "full", "rotary_theta": 7.0}}}, r"model.mixer.rotary_theta: got 7.0 in layer 1; expected 10000.0"),
+        (
+            {"at": {1: {"kind": "full", "rotary_theta": 7.0}}},
+            r"model.mixer.rotary_theta: got 7.0 in layer 1; expected 10000.0",
+        ),
         ({"feedforward_at": {1: {"kind": "swiglu", "hidden": 8}}}, r"model.feedforward.hidden: got 8 in layer 1"),
     ],
-)  # fmt: skip
+)
 def test_what_llama_cannot_express(changes: dict[str, Any], words: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         save(build(**changes), tokenizer, tmp_path / "export", format="llama")
@@ -482,14 +524,20 @@ def test_what_llama_cannot_express(changes: dict[str, Any], words: str, tokenize
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"), ({"attention_bias": True}, "attention_bias"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"attention_bias": True}, "attention_bias"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}, "rope_parameters.rope_type"),
-        ({"mlp_bias": True}, "mlp_bias"), ({"hidden_act": "gelu"}, "hidden_act"), ({"head_dim": 16}, "head_dim"),
-        ({"rms_norm_eps": 0}, "rms_norm_eps"), ({"model_type": "mistral"}, "model_type"), ({"vocab_size": None}, "vocab_size"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"), ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"head_dim": 16}, "head_dim"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"model_type": "mistral"}, "model_type"),
+        ({"vocab_size": None}, "vocab_size"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"num_key_value_heads": 4}, "kv_heads"),
     ],
-)  # fmt: skip
+)
 def test_llama_checkpoints_that_we_cannot_express(fields: dict[str, Any], field: str, tmp_path: Path) -> None:
     llama_checkpoint(tmp_path)
     edit_config(tmp_path, lambda about: about.update(fields))
@@ -505,7 +553,10 @@ def test_llama_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     ):
         import_llama(tmp_path)
     _, tensors = llama_checkpoint(tmp_path, tie_word_embeddings=True)
-    head, buffer = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, {"model.rotary_emb.inv_freq": torch.ones(4)}  # fmt: skip
+    head, buffer = (
+        {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
+        {"model.rotary_emb.inv_freq": torch.ones(4)},
+    )
     edit_tensors(tmp_path, lambda t: t.update({**head, **buffer}))
     import_llama(tmp_path)  # both are there in some checkpoints, and say nothing new
     edit_tensors(tmp_path, lambda t: t.update({"lm_head.weight": torch.zeros(300, 48)}))
@@ -531,9 +582,16 @@ def test_transformers_agrees(tied: bool, tokenizer: Tokenizer, tmp_path: Path) -
     text = "value of a gate é\n"
     assert transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == load(folder)[1].encode(text).ids
     config = transformers.LlamaConfig(
-        vocab_size=300, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=tied, initializer_range=0.1,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+        initializer_range=0.1,
+    )
     its = transformers.LlamaForCausalLM(config).eval()
     its.save_pretrained(tmp_path / "its", max_shard_size="100KB")
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.ablation.cost import activation_bytes
+from workbench.ablation.matching.cost_card import activation_bytes
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.contract import Side
@@ -19,9 +19,13 @@ from workbench.testing import count_flops
 from workbench.training.config import RunConfig
 
 FIELDS: dict[str, Any] = {
-    "width": 64, "depth": 4, "vocabulary": 300, "pattern": "full gdn sliding mla", "mixers": {"sliding": {"window": 5}, "gdn": {"chunk": 8}},
+    "width": 64,
+    "depth": 4,
+    "vocabulary": 300,
+    "pattern": "full gdn sliding mla",
+    "mixers": {"sliding": {"window": 5}, "gdn": {"chunk": 8}},
     "shortcut": "moe",
-}  # fmt: skip
+}
 
 
 def build(source: str = "first", **changes: Any) -> LanguageModel:

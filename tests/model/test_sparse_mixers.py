@@ -87,8 +87,18 @@ def test_scaled_latent_attention_is_that_of_longcat_flash() -> None:
     assert error(module(x[None])[0], wanted) < 1e-12
 
 
-PLAIN: dict[str, Any] = {"compress": "mean", "compress_length": 8, "compress_stride": 4, "select_block": 8, "select_blocks": 3,
-                         "local_blocks": 1, "window": 6, "heads": 4, "kv_heads": 2, "rotary": False}  # fmt: skip
+PLAIN: dict[str, Any] = {
+    "compress": "mean",
+    "compress_length": 8,
+    "compress_stride": 4,
+    "select_block": 8,
+    "select_blocks": 3,
+    "local_blocks": 1,
+    "window": 6,
+    "heads": 4,
+    "kv_heads": 2,
+    "rotary": False,
+}
 
 
 @pytest.mark.parametrize("kv", ["shared", "per_branch"])
@@ -166,13 +176,28 @@ def test_pooling_starts_as_the_mean(kind: str) -> None:
 
 DECODED: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     # lengths around multiples of what divides them: block, stride, window, reuse
-    ("nsa", {"compress_length": 8, "compress_stride": 4, "select_block": 8, "select_blocks": 3, "window": 6, "reuse": 4},
-     (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18)),
-    ("nsa", {"compress_length": 6, "compress_stride": 3, "select_block": 3, "select_blocks": 4, "window": 5, "kv": "shared",
-             "compress": "linear", "compress_rope": "after"}, (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13)),
+    (
+        "nsa",
+        {"compress_length": 8, "compress_stride": 4, "select_block": 8, "select_blocks": 3, "window": 6, "reuse": 4},
+        (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18),
+    ),
+    (
+        "nsa",
+        {
+            "compress_length": 6,
+            "compress_stride": 3,
+            "select_block": 3,
+            "select_blocks": 4,
+            "window": 5,
+            "kv": "shared",
+            "compress": "linear",
+            "compress_rope": "after",
+        },
+        (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13),
+    ),
     ("asa_global", {"block": 4, "select_blocks": 3, "reuse": 4}, (1, 2, 3, 4, 5, 6, 7, 8, 9)),
     ("moba", {"block": 4, "top_k": 2}, (1, 3, 4, 5, 7, 8, 9)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "settings", "cuts"), DECODED)
@@ -289,7 +314,7 @@ def test_diagnostics_tell_gates_and_distance() -> None:
         ("full", {"rotary_dim": 512}, "rotary_dim", "rotary: false"),
         ("full", {"softcap": -1.0}, "softcap", "positive"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be_built(pattern: str, settings: dict[str, Any], path: str, hint: str) -> None:
     with pytest.raises(ConfigError) as raised:
         ModelConfig(scale="340m", pattern=pattern, mixers={pattern: settings})

@@ -37,8 +37,23 @@ def random(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape).to(DEVICE, dtype)
 
 
-def check_range(T: int, H: int, G: int, K: int, V: int, *, length: int, stride: int, window: int, softcap: float, mean: float,
-                offset: int, dtype: torch.dtype, allowed: float, apart: bool = True) -> None:  # fmt: skip
+def check_range(
+    T: int,
+    H: int,
+    G: int,
+    K: int,
+    V: int,
+    *,
+    length: int,
+    stride: int,
+    window: int,
+    softcap: float,
+    mean: float,
+    offset: int,
+    dtype: torch.dtype,
+    allowed: float,
+    apart: bool = True,
+) -> None:
     B, S = 2, T + offset
     start = document_starts(segments(B, T, mean if offset == 0 else 0), B, T, torch.device(DEVICE))
     N = max(0, (S - length) // stride + 1)
@@ -82,8 +97,22 @@ def check_selection(T: int, H: int, G: int, K: int, *, blocks: Blocks, mean: flo
     return got
 
 
-def check_selected(T: int, H: int, G: int, K: int, V: int, *, block: int, n: int, share: int, mean: float, offset: int,
-                   dtype: torch.dtype, allowed: float, apart: bool = True) -> None:  # fmt: skip
+def check_selected(
+    T: int,
+    H: int,
+    G: int,
+    K: int,
+    V: int,
+    *,
+    block: int,
+    n: int,
+    share: int,
+    mean: float,
+    offset: int,
+    dtype: torch.dtype,
+    allowed: float,
+    apart: bool = True,
+) -> None:
     B, S, device = 2, T + offset, torch.device(DEVICE)
     start = document_starts(segments(B, T, mean if offset == 0 else 0), B, T, device)
     p = torch.arange(offset, S, device=device) - start

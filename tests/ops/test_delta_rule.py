@@ -38,14 +38,17 @@ def unit(*shape: int) -> Tensor:
     return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
 
 
-def inputs(T: int, decay: str = "0.1", axis: str = "channel", form: str = "edit", repeated: bool = False, v: int = V) -> dict[str, Any]:  # fmt: skip
+def inputs(
+    T: int, decay: str = "0.1", axis: str = "channel", form: str = "edit", repeated: bool = False, v: int = V
+) -> dict[str, Any]:
     """Leaves of a call: queries, addresses, values, log-decay, state, by keyword."""
     addresses = unit(B, 1, H, K).expand(B, T, H, K).clone() if repeated else unit(B, T, H, K)
     tensors: dict[str, Any] = {
-        "q_BTHK": torch.randn(B, T, H, K, dtype=torch.float64) / K**0.5, "p_BTHK": addresses,
+        "q_BTHK": torch.randn(B, T, H, K, dtype=torch.float64) / K**0.5,
+        "p_BTHK": addresses,
         "z_BTHV": torch.randn(B, T, H, v, dtype=torch.float64),
         "state_BHKV": torch.randn(B, H, K, v, dtype=torch.float64),
-    }  # fmt: skip
+    }
     if decay != "none":
         shape = (B, T, H, K) if axis == "channel" else (B, T, H)
         g = -torch.rand(shape, dtype=torch.float64)
@@ -190,8 +193,10 @@ def test_the_strength_is_felt_through_both_gates() -> None:
 @pytest.mark.parametrize("t", [0, 15, 16, 40])
 def test_nothing_is_seen_before_its_time(t: int) -> None:
     tensors = {name: x.detach() for name, x in inputs(41).items()}
-    changed = {name: x if name == "state_BHKV" else torch.cat((x[:, : t + 1], torch.rand_like(x[:, t + 1 :]) * -7), dim=1)
-               for name, x in tensors.items()}  # fmt: skip
+    changed = {
+        name: x if name == "state_BHKV" else torch.cat((x[:, : t + 1], torch.rand_like(x[:, t + 1 :]) * -7), dim=1)
+        for name, x in tensors.items()
+    }
     for backend, tolerance in (("recurrent", 0.0), ("torch", 1e-12)):
         before, after = (delta_rule(**x, chunk=16, backend=backend)[0][:, : t + 1] for x in (tensors, changed))
         assert error(after, before) <= tolerance
@@ -360,9 +365,15 @@ def test_flash_linear_attention_agrees(T: int) -> None:
     theirs = pytest.importorskip("fla.ops.kda.naive", reason=reason, exc_type=ImportError)
     t = {name: x.detach().float() for name, x in inputs(T).items()}
     wanted = theirs.naive_recurrent_kda(
-        q=t["q_BTHK"], k=t["p_BTHK"], v=t["z_BTHV"], g=t["g"], beta=t["strength_BTH"], scale=1.0,
-        initial_state=t["state_BHKV"], output_final_state=True,
-    )  # fmt: skip
+        q=t["q_BTHK"],
+        k=t["p_BTHK"],
+        v=t["z_BTHV"],
+        g=t["g"],
+        beta=t["strength_BTH"],
+        scale=1.0,
+        initial_state=t["state_BHKV"],
+        output_final_state=True,
+    )
     compare(list(delta_rule(**t)), list(wanted), 5e-6)
 
 
@@ -412,7 +423,9 @@ def stand_in(name: str) -> types.ModuleType:
 @pytest.mark.parametrize("decay", ["none", "scalar", "channel"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_adapter_speaks_flash_linear_attention(decay: str, form: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_the_adapter_speaks_flash_linear_attention(
+    decay: str, form: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("delta_rule", "gated_delta_rule", "kda", "generalized_delta_rule"):
         monkeypatch.setitem(sys.modules, f"fla.ops.{module}", stand_in(module))
     monkeypatch.setattr(fla, "refusal", lambda device: None)

@@ -15,9 +15,19 @@ CASES: list[Case] = [
     {"T": 130, "K": 16, "V": 32, "decay": 1.0, "packed": True, "state": True, "strength": True},
     {"T": 100, "K": 32, "V": 16, "decay": 0.1, "address": True, "blocks": 16},
     {"T": 64, "K": 24, "V": 40, "channel": True, "decay": 60.0, "address": True, "strength": True, "state": True},
-    {"T": 130, "K": 32, "V": 16, "channel": True, "decay": 2, "bursts": 1e-3, "packed": True, "state": True, "blocks": 16},
+    {
+        "T": 130,
+        "K": 32,
+        "V": 16,
+        "channel": True,
+        "decay": 2,
+        "bursts": 1e-3,
+        "packed": True,
+        "state": True,
+        "blocks": 16,
+    },
     {"T": 1, "K": 16, "V": 16, "decay": 0.0, "state": True},
-]  # fmt: skip
+]
 
 
 def worst_error(case: Case, dtype: torch.dtype, device: str) -> tuple[float, str]:

@@ -229,9 +229,17 @@ def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], c
     for a, b in itertools.pairwise(ends):
         qd, kd, vd = q[0, a:b], k[0, a:b], v[0, a:b]
         sets = select_reference(
-            qd, pooled(kd, length, stride), length=length, stride=stride, block=block, count=count, initial=initial,
-            local=local, scale=K**-0.5, share=share,
-        )  # fmt: skip
+            qd,
+            pooled(kd, length, stride),
+            length=length,
+            stride=stride,
+            block=block,
+            count=count,
+            initial=initial,
+            local=local,
+            scale=K**-0.5,
+            share=share,
+        )
         assert [[[j for j in row if j >= 0] for row in groups] for groups in indices[0, a:b].tolist()] == sets
         wanted.append(attend_reference(qd, kd, vd, selected_tokens(sets, block), K**-0.5))
     expected = torch.cat(wanted)[None]

@@ -64,10 +64,12 @@ def test_a_head_that_would_begin_at_another_step_is_refused() -> None:
 
 def test_a_router_bias_that_would_stand_still_inside_the_trunk_is_refused() -> None:
     def run(decay: float, bias: str = "proportional") -> RunConfig:
-        return RunConfig.parse({
-            "model": {"feedforward": "moe", "feedforwards": {"moe": {"experts": 4, "top_k": 2, "bias": bias}}},
-            "training": {"tokens": 200 * 2048, "decay": decay},
-        })  # fmt: skip
+        return RunConfig.parse(
+            {
+                "model": {"feedforward": "moe", "feedforwards": {"moe": {"experts": 4, "top_k": 2, "bias": bias}}},
+                "training": {"tokens": 200 * 2048, "decay": decay},
+            }
+        )
 
     with pytest.raises(ConfigError, match=r"training.decay: got .*0.02, .*router biases stand still"):
         branched(run(0.02), 400 * 2048)

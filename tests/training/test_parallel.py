@@ -41,8 +41,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(folder: Path, corpus: Path, devices: int, **changes: object) -> RunFolder:
     """A run trained by the command line, as a user would."""
     write_json(folder.parent / "run.yaml", run_fields(corpus, **{**FIELDS, **changes}))  # JSON is YAML
-    call = [sys.executable, "-m", "workbench", "train", str(folder.parent / "run.yaml"), "--folder", str(folder),
-            "--devices", str(devices), "--stage", "confirmation"]  # fmt: skip
+    call = [
+        sys.executable,
+        "-m",
+        "workbench",
+        "train",
+        str(folder.parent / "run.yaml"),
+        "--folder",
+        str(folder),
+        "--devices",
+        str(devices),
+        "--stage",
+        "confirmation",
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr

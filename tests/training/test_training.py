@@ -83,7 +83,9 @@ def test_tuning_runs_never_open_the_report_split(corpus: Path, tmp_path: Path, m
     assert result["status"] == "done" and "report_value" not in result
 
 
-def test_loss_that_is_not_finite_ends_as_diverged_with_its_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_loss_that_is_not_finite_ends_as_diverged_with_its_step(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses = LanguageModel.loss
     calls = []
 
@@ -102,7 +104,9 @@ def test_loss_that_is_not_finite_ends_as_diverged_with_its_step(corpus: Path, tm
     assert [path.name for path in (folder.path / "checkpoint").glob("step-*")] == ["step-5"]
 
 
-def test_spikes_are_skipped_counted_and_resumed_exactly(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_spikes_are_skipped_counted_and_resumed_exactly(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A step with a wild gradient and one with NaN leave weights, moments and step counts as they were."""
     loss = LanguageModel.loss
     seen: dict[int, torch.Tensor] = {}

@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 import torch
 
-from workbench.ablation.config import AblationConfig
-from workbench.ablation.cost import check_budget, cost_table, measure_arms, residual_table, timed
-from workbench.ablation.plan import Plan
-from workbench.ablation.registration import deviate, register
+from workbench.ablation.execution.plan import Plan
+from workbench.ablation.execution.studies import earlier_trials, set_aside_damaged
+from workbench.ablation.matching.cost_card import check_budget, cost_table, measure_arms, residual_table, timed
 from workbench.ablation.run import AblationRun
-from workbench.ablation.study import earlier_trials, set_aside_damaged
+from workbench.ablation.spec.ablation import AblationConfig
+from workbench.ablation.spec.registration import deviate, register
 from workbench.config import ConfigError, difference
 from workbench.data import Source, prepare
 from workbench.environment import environment
@@ -91,7 +91,7 @@ class Ablation:
         return self.config.run(arm, seed=0).model.describe()
 
     def cost(self, *, measure: bool = True, progress: Callable[[str], None] | None = None) -> pl.DataFrame:
-        """The cost card, one row an arm (columns: :func:`workbench.ablation.cost.cost_table`).
+        """The cost card, one row an arm (columns: :func:`workbench.ablation.matching.cost_card.cost_table`).
 
         Args:
             measure: train every arm, or a shrunken one, for a few real steps on this machine, to tell time and memory.
@@ -99,9 +99,12 @@ class Ablation:
         return self._cost(measure=measure, progress=progress)[1]
 
     def _cost(
-        self, *, measure: bool = True, data: Mapping[str, Source] | None = None,
+        self,
+        *,
+        measure: bool = True,
+        data: Mapping[str, Source] | None = None,
         progress: Callable[[str], None] | None = None,
-    ) -> tuple[AblationConfig, pl.DataFrame]:  # fmt: skip
+    ) -> tuple[AblationConfig, pl.DataFrame]:
         """This ablation with the solver's values written down, and its cost card."""
         config = self.config
         measured = measure_arms(config, threads=self.threads, data=data, progress=progress) if measure else {}
@@ -116,10 +119,17 @@ class Ablation:
         own = [seed for seed in range(2_000, 2_000 + seeds + len(taken)) if seed not in taken][:seeds]
         like = [config.like] if config.like else []
         names = list(dict.fromkeys([*config.order[: 1 + arms], *like]))
-        return Ablation(config.changed(
-            name=f"{config.name}-pilot", arms={arm: config.arms[arm] for arm in names}, baseline=config.order[0],
-            tuning={"trials": 0}, confirmation={"seeds": own, "split": "selection"}, exploratory="a pilot",
-        ), self.results)  # fmt: skip
+        return Ablation(
+            config.changed(
+                name=f"{config.name}-pilot",
+                arms={arm: config.arms[arm] for arm in names},
+                baseline=config.order[0],
+                tuning={"trials": 0},
+                confirmation={"seeds": own, "split": "selection"},
+                exploratory="a pilot",
+            ),
+            self.results,
+        )
 
     def create(self, progress: Callable[[str], None] = lambda line: None) -> AblationRun:
         """The folder of this ablation, made now or found as an earlier call left it; starts nothing.
@@ -141,10 +151,12 @@ class Ablation:
                 shown = "; ".join(
                     f"{path}: {old!r} there, {new!r} here" for path, (old, new) in list(changes.items())[:6]
                 )
-                raise ConfigError.at("name", got=f"{self.config.name!r}, which holds another ablation",
-                                     expected="a name of its own for every ablation",
-                                     do=f"Differences: {shown}. Give another name (name=...), or remove "
-                                        f"{self.folder}.")  # fmt: skip
+                raise ConfigError.at(
+                    "name",
+                    got=f"{self.config.name!r}, which holds another ablation",
+                    expected="a name of its own for every ablation",
+                    do=f"Differences: {shown}. Give another name (name=...), or remove {self.folder}.",
+                )
             else:
                 self._prepare_again(about["data"], progress)
                 if (anew := self._carried_out(about)) != about:
@@ -223,11 +235,19 @@ class Ablation:
     def _change(self, about: dict[str, Any], deviation: dict[str, Any]) -> dict[str, Any]:
         """Write a changed analysis down, beside what was declared at launch."""
         if AblationRun(self.folder).workers():
-            raise ConfigError.at("deviation", got="workers that are still at work", expected="a stopped ablation",
-                                 do=f"Stop them first: workbench stop {self.folder}.")  # fmt: skip
+            raise ConfigError.at(
+                "deviation",
+                got="workers that are still at work",
+                expected="a stopped ablation",
+                do=f"Stop them first: workbench stop {self.folder}.",
+            )
         config = self.config.fixed(about["config"]["budget"]["solved"])
-        changed = {**self._carried_out(about), "config": config.plain(), "canonical": config.canonical(),
-                   "identity": config.identity}  # fmt: skip
+        changed = {
+            **self._carried_out(about),
+            "config": config.plain(),
+            "canonical": config.canonical(),
+            "identity": config.identity,
+        }
         deviation["hash"] = register(changed)["hash"]
         changed["deviations"] = [*about.get("deviations", []), deviation]
         write_json(self.folder / "ablation.json", changed)
@@ -239,23 +259,40 @@ class Ablation:
         key = about.get("storage_key")
         if launch["storage"] != held.get("storage"):
             if AblationRun(self.folder).workers():
-                raise ConfigError.at("launch.storage", got="another database, while workers are at work with the old one",
-                                     expected="a stopped ablation", do=f"First: workbench stop {self.folder}.")  # fmt: skip
+                raise ConfigError.at(
+                    "launch.storage",
+                    got="another database, while workers are at work with the old one",
+                    expected="a stopped ablation",
+                    do=f"First: workbench stop {self.folder}.",
+                )
             key = secrets.token_hex(4) if launch["storage"] else None
-        return {**about, "config": {**about["config"], "launch": launch}, "storage_key": key, "workers": self.workers,
-                "threads": self.threads, "gpus": visible_gpus()}  # fmt: skip
+        return {
+            **about,
+            "config": {**about["config"], "launch": launch},
+            "storage_key": key,
+            "workers": self.workers,
+            "threads": self.threads,
+            "gpus": visible_gpus(),
+        }
 
     def _earlier(self) -> dict[str, list[dict[str, Any]]]:
         """Arm -> the trials of earlier ablations that its sampler starts from; as many for every arm."""
         config = self.config
-        found = {arm: [trial for folder in config.tuning.warm_start
-                       for trial in earlier_trials(folder, arm, config.space(arm))] for arm in config.order}  # fmt: skip
+        found = {
+            arm: [
+                trial for folder in config.tuning.warm_start for trial in earlier_trials(folder, arm, config.space(arm))
+            ]
+            for arm in config.order
+        }
         counts = {arm: len(trials) for arm, trials in found.items()}
         if config.tuning.warm_start and (len(set(counts.values())) > 1 or not min(counts.values())):
-            raise ConfigError.at("tuning.warm_start", got=f"finished trials inside the search space: {counts}",
-                                 expected="as many for every arm, and at least one",
-                                 do="Arms are found by name; their tuned fields must be the same and their values lie in the "
-                                    "ranges here.")  # fmt: skip
+            raise ConfigError.at(
+                "tuning.warm_start",
+                got=f"finished trials inside the search space: {counts}",
+                expected="as many for every arm, and at least one",
+                do="Arms are found by name; their tuned fields must be the same and their values lie in the "
+                "ranges here.",
+            )
         return found
 
     def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
@@ -270,9 +307,12 @@ class Ablation:
             except ConfigError:
                 now = self._prepare(arm, progress).fingerprint
             if now != fingerprint:
-                raise ConfigError.at(f"arms.{arm}.data", got=f"data that has changed since the launch ({now})",
-                                     expected=f"the data of the launch ({fingerprint})",
-                                     do="Put the text back, or give the ablation another name (name=...).")  # fmt: skip
+                raise ConfigError.at(
+                    f"arms.{arm}.data",
+                    got=f"data that has changed since the launch ({now})",
+                    expected=f"the data of the launch ({fingerprint})",
+                    do="Put the text back, or give the ablation another name (name=...).",
+                )
 
 
 def _check_alike(prepared: dict[str, Source]) -> None:
@@ -282,6 +322,9 @@ def _check_alike(prepared: dict[str, Source]) -> None:
     for arm, source in prepared.items():
         own = source.report.columns
         if set(own) != set(wanted) or not all(np.array_equal(own[name], wanted[name]) for name in wanted):
-            raise ConfigError.at(f"arms.{arm}.data", got="report documents of its own",
-                                 expected="every arm measured on the same ones",
-                                 do="Arms may differ in tokenizer and training data, not in what is measured.")  # fmt: skip
+            raise ConfigError.at(
+                f"arms.{arm}.data",
+                got="report documents of its own",
+                expected="every arm measured on the same ones",
+                do="Arms may differ in tokenizer and training data, not in what is measured.",
+            )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from workbench.ablation.registration import quote, standing
+from workbench.ablation.spec.registration import quote, standing
 from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
@@ -25,8 +25,8 @@ from workbench.results.store import ENDED
 from workbench.results.tables import RUN_SCHEMA, Line, curves, diagnostics, lines, runs
 
 if TYPE_CHECKING:
-    from workbench.ablation.launchers import Launcher
-    from workbench.ablation.verdict import Verdict
+    from workbench.ablation.execution.launchers import Launcher
+    from workbench.ablation.verdict.judge import Verdict
 
 
 JOB = "WORKBENCH_JOB"
@@ -49,12 +49,20 @@ class AblationRun:
         self.folder = Path(folder).resolve()
         if not (self.folder / "ablation.json").is_file():
             near = [path.parent.name for path in self.folder.parent.glob("*/ablation.json")]
-            raise ConfigError.at(str(folder), got="no ablation", expected="a folder that `workbench run` made",
-                                 do=nearest(self.folder.name, near))  # fmt: skip
+            raise ConfigError.at(
+                str(folder),
+                got="no ablation",
+                expected="a folder that `workbench run` made",
+                do=nearest(self.folder.name, near),
+            )
         self.about = read_json(self.folder / "ablation.json")
         if not self.about:
-            raise ConfigError.at(str(self.folder / "ablation.json"), got="a damaged file", expected="what a launch wrote",
-                                 do="`workbench run` with the ablation's file writes it anew; no run is lost.")  # fmt: skip
+            raise ConfigError.at(
+                str(self.folder / "ablation.json"),
+                got="a damaged file",
+                expected="what a launch wrote",
+                do="`workbench run` with the ablation's file writes it anew; no run is lost.",
+            )
         self._starting: list[subprocess.Popen[bytes]] = []
 
     def __repr__(self) -> str:
@@ -127,9 +135,11 @@ class AblationRun:
     def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
         """Arm, seed and what was measured on every report document, of each confirmation run that is done."""
         if self.archived:
-            for (arm, seed), frame in pl.read_parquet(self.folder / "report.parquet").partition_by(
-                "arm", "seed", as_dict=True, include_key=False, maintain_order=True
-            ).items():  # fmt: skip
+            for (arm, seed), frame in (
+                pl.read_parquet(self.folder / "report.parquet")
+                .partition_by("arm", "seed", as_dict=True, include_key=False, maintain_order=True)
+                .items()
+            ):
                 yield arm, seed, frame
             return
         done = self.runs().filter((pl.col("stage") == "confirmation") & (pl.col("status") == "done"))
@@ -177,7 +187,7 @@ class AblationRun:
 
     def verdict(self) -> Verdict | None:
         """The verdict, or None while confirmation runs are missing. Every arm on the same seeds, failures included."""
-        from workbench.ablation.verdict import ArmMeasurements, Verdict, judge
+        from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
 
         if self.archived:
             held = Verdict.from_plain(read_json(self.folder / "verdict.json"))
@@ -210,11 +220,16 @@ class AblationRun:
         }
         config = self.about["config"]
         return judge(
-            measured[self.baseline], [measured[arm] for arm in self.arms[1:]], alpha=config["alpha"],
-            margin=config["margin"], seeds=self.seeds,
-            exploratory=self._exploratory(), unit=metric.unit, effect=config.get("protocol", {}).get("effect"),
+            measured[self.baseline],
+            [measured[arm] for arm in self.arms[1:]],
+            alpha=config["alpha"],
+            margin=config["margin"],
+            seeds=self.seeds,
+            exploratory=self._exploratory(),
+            unit=metric.unit,
+            effect=config.get("protocol", {}).get("effect"),
             declared=quote(self.about),
-        )  # fmt: skip
+        )
 
     def _exploratory(self) -> str | None:
         """Why the verdict is no confirmation, where it is none."""
@@ -247,9 +262,11 @@ class AblationRun:
             return {}
         told = {name: {**job, "state": engine.state(self.folder, job["id"])} for name, job in held.items()}
         return {
-            name: job for name, job in told.items() if job["state"] in ("queued", "running")
+            name: job
+            for name, job in told.items()
+            if job["state"] in ("queued", "running")
             or (job["state"] == "unknown" and abs(time.time() - job["at"]) < ANSWERED)
-        }  # fmt: skip
+        }
 
     def forget_begun(self, job: str) -> None:
         """Say of a job that it goes back into its engine's queue: its worker is on its way again."""
@@ -260,7 +277,7 @@ class AblationRun:
         return self.folder / "workers" / f"{job}.begun"
 
     def _launcher(self) -> Launcher | None:
-        from workbench.ablation.launchers import launcher
+        from workbench.ablation.execution.launchers import launcher
 
         return launcher(self.about["config"].get("launch", {}))
 
@@ -300,7 +317,7 @@ class AblationRun:
     def work(self) -> None:
         """Be a worker: take trials until none is left."""
         with self.enlisted():  # at once: the import takes seconds
-            from workbench.ablation.worker import Worker
+            from workbench.ablation.execution.worker import Worker
 
             Worker(self).work()
 
@@ -330,8 +347,11 @@ class AblationRun:
                 with open(place / "log.txt", "a") as log:
                     process = subprocess.Popen(
                         [sys.executable, "-m", "workbench", "worker", str(self.folder)],
-                        stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                    )  # fmt: skip
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
                 self._starting.append(process)
                 _children.append(process)
             while any(

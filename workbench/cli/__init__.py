@@ -19,9 +19,28 @@ from workbench.cli.results import archive, calibrate, compare, report, serve, ta
 from workbench.cli.training import branch, export, generate, prepare, train
 
 COMMANDS = (
-    cost, run, train, branch, prepare, export, generate, pilot, plan, worker, watch, stop, verdict, calibrate, compare,
-    report, serve, archive, table, variants, doctor,
-)  # fmt: skip
+    cost,
+    run,
+    train,
+    branch,
+    prepare,
+    export,
+    generate,
+    pilot,
+    plan,
+    worker,
+    watch,
+    stop,
+    verdict,
+    calibrate,
+    compare,
+    report,
+    serve,
+    archive,
+    table,
+    variants,
+    doctor,
+)
 """Every command, in the order of the help; a function's name is its command's, its docstring the help."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)

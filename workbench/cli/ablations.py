@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def cost(file: File, overrides: Overrides = None, results: Results = Path("results")) -> None:
     """What an ablation costs, before anything runs; and what does not match."""
     from workbench.ablation.ablation import Ablation
-    from workbench.ablation.cost import check_budget
+    from workbench.ablation.matching.cost_card import check_budget
 
     ablation = Ablation.load(file, overrides or (), results)
     table = ablation.cost(progress=note)
@@ -77,7 +77,7 @@ def plan(
 ) -> None:
     """How many seeds the question needs, from a pilot's noise: exact t-power."""
     from workbench.ablation.ablation import Ablation
-    from workbench.ablation.planner import Pilot, pilot_of, plan_seeds, values_of
+    from workbench.ablation.analysis.power import Pilot, pilot_of, plan_seeds, values_of
     from workbench.ablation.run import AblationRun
     from workbench.config import ConfigError
 
@@ -92,8 +92,12 @@ def plan(
     except ConfigError:
         if pilots or sd is not None:
             raise
-        raise ConfigError.at("--pilot", got="no pilot", expected="the noise of the metric over seeds",
-                             do="Run `workbench pilot` with this file, name an earlier ablation, or give --sd.") from None  # fmt: skip
+        raise ConfigError.at(
+            "--pilot",
+            got="no pilot",
+            expected="the noise of the metric over seeds",
+            do="Run `workbench pilot` with this file, name an earlier ablation, or give --sd.",
+        ) from None
     except ValueError as error:
         raise ConfigError.at("--pilot", got=str(error), expected="the noise of the metric over seeds") from None
     unit = config.run(config.order[0], seed=config.tuning.seed).data.metric.unit

@@ -13,7 +13,7 @@ from workbench.cli.output import Folder, Results, console, note
 
 def verdict(folder: Folder) -> None:
     """Who is better, by how much, with what certainty."""
-    from workbench.ablation.checks import notes
+    from workbench.ablation.analysis.diagnostics import notes
     from workbench.ablation.run import AblationRun
 
     launched = AblationRun(folder)
@@ -32,7 +32,7 @@ def calibrate(
     """Judge the judge: false positives of ablations of equal arms, power where an effect is planted."""
     import polars as pl
 
-    from workbench.ablation.calibration import train_pool, write
+    from workbench.ablation.analysis.calibration import train_pool, write
 
     path = output / "pool.parquet"
     pool = train_pool(train, note) if train else pl.read_parquet(path) if path.exists() else None
@@ -65,7 +65,7 @@ def compare(
     at: Annotated[float | None, typer.Option(help="Where to carry the law on to.")] = None,
 ) -> None:
     """Does the order of the arms hold over scales and horizons? And where does each arm's scaling law lead?"""
-    from workbench.ablation.compare import compare as over_scales
+    from workbench.ablation.analysis.compare import compare as over_scales
     from workbench.ablation.run import AblationRun
 
     print(over_scales([AblationRun(folder) for folder in folders], x, at))
@@ -102,7 +102,7 @@ def archive(
     into: Annotated[Path, typer.Argument(help="Folder to write, such as results/ablations/quickstart.")],
 ) -> None:
     """Keep of a finished ablation what is worth committing: configuration, runs, measurements, verdict; no checkpoints."""
-    from workbench.ablation.archive import archive as keep
+    from workbench.ablation.analysis.archive import archive as keep
     from workbench.ablation.run import AblationRun
 
     console.print(str(keep(AblationRun(folder), into)), soft_wrap=True)

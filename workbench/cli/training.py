@@ -69,8 +69,9 @@ def _train_in_foreground(path: Path, devices: int, leads: bool) -> None:
             f"step {row['step']}/{about['steps']}  loss {row['loss']:.4f}  {human(row['tokens_per_second'])} tokens/s  "
             f"{human(row['flops_per_second'])}FLOP/s  {duration(left)} left"
             + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else ""),
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            highlight=False,
+            soft_wrap=True,
+        )
 
     result = train_run(
         path, path.parent / "cache", should_stop=lambda: bool(asked), devices=devices, tell=tell if leads else None

@@ -47,9 +47,11 @@ def follow(launched: AblationRun) -> None:
     from workbench.results.store import ENDED
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[numbers]}"),
-    )  # fmt: skip
+    )
     live = console.is_terminal
     told: dict[str, str] = {}
     bars: dict[str, TaskID] = {}
@@ -73,8 +75,11 @@ def follow(launched: AblationRun) -> None:
                         bars[row["run"]] = progress.add_task(title, total=row["steps"], numbers=numbers)
                     progress.update(bars[row["run"]], completed=row["step"], numbers=numbers)
             if not launched.exists:
-                raise ConfigError.at(str(launched.folder), got="a folder that has been removed meanwhile",
-                                     expected="the ablation that was being watched")  # fmt: skip
+                raise ConfigError.at(
+                    str(launched.folder),
+                    got="a folder that has been removed meanwhile",
+                    expected="the ablation that was being watched",
+                )
             if over:
                 return
 
@@ -95,8 +100,10 @@ def _why_stopped(launched: AblationRun) -> str:
 def _point(row: dict[str, Any]) -> str:
     if row["stage"] == "confirmation":
         return f"seed {row['seed']}"
-    return ", ".join(f"{k.rsplit('.', 1)[-1]}={v:.3g}" if isinstance(v, float) else f"{k.rsplit('.', 1)[-1]}={v}"
-                     for k, v in json.loads(row["hyperparameters"]).items())  # fmt: skip
+    return ", ".join(
+        f"{k.rsplit('.', 1)[-1]}={v:.3g}" if isinstance(v, float) else f"{k.rsplit('.', 1)[-1]}={v}"
+        for k, v in json.loads(row["hyperparameters"]).items()
+    )
 
 
 def _numbers(row: dict[str, Any]) -> str:

@@ -77,11 +77,21 @@ def reads_figure(tables: Mapping[str, pl.DataFrame]) -> go.Figure:
     )
     for column, table in enumerate(tables.values(), start=1):
         drawn = table.filter(pl.col("strength") > 0).with_columns(pl.col("strength").log10())
-        figure.add_trace(go.Heatmap(
-            x=drawn["key"].to_list(), y=drawn["query"].to_list(), z=drawn["strength"].to_list(), zmin=-4, zmax=0,
-            colorscale="Blues", showscale=column == len(tables), hovertemplate="query %{y} reads key %{x}: 10^%{z:.1f}<extra></extra>",
-            colorbar={"title": {"text": "share, log<sub>10</sub>"}},
-        ), 1, column)  # fmt: skip
+        figure.add_trace(
+            go.Heatmap(
+                x=drawn["key"].to_list(),
+                y=drawn["query"].to_list(),
+                z=drawn["strength"].to_list(),
+                zmin=-4,
+                zmax=0,
+                colorscale="Blues",
+                showscale=column == len(tables),
+                hovertemplate="query %{y} reads key %{x}: 10^%{z:.1f}<extra></extra>",
+                colorbar={"title": {"text": "share, log<sub>10</sub>"}},
+            ),
+            1,
+            column,
+        )
         figure.update_yaxes(autorange="reversed", showticklabels=column == 1, col=column)
     figure.update_xaxes(title_text="key")
     figure.update_yaxes(title_text="query", col=1)
@@ -95,11 +105,18 @@ def selected_figure(table: pl.DataFrame) -> go.Figure:
     figure = make_subplots(1, len(groups), subplot_titles=[f"group {g}" for g in groups], shared_yaxes=True)
     for column, group in enumerate(groups, start=1):
         mine = table.filter(pl.col("group") == group)
-        figure.add_trace(go.Scatter(
-            x=mine["query"].to_list(), y=mine["block"].to_list(), mode="markers", showlegend=False,
-            marker={"symbol": "square", "size": 4, "color": style.PALETTE[1]},
-            hovertemplate="position %{x} selects block %{y}<extra></extra>",
-        ), 1, column)  # fmt: skip
+        figure.add_trace(
+            go.Scatter(
+                x=mine["query"].to_list(),
+                y=mine["block"].to_list(),
+                mode="markers",
+                showlegend=False,
+                marker={"symbol": "square", "size": 4, "color": style.PALETTE[1]},
+                hovertemplate="position %{x} selects block %{y}<extra></extra>",
+            ),
+            1,
+            column,
+        )
     figure.update_xaxes(title_text="position")
     figure.update_yaxes(title_text="block", col=1)
     figure.update_layout(template=style.TEMPLATE, height=330, margin={"t": 48})
@@ -115,11 +132,18 @@ def cache_figure(table: pl.DataFrame) -> go.Figure:
         for column, dash in (("bytes", "solid"), ("unevicted", "dot")):
             if column == "unevicted" and mine["bytes"].equals(mine["unevicted"], null_equal=True):
                 continue
-            figure.add_trace(go.Scatter(
-                x=mine["length"].to_list(), y=mine[column].to_list(), name=style.label(arm), legendgroup=arm,
-                showlegend=column == "bytes", line={"color": look.colour, "dash": dash}, mode="lines",
-                hovertemplate=f"{style.label(arm)}, %{{x}} tokens: %{{y:.3s}}B<extra></extra>",
-            ))  # fmt: skip
+            figure.add_trace(
+                go.Scatter(
+                    x=mine["length"].to_list(),
+                    y=mine[column].to_list(),
+                    name=style.label(arm),
+                    legendgroup=arm,
+                    showlegend=column == "bytes",
+                    line={"color": look.colour, "dash": dash},
+                    mode="lines",
+                    hovertemplate=f"{style.label(arm)}, %{{x}} tokens: %{{y:.3s}}B<extra></extra>",
+                )
+            )
     figure.update_xaxes(type="log", title_text="tokens seen")
     figure.update_yaxes(type="log", title_text="cache of one sequence (bytes)")
     figure.update_layout(template=style.TEMPLATE, height=420)

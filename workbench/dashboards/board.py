@@ -64,10 +64,16 @@ class Board(anywidget.AnyWidget):
             self._tell({"patch": patch})
 
     def _send_all(self) -> None:
-        self._tell({"blocks": [
-            block if block["kind"] != "figure"
-            else {**block, "figure": dict(zip(("data", "layout"), self._figures[block["id"]]))} for block in self._shown
-        ]})  # fmt: skip
+        self._tell(
+            {
+                "blocks": [
+                    block
+                    if block["kind"] != "figure"
+                    else {**block, "figure": dict(zip(("data", "layout"), self._figures[block["id"]]))}
+                    for block in self._shown
+                ]
+            }
+        )
 
     def _tell(self, message: dict[str, Any]) -> None:
         """Figures go as the JSON text that they were compared by: the page reads it, nobody writes it twice."""

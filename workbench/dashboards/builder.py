@@ -56,8 +56,9 @@ class ArmBuilder(widgets.VBox):
         self.problems: list[str] = []
         """What is wrong, empty when the file can be written."""
         self.name = widgets.Text(value=self.data["name"], description="name", **NAME)
-        self.question = widgets.Text(value=self.data.get("question", ""), description="question", layout={"width": "860px"},
-                                     style=NAME["style"])  # fmt: skip
+        self.question = widgets.Text(
+            value=self.data.get("question", ""), description="question", layout={"width": "860px"}, style=NAME["style"]
+        )
         self.arm = widgets.Dropdown(options=list(self.data["arms"]), description="arm", **NAME)
         self.new_name = widgets.Text(placeholder="name of a new arm", layout={"width": "180px"})
         self.add_button = widgets.Button(description="Add", layout={"width": "80px"})
@@ -70,12 +71,24 @@ class ArmBuilder(widgets.VBox):
         self.message = widgets.HTML(layout={"min_height": "90px"})
         self.write_button = widgets.Button(description="Write", button_style="primary", tooltip=str(self.path))
         self.preview = widgets.HTML()
-        known = widgets.HTML(f"<div style='opacity:.75'>Mixers: {', '.join(mixers)}. Feed-forwards: {', '.join(feedforwards)}. A "
-                             "pattern is tiled over the depth: “gdn gdn gdn full”.</div>")  # fmt: skip
-        super().__init__([
-            self.name, self.question, widgets.HBox([self.arm, self.new_name, self.add_button, self.remove_button]), known,
-            self.pattern, self.feedforward, self._forms, self.message, self.write_button, self.preview,
-        ])  # fmt: skip
+        known = widgets.HTML(
+            f"<div style='opacity:.75'>Mixers: {', '.join(mixers)}. Feed-forwards: {', '.join(feedforwards)}. A "
+            "pattern is tiled over the depth: “gdn gdn gdn full”.</div>"
+        )
+        super().__init__(
+            [
+                self.name,
+                self.question,
+                widgets.HBox([self.arm, self.new_name, self.add_button, self.remove_button]),
+                known,
+                self.pattern,
+                self.feedforward,
+                self._forms,
+                self.message,
+                self.write_button,
+                self.preview,
+            ]
+        )
         for control, key in ((self.name, "name"), (self.question, "question")):
             control.observe(lambda change, key=key: self._set((key,), change["new"]), "value")
         self.arm.observe(lambda change: self._show_arm(), "value")
@@ -171,8 +184,11 @@ class ArmBuilder(widgets.VBox):
                 if kind not in registry:
                     continue
                 cls: Any = registry[kind]
-                rows = [self._row(group, name, field, info, own if isinstance(own, dict) else {})
-                        for field, info in cls.Config.model_fields.items() if field != "kind"]  # fmt: skip
+                rows = [
+                    self._row(group, name, field, info, own if isinstance(own, dict) else {})
+                    for field, info in cls.Config.model_fields.items()
+                    if field != "kind"
+                ]
                 told = escape((cls.__doc__ or "").strip().split("\n\n")[0])
                 parts.append(
                     widgets.VBox(
@@ -209,7 +225,7 @@ class ArmBuilder(widgets.VBox):
 
     def _check(self) -> None:
         """Look for what is wrong with the whole, and what arms cost."""
-        from workbench.ablation.config import AblationConfig
+        from workbench.ablation.spec.ablation import AblationConfig
 
         costs: dict[str, int] = {}
         try:
@@ -230,8 +246,9 @@ class ArmBuilder(widgets.VBox):
         first = next(iter(costs.values()))
         rows = "".join(
             f"<tr><td style='padding-right:18px'>{escape(arm)}</td><td style='text-align:right;padding-right:18px'>{style.count(n)}</td>"
-            f"<td style='text-align:right'>{style.share(n / first - 1)}</td></tr>" for arm, n in costs.items()
-        )  # fmt: skip
+            f"<td style='text-align:right'>{style.share(n / first - 1)}</td></tr>"
+            for arm, n in costs.items()
+        )
         self.message.value = (
             f"<table><tr><th>arm</th><th>parameters</th><th>&nbsp;to the baseline</th></tr>{rows}</table>"
             "<div style='opacity:.75'>The file is valid; `workbench cost` says what does not match.</div>"
@@ -248,8 +265,13 @@ def _control(field: str, annotation: Any, value: Any, default: Any) -> Any:
             options=list(choices), value=value if value in choices else default, description=field, **NAME
         )
     shown = "" if value is None else value if isinstance(value, str) else _yaml_of(value)
-    return widgets.Text(value=shown, placeholder="default" if default is None else _yaml_of(default), description=field,
-                        continuous_update=False, **NAME)  # fmt: skip
+    return widgets.Text(
+        value=shown,
+        placeholder="default" if default is None else _yaml_of(default),
+        description=field,
+        continuous_update=False,
+        **NAME,
+    )
 
 
 def _read(control: Any) -> Any:

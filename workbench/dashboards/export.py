@@ -52,21 +52,37 @@ def export_figure(figure: go.Figure, path: str | Path, provenance: str, width: i
     lines = textwrap.wrap(provenance, max(40, width // 6))
     bottom = (figure.layout.margin.b or 56) + 14
     printed.add_annotation(
-        text="<br>".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines), font={"size": 9, "color": "#666"},
-        x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top", align="left", showarrow=False, yshift=-bottom,
-    )  # fmt: skip
+        text="<br>".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines),
+        font={"size": 9, "color": "#666"},
+        x=0,
+        y=0,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="top",
+        align="left",
+        showarrow=False,
+        yshift=-bottom,
+    )
     printed.update_layout(
-        font={"color": "#222"}, paper_bgcolor="white", plot_bgcolor="white", width=width, autosize=False,
-        height=(figure.layout.height or 400) + 14 + 12 * len(lines), margin={"b": bottom + 12 * len(lines)},
-    )  # fmt: skip
+        font={"color": "#222"},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        width=width,
+        autosize=False,
+        height=(figure.layout.height or 400) + 14 + 12 * len(lines),
+        margin={"b": bottom + 12 * len(lines)},
+    )
     try:
         printed.write_image(path, scale=SCALE)
     except Exception as error:  # Kaleido and its browser fail in many ways, each with a page of advice
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         raise ConfigError.at(
-            "path", got=f"{path.name}, and no image could be drawn ({reason})", expected="Chromium or Chrome, and Kaleido",
+            "path",
+            got=f"{path.name}, and no image could be drawn ({reason})",
+            expected="Chromium or Chrome, and Kaleido",
             do="Install a browser (or name it in BROWSER_PATH); tables and the HTML report need none.",
-        ) from None  # fmt: skip
+        ) from None
     return path
 
 
@@ -113,8 +129,20 @@ def _markdown(table: pl.DataFrame, provenance: str) -> str:
     return "\n".join([cells(table.columns), rule, *map(cells, table.iter_rows()), "", f"*{provenance}*", ""])
 
 
-SPECIAL = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-           "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "²": r"\textsuperscript{2}"}  # fmt: skip
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "²": r"\textsuperscript{2}",
+}
 
 
 def _latex(table: pl.DataFrame, provenance: str) -> str:
@@ -122,6 +150,13 @@ def _latex(table: pl.DataFrame, provenance: str) -> str:
         return " & ".join("".join(SPECIAL.get(c, c) for c in _shown(value)) for value in row) + r" \\"
 
     columns = "".join("r" if kind.is_numeric() else "l" for kind in table.dtypes)
-    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", cells(table.columns), r"\midrule",
-            *map(cells, table.iter_rows()), r"\bottomrule", r"\end{tabular}"]  # fmt: skip
+    body = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        cells(table.columns),
+        r"\midrule",
+        *map(cells, table.iter_rows()),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
     return "\n".join([f"% {provenance}", "% needs the package booktabs", *body, ""])

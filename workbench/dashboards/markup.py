@@ -60,15 +60,18 @@ def verdict_html(run: Run) -> str:
     heads = ["arm", "verdict", run.metric.unit, "difference", level, "p (Holm)", "seeds"]
     rows = [
         (
-            arm_name(run, row["arm"]), Raw(f'<span class="word {row["verdict"]}">{escape(row["verdict"])}</span>'),
-            style.bits(row["value"]), style.bits(row["difference"], signed=True),
-            "–" if row["low"] is None
+            arm_name(run, row["arm"]),
+            Raw(f'<span class="word {row["verdict"]}">{escape(row["verdict"])}</span>'),
+            style.bits(row["value"]),
+            style.bits(row["difference"], signed=True),
+            "–"
+            if row["low"] is None
             else f"{style.bits(row['low'], signed=True)} to {style.bits(row['high'], signed=True)}",
             "–" if row["p_holm"] is None else "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3g}",
             f"{row['seeds']} of {row['seeds'] + row['failed']}",
         )
         for row in table.iter_rows(named=True)
-    ]  # fmt: skip
+    ]
     sentences = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in table["sentence"])
     return html_table(heads, rows, heads[2:]) + f'\n<ul class="sentences">{sentences}</ul>'
 
@@ -96,9 +99,11 @@ def cost_html(run: Run) -> str:
     told = "".join(f"<li>{arm}: {escape(text)}</li>\n" for arm, text in zip(arms, mismatches) if text)
     allowed = run.about["config"]["budget"].get("allow_mismatch")
     reason = f"<p>Allowed because: {escape(str(allowed))}</p>" if allowed else ""
-    rest = f'<p>Not matched, against the baseline:</p>\n<ul class="sentences">{told}</ul>' if told else (
-        "<p>Every arm matches the baseline on every axis.</p>"
-    )  # fmt: skip
+    rest = (
+        f'<p>Not matched, against the baseline:</p>\n<ul class="sentences">{told}</ul>'
+        if told
+        else ("<p>Every arm matches the baseline on every axis.</p>")
+    )
     return f"{drawn}\n{rest}{reason}"
 
 
@@ -120,8 +125,12 @@ def data_html(run: Run) -> str:
         ]
         whose = f"<p>Of {', '.join(arms)}:</p>\n" if len(cards) > 1 else ""
         compared = card.get("training_examples_compared")
-        told = f"<p>Seen in training: examples that are, token for token, among the first {compared:,} training examples of "\
-               "seed 0.</p>\n" if compared else ""  # fmt: skip
+        told = (
+            f"<p>Seen in training: examples that are, token for token, among the first {compared:,} training examples of "
+            "seed 0.</p>\n"
+            if compared
+            else ""
+        )
         parts.append(whose + html_table(["split", *heads], shown, heads) + told)
     return "\n".join(parts) or "<p>No data has been prepared.</p>"
 
@@ -132,10 +141,17 @@ def failure_html(run: Run) -> str:
     if not len(table):
         return "<p>No run has failed.</p>"
     rows = [
-        (arm_name(run, row["arm"]), row["stage"], row["seed"], row["status"].replace("_", " "), row["step"],
-         hyperparameters(row["hyperparameters"]), row["reason"])
+        (
+            arm_name(run, row["arm"]),
+            row["stage"],
+            row["seed"],
+            row["status"].replace("_", " "),
+            row["step"],
+            hyperparameters(row["hyperparameters"]),
+            row["reason"],
+        )
         for row in table.iter_rows(named=True)
-    ]  # fmt: skip
+    ]
     return html_table(["arm", "stage", "seed", "status", "step", "hyperparameters", "reason"], rows, ("seed", "step"))
 
 
@@ -145,15 +161,35 @@ def runs_html(run: Run) -> str:
     table = run.runs().sort(order, pl.col("stage") == "confirmation", "seed", "hyperparameters", maintain_order=True)
     if not len(table):
         return "<p>No run has begun.</p>"
-    heads = ["arm", "stage", "seed", "status", "step", "tokens", "time", "loss\n(nats/token)",
-             f"selection\n({run.metric.short})", f"report\n({run.metric.short})", "hyperparameters"]  # fmt: skip
+    heads = [
+        "arm",
+        "stage",
+        "seed",
+        "status",
+        "step",
+        "tokens",
+        "time",
+        "loss\n(nats/token)",
+        f"selection\n({run.metric.short})",
+        f"report\n({run.metric.short})",
+        "hyperparameters",
+    ]
     rows = [
-        (arm_name(run, row["arm"]), row["stage"] + (", chosen" if row["selected"] else ""), row["seed"],
-         row["status"].replace("_", " "), f"{row['step']:,} of {row['steps']:,}", style.count(row["tokens"]),
-         style.duration(row["seconds"]), style.bits(row["loss"]), style.bits(row["selection_value"]),
-         style.bits(row["report_value"]), hyperparameters(row["hyperparameters"]))
+        (
+            arm_name(run, row["arm"]),
+            row["stage"] + (", chosen" if row["selected"] else ""),
+            row["seed"],
+            row["status"].replace("_", " "),
+            f"{row['step']:,} of {row['steps']:,}",
+            style.count(row["tokens"]),
+            style.duration(row["seconds"]),
+            style.bits(row["loss"]),
+            style.bits(row["selection_value"]),
+            style.bits(row["report_value"]),
+            hyperparameters(row["hyperparameters"]),
+        )
         for row in table.iter_rows(named=True)
-    ]  # fmt: skip
+    ]
     return html_table(heads, rows, ["seed", "step", *heads[5:10]])
 
 

@@ -100,13 +100,39 @@ def ablations(run: Snapshot, settings: Settings) -> list[Block]:
 def overview(results: Path) -> Grid:
     """The ablations below ``results`` as a table in which one can be opened."""
     table = tables.overview_table(results)
-    heads = [("ablation", False), ("state", False), ("runs", True), ("arms", True), ("verdict", False), ("question", False),
-             ("created", True)]  # fmt: skip
-    rows = [(row["folder"], "", [row["ablation"], row["state"], (f"{row['ended']} of {row['planned']}", row["ended"]),
-                                 (str(row["arms"]), row["arms"]), row["verdict"], row["question"], row["created"][:16]])
-            for row in table.iter_rows(named=True)]  # fmt: skip
-    return Grid("ablations", heads, rows, table, action="open",
-                empty=f"No ablation in {results}. `workbench run sweeps/quickstart.yaml` makes the first.")  # fmt: skip
+    heads = [
+        ("ablation", False),
+        ("state", False),
+        ("runs", True),
+        ("arms", True),
+        ("verdict", False),
+        ("question", False),
+        ("created", True),
+    ]
+    rows = [
+        (
+            row["folder"],
+            "",
+            [
+                row["ablation"],
+                row["state"],
+                (f"{row['ended']} of {row['planned']}", row["ended"]),
+                (str(row["arms"]), row["arms"]),
+                row["verdict"],
+                row["question"],
+                row["created"][:16],
+            ],
+        )
+        for row in table.iter_rows(named=True)
+    ]
+    return Grid(
+        "ablations",
+        heads,
+        rows,
+        table,
+        action="open",
+        empty=f"No ablation in {results}. `workbench run sweeps/quickstart.yaml` makes the first.",
+    )
 
 
 NOTHING = {"tuning": "nothing is tuned", "confirmation": "no trial to confirm"}
@@ -117,8 +143,17 @@ def progress(run: Snapshot, settings: Settings) -> list[Block]:
     """How far each arm is; the place where arms are pinned and hidden."""
     whole = run.whole
     table, looks = tables.progress_table(whole), style.looks(whole)
-    heads = [("arm", False), ("stage", False), ("done", True), ("running", True), ("failed", True), ("pruned", True),
-             ("left", True), ("progress", True), ("time left, one worker", True)]  # fmt: skip
+    heads = [
+        ("arm", False),
+        ("stage", False),
+        ("done", True),
+        ("running", True),
+        ("failed", True),
+        ("pruned", True),
+        ("left", True),
+        ("progress", True),
+        ("time left, one worker", True),
+    ]
     rows = []
     for arm in whole.arms:
         mine = table.filter(pl.col("arm") == arm)
@@ -126,8 +161,13 @@ def progress(run: Snapshot, settings: Settings) -> list[Block]:
             counts = [(str(row[name]), row[name]) for name in ("done", "running", "failed", "pruned", "left")]
             left = style.duration(row["seconds_left"]) if row["left"] else "–"
             come = NOTHING[row["stage"]] if row["share"] is None else f"{100 * row['share']:.0f} %"
-            rows.append((f"arm {arm}", looks[arm].colour, [arm, row["stage"], *counts, (come, row["share"]),
-                                                           (left, row["seconds_left"])]))  # fmt: skip
+            rows.append(
+                (
+                    f"arm {arm}",
+                    looks[arm].colour,
+                    [arm, row["stage"], *counts, (come, row["share"]), (left, row["seconds_left"])],
+                )
+            )
     verdict = Text("verdict", "<h3>Verdict</h3>" + markup.verdict_html(whole), tables.effect_table(whole))
     return [Grid("arms", heads, rows, table, marks=("pinned", "hidden")), verdict]
 
@@ -141,9 +181,14 @@ def cost(run: Snapshot, settings: Settings) -> list[Block]:
 def curves(run: Snapshot, settings: Settings) -> list[Block]:
     """Loss over training."""
     drawn = figures.loss_curves(
-        run, settings.x, settings.y, smoothing=settings.smoothing, log_x=settings.log_x, log_y=settings.log_y,
+        run,
+        settings.x,
+        settings.y,
+        smoothing=settings.smoothing,
+        log_x=settings.log_x,
+        log_y=settings.log_y,
         single=settings.selected,
-    )  # fmt: skip
+    )
     table = tables.curve_table(run, settings.x, settings.y, smoothing=settings.smoothing)
     note = "One line an arm: the mean over its runs; the band spans the smallest to the largest. Thin lines are runs chosen in Runs."
     return [Figure("curves", drawn.update_layout(height=470), table, note)]
@@ -158,14 +203,23 @@ def effects(run: Snapshot, settings: Settings) -> list[Block]:
 
 
 TUNING: dict[str, tuple[Callable[[Any], go.Figure], Callable[[Any], pl.DataFrame], str]] = {
-    "slices": (figures.tuning, tables.tuning_table,
-               "The chosen trial is ringed; a cross marks one that was stopped or failed."),
+    "slices": (
+        figures.tuning,
+        tables.tuning_table,
+        "The chosen trial is ringed; a cross marks one that was stopped or failed.",
+    ),
     "parallel": (figures.parallel, tables.tuning_table, "One line a trial; drag along an axis to pick a range."),
-    "importances": (figures.importances, tables.importance_table,
-                    "PED-ANOVA within each arm; bars hold 90 % of a bootstrap over trials."),
-    "best of k": (figures.best_of, tables.best_of_table,
-                  "Expected best of k of an arm's trials: flat lines say that more tuning would change little."),
-}  # fmt: skip
+    "importances": (
+        figures.importances,
+        tables.importance_table,
+        "PED-ANOVA within each arm; bars hold 90 % of a bootstrap over trials.",
+    ),
+    "best of k": (
+        figures.best_of,
+        tables.best_of_table,
+        "Expected best of k of an arm's trials: flat lines say that more tuning would change little.",
+    ),
+}
 """View -> its figure, its table, and how to read it."""
 
 
@@ -195,8 +249,10 @@ def scaling(run: Snapshot, settings: Settings) -> list[Block]:
     said = "".join(
         f"<li>{markup.arm_name(run, arm)}: {law.told(x, run.metric.unit)}.</li>" for arm, law in laws.items()
     )
-    warning = (f"The band holds the noise over seeds, not that the law may be the wrong one; past the largest size it is "
-               f"drawn on to {figures.BEYOND:g} times it.")  # fmt: skip
+    warning = (
+        f"The band holds the noise over seeds, not that the law may be the wrong one; past the largest size it is "
+        f"drawn on to {figures.BEYOND:g} times it."
+    )
     return [*blocks, Text("laws", f"<h3>Fitted laws</h3><ul>{said}</ul><p class='wb-note'>{warning}</p>")]
 
 
@@ -206,14 +262,21 @@ def mechanisms(run: Snapshot, settings: Settings) -> list[Block]:
         return _recall(run)
     if settings.mechanism == "attention":
         if not settings.inside:
-            return [Text("inside", "<p>Press “Look inside”: one run of each arm is opened at its last checkpoint, and its layers "
-                         "are asked which inputs each position reads.</p>")]  # fmt: skip
+            return [
+                Text(
+                    "inside",
+                    "<p>Press “Look inside”: one run of each arm is opened at its last checkpoint, and its layers "
+                    "are asked which inputs each position reads.</p>",
+                )
+            ]
         return [
-            Text(f"inside-{i}", f"<p>{markup.arm_name(run, arm)}: {shown}</p>") if isinstance(shown, str)
+            Text(f"inside-{i}", f"<p>{markup.arm_name(run, arm)}: {shown}</p>")
+            if isinstance(shown, str)
             else Figure(f"inside-{arm}-{name}", shown[0], shown[1], f"{arm}, {name}")
-            for i, (arm, maps) in enumerate(settings.inside.items()) if arm in run.arms
+            for i, (arm, maps) in enumerate(settings.inside.items())
+            if arm in run.arms
             for name, shown in maps.items()
-        ]  # fmt: skip
+        ]
     table = tables.diagnostic_table(run)
     if not len(table):
         return [Text("nothing", "<p>No run of this ablation has stored diagnostics of its layers.</p>")]
@@ -228,10 +291,14 @@ def mechanisms(run: Snapshot, settings: Settings) -> list[Block]:
 def _recall(run: Snapshot) -> list[Block]:
     views = run.about.get("views", {})
     blocks: list[Block] = [
-        Figure(name, getattr(figures, name)(run, *labels), tables.recall_table(run, *labels),
-               "Right answers among the report examples, the mean over confirmation runs.")
+        Figure(
+            name,
+            getattr(figures, name)(run, *labels),
+            tables.recall_table(run, *labels),
+            "Right answers among the report examples, the mean over confirmation runs.",
+        )
         for name, labels in views.items()
-    ]  # fmt: skip
+    ]
     if any("pairs" in labels for labels in views.values()):
         blocks.append(Figure("recall-state", figures.recall_state(run), tables.state_table(run)))
     return blocks or [Text("nothing", "<p>This ablation trains on text: there are no answers to recall.</p>")]
@@ -240,14 +307,31 @@ def _recall(run: Snapshot) -> list[Block]:
 def failures(run: Snapshot, settings: Settings) -> list[Block]:
     """Runs that failed, with their logs one click away."""
     table, looks = tables.failure_table(run), style.looks(run)
-    heads = [("arm", False), ("stage", False), ("seed", True), ("status", False), ("step", True), ("hyperparameters", False),
-             ("reason", False)]  # fmt: skip
+    heads = [
+        ("arm", False),
+        ("stage", False),
+        ("seed", True),
+        ("status", False),
+        ("step", True),
+        ("hyperparameters", False),
+        ("reason", False),
+    ]
     rows = [
-        (row["run"] or "", looks[row["arm"]].colour if row["arm"] in looks else "",
-         [row["arm"], row["stage"], _seed(row["seed"]), row["status"].replace("_", " "), _step(row["step"]),
-          markup.hyperparameters(row["hyperparameters"]), row["reason"] or "–"])
+        (
+            row["run"] or "",
+            looks[row["arm"]].colour if row["arm"] in looks else "",
+            [
+                row["arm"],
+                row["stage"],
+                _seed(row["seed"]),
+                row["status"].replace("_", " "),
+                _step(row["step"]),
+                markup.hyperparameters(row["hyperparameters"]),
+                row["reason"] or "–",
+            ],
+        )
         for row in table.iter_rows(named=True)
-    ]  # fmt: skip
+    ]
     return [Grid("failures", heads, rows, table, action="log", empty="No run has failed."), *_log(run, settings)]
 
 
@@ -256,19 +340,39 @@ def every_run(run: Snapshot, settings: Settings) -> list[Block]:
     whole = run.whole
     table, looks = whole.runs(), style.looks(whole)
     short = run.metric.short
-    heads = [("arm", False), ("stage", False), ("seed", True), ("status", False), ("step", True), ("tokens", True), ("time", True),
-             ("loss (nats/token)", True), (f"selection ({short})", True), (f"report ({short})", True), ("tokens/s", True),
-             ("hyperparameters", False)]  # fmt: skip
+    heads = [
+        ("arm", False),
+        ("stage", False),
+        ("seed", True),
+        ("status", False),
+        ("step", True),
+        ("tokens", True),
+        ("time", True),
+        ("loss (nats/token)", True),
+        (f"selection ({short})", True),
+        (f"report ({short})", True),
+        ("tokens/s", True),
+        ("hyperparameters", False),
+    ]
     rows = [
-        (row["run"], looks[row["arm"]].colour if row["arm"] in looks else "", [
-            row["arm"], row["stage"] + (", chosen" if row["selected"] else ""), _seed(row["seed"]),
-            row["status"].replace("_", " "), _step(row["step"]), (style.count(row["tokens"]), row["tokens"]),
-            (style.duration(row["seconds"]), row["seconds"]),
-            *((style.bits(row[name]), row[name]) for name in ("loss", "selection_value", "report_value")),
-            (style.count(row["tokens_per_second"]), row["tokens_per_second"]), markup.hyperparameters(row["hyperparameters"]),
-        ])
+        (
+            row["run"],
+            looks[row["arm"]].colour if row["arm"] in looks else "",
+            [
+                row["arm"],
+                row["stage"] + (", chosen" if row["selected"] else ""),
+                _seed(row["seed"]),
+                row["status"].replace("_", " "),
+                _step(row["step"]),
+                (style.count(row["tokens"]), row["tokens"]),
+                (style.duration(row["seconds"]), row["seconds"]),
+                *((style.bits(row[name]), row[name]) for name in ("loss", "selection_value", "report_value")),
+                (style.count(row["tokens_per_second"]), row["tokens_per_second"]),
+                markup.hyperparameters(row["hyperparameters"]),
+            ],
+        )
         for row in table.iter_rows(named=True)
-    ]  # fmt: skip
+    ]
     grid = Grid(
         "runs", heads, rows, table, marks=("pinned", "hidden", "selected"), action="log", empty="No run has begun."
     )
@@ -300,7 +404,16 @@ def _log(run: Snapshot, settings: Settings) -> list[Block]:
 
 
 PANELS: dict[str, Panel] = {
-    "Ablations": ablations, "Progress": progress, "Cost": cost, "Curves": curves, "Effects": effects, "Tuning": tuning,
-    "Frontier": frontier, "Scaling": scaling, "Mechanisms": mechanisms, "Failures": failures, "Runs": every_run,
-}  # fmt: skip
+    "Ablations": ablations,
+    "Progress": progress,
+    "Cost": cost,
+    "Curves": curves,
+    "Effects": effects,
+    "Tuning": tuning,
+    "Frontier": frontier,
+    "Scaling": scaling,
+    "Mechanisms": mechanisms,
+    "Failures": failures,
+    "Runs": every_run,
+}
 """Name of a panel -> what makes its blocks."""

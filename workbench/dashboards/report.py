@@ -44,10 +44,14 @@ def report_html(run: Run) -> str:
     run = Snapshot(run)
     stands = state(run)
     arms = ", ".join(markup.arm_name(run, arm) for arm in run.arms)
-    unfinished = "" if stands["word"] == "finished" else (
-        f'<p class="note">Not finished: {stands["ended"]} of {stands["planned"]} runs have ended. '
-        "Everything below may still change.</p>"
-    )  # fmt: skip
+    unfinished = (
+        ""
+        if stands["word"] == "finished"
+        else (
+            f'<p class="note">Not finished: {stands["ended"]} of {stands["planned"]} runs have ended. '
+            "Everything below may still change.</p>"
+        )
+    )
     falls_back = "tuning" in curve_table(run)["stage"]
     curves = "One line an arm: the mean over confirmation seeds; the band spans the smallest to the largest." + (
         " Arms marked so show their tuning trials, as no confirmation run of theirs has begun." * falls_back
@@ -56,15 +60,21 @@ def report_html(run: Run) -> str:
         ("Verdict", markup.verdict_html(run)),
         *([("Difference to the baseline", _plot("effects", figures.effects(run)))] if len(effect_table(run)) else []),
         ("Training", f"<p>{curves}</p>\n" + _switch({x: figures.loss_curves(run, x) for x in get_args(XAxis)})),
-        (f"Selection {escape(run.metric.name)}", _plot("selection", figures.loss_curves(run, "tokens", "selection_value"))),
+        (
+            f"Selection {escape(run.metric.name)}",
+            _plot("selection", figures.loss_curves(run, "tokens", "selection_value")),
+        ),
         *_recall(run),
-        ("Tuning", f"<p>Selection {escape(run.metric.name)} of each trial. The chosen one is ringed, a cross marks a trial that was stopped "
-                   "or failed.</p>\n" + _plot("tuning", figures.tuning(run))),
+        (
+            "Tuning",
+            f"<p>Selection {escape(run.metric.name)} of each trial. The chosen one is ringed, a cross marks a trial that was stopped "
+            "or failed.</p>\n" + _plot("tuning", figures.tuning(run)),
+        ),
         ("Cost", markup.cost_html(run)),
         ("Data", markup.data_html(run)),
         ("Failures", markup.failure_html(run)),
         ("Every run", markup.runs_html(run)),
-    ]  # fmt: skip
+    ]
     body = "\n".join(f"<section><h2>{head}</h2>\n{content}\n</section>" for head, content in sections)
     source = " · ".join(f"{escape(str(k))} {escape(str(v))}" for k, v in run.provenance().items())
     question = escape(run.question.strip()) or "No question was stated."

@@ -50,10 +50,17 @@ def serve(
             super().setup_template_dirs()
             self.template_paths.insert(0, str(PAGE))
 
-    Page.launch_instance([
-        str(PAGE / "page.ipynb"), f"--Voila.ip={ip}", f"--port={port}", f"--token={token}", "--show_tracebacks=True",
-        "--Voila.log_level=WARN", *([] if browser else ["--no-browser"]),
-    ])  # fmt: skip
+    Page.launch_instance(
+        [
+            str(PAGE / "page.ipynb"),
+            f"--Voila.ip={ip}",
+            f"--port={port}",
+            f"--token={token}",
+            "--show_tracebacks=True",
+            "--Voila.log_level=WARN",
+            *([] if browser else ["--no-browser"]),
+        ]
+    )
 
 
 def _free(ip: str, port: int) -> int:

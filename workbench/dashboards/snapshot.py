@@ -16,7 +16,7 @@ from workbench.results.tables import RUN_SCHEMA, Line, frame_of
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
     from workbench.ablation.run import AblationRun
-    from workbench.ablation.verdict import Verdict
+    from workbench.ablation.verdict.judge import Verdict
 
 
 class Snapshot:

@@ -50,21 +50,29 @@ def looks(run: Any) -> dict[str, ArmStyle]:
 
 def _axis() -> dict[str, object]:
     return {
-        "gridcolor": FAINT, "linecolor": FAINT, "zerolinecolor": FAINT, "ticks": "outside", "tickcolor": FAINT,
-        "automargin": True, "title": {"standoff": 10},
-    }  # fmt: skip
+        "gridcolor": FAINT,
+        "linecolor": FAINT,
+        "zerolinecolor": FAINT,
+        "ticks": "outside",
+        "tickcolor": FAINT,
+        "automargin": True,
+        "title": {"standoff": 10},
+    }
 
 
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 13, "color": INK},
-        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 64, "r": 24, "t": 24, "b": 56},
-        "xaxis": _axis(), "yaxis": _axis(),
+        "xaxis": _axis(),
+        "yaxis": _axis(),
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},
-        "hoverlabel": {"font": {"family": FONT}}, "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK},
+        "hoverlabel": {"font": {"family": FONT}},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK},
     }
-)  # fmt: skip
+)
 
 
 def label(text: str, longest: int = 48) -> str:

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 import polars as pl
 
-from workbench.ablation.checks import best_of_table as best_of_table  # one of the tables that figures draw
+from workbench.ablation.analysis.diagnostics import (
+    best_of_table as best_of_table,
+)  # one of the tables that figures draw
 from workbench.config import ConfigError
 from workbench.dashboards.snapshot import Run, look
 from workbench.results.store import ENDED, LOST
 from workbench.results.tables import SingleRuns
 
 if TYPE_CHECKING:
-    from workbench.ablation.compare import ScalingLaw
+    from workbench.ablation.analysis.compare import ScalingLaw
 
 XAxis: TypeAlias = Literal["tokens", "flops", "seconds"]
 YAxis: TypeAlias = Literal["loss", "selection_value"]
@@ -63,8 +65,15 @@ def curve_table(
     """
     if not 0 <= smoothing < 1:
         raise ConfigError.at("smoothing", got=smoothing, expected="0 (none) to below 1")
-    schema = {"arm": pl.String, "stage": pl.String, x: pl.Float64, "mean": pl.Float64, "low": pl.Float64,
-              "high": pl.Float64, "runs": pl.Int64}  # fmt: skip
+    schema = {
+        "arm": pl.String,
+        "stage": pl.String,
+        x: pl.Float64,
+        "mean": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "runs": pl.Int64,
+    }
     held: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for line in run.lines():
         along, up = line.points.line(x, y)
@@ -103,16 +112,23 @@ def _band(lines: list[tuple[np.ndarray, np.ndarray]], x: str) -> pl.DataFrame:
     values = np.stack([np.interp(grid, along, up, left=np.nan, right=np.nan) for along, up in lines])
     runs = np.isfinite(values).sum(0)
     grid, values, runs = grid[runs > 0], values[:, runs > 0], runs[runs > 0]
-    return pl.DataFrame({x: grid, "mean": np.nanmean(values, 0), "low": np.nanmin(values, 0),
-                         "high": np.nanmax(values, 0), "runs": runs})  # fmt: skip
+    return pl.DataFrame(
+        {
+            x: grid,
+            "mean": np.nanmean(values, 0),
+            "low": np.nanmin(values, 0),
+            "high": np.nanmax(values, 0),
+            "runs": runs,
+        }
+    )
 
 
 def effect_table(run: Run) -> pl.DataFrame:
     """The verdict, one row an arm, or no row while there is none.
 
-    Columns: the fields of :class:`workbench.ablation.verdict.ArmVerdict`.
+    Columns: the fields of :class:`workbench.ablation.verdict.judge.ArmVerdict`.
     """
-    from workbench.ablation.verdict import Verdict
+    from workbench.ablation.verdict.judge import Verdict
 
     table = (run.verdict() or Verdict(run.baseline, (), None, 0.05, None, None)).table()
     return table.filter(pl.col("arm").is_in(run.arms))
@@ -129,20 +145,41 @@ def recall_table(run: Run, *labels: str) -> pl.DataFrame:
         run: the run.
         labels: columns of the runs' report.parquet, such as ``pairs``, ``length`` or ``depth`` (per cent).
     """
-    schema: dict[str, Any] = {"arm": pl.String, **dict.fromkeys(labels, pl.Float64), "accuracy": pl.Float64, "low": pl.Float64,
-                              "high": pl.Float64, "runs": pl.Int64, "answers": pl.Int64}  # fmt: skip
+    schema: dict[str, Any] = {
+        "arm": pl.String,
+        **dict.fromkeys(labels, pl.Float64),
+        "accuracy": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "runs": pl.Int64,
+        "answers": pl.Int64,
+    }
     frames = []
     for arm, _, frame in run.reports():
         if {"errors", "answers", *labels} <= set(frame.columns):
             sums = frame.group_by(*labels, maintain_order=True).agg(pl.col("errors", "answers").sum())
-            frames.append(sums.select(arm=pl.lit(arm), answers="answers", accuracy=1 - pl.col("errors") / pl.col("answers"),
-                                      **{label: pl.col(label).cast(pl.Float64) for label in labels}))  # fmt: skip
+            frames.append(
+                sums.select(
+                    arm=pl.lit(arm),
+                    answers="answers",
+                    accuracy=1 - pl.col("errors") / pl.col("answers"),
+                    **{label: pl.col(label).cast(pl.Float64) for label in labels},
+                )
+            )
     if not frames:
         return pl.DataFrame(schema=schema)
     accuracy = pl.col("accuracy")
-    table = pl.concat(frames).group_by("arm", *labels, maintain_order=True).agg(
-        accuracy=accuracy.mean(), low=accuracy.min(), high=accuracy.max(), runs=pl.len(), answers=pl.col("answers").first()
-    )  # fmt: skip
+    table = (
+        pl.concat(frames)
+        .group_by("arm", *labels, maintain_order=True)
+        .agg(
+            accuracy=accuracy.mean(),
+            low=accuracy.min(),
+            high=accuracy.max(),
+            runs=pl.len(),
+            answers=pl.col("answers").first(),
+        )
+    )
     order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
     return table.sort(order, *labels).select(*schema).cast(schema)  # type: ignore[arg-type]
 
@@ -152,17 +189,28 @@ def tuning_table(run: Run) -> pl.DataFrame:
 
     Columns: arm, run, hyperparameter, value (numbers), word (other values as text), selection_value, status, selected.
     """
-    schema = {"arm": pl.String, "run": pl.String, "hyperparameter": pl.String, "value": pl.Float64, "word": pl.String,
-              "selection_value": pl.Float64, "status": pl.String, "selected": pl.Boolean}  # fmt: skip
+    schema = {
+        "arm": pl.String,
+        "run": pl.String,
+        "hyperparameter": pl.String,
+        "value": pl.Float64,
+        "word": pl.String,
+        "selection_value": pl.Float64,
+        "status": pl.String,
+        "selected": pl.Boolean,
+    }
     rows = []
     for trial in run.runs().filter(pl.col("stage") == "tuning").iter_rows(named=True):
         for name, value in json.loads(trial["hyperparameters"] or "{}").items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            rows.append({
-                **{key: trial[key] for key in ("arm", "run", "selection_value", "status", "selected")},
-                "hyperparameter": name, "value": float(value) if number else None,
-                "word": None if number else value if isinstance(value, str) else json.dumps(value),
-            })  # fmt: skip
+            rows.append(
+                {
+                    **{key: trial[key] for key in ("arm", "run", "selection_value", "status", "selected")},
+                    "hyperparameter": name,
+                    "value": float(value) if number else None,
+                    "word": None if number else value if isinstance(value, str) else json.dumps(value),
+                }
+            )
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
@@ -182,22 +230,34 @@ def importance_table(run: Run) -> pl.DataFrame:
 
     Columns: arm, hyperparameter, importance, low, high, trials. Arms with fewer than 6 finished trials have no row.
     """
-    schema = {"arm": pl.String, "hyperparameter": pl.String, "importance": pl.Float64, "low": pl.Float64,
-              "high": pl.Float64, "trials": pl.Int64}  # fmt: skip
+    schema = {
+        "arm": pl.String,
+        "hyperparameter": pl.String,
+        "importance": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "trials": pl.Int64,
+    }
     rows = []
     for arm in run.arms:
         mine = run.runs().filter((pl.col("arm") == arm) & (pl.col("stage") == "tuning") & (pl.col("status") == "done"))
-        trials = [(json.loads(row["hyperparameters"]), row["selection_value"]) for row in mine.iter_rows(named=True)
-                  if row["selection_value"] is not None]  # fmt: skip
+        trials = [
+            (json.loads(row["hyperparameters"]), row["selection_value"])
+            for row in mine.iter_rows(named=True)
+            if row["selection_value"] is not None
+        ]
         names = sorted({name for values, _ in trials for name in values})
         if len(trials) < FEWEST or not names:
             continue
         value, draws = _importances(trials, names), np.random.default_rng(0)
-        many = np.array([_importances([trials[i] for i in draws.integers(0, len(trials), len(trials))], names)
-                         for _ in range(RESAMPLES)])  # fmt: skip
+        many = np.array(
+            [
+                _importances([trials[i] for i in draws.integers(0, len(trials), len(trials))], names)
+                for _ in range(RESAMPLES)
+            ]
+        )
         low, high = np.nanquantile(many, (0.05, 0.95), axis=0)
-        rows += [(arm, name, *map(float, numbers), len(trials))
-                 for name, *numbers in zip(names, value, low, high)]  # fmt: skip
+        rows += [(arm, name, *map(float, numbers), len(trials)) for name, *numbers in zip(names, value, low, high)]
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
@@ -217,12 +277,14 @@ def _importances(trials: list[tuple[dict[str, Any], float]], names: list[str]) -
             spaces[name] = CategoricalDistribution(sorted(set(seen), key=str))
     study = optuna.create_study()
     for values, value in trials:
-        study.add_trial(optuna.trial.create_trial(
-            params={name: values[name] for name in spaces}, distributions=spaces, value=value
-        ))  # fmt: skip
-    found = {} if not spaces or len({value for _, value in trials}) < 2 else (
-        optuna.importance.PedAnovaImportanceEvaluator(evaluate_on_local=False).evaluate(study)
-    )  # fmt: skip
+        study.add_trial(
+            optuna.trial.create_trial(params={name: values[name] for name in spaces}, distributions=spaces, value=value)
+        )
+    found = (
+        {}
+        if not spaces or len({value for _, value in trials}) < 2
+        else (optuna.importance.PedAnovaImportanceEvaluator(evaluate_on_local=False).evaluate(study))
+    )
     total = sum(found.values())
     return [found.get(name, 0.0) / total if total else float("nan") for name in names]
 
@@ -241,8 +303,16 @@ def frontier_table(run: Run, x: Spent = "training_flops") -> pl.DataFrame:
     """
     if x not in get_args(Spent):
         raise ConfigError.at("x", got=x, expected=f"one of {', '.join(get_args(Spent))}")
-    schema = {"arm": pl.String, x: pl.Float64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64,
-              "runs": pl.Int64, "stage": pl.String, "best": pl.Boolean}  # fmt: skip
+    schema = {
+        "arm": pl.String,
+        x: pl.Float64,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "runs": pl.Int64,
+        "stage": pl.String,
+        "best": pl.Boolean,
+    }
     costs: dict[str, Any] = {row["arm"]: row.get(x) for row in cost_table(run).iter_rows(named=True)}
     rows: list[list[Any]] = []
     for arm in run.arms:
@@ -251,8 +321,10 @@ def frontier_table(run: Run, x: Spent = "training_flops") -> pl.DataFrame:
             rows.append([arm, float(costs[arm]), *found])
     sign = -1 if x == "measured_rate" else 1
     for row in rows:
-        worse = any(sign * other[1] <= sign * row[1] and other[2] <= row[2] and
-                    (other[1] != row[1] or other[2] != row[2]) for other in rows)  # fmt: skip
+        worse = any(
+            sign * other[1] <= sign * row[1] and other[2] <= row[2] and (other[1] != row[1] or other[2] != row[2])
+            for other in rows
+        )
         row.append(not worse)
     return pl.DataFrame(rows, schema=schema, orient="row")
 
@@ -293,8 +365,19 @@ def overview_table(results: str | Path) -> pl.DataFrame:
             )
             continue
         said = ", ".join(f"{row.arm} {row.verdict}" for row in verdict.rows[1:]) if verdict else ""
-        rows.append((run.name, run.question, stands["word"], stands["ended"], stands["planned"], len(run.arms), said,
-                     run.provenance().get("created", ""), str(run.folder)))  # fmt: skip
+        rows.append(
+            (
+                run.name,
+                run.question,
+                stands["word"],
+                stands["ended"],
+                stands["planned"],
+                len(run.arms),
+                said,
+                run.provenance().get("created", ""),
+                str(run.folder),
+            )
+        )
     schema: dict[str, Any] = {name: pl.Int64 if name in ("ended", "planned", "arms") else pl.String for name in columns}
     return pl.DataFrame(rows, schema=schema, orient="row").sort("created", descending=True)
 
@@ -306,8 +389,17 @@ def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non
     Columns: arm, ablation, ``x`` under its name, value, low, high, runs, stage (as in :func:`frontier_table`), values (the
     report value of every confirmation run that is done).
     """
-    schema: dict[str, Any] = {"arm": pl.String, "ablation": pl.String, x: pl.Float64, "value": pl.Float64, "low": pl.Float64,
-              "high": pl.Float64, "runs": pl.Int64, "stage": pl.String, "values": pl.List(pl.Float64)}  # fmt: skip
+    schema: dict[str, Any] = {
+        "arm": pl.String,
+        "ablation": pl.String,
+        x: pl.Float64,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "runs": pl.Int64,
+        "stage": pl.String,
+        "values": pl.List(pl.Float64),
+    }
     rows = []
     for path in sorted(Path(run.folder).parent.glob("*/ablation.json")):
         try:
@@ -319,9 +411,21 @@ def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non
             table, runs = frontier_table(other, x), other.runs()
         except (ConfigError, KeyError, OSError, TypeError):
             continue
-        rows += [(row["arm"], other.name, row[x], row["value"], row["low"], row["high"], row["runs"], row["stage"],
-                  _confirmed(runs.filter(pl.col("arm") == row["arm"])).to_list())
-                 for row in table.iter_rows(named=True) if row["arm"] in run.arms]  # fmt: skip
+        rows += [
+            (
+                row["arm"],
+                other.name,
+                row[x],
+                row["value"],
+                row["low"],
+                row["high"],
+                row["runs"],
+                row["stage"],
+                _confirmed(runs.filter(pl.col("arm") == row["arm"])).to_list(),
+            )
+            for row in table.iter_rows(named=True)
+            if row["arm"] in run.arms
+        ]
     order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
     return pl.DataFrame(rows, schema=schema, orient="row").sort(order, x)
 
@@ -332,7 +436,7 @@ SIZES = 3
 
 def scaling_laws(table: pl.DataFrame, x: str = "non_embedding") -> dict[str, ScalingLaw]:
     """The law of each arm of a :func:`scaling_table` that has confirmation runs, with losses above zero, at :data:`SIZES`
-    sizes or more: :func:`workbench.ablation.compare.fit_scaling_law`."""
+    sizes or more: :func:`workbench.ablation.analysis.compare.fit_scaling_law`."""
     held: dict[str, dict[float, list[float]]] = {}
     for arm, place, values in table.select("arm", x, "values").iter_rows():
         held.setdefault(arm, {}).setdefault(place, []).extend(v for v in values if 0 < v < math.inf)
@@ -343,7 +447,7 @@ def scaling_laws(table: pl.DataFrame, x: str = "non_embedding") -> dict[str, Sca
 @lru_cache(maxsize=256)
 def _law(places: tuple[tuple[float, tuple[float, ...]], ...]) -> ScalingLaw:
     """Kept, since a live view asks again and again, and every fit is one of hundreds of replicates."""
-    from workbench.ablation.compare import fit_scaling_law
+    from workbench.ablation.analysis.compare import fit_scaling_law
 
     return fit_scaling_law(dict(places))
 
@@ -367,9 +471,12 @@ def diagnostic_table(run: Run | SingleRuns) -> pl.DataFrame:
     """
     held = run.diagnostics()
     first = pl.col("stage") == pl.col("stage").min().over("arm")  # confirmation before tuning
-    return held.filter(first & pl.col("value").is_not_null()).group_by("arm", "step", "layer", "name", "index").agg(
-        value=pl.col("value").mean(), runs=pl.len().cast(pl.Int64)
-    ).sort("arm", "name", "layer", "step", "index")  # fmt: skip
+    return (
+        held.filter(first & pl.col("value").is_not_null())
+        .group_by("arm", "step", "layer", "name", "index")
+        .agg(value=pl.col("value").mean(), runs=pl.len().cast(pl.Int64))
+        .sort("arm", "name", "layer", "step", "index")
+    )
 
 
 def cost_table(run: Run) -> pl.DataFrame:
@@ -379,12 +486,16 @@ def cost_table(run: Run) -> pl.DataFrame:
     (median of its last tokens a second), spent_seconds and spent_flops (all runs, failed ones included).
     """
     done = pl.col("status") == "done"
-    took = run.runs().group_by("arm").agg(
-        measured_seconds=pl.col("seconds").filter(done).median(),
-        measured_rate=pl.col("tokens_per_second").filter(done).median(),
-        spent_seconds=pl.col("seconds").sum(),
-        spent_flops=pl.col("flops").sum(),
-    )  # fmt: skip
+    took = (
+        run.runs()
+        .group_by("arm")
+        .agg(
+            measured_seconds=pl.col("seconds").filter(done).median(),
+            measured_rate=pl.col("tokens_per_second").filter(done).median(),
+            spent_seconds=pl.col("seconds").sum(),
+            spent_flops=pl.col("flops").sum(),
+        )
+    )
     said = run.cost()
     return said.join(took, on="arm", how="left", maintain_order="left") if "arm" in said.columns else took
 
@@ -396,8 +507,10 @@ def failure_table(run: Run) -> pl.DataFrame:
     """
     columns = ["arm", "stage", "run", "seed", "status", "step", "steps", "reason", "hyperparameters"]
     failed = run.runs().filter(pl.col("status").is_in(FAILED)).select(columns)
-    arms = [{"arm": arm, "stage": "confirmation", "status": "not confirmed", "reason": reason}
-            for arm, reason in run.failures().items()]  # fmt: skip
+    arms = [
+        {"arm": arm, "stage": "confirmation", "status": "not confirmed", "reason": reason}
+        for arm, reason in run.failures().items()
+    ]
     return pl.concat([failed, pl.DataFrame(arms, schema=failed.schema, orient="row")])
 
 
@@ -408,9 +521,18 @@ def progress_table(run: Run) -> pl.DataFrame:
     steps, runs that ended early count as whole; null where none is planned), seconds_left (training time on one worker; null
     while unknown).
     """
-    schema = {"arm": pl.String, "stage": pl.String, "planned": pl.Int64, "done": pl.Int64, "failed": pl.Int64,
-              "pruned": pl.Int64, "running": pl.Int64, "left": pl.Int64, "share": pl.Float64,
-              "seconds_left": pl.Float64}  # fmt: skip
+    schema = {
+        "arm": pl.String,
+        "stage": pl.String,
+        "planned": pl.Int64,
+        "done": pl.Int64,
+        "failed": pl.Int64,
+        "pruned": pl.Int64,
+        "running": pl.Int64,
+        "left": pl.Int64,
+        "share": pl.Float64,
+        "seconds_left": pl.Float64,
+    }
     unconfirmed, seeds, trials = run.failures(), len(run.seeds), planned_trials(run)
     held: dict[tuple[str, str], list[tuple[str, float]]] = {}
     took: dict[str, list[float]] = {}
@@ -431,13 +553,20 @@ def progress_table(run: Run) -> pl.DataFrame:
             number = sum(count[status] for status in ENDED)
             begun = sum(part for status, part in these if status not in ENDED)
             left = max(planned - number, 0)
-            rows.append({
-                "arm": arm, "stage": stage, "planned": planned, "done": count["done"],
-                "failed": count["diverged"] + count["out_of_memory"] + count["crashed"], "pruned": count["pruned"],
-                "running": count["running"], "left": left,
-                "share": min((number + begun) / planned, 1.0) if planned else None,
-                "seconds_left": 0.0 if not left else None if whole is None else whole * max(left - begun, 0.0),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "arm": arm,
+                    "stage": stage,
+                    "planned": planned,
+                    "done": count["done"],
+                    "failed": count["diverged"] + count["out_of_memory"] + count["crashed"],
+                    "pruned": count["pruned"],
+                    "running": count["running"],
+                    "left": left,
+                    "share": min((number + begun) / planned, 1.0) if planned else None,
+                    "seconds_left": 0.0 if not left else None if whole is None else whole * max(left - begun, 0.0),
+                }
+            )
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
@@ -452,7 +581,9 @@ def state(run: Run) -> Mapping[str, Any]:
     each = table["seconds_left"]
     known = word == "running" and each.null_count() == 0
     return {
-        "word": word, "ended": planned - left, "planned": planned,
+        "word": word,
+        "ended": planned - left,
+        "planned": planned,
         "share": 1.0 if run.finished else share,
         "seconds_left": float(each.sum()) / min(workers, max(left, 1)) if known else None,
-    }  # fmt: skip
+    }

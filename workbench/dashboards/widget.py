@@ -28,8 +28,14 @@ if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
 
 EXPORTS: dict[str, str] = {
-    "png": "PNG", "svg": "SVG", "pdf": "PDF", "csv": "CSV", "tex": "LaTeX", "md": "Markdown", "html": "HTML report"
-}  # fmt: skip
+    "png": "PNG",
+    "svg": "SVG",
+    "pdf": "PDF",
+    "csv": "CSV",
+    "tex": "LaTeX",
+    "md": "Markdown",
+    "html": "HTML report",
+}
 
 
 def dashboard(what: AblationRun | Ablation | str | Path = "results", refresh: float = 2.0) -> Dashboard:
@@ -158,26 +164,39 @@ class Dashboard(widgets.VBox):
 
         self.x_axis = toggle([("Tokens", "tokens"), ("FLOPs", "flops"), ("Time", "seconds")], 66, "x")
         self.y_axis = toggle([("Training loss", "loss"), ("Selection", "selection_value")], 106, "y")
-        self.smoothing = widgets.FloatSlider(min=0, max=0.98, step=0.02, description="smoothing", readout_format=".2f",
-                                             continuous_update=False, layout={"width": "228px"})  # fmt: skip
+        self.smoothing = widgets.FloatSlider(
+            min=0,
+            max=0.98,
+            step=0.02,
+            description="smoothing",
+            readout_format=".2f",
+            continuous_update=False,
+            layout={"width": "228px"},
+        )
         self.smoothing.observe(lambda change: self._set(smoothing=change["new"]), "value")
         self.log_x, self.log_y = tick("log x", "log_x"), tick("log y", "log_y")
         self.tuning_view = toggle(list(panels.TUNING), 110, "tuning")
-        self.spent = widgets.Dropdown(options=[(title, name) for name, title in SPENT_TITLES.items()], description="against",
-                                      layout={"width": "420px"})  # fmt: skip
+        self.spent = widgets.Dropdown(
+            options=[(title, name) for name, title in SPENT_TITLES.items()],
+            description="against",
+            layout={"width": "420px"},
+        )
         self.spent.observe(lambda change: self._set(spent=change["new"]), "value")
         self.size = toggle([("Parameters", "non_embedding"), ("FLOPs", "training_flops")], 100, "size")
         self.mechanism = toggle(["over training", "layers", "recall", "attention"], 110, "mechanism")
         self.diagnostic = widgets.Dropdown(options=[], description="diagnostic", layout={"width": "240px"})
         self.diagnostic.observe(lambda change: self._set(diagnostic=change["new"] or ""), "value")
         self.look_button = button("Look inside", "Open the last checkpoint of one run of each arm", self.look_inside)
-        self._choices = widgets.HBox(layout={"min_height": "42px", "flex_flow": "row wrap", "grid_gap": "12px",
-                                             "align_items": "center"})  # fmt: skip
+        self._choices = widgets.HBox(
+            layout={"min_height": "42px", "flex_flow": "row wrap", "grid_gap": "12px", "align_items": "center"}
+        )
         self._controls: dict[str, list[Any]] = {
-            "Curves": [self.x_axis, self.y_axis, self.smoothing, self.log_x, self.log_y], "Tuning": [self.tuning_view],
-            "Frontier": [self.spent], "Scaling": [self.size],
+            "Curves": [self.x_axis, self.y_axis, self.smoothing, self.log_x, self.log_y],
+            "Tuning": [self.tuning_view],
+            "Frontier": [self.spent],
+            "Scaling": [self.size],
             "Mechanisms": [self.mechanism, self.diagnostic, self.look_button],
-        }  # fmt: skip
+        }
         self.workers = widgets.BoundedIntText(value=2, min=1, max=64, description="workers", layout={"width": "140px"})
         self.launch_button = button(
             "Launch", "Start this ablation, or go on with it: finished runs are not repeated", self.launch
@@ -188,10 +207,16 @@ class Dashboard(widgets.VBox):
         )
         self.export_button = button("Export", "Write what this panel shows to a file", self.export)
         self._actions = widgets.HBox(
-            [self.launch_button, self.workers, self.stop_button, widgets.HTML(layout={"width": "24px"}), self.export_kind,
-             self.export_button],
+            [
+                self.launch_button,
+                self.workers,
+                self.stop_button,
+                widgets.HTML(layout={"width": "24px"}),
+                self.export_kind,
+                self.export_button,
+            ],
             layout={"flex_flow": "row wrap", "align_items": "center"},
-        )  # fmt: skip
+        )
 
     def _take(self, what: Any) -> None:
         from workbench.ablation.run import AblationRun
@@ -402,12 +427,25 @@ class Dashboard(widgets.VBox):
                 self.settings.size,
             )
             block.figure.update_layout(uirevision=repr(chosen), height=block.figure.layout.height or 400)
-            return {**place, "kind": "figure", "figure": block.figure, "note": block.note,
-                    "label": f"{block.name}: figure of {len(block.table)} numbers; the table behind it can be exported"}  # fmt: skip
+            return {
+                **place,
+                "kind": "figure",
+                "figure": block.figure,
+                "note": block.note,
+                "label": f"{block.name}: figure of {len(block.table)} numbers; the table behind it can be exported",
+            }
         if isinstance(block, Grid):
             marked = {mark: sorted(getattr(self.settings, mark)) for mark in block.marks}
-            return {**place, "kind": "grid", "heads": block.heads, "rows": block.rows, "marks": block.marks, "marked": marked,
-                    "action": block.action, "empty": block.empty}  # fmt: skip
+            return {
+                **place,
+                "kind": "grid",
+                "heads": block.heads,
+                "rows": block.rows,
+                "marks": block.marks,
+                "marked": marked,
+                "action": block.action,
+                "empty": block.empty,
+            }
         return {**place, "kind": "text", "html": block.html}
 
     def _head(self, run: Snapshot) -> None:
@@ -415,11 +453,15 @@ class Dashboard(widgets.VBox):
         left = f", about {style.duration(stands['seconds_left'])} left" if stands["seconds_left"] else ""
         word = "not launched" if isinstance(self.run, Planned) else stands["word"]
         waiting = " (no worker is alive; “Go on” starts them again)" if word == "not running" else ""
-        self._title(run.name, run.question, (
-            f"<div>{escape(word)}{waiting}: {stands['ended']} of {stands['planned']} runs{left}</div>"
-            "<div style='height:6px;border-radius:3px;background:rgba(128,128,128,.22);overflow:hidden;max-width:640px'>"
-            f"<div style='height:100%;background:#0072B2;width:{100 * stands['share']:.1f}%'></div></div>"
-        ))  # fmt: skip
+        self._title(
+            run.name,
+            run.question,
+            (
+                f"<div>{escape(word)}{waiting}: {stands['ended']} of {stands['planned']} runs{left}</div>"
+                "<div style='height:6px;border-radius:3px;background:rgba(128,128,128,.22);overflow:hidden;max-width:640px'>"
+                f"<div style='height:100%;background:#0072B2;width:{100 * stands['share']:.1f}%'></div></div>"
+            ),
+        )
         self.stop_button.disabled = word != "running"
         self.launch_button.description = "Launch" if word in ("not launched", "finished") else "Go on"
         self.launch_button.disabled = getattr(self.run, "archived", False)  # what is kept for good is not trained on

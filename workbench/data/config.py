@@ -16,7 +16,9 @@ class DataConfig(SourceConfig):
     """Which text, and how it is split, tokenized and measured."""
 
     kind: Literal["text"] = "text"
-    corpus: Annotated[SerializeAsAny[CorpusConfig], BeforeValidator(corpora.parse)] = Field(default="stdlib", validate_default=True)  # fmt: skip
+    corpus: Annotated[SerializeAsAny[CorpusConfig], BeforeValidator(corpora.parse)] = Field(
+        default="stdlib", validate_default=True
+    )
     """Where the text comes from: stdlib, files, huggingface, or a registered corpus."""
     near_duplicates: bool = True
     """Whether documents that share half of their long lines stay in one split. Off for streams of many gigabytes: memory

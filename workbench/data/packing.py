@@ -78,8 +78,12 @@ class TrainingStream(RowStream):
         self.lengths = documents.lengths
         self.rows_in_epoch = int(self.lengths.sum()) // context
         if self.rows_in_epoch < 1:
-            raise ConfigError.at("training.context", got=context, expected=f"at most the {int(self.lengths.sum())} tokens "
-                                 "of the training split", do="Give more text, or a smaller context.")  # fmt: skip
+            raise ConfigError.at(
+                "training.context",
+                got=context,
+                expected=f"at most the {int(self.lengths.sum())} tokens of the training split",
+                do="Give more text, or a smaller context.",
+            )
         self._epoch = -1
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -177,8 +177,12 @@ def _prepare(
 ) -> dict[str, Any]:
     """Write tokenizer and splits. Returns the card."""
     if not spool:
-        raise ConfigError.at("data.corpus", got="no text at all", expected="documents with text in them",
-                             do="Check the path and the field.")  # fmt: skip
+        raise ConfigError.at(
+            "data.corpus",
+            got="no text at all",
+            expected="documents with text in them",
+            do="Check the path and the field.",
+        )
     clusters: Sequence[int] = range(len(spool))
     if config.near_duplicates:
         say("looking for near-duplicates")
@@ -187,10 +191,15 @@ def _prepare(
     tokenizer = _tokenizer(config, vocabulary, (spool[i] for i in splits["train"]), say)
     tokenizer.save(str(folder / "tokenizer.json"))
     card: dict[str, Any] = {
-        "kind": config.kind, "corpus": config.corpus.plain(), "corpus_hash": spool.digest, "vocabulary": vocabulary,
-        "documents_read": spool.read, "duplicates_dropped": spool.read - len(spool), "clusters": len(set(clusters)),
+        "kind": config.kind,
+        "corpus": config.corpus.plain(),
+        "corpus_hash": spool.digest,
+        "vocabulary": vocabulary,
+        "documents_read": spool.read,
+        "duplicates_dropped": spool.read - len(spool),
+        "clusters": len(set(clusters)),
         "splits": {},
-    }  # fmt: skip
+    }
     for name in SPLITS:
         say(f"encoding the {name} split")
         members = splits[name] if name == "train" else splits[name][: config.evaluation_documents]
@@ -201,9 +210,15 @@ def _prepare(
 
 
 def _write_split(
-    name: str, spool: Spool, members: Sequence[int], limit: int | None, tokenizer: Tokenizer, vocabulary: int,
-    folder: Path, say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    spool: Spool,
+    members: Sequence[int],
+    limit: int | None,
+    tokenizer: Tokenizer,
+    vocabulary: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     """Encode documents batch by batch and write them shard by shard. Returns their part of the card."""
     lengths, counts = array("q"), array("q")
     shards: list[str] = []
@@ -235,8 +250,13 @@ def _write_split(
     np.save(folder / f"{name}.offsets.npy", np.concatenate(([0], np.asarray(lengths, np.int64).cumsum())))
     np.save(folder / f"{name}.bytes.npy", np.asarray(counts, np.int64))
     tokens, total = sum(lengths), sum(counts)
-    return {"documents": len(lengths), "bytes": total, "tokens": tokens, "shards": shards,
-            "bytes_per_token": total / max(1, tokens - len(lengths))}  # fmt: skip
+    return {
+        "documents": len(lengths),
+        "bytes": total,
+        "tokens": tokens,
+        "shards": shards,
+        "bytes_per_token": total / max(1, tokens - len(lengths)),
+    }
 
 
 def near_duplicates(texts: Sequence[str]) -> list[int]:
@@ -287,9 +307,12 @@ def split_by_cluster(
     for index, cluster in enumerate(clusters):
         members.setdefault(cluster, []).append(index)
     if len(members) < 3:
-        raise ConfigError.at("data.corpus", got=f"{len(sizes)} document(s) in {len(members)} group(s) of near-duplicates",
-                             expected="at least 3 different documents, one for each of train, selection and report",
-                             do="Give more files, or cut the file into documents (JSONL, one a line).")  # fmt: skip
+        raise ConfigError.at(
+            "data.corpus",
+            got=f"{len(sizes)} document(s) in {len(members)} group(s) of near-duplicates",
+            expected="at least 3 different documents, one for each of train, selection and report",
+            do="Give more files, or cut the file into documents (JSONL, one a line).",
+        )
     groups = sorted(members.values(), key=lambda group: min(keys[i] for i in group))
     weights = [sum(sizes[i] for i in group) for group in groups]
     total = sum(weights)
@@ -317,7 +340,9 @@ def _tokenizer_hash(path: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
-        raise ConfigError.at("data.tokenizer_file", got=f"{path} ({error.strerror})", expected="a tokenizer's JSON file") from None  # fmt: skip
+        raise ConfigError.at(
+            "data.tokenizer_file", got=f"{path} ({error.strerror})", expected="a tokenizer's JSON file"
+        ) from None
 
 
 def _tokenizer(config: DataConfig, vocabulary: int, texts: Iterable[str], say: Callable[[str], None]) -> Tokenizer:
@@ -325,13 +350,20 @@ def _tokenizer(config: DataConfig, vocabulary: int, texts: Iterable[str], say: C
         try:
             tokenizer = Tokenizer.from_file(config.tokenizer_file)
         except Exception as error:  # the library raises nothing more precise
-            raise ConfigError.at("data.tokenizer_file", got=f"{config.tokenizer_file}: {error}",
-                                 expected="JSON that the `tokenizers` library wrote") from None  # fmt: skip
+            raise ConfigError.at(
+                "data.tokenizer_file",
+                got=f"{config.tokenizer_file}: {error}",
+                expected="JSON that the `tokenizers` library wrote",
+            ) from None
         tokenizer.add_special_tokens([DOCUMENT_SYMBOL])
         size = tokenizer.get_vocab_size()
         if size > vocabulary:
-            raise ConfigError.at("model.vocabulary", got=vocabulary, expected=f"at least the tokenizer's {size} ids",
-                                 do=f"Set model.vocabulary={size} or more.")  # fmt: skip
+            raise ConfigError.at(
+                "model.vocabulary",
+                got=vocabulary,
+                expected=f"at least the tokenizer's {size} ids",
+                do=f"Set model.vocabulary={size} or more.",
+            )
         return tokenizer
     if vocabulary < 257:
         raise ConfigError.at(
@@ -342,9 +374,11 @@ def _tokenizer(config: DataConfig, vocabulary: int, texts: Iterable[str], say: C
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[DOCUMENT_SYMBOL], show_progress=False,
+        vocab_size=vocabulary,
+        special_tokens=[DOCUMENT_SYMBOL],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     sample, left = [], config.tokenizer_bytes
     for text in texts:
         if left <= 0:

@@ -95,8 +95,12 @@ class Source(ABC):
         not there."""
         folder = Path(cache) / fingerprint
         if not is_whole(folder):
-            raise ConfigError.at("data", got=f"no prepared data {fingerprint} in {cache}", expected="data prepared before",
-                                 do="Start the ablation again; it prepares the data.")  # fmt: skip
+            raise ConfigError.at(
+                "data",
+                got=f"no prepared data {fingerprint} in {cache}",
+                expected="data prepared before",
+                do="Start the ablation again; it prepares the data.",
+            )
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         for material in card.get("material", {}).values():
             Source.open(cache, material)

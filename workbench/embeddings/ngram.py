@@ -81,21 +81,37 @@ class NgramEmbedding(TokenEmbedding):
                     raise ConfigError.at(name, got=getattr(self, name), expected=f"at least {least}")
             count = (self.order - 1) * self.tables
             if width % count:
-                raise ConfigError.at("tables", got=f"{count} tables in all", expected=f"a divisor of width={width}: they share its channels",
-                                     do="Change order or tables.")  # fmt: skip
+                raise ConfigError.at(
+                    "tables",
+                    got=f"{count} tables in all",
+                    expected=f"a divisor of width={width}: they share its channels",
+                    do="Change order or tables.",
+                )
             if not self.size * base >= 2 or base < 2:
                 raise ConfigError.at("size", got=self.size, expected="tables of at least two rows")
             orders = [n for n in range(2, self.order + 1) for _ in range(self.tables)]
             if self.size >= base and not self.moduli:
-                raise ConfigError.at("size", got=f"{self.size:g} with a vocabulary of {base}", expected=f"less than {base}: "
-                                     "there are no more bigrams", do="Take smaller tables, or a larger vocabulary.")  # fmt: skip
+                raise ConfigError.at(
+                    "size",
+                    got=f"{self.size:g} with a vocabulary of {base}",
+                    expected=f"less than {base}: there are no more bigrams",
+                    do="Take smaller tables, or a larger vocabulary.",
+                )
             if base < 7 and not self.moduli:
-                raise ConfigError.at("moduli", got="none", expected="sizes of the tables, where the vocabulary is smaller than 7: "
-                                     "every size is close to a simple fraction of it", do="Or take a larger vocabulary.")  # fmt: skip
+                raise ConfigError.at(
+                    "moduli",
+                    got="none",
+                    expected="sizes of the tables, where the vocabulary is smaller than 7: "
+                    "every size is close to a simple fraction of it",
+                    do="Or take a larger vocabulary.",
+                )
             moduli = self.moduli or table_sizes(base, self.size, count)
             if len(moduli) != count:
-                raise ConfigError.at("moduli", got=f"{len(moduli)} sizes", expected=f"{count}: tables={self.tables} for each of the orders "
-                                     f"2 to {self.order}")  # fmt: skip
+                raise ConfigError.at(
+                    "moduli",
+                    got=f"{len(moduli)} sizes",
+                    expected=f"{count}: tables={self.tables} for each of the orders 2 to {self.order}",
+                )
             if len(set(moduli)) < count:
                 twice = next(m for m in moduli if moduli.count(m) > 1)
                 raise ConfigError.at(
@@ -103,8 +119,11 @@ class NgramEmbedding(TokenEmbedding):
                 )
             for n, modulus in zip(orders, moduli):
                 if not 2 <= modulus < base**n or base * modulus * n >= 2**62:
-                    raise ConfigError.at("moduli", got=modulus, expected=f"between 2 and the number of {n}-grams, {base}^{n}, and "
-                                         "products below 2^62")  # fmt: skip
+                    raise ConfigError.at(
+                        "moduli",
+                        got=modulus,
+                        expected=f"between 2 and the number of {n}-grams, {base}^{n}, and products below 2^62",
+                    )
             return self.changed(moduli=moduli, base=base)
 
     powers_CN: Tensor
@@ -175,8 +194,11 @@ class NgramEmbedding(TokenEmbedding):
             random = ownership(np.random.default_rng(0).integers(modulus, size=len(count)), count)
             tables.append({"order": n, "rows": modulus, "owned": own, "owned_at_random": random})
             if own < ENOUGH * random:
-                warnings.warn(f"n-gram table of order {n} with {modulus} rows: {own:.2f} of a row belongs to its n-gram, {random:.2f} with a "
-                              "random hash; give another size or other moduli", stacklevel=2)  # fmt: skip
+                warnings.warn(
+                    f"n-gram table of order {n} with {modulus} rows: {own:.2f} of a row belongs to its n-gram, {random:.2f} with a "
+                    "random hash; give another size or other moduli",
+                    stacklevel=2,
+                )
         return {"tables": tables}
 
     @classmethod

@@ -25,8 +25,12 @@ from workbench.feedforwards.swiglu import SwiGLU, default_hidden
 from workbench.layers import INIT_SCALE
 from workbench.ops.experts import routed_experts
 
-STEPS = {("softmax", "proportional"): 0.2, ("sigmoid", "proportional"): 2.0, ("sigmoid", "sign"): 1e-3,
-         ("softmax", "sign"): 1e-4}  # fmt: skip
+STEPS = {
+    ("softmax", "proportional"): 0.2,
+    ("sigmoid", "proportional"): 2.0,
+    ("sigmoid", "sign"): 1e-3,
+    ("softmax", "sign"): 1e-4,
+}
 """Steps of the bias. Ours, from a synthetic router (docs/moe.md), except 1e-3, which is published for sigmoid scores."""
 
 
@@ -36,10 +40,20 @@ class MixtureOfExperts(FeedForward):
 
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
-        {"experts": 6, "top_k": 3, "renormalise": False, "score": "sigmoid", "bias": "sign", "gamma": "measured",
-         "balance_over": "micro_batch", "groups": 2, "count": "indicator", "shared": 1},
+        {
+            "experts": 6,
+            "top_k": 3,
+            "renormalise": False,
+            "score": "sigmoid",
+            "bias": "sign",
+            "gamma": "measured",
+            "balance_over": "micro_batch",
+            "groups": 2,
+            "count": "indicator",
+            "shared": 1,
+        },
         {"zero_experts": 2, "top_k": 6, "bias": "proportional", "renormalise": False, "z_weight": 1e-3},
-    )  # fmt: skip
+    )
 
     class Config(VariantConfig):
         """Top-K mixture of experts."""
@@ -103,8 +117,12 @@ class MixtureOfExperts(FeedForward):
             if N + Z >= 2**15 - 1:
                 raise ConfigError.at("experts", got=N + Z, expected=f"fewer than {2**15 - 1}, zero_experts included")
             if N < 1:
-                raise ConfigError.at("experts", got=N, expected="at least 1",
-                                     do="Zero-computation experts alone would leave the layer nothing to learn.")  # fmt: skip
+                raise ConfigError.at(
+                    "experts",
+                    got=N,
+                    expected="at least 1",
+                    do="Zero-computation experts alone would leave the layer nothing to learn.",
+                )
             if not 1 <= K <= N + Z:
                 several = f" + zero_experts={Z}" if Z else ""
                 raise ConfigError.at("top_k", got=K, expected=f"between 1 and experts={N}{several}")
@@ -112,19 +130,30 @@ class MixtureOfExperts(FeedForward):
             if Z == 0 and expected != K:
                 raise ConfigError.at("expected", got=expected, expected=f"top_k={K} where there are no zero_experts")
             if (Z and not 0 < expected < K) or expected > N or K - expected > Z:
-                raise ConfigError.at("expected", got=expected, expected=f"more than {max(0, K - Z)}, less than top_k={K}, at "
-                                     f"most experts={N}")  # fmt: skip
+                raise ConfigError.at(
+                    "expected",
+                    got=expected,
+                    expected=f"more than {max(0, K - Z)}, less than top_k={K}, at most experts={N}",
+                )
             if self.random_zero and Z == 0:
                 raise ConfigError.at("random_zero", got=True, expected="false where there are no zero_experts")
             if self.groups is not None and (self.groups < 1 or N % self.groups):
                 raise ConfigError.at("groups", got=self.groups, expected=f"a divisor of experts={N}")
             if width % 8:
-                raise ConfigError.at("width", got=width, expected="a multiple of 8: grouped products read rows in pieces of "
-                                     "16 bytes", do=f"Nearest: {max(8, round(width / 8) * 8)}.")  # fmt: skip
+                raise ConfigError.at(
+                    "width",
+                    got=width,
+                    expected="a multiple of 8: grouped products read rows in pieces of 16 bytes",
+                    do=f"Nearest: {max(8, round(width / 8) * 8)}.",
+                )
             hidden = self.hidden or max(8, round(default_hidden(width) / (expected + self.shared) / 8) * 8)
             if hidden % 8 or hidden < 8:
-                raise ConfigError.at("hidden", got=hidden, expected="a positive multiple of 8: grouped products read rows in "
-                                     "pieces of 16 bytes", do=f"Nearest: {max(8, round(hidden / 8) * 8)}.")  # fmt: skip
+                raise ConfigError.at(
+                    "hidden",
+                    got=hidden,
+                    expected="a positive multiple of 8: grouped products read rows in pieces of 16 bytes",
+                    do=f"Nearest: {max(8, round(hidden / 8) * 8)}.",
+                )
             step = self.bias_step
             if self.bias == "none" and step is not None:
                 raise ConfigError.at("bias_step", got=step, expected="nothing where bias=none")
@@ -139,9 +168,12 @@ class MixtureOfExperts(FeedForward):
                 return measured_gamma(self.experts, self.zero_experts, self.top_k, self.score, self.renormalise)
             if self.gamma == "closed":
                 if self.score != "softmax" or self.renormalise:
-                    raise ConfigError.at("gamma", got=f"closed with score={self.score}, renormalise={self.renormalise}",
-                                         expected="softmax scores, not renormalised: others do not shrink by a known factor",
-                                         do="Use gamma=measured.")  # fmt: skip
+                    raise ConfigError.at(
+                        "gamma",
+                        got=f"closed with score={self.score}, renormalise={self.renormalise}",
+                        expected="softmax scores, not renormalised: others do not shrink by a known factor",
+                        do="Use gamma=measured.",
+                    )
                 return math.sqrt(self.split)
             return self.gamma
 

@@ -45,8 +45,16 @@ class ASAGlobal(Mixer):
     capabilities = Capabilities(flops_from="forward")
     conformance_cases = (
         {"select_blocks": 4},
-        {"block": 4, "select_blocks": 5, "reuse": 2, "compress": "linear", "latents": 4, "latent_dim": 12, "rotary_dim": 0},
-    )  # fmt: skip
+        {
+            "block": 4,
+            "select_blocks": 5,
+            "reuse": 2,
+            "compress": "linear",
+            "latents": 4,
+            "latent_dim": 12,
+            "rotary_dim": 0,
+        },
+    )
 
     class Config(LatentConfig):
         """Global layer of ASA."""
@@ -85,10 +93,17 @@ class ASAGlobal(Mixer):
             )
 
         def resolved(self, width: int) -> Self:
-            check_blocks(self.blocks, {
-                "length": "block", "stride": "block", "block": "block", "selected": "select_blocks", "local": "local_blocks",
-                "share": "reuse",
-            })  # fmt: skip
+            check_blocks(
+                self.blocks,
+                {
+                    "length": "block",
+                    "stride": "block",
+                    "block": "block",
+                    "selected": "select_blocks",
+                    "local": "local_blocks",
+                    "share": "reuse",
+                },
+            )
             return super().resolved(width)
 
     def __init__(self, config: Any, width: int):
@@ -101,9 +116,14 @@ class ASAGlobal(Mixer):
         self.out = Linear(config.heads * config.head_dim, width, writes_residual=True)
 
     def forward(
-        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None,
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        side: Side | None = None,
         block_indices: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """As :meth:`Mixer.forward`.
 
         Args:
@@ -159,9 +179,15 @@ class ASAGlobal(Mixer):
             if pooled is not None and held is not None:
                 pooled.chosen_BGn = indices[:, -1]
         selected, _ = selected_attention(
-            q, project.latent_keys(c, kr), None, indices, block=blocks.block, share=1 if given is not None else blocks.share,
-            **values, **settings,
-        )  # fmt: skip
+            q,
+            project.latent_keys(c, kr),
+            None,
+            indices,
+            block=blocks.block,
+            share=1 if given is not None else blocks.share,
+            **values,
+            **settings,
+        )
         return [compressed, selected], indices
 
     def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
@@ -177,8 +203,14 @@ class ASAGlobal(Mixer):
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
         H, g, C, N, R, b, T = (
-            config.heads, config.latents, config.latent_dim, config.head_dim, config.rotary_dim, config.blocks, length,
-        )  # fmt: skip
+            config.heads,
+            config.latents,
+            config.latent_dim,
+            config.head_dim,
+            config.rotary_dim,
+            config.blocks,
+            length,
+        )
         pooling = [(g, C), *([(1, R)] if R else [])]
         parameters = LatentProjections.parameters_of(config, width) + width * 2 * H + 2 * H + H * N * width
         parameters += sum(Pooling.parameters_of(config.compress, b.length, channels) for _, channels in pooling)
@@ -197,5 +229,9 @@ class ASAGlobal(Mixer):
         forced = config.initial_blocks + config.local_blocks
         counts = sorted({max(forced, config.select_blocks // 2), config.select_blocks, config.select_blocks * 2})
         reuse = tuple(r for r in (1, 2, 4, 8) if config.block % r == 0)
-        return {"select_blocks": Range(values=tuple(counts)), "reuse": Range(values=reuse),
-                "compress": Range(values=("mean", "linear", "mlp")), "latent_scale": Range(values=(False, True))}  # fmt: skip
+        return {
+            "select_blocks": Range(values=tuple(counts)),
+            "reuse": Range(values=reuse),
+            "compress": Range(values=("mean", "linear", "mlp")),
+            "latent_scale": Range(values=(False, True)),
+        }

@@ -121,22 +121,41 @@ class DeltaRuleConfig(VariantConfig):
         if power not in (0, 0.5, 1):
             raise ConfigError.at("write_gate_power", got=power, expected="0, 0.5 or 1")
         if self.tied and self.erase != self.write:
-            raise ConfigError.at("write", got=f"{self.write!r} with erase={self.erase!r}", expected="one axis for tied gates",
-                                 do="Set both, or tied: false.")  # fmt: skip
+            raise ConfigError.at(
+                "write",
+                got=f"{self.write!r} with erase={self.erase!r}",
+                expected="one axis for tied gates",
+                do="Set both, or tied: false.",
+            )
         if self.tied and self.erase == "channel" and not self.scalarise_erase and power and value_dim != head_dim:
-            raise ConfigError.at("value_dim", got=value_dim, expected=f"head_dim ({head_dim}), since one gate of K channels "
-                                 "scales keys and values", do="Leave value_dim out, or set tied: false.")  # fmt: skip
+            raise ConfigError.at(
+                "value_dim",
+                got=value_dim,
+                expected=f"head_dim ({head_dim}), since one gate of K channels scales keys and values",
+                do="Leave value_dim out, or set tied: false.",
+            )
         if self.tied and self.scalarise_write != self.scalarise_erase:
-            raise ConfigError.at("scalarise_write", got=self.scalarise_write, expected="as scalarise_erase, since the gates are tied",
-                                 do="Set both, or tied: false.")  # fmt: skip
+            raise ConfigError.at(
+                "scalarise_write",
+                got=self.scalarise_write,
+                expected="as scalarise_erase, since the gates are tied",
+                do="Set both, or tied: false.",
+            )
         if not self.tied and not power:
-            raise ConfigError.at("write_gate_power", got=power, expected="0.5 or 1, since the write gate is its own",
-                                 do="Set it, or tied: true.")  # fmt: skip
+            raise ConfigError.at(
+                "write_gate_power",
+                got=power,
+                expected="0.5 or 1, since the write gate is its own",
+                do="Set it, or tied: true.",
+            )
         return self.changed(
-            heads=heads, head_dim=head_dim, value_dim=value_dim, write_gate_power=power,
+            heads=heads,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            write_gate_power=power,
             decay_rank=value_dim if self.decay_rank is None else self.decay_rank,
             output_gate_rank=value_dim if self.output_gate_rank is None else self.output_gate_rank,
-        )  # fmt: skip
+        )
 
 
 class Part(NamedTuple):
@@ -195,10 +214,13 @@ class Gates(nn.Module):
     def __init__(self, width: int, parts: Mapping[str, Part], xavier: bool):
         super().__init__()
         self.first = Stacked(width, {name: part.rank or part.channels for name, part in parts.items()}, xavier=xavier)
-        self.second = nn.ModuleDict({
-            name: Stacked(part.rank, {name: part.channels}, xavier=xavier, bias=part.bias)
-            for name, part in parts.items() if part.rank
-        })  # fmt: skip
+        self.second = nn.ModuleDict(
+            {
+                name: Stacked(part.rank, {name: part.channels}, xavier=xavier, bias=part.bias)
+                for name, part in parts.items()
+                if part.rank
+            }
+        )
 
     def forward(self, x_BTD: Tensor) -> dict[str, Tensor]:
         """Name -> (B, T, channels), before any activation."""
@@ -267,9 +289,17 @@ class DeltaRuleMixer(Mixer):
         g = self._log_decay(raw.get("decay"))
         p_BTHK, e_BTHK, z_BTHV, strength_BTH = self._edit(k_BTHK, v_BTHV, *self._log_gates(raw))
         o_BTHV, state_BHKV = delta_rule(
-            q_BTHK, p_BTHK, z_BTHV, g, e_BTHK=e_BTHK, strength_BTH=strength_BTH, segments=segments,
-            state_BHKV=None if cache is None else cache.state_BHKV, chunk=config.chunk, backend=config.backend,
-        )  # fmt: skip
+            q_BTHK,
+            p_BTHK,
+            z_BTHV,
+            g,
+            e_BTHK=e_BTHK,
+            strength_BTH=strength_BTH,
+            segments=segments,
+            state_BHKV=None if cache is None else cache.state_BHKV,
+            chunk=config.chunk,
+            backend=config.backend,
+        )
         if cache is not None:
             cache.state_BHKV = state_BHKV
             if self.conv is not None:
@@ -324,9 +354,15 @@ class DeltaRuleMixer(Mixer):
 
     @torch.no_grad()
     def _watch(
-        self, side: Side, raw: Mapping[str, Tensor], g: Tensor | None, state_BHKV: Tensor, p_BTHK: Tensor,
-        e_BTHK: Tensor | None, strength_BTH: Tensor | None,
-    ) -> None:  # fmt: skip
+        self,
+        side: Side,
+        raw: Mapping[str, Tensor],
+        g: Tensor | None,
+        state_BHKV: Tensor,
+        p_BTHK: Tensor,
+        e_BTHK: Tensor | None,
+        strength_BTH: Tensor | None,
+    ) -> None:
         """What a dashboard can show: state, memory in tokens, gates, and how far one edit can stretch the state."""
         metrics = side.metrics
         metrics["state_norm"] = state_BHKV.norm(dim=(-2, -1)).mean()

@@ -58,26 +58,46 @@ class HeadsConfig(VariantConfig):
         if head_dim is None:
             head_dim = width // heads if heads else min(64, width)
             if heads and width % heads:
-                raise ConfigError.at("heads", got=heads, expected=f"a divisor of width={width}",
-                                     do=f"Nearest: {nearest_divisor(width, heads)}; or give head_dim.")  # fmt: skip
+                raise ConfigError.at(
+                    "heads",
+                    got=heads,
+                    expected=f"a divisor of width={width}",
+                    do=f"Nearest: {nearest_divisor(width, heads)}; or give head_dim.",
+                )
         if heads is None:
             if width % head_dim:
-                raise ConfigError.at("head_dim", got=head_dim, expected=f"a divisor of width={width}",
-                                     do=f"Nearest: {nearest_divisor(width, head_dim)}; or give heads.")  # fmt: skip
+                raise ConfigError.at(
+                    "head_dim",
+                    got=head_dim,
+                    expected=f"a divisor of width={width}",
+                    do=f"Nearest: {nearest_divisor(width, head_dim)}; or give heads.",
+                )
             heads = width // head_dim
         if heads * head_dim != width:
-            raise ConfigError.at("heads", got=heads, expected=f"heads · head_dim = width ({width}); head_dim is {head_dim}",
-                                 do=f"Nearest heads that divide: {nearest_divisor(width, heads)}; or leave one of them out.")  # fmt: skip
+            raise ConfigError.at(
+                "heads",
+                got=heads,
+                expected=f"heads · head_dim = width ({width}); head_dim is {head_dim}",
+                do=f"Nearest heads that divide: {nearest_divisor(width, heads)}; or leave one of them out.",
+            )
         if head_dim % 2:
             raise ConfigError.at("head_dim", got=head_dim, expected="an even number (rotary pairs)")
         rotary_dim = head_dim if self.rotary_dim is None else self.rotary_dim
         if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
-            raise ConfigError.at("rotary_dim", got=rotary_dim, expected=f"an even number from 2 to head_dim={head_dim}",
-                                 do="Without any rotation, set rotary: false.")  # fmt: skip
+            raise ConfigError.at(
+                "rotary_dim",
+                got=rotary_dim,
+                expected=f"an even number from 2 to head_dim={head_dim}",
+                do="Without any rotation, set rotary: false.",
+            )
         kv_heads = self.kv_heads or heads
         if heads % kv_heads:
-            raise ConfigError.at("kv_heads", got=kv_heads, expected=f"a divisor of heads={heads}",
-                                 do=f"Nearest: {nearest_divisor(heads, kv_heads)}.")  # fmt: skip
+            raise ConfigError.at(
+                "kv_heads",
+                got=kv_heads,
+                expected=f"a divisor of heads={heads}",
+                do=f"Nearest: {nearest_divisor(heads, kv_heads)}.",
+            )
         return self.changed(heads=heads, head_dim=head_dim, kv_heads=kv_heads, rotary_dim=rotary_dim)
 
 
@@ -105,8 +125,10 @@ class SoftmaxAttention(Mixer):
 
     capabilities = Capabilities(flops_from="decode")
     conformance_cases = (
-        {}, {"kv_heads": 1, "softcap": 2.0, "sink": True, "rotary_dim": 8}, {"qk_norm": True, "rotary": False},
-    )  # fmt: skip
+        {},
+        {"kv_heads": 1, "softcap": 2.0, "sink": True, "rotary_dim": 8},
+        {"qk_norm": True, "rotary": False},
+    )
 
     def __init__(self, config: Any, width: int):
         super().__init__()
@@ -140,9 +162,15 @@ class SoftmaxAttention(Mixer):
             o_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, window=self.window, segments=segments)
         else:
             o_BTHK, _ = range_attention(
-                q_BTHK, k_BTGK, v_BTGK, start_BT=document_starts(segments, B, T, x_BTD.device),
-                offset=k_BTGK.shape[1] - T, window=self.window, softcap=self.softcap, sink_H=self.sink,
-            )  # fmt: skip
+                q_BTHK,
+                k_BTGK,
+                v_BTGK,
+                start_BT=document_starts(segments, B, T, x_BTD.device),
+                offset=k_BTGK.shape[1] - T,
+                window=self.window,
+                softcap=self.softcap,
+                sink_H=self.sink,
+            )
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> KeyValueCache:

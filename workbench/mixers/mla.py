@@ -50,8 +50,10 @@ class LatentConfig(VariantConfig):
     a small latent gives (LongCat-Flash, arXiv 2509.01322, §2)."""
 
     scales: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"head_dim": 16}, "340m": {"head_dim": 64}, "1.3b": {"head_dim": 128},
-    }  # fmt: skip
+        "tiny": {"head_dim": 16},
+        "340m": {"head_dim": 64},
+        "1.3b": {"head_dim": 128},
+    }
 
     def resolved(self, width: int) -> Self:
         for name in ("heads", "head_dim", "latents", "latent_dim", "query_latent"):
@@ -60,17 +62,29 @@ class LatentConfig(VariantConfig):
                 raise ConfigError.at(name, got=value, expected="at least 1")
         head_dim = self.head_dim or (width // self.heads if self.heads else min(64, width))
         if self.heads is None and width % head_dim:
-            raise ConfigError.at("head_dim", got=head_dim, expected=f"a divisor of width={width}, or heads given",
-                                 do=f"Nearest: {nearest_divisor(width, head_dim)}.")  # fmt: skip
+            raise ConfigError.at(
+                "head_dim",
+                got=head_dim,
+                expected=f"a divisor of width={width}, or heads given",
+                do=f"Nearest: {nearest_divisor(width, head_dim)}.",
+            )
         heads = self.heads or width // head_dim
         if heads % self.latents:
-            raise ConfigError.at("latents", got=self.latents, expected=f"a divisor of heads={heads}",
-                                 do=f"Nearest: {nearest_divisor(heads, self.latents)}.")  # fmt: skip
+            raise ConfigError.at(
+                "latents",
+                got=self.latents,
+                expected=f"a divisor of heads={heads}",
+                do=f"Nearest: {nearest_divisor(heads, self.latents)}.",
+            )
         rotary_dim = max(2, head_dim // 4 * 2) if self.rotary_dim is None else self.rotary_dim
         if rotary_dim % 2 or rotary_dim < 0:
             raise ConfigError.at("rotary_dim", got=rotary_dim, expected="an even number, or 0 for no positions")
-        return self.changed(heads=heads, head_dim=head_dim, rotary_dim=rotary_dim,
-                            latent_dim=self.latent_dim or max(1, 4 * head_dim // self.latents))  # fmt: skip
+        return self.changed(
+            heads=heads,
+            head_dim=head_dim,
+            rotary_dim=rotary_dim,
+            latent_dim=self.latent_dim or max(1, 4 * head_dim // self.latents),
+        )
 
 
 class LatentNorm(nn.Module):
@@ -206,9 +220,12 @@ class LatentAttention(Mixer):
             assert isinstance(cache, RowCache)
             c, kr = cache.extend(c, kr)
         settings: dict[str, Any] = {
-            "start_BT": document_starts(segments, B, T, x_BTD.device), "offset": c.shape[1] - T, "window": self.window,
-            "scale": project.scale, "sink_H": self.sink,
-        }  # fmt: skip
+            "start_BT": document_starts(segments, B, T, x_BTD.device),
+            "offset": c.shape[1] - T,
+            "window": self.window,
+            "scale": project.scale,
+            "sink_H": self.sink,
+        }
         if self.form == "absorbed" or (cache is not None and T == 1):
             q, k = project.absorbed(q_n, q_r), project.latent_keys(c, kr)
             o, _ = range_attention(q, k, value_dim=project.C, **settings)

@@ -49,9 +49,10 @@ class MoBA(Mixer):
         """Blocks that a head attends, the query's own included."""
 
         scales: ClassVar[dict[str, dict[str, Any]]] = {
-            "tiny": {"head_dim": 16, "block": 16, "top_k": 6}, "340m": {"head_dim": 64, "kv_heads": 4},
+            "tiny": {"head_dim": 16, "block": 16, "top_k": 6},
+            "340m": {"head_dim": 64, "kv_heads": 4},
             "1.3b": {"head_dim": 128, "kv_heads": 4},
-        }  # fmt: skip
+        }
 
         @property
         def blocks(self) -> Blocks:
@@ -72,9 +73,14 @@ class MoBA(Mixer):
         self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
 
     def forward(
-        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None,
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        side: Side | None = None,
         block_indices: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """As :meth:`Mixer.forward`.
 
         Args:

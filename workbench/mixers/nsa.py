@@ -54,17 +54,28 @@ def check_blocks(blocks: Blocks, path: dict[str, str]) -> None:
             raise ConfigError.at(path[name], got=getattr(blocks, name), expected="at least 1")
     for name, multiple in (("length", blocks.length), ("block", blocks.block)):
         if multiple % blocks.stride:
-            raise ConfigError.at(path[name], got=multiple, expected=f"a multiple of {path['stride']}={blocks.stride}",
-                                 do=f"Nearest {path['stride']}: {nearest_divisor(math.gcd(blocks.length, blocks.block), blocks.stride)}.")  # fmt: skip
+            raise ConfigError.at(
+                path[name],
+                got=multiple,
+                expected=f"a multiple of {path['stride']}={blocks.stride}",
+                do=f"Nearest {path['stride']}: {nearest_divisor(math.gcd(blocks.length, blocks.block), blocks.stride)}.",
+            )
     if blocks.block % blocks.share:
-        raise ConfigError.at(path["share"], got=blocks.share, expected=f"a divisor of {path['block']}={blocks.block}",
-                             do=f"Nearest: {nearest_divisor(blocks.block, blocks.share)}.")  # fmt: skip
+        raise ConfigError.at(
+            path["share"],
+            got=blocks.share,
+            expected=f"a divisor of {path['block']}={blocks.block}",
+            do=f"Nearest: {nearest_divisor(blocks.block, blocks.share)}.",
+        )
     if blocks.local < 1 or blocks.initial < 0:
         raise ConfigError.at(path["local"], got=blocks.local, expected="at least 1: the query's own block")
     if blocks.selected < blocks.initial + blocks.local:
-        raise ConfigError.at(path["selected"], got=blocks.selected,
-                             expected=f"at least the forced blocks: {blocks.initial} first and {blocks.local} last",
-                             do=f"Set {path['selected']}: {blocks.initial + blocks.local} or more.")  # fmt: skip
+        raise ConfigError.at(
+            path["selected"],
+            got=blocks.selected,
+            expected=f"at least the forced blocks: {blocks.initial} first and {blocks.local} last",
+            do=f"Set {path['selected']}: {blocks.initial + blocks.local} or more.",
+        )
 
 
 class PooledCache(Cache):
@@ -74,9 +85,15 @@ class PooledCache(Cache):
     """
 
     def __init__(
-        self, batch: int, length: int, blocks: Blocks, shapes: list[tuple[int, ...]], groups: int,
-        device: torch.device | str, dtype: torch.dtype,
-    ):  # fmt: skip
+        self,
+        batch: int,
+        length: int,
+        blocks: Blocks,
+        shapes: list[tuple[int, ...]],
+        groups: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ):
         self.blocks, self.length, self.held = blocks, 0, 0
         self.pooled = RowCache(batch, slots(length, blocks.length, blocks.stride), shapes, device, dtype)
         room = min(length, blocks.length - 1)
@@ -155,11 +172,32 @@ class NSA(Mixer):
     capabilities = Capabilities(flops_from="forward")
     conformance_cases = (
         {"select_blocks": 4, "local_blocks": 1},
-        {"compress": "linear", "kv": "shared", "gate": "token", "compress_rope": "before", "compress_length": 8,
-         "compress_stride": 4, "select_block": 8, "select_blocks": 4, "window": 7, "kv_heads": 1, "qk_norm": True},
-        {"branches": ["selection", "window"], "compress": "mean", "compress_length": 4, "compress_stride": 4, "select_block": 8,
-         "select_blocks": 5, "reuse": 4, "gate": "softmax", "kv_heads": 4, "window": 1},
-    )  # fmt: skip
+        {
+            "compress": "linear",
+            "kv": "shared",
+            "gate": "token",
+            "compress_rope": "before",
+            "compress_length": 8,
+            "compress_stride": 4,
+            "select_block": 8,
+            "select_blocks": 4,
+            "window": 7,
+            "kv_heads": 1,
+            "qk_norm": True,
+        },
+        {
+            "branches": ["selection", "window"],
+            "compress": "mean",
+            "compress_length": 4,
+            "compress_stride": 4,
+            "select_block": 8,
+            "select_blocks": 5,
+            "reuse": 4,
+            "gate": "softmax",
+            "kv_heads": 4,
+            "window": 1,
+        },
+    )
 
     class Config(HeadsConfig):
         """Native sparse attention."""
@@ -196,37 +234,74 @@ class NSA(Mixer):
         """Consecutive positions that go by the selection of the first of them; divides l'."""
 
         scales: ClassVar[dict[str, dict[str, Any]]] = {
-            "tiny": {"head_dim": 16, "kv_heads": 2, "compress_length": 16, "compress_stride": 8, "select_block": 16,
-                     "select_blocks": 6, "window": 32},
+            "tiny": {
+                "head_dim": 16,
+                "kv_heads": 2,
+                "compress_length": 16,
+                "compress_stride": 8,
+                "select_block": 16,
+                "select_blocks": 6,
+                "window": 32,
+            },
             "340m": {"head_dim": 64, "kv_heads": 4},
             "1.3b": {"head_dim": 128, "kv_heads": 4},
-        }  # fmt: skip
+        }
 
         @property
         def blocks(self) -> Blocks:
-            return Blocks(self.compress_length, self.compress_stride, self.select_block, self.select_blocks,
-                          self.initial_blocks, self.local_blocks, self.reuse)  # fmt: skip
+            return Blocks(
+                self.compress_length,
+                self.compress_stride,
+                self.select_block,
+                self.select_blocks,
+                self.initial_blocks,
+                self.local_blocks,
+                self.reuse,
+            )
 
         def resolved(self, width: int) -> Self:
             config = super().resolved(width)
             if not config.branches or len(set(config.branches)) != len(config.branches):
-                raise ConfigError.at("branches", got=list(config.branches), expected="one to three different branches",
-                                     do=f"Any of {', '.join(BRANCHES)}.")  # fmt: skip
+                raise ConfigError.at(
+                    "branches",
+                    got=list(config.branches),
+                    expected="one to three different branches",
+                    do=f"Any of {', '.join(BRANCHES)}.",
+                )
             if "compression" not in config.branches and "selection" in config.branches and config.compress != "mean":
-                raise ConfigError.at("compress", got=config.compress, expected="mean, where pooled blocks only rank",
-                                     do="Nothing trains φ without the compression branch; set compress: mean.")  # fmt: skip
+                raise ConfigError.at(
+                    "compress",
+                    got=config.compress,
+                    expected="mean, where pooled blocks only rank",
+                    do="Nothing trains φ without the compression branch; set compress: mean.",
+                )
             if config.window < 1:
-                raise ConfigError.at("window", got=config.window, expected="at least 1 (the token itself)",
-                                     do="Without a window, leave it out of `branches`.")  # fmt: skip
+                raise ConfigError.at(
+                    "window",
+                    got=config.window,
+                    expected="at least 1 (the token itself)",
+                    do="Without a window, leave it out of `branches`.",
+                )
             assert config.head_dim
             if config.head_dim % 16:
                 nearest = max(16, round(config.head_dim / 16) * 16)
-                raise ConfigError.at("head_dim", got=config.head_dim, expected="a multiple of 16 (the kernels' tiles)",
-                                     do=f"Nearest: {nearest}.")  # fmt: skip
-            check_blocks(config.blocks, {
-                "length": "compress_length", "stride": "compress_stride", "block": "select_block", "selected": "select_blocks",
-                "local": "local_blocks", "share": "reuse",
-            })  # fmt: skip
+                raise ConfigError.at(
+                    "head_dim",
+                    got=config.head_dim,
+                    expected="a multiple of 16 (the kernels' tiles)",
+                    do=f"Nearest: {nearest}.",
+                )
+            check_blocks(
+                config.blocks,
+                {
+                    "length": "compress_length",
+                    "stride": "compress_stride",
+                    "block": "select_block",
+                    "selected": "select_blocks",
+                    "local": "local_blocks",
+                    "share": "reuse",
+                },
+            )
             ordered = tuple(branch for branch in BRANCHES if branch in config.branches)
             return config.changed(branches=ordered)
 
@@ -249,9 +324,14 @@ class NSA(Mixer):
         self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
 
     def forward(
-        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None,
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        side: Side | None = None,
         block_indices: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """As :meth:`Mixer.forward`.
 
         Args:
@@ -401,8 +481,11 @@ class NSA(Mixer):
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:
         forced = config.initial_blocks + config.local_blocks
         counts = sorted({max(forced, config.select_blocks // 2), config.select_blocks, config.select_blocks * 2})
-        space = {"select_blocks": Range(values=tuple(counts)), "gate": Range(values=("head", "token", "softmax")),
-                 "kv": Range(values=("per_branch", "shared"))}  # fmt: skip
+        space = {
+            "select_blocks": Range(values=tuple(counts)),
+            "gate": Range(values=("head", "token", "softmax")),
+            "kv": Range(values=("per_branch", "shared")),
+        }
         if "compression" in config.branches:
             space["compress"] = Range(values=("mean", "linear", "mlp"))
         return space

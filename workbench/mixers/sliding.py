@@ -29,8 +29,12 @@ class Sliding(SoftmaxAttention):
 
         def resolved(self, width: int) -> Self:
             if self.window < 1:
-                raise ConfigError.at("window", got=self.window, expected="at least 1 (the token itself)",
-                                     do="A window of 1 sees only itself; use mixer 'full' for no window.")  # fmt: skip
+                raise ConfigError.at(
+                    "window",
+                    got=self.window,
+                    expected="at least 1 (the token itself)",
+                    do="A window of 1 sees only itself; use mixer 'full' for no window.",
+                )
             return super().resolved(width)
 
     @classmethod

@@ -141,12 +141,20 @@ class ModelConfig(Config):
         assert self.depth
         if not self.shortcut.split():
             if self.shortcut_from != "first":
-                raise ConfigError.at("shortcut_from", got=self.shortcut_from, expected="a `shortcut` that reads from there",
-                                     do="Give a feed-forward: shortcut: moe.")  # fmt: skip
+                raise ConfigError.at(
+                    "shortcut_from",
+                    got=self.shortcut_from,
+                    expected="a `shortcut` that reads from there",
+                    do="Give a feed-forward: shortcut: moe.",
+                )
             return ()
         if self.depth % 2:
-            raise ConfigError.at("shortcut", got=f"depth={self.depth}", expected="an even number of layers: a shortcut spans two",
-                                 do=f"Make depth {self.depth + 1}, or leave the shortcut out.")  # fmt: skip
+            raise ConfigError.at(
+                "shortcut",
+                got=f"depth={self.depth}",
+                expected="an even number of layers: a shortcut spans two",
+                do=f"Make depth {self.depth + 1}, or leave the shortcut out.",
+            )
         return tuple(self._expand(feedforwards, "shortcut", self.depth // 2))
 
     @cached_property
@@ -186,23 +194,33 @@ class ModelConfig(Config):
             raise ConfigError.at(tile_field, got="nothing", expected="at least one name", do=nearest("", registry))
         if count % len(tile):
             singly = f", or use `{at_field}` for single layers" if at_field else ""
-            raise ConfigError.at(tile_field, got=f"{len(tile)} names for depth={self.depth}",
-                                 expected="a tile that divides the depth" + ("" if at_field else " in pairs"),
-                                 do=f"Make depth a multiple of {len(tile) * self.depth // count}{singly}.")  # fmt: skip
+            raise ConfigError.at(
+                tile_field,
+                got=f"{len(tile)} names for depth={self.depth}",
+                expected="a tile that divides the depth" + ("" if at_field else " in pairs"),
+                do=f"Make depth a multiple of {len(tile) * self.depth // count}{singly}.",
+            )
         for index in at:
             if not 0 <= index < count:
                 raise ConfigError.at(f"{at_field}.{index}", got=index, expected=f"a layer from 0 to {count - 1}")
         for name in tile:
             if name not in named and name not in registry:
-                raise ConfigError.at(tile_field, got=name, expected=f"a registered {registry.noun}",
-                                     do=nearest(name, {*registry, *named}))  # fmt: skip
+                raise ConfigError.at(
+                    tile_field,
+                    got=name,
+                    expected=f"a registered {registry.noun}",
+                    do=nearest(name, {*registry, *named}),
+                )
         used = [name for field in tile_fields for name in getattr(self, field).split()]
         unused = set(named) - set(used) - {str(v.get("kind")) for v in at.values()}
         if unused:
             name = min(unused)
-            raise ConfigError.at(f"{settings_field}.{name}", got="settings for a name that no layer uses",
-                                 expected=f"a name in {tile_field} ({getattr(self, tile_field)!r})",
-                                 do=nearest(name, used))  # fmt: skip
+            raise ConfigError.at(
+                f"{settings_field}.{name}",
+                got="settings for a name that no layer uses",
+                expected=f"a name in {tile_field} ({getattr(self, tile_field)!r})",
+                do=nearest(name, used),
+            )
         by_name: dict[str, Any] = {}
         for name in tile:
             if name not in by_name:
@@ -217,8 +235,9 @@ class ModelConfig(Config):
     def _resolve(self, registry: Registry[Any], settings: dict[str, Any], path: str) -> Any:
         try:
             if "kind" not in settings:
-                raise ConfigError.at("kind", got="nothing", expected=f"a registered {registry.noun}",
-                                     do=nearest("", registry))  # fmt: skip
+                raise ConfigError.at(
+                    "kind", got="nothing", expected=f"a registered {registry.noun}", do=nearest("", registry)
+                )
             config_class = registry[settings["kind"]].Config
             defaults = config_class.defaults_at(self.scale, settings)
             return config_class.parse({**defaults, **settings}).resolved(self.width)
@@ -276,8 +295,10 @@ class ModelConfig(Config):
 
     def describe(self) -> str:
         """The expanded layer table as text."""
-        lines = [f"width {self.width}, {self.depth} layers, vocabulary {self.vocabulary}, "
-                 f"head {'tied' if self.tied else 'untied'}"]  # fmt: skip
+        lines = [
+            f"width {self.width}, {self.depth} layers, vocabulary {self.vocabulary}, "
+            f"head {'tied' if self.tied else 'untied'}"
+        ]
         if "embedding" in self.canonical():
             lines.append(f"embedding {_told(self.embedding_config)}")
         for index, layer in enumerate(self.layers):

@@ -191,9 +191,15 @@ class LanguageModel(nn.Module):
         return losses_BT, torch.zeros_like(there_BT).masked_scatter_(there_BT, scores_AV.argmax(-1) != targets_A)
 
     def loss(
-        self, tokens_BT: Tensor, targets_BT: Tensor, *, segments: Tensor | None = None, sides: list[Side] | None = None,
-        own: Side | None = None, progress: float = 1.0,
-    ) -> Tensor:  # fmt: skip
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        segments: Tensor | None = None,
+        sides: list[Side] | None = None,
+        own: Side | None = None,
+        progress: float = 1.0,
+    ) -> Tensor:
         """Mean negative log-likelihood over the targets that are there, in nats, with gradient. Shapes as above.
 
         Args:
@@ -242,7 +248,9 @@ class LanguageModel(nn.Module):
         ]
 
     @torch.inference_mode()
-    def generate(self, prompt_BT: Tensor, steps: int, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:  # fmt: skip
+    def generate(
+        self, prompt_BT: Tensor, steps: int, *, temperature: float = 1.0, generator: Generator | None = None
+    ) -> Tensor:
         """``steps`` further tokens (B, steps) after the prompt, by prefill and one-token decode.
 
         Args:

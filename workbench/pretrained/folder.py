@@ -47,9 +47,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def save(
-    model: LanguageModel, tokenizer: Tokenizer, folder: str | Path, *, format: Literal["workbench", "llama"] = "workbench",
-    dtype: Literal["fp32", "bf16"] = "fp32", shard_bytes: int = SHARD_BYTES, provenance: Mapping[str, Any] | None = None,
-) -> Path:  # fmt: skip
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    format: Literal["workbench", "llama"] = "workbench",
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    shard_bytes: int = SHARD_BYTES,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
     """Write ``model`` into ``folder``, whole or not at all. An export that is there already is replaced.
 
     Args:
@@ -76,9 +82,12 @@ def save(
     # transformers 4 reads torch_dtype, 5 dtype
     stored = str(DTYPES[dtype]).removeprefix("torch.")
     about: dict[str, Any] = {
-        "bos_token_id": symbol, "eos_token_id": symbol, "dtype": stored, "torch_dtype": stored,
+        "bos_token_id": symbol,
+        "eos_token_id": symbol,
+        "dtype": stored,
+        "torch_dtype": stored,
         "workbench": {"format": FORMAT, "provenance": provenance},
-    }  # fmt: skip
+    }
     if format == "llama":
         about = LlamaConfig.of(config).model_dump(mode="json", exclude_none=True) | about
         if "context" in provenance:
@@ -94,10 +103,14 @@ def save(
     with _taking_the_place_of(Path(folder)) as new:
         write_json(new / CONFIG, about)
         _with_document_symbol(tokenizer).save(str(new / TOKENIZER))
-        write_json(new / TOKENIZER_CONFIG, {
-            "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-            **({} if symbol is None else {"bos_token": DOCUMENT_SYMBOL, "eos_token": DOCUMENT_SYMBOL}),
-        })  # fmt: skip
+        write_json(
+            new / TOKENIZER_CONFIG,
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "clean_up_tokenization_spaces": False,
+                **({} if symbol is None else {"bos_token": DOCUMENT_SYMBOL, "eos_token": DOCUMENT_SYMBOL}),
+            },
+        )
         write_tensors(tensors, new, DTYPES[dtype], shard_bytes, exact=dict(model.named_buffers()))
     return Path(folder)
 
@@ -116,15 +129,22 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer]:
     highest = max(tokenizer.get_vocab().values(), default=-1)
     assert config.vocabulary
     if highest >= config.vocabulary:
-        raise ConfigError.at(str(folder / TOKENIZER), got=f"token id {highest}",
-                             expected=f"ids below the model's vocabulary of {config.vocabulary}")  # fmt: skip
+        raise ConfigError.at(
+            str(folder / TOKENIZER),
+            got=f"token id {highest}",
+            expected=f"ids below the model's vocabulary of {config.vocabulary}",
+        )
     return build(config, tensors), tokenizer
 
 
 def _there(folder: str | Path) -> Path:
     if not Path(folder).is_dir():
-        raise ConfigError.at(str(folder), got="no such folder", expected="an export, or a plain Llama checkpoint",
-                             do="`workbench export` writes one from a run.")  # fmt: skip
+        raise ConfigError.at(
+            str(folder),
+            got="no such folder",
+            expected="an export, or a plain Llama checkpoint",
+            do="`workbench export` writes one from a run.",
+        )
     return Path(folder)
 
 
@@ -154,8 +174,11 @@ def read(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         return _read_llama(folder)
     held = about.get("workbench")
     if kind != "workbench" or not isinstance(held, dict) or held.get("format") != FORMAT:
-        raise ConfigError.at(f"{folder / CONFIG}: model_type", got=kind if kind != "workbench" else f"format {held and held.get('format')}",
-                             expected=f"workbench (format {FORMAT}) or llama")  # fmt: skip
+        raise ConfigError.at(
+            f"{folder / CONFIG}: model_type",
+            got=kind if kind != "workbench" else f"format {held and held.get('format')}",
+            expected=f"workbench (format {FORMAT}) or llama",
+        )
     try:
         config = ModelConfig.parse(held.get("model"))
     except ConfigError as error:
@@ -248,8 +271,12 @@ def _taking_the_place_of(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     refusal = _not_an_export(folder)
     if refusal:
-        raise ConfigError.at("folder", got=f"{folder}, which {refusal}", expected="a new folder, an empty one, or an earlier export",
-                             do="Choose another folder; nothing was written.")  # fmt: skip
+        raise ConfigError.at(
+            "folder",
+            got=f"{folder}, which {refusal}",
+            expected="a new folder, an empty one, or an earlier export",
+            do="Choose another folder; nothing was written.",
+        )
     new, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -274,8 +301,12 @@ def _not_an_export(folder: Path) -> str:
     if not folder.is_dir():
         return "is a file"
     names = {path.name for path in folder.iterdir()}
-    others = {n for n in names if n not in (CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, INDEX)
-              and not (n.startswith("model-") and n.endswith(".safetensors"))}  # fmt: skip
+    others = {
+        n
+        for n in names
+        if n not in (CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, INDEX)
+        and not (n.startswith("model-") and n.endswith(".safetensors"))
+    }
     if others:
         return f"holds {min(others)!r}"
     if names and not isinstance(_quietly(folder / CONFIG).get("workbench"), dict):

@@ -11,8 +11,14 @@ from workbench.model import LanguageModel
 
 
 def generate(
-    model: LanguageModel, tokenizer: Tokenizer, prompt: str, *, tokens: int = 128, temperature: float = 1.0, seed: int = 0
-) -> str:  # fmt: skip
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    tokens: int = 128,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> str:
     """What the model writes after ``prompt``, taken as the beginning of a document; prefill, then decode with caches.
 
     Args:

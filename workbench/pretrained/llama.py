@@ -84,22 +84,37 @@ class LlamaConfig(Config):
             self.hidden_size
             != (self.head_dim or self.hidden_size // self.num_attention_heads) * self.num_attention_heads
         ):
-            raise ConfigError.at("head_dim", got=self.head_dim, expected=f"hidden_size / num_attention_heads = {self.hidden_size} / {self.num_attention_heads}",
-                                 do="Our heads fill the width exactly.")  # fmt: skip
+            raise ConfigError.at(
+                "head_dim",
+                got=self.head_dim,
+                expected=f"hidden_size / num_attention_heads = {self.hidden_size} / {self.num_attention_heads}",
+                do="Our heads fill the width exactly.",
+            )
 
     def ours(self) -> ModelConfig:
         """The same architecture as a ModelConfig."""
         rope = self.rope_parameters or RopeParameters()
         heads = self.num_attention_heads
         mixer = {
-            "heads": heads, "kv_heads": self.num_key_value_heads or heads, "head_dim": self.hidden_size // heads,
-            "rotary": True, "rotary_theta": rope.rope_theta or self.rope_theta, "qk_norm": False,
-        }  # fmt: skip
-        return ModelConfig.parse({
-            "width": self.hidden_size, "depth": self.num_hidden_layers, "vocabulary": self.vocab_size,
-            "tied": self.tie_word_embeddings, "pattern": "full", "mixers": {"full": mixer},
-            "feedforward": "swiglu", "feedforwards": {"swiglu": {"hidden": self.intermediate_size}},
-        })  # fmt: skip
+            "heads": heads,
+            "kv_heads": self.num_key_value_heads or heads,
+            "head_dim": self.hidden_size // heads,
+            "rotary": True,
+            "rotary_theta": rope.rope_theta or self.rope_theta,
+            "qk_norm": False,
+        }
+        return ModelConfig.parse(
+            {
+                "width": self.hidden_size,
+                "depth": self.num_hidden_layers,
+                "vocabulary": self.vocab_size,
+                "tied": self.tie_word_embeddings,
+                "pattern": "full",
+                "mixers": {"full": mixer},
+                "feedforward": "swiglu",
+                "feedforwards": {"swiglu": {"hidden": self.intermediate_size}},
+            }
+        )
 
     @classmethod
     def of(cls, config: ModelConfig) -> LlamaConfig:
@@ -110,18 +125,29 @@ class LlamaConfig(Config):
         """
         _refuse(config, {"mixer": {"kind": "full"}, "feedforward": {"kind": "swiglu"}})
         first: Any = config.layers[0]
-        llama = cls.parse({
-            "vocab_size": config.vocabulary, "hidden_size": config.width, "num_hidden_layers": config.depth,
-            "intermediate_size": first.feedforward.hidden, "num_attention_heads": first.mixer.heads,
-            "num_key_value_heads": first.mixer.kv_heads, "head_dim": first.mixer.head_dim,
-            "rope_theta": first.mixer.rotary_theta, "rms_norm_eps": EPSILON, "tie_word_embeddings": config.tied,
-        })  # fmt: skip
+        llama = cls.parse(
+            {
+                "vocab_size": config.vocabulary,
+                "hidden_size": config.width,
+                "num_hidden_layers": config.depth,
+                "intermediate_size": first.feedforward.hidden,
+                "num_attention_heads": first.mixer.heads,
+                "num_key_value_heads": first.mixer.kv_heads,
+                "head_dim": first.mixer.head_dim,
+                "rope_theta": first.mixer.rotary_theta,
+                "rms_norm_eps": EPSILON,
+                "tie_word_embeddings": config.tied,
+            }
+        )
         # What Llama can express is what reading it back gives; so a setting that is new tomorrow is refused as well.
         back = llama.ours()
         _refuse(config, {"mixer": back.layers[0].mixer.plain(), "feedforward": back.layers[0].feedforward.plain()})
         mine, its = config.canonical(), back.canonical()
-        problems = [_inexpressible(name, repr(mine[name]), repr(its.get(name))) for name in mine
-                    if name != "layers" and mine[name] != its.get(name)]  # fmt: skip
+        problems = [
+            _inexpressible(name, repr(mine[name]), repr(its.get(name)))
+            for name in mine
+            if name != "layers" and mine[name] != its.get(name)
+        ]
         if problems:
             raise ConfigError(problems)
         return llama
@@ -145,8 +171,12 @@ def _refuse(config: ModelConfig, wanted: Mapping[str, Mapping[str, Any]]) -> Non
 
 
 def _inexpressible(path: str, got: str, expected: str) -> Problem:
-    return Problem(f"model.{path}", got, f"{expected}, in every layer, for a Llama model",
-                   'Use format="workbench", which holds every variant.')  # fmt: skip
+    return Problem(
+        f"model.{path}",
+        got,
+        f"{expected}, in every layer, for a Llama model",
+        'Use format="workbench", which holds every variant.',
+    )
 
 
 def _parts(config: ModelConfig) -> dict[str, dict[str, int]]:
@@ -155,7 +185,11 @@ def _parts(config: ModelConfig) -> dict[str, dict[str, int]]:
     parts = {"embedding.weight": {"model.embed_tokens.weight": config.vocabulary}}
     for index, layer in enumerate(config.layers):
         attention: Any = layer.mixer
-        q, kv, hidden = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim, layer.feedforward.hidden  # type: ignore[attr-defined]  # fmt: skip
+        q, kv, hidden = (
+            attention.heads * attention.head_dim,
+            attention.kv_heads * attention.head_dim,
+            layer.feedforward.hidden,  # type: ignore[attr-defined]
+        )
         ours, its = f"blocks.{index}", f"model.layers.{index}"
         parts |= {
             f"{ours}.mixer_norm.weight": {f"{its}.input_layernorm.weight": config.width},
@@ -211,8 +245,12 @@ def from_llama(llama: LlamaConfig, tensors: dict[str, Tensor], where: Path) -> t
     if config.tied and "lm_head.weight" in tensors:
         head, embedding = tensors.pop("lm_head.weight"), tensors.get("model.embed_tokens.weight")
         if embedding is not None and not torch.equal(head, embedding):
-            raise ConfigError.at(f"{where}: tie_word_embeddings", got=True, expected="False, as lm_head.weight is not the embedding",
-                                 do="Correct config.json.")  # fmt: skip
+            raise ConfigError.at(
+                f"{where}: tie_word_embeddings",
+                got=True,
+                expected="False, as lm_head.weight is not the embedding",
+                do="Correct config.json.",
+            )
     wanted = {name: (rows, *shapes[ours]) for ours, its in parts.items() for name, rows in its.items()}
     check_tensors(tensors, wanted, where)
     scale = math.sqrt(EPSILON / llama.rms_norm_eps)

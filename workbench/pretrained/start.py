@@ -107,7 +107,9 @@ def _strangers(config: ModelConfig, source: ModelConfig, changed: Collection[str
             if a[name] != b[name]:
                 got = f"{a[name]!r} in {place}"
                 do = "Set it so, or name it among the changed settings."
-                differing.setdefault((part, name), Problem(f"model.{part}.{name}", got, f"{b[name]!r}, as the weights have it", do))  # fmt: skip
+                differing.setdefault(
+                    (part, name), Problem(f"model.{part}.{name}", got, f"{b[name]!r}, as the weights have it", do)
+                )
     if differing:
         raise ConfigError([differing[key] for key in sorted(differing)])
     return tuple(strangers)

@@ -26,7 +26,7 @@ CONFIG = "config.json"
 
 def write_tensors(
     tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard_bytes: int, exact: Collection[str] = ()
-) -> None:  # fmt: skip
+) -> None:
     """Write ``tensors``, floating-point ones as ``dtype`` unless they are ``exact``, into files of at most ``shard_bytes`` bytes of tensors each.
 
     A tensor is never torn: one that is larger than the limit has a file to itself.
@@ -51,8 +51,9 @@ def write_tensors(
         copies = {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in names}
         try:
             # without this metadata transformers takes the file for another framework's
-            save_file({name: t.to(dtypes[name]) for name, t in copies.items()},
-                      folder / file, metadata={"format": "pt"})  # fmt: skip
+            save_file(
+                {name: t.to(dtypes[name]) for name, t in copies.items()}, folder / file, metadata={"format": "pt"}
+            )
         except SafetensorError as error:  # it hides the operating system's error in its text
             raise OSError(f"{folder / file}: the weights could not be written: {error}") from error
     if count > 1:
@@ -69,8 +70,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     files = [WEIGHTS]
     if not (folder / WEIGHTS).is_file():
         if not (folder / INDEX).is_file():
-            raise ConfigError.at(str(folder), got="no weights", expected=f"{WEIGHTS}, or shards with {INDEX}",
-                                 do="Other formats, such as pickled .bin files, are not read.")  # fmt: skip
+            raise ConfigError.at(
+                str(folder),
+                got="no weights",
+                expected=f"{WEIGHTS}, or shards with {INDEX}",
+                do="Other formats, such as pickled .bin files, are not read.",
+            )
         weight_map = read_json_file(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ConfigError.at(str(folder / INDEX), got="no weight_map", expected="the file of every tensor")
@@ -84,8 +89,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(folder / file)
         except SafetensorError as error:
-            raise ConfigError.at(str(folder / file), got=f"a damaged file ({error})", expected="safetensors",
-                                 do="Copy or download it again.") from None  # fmt: skip
+            raise ConfigError.at(
+                str(folder / file),
+                got=f"a damaged file ({error})",
+                expected="safetensors",
+                do="Copy or download it again.",
+            ) from None
     return tensors
 
 

@@ -18,22 +18,56 @@ from workbench.metric import Metric
 from workbench.results.store import ENDED, RunFolder
 
 RUN_SCHEMA: dict[str, Any] = {
-    "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "status": pl.String, "step": pl.Int64,
-    "steps": pl.Int64, "tokens": pl.Int64, "target_tokens": pl.Int64, "seconds": pl.Float64,
-    "seconds_left": pl.Float64, "loss": pl.Float64, "metric": pl.String, "selection_value": pl.Float64,
-    "report_value": pl.Float64, "tokens_per_second": pl.Float64, "parameters": pl.Int64, "flops": pl.Float64, "hyperparameters": pl.String,
+    "arm": pl.String,
+    "stage": pl.String,
+    "run": pl.String,
+    "seed": pl.Int64,
+    "status": pl.String,
+    "step": pl.Int64,
+    "steps": pl.Int64,
+    "tokens": pl.Int64,
+    "target_tokens": pl.Int64,
+    "seconds": pl.Float64,
+    "seconds_left": pl.Float64,
+    "loss": pl.Float64,
+    "metric": pl.String,
+    "selection_value": pl.Float64,
+    "report_value": pl.Float64,
+    "tokens_per_second": pl.Float64,
+    "parameters": pl.Int64,
+    "flops": pl.Float64,
+    "hyperparameters": pl.String,
     "paths": pl.String,
-    "selected": pl.Boolean, "reason": pl.String, "folder": pl.String,
-}  # fmt: skip
+    "selected": pl.Boolean,
+    "reason": pl.String,
+    "folder": pl.String,
+}
 CURVE_SCHEMA: dict[str, Any] = {
-    "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "step": pl.Int64, "tokens": pl.Int64,
-    "flops": pl.Float64, "seconds": pl.Float64, "loss": pl.Float64, "learning_rate": pl.Float64,
-    "gradient_norm": pl.Float64, "tokens_per_second": pl.Float64, "selection_value": pl.Float64,
-}  # fmt: skip
+    "arm": pl.String,
+    "stage": pl.String,
+    "run": pl.String,
+    "seed": pl.Int64,
+    "step": pl.Int64,
+    "tokens": pl.Int64,
+    "flops": pl.Float64,
+    "seconds": pl.Float64,
+    "loss": pl.Float64,
+    "learning_rate": pl.Float64,
+    "gradient_norm": pl.Float64,
+    "tokens_per_second": pl.Float64,
+    "selection_value": pl.Float64,
+}
 DIAGNOSTICS_SCHEMA: dict[str, Any] = {
-    "arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64, "step": pl.Int64, "layer": pl.Int64,
-    "name": pl.String, "index": pl.Int64, "value": pl.Float64,
-}  # fmt: skip
+    "arm": pl.String,
+    "stage": pl.String,
+    "run": pl.String,
+    "seed": pl.Int64,
+    "step": pl.Int64,
+    "layer": pl.Int64,
+    "name": pl.String,
+    "index": pl.Int64,
+    "value": pl.Float64,
+}
 
 
 POINT_SCHEMA = {name: kind for name, kind in CURVE_SCHEMA.items() if name not in ("arm", "stage", "run", "seed")}
@@ -166,16 +200,30 @@ def _seen(path: str) -> _Seen | None:
     step, seconds = last.get("step", 0), last.get("seconds", 0.0)
     left = seconds / step * (steps - step) if step and state["status"] == "running" else None
     row = {
-        "arm": about["arm"], "stage": about["stage"], "run": folder.path.name, "seed": about["seed"],
-        "status": state["status"], "step": step, "steps": steps, "tokens": last.get("tokens", 0),
-        "target_tokens": about["tokens"], "seconds": seconds, "seconds_left": left, "loss": last.get("loss"),
+        "arm": about["arm"],
+        "stage": about["stage"],
+        "run": folder.path.name,
+        "seed": about["seed"],
+        "status": state["status"],
+        "step": step,
+        "steps": steps,
+        "tokens": last.get("tokens", 0),
+        "target_tokens": about["tokens"],
+        "seconds": seconds,
+        "seconds_left": left,
+        "loss": last.get("loss"),
         "metric": about["metric"]["unit"],
         "selection_value": result.get("selection_value", points.selection_value),
-        "report_value": result.get("report_value"), "tokens_per_second": last.get("tokens_per_second"),
-        "parameters": about["parameters"], "flops": last.get("flops", 0.0), "hyperparameters": about["hyperparameters"],
-        "paths": _keep(folder, "environment.json", _paths) or "{}", "selected": False, "reason": state.get("reason"),
+        "report_value": result.get("report_value"),
+        "tokens_per_second": last.get("tokens_per_second"),
+        "parameters": about["parameters"],
+        "flops": last.get("flops", 0.0),
+        "hyperparameters": about["hyperparameters"],
+        "paths": _keep(folder, "environment.json", _paths) or "{}",
+        "selected": False,
+        "reason": state.get("reason"),
         "folder": path,
-    }  # fmt: skip
+    }
     seen = _Seen(now, row, Line(about["arm"], about["stage"], folder.path.name, about["seed"], points))
     _ended.pop(path, None)
     if state["status"] in ENDED:
@@ -222,11 +270,15 @@ def frame_of(lines: Iterable[Line]) -> pl.DataFrame:
     """Lines as one table; columns in ``CURVE_SCHEMA``."""
     frames = [
         line.points.frame.select(
-            pl.lit(line.arm).alias("arm"), pl.lit(line.stage).alias("stage"), pl.lit(line.run).alias("run"),
-            pl.lit(line.seed).cast(pl.Int64).alias("seed"), pl.all(),
+            pl.lit(line.arm).alias("arm"),
+            pl.lit(line.stage).alias("stage"),
+            pl.lit(line.run).alias("run"),
+            pl.lit(line.seed).cast(pl.Int64).alias("seed"),
+            pl.all(),
         )
-        for line in lines if len(line.points.frame)
-    ]  # fmt: skip
+        for line in lines
+        if len(line.points.frame)
+    ]
     return pl.concat(frames) if frames else pl.DataFrame(schema=CURVE_SCHEMA)
 
 
@@ -276,12 +328,19 @@ class SingleRuns:
         self._folders = [RunFolder(Path(folder).absolute()) for folder in folders]
         for folder in self._folders:
             if "metric" not in folder.about():
-                raise ConfigError.at("folders", got=str(folder.path), expected="the folder of a run",
-                                     do="Runs of `workbench train` are in results/runs.")  # fmt: skip
+                raise ConfigError.at(
+                    "folders",
+                    got=str(folder.path),
+                    expected="the folder of a run",
+                    do="Runs of `workbench train` are in results/runs.",
+                )
         metrics = [Metric(**folder.about()["metric"]) for folder in self._folders]
         if len(set(metrics)) != 1:
-            raise ConfigError.at("folders", got=f"runs measured in {', '.join(sorted({m.unit for m in metrics})) or 'nothing'}",
-                                 expected="at least one run, all measured alike")  # fmt: skip
+            raise ConfigError.at(
+                "folders",
+                got=f"runs measured in {', '.join(sorted({m.unit for m in metrics})) or 'nothing'}",
+                expected="at least one run, all measured alike",
+            )
         self.metric = metrics[0]
         self.arms = [folder.path.name for folder in self._folders]
         self.baseline = self.arms[0]

@@ -38,28 +38,43 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunC
     config = config.changed(training=old.changed(tokens=tokens, warmup=share, decay=decay))
     trunk = old.trunk_steps
     if old.schedule != "wsd" or any(rate_at(step, old) != rate_at(step, config.training) for step in range(trunk)):
-        raise ConfigError.at("tokens", got=tokens, expected=f"a wsd schedule that is the same for its first {trunk} steps",
-                             do=f"More than {old.tokens} tokens, or a shorter decay.")  # fmt: skip
+        raise ConfigError.at(
+            "tokens",
+            got=tokens,
+            expected=f"a wsd schedule that is the same for its first {trunk} steps",
+            do=f"More than {old.tokens} tokens, or a shorter decay.",
+        )
     start = config.model.mtp.start if config.model.mtp else 0.0
     if any((step / old.steps >= start) != (step / config.training.steps >= start) for step in range(trunk)):
-        raise ConfigError.at("model.mtp.start", got=start, expected="a head that begins at the same step in the longer run",
-                             do="Branch from a run whose multi-token head trains from the beginning.")  # fmt: skip
+        raise ConfigError.at(
+            "model.mtp.start",
+            got=start,
+            expected="a head that begins at the same step in the longer run",
+            do="Branch from a run whose multi-token head trains from the beginning.",
+        )
     with torch.device("meta"):
         modules = LanguageModel(config.model).modules()
     frozen = max((module.frozen for module in modules if isinstance(module, Counter)), default=0.0)
     if any(
         (1 - step / old.steps < frozen) != (1 - step / config.training.steps < frozen) for step in range(1, trunk + 1)
     ):
-        raise ConfigError.at("training.decay", got=f"{old.decay:g}, less than the last {frozen:.0%} of the run, in which router biases stand still",
-                             expected=f"a trunk in which they move as in the longer run: a decay of at least {frozen:g}",
-                             do="Branch from a run with a longer decay.")  # fmt: skip
+        raise ConfigError.at(
+            "training.decay",
+            got=f"{old.decay:g}, less than the last {frozen:.0%} of the run, in which router biases stand still",
+            expected=f"a trunk in which they move as in the longer run: a decay of at least {frozen:g}",
+            do="Branch from a run with a longer decay.",
+        )
     return config
 
 
 def branch(
-    run: str | Path, path: str | Path, cache: str | Path, tokens: int, decay: float | None = None,
+    run: str | Path,
+    path: str | Path,
+    cache: str | Path,
+    tokens: int,
+    decay: float | None = None,
     progress: Callable[[str], None] | None = None,
-) -> RunFolder:  # fmt: skip
+) -> RunFolder:
     """The folder of a longer run that begins with the trunk of ``run``, ready for :func:`workbench.training.trial.train`.
 
     Bitwise the same as a run of its own on the same device; the runs of one trunk are one seed, not two.
@@ -78,11 +93,19 @@ def branch(
     about = old.about()
     kept = sorted(old.path.glob("trunk/step-*"))
     if not about:
-        raise ConfigError.at("run", got=str(run), expected="the folder of a run",
-                             do="Runs of an ablation are in results/<ablation>/runs.")  # fmt: skip
+        raise ConfigError.at(
+            "run",
+            got=str(run),
+            expected="the folder of a run",
+            do="Runs of an ablation are in results/<ablation>/runs.",
+        )
     if not kept:
-        raise ConfigError.at("run", got=f"{run}, without a trunk", expected="a run with training.keep_trunk: true that has begun to decay",
-                             do="Train with training.keep_trunk=true.")  # fmt: skip
+        raise ConfigError.at(
+            "run",
+            got=f"{run}, without a trunk",
+            expected="a run with training.keep_trunk: true that has begun to decay",
+            do="Train with training.keep_trunk=true.",
+        )
     config = branched(RunConfig.parse(about["config"]), tokens, decay)
     more: dict[str, Any] = {
         "branched_from": {"run": old.path.name, "identity": about["identity"], "checkpoint": kept[-1].name}

@@ -70,8 +70,12 @@ class TrainingConfig(Config):
 
     def model_post_init(self, _context: Any) -> None:
         if self.steps < 1:
-            raise ConfigError.at("tokens", got=self.tokens, expected=f"at least one step ({self.tokens_per_step} tokens)",
-                                 do="Give more tokens, or a smaller batch_size, context or accumulate.")  # fmt: skip
+            raise ConfigError.at(
+                "tokens",
+                got=self.tokens,
+                expected=f"at least one step ({self.tokens_per_step} tokens)",
+                do="Give more tokens, or a smaller batch_size, context or accumulate.",
+            )
         if self.warmup + (self.decay if self.schedule == "wsd" else 0) > 1:
             raise ConfigError.at("decay", got=self.decay, expected=f"at most 1 - warmup ({1 - self.warmup:g})")
 
@@ -137,9 +141,16 @@ class RunConfig(Config):
 def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about: Any) -> dict[str, Any]:
     """What ``run.json`` says: the configuration, its identity and what follows from it."""
     return {
-        "arm": arm, "stage": stage, "seed": config.seed, "hyperparameters": {}, "identity": config.identity,
-        "data": data, "steps": config.training.steps,
+        "arm": arm,
+        "stage": stage,
+        "seed": config.seed,
+        "hyperparameters": {},
+        "identity": config.identity,
+        "data": data,
+        "steps": config.training.steps,
         "tokens": config.training.steps * config.training.tokens_per_step,
         "parameters": account(config.model, config.training.context).parameters,
-        "config": config.plain(), "metric": config.data.metric.plain(), **about,
-    }  # fmt: skip
+        "config": config.plain(),
+        "metric": config.data.metric.plain(),
+        **about,
+    }

@@ -16,10 +16,14 @@ from workbench.training.config import RunConfig
 
 
 def export(
-    run_or_checkpoint: str | Path, folder: str | Path, *, cache: str | Path | None = None,
-    format: Literal["workbench", "llama"] = "workbench", dtype: Literal["fp32", "bf16"] = "fp32",
+    run_or_checkpoint: str | Path,
+    folder: str | Path,
+    *,
+    cache: str | Path | None = None,
+    format: Literal["workbench", "llama"] = "workbench",
+    dtype: Literal["fp32", "bf16"] = "fp32",
     shard_bytes: int = SHARD_BYTES,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write the trained model of a run as a Hugging Face-style folder (:mod:`workbench.pretrained.folder`).
 
     Args:
@@ -44,40 +48,66 @@ def export(
     place = next((place for place in places if (place / about["data"]).is_dir()), places[0])
     tokenizer = Source.open(place, about["data"]).tokenizer
     if tokenizer is None:
-        raise ConfigError.at("run", got=f"{path}, trained on {config.data.kind!r}", expected="a model of text",
-                             do="A task without text has no tokenizer to export.")  # fmt: skip
+        raise ConfigError.at(
+            "run",
+            got=f"{path}, trained on {config.data.kind!r}",
+            expected="a model of text",
+            do="A task without text has no tokenizer to export.",
+        )
     # Lightning's names begin with the module's own attribute
     tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(checkpoint).items()}
     check_against(config.model, tensors, checkpoint)
     step = int(checkpoint.name.removeprefix("step-"))
     provenance: dict[str, Any] = {
-        "run": about["identity"], "name": run.path.name, "arm": about["arm"], "stage": about["stage"], "seed": about["seed"],
-        "step": step, "steps": about["steps"], "tokens": step * config.training.tokens_per_step,
-        "context": config.training.context, "data": about["data"],
-        "code": run.environment().get("code"), "exported_by": code_version(),
-    }  # fmt: skip
+        "run": about["identity"],
+        "name": run.path.name,
+        "arm": about["arm"],
+        "stage": about["stage"],
+        "seed": about["seed"],
+        "step": step,
+        "steps": about["steps"],
+        "tokens": step * config.training.tokens_per_step,
+        "context": config.training.context,
+        "data": about["data"],
+        "code": run.environment().get("code"),
+        "exported_by": code_version(),
+    }
     return save(
-        build(config.model, tensors), tokenizer, folder, format=format, dtype=dtype, shard_bytes=shard_bytes,
+        build(config.model, tensors),
+        tokenizer,
+        folder,
+        format=format,
+        dtype=dtype,
+        shard_bytes=shard_bytes,
         provenance=provenance,
-    )  # fmt: skip
+    )
 
 
 def _run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
     if path.is_dir() and path.match("checkpoint/step-*") and (path.parent.parent / "run.json").is_file():
         return RunFolder(path.parent.parent), path
     if not (path / "run.json").is_file():
-        raise ConfigError.at("run", got=str(path), expected="the folder of a run, or a checkpoint in it",
-                             do="Runs of an ablation are in results/<ablation>/runs.")  # fmt: skip
+        raise ConfigError.at(
+            "run",
+            got=str(path),
+            expected="the folder of a run, or a checkpoint in it",
+            do="Runs of an ablation are in results/<ablation>/runs.",
+        )
     run = RunFolder(path)
     checkpoint, damaged = latest(path / "checkpoint")
     if checkpoint is None:
-        raise ConfigError.at("run", got=f"{path} without a whole checkpoint", expected="a run that has saved one",
-                             do=" ".join(damaged))  # fmt: skip
+        raise ConfigError.at(
+            "run", got=f"{path} without a whole checkpoint", expected="a run that has saved one", do=" ".join(damaged)
+        )
     do = f"To export it as it stands, give its checkpoint {checkpoint}."
     status = run.result().get("status") or run.status()["status"]
     if status != "done":
         raise ConfigError.at("run", got=f"{path}, which is {status}", expected="a finished run", do=do)
     if checkpoint.name != f"step-{run.about()['steps']}":
-        raise ConfigError.at("run", got=f"{path} without its last checkpoint", expected="the weights of the last step",
-                             do=f"{'; '.join(damaged)}. {do}")  # fmt: skip
+        raise ConfigError.at(
+            "run",
+            got=f"{path} without its last checkpoint",
+            expected="the weights of the last step",
+            do=f"{'; '.join(damaged)}. {do}",
+        )
     return run, checkpoint

@@ -71,9 +71,13 @@ class Training(L.LightningModule):
             for counter in self.counters:
                 counter.probe = torch.zeros(counter.categories, device=self.device, requires_grad=True)
         loss = self.model.loss(
-            batch.tokens_BT, batch.targets_BT, segments=batch.segments_BT, sides=sides, own=own,
+            batch.tokens_BT,
+            batch.targets_BT,
+            segments=batch.segments_BT,
+            sides=sides,
+            own=own,
             progress=self.global_step / training.steps,
-        )  # fmt: skip
+        )
         self.told = own.metrics
         self.step_loss = self.step_loss + loss.detach() / training.accumulate
         every = [*sides, own]
@@ -211,9 +215,14 @@ class Recorder(Callback):
     """
 
     def __init__(
-        self, folder: RunFolder, config: RunConfig, selection: Any, should_stop: Callable[[], bool],
-        tell: Callable[[dict[str, Any]], None] | None = None, seen_flops: float | None = None,
-    ):  # fmt: skip
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        selection: Any,
+        should_stop: Callable[[], bool],
+        tell: Callable[[dict[str, Any]], None] | None = None,
+        seen_flops: float | None = None,
+    ):
         self.folder, self.config, self.selection, self.should_stop = folder, config, selection, should_stop
         self.tell = tell or (lambda row: None)
         self.seen_flops = seen_flops
@@ -346,9 +355,12 @@ class Recorder(Callback):
         if evaluated is not None:
             training = self.config.training
             measured = evaluate(
-                evaluated.model, self.selection, batch_size=training.batch_size, context=training.context,
+                evaluated.model,
+                self.selection,
+                batch_size=training.batch_size,
+                context=training.context,
                 precision=training.precision,
-            )  # fmt: skip
+            )
             row["selection_value"] = self.config.data.metric.of(measured)
         if parallel.rank() == 0:
             self.folder.add_metrics(row)

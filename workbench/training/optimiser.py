@@ -47,16 +47,25 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
                 if fnmatch(full_name, pattern):
                     matched.add(pattern)
                     factor *= value
-            group = groups.setdefault((decays, factor), {
-                "params": [], "names": [], "lr": config.learning_rate * factor,
-                "weight_decay": config.weight_decay if decays else 0.0,
-            })  # fmt: skip
+            group = groups.setdefault(
+                (decays, factor),
+                {
+                    "params": [],
+                    "names": [],
+                    "lr": config.learning_rate * factor,
+                    "weight_decay": config.weight_decay if decays else 0.0,
+                },
+            )
             group["params"].append(parameter)  # type: ignore[attr-defined]
             group["names"].append(full_name)  # type: ignore[attr-defined]
     for pattern in config.lr_factors:
         if pattern not in matched:
-            raise ConfigError.at(f"training.lr_factors.{pattern}", got="a pattern that matches no parameter",
-                                 expected="a shell pattern over parameter names", do=nearest(pattern, names))  # fmt: skip
+            raise ConfigError.at(
+                f"training.lr_factors.{pattern}",
+                got="a pattern that matches no parameter",
+                expected="a shell pattern over parameter names",
+                do=nearest(pattern, names),
+            )
     return list(groups.values())
 
 

@@ -112,9 +112,11 @@ class Sharded(ModelParallelStrategy):
 
     def __init__(self, devices: int):
         super().__init__(
-            data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False,
+            data_parallel_size=devices,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
             timeout=timedelta(minutes=30),
-        )  # fmt: skip
+        )
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None

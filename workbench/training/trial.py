@@ -44,9 +44,15 @@ SAMPLED_ROWS = 64
 
 
 def new_run(
-    path: str | Path, cache: str | Path, config: RunConfig, *, arm: str = "", stage: str = "confirmation",
-    progress: Callable[[str], None] | None = None, **about: Any,
-) -> RunFolder:  # fmt: skip
+    path: str | Path,
+    cache: str | Path,
+    config: RunConfig,
+    *,
+    arm: str = "",
+    stage: str = "confirmation",
+    progress: Callable[[str], None] | None = None,
+    **about: Any,
+) -> RunFolder:
     """The folder of a run, ready for :func:`train`, its data prepared; an existing one is found again.
 
     Raises:
@@ -57,17 +63,25 @@ def new_run(
     folder = RunFolder.create(path, describe_run(config, data.fingerprint, arm=arm, stage=stage, **about))
     there = folder.about()
     if there["identity"] != config.identity:
-        difference = "; ".join(f"{k}: {a!r} there, {b!r} here"
-                               for k, (a, b) in config.diff(RunConfig.parse(there["config"])).items())  # fmt: skip
-        raise ConfigError.at("folder", got=f"{path}, which holds another run ({difference})", expected="a free folder",
-                             do="Choose another folder, or remove this one.")  # fmt: skip
+        difference = "; ".join(
+            f"{k}: {a!r} there, {b!r} here" for k, (a, b) in config.diff(RunConfig.parse(there["config"])).items()
+        )
+        raise ConfigError.at(
+            "folder",
+            got=f"{path}, which holds another run ({difference})",
+            expected="a free folder",
+            do="Choose another folder, or remove this one.",
+        )
     return folder
 
 
 def train(
-    path: str | Path, cache: str | Path, should_stop: Callable[[], bool] = lambda: False, devices: int = 1,
+    path: str | Path,
+    cache: str | Path,
+    should_stop: Callable[[], bool] = lambda: False,
+    devices: int = 1,
     tell: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Bring the run in folder ``path`` to its end and return its result; a finished run is only read.
 
     Args:
@@ -124,13 +138,22 @@ def trainer_for(training: TrainingConfig, devices: int, callback: L.Callback) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
-            max_steps=training.steps, max_epochs=1, accumulate_grad_batches=training.accumulate, accelerator="auto",
-            devices=devices, strategy=parallel.Sharded(devices) if devices > 1 else "auto",
-            precision="bf16-mixed" if training.precision == "bf16" else "32-true", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            use_distributed_sampler=False, callbacks=[callback],
+            max_steps=training.steps,
+            max_epochs=1,
+            accumulate_grad_batches=training.accumulate,
+            accelerator="auto",
+            devices=devices,
+            strategy=parallel.Sharded(devices) if devices > 1 else "auto",
+            precision="bf16-mixed" if training.precision == "bf16" else "32-true",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            callbacks=[callback],
             plugins=[SafeCheckpointIO(), parallel.environment()],
-        )  # fmt: skip
+        )
     # SIGTERM is for should_stop alone: Lightning's handler may end the process before a checkpoint, and talks to other
     # ranks from inside the handler
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -143,8 +166,12 @@ def _check_devices(devices: int, config: RunConfig) -> None:
         raise ConfigError.at("devices", got=devices, expected=f"1 to {there or 'as many CPU processes as you like'}")
     if config.training.batch_size % devices:
         nearest = max(devices, round(config.training.batch_size / devices) * devices)
-        raise ConfigError.at("training.batch_size", got=config.training.batch_size,
-                             expected=f"a multiple of the {devices} devices", do=f"Nearest: {nearest}.")  # fmt: skip
+        raise ConfigError.at(
+            "training.batch_size",
+            got=config.training.batch_size,
+            expected=f"a multiple of the {devices} devices",
+            do=f"Nearest: {nearest}.",
+        )
 
 
 @contextlib.contextmanager
@@ -185,9 +212,12 @@ def _note(folder: RunFolder, status: str, reason: str) -> dict[str, Any]:
 
 
 def _train(
-    folder: RunFolder, cache: Path, should_stop: Callable[[], bool], devices: int,
+    folder: RunFolder,
+    cache: Path,
+    should_stop: Callable[[], bool],
+    devices: int,
     tell: Callable[[dict[str, Any]], None] | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     leads = not parallel.is_started_by_another_rank()
     about = folder.about()
     config = RunConfig.parse(about["config"])
@@ -237,9 +267,12 @@ def _train(
         sealed = about.get("split", "report") == "report"
         measured = data.report if sealed else data.selection
         report = evaluate(
-            module.model, measured, batch_size=training.batch_size, context=training.context,
+            module.model,
+            measured,
+            batch_size=training.batch_size,
+            context=training.context,
             precision=training.precision,
-        )  # fmt: skip
+        )
     if not leads:
         return {"status": "ended", "reason": "see rank 0"}
     metrics = folder.metrics()

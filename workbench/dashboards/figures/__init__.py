@@ -13,6 +13,22 @@ from workbench.dashboards.figures.tradeoffs import BEYOND, SPENT_TITLES, frontie
 from workbench.dashboards.figures.trials import best_of, importances, parallel, tuning
 
 __all__ = [
-    "BEYOND", "COST_COLUMNS", "SPENT_TITLES", "best_of", "cost", "diagnostic_curves", "diagnostic_map", "effects", "failures",
-    "frontier", "importances", "loss_curves", "parallel", "recall_curves", "recall_map", "recall_state", "scaling", "tuning",
-]  # fmt: skip
+    "BEYOND",
+    "COST_COLUMNS",
+    "SPENT_TITLES",
+    "best_of",
+    "cost",
+    "diagnostic_curves",
+    "diagnostic_map",
+    "effects",
+    "failures",
+    "frontier",
+    "importances",
+    "loss_curves",
+    "parallel",
+    "recall_curves",
+    "recall_map",
+    "recall_state",
+    "scaling",
+    "tuning",
+]

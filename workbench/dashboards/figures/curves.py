@@ -21,9 +21,15 @@ X_TITLES = {"tokens": "training tokens", "flops": "training compute (FLOPs)", "s
 
 
 def loss_curves(
-    run: Run | SingleRuns, x: XAxis = "tokens", y: YAxis = "loss", *, smoothing: float = 0.0, log_x: bool = False,
-    log_y: bool = False, single: Collection[str] = (),
-) -> go.Figure:  # fmt: skip
+    run: Run | SingleRuns,
+    x: XAxis = "tokens",
+    y: YAxis = "loss",
+    *,
+    smoothing: float = 0.0,
+    log_x: bool = False,
+    log_y: bool = False,
+    single: Collection[str] = (),
+) -> go.Figure:
     """Mean over seeds as a line, smallest to largest as a band, one colour an arm.
 
     Args:
@@ -44,20 +50,35 @@ def loss_curves(
         name = style.label(arm) + (" (tuning trials)" if tuning else "")
         group = f"arm {run.arms.index(arm)}"
         bands.append(band(zip(place, mine["low"], mine["high"]), look, len(styles), legendgroup=group, name=name))
-        lines.append(go.Scatter(
-            x=place, y=mine["mean"].to_list(), name=name, legendgroup=group, customdata=mine["runs"].to_list(),
-            mode="lines+markers" if y == "selection_value" else "lines", marker={"size": 5},
-            line={"color": look.colour, "dash": look.dash, "width": 2.2 if arm == run.baseline else 1.8},
-            hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata} runs)", showlegend=True,
-        ))  # fmt: skip
+        lines.append(
+            go.Scatter(
+                x=place,
+                y=mine["mean"].to_list(),
+                name=name,
+                legendgroup=group,
+                customdata=mine["runs"].to_list(),
+                mode="lines+markers" if y == "selection_value" else "lines",
+                marker={"size": 5},
+                line={"color": look.colour, "dash": look.dash, "width": 2.2 if arm == run.baseline else 1.8},
+                hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata} runs)",
+                showlegend=True,
+            )
+        )
     for held in run.lines() if single else ():
         if held.run in single and held.arm in styles:
             along, up = held.points.line(x, y)
-            lines.append(go.Scattergl(
-                x=thinned(along), y=thinned(smoothed(up, smoothing)), mode="lines", showlegend=False, name=style.label(held.run),
-                line={"color": styles[held.arm].colour, "width": 1}, legendgroup=f"arm {run.arms.index(held.arm)}",
-                hovertemplate="%{y:.4f} at %{x:.4s}",
-            ))  # fmt: skip
+            lines.append(
+                go.Scattergl(
+                    x=thinned(along),
+                    y=thinned(smoothed(up, smoothing)),
+                    mode="lines",
+                    showlegend=False,
+                    name=style.label(held.run),
+                    line={"color": styles[held.arm].colour, "width": 1},
+                    legendgroup=f"arm {run.arms.index(held.arm)}",
+                    hovertemplate="%{y:.4f} at %{x:.4s}",
+                )
+            )
     over = getattr(run, "finished", False)
     none = "No training steps are kept of this ablation." if over else "No training step has been recorded yet."
     figure = figure_of([*bands, *lines], "" if len(table) else none)

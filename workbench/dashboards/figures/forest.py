@@ -24,40 +24,73 @@ def effects(run: Run) -> go.Figure:
         row, look = rows.get(arm), styles[arm]
         for low, high, width in (("bootstrap_low", "bootstrap_high", 1.5), ("low", "high", 7)):
             ends = [] if row is None or row[low] is None else [row[low], row[high]]
-            traces.append(go.Scatter(
-                x=ends, y=[place] * len(ends), mode="lines", line={"color": look.colour, "width": width},
-                hoverinfo="skip", showlegend=False,
-            ))  # fmt: skip
+            traces.append(
+                go.Scatter(
+                    x=ends,
+                    y=[place] * len(ends),
+                    mode="lines",
+                    line={"color": look.colour, "width": width},
+                    hoverinfo="skip",
+                    showlegend=False,
+                )
+            )
         known = row is not None and row["difference"] is not None
         size = f"  {style.bits(row['difference'], signed=True)}" if row is not None and known else ""
         said = "" if row is None else row["verdict"] + size
-        traces.append(go.Scatter(
-            x=[row["difference"]] if row is not None and known else [], y=[place] if known else [], mode="markers",
-            hovertext=[_wrapped(row["sentence"])] if row is not None and known else [], hoverinfo="text",
-            marker={"color": look.colour, "size": 13, "symbol": "diamond", "line": {"color": style.INK, "width": 1}},
-            showlegend=False,
-        ))  # fmt: skip
-        traces.append(go.Scatter(
-            x=[] if row is None else [_reach(row)[1]], y=[] if row is None else [place], mode="text",
-            text=[] if row is None else [f"  {said}"], textposition="middle right", showlegend=False,
-            hovertext=[] if row is None else [_wrapped(row["sentence"])], hoverinfo="text", cliponaxis=False,
-        ))  # fmt: skip
-    empty = "There is no second arm to compare." if not arms else (
-        "" if rows else "The verdict comes when every arm has its confirmation runs."
-    )  # fmt: skip
+        traces.append(
+            go.Scatter(
+                x=[row["difference"]] if row is not None and known else [],
+                y=[place] if known else [],
+                mode="markers",
+                hovertext=[_wrapped(row["sentence"])] if row is not None and known else [],
+                hoverinfo="text",
+                marker={
+                    "color": look.colour,
+                    "size": 13,
+                    "symbol": "diamond",
+                    "line": {"color": style.INK, "width": 1},
+                },
+                showlegend=False,
+            )
+        )
+        traces.append(
+            go.Scatter(
+                x=[] if row is None else [_reach(row)[1]],
+                y=[] if row is None else [place],
+                mode="text",
+                text=[] if row is None else [f"  {said}"],
+                textposition="middle right",
+                showlegend=False,
+                hovertext=[] if row is None else [_wrapped(row["sentence"])],
+                hoverinfo="text",
+                cliponaxis=False,
+            )
+        )
+    empty = (
+        "There is no second arm to compare."
+        if not arms
+        else ("" if rows else "The verdict comes when every arm has its confirmation runs.")
+    )
     figure = figure_of(traces, empty)
     level = f"{100 * (1 - _alpha(run)):g} %"
     figure.update_xaxes(
         title_text=f"difference to {style.label(run.baseline)} in {style.label(run.metric.unit)} (left of zero is better)<br>"
         f"<span style='font-size:11px'>thick: {level} t interval over seeds · "
         f"thin: {level} bootstrap over seeds and documents</span>",
-        zeroline=bool(rows), zerolinecolor=style.INK, zerolinewidth=1.5, zerolinelayer="below traces",
+        zeroline=bool(rows),
+        zerolinecolor=style.INK,
+        zerolinewidth=1.5,
+        zerolinelayer="below traces",
         range=_span(rows),
-    )  # fmt: skip
+    )
     figure.update_yaxes(
-        tickvals=list(range(len(arms))), ticktext=[style.label(arm) for arm in arms], title_text="arm",
-        range=[len(arms) - 0.4, -0.75], showgrid=False, zeroline=False,
-    )  # fmt: skip
+        tickvals=list(range(len(arms))),
+        ticktext=[style.label(arm) for arm in arms],
+        title_text="arm",
+        range=[len(arms) - 0.4, -0.75],
+        showgrid=False,
+        zeroline=False,
+    )
     figure.update_layout(height=max(240, 150 + 42 * len(arms)))
     return figure
 

@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 
 
 COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "parameters": ("parameters", style.count), "non_embedding": ("without embedding", style.count),
-    "active": ("active", style.count), "flops_per_token": ("forward, per token", style.flops),
-    "training_flops": ("training, one run", style.flops), "cache_bytes": ("cache, one sequence", style.size),
-    "memory_bytes": ("training memory", style.size), "tokens": ("tokens, one run", style.count),
-    "trials": ("runs", style.count), "seconds_per_trial": ("time, one run, estimate", style.duration),
+    "parameters": ("parameters", style.count),
+    "non_embedding": ("without embedding", style.count),
+    "active": ("active", style.count),
+    "flops_per_token": ("forward, per token", style.flops),
+    "training_flops": ("training, one run", style.flops),
+    "cache_bytes": ("cache, one sequence", style.size),
+    "memory_bytes": ("training memory", style.size),
+    "tokens": ("tokens, one run", style.count),
+    "trials": ("runs", style.count),
+    "seconds_per_trial": ("time, one run, estimate", style.duration),
     "measured_seconds": ("time, one run, measured", style.duration),
     "spent_seconds": ("time, all runs so far", style.duration),
-    "solved": ("set by the budget", lambda text: text or "–"), "residual": ("off budget", style.share), "mismatch": ("not matched", lambda text: text or "–"),
-}  # fmt: skip
+    "solved": ("set by the budget", lambda text: text or "–"),
+    "residual": ("off budget", style.share),
+    "mismatch": ("not matched", lambda text: text or "–"),
+}
 """Column of the cost table -> its heading and how its numbers are written."""
 
 

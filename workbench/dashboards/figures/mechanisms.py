@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
 
 UNITS = {
-    "half_life": "tokens", "selected_distance": "tokens", "norm": "length", "violation": "share of an even load",
-    "entropy": "nats", "gate": "share", "experts": "experts per token",
-}  # fmt: skip
+    "half_life": "tokens",
+    "selected_distance": "tokens",
+    "norm": "length",
+    "violation": "share of an even load",
+    "entropy": "nats",
+    "gate": "share",
+    "experts": "experts per token",
+}
 """Part of a diagnostic's name -> its unit; others are plain numbers."""
 
 
@@ -35,15 +40,27 @@ def diagnostic_curves(run: Run, name: str) -> go.Figure:
     table = table.group_by("arm", "step", "layer").agg(pl.col("value").max())
     bands, lines = [], []
     for arm, look in styles.items():
-        mine = table.filter(pl.col("arm") == arm).group_by("step").agg(
-            mean=pl.col("value").mean(), low=pl.col("value").min(), high=pl.col("value").max()).sort("step")  # fmt: skip
+        mine = (
+            table.filter(pl.col("arm") == arm)
+            .group_by("step")
+            .agg(mean=pl.col("value").mean(), low=pl.col("value").min(), high=pl.col("value").max())
+            .sort("step")
+        )
         steps = mine["step"].to_list()
         bands.append(band(zip(steps, mine["low"], mine["high"]), look, len(styles), legendgroup=f"arm {arm}"))
-        lines.append(go.Scatter(
-            x=steps, y=mine["mean"].to_list(), name=style.label(arm), mode="lines+markers", marker={"size": 4},
-            line={"color": look.colour, "dash": look.dash, "width": 2}, showlegend=bool(steps), legendgroup=f"arm {arm}",
-            hovertemplate="%{y:.4g} at step %{x}",
-        ))  # fmt: skip
+        lines.append(
+            go.Scatter(
+                x=steps,
+                y=mine["mean"].to_list(),
+                name=style.label(arm),
+                mode="lines+markers",
+                marker={"size": 4},
+                line={"color": look.colour, "dash": look.dash, "width": 2},
+                showlegend=bool(steps),
+                legendgroup=f"arm {arm}",
+                hovertemplate="%{y:.4g} at step %{x}",
+            )
+        )
     figure = figure_of([*bands, *lines], "" if len(table) else "No run has stored this.")
     figure.update_xaxes(title_text="training step")
     figure.update_yaxes(title_text=f"largest {_diagnostic_title(name)}" if vector else _diagnostic_title(name))
@@ -66,9 +83,14 @@ def diagnostic_map(run: Run, name: str) -> go.Figure:
         mine = table.filter(pl.col("arm") == arm)
         wide = mine.sort(across).pivot(across, index="layer", values="value").sort("layer")
         grid.add_heatmap(
-            x=wide.columns[1:], y=[str(layer) for layer in wide["layer"]], z=wide.drop("layer").to_numpy().tolist(),
-            coloraxis="coloraxis", name=style.label(arm), hovertemplate=f"%{{z:.4g}} in layer %{{y}} at {across} %{{x}}", **at,
-        )  # fmt: skip
+            x=wide.columns[1:],
+            y=[str(layer) for layer in wide["layer"]],
+            z=wide.drop("layer").to_numpy().tolist(),
+            coloraxis="coloraxis",
+            name=style.label(arm),
+            hovertemplate=f"%{{z:.4g}} in layer %{{y}} at {across} %{{x}}",
+            **at,
+        )
         title = "training step" if across == "step" else "place in the vector (expert)"
         grid.update_xaxes(title_text=title, type="category", nticks=8, **at)
     grid.update_yaxes(type="category")

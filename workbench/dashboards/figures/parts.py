@@ -41,10 +41,15 @@ def sentence(text: str) -> go.Figure:
 def table_of(heads: list[str], columns: list[list[str]]) -> go.Figure:
     plain = {"fill": {"color": "rgba(0,0,0,0)"}, "line": {"color": style.FAINT}, "align": "left"}
     widths = [min(max(len(text) for text in [head, *column]), 40) + 3 for head, column in zip(heads, columns)]
-    figure = figure_of([go.Table(
-        header={"values": [f"<b>{head}</b>" for head in heads], **plain, "font": {"color": style.INK}},
-        cells={"values": columns, "height": 26, **plain, "font": {"color": style.INK}}, columnwidth=widths,
-    )])  # fmt: skip
+    figure = figure_of(
+        [
+            go.Table(
+                header={"values": [f"<b>{head}</b>" for head in heads], **plain, "font": {"color": style.INK}},
+                cells={"values": columns, "height": 26, **plain, "font": {"color": style.INK}},
+                columnwidth=widths,
+            )
+        ]
+    )
     return figure.update_layout(height=min(120 + 40 * len(columns[0]), 640), margin={"l": 8, "r": 8, "t": 8, "b": 8})
 
 
@@ -52,8 +57,14 @@ def panels(count: int, columns: int = 4, titles: Sequence[str] = (), gap: float 
     """Drawings side by side with one vertical axis, at most so many in a row; and the place of each."""
     columns = min(count, columns)
     lines = math.ceil(count / columns)
-    grid = make_subplots(lines, columns, shared_yaxes=True, horizontal_spacing=gap, vertical_spacing=min(0.2, 0.6 / lines),
-                         subplot_titles=[style.label(title) for title in titles] or None)  # fmt: skip
+    grid = make_subplots(
+        lines,
+        columns,
+        shared_yaxes=True,
+        horizontal_spacing=gap,
+        vertical_spacing=min(0.2, 0.6 / lines),
+        subplot_titles=[style.label(title) for title in titles] or None,
+    )
     grid.update_layout(template=style.TEMPLATE)
     return grid, [{"row": i // columns + 1, "col": i % columns + 1} for i in range(count)]
 
@@ -70,15 +81,27 @@ def band(edges: Iterable[tuple[float, Any, Any]], look: style.ArmStyle, among: i
     held = list(edges)
     along, low, high = map(list, zip(*held)) if held else ([], [], [])
     return go.Scatter(
-        x=along + along[::-1], y=high + low[::-1], mode="lines", fill="toself",
-        fillcolor=look.faint(0.16 if among <= 8 else 0.05), line={"width": 0}, hoverinfo="skip", showlegend=False, **about,
-    )  # fmt: skip
+        x=along + along[::-1],
+        y=high + low[::-1],
+        mode="lines",
+        fill="toself",
+        fillcolor=look.faint(0.16 if among <= 8 else 0.05),
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        **about,
+    )
 
 
 def spread(table: pl.DataFrame, middle: str, **look: Any) -> dict[str, Any]:
     """Error bars from the columns low to high of ``table``."""
-    return {"type": "data", "symmetric": False, "array": (table["high"] - table[middle]).to_list(),
-            "arrayminus": (table[middle] - table["low"]).to_list(), **look}  # fmt: skip
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (table["high"] - table[middle]).to_list(),
+        "arrayminus": (table[middle] - table["low"]).to_list(),
+        **look,
+    }
 
 
 def legend(arms: list[str]) -> dict[str, Any]:

@@ -26,10 +26,17 @@ def recall_state(run: Run) -> go.Figure:
         for arm, look in styles.items():
             mine = table.filter((pl.col("arm") == arm) & (pl.col("pairs") == value))
             grid.add_scatter(
-                x=mine["cache_bytes"].to_list(), y=mine["accuracy"].to_list(), name=style.label(arm), mode="markers",
-                legendgroup=f"arm {arm}", showlegend=column == 1, row=1, col=column,
-                marker={"color": look.colour, "size": 11}, hovertemplate="%{y:.1%} with %{x:.3s}B",
-            )  # fmt: skip
+                x=mine["cache_bytes"].to_list(),
+                y=mine["accuracy"].to_list(),
+                name=style.label(arm),
+                mode="markers",
+                legendgroup=f"arm {arm}",
+                showlegend=column == 1,
+                row=1,
+                col=column,
+                marker={"color": look.colour, "size": 11},
+                hovertemplate="%{y:.1%} with %{x:.3s}B",
+            )
         grid.update_xaxes(title_text="decode state (bytes)", type="log", row=1, col=column)
     return grid
 
@@ -52,12 +59,19 @@ def recall_curves(run: Run, x: str = "pairs", panel: str = "length") -> go.Figur
         for arm, look in styles.items():
             mine = table.filter((pl.col("arm") == arm) & (pl.col(panel) == value))
             grid.add_scatter(
-                x=mine[x].to_list(), y=mine["accuracy"].to_list(), name=style.label(arm), mode="lines+markers", row=1, col=column,
-                legendgroup=f"arm {run.arms.index(arm)}", showlegend=column == 1, customdata=mine["runs"].to_list(),
+                x=mine[x].to_list(),
+                y=mine["accuracy"].to_list(),
+                name=style.label(arm),
+                mode="lines+markers",
+                row=1,
+                col=column,
+                legendgroup=f"arm {run.arms.index(arm)}",
+                showlegend=column == 1,
+                customdata=mine["runs"].to_list(),
                 error_y=spread(mine, "accuracy", thickness=1, width=3),
                 line={"color": look.colour, "dash": look.dash, "width": 2},
                 hovertemplate="%{y:.1%} at %{x:g} (%{customdata} runs)",
-            )  # fmt: skip
+            )
         ticks = table.filter(pl.col(panel) == value)[x].unique().sort().to_list()
         grid.update_xaxes(title_text=style.label(x), type="log", tickvals=ticks, row=1, col=column)
     return grid
@@ -82,10 +96,19 @@ def recall_map(run: Run, x: str = "length", y: str = "depth") -> go.Figure:
         rows = table.filter(pl.col("arm") == arm).iter_rows(named=True)
         held = {(f"{row[x]:g}", f"{row[y]:g}"): row["accuracy"] for row in rows}
         grid.add_heatmap(
-            x=across, y=down, z=[[held.get((a, d)) for a in across] for d in down], zmin=0, zmax=1, name=style.label(arm),
-            coloraxis="coloraxis", texttemplate="%{z:.0%}", xgap=1, ygap=1,
-            hovertemplate="%{z:.1%} at " + f"{style.label(x)} %{{x}}, {style.label(y)} %{{y}}", **at,
-        )  # fmt: skip
+            x=across,
+            y=down,
+            z=[[held.get((a, d)) for a in across] for d in down],
+            zmin=0,
+            zmax=1,
+            name=style.label(arm),
+            coloraxis="coloraxis",
+            texttemplate="%{z:.0%}",
+            xgap=1,
+            ygap=1,
+            hovertemplate="%{z:.1%} at " + f"{style.label(x)} %{{x}}, {style.label(y)} %{{y}}",
+            **at,
+        )
         grid.update_xaxes(title_text=style.label(x), type="category", **at)
     grid.update_yaxes(type="category", autorange="reversed")
     grid.update_yaxes(title_text=style.label(y), col=1)

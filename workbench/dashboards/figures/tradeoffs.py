@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 SPENT_TITLES = {
-    "training_flops": "training compute of one run (FLOPs)", "non_embedding": "parameters without embedding",
-    "active": "active parameters", "cache_bytes": "decode state of one sequence (bytes)",
+    "training_flops": "training compute of one run (FLOPs)",
+    "non_embedding": "parameters without embedding",
+    "active": "active parameters",
+    "cache_bytes": "decode state of one sequence (bytes)",
     "measured_rate": "training speed (tokens a second)",
-}  # fmt: skip
+}
 
 
 def frontier(run: Run, x: Spent = "training_flops") -> go.Figure:
@@ -29,20 +31,36 @@ def frontier(run: Run, x: Spent = "training_flops") -> go.Figure:
     table, styles = frontier_table(run, x), style.looks(run)
     best = table.filter("best").sort(x)
     front = go.Scatter(
-        x=best[x].to_list(), y=best["value"].to_list(), mode="lines", line={"color": style.INK, "width": 1.5, "dash": "dot"},
-        name="Pareto front", hoverinfo="skip", showlegend=len(best) > 1,
-    )  # fmt: skip
+        x=best[x].to_list(),
+        y=best["value"].to_list(),
+        mode="lines",
+        line={"color": style.INK, "width": 1.5, "dash": "dot"},
+        name="Pareto front",
+        hoverinfo="skip",
+        showlegend=len(best) > 1,
+    )
     points = []
     for arm, look in styles.items():
         mine = table.filter(pl.col("arm") == arm)
         tuning = bool(len(mine)) and mine["stage"][0] == "tuning"
         name = style.label(arm) + (" (tuning)" if tuning else "")
-        points.append(go.Scatter(
-            x=mine[x].to_list(), y=mine["value"].to_list(), name=name, mode="markers",
-            marker={"color": look.colour, "size": 12, "symbol": "circle-open" if tuning else "circle", "line": {"width": 2}},
-            error_y=spread(mine, "value", thickness=1.5, color=look.colour),
-            customdata=mine["runs"].to_list(), hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata} runs)",
-        ))  # fmt: skip
+        points.append(
+            go.Scatter(
+                x=mine[x].to_list(),
+                y=mine["value"].to_list(),
+                name=name,
+                mode="markers",
+                marker={
+                    "color": look.colour,
+                    "size": 12,
+                    "symbol": "circle-open" if tuning else "circle",
+                    "line": {"width": 2},
+                },
+                error_y=spread(mine, "value", thickness=1.5, color=look.colour),
+                customdata=mine["runs"].to_list(),
+                hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata} runs)",
+            )
+        )
     empty = "" if len(table) else "No arm has both a number and this cost yet."
     figure = figure_of([front, *points], empty)
     wide = len(table) > 1 and table[x].min() > 0 and table[x].max() / table[x].min() > 5  # type: ignore[operator]
@@ -75,16 +93,30 @@ def scaling(run: Run, x: Literal["non_embedding", "training_flops"] = "non_embed
         banded = law is not None and law.exponent_low is not None  # one seed a place tells nothing of the noise
         edges = zip(places, low, high) if banded else ()
         bands.append(band(edges, look, len(styles), **group))
-        curves.append(go.Scatter(
-            x=places, y=value, mode="lines", line={"color": look.colour, "dash": look.dash, "width": 1.8}, hoverinfo="skip",
-            showlegend=False, **group,
-        ))  # fmt: skip
-        points.append(go.Scatter(
-            x=mine[x].to_list(), y=mine["value"].to_list(), mode="markers", marker={"size": 9, "color": look.colour},
-            error_y=spread(mine, "value", thickness=1.5),
-            customdata=[style.label(name) for name in mine["ablation"]], showlegend=True,
-            hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata})", **group,
-        ))  # fmt: skip
+        curves.append(
+            go.Scatter(
+                x=places,
+                y=value,
+                mode="lines",
+                line={"color": look.colour, "dash": look.dash, "width": 1.8},
+                hoverinfo="skip",
+                showlegend=False,
+                **group,
+            )
+        )
+        points.append(
+            go.Scatter(
+                x=mine[x].to_list(),
+                y=mine["value"].to_list(),
+                mode="markers",
+                marker={"size": 9, "color": look.colour},
+                error_y=spread(mine, "value", thickness=1.5),
+                customdata=[style.label(name) for name in mine["ablation"]],
+                showlegend=True,
+                hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata})",
+                **group,
+            )
+        )
     figure = figure_of([*bands, *curves, *points], "" if len(table) else "No arm has a number yet.")
     figure.update_xaxes(title_text=SPENT_TITLES[x], type="log")
     figure.update_yaxes(title_text=quality_title(run), type="log")

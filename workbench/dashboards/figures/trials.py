@@ -38,22 +38,41 @@ def tuning(run: Run) -> go.Figure:
             mine = here.filter(pl.col("arm") == arm)
             rows = list(mine.iter_rows(named=True))
             grid.add_scatter(
-                x=[_value(row, words) for row in rows], name=style.label(arm), mode="markers",
+                x=[_value(row, words) for row in rows],
+                name=style.label(arm),
+                mode="markers",
                 legendgroup=f"arm {run.arms.index(arm)}",
                 y=[_height(row, rail) for row in rows],
-                text=[_trial(row, run.metric.unit) for row in rows], hoverinfo="text", showlegend=index == 0, cliponaxis=False,
-                marker={"symbol": [_symbol(row["status"]) for row in rows], "color": look.colour, "size": 9,
-                        "opacity": 0.9, "line": {"width": 1.5, "color": look.colour}},
+                text=[_trial(row, run.metric.unit) for row in rows],
+                hoverinfo="text",
+                showlegend=index == 0,
+                cliponaxis=False,
+                marker={
+                    "symbol": [_symbol(row["status"]) for row in rows],
+                    "color": look.colour,
+                    "size": 9,
+                    "opacity": 0.9,
+                    "line": {"width": 1.5, "color": look.colour},
+                },
                 **at,
-            )  # fmt: skip
+            )
         chosen = [row for row in here.iter_rows(named=True) if row["selected"] and not _unknown(row["selection_value"])]
         grid.add_scatter(
-            x=[_value(row, words) for row in chosen], y=[row["selection_value"] for row in chosen], name="chosen",
-            mode="markers", hoverinfo="skip", showlegend=index == 0, cliponaxis=False,
-            marker={"symbol": "circle-open", "size": 18, "color": [styles[row["arm"]].colour for row in chosen],
-                    "line": {"width": 2}},
+            x=[_value(row, words) for row in chosen],
+            y=[row["selection_value"] for row in chosen],
+            name="chosen",
+            mode="markers",
+            hoverinfo="skip",
+            showlegend=index == 0,
+            cliponaxis=False,
+            marker={
+                "symbol": "circle-open",
+                "size": 18,
+                "color": [styles[row["arm"]].colour for row in chosen],
+                "line": {"width": 2},
+            },
             **at,
-        )  # fmt: skip
+        )
         values = [value for value in here["value"].to_list() if value is not None]
         log = not words and min(values) > 0 and max(values) / min(values) > 5
         grid.update_xaxes(title_text=style.label(name), type="category" if words else "log" if log else "linear", **at)
@@ -118,17 +137,36 @@ def parallel(run: Run) -> go.Figure:
     rows = list(trials.values())
     place = {arm: i for i, arm in enumerate(styles)}
     short = [style.label(arm, 16) for arm in place]
-    dimensions = [{"label": "arm", "values": [place[row["arm"]] for row in rows], "tickvals": list(place.values()),
-                   "ticktext": short, "range": [-0.2, max(len(place) - 0.8, 0.2)]}]  # fmt: skip
+    dimensions = [
+        {
+            "label": "arm",
+            "values": [place[row["arm"]] for row in rows],
+            "tickvals": list(place.values()),
+            "ticktext": short,
+            "range": [-0.2, max(len(place) - 0.8, 0.2)],
+        }
+    ]
     dimensions += [_dimension(name, [row.get(f" {name}") for row in rows]) for name in names]
     dimensions.append({"label": style.label(run.metric.short, 22), "values": [row["value"] for row in rows]})
     last = max(len(place) - 1, 1)
     colours = [[i / last, look.colour] for i, look in enumerate(styles.values())]
-    figure = figure_of([go.Parcoords(
-        dimensions=dimensions, labelside="top", labelfont={"size": 12}, tickfont={"size": 11}, rangefont={"size": 10},
-        line={"color": [place[row["arm"]] for row in rows], "cmin": 0, "cmax": last,
-              "colorscale": colours if len(colours) > 1 else [[0, colours[0][1]], [1, colours[0][1]]]},
-    )])  # fmt: skip
+    figure = figure_of(
+        [
+            go.Parcoords(
+                dimensions=dimensions,
+                labelside="top",
+                labelfont={"size": 12},
+                tickfont={"size": 11},
+                rangefont={"size": 10},
+                line={
+                    "color": [place[row["arm"]] for row in rows],
+                    "cmin": 0,
+                    "cmax": last,
+                    "colorscale": colours if len(colours) > 1 else [[0, colours[0][1]], [1, colours[0][1]]],
+                },
+            )
+        ]
+    )
     return figure.update_layout(margin={"l": 90, "r": 70, "t": 64, "b": 24}, height=420)
 
 
@@ -136,16 +174,24 @@ def _dimension(name: str, values: list[Any]) -> dict[str, Any]:
     label = style.label(name.rpartition(".")[2], 22)
     if any(not isinstance(value, int | float) for value in values):
         words = sorted({str(value) for value in values})
-        return {"label": label, "values": [words.index(str(value)) for value in values],
-                "tickvals": list(range(len(words))), "ticktext": [style.label(word, 16) for word in words]}  # fmt: skip
+        return {
+            "label": label,
+            "values": [words.index(str(value)) for value in values],
+            "tickvals": list(range(len(words))),
+            "ticktext": [style.label(word, 16) for word in words],
+        }
     if min(values) > 0 and max(values) / min(values) > 5:
         ticks = (
             sorted(set(values))
             if len(set(values)) <= 6
             else [min(values) * (max(values) / min(values)) ** (i / 4) for i in range(5)]
         )
-        return {"label": label, "values": [math.log10(value) for value in values],
-                "tickvals": [math.log10(tick) for tick in ticks], "ticktext": [f"{tick:.2g}" for tick in ticks]}  # fmt: skip
+        return {
+            "label": label,
+            "values": [math.log10(value) for value in values],
+            "tickvals": [math.log10(tick) for tick in ticks],
+            "ticktext": [f"{tick:.2g}" for tick in ticks],
+        }
     return {"label": label, "values": values}
 
 
@@ -156,13 +202,25 @@ def importances(run: Run) -> go.Figure:
     for arm, look in styles.items():
         mine = table.filter(pl.col("arm") == arm)
         value = mine["importance"]
-        bars.append(go.Bar(
-            y=[style.label(name) for name in mine["hyperparameter"]], x=value.to_list(), name=style.label(arm), orientation="h",
-            marker={"color": look.colour}, customdata=mine["trials"].to_list(),
-            error_x={"type": "data", "symmetric": False, "array": (mine["high"] - value).clip(0).to_list(),
-                     "arrayminus": (value - mine["low"]).clip(0).to_list(), "thickness": 1, "color": style.INK},
-            hovertemplate="%{x:.0%} of %{y} (%{customdata} trials)",
-        ))  # fmt: skip
+        bars.append(
+            go.Bar(
+                y=[style.label(name) for name in mine["hyperparameter"]],
+                x=value.to_list(),
+                name=style.label(arm),
+                orientation="h",
+                marker={"color": look.colour},
+                customdata=mine["trials"].to_list(),
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": (mine["high"] - value).clip(0).to_list(),
+                    "arrayminus": (value - mine["low"]).clip(0).to_list(),
+                    "thickness": 1,
+                    "color": style.INK,
+                },
+                hovertemplate="%{x:.0%} of %{y} (%{customdata} trials)",
+            )
+        )
     figure = figure_of(
         bars, "" if len(table) else _nothing_tuned(run, f"Importances need {FEWEST} finished trials of an arm.")
     )
@@ -177,10 +235,16 @@ def best_of(run: Run) -> go.Figure:
     lines = []
     for arm, look in styles.items():
         mine = table.filter(pl.col("arm") == arm)
-        lines.append(go.Scatter(
-            x=mine["k"].to_list(), y=mine["best"].to_list(), name=style.label(arm), mode="lines+markers",
-            line={"color": look.colour, "dash": look.dash, "width": 2}, hovertemplate="%{y:.4f} with %{x} trials",
-        ))  # fmt: skip
+        lines.append(
+            go.Scatter(
+                x=mine["k"].to_list(),
+                y=mine["best"].to_list(),
+                name=style.label(arm),
+                mode="lines+markers",
+                line={"color": look.colour, "dash": look.dash, "width": 2},
+                hovertemplate="%{y:.4f} with %{x} trials",
+            )
+        )
     none = _nothing_tuned(run, "No tuning trial has ended with a number yet.")
     figure = figure_of(lines, "" if table["best"].count() else none)
     figure.update_xaxes(title_text="trials k", dtick=1 if len(table) and table["k"].max() <= 20 else None)  # type: ignore[operator]

@@ -71,8 +71,12 @@ class Files(Corpus):
             matches = [p for p in matches if p.is_file()]
             if not matches:
                 there = "" if path.exists() or glob.has_magic(pattern) else ", which is not there"
-                raise ConfigError.at("data.corpus.path", got=f"{pattern}{there}", expected="at least one file",
-                                     do=f"Paths are relative to {Path.cwd()}.")  # fmt: skip
+                raise ConfigError.at(
+                    "data.corpus.path",
+                    got=f"{pattern}{there}",
+                    expected="at least one file",
+                    do=f"Paths are relative to {Path.cwd()}.",
+                )
             found.update(matches)
         return sorted(found)
 
@@ -80,18 +84,28 @@ class Files(Corpus):
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ConfigError.at("data.corpus.path", got=f"{path}, which is not UTF-8 at byte {error.start}",
-                                 expected="UTF-8 text", do="Convert it, or choose files by a narrower pattern.") from None  # fmt: skip
+            raise ConfigError.at(
+                "data.corpus.path",
+                got=f"{path}, which is not UTF-8 at byte {error.start}",
+                expected="UTF-8 text",
+                do="Convert it, or choose files by a narrower pattern.",
+            ) from None
 
     def _field(self, line: str, path: Path, number: int) -> str:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ConfigError.at("data.corpus.path", got=f"{path} line {number}: {error}", expected="one JSON object a line") from None  # fmt: skip
+            raise ConfigError.at(
+                "data.corpus.path", got=f"{path} line {number}: {error}", expected="one JSON object a line"
+            ) from None
         if not isinstance(row, dict) or not isinstance(row.get(self.config.field), str):
             raise self._no_field(row if isinstance(row, dict) else (), f"{path} line {number}")
         return row[self.config.field]
 
     def _no_field(self, names: object, where: str) -> ConfigError:
-        return ConfigError.at("data.corpus.field", got=f"{self.config.field!r}, which {where} does not have as text",
-                              expected="a field that holds text", do=nearest(self.config.field, list(names)))  # type: ignore[call-overload]  # fmt: skip
+        return ConfigError.at(
+            "data.corpus.field",
+            got=f"{self.config.field!r}, which {where} does not have as text",
+            expected="a field that holds text",
+            do=nearest(self.config.field, list(names)),  # type: ignore[call-overload]
+        )

@@ -45,8 +45,12 @@ class HuggingFace(Corpus):
             import datasets
             from huggingface_hub import constants
         except ImportError:
-            raise ConfigError.at("data.corpus", got="huggingface", expected="the library `datasets`",
-                                 do="Install it: pip install 'workbench[hub]'; or use corpus 'files'.") from None  # fmt: skip
+            raise ConfigError.at(
+                "data.corpus",
+                got="huggingface",
+                expected="the library `datasets`",
+                do="Install it: pip install 'workbench[hub]'; or use corpus 'files'.",
+            ) from None
         # the library retries for most of a minute before it says that there is no network
         address = urlsplit(constants.ENDPOINT)
         try:
@@ -54,20 +58,28 @@ class HuggingFace(Corpus):
                 raise OSError("HF_HUB_OFFLINE is set")
             socket.create_connection((address.hostname or "", address.port or 443), timeout=4).close()
         except OSError as error:
-            raise ConfigError.at("data.corpus.name", got=f"{config.name}, but the hub cannot be reached ({error})",
-                                 expected="a network connection",
-                                 do="Use corpus 'files' or 'stdlib', which need none.") from None  # fmt: skip
+            raise ConfigError.at(
+                "data.corpus.name",
+                got=f"{config.name}, but the hub cannot be reached ({error})",
+                expected="a network connection",
+                do="Use corpus 'files' or 'stdlib', which need none.",
+            ) from None
         try:
             stream = datasets.load_dataset(
                 config.name, config.subset, split=config.split, revision=config.revision, streaming=True
             )
             for row in islice(stream, config.documents):
                 if not isinstance(row.get(config.field), str):
-                    raise ConfigError.at("data.corpus.field", got=config.field, expected="a column that holds text",
-                                         do=nearest(config.field, row))  # fmt: skip
+                    raise ConfigError.at(
+                        "data.corpus.field",
+                        got=config.field,
+                        expected="a column that holds text",
+                        do=nearest(config.field, row),
+                    )
                 yield row[config.field]
         except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError.at("data.corpus.name", got=config.name, expected="a data set of the hub",
-                                 do=str(error).splitlines()[0]) from None  # fmt: skip
+            raise ConfigError.at(
+                "data.corpus.name", got=config.name, expected="a data set of the hub", do=str(error).splitlines()[0]
+            ) from None

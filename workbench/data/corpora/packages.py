@@ -41,8 +41,12 @@ class Packages(Corpus):
                     if path.suffix in ENDINGS and (at := path.stat()).st_size <= LARGEST:
                         found.append((path.relative_to(root).as_posix(), at, path))
         if not found:
-            raise ConfigError.at("data.corpus", got="no text below " + ", ".join(map(str, sorted(roots))),
-                                 expected="installed packages", do="Use corpus 'files' with a path to your own text.")  # fmt: skip
+            raise ConfigError.at(
+                "data.corpus",
+                got="no text below " + ", ".join(map(str, sorted(roots))),
+                expected="installed packages",
+                do="Use corpus 'files' with a path to your own text.",
+            )
         return sorted(found, key=lambda entry: entry[0])
 
     def stamp(self) -> str:

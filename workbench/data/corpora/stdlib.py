@@ -51,6 +51,10 @@ class StandardLibrary(Corpus):
         root = Path(sysconfig.get_paths()["stdlib"])
         found = [path for path in root.rglob("*.py") if not LEFT_OUT.intersection(path.relative_to(root).parts)]
         if not found:
-            raise ConfigError.at("data.corpus", got=f"no Python source below {root}", expected="the standard library",
-                                 do="Use corpus 'files' with a path to your own text.")  # fmt: skip
+            raise ConfigError.at(
+                "data.corpus",
+                got=f"no Python source below {root}",
+                expected="the standard library",
+                do="Use corpus 'files' with a path to your own text.",
+            )
         yield from texts(sorted(found, key=lambda path: path.relative_to(root).as_posix()), self.config.limit_bytes)

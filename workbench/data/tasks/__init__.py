@@ -88,8 +88,12 @@ class Task(Source):
 
     @classmethod
     def prepare(cls, config: Any, vocabulary: int, cache: Path, say: Callable[[str], None]) -> Task:
-        card: dict[str, Any] = {"kind": config.kind, "config": config.plain(), "vocabulary": vocabulary,
-                                "material": cls.material(config, vocabulary, cache, say)}  # fmt: skip
+        card: dict[str, Any] = {
+            "kind": config.kind,
+            "config": config.plain(),
+            "vocabulary": vocabulary,
+            "material": cls.material(config, vocabulary, cache, say),
+        }
         folder = cache / digest(FORMAT, card)
         with locked(folder.with_name(f"{folder.name}.lock")):
             if not is_whole(folder):
@@ -137,9 +141,11 @@ class Task(Source):
             np.save(self.folder / f"{name}.targets.npy", np.concatenate([e.targets for e in made]).astype(np.int32))
             pl.DataFrame(columns).write_parquet(self.folder / f"{name}.parquet")
             splits[name] = {
-                "examples": len(made), "tokens": int(ends[-1]), "answers": sum(columns["answers"]),
+                "examples": len(made),
+                "tokens": int(ends[-1]),
+                "answers": sum(columns["answers"]),
                 "seen_in_training": sum(example.tokens.tobytes() in trained for example in made),
-            }  # fmt: skip
+            }
         return {"training_examples_compared": len(trained), "splits": splits}
 
     def row_examples(self, seed: int, row: int, context: int) -> list[Example]:
@@ -226,5 +232,9 @@ def answer_starts(targets: np.ndarray, documents: np.ndarray | None = None) -> n
 def check_lengths(path: str, lengths: Sequence[int], context: int) -> None:
     """Raise ConfigError where an example is longer than a row of ``context`` tokens."""
     if max(lengths) > context:
-        raise ConfigError.at(path, got=f"an example of {max(lengths)} tokens", expected=f"at most training.context={context}",
-                             do=f"Set training.context={max(lengths)}, or make examples shorter.")  # fmt: skip
+        raise ConfigError.at(
+            path,
+            got=f"an example of {max(lengths)} tokens",
+            expected=f"at most training.context={context}",
+            do=f"Set training.context={max(lengths)}, or make examples shorter.",
+        )

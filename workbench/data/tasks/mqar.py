@@ -36,8 +36,12 @@ class Mix(Config):
 
     def model_post_init(self, _context: object) -> None:
         if 4 * self.pairs > self.length:
-            raise ConfigError.at("pairs", got=f"{self.pairs} pairs in {self.length} tokens", expected="4 · pairs ≤ length",
-                                 do=f"Give at most {self.length // 4} pairs, or {4 * self.pairs} tokens or more.")  # fmt: skip
+            raise ConfigError.at(
+                "pairs",
+                got=f"{self.pairs} pairs in {self.length} tokens",
+                expected="4 · pairs ≤ length",
+                do=f"Give at most {self.length // 4} pairs, or {4 * self.pairs} tokens or more.",
+            )
 
 
 @sources.register
@@ -70,9 +74,11 @@ class MultiQueryRecall(Task):
                     held = self.vocabulary or vocabulary
                     if held // 2 - 1 < mix.pairs:
                         raise ConfigError.at(
-                            "vocabulary", got=held, expected=f"at least {2 * mix.pairs + 2} ids: {mix.pairs} keys, as many "
-                            "values, a filler", do="Set model.vocabulary (published: 8192), or give fewer pairs.",
-                        )  # fmt: skip
+                            "vocabulary",
+                            got=held,
+                            expected=f"at least {2 * mix.pairs + 2} ids: {mix.pairs} keys, as many values, a filler",
+                            do="Set model.vocabulary (published: 8192), or give fewer pairs.",
+                        )
 
         def target_share(self, context: int) -> float:
             return sum(mix.pairs * (context // mix.length) for mix in self.mixes) / len(self.mixes) / context

@@ -33,21 +33,138 @@ from workbench.data.sources import Source, prepare
 from workbench.data.tasks import NOTHING, Example, SplitName, Task, TaskConfig, check_lengths, sources
 
 ADJECTIVES = [
-    "able", "amber", "ancient", "bitter", "bold", "brave", "brief", "bright", "broad", "calm", "careful", "clever",
-    "cold", "cosy", "curious", "daring", "deep", "distant", "dry", "eager", "early", "faint", "fair", "famous",
-    "fierce", "firm", "fond", "frank", "fresh", "gentle", "giant", "glad", "golden", "grand", "green", "happy",
-    "heavy", "hidden", "honest", "humble", "idle", "jolly", "keen", "kind", "late", "lively", "lonely", "loud",
-    "lucky", "mild", "modest", "narrow", "noble", "odd", "pale", "patient", "plain", "polite", "proud", "quick",
-    "quiet", "rapid", "rare", "ripe", "rough",
-]  # fmt: skip
+    "able",
+    "amber",
+    "ancient",
+    "bitter",
+    "bold",
+    "brave",
+    "brief",
+    "bright",
+    "broad",
+    "calm",
+    "careful",
+    "clever",
+    "cold",
+    "cosy",
+    "curious",
+    "daring",
+    "deep",
+    "distant",
+    "dry",
+    "eager",
+    "early",
+    "faint",
+    "fair",
+    "famous",
+    "fierce",
+    "firm",
+    "fond",
+    "frank",
+    "fresh",
+    "gentle",
+    "giant",
+    "glad",
+    "golden",
+    "grand",
+    "green",
+    "happy",
+    "heavy",
+    "hidden",
+    "honest",
+    "humble",
+    "idle",
+    "jolly",
+    "keen",
+    "kind",
+    "late",
+    "lively",
+    "lonely",
+    "loud",
+    "lucky",
+    "mild",
+    "modest",
+    "narrow",
+    "noble",
+    "odd",
+    "pale",
+    "patient",
+    "plain",
+    "polite",
+    "proud",
+    "quick",
+    "quiet",
+    "rapid",
+    "rare",
+    "ripe",
+    "rough",
+]
 NOUNS = [
-    "acorn", "anchor", "apple", "arrow", "badger", "barrel", "basket", "beacon", "beetle", "bottle", "bridge",
-    "bucket", "button", "candle", "canyon", "carpet", "castle", "cedar", "chapel", "comet", "copper", "coral",
-    "cradle", "desert", "dragon", "falcon", "feather", "fiddle", "forest", "garden", "glacier", "hammer", "harbour",
-    "hazel", "helmet", "island", "jacket", "kettle", "ladder", "lantern", "lemon", "magnet", "maple", "marble",
-    "meadow", "mirror", "mountain", "needle", "orchard", "otter", "pebble", "pepper", "pillow", "planet", "pocket",
-    "rabbit", "ribbon", "river", "saddle", "salmon", "shadow", "shovel", "silver", "spider",
-]  # fmt: skip
+    "acorn",
+    "anchor",
+    "apple",
+    "arrow",
+    "badger",
+    "barrel",
+    "basket",
+    "beacon",
+    "beetle",
+    "bottle",
+    "bridge",
+    "bucket",
+    "button",
+    "candle",
+    "canyon",
+    "carpet",
+    "castle",
+    "cedar",
+    "chapel",
+    "comet",
+    "copper",
+    "coral",
+    "cradle",
+    "desert",
+    "dragon",
+    "falcon",
+    "feather",
+    "fiddle",
+    "forest",
+    "garden",
+    "glacier",
+    "hammer",
+    "harbour",
+    "hazel",
+    "helmet",
+    "island",
+    "jacket",
+    "kettle",
+    "ladder",
+    "lantern",
+    "lemon",
+    "magnet",
+    "maple",
+    "marble",
+    "meadow",
+    "mirror",
+    "mountain",
+    "needle",
+    "orchard",
+    "otter",
+    "pebble",
+    "pepper",
+    "pillow",
+    "planet",
+    "pocket",
+    "rabbit",
+    "ribbon",
+    "river",
+    "saddle",
+    "salmon",
+    "shadow",
+    "shovel",
+    "silver",
+    "spider",
+]
 NOISE = ("The wind is calm.", " The road is long.", " The lamp is lit.", " We walk on, and come back again.\n")
 WORD_TOKENS = 4
 """About how many tokens a word takes, for estimates."""
@@ -92,15 +209,21 @@ class Needle(Task):
             1.0,
         )
         """Depths of the needle in the measured examples: 0 is the beginning of the haystack, 1 its end."""
-        text: Annotated[DataConfig, BeforeValidator(lambda data: DataConfig.parse(data))] = Field(default={}, validate_default=True)  # fmt: skip
+        text: Annotated[DataConfig, BeforeValidator(lambda data: DataConfig.parse(data))] = Field(
+            default={}, validate_default=True
+        )
         """Corpus and tokenizer. A split's haystacks are made of the documents of that split alone."""
 
         views = {"recall_map": ("length", "depth")}
 
         def model_post_init(self, _context: Any) -> None:
             if self.haystack == "needles" and self.needles > 1:
-                raise ConfigError.at("needles", got=self.needles, expected="1 with haystack 'needles'",
-                                     do="Such a haystack holds as many distractors as fit.")  # fmt: skip
+                raise ConfigError.at(
+                    "needles",
+                    got=self.needles,
+                    expected="1 with haystack 'needles'",
+                    do="Such a haystack holds as many distractors as fit.",
+                )
             if self.needles > len(ADJECTIVES) * len(NOUNS) // 2:
                 raise ConfigError.at(
                     "needles",
@@ -148,8 +271,12 @@ class Needle(Task):
         hidden = [asked, *([] if full else facts)]
         room = case.length - len(question) - len(answer) - sum(map(len, hidden))
         if room < 0:
-            raise ConfigError.at("data.lengths", got=case.length, expected=f"at least {case.length - room} tokens for the "
-                                 "needles, the question and the answer", do="Give longer examples, or fewer needles.")  # fmt: skip
+            raise ConfigError.at(
+                "data.lengths",
+                got=case.length,
+                expected=f"at least {case.length - room} tokens for the needles, the question and the answer",
+                do="Give longer examples, or fewer needles.",
+            )
         hay, cuts = self._haystack(room, facts, split, generator)
         places = [
             int(np.abs(cuts - depth * room).argmin()),

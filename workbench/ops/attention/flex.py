@@ -35,9 +35,18 @@ def block_mask(segments_BT: Tensor, window: int | None = None) -> BlockMask:
 
     part, parts, whole, wholes, part_q, parts_q, whole_q, wholes_q = listed_blocks(segments_BT, window or 0)
     return BlockMask(
-        (T, T), kv_num_blocks=part, kv_indices=parts, full_kv_num_blocks=whole, full_kv_indices=wholes, q_num_blocks=part_q,
-        q_indices=parts_q, full_q_num_blocks=whole_q, full_q_indices=wholes_q, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=seen,
-    )  # fmt: skip
+        (T, T),
+        kv_num_blocks=part,
+        kv_indices=parts,
+        full_kv_num_blocks=whole,
+        full_kv_indices=wholes,
+        q_num_blocks=part_q,
+        q_indices=parts_q,
+        full_q_num_blocks=whole_q,
+        full_q_indices=wholes_q,
+        BLOCK_SIZE=(BLOCK, BLOCK),
+        mask_mod=seen,
+    )
 
 
 Lists = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -96,7 +105,10 @@ def attention_flex(
         segments = torch.zeros(B, T, dtype=torch.int32, device=q_BTHK.device)
     call = flex_attention if torch.compiler.is_compiling() else _compiled
     out = call(
-        q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2), block_mask=block_mask(segments, window),
+        q_BTHK.transpose(1, 2),
+        k_BTGK.transpose(1, 2),
+        v_BTGK.transpose(1, 2),
+        block_mask=block_mask(segments, window),
         enable_gqa=q_BTHK.shape[2] != k_BTGK.shape[2],
-    )  # fmt: skip
+    )
     return out.transpose(1, 2)

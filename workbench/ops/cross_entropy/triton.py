@@ -44,6 +44,13 @@ def losses_(scores_CV: Tensor, targets_C: Tensor, weights_C: Tensor, losses_C: T
     assert scores_CV.stride(1) == 1 and losses_C.dtype == torch.float32
     block = min(BLOCK, triton.next_power_of_2(V))
     _kernel[(C,)](
-        scores_CV, scores_CV.stride(0), targets_C.contiguous(), weights_C.contiguous(), losses_C, V,
-        GRADIENT=gradient, BLOCK=block, num_warps=8,
-    )  # fmt: skip
+        scores_CV,
+        scores_CV.stride(0),
+        targets_C.contiguous(),
+        weights_C.contiguous(),
+        losses_C,
+        V,
+        GRADIENT=gradient,
+        BLOCK=block,
+        num_warps=8,
+    )

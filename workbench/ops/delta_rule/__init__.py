@@ -34,10 +34,18 @@ def path(device: str, dtype: DType, *, length: int, K: int, V: int) -> str:
 
 
 def delta_rule(
-    q_BTHK: Tensor, p_BTHK: Tensor, z_BTHV: Tensor, g: Tensor | None = None, *, e_BTHK: Tensor | None = None,
-    strength_BTH: Tensor | None = None, state_BHKV: Tensor | None = None, segments: Tensor | None = None,
-    chunk: int = 32, backend: str = "auto",
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q_BTHK: Tensor,
+    p_BTHK: Tensor,
+    z_BTHV: Tensor,
+    g: Tensor | None = None,
+    *,
+    e_BTHK: Tensor | None = None,
+    strength_BTH: Tensor | None = None,
+    state_BHKV: Tensor | None = None,
+    segments: Tensor | None = None,
+    chunk: int = 32,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
     """S_t = (I - p_t ẽ_tᵀ) Diag(exp g_t) S_{t-1} + p_t z̃_tᵀ,  o_t = S_tᵀ q_t,  with ẽ = strength · e, z̃ = strength · z.
 
     The decay acts before the edit; the output reads the state after the write. The variants are special cases: the
@@ -84,8 +92,11 @@ def delta_rule(
         raise ValueError(f"delta_rule: backend: got {backend!r}; expected 'auto' or one of {', '.join(PATHS)}.")
     paths.note("delta_rule", backend)
     more: dict[str, Any] = {
-        "e_BTHK": e_BTHK, "strength_BTH": strength_BTH, "state_BHKV": state_BHKV, "segments": segments,
-    }  # fmt: skip
+        "e_BTHK": e_BTHK,
+        "strength_BTH": strength_BTH,
+        "state_BHKV": state_BHKV,
+        "segments": segments,
+    }
     if backend == "recurrent":
         return delta_rule_recurrent(q_BTHK, p_BTHK, z_BTHV, g, **more)
     if backend == "torch":

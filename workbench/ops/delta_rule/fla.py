@@ -31,9 +31,16 @@ def refusal(device: str) -> str | None:
 
 
 def delta_rule_fla(
-    q_BTHK: Tensor, p_BTHK: Tensor, z_BTHV: Tensor, g: Tensor | None = None, *, e_BTHK: Tensor | None = None,
-    strength_BTH: Tensor | None = None, state_BHKV: Tensor | None = None, segments: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q_BTHK: Tensor,
+    p_BTHK: Tensor,
+    z_BTHV: Tensor,
+    g: Tensor | None = None,
+    *,
+    e_BTHK: Tensor | None = None,
+    strength_BTH: Tensor | None = None,
+    state_BHKV: Tensor | None = None,
+    segments: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """As :func:`workbench.ops.delta_rule.delta_rule`. Packed documents are counted, which waits for the device.
 
     Raises:

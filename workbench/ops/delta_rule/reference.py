@@ -10,9 +10,16 @@ from torch import Tensor
 
 
 def delta_rule_recurrent(
-    q_BTHK: Tensor, p_BTHK: Tensor, z_BTHV: Tensor, g: Tensor | None = None, *, e_BTHK: Tensor | None = None,
-    strength_BTH: Tensor | None = None, state_BHKV: Tensor | None = None, segments: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q_BTHK: Tensor,
+    p_BTHK: Tensor,
+    z_BTHV: Tensor,
+    g: Tensor | None = None,
+    *,
+    e_BTHK: Tensor | None = None,
+    strength_BTH: Tensor | None = None,
+    state_BHKV: Tensor | None = None,
+    segments: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """As :func:`workbench.ops.delta_rule.delta_rule`, line by line; computed in fp32 (fp64 for fp64 input)."""
     dtype = torch.promote_types(z_BTHV.dtype, torch.float32)
     q, p, z, e = (x.to(dtype) for x in (q_BTHK, p_BTHK, z_BTHV, p_BTHK if e_BTHK is None else e_BTHK))

@@ -35,10 +35,18 @@ backward pass."""
 
 
 def delta_rule_torch(
-    q_BTHK: Tensor, p_BTHK: Tensor, z_BTHV: Tensor, g: Tensor | None = None, *, e_BTHK: Tensor | None = None,
-    strength_BTH: Tensor | None = None, state_BHKV: Tensor | None = None, segments: Tensor | None = None,
-    chunk: int = 32, span: int = SPAN,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q_BTHK: Tensor,
+    p_BTHK: Tensor,
+    z_BTHV: Tensor,
+    g: Tensor | None = None,
+    *,
+    e_BTHK: Tensor | None = None,
+    strength_BTH: Tensor | None = None,
+    state_BHKV: Tensor | None = None,
+    segments: Tensor | None = None,
+    chunk: int = 32,
+    span: int = SPAN,
+) -> tuple[Tensor, Tensor]:
     """As :func:`workbench.ops.delta_rule.delta_rule`; computed in fp32 (fp64 for fp64 input), autocast or not."""
     B, T, H, K = q_BTHK.shape
     V = z_BTHV.shape[-1]
@@ -65,9 +73,18 @@ def delta_rule_torch(
 
 
 def _span(
-    q: Tensor, p: Tensor, z: Tensor, g: Tensor, e: Tensor | None, strength: Tensor | None, segments: Tensor | None,
-    before_B: Tensor | None, S_XKV: Tensor, C: int, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    p: Tensor,
+    z: Tensor,
+    g: Tensor,
+    e: Tensor | None,
+    strength: Tensor | None,
+    segments: Tensor | None,
+    before_B: Tensor | None,
+    S_XKV: Tensor,
+    C: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
     """Outputs of a stretch of tokens, and the state behind it."""
     B, T, H, _ = q.shape
     N, pad = -(-T // C), -T % C

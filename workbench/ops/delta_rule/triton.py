@@ -168,11 +168,37 @@ def _factors(own, i, level, whole, PRECISION: tl.constexpr):
 
 @triton.jit
 def _prepare(
-    q, p, e, z, g, strength, segments, A, M, Qin, Y, U, Pout, passing, T, N, z_batch, z_row, H: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr,
-    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, CHANNEL: tl.constexpr, STRENGTH: tl.constexpr, SEGMENTS: tl.constexpr,
-    SOLVE: tl.constexpr, INVERSE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    q,
+    p,
+    e,
+    z,
+    g,
+    strength,
+    segments,
+    A,
+    M,
+    Qin,
+    Y,
+    U,
+    Pout,
+    passing,
+    T,
+    N,
+    z_batch,
+    z_row,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    CHANNEL: tl.constexpr,
+    STRENGTH: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    SOLVE: tl.constexpr,
+    INVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Everything of a chunk that does not need its incoming state. With SOLVE makes A and M, otherwise reads A."""
     n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, h = x // H, x % H
@@ -253,9 +279,23 @@ def _prepare(
 
 @triton.jit
 def _scan(
-    Y, U, Pout, passing, R, states, start, end, N, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, KP: tl.constexpr,
-    BV: tl.constexpr, START: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Y,
+    U,
+    Pout,
+    passing,
+    R,
+    states,
+    start,
+    end,
+    N,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    KP: tl.constexpr,
+    BV: tl.constexpr,
+    START: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """From chunk to chunk: the state before each, and R. A program holds BV columns of one head's state."""
     v, x = tl.program_id(0) * BV + tl.arange(0, BV), tl.program_id(1).to(tl.int64)
     dtype = Y.dtype.element_ty
@@ -285,9 +325,21 @@ def _scan(
 
 @triton.jit
 def _output(
-    Qin, M, R, states, o, T, N, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Qin,
+    M,
+    R,
+    states,
+    o,
+    T,
+    N,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     n, x = tl.program_id(1), tl.program_id(2).to(tl.int64)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
     i = tl.arange(0, C)
@@ -309,8 +361,17 @@ def _output(
 
 @triton.jit
 def _local_gradient(
-    M, do, dR, T, N, H: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    M,
+    do,
+    dR,
+    T,
+    N,
+    H: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    BV: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """dR = Mᵀ do, the part of dR that comes from the chunk itself."""
     n, x = tl.program_id(1), tl.program_id(2).to(tl.int64)
     v = tl.program_id(0) * BV + tl.arange(0, BV)
@@ -324,9 +385,26 @@ def _local_gradient(
 
 @triton.jit
 def _scan_back(
-    Qin, Y, Pout, passing, do, dR, dstates, dend, dstart, T, N, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    C: tl.constexpr, KP: tl.constexpr, BV: tl.constexpr, END: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Qin,
+    Y,
+    Pout,
+    passing,
+    do,
+    dR,
+    dstates,
+    dend,
+    dstart,
+    T,
+    N,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    KP: tl.constexpr,
+    BV: tl.constexpr,
+    END: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """From the last chunk to the first: the gradient of the state behind each, and dR completed in place."""
     v, x = tl.program_id(0) * BV + tl.arange(0, BV), tl.program_id(1).to(tl.int64)
     dtype = Y.dtype.element_ty
@@ -363,10 +441,34 @@ def _scan_back(
 
 @triton.jit
 def _matrix_gradients(
-    z, strength, segments, A, Y, U, R, states, do, dR, dT, dM, dz, dstrength, T, N, z_batch, z_row, H: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, STRENGTH: tl.constexpr, SEGMENTS: tl.constexpr,
+    z,
+    strength,
+    segments,
+    A,
+    Y,
+    U,
+    R,
+    states,
+    do,
+    dR,
+    dT,
+    dM,
+    dz,
+    dstrength,
+    T,
+    N,
+    z_batch,
+    z_row,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    STRENGTH: tl.constexpr,
+    SEGMENTS: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     """dM = do Rᵀ; dz̃ = Aᵀ dR; dT = -(dz̃ Uᵀ + (Aᵀ dY) Yᵀ) with dY = -dR Sᵀ, which is -Aᵀ dA Aᵀ."""
     n, x = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, h = x // H, x % H
@@ -423,10 +525,40 @@ def _matrix_gradients(
 
 @triton.jit
 def _input_gradients(
-    q, p, e, g, strength, segments, A, R, states, dstates, do, dR, dT, dM, dq, dp, de, dg, dstrength, T, N, parts,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    CHANNEL: tl.constexpr, STRENGTH: tl.constexpr, TIED: tl.constexpr, SEGMENTS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    q,
+    p,
+    e,
+    g,
+    strength,
+    segments,
+    A,
+    R,
+    states,
+    dstates,
+    do,
+    dR,
+    dT,
+    dM,
+    dq,
+    dp,
+    de,
+    dg,
+    dstrength,
+    T,
+    N,
+    parts,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    CHANNEL: tl.constexpr,
+    STRENGTH: tl.constexpr,
+    TIED: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Gradients of q, p, e, g and the strength for BK channels of one chunk.
 
     dG = ẽ dẽ + q dq - p dp, and at the chunk's last row what G_C gives; dg is its sum over the rows behind. There what a pair of
@@ -547,7 +679,16 @@ def _shared_memory(device: torch.device) -> int:
 class _Launch:
     """Sizes, buffers and launches of one call. Block sizes and warps are fixed by shape, never searched."""
 
-    def __init__(self, q: Tensor, p: Tensor, z: Tensor, g: Tensor, e: Tensor | None, strength: Tensor | None, segments: Tensor | None):  # fmt: skip
+    def __init__(
+        self,
+        q: Tensor,
+        p: Tensor,
+        z: Tensor,
+        g: Tensor,
+        e: Tensor | None,
+        strength: Tensor | None,
+        segments: Tensor | None,
+    ):
         self.B, self.T, self.H, self.K = q.shape
         self.V = z.shape[-1]
         self.N = triton.cdiv(self.T, CHUNK)
@@ -587,11 +728,30 @@ class _Launch:
         buffers = (self.inner(self.K), self.inner(self.K), self.inner(self.V), self.inner(self.K))
         passing = self.z.new_empty(self.B * self.H, self.N, self.K, dtype=torch.float32)
         _prepare[(self.N, self.B * self.H)](
-            self.q, self.p, self.e, self.z, self.g, self.strength, self.segments, A, M, *buffers, passing, self.T, self.N,
-            *self.z_strides, **self.sizes, BK=BLOCK, BV=BLOCK, CHANNEL=self.channel, SOLVE=solve,
-            INVERSE=INVERSE if self.z.element_size() == 2 else "tf32x3", **self.flags, **self.precision,
+            self.q,
+            self.p,
+            self.e,
+            self.z,
+            self.g,
+            self.strength,
+            self.segments,
+            A,
+            M,
+            *buffers,
+            passing,
+            self.T,
+            self.N,
+            *self.z_strides,
+            **self.sizes,
+            BK=BLOCK,
+            BV=BLOCK,
+            CHANNEL=self.channel,
+            SOLVE=solve,
+            INVERSE=INVERSE if self.z.element_size() == 2 else "tf32x3",
+            **self.flags,
+            **self.precision,
             **LAUNCH["prepare"],
-        )  # fmt: skip
+        )
         return (*buffers, passing)
 
     def scan(
@@ -602,26 +762,55 @@ class _Launch:
         end = self.z.new_empty(self.B, self.H, self.K, self.V, dtype=torch.float32)
         grid, options = self.scan_launch("scan")
         _scan[grid](
-            Y, U, Pout, passing, R, states, end if state is None else state.contiguous(), end, self.N, K=self.K, V=self.V, C=CHUNK,
-            START=state is not None, **self.precision, **options,
-        )  # fmt: skip
+            Y,
+            U,
+            Pout,
+            passing,
+            R,
+            states,
+            end if state is None else state.contiguous(),
+            end,
+            self.N,
+            K=self.K,
+            V=self.V,
+            C=CHUNK,
+            START=state is not None,
+            **self.precision,
+            **options,
+        )
         return R, states, end
 
 
 @torch.library.custom_op("workbench::delta_rule", mutates_args=())
 def _forward(
-    q: Tensor, p: Tensor, z: Tensor, g: Tensor, e: Tensor | None, strength: Tensor | None, state: Tensor | None,
+    q: Tensor,
+    p: Tensor,
+    z: Tensor,
+    g: Tensor,
+    e: Tensor | None,
+    strength: Tensor | None,
+    state: Tensor | None,
     segments: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     launch = _Launch(q, p, z, g, e, strength, segments)
     A, M = launch.inner(CHUNK), launch.inner(CHUNK)
     Qin, Y, U, Pout, passing = launch.chunks(A, M, solve=True)
     R, states, end = launch.scan(Y, U, Pout, passing, state)
     o = z.new_empty(z.shape)
     _output[(triton.cdiv(launch.V, BLOCK), launch.N, launch.B * launch.H)](
-        Qin, M, R, states, o, launch.T, launch.N, **launch.sizes, BK=BLOCK, BV=BLOCK, **launch.precision,
+        Qin,
+        M,
+        R,
+        states,
+        o,
+        launch.T,
+        launch.N,
+        **launch.sizes,
+        BK=BLOCK,
+        BV=BLOCK,
+        **launch.precision,
         **LAUNCH["output"],
-    )  # fmt: skip
+    )
     return o, end, A, M
 
 
@@ -639,9 +828,19 @@ def _(q, p, z, g, e, strength, state, segments):
 
 @torch.library.custom_op("workbench::delta_rule_backward", mutates_args=())
 def _backward(
-    do: Tensor, dend: Tensor | None, q: Tensor, p: Tensor, z: Tensor, g: Tensor, e: Tensor | None, strength: Tensor | None,
-    state: Tensor | None, segments: Tensor | None, A: Tensor, M: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    do: Tensor,
+    dend: Tensor | None,
+    q: Tensor,
+    p: Tensor,
+    z: Tensor,
+    g: Tensor,
+    e: Tensor | None,
+    strength: Tensor | None,
+    state: Tensor | None,
+    segments: Tensor | None,
+    A: Tensor,
+    M: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, p, z, g, e (empty where tied), strength (empty where none), state."""
     launch = _Launch(q, p, z, g, e, strength, segments)
     B, T, H, K = q.shape
@@ -652,31 +851,101 @@ def _backward(
     dR, dstates = launch.inner(V), launch.states()
     dstart = z.new_empty(B, H, K, V, dtype=torch.float32)
     _local_gradient[(triton.cdiv(V, BLOCK), *chunks)](
-        M, do, dR, T, N, H=H, V=V, C=CHUNK, BV=BLOCK, **launch.precision, **LAUNCH["local_gradient"],
-    )  # fmt: skip
+        M,
+        do,
+        dR,
+        T,
+        N,
+        H=H,
+        V=V,
+        C=CHUNK,
+        BV=BLOCK,
+        **launch.precision,
+        **LAUNCH["local_gradient"],
+    )
     grid, options = launch.scan_launch("scan_back")
     _scan_back[grid](
-        Qin, Y, Pout, passing, do, dR, dstates, dstart if dend is None else dend.contiguous(), dstart, T, N, **launch.sizes,
-        END=dend is not None, **launch.precision, **options,
-    )  # fmt: skip
+        Qin,
+        Y,
+        Pout,
+        passing,
+        do,
+        dR,
+        dstates,
+        dstart if dend is None else dend.contiguous(),
+        dstart,
+        T,
+        N,
+        **launch.sizes,
+        END=dend is not None,
+        **launch.precision,
+        **options,
+    )
     dT, dM = launch.inner(CHUNK), launch.inner(CHUNK)
     dz = z.new_empty(z.shape)
     parts = triton.cdiv(K, BLOCK)
     # one part more than there are blocks of channels: what the strength gets from z
     dstrength = z.new_empty(parts + 1 if strength is not None else 0, B, T, H, dtype=torch.float32)
     _matrix_gradients[chunks](
-        launch.z, launch.strength, launch.segments, A, Y, U, R, states, do, dR, dT, dM, dz,
-        dstrength[-1] if strength is not None else dstrength, T, N, *launch.z_strides, **launch.sizes, BK=BLOCK, BV=BLOCK, **launch.flags,
-        **launch.precision, **LAUNCH["matrix_gradients"],
-    )  # fmt: skip
+        launch.z,
+        launch.strength,
+        launch.segments,
+        A,
+        Y,
+        U,
+        R,
+        states,
+        do,
+        dR,
+        dT,
+        dM,
+        dz,
+        dstrength[-1] if strength is not None else dstrength,
+        T,
+        N,
+        *launch.z_strides,
+        **launch.sizes,
+        BK=BLOCK,
+        BV=BLOCK,
+        **launch.flags,
+        **launch.precision,
+        **LAUNCH["matrix_gradients"],
+    )
     dq, dp = q.new_empty(q.shape), p.new_empty(p.shape)
     de = q.new_empty(0 if launch.tied else q.shape)
     dg = g.new_empty(g.shape if launch.channel else (parts, B, T, H), dtype=torch.float32)
     _input_gradients[(parts, *chunks)](
-        launch.q, launch.p, launch.e, launch.g, launch.strength, launch.segments, A, R, states, dstates, do, dR, dT, dM, dq, dp, de,
-        dg, dstrength, T, N, B * T * H, **launch.sizes, BK=BLOCK, BV=BLOCK, CHANNEL=launch.channel, TIED=launch.tied,
-        **launch.flags, **launch.precision, **LAUNCH["input_gradients"],
-    )  # fmt: skip
+        launch.q,
+        launch.p,
+        launch.e,
+        launch.g,
+        launch.strength,
+        launch.segments,
+        A,
+        R,
+        states,
+        dstates,
+        do,
+        dR,
+        dT,
+        dM,
+        dq,
+        dp,
+        de,
+        dg,
+        dstrength,
+        T,
+        N,
+        B * T * H,
+        **launch.sizes,
+        BK=BLOCK,
+        BV=BLOCK,
+        CHANNEL=launch.channel,
+        TIED=launch.tied,
+        **launch.flags,
+        **launch.precision,
+        **LAUNCH["input_gradients"],
+    )
     if not launch.channel:
         dg = dg.sum(0)
     dstrength = dstrength.sum(0) if strength is not None else dstrength
@@ -687,10 +956,14 @@ def _backward(
 def _(do, dend, q, p, z, g, e, strength, state, segments, A, M):
     B, T, H, K = q.shape
     return (
-        q.new_empty(q.shape), p.new_empty(p.shape), z.new_empty(z.shape), g.new_empty(g.shape), q.new_empty(0 if e is None else q.shape),
+        q.new_empty(q.shape),
+        p.new_empty(p.shape),
+        z.new_empty(z.shape),
+        g.new_empty(g.shape),
+        q.new_empty(0 if e is None else q.shape),
         z.new_empty(0, B, T, H) if strength is None else strength.new_empty(strength.shape),
         z.new_empty(B, H, K, z.shape[-1], dtype=torch.float32),
-    )  # fmt: skip
+    )
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -716,9 +989,16 @@ _forward.register_autograd(_autograd, setup_context=_keep)
 
 
 def delta_rule_triton(
-    q_BTHK: Tensor, p_BTHK: Tensor, z_BTHV: Tensor, g: Tensor | None, *, e_BTHK: Tensor | None = None,
-    strength_BTH: Tensor | None = None, state_BHKV: Tensor | None = None, segments: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q_BTHK: Tensor,
+    p_BTHK: Tensor,
+    z_BTHV: Tensor,
+    g: Tensor | None,
+    *,
+    e_BTHK: Tensor | None = None,
+    strength_BTH: Tensor | None = None,
+    state_BHKV: Tensor | None = None,
+    segments: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Arguments and results of :func:`workbench.ops.delta_rule.delta_rule`; q, p and e are taken to the type of z."""
     q_BTHK, p_BTHK = q_BTHK.to(z_BTHV.dtype), p_BTHK.to(z_BTHV.dtype)
     e_BTHK = None if e_BTHK is None else e_BTHK.to(z_BTHV.dtype)

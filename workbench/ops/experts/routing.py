@@ -100,9 +100,14 @@ def collect(y_RD: Tensor, routes: Routes, experts: int, backend: str = "grouped_
 
 
 def routed_experts(
-    x_ND: Tensor, chosen_NK: Tensor, weight_NK: Tensor, routes: Routes, up_EDF: Tensor, down_EFD: Tensor,
+    x_ND: Tensor,
+    chosen_NK: Tensor,
+    weight_NK: Tensor,
+    routes: Routes,
+    up_EDF: Tensor,
+    down_EFD: Tensor,
     backend: str = "grouped_mm",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Σ_k w_k E_{c_k}(x) over the choices c_k that are experts; dropless, without a host synchronisation.
 
     Args:

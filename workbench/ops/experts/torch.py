@@ -113,9 +113,15 @@ def gated(both_R2F: Tensor, counts_E: Tensor, weight_R: Tensor | None = None, *,
 
 
 def swiglu_experts(
-    x_RD: Tensor, up_EDF: Tensor, down_EFD: Tensor, counts_E: Tensor, weight_R: Tensor | None = None, *,
-    whole: bool = True, backend: str = "grouped_mm",
-) -> Tensor:  # fmt: skip
+    x_RD: Tensor,
+    up_EDF: Tensor,
+    down_EFD: Tensor,
+    counts_E: Tensor,
+    weight_R: Tensor | None = None,
+    *,
+    whole: bool = True,
+    backend: str = "grouped_mm",
+) -> Tensor:
     """SwiGLU experts on rows sorted by expert.
 
     Args:

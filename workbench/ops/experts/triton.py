@@ -21,8 +21,10 @@ CHOICES, STEP = 256, 32
 """Choices that one program sorts; how many of them, or of the categories, it holds against each other at once."""
 COLUMNS, TILE = 1024, 2048
 """Most columns of a row that a program holds; numbers of one tensor that a program of the gated activation holds."""
-LAUNCH = {2: {"ROWS": 64, "LEFT": 128, "RIGHT": 128, "num_warps": 4, "num_stages": 3},
-          4: {"ROWS": 32, "LEFT": 64, "RIGHT": 64, "num_warps": 4, "num_stages": 2}}  # fmt: skip
+LAUNCH = {
+    2: {"ROWS": 64, "LEFT": 128, "RIGHT": 128, "num_warps": 4, "num_stages": 3},
+    4: {"ROWS": 32, "LEFT": 64, "RIGHT": 64, "num_warps": 4, "num_stages": 2},
+}
 """Tiles of the gradient of weights by bytes a number: rows at a time, columns of inputs and of outputs."""
 MOST_RANKED = 128
 """Experts up to which every program of that gradient ranks them by their rows; beyond they are taken as they come."""
@@ -47,7 +49,7 @@ def _count_kernel(chosen, table, R, blocks, C: tl.constexpr, CHOICES: tl.constex
 @triton.jit
 def _place_kernel(
     chosen, table, ends, row, order, R, blocks, C: tl.constexpr, CHOICES: tl.constexpr, STEP: tl.constexpr
-):  # fmt: skip
+):
     """A choice stands behind all of lower categories, of its own in earlier blocks, and of its own before it in this one."""
     block = tl.program_id(0)
     i = tl.arange(0, CHOICES)
@@ -264,9 +266,19 @@ def _fullest(ends, rank, E: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _weight_gradient_kernel(
-    x, dy, ends, dw, E: tl.constexpr, D: tl.constexpr, F: tl.constexpr, WIDE: tl.constexpr, LEFT: tl.constexpr,
-    RIGHT: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    x,
+    dy,
+    ends,
+    dw,
+    E: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    WIDE: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """dw = xᵀ dy over the rows of one expert: a tile of (D, F). Tiles of one expert run side by side and share what they read."""
     across: tl.constexpr = (F + RIGHT - 1) // RIGHT
     tiles: tl.constexpr = (D + LEFT - 1) // LEFT * across

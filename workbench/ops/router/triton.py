@@ -83,9 +83,17 @@ def _input_kernel(
 
 @triton.jit
 def _weight_kernel(
-    dy, x, part, N, C: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, TOKENS: tl.constexpr, CATEGORIES: tl.constexpr,
+    dy,
+    x,
+    part,
+    N,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    SPAN: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CATEGORIES: tl.constexpr,
     COLUMNS: tl.constexpr,
-):  # fmt: skip
+):
     """What one span of tokens adds to dW = dyᵀ x."""
     span = tl.program_id(0)
     c = tl.program_id(1) * CATEGORIES + tl.arange(0, CATEGORIES)
@@ -127,10 +135,15 @@ def _logits_backward(dy_NC: Tensor, x_ND: Tensor, weight_CD: Tensor) -> tuple[Te
     part = x_ND.new_empty(spans, C, D, dtype=torch.float32)
     options = {**blocks, "COLUMNS": columns}
     _input_kernel[(triton.cdiv(N, 2 * TOKENS), places)](
-        dy_NC, weight_CD, dx_ND, N, C, D,
+        dy_NC,
+        weight_CD,
+        dx_ND,
+        N,
+        C,
+        D,
         # half the programs read the weights half as often
         **{**options, "TOKENS": 2 * TOKENS, "CATEGORIES": min(32, blocks["CATEGORIES"]), "num_warps": 4},
-    )  # fmt: skip
+    )
     grid = spans, triton.cdiv(C, blocks["CATEGORIES"]), places
     _weight_kernel[grid](dy_NC, x_ND, part, N, C, D, SPAN=SPAN, **{**options, "TOKENS": min(32, TOKENS)})
     return dx_ND, part.sum(0).to(weight_CD.dtype)

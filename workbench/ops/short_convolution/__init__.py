@@ -27,8 +27,13 @@ def path(device: str, dtype: DType, *, tail: bool, head: int = 0) -> str:
 
 
 def short_convolution(
-    x_BTC: Tensor, weight_CW: Tensor, parts: Sequence[Heads], *, segments: Tensor | None = None, tail_BPC: Tensor | None = None
-) -> list[Tensor]:  # fmt: skip
+    x_BTC: Tensor,
+    weight_CW: Tensor,
+    parts: Sequence[Heads],
+    *,
+    segments: Tensor | None = None,
+    tail_BPC: Tensor | None = None,
+) -> list[Tensor]:
     """y_t = silu(Σ_j w_j x_{t-j}), j from 0 to W - 1, over inputs of the same document; then every part by itself.
 
     Args:

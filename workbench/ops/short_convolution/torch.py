@@ -12,8 +12,13 @@ from workbench.ops.short_convolution.reference import Heads, of_length
 
 
 def short_convolution_torch(
-    x_BTC: Tensor, weight_CW: Tensor, parts: Sequence[Heads], *, segments: Tensor | None = None, tail_BPC: Tensor | None = None
-) -> list[Tensor]:  # fmt: skip
+    x_BTC: Tensor,
+    weight_CW: Tensor,
+    parts: Sequence[Heads],
+    *,
+    segments: Tensor | None = None,
+    tail_BPC: Tensor | None = None,
+) -> list[Tensor]:
     """As :func:`workbench.ops.short_convolution.short_convolution`."""
     B, T, C = x_BTC.shape
     past = weight_CW.shape[1] - 1

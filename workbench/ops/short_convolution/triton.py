@@ -60,9 +60,20 @@ def _convolved(x, weight, segments, own, b, rows, c, in_c, T, C: tl.constexpr, W
 
 @triton.jit
 def _forward_kernel(
-    x, weight, segments, y, T, C: tl.constexpr, W: tl.constexpr, D: tl.constexpr, G: tl.constexpr, LENGTH: tl.constexpr,
-    SEGMENTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    x,
+    weight,
+    segments,
+    y,
+    T,
+    C: tl.constexpr,
+    W: tl.constexpr,
+    D: tl.constexpr,
+    G: tl.constexpr,
+    LENGTH: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     b, rows, c, in_c, segments, own = _tile(segments, T, D, G, SEGMENTS, ROWS, COLUMNS)
     total = _convolved(x, weight, segments, own, b, rows, c, in_c, T, C, W, SEGMENTS)
     out = total * tl.sigmoid(total)
@@ -73,9 +84,22 @@ def _forward_kernel(
 
 @triton.jit
 def _slope_kernel(
-    x, weight, segments, dy, ds, dweight, T, C: tl.constexpr, W: tl.constexpr, D: tl.constexpr, G: tl.constexpr,
-    LENGTH: tl.constexpr, SEGMENTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    x,
+    weight,
+    segments,
+    dy,
+    ds,
+    dweight,
+    T,
+    C: tl.constexpr,
+    W: tl.constexpr,
+    D: tl.constexpr,
+    G: tl.constexpr,
+    LENGTH: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """ds, the gradient of the convolution, which is made again, and what every program adds to dw_j = Σ_t ds_t x_{t-j}."""
     b, rows, c, in_c, segments, own = _tile(segments, T, D, G, SEGMENTS, ROWS, COLUMNS)
     s = _convolved(x, weight, segments, own, b, rows, c, in_c, T, C, W, SEGMENTS)
@@ -98,9 +122,17 @@ def _slope_kernel(
 
 @triton.jit
 def _input_kernel(
-    ds, weight, segments, dx, T, C: tl.constexpr, W: tl.constexpr, SEGMENTS: tl.constexpr, ROWS: tl.constexpr,
+    ds,
+    weight,
+    segments,
+    dx,
+    T,
+    C: tl.constexpr,
+    W: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-):  # fmt: skip
+):
     """dx_t = Σ_j w_j ds_{t+j}."""
     b, rows, c, in_c, segments, own = _tile(segments, T, C, COLUMNS, SEGMENTS, ROWS, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -163,17 +195,29 @@ def _(x, weight, segments, heads, channels, lengths):
 
 @torch.library.custom_op("workbench::short_convolution_backward", mutates_args=())
 def _backward(
-    dys: list[Tensor], x: Tensor, weight: Tensor, segments: Tensor | None, heads: list[int], channels: list[int],
+    dys: list[Tensor],
+    x: Tensor,
+    weight: Tensor,
+    segments: Tensor | None,
+    heads: list[int],
+    channels: list[int],
     lengths: list[float],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     x, weight = x.contiguous(), weight.contiguous()
     launch = _Launch(x, weight, segments)
     ds, dx = torch.empty_like(x), torch.empty_like(x)
     dweight = x.new_empty(launch.blocks * launch.B, *weight.shape, dtype=torch.float32)
     for dy, (first, grid, options) in zip(dys, launch.parts(heads, channels, lengths)):
         _slope_kernel[grid](
-            x[..., first:], weight[first:], launch.segments, dy.contiguous(), ds[..., first:], dweight[:, first:], launch.T, **options
-        )  # fmt: skip
+            x[..., first:],
+            weight[first:],
+            launch.segments,
+            dy.contiguous(),
+            ds[..., first:],
+            dweight[:, first:],
+            launch.T,
+            **options,
+        )
     grid, options = launch.whole()
     _input_kernel[grid](ds, weight, launch.segments, dx, launch.T, **options)
     return dx, dweight.sum(0).to(weight.dtype)

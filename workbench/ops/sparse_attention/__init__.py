@@ -37,9 +37,22 @@ from workbench.ops.sparse_attention.layout import (
 from workbench.ops.sparse_attention.operators import path
 
 __all__ = [
-    "Blocks", "choose", "document_starts", "leader_pairs", "overlaps", "path", "pooling_blocks", "range_attention", "range_pairs",
-    "selected_attention", "selected_pairs", "slot_rows", "slots", "visible_blocks", "without_duplicates",
-]  # fmt: skip
+    "Blocks",
+    "choose",
+    "document_starts",
+    "leader_pairs",
+    "overlaps",
+    "path",
+    "pooling_blocks",
+    "range_attention",
+    "range_pairs",
+    "selected_attention",
+    "selected_pairs",
+    "slot_rows",
+    "slots",
+    "visible_blocks",
+    "without_duplicates",
+]
 
 
 class Blocks(NamedTuple):
@@ -62,10 +75,20 @@ class Blocks(NamedTuple):
 
 
 def range_attention(
-    q_BTHK: Tensor, k_BNGK: Tensor, v_BNGV: Tensor | None = None, *, start_BT: Tensor, offset: int = 0, length: int = 1,
-    stride: int = 1, window: int | None = None, scale: float | None = None, softcap: float | None = None,
-    sink_H: Tensor | None = None, value_dim: int | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q_BTHK: Tensor,
+    k_BNGK: Tensor,
+    v_BNGV: Tensor | None = None,
+    *,
+    start_BT: Tensor,
+    offset: int = 0,
+    length: int = 1,
+    stride: int = 1,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink_H: Tensor | None = None,
+    value_dim: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """Softmax attention over the blocks that lie wholly at or before the query in its document.
 
     Args:
@@ -94,9 +117,18 @@ def range_attention(
 
 
 def selected_attention(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor | None, block_indices: Tensor, *, block: int, start_BT: Tensor,
-    offset: int = 0, share: int = 1, scale: float | None = None, value_dim: int | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGV: Tensor | None,
+    block_indices: Tensor,
+    *,
+    block: int,
+    start_BT: Tensor,
+    offset: int = 0,
+    share: int = 1,
+    scale: float | None = None,
+    value_dim: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """Softmax attention over the tokens s ≤ p of chosen blocks.
 
     Args:
@@ -118,9 +150,17 @@ def selected_attention(
 
 @torch.no_grad()
 def choose(
-    q_BTHK: Tensor, ck_BNGK: Tensor, lse_BTH: Tensor, *, blocks: Blocks, start_BT: Tensor, keys: int, offset: int = 0,
-    scale: float | None = None, before_BGn: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    q_BTHK: Tensor,
+    ck_BNGK: Tensor,
+    lse_BTH: Tensor,
+    *,
+    blocks: Blocks,
+    start_BT: Tensor,
+    keys: int,
+    offset: int = 0,
+    scale: float | None = None,
+    before_BGn: Tensor | None = None,
+) -> Tensor:
     """The blocks that each query selects: those with the greatest summed probability, and the forced ones.
 
     The probabilities of the pooled blocks, exp(q·k·scale - lse), are summed over the heads of a group and spread over
@@ -142,9 +182,21 @@ def choose(
 
     def select(q: Tensor, lse: Tensor, start: Tensor, rows: Tensor) -> Tensor:
         return operators._select(
-            q, ck, lse.detach(), start, rows, keys, blocks.length, blocks.stride, blocks.block, n, blocks.initial,
-            blocks.local, scale, share,
-        )  # fmt: skip
+            q,
+            ck,
+            lse.detach(),
+            start,
+            rows,
+            keys,
+            blocks.length,
+            blocks.stride,
+            blocks.block,
+            n,
+            blocks.initial,
+            blocks.local,
+            scale,
+            share,
+        )
 
     row_T = torch.arange(offset, offset + T, dtype=torch.int32, device=q.device)
     if share == 1:
@@ -152,9 +204,11 @@ def choose(
     rows_BQ = leaders(start_BT, offset, share)
     at_BQ = (rows_BQ - offset).clamp_min(0).long()
     by_leader_BQGn = select(
-        q.gather(1, at_BQ[:, :, None, None].expand(-1, -1, *q.shape[2:])), lse_BTH.gather(1, at_BQ[..., None].expand(-1, -1, q.shape[2])),
-        start_BT.gather(1, at_BQ), rows_BQ,
-    )  # fmt: skip
+        q.gather(1, at_BQ[:, :, None, None].expand(-1, -1, *q.shape[2:])),
+        lse_BTH.gather(1, at_BQ[..., None].expand(-1, -1, q.shape[2])),
+        start_BT.gather(1, at_BQ),
+        rows_BQ,
+    )
     p_BT = row_T - start_BT
     leader_BT = row_T - p_BT % share
     slot_BT = (leader_BT // share - offset // share).clamp_min(0).long()

@@ -100,9 +100,17 @@ def _masked_forward(q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float, s
 
 
 def _masked_backward(
-    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, seen: Seen, scale: float,
+    do: Tensor,
+    dlse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    seen: Seen,
+    scale: float,
     softcap: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     (B, T, H, _), (N, G), wide = q.shape, k.shape[1:3], _wide(q)
     dq, dk, dv = torch.zeros_like(q), k.new_zeros(k.shape, dtype=wide), v.new_zeros(v.shape, dtype=wide)
     kw, vw = k.to(wide), v.to(wide)
@@ -127,26 +135,57 @@ def _run(start_BT: Tensor, offset: int, length: int, stride: int, window: int, N
 
 @in_own_types
 def range_forward(
-    q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, offset: int, length: int, stride: int, window: int, scale: float,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start_BT: Tensor,
+    offset: int,
+    length: int,
+    stride: int,
+    window: int,
+    scale: float,
     softcap: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     return _masked_forward(q, k, v, _run(start_BT, offset, length, stride, window, k.shape[1]), scale, softcap)
 
 
 @in_own_types
 def range_backward(
-    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, start_BT: Tensor, o: Tensor, lse: Tensor, offset: int,
-    length: int, stride: int, window: int, scale: float, softcap: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    do: Tensor,
+    dlse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start_BT: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    offset: int,
+    length: int,
+    stride: int,
+    window: int,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     seen = _run(start_BT, offset, length, stride, window, k.shape[1])
     return _masked_backward(do, dlse, q, k, v, o, lse, seen, scale, softcap)
 
 
 @in_own_types
 def select(
-    q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, keys: int, length: int, stride: int,
-    block: int, count: int, initial: int, local: int, scale: float,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    ck: Tensor,
+    lse_BQH: Tensor,
+    start_BQ: Tensor,
+    rows_BQ: Tensor,
+    keys: int,
+    length: int,
+    stride: int,
+    block: int,
+    count: int,
+    initial: int,
+    local: int,
+    scale: float,
+) -> Tensor:
     (B, Q, H, _), (N, G), wide = q.shape, ck.shape[1:3], _wide(q)
     J, ratio, pairs = -(-keys // block), block // stride, overlaps(length, stride, block)
     ck, at_N, at_J = ck.to(wide), torch.arange(N, device=q.device), torch.arange(J, device=q.device)
@@ -164,8 +203,11 @@ def select(
             p_BGCN = _probabilities(s, seen[:, None, None], lse).sum(2)
             # from slots of the row to blocks of the query's document
             own = at_N + low[..., None]
-            p_BGCN = torch.where((own < high[..., None])[:, None],
-                                 p_BGCN.gather(-1, own.clamp_max(N - 1)[:, None].expand_as(p_BGCN)), 0.0)  # fmt: skip
+            p_BGCN = torch.where(
+                (own < high[..., None])[:, None],
+                p_BGCN.gather(-1, own.clamp_max(N - 1)[:, None].expand_as(p_BGCN)),
+                0.0,
+            )
             padded = F.pad(p_BGCN, (front, max(0, J * ratio + ratio - N)))
             for m, weight in pairs:
                 score += weight * padded[..., front + m :: ratio][..., :J]
@@ -235,9 +277,18 @@ def selected_forward(
 
 @in_own_types
 def selected_backward(
-    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, o: Tensor, lse: Tensor, offset: int,
-    block: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    do: Tensor,
+    dlse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    offset: int,
+    block: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     (B, T, _, K), (S, G), V, wide = q.shape, k.shape[1:3], v.shape[-1], _wide(q)
     if DENSE * starts.shape[-1] * block >= S:
         return _masked_backward(do, dlse, q, k, v, o, lse, _members(starts, offset, block, S), scale, 0.0)

@@ -69,9 +69,18 @@ def _key_gradients(k: Tensor, v: Tensor | None, dk: Tensor, dv: Tensor) -> tuple
 
 @torch.library.custom_op("workbench::range_attention", mutates_args=())
 def _range(
-    q: Tensor, k: Tensor, v: Tensor | None, start_BT: Tensor, value_dim: int, offset: int, length: int, stride: int,
-    window: int, scale: float, softcap: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    start_BT: Tensor,
+    value_dim: int,
+    offset: int,
+    length: int,
+    stride: int,
+    window: int,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
     q, k, v, start_BT = _contiguous(q, k, v, start_BT)
     chosen = _chosen(q)
     settings = (offset, length, stride, window, scale, softcap)
@@ -82,9 +91,22 @@ def _range(
 
 @torch.library.custom_op("workbench::range_attention_backward", mutates_args=())
 def _range_backward(
-    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, start_BT: Tensor, o: Tensor, lse: Tensor,
-    value_dim: int, offset: int, length: int, stride: int, window: int, scale: float, softcap: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    do: Tensor,
+    dlse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    start_BT: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    value_dim: int,
+    offset: int,
+    length: int,
+    stride: int,
+    window: int,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     do, dlse, q, k, v, start_BT, o, lse = _contiguous(do, dlse, q, k, v, start_BT, o, lse)
     chosen = _chosen(q)
     settings = (offset, length, stride, window, scale, softcap)
@@ -99,9 +121,17 @@ def _range_backward(
 
 @torch.library.custom_op("workbench::selected_attention", mutates_args=())
 def _selected(
-    q: Tensor, k: Tensor, v: Tensor | None, starts: Tensor, start_BT: Tensor, value_dim: int, offset: int, block: int,
-    share: int, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    starts: Tensor,
+    start_BT: Tensor,
+    value_dim: int,
+    offset: int,
+    block: int,
+    share: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     q, k, v, starts, start_BT = _contiguous(q, k, v, starts, start_BT)
     chosen = _chosen(q)
     if chosen is plain:
@@ -111,9 +141,21 @@ def _selected(
 
 @torch.library.custom_op("workbench::selected_attention_backward", mutates_args=())
 def _selected_backward(
-    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, starts: Tensor, start_BT: Tensor, o: Tensor,
-    lse: Tensor, value_dim: int, offset: int, block: int, share: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    do: Tensor,
+    dlse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    starts: Tensor,
+    start_BT: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    value_dim: int,
+    offset: int,
+    block: int,
+    share: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     do, dlse, q, k, v, starts, start_BT, o, lse = _contiguous(do, dlse, q, k, v, starts, start_BT, o, lse)
     chosen = _chosen(q)
     if chosen is plain:
@@ -128,9 +170,21 @@ def _selected_backward(
 
 @torch.library.custom_op("workbench::select_blocks", mutates_args=())
 def _select(
-    q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, keys: int, length: int, stride: int,
-    block: int, count: int, initial: int, local: int, scale: float, share: int,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    ck: Tensor,
+    lse_BQH: Tensor,
+    start_BQ: Tensor,
+    rows_BQ: Tensor,
+    keys: int,
+    length: int,
+    stride: int,
+    block: int,
+    count: int,
+    initial: int,
+    local: int,
+    scale: float,
+    share: int,
+) -> Tensor:
     q, ck, lse_BQH, start_BQ, rows_BQ = _contiguous(q, ck, lse_BQH, start_BQ, rows_BQ)
     call = _chosen(q).select
     return call(q, ck, lse_BQH, start_BQ, rows_BQ, keys, length, stride, block, count, initial, local, scale)

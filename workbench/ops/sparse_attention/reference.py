@@ -23,9 +23,18 @@ def importance(p_cmp: dict[int, Tensor], length: int, stride: int, block: int, j
 
 
 def select_reference(
-    q_THK: Tensor, ck_NGK: Tensor, *, length: int, stride: int, block: int, count: int, initial: int, local: int,
-    scale: float, share: int = 1,
-) -> list[list[list[int]]]:  # fmt: skip
+    q_THK: Tensor,
+    ck_NGK: Tensor,
+    *,
+    length: int,
+    stride: int,
+    block: int,
+    count: int,
+    initial: int,
+    local: int,
+    scale: float,
+    share: int = 1,
+) -> list[list[list[int]]]:
     """``count`` blocks for each position and group, ascending: the ``initial`` first and ``local`` last ones, then the best."""
     T, H = q_THK.shape[:2]
     G = ck_NGK.shape[1]

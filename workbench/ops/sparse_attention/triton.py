@@ -72,8 +72,16 @@ def _parts(q: Tensor, v: Tensor | None, V: int) -> dict[str, Any]:
     K = q.shape[-1]
     A = V if v is None else 1 << (K.bit_length() - 1)
     E = K - A
-    return {"A": A, "AP": _padded(A), "E": E, "EP": _padded(E) if E else 0, "V": V, "VP": _padded(V), "APART": v is not None,
-            "PRECISION": _precision(q)}  # fmt: skip
+    return {
+        "A": A,
+        "AP": _padded(A),
+        "E": E,
+        "EP": _padded(E) if E else 0,
+        "V": V,
+        "VP": _padded(V),
+        "APART": v is not None,
+        "PRECISION": _precision(q),
+    }
 
 
 def _settings(kernel: str, parts: dict[str, Any], rows: int = 0) -> dict[str, int]:
@@ -127,11 +135,35 @@ def _cap(s, softcap):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _range_forward(  # type: ignore[no-untyped-def]
-    q, k, v, start, o, lse, T, N, H, G, offset, scale, softcap,
-    R: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr,
-    APART: tl.constexpr, LENGTH: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
-    PRECISION: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    start,
+    o,
+    lse,
+    T,
+    N,
+    H,
+    G,
+    offset,
+    scale,
+    softcap,
+    R: tl.constexpr,
+    A: tl.constexpr,
+    AP: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
+    V: tl.constexpr,
+    VP: tl.constexpr,
+    APART: tl.constexpr,
+    LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    BN: tl.constexpr,
+):
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
     b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
     t = tile * BT + tl.arange(0, BT)
@@ -177,11 +209,37 @@ def _range_forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _range_queries(  # type: ignore[no-untyped-def]
-    q, k, v, start, do, lse, delta, dq, T, N, H, G, offset, scale, softcap,
-    R: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr,
-    APART: tl.constexpr, LENGTH: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
-    PRECISION: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    start,
+    do,
+    lse,
+    delta,
+    dq,
+    T,
+    N,
+    H,
+    G,
+    offset,
+    scale,
+    softcap,
+    R: tl.constexpr,
+    A: tl.constexpr,
+    AP: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
+    V: tl.constexpr,
+    VP: tl.constexpr,
+    APART: tl.constexpr,
+    LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    BN: tl.constexpr,
+):
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     b, h = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
     t = tile * BT + tl.arange(0, BT)
@@ -229,11 +287,40 @@ def _range_queries(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _range_keys(  # type: ignore[no-untyped-def]
-    q, k, v, start, do, lse, delta, last, dk, dv, T, N, H, G, offset, scale, softcap,
-    R: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr,
-    APART: tl.constexpr, LENGTH: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
-    PRECISION: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, HEADS: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    start,
+    do,
+    lse,
+    delta,
+    last,
+    dk,
+    dv,
+    T,
+    N,
+    H,
+    G,
+    offset,
+    scale,
+    softcap,
+    R: tl.constexpr,
+    A: tl.constexpr,
+    AP: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
+    V: tl.constexpr,
+    VP: tl.constexpr,
+    APART: tl.constexpr,
+    LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BT: tl.constexpr,
+    BN: tl.constexpr,
+    HEADS: tl.constexpr,
+):
     """Gradients of a tile of keys, summed over HEADS of the heads that read them."""
     tile, parts = tl.program_id(0), H // HEADS
     b, part = (tl.program_id(1) // parts).to(tl.int64), tl.program_id(1) % parts
@@ -295,9 +382,18 @@ def _range_keys(  # type: ignore[no-untyped-def]
 
 
 def range_forward(
-    q: Tensor, k: Tensor, v: Tensor | None, start_BT: Tensor, V: int, offset: int, length: int, stride: int, window: int,
-    scale: float, softcap: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    start_BT: Tensor,
+    V: int,
+    offset: int,
+    length: int,
+    stride: int,
+    window: int,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
     (B, T, H, _), (N, G) = q.shape, k.shape[1:3]
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
     if N == 0:
@@ -305,16 +401,47 @@ def range_forward(
     parts = _parts(q, v, V)
     settings = _settings("range_forward", parts)
     _range_forward[(triton.cdiv(T, settings["BT"]), B * H)](
-        q, k, k if v is None else v, start_BT, o, lse, T, N, H, G, offset, scale, softcap or 1.0, R=H // G, LENGTH=length,
-        STRIDE=stride, WINDOW=window, CAPPED=softcap > 0, **settings, **parts,
-    )  # fmt: skip
+        q,
+        k,
+        k if v is None else v,
+        start_BT,
+        o,
+        lse,
+        T,
+        N,
+        H,
+        G,
+        offset,
+        scale,
+        softcap or 1.0,
+        R=H // G,
+        LENGTH=length,
+        STRIDE=stride,
+        WINDOW=window,
+        CAPPED=softcap > 0,
+        **settings,
+        **parts,
+    )
     return o, lse
 
 
 def range_backward(
-    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, start_BT: Tensor, o: Tensor, lse: Tensor, V: int,
-    offset: int, length: int, stride: int, window: int, scale: float, softcap: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    do: Tensor,
+    dlse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    start_BT: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    V: int,
+    offset: int,
+    length: int,
+    stride: int,
+    window: int,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     (B, T, H, K), (N, G) = q.shape, k.shape[1:3]
     dq, values = torch.empty_like(q), k if v is None else v
     if N == 0:
@@ -370,10 +497,30 @@ def _delta(do: Tensor, o: Tensor, dlse: Tensor) -> Tensor:
 
 @triton.jit
 def _importance(  # type: ignore[no-untyped-def]
-    q, ck, lse, start, rows, score, first, Q, C, N, J, H, G, scale,
-    R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, LENGTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr, BQ: tl.constexpr, BJ: tl.constexpr,
-):  # fmt: skip
+    q,
+    ck,
+    lse,
+    start,
+    rows,
+    score,
+    first,
+    Q,
+    C,
+    N,
+    J,
+    H,
+    G,
+    scale,
+    R: tl.constexpr,
+    K: tl.constexpr,
+    KP: tl.constexpr,
+    LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BQ: tl.constexpr,
+    BJ: tl.constexpr,
+):
     """Scores (B, G, C, J) of selection blocks for the queries ``first`` to ``first + C - 1``; later blocks are not written."""
     b, g = (tl.program_id(2) // G).to(tl.int64), tl.program_id(2) % G
     c = tl.program_id(0) * BQ + tl.arange(0, BQ)
@@ -410,9 +557,22 @@ def _importance(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _greatest(  # type: ignore[no-untyped-def]
-    score, start, rows, out, first, Q, C, J, G, n, BLOCK: tl.constexpr, INITIAL: tl.constexpr, LOCAL: tl.constexpr,
-    JP: tl.constexpr, NP: tl.constexpr,
-):  # fmt: skip
+    score,
+    start,
+    rows,
+    out,
+    first,
+    Q,
+    C,
+    J,
+    G,
+    n,
+    BLOCK: tl.constexpr,
+    INITIAL: tl.constexpr,
+    LOCAL: tl.constexpr,
+    JP: tl.constexpr,
+    NP: tl.constexpr,
+):
     """Indices of the n greatest scores of one query and group, ascending; the lower index among equals."""
     c = tl.program_id(0)
     b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
@@ -439,9 +599,20 @@ def _greatest(  # type: ignore[no-untyped-def]
 
 
 def select(
-    q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, keys: int, length: int, stride: int,
-    block: int, count: int, initial: int, local: int, scale: float,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    ck: Tensor,
+    lse_BQH: Tensor,
+    start_BQ: Tensor,
+    rows_BQ: Tensor,
+    keys: int,
+    length: int,
+    stride: int,
+    block: int,
+    count: int,
+    initial: int,
+    local: int,
+    scale: float,
+) -> Tensor:
     (B, Q, H, K), (N, G) = q.shape, ck.shape[1:3]
     J = triton.cdiv(keys, block)
     out = torch.empty(B, Q, G, count, dtype=torch.int32, device=q.device)
@@ -456,13 +627,49 @@ def select(
         now = min(C, Q - first)
         if N:
             _importance[(triton.cdiv(now, BQ), triton.cdiv(J, BJ), B * G)](
-                q, ck, lse_BQH, start_BQ, rows_BQ, score, first, Q, C, N, J, H, G, scale, R=H // G, K=K, KP=_padded(K),
-                LENGTH=length, STRIDE=stride, BLOCK=block, PRECISION=_precision(q), BQ=BQ, BJ=BJ, **launch,
-            )  # fmt: skip
+                q,
+                ck,
+                lse_BQH,
+                start_BQ,
+                rows_BQ,
+                score,
+                first,
+                Q,
+                C,
+                N,
+                J,
+                H,
+                G,
+                scale,
+                R=H // G,
+                K=K,
+                KP=_padded(K),
+                LENGTH=length,
+                STRIDE=stride,
+                BLOCK=block,
+                PRECISION=_precision(q),
+                BQ=BQ,
+                BJ=BJ,
+                **launch,
+            )
         _greatest[(now, B * G)](
-            score, start_BQ, rows_BQ, out, first, Q, C, J, G, count, BLOCK=block, INITIAL=initial, LOCAL=local, JP=JP,
-            NP=triton.next_power_of_2(count), num_warps=1 if JP <= 512 else 4,
-        )  # fmt: skip
+            score,
+            start_BQ,
+            rows_BQ,
+            out,
+            first,
+            Q,
+            C,
+            J,
+            G,
+            count,
+            BLOCK=block,
+            INITIAL=initial,
+            LOCAL=local,
+            JP=JP,
+            NP=triton.next_power_of_2(count),
+            num_warps=1 if JP <= 512 else 4,
+        )
     return out
 
 
@@ -509,11 +716,34 @@ def _unite(starts, blocks, counts, T, G, n, P: tl.constexpr, NP: tl.constexpr): 
 
 @triton.jit
 def _selected_forward(  # type: ignore[no-untyped-def]
-    q, k, v, blocks, counts, o, lse, T, S, H, G, n, offset, scale,
-    R: tl.constexpr, P: tl.constexpr, M: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr,
-    EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    q,
+    k,
+    v,
+    blocks,
+    counts,
+    o,
+    lse,
+    T,
+    S,
+    H,
+    G,
+    n,
+    offset,
+    scale,
+    R: tl.constexpr,
+    P: tl.constexpr,
+    M: tl.constexpr,
+    A: tl.constexpr,
+    AP: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
+    V: tl.constexpr,
+    VP: tl.constexpr,
+    APART: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
     BN: tl.constexpr,
-):  # fmt: skip
+):
     tile = tl.program_id(0)
     b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
     i = tl.arange(0, M)
@@ -562,11 +792,36 @@ def _selected_forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _selected_queries(  # type: ignore[no-untyped-def]
-    q, k, v, blocks, counts, do, lse, delta, dq, T, S, H, G, n, offset, scale,
-    R: tl.constexpr, P: tl.constexpr, M: tl.constexpr, A: tl.constexpr, AP: tl.constexpr, E: tl.constexpr,
-    EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    q,
+    k,
+    v,
+    blocks,
+    counts,
+    do,
+    lse,
+    delta,
+    dq,
+    T,
+    S,
+    H,
+    G,
+    n,
+    offset,
+    scale,
+    R: tl.constexpr,
+    P: tl.constexpr,
+    M: tl.constexpr,
+    A: tl.constexpr,
+    AP: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
+    V: tl.constexpr,
+    VP: tl.constexpr,
+    APART: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
     BN: tl.constexpr,
-):  # fmt: skip
+):
     tile = tl.program_id(0)
     b, g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
     i = tl.arange(0, M)
@@ -615,9 +870,19 @@ def _selected_queries(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _mark(  # type: ignore[no-untyped-def]
-    starts, start, marks, T, tiles, slots, G, n, offset,
-    SHARE: tl.constexpr, BLOCK: tl.constexpr, NP: tl.constexpr,
-):  # fmt: skip
+    starts,
+    start,
+    marks,
+    T,
+    tiles,
+    slots,
+    G,
+    n,
+    offset,
+    SHARE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NP: tl.constexpr,
+):
     """marks[slot, tile]: bit u, position u of the tile selects the block that begins in the slot; bit 4 + u, the one that began
     in the slot before and reaches into this one. A tile is written by one program only."""
     tile = tl.program_id(0)
@@ -648,9 +913,19 @@ def _mark(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _list(  # type: ignore[no-untyped-def]
-    marks, counts, begins, entries, tiles, slots, room, offset, COUNT: tl.constexpr, SHARE: tl.constexpr, BLOCK: tl.constexpr,
+    marks,
+    counts,
+    begins,
+    entries,
+    tiles,
+    slots,
+    room,
+    offset,
+    COUNT: tl.constexpr,
+    SHARE: tl.constexpr,
+    BLOCK: tl.constexpr,
     BM: tl.constexpr,
-):  # fmt: skip
+):
     """How many tiles are marked for a slot; or which, with their marks, as 256 · tile + mark."""
     slot, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
     marks += (group * slots + slot) * tiles
@@ -673,11 +948,45 @@ def _list(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _selected_keys(  # type: ignore[no-untyped-def]
-    q, k, v, start, do, lse, delta, entries, counts, begins, ends, sizes, dk, dv, T, S, H, G, slots, room, items, offset, scale,
-    R: tl.constexpr, SHARE: tl.constexpr, M: tl.constexpr, TILES: tl.constexpr, A: tl.constexpr, AP: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr, BN: tl.constexpr, STEPS: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    start,
+    do,
+    lse,
+    delta,
+    entries,
+    counts,
+    begins,
+    ends,
+    sizes,
+    dk,
+    dv,
+    T,
+    S,
+    H,
+    G,
+    slots,
+    room,
+    items,
+    offset,
+    scale,
+    R: tl.constexpr,
+    SHARE: tl.constexpr,
+    M: tl.constexpr,
+    TILES: tl.constexpr,
+    A: tl.constexpr,
+    AP: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
+    V: tl.constexpr,
+    VP: tl.constexpr,
+    APART: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BN: tl.constexpr,
+    STEPS: tl.constexpr,
+):
     """Partial gradients (group, item, sub-block, BN, …) of the keys of one slot from one stretch of its list."""
     item, sub = tl.program_id(0), tl.program_id(2)
     group = tl.program_id(1).to(tl.int64)
@@ -761,8 +1070,18 @@ def _selected_keys(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _add_up(  # type: ignore[no-untyped-def]
-    parts, ends, out, S, G, slots, items, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+    parts,
+    ends,
+    out,
+    S,
+    G,
+    slots,
+    items,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BN: tl.constexpr,
+):
     """Sum of the partial gradients of a slot, in order, as rows of (B, S, G, D)."""
     slot, sub = tl.program_id(0), tl.program_id(2)
     group = tl.program_id(1).to(tl.int64)
@@ -804,24 +1123,61 @@ def _read_together(starts: Tensor, P: int) -> tuple[Tensor, Tensor]:
 
 
 def selected_forward(
-    q: Tensor, k: Tensor, v: Tensor | None, starts: Tensor, start_BT: Tensor, V: int, offset: int, block: int, share: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    starts: Tensor,
+    start_BT: Tensor,
+    V: int,
+    offset: int,
+    block: int,
+    share: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     (B, T, H, _), (S, G), n = q.shape, k.shape[1:3], starts.shape[-1]
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
     R, parts = H // G, _parts(q, v, V)
     P, M = _positions(share, R), rows_together(share, R)
     _selected_forward[(triton.cdiv(T, P), B * G)](
-        q, k, k if v is None else v, *_read_together(starts, P), o, lse, T, S, H, G, n, offset, scale, R=R, P=P, M=M,
-        BLOCK=block, **_settings("selected_forward", parts, M), **parts,
-    )  # fmt: skip
+        q,
+        k,
+        k if v is None else v,
+        *_read_together(starts, P),
+        o,
+        lse,
+        T,
+        S,
+        H,
+        G,
+        n,
+        offset,
+        scale,
+        R=R,
+        P=P,
+        M=M,
+        BLOCK=block,
+        **_settings("selected_forward", parts, M),
+        **parts,
+    )
     return o, lse
 
 
 def selected_backward(
-    do: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor | None, starts: Tensor, start_BT: Tensor, o: Tensor,
-    lse: Tensor, V: int, offset: int, block: int, share: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    do: Tensor,
+    dlse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    starts: Tensor,
+    start_BT: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    V: int,
+    offset: int,
+    block: int,
+    share: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     (B, T, H, K), (S, G), n = q.shape, k.shape[1:3], starts.shape[-1]
     R, device = H // G, q.device
     values = k if v is None else v
@@ -829,9 +1185,28 @@ def selected_backward(
     dq, NP = torch.empty_like(q), triton.next_power_of_2(n)
     P, M = _positions(share, R), rows_together(share, R)
     _selected_queries[(triton.cdiv(T, P), B * G)](
-        q, k, values, *_read_together(starts, P), do, lse, delta, dq, T, S, H, G, n, offset, scale, R=R, P=P, M=M,
-        BLOCK=block, **_settings("selected_queries", parts, M), **parts,
-    )  # fmt: skip
+        q,
+        k,
+        values,
+        *_read_together(starts, P),
+        do,
+        lse,
+        delta,
+        dq,
+        T,
+        S,
+        H,
+        G,
+        n,
+        offset,
+        scale,
+        R=R,
+        P=P,
+        M=M,
+        BLOCK=block,
+        **_settings("selected_queries", parts, M),
+        **parts,
+    )
     share = _shared(share)
     tiles, slots = triton.cdiv(T, share), triton.cdiv(S, block)
     marks = torch.zeros(B * G, slots, tiles, dtype=torch.uint8, device=device)
@@ -858,10 +1233,39 @@ def selected_backward(
     dk_parts = torch.empty(B * G, items, subs * BN, K, **made)
     dv_parts = dk_parts if v is None else torch.empty(B * G, items, subs * BN, V, **made)
     _selected_keys[(items, B * G, subs)](
-        q, k, values, start_BT, do, lse, delta, entries, counts, begins, ends, sizes, dk_parts, dv_parts, T, S, H, G, slots, room,
-        items, offset, scale, R=R, SHARE=share, M=_padded(at_once * share * R), TILES=at_once, BLOCK=block, BN=BN,
-        STEPS=slots.bit_length(), **settings, **parts,
-    )  # fmt: skip
+        q,
+        k,
+        values,
+        start_BT,
+        do,
+        lse,
+        delta,
+        entries,
+        counts,
+        begins,
+        ends,
+        sizes,
+        dk_parts,
+        dv_parts,
+        T,
+        S,
+        H,
+        G,
+        slots,
+        room,
+        items,
+        offset,
+        scale,
+        R=R,
+        SHARE=share,
+        M=_padded(at_once * share * R),
+        TILES=at_once,
+        BLOCK=block,
+        BN=BN,
+        STEPS=slots.bit_length(),
+        **settings,
+        **parts,
+    )
     dk = torch.empty_like(k)
     _add_up[(slots, B * G, subs)](
         dk_parts, ends, dk, S, G, slots, items, D=K, DP=_padded(K), BLOCK=block, BN=BN, num_warps=4

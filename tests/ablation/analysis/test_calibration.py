@@ -1,0 +1,63 @@
+"""The calibration finds what is known: error rates below alpha, power as planned, and arms that were tuned apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from workbench import cli
+from workbench.ablation.analysis.calibration import SCENARIOS, Rate, Scenario, calibrate_pool, calibrate_tables, draw
+
+
+def pool(seeds: int, fault: float) -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for setting, shift in (("right", 0.0), ("fault", fault)):
+        noise = np.random.default_rng(1).normal(size=seeds) + 0.3 * rng.normal(size=seeds)
+        for seed in range(seeds):
+            for document, size in enumerate((400, 900)):
+                rows.append((setting, seed, document, size * (2 + shift + 0.01 * noise[seed]), size))
+    return pl.DataFrame(rows, schema=["setting", "seed", "document", "bits", "bytes"], orient="row")
+
+
+def test_rates_and_their_intervals() -> None:
+    rate = Rate(10, 200).plain()
+    assert rate["rate"] == 0.05 and 0.02 < rate["low"] < 0.05 < rate["high"] < 0.1
+    # 4 to 16 of 200 are compatible with 5 %
+    assert [Rate(n, 200).within(0.05) for n in (3, 4, 16, 17)] == [False, True, True, False]
+
+
+def test_equal_arms_planted_effects_and_arms_tuned_apart() -> None:
+    alone = tuple(
+        s
+        for s in SCENARIOS
+        if s.name in ("A/A", "effect of 1.5 sd, one arm", "A/A, tuned, settings one seed's sd apart")
+    )
+    same, tuned, planted = calibrate_tables(150, scenarios=alone)
+    assert same["rates"]["claims"]["rate"] < 0.1 and planted["rates"]["found"]["within"]
+    assert tuned["rates"]["claims"]["rate"] > 0.1, "equal arms with different chosen settings do differ"
+
+
+def test_the_drawn_tables_have_the_noise_they_say() -> None:
+    scenario = Scenario("x", arms=1, seeds=6, rho=0.8, effect=3.0)
+    rng = np.random.default_rng(0)
+    rows = [draw(scenario, rng).rows[1] for _ in range(150)]
+    assert np.mean([row.difference for row in rows]) == pytest.approx(3 * scenario.sd_difference, rel=0.1)
+    assert np.mean([row.rho for row in rows]) == pytest.approx(0.8, abs=0.12)
+
+
+def test_ablations_from_a_pool_of_runs(tmp_path: Path) -> None:
+    same, planted = calibrate_pool(pool(24, 0.02), ablations=60)
+    assert same["rates"]["claims"]["rate"] < 0.2 and planted["rates"]["found"]["rate"] > 0.9
+    with pytest.raises(ValueError, match="at least 15"):
+        calibrate_pool(pool(10, 0.02))
+    pool(24, 0.02).write_parquet(tmp_path / "pool.parquet")
+    told = CliRunner().invoke(cli.app, ["calibrate", "--output", str(tmp_path), "--ablations", "20"])
+    assert told.exit_code == 0, told.output
+    held = json.loads((tmp_path / "calibration.json").read_text())
+    assert len(held["synthetic_tables"]) == len(SCENARIOS) and held["resampled_runs"][0]["rates"]["claims"]["of"] == 200

@@ -1,0 +1,1 @@
+"""What is asked of finished ablations: power, comparison, diagnostics, archives."""

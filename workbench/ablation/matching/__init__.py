@@ -1,0 +1,1 @@
+"""Budget matching and what an ablation costs."""

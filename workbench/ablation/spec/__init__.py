@@ -1,0 +1,1 @@
+"""What an ablation is: fields and their checks."""

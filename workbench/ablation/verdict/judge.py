@@ -1,0 +1,520 @@
+"""From the measured report runs of an ablation to its verdict: who is better, by how much, with what certainty.
+
+Legend: S report seeds, D report documents. Lower is better; a difference is arm − baseline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+
+from workbench.ablation.verdict.statistics import (
+    Bootstrap,
+    Floats,
+    Interval,
+    NoiseFloor,
+    crossed_bootstrap,
+    detectable_difference,
+    equivalent,
+    holm,
+    noise_floor,
+    paired_correlation,
+    paired_interval,
+    ratio_of_sums,
+    seeds_needed,
+)
+from workbench.metric import BITS_PER_BYTE
+
+__all__ = ["WORDS", "ArmMeasurements", "ArmVerdict", "Verdict", "judge"]
+
+WORDS = ("baseline", "better", "worse", "equivalent", "undecided", "failed")
+"""Every word that a row can carry."""
+
+POWER = 0.8
+"""Power at which detectable differences and needed seeds are stated."""
+
+MANY_SEEDS = 1_000
+"""Above this, a sentence says "more than" instead of a count that nobody would run."""
+
+ROUNDING = 1e-12
+"""Differences below this are rounding of the sums over documents, and count as zero."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArmMeasurements:
+    """What the report runs of one arm measured on the sealed report documents.
+
+    A run that did not finish is a failure with its status, never a row of NaN.
+    """
+
+    arm: str
+    amounts: Mapping[int, np.ndarray]
+    """Seed -> (D,), what the metric sums over its line for each report document: bits, errors."""
+    sizes_D: np.ndarray
+    """(D,), what it sums below: bytes, answers."""
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Seed -> status of a run that did not finish, such as "diverged at step 1,200"."""
+
+    def __post_init__(self) -> None:
+        sizes_D = np.asarray(self.sizes_D)
+        if sizes_D.ndim != 1 or sizes_D.size == 0 or not (np.isfinite(sizes_D) & (sizes_D > 0)).all():
+            raise ValueError(f"arm {self.arm!r}: sizes_D: got {sizes_D}; expected one positive size a document.")
+        for seed, amounts_D in self.amounts.items():
+            where = f"arm {self.arm!r}, seed {seed}"
+            if seed in self.failures:
+                raise ValueError(f"{where}: both measured and failed ({self.failures[seed]}). Keep one of the two.")
+            if np.shape(amounts_D) != sizes_D.shape:
+                raise ValueError(f"{where}: got amounts of shape {np.shape(amounts_D)}; expected {sizes_D.shape}.")
+            if not np.isfinite(amounts_D).all():
+                raise ValueError(f"{where}: got NaN or infinite amounts. Record the run in failures, as diverged.")
+
+    def unfinished(self, seeds: Sequence[int]) -> dict[int, str]:
+        """Those of ``seeds`` without a measurement -> status. A run that nobody recorded counts as failed."""
+        return {seed: self.failures.get(seed, "no result") for seed in seeds if seed not in self.amounts}
+
+    def finished(self, seeds: Sequence[int]) -> Floats:
+        """Amounts of those of ``seeds`` that finished, (S, D)."""
+        held = [np.asarray(self.amounts[seed], np.float64) for seed in seeds if seed in self.amounts]
+        return np.array(held).reshape(len(held), np.size(self.sizes_D))
+
+    def values(self, seeds: Sequence[int]) -> Floats:
+        """The metric of those of ``seeds`` that finished, (S,)."""
+        amounts_SD = self.finished(seeds)
+        return ratio_of_sums(amounts_SD, self.sizes_D) if len(amounts_SD) else np.empty(0)
+
+
+@dataclass(frozen=True)
+class ArmVerdict:
+    """One row of a verdict, in the unit of the metric; None where a number does not apply or cannot be known."""
+
+    arm: str
+    verdict: str
+    """One of ``WORDS``."""
+    value: float | None
+    """Mean over the finished report seeds."""
+    value_sd: float | None
+    """Standard deviation over them; from two seeds on."""
+    difference: float | None
+    """Mean paired difference, arm − baseline; None for an arm that cannot be judged."""
+    low: float | None
+    """Paired t-interval at level 1 − alpha, not corrected for the number of arms; from two seeds on."""
+    high: float | None
+    bootstrap_low: float | None
+    """Crossed bootstrap over seeds and documents, at the same level; from two seeds on."""
+    bootstrap_high: float | None
+    simultaneous_low: float | None
+    """Paired t-interval at level 1 − alpha / arms: all arms' intervals hold together at level 1 − alpha (Bonferroni)."""
+    simultaneous_high: float | None
+    p: float | None
+    """Two-sided paired t-test; 1 for an arm that cannot be judged."""
+    p_holm: float | None
+    """The same, adjusted over all arms: this one decides."""
+    seeds: int
+    """Report seeds that finished."""
+    failed: int
+    """Report seeds that did not."""
+    rho: float | None
+    """Correlation with the baseline over paired seeds; from three seeds on."""
+    detectable: float | None
+    """The true difference shown with 80 % power at alpha / arms, given the sd of the differences; None where that is
+    unknown (one seed) or zero."""
+    sentence: str
+    """The row in words."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The conclusion of an ablation. Two verdicts with the same content are equal."""
+
+    baseline: str
+    rows: tuple[ArmVerdict, ...]
+    """The baseline first, then the arms in the order given."""
+    noise_floor: NoiseFloor | None
+    """Standard deviation of the baseline over seeds with its 95 % interval; from two seeds on."""
+    alpha: float
+    """Family-wise error rate."""
+    margin: float | None
+    """Equivalence margin, where one was declared."""
+    exploratory: str | None
+    """Why the ablation is no confirmation, where it is none."""
+    unit: str = BITS_PER_BYTE.unit
+    """Unit of the metric, of every number here."""
+    declared: tuple[str, ...] = ()
+    """What was declared before launch, and what was changed since, in sentences."""
+
+    def table(self) -> pl.DataFrame:
+        """One row an arm; the columns are the fields of :class:`ArmVerdict`."""
+        kinds = {"str": pl.String, "int": pl.Int64, "float | None": pl.Float64}
+        schema = {item.name: kinds[str(item.type)] for item in fields(ArmVerdict)}
+        return pl.DataFrame([asdict(row) for row in self.rows], schema=schema, orient="row")
+
+    def plain(self) -> dict[str, Any]:
+        """The verdict as plain data, fit for JSON: finite numbers, strings, lists and None."""
+        floor = self.noise_floor
+        return {
+            **asdict(self),
+            "rows": [asdict(row) for row in self.rows],
+            "declared": list(self.declared),
+            "noise_floor": None if floor is None else list(floor),
+        }
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Self:
+        """The verdict whose :meth:`plain` is ``data``; numbers that an earlier version did not work out are None."""
+        floor = data["noise_floor"]
+        unknown = {item.name: None for item in fields(ArmVerdict) if item.type == "float | None"}
+        rows = tuple(ArmVerdict(**{**unknown, **row}) for row in data["rows"])
+        declared = tuple(data.get("declared", ()))
+        return cls(
+            **{**data, "rows": rows, "declared": declared, "noise_floor": None if floor is None else NoiseFloor(*floor)}
+        )
+
+    def __str__(self) -> str:
+        level = _percent(1 - self.alpha)
+        unit = self.unit.replace(" per ", "/")
+        lines = [["arm", "verdict", unit, "difference", f"{level} interval", "p (Holm)", "seeds"]]
+        for row in self.rows:
+            places = _places(row.value_sd) if row.difference is None else _places(_half(row), row.difference)
+            lines.append(
+                [
+                    row.arm,
+                    row.verdict,
+                    "" if row.value is None else f"{row.value:.{places}f}",
+                    "" if row.difference is None else f"{row.difference:+z.{places}f}",
+                    "" if row.low is None or row.high is None else _span(row.low, row.high, places),
+                    "" if row.p_holm is None else _p(row.p_holm),
+                    f"{row.seeds} of {row.seeds + row.failed}",
+                ]
+            )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        rule = "  ".join("-" * width for width in widths)
+        floor, *sentences = (row.sentence for row in self.rows)  # the noise floor is read before any difference
+        head = [*self.declared, ""] if self.declared else []
+        return "\n".join([*head, floor, "", table[0], rule, *table[1:], *([""] if sentences else []), *sentences])
+
+
+def judge(
+    baseline: ArmMeasurements,
+    arms: Sequence[ArmMeasurements],
+    *,
+    alpha: float = 0.05,
+    margin: float | None = None,
+    exploratory: str | None = None,
+    seeds: Sequence[int],
+    replicates: int = 10_000,
+    unit: str = BITS_PER_BYTE.unit,
+    effect: float | None = None,
+    declared: tuple[str, ...] = (),
+) -> Verdict:
+    """The verdict on ``arms`` against ``baseline``.
+
+    1. An arm with a report seed that did not finish is ``failed``, and so is every arm when the baseline is. It stays
+       in the family with p = 1; its value is the mean of the runs that survived.
+    2. Otherwise a paired t-test over seeds, adjusted by Holm over all arms, decides: ``better`` or ``worse`` where the
+       adjusted p < alpha.
+    3. Otherwise, where a margin was declared, ``equivalent`` if the 1 − 2 alpha interval lies inside it.
+    4. Otherwise ``undecided``, with the difference that would have been shown with 80 % power at alpha / arms (ours:
+       Holm's strictest threshold, which suffices whatever the other arms do) and the seeds needed to show the
+       observed difference.
+
+    The crossed bootstrap over seeds and documents decides nothing; where it disagrees with the t-interval about
+    excluding zero, the sentence says so.
+
+    Args:
+        baseline: measurements of the arm that all others are compared with.
+        arms: the other arms, all of those declared.
+        alpha: family-wise error rate.
+        margin: the largest difference that would not matter; None claims no equivalence.
+        exploratory: the reason, where the ablation deviated from what was declared.
+        seeds: the declared report seeds. Runs of other seeds are ignored: a failed seed has no substitute.
+        replicates: of the bootstrap.
+        unit: of the metric, for the sentences.
+        effect: the smallest difference of interest; sentences say how a difference compares with it.
+        declared: what was declared before launch, to be quoted.
+
+    Raises:
+        ValueError: when arms were measured on different documents, or names or seeds repeat.
+
+    >>> noise, sizes = np.random.default_rng(0), np.array([900, 1200])
+    >>> full = {seed: sizes * noise.normal(1.0, 5e-4, 2) for seed in range(5)}
+    >>> gdn = {seed: bits + sizes * noise.normal(0.01, 5e-4, 2) for seed, bits in full.items()}
+    >>> verdict = judge(ArmMeasurements("full", full, sizes), [ArmMeasurements("gdn", gdn, sizes)], seeds=range(5))
+    >>> [row.verdict for row in verdict.rows]
+    ['baseline', 'worse']
+    """
+    _check(baseline, arms, alpha, margin, seeds)
+    judged: dict[str, _Comparison] = {}
+    for arm in arms:
+        if not (baseline.unfinished(seeds) or arm.unfinished(seeds)):
+            judged[arm.arm] = _Comparison(baseline, arm, seeds, len(arms), alpha, margin, replicates, unit, effect)
+    p_values = [judged[arm.arm].interval.p if arm.arm in judged else 1.0 for arm in arms]
+    rows = [_baseline_row(baseline, seeds, exploratory, unit)]
+    for arm, p, p_holm in zip(arms, p_values, holm(p_values).tolist(), strict=True):
+        comparison = judged.get(arm.arm)
+        word = comparison.word(p_holm) if comparison else "failed"
+        text = comparison.sentence(word, p_holm) if comparison else _failure(arm, baseline, seeds)
+        numbers = comparison.numbers() if comparison else {}
+        rows.append(_row(arm, seeds, word, text, exploratory, p=p, p_holm=p_holm, **numbers))
+    value_S = baseline.values(seeds)
+    floor = noise_floor(value_S) if len(value_S) > 1 else None
+    return Verdict(baseline.arm, tuple(rows), floor, alpha, margin, exploratory, unit, declared)
+
+
+def _check(
+    baseline: ArmMeasurements,
+    arms: Sequence[ArmMeasurements],
+    alpha: float,
+    margin: float | None,
+    seeds: Sequence[int],
+) -> None:
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha: got {alpha}; expected a number between 0 and 0.5.")
+    if margin is not None and not 0 < margin < math.inf:
+        raise ValueError(f"margin: got {margin}; expected a positive number in the metric's unit, or None.")
+    if len(seeds) == 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: got {list(seeds)}; expected at least one, each once: a repeat is no second unit.")
+    names = [baseline.arm, *(arm.arm for arm in arms)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"arms: got the names {names}; expected each once, the baseline not among the arms.")
+    for arm in arms:
+        if not np.array_equal(arm.sizes_D, baseline.sizes_D):
+            raise ValueError(
+                f"arm {arm.arm!r}: its documents are not those of {baseline.arm!r} (their sizes differ). "
+                "Evaluate both on the same report documents, in the same order."
+            )
+
+
+class _Comparison:
+    """An arm against its baseline, both with all report seeds finished, and how to put it in words."""
+
+    def __init__(
+        self,
+        baseline: ArmMeasurements,
+        arm: ArmMeasurements,
+        seeds: Sequence[int],
+        family: int,
+        alpha: float,
+        margin: float | None,
+        replicates: int,
+        unit: str,
+        effect: float | None,
+    ):
+        differences_S = arm.values(seeds) - baseline.values(seeds)
+        differences_S[np.abs(differences_S) < ROUNDING] = 0
+        amounts = arm.finished(seeds), baseline.finished(seeds)
+        self.arm, self.baseline, self.family, self.alpha, self.margin = arm.arm, baseline.arm, family, alpha, margin
+        self.unit, self.effect = unit, effect
+        self.rho = paired_correlation(arm.values(seeds), baseline.values(seeds))
+        self.together = paired_interval(differences_S, alpha / family)
+        self.interval = paired_interval(differences_S, alpha)
+        self.narrow = paired_interval(differences_S, 2 * alpha)
+        self.inside = margin is not None and equivalent(differences_S, margin, alpha)
+        self.bootstrap = crossed_bootstrap(*amounts, arm.sizes_D, replicates=replicates, level=1 - alpha)
+        # The same in all seeds: the change or the seed never reached the model, or a task has no room between the runs.
+        self.constant = len(seeds) > 1 and bool(np.ptp(differences_S) < ROUNDING)
+
+    @property
+    def detectable(self) -> float | None:
+        if self.interval.n < 2 or self.constant:
+            return None
+        return self.interval.sd * detectable_difference(self.interval.n, self.alpha / self.family, POWER)
+
+    def numbers(self) -> dict[str, float | None]:
+        several = self.interval.n > 1
+        return {
+            "difference": self.interval.mean,
+            "low": self.interval.low if several else None,
+            "high": self.interval.high if several else None,
+            "bootstrap_low": self.bootstrap.low if several else None,
+            "bootstrap_high": self.bootstrap.high if several else None,
+            "simultaneous_low": self.together.low if several else None,
+            "simultaneous_high": self.together.high if several else None,
+            "rho": None if math.isnan(self.rho) else self.rho,
+            "detectable": self.detectable,
+        }
+
+    def word(self, p_holm: float) -> str:
+        if p_holm < self.alpha:
+            return "better" if self.interval.mean < 0 else "worse"
+        return "equivalent" if self.inside else "undecided"
+
+    def sentence(self, word: str, p_holm: float) -> str:
+        interval, bootstrap, narrow, n = self.interval, self.bootstrap, self.narrow, self.interval.n
+        places = _places((interval.high - interval.low) / 2, interval.mean)
+        sign = -1 if word == "better" else 1  # "better by 0.010 (0.008 to 0.012)", not by -0.010
+
+        def span(x: Interval | Bootstrap) -> str:
+            low, high = sorted((sign * x.low, sign * x.high))
+            return _span(low, high, places)
+
+        level, narrow_level = _percent(1 - self.alpha), _percent(1 - 2 * self.alpha)
+        margin = f"the margin of ±{self.margin:g}" if self.margin is not None else ""
+        p = f"Holm-adjusted p {'' if p_holm < 0.001 else '= '}{_p(p_holm)}, {n} paired seeds"
+        evidence = f"{level} interval {span(interval)}, {p}" if n > 1 else "1 paired seed"
+        difference = f"{interval.mean:+z.{places}f} {self.unit}"
+        clauses = []
+        if word == "undecided":
+            clauses += [
+                f"{self.arm} against {self.baseline} is undecided, no difference shown: {difference} ({evidence})"
+            ]
+        elif word == "equivalent":
+            clauses += [
+                f"{self.arm} is equivalent to {self.baseline}: the {narrow_level} interval of the difference, "
+                f"{span(narrow)} {self.unit}, lies inside {margin} ({difference}, {p})"
+            ]
+        else:
+            size = f"{abs(interval.mean):.{places}f} {self.unit}"
+            clauses += [f"{self.arm} is {word} than {self.baseline} by {size} ({evidence})"]
+            clauses += [f"its {narrow_level} interval lies inside {margin}"] * self.inside
+
+        clauses += self._interest(word, places)
+        shown, confirmed = (x.low > ROUNDING or x.high < -ROUNDING for x in (interval, bootstrap))
+        if shown and word in ("undecided", "equivalent"):
+            arms = f"{self.family} arms"
+            clauses += [f"its interval alone excludes zero, but p does not survive Holm's correction over {arms}"]
+        if shown != confirmed:
+            says = "alone excludes zero" if confirmed else "does not confirm it"
+            clauses += [f"the document bootstrap {says} ({level} interval {span(bootstrap)})"]
+        if word == "undecided" and self.margin is not None and n > 1:
+            clauses += [f"its {narrow_level} interval {span(narrow)} is not inside {margin}"]
+        if self.constant:
+            clauses += [
+                f"the difference is the same in all {n} seeds: check that change and seed reach the model, and that what is "
+                "measured is not solved, or missed, by every run alike"
+            ]
+        elif word == "undecided":
+            clauses += [self._outlook(places)]
+        return "; ".join(clauses) + "."
+
+    def _interest(self, word: str, places: int) -> list[str]:
+        """How the difference compares with the smallest one of interest."""
+        if self.effect is None or self.interval.n < 2:
+            return []
+        least = f"the smallest difference of interest, {self.effect:g}"
+        nearest = min(abs(self.interval.low), abs(self.interval.high))
+        if word in ("better", "worse"):
+            if abs(self.interval.mean) < self.effect:
+                return [f"that is less than {least}"]
+            whole = nearest >= self.effect
+            return [
+                f"the whole interval is at least {least}"
+                if whole
+                else f"that is more than {least}, but the interval also holds less"
+            ]
+        if word == "undecided" and self.detectable is not None and self.detectable > self.effect:
+            needed = seeds_needed(self.effect / self.interval.sd, self.alpha / self.family, POWER)
+            return [
+                f"showing {least}, would take {'more than ' if needed > MANY_SEEDS else ''}{min(needed, MANY_SEEDS):,} seeds"
+            ]
+        return []
+
+    def _outlook(self, places: int) -> str:
+        """What an undecided ablation could have shown, and what it would take."""
+        if self.detectable is None:
+            return "one seed can show no difference"
+        able = f"this ablation could have shown {self.detectable:.{places}f} {self.unit} ({_percent(POWER)} power)"
+        if not self.interval.mean:
+            return able
+        needed = seeds_needed(self.interval.mean / self.interval.sd, self.alpha / self.family, POWER)
+        count = f"more than {MANY_SEEDS:,}" if needed > MANY_SEEDS else f"{needed:,}"
+        return f"{able}, and showing the observed difference, if true, would take {count} seeds"
+
+
+def _row(
+    arm: ArmMeasurements,
+    seeds: Sequence[int],
+    word: str,
+    sentence: str,
+    exploratory: str | None,
+    **numbers: float | None,
+) -> ArmVerdict:
+    """A row with what every arm has: the metric and counts of the runs that finished."""
+    value_S = arm.values(seeds)
+    unknown = dict.fromkeys(
+        [
+            "difference",
+            "low",
+            "high",
+            "bootstrap_low",
+            "bootstrap_high",
+            "simultaneous_low",
+            "simultaneous_high",
+            "p",
+            "p_holm",
+            "rho",
+            "detectable",
+        ]
+    )
+    return ArmVerdict(
+        arm=arm.arm,
+        verdict=word,
+        value=float(value_S.mean()) if len(value_S) else None,
+        value_sd=float(value_S.std(ddof=1)) if len(value_S) > 1 else None,
+        seeds=len(value_S),
+        failed=len(seeds) - len(value_S),
+        sentence=sentence if exploratory is None else f"Exploratory ({exploratory}): {sentence}",
+        **{**unknown, **numbers},
+    )
+
+
+def _baseline_row(baseline: ArmMeasurements, seeds: Sequence[int], exploratory: str | None, unit: str) -> ArmVerdict:
+    if baseline.unfinished(seeds):
+        sentence = f"{baseline.arm}, the baseline, failed: {_survival(baseline, seeds)}, so no arm can be judged."
+        return _row(baseline, seeds, "failed", sentence, exploratory)
+    value_S = baseline.values(seeds)
+    if len(value_S) == 1:
+        sentence = f"{baseline.arm}, the baseline, has {value_S[0]:.4f} {unit}; one seed gives no noise floor."
+        return _row(baseline, seeds, "baseline", sentence, exploratory)
+    floor = noise_floor(value_S)
+    places = _places(floor.sd)
+    sentence = (
+        f"{baseline.arm}, the baseline, has {value_S.mean():.{places}f} {unit} over {len(value_S)} seeds; the noise "
+        f"floor, its sd over seeds, is {floor.sd:.{places}f} (95 % interval {_span(floor.low, floor.high, places)})."
+    )
+    return _row(baseline, seeds, "baseline", sentence, exploratory)
+
+
+def _failure(arm: ArmMeasurements, baseline: ArmMeasurements, seeds: Sequence[int]) -> str:
+    if not arm.unfinished(seeds):
+        return f"{arm.arm} cannot be judged: the baseline {baseline.arm} failed, {_survival(baseline, seeds)}."
+    also = f"; the baseline {baseline.arm} failed as well" if baseline.unfinished(seeds) else ""
+    return f"{arm.arm} failed: {_survival(arm, seeds)}{also}."
+
+
+def _survival(arm: ArmMeasurements, seeds: Sequence[int]) -> str:
+    failures = arm.unfinished(seeds)
+    alike: dict[str, list[str]] = {}
+    for seed, status in failures.items():
+        alike.setdefault(status, []).append(str(seed))
+    told = "; ".join(f"seed{'s' * (len(those) > 1)} {', '.join(those)}: {status}" for status, those in alike.items())
+    return f"{len(seeds) - len(failures)} of {len(seeds)} seeds finished ({told})"
+
+
+def _half(row: ArmVerdict) -> float | None:
+    return None if row.low is None or row.high is None else (row.high - row.low) / 2
+
+
+def _places(*scales: float | None) -> int:
+    """Decimals that show two significant digits of the first scale that is positive and finite, else four decimals."""
+    for scale in scales:
+        if scale is not None and 0 < abs(scale) < math.inf:
+            return min(max(1 - math.floor(math.log10(abs(scale))), 0), 9)
+    return 4
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3g}"
+
+
+def _span(low: float, high: float, places: int) -> str:
+    return f"{low:z.{places}f} to {high:z.{places}f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
