@@ -1,13 +1,11 @@
-"""Tables of what mixers read and keep, and that they can be drawn."""
+"""Figures of what mixers read and cache."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import polars as pl
-import pytest
-
 from workbench.dashboards import attention as look
+from workbench.evaluation.inspection import cache_table, reads, selected
 from workbench.model import LanguageModel, ModelConfig
 
 
@@ -16,44 +14,15 @@ def layer(kind: str, **settings: Any) -> Any:
     return LanguageModel(config, seed=0).blocks[0].mixer
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "keys"),
-    [
-        ("full", {}, lambda t: t + 1),
-        ("sliding", {"window": 5}, lambda t: min(t + 1, 5)),
-        # a query reads its own block whatever else
-        (
-            "nsa",
-            {
-                "branches": ["selection"],
-                "compress": "mean",
-                "select_block": 8,
-                "compress_length": 8,
-                "select_blocks": 1,
-                "initial_blocks": 0,
-                "local_blocks": 1,
-            },
-            lambda t: t % 8 + 1,
-        ),
-    ],
-)
-def test_exactly_the_keys_that_are_read_have_strength(kind: str, settings: dict[str, Any], keys: Any) -> None:
-    table = look.reads(layer(kind, **settings), 32, 20)
-    assert len(table) == 20 * 21 // 2
-    counts = table.filter(pl.col("strength") > 0).group_by("query").len().sort("query")["len"].to_list()
-    assert counts == [keys(t) for t in range(20)]
-    assert look.reads_figure({kind: table}).data
+def test_map_of_keys_by_query() -> None:
+    assert look.reads_figure({"full": reads(layer("full"), 32, 20)}).data
 
 
-def test_selected_blocks_are_those_of_the_layer() -> None:
-    table = look.selected(layer("asa_global", block=4, select_blocks=3, reuse=4), 32, 24)
-    assert table.filter((pl.col("query") == 23) & (pl.col("group") == 0))["block"].to_list()[-1] == 5
-    assert table.filter(pl.col("block") * 4 > pl.col("query")).is_empty()
+def test_selected_blocks_have_one_map_a_group() -> None:
+    table = selected(layer("asa_global", block=4, select_blocks=3, reuse=4), 32, 24)
     assert len(look.selected_figure(table).data) == 2
 
 
-def test_cache_table_and_figure() -> None:
+def test_cache_figure_has_a_dotted_line_only_where_eviction_saves_something() -> None:
     models = {"full": ModelConfig(), "sliding": ModelConfig(pattern="sliding")}
-    table = look.cache_table(models, [32, 256])
-    assert table.filter(pl.col("arm") == "full")["bytes"].to_list() == [4 * 2 * 128 * 2 * n for n in (32, 256)]
-    assert len(look.cache_figure(table).data) == 3, "a dotted line only where eviction saves something"
+    assert len(look.cache_figure(cache_table(models, [32, 256])).data) == 3

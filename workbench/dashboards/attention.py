@@ -1,73 +1,19 @@
-"""What sequence mixers read and remember, as tables and figures: keys by query, selected blocks, cache against length.
+"""Figures of what sequence mixers read and cache: keys by query, selected blocks, cache size against length.
 
-Functions on mixers need torch and are imported from here directly; nothing else of the dashboards waits for it.
-Legend: B batch, T time, D model width, G groups of heads, n blocks.
+The tables come from :mod:`workbench.evaluation.inspection`, which needs torch; no other dashboard module imports it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
 from workbench.dashboards import style
-
-if TYPE_CHECKING:
-    from workbench.contract import Mixer
-    from workbench.model import ModelConfig
-
-INPUTS = 4
-"""Random inputs over which reading is averaged, so that data-dependent choices show as shades."""
-
-
-def reads(mixer: Mixer, width: int, length: int, seed: int = 0) -> pl.DataFrame:
-    """How strongly the output at each position depends on the input at each: the norm of its gradient.
-
-    Exactly zero where a query does not read a key. Through hidden choices (which blocks are selected) nothing is counted.
-
-    Returns:
-        columns query, key (positions), strength (share of the query's row), one row a pair with key <= query.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    x_BTD = torch.randn(INPUTS, length, width, generator=generator).requires_grad_()
-    weight_BD = torch.randn(INPUTS, width, generator=generator)
-    y_BTD = mixer.float()(x_BTD)
-    rows = []
-    for t in range(length):
-        (gradient_BTD,) = torch.autograd.grad((y_BTD[:, t] * weight_BD).sum(), x_BTD, retain_graph=True)
-        strength_T = gradient_BTD.norm(dim=-1).mean(0)[: t + 1]
-        rows.append(strength_T / strength_T.sum().clamp_min(1e-30))
-    queries = [t for t in range(length) for _ in range(t + 1)]
-    keys = [s for t in range(length) for s in range(t + 1)]
-    return pl.DataFrame({"query": queries, "key": keys, "strength": torch.cat(rows).tolist()})
-
-
-def selected(mixer: Any, width: int, length: int, seed: int = 0) -> pl.DataFrame:
-    """Blocks that a selecting mixer picks for one random input: columns query, group, block."""
-    import torch
-
-    x_BTD = torch.randn(1, length, width, generator=torch.Generator().manual_seed(seed))
-    chosen_TGn = mixer.float().selection(x_BTD)[0]
-    places = (chosen_TGn >= 0).nonzero()
-    blocks = chosen_TGn[chosen_TGn >= 0].tolist()
-    return pl.DataFrame({"query": places[:, 0].tolist(), "group": places[:, 1].tolist(), "block": blocks})
-
-
-def cache_table(models: Mapping[str, ModelConfig], lengths: Iterable[int], element_bytes: int = 2) -> pl.DataFrame:
-    """Decode state of one sequence: columns arm, length, bytes, unevicted (bytes if windows kept every token)."""
-    from workbench.accounting import account
-
-    rows = []
-    for length in lengths:
-        for arm, config in models.items():
-            cost = account(config, length, element_bytes)
-            rows.append({"arm": arm, "length": length, "bytes": cost.cache_bytes, "unevicted": cost.unevicted_bytes})
-    return pl.DataFrame(rows)
+from workbench.evaluation.inspection import reads, selected
 
 
 def reads_figure(tables: Mapping[str, pl.DataFrame]) -> go.Figure:

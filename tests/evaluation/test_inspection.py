@@ -1,0 +1,59 @@
+"""Tables of what sequence mixers read and cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from workbench.evaluation.inspection import cache_table, reads, selected
+from workbench.model import LanguageModel, ModelConfig
+
+
+def layer(kind: str, **settings: Any) -> Any:
+    config = ModelConfig(width=32, depth=1, vocabulary=16, pattern=kind, mixers={kind: settings})
+    return LanguageModel(config, seed=0).blocks[0].mixer
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "keys"),
+    [
+        ("full", {}, lambda t: t + 1),
+        ("sliding", {"window": 5}, lambda t: min(t + 1, 5)),
+        # a query reads its own block whatever else
+        (
+            "nsa",
+            {
+                "branches": ["selection"],
+                "compress": "mean",
+                "select_block": 8,
+                "compress_length": 8,
+                "select_blocks": 1,
+                "initial_blocks": 0,
+                "local_blocks": 1,
+            },
+            lambda t: t % 8 + 1,
+        ),
+    ],
+)
+def test_exactly_the_keys_that_are_read_have_strength(kind: str, settings: dict[str, Any], keys: Any) -> None:
+    table = reads(layer(kind, **settings), 32, 20)
+    assert len(table) == 20 * 21 // 2
+    counts = table.filter(pl.col("strength") > 0).group_by("query").len().sort("query")["len"].to_list()
+    assert counts == [keys(t) for t in range(20)]
+
+
+def test_selected_blocks_are_those_of_the_layer() -> None:
+    table = selected(layer("asa_global", block=4, select_blocks=3, reuse=4), 32, 24)
+    assert table.filter((pl.col("query") == 23) & (pl.col("group") == 0))["block"].to_list()[-1] == 5
+
+
+def test_no_selected_block_begins_behind_its_query() -> None:
+    table = selected(layer("asa_global", block=4, select_blocks=3, reuse=4), 32, 24)
+    assert table.filter(pl.col("block") * 4 > pl.col("query")).is_empty()
+
+
+def test_cache_table_counts_the_bytes_of_every_length() -> None:
+    table = cache_table({"full": ModelConfig()}, [32, 256])
+    assert table["bytes"].to_list() == [4 * 2 * 128 * 2 * n for n in (32, 256)]
