@@ -21,8 +21,8 @@ from workbench.ablation.spec.registration import quote, standing
 from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
-from workbench.results.store import ENDED
 from workbench.results.tables import RUN_SCHEMA, Line, curves, diagnostics, lines, runs
+from workbench.status import ENDED, Stage, Status
 
 if TYPE_CHECKING:
     from workbench.ablation.execution.launchers import Launcher
@@ -142,7 +142,7 @@ class AblationRun:
             ):
                 yield arm, seed, frame
             return
-        done = self.runs().filter((pl.col("stage") == "confirmation") & (pl.col("status") == "done"))
+        done = self.runs().filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
         for row in done.iter_rows(named=True):
             path = Path(row["folder"]) / "report.parquet"
             if path.exists():
@@ -193,7 +193,7 @@ class AblationRun:
             held = Verdict.from_plain(read_json(self.folder / "verdict.json"))
             return replace(held, exploratory=self._exploratory(), declared=quote(self.about))
         finished = self.finished  # asked before the runs are read: one that ends in between is not missing
-        confirmations = self.runs().filter(pl.col("stage") == "confirmation")
+        confirmations = self.runs().filter(pl.col("stage") == Stage.CONFIRMATION)
         unconfirmed = self.failures()
         metric = self.metric
         sizes: dict[str, Any] = {}
@@ -202,7 +202,7 @@ class AblationRun:
             amounts: dict[int, Any] = {}
             failed = {seed: unconfirmed[arm] for seed in self.seeds} if arm in unconfirmed else {}
             for row in confirmations.filter(pl.col("arm") == arm).iter_rows(named=True):
-                if row["status"] == "done":
+                if row["status"] == Status.DONE:
                     frame = pl.read_parquet(Path(row["folder"]) / "report.parquet")
                     amounts[row["seed"]] = metric.scale * frame[metric.numerator].to_numpy()
                     sizes[arm] = frame[metric.denominator].to_numpy()

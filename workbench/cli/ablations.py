@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from workbench.cli.output import File, Folder, Overrides, Results, console, duration, human, note, share
+from workbench.cli.output import File, Folder, Overrides, Results, console, note
 from workbench.cli.watching import follow, work_off
+from workbench.formatting import count, duration, flops, share, size
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -159,17 +160,17 @@ ARM_WIDTH = 16
 
 def print_cost(frame: Any, workers: int) -> None:
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "parameters, no embedding": lambda row: human(row["non_embedding"]),
-        "… active for a token": lambda row: human(row["active"]),
-        "forward FLOPs a token": lambda row: human(row["flops_per_token"]),
-        "training FLOPs": lambda row: human(row["training_flops"]),
-        "decode cache": lambda row: human(row["cache_bytes"], "B"),
-        "… if windows kept all": lambda row: human(row.get("unevicted_bytes"), "B"),
-        "training tokens": lambda row: human(row["tokens"]),
-        "tokens a second": lambda row: human(row.get("tokens_per_second")),
+        "parameters, no embedding": lambda row: count(row["non_embedding"]),
+        "… active for a token": lambda row: count(row["active"]),
+        "forward FLOPs a token": lambda row: flops(row["flops_per_token"]),
+        "training FLOPs": lambda row: flops(row["training_flops"]),
+        "decode cache": lambda row: size(row["cache_bytes"]),
+        "… if windows kept all": lambda row: size(row.get("unevicted_bytes")),
+        "training tokens": lambda row: count(row["tokens"]),
+        "tokens a second": lambda row: count(row.get("tokens_per_second")),
         "time": lambda row: duration(row["seconds_per_trial"]),
-        "memory": lambda row: human(row["memory_bytes"], "B") + ("" if row.get("memory_measured") else " (estimate)"),
-        "disk, while it runs": lambda row: human(row.get("disk_bytes"), "B"),
+        "memory": lambda row: size(row["memory_bytes"]) + ("" if row.get("memory_measured") else " (estimate)"),
+        "disk, while it runs": lambda row: size(row.get("disk_bytes")),
         "trials": lambda row: str(row["trials"]),
         "set by the budget": lambda row: row.get("solved") or "–",
         "off the budget": lambda row: share(row["residual"]),

@@ -1,4 +1,4 @@
-"""What commands share: their common arguments, the console, numbers as people read them."""
+"""What commands share: their common arguments and the console."""
 
 from __future__ import annotations
 
@@ -18,24 +18,3 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a launched ablation, suc
 
 def note(line: str) -> None:
     console.print(f"[dim]{line} …[/]")
-
-
-def human(value: float | None, unit: str = "") -> str:
-    if value is None:
-        return "not measured"
-    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {letter}{unit}"
-    return f"{value:.3g} {unit}".strip()
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def share(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:+.2%}"

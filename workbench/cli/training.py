@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from workbench.cli.output import console, duration, human, note
+from workbench.cli.output import console, note
+from workbench.formatting import count, duration, flops
+from workbench.status import Stage, Status
 
 
 def train(
@@ -17,8 +19,8 @@ def train(
     folder: Annotated[Path | None, typer.Option(help="Folder of the run; default results/runs/<file>.")] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
     stage: Annotated[
-        str, typer.Option(help="confirmation opens the report split at the end; tuning does not.")
-    ] = "tuning",
+        Stage, typer.Option(help="confirmation opens the report split at the end; tuning does not.")
+    ] = Stage.TUNING,
 ) -> None:
     """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command goes on."""
     from workbench.training import parallel
@@ -66,8 +68,8 @@ def _train_in_foreground(path: Path, devices: int, leads: bool) -> None:
     def tell(row: dict[str, Any]) -> None:
         left = (about["tokens"] - row["tokens"]) / max(1e-9, row["tokens_per_second"])
         console.print(
-            f"step {row['step']}/{about['steps']}  loss {row['loss']:.4f}  {human(row['tokens_per_second'])} tokens/s  "
-            f"{human(row['flops_per_second'])}FLOP/s  {duration(left)} left"
+            f"step {row['step']}/{about['steps']}  loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tokens/s  "
+            f"{flops(row['flops_per_second'])}/s  {duration(left)} left"
             + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else ""),
             highlight=False,
             soft_wrap=True,
@@ -80,8 +82,8 @@ def _train_in_foreground(path: Path, devices: int, leads: bool) -> None:
         return
     reason = f": {result['reason']}" if result.get("reason") else ""
     console.print(f"{result['status']}{reason}  ({path})", highlight=False, soft_wrap=True)
-    if result["status"] != "done":
-        raise typer.Exit(130 if result["status"] == "interrupted" else 1)
+    if result["status"] != Status.DONE:
+        raise typer.Exit(130 if result["status"] == Status.INTERRUPTED else 1)
 
 
 def prepare(
@@ -101,7 +103,7 @@ def prepare(
     columns = list(dict.fromkeys(key for split in splits.values() for key in split))
     shown = Table("split", *(column.replace("_", " ") for column in columns), title=str(data.folder))
     for name, split in splits.items():
-        shown.add_row(name, *(human(split.get(column)) if column in split else "" for column in columns))
+        shown.add_row(name, *(count(split.get(column)) if column in split else "" for column in columns))
     console.print(shown)
 
 

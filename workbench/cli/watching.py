@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from workbench.cli.output import console, duration, human
+from workbench.cli.output import console
+from workbench.formatting import count, duration
+from workbench.status import ENDED, LOST, Stage, Status
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -44,7 +46,6 @@ def work_off(launched: AblationRun, workers: int, detach: bool = False) -> bool:
 def follow(launched: AblationRun) -> None:
     """One bar a trial that has not ended, a line for one that has; until all have, or no worker is left."""
     from workbench.config import ConfigError
-    from workbench.results.store import ENDED
 
     columns = (
         TextColumn("{task.description}"),
@@ -63,7 +64,7 @@ def follow(launched: AblationRun) -> None:
             for row in frame.iter_rows(named=True):
                 title, numbers = f"{row['arm']} {row['stage']} {_point(row)}", _numbers(row)
                 ended = row["status"] in ENDED
-                if told.get(row["run"]) != row["status"] and (ended or (row["status"] == "running" and not live)):
+                if told.get(row["run"]) != row["status"] and (ended or (row["status"] == Status.RUNNING and not live)):
                     progress.console.print(
                         f"[{done}/{launched.total}] {title}: {numbers}", markup=False, highlight=False, soft_wrap=True
                     )
@@ -86,10 +87,8 @@ def follow(launched: AblationRun) -> None:
 
 def _why_stopped(launched: AblationRun) -> str:
     """What the runs that ended early say; where none says anything, the end of the workers' log."""
-    from workbench.results.store import LOST
-
     frame = launched.runs()
-    early = frame.filter(frame["status"].is_in(("interrupted", *LOST)))
+    early = frame.filter(frame["status"].is_in((Status.INTERRUPTED, *LOST)))
     if len(early):
         return "\n".join(f"{row['run']} is {row['status']}: {row['reason']}" for row in early.iter_rows(named=True))
     log = launched.folder / "workers" / "log.txt"
@@ -98,7 +97,7 @@ def _why_stopped(launched: AblationRun) -> str:
 
 
 def _point(row: dict[str, Any]) -> str:
-    if row["stage"] == "confirmation":
+    if row["stage"] == Stage.CONFIRMATION:
         return f"seed {row['seed']}"
     return ", ".join(
         f"{k.rsplit('.', 1)[-1]}={v:.3g}" if isinstance(v, float) else f"{k.rsplit('.', 1)[-1]}={v}"
@@ -108,16 +107,16 @@ def _point(row: dict[str, Any]) -> str:
 
 def _numbers(row: dict[str, Any]) -> str:
     parts = []
-    if row["status"] == "running" and row["loss"] is not None:
+    if row["status"] == Status.RUNNING and row["loss"] is not None:
         parts = [
             f"loss {row['loss']:.3f}",
-            f"{human(row['tokens_per_second'])} tokens/s",
+            f"{count(row['tokens_per_second'])} tokens/s",
             f"{duration(row['seconds_left'])} left",
         ]
     elif row["report_value"] is not None:
         parts = [f"{row['report_value']:.4f} {row['metric']} (report)"]
-    elif row["selection_value"] is not None and row["status"] == "done":
+    elif row["selection_value"] is not None and row["status"] == Status.DONE:
         parts = [f"{row['selection_value']:.4f} {row['metric']} (selection)"]
-    if row["status"] != "done":
+    if row["status"] != Status.DONE:
         parts.insert(0, row["status"] + (f" ({row['reason']})" if row["reason"] else ""))
     return ", ".join(parts)

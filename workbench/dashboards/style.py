@@ -9,6 +9,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from workbench.formatting import count, duration, flops, share, size
+from workbench.formatting import metric as bits
+
+__all__ = ["bits", "count", "duration", "flops", "share", "size"]  # by the names used here
+
 PALETTE = ("#808080", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#C8B900")
 """Okabe and Ito's colours, told apart by colour-blind readers. Their black is grey here and their yellow darker, so
 that each line shows on white and on black."""
@@ -79,77 +84,3 @@ def label(text: str, longest: int = 48) -> str:
     """``text`` as Plotly shall show it: markup escaped, shortened where it would push the drawing aside."""
     shown = text if len(text) <= longest else text[: longest - 1] + "…"
     return html.escape(shown, quote=False)
-
-
-def _scaled(value: float, prefixes: str, unit: str = "") -> str:
-    size, scale = abs(value), 0
-    while size >= 999.5 and scale < len(prefixes) - 1:
-        size, scale = size / 1000, scale + 1
-    digits = f"{size:.0f}" if size >= 99.5 or size == int(size) else f"{size:.2g}" if size < 9.95 else f"{size:.1f}"
-    return f"{'-' if value < 0 else ''}{digits} {prefixes[scale].strip()}{unit}".strip()
-
-
-def count(value: float | None) -> str:
-    """A count of things.
-
-    >>> count(1_234_567), count(17), count(None)
-    ('1.2 M', '17', '–')
-    """
-    return "–" if value is None else _scaled(value, " kMBT")
-
-
-def flops(value: float | None) -> str:
-    """Floating-point operations.
-
-    >>> flops(4.1e9)
-    '4.1 GFLOPs'
-    """
-    return "–" if value is None else _scaled(value, " kMGTPEZY", "FLOPs")
-
-
-def size(value: float | None) -> str:
-    """Bytes, in powers of 1,000.
-
-    >>> size(3_400_000_000)
-    '3.4 GB'
-    """
-    return "–" if value is None else _scaled(value, " kMGTP", "B")
-
-
-def duration(seconds: float | None) -> str:
-    """A time, as one would say it.
-
-    >>> duration(0.61), duration(120), duration(5400), duration(300_000)
-    ('0.6 s', '2 min', '1 h 30 min', '3 d 11 h')
-    """
-    if seconds is None:
-        return "–"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
-
-
-def bits(value: float | None, *, signed: bool = False) -> str:
-    """A value of the metric (bits, errors), or a difference of two, with four decimals.
-
-    >>> bits(0.00405, signed=True)
-    '+0.0041'
-    """
-    return "–" if value is None else f"{value:{'+' if signed else ''}z.4f}"
-
-
-def share(value: float | None) -> str:
-    """A relative difference.
-
-    >>> share(-0.093)
-    '-9.3 %'
-    """
-    return "–" if value is None else f"{100 * value:+z.1f} %"

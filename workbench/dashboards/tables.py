@@ -22,8 +22,8 @@ from workbench.ablation.analysis.diagnostics import (
 )  # one of the tables that figures draw
 from workbench.config import ConfigError
 from workbench.dashboards.snapshot import Run, look
-from workbench.results.store import ENDED, LOST
 from workbench.results.tables import SingleRuns
+from workbench.status import ENDED, FAILED
 
 if TYPE_CHECKING:
     from workbench.ablation.analysis.compare import ScalingLaw
@@ -35,9 +35,6 @@ Spent: TypeAlias = Literal["training_flops", "non_embedding", "active", "cache_b
 
 POINTS = 300
 """At most this many points a curve, however long the run."""
-
-FAILED = ("diverged", "out_of_memory", "crashed", *LOST)
-"""Statuses that are listed as failures; a pruned trial is none."""
 
 
 def curve_table(

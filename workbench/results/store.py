@@ -28,14 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.files import locked, read_json, read_jsonl, write_json
-
-ENDED = ("done", "diverged", "out_of_memory", "crashed", "pruned")
-"""Statuses after which a run does not go on by itself."""
-OUTSIDE = ("crashed", "out_of_memory")
-"""Those that say nothing about the model: starting the ablation again tries such a run again."""
-LOST = ("killed", "hung")
-"""Those of a run whose process was killed, or stopped because it got no further; it goes on from its checkpoint."""
-STATUSES = ("waiting", "running", "interrupted", *LOST, *ENDED)
+from workbench.status import RETRYABLE, Status
 
 
 class RunFolder:
@@ -62,19 +55,22 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """``{"status": …, "reason": …, …}``. A run that says it is running while no process holds it was killed."""
-        state = read_json(self.path / "status.json") or {"status": "waiting"}
-        if state["status"] != "running" or self.is_held():
+        state = read_json(self.path / "status.json") or {"status": Status.WAITING}
+        if state["status"] != Status.RUNNING or self.is_held():
             return state
         state = read_json(self.path / "status.json")  # it may have ended between the two looks
-        if state.get("status", "running") == "running":
-            state = {**state, "status": "killed", "reason": "its process disappeared; it resumes from its checkpoint"}
+        if state.get("status", Status.RUNNING) == Status.RUNNING:
+            state = {
+                **state,
+                "status": Status.KILLED,
+                "reason": "its process disappeared; it resumes from its checkpoint",
+            }
         return state
 
-    def set_status(self, status: str, reason: str | None = None, **more: Any) -> None:
-        assert status in STATUSES, status
-        write_json(self.path / "status.json", {"status": status, "reason": reason, "at": time.time(), **more})
+    def set_status(self, status: Status, reason: str | None = None, **more: Any) -> None:
+        write_json(self.path / "status.json", {"status": Status(status), "reason": reason, "at": time.time(), **more})
 
-    def finish(self, status: str, reason: str | None = None, **numbers: Any) -> None:
+    def finish(self, status: Status, reason: str | None = None, **numbers: Any) -> None:
         """Write the final numbers, then the status: whoever sees the status finds the numbers."""
         write_json(self.path / "result.json", {"status": status, "reason": reason, **numbers})
         self.set_status(status, reason)
@@ -83,10 +79,10 @@ class RunFolder:
     def reopen(self) -> None:
         """Forget a result that says nothing about the model (a crash), so that the run goes on."""
         status = self.result().get("status")
-        if status in OUTSIDE:
+        if status in RETRYABLE:
             self.event("reopened", was=status)
             (self.path / "result.json").unlink()
-            self.set_status("interrupted", "tried again")
+            self.set_status(Status.INTERRUPTED, "tried again")
 
     def environment(self) -> dict[str, Any]:
         """Where the run ran last, empty before it did."""

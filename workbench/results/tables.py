@@ -15,7 +15,8 @@ import polars as pl
 from workbench.config import ConfigError
 from workbench.files import read_json, read_jsonl, stamp
 from workbench.metric import Metric
-from workbench.results.store import ENDED, RunFolder
+from workbench.results.store import RunFolder
+from workbench.status import ENDED, Stage, Status
 
 RUN_SCHEMA: dict[str, Any] = {
     "arm": pl.String,
@@ -168,8 +169,10 @@ def _paths(path: Path) -> str:
 
 
 def _status(folder: RunFolder) -> dict[str, Any]:
-    state = _keep(folder, "status.json", read_json) or {"status": "waiting"}
-    return folder.status() if state.get("status") == "running" else state  # whether somebody runs it is not in the file
+    state = _keep(folder, "status.json", read_json) or {"status": Status.WAITING}
+    return (
+        folder.status() if state.get("status") == Status.RUNNING else state
+    )  # whether somebody runs it is not in the file
 
 
 class _Seen(NamedTuple):
@@ -198,7 +201,7 @@ def _seen(path: str) -> _Seen | None:
     result = _keep(folder, "result.json", read_json) or {}
     last, steps = points.last, about["steps"]
     step, seconds = last.get("step", 0), last.get("seconds", 0.0)
-    left = seconds / step * (steps - step) if step and state["status"] == "running" else None
+    left = seconds / step * (steps - step) if step and state["status"] == Status.RUNNING else None
     row = {
         "arm": about["arm"],
         "stage": about["stage"],
@@ -251,7 +254,7 @@ def runs(ablation: str | Path) -> pl.DataFrame:
     chosen = read_json(Path(ablation) / "selection.json")
     rows = []
     for row in (seen.row for seen in _each(ablation)):
-        selected = row["stage"] == "tuning" and chosen.get(row["arm"], {}).get("run") == row["run"]
+        selected = row["stage"] == Stage.TUNING and chosen.get(row["arm"], {}).get("run") == row["run"]
         rows.append({**row, "selected": True} if selected else row)
     return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
 

@@ -11,6 +11,7 @@ from workbench.environment import code_version
 from workbench.pretrained.folder import SHARD_BYTES, build, check_against, save
 from workbench.pretrained.tensors import read_tensors
 from workbench.results import RunFolder
+from workbench.status import Status
 from workbench.training.checkpoint import latest
 from workbench.training.config import RunConfig
 
@@ -101,7 +102,7 @@ def _run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
         )
     do = f"To export it as it stands, give its checkpoint {checkpoint}."
     status = run.result().get("status") or run.status()["status"]
-    if status != "done":
+    if status != Status.DONE:
         raise ConfigError.at("run", got=f"{path}, which is {status}", expected="a finished run", do=do)
     if checkpoint.name != f"step-{run.about()['steps']}":
         raise ConfigError.at(

@@ -32,6 +32,7 @@ from workbench.files import write_json
 from workbench.ops import paths
 from workbench.pretrained import start_from
 from workbench.results import RunFolder
+from workbench.status import Stage, Status
 from workbench.training import parallel
 from workbench.training.checkpoint import SafeCheckpointIO, latest
 from workbench.training.config import RunConfig, TrainingConfig, describe_run
@@ -49,7 +50,7 @@ def new_run(
     config: RunConfig,
     *,
     arm: str = "",
-    stage: str = "confirmation",
+    stage: str = Stage.CONFIRMATION,
     progress: Callable[[str], None] | None = None,
     **about: Any,
 ) -> RunFolder:
@@ -111,25 +112,25 @@ def train(
             return {"status": "busy", "reason": "another process is running it"}
         if folder.result():
             return folder.result()
-        folder.set_status("running", pid=os.getpid())
+        folder.set_status(Status.RUNNING, pid=os.getpid())
         try:
             return _train(folder, Path(cache), should_stop, devices, tell)
         except Stopped as stop:
-            folder.set_status("interrupted", str(stop))
+            folder.set_status(Status.INTERRUPTED, str(stop))
             folder.event("interrupted", reason=str(stop))
-            return {"status": "interrupted", "reason": str(stop)}
+            return {"status": Status.INTERRUPTED, "reason": str(stop)}
         except Diverged as error:
-            return _finish(folder, "diverged", str(error), step=error.step)
+            return _finish(folder, Status.DIVERGED, str(error), step=error.step)
         except (MemoryError, torch.OutOfMemoryError) as error:
-            return _finish(folder, "out_of_memory", f"{type(error).__name__}: {error}".split("\n")[0])
+            return _finish(folder, Status.OUT_OF_MEMORY, f"{type(error).__name__}: {error}".split("\n")[0])
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
-                return _finish(folder, "crashed", _explain(error))
+                return _finish(folder, Status.CRASHED, _explain(error))
             # not a result: once there is space again the run goes on from its last checkpoint
-            return _note(folder, "interrupted", f"the disk is full ({error}); free some space and start again")
+            return _note(folder, Status.INTERRUPTED, f"the disk is full ({error}); free some space and start again")
         except Exception as error:
             traceback.print_exc()
-            return _finish(folder, "crashed", _explain(error))
+            return _finish(folder, Status.CRASHED, _explain(error))
 
 
 def trainer_for(training: TrainingConfig, devices: int, callback: L.Callback) -> L.Trainer:
@@ -198,12 +199,12 @@ def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}; see log.txt"
 
 
-def _finish(folder: RunFolder, status: str, reason: str | None, **numbers: Any) -> dict[str, Any]:
+def _finish(folder: RunFolder, status: Status, reason: str | None, **numbers: Any) -> dict[str, Any]:
     folder.finish(status, reason, **numbers)
     return folder.result()
 
 
-def _note(folder: RunFolder, status: str, reason: str) -> dict[str, Any]:
+def _note(folder: RunFolder, status: Status, reason: str) -> dict[str, Any]:
     try:
         folder.set_status(status, reason)
     except OSError:
@@ -263,7 +264,7 @@ def _train(
             module.load_state_dict(SafeCheckpointIO().load_checkpoint(checkpoint)["state_dict"])
         module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     report = None
-    if about["stage"] == "confirmation":  # the report split is opened here and nowhere else
+    if about["stage"] == Stage.CONFIRMATION:  # the report split is opened here and nowhere else
         sealed = about.get("split", "report") == "report"
         measured = data.report if sealed else data.selection
         report = evaluate(
@@ -290,7 +291,7 @@ def _train(
         temporary = folder.path / ".report.tmp"
         frame.write_parquet(temporary)
         os.replace(temporary, folder.path / "report.parquet")
-    return _finish(folder, "done", _caution(config, folder), **numbers)
+    return _finish(folder, Status.DONE, _caution(config, folder), **numbers)
 
 
 def _caution(config: RunConfig, folder: RunFolder) -> str | None:

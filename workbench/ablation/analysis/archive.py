@@ -18,6 +18,7 @@ import polars as pl
 from workbench.config import ConfigError
 from workbench.files import write_json
 from workbench.results.store import RunFolder
+from workbench.status import Stage, Status
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -52,7 +53,7 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     runs = run.runs()
-    confirmed = runs.filter((pl.col("stage") == "confirmation") & (pl.col("status") == "done"))
+    confirmed = runs.filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
     reports = [
         frame.select(pl.lit(arm).alias("arm"), pl.lit(seed).alias("seed"), pl.all())
         for arm, seed, frame in run.reports()

@@ -18,6 +18,7 @@ from scipy import optimize, stats
 
 from workbench.ablation.verdict.statistics import Floats
 from workbench.config import ConfigError
+from workbench.status import Stage, Status
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -244,7 +245,7 @@ def compare(runs: Sequence[AblationRun], x: str = "flops", at: float | None = No
                     "rank": ranks.get(r.arm),
                 }
             )
-        done = (pl.col("stage") == "confirmation") & (pl.col("status") == "done")
+        done = (pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE)
         for arm, value in run.runs().filter(done).select("arm", "report_value").iter_rows():
             seeds.setdefault(arm, {}).setdefault(float(costs[arm]), []).append(value)
     table = pl.DataFrame(rows, infer_schema_length=None).sort("x", maintain_order=True)

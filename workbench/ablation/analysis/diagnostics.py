@@ -12,7 +12,7 @@ from scipy import stats
 
 from workbench.ablation.verdict.statistics import expected_best_of
 from workbench.files import read_json, read_jsonl
-from workbench.results.store import ENDED
+from workbench.status import ENDED, Stage, Status
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -33,10 +33,10 @@ def best_of_table(run: Any) -> pl.DataFrame:
     one of the k can be expected to have finished), trials, finished.
     """
     rows: list[dict[str, Any]] = []
-    held = run.runs().filter((pl.col("stage") == "tuning") & pl.col("status").is_in(ENDED))
+    held = run.runs().filter((pl.col("stage") == Stage.TUNING) & pl.col("status").is_in(ENDED))
     for arm in run.arms:
         values = [
-            math.inf if status != "done" or value is None else value
+            math.inf if status != Status.DONE or value is None else value
             for status, value in held.filter(pl.col("arm") == arm).select("status", "selection_value").iter_rows()
         ]
         for k in range(1, len(values) + 1):
@@ -62,7 +62,7 @@ def drift_table(run: AblationRun) -> pl.DataFrame:
     code, torch.
     """
     rows = []
-    done = (pl.col("arm") == run.baseline) & (pl.col("stage") == "confirmation") & (pl.col("status") == "done")
+    done = (pl.col("arm") == run.baseline) & (pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE)
     for row in run.runs().filter(done).iter_rows(named=True):
         folder = Path(row["folder"])
         began = [e["at"] for e in read_jsonl(folder / "events.jsonl") if e["event"] in ("started", "resumed")]

@@ -19,6 +19,7 @@ from workbench.ablation.verdict.statistics import (
     seeds_for_equivalence,
     seeds_needed,
 )
+from workbench.status import Stage, Status
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -151,7 +152,7 @@ def values_of(runs: Sequence[AblationRun]) -> dict[str, dict[int, float]]:
     """Arm -> seed -> what confirmation runs measured, of earlier ablations taken together."""
     found: dict[str, dict[int, float]] = {}
     for run in runs:
-        done = (pl.col("stage") == "confirmation") & (pl.col("status") == "done")
+        done = (pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE)
         rows: Any = run.runs().filter(done).select("arm", "seed", "report_value").iter_rows()
         for arm, seed, value in rows:
             found.setdefault(arm, {})[seed] = value

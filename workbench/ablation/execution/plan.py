@@ -30,10 +30,11 @@ from workbench.ablation.run import AblationRun
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import ConfigError
 from workbench.files import write_json
-from workbench.results.store import LOST, OUTSIDE, RunFolder
+from workbench.results.store import RunFolder
+from workbench.status import LOST, RETRYABLE, Stage
 from workbench.training.config import RunConfig, describe_run
 
-TUNING, CONFIRMATION = "tuning", "confirmation"
+TUNING, CONFIRMATION = Stage.TUNING, Stage.CONFIRMATION
 
 
 class Plan:
@@ -129,7 +130,7 @@ class Plan:
         status = trials[-1].user_attrs.get("status", "killed" if failed else "done")
         if status in LOST and not relaunch:  # a trial's process died, its worker did not
             return sum(trial.user_attrs.get("status", "killed") in LOST for trial in trials) < ATTEMPTS
-        return status == "interrupted" or (relaunch and status in (*LOST, *OUTSIDE))
+        return status == "interrupted" or (relaunch and status in (*LOST, *RETRYABLE))
 
     def _select(self, tuning: optuna.Study) -> dict[str, Any]:
         """The arm's setting, chosen on the selection split."""

@@ -32,6 +32,7 @@ from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.files import locked
 from workbench.results.store import RunFolder
+from workbench.status import Status
 from workbench.training.config import RunConfig
 
 POLL = 0.1
@@ -235,7 +236,7 @@ class Worker:
         while folder.is_held() and not self._asked_to_stop():  # the process of a dead worker has not noticed yet
             if silent := watchdog.silent():
                 return self._lost(
-                    folder, "hung", f"a process of a dead worker holds it, without progress for {silent:.0f} s"
+                    folder, Status.HUNG, f"a process of a dead worker holds it, without progress for {silent:.0f} s"
                 )
             time.sleep(POLL)
         reported: set[int] = set()
@@ -262,22 +263,23 @@ class Worker:
         if pruned and not folder.result():
             pruner = self.plan.config.tuning.pruner
             folder.finish(
-                "pruned", f"the mean of its last {SMOOTHING} evaluations fell behind this arm's other trials ({pruner})"
+                Status.PRUNED,
+                f"the mean of its last {SMOOTHING} evaluations fell behind this arm's other trials ({pruner})",
             )
         result = folder.result()
         if result:
             return result
         if silent:
-            return self._lost(folder, "hung", f"no progress for {silent:.0f} s; its process was killed")
+            return self._lost(folder, Status.HUNG, f"no progress for {silent:.0f} s; its process was killed")
         state = folder.status()
         if state["status"] == "interrupted" and state != before:
             return state  # this process was asked to stop, or found a full disk
         if process is None or (self.stopping and process.exitcode == -signal.SIGTERM):
             return {"status": "interrupted", "reason": "the worker was asked to stop before it began"}
-        return self._lost(folder, "killed", f"its process was killed (exit code {process.exitcode})")
+        return self._lost(folder, Status.KILLED, f"its process was killed (exit code {process.exitcode})")
 
     @staticmethod
-    def _lost(folder: RunFolder, status: str, reason: str) -> dict[str, Any]:
+    def _lost(folder: RunFolder, status: Status, reason: str) -> dict[str, Any]:
         """The status of a run whose process is gone, or of no use."""
         if folder.status()["status"] != "running":  # another process is not running it
             folder.set_status(status, reason)

@@ -12,7 +12,7 @@ import polars as pl
 from workbench.dashboards import style
 from workbench.dashboards.figures.parts import figure_of, legend, panels, say, sentence, y_title
 from workbench.dashboards.tables import FEWEST, best_of_table, importance_table, planned_trials, tuning_table
-from workbench.results.store import ENDED
+from workbench.status import ENDED
 
 if TYPE_CHECKING:
     from workbench.dashboards.snapshot import Run
