@@ -57,16 +57,16 @@ Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 def layer(module: nn.Module, compiled: bool) -> Run:
     """The layer's output and its losses, counts taken as a training step does."""
-    from workbench.contract import Side
+    from workbench.contract import AuxOutputs
 
     call = torch.compile(module, fullgraph=True, dynamic=False) if compiled else module
 
     def run(x_BTD: Tensor) -> tuple[Tensor, ...]:
-        side = Side(watch=False)
+        aux = AuxOutputs(collect_metrics=False)
         with torch.autocast(DEVICE.type, torch.bfloat16):
-            y_BTD = call(x_BTD, side=side)
-        late = [counter.late_loss(counts, own) for counter, counts, own in side.counted]
-        return y_BTD, *(loss for loss in [*side.losses, *late] if loss is not None)
+            y_BTD = call(x_BTD, aux=aux)
+        late = [counter.step_loss(counts, own) for counter, counts, own in aux.counts]
+        return y_BTD, *(loss for loss in [*aux.losses, *late] if loss is not None)
 
     return run
 
@@ -339,7 +339,7 @@ def main() -> None:
 def balanced(module: Any, x_BTD: Tensor) -> None:
     for step in range(300):
         counts = module.router(x_BTD.flatten(0, 1)).routes.counts
-        module.router.move(counts, 1.0 - step / 300, 1.0, torch.ones((), device=DEVICE))
+        module.router.update_state(counts, 1.0 - step / 300, 1.0, torch.ones((), device=DEVICE))
 
 
 @torch.no_grad()

@@ -20,18 +20,18 @@ from workbench.config import Config, ConfigError
 from workbench.registry import Registry
 
 __all__ = [
+    "AuxOutputs",
     "Cache",
     "Capabilities",
     "Config",
     "ConfigError",
     "Cost",
-    "Counter",
     "Embedding",
     "EmbeddingConfig",
     "FeedForward",
     "Mixer",
     "Range",
-    "Side",
+    "StepCounter",
     "Variant",
     "VariantConfig",
     "embeddings",
@@ -77,7 +77,7 @@ class Capabilities:
     """Prefill and one-token decode with a cache agree with the full pass."""
     devices: tuple[str, ...] = ("cpu", "cuda")
     """Devices on which it trains."""
-    flops_from: Literal["forward", "decode"] = "forward"
+    flops_check: Literal["forward", "decode"] = "forward"
     """How the FLOP formula is checked: against matrix products counted in one full forward pass, or, where the full
     pass computes more than the variant needs (masked scores), in a token-by-token decode."""
 
@@ -100,57 +100,66 @@ class Cost:
 
 
 @dataclass
-class Side:
-    """What a layer gives beside its output: losses to add to the training loss, and numbers to look at.
+class AuxOutputs:
+    """Auxiliary outputs of one layer: losses, metrics and counts, appended by its modules during forward."""
 
-    ``losses`` are scalars already multiplied by their weight; ``metrics`` are detached scalars or vectors by name, wanted only
-    where ``watch`` is set (most training steps do without them; those of some steps land in the run's diagnostics);
-    ``counted`` holds, for every :class:`Counter` in the layer, itself, what it counted and what its late loss needs.
-    """
-
-    watch: bool = True
+    collect_metrics: bool = True
+    """Whether to fill ``metrics``. Most training steps run without; the metrics of some enter the run's diagnostics."""
     losses: list[Tensor] = field(default_factory=list)
+    """Scalars to add to the training loss, already multiplied by their weight."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    counted: list[tuple[Counter, Tensor, Tensor]] = field(default_factory=list)
+    """Detached scalars or vectors by name."""
+    counts: list[tuple[StepCounter, Tensor, Tensor]] = field(default_factory=list)
+    """One entry per :class:`StepCounter` of the layer: the counter, its counts, the input of its step loss."""
 
 
-class Counter(nn.Module):
-    """A module that counts tokens, and has a loss or a state that depends on the counts of a whole optimiser step.
+class StepCounter(nn.Module):
+    """A module that counts tokens and has a loss or a state that depends on the counts of a whole optimiser step.
 
-    In training its forward leaves ``(self, counts, own)`` in ``Side.counted``: integer counts, one axis, without gradient, and a
-    tensor of its own choice, with gradient. The trainer sums the counts over ranks and over the micro-batches of a step so
-    far and asks for :meth:`late_loss`; after the optimiser has made the step it calls :meth:`move` once. Forward itself
-    changes nothing, so a block that is computed again in the backward pass counts once, and a compiled one stays a function.
+    In training, forward appends ``(self, counts, loss_input)`` to ``AuxOutputs.counts``: integer counts (one axis, no
+    gradient) and a tensor of the module's choice (with gradient). The trainer sums the counts over ranks and over the
+    micro-batches of the step so far and calls :meth:`step_loss`; after the optimiser step it calls :meth:`update_state`
+    once. Forward itself is free of side effects: a block recomputed in the backward pass counts once, and a compiled
+    block stays a pure function.
     """
 
     categories: int
-    """Length of :attr:`probe`."""
-    frozen: float = 0.0
-    """Share of a run's steps, at its end, in which :meth:`move` leaves the state alone. Before, the length of the run has no
-    influence on the state: longer runs can begin with this one's trunk."""
-    probe: Tensor | None = None
-    """Zeros that a watched training step lays beside what the module weighs, to see the gradient there; else None."""
+    """Length of :attr:`gradient_tap`."""
+    freeze_last: float = 0.0
+    """Fraction of the run's steps, at its end, in which :meth:`update_state` leaves the state unchanged. Before that the
+    state does not depend on the length of the run."""
+    gradient_tap: Tensor | None = None
+    """A zero tensor added to the gate values on diagnostic steps; its gradient is the gradient of the gates."""
 
-    def late_loss(self, counts: Tensor, own: Tensor) -> Tensor | None:
-        """A scalar to add to the loss of a micro-batch, multiplied by its weight; ``counts`` are those of the step so far."""
+    def step_loss(self, counts: Tensor, loss_input: Tensor) -> Tensor | None:
+        """A scalar to add to the loss of a micro-batch, already multiplied by its weight.
+
+        Args:
+            counts: of the step so far, all ranks and micro-batches.
+            loss_input: from this micro-batch's forward.
+        """
         return None
 
-    def move(self, counts: Tensor, rate: float, left: float, applied: Tensor) -> None:
-        """Change the state after an optimiser step, without waiting for the device.
+    def update_state(self, counts: Tensor, lr_factor: float, remaining: float, applied: Tensor) -> None:
+        """Update the state after an optimiser step, without synchronising with the device.
 
         Args:
             counts: of the whole step.
-            rate: learning rate of this step as a share of the peak.
-            left: share of the run's steps that is still to come.
-            applied: 1.0 on the device, or 0.0 where the optimiser has skipped the step.
+            lr_factor: learning rate of this step divided by the peak learning rate.
+            remaining: fraction of the run's steps still to come.
+            applied: on the device, 1.0, or 0.0 where the optimiser skipped the step.
         """
 
-    def diagnose(self, counts: Tensor, recent: Tensor, own: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    def diagnostics(
+        self, counts: Tensor, recent_counts: Tensor, loss_input: Tensor, tap_gradient: Tensor
+    ) -> dict[str, Tensor]:
         """Detached scalars or vectors by name for the run's diagnostics.
 
         Args:
-            counts: of the step. recent: of all steps since the diagnosis before.
-            own: what the step's last micro-batch left. gradient: of that micro-batch's loss at :attr:`probe`.
+            counts: of the step.
+            recent_counts: of all steps since the last diagnostics.
+            loss_input: from the last micro-batch of the step.
+            tap_gradient: gradient of that micro-batch's loss with respect to :attr:`gradient_tap`.
         """
         return {}
 
@@ -211,7 +220,12 @@ class Mixer(Variant):
 
     @abstractmethod
     def forward(
-        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        aux: AuxOutputs | None = None,
     ) -> Tensor:
         """Mix along time.
 
@@ -220,7 +234,7 @@ class Mixer(Variant):
             segments: (B, T) integers; positions see each other only where their numbers are equal. None means one
                 document a row. Not together with ``cache``.
             cache: decode state; the T tokens continue what it holds, and it is updated in place.
-            side: where to leave losses and metrics, if wanted.
+            aux: collects losses, metrics and counts, if given.
 
         Returns:
             (B, T, D), to be added to the residual stream.
@@ -235,7 +249,7 @@ class FeedForward(Variant):
     """A feed-forward: acts on every token by itself, unless its capabilities say that it is not causal."""
 
     @abstractmethod
-    def forward(self, x_BTD: Tensor, *, side: Side | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, *, aux: AuxOutputs | None = None) -> Tensor:
         """(B, T, D) normalised block input -> (B, T, D), to be added to the residual stream."""
 
 
@@ -270,8 +284,8 @@ class Embedding(nn.Module):
     def new_cache(self, batch: int, device: torch.device | str) -> Cache:
         """What decoding ``batch`` sequences keeps of earlier tokens."""
 
-    def examine(self, tokens_BT: Tensor, segments: Tensor) -> dict[str, Any]:
-        """What is worth knowing about this embedding of these rows of text, as plain data, before a training begins."""
+    def inspect(self, tokens_BT: Tensor, segments: Tensor) -> dict[str, Any]:
+        """Statistics of the embedding on a sample of training rows (both (B, T)), as plain data; logged before training."""
         return {}
 
     @classmethod

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from workbench.ablation.matching.cost_card import cost_table
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import ConfigError
-from workbench.contract import Side, feedforwards
+from workbench.contract import AuxOutputs, feedforwards
 from workbench.feedforwards.moe import MixtureOfExperts
 from workbench.feedforwards.router import Router, _largest_normal
 from workbench.layers import INIT_SCALE
@@ -162,11 +162,11 @@ def test_grouped_and_loop_agree_bit_for_bit(dtype: torch.dtype, chosen: str, mon
 
 def test_flops_are_those_of_the_rows_that_enter_a_product() -> None:
     module, x_BTD = build(dtype=torch.float32, **ZERO), torch.randn(1, 64, WIDTH)
-    side = Side()
-    counted = count_flops(lambda: module(x_BTD, side=side))
-    assert counted == pytest.approx(64 * float(side.metrics["forward_flops"]), rel=1e-6)
+    aux = AuxOutputs()
+    counted = count_flops(lambda: module(x_BTD, aux=aux))
+    assert counted == pytest.approx(64 * float(aux.metrics["forward_flops"]), rel=1e-6)
     config = MixtureOfExperts.Config(**ZERO).resolved(WIDTH)
-    cost, realised = MixtureOfExperts.cost(config, WIDTH, 64), float(side.metrics["ffn_experts"])
+    cost, realised = MixtureOfExperts.cost(config, WIDTH, 64), float(aux.metrics["ffn_experts"])
     assert cost.flops == 2 * (WIDTH * 6 + 2.0 * 3 * WIDTH * 16)  # two of three choices are expected to be experts
     assert counted == pytest.approx(64 * (cost.flops + (realised - 2.0) * 6 * WIDTH * 16), rel=1e-6)
     with FlopCounterMode(display=False) as counter:
@@ -198,18 +198,18 @@ def test_single_experts_as_groups_are_the_usual_loss() -> None:
         build(experts=6, top_k=2, balance_weight=0.1, balance_over="micro_batch"),
         torch.randn(2, 9, WIDTH).double(),
     )
-    side = Side()
-    module(x_BTD, side=side)
+    aux = AuxOutputs()
+    module(x_BTD, aux=aux)
     p_NC = module.router.scores(x_BTD.flatten(0, 1))[1]
     f_C = F.one_hot(p_NC.topk(2).indices, 6).sum((0, 1)).double() / 36
-    assert torch.allclose(side.losses[0], 0.1 * 6 * (f_C * p_NC.mean(0)).sum(), rtol=1e-12)
+    assert torch.allclose(aux.losses[0], 0.1 * 6 * (f_C * p_NC.mean(0)).sum(), rtol=1e-12)
 
 
 def test_an_indicator_counts_a_token_once_a_group() -> None:
     module, x_BTD = build(**ZERO, count="indicator", groups=2), torch.randn(2, 9, WIDTH).double()
-    side = Side()
-    module(x_BTD, side=side)
-    ((_, counts, _),) = side.counted
+    aux = AuxOutputs()
+    module(x_BTD, aux=aux)
+    ((_, counts, _),) = aux.counts
     group_NK = torch.tensor([0, 0, 1, 1, 2, 2])[module.router(x_BTD.flatten(0, 1)).chosen_NK]
     assert counts[6:].tolist() == [int((group_NK == j).any(-1).sum()) for j in range(3)]
     assert float(module.router.forces(counts)[5]) == pytest.approx(int(counts[8]) / 18)  # one zero expert is expected
@@ -235,7 +235,7 @@ def test_the_controller_reaches_its_budget(rule: str, score: str) -> None:
         counts = router.select(scores, logits).flatten().bincount(minlength=N + Z)
         means.append(float(counts[:N].sum() / T))
         violations.append(float(counts[:N].max() / counts[:N].double().mean() - 1))
-        router.move(counts, 1.0, 0.5, torch.ones(()))
+        router.update_state(counts, 1.0, 0.5, torch.ones(()))
     if rule == "sign":
         assert abs(means[-1] - 8) < abs(means[0] - 8) and (router.bias[N:] == 0).all()
         return
@@ -249,9 +249,9 @@ def test_the_controller_rests_when_a_step_is_skipped_and_at_the_end() -> None:
     router = build(**ZERO, bias="proportional").router
     counts = torch.tensor([9, 5, 1, 1, 4, 4])
     for rate, left, applied in ((1.0, 0.5, 0.0), (1.0, 0.02, 1.0), (0.0, 0.5, 1.0)):
-        router.move(counts, rate, left, torch.tensor(applied))
+        router.update_state(counts, rate, left, torch.tensor(applied))
         assert (router.bias == 0).all()
-    router.move(counts, 0.5, 0.5, torch.ones(()))
+    router.update_state(counts, 0.5, 0.5, torch.ones(()))
     assert torch.allclose(router.bias[:4], 0.1 * (2 / 12 - counts[:4].double() / 24)) and (router.bias[4:] == 0).all()
 
 
@@ -300,9 +300,9 @@ def test_zero_experts_by_chance_are_as_many() -> None:
 
 def test_the_gradient_at_the_probe_is_that_of_the_mean_probability() -> None:
     module, x_BTD = build(**ZERO, balance_over="micro_batch"), torch.randn(2, 9, WIDTH).double()
-    module.router.probe = torch.zeros(6, dtype=torch.float64, requires_grad=True)
-    side, weight = Side(), torch.randn(2, 9, WIDTH).double()
-    ((module(x_BTD, side=side) * weight).sum() + side.losses[0]).backward()
+    module.router.gradient_tap = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    aux, weight = AuxOutputs(), torch.randn(2, 9, WIDTH).double()
+    ((module(x_BTD, aux=aux) * weight).sum() + aux.losses[0]).backward()
     routing = module.router(x_BTD.flatten(0, 1))
     p_NC = (
         mixture(routing.chosen_NK, torch.ones_like(routing.gate_NK), 6) * module.router.scores(x_BTD.flatten(0, 1))[1]
@@ -310,9 +310,9 @@ def test_the_gradient_at_the_probe_is_that_of_the_mean_probability() -> None:
     p_NC = p_NC.detach().requires_grad_()
     (dense(module, x_BTD.flatten(0, 1), p_NC) * weight.flatten(0, 1)).sum().backward()
     wanted = (p_NC.grad * (p_NC > 0)).sum(0)
-    assert torch.allclose(module.router.probe.grad, wanted, rtol=1e-10)
-    ((_, counts, own),) = side.counted
-    said = module.router.diagnose(counts, counts, own, wanted)
+    assert torch.allclose(module.router.gradient_tap.grad, wanted, rtol=1e-10)
+    ((_, counts, own),) = aux.counts
+    said = module.router.diagnostics(counts, counts, own, wanted)
     alpha_f = 0.01 * module.router.forces(counts)
     assert float(said["r_g"]) == pytest.approx(float(alpha_f.norm() / wanted.norm()))
     assert float(said["r_g_centred"]) < float(said["r_g"]) and said["load"].shape == (4,)
@@ -326,8 +326,8 @@ def test_what_exceeds_the_capacity_is_dropped_in_training_alone() -> None:
         build("moe_capacity", experts=4, top_k=2, capacity=0.5, renormalise=False, hidden=16),
         torch.randn(2, 16, WIDTH).double(),
     )
-    side = Side()
-    got, routing = module(x_BTD, side=side), module.router(x_BTD.flatten(0, 1))
+    aux = AuxOutputs()
+    got, routing = module(x_BTD, aux=aux), module.router(x_BTD.flatten(0, 1))
     gate_NC, seen = mixture(routing.chosen_NK, routing.gate_NK, 4).detach(), [0] * 4
     for row in gate_NC:
         for expert in row.nonzero().flatten().tolist():
@@ -335,11 +335,11 @@ def test_what_exceeds_the_capacity_is_dropped_in_training_alone() -> None:
             row[expert] *= seen[expert] <= 8  # half of 32 · 2 / 4
     assert torch.allclose(got.flatten(0, 1), dense(module, x_BTD.flatten(0, 1), gate_NC), rtol=1e-10, atol=1e-12)
     lost = sum(max(0, n - 8) for n in seen)
-    assert float(side.metrics["dropped_share"]) == pytest.approx(lost / 64)
-    assert float(side.metrics["ffn_experts"]) == pytest.approx((64 - lost) / 32)
+    assert float(aux.metrics["dropped_share"]) == pytest.approx(lost / 64)
+    assert float(aux.metrics["ffn_experts"]) == pytest.approx((64 - lost) / 32)
     counted, cost = count_flops(lambda: module(x_BTD)), module.cost(module.config, WIDTH, 16)
     assert cost.flops == 2 * (WIDTH * 4 + 1.0 * 3 * WIDTH * 16), "half of two experts a token, which nothing exceeds"
-    assert counted == pytest.approx(32 * float(side.metrics["forward_flops"])) and counted <= 32 * cost.flops
+    assert counted == pytest.approx(32 * float(aux.metrics["forward_flops"])) and counted <= 32 * cost.flops
     plain = MixtureOfExperts.mix(module, x_BTD.flatten(0, 1), routing, None)
     assert torch.equal(module.eval()(x_BTD).flatten(0, 1), plain)
 
@@ -380,8 +380,8 @@ def test_a_step_counts_every_choice_once(
     """Under accumulation, and where blocks are computed again in the backward pass; the loss sees the step so far."""
     steps: list[list[int]] = []
     late: list[int] = []
-    monkeypatch.setattr(Router, "move", lambda self, counts, *rest: steps.append(counts.tolist()))
-    monkeypatch.setattr(Router, "late_loss", lambda self, counts, own: late.append(int(counts.sum())))
+    monkeypatch.setattr(Router, "update_state", lambda self, counts, *rest: steps.append(counts.tolist()))
+    monkeypatch.setattr(Router, "step_loss", lambda self, counts, own: late.append(int(counts.sum())))
     fields = run_fields(
         corpus,
         model={"feedforward": "moe", "depth": 1, "feedforwards": {"moe": {**ZERO, "bias": "sign"}}},

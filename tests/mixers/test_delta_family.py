@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.accounting import account
 from workbench.config import ConfigError
-from workbench.contract import Side, mixers
+from workbench.contract import AuxOutputs, mixers
 from workbench.mixers.delta_rule import step_norm
 from workbench.model import LanguageModel, ModelConfig
 from workbench.testing import MixerConformance
@@ -195,9 +195,9 @@ def test_a_wrong_bias_of_the_decay_is_refused() -> None:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_what_a_watcher_sees(name: str) -> None:
-    side = Side()
-    output(build(name), side=side)
-    metrics = {name: float(value) for name, value in side.metrics.items()}
+    aux = AuxOutputs()
+    output(build(name), aux=aux)
+    metrics = {name: float(value) for name, value in aux.metrics.items()}
     gates = {"edit"} if mixers[name].Config.model_fields["tied"].default else {"erase", "write"}
     expected = {"state_norm", "step_norm", *(f"{gate}_gate{end}" for gate in gates for end in ("_low", "", "_high"))}
     if name != "deltanet":
@@ -206,8 +206,8 @@ def test_what_a_watcher_sees(name: str) -> None:
     assert metrics.keys() == expected and metrics["state_norm"] > 0
     # a gate on one side alone can stretch the state; on both sides, or as one number, it cannot
     assert metrics["step_norm"] <= (2 / 3**0.5 if name == "gdn2" else 1) + 1e-6
-    unwatched = Side(watch=False)
-    output(build(name), side=unwatched)
+    unwatched = AuxOutputs(collect_metrics=False)
+    output(build(name), aux=unwatched)
     assert not unwatched.metrics
 
 

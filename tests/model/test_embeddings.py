@@ -151,7 +151,7 @@ def test_colliding_tables_are_told() -> None:
         config = ModelConfig.parse(
             {**HYBRID, "vocabulary": 2000, "embedding": {"kind": "ngram", "order": 2, **settings}}
         )
-        return LanguageModel(config).embedding.examine(ids, torch.zeros_like(ids))
+        return LanguageModel(config).embedding.inspect(ids, torch.zeros_like(ids))
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

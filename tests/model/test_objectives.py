@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.accounting import account
 from workbench.config import ConfigError
-from workbench.contract import Side
+from workbench.contract import AuxOutputs
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.hidden_z import hidden_z_floor, hidden_z_loss
 from workbench.testing import count_flops
@@ -66,8 +66,8 @@ def test_the_head_predicts_the_token_after_the_next_within_documents() -> None:
     inputs, targets = ids[None, :-1], ids[None, 1:].clone()
     targets[:, 9] = -100  # nothing to predict from this one
     segments = torch.cat([torch.full((1, b - a), i) for i, (a, b) in enumerate(pairwise(ends))], dim=1)
-    own = Side(watch=False)
-    model.loss(inputs, targets, segments=segments, own=own)
+    aux = AuxOutputs(collect_metrics=False)
+    model.loss(inputs, targets, segments=segments, objective_aux=aux)
     losses = []
     head = model.mtp
     for a, b in pairwise(ends):
@@ -81,9 +81,9 @@ def test_the_head_predicts_the_token_after_the_next_within_documents() -> None:
                 losses.append(-scores[t].log_softmax(-1)[targets[0, a + t + 1]])
     assert len(losses) == T - len(ends) + 1 - 1
     torch.testing.assert_close(
-        own.metrics["mtp_loss"], torch.stack(losses).mean(), rtol=1e-7, atol=0
+        aux.metrics["mtp_loss"], torch.stack(losses).mean(), rtol=1e-7, atol=0
     )  # weights are fp32
-    torch.testing.assert_close(own.losses[0], 0.3 * own.metrics["mtp_loss"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(aux.losses[0], 0.3 * aux.metrics["mtp_loss"], rtol=1e-12, atol=0)
 
 
 def test_further_losses_serve_training_alone() -> None:
@@ -92,18 +92,18 @@ def test_further_losses_serve_training_alone() -> None:
     shared = model.load_state_dict(plain.state_dict(), strict=False)
     assert all(name.startswith("mtp.") for name in shared.missing_keys) and not shared.unexpected_keys
     assert torch.equal(model.token_losses(ids, ids.roll(-1, 1)), plain.token_losses(ids, ids.roll(-1, 1)))
-    own = Side(watch=False)
-    early = model.loss(ids, ids.roll(-1, 1), own=own, progress=0.49)
-    assert torch.equal(early, plain.loss(ids, ids.roll(-1, 1))) and set(own.metrics) == {"hidden_z_excess"}
+    aux = AuxOutputs(collect_metrics=False)
+    early = model.loss(ids, ids.roll(-1, 1), objective_aux=aux, progress=0.49)
+    assert torch.equal(early, plain.loss(ids, ids.roll(-1, 1))) and set(aux.metrics) == {"hidden_z_excess"}
     excess = reference(model._states(ids, None, None, None)[1].flatten(0, 1)) - math.log(64) ** 2
-    torch.testing.assert_close(own.metrics["hidden_z_excess"], excess.detach(), rtol=1e-9, atol=0)
-    late, own = None, Side(watch=False)
+    torch.testing.assert_close(aux.metrics["hidden_z_excess"], excess.detach(), rtol=1e-9, atol=0)
+    late, aux = None, AuxOutputs(collect_metrics=False)
     gradients = []
     for recompute in (False, True):
-        model.recompute, own = recompute, Side(watch=False)
-        late = model.loss(ids, ids.roll(-1, 1), own=own, progress=0.5)
-        assert len(own.losses) == 2 and set(own.metrics) == {"mtp_loss", "hidden_z_excess"}
-        gradients.append(torch.autograd.grad(late + sum(own.losses), list(model.parameters())))
+        model.recompute, aux = recompute, AuxOutputs(collect_metrics=False)
+        late = model.loss(ids, ids.roll(-1, 1), objective_aux=aux, progress=0.5)
+        assert len(aux.losses) == 2 and set(aux.metrics) == {"mtp_loss", "hidden_z_excess"}
+        gradients.append(torch.autograd.grad(late + sum(aux.losses), list(model.parameters())))
     assert torch.equal(late, early)
     assert all(torch.equal(a, b) and a.abs().sum() > 0 for a, b in zip(*gradients))
 
@@ -123,7 +123,7 @@ def test_the_head_is_counted_apart() -> None:
         without.forward_flops,
     )
     ids = tokens(1, T)
-    counted = count_flops(lambda: model.loss(ids, ids, own=Side(watch=False)))
+    counted = count_flops(lambda: model.loss(ids, ids, objective_aux=AuxOutputs(collect_metrics=False)))
     # on a CPU the last position, which has no target, costs no scores
     assert counted == pytest.approx(T * cost.training_flops / 3 - 2 * 300 * 64, rel=1e-9)
     half = account(with_head.changed(mtp=with_head.mtp.changed(start=0.5)), T)

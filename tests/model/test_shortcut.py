@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.ablation.matching.cost_card import activation_bytes
 from workbench.accounting import account
 from workbench.config import ConfigError
-from workbench.contract import Side
+from workbench.contract import AuxOutputs
 from workbench.model import LanguageModel, ModelConfig
 from workbench.testing import count_flops
 from workbench.training.config import RunConfig
@@ -138,10 +138,10 @@ def test_compiled_units_are_whole_graphs(monkeypatch: pytest.MonkeyPatch) -> Non
     compiled.compile_blocks()
     losses = []
     for model in (compiled, plain):
-        own = Side(watch=False)
-        loss = model.loss(ids, ids.roll(-1, 1), own=own)
-        (loss + sum(own.losses)).backward()
-        losses.append(torch.stack([loss, *own.losses]))
+        aux = AuxOutputs(collect_metrics=False)
+        loss = model.loss(ids, ids.roll(-1, 1), objective_aux=aux)
+        (loss + sum(aux.losses)).backward()
+        losses.append(torch.stack([loss, *aux.losses]))
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
     for (name, a), b in zip(compiled.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5, msg=name)
@@ -165,9 +165,9 @@ def test_memory_of_a_deep_model_is_traced_by_one_pair() -> None:
 def test_a_shortcut_speaks_for_itself() -> None:
     config = ModelConfig.parse({**FIELDS, "depth": 4, "feedforward": "moe"})
     model = LanguageModel(config, seed=0)
-    sides = [Side() for _ in (*model.blocks, *model.shortcuts)]
-    model(tokens(2, 9), sides=sides)
-    assert len(sides) == 6 and all(len(side.counted) == 1 and "routing_entropy" in side.metrics for side in sides)
+    layer_aux = [AuxOutputs() for _ in (*model.blocks, *model.shortcuts)]
+    model(tokens(2, 9), layer_aux=layer_aux)
+    assert len(layer_aux) == 6 and all(len(aux.counts) == 1 and "routing_entropy" in aux.metrics for aux in layer_aux)
 
 
 def test_spans_are_what_belongs_together() -> None:

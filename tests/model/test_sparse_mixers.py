@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.accounting import account
 from workbench.config import ConfigError
-from workbench.contract import Side, mixers
+from workbench.contract import AuxOutputs, mixers
 from workbench.layers import Pooling
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.sparse_attention.reference import attend_reference, select_reference, selected_tokens, window_tokens
@@ -287,10 +287,10 @@ def test_parameters_are_those_of_the_formulas() -> None:
 
 def test_diagnostics_tell_gates_and_distance() -> None:
     for name in ("nsa", "asa_global"):
-        side = Side()
-        build(name)(torch.randn(1, 90, 64, dtype=torch.float64), side=side)
-        assert {"gate_compression", "gate_selection", "selected_distance"} <= set(side.metrics)
-        assert all(value.dim() == 0 and value.isfinite() for value in side.metrics.values())
+        aux = AuxOutputs()
+        build(name)(torch.randn(1, 90, 64, dtype=torch.float64), aux=aux)
+        assert {"gate_compression", "gate_selection", "selected_distance"} <= set(aux.metrics)
+        assert all(value.dim() == 0 and value.isfinite() for value in aux.metrics.values())
 
 
 @pytest.mark.parametrize(

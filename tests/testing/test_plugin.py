@@ -41,7 +41,7 @@ class RunningMean(Mixer):
         super().__init__()
         self.gate, self.out = Linear(width, width), Linear(width, width, writes_residual=True)
 
-    def forward(self, x_BTD, *, segments=None, cache=None, side=None):
+    def forward(self, x_BTD, *, segments=None, cache=None, aux=None):
         B, T, D = x_BTD.shape
         start_B1D = 0 if cache is None else cache.total_BD[:, None]
         if segments is None:
@@ -54,7 +54,7 @@ class RunningMean(Mixer):
             cache.total_BD, cache.length = cache.total_BD + x_BTD.sum(1), cache.length + T
         return self.out(mean_BTD * self.gate(x_BTD).sigmoid())
 
-    capabilities = Capabilities(flops_from="decode")
+    capabilities = Capabilities(flops_check="decode")
 
     def new_cache(self, batch, length, device, dtype):
         return MeanCache(torch.zeros(batch, self.gate.in_features, device=device, dtype=dtype))

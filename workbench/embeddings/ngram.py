@@ -181,7 +181,7 @@ class NgramEmbedding(TokenEmbedding):
     def new_cache(self, batch: int, device: torch.device | str) -> Cache:
         return TokenCache(batch, self.N - 1, device)
 
-    def examine(self, tokens_BT: Tensor, segments: Tensor) -> dict[str, Any]:
+    def inspect(self, tokens_BT: Tensor, segments: Tensor) -> dict[str, Any]:
         """How far rows belong to their n-grams in these rows of text, beside random hashing (:func:`ownership`); warns where a
         table is worse."""
         context_BTN = self.context(tokens_BT, segments)

@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from workbench.config import ConfigError
-from workbench.contract import Cost, FeedForward, Range, Side, VariantConfig, feedforwards
+from workbench.contract import AuxOutputs, Cost, FeedForward, Range, VariantConfig, feedforwards
 from workbench.feedforwards.router import Router, Routing, measured_gamma
 from workbench.feedforwards.swiglu import SwiGLU, default_hidden
 from workbench.layers import INIT_SCALE
@@ -190,16 +190,16 @@ class MixtureOfExperts(FeedForward):
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         parameter.normal_(0.0, INIT_SCALE / math.sqrt(parameter.shape[1]), generator=generator)
 
-    def forward(self, x_BTD: Tensor, *, side: Side | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, *, aux: AuxOutputs | None = None) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
-        y_ND = self.mix(x_ND, self.router(x_ND, side), side)
-        if side is not None and side.watch:
+        y_ND = self.mix(x_ND, self.router(x_ND, aux), aux)
+        if aux is not None and aux.collect_metrics:
             router, expert = x_ND.shape[1] * self.router.categories, 3 * x_ND.shape[1] * self.config.hidden
-            side.metrics["forward_flops"] = 2.0 * (router + (side.metrics["ffn_experts"] + self.config.shared) * expert)
+            aux.metrics["forward_flops"] = 2.0 * (router + (aux.metrics["ffn_experts"] + self.config.shared) * expert)
         y_BTD = y_ND.view_as(x_BTD)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
 
-    def mix(self, x_ND: Tensor, routing: Routing, side: Side | None) -> Tensor:
+    def mix(self, x_ND: Tensor, routing: Routing, aux: AuxOutputs | None) -> Tensor:
         """Weighted sum of the chosen experts' outputs."""
         chosen_NK, gate_NK = routing.chosen_NK, routing.gate_NK * self.config.gamma
         y_ND = routed_experts(x_ND, chosen_NK, gate_NK, routing.routes, self.up, self.down, self.config.backend)

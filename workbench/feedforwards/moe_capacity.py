@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.contract import Cost, Side, feedforwards
+from workbench.contract import AuxOutputs, Cost, feedforwards
 from workbench.feedforwards.moe import MixtureOfExperts
 from workbench.feedforwards.router import Routing
 from workbench.ops.experts import sort_choices
@@ -36,9 +36,9 @@ class CapacityMixtureOfExperts(MixtureOfExperts):
         capacity: Annotated[float, Field(gt=0)] = 1.25
         """Choices that one expert takes, as a multiple of its fair share."""
 
-    def mix(self, x_ND: Tensor, routing: Routing, side: Side | None) -> Tensor:
+    def mix(self, x_ND: Tensor, routing: Routing, aux: AuxOutputs | None) -> Tensor:
         if not self.training:
-            return super().mix(x_ND, routing, side)
+            return super().mix(x_ND, routing, aux)
         config, routes, chosen_NK = self.config, routing.routes, routing.chosen_NK
         room = math.ceil(config.capacity * config.expected * len(x_ND) / config.experts)
         first_C = routes.counts.cumsum(0) - routes.counts
@@ -47,14 +47,14 @@ class CapacityMixtureOfExperts(MixtureOfExperts):
         nowhere = self.router.categories
         chosen_NK = torch.where(dropped_NK, nowhere, chosen_NK)
         kept = Routing(chosen_NK, torch.where(dropped_NK, 0.0, routing.gate_NK), sort_choices(chosen_NK, nowhere + 1))
-        if side is not None and side.watch:
+        if aux is not None and aux.collect_metrics:
             kept_N = (real_NK & ~dropped_NK).sum(-1).to(routing.gate_NK.dtype)
-            side.metrics |= {
+            aux.metrics |= {
                 "dropped_share": dropped_NK.sum() / real_NK.sum(),
                 "ffn_experts": kept_N.mean(),
                 "ffn_experts_sd": kept_N.std(correction=0),
             }
-        return super().mix(x_ND, kept, side)
+        return super().mix(x_ND, kept, aux)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

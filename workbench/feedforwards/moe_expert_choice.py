@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from workbench.contract import Capabilities, Cost, FeedForward, Side, VariantConfig, feedforwards
+from workbench.contract import AuxOutputs, Capabilities, Cost, FeedForward, VariantConfig, feedforwards
 from workbench.feedforwards.moe import MixtureOfExperts
 from workbench.feedforwards.router import Router
 from workbench.ops.experts import swiglu_experts
@@ -57,7 +57,7 @@ class ExpertChoice(FeedForward):
 
     init_parameter = MixtureOfExperts.init_parameter
 
-    def forward(self, x_BTD: Tensor, *, side: Side | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, *, aux: AuxOutputs | None = None) -> Tensor:
         x_ND, E = x_BTD.flatten(0, 1), self.config.experts
         M = min(len(x_ND), -(-len(x_ND) * self.config.top_k // E))
         _, score_NE = self.router.scores(x_ND)
@@ -66,9 +66,9 @@ class ExpertChoice(FeedForward):
         counts_E = torch.full((E,), M, device=x_ND.device)
         y_RD = swiglu_experts(x_ND[token_R], self.up, self.down, counts_E, gate_EM.flatten())
         y_ND = torch.zeros_like(x_ND, dtype=y_RD.dtype).index_add(0, token_R, y_RD)
-        if side is not None and side.watch:
+        if aux is not None and aux.collect_metrics:
             taken_N = torch.zeros(len(x_ND), device=x_ND.device).index_add(0, token_R, torch.ones_like(token_R).float())
-            side.metrics |= {
+            aux.metrics |= {
                 "ffn_experts": taken_N.mean(),
                 "ffn_experts_sd": taken_N.std(correction=0),
                 "dropped_share": (taken_N == 0).float().mean(),

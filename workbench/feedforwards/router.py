@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from workbench.contract import Counter, Side
+from workbench.contract import AuxOutputs, StepCounter
 from workbench.layers import INIT_SCALE
 from workbench.ops.experts import Routes, sort_choices
 from workbench.ops.router import chosen_scores, largest, router_logits
@@ -52,7 +52,7 @@ class Routing:
     routes: Routes
 
 
-class Router(Counter):
+class Router(StepCounter):
     """Scores, selection, balance.
 
     Args:
@@ -72,7 +72,7 @@ class Router(Counter):
         self.chance = _chance_of_zero(self.K, least, self.Z, self.K - self.target) if config.random_zero else 0.0
         self.weight = nn.Parameter(torch.empty(self.categories, width))
         self.register_buffer("bias", torch.zeros(self.categories) if config.bias != "none" else None)
-        self.frozen = FREEZE if config.bias != "none" else 0.0
+        self.freeze_last = FREEZE if config.bias != "none" else 0.0
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         parameter.normal_(0.0, INIT_SCALE / math.sqrt(parameter.shape[1]), generator=generator)
@@ -89,17 +89,17 @@ class Router(Counter):
         logits_NC = router_logits(x_ND, self.weight)
         return logits_NC, logits_NC.softmax(-1) if self.config.score == "softmax" else logits_NC.sigmoid()
 
-    def forward(self, x_ND: Tensor, side: Side | None = None) -> Routing:
+    def forward(self, x_ND: Tensor, aux: AuxOutputs | None = None) -> Routing:
         """Route (N, D)."""
         logits_NC, score_NC = self.scores(x_ND)
         chosen_NK = self.select(score_NC.detach(), logits_NC.detach())
-        seen_NC = score_NC if self.probe is None else score_NC + self.probe
+        seen_NC = score_NC if self.gradient_tap is None else score_NC + self.gradient_tap
         gate_NK = chosen_scores(seen_NC, chosen_NK)
         if self.config.renormalise:
             gate_NK = gate_NK / gate_NK.sum(-1, keepdim=True)
         routes = sort_choices(chosen_NK, self.categories)
-        if side is not None:
-            self.tell(side, logits_NC, score_NC, chosen_NK, routes.counts)
+        if aux is not None:
+            self.tell(aux, logits_NC, score_NC, chosen_NK, routes.counts)
         return Routing(chosen_NK, gate_NK, routes)
 
     def select(self, score_NC: Tensor, logits_NC: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Router(Counter):
 
     # -- balance -------------------------------------------------------------------------------------------------
 
-    def tell(self, side: Side, logits_NC: Tensor, score_NC: Tensor, chosen_NK: Tensor, counts: Tensor) -> None:
+    def tell(self, aux: AuxOutputs, logits_NC: Tensor, score_NC: Tensor, chosen_NK: Tensor, counts: Tensor) -> None:
         """Leave losses, counts and metrics."""
         probability_NC = score_NC if self.config.score == "softmax" else score_NC / score_NC.sum(-1, keepdim=True)
         mean_C = probability_NC.mean(0)
@@ -127,17 +127,17 @@ class Router(Counter):
             hit_NJ = F.one_hot(group_C[chosen_NK], self.groups).amax(1)
             counts = torch.cat((counts, hit_NJ.sum(0)))
         if self.training:
-            side.counted.append((self, counts, mean_C))
+            aux.counts.append((self, counts, mean_C))
         if self.config.balance_weight > 0 and self.config.balance_over == "micro_batch":
-            side.losses.append(self.balance_loss(counts, mean_C))
+            aux.losses.append(self.balance_loss(counts, mean_C))
         if self.config.z_weight > 0:
-            side.losses.append(self.config.z_weight * logits_NC.logsumexp(-1).square().mean())
-        if side.watch:
+            aux.losses.append(self.config.z_weight * logits_NC.logsumexp(-1).square().mean())
+        if aux.collect_metrics:
             real_N = (chosen_NK < self.N).sum(-1).to(mean_C.dtype)
             p_NC = probability_NC.detach()
             rows_CD = F.normalize(self.weight.detach(), dim=-1)
             C = self.categories
-            side.metrics |= {
+            aux.metrics |= {
                 "routing_entropy": -(p_NC * p_NC.clamp_min(1e-20).log()).sum(-1).mean(),
                 "top_k_mass": p_NC.gather(1, chosen_NK).sum(-1).mean(),
                 "ffn_experts": real_N.mean(),
@@ -175,30 +175,32 @@ class Router(Counter):
         """α Σ_j f_j P_j."""
         return self.config.balance_weight * (self.forces(counts).to(mean_C.dtype) * mean_C).sum()
 
-    def late_loss(self, counts: Tensor, own: Tensor) -> Tensor | None:
+    def step_loss(self, counts: Tensor, loss_input: Tensor) -> Tensor | None:
         """The balance loss over the step so far."""
         if self.config.balance_weight > 0 and self.config.balance_over == "step":
-            return self.balance_loss(counts, own)
+            return self.balance_loss(counts, loss_input)
         return None
 
     @torch.no_grad()
-    def move(self, counts: Tensor, rate: float, left: float, applied: Tensor) -> None:
+    def update_state(self, counts: Tensor, lr_factor: float, remaining: float, applied: Tensor) -> None:
         """One step of the controller."""
-        if self.bias is None or left < self.frozen:
+        if self.bias is None or remaining < self.freeze_last:
             return
         counts = counts[: self.categories].double()
         lacking_C = self.target / (self.K * self.N) - counts / counts.sum()
         lacking_C = torch.where(torch.arange(self.categories, device=counts.device) < self.N, lacking_C, 0.0)
-        step_C = lacking_C.sign() if self.config.bias == "sign" else lacking_C * rate
+        step_C = lacking_C.sign() if self.config.bias == "sign" else lacking_C * lr_factor
         self.bias += (self.config.bias_step * applied * step_C).to(self.bias.dtype)
 
     # -- monitors ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def diagnose(self, counts: Tensor, recent: Tensor, own: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    def diagnostics(
+        self, counts: Tensor, recent_counts: Tensor, loss_input: Tensor, tap_gradient: Tensor
+    ) -> dict[str, Tensor]:
         """Load, its violation beside what perfect balance would show by chance, controller, and R_g."""
         values: dict[str, Tensor] = {}
-        for name, every in (("step", counts), ("recent", recent)):
+        for name, every in (("step", counts), ("recent", recent_counts)):
             all_C = every[: self.categories].double()
             load = all_C[: self.N] / all_C[: self.N].mean().clamp_min(1e-9)
             values[f"max_violation_{name}"] = load.max() - 1
@@ -220,8 +222,8 @@ class Router(Counter):
         ):  # others' gradients are by another variable
             # the loss is linear in P, so its gradient there is α f (arXiv 2509.01322, eq. 9); a constant vector has no
             # effect through softmax and still counts in R_g, which the centred ratio mends (ours)
-            balance, model = self.config.balance_weight * self.forces(counts), gradient.double()
-            p = own.double()
+            balance, model = self.config.balance_weight * self.forces(counts), tap_gradient.double()
+            p = loss_input.double()
             values["r_g"] = balance.norm() / model.norm()
             values["r_g_centred"] = (balance - (p * balance).sum()).norm() / (model - (p * model).sum()).norm()
         return values

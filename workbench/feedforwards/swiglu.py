@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.config import ConfigError
-from workbench.contract import Cost, FeedForward, Side, VariantConfig, feedforwards
+from workbench.contract import AuxOutputs, Cost, FeedForward, VariantConfig, feedforwards
 from workbench.layers import Linear, linear_flops
 
 
@@ -39,7 +39,7 @@ class SwiGLU(FeedForward):
         self.up = Linear(width, 2 * config.hidden)  # gate and value in one product
         self.down = Linear(config.hidden, width, writes_residual=True)
 
-    def forward(self, x_BTD: Tensor, *, side: Side | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, *, aux: AuxOutputs | None = None) -> Tensor:
         gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=-1)
         return self.down(F.silu(gate_BTF) * value_BTF)
 

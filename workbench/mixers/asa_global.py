@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, mixers
 from workbench.layers import Linear, Pooling, RowCache, linear_flops
 from workbench.mixers.mla import LatentConfig, LatentProjections
 from workbench.mixers.nsa import NSACache, PooledCache, check_blocks
@@ -42,7 +42,7 @@ from workbench.ops.sparse_attention import (
 class ASAGlobal(Mixer):
     """Global layer of ASA: compression and selection over grouped latents."""
 
-    capabilities = Capabilities(flops_from="forward")
+    capabilities = Capabilities(flops_check="forward")
     conformance_cases = (
         {"select_blocks": 4},
         {
@@ -121,7 +121,7 @@ class ASAGlobal(Mixer):
         *,
         segments: Tensor | None = None,
         cache: Cache | None = None,
-        side: Side | None = None,
+        aux: AuxOutputs | None = None,
         block_indices: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`Mixer.forward`.
@@ -132,12 +132,12 @@ class ASAGlobal(Mixer):
         outputs, indices = self._attend(x_BTD, segments, cache, block_indices)
         B, T, _ = x_BTD.shape
         gates_BT2H = self.gate(x_BTD).view(B, T, 2, -1).sigmoid()
-        if side is not None and side.watch:
+        if aux is not None and aux.collect_metrics:
             for index, branch in enumerate(("compression", "selection")):
-                side.metrics[f"gate_{branch}"] = gates_BT2H[:, :, index].detach().float().mean()
+                aux.metrics[f"gate_{branch}"] = gates_BT2H[:, :, index].detach().float().mean()
             there = indices >= 0
             distance = ((indices.amax(-1, keepdim=True) - indices) * there).sum() / there.sum().clamp_min(1)
-            side.metrics["selected_distance"] = distance.float() * self.blocks.block
+            aux.metrics["selected_distance"] = distance.float() * self.blocks.block
         mixed_BTHC = torch.stack(outputs, dim=2).mul(gates_BT2H[..., None].to(outputs[0].dtype)).sum(2)
         return self.out(self.project.from_latents(mixed_BTHC).reshape(B, T, -1))
 

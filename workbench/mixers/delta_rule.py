@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from workbench.config import ConfigError
-from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, VariantConfig
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
 from workbench.ops.delta_rule import delta_rule, delta_rule_flops
 from workbench.ops.short_convolution import Heads, short_convolution
@@ -244,7 +244,7 @@ class DeltaCache(Cache):
 class DeltaRuleMixer(Mixer):
     """A layer of the family; constant state in decode."""
 
-    capabilities = Capabilities(flops_from="forward")
+    capabilities = Capabilities(flops_check="forward")
 
     def __init__(self, config: Any, width: int):
         super().__init__()
@@ -271,7 +271,12 @@ class DeltaRuleMixer(Mixer):
             parameter.copy_(step + torch.log(-torch.expm1(-step)))
 
     def forward(
-        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        aux: AuxOutputs | None = None,
     ) -> Tensor:
         config, H, K, V = self.config, self.H, self.K, self.V
         assert cache is None or isinstance(cache, DeltaCache)
@@ -305,8 +310,8 @@ class DeltaRuleMixer(Mixer):
             if self.conv is not None:
                 cache.tail_BWC = self.conv.next_tail(raw_BTC, cache.tail_BWC)
             cache.length += x_BTD.shape[1]
-        if side is not None and side.watch:
-            self._watch(side, raw, g, state_BHKV, p_BTHK, e_BTHK, strength_BTH)
+        if aux is not None and aux.collect_metrics:
+            self._watch(aux, raw, g, state_BHKV, p_BTHK, e_BTHK, strength_BTH)
         y = self.norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)
         if config.output_gate != "none":
             y = y * (F.silu if config.output_gate == "silu" else torch.sigmoid)(raw["output"])
@@ -355,7 +360,7 @@ class DeltaRuleMixer(Mixer):
     @torch.no_grad()
     def _watch(
         self,
-        side: Side,
+        aux: AuxOutputs,
         raw: Mapping[str, Tensor],
         g: Tensor | None,
         state_BHKV: Tensor,
@@ -364,7 +369,7 @@ class DeltaRuleMixer(Mixer):
         strength_BTH: Tensor | None,
     ) -> None:
         """What a dashboard can show: state, memory in tokens, gates, and how far one edit can stretch the state."""
-        metrics = side.metrics
+        metrics = aux.metrics
         metrics["state_norm"] = state_BHKV.norm(dim=(-2, -1)).mean()
         if g is not None:
             _spread(metrics, "half_life", math.log(0.5) / g.clamp_max(-1e-6))

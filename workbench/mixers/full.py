@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from workbench.config import ConfigError
-from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, VariantConfig, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig, mixers
 from workbench.layers import KeyValueCache, Linear, RMSNorm, Rotary, linear_flops
 from workbench.ops.attention import attention
 from workbench.ops.sparse_attention import document_starts, range_attention
@@ -123,7 +123,7 @@ def nearest_divisor(of: int, to: int) -> int:
 class SoftmaxAttention(Mixer):
     """Causal softmax attention; ``window`` is None for full attention."""
 
-    capabilities = Capabilities(flops_from="decode")
+    capabilities = Capabilities(flops_check="decode")
     conformance_cases = (
         {},
         {"kv_heads": 1, "softcap": 2.0, "sink": True, "rotary_dim": 8},
@@ -146,7 +146,12 @@ class SoftmaxAttention(Mixer):
         parameter.zero_()  # the sink starts as a key of score 0
 
     def forward(
-        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        aux: AuxOutputs | None = None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)

@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from workbench.config import ConfigError
-from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, VariantConfig, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig, mixers
 from workbench.layers import Linear, Rotary, RowCache, linear_flops
 from workbench.mixers.full import nearest_divisor
 from workbench.ops.sparse_attention import document_starts, range_attention, range_pairs
@@ -194,7 +194,7 @@ class LatentProjections(nn.Module):
 class LatentAttention(Mixer):
     """Attention over latents; ``window`` is None for all tokens."""
 
-    capabilities = Capabilities(flops_from="forward")
+    capabilities = Capabilities(flops_check="forward")
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"window": 7, "form": "absorbed", "query_latent": 24, "latent_scale": True, "rotary_dim": 0},
@@ -211,7 +211,12 @@ class LatentAttention(Mixer):
         parameter.zero_()  # the sink starts as a key of score 0
 
     def forward(
-        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        aux: AuxOutputs | None = None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         project = self.project

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, mixers
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
 from workbench.mixers.full import HeadsConfig
 from workbench.mixers.nsa import NSACache, PooledCache, check_blocks
@@ -36,7 +36,7 @@ from workbench.ops.sparse_attention import (
 class MoBA(Mixer):
     """Mixture of block attention: softmax over the k best blocks of every head, ranked by mean keys."""
 
-    capabilities = Capabilities(flops_from="forward")
+    capabilities = Capabilities(flops_check="forward")
     conformance_cases = ({"block": 8, "top_k": 3, "kv_heads": 2},)
 
     class Config(HeadsConfig):
@@ -78,7 +78,7 @@ class MoBA(Mixer):
         *,
         segments: Tensor | None = None,
         cache: Cache | None = None,
-        side: Side | None = None,
+        aux: AuxOutputs | None = None,
         block_indices: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`Mixer.forward`.

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.config import ConfigError
-from workbench.contract import Cache, Capabilities, Cost, Mixer, Range, Side, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, mixers
 from workbench.layers import Linear, Pooling, RMSNorm, Rotary, RowCache, linear_flops
 from workbench.mixers.full import HeadsConfig, nearest_divisor
 from workbench.ops.sparse_attention import (
@@ -169,7 +169,7 @@ def layout(config: Any) -> Layout:
 class NSA(Mixer):
     """Native sparse attention: compression, selection and window branches, gated."""
 
-    capabilities = Capabilities(flops_from="forward")
+    capabilities = Capabilities(flops_check="forward")
     conformance_cases = (
         {"select_blocks": 4, "local_blocks": 1},
         {
@@ -329,7 +329,7 @@ class NSA(Mixer):
         *,
         segments: Tensor | None = None,
         cache: Cache | None = None,
-        side: Side | None = None,
+        aux: AuxOutputs | None = None,
         block_indices: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`Mixer.forward`.
@@ -341,14 +341,14 @@ class NSA(Mixer):
         B, T, _ = x_BTD.shape
         gates_BTcH = self.gate(x_BTD).view(B, T, len(self.branches), -1)
         gates_BTcH = gates_BTcH.softmax(dim=2) if self.gate_kind == "softmax" else gates_BTcH.sigmoid()
-        if side is not None and side.watch:
+        if aux is not None and aux.collect_metrics:
             for index, branch in enumerate(self.branches):
-                side.metrics[f"gate_{branch}"] = gates_BTcH[:, :, index].detach().float().mean()
+                aux.metrics[f"gate_{branch}"] = gates_BTcH[:, :, index].detach().float().mean()
             if indices is not None:
                 own_BT11 = indices.amax(-1, keepdim=True)  # the query's own block is always selected
                 there = indices >= 0
                 distance = ((own_BT11 - indices) * there).sum() / there.sum().clamp_min(1)
-                side.metrics["selected_distance"] = distance.float() * self.blocks.block  # tokens back, on average
+                aux.metrics["selected_distance"] = distance.float() * self.blocks.block  # tokens back, on average
         o_BTHK = torch.stack(outputs, dim=2).mul(gates_BTcH[..., None].to(outputs[0].dtype)).sum(2)
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workbench.contract import Cache, Side, embeddings, feedforwards, mixers
+from workbench.contract import AuxOutputs, Cache, embeddings, feedforwards, mixers
 from workbench.layers import Linear, RMSNorm
 from workbench.model.config import Layer, ModelConfig
 from workbench.ops.cross_entropy import linear_cross_entropy
@@ -34,12 +34,17 @@ class Block(nn.Module):
         self.feedforward = feedforwards[layer.feedforward.kind](layer.feedforward, width)
 
     def forward(
-        self, x_BTD: Tensor, *, segments: Tensor | None = None, cache: Cache | None = None, side: Side | None = None
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        aux: AuxOutputs | None = None,
     ) -> Any:
         """(B, T, D) -> (B, T, D); where it is tapped, a pair of the output and the feed-forward's normalised input."""
-        x_BTD = x_BTD + self.mixer(self.mixer_norm(x_BTD), segments=segments, cache=cache, side=side)
+        x_BTD = x_BTD + self.mixer(self.mixer_norm(x_BTD), segments=segments, cache=cache, aux=aux)
         u_BTD = self.feedforward_norm(x_BTD)
-        x_BTD = x_BTD + self.feedforward(u_BTD, side=side)
+        x_BTD = x_BTD + self.feedforward(u_BTD, aux=aux)
         return (x_BTD, u_BTD) if self.tapped else x_BTD
 
 
@@ -57,11 +62,11 @@ class MultiTokenHead(nn.Module):
         self.norm = RMSNorm(width)
 
     def forward(
-        self, x_BTD: Tensor, *, following_BTD: Tensor, segments: Tensor | None = None, side: Side | None = None
+        self, x_BTD: Tensor, *, following_BTD: Tensor, segments: Tensor | None = None, aux: AuxOutputs | None = None
     ) -> Tensor:
         """Of the last block's output and the embeddings of the following tokens, (B, T, D) each."""
         both = torch.cat((self.hidden_norm(x_BTD), self.embedding_norm(following_BTD)), dim=-1)
-        return self.norm(self.block(self.project(both), segments=segments, side=side))
+        return self.norm(self.block(self.project(both), segments=segments, aux=aux))
 
 
 def targets_after_next(targets_BT: Tensor, segments: Tensor | None = None) -> Tensor:
@@ -123,7 +128,7 @@ class LanguageModel(nn.Module):
         *,
         segments: Tensor | None = None,
         caches: list[Cache] | None = None,
-        sides: list[Side] | None = None,
+        layer_aux: list[AuxOutputs] | None = None,
     ) -> Tensor:
         """Final hidden states (B, T, D), normalised; :meth:`logits` turns them into scores.
 
@@ -131,25 +136,25 @@ class LanguageModel(nn.Module):
             tokens_BT: token ids.
             segments: (B, T) document numbers; documents in one row do not see each other.
             caches: from :meth:`new_caches`; the tokens continue what the caches hold.
-            sides: one :class:`Side` a block, then one a shortcut, filled with losses and metrics.
+            layer_aux: one :class:`AuxOutputs` per block, then one per shortcut.
         """
-        return self.norm(self._states(tokens_BT, segments, caches, sides)[1])
+        return self.norm(self._states(tokens_BT, segments, caches, layer_aux)[1])
 
     def _states(
-        self, tokens_BT: Tensor, segments: Tensor | None, caches: list[Cache] | None, sides: list[Side] | None
+        self, tokens_BT: Tensor, segments: Tensor | None, caches: list[Cache] | None, layer_aux: list[AuxOutputs] | None
     ) -> tuple[Tensor, Tensor]:
         """Embeddings and the last block's output, (B, T, D) each."""
         cache = None if caches is None else caches[-1]
         embedded_BTD = x_BTD = self.embedding(tokens_BT, segments=segments, cache=cache)
         aside_BTD: Tensor | None = None  # what a shortcut gives, under way to the end of its pair
         for index, block in enumerate(self.blocks):
-            side = None if sides is None else sides[index]
+            aux = None if layer_aux is None else layer_aux[index]
             cache = None if caches is None else caches[index]
-            x_BTD = self._run(block, x_BTD, segments=segments, cache=cache, side=side)
+            x_BTD = self._run(block, x_BTD, segments=segments, cache=cache, aux=aux)
             if self.shortcuts and index % 2 == self.source:
                 x_BTD, u_BTD = x_BTD
-                beside = None if sides is None else sides[len(self.blocks) + index // 2]
-                aside_BTD = self._run(self.shortcuts[index // 2], u_BTD, side=beside)
+                shortcut_aux = None if layer_aux is None else layer_aux[len(self.blocks) + index // 2]
+                aside_BTD = self._run(self.shortcuts[index // 2], u_BTD, aux=shortcut_aux)
             if aside_BTD is not None and index % 2:
                 x_BTD, aside_BTD = x_BTD + aside_BTD, None
         return embedded_BTD, x_BTD
@@ -171,10 +176,15 @@ class LanguageModel(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def token_losses(
-        self, tokens_BT: Tensor, targets_BT: Tensor, *, segments: Tensor | None = None, sides: list[Side] | None = None
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        segments: Tensor | None = None,
+        layer_aux: list[AuxOutputs] | None = None,
     ) -> Tensor:
         """(B, T) negative log-likelihood of each target in nats, fp32, without gradient; 0 where the target is negative."""
-        hidden_BTD = self.forward(tokens_BT, segments=segments, sides=sides)
+        hidden_BTD = self.forward(tokens_BT, segments=segments, layer_aux=layer_aux)
         _, losses_N = linear_cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_BT.flatten())
         return losses_N.view_as(targets_BT)
 
@@ -196,24 +206,24 @@ class LanguageModel(nn.Module):
         targets_BT: Tensor,
         *,
         segments: Tensor | None = None,
-        sides: list[Side] | None = None,
-        own: Side | None = None,
+        layer_aux: list[AuxOutputs] | None = None,
+        objective_aux: AuxOutputs | None = None,
         progress: float = 1.0,
     ) -> Tensor:
         """Mean negative log-likelihood over the targets that are there, in nats, with gradient. Shapes as above.
 
         Args:
-            own: filled with the model's further losses in training (multi-token head, hidden z) and what they come to.
-            progress: share of the training that is over; the multi-token head begins at its own.
+            objective_aux: collects the losses and metrics of the training objectives (multi-token head, hidden z-loss).
+            progress: fraction of training done; the multi-token loss starts at ``mtp.start``.
         """
-        embedded_BTD, x_BTD = self._states(tokens_BT, segments, None, sides)
-        if own is not None:
-            self._further_losses(own, embedded_BTD, x_BTD, targets_BT, segments, progress)
+        embedded_BTD, x_BTD = self._states(tokens_BT, segments, None, layer_aux)
+        if objective_aux is not None:
+            self._further_losses(objective_aux, embedded_BTD, x_BTD, targets_BT, segments, progress)
         return self._mean_loss(self.norm(x_BTD), targets_BT)
 
     def _further_losses(
         self,
-        own: Side,
+        aux: AuxOutputs,
         embedded_BTD: Tensor,
         x_BTD: Tensor,
         targets_BT: Tensor,
@@ -224,14 +234,14 @@ class LanguageModel(nn.Module):
         if self.mtp is not None and config.mtp is not None and progress >= config.mtp.start:
             # the last token of a row meets the first; it has no token after the next, and nobody sees it
             following_BTD = embedded_BTD.roll(-1, 1)
-            hidden_BTD = self._run(self.mtp, x_BTD, following_BTD=following_BTD, segments=segments, side=own)
+            hidden_BTD = self._run(self.mtp, x_BTD, following_BTD=following_BTD, segments=segments, aux=aux)
             further = self._mean_loss(hidden_BTD, targets_after_next(targets_BT, segments))
-            own.losses.append(config.mtp.weight * further)
-            own.metrics["mtp_loss"] = further.detach()
+            aux.losses.append(config.mtp.weight * further)
+            aux.metrics["mtp_loss"] = further.detach()
         if config.hidden_z:
             hidden_z = hidden_z_loss(x_BTD.flatten(0, 1))
-            own.losses.append(config.hidden_z * hidden_z)
-            own.metrics["hidden_z_excess"] = hidden_z.detach() - hidden_z_floor(x_BTD.shape[-1])
+            aux.losses.append(config.hidden_z * hidden_z)
+            aux.metrics["hidden_z_excess"] = hidden_z.detach() - hidden_z_floor(x_BTD.shape[-1])
 
     def _mean_loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         targets_N = targets_BT.flatten()

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.config import ConfigError
-from workbench.contract import FeedForward, Mixer, Side, Variant, VariantConfig, feedforwards, mixers
+from workbench.contract import AuxOutputs, FeedForward, Mixer, Variant, VariantConfig, feedforwards, mixers
 from workbench.registry import Registry
 
 WIDTH = 64
@@ -197,7 +197,7 @@ class VariantConformance:
         module, x_BTD = self.build(case, torch.float32), self.random(2, 33, dtype=torch.float32).requires_grad_()
         torch._dynamo.reset()
         compile_whole = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=False)
-        eager, compiled = module(x_BTD), compile_whole(x_BTD, side=Side())
+        eager, compiled = module(x_BTD), compile_whole(x_BTD, aux=AuxOutputs())
         assert_close(compiled.detach(), eager.detach(), "compiled output")
         weight = torch.randn_like(eager)
         wanted, got = (torch.autograd.grad((y * weight).sum(), x_BTD)[0] for y in (eager, compiled))
@@ -215,7 +215,7 @@ class MixerConformance(VariantConformance):
         return mixers[self.name]
 
     def measured_flops(self, module: Any, T: int) -> int:
-        if self.variant().capabilities.flops_from == "forward":
+        if self.variant().capabilities.flops_check == "forward":
             return super().measured_flops(module, T)
         cache = module.new_cache(1, T, "cpu", torch.float32)
         tokens = self.random(T, 1, 1, dtype=torch.float32)
@@ -295,9 +295,9 @@ class FeedForwardConformance(VariantConformance):
         assert_close(after[others], before[others], "tokens beside a changed one")
 
     def test_side_losses_are_finite_scalars(self, case: dict[str, Any]) -> None:
-        side = Side()
-        self.build(case)(self.random(2, 19), side=side)
-        assert all(loss.dim() == 0 and loss.isfinite() for loss in side.losses)
+        aux = AuxOutputs()
+        self.build(case)(self.random(2, 19), aux=aux)
+        assert all(loss.dim() == 0 and loss.isfinite() for loss in aux.losses)
 
 
 def registered_suites() -> dict[str, type[VariantConformance]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from workbench.config import ConfigError
-from workbench.contract import Counter
+from workbench.contract import StepCounter
 from workbench.model import LanguageModel
 from workbench.results import RunFolder
 from workbench.training.config import RunConfig
@@ -54,7 +54,7 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunC
         )
     with torch.device("meta"):
         modules = LanguageModel(config.model).modules()
-    frozen = max((module.frozen for module in modules if isinstance(module, Counter)), default=0.0)
+    frozen = max((module.freeze_last for module in modules if isinstance(module, StepCounter)), default=0.0)
     if any(
         (1 - step / old.steps < frozen) != (1 - step / config.training.steps < frozen) for step in range(1, trunk + 1)
     ):

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from workbench.accounting import account
-from workbench.contract import Counter, Side
+from workbench.contract import AuxOutputs, StepCounter
 from workbench.data import Batch
 from workbench.evaluation import evaluate
 from workbench.model import LanguageModel
@@ -55,37 +55,38 @@ class Training(L.LightningModule):
         steps = config.training.steps
         self.diagnose_at = {math.ceil(steps * i / DIAGNOSES) for i in range(1, DIAGNOSES + 1)}
         self.applied: Tensor = torch.ones(())
-        self.counters = [module for module in self.model.modules() if isinstance(module, Counter)]
+        self.counters = [module for module in self.model.modules() if isinstance(module, StepCounter)]
         # by the counter's number: what has been counted in this step, and since the last diagnosis
         self.counts: dict[int, Tensor] = {}
         self.recent: dict[int, Tensor] = {}
-        self.watched: list[Side] = []
+        self.watched: list[AuxOutputs] = []
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         training = self.config.training
         step, last = self.trainer.global_step + 1, (index + 1) % training.accumulate == 0
         watch = last and step in self.diagnose_at
-        sides, own = [Side(watch=watch) for _ in (*self.model.blocks, *self.model.shortcuts)], Side(watch=False)
+        layer_aux = [AuxOutputs(collect_metrics=watch) for _ in (*self.model.blocks, *self.model.shortcuts)]
+        objective_aux = AuxOutputs(collect_metrics=False)
         if watch:
-            self.watched = sides
+            self.watched = layer_aux
             for counter in self.counters:
-                counter.probe = torch.zeros(counter.categories, device=self.device, requires_grad=True)
+                counter.gradient_tap = torch.zeros(counter.categories, device=self.device, requires_grad=True)
         loss = self.model.loss(
             batch.tokens_BT,
             batch.targets_BT,
             segments=batch.segments_BT,
-            sides=sides,
-            own=own,
+            layer_aux=layer_aux,
+            objective_aux=objective_aux,
             progress=self.global_step / training.steps,
         )
-        self.told = own.metrics
+        self.told = objective_aux.metrics
         self.step_loss = self.step_loss + loss.detach() / training.accumulate
-        every = [*sides, own]
-        return loss + sum(part for side in every for part in side.losses) + sum(self._count(every))
+        every = [*layer_aux, objective_aux]
+        return loss + sum(part for aux in every for part in aux.losses) + sum(self._count(every))
 
-    def _count(self, sides: list[Side]) -> list[Tensor]:
+    def _count(self, layer_aux: list[AuxOutputs]) -> list[Tensor]:
         """Add what was counted to the counts of the step; returns the losses that wait for them."""
-        counted = {id(counter): (counts, own) for side in sides for counter, counts, own in side.counted}
+        counted = {id(counter): (counts, own) for aux in layer_aux for counter, counts, own in aux.counts}
         there = [number for number, counter in enumerate(self.counters) if id(counter) in counted]
         if not there:
             return []
@@ -93,7 +94,7 @@ class Training(L.LightningModule):
         now = parallel.total(torch.cat([counts for counts, _ in found]))  # one message for all layers
         parts = now.split([len(counts) for counts, _ in found])
         self.counts = _added(self.counts, dict(zip(there, parts)))
-        losses = [self.counters[n].late_loss(self.counts[n], own) for n, (_, own) in zip(there, found)]
+        losses = [self.counters[n].step_loss(self.counts[n], own) for n, (_, own) in zip(there, found)]
         return [loss for loss in losses if loss is not None]
 
     def configure_model(self) -> None:
@@ -132,7 +133,9 @@ class Training(L.LightningModule):
         self.step_loss = torch.zeros_like(self.step_loss)
         training = self.config.training
         for number, counts in self.counts.items():
-            self.counters[number].move(counts, rate_at(step - 1, training), 1 - step / training.steps, self.applied)
+            self.counters[number].update_state(
+                counts, rate_at(step - 1, training), 1 - step / training.steps, self.applied
+            )
 
     def diagnosis(self) -> dict[int, dict[str, Tensor]]:
         """Metrics by layer if this step was watched; ends the counting of the step."""
@@ -140,25 +143,29 @@ class Training(L.LightningModule):
         if not self.watched:
             return {}
         said: dict[int, dict[str, Tensor]] = {}
-        told = [value.detach().double() for side in self.watched for value in side.metrics.values()]
+        told = [value.detach().double() for aux in self.watched for value in aux.metrics.values()]
         if told:  # each rank's own rows, as one message
             parts = parallel.mean(torch.cat([value.flatten() for value in told])).split(
                 [value.numel() for value in told]
             )
             shared = iter([part.view(value.shape) for part, value in zip(parts, told)])
         number_of = {id(counter): number for number, counter in enumerate(self.counters)}
-        for layer, side in enumerate(self.watched):
-            values = {name: next(shared) for name in side.metrics}
-            for counter, _, own in side.counted:
+        for layer, aux in enumerate(self.watched):
+            values = {name: next(shared) for name in aux.metrics}
+            for counter, _, own in aux.counts:
                 number = number_of[id(counter)]
-                assert counter.probe is not None
-                gradient = torch.zeros_like(counter.probe) if counter.probe.grad is None else counter.probe.grad
+                assert counter.gradient_tap is not None
+                gradient = (
+                    torch.zeros_like(counter.gradient_tap)
+                    if counter.gradient_tap.grad is None
+                    else counter.gradient_tap.grad
+                )
                 gradient = parallel.mean(gradient * self.config.training.accumulate)
-                values |= counter.diagnose(counts[number], self.recent[number], own.detach(), gradient)
+                values |= counter.diagnostics(counts[number], self.recent[number], own.detach(), gradient)
             if values:
                 said[layer] = {name: value.detach().double() for name, value in values.items()}
         for counter in self.counters:
-            counter.probe = None
+            counter.gradient_tap = None
         self.recent, self.watched = {}, []
         return said
 

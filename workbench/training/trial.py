@@ -239,7 +239,7 @@ def _train(
     examined: dict[str, Any] = {}
     if leads:
         tokens, _, segments, _ = (torch.from_numpy(np.stack(part)) for part in zip(*rows))
-        examined = module.model.embedding.examine(tokens, segments)
+        examined = module.model.embedding.inspect(tokens, segments)
     recorder = Recorder(folder, config, data.selection, should_stop, tell, seen_flops)
     loader = StepLoader(stream, training.steps * training.accumulate, rank=parallel.own_rank(), world=devices)
     with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from workbench.ablation.matching.solver import quantity
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.accounting import account
 from workbench.config import ConfigError
-from workbench.contract import Side
+from workbench.contract import AuxOutputs
 from workbench.data import Source
 from workbench.model import LanguageModel
 from workbench.training.checkpoint import KEEP
@@ -91,7 +91,7 @@ def _saved_bytes(config: RunConfig) -> int:
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),
         ):
-            model.loss(tokens, tokens, segments=torch.zeros_like(tokens), own=Side())
+            model.loss(tokens, tokens, segments=torch.zeros_like(tokens), objective_aux=AuxOutputs())
     return sum(kept.values())
 
 
