@@ -11,7 +11,7 @@ from torch import Tensor
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, mixers
-from workbench.mixers.delta_rule import step_norm
+from workbench.mixers.families.delta_rule import step_norm
 from workbench.model import LanguageModel, ModelConfig
 from workbench.testing import MixerConformance
 

@@ -4,7 +4,7 @@ Known from the abstract: global layers are compression and selection, with group
 Known second-hand only: blocks of 16 tokens, and that four consecutive queries go by the blocks of the first of them.
 Everything else is ours:
 
-    keys [c^g ; kr] and values c^g of the tokens, g = 1 … h_c (see :mod:`workbench.mixers.mla`), queries absorbed, so that a
+    keys [c^g ; kr] and values c^g of the tokens, g = 1 … h_c (see :mod:`workbench.mixers.families.latent`), queries absorbed, so that a
     group of heads has keys, and scores, of its own
     pooled: [φ_c(c^g) ; φ_r(kr)] and φ_c(c^g), l = d = l'
     o = g_cmp · Attn(pooled) + g_slc · Attn(selected), sigmoid gates for every head; selection as in :mod:`workbench.mixers.nsa`
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, mixers
 from workbench.layers import Linear, Pooling, RowCache, linear_flops
-from workbench.mixers.mla import LatentConfig, LatentProjections
-from workbench.mixers.nsa import NSACache, PooledCache, check_blocks
+from workbench.mixers.families.latent import LatentConfig, LatentProjections
+from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
     choose,
@@ -151,7 +151,7 @@ class ASAGlobal(Mixer):
     ) -> tuple[list[Tensor], Tensor]:
         """Weighted latents (B, T, H, C) of both branches, and the selected blocks."""
         B, T, _ = x_BTD.shape
-        assert cache is None or isinstance(cache, NSACache)
+        assert cache is None or isinstance(cache, SparseCache)
         project, blocks, offset = self.project, self.blocks, 0 if cache is None else cache.length
         start_BT = document_starts(segments, B, T, x_BTD.device)
         at: dict[str, Any] = {"offset": offset}
@@ -195,10 +195,10 @@ class ASAGlobal(Mixer):
         c, kr = (pooling_blocks(x, rows_BN, self.blocks.length, self.blocks.stride) for x in raw)
         return [self.pool_c(c), kr.mean(-1) if self.pool_r is None else self.pool_r(kr)]
 
-    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> NSACache:
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         shapes: list[tuple[int, ...]] = [(self.project.g, self.project.C), (1, self.project.R)]
         pooled = PooledCache(batch, length, self.blocks, shapes, self.project.g, device, dtype)
-        return NSACache(pooled, {"latents": RowCache(batch, length, shapes, device, dtype)})
+        return SparseCache(pooled, {"latents": RowCache(batch, length, shapes, device, dtype)})
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from workbench.contract import Range, mixers
-from workbench.mixers.mla import LatentAttention, LatentAttentionConfig
+from workbench.mixers.families.latent import LatentAttention, LatentAttentionConfig
 
 
 @mixers.register

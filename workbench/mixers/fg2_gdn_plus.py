@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 from workbench.contract import mixers
-from workbench.mixers.delta_rule import DeltaRuleConfig, DeltaRuleMixer
+from workbench.mixers.families.delta_rule import DeltaRuleConfig, DeltaRuleMixer
 
 
 @mixers.register

@@ -1,6 +1,6 @@
 """Grouped latent attention, GLA (arXiv 2505.21487): several latents a token, each read by a group of heads.
 
-The definitions are those of :mod:`workbench.mixers.mla` with h_c > 1. Every group of heads has keys of its own, so that
+The definitions are those of :mod:`workbench.mixers.families.latent` with h_c > 1. Every group of heads has keys of its own, so that
 the cache can be split over devices. (Not Gated Linear Attention, which is called GLA as well.)
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from workbench.contract import Range, mixers
-from workbench.mixers.mla import LatentAttention, LatentAttentionConfig
+from workbench.mixers.families.latent import LatentAttention, LatentAttentionConfig
 
 
 @mixers.register

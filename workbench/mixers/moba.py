@@ -17,8 +17,8 @@ from torch import Tensor
 
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, mixers
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
-from workbench.mixers.full import HeadsConfig
-from workbench.mixers.nsa import NSACache, PooledCache, check_blocks
+from workbench.mixers.families.softmax import HeadsConfig
+from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
     choose,
@@ -87,7 +87,7 @@ class MoBA(Mixer):
             block_indices: (B, T, H, k) blocks to attend instead of the ones this layer would select; -1 for none.
         """
         B, T, _ = x_BTD.shape
-        assert cache is None or isinstance(cache, NSACache)
+        assert cache is None or isinstance(cache, SparseCache)
         offset, blocks = 0 if cache is None else cache.length, self.blocks
         heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)
         q, k, v = heads.split((self.H, self.G, self.G), dim=2)
@@ -117,9 +117,9 @@ class MoBA(Mixer):
         """Mean keys (B, N, G, K)."""
         return [pooling_blocks(x, rows_BN, self.blocks.length, self.blocks.stride).mean(-1) for x in raw]
 
-    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> NSACache:
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         pooled = PooledCache(batch, length, self.blocks, [(self.G, self.K)], self.G, device, dtype)
-        return NSACache(pooled, {"shared": RowCache(batch, length, [(self.G, self.K)] * 2, device, dtype)})
+        return SparseCache(pooled, {"shared": RowCache(batch, length, [(self.G, self.K)] * 2, device, dtype)})
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from workbench.config import ConfigError
 from workbench.contract import Range, mixers
-from workbench.mixers.full import AttentionConfig, SoftmaxAttention
+from workbench.mixers.families.softmax import AttentionConfig, SoftmaxAttention
 
 
 @mixers.register

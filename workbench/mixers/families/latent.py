@@ -1,0 +1,284 @@
+"""Multi-head latent attention (arXiv 2405.04434, §2.1): keys and values are read out of one small latent a token.
+
+    c_s = RMSNorm(W_d x_s)      kr_s = rotate(W_kr x_s), shared by all heads      [q_n ; q_r] = W_q x, q_r rotated
+    expanded:  k = [W_uk c ; kr],  v = W_uv c,  scores (q_n·k_n + q_r·kr) / sqrt(dn + dr)
+    absorbed:  the same with queries [W_ukᵀ q_n ; q_r], keys [c ; kr] and values c; o = W_uv (Σ p c)
+
+Both forms are one function. Training takes the expanded form (fewer FLOPs a key), one-token decode the absorbed one (it reads
+the cache and nothing else). The cache holds the normalised latent and the rotated key.
+
+With h_c latents head i reads latent floor(i / (H / h_c)): :mod:`workbench.mixers.grouped_latent`.
+
+Legend: B batch, T queries, S keys, D model width, H heads, g latents h_c, C latent channels dc, N content channels dn of a
+head, V value channels (= dn), R rotary channels dr.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Generator, Tensor, nn
+
+from workbench.config import ConfigError
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig
+from workbench.layers import Linear, Rotary, RowCache, linear_flops
+from workbench.mixers.families.softmax import nearest_divisor
+from workbench.ops.sparse_attention import document_starts, range_attention, range_pairs
+
+
+class LatentConfig(VariantConfig):
+    """Fields that every attention over latents shares."""
+
+    heads: int | None = None
+    """Query heads H. Default: width / head_dim."""
+    head_dim: int | None = None
+    """Content channels dn of a head, and its value channels. Default: width / heads, or 64 where neither is given."""
+    latents: int = 1
+    """Latents h_c of a token; a divisor of heads."""
+    latent_dim: int | None = None
+    """Channels dc of one latent. Default: 4 · head_dim, over the number of latents (arXiv 2405.04434 has 4 · head_dim)."""
+    rotary_dim: int | None = None
+    """Rotated channels dr that all heads share, even; 0 leaves the layer without positions. Default: head_dim / 2."""
+    rotary_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    query_latent: int | None = None
+    """Channels of a normalised latent that queries are read out of. Default: queries come straight from the input."""
+    latent_scale: bool = False
+    """Whether a normalised latent of d channels is multiplied by sqrt(D / d), which makes up for the smaller variance that
+    a small latent gives (LongCat-Flash, arXiv 2509.01322, §2)."""
+
+    scales: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": {"head_dim": 16},
+        "340m": {"head_dim": 64},
+        "1.3b": {"head_dim": 128},
+    }
+
+    def resolved(self, width: int) -> Self:
+        for name in ("heads", "head_dim", "latents", "latent_dim", "query_latent"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError.at(name, got=value, expected="at least 1")
+        head_dim = self.head_dim or (width // self.heads if self.heads else min(64, width))
+        if self.heads is None and width % head_dim:
+            raise ConfigError.at(
+                "head_dim",
+                got=head_dim,
+                expected=f"a divisor of width={width}, or heads given",
+                do=f"Nearest: {nearest_divisor(width, head_dim)}.",
+            )
+        heads = self.heads or width // head_dim
+        if heads % self.latents:
+            raise ConfigError.at(
+                "latents",
+                got=self.latents,
+                expected=f"a divisor of heads={heads}",
+                do=f"Nearest: {nearest_divisor(heads, self.latents)}.",
+            )
+        rotary_dim = max(2, head_dim // 4 * 2) if self.rotary_dim is None else self.rotary_dim
+        if rotary_dim % 2 or rotary_dim < 0:
+            raise ConfigError.at("rotary_dim", got=rotary_dim, expected="an even number, or 0 for no positions")
+        return self.changed(
+            heads=heads,
+            head_dim=head_dim,
+            rotary_dim=rotary_dim,
+            latent_dim=self.latent_dim or max(1, 4 * head_dim // self.latents),
+        )
+
+
+class LatentNorm(nn.Module):
+    """RMSNorm of every latent with a gain of its own, times a constant."""
+
+    def __init__(self, latents: int, channels: int, factor: float):
+        super().__init__()
+        self.factor = factor
+        self.weight = nn.Parameter(torch.empty(latents, channels))
+
+    no_decay = frozenset({"weight"})
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
+        parameter.fill_(1.0)
+
+    def forward(self, c_BTgC: Tensor) -> Tensor:
+        return nn.functional.rms_norm(c_BTgC, c_BTgC.shape[-1:], eps=1e-6).to(c_BTgC.dtype) * (
+            self.weight * self.factor
+        ).to(c_BTgC.dtype)
+
+
+class LatentProjections(nn.Module):
+    """Queries, latents and rotated keys of the tokens, and the two ways to heads and back."""
+
+    def __init__(self, config: Any, width: int):
+        super().__init__()
+        self.H, self.g, self.C = config.heads, config.latents, config.latent_dim
+        self.N, self.R = config.head_dim, config.rotary_dim
+        self.down = Linear(width, self.g * self.C + self.R)
+        self.norm = LatentNorm(self.g, self.C, math.sqrt(width / self.C) if config.latent_scale else 1.0)
+        self.up = Linear(self.C, 2 * self.H * self.N)  # of each head its keys, then its values
+        self.q_down = self.q_norm = None
+        source = width
+        if config.query_latent:
+            source = config.query_latent
+            self.q_down = Linear(width, source)
+            self.q_norm = LatentNorm(1, source, math.sqrt(width / source) if config.latent_scale else 1.0)
+        self.q = Linear(source, self.H * (self.N + self.R))
+        self.rotary = Rotary(self.R, config.rotary_theta) if self.R else None
+
+    @property
+    def scale(self) -> float:
+        """1/sqrt(dn + dr), in both forms."""
+        return 1 / math.sqrt(self.N + self.R)
+
+    def forward(self, x_BTD: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries (B, T, H, N) and (B, T, H, R), latents (B, T, g, C), rotated keys (B, T, 1, R)."""
+        B, T, _ = x_BTD.shape
+        source = x_BTD
+        if self.q_down is not None and self.q_norm is not None:
+            source = self.q_norm(self.q_down(x_BTD)[:, :, None])[:, :, 0]
+        q_n, q_r = self.q(source).view(B, T, self.H, self.N + self.R).split((self.N, self.R), dim=-1)
+        c, kr = self.down(x_BTD).split((self.g * self.C, self.R), dim=-1)
+        c, kr = self.norm(c.view(B, T, self.g, self.C)), kr[:, :, None]
+        if self.rotary is not None:
+            q_r, kr = self.rotary(q_r, **positions), self.rotary(kr, **positions)
+        return q_n, q_r, c, kr
+
+    def heads_of_latents(self) -> tuple[Tensor, Tensor]:
+        """W_uk and W_uv, (g, H/g, N, C) each."""
+        weight = self.up.weight.view(self.g, self.H // self.g, 2 * self.N, self.C)
+        return weight[:, :, : self.N], weight[:, :, self.N :]
+
+    def expanded(self, c_BSgC: Tensor, kr_BS1R: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (B, S, H, N + R) and values (B, S, H, N)."""
+        weight = self.up.weight.view(self.g, -1, self.C)
+        kv = (
+            torch.einsum("bsgc,gmc->bsgm", c_BSgC, weight.to(c_BSgC.dtype))
+            .unflatten(-1, (-1, 2 * self.N))
+            .flatten(2, 3)
+        )
+        k, v = kv.split((self.N, self.N), dim=-1)
+        return torch.cat((k, kr_BS1R.expand(-1, -1, self.H, -1).to(k.dtype)), dim=-1), v
+
+    def absorbed(self, q_n: Tensor, q_r: Tensor) -> Tensor:
+        """Queries that meet latents: (B, T, H, C + R)."""
+        up_k, _ = self.heads_of_latents()
+        grouped = q_n.unflatten(2, (self.g, -1))
+        q_c = torch.einsum("btgrn,grnc->btgrc", grouped, up_k.to(q_n.dtype)).flatten(2, 3)
+        return torch.cat((q_c, q_r.to(q_c.dtype)), dim=-1)
+
+    def latent_keys(self, c_BSgC: Tensor, kr_BS1R: Tensor) -> Tensor:
+        """(B, S, g, C + R), whose first C channels are the values too."""
+        return torch.cat((c_BSgC, kr_BS1R.expand(-1, -1, self.g, -1).to(c_BSgC.dtype)), dim=-1)
+
+    def from_latents(self, o_BTHC: Tensor) -> Tensor:
+        """Weighted latents to the heads' values: (B, T, H, N)."""
+        _, up_v = self.heads_of_latents()
+        return torch.einsum("btgrc,grvc->btgrv", o_BTHC.unflatten(2, (self.g, -1)), up_v.to(o_BTHC.dtype)).flatten(2, 3)
+
+    @staticmethod
+    def shapes(config: Any, width: int) -> list[tuple[int, int]]:
+        """(d_in, d_out) of what is applied to every token, the way up left out."""
+        H, g, C, N, R = config.heads, config.latents, config.latent_dim, config.head_dim, config.rotary_dim
+        source = config.query_latent or width
+        query = [(width, source)] if config.query_latent else []
+        return [(width, g * C + R), *query, (source, H * (N + R))]
+
+    @staticmethod
+    def parameters_of(config: Any, width: int) -> int:
+        """Stored parameters."""
+        up, gains = 2 * config.heads * config.head_dim * config.latent_dim, config.latents * config.latent_dim
+        matrices = sum(a * b for a, b in LatentProjections.shapes(config, width))
+        return matrices + up + gains + (config.query_latent or 0)
+
+
+class LatentAttention(Mixer):
+    """Attention over latents; ``window`` is None for all tokens."""
+
+    capabilities = Capabilities(flops_check="forward")
+    conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"window": 7, "form": "absorbed", "query_latent": 24, "latent_scale": True, "rotary_dim": 0},
+    )
+
+    def __init__(self, config: Any, width: int):
+        super().__init__()
+        self.window, self.form = config.window, config.form
+        self.project = LatentProjections(config, width)
+        self.out = Linear(config.heads * config.head_dim, width, writes_residual=True)
+        self.sink = nn.Parameter(torch.empty(config.heads)) if config.sink else None
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
+        parameter.zero_()  # the sink starts as a key of score 0
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        aux: AuxOutputs | None = None,
+    ) -> Tensor:
+        B, T, _ = x_BTD.shape
+        project = self.project
+        q_n, q_r, c, kr = project(x_BTD, offset=0 if cache is None else cache.length)
+        if cache is not None:
+            assert isinstance(cache, RowCache)
+            c, kr = cache.extend(c, kr)
+        settings: dict[str, Any] = {
+            "start_BT": document_starts(segments, B, T, x_BTD.device),
+            "offset": c.shape[1] - T,
+            "window": self.window,
+            "scale": project.scale,
+            "sink_H": self.sink,
+        }
+        if self.form == "absorbed" or (cache is not None and T == 1):
+            q, k = project.absorbed(q_n, q_r), project.latent_keys(c, kr)
+            o, _ = range_attention(q, k, value_dim=project.C, **settings)
+            o = project.from_latents(o)
+        else:
+            k, v = project.expanded(c, kr)
+            o, _ = range_attention(torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), k, v, **settings)
+        return self.out(o.reshape(B, T, -1))
+
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> RowCache:
+        shapes = [(self.project.g, self.project.C), (1, self.project.R)]
+        # a window of w keys needs the w - 1 before the new token
+        return RowCache(batch, length, shapes, device, dtype, keep=None if self.window is None else self.window - 1)
+
+    @classmethod
+    def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
+        H, g, C, N, R = config.heads, config.latents, config.latent_dim, config.head_dim, config.rotary_dim
+        parameters = LatentProjections.parameters_of(config, width) + H * N * width + (H if config.sink else 0)
+        keys = range_pairs(length, length, 1, 1, config.window or 0) / length
+        # keys and values of a head out of its latent, or its queries into it and its values out of it: the same products
+        up = 2 * C * 2 * H * N
+        a_key = 2 * (2 * C + R) if config.form == "absorbed" else 2 * (2 * N + R)
+        kept = length if config.window is None else min(length, config.window - 1)
+        return Cost(
+            parameters=parameters,
+            active_parameters=parameters,
+            flops=linear_flops(*LatentProjections.shapes(config, width), (H * N, width)) + up + H * a_key * keys,
+            cache_bytes=(g * C + R) * kept * element_bytes,
+            unevicted_bytes=(g * C + R) * length * element_bytes,
+        )
+
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        sizes = sorted({max(8, config.latent_dim // 2), config.latent_dim, config.latent_dim * 2})
+        return {"latent_dim": Range(values=tuple(sizes)), "latent_scale": Range(values=(False, True))}
+
+
+class LatentAttentionConfig(LatentConfig):
+    """Fields of attention over latents by itself."""
+
+    window: int | None = None
+    """Keys that a query sees, its own included. Default: all."""
+    sink: bool = False
+    """Whether every head has a learned score of value zero in its softmax; see ``full``."""
+    form: Literal["expanded", "absorbed"] = "expanded"
+    """Order of the products where several tokens are computed together; one function, differing in rounding and FLOPs."""
+
+    def resolved(self, width: int) -> Self:
+        if self.window is not None and self.window < 1:
+            raise ConfigError.at("window", got=self.window, expected="at least 1 (the token itself), or none")
+        return super().resolved(width)

@@ -1,0 +1,210 @@
+"""Softmax attention with plain heads: multi-head, grouped-query (arXiv 2305.13245) or multi-query.
+
+:class:`HeadsConfig` has the fields of every mixer with plain heads, :class:`SoftmaxAttention` the layer behind ``full`` and
+``sliding``.
+
+Legend: B batch, T time, D model width, H query heads, G key–value heads, K head channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Generator, Tensor
+
+from workbench.config import ConfigError
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig
+from workbench.layers import KeyValueCache, Linear, RMSNorm, Rotary, linear_flops
+from workbench.ops.attention import attention
+from workbench.ops.sparse_attention import document_starts, range_attention
+
+
+class HeadsConfig(VariantConfig):
+    """Fields that every attention with plain heads shares."""
+
+    heads: int | None = None
+    """Query heads H. Default: as many as fit the width, width / head_dim."""
+    kv_heads: int | None = None
+    """Key–value heads G; H must be a multiple. G = H is multi-head (the default), G = 1 multi-query."""
+    head_dim: int | None = None
+    """Channels K of one head, even. Default: width / heads, or 64 where neither is given."""
+    qk_norm: bool = False
+    """RMS-normalise queries and keys per head before the rotation."""
+    rotary: bool = True
+    """Rotary positions; without them the layer has no position signal (NoPE)."""
+    rotary_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rotary_dim: int | None = None
+    """Channels of a head that are rotated, even, the first ones (partial rotary). Default: all."""
+
+    scales: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": {"head_dim": 32},
+        "340m": {"head_dim": 128},
+        "1.3b": {"head_dim": 128},
+    }
+
+    @classmethod
+    def defaults_at(cls, scale: str, given: dict[str, Any]) -> dict[str, Any]:
+        """A given number of heads sets the head size, not the scale's default."""
+        drop = {"head_dim"} if given.get("heads") else set()
+        return {name: value for name, value in super().defaults_at(scale, given).items() if name not in drop}
+
+    def resolved(self, width: int) -> Self:
+        for name in ("heads", "kv_heads", "head_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError.at(name, got=value, expected="at least 1")
+        heads, head_dim = self.heads, self.head_dim
+        if head_dim is None:
+            head_dim = width // heads if heads else min(64, width)
+            if heads and width % heads:
+                raise ConfigError.at(
+                    "heads",
+                    got=heads,
+                    expected=f"a divisor of width={width}",
+                    do=f"Nearest: {nearest_divisor(width, heads)}; or give head_dim.",
+                )
+        if heads is None:
+            if width % head_dim:
+                raise ConfigError.at(
+                    "head_dim",
+                    got=head_dim,
+                    expected=f"a divisor of width={width}",
+                    do=f"Nearest: {nearest_divisor(width, head_dim)}; or give heads.",
+                )
+            heads = width // head_dim
+        if heads * head_dim != width:
+            raise ConfigError.at(
+                "heads",
+                got=heads,
+                expected=f"heads · head_dim = width ({width}); head_dim is {head_dim}",
+                do=f"Nearest heads that divide: {nearest_divisor(width, heads)}; or leave one of them out.",
+            )
+        if head_dim % 2:
+            raise ConfigError.at("head_dim", got=head_dim, expected="an even number (rotary pairs)")
+        rotary_dim = head_dim if self.rotary_dim is None else self.rotary_dim
+        if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
+            raise ConfigError.at(
+                "rotary_dim",
+                got=rotary_dim,
+                expected=f"an even number from 2 to head_dim={head_dim}",
+                do="Without any rotation, set rotary: false.",
+            )
+        kv_heads = self.kv_heads or heads
+        if heads % kv_heads:
+            raise ConfigError.at(
+                "kv_heads",
+                got=kv_heads,
+                expected=f"a divisor of heads={heads}",
+                do=f"Nearest: {nearest_divisor(heads, kv_heads)}.",
+            )
+        return self.changed(heads=heads, head_dim=head_dim, kv_heads=kv_heads, rotary_dim=rotary_dim)
+
+
+class AttentionConfig(HeadsConfig):
+    """Fields of softmax attention."""
+
+    softcap: float | None = None
+    """Scores s become c·tanh(s/c) (arXiv 2408.00118, §2); 50 there. Default: they stay as they are."""
+    sink: bool = False
+    """Whether every head has a learned score that takes part in the softmax and has the value zero, so that a head may
+    attend to nothing (attention sinks, arXiv 2309.17453; this form: gpt-oss, arXiv 2508.10925)."""
+
+    def resolved(self, width: int) -> Self:
+        if self.softcap is not None and self.softcap <= 0:
+            raise ConfigError.at("softcap", got=self.softcap, expected="a positive number, or none")
+        return super().resolved(width)
+
+
+def nearest_divisor(of: int, to: int) -> int:
+    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - to))
+
+
+class SoftmaxAttention(Mixer):
+    """Causal softmax attention; ``window`` is None for full attention."""
+
+    capabilities = Capabilities(flops_check="decode")
+    conformance_cases = (
+        {},
+        {"kv_heads": 1, "softcap": 2.0, "sink": True, "rotary_dim": 8},
+        {"qk_norm": True, "rotary": False},
+    )
+
+    def __init__(self, config: Any, width: int):
+        super().__init__()
+        self.H, self.G, self.K = config.heads, config.kv_heads, config.head_dim
+        self.window: int | None = getattr(config, "window", None)
+        self.qkv = Linear(width, (self.H + 2 * self.G) * self.K)
+        self.out = Linear(self.H * self.K, width, writes_residual=True)
+        self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
+        self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
+        self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
+        self.softcap = config.softcap
+        self.sink = torch.nn.Parameter(torch.empty(self.H)) if config.sink else None
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
+        parameter.zero_()  # the sink starts as a key of score 0
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        aux: AuxOutputs | None = None,
+    ) -> Tensor:
+        B, T, _ = x_BTD.shape
+        heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)
+        q_BTHK, k_BTGK, v_BTGK = heads.split((self.H, self.G, self.G), dim=2)
+        q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+        if self.rotary is not None:
+            offset = 0 if cache is None else cache.length
+            q_BTHK, k_BTGK = self.rotary(q_BTHK, offset), self.rotary(k_BTGK, offset)
+        if cache is not None:
+            assert isinstance(cache, KeyValueCache)
+            k_BTGK, v_BTGK = cache.extend(k_BTGK, v_BTGK)
+        if self.softcap is None and self.sink is None:
+            o_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, window=self.window, segments=segments)
+        else:
+            o_BTHK, _ = range_attention(
+                q_BTHK,
+                k_BTGK,
+                v_BTGK,
+                start_BT=document_starts(segments, B, T, x_BTD.device),
+                offset=k_BTGK.shape[1] - T,
+                window=self.window,
+                softcap=self.softcap,
+                sink_H=self.sink,
+            )
+        return self.out(o_BTHK.reshape(B, T, self.H * self.K))
+
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> KeyValueCache:
+        # a window of w keys needs the w - 1 before the new token
+        keep = None if self.window is None else self.window - 1
+        return KeyValueCache(batch, length, self.G, self.K, device, dtype, keep=keep)
+
+    @classmethod
+    def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
+        H, G, K = config.heads, config.kv_heads, config.head_dim
+        window = getattr(config, "window", None) or length
+        parameters = (
+            width * (H + 2 * G) * K + H * K * width + (2 * K if config.qk_norm else 0) + (H if config.sink else 0)
+        )
+        # position t sees min(t, w) keys; scores and weighted values cost 2K each a key and head
+        w = min(window, length)
+        mean_keys = (w * (w + 1) / 2 + (length - w) * w) / length
+        kept = length if window >= length + 1 or getattr(config, "window", None) is None else min(length, window - 1)
+        return Cost(
+            parameters=parameters,
+            active_parameters=parameters,
+            flops=linear_flops((width, (H + 2 * G) * K), (H * K, width)) + 4 * H * K * mean_keys,
+            cache_bytes=2 * G * K * kept * element_bytes,
+            unevicted_bytes=2 * G * K * length * element_bytes,
+        )
+
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        divisors = tuple(g for g in range(1, config.heads + 1) if config.heads % g == 0)
+        switches = {name: Range(values=(False, True)) for name in ("qk_norm", "sink")}
+        return {"kv_heads": Range(values=divisors), **switches}
