@@ -1,16 +1,19 @@
-# make ablation | test | lab    each installs what it needs first
+# make ablation | test | quick | lab | check    each installs what it needs first
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: ablation test lab check lock
+.PHONY: ablation test quick lab check lock
 
 ablation: $(VENV)/installed
 	$(BIN)/workbench run sweeps/quickstart.yaml $(ARGS)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+quick: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m unit $(ARGS)
 
 lab: $(VENV)/installed
 	$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" > /dev/null 2>&1 || true

@@ -22,8 +22,16 @@ def _seed(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(seed)
 
 
+OTHER_THAN_UNIT = ("process", "compile", "docs", "browser", "gpu", "slow")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.environ.get("WORKBENCH_SLOW") != "1":
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes; WORKBENCH_SLOW=1 runs it"))
+    import torch
+
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in OTHER_THAN_UNIT):
+            item.add_marker(pytest.mark.unit)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("slow") and os.environ.get("WORKBENCH_SLOW") != "1":
+            item.add_marker(pytest.mark.skip(reason="takes minutes; WORKBENCH_SLOW=1 runs it"))
