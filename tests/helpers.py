@@ -6,7 +6,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
 from workbench.config import deep_merge
+from workbench.data.preparation import DOCUMENT_SYMBOL
+from workbench.model import LanguageModel, ModelConfig
 from workbench.results import RunFolder
 from workbench.training import RunConfig
 from workbench.training.trial import new_run
@@ -90,3 +96,37 @@ def ablation_fields(corpus: Path, name: str = "test", **changes: Any) -> dict[st
     merged["arms"] = changes.get("arms", fields["arms"])
     merged["tuning"]["space"] = changes.get("tuning", {}).get("space", fields["tuning"]["space"])
     return merged
+
+
+def small_model(**fields: Any) -> LanguageModel:
+    """A model of width 64 and depth 2 with random weights, none of whose gains and biases has its initial value."""
+    config = ModelConfig.parse({"width": 64, "depth": 2, "vocabulary": 300, **fields})
+    model = LanguageModel(config, seed=int(torch.randint(2**31, ())))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: LanguageModel, tokens_BT: Tensor) -> Tensor:
+    """(B, T, V) by one full pass."""
+    return model.logits(model(tokens_BT))
+
+
+def random_tokens(*shape: int) -> Tensor:
+    """Token ids of :func:`small_model`."""
+    return torch.randint(0, 300, shape)
+
+
+def small_tokenizer(vocabulary: int = 300) -> Tokenizer:
+    """A byte-level BPE tokenizer as data preparation trains it; the document symbol has id 0."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[DOCUMENT_SYMBOL], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 10, trainer)
+    return tokenizer

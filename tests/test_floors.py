@@ -22,7 +22,7 @@ FLOORS = [
     ["data"],
     ["testing"],
     ["results"],
-    ["evaluation", "pretrained"],
+    ["evaluation", "pretrained", "decoding", "transforms"],
     ["training"],
     ["ablation"],
     ["dashboards"],

@@ -24,11 +24,11 @@ from workbench.feedforwards.router import Router, _largest_normal
 from workbench.layers import INIT_SCALE
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.experts import routed_experts, sort_choices
-from workbench.pretrained import start_from
 from workbench.pretrained.tensors import read_tensors
 from workbench.testing import FeedForwardConformance, count_flops
 from workbench.training.export import export
 from workbench.training.trial import train
+from workbench.transforms import initialise_from
 
 WIDTH = 32
 ZERO = {"experts": 4, "zero_experts": 2, "top_k": 3, "renormalise": False, "hidden": 16}
@@ -435,7 +435,7 @@ def test_the_bias_goes_with_the_weights_in_full_precision(corpus: Path, tmp_path
     assert trained.dtype == torch.float32 and 0 < float(trained.abs().max()) < 1 and (trained[4:] == 0).all()
     assert torch.equal(read_tensors(weights)[name], trained)
     again = LanguageModel(ModelConfig.parse(fields["model"]), seed=1)
-    assert start_from(again, weights) == [] and torch.equal(again.state_dict()[name], trained)
+    assert initialise_from(again, weights) == [] and torch.equal(again.state_dict()[name], trained)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Exports, imports, generation and starting points: exact weights, Llama's function, errors that name what is wrong."""
+"""Exports, imports and generation: exact weights, Llama's function, errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workbench.config import ConfigError
 from workbench.contract import Capabilities, feedforwards, mixers
 from workbench.data.preparation import DOCUMENT_SYMBOL
 from workbench.model import LanguageModel, ModelConfig
-from workbench.pretrained import generate, import_llama, load, read, save, start_from
+from workbench.pretrained import generate, import_llama, load, read, save
 from workbench.results import RunFolder
 from workbench.testing.conformance import relative_error
 from workbench.training.export import export
@@ -596,64 +596,3 @@ def test_transformers_agrees(tied: bool, tokenizer: Tokenizer, tmp_path: Path) -
     its.save_pretrained(tmp_path / "its", max_shard_size="100KB")
     with torch.no_grad():
         assert relative_error(scores(import_llama(tmp_path / "its"), tokens_BT), its(tokens_BT).logits) < 1e-5
-
-
-# -- starting points -------------------------------------------------------------------------------------------------
-
-
-def test_training_starts_from_an_export(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    source = build(**LLAMA, tied=False)
-    folder = save(source, tokenizer, tmp_path / "export")
-    model, tokens_BT = build(**LLAMA, tied=False), some_tokens(2, 21)
-    assert start_from(model, folder) == []
-    assert torch.equal(scores(model, tokens_BT), scores(source, tokens_BT))
-    larger = build(**{**LLAMA, "vocabulary": 304}, tied=False)
-    assert start_from(larger, folder) == []
-    torch.testing.assert_close(scores(larger, tokens_BT)[..., :300], scores(source, tokens_BT))
-    torch.testing.assert_close(larger.embedding.weight[300:], source.embedding.weight.mean(0).expand(4, 64))
-
-
-def test_a_changed_architecture_starts_from_what_it_shares(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    source = build(mixers={"full": {"heads": 4}})
-    folder = save(source, tokenizer, tmp_path / "export")
-    window = {"sliding": {"window": 5, "heads": 4}}
-    # sliding attention has the weights of full attention; Gated DeltaNet's qkv has the same shape and another meaning
-    model = build(pattern="gdn sliding", mixers={**window, "gdn": {"heads": 4, "head_dim": 16}})
-    before = model.state_dict()["blocks.0.mixer.qkv.weight"].clone()
-    kept = start_from(model, folder)
-    assert kept == [name for name, _ in model.named_parameters() if name.startswith("blocks.0.mixer.")]
-    assert before.shape == source.state_dict()["blocks.0.mixer.qkv.weight"].shape
-    assert torch.equal(model.state_dict()["blocks.0.mixer.qkv.weight"], before)
-    assert all(torch.equal(t, source.state_dict()[n]) for n, t in model.state_dict().items() if n not in kept)
-
-
-def test_a_dense_model_is_the_start_of_one_with_shortcuts(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    source = build()
-    model = build(**MODELS["shortcut"], shortcut_from="second")
-    kept = start_from(model, save(source, tokenizer, tmp_path / "dense"))
-    assert kept == [name for name, _ in model.named_parameters() if name.startswith("shortcuts.")]
-    other = build(**MODELS["shortcut"])
-    folder = save(model, tokenizer, tmp_path / "second")
-    with pytest.raises(ConfigError, match=r"model.shortcut_from: got 'first'; expected 'second'"):
-        start_from(other, folder)
-    assert start_from(other, folder, changed=["shortcut_from"]) == []
-    hashed = build(embedding={"kind": "ngram", "order": 2, "size": 2})
-    assert start_from(hashed, tmp_path / "dense", changed=["amplify"]) == ["embedding.tables", "embedding.mix"]
-    folder_of_hashed = save(hashed, tokenizer, tmp_path / "hashed")
-    with pytest.raises(ConfigError, match=r"(?s)embedding.base: got 304.*embedding.moduli: got"):
-        start_from(build(vocabulary=304, embedding={"kind": "ngram", "order": 2, "size": 2}), folder_of_hashed)
-    with pytest.raises(ConfigError, match=r"model.shortcut.top_k: got 2 in pair 0; expected 1"):
-        start_from(build(shortcut="moe", shortcut_from="second"), folder)
-
-
-def test_starting_points_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    folder = save(build(mixers={"full": {"heads": 4}}), tokenizer, tmp_path / "export")
-    with pytest.raises(ConfigError, match=r"(?s)model.depth: got 4.*model.tied: got False.*model.vocabulary: got 299"):
-        start_from(build(depth=4, tied=False, vocabulary=299), folder)
-    other = {"full": {"heads": 2, "rotary_theta": 5e5}}
-    with pytest.raises(
-        ConfigError, match=r"(?s)model.mixer.head_dim: got 32.*mixer.heads: got 2.*rotary_theta: got 500000"
-    ):
-        start_from(build(mixers=other), folder)
-    longer = build(mixers={"full": {"heads": 4, "rotary_theta": 5e5}})
-    assert start_from(longer, folder, changed=["rotary_theta"]) == []

@@ -164,9 +164,11 @@ def test_trained_weights_are_a_start_and_name_the_run(corpus: Path, tmp_path: Pa
         folder = make_run(tmp_path / "runs" / name, tmp_path / "cache", run_fields(corpus, start=start, model=model))
         result = train(folder.path, tmp_path / "cache")
         (event,) = [
-            json.loads(line) for line in (folder.path / "events.jsonl").read_text().splitlines() if "taken" in line
+            json.loads(line)
+            for line in (folder.path / "events.jsonl").read_text().splitlines()
+            if "weights_loaded" in line
         ]
-        kept = event["random_start"]
+        kept = event["random_weights"]
         assert bool(kept) == (name == "stranger") and all(n.startswith("blocks.0.mixer.") for n in kept)
         assert folder.metrics()[0]["loss"] < first.metrics()[0]["loss"] - 0.5 and result["status"] == "done"
     fields = run_fields(corpus, start=start)

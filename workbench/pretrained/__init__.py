@@ -8,7 +8,6 @@
 
 from workbench.pretrained.folder import import_llama, load, read, save
 from workbench.pretrained.generation import generate
-from workbench.pretrained.start import start_from
 from workbench.pretrained.tensors import fingerprint
 
-__all__ = ["fingerprint", "generate", "import_llama", "load", "read", "save", "start_from"]
+__all__ = ["fingerprint", "generate", "import_llama", "load", "read", "save"]

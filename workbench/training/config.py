@@ -11,7 +11,7 @@ from workbench.accounting import account
 from workbench.config import Config, ConfigError
 from workbench.data import SourceConfig, sources
 from workbench.model.config import ModelConfig
-from workbench.pretrained import fingerprint
+from workbench.transforms import StartConfig
 
 
 class TrainingConfig(Config):
@@ -94,15 +94,6 @@ class TrainingConfig(Config):
         return self.steps - math.ceil(self.decay * self.steps)
 
 
-class StartConfig(Config):
-    """Trained weights to begin with (uptraining)."""
-
-    folder: str
-    """An export of this workbench or a plain Llama checkpoint."""
-    differing: tuple[str, ...] = ()
-    """Settings of akin variants that are meant to differ from the weights': rotary_theta, window."""
-
-
 def _source(data: object) -> Any:
     return sources.parse(data, default_kind="text")
 
@@ -117,7 +108,7 @@ class RunConfig(Config):
     training: TrainingConfig = TrainingConfig()
     """The training."""
     start: StartConfig | None = None
-    """Weights to begin with instead of random ones. Layers of another kind than the weights' keep their random start."""
+    """Trained weights to start from, and how they are transformed. Default: random weights."""
     seed: int = 0
     """Seed of the run; initial weights and data order derive from it separately. Never a search dimension."""
 
@@ -128,9 +119,7 @@ class RunConfig(Config):
             raise error.under("data") from None
 
     def canonical(self) -> dict[str, Any]:
-        start = None
-        if self.start is not None:  # what the weights are, not where they lie
-            start = {"weights": fingerprint(self.start.folder), "differing": sorted(self.start.differing)}
+        start = None if self.start is None else self.start.canonical()
         plain = self.plain()
         for name in ("deterministic", "keep_trunk"):
             if not plain["training"][name]:

@@ -30,7 +30,6 @@ from workbench.environment import environment
 from workbench.evaluation import evaluate
 from workbench.files import write_json
 from workbench.ops import paths
-from workbench.pretrained import start_from
 from workbench.results import RunFolder
 from workbench.status import Stage, Status
 from workbench.training import parallel
@@ -39,6 +38,7 @@ from workbench.training.config import RunConfig, TrainingConfig, describe_run
 from workbench.training.health import Diverged
 from workbench.training.memory import freed_memory_kept
 from workbench.training.module import Recorder, Stopped, Training
+from workbench.transforms import build, initialise_from
 
 SAMPLED_ROWS = 64
 """Rows of the training stream that say how long documents are."""
@@ -255,9 +255,9 @@ def _train(
             if examined and not checkpoint:
                 folder.event("embedding", **examined)
         if config.start is not None and not checkpoint:
-            kept = start_from(module.model, config.start.folder, config.start.differing)
+            missing = initialise_from(module.model, config.start.folder, build(config.start.transforms))
             if leads:
-                folder.event("weights_taken_over", folder=config.start.folder, random_start=kept)
+                folder.event("weights_loaded", folder=config.start.folder, random_weights=missing)
         if step < training.steps or devices > 1:
             trainer.fit(module, train_dataloaders=loader, ckpt_path=str(checkpoint) if checkpoint else None)
         else:  # only the last evaluation was lost

@@ -1,0 +1,38 @@
+"""Weight transforms: from the weights of one model to those of another, or of the same one.
+
+    start: {folder: exports/small, transforms: [{kind: start_from, allowed_differences: [rotary_theta]}]}
+    training: {transforms: [{kind: …, every: 1000}]}
+
+At the start of a run a sequence of transforms leads from the model in ``folder`` to the run's model, which may differ in
+kinds of layers, depth or width, as far as the transforms allow. During training a transform maps the run's model to
+itself.
+"""
+
+from workbench.transforms.base import (
+    OptimiserState,
+    Transform,
+    TransformConfig,
+    TransformSetting,
+    Weights,
+    apply,
+    build,
+    check,
+    state_shapes,
+    transforms,
+)
+from workbench.transforms.start import StartConfig, initialise_from
+
+__all__ = [
+    "OptimiserState",
+    "StartConfig",
+    "Transform",
+    "TransformConfig",
+    "TransformSetting",
+    "Weights",
+    "apply",
+    "build",
+    "check",
+    "initialise_from",
+    "state_shapes",
+    "transforms",
+]

@@ -1,0 +1,138 @@
+"""The contract of a weight transform, and how a sequence of them is applied."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeAlias
+
+import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from torch import Tensor
+
+from workbench.config import Config, require
+from workbench.model import LanguageModel, ModelConfig
+from workbench.registry import Registry
+
+Weights: TypeAlias = Mapping[str, Tensor]
+"""Parameters and buffers by their names in ``LanguageModel.state_dict()``."""
+OptimiserState: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Parameter name -> the optimiser's entries for it, such as ``exp_avg`` and ``step`` of AdamW."""
+
+
+class TransformConfig(Config):
+    """Base of a transform's configuration. ``kind`` is the registered name."""
+
+    kind: str
+    every: Annotated[int | None, Field(ge=1)] = None
+    """Optimiser steps between applications in training. Default: once, before the first step."""
+
+
+class Transform(ABC):
+    """A map from the weights of a source model, and the optimiser's state for them, to those of a target model.
+
+    Built as ``cls(config)``. A transform is one file with one decorated class; nothing else lists its name.
+
+    Three things may be left open in the result. A name missing from the weights keeps the target's initial values
+    (only where :attr:`complete` is false). A name missing from the optimiser state starts with a fresh state. A state
+    of None means that there is none, as in an exported folder; the result is None then.
+    """
+
+    Config: ClassVar[type[TransformConfig]]
+    complete: ClassVar[bool] = True
+    """Whether the result holds every tensor of the target."""
+    conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Cases for the conformance suite: ``source`` and ``target`` (fields of a ModelConfig, ``target`` defaults to
+    ``source``) and ``config`` (fields of this transform)."""
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @abstractmethod
+    def __call__(
+        self, weights: Weights, optimiser_state: OptimiserState | None, source: ModelConfig, target: ModelConfig
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]] | None]:
+        """Weights and optimiser state for ``target``. The arguments are not modified; tensors may be shared with them.
+
+        Args:
+            weights: all of ``source``, on any device.
+            optimiser_state: for the trainable parameters of ``source``, or None where none is known.
+            source: model of ``weights``.
+            target: model of the result; :meth:`check` has accepted the pair.
+        """
+
+    def target(self, source: ModelConfig, final: ModelConfig) -> ModelConfig:
+        """Model of the result, where the last transform of the sequence must arrive at ``final``. Default: ``source``."""
+        return source
+
+    @abstractmethod
+    def check(self, source: ModelConfig, target: ModelConfig) -> None:
+        """Refuse what the transform cannot do, before any weight is read.
+
+        Raises:
+            ConfigError: naming the obstacle: the setting of either model that is in the way.
+        """
+
+    def preserves_function(self, source: ModelConfig, target: ModelConfig) -> bool:
+        """Whether both models compute the same logits, up to rounding, after the transform. Default: no claim."""
+        return False
+
+
+transforms: Registry[type[Transform]] = Registry("transform", "workbench.transforms")
+
+TransformSetting = Annotated[SerializeAsAny[TransformConfig], BeforeValidator(transforms.parse)]
+"""A field of a configuration that holds any registered transform's Config."""
+
+
+def build(configs: Sequence[TransformConfig]) -> list[Transform]:
+    """The transforms of these configurations, in order."""
+    return [transforms[config.kind](config) for config in configs]
+
+
+def check(sequence: Sequence[Transform], source: ModelConfig, final: ModelConfig) -> None:
+    """Check that ``sequence`` leads from ``source`` to ``final`` and that every transform accepts its pair of models.
+
+    Raises:
+        ConfigError: with the obstacle; paths are relative to the models.
+    """
+    for transform in sequence:
+        target = transform.target(source, final)
+        transform.check(source, target)
+        source = target
+    differences = source.diff(final)
+    require(
+        not differences,
+        "transforms",
+        got=f"a model with other settings: {', '.join(sorted(differences))}",
+        expected="the model of the run",
+        do="End with {kind: start_from}.",
+    )
+
+
+def apply(
+    sequence: Sequence[Transform],
+    weights: Weights,
+    optimiser_state: OptimiserState | None,
+    source: ModelConfig,
+    final: ModelConfig,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]] | None]:
+    """Weights and optimiser state of ``final`` out of those of ``source``, one transform after the other.
+
+    Raises:
+        ConfigError: as :func:`check`, before anything is computed.
+    """
+    check(sequence, source, final)
+    new_weights = dict(weights)
+    new_state = None if optimiser_state is None else {name: dict(entry) for name, entry in optimiser_state.items()}
+    for transform in sequence:
+        target = transform.target(source, final)
+        with torch.no_grad():
+            new_weights, new_state = transform(new_weights, new_state, source, target)
+        source = target
+    return new_weights, new_state
+
+
+def state_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Names and shapes of a model's state dict, in its order. Allocates nothing."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in LanguageModel(config).state_dict().items()}

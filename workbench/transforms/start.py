@@ -1,0 +1,70 @@
+"""Trained weights as the initial weights of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from workbench.config import Config, require
+from workbench.model import LanguageModel
+from workbench.pretrained import fingerprint, read
+from workbench.transforms.base import Transform, TransformSetting, apply, build
+from workbench.transforms.start_from import StartFrom
+
+
+class StartConfig(Config):
+    """Trained weights to initialise a run with."""
+
+    folder: str
+    """Folder of the weights: an export of this workbench, or a plain Llama checkpoint."""
+    transforms: tuple[TransformSetting, ...] = Field(default=({"kind": "start_from"},), validate_default=True)
+    """What turns them into weights of the run's model, in order."""
+
+    def model_post_init(self, _context: Any) -> None:
+        require(
+            self.transforms, "transforms", got=[], expected="at least one", do="[{kind: start_from}] is the default."
+        )
+        for index, transform in enumerate(self.transforms):
+            require(
+                transform.every is None,
+                f"transforms[{index}].every",
+                got=transform.every,
+                expected="nothing: at the start a transform is applied once",
+                do="training.transforms are applied every so many steps.",
+            )
+
+    def canonical(self) -> dict[str, Any]:
+        """The content of the weights instead of their location."""
+        return {
+            "weights": fingerprint(self.folder),
+            "transforms": [transform.canonical() for transform in self.transforms],
+        }
+
+
+@torch.no_grad()
+def initialise_from(model: LanguageModel, folder: str | Path, transforms: list[Transform] | None = None) -> list[str]:
+    """Replace the initial weights of ``model`` by those of ``folder``, transformed.
+
+    Args:
+        model: with its own initial values, not sharded yet.
+        folder: see :func:`workbench.pretrained.load`.
+        transforms: applied in order. Default: :class:`StartFrom` with its defaults.
+
+    Returns:
+        names of the parameters that keep their own initial values, in the model's order.
+
+    Raises:
+        ConfigError: when a transform refuses, or the folder cannot be read.
+    """
+    source, tensors = read(folder)
+    weights, _ = apply(transforms or build([StartFrom.Config()]), tensors, None, source, model.config)
+    missing = []
+    for name, parameter in model.state_dict().items():
+        if name in weights:
+            parameter.copy_(weights[name])
+        else:
+            missing.append(name)
+    return missing
