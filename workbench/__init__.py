@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from workbench.config import ConfigError
     from workbench.dashboards import dashboard, write_report
     from workbench.dashboards.builder import builder
+    from workbench.dashboards.view import SingleRuns
     from workbench.model import LanguageModel, ModelConfig
     from workbench.registry import plug_in
-    from workbench.results.tables import SingleRuns, table
+    from workbench.results.tables import table
     from workbench.training import RunConfig
 
 _HOMES = {
@@ -37,7 +38,7 @@ _HOMES = {
     "LanguageModel": ("workbench.model", "LanguageModel"),
     "ModelConfig": ("workbench.model", "ModelConfig"),
     "RunConfig": ("workbench.training", "RunConfig"),
-    "SingleRuns": ("workbench.results.tables", "SingleRuns"),
+    "SingleRuns": ("workbench.dashboards.view", "SingleRuns"),
     "builder": ("workbench.dashboards.builder", "builder"),
     "dashboard": ("workbench.dashboards", "dashboard"),
     "open": ("workbench.ablation.run", "AblationRun"),

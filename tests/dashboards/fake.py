@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 
 from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
-from workbench.metric import BITS_PER_BYTE
+from workbench.dashboards.view import EmptyRun
 from workbench.results.tables import CURVE_SCHEMA, DIAGNOSTICS_SCHEMA, POINT_SCHEMA, RUN_SCHEMA, Line, Points
 
 
-class FakeRun:
-    """An ablation of ``arms`` whose runs have come ``progress`` of their way."""
+class FakeRun(EmptyRun):
+    """An ablation of ``arms`` whose runs have completed the fraction ``progress`` of their steps."""
 
     def __init__(
         self,
@@ -31,18 +31,20 @@ class FakeRun:
         diagnosed: bool = False,
         tuned: tuple[str, ...] = ("lr", "norm"),
     ):
-        self.folder, self.name, self.question = folder, "a <b>name</b>", "Is <i>gdn</i> better & cheaper?"
-        self.arms, self.baseline, self.seeds = list(arms), arms[0], list(range(seeds))
+        super().__init__(folder, arms)
+        self.name, self.question = "a <b>name</b>", "Is <i>gdn</i> better & cheaper?"
+        self.seeds, self.tuning_trials = list(range(seeds)), trials
         self.trials, self.points, self.progress = trials, points, progress
         self.status, self.confirmed = status, confirmed
         self.diagnosed = diagnosed
         self.tuned, self.broken = tuned, False
-        self.metric = BITS_PER_BYTE
-        self.total = len(arms) * (trials + seeds)
-        self.about = {"config": {"alpha": 0.05, "budget": {"allow_mismatch": None}}}
 
     @property
-    def finished(self) -> bool:
+    def exists(self) -> bool:  # type: ignore[override]
+        return self.folder.exists()
+
+    @property
+    def finished(self) -> bool:  # type: ignore[override]
         return self.progress == 1.0 and self.trials > 0
 
     def _each(self) -> list[dict[str, Any]]:
@@ -149,9 +151,6 @@ class FakeRun:
         ]
         return pl.DataFrame(rows, schema=DIAGNOSTICS_SCHEMA, orient="row")
 
-    def reports(self) -> list[tuple[str, int, pl.DataFrame]]:
-        return []
-
     def cost(self) -> pl.DataFrame:
         return pl.DataFrame(
             [
@@ -168,9 +167,6 @@ class FakeRun:
                 for arm in self.arms
             ]
         )
-
-    def failures(self) -> dict[str, str]:
-        return {}
 
     def provenance(self) -> dict[str, str]:
         return {"code": "1.0+<script>alert(1)</script>"}

@@ -235,12 +235,14 @@ def test_a_seed_is_a_name(run: FakeRun) -> None:
     assert {row[2][2] for row in grid.rows} == {("0", 0), ("1", 1), ("2", 2), ("1000", 1000)}
 
 
-def test_a_finished_ablation_is_read_once_and_no_look_is_kept_for_the_next(run: FakeRun, tmp_path: Path) -> None:
+def test_a_finished_ablation_is_read_once_and_no_snapshot_keeps_the_previous_one_alive(
+    run: FakeRun, tmp_path: Path
+) -> None:
     shutil.copytree(ARCHIVE, folder := tmp_path / "kept")
-    seen = snapshot.look(folder)
-    assert snapshot.look(folder) is seen and seen.verdict() is not None
+    seen = snapshot.snapshot_of(folder)
+    assert snapshot.snapshot_of(folder) is seen and seen.verdict() is not None
     os.utime(folder / "ablation.json", (1, 1))
-    again = snapshot.look(folder)
+    again = snapshot.snapshot_of(folder)
     assert again is not seen and again.verdict() is seen.verdict(), "nothing that it rests on has changed"
     first = snapshot.Snapshot(run)
     verdict, there = first.verdict(), weakref.ref(first)

@@ -97,9 +97,39 @@ class AblationRun:
         return self.about["config"]["confirmation"]["seeds"]
 
     @property
+    def identity(self) -> str:
+        """Hash of the ablation's configuration."""
+        return self.about.get("identity", "")
+
+    @property
+    def tuning_trials(self) -> int:
+        """Tuning trials planned for each arm."""
+        return self.about["config"]["tuning"]["trials"]
+
+    @property
     def total(self) -> int:
         """Training runs planned, tuning and confirmation."""
-        return len(self.arms) * (self.about["config"]["tuning"]["trials"] + len(self.seeds))
+        return len(self.arms) * (self.tuning_trials + len(self.seeds))
+
+    @property
+    def alpha(self) -> float:
+        """Significance level of the verdict."""
+        return self.about["config"]["alpha"]
+
+    @property
+    def allow_mismatch(self) -> str | None:
+        """Why arms may differ in what the budget matches, None where they may not."""
+        return self.about["config"]["budget"].get("allow_mismatch")
+
+    @property
+    def views(self) -> dict[str, list[str]]:
+        """Dashboard panels that the data source asks for -> columns of report.parquet that they draw."""
+        return self.about.get("views", {})
+
+    @property
+    def data_cards(self) -> dict[str, Any]:
+        """Arm -> what its data splits hold."""
+        return self.about.get("data_cards", {})
 
     def study_name(self, arm: str, stage: str) -> str:
         """Name of an arm's study: ``arm/stage``, in a shared database behind the ablation's name and a key of its launch."""

@@ -18,7 +18,7 @@ import polars as pl
 from workbench.config import ConfigError
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 IMAGES = ("png", "svg", "pdf")
 TABLES = ("csv", "tex", "md")
@@ -26,12 +26,12 @@ WIDTH, SCALE = 960, 2
 """Pixels across an image, and how many dots of a PNG make one of them."""
 
 
-def provenance_line(run: Run) -> str:
+def provenance_line(run: RunView) -> str:
     """Where the numbers of ``run`` come from, in one line."""
     said = {name: text for name, text in run.provenance().items() if name != "ablation"}
     known = ("code", "data", "device", "created", "torch")
     parts = [f"{name} {said[name]}" for name in known if name in said]
-    identity = run.about.get("identity") or run.provenance().get("ablation", "")
+    identity = run.identity or run.provenance().get("ablation", "")
     return " · ".join([f"{run.name} {identity}".strip(), *parts])
 
 

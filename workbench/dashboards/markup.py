@@ -14,7 +14,7 @@ from workbench.dashboards.figures import COST_COLUMNS
 from workbench.dashboards.tables import cost_table, effect_table, failure_table
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 NUMBER = "number"
 """Class of cells that are aligned right."""
@@ -44,19 +44,19 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Seq
     return f'<div class="table"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
-def arm_name(run: Run, arm: str) -> Raw:
+def arm_name(run: RunView, arm: str) -> Raw:
     """The arm's name behind a dot in its colour."""
     look = style.looks(run).get(arm)
     dot = f'<span class="dot" style="color:{look.colour}" aria-hidden="true">●</span>&nbsp;' if look else ""
     return Raw(dot + escape(arm))
 
 
-def verdict_html(run: Run) -> str:
+def verdict_html(run: RunView) -> str:
     """The verdict table and its sentences."""
     table = effect_table(run)
     if not len(table):
         return "<p>The verdict comes when every arm has its confirmation runs.</p>"
-    level = f"{100 * (1 - run.about['config']['alpha']):g} % interval"
+    level = f"{100 * (1 - run.alpha):g} % interval"
     heads = ["arm", "verdict", run.metric.unit, "difference", level, "p (Holm)", "seeds"]
     rows = [
         (
@@ -76,7 +76,7 @@ def verdict_html(run: Run) -> str:
     return html_table(heads, rows, heads[2:]) + f'\n<ul class="sentences">{sentences}</ul>'
 
 
-def cost_html(run: Run) -> str:
+def cost_html(run: RunView) -> str:
     """The cost table, one row a quantity and one column an arm; beyond six arms the other way round."""
     table = cost_table(run)
     if not len(table):
@@ -97,7 +97,7 @@ def cost_html(run: Run) -> str:
         drawn = html_table(["arm", *heads], zip(arms, *cells.values()), heads)
     mismatches: Iterable[str] = table["mismatch"] if "mismatch" in table.columns else []
     told = "".join(f"<li>{arm}: {escape(text)}</li>\n" for arm, text in zip(arms, mismatches) if text)
-    allowed = run.about["config"]["budget"].get("allow_mismatch")
+    allowed = run.allow_mismatch
     reason = f"<p>Allowed because: {escape(str(allowed))}</p>" if allowed else ""
     rest = (
         f'<p>Not matched, against the baseline:</p>\n<ul class="sentences">{told}</ul>'
@@ -107,11 +107,11 @@ def cost_html(run: Run) -> str:
     return f"{drawn}\n{rest}{reason}"
 
 
-def data_html(run: Run) -> str:
+def data_html(run: RunView) -> str:
     """The data card: what the splits hold, and how far training overlaps the measured examples."""
     parts = []
     cards: dict[str, list[Raw]] = {}
-    for arm, card in run.about.get("data_cards", {}).items():
+    for arm, card in run.data_cards.items():
         cards.setdefault(json.dumps(card, sort_keys=True), []).append(arm_name(run, arm))
     for text, arms in cards.items():
         card = json.loads(text)
@@ -135,7 +135,7 @@ def data_html(run: Run) -> str:
     return "\n".join(parts) or "<p>No data has been prepared.</p>"
 
 
-def failure_html(run: Run) -> str:
+def failure_html(run: RunView) -> str:
     """The failures with their reasons."""
     table = failure_table(run)
     if not len(table):
@@ -155,7 +155,7 @@ def failure_html(run: Run) -> str:
     return html_table(["arm", "stage", "seed", "status", "step", "hyperparameters", "reason"], rows, ("seed", "step"))
 
 
-def runs_html(run: Run) -> str:
+def runs_html(run: RunView) -> str:
     """Every run."""
     order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
     table = run.runs().sort(order, pl.col("stage") == "confirmation", "seed", "hyperparameters", maintain_order=True)

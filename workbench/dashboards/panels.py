@@ -289,7 +289,7 @@ def mechanisms(run: Snapshot, settings: Settings) -> list[Block]:
 
 
 def _recall(run: Snapshot) -> list[Block]:
-    views = run.about.get("views", {})
+    views = run.views
     blocks: list[Block] = [
         Figure(
             name,

@@ -16,12 +16,12 @@ from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables import XAxis, curve_table, effect_table, state
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 X_NAMES = {"tokens": "Tokens", "flops": "FLOPs", "seconds": "Time"}
 
 
-def write_report(run: Run, path: str | Path) -> Path:
+def write_report(run: RunView, path: str | Path) -> Path:
     """Write the report of ``run``, finished or not, to ``path``; readers see the old file or the whole new one.
 
     Args:
@@ -39,7 +39,7 @@ def write_report(run: Run, path: str | Path) -> Path:
     return path
 
 
-def report_html(run: Run) -> str:
+def report_html(run: RunView) -> str:
     """The report as HTML."""
     run = Snapshot(run)
     stands = state(run)
@@ -104,13 +104,10 @@ def report_html(run: Run) -> str:
 """
 
 
-def _recall(run: Run) -> list[tuple[str, str]]:
+def _recall(run: RunView) -> list[tuple[str, str]]:
     """The figures that the data source names for its labels, none for text."""
     told = "<p>Right answers among the report examples, by what the examples are like: the mean over confirmation runs.</p>\n"
-    return [
-        ("Recall", told + _plot(name, getattr(figures, name)(run, *labels)))
-        for name, labels in run.about.get("views", {}).items()
-    ]
+    return [("Recall", told + _plot(name, getattr(figures, name)(run, *labels))) for name, labels in run.views.items()]
 
 
 def _plot(name: str, *drawn: go.Figure) -> str:

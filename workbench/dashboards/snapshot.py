@@ -1,49 +1,54 @@
-"""What tables and figures are drawn from: a run as it was at one moment, or as it will be."""
+"""A run at one moment: what tables and figures are computed from."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
 
+from workbench.dashboards.view import RunView
 from workbench.files import stamp
-from workbench.results.tables import RUN_SCHEMA, Line, frame_of
+from workbench.results.tables import Line, frame_of
 
 if TYPE_CHECKING:
-    from workbench.ablation.ablation import Ablation
-    from workbench.ablation.run import AblationRun
     from workbench.ablation.verdict.judge import Verdict
 
 
 class Snapshot:
-    """A run as it was at one moment: every file is read once, so that figures drawn from it agree with one another.
+    """A run at one moment: every file is read once, so that all figures drawn from it agree.
 
     Args:
         run: the run.
-        before: an earlier snapshot of it; its verdict is kept where no confirmation run has changed since.
+        previous: an earlier snapshot of the same run; its verdict is reused while no confirmation run has changed.
     """
 
-    _run: AblationRun
-
-    def __init__(self, run: AblationRun | Snapshot, before: Snapshot | None = None):
+    def __init__(self, run: RunView, previous: Snapshot | None = None):
         source = run._run if isinstance(run, Snapshot) else run
-        self._run, self._judged_before = source, before._judged_last if before else None
-        self._whole: Snapshot | None = None  # what this is a part of
+        self._run: RunView = source
+        self._last_judgement = previous._newest_judgement if previous else None
+        self._whole: Snapshot | None = None  # the snapshot that this is a part of
         self.name, self.question, self.arms, self.baseline = source.name, source.question, source.arms, source.baseline
-        self.seeds, self.total, self.folder, self.about = source.seeds, source.total, source.folder, source.about
-        self.metric = source.metric
+        self.seeds, self.tuning_trials, self.total = source.seeds, source.tuning_trials, source.total
+        self.folder, self.identity, self.metric, self.alpha = (
+            source.folder,
+            source.identity,
+            source.metric,
+            source.alpha,
+        )
+        self.allow_mismatch, self.views, self.data_cards = source.allow_mismatch, source.views, source.data_cards
+        self.exists, self.archived = source.exists, source.archived
         self.every_arm = self.arms
-        """The arms of the ablation, whichever are shown: colours go by them."""
-        self.finished = source.finished  # read first: a finished run does not change any more
+        """All arms of the ablation, shown or not: an arm's colour depends on its position here."""
+        self.finished = source.finished  # before the runs are read: a finished run no longer changes
         self._runs, self._lines = source.runs(), source.lines()
 
     def showing(self, arms: Collection[str], without: Collection[str] = ()) -> Self:
-        """The same moment with some arms only, and without some runs. The verdict stays that over all arms and runs: its
-        correction for their number was declared before launch.
+        """The same moment with only some arms and runs. The verdict still covers all of them: its correction for multiple
+        comparisons was declared before launch.
 
         Args:
             arms: names of the arms to show.
@@ -58,75 +63,70 @@ class Snapshot:
 
     @property
     def whole(self) -> Snapshot:
-        """The same moment with everything shown."""
+        """The same moment with every arm and run."""
         return self._whole or self
 
     def runs(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.runs`."""
         return self._runs
 
     def lines(self) -> list[Line]:
-        """See :meth:`workbench.ablation.run.AblationRun.lines`."""
         return self._lines
 
+    def curves(self) -> pl.DataFrame:
+        return frame_of(self._lines)
+
     def diagnostics(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.diagnostics`; only of the runs that are shown."""
-        return self._diagnosed.filter(pl.col("run").is_in(self._runs["run"].implode()))
+        """Diagnostics of the runs that are shown."""
+        return self._diagnostics.filter(pl.col("run").is_in([line.run for line in self._lines]))
 
     @cached_property
-    def _diagnosed(self) -> pl.DataFrame:
-        return self._run.diagnostics() if self._whole is None else self._whole._diagnosed
+    def _diagnostics(self) -> pl.DataFrame:
+        return self._run.diagnostics() if self._whole is None else self._whole._diagnostics
 
-    def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
-        """See :meth:`workbench.ablation.run.AblationRun.reports`; only of the runs that are shown."""
+    def reports(self) -> Iterable[tuple[str, int, pl.DataFrame]]:
+        """Per-document measurements of the confirmation runs that are shown."""
         shown = set(self._runs.filter(pl.col("stage") == "confirmation").select("arm", "seed").rows())
         return (report for report in self._run.reports() if report[:2] in shown)
 
-    def curves(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.curves`."""
-        return frame_of(self._lines)
-
     def cost(self) -> pl.DataFrame:
-        """See :meth:`workbench.ablation.run.AblationRun.cost`."""
-        said = self._run.cost()
-        return said.filter(pl.col("arm").is_in(self.arms)) if "arm" in said.columns else said
+        table = self._run.cost()
+        return table.filter(pl.col("arm").is_in(self.arms)) if "arm" in table.columns else table
 
     def failures(self) -> dict[str, str]:
-        """See :meth:`workbench.ablation.run.AblationRun.failures`."""
         return self._run.failures()
 
     def provenance(self) -> dict[str, str]:
-        """See :meth:`workbench.ablation.run.AblationRun.provenance`."""
         return self._run.provenance()
 
+    def deviations(self) -> list[dict[str, Any]]:
+        return self._run.deviations()
+
     def workers(self) -> list[int]:
-        """See :meth:`workbench.ablation.run.AblationRun.workers`."""
         return self._run.workers()
 
     def verdict(self) -> Verdict | None:
-        """See :meth:`workbench.ablation.run.AblationRun.verdict`; worked out once."""
-        return self.whole._judged[1]
+        return self.whole._judgement[1]
 
     @cached_property
-    def _judged(self) -> tuple[Any, Verdict | None]:
-        """What the verdict rests on, and the verdict."""
-        held = self._runs.filter(pl.col("stage") == "confirmation").select("run", "status").rows()
-        basis = self.about, self.finished, held, self.failures()
-        before = self._judged_before
-        return before if before is not None and before[0] == basis else (basis, self._run.verdict())
+    def _judgement(self) -> tuple[Any, Verdict | None]:
+        """What the verdict depends on, and the verdict."""
+        confirmations = self._runs.filter(pl.col("stage") == "confirmation").select("run", "status").rows()
+        basis = self.identity, self.deviations(), self.finished, confirmations, self.failures()
+        last = self._last_judgement
+        return last if last is not None and last[0] == basis else (basis, self._run.verdict())
 
     @property
-    def _judged_last(self) -> tuple[Any, Verdict | None] | None:
-        """The latest verdict that has been worked out, here or before; no snapshot before is kept alive for it."""
-        return self.whole.__dict__.get("_judged", self.whole._judged_before)
+    def _newest_judgement(self) -> tuple[Any, Verdict | None] | None:
+        """The newest verdict computed so far, here or in an earlier snapshot, none of which is kept alive for it."""
+        return self.whole.__dict__.get("_judgement", self.whole._last_judgement)
 
 
-_looks: dict[Path, tuple[tuple[Any, ...], Snapshot]] = {}
-"""Folder of an ablation -> what its own files looked like, and the latest snapshot."""
+_snapshots: dict[Path, tuple[tuple[Any, ...], Snapshot]] = {}
+"""Folder of an ablation -> size and time of its own files, and the newest snapshot."""
 
 
-def look(folder: Path) -> Snapshot:
-    """The ablation in ``folder`` as it is now. One that has finished is read once: nothing in it changes without its own files.
+def snapshot_of(folder: Path) -> Snapshot:
+    """The ablation in ``folder`` as it is now; a finished one is read once, until its own files change.
 
     Raises:
         ConfigError: when there is no ablation in that folder.
@@ -134,46 +134,8 @@ def look(folder: Path) -> Snapshot:
     from workbench.ablation.run import AblationRun
 
     files = tuple(stamp(folder / f"{name}.json") for name in ("ablation", "selection", "finished", "verdict"))
-    held, before = _looks.get(folder, (None, None))
-    if before is None or held != files or not before.finished:
-        before = Snapshot(AblationRun(folder), before)
-        _looks[folder] = files, before
-    return before
-
-
-class Planned:
-    """An ablation before launch, seen as a run with nothing in it."""
-
-    def __init__(self, ablation: Ablation):
-        config = ablation.config
-        self.name, self.question, self.arms, self.baseline = config.name, config.question, config.order, config.order[0]
-        self.seeds = list(config.confirmation.seeds)
-        self.total = len(self.arms) * (config.tuning.trials + len(self.seeds))
-        data = config.run(self.baseline, seed=config.tuning.seed).data
-        self.metric, self.folder, self.finished = data.metric, ablation.folder.resolve(), False
-        self.about: dict[str, Any] = {"config": config.plain(), "views": dict(data.views), "identity": config.identity}
-        self._cost = ablation.cost(measure=False)
-
-    def runs(self) -> pl.DataFrame:
-        return pl.DataFrame(schema=RUN_SCHEMA)
-
-    def cost(self) -> pl.DataFrame:
-        return self._cost
-
-    def lines(self) -> list[Any]:
-        return []
-
-    def failures(self) -> dict[str, str]:
-        return {}
-
-    def provenance(self) -> dict[str, str]:
-        return {"ablation": self.about["identity"]}
-
-    def workers(self) -> list[int]:
-        return []
-
-    def verdict(self) -> None:
-        return None
-
-
-Run: TypeAlias = "AblationRun | Snapshot"
+    stamps, snapshot = _snapshots.get(folder, (None, None))
+    if snapshot is None or stamps != files or not snapshot.finished:
+        snapshot = Snapshot(AblationRun(folder), snapshot)
+        _snapshots[folder] = files, snapshot
+    return snapshot

@@ -21,8 +21,8 @@ from workbench.ablation.analysis.diagnostics import (
     best_of_table as best_of_table,
 )  # one of the tables that figures draw
 from workbench.config import ConfigError
-from workbench.dashboards.snapshot import Run, look
-from workbench.results.tables import SingleRuns
+from workbench.dashboards.snapshot import snapshot_of
+from workbench.dashboards.view import RunView
 from workbench.status import ENDED, FAILED
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ POINTS = 300
 
 
 def curve_table(
-    run: Run | SingleRuns,
+    run: RunView,
     x: XAxis = "tokens",
     y: YAxis = "loss",
     stage: Literal["confirmation", "tuning"] = "confirmation",
@@ -120,7 +120,7 @@ def _band(lines: list[tuple[np.ndarray, np.ndarray]], x: str) -> pl.DataFrame:
     )
 
 
-def effect_table(run: Run) -> pl.DataFrame:
+def effect_table(run: RunView) -> pl.DataFrame:
     """The verdict, one row an arm, or no row while there is none.
 
     Columns: the fields of :class:`workbench.ablation.verdict.judge.ArmVerdict`.
@@ -131,7 +131,7 @@ def effect_table(run: Run) -> pl.DataFrame:
     return table.filter(pl.col("arm").is_in(run.arms))
 
 
-def recall_table(run: Run, *labels: str) -> pl.DataFrame:
+def recall_table(run: RunView, *labels: str) -> pl.DataFrame:
     """How many of the report examples' answers are right, by what the examples are labelled with.
 
     Columns: arm; the ``labels`` under their names; accuracy (1 − Σ errors / Σ answers, the mean over confirmation runs),
@@ -181,7 +181,7 @@ def recall_table(run: Run, *labels: str) -> pl.DataFrame:
     return table.sort(order, *labels).select(*schema).cast(schema)  # type: ignore[arg-type]
 
 
-def tuning_table(run: Run) -> pl.DataFrame:
+def tuning_table(run: RunView) -> pl.DataFrame:
     """One row a trial and hyperparameter.
 
     Columns: arm, run, hyperparameter, value (numbers), word (other values as text), selection_value, status, selected.
@@ -211,17 +211,12 @@ def tuning_table(run: Run) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def planned_trials(run: Run) -> int:
-    """Tuning trials an arm."""
-    return run.total // len(run.arms) - len(run.seeds) if run.arms else 0
-
-
 FEWEST = 6
 """Finished trials that an arm needs for importances."""
 RESAMPLES = 100
 
 
-def importance_table(run: Run) -> pl.DataFrame:
+def importance_table(run: RunView) -> pl.DataFrame:
     """How much each hyperparameter mattered in each arm's tuning: Optuna's PED-ANOVA (Watanabe et al. 2023), shares of 1,
     with the middle 90 % over a bootstrap of the trials (seeded: the same trials give the same numbers).
 
@@ -286,7 +281,7 @@ def _importances(trials: list[tuple[dict[str, Any], float]], names: list[str]) -
     return [found.get(name, 0.0) / total if total else float("nan") for name in names]
 
 
-def frontier_table(run: Run, x: Spent = "training_flops") -> pl.DataFrame:
+def frontier_table(run: RunView, x: Spent = "training_flops") -> pl.DataFrame:
     """Quality against what it costs, one row an arm.
 
     Columns: arm; ``x`` under its name (of the cost table); value (mean of the report value over confirmation runs), low and
@@ -354,7 +349,7 @@ def overview_table(results: str | Path) -> pl.DataFrame:
     rows = []
     for path in Path(results).glob("*/ablation.json"):
         try:
-            run = look(path.parent)
+            run = snapshot_of(path.parent)
             stands, verdict = state(run), run.verdict() if run.finished else None
         except (ConfigError, KeyError, OSError, TypeError) as error:  # of an earlier version, or deleted this moment
             rows.append(
@@ -379,7 +374,7 @@ def overview_table(results: str | Path) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row").sort("created", descending=True)
 
 
-def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non_embedding") -> pl.DataFrame:
+def scaling_table(run: RunView, x: Literal["non_embedding", "training_flops"] = "non_embedding") -> pl.DataFrame:
     """The arms of ``run`` at every size there is: its own, and those of the ablations beside it with arms of these names,
     the same metric and data of the same sort.
 
@@ -400,8 +395,8 @@ def scaling_table(run: Run, x: Literal["non_embedding", "training_flops"] = "non
     rows = []
     for path in sorted(Path(run.folder).parent.glob("*/ablation.json")):
         try:
-            other = run if path.parent == Path(run.folder) else look(path.parent)
-            views = [each.about.get("views", {}) for each in (other, run)]  # tasks label their examples differently
+            other = run if path.parent == Path(run.folder) else snapshot_of(path.parent)
+            views = [each.views for each in (other, run)]  # tasks label their examples differently
             alike = other.metric == run.metric and views[0] == views[1]
             if not alike or not set(other.arms) & set(run.arms):
                 continue
@@ -449,7 +444,7 @@ def _law(places: tuple[tuple[float, tuple[float, ...]], ...]) -> ScalingLaw:
     return fit_scaling_law(dict(places))
 
 
-def state_table(run: Run) -> pl.DataFrame:
+def state_table(run: RunView) -> pl.DataFrame:
     """Recall against what decoding keeps: :func:`recall_table` by ``pairs``, with cache_bytes of each arm."""
     held = run.cost()
     table = recall_table(run, "pairs")
@@ -460,7 +455,7 @@ def state_table(run: Run) -> pl.DataFrame:
     )
 
 
-def diagnostic_table(run: Run | SingleRuns) -> pl.DataFrame:
+def diagnostic_table(run: RunView) -> pl.DataFrame:
     """What layers told of themselves while training, the mean over an arm's confirmation runs (its tuning runs where
     there are none yet).
 
@@ -476,7 +471,7 @@ def diagnostic_table(run: Run | SingleRuns) -> pl.DataFrame:
     )
 
 
-def cost_table(run: Run) -> pl.DataFrame:
+def cost_table(run: RunView) -> pl.DataFrame:
     """What each arm was said to cost before launch, and what it took.
 
     The columns of ``run.cost()``, then: measured_seconds (median training time of a finished run), measured_rate
@@ -497,7 +492,7 @@ def cost_table(run: Run) -> pl.DataFrame:
     return said.join(took, on="arm", how="left", maintain_order="left") if "arm" in said.columns else took
 
 
-def failure_table(run: Run) -> pl.DataFrame:
+def failure_table(run: RunView) -> pl.DataFrame:
     """Runs that failed, with the reason, and arms that therefore were not confirmed.
 
     Columns: arm, stage, run, seed, status, step, steps, reason, hyperparameters.
@@ -511,7 +506,7 @@ def failure_table(run: Run) -> pl.DataFrame:
     return pl.concat([failed, pl.DataFrame(arms, schema=failed.schema, orient="row")])
 
 
-def progress_table(run: Run) -> pl.DataFrame:
+def progress_table(run: RunView) -> pl.DataFrame:
     """How far each arm is, one row an arm and stage.
 
     Columns: arm, stage, planned, done, failed, pruned, running, left (runs that have not ended), share (of the planned
@@ -530,7 +525,7 @@ def progress_table(run: Run) -> pl.DataFrame:
         "share": pl.Float64,
         "seconds_left": pl.Float64,
     }
-    unconfirmed, seeds, trials = run.failures(), len(run.seeds), planned_trials(run)
+    unconfirmed, seeds, trials = run.failures(), len(run.seeds), run.tuning_trials
     held: dict[tuple[str, str], list[tuple[str, float]]] = {}
     took: dict[str, list[float]] = {}
     for arm, stage, status, step, steps, seconds in (
@@ -567,9 +562,9 @@ def progress_table(run: Run) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def state(run: Run) -> Mapping[str, Any]:
+def state(run: RunView) -> Mapping[str, Any]:
     """How the whole ablation stands: ``word``, ``ended`` of ``planned`` runs, ``share``, ``seconds_left`` or None."""
-    if not Path(run.folder).exists():
+    if not run.exists:
         return {"word": "gone", "ended": 0, "planned": run.total, "share": 0.0, "seconds_left": None}
     table, workers = progress_table(run), len(run.workers())
     planned, left = int(table["planned"].sum()), int(table["left"].sum())

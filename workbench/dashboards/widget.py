@@ -20,8 +20,9 @@ from workbench.dashboards.board import Board
 from workbench.dashboards.export import IMAGES, TABLES, export_figure, export_table, provenance_line
 from workbench.dashboards.figures import SPENT_TITLES
 from workbench.dashboards.panels import PANELS, Figure, Grid, Settings, Text
-from workbench.dashboards.snapshot import Planned, Snapshot
+from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables import diagnostic_table, state
+from workbench.dashboards.view import PlannedRun
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
@@ -113,7 +114,7 @@ class Dashboard(widgets.VBox):
                 if self.run is None:
                     self._draw()
                     return True
-                if not self.run.folder.exists() and not isinstance(self.run, Planned):
+                if not self.run.exists:
                     self._say(f"The folder {self.run.folder} is gone; the panel shows what was last read.")
                     return True
                 self._snapshot = Snapshot(self.run, self._snapshot)
@@ -237,16 +238,16 @@ class Dashboard(widgets.VBox):
 
             self.ablation, self.results = what, what.results.resolve()
             launched = read_json(what.folder / "ablation.json").get("identity") == what.config.identity
-            self.run = AblationRun(what.folder) if launched else Planned(what)
+            self.run = AblationRun(what.folder) if launched else PlannedRun(what)
             self.workers.value = what.workers
         else:
             self.run, self.results = what, Path(what.folder).parent
-        if self.run is not None:
+        if isinstance(self.run, AblationRun):
             self.workers.value = self.run.about.get("workers") or self.workers.value
 
     def _fitting(self) -> str:
         """The panel to begin with."""
-        return "Ablations" if self.run is None else "Cost" if isinstance(self.run, Planned) else "Curves"
+        return "Ablations" if self.run is None else "Cost" if isinstance(self.run, PlannedRun) else "Curves"
 
     def _set(self, **changes: Any) -> None:
         for name, value in changes.items():
@@ -282,7 +283,7 @@ class Dashboard(widgets.VBox):
         """Ask the workers to stop after a checkpoint. Returns at once."""
 
         def halt() -> None:
-            left = self.run.stop() if self.run is not None and not isinstance(self.run, Planned) else []
+            left = self.run.stop() if self.run is not None and not isinstance(self.run, PlannedRun) else []
             self._tell(
                 f"{len(left)} workers have not ended yet." if left else "Stopped; “Go on” continues from checkpoints."
             )
@@ -451,7 +452,7 @@ class Dashboard(widgets.VBox):
     def _head(self, run: Snapshot) -> None:
         stands = state(run)
         left = f", about {style.duration(stands['seconds_left'])} left" if stands["seconds_left"] else ""
-        word = "not launched" if isinstance(self.run, Planned) else stands["word"]
+        word = "not launched" if isinstance(self.run, PlannedRun) else stands["word"]
         waiting = " (no worker is alive; “Go on” starts them again)" if word == "not running" else ""
         self._title(
             run.name,
@@ -464,7 +465,7 @@ class Dashboard(widgets.VBox):
         )
         self.stop_button.disabled = word != "running"
         self.launch_button.description = "Launch" if word in ("not launched", "finished") else "Go on"
-        self.launch_button.disabled = getattr(self.run, "archived", False)  # what is kept for good is not trained on
+        self.launch_button.disabled = self.run.archived  # what is kept for good is not trained on
 
     def _head_of_results(self) -> None:
         self._title("Ablations", str(self.results))

@@ -12,9 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import polars as pl
 
-from workbench.config import ConfigError
 from workbench.files import read_json, read_jsonl, stamp
-from workbench.metric import Metric
 from workbench.results.store import RunFolder
 from workbench.status import ENDED, Stage, Status
 
@@ -315,53 +313,6 @@ def _diagnosed(runs: Iterable[tuple[Line, RunFolder]]) -> pl.DataFrame:
                 )
             )
     return pl.concat(frames) if frames else pl.DataFrame(schema=DIAGNOSTICS_SCHEMA)
-
-
-class SingleRuns:
-    """Runs of `workbench train` side by side, each an arm of its own, for :func:`workbench.dashboards.loss_curves`.
-
-    Args:
-        folders: folders of runs; their names are what they are called.
-
-    Raises:
-        ConfigError: when a folder is no run, or their metrics differ.
-    """
-
-    def __init__(self, *folders: str | Path):
-        self._folders = [RunFolder(Path(folder).absolute()) for folder in folders]
-        for folder in self._folders:
-            if "metric" not in folder.about():
-                raise ConfigError.at(
-                    "folders",
-                    got=str(folder.path),
-                    expected="the folder of a run",
-                    do="Runs of `workbench train` are in results/runs.",
-                )
-        metrics = [Metric(**folder.about()["metric"]) for folder in self._folders]
-        if len(set(metrics)) != 1:
-            raise ConfigError.at(
-                "folders",
-                got=f"runs measured in {', '.join(sorted({m.unit for m in metrics})) or 'nothing'}",
-                expected="at least one run, all measured alike",
-            )
-        self.metric = metrics[0]
-        self.arms = [folder.path.name for folder in self._folders]
-        self.baseline = self.arms[0]
-
-    def lines(self) -> list[Line]:
-        """Every run with its recorded points."""
-        return [
-            Line(folder.path.name, folder.about()["stage"], folder.path.name, folder.about()["seed"], _points(folder))
-            for folder in self._folders
-        ]
-
-    def curves(self) -> pl.DataFrame:
-        """Every recorded point; columns in ``CURVE_SCHEMA``."""
-        return frame_of(self.lines())
-
-    def diagnostics(self) -> pl.DataFrame:
-        """What layers said about themselves; columns in ``DIAGNOSTICS_SCHEMA``."""
-        return _diagnosed(zip(self.lines(), self._folders))
 
 
 def table(results: str | Path = "results") -> pl.DataFrame:

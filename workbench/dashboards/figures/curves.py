@@ -11,17 +11,16 @@ import polars as pl
 from workbench.dashboards import style
 from workbench.dashboards.figures.parts import band, figure_of, legend, y_title
 from workbench.dashboards.tables import XAxis, YAxis, curve_table, smoothed, thinned
-from workbench.results.tables import SingleRuns
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 
 X_TITLES = {"tokens": "training tokens", "flops": "training compute (FLOPs)", "seconds": "training time (s)"}
 
 
 def loss_curves(
-    run: Run | SingleRuns,
+    run: RunView,
     x: XAxis = "tokens",
     y: YAxis = "loss",
     *,
@@ -79,8 +78,7 @@ def loss_curves(
                     hovertemplate="%{y:.4f} at %{x:.4s}",
                 )
             )
-    over = getattr(run, "finished", False)
-    none = "No training steps are kept of this ablation." if over else "No training step has been recorded yet."
+    none = "No training steps are kept of this ablation." if run.finished else "No training step has been recorded yet."
     figure = figure_of([*bands, *lines], "" if len(table) else none)
     figure.update_xaxes(title_text=X_TITLES[x], type="log" if log_x else "linear")
     told = f", smoothed (weight {smoothing:g})" if smoothing else ""

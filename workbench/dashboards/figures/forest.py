@@ -11,10 +11,10 @@ from workbench.dashboards.figures.parts import figure_of
 from workbench.dashboards.tables import effect_table
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 
-def effects(run: Run) -> go.Figure:
+def effects(run: RunView) -> go.Figure:
     """Forest plot: difference of each arm to the baseline, its interval thick, the document bootstrap's thin."""
     table, styles = effect_table(run), style.looks(run)
     rows = {row["arm"]: row for row in table.iter_rows(named=True)}
@@ -72,7 +72,7 @@ def effects(run: Run) -> go.Figure:
         else ("" if rows else "The verdict comes when every arm has its confirmation runs.")
     )
     figure = figure_of(traces, empty)
-    level = f"{100 * (1 - _alpha(run)):g} %"
+    level = f"{100 * (1 - run.alpha):g} %"
     figure.update_xaxes(
         title_text=f"difference to {style.label(run.baseline)} in {style.label(run.metric.unit)} (left of zero is better)<br>"
         f"<span style='font-size:11px'>thick: {level} t interval over seeds · "
@@ -93,10 +93,6 @@ def effects(run: Run) -> go.Figure:
     )
     figure.update_layout(height=max(240, 150 + 42 * len(arms)))
     return figure
-
-
-def _alpha(run: Run) -> float:
-    return run.about["config"]["alpha"]
 
 
 def _reach(row: dict[str, Any]) -> tuple[float, float]:

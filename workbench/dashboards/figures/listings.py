@@ -12,7 +12,7 @@ from workbench.dashboards.figures.parts import sentence, table_of
 from workbench.dashboards.tables import cost_table, failure_table
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 
 COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -35,7 +35,7 @@ COST_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 """Column of the cost table -> its heading and how its numbers are written."""
 
 
-def cost(run: Run) -> go.Figure:
+def cost(run: RunView) -> go.Figure:
     """What each arm costs, as a table with human numbers."""
     table = cost_table(run)
     if not len(table):
@@ -48,7 +48,7 @@ def cost(run: Run) -> go.Figure:
     return table_of(heads, columns)
 
 
-def failures(run: Run) -> go.Figure:
+def failures(run: RunView) -> go.Figure:
     """Runs that failed, with the reason."""
     table = failure_table(run)
     if not len(table):

@@ -12,7 +12,7 @@ from workbench.dashboards.figures.parts import band, figure_of, legend, panels, 
 from workbench.dashboards.tables import diagnostic_table
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 
 UNITS = {
@@ -32,7 +32,7 @@ def _diagnostic_title(name: str) -> str:
     return f"{style.label(name.replace('_', ' '))} ({unit})"
 
 
-def diagnostic_curves(run: Run, name: str) -> go.Figure:
+def diagnostic_curves(run: RunView, name: str) -> go.Figure:
     """One diagnostic over training: the mean over layers as a line, smallest to largest layer as a band. Of a vector (the
     load of every expert) its largest number is drawn."""
     table, styles = diagnostic_table(run).filter(pl.col("name") == name), style.looks(run)
@@ -67,7 +67,7 @@ def diagnostic_curves(run: Run, name: str) -> go.Figure:
     return figure.update_layout(legend=legend(run.arms))
 
 
-def diagnostic_map(run: Run, name: str) -> go.Figure:
+def diagnostic_map(run: RunView, name: str) -> go.Figure:
     """One diagnostic as a heat map over layers and training steps, one an arm that has it; of a vector (the load of every
     expert) over layers and places in it, at the last step."""
     table = diagnostic_table(run).filter(pl.col("name") == name)

@@ -11,10 +11,9 @@ import polars as pl
 from plotly.subplots import make_subplots
 
 from workbench.dashboards import style
-from workbench.results.tables import SingleRuns
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 
 def figure_of(traces: list[Any], empty: str = "") -> go.Figure:
@@ -111,11 +110,11 @@ def legend(arms: list[str]) -> dict[str, Any]:
     return {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top", "font": {"size": 11}}
 
 
-def y_title(run: Run | SingleRuns, y: str) -> str:
+def y_title(run: RunView, y: str) -> str:
     if y == "loss":
         return "training loss (nats per token)"
     return style.label(f"selection {run.metric.name} ({run.metric.unit})")
 
 
-def quality_title(run: Run) -> str:
+def quality_title(run: RunView) -> str:
     return style.label(f"{run.metric.name} ({run.metric.unit})")

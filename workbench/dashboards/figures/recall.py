@@ -12,10 +12,10 @@ from workbench.dashboards.figures.parts import figure_of, legend, panels, spread
 from workbench.dashboards.tables import recall_table, state_table
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 
-def recall_state(run: Run) -> go.Figure:
+def recall_state(run: RunView) -> go.Figure:
     """Share of right answers against what decoding keeps, one point an arm and number of pairs."""
     table, styles = state_table(run), style.looks(run)
     if not len(table):
@@ -41,7 +41,7 @@ def recall_state(run: Run) -> go.Figure:
     return grid
 
 
-def recall_curves(run: Run, x: str = "pairs", panel: str = "length") -> go.Figure:
+def recall_curves(run: RunView, x: str = "pairs", panel: str = "length") -> go.Figure:
     """Share of right answers along one label of the report examples, one panel a value of another; mean over seeds as a
     line, smallest to largest as error bars.
 
@@ -77,7 +77,7 @@ def recall_curves(run: Run, x: str = "pairs", panel: str = "length") -> go.Figur
     return grid
 
 
-def recall_map(run: Run, x: str = "length", y: str = "depth") -> go.Figure:
+def recall_map(run: RunView, x: str = "length", y: str = "depth") -> go.Figure:
     """Share of right answers over two labels of the report examples as a heat map, one an arm.
 
     Args:
@@ -116,7 +116,7 @@ def recall_map(run: Run, x: str = "length", y: str = "depth") -> go.Figure:
     return grid.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": bar})
 
 
-def _in_one_row(run: Run, titles: list[str]) -> go.Figure:
+def _in_one_row(run: RunView, titles: list[str]) -> go.Figure:
     """Panels of the share of right answers."""
     grid, _ = panels(len(titles), len(titles), titles)
     grid.update_layout(height=380, legend={**legend(run.arms), "y": 1.1}, margin={"t": 60})

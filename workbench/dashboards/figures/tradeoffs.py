@@ -13,7 +13,7 @@ from workbench.dashboards.figures.parts import band, figure_of, legend, quality_
 from workbench.dashboards.tables import Spent, frontier_table, scaling_laws, scaling_table
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 
 SPENT_TITLES = {
@@ -25,7 +25,7 @@ SPENT_TITLES = {
 }
 
 
-def frontier(run: Run, x: Spent = "training_flops") -> go.Figure:
+def frontier(run: RunView, x: Spent = "training_flops") -> go.Figure:
     """Quality against what it costs: one point an arm with its range over seeds; the line joins arms that no other beats
     on both."""
     table, styles = frontier_table(run, x), style.looks(run)
@@ -73,7 +73,7 @@ BEYOND = 3.0
 """How far past the largest size, as a factor, a fitted law is drawn."""
 
 
-def scaling(run: Run, x: Literal["non_embedding", "training_flops"] = "non_embedding") -> go.Figure:
+def scaling(run: RunView, x: Literal["non_embedding", "training_flops"] = "non_embedding") -> go.Figure:
     """Quality of each arm over the sizes that have been run: this ablation and those beside it with arms of these names.
 
     Where there are sizes enough (:func:`scaling_laws`), the line is the arm's fitted law with its 95 % interval over seeds,

@@ -11,14 +11,14 @@ import polars as pl
 
 from workbench.dashboards import style
 from workbench.dashboards.figures.parts import figure_of, legend, panels, say, sentence, y_title
-from workbench.dashboards.tables import FEWEST, best_of_table, importance_table, planned_trials, tuning_table
+from workbench.dashboards.tables import FEWEST, best_of_table, importance_table, tuning_table
 from workbench.status import ENDED
 
 if TYPE_CHECKING:
-    from workbench.dashboards.snapshot import Run
+    from workbench.dashboards.view import RunView
 
 
-def tuning(run: Run) -> go.Figure:
+def tuning(run: RunView) -> go.Figure:
     """Selection loss of each trial over each hyperparameter; the chosen trial ringed, failed ones as crosses."""
     table, styles = tuning_table(run), style.looks(run)
     names = table["hyperparameter"].unique(maintain_order=True).to_list()
@@ -85,9 +85,9 @@ def tuning(run: Run) -> go.Figure:
     return grid
 
 
-def _nothing_tuned(run: Run, yet: str) -> str:
+def _nothing_tuned(run: RunView, yet: str) -> str:
     """Why there is nothing to draw: none is planned, or ``yet``."""
-    if planned_trials(run):
+    if run.tuning_trials:
         return yet
     return "Nothing is tuned: every arm trains with the settings it was given."
 
@@ -122,7 +122,7 @@ def _trial(row: dict[str, Any], unit: str) -> str:
     return f"{style.label(row['arm'])}: {style.label(value)}<br>{number}, {row['status']}{chosen}"
 
 
-def parallel(run: Run) -> go.Figure:
+def parallel(run: RunView) -> go.Figure:
     """Every tuning trial as a line through its hyperparameters and its selection value, coloured by arm."""
     table, styles = tuning_table(run).filter(pl.col("selection_value").is_finite()), style.looks(run)
     names = table["hyperparameter"].unique(maintain_order=True).to_list()
@@ -195,7 +195,7 @@ def _dimension(name: str, values: list[Any]) -> dict[str, Any]:
     return {"label": label, "values": values}
 
 
-def importances(run: Run) -> go.Figure:
+def importances(run: RunView) -> go.Figure:
     """Share of each hyperparameter in what tuning changed, one bar an arm; error bars hold 90 % of a bootstrap."""
     table, styles = importance_table(run), style.looks(run)
     bars = []
@@ -229,7 +229,7 @@ def importances(run: Run) -> go.Figure:
     return figure.update_layout(legend=legend(run.arms), barmode="group")
 
 
-def best_of(run: Run) -> go.Figure:
+def best_of(run: RunView) -> go.Figure:
     """Selection value expected of the best of k trials: what an arm gains by more tuning."""
     table, styles = best_of_table(run), style.looks(run)
     lines = []

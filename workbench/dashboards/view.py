@@ -1,0 +1,262 @@
+"""The interface between dashboards and runs: everything that panels, tables, figures, report and export read of a run.
+
+An ablation that is running or finished (:class:`workbench.ablation.run.AblationRun`), one that has not been launched
+(:class:`PlannedRun`), runs of ``workbench train`` (:class:`SingleRuns`) and a
+:class:`~workbench.dashboards.snapshot.Snapshot` of any of them provide it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import polars as pl
+
+from workbench.config import ConfigError
+from workbench.metric import BITS_PER_BYTE, Metric
+from workbench.results.store import RunFolder
+from workbench.results.tables import (
+    CURVE_SCHEMA,
+    DIAGNOSTICS_SCHEMA,
+    RUN_SCHEMA,
+    Line,
+    _diagnosed,
+    _points,
+    frame_of,
+)
+
+if TYPE_CHECKING:
+    from workbench.ablation.ablation import Ablation
+    from workbench.ablation.verdict.judge import Verdict
+
+
+@runtime_checkable
+class RunView(Protocol):
+    """What dashboards read of a run."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def identity(self) -> str:
+        """Hash of the ablation's configuration."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is something on disk to read; False once the folder of a launched ablation is deleted."""
+
+    @property
+    def arms(self) -> list[str]:
+        """Arm names, the baseline first."""
+
+    @property
+    def baseline(self) -> str: ...
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the confirmation runs of each arm."""
+
+    @property
+    def tuning_trials(self) -> int:
+        """Planned tuning trials of each arm."""
+
+    @property
+    def total(self) -> int:
+        """Planned runs, tuning and confirmation."""
+
+    @property
+    def metric(self) -> Metric: ...
+
+    @property
+    def alpha(self) -> float:
+        """Significance level of the verdict."""
+
+    @property
+    def allow_mismatch(self) -> str | None:
+        """Why arms may differ in what the budget matches."""
+
+    @property
+    def views(self) -> Mapping[str, Sequence[str]]:
+        """Panels that the data source asks for -> columns of report.parquet that they draw."""
+
+    @property
+    def data_cards(self) -> Mapping[str, Any]:
+        """Arm -> what its data splits hold."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every planned run has ended."""
+
+    @property
+    def archived(self) -> bool:
+        """Whether tables and verdict are all that is left: no checkpoints, no logs."""
+
+    def runs(self) -> pl.DataFrame:
+        """One row per training run (columns: ``RUN_SCHEMA``)."""
+
+    def lines(self) -> list[Line]:
+        """Every run with its logged points."""
+
+    def curves(self) -> pl.DataFrame:
+        """Every logged point (columns: ``CURVE_SCHEMA``)."""
+
+    def diagnostics(self) -> pl.DataFrame:
+        """Logged layer diagnostics (columns: ``DIAGNOSTICS_SCHEMA``)."""
+
+    def reports(self) -> Iterable[tuple[str, int, pl.DataFrame]]:
+        """Arm, seed and per-document measurements of every finished confirmation run."""
+
+    def cost(self) -> pl.DataFrame:
+        """The cost card, one row per arm."""
+
+    def failures(self) -> dict[str, str]:
+        """Arms that could not be confirmed -> reason."""
+
+    def provenance(self) -> dict[str, str]:
+        """Code version, data fingerprint, device, date."""
+
+    def deviations(self) -> list[dict[str, Any]]:
+        """Changes of the analysis after launch."""
+
+    def workers(self) -> list[int]:
+        """Process ids of live workers."""
+
+    def verdict(self) -> Verdict | None:
+        """The verdict; None while confirmation runs are missing."""
+
+
+class EmptyRun:
+    """A view without runs; base class of views that provide only some members.
+
+    Args:
+        folder: the folder that the view reads.
+        arms: arm names, the baseline first.
+    """
+
+    name = ""
+    question = ""
+    identity = ""
+    exists = True
+    tuning_trials = 0
+    metric = BITS_PER_BYTE
+    alpha = 0.05
+    allow_mismatch: str | None = None
+    finished = False
+    archived = False
+
+    def __init__(self, folder: Path, arms: Sequence[str] = ()):
+        self.folder, self.arms = folder, list(arms)
+        self.seeds: list[int] = []
+        self.views: dict[str, Sequence[str]] = {}
+        self.data_cards: dict[str, Any] = {}
+
+    @property
+    def baseline(self) -> str:
+        return self.arms[0] if self.arms else ""
+
+    @property
+    def total(self) -> int:
+        return len(self.arms) * (self.tuning_trials + len(self.seeds))
+
+    def runs(self) -> pl.DataFrame:
+        return pl.DataFrame(schema=RUN_SCHEMA)
+
+    def lines(self) -> list[Line]:
+        return []
+
+    def curves(self) -> pl.DataFrame:
+        return pl.DataFrame(schema=CURVE_SCHEMA)
+
+    def diagnostics(self) -> pl.DataFrame:
+        return pl.DataFrame(schema=DIAGNOSTICS_SCHEMA)
+
+    def reports(self) -> Iterable[tuple[str, int, pl.DataFrame]]:
+        return []
+
+    def cost(self) -> pl.DataFrame:
+        return pl.DataFrame(schema={"arm": pl.String})
+
+    def failures(self) -> dict[str, str]:
+        return {}
+
+    def provenance(self) -> dict[str, str]:
+        return {}
+
+    def deviations(self) -> list[dict[str, Any]]:
+        return []
+
+    def workers(self) -> list[int]:
+        return []
+
+    def verdict(self) -> Verdict | None:
+        return None
+
+
+class PlannedRun(EmptyRun):
+    """An ablation that has not been launched: its description and cost card, no runs."""
+
+    def __init__(self, ablation: Ablation):
+        config = ablation.config
+        super().__init__(ablation.folder.resolve(), config.order)
+        self.name, self.question, self.identity = config.name, config.question, config.identity
+        self.seeds, self.tuning_trials = list(config.confirmation.seeds), config.tuning.trials
+        self.alpha, self.allow_mismatch = config.alpha, config.budget.allow_mismatch
+        data = config.run(self.baseline, seed=config.tuning.seed).data
+        self.metric, self.views = data.metric, dict(data.views)
+        self._cost = ablation.cost(measure=False)
+
+    def cost(self) -> pl.DataFrame:
+        return self._cost
+
+    def provenance(self) -> dict[str, str]:
+        return {"ablation": self.identity}
+
+
+class SingleRuns(EmptyRun):
+    """Runs of ``workbench train`` side by side, each as an arm of its own.
+
+    Args:
+        folders: folders of runs; a folder's name is the name of its arm.
+
+    Raises:
+        ConfigError: when a folder is not that of a run, or the runs differ in their metric.
+    """
+
+    def __init__(self, *folders: str | Path):
+        self._folders = [RunFolder(Path(folder).absolute()) for folder in folders]
+        for folder in self._folders:
+            if "metric" not in folder.about():
+                raise ConfigError.at(
+                    "folders",
+                    got=str(folder.path),
+                    expected="the folder of a run",
+                    do="Runs of `workbench train` are in results/runs.",
+                )
+        metrics = [Metric(**folder.about()["metric"]) for folder in self._folders]
+        if len(set(metrics)) != 1:
+            raise ConfigError.at(
+                "folders",
+                got=f"runs measured in {', '.join(sorted({m.unit for m in metrics})) or 'nothing'}",
+                expected="at least one run, all with the same metric",
+            )
+        super().__init__(self._folders[0].path.parent, [folder.path.name for folder in self._folders])
+        self.name, self.metric = ", ".join(self.arms), metrics[0]
+
+    def lines(self) -> list[Line]:
+        return [
+            Line(folder.path.name, folder.about()["stage"], folder.path.name, folder.about()["seed"], _points(folder))
+            for folder in self._folders
+        ]
+
+    def curves(self) -> pl.DataFrame:
+        return frame_of(self.lines())
+
+    def diagnostics(self) -> pl.DataFrame:
+        return _diagnosed(zip(self.lines(), self._folders))
