@@ -72,7 +72,7 @@ def tell(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     training = config.training
     data = prepare(config.data, config.model.vocabulary or 0, arguments.cache)
     begun = time.perf_counter()
-    found = whole(config, data.stream(batch_size=training.batch_size, context=training.context, seed=0))
+    found = whole(config, data.stream(context=training.context, seed=0))
     cost = account(config.model, training.context)
     return {
         "tokens_per_second": training.tokens_per_step / found.seconds,

@@ -124,8 +124,8 @@ def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.cache, new_run(Path(folder) / "run", arguments.cache, config).about()["data"]
         )
     t = config.training
-    stream = data.stream(batch_size=t.batch_size, context=t.context, seed=0)
-    batches = [[x.cuda() for x in stream.batch(k)] for k in range(8)]
+    stream = data.stream(context=t.context, seed=0)
+    batches = [[x.cuda() for x in stream.batch(range(k * t.batch_size, (k + 1) * t.batch_size))] for k in range(8)]
     model = LanguageModel(config.model, seed=0).cuda()
     model.compile_blocks()
     optimiser = build_optimiser(model, t)

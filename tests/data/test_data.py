@@ -7,24 +7,20 @@ import os
 import random
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
-import torch
 from helpers import write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.config import ConfigError
-from workbench.data import DataConfig, Documents, PreparedData, StepLoader, TrainingStream, evaluation_batches, prepare
+from workbench.data import DataConfig, PreparedData, prepare
 from workbench.data.preparation import _encode, near_duplicates, split_by_cluster
 
 
-def config(path: Path, field: str = "text", **more: Any) -> DataConfig:
+def config(path: Path, field: str = "text", **more: object) -> DataConfig:
     return DataConfig.parse({"corpus": {"kind": "files", "path": str(path), "field": field}, **more})
 
 
@@ -36,83 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(folder: Path) -> PreparedData:
     return prepare(config(folder), 300, folder.parent / "cache")
-
-
-def stream(data: PreparedData, **changes: Any) -> TrainingStream:
-    return TrainingStream(data.train, **{"batch_size": 3, "context": 16, "seed": 7, **changes})
-
-
-def same(a: Any, b: Any) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b))
-
-
-def counted(number: int) -> Documents:
-    """Documents whose tokens are all different, so that a target is known by its value."""
-    generator = random.Random(number)
-    lengths = [generator.randint(2, 40) for _ in range(30)]
-    return Documents(np.arange(sum(lengths)), np.concatenate(([0], np.cumsum(lengths))), np.ones(30, np.int64))
-
-
-@pytest.mark.parametrize("seed", [0, 7, -1, 2**63, 2**64 - 2])
-def test_batches_are_a_function_of_their_number(data: PreparedData, seed: int) -> None:
-    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
-    one = stream(data, seed=seed)
-    count = 2 * one.rows_in_epoch // 3 + 2  # across an epoch's boundary
-    in_order = [one.batch(k) for k in range(count)]
-    other = stream(data, seed=seed)
-    order = random.Random(0).sample(range(count), count)
-    assert all(same(other.batch(k), in_order[k]) for k in order)
-    assert torch.equal(torch_state, torch.get_rng_state()) and random.getstate() == python_state
-    assert (np.random.get_state()[1] == numpy_state).all()  # type: ignore[index]
-
-
-def test_seeds_differ(data: PreparedData) -> None:
-    firsts = [stream(data, seed=seed).batch(0).tokens_BT for seed in (-2, -1, 0, 1)]
-    assert not any(torch.equal(a, b) for i, a in enumerate(firsts) for b in firsts[i + 1 :])
-
-
-@pytest.mark.parametrize("context", [2, 7, 64])
-def test_an_epoch_has_every_target_once_and_nothing_leaks(context: int) -> None:
-    documents = counted(context)
-    one = TrainingStream(documents, batch_size=1, context=context, seed=3)
-    for epoch in range(2):
-        seen: list[int] = []
-        for r in range(epoch * one.rows_in_epoch, (epoch + 1) * one.rows_in_epoch):
-            tokens, targets, segments, numbers = one.row(r)
-            assert (targets == tokens + 1).all()
-            for segment in set(segments.tolist()):
-                own, number = tokens[segments == segment], numbers[segments == segment]
-                assert (np.diff(own) == 1).all() and len(set(number.tolist())) == 1
-                low, high = documents.offsets[number[0]], documents.offsets[number[0] + 1]
-                assert low <= own[0] and own[-1] + 1 < high
-            seen += targets.tolist()
-        total = int((np.diff(documents.offsets) - 1).sum())
-        assert len(set(seen)) == len(seen) == total - total % context
-
-
-@pytest.mark.parametrize(("batch_size", "context"), [(1, 5), (4, 16), (3, 1000)])
-def test_evaluation_counts_every_target_once(batch_size: int, context: int) -> None:
-    documents = counted(1)
-    seen: Counter[int] = Counter()
-    for batch in evaluation_batches(documents, batch_size=batch_size, context=context):
-        real = batch.targets_BT >= 0
-        assert torch.equal(batch.targets_BT[real], batch.tokens_BT[real] + 1)
-        assert (batch.documents_BT[~real] == -1).all() and (batch.documents_BT[real] >= 0).all()
-        seen.update(batch.targets_BT[real].tolist())
-    firsts = set(documents.offsets[:-1].tolist())
-    assert seen == Counter(set(range(int(documents.offsets[-1]))) - firsts)
-
-
-def test_the_loader_resumes(data: PreparedData) -> None:
-    whole = list(StepLoader(stream(data), 9))
-    first = StepLoader(stream(data), 9)
-    iterator = iter(first)
-    begun = [next(iterator) for _ in range(4)]
-    second = StepLoader(stream(data), 9)
-    second.load_state_dict(first.state_dict())
-    assert len(whole) == len(second) == 9
-    rest = list(second)
-    assert len(rest) == 5 and all(same(a, b) for a, b in zip(whole, [*begun, *rest]))
 
 
 @settings(max_examples=60, deadline=None)
@@ -220,11 +139,6 @@ def test_mistakes(folder: Path, tmp_path: Path) -> None:
             prepare(wrong, vocabulary, tmp_path / "cache")
     with pytest.raises(ConfigError, match="'stdlib'"):
         DataConfig.parse({"corpus": "stdlb"})
-
-
-def test_a_context_longer_than_the_corpus(data: PreparedData) -> None:
-    with pytest.raises(ConfigError, match=r"training.context: got 1000000"):
-        stream(data, context=10**6)
 
 
 def test_the_hub_without_library_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

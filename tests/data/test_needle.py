@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from helpers import write_corpus
 
 from workbench.config import ConfigError
@@ -100,15 +99,17 @@ def test_haystacks_of_text_come_from_their_own_split(corpus: Path) -> None:
         assert not any(hay[: len(hay) // 4] in text for text in held["train"])
 
 
-def test_batches_are_a_function_of_their_number(corpus: Path) -> None:
+def test_rows_are_a_function_of_their_number(corpus: Path) -> None:
     task = made(corpus, haystack="text", needles=2)
-    one, other = (task.stream(batch_size=4, context=600, seed=3) for _ in range(2))
-    in_order = [one.batch(k) for k in range(4)]
-    for k in (2, 0, 3, 1):
-        assert all(torch.equal(a, b) for a, b in zip(other.batch(k), in_order[k]))
-        parts = zip(in_order[k], other.batch(k, 0, 2), other.batch(k, 1, 2))
-        assert all(torch.equal(whole, torch.cat((a, b))) for whole, a, b in parts)
-    assert {int((row == 0).sum()) for b in in_order for row in b.segments_BT} == {200, 300}
+    one, other = (task.stream(context=600, seed=3) for _ in range(2))
+    in_order = [one.row(r) for r in range(4)]
+    for r in (2, 0, 3, 1):
+        assert all(np.array_equal(a, b) for a, b in zip(other.row(r), in_order[r]))
+
+
+def test_each_row_draws_its_length(corpus: Path) -> None:
+    batch = made(corpus, haystack="text", needles=2).stream(context=600, seed=3).batch(range(16))
+    assert {int((row == 0).sum()) for row in batch.segments_BT} == {200, 300}
 
 
 def test_text_is_part_of_what_the_task_is(corpus: Path) -> None:

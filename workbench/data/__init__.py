@@ -1,21 +1,28 @@
 """Text and tasks to batches: corpora, splits, tokenizer, generators, packing, a loader that resumes exactly."""
 
+from workbench.data.batching import BatchPlan, BatchPlanConfig, batch_plans
 from workbench.data.config import DataConfig
 from workbench.data.loader import StepLoader
-from workbench.data.packing import Batch, RowStream, TrainingStream, evaluation_batches
+from workbench.data.packing import TrainingStream, evaluation_batches
 from workbench.data.preparation import Documents, PreparedData
 from workbench.data.sources import Source, SourceConfig, prepare, sources
+from workbench.data.streams import IGNORE_INDEX, Batch, RowStream, Split
 
 __all__ = [
+    "IGNORE_INDEX",
     "Batch",
+    "BatchPlan",
+    "BatchPlanConfig",
     "DataConfig",
     "Documents",
     "PreparedData",
     "RowStream",
     "Source",
     "SourceConfig",
+    "Split",
     "StepLoader",
     "TrainingStream",
+    "batch_plans",
     "evaluation_batches",
     "prepare",
     "sources",

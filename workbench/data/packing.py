@@ -1,4 +1,4 @@
-"""Rows of tokens from documents, without leakage between documents.
+"""Packing documents into rows of tokens, without leakage between documents.
 
 A document's stream is [symbol, t1 … tn, symbol]; every token after the first is predicted exactly once. A row holds
 pieces of documents one after another; each piece is a segment of its own and sees nothing of its neighbours.
@@ -8,53 +8,13 @@ Legend: B rows, T tokens in a row (the context).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from workbench.config import ConfigError
-
-if TYPE_CHECKING:
-    from workbench.data.sources import Split
-
-NOTHING = -100
-"""Target where there is nothing to predict (padding)."""
-
-
-class Batch(NamedTuple):
-    """Rows of tokens."""
-
-    tokens_BT: Tensor
-    """int64 token ids."""
-    targets_BT: Tensor
-    """int64 next tokens; -100 where there is nothing to predict."""
-    segments_BT: Tensor
-    """int32 document number within the row; -1 where padded."""
-    documents_BT: Tensor
-    """int64 index of the document in its split; -1 where padded."""
-
-
-class RowStream(ABC):
-    """Endless training rows. Batch k is a function of (data, seed, k), so the state of a loader is one integer."""
-
-    batch_size: int
-
-    def batch(self, k: int, rank: int = 0, world: int = 1) -> Batch:
-        """The k-th batch, k from 0; of ``world`` ranks, the share of ``rank``: B / world rows, in order."""
-        assert self.batch_size % world == 0, "ranks share rows evenly"
-        share = self.batch_size // world
-        first = k * self.batch_size + rank * share
-        rows = [self.row(number) for number in range(first, first + share)]
-        tokens, targets, segments, documents = (np.stack(part) for part in zip(*rows))
-        return Batch(*map(torch.from_numpy, (tokens, targets, segments, documents)))
-
-    @abstractmethod
-    def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The r-th row of the stream: tokens, targets, segments, documents, each (T,)."""
+from workbench.data.streams import IGNORE_INDEX, Batch, RowStream, Split
 
 
 class TrainingStream(RowStream):
@@ -65,7 +25,6 @@ class TrainingStream(RowStream):
 
     Args:
         documents: the training split.
-        batch_size: rows B in a batch.
         context: tokens T in a row.
         seed: seed of the order; independent of every global generator.
 
@@ -73,8 +32,8 @@ class TrainingStream(RowStream):
         ConfigError: when the split does not fill one row.
     """
 
-    def __init__(self, documents: Split, *, batch_size: int, context: int, seed: int):
-        self.documents, self.batch_size, self.context, self.seed = documents, batch_size, context, seed
+    def __init__(self, documents: Split, *, context: int, seed: int):
+        self.documents, self.context, self.seed = documents, context, seed
         self.lengths = documents.lengths
         self.rows_in_epoch = int(self.lengths.sum()) // context
         if self.rows_in_epoch < 1:
@@ -137,7 +96,7 @@ def evaluation_batches(documents: Split, *, batch_size: int, context: int) -> It
         part = rows[begin : begin + batch_size]
         shape = (batch_size, context)
         tokens = np.zeros(shape, dtype=np.int64)
-        targets = np.full(shape, NOTHING, dtype=np.int64)
+        targets = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         segments = np.full(shape, -1, dtype=np.int32)
         numbers = np.full(shape, -1, dtype=np.int64)
         for row, pieces in enumerate(part):

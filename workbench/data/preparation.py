@@ -106,8 +106,8 @@ class PreparedData(Source):
     def prepare(cls, config: Any, vocabulary: int, cache: Path, say: Callable[[str], None]) -> PreparedData:
         return _prepared(config, vocabulary, cache, say)
 
-    def stream(self, *, batch_size: int, context: int, seed: int) -> TrainingStream:
-        return TrainingStream(self.train, batch_size=batch_size, context=context, seed=seed)
+    def stream(self, *, context: int, seed: int) -> TrainingStream:
+        return TrainingStream(self.train, context=context, seed=seed)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -11,41 +11,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
-
-import numpy as np
+from typing import Any, ClassVar
 
 from workbench.config import Config, ConfigError
-from workbench.data.packing import RowStream
+from workbench.data.streams import RowStream, Split
 from workbench.metric import Metric
 from workbench.registry import Registry
 
-__all__ = ["Source", "SourceConfig", "Split", "prepare", "sources"]
-
-
-class Split(Protocol):
-    """Documents (texts, or examples of a task) that a model is measured on, or trained on."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether a document must lie in one row; else it may go on in the next, in a fresh context."""
-
-    @property
-    def answered(self) -> bool:
-        """Whether targets are answers, whose errors are counted: each run of neighbouring targets is one answer."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(documents,) positions that each takes in a row."""
-
-    @property
-    def columns(self) -> Mapping[str, np.ndarray]:
-        """What is known of every document without a model: sizes and labels, (documents,) each."""
-
-    def piece(self, document: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions ``first`` to ``first + count`` of a document: tokens, and targets (negative where there is none)."""
-
-    def __len__(self) -> int: ...
+__all__ = ["Source", "SourceConfig", "prepare", "sources"]
 
 
 class SourceConfig(Config):
@@ -111,7 +84,7 @@ class Source(ABC):
         return self.card["vocabulary"]
 
     @abstractmethod
-    def stream(self, *, batch_size: int, context: int, seed: int) -> RowStream:
+    def stream(self, *, context: int, seed: int) -> RowStream:
         """Endless training rows."""
 
 

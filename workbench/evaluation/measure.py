@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from workbench.data import evaluation_batches
-from workbench.data.sources import Split
+from workbench.data import Split, evaluation_batches
 from workbench.data.tasks import answer_starts
 from workbench.model import LanguageModel
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
 from workbench.config import Config, ConfigError
-from workbench.data import SourceConfig, sources
+from workbench.data import BatchPlanConfig, SourceConfig, batch_plans, sources
 from workbench.model.config import ModelConfig
 from workbench.transforms import StartConfig
 
@@ -25,6 +25,10 @@ class TrainingConfig(Config):
     """Tokens T in one row."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Micro-batches in one optimiser step."""
+    batch_plan: Annotated[SerializeAsAny[BatchPlanConfig], BeforeValidator(batch_plans.parse)] = Field(
+        default="contiguous", validate_default=True
+    )
+    """Which rows of a global batch each rank and micro-batch takes: contiguous, or a registered plan."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate of AdamW."""
     lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
@@ -124,6 +128,8 @@ class RunConfig(Config):
         for name in ("deterministic", "keep_trunk"):
             if not plain["training"][name]:
                 del plain["training"][name]  # what is off changes no identity
+        if plain["training"]["batch_plan"]["kind"] == "contiguous":
+            del plain["training"]["batch_plan"]
         return {**plain, "model": self.model.canonical(), "start": start}
 
 

@@ -25,8 +25,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from workbench.data import StepLoader
-from workbench.data.packing import NOTHING, RowStream
+from workbench.data import IGNORE_INDEX, RowStream, StepLoader, batch_plans
 from workbench.model.config import Span
 from workbench.training.config import RunConfig
 from workbench.training.memory import freed_memory_kept
@@ -66,14 +65,13 @@ class _Rows(RowStream):
     """Made-up rows of two documents each, with as many targets as the data source says."""
 
     def __init__(self, config: RunConfig):
-        self.batch_size = config.training.batch_size
         self.T, self.vocabulary = config.training.context, config.model.vocabulary or 2
         self.every = round(1 / config.data.target_share(self.T))
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         tokens_T = np.random.default_rng(r).integers(self.vocabulary, size=self.T)
         at_T = np.arange(self.T)
-        targets_T = np.where(at_T % self.every == 0, tokens_T, NOTHING)
+        targets_T = np.where(at_T % self.every == 0, tokens_T, IGNORE_INDEX)
         segments_T = (at_T > self.T // 2).astype(np.int32)
         return tokens_T, targets_T, segments_T, segments_T.astype(np.int64)
 
@@ -229,7 +227,13 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
         model = model.model_copy(update={"mtp": model.mtp.changed(start=0.0)})
     config = config.model_copy(update={"training": short, "model": model})
     watch = _Watch(accumulate)
-    loader = StepLoader(stream or _Rows(config), steps * accumulate)
+    loader = StepLoader(
+        stream or _Rows(config),
+        batch_plans[short.batch_plan.kind](short.batch_plan),
+        batch_size=short.batch_size,
+        accumulate=accumulate,
+        steps=steps,
+    )
     random = torch.get_rng_state()
     module = trainer = None
     try:

@@ -25,7 +25,7 @@ import torch
 
 from workbench.accounting import packed_flops
 from workbench.config import ConfigError
-from workbench.data import Source, StepLoader, prepare
+from workbench.data import Source, StepLoader, batch_plans, prepare
 from workbench.environment import environment
 from workbench.evaluation import evaluate
 from workbench.files import write_json
@@ -233,7 +233,7 @@ def _train(
     torch.manual_seed(config.seed)
 
     module = Training(config)
-    stream = data.stream(batch_size=training.batch_size, context=training.context, seed=config.seed)
+    stream = data.stream(context=training.context, seed=config.seed)
     rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
     seen_flops = packed_flops(config.model, [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]])
     examined: dict[str, Any] = {}
@@ -241,7 +241,15 @@ def _train(
         tokens, _, segments, _ = (torch.from_numpy(np.stack(part)) for part in zip(*rows))
         examined = module.model.embedding.inspect(tokens, segments)
     recorder = Recorder(folder, config, data.selection, should_stop, tell, seen_flops)
-    loader = StepLoader(stream, training.steps * training.accumulate, rank=parallel.own_rank(), world=devices)
+    loader = StepLoader(
+        stream,
+        batch_plans[training.batch_plan.kind](training.batch_plan),
+        batch_size=training.batch_size,
+        accumulate=training.accumulate,
+        steps=training.steps,
+        rank=parallel.own_rank(),
+        world=devices,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = trainer_for(training, devices, recorder)

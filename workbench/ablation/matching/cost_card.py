@@ -127,7 +127,7 @@ def measure_arms(
                     continue
                 stream = None
                 if data:
-                    stream = data[arm].stream(batch_size=training.batch_size, context=training.context, seed=run.seed)
+                    stream = data[arm].stream(context=training.context, seed=run.seed)
                 try:
                     found.setdefault(arm, []).append(whole(run, stream))
                 except torch.OutOfMemoryError:

@@ -22,12 +22,12 @@ import polars as pl
 from pydantic import Field
 
 from workbench.config import ConfigError
-from workbench.data.packing import NOTHING, RowStream
 from workbench.data.sources import Source, SourceConfig, digest, is_whole, sources, write_card
+from workbench.data.streams import IGNORE_INDEX, RowStream
 from workbench.files import locked
 from workbench.metric import ANSWER_ERRORS, ANSWER_LOSS, Metric
 
-__all__ = ["NOTHING", "Example", "Examples", "SplitName", "Task", "TaskConfig", "TaskStream", "sources"]
+__all__ = ["Example", "Examples", "SplitName", "Task", "TaskConfig", "TaskStream", "sources"]
 
 SplitName: TypeAlias = Literal["train", "selection", "report"]
 STREAMS: dict[SplitName, int] = {"train": 0, "selection": 1, "report": 2}
@@ -115,8 +115,8 @@ class Task(Source):
         cases = self.cases(split)
         return self.example(cases[number % len(cases)], split, numbered(self.config.seed, split, number))
 
-    def stream(self, *, batch_size: int, context: int, seed: int) -> TaskStream:
-        return TaskStream(self, batch_size=batch_size, context=context, seed=seed)
+    def stream(self, *, context: int, seed: int) -> TaskStream:
+        return TaskStream(self, context=context, seed=seed)
 
     @cached_property
     def selection(self) -> Examples:  # type: ignore[override]
@@ -190,17 +190,16 @@ class TaskStream(RowStream):
 
     Args:
         task: what to draw.
-        batch_size: rows B in a batch.
         context: tokens T in a row; what is left behind the last whole example is padding.
         seed: of the run.
     """
 
-    def __init__(self, task: Task, *, batch_size: int, context: int, seed: int):
-        self.task, self.batch_size, self.context, self.seed = task, batch_size, context, seed
+    def __init__(self, task: Task, *, context: int, seed: int):
+        self.task, self.context, self.seed = task, context, seed
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         tokens = np.zeros(self.context, dtype=np.int64)
-        targets = np.full(self.context, NOTHING, dtype=np.int64)
+        targets = np.full(self.context, IGNORE_INDEX, dtype=np.int64)
         segments = np.full(self.context, -1, dtype=np.int32)
         documents = np.full(self.context, -1, dtype=np.int64)
         filled = 0

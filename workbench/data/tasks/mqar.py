@@ -23,7 +23,8 @@ import numpy as np
 from pydantic import Field
 
 from workbench.config import Config, ConfigError
-from workbench.data.tasks import NOTHING, Example, SplitName, Task, TaskConfig, check_lengths, sources
+from workbench.data.streams import IGNORE_INDEX
+from workbench.data.tasks import Example, SplitName, Task, TaskConfig, check_lengths, sources
 
 
 class Mix(Config):
@@ -105,6 +106,6 @@ class MultiQueryRecall(Task):
         score = (self.config.power - 1) * np.log(np.arange(1, slots + 1)) + generator.gumbel(size=slots)
         queries = 2 * P + 2 * np.argsort(-score, kind="stable")[:P]
         tokens[queries] = keys
-        targets = np.full(length, NOTHING, dtype=np.int64)
+        targets = np.full(length, IGNORE_INDEX, dtype=np.int64)
         targets[queries] = values
         return Example(tokens, targets, {"length": length, "pairs": P})

@@ -30,7 +30,8 @@ from workbench.config import ConfigError
 from workbench.data.config import DataConfig
 from workbench.data.preparation import DOCUMENT_SYMBOL, Documents, PreparedData
 from workbench.data.sources import Source, prepare
-from workbench.data.tasks import NOTHING, Example, SplitName, Task, TaskConfig, check_lengths, sources
+from workbench.data.streams import IGNORE_INDEX
+from workbench.data.tasks import Example, SplitName, Task, TaskConfig, check_lengths, sources
 
 ADJECTIVES = [
     "able",
@@ -289,7 +290,7 @@ class Needle(Task):
             done = int(cuts[place])
         sequence += hay[done:] + question + answer
         tokens, targets = np.array(sequence[:-1], np.int64), np.array(sequence[1:], np.int64)
-        targets[: len(targets) - len(answer)] = NOTHING
+        targets[: len(targets) - len(answer)] = IGNORE_INDEX
         return Example(
             tokens, targets, {"length": case.length, "depth": round(100 * depth, 6), "needles": self.config.needles}
         )

@@ -1,0 +1,73 @@
+"""Batches, the streams of rows they are made of, and the documents of a split.
+
+Legend: B rows, T tokens in a row (the context).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Target at positions without a loss: padding, and tokens of a task that are not part of an answer."""
+
+
+class Batch(NamedTuple):
+    """Rows of tokens."""
+
+    tokens_BT: Tensor
+    """int64 token ids."""
+    targets_BT: Tensor
+    """int64 next tokens; :data:`IGNORE_INDEX` where there is no loss."""
+    segments_BT: Tensor
+    """int32 document number within the row; -1 where padded."""
+    documents_BT: Tensor
+    """int64 index of the document in its split; -1 where padded."""
+
+
+class Split(Protocol):
+    """Documents (texts, or examples of a task) for training or evaluation."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether a document must fit in one row; otherwise it may continue in the next row, in a fresh context."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the targets are answers whose errors are counted. Each run of adjacent targets is one answer."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(documents,) positions of each document in a row."""
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """Sizes and labels of the documents, (documents,) each; they do not depend on a model."""
+
+    def piece(self, document: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and targets (negative: no loss) of positions ``first`` to ``first + count`` of a document."""
+
+    def __len__(self) -> int: ...
+
+
+class RowStream(ABC):
+    """Endless training rows. A row is a function of (data, seed, row number), so a loader's state is one integer."""
+
+    @abstractmethod
+    def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The r-th row of the stream: tokens, targets, segments, documents, each (T,)."""
+
+    def segment_lengths(self, r: int) -> np.ndarray:
+        """(segments,) tokens of each segment of the r-th row, in order, without padding."""
+        segments = self.row(r)[2]
+        return np.unique(segments[segments >= 0], return_counts=True)[1]
+
+    def batch(self, rows: Iterable[int]) -> Batch:
+        """The rows with these numbers, in this order."""
+        parts = (np.stack(part) for part in zip(*map(self.row, rows)))
+        return Batch(*map(torch.from_numpy, parts))
