@@ -19,7 +19,6 @@ from workbench.contract import Cache
 from workbench.ops.short_convolution import Heads, short_convolution
 
 __all__ = [
-    "KeyValueCache",
     "Linear",
     "Pooling",
     "RMSNorm",
@@ -245,27 +244,6 @@ class RowCache(Cache):
                 row[:, : self.held] = x[:, x.shape[1] - self.held :]
         self.length += T
         return seen
-
-
-class KeyValueCache(RowCache):
-    """Keys and values (B, T, G, K) of the last ``keep`` tokens (all of them when ``keep`` is None)."""
-
-    def __init__(
-        self,
-        batch: int,
-        length: int,
-        heads: int,
-        channels: int,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        keep: int | None = None,
-    ):
-        super().__init__(batch, length, [(heads, channels)] * 2, device, dtype, keep)
-
-    def extend(self, *new: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of T tokens; see :meth:`RowCache.extend`."""
-        keys_BTGK, values_BTGK = super().extend(*new)
-        return keys_BTGK, values_BTGK
 
 
 def linear_flops(*shapes: tuple[int, int]) -> int:

@@ -191,6 +191,32 @@ class LatentProjections(nn.Module):
         return matrices + up + gains + (config.query_latent or 0)
 
 
+class LatentCache(RowCache):
+    """Latents (B, T, g, C) and rotated keys (B, T, 1, R) of the tokens that later queries of ``mixer`` see.
+
+    The cache owns the read, as :class:`workbench.mixers.families.softmax.KeyValueCache` does.
+
+    Args:
+        mixer: layer whose projections, window and sinks apply.
+        batch: sequences B.
+        length: largest number of tokens.
+    """
+
+    def __init__(self, mixer: LatentAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype):
+        # a window of w keys needs the w - 1 before the new token
+        keep = None if mixer.window is None else mixer.window - 1
+        super().__init__(batch, length, [(mixer.project.g, mixer.project.C), (1, mixer.project.R)], device, dtype, keep)
+        self.mixer = mixer
+
+    def attend(self, q_n: Tensor, q_r: Tensor, c_BTgC: Tensor, kr_BT1R: Tensor) -> Tensor:
+        """Append T latents and rotated keys, and attend from their queries to all that they see: (B, T, H, N).
+
+        A single token is read in the absorbed form, which touches nothing but the cache.
+        """
+        c_BSgC, kr_BS1R = self.extend(c_BTgC, kr_BT1R)
+        return self.mixer.attend(q_n, q_r, c_BSgC, kr_BS1R, absorbed=q_n.shape[1] == 1)
+
+
 class LatentAttention(Mixer):
     """Attention over latents; ``window`` is None for all tokens."""
 
@@ -219,31 +245,51 @@ class LatentAttention(Mixer):
         aux: AuxOutputs | None = None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
-        project = self.project
-        q_n, q_r, c, kr = project(x_BTD, offset=0 if cache is None else cache.length)
-        if cache is not None:
-            assert isinstance(cache, RowCache)
-            c, kr = cache.extend(c, kr)
+        q_n, q_r, c, kr = self.project(x_BTD, offset=0 if cache is None else cache.length)
+        if cache is None:
+            o = self.attend(q_n, q_r, c, kr, segments=segments)
+        else:
+            assert isinstance(cache, LatentCache)
+            o = cache.attend(q_n, q_r, c, kr)
+        return self.out(o.reshape(B, T, -1))
+
+    def attend(
+        self,
+        q_n: Tensor,
+        q_r: Tensor,
+        c_BSgC: Tensor,
+        kr_BS1R: Tensor,
+        *,
+        segments: Tensor | None = None,
+        absorbed: bool = False,
+    ) -> Tensor:
+        """Attention of T queries over S ≥ T latents, of which the last T are the queries' own: (B, T, H, N).
+
+        Args:
+            q_n: content part of the queries, (B, T, H, N).
+            q_r: rotated part of the queries, (B, T, H, R).
+            c_BSgC: normalised latents.
+            kr_BS1R: rotated keys.
+            segments: (B, T) document numbers, only with S = T.
+            absorbed: take the absorbed form whatever the configuration says.
+        """
+        project, (B, T) = self.project, q_n.shape[:2]
         settings: dict[str, Any] = {
-            "start_BT": document_starts(segments, B, T, x_BTD.device),
-            "offset": c.shape[1] - T,
+            "start_BT": document_starts(segments, B, T, q_n.device),
+            "offset": c_BSgC.shape[1] - T,
             "window": self.window,
             "scale": project.scale,
             "sink_H": self.sink,
         }
-        if self.form == "absorbed" or (cache is not None and T == 1):
-            q, k = project.absorbed(q_n, q_r), project.latent_keys(c, kr)
+        if absorbed or self.form == "absorbed":
+            q, k = project.absorbed(q_n, q_r), project.latent_keys(c_BSgC, kr_BS1R)
             o, _ = range_attention(q, k, value_dim=project.C, **settings)
-            o = project.from_latents(o)
-        else:
-            k, v = project.expanded(c, kr)
-            o, _ = range_attention(torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), k, v, **settings)
-        return self.out(o.reshape(B, T, -1))
+            return project.from_latents(o)
+        k, v = project.expanded(c_BSgC, kr_BS1R)
+        return range_attention(torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), k, v, **settings)[0]
 
-    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> RowCache:
-        shapes = [(self.project.g, self.project.C), (1, self.project.R)]
-        # a window of w keys needs the w - 1 before the new token
-        return RowCache(batch, length, shapes, device, dtype, keep=None if self.window is None else self.window - 1)
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> LatentCache:
+        return LatentCache(self, batch, length, device, dtype)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig
-from workbench.layers import KeyValueCache, Linear, RMSNorm, Rotary, linear_flops
+from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
 from workbench.ops.attention import attention
 from workbench.ops.sparse_attention import document_starts, range_attention
 
@@ -121,6 +121,31 @@ def nearest_divisor(of: int, to: int) -> int:
     return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - to))
 
 
+class KeyValueCache(RowCache):
+    """Keys and values (B, T, G, K) of the tokens that later queries of ``mixer`` see.
+
+    The cache owns the read: the mixer computes queries and new keys and values, :meth:`attend` appends and attends. A
+    subclass with another ``attend`` reads less than everything (see ``workbench.decoding.policies``).
+
+    Args:
+        mixer: layer whose window, softcap and sinks apply.
+        batch: sequences B.
+        length: largest number of tokens.
+    """
+
+    def __init__(
+        self, mixer: SoftmaxAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
+    ):
+        # a window of w keys needs the w - 1 before the new token
+        keep = None if mixer.window is None else mixer.window - 1
+        super().__init__(batch, length, [(mixer.G, mixer.K)] * 2, device, dtype, keep)
+        self.mixer = mixer
+
+    def attend(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
+        """Append T keys and values, and attend from their queries to all that they see: (B, T, H, K)."""
+        return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK))
+
+
 class SoftmaxAttention(Mixer):
     """Causal softmax attention; ``window`` is None for full attention."""
 
@@ -161,28 +186,36 @@ class SoftmaxAttention(Mixer):
         if self.rotary is not None:
             offset = 0 if cache is None else cache.length
             q_BTHK, k_BTGK = self.rotary(q_BTHK, offset), self.rotary(k_BTGK, offset)
-        if cache is not None:
-            assert isinstance(cache, KeyValueCache)
-            k_BTGK, v_BTGK = cache.extend(k_BTGK, v_BTGK)
-        if self.softcap is None and self.sink is None:
-            o_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, window=self.window, segments=segments)
+        if cache is None:
+            o_BTHK = self.attend(q_BTHK, k_BTGK, v_BTGK, segments=segments)
         else:
-            o_BTHK, _ = range_attention(
-                q_BTHK,
-                k_BTGK,
-                v_BTGK,
-                start_BT=document_starts(segments, B, T, x_BTD.device),
-                offset=k_BTGK.shape[1] - T,
-                window=self.window,
-                softcap=self.softcap,
-                sink_H=self.sink,
-            )
+            assert isinstance(cache, KeyValueCache)
+            o_BTHK = cache.attend(q_BTHK, k_BTGK, v_BTGK)
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
 
+    def attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, segments: Tensor | None = None) -> Tensor:
+        """Attention of T queries over S ≥ T keys, of which the last T are the queries' own: (B, T, H, K).
+
+        Args:
+            segments: (B, T) document numbers, only with S = T.
+        """
+        if self.softcap is None and self.sink is None:
+            return attention(q_BTHK, k_BSGK, v_BSGK, window=self.window, segments=segments)
+        B, T = q_BTHK.shape[:2]
+        o_BTHK, _ = range_attention(
+            q_BTHK,
+            k_BSGK,
+            v_BSGK,
+            start_BT=document_starts(segments, B, T, q_BTHK.device),
+            offset=k_BSGK.shape[1] - T,
+            window=self.window,
+            softcap=self.softcap,
+            sink_H=self.sink,
+        )
+        return o_BTHK
+
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> KeyValueCache:
-        # a window of w keys needs the w - 1 before the new token
-        keep = None if self.window is None else self.window - 1
-        return KeyValueCache(batch, length, self.G, self.K, device, dtype, keep=keep)
+        return KeyValueCache(self, batch, length, device, dtype)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
