@@ -23,6 +23,8 @@ __all__ = [
     "AuxOutputs",
     "Cache",
     "Capabilities",
+    "Component",
+    "ComponentConfig",
     "Config",
     "ConfigError",
     "Cost",
@@ -67,7 +69,7 @@ class Range(Config):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a variant can do. The system asks; it never guesses from the name."""
+    """What a component can do. The rest of the workbench asks; it never guesses from the name."""
 
     causal: bool = True
     """No output depends on later inputs."""
@@ -75,8 +77,6 @@ class Capabilities:
     """Packed documents in one row do not see each other."""
     decode: bool = True
     """Prefill and one-token decode with a cache agree with the full pass."""
-    devices: tuple[str, ...] = ("cpu", "cuda")
-    """Devices on which it trains."""
     flops_check: Literal["forward", "decode"] = "forward"
     """How the FLOP formula is checked: against matrix products counted in one full forward pass, or, where the full
     pass computes more than the variant needs (masked scores), in a token-by-token decode."""
@@ -164,8 +164,8 @@ class StepCounter(nn.Module):
         return {}
 
 
-class VariantConfig(Config):
-    """Base of a variant's configuration. ``kind`` is the registered name."""
+class ComponentConfig(Config):
+    """Base of a component's configuration. ``kind`` is the registered name."""
 
     kind: str
     scales: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -173,11 +173,15 @@ class VariantConfig(Config):
 
     @classmethod
     def defaults_at(cls, scale: str, given: dict[str, Any]) -> dict[str, Any]:
-        """The fields that the named scale sets where the user has ``given`` others."""
+        """Defaults of the named scale, where the user has set the fields ``given``."""
         return cls.scales.get(scale, {})
 
+
+class VariantConfig(ComponentConfig):
+    """Base of the configuration of a mixer or feed-forward."""
+
     def resolved(self, width: int) -> Self:
-        """This configuration with everything that follows from the model width filled in and checked.
+        """This configuration, checked, with every default that follows from the model width filled in.
 
         Raises:
             ConfigError: when the variant cannot be built at this width.
@@ -195,24 +199,30 @@ class Cache(ABC):
         """Every tensor kept, so that accounting can be compared with what is really held."""
 
 
-class Variant(nn.Module):
-    """What mixers and feed-forwards share. Built as ``cls(config, width)`` from a *resolved* configuration."""
+class Component(nn.Module):
+    """What mixers, feed-forwards and embeddings share; each kind has a registry."""
 
-    Config: ClassVar[type[VariantConfig]]
+    Config: ClassVar[type[ComponentConfig]]
     capabilities: ClassVar[Capabilities] = Capabilities()
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)
-    """Settings, beside the defaults, that the conformance suite takes the variant through."""
+    """Settings with which the conformance suite builds the component, each on top of the defaults."""
+
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        """Fields of the configuration that a sweep may vary, with sensible ranges; the defaults lie inside."""
+        return {}
+
+
+class Variant(Component):
+    """A mixer or feed-forward. Built as ``cls(config, width)`` from a *resolved* configuration."""
+
+    Config: ClassVar[type[VariantConfig]]
 
     @classmethod
     @abstractmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
-        """Accounting of one layer at sequence length ``length``; cache tensors in the model's type take
-        ``element_bytes`` bytes an element."""
-
-    @classmethod
-    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
-        """Fields of the configuration that a sweep may turn, with sensible ranges; the defaults lie inside."""
-        return {}
+        """Accounting of one layer at sequence length ``length``; cached tensors in the model's type take
+        ``element_bytes`` bytes per element."""
 
 
 class Mixer(Variant):
@@ -253,21 +263,19 @@ class FeedForward(Variant):
         """(B, T, D) normalised block input -> (B, T, D), to be added to the residual stream."""
 
 
-class EmbeddingConfig(Config):
-    """Base of an embedding's configuration. ``kind`` is the registered name."""
-
-    kind: str
+class EmbeddingConfig(ComponentConfig):
+    """Base of an embedding's configuration."""
 
     def resolved(self, width: int, vocabulary: int) -> Self:
-        """This configuration with everything that follows from the model filled in and checked.
+        """This configuration, checked, with every default that follows from the model filled in.
 
         Raises:
-            ConfigError: when the embedding cannot be built so.
+            ConfigError: when the embedding cannot be built for this width and vocabulary.
         """
         return self
 
 
-class Embedding(nn.Module):
+class Embedding(Component):
     """From token ids to the residual stream. Built as ``cls(config, width, vocabulary)`` from a *resolved* configuration.
 
     ``weight`` (V, D) is what a tied head shares.

@@ -353,10 +353,15 @@ def test_experts_that_choose_tokens_are_not_causal_and_say_so_everywhere(corpus:
     changed[:, 8:] *= -3
     assert not torch.equal(module(changed)[:, :8], module(x_BTD)[:, :8])
     assert not feedforwards["moe_expert_choice"].capabilities.causal
-    fields = run_fields(corpus, model={"feedforward": "moe_expert_choice"}, training={"tokens": 4 * 64})
+    fields = run_fields(
+        corpus, model={"feedforward": "moe_expert_choice"}, training={"tokens": 4 * 64}, allow_document_leaks=True
+    )
     folder = make_run(tmp_path / "run", tmp_path / "cache", fields)
-    assert train(folder.path, tmp_path / "cache")["reason"] == "not causal: moe_expert_choice sees later tokens"
-    arms = {"moe": {"model.feedforward": "moe"}, "choice": {"model.feedforward": "moe_expert_choice"}}
+    assert train(folder.path, tmp_path / "cache")["reason"] == (
+        "not causal: moe_expert_choice sees later tokens; moe_expert_choice sees the other documents of a row"
+    )
+    choice = {"model.feedforward": "moe_expert_choice", "allow_document_leaks": True}
+    arms = {"moe": {"model.feedforward": "moe"}, "choice": choice}
     ablation = AblationConfig.parse(
         {
             "name": "leak",

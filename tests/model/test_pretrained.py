@@ -345,7 +345,7 @@ def test_what_generate_refuses(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyP
         with pytest.raises(ConfigError, match=path):
             generate(model, tokenizer, "key", **settings)
     monkeypatch.setattr(mixers["full"], "capabilities", Capabilities(decode=False))
-    with pytest.raises(ConfigError, match="got 'full'; expected variants that decode"):
+    with pytest.raises(ConfigError, match="got 'full'; expected components that decode"):
         generate(model, tokenizer, "key")
 
 

@@ -289,9 +289,17 @@ class ModelConfig(Config):
             ]
         return pairs + [(feedforwards[config.kind], config) for config in self.shortcuts]
 
-    def not_causal(self) -> list[str]:
-        """Variants whose outputs depend on later tokens: their losses say nothing beside those of causal models."""
-        return sorted({config.kind for cls, config in self.variants() if not cls.capabilities.causal})
+    def lacking(self, capability: Literal["causal", "segments", "decode"]) -> list[str]:
+        """Kinds of components without this field of their :class:`workbench.contract.Capabilities`, sorted.
+
+        The multi-token head counts except for ``decode``: it serves training alone.
+        """
+        embedding = self.embedding_config
+        components: list[tuple[Any, Any]] = [*self.variants(), (embeddings[embedding.kind], embedding)]
+        if self.mtp_layer is not None and capability != "decode":
+            mixer, feedforward = self.mtp_layer.mixer, self.mtp_layer.feedforward
+            components += [(mixers[mixer.kind], mixer), (feedforwards[feedforward.kind], feedforward)]
+        return sorted({config.kind for cls, config in components if not getattr(cls.capabilities, capability)})
 
     def describe(self) -> str:
         """The expanded layer table as text."""

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, embeddings, feedforwards, mixers
 from workbench.layers import Linear, RMSNorm
 from workbench.model.config import Layer, ModelConfig
@@ -249,7 +250,13 @@ class LanguageModel(nn.Module):
         return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_N, weights_N=weights_N)[0]
 
     def new_caches(self, batch: int, length: int) -> list[Cache]:
-        """Empty decode caches, one a block and then the embedding's, for ``batch`` sequences of at most ``length`` tokens."""
+        """Empty decode caches, one per block and then the embedding's, for ``batch`` sequences of at most ``length`` tokens.
+
+        Raises:
+            ConfigError: naming the components that cannot decode with a cache.
+        """
+        without = self.config.lacking("decode")
+        require(not without, "model", got=", ".join(without), expected="components that decode with a cache")
         weight = self.embedding.weight
         mixing: list[Any] = [block.get_submodule("mixer") for block in self.blocks]
         return [

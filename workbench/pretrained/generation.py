@@ -33,9 +33,6 @@ def generate(
         raise ConfigError.at("tokens", got=tokens, expected="at least 1")
     if not temperature >= 0:
         raise ConfigError.at("temperature", got=temperature, expected="at least 0")
-    without = sorted({config.kind for cls, config in model.config.variants() if not cls.capabilities.decode})
-    if without:
-        raise ConfigError.at("model", got=", ".join(without), expected="variants that decode with a cache")
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
     # the symbol stands before every document in training; a tokenizer from elsewhere has its own way to begin
     ids = tokenizer.encode(prompt, add_special_tokens=symbol is None).ids

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
-from workbench.config import Config, ConfigError
+from workbench.config import Config, ConfigError, require
 from workbench.data import BatchPlanConfig, SourceConfig, batch_plans, sources
 from workbench.model.config import ModelConfig
 from workbench.transforms import StartConfig
@@ -116,7 +116,18 @@ class RunConfig(Config):
     seed: int = 0
     """Seed of the run; initial weights and data order derive from it separately. Never a search dimension."""
 
+    allow_document_leaks: bool = False
+    """Whether components that cannot keep the packed documents of a row apart may train. The result says so."""
+
     def model_post_init(self, _context: Any) -> None:
+        without = self.model.lacking("segments")
+        require(
+            self.allow_document_leaks or not without,
+            "model",
+            got=", ".join(without),
+            expected="components that keep the packed documents of a row apart",
+            do="Choose others, or set allow_document_leaks: true to train across documents.",
+        )
         try:
             self.data.check(self.model.vocabulary or 0, self.training.context)
         except ConfigError as error:
@@ -125,6 +136,8 @@ class RunConfig(Config):
     def canonical(self) -> dict[str, Any]:
         start = None if self.start is None else self.start.canonical()
         plain = self.plain()
+        if not self.allow_document_leaks:
+            del plain["allow_document_leaks"]
         for name in ("deterministic", "keep_trunk"):
             if not plain["training"][name]:
                 del plain["training"][name]  # what is off changes no identity

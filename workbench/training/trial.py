@@ -304,7 +304,8 @@ def _train(
 
 def _caution(config: RunConfig, folder: RunFolder) -> str | None:
     """What a reader of the result must know, if anything."""
-    cautions = [f"not causal: {name} sees later tokens" for name in config.model.not_causal()]
+    cautions = [f"not causal: {name} sees later tokens" for name in config.model.lacking("causal")]
+    cautions += [f"{name} sees the other documents of a row" for name in config.model.lacking("segments")]
     said = folder.diagnostics()
     collapsed = [row["layer"] for row in said if row["step"] == said[-1]["step"] and row["values"].get("collapsed")]
     if collapsed:

@@ -225,7 +225,7 @@ def cost_table(config: AblationConfig, measured: Mapping[str, Measured] | None =
             f"{'.'.join(path.split('.')[-2:])}={v}" for path, v in config.solved.get(arm, {}).items()
         )
         row["mismatch"] = _mismatch(row, baseline)
-        if leaks := run.model.not_causal():
+        if leaks := run.model.lacking("causal"):
             words = f"not causal, sees later tokens: {', '.join(leaks)}"
             row["mismatch"] = f"{words}; {row['mismatch']}" if row["mismatch"] else words
         rows.append(row)
