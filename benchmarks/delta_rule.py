@@ -55,11 +55,11 @@ def inputs(variant: str, B: int, T: int, H: int, K: int) -> dict[str, Tensor]:
     if decay != "none":
         made["g"] = F.logsigmoid(torch.randn(*((B, T, H) if decay == "scalar" else (B, T, H, K)), device="cuda") + 3)
     if strength:
-        made["strength_BTH"] = torch.rand(B, T, H, device="cuda")
+        made["beta_BTH"] = torch.rand(B, T, H, device="cuda")
     elif not address:  # both factors of the edit carry the root of a gate
         made["p"] = made["p"] * torch.rand(B, T, H, K, device="cuda", dtype=torch.bfloat16).sqrt()
     if address:
-        made["e_BTHK"] = made["p"] * torch.rand(B, T, H, K, device="cuda", dtype=torch.bfloat16)
+        made["erase_key_BTHK"] = made["p"] * torch.rand(B, T, H, K, device="cuda", dtype=torch.bfloat16)
     return {name: x.detach().requires_grad_() for name, x in made.items()}
 
 
@@ -73,11 +73,11 @@ def ours(x: dict[str, Tensor], backend: str = "triton") -> Tensor:
 def theirs(x: dict[str, Tensor]) -> Tensor:
     """fla's best matching kernel; for an erase address of its own that is `chunk_gdn2`, which multiplies gates in itself. The
     numbers of the address stand in for its erase gate and those of q for its write gate: only the time is wanted."""
-    if "e_BTHK" not in x:
+    if "erase_key_BTHK" not in x:
         return ours(x, "fla")
     from fla.ops.gdn2 import chunk_gdn2
 
-    return chunk_gdn2(x["q"], x["p"], x["z"], x["g"], x["e_BTHK"], x["q"].detach(), scale=1.0)[0]
+    return chunk_gdn2(x["q"], x["p"], x["z"], x["g"], x["erase_key_BTHK"], x["q"].detach(), scale=1.0)[0]
 
 
 def check(variant: str, K: int) -> tuple[float, str]:

@@ -46,7 +46,7 @@ def implementations(chunks: list[int]) -> dict[str, tuple[str, Callable[..., Any
         for chunk in chunks:
 
             def ours(q: Any, k: Any, v: Any, g: Any, beta: Any, chunk: int = chunk) -> Any:
-                return delta_rule(q, k, v, g, strength_BTH=beta, chunk=chunk, backend="torch")
+                return delta_rule(q, k, v, g, beta_BTH=beta, chunk=chunk, backend="torch")
 
             found[f"ours, {decay} decay, chunk {chunk}"] = (decay, ours)
     return found
@@ -105,7 +105,7 @@ def main() -> None:
         errors = {}
         with torch.no_grad():
             for decay, (q, k, v, g, beta) in tensors.items():
-                exact, _ = delta_rule_recurrent(*(x.double() for x in (q, k, v, g)), strength_BTH=beta.double())
+                exact, _ = delta_rule_recurrent(*(x.double() for x in (q, k, v, g)), beta_BTH=beta.double())
                 for name, (own, call) in calls.items():
                     if own == decay:
                         got, _ = call(q, k, v, g, beta)

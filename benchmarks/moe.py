@@ -136,7 +136,7 @@ def copy_rate() -> float:
 def parts(module: Any, x_BTD: Tensor) -> dict[str, tuple[Run, list[Tensor], Tensor, int]]:
     """Steps beside the products: a call, its other leaves, its input, and the bytes that it must move forward and backward."""
     from workbench.ops.experts import routing
-    from workbench.ops.experts.torch import gated
+    from workbench.ops.experts.torch import swiglu_grouped
 
     x_ND = x_BTD.detach().flatten(0, 1)
     (N, D), (E, _, both) = x_ND.shape, module.up.shape
@@ -161,14 +161,14 @@ def parts(module: Any, x_BTD: Tensor) -> dict[str, tuple[Run, list[Tensor], Tens
     wide = x_ND.clone().requires_grad_()
     return {
         "router": (scores, [module.router.weight], wide, 3 * 4 * N * D),
-        "spread": (lambda x: (routing.spread(x, routes, E),), [], rows(N, D), 2 * 2 * (N + real) * D),
-        "gated": (
-            lambda x: (gated(x, counts_E, weight_R, whole=real == R),),
+        "dispatch": (lambda x: (routing.dispatch(x, routes, E),), [], rows(N, D), 2 * 2 * (N + real) * D),
+        "swiglu": (
+            lambda x: (swiglu_grouped(x, counts_E, weight_R, all_rows=real == R),),
             [weight_R],
             rows(R, both),
             2 * 8 * real * F,
         ),
-        "collect": (lambda x: (routing.collect(x, routes, E),), [], rows(R, D), 2 * 2 * (N + real) * D),
+        "combine": (lambda x: (routing.combine(x, routes, E),), [], rows(R, D), 2 * 2 * (N + real) * D),
         "casts": (
             lambda x: casts(x, module.down),
             [module.down],

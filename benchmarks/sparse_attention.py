@@ -40,14 +40,14 @@ OUTPUT = ROOT / "results" / "benchmarks" / "sparse_attention.json"
 from measured import in_process  # noqa: E402
 
 from workbench.environment import environment, version  # noqa: E402
+from workbench.ops.dispatch import force_backend  # noqa: E402
 from workbench.ops.sparse_attention import (  # noqa: E402
     Blocks,
-    choose,
     document_starts,
-    operators,
-    pooling_blocks,
-    range_attention,
+    select_blocks,
     selected_attention,
+    unfold_blocks,
+    visible_block_attention,
 )
 
 H = 16
@@ -82,17 +82,17 @@ def inputs(form: Form, B: int, T: int, G: int, dtype: torch.dtype = torch.bfloat
 
 
 def pooled(x: Any, blocks: Blocks) -> Any:
-    return None if x is None else pooling_blocks(x, None, blocks.length, blocks.stride).mean(-1)
+    return None if x is None else unfold_blocks(x, None, blocks.length, blocks.stride).mean(-1)
 
 
 def whole(form: Form, q: Any, k: Any, v: Any, start: Any, indices: Any = None) -> tuple[Any, Any, Any]:
     """(pooled output, selected output, indices)."""
     blocks, more = form.blocks, {"start_BT": start, "value_dim": form.V}
     ck, cv = pooled(k, blocks), pooled(v, blocks)
-    o_cmp, lse = range_attention(q, ck, cv, length=blocks.length, stride=blocks.stride, **more)
+    o_cmp, lse = visible_block_attention(q, ck, cv, length=blocks.length, stride=blocks.stride, **more)
     if indices is None:
-        indices = choose(q, ck, lse, blocks=blocks, start_BT=start, keys=q.shape[1])
-    o_slc, _ = selected_attention(q, k, v, indices, block=blocks.block, share=blocks.share, **more)
+        indices = select_blocks(q, ck, lse, blocks=blocks, start_BT=start, num_keys=q.shape[1])
+    o_slc, _ = selected_attention(q, k, v, indices, block=blocks.block, reuse=blocks.reuse, **more)
     return o_cmp, o_slc, indices
 
 
@@ -107,26 +107,25 @@ def check(form: Form, G: int) -> dict[str, Any]:
     start = document_starts(None, 1, T, torch.device("cuda"))
     single = [None if x is None else x.detach() for x in inputs(form, 1, T, G, torch.float32)]
     blocks, ck = form.blocks, pooled(single[1], form.blocks)
-    operators.forced = "torch"
     more = {"length": blocks.length, "stride": blocks.stride, "value_dim": form.V, "start_BT": start}
-    _, lse = range_attention(single[0], ck, None if form.latent else ck[..., : form.V], **more)
+    with force_backend("torch"):
+        _, lse = visible_block_attention(single[0], ck, None if form.latent else ck[..., : form.V], **more)
     sets = []
-    for forced in (None, "torch"):
-        operators.forced = forced
-        sets.append(choose(single[0], ck, lse, blocks=blocks, start_BT=start, keys=T))
+    for backend in (None, "torch"):
+        with force_backend(backend):
+            sets.append(select_blocks(single[0], ck, lse, blocks=blocks, start_BT=start, num_keys=T))
     same = float((sets[0] == sets[1]).all(-1).float().mean())
     half = [None if x is None else x.to(torch.bfloat16).requires_grad_() for x in single]
     exact = [None if x is None else x.detach().double().requires_grad_() for x in half]
     errors, results = {}, []
-    for forced, tensors in ((None, half), ("torch", exact)):
-        operators.forced = forced
-        o_cmp, o_slc, _ = whole(form, *tensors, start, indices=sets[1])
-        if not results:
-            weights = [torch.randn_like(o_cmp), torch.randn_like(o_slc)]
-        loss = sum((o * w.to(o.dtype)).sum() for o, w in zip((o_cmp, o_slc), weights))
-        there = [x for x in tensors if x is not None]
-        results.append([o_cmp, o_slc, *torch.autograd.grad(loss, there)])
-    operators.forced = None
+    for backend, tensors in ((None, half), ("torch", exact)):
+        with force_backend(backend):
+            o_cmp, o_slc, _ = whole(form, *tensors, start, indices=sets[1])
+            if not results:
+                weights = [torch.randn_like(o_cmp), torch.randn_like(o_slc)]
+            loss = sum((o * w.to(o.dtype)).sum() for o, w in zip((o_cmp, o_slc), weights))
+            leaves = [x for x in tensors if x is not None]
+            results.append([o_cmp, o_slc, *torch.autograd.grad(loss, leaves)])
     names = ("pooled", "selected", "dq", "dk", "dv")
     errors = {name: relative(a, b) for name, a, b in zip(names, *results)}
     passed = max(errors.values()) < ALLOWED and same > 0.999
@@ -168,12 +167,12 @@ def ours(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
     more = {"start_BT": start, "value_dim": form.V}
     with torch.no_grad():
         ck = pooled(tensors[1], blocks)
-        _, lse = range_attention(
+        _, lse = visible_block_attention(
             tensors[0], ck, pooled(tensors[2], blocks), length=blocks.length, stride=blocks.stride, **more
         )
-        indices = choose(tensors[0], ck, lse, blocks=blocks, start_BT=start, keys=T)
-        select_ms = milliseconds(lambda: choose(tensors[0], ck, lse, blocks=blocks, start_BT=start, keys=T))
-    read = B * T * G * blocks.selected * blocks.block * (form.K + (0 if form.latent else form.V)) * 2 / blocks.share
+        indices = select_blocks(tensors[0], ck, lse, blocks=blocks, start_BT=start, num_keys=T)
+        select_ms = milliseconds(lambda: select_blocks(tensors[0], ck, lse, blocks=blocks, start_BT=start, num_keys=T))
+    read = B * T * G * blocks.selected * blocks.block * (form.K + (0 if form.latent else form.V)) * 2 / blocks.reuse
     flops = B * T * H * blocks.selected * blocks.block * 2 * (form.K + form.V)
     rows = [
         {**case, "op": "whole", **timed(lambda q, k, v: whole(form, q, k, v, start)[:2], tensors)},
@@ -184,7 +183,7 @@ def ours(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
             "read_gb": round(read / 1e9, 2),
             "forward_tflop": round(flops / 1e12, 3),
             **timed(
-                lambda q, k, v: selected_attention(q, k, v, indices, block=blocks.block, share=blocks.share, **more)[0],
+                lambda q, k, v: selected_attention(q, k, v, indices, block=blocks.block, reuse=blocks.reuse, **more)[0],
                 tensors,
             ),
         },
@@ -192,7 +191,7 @@ def ours(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
             **case,
             "op": "pooled blocks alone",
             **timed(
-                lambda q, k, v: range_attention(
+                lambda q, k, v: visible_block_attention(
                     q, pooled(k, blocks), pooled(v, blocks), length=blocks.length, stride=blocks.stride, **more
                 )[0],
                 tensors,
@@ -210,7 +209,7 @@ def peers(B: int, T: int, G: int) -> list[dict[str, Any]]:
         {
             **case,
             "op": "our window of 512",
-            **timed(lambda q, k, v: range_attention(q, k, v, start_BT=start, window=512)[0], tensors),
+            **timed(lambda q, k, v: visible_block_attention(q, k, v, start_BT=start, window=512)[0], tensors),
         }
     ]
 
@@ -403,15 +402,17 @@ def tune(shape: Shape) -> list[dict[str, Any]]:
     start = document_starts(None, B, T, torch.device("cuda"))
     ck, cv = (x if x is None else pooled(x, blocks).contiguous() for x in (k, v))
     if shape.what == "selected":
-        _, lse = range_attention(q, ck, cv, start_BT=start, length=blocks.length, stride=blocks.stride, value_dim=V)
-        chosen = choose(q, ck, lse, blocks=blocks, start_BT=start, keys=T)
-        starts, more = row_starts(chosen, start, blocks.block), (V, 0, blocks.block, blocks.share, scale)
+        _, lse = visible_block_attention(
+            q, ck, cv, start_BT=start, length=blocks.length, stride=blocks.stride, value_dim=V
+        )
+        chosen = select_blocks(q, ck, lse, blocks=blocks, start_BT=start, num_keys=T)
+        starts, more = row_starts(chosen, start, blocks.block), (V, 0, blocks.block, blocks.reuse, scale)
         forward: Callable[[], Any] = lambda: kernels.selected_forward(q, k, v, starts, start, *more)  # noqa: E731
         o, lse = forward()
         do, dlse = torch.randn_like(o), torch.zeros_like(lse)
         backward: Callable[[], Any] = lambda: kernels.selected_backward(do, dlse, q, k, v, starts, start, o, lse, *more)  # noqa: E731
         rows = {
-            "selected_forward": kernels.rows_together(blocks.share, H // G),
+            "selected_forward": kernels.rows_together(blocks.reuse, H // G),
             "selected_keys": min(64, max(16, blocks.block)),
         }
         rows["selected_queries"] = rows["selected_forward"]
@@ -493,7 +494,6 @@ def main() -> None:
                 try:
                     row = check(form, G)
                 except Exception as error:
-                    operators.forced = None
                     row = {
                         "section": "check",
                         "form": form.name,

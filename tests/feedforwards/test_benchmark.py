@@ -16,8 +16,8 @@ def test_the_benchmark_runs_on_tiny_shapes(tmp_path: Path) -> None:
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = {row["implementation"]: row for row in json.loads(output.read_text())["results"]}
-    parts = {f"part: {name}" for name in ("router", "spread", "gated", "collect", "casts")}
+    parts = {f"part: {name}" for name in ("router", "dispatch", "swiglu", "combine", "casts")}
     wanted = {"products", "moe", "kernels", "moe top 6", "zero", "dense", "deterministic"} | parts
     assert rows.keys() == wanted and not any("error" in row for row in rows.values())
-    assert rows["deterministic"]["same_bits"] and rows["part: gated"]["bytes_least"] == 16 * 256 * 4 * 32
+    assert rows["deterministic"]["same_bits"] and rows["part: swiglu"]["bytes_least"] == 16 * 256 * 4 * 32
     assert abs(rows["zero"]["ffn_experts"] - 4) < 0.1

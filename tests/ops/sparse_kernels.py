@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.ops.sparse_attention import Blocks, chunked, document_starts, operators
 from workbench.ops.sparse_attention import triton as kernels
-from workbench.ops.sparse_attention.layout import leaders, row_starts, without_duplicates
+from workbench.ops.sparse_attention.layout import group_query_rows, row_starts, unique_blocks
 
 DEVICE = sys.argv[2] if len(sys.argv) > 2 else "cpu"
 
@@ -85,8 +85,8 @@ def check_selection(T: int, H: int, G: int, K: int, *, blocks: Blocks, mean: flo
     q, ck = random(B, T, H, K, dtype=dtype), random(B, N, G, K, dtype=dtype)
     _, lse = chunked.range_forward(q, ck, ck, start, 0, blocks.length, blocks.stride, 0, K**-0.5, 0.0)
     rows = torch.arange(T, dtype=torch.int32, device=DEVICE).expand(B, T).contiguous()
-    if blocks.share > 1:
-        rows = leaders(start, 0, blocks.share)
+    if blocks.reuse > 1:
+        rows = group_query_rows(start, 0, blocks.reuse)
         at = rows.clamp_min(0).long()
         q, lse = q.gather(1, at[:, :, None, None].expand(-1, -1, H, K)), lse.gather(1, at[..., None].expand(-1, -1, H))
         start = start.gather(1, at)
@@ -106,7 +106,7 @@ def check_selected(
     *,
     block: int,
     n: int,
-    share: int,
+    reuse: int,
     mean: float,
     offset: int,
     dtype: torch.dtype,
@@ -116,28 +116,28 @@ def check_selected(
     B, S, device = 2, T + offset, torch.device(DEVICE)
     start = document_starts(segments(B, T, mean if offset == 0 else 0), B, T, device)
     p = torch.arange(offset, S, device=device) - start
-    indices = without_duplicates(torch.randint(-1, max(1, S // block + 2), (B, T, G, n), device=device))
+    indices = unique_blocks(torch.randint(-1, max(1, S // block + 2), (B, T, G, n), device=device))
     indices[..., 0] = torch.where(torch.rand(B, T, G, device=device) < 0.8, indices[..., 0], -1)
-    if share > 1:
-        leader = (torch.arange(T, device=device) - p % share).clamp_min(0)
+    if reuse > 1:
+        leader = (torch.arange(T, device=device) - p % reuse).clamp_min(0)
         indices = indices.gather(1, leader[:, :, None, None].expand_as(indices))
     # a block in the future of every position that selects it is none; one in the future of some is masked token by token
-    lead = p - p % share
+    lead = p - p % reuse
     indices = torch.where(indices * block <= lead[:, :, None, None], indices, -1)
     starts = row_starts(indices, start, block)
     q, k = random(B, T, H, K, dtype=dtype), random(B, S, G, K, dtype=dtype)
     v = random(B, S, G, V, dtype=dtype) if apart else None
     exact_q, exact_k = q.double(), k.double()
     exact_v = exact_k[..., :V] if v is None else v.double()
-    what = ("selected", T, H, G, K, V, block, n, share, mean, offset, dtype, apart)
-    o, lse = kernels.selected_forward(q, k, v, starts, start, V, offset, block, share, K**-0.5)
+    what = ("selected", T, H, G, K, V, block, n, reuse, mean, offset, dtype, apart)
+    o, lse = kernels.selected_forward(q, k, v, starts, start, V, offset, block, reuse, K**-0.5)
     o_wanted, lse_wanted = chunked.selected_forward(exact_q, exact_k, exact_v, starts, offset, block, K**-0.5)
     close(o, o_wanted, allowed, what)
     close(lse, lse_wanted, allowed, what)
     do, dlse = random(B, T, H, V, dtype=dtype), random(B, T, H, dtype=torch.float32) * (lse_wanted > -torch.inf)
-    got = kernels.selected_backward(do, dlse, q, k, v, starts, start, o, lse, V, offset, block, share, K**-0.5)
+    got = kernels.selected_backward(do, dlse, q, k, v, starts, start, o, lse, V, offset, block, reuse, K**-0.5)
     if T > 100:
-        again = kernels.selected_backward(do, dlse, q, k, v, starts, start, o, lse, V, offset, block, share, K**-0.5)
+        again = kernels.selected_backward(do, dlse, q, k, v, starts, start, o, lse, V, offset, block, reuse, K**-0.5)
         assert all(torch.equal(a, b) for a, b in zip(got, again)), (what, "another run, other bits")
     wanted = chunked.selected_backward(
         do.double(), dlse.double(), exact_q, exact_k, exact_v, starts, o_wanted, lse_wanted, offset, block, K**-0.5
@@ -169,25 +169,25 @@ def check_selection_kernels(dtype: torch.dtype) -> None:
 
 def check_selected_kernels(dtype: torch.dtype, allowed: float) -> None:
     more = {"dtype": dtype, "allowed": allowed}
-    check_selected(19, 4, 2, 16, 16, block=8, n=2, share=1, mean=0, offset=0, **more)
-    check_selected(25, 3, 1, 24, 16, block=16, n=2, share=1, mean=9, offset=0, **more)
-    check_selected(29, 4, 1, 24, 16, block=4, n=4, share=4, mean=11, offset=0, apart=False, **more)
-    check_selected(7, 2, 2, 16, 16, block=4, n=5, share=4, mean=0, offset=15, **more)
-    check_selected(9, 2, 1, 16, 16, block=1, n=3, share=1, mean=0, offset=0, **more)
-    check_selected(6, 2, 1, 16, 16, block=80, n=2, share=1, mean=0, offset=80, **more)
+    check_selected(19, 4, 2, 16, 16, block=8, n=2, reuse=1, mean=0, offset=0, **more)
+    check_selected(25, 3, 1, 24, 16, block=16, n=2, reuse=1, mean=9, offset=0, **more)
+    check_selected(29, 4, 1, 24, 16, block=4, n=4, reuse=4, mean=11, offset=0, apart=False, **more)
+    check_selected(7, 2, 2, 16, 16, block=4, n=5, reuse=4, mean=0, offset=15, **more)
+    check_selected(9, 2, 1, 16, 16, block=1, n=3, reuse=1, mean=0, offset=0, **more)
+    check_selected(6, 2, 1, 16, 16, block=80, n=2, reuse=1, mean=0, offset=80, **more)
 
 
 GROUPS = ((1, 64, 64, 1), (2, 64, 32, 1), (3, 80, 16, 1), (4, 128, 64, 1), (8, 64, 16, 4), (16, 64, 64, 1))
-"""Heads of a group, channels, block, tokens that share a selection."""
+"""Heads of a group, channels, block, tokens that reuse a selection."""
 
 
 def check_group(number: int, dtype: torch.dtype, allowed: float) -> None:
     """Sizes that only a device is quick enough for: several tiles, several items a list."""
-    R, K, block, share = GROUPS[number]
+    R, K, block, reuse = GROUPS[number]
     more = {"mean": 200, "offset": 0, "dtype": dtype, "allowed": allowed}
-    check_selected(700, 2 * R, 2, K, K, block=block, n=6, share=share, **more)
+    check_selected(700, 2 * R, 2, K, K, block=block, n=6, reuse=reuse, **more)
     check_selection(
-        700, 2 * R, 2, K, blocks=Blocks(2 * block, block, block, 5, share=share), mean=200, dtype=torch.float32
+        700, 2 * R, 2, K, blocks=Blocks(2 * block, block, block, 5, reuse=reuse), mean=200, dtype=torch.float32
     )
     check_range(700, 2 * R, 2, K, K, length=1, stride=1, window=100, softcap=0.0, **more)
 
@@ -195,11 +195,11 @@ def check_group(number: int, dtype: torch.dtype, allowed: float) -> None:
 def check_long(dtype: torch.dtype, allowed: float) -> None:
     """Many selected blocks, long lists of who selected a block, keys that are their values."""
     more = {"offset": 0, "dtype": dtype, "allowed": allowed}
-    check_selected(3000, 4, 1, 96, 64, block=16, n=32, share=4, mean=0, apart=False, **more)
-    check_selected(3000, 4, 1, 192, 128, block=16, n=32, share=4, mean=900, apart=False, **more)
-    check_selected(2000, 16, 1, 64, 64, block=64, n=1, share=1, mean=0, **more)  # one block for all: long lists
-    check_selected(1000, 16, 2, 40, 32, block=8, n=12, share=4, mean=0, apart=False, **more)
-    check_selected(1000, 16, 4, 64, 64, block=64, n=6, share=1, mean=300, **more)
+    check_selected(3000, 4, 1, 96, 64, block=16, n=32, reuse=4, mean=0, apart=False, **more)
+    check_selected(3000, 4, 1, 192, 128, block=16, n=32, reuse=4, mean=900, apart=False, **more)
+    check_selected(2000, 16, 1, 64, 64, block=64, n=1, reuse=1, mean=0, **more)  # one block for all: long lists
+    check_selected(1000, 16, 2, 40, 32, block=8, n=12, reuse=4, mean=0, apart=False, **more)
+    check_selected(1000, 16, 4, 64, 64, block=64, n=6, reuse=1, mean=300, **more)
     check_selection(5000, 16, 1, 64, blocks=Blocks(32, 16, 64, 16), mean=0, dtype=torch.float32)
 
 

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.ops import paths
-from workbench.ops.delta_rule import delta_rule, delta_rule_flops, fla, path
+from workbench.ops.delta_rule import delta_rule, delta_rule_flops, fla
 from workbench.ops.delta_rule.reference import delta_rule_recurrent
 from workbench.ops.delta_rule.torch import delta_rule_torch
 from workbench.testing import count_flops
@@ -45,8 +44,8 @@ def inputs(
     addresses = unit(B, 1, H, K).expand(B, T, H, K).clone() if repeated else unit(B, T, H, K)
     tensors: dict[str, Any] = {
         "q_BTHK": torch.randn(B, T, H, K, dtype=torch.float64) / K**0.5,
-        "p_BTHK": addresses,
-        "z_BTHV": torch.randn(B, T, H, v, dtype=torch.float64),
+        "write_key_BTHK": addresses,
+        "value_BTHV": torch.randn(B, T, H, v, dtype=torch.float64),
         "state_BHKV": torch.randn(B, H, K, v, dtype=torch.float64),
     }
     if decay != "none":
@@ -56,9 +55,9 @@ def inputs(
         g = strength * (0.5 * g - 0.75)
         tensors["g"] = torch.where(torch.rand(shape) < 0.3, -60.0, g) if decay == "mixed" else g
     if form == "edit":
-        tensors["strength_BTH"] = torch.rand(B, T, H, dtype=torch.float64)
+        tensors["beta_BTH"] = torch.rand(B, T, H, dtype=torch.float64)
     else:
-        tensors["e_BTHK"] = torch.rand(B, T, H, K, dtype=torch.float64) * addresses
+        tensors["erase_key_BTHK"] = torch.rand(B, T, H, K, dtype=torch.float64) * addresses
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
@@ -121,9 +120,7 @@ def test_low_precision(decay: str, axis: str, form: str) -> None:
     for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 1e-2)):
         low = {
             # gates and state stay fp32, as the mixers give them
-            name: x.detach()
-            .to(torch.float32 if name in ("g", "strength_BTH", "state_BHKV") else dtype)
-            .requires_grad_()
+            name: x.detach().to(torch.float32 if name in ("g", "beta_BTH", "state_BHKV") else dtype).requires_grad_()
             for name, x in tensors.items()
         }
         # judged on the rounded input: the error of the computation, not of the input
@@ -165,27 +162,30 @@ def test_gradients_are_differences(axis: str) -> None:
 def test_special_cases_are_each_other() -> None:
     for backend in ("torch", "recurrent"):
         t = {name: x.detach() for name, x in inputs(70).items()}
-        beta, g_BTH = t.pop("strength_BTH"), t.pop("g")[..., 0]
+        beta, g_BTH = t.pop("beta_BTH"), t.pop("g")[..., 0]
         g = g_BTH[..., None].expand(B, 70, H, K)
-        kda = delta_rule(**t, g=g, strength_BTH=beta, backend=backend)
-        gdn = delta_rule(**t, g=g_BTH, strength_BTH=beta, backend=backend)
+        kda = delta_rule(**t, g=g, beta_BTH=beta, backend=backend)
+        gdn = delta_rule(**t, g=g_BTH, beta_BTH=beta, backend=backend)
         compare(list(gdn), list(kda), 1e-12)
-        gated = {"e_BTHK": beta[..., None] * t["p_BTHK"], "z_BTHV": beta[..., None] * t["z_BTHV"]}
+        gated = {
+            "erase_key_BTHK": beta[..., None] * t["write_key_BTHK"],
+            "value_BTHV": beta[..., None] * t["value_BTHV"],
+        }
         compare(list(delta_rule(**{**t, **gated}, g=g, backend=backend)), list(kda), 1e-12)
-        root = {name: beta.sqrt()[..., None] * t[name] for name in ("p_BTHK", "z_BTHV")}
+        root = {name: beta.sqrt()[..., None] * t[name] for name in ("write_key_BTHK", "value_BTHV")}
         compare(list(delta_rule(**{**t, **root}, g=g, backend=backend)), list(kda), 1e-12)
-        left = {"p_BTHK": beta[..., None] * t["p_BTHK"], "e_BTHK": t["p_BTHK"]}
+        left = {"write_key_BTHK": beta[..., None] * t["write_key_BTHK"], "erase_key_BTHK": t["write_key_BTHK"]}
         compare(list(delta_rule(**{**t, **left}, g=g, backend=backend)), list(kda), 1e-12)
-        still = delta_rule(**t, g=0 * g_BTH, strength_BTH=beta, backend=backend)
-        compare(list(delta_rule(**t, strength_BTH=beta, backend=backend)), list(still), 1e-12)
+        still = delta_rule(**t, g=0 * g_BTH, beta_BTH=beta, backend=backend)
+        compare(list(delta_rule(**t, beta_BTH=beta, backend=backend)), list(still), 1e-12)
 
 
 def test_the_strength_is_felt_through_both_gates() -> None:
     t = inputs(40)
-    beta = t.pop("strength_BTH")
-    direct = torch.autograd.grad(delta_rule(**t, strength_BTH=beta)[0].square().sum(), beta)[0]
+    beta = t.pop("beta_BTH")
+    direct = torch.autograd.grad(delta_rule(**t, beta_BTH=beta)[0].square().sum(), beta)[0]
     b, w = (beta.detach()[..., None].expand(B, 40, H, n).clone().requires_grad_() for n in (K, V))
-    t = {**t, "e_BTHK": b * t["p_BTHK"], "z_BTHV": w * t["z_BTHV"]}
+    t = {**t, "erase_key_BTHK": b * t["write_key_BTHK"], "value_BTHV": w * t["value_BTHV"]}
     by_b, by_w = torch.autograd.grad(delta_rule(**t)[0].square().sum(), (b, w))
     assert error(by_b.sum(-1) + by_w.sum(-1), direct) < 1e-12
 
@@ -207,21 +207,21 @@ def test_a_full_edit_stores_its_value_and_none_only_decays() -> None:
     state = tensors.pop("state_BHKV")
     for t in range(20):
         token = {name: x[:, t : t + 1] for name, x in tensors.items()}
-        full = {**token, "g": 0 * token["g"], "strength_BTH": torch.ones_like(token["strength_BTH"])}
+        full = {**token, "g": 0 * token["g"], "beta_BTH": torch.ones_like(token["beta_BTH"])}
         for backend in ("torch", "recurrent"):
             _, written = delta_rule(**full, state_BHKV=state, backend=backend)
-            read = torch.einsum("bhkv,bhk->bhv", written, token["p_BTHK"][:, 0])
-            assert error(read, token["z_BTHV"][:, 0]) < 1e-12
-            nothing = {**token, "strength_BTH": 0 * token["strength_BTH"]}
+            read = torch.einsum("bhkv,bhk->bhv", written, token["write_key_BTHK"][:, 0])
+            assert error(read, token["value_BTHV"][:, 0]) < 1e-12
+            nothing = {**token, "beta_BTH": 0 * token["beta_BTH"]}
             _, decayed = delta_rule(**nothing, state_BHKV=state, backend=backend)
             assert error(decayed, token["g"][:, 0].exp()[..., None] * state) < 1e-12
         _, state = delta_rule(**token, state_BHKV=state)
 
 
 EDGES: dict[str, Any] = {
-    "no edit": {"strength_BTH": 0.0},
-    "full edit": {"strength_BTH": 1.0},
-    "no address": {"p_BTHK": 0.0},
+    "no edit": {"beta_BTH": 0.0},
+    "full edit": {"beta_BTH": 1.0},
+    "no address": {"write_key_BTHK": 0.0},
     "no decay": {"g": 0.0},
     "60 nats": {"g": -60.0},
     "200 nats": {"g": -200.0},
@@ -246,8 +246,8 @@ def test_repeated_keys_keep_their_precision(strength: float) -> None:
     """Where the inverse of a chunk's system grows: identical and nearly identical keys, full edits, no decay."""
     for spread in (0.0, 1e-3):
         t = {name: x.detach() for name, x in inputs(256, "0", repeated=True).items()}
-        t["p_BTHK"] = F.normalize(t["p_BTHK"] + spread * torch.randn_like(t["p_BTHK"]), dim=-1)
-        t["strength_BTH"] = torch.full_like(t["strength_BTH"], strength)
+        t["write_key_BTHK"] = F.normalize(t["write_key_BTHK"] + spread * torch.randn_like(t["write_key_BTHK"]), dim=-1)
+        t["beta_BTH"] = torch.full_like(t["beta_BTH"], strength)
         wanted = delta_rule(**t, backend="recurrent")[0]
         got, step = (
             delta_rule(**{name: x.float() for name, x in t.items()}, backend=backend)[0]
@@ -293,18 +293,6 @@ def test_compiles_whole(axis: str) -> None:
     compare(results(tensors, compiled), results(tensors, call), 1e-12, tensors)
 
 
-def test_the_path_is_chosen_and_noted() -> None:
-    assert path("cpu", torch.float32, length=10, K=128, V=128) == "torch"
-    assert path("cuda", torch.float32, length=10, K=128, V=128) == "torch"
-    assert path("cuda", torch.bfloat16, length=10, K=512, V=128) == "torch"
-    assert path("cuda", torch.bfloat16, length=1, K=128, V=128) == "recurrent"
-    paths.forget()
-    tensors = inputs(5)
-    delta_rule(**tensors)
-    delta_rule(**{name: x if name == "state_BHKV" else x[:, :1] for name, x in tensors.items()})
-    assert paths.taken() == {"delta_rule": ["torch", "recurrent"]}
-
-
 def test_the_state_is_new_and_nothing_is_overwritten() -> None:
     tensors = {name: x.detach() for name, x in inputs(5).items()}
     before = {name: x.clone() for name, x in tensors.items()}
@@ -317,11 +305,11 @@ def test_the_state_is_new_and_nothing_is_overwritten() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"p_BTHK": (B, 5, H, K + 1)}, "p_BTHK: got shape (2, 5, 2, 9); expected (B=2, T=5, H=2, K=8)"),
+        ({"write_key_BTHK": (B, 5, H, K + 1)}, "write_key_BTHK: got shape (2, 5, 2, 9); expected (B=2, T=5, H=2, K=8)"),
         ({"q_BTHK": (B, 5, K)}, "q_BTHK: got shape (2, 5, 8); expected the axes (B, T, H, K)"),
-        ({"z_BTHV": (B, 4, H, V)}, "z_BTHV: got shape (2, 4, 2, 12); expected (B=2, T=5, H=2, V=12)"),
+        ({"value_BTHV": (B, 4, H, V)}, "value_BTHV: got shape (2, 4, 2, 12); expected (B=2, T=5, H=2, V=12)"),
         ({"g": (B, 5, H + 1)}, "g: got shape (2, 5, 3); expected (B=2, T=5, H=2)"),
-        ({"strength_BTH": (B, 5, H, K)}, "strength_BTH: got shape (2, 5, 2, 8); expected (B=2, T=5, H=2)"),
+        ({"beta_BTH": (B, 5, H, K)}, "beta_BTH: got shape (2, 5, 2, 8); expected (B=2, T=5, H=2)"),
         ({"state_BHKV": (B, H, V, K)}, "state_BHKV: got shape (2, 2, 12, 8); expected (B=2, H=2, K=8, V=12)"),
         ({"segments": (B, 6)}, "segments: got shape (2, 6); expected (B=2, T=5)"),
     ],
@@ -349,7 +337,7 @@ def test_transformers_agrees(T: int) -> None:
         "transformers.models.qwen3_next.modeling_qwen3_next", reason=reason, exc_type=ImportError
     )
     t = {name: x.detach().float() for name, x in inputs(T, "0.1", "scalar").items()}
-    arguments = {"key": t["p_BTHK"], "value": t["z_BTHV"], "g": t["g"], "beta": t["strength_BTH"]}
+    arguments = {"key": t["write_key_BTHK"], "value": t["value_BTHV"], "g": t["g"], "beta": t["beta_BTH"]}
     for name in ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"):
         # unwrapped: where flash-linear-attention is installed, its kernels would be called instead
         wanted = inspect.unwrap(getattr(theirs, name))(
@@ -366,10 +354,10 @@ def test_flash_linear_attention_agrees(T: int) -> None:
     t = {name: x.detach().float() for name, x in inputs(T).items()}
     wanted = theirs.naive_recurrent_kda(
         q=t["q_BTHK"],
-        k=t["p_BTHK"],
-        v=t["z_BTHV"],
+        k=t["write_key_BTHK"],
+        v=t["value_BTHV"],
         g=t["g"],
-        beta=t["strength_BTH"],
+        beta=t["beta_BTH"],
         scale=1.0,
         initial_state=t["state_BHKV"],
         output_final_state=True,
@@ -432,9 +420,9 @@ def test_the_adapter_speaks_flash_linear_attention(
     t = {name: x.detach() for name, x in inputs(9, "none" if decay == "none" else "0.1", decay, form).items()}
     t = {name: x.float() for name, x in t.items()}
     if form == "erase":
-        t["strength_BTH"] = torch.rand(B, 9, H)
+        t["beta_BTH"] = torch.rand(B, 9, H)
     segments = documents(9) if packed else None
-    for drop in ((), ("state_BHKV",), ("strength_BTH",)):
+    for drop in ((), ("state_BHKV",), ("beta_BTH",)):
         some = {name: x for name, x in t.items() if name not in drop}
         wanted = delta_rule(**some, segments=segments, backend="recurrent")
         compare(list(delta_rule(**some, segments=segments, backend="fla")), list(wanted), 1e-5)

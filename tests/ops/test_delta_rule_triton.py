@@ -50,9 +50,9 @@ def worst_error(case: Case, dtype: torch.dtype, device: str) -> tuple[float, str
     g = torch.where(torch.rand_like(g) < case.get("bursts", 0.0), -80.0, g)
     named: dict[str, Tensor] = {"q": q, "p": p, "z": z, "g": g.requires_grad_()}
     if case.get("address"):
-        named["e_BTHK"] = normal(B, T, H, K, unit=True)
+        named["erase_key_BTHK"] = normal(B, T, H, K, unit=True)
     if case.get("strength"):
-        named["strength_BTH"] = torch.rand(B, T, H, device=device).requires_grad_()
+        named["beta_BTH"] = torch.rand(B, T, H, device=device).requires_grad_()
     if case.get("state"):
         named["state_BHKV"] = torch.randn(B, H, K, V, device=device).requires_grad_()
     segments = (torch.rand(B, T, device=device) < 1 / 30).int().cumsum(1).int() if case.get("packed") else None

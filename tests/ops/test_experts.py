@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from interpreter import in_interpreter
 from torch import Tensor
 
-from workbench.ops.experts import path, routed_experts, routing, sort_choices
+from workbench.ops.dispatch import force_backend
+from workbench.ops.experts import routed_experts, sort_choices
 
 CASES = {
     "mixed": (13, 3, 6, 6),
@@ -81,15 +82,6 @@ def worst_error(case: str, D: int, H: int, dtype: torch.dtype, device: str) -> f
     return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(got, wanted))
 
 
-def test_the_kernels_are_taken_where_they_compute_what_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.ops.experts.torch.TRITON", True)
-    assert path("cuda", torch.bfloat16) == path("cuda", torch.float32) == path("cuda", torch.int64) == "triton"
-    assert path("cuda", torch.float64) == path("cpu", torch.float32, "loop") == "loop", "grouped products have no fp64"
-    assert path("cpu", torch.bfloat16) == path("meta", torch.float32) == "torch"
-    monkeypatch.setattr("workbench.ops.experts.torch.TRITON", False)
-    assert path("cuda", torch.bfloat16) == "torch"
-
-
 def test_the_kernels_in_the_interpreter_are_single_experts() -> None:
     printed = in_interpreter(__file__, str(torch.initial_seed()))
     assert "kernels agree" in printed, printed
@@ -137,9 +129,9 @@ def check_registrations() -> None:
     row_NK = sort_choices(chosen_NK, 3).row_NK
     for operator, arguments in (
         (kernels.sort_choices_triton, (chosen_NK, 3)),
-        (kernels.spread, (x_ND.requires_grad_(), row_NK, end)),
-        (kernels.collect, (torch.randn(8, 8).requires_grad_(), row_NK, end)),
-        (kernels.gated, (both, weight_R, end)),
+        (kernels.dispatch, (x_ND.requires_grad_(), row_NK, end)),
+        (kernels.combine, (torch.randn(8, 8).requires_grad_(), row_NK, end)),
+        (kernels.swiglu_grouped, (both, weight_R, end)),
     ):
         # not "test_aot_dispatch_dynamic": it compares every number, and rows of no expert hold anything
         torch.library.opcheck(
@@ -153,24 +145,23 @@ def poison_new_memory() -> None:
 
 
 if __name__ == "__main__":
-    import workbench.ops.experts.torch as here
     from workbench.ops.experts import triton as kernels
 
     torch.manual_seed(int(sys.argv[1]) % 2**63)
     torch.set_num_threads(1)
-    here.path = routing.path = lambda device, dtype, backend="grouped_mm": "loop" if backend == "loop" else "triton"  # type: ignore[assignment]
     kernels.CHOICES, kernels.STEP, kernels.COLUMNS, kernels.TILE = 32, 16, 16, 64
     kernels.LAUNCH = {size: {"ROWS": 4, "LEFT": 16, "RIGHT": 16} for size in (2, 4)}
     F.grouped_mm = poisoned(F.grouped_mm)
     poison_new_memory()
-    check_routes("cpu", ((1, 1, 1), (20, 7, 3), (40, 2, 40)))
-    check_registrations()
-    for case in CASES:
-        error = worst_error(case, 24 if case == "mixed" else 16, 8, torch.float32, "cpu")
-        assert error < 1e-6, f"relative error {error:.1e}: {case}"
-    kernels.MOST_RANKED = 2
-    assert worst_error("zero experts", 16, 8, torch.float32, "cpu") < 1e-6, "experts as they come"
-    # the interpreter multiplies the bits of bf16 as whole numbers: this product is torch's here
-    kernels.weight_gradient = lambda x, dy, ends: F.grouped_mm(x.t(), dy, offs=ends)
-    assert worst_error("zero experts", 16, 24, torch.bfloat16, "cpu") < 1e-2
+    with force_backend("triton"):
+        check_routes("cpu", ((1, 1, 1), (20, 7, 3), (40, 2, 40)))
+        check_registrations()
+        for case in CASES:
+            error = worst_error(case, 24 if case == "mixed" else 16, 8, torch.float32, "cpu")
+            assert error < 1e-6, f"relative error {error:.1e}: {case}"
+        kernels.MOST_RANKED = 2
+        assert worst_error("zero experts", 16, 8, torch.float32, "cpu") < 1e-6, "experts as they come"
+        # the interpreter multiplies the bits of bf16 as whole numbers: this product is torch's here
+        kernels.weight_gradient = lambda x, dy, ends: F.grouped_mm(x.t(), dy, offs=ends)
+        assert worst_error("zero experts", 16, 24, torch.bfloat16, "cpu") < 1e-2
     print("kernels agree")

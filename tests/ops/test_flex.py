@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from workbench.ops.attention import flex, path
+from workbench.ops.attention import flex
 from workbench.ops.attention.reference import attention_reference, visible
 
 
@@ -65,15 +65,6 @@ def test_flex_is_the_definition(window: int | None, groups: int, monkeypatch: py
     got = flex.attention_flex(*tensors, window=window, segments=segments_BT)
     wanted = attention_reference(*tensors, window=window, segments=segments_BT)
     assert float((got - wanted).norm() / wanted.norm()) < 1e-12
-
-
-def test_the_fastest_path_is_chosen_by_what_is_asked() -> None:
-    ask = {"length": 4096, "keys": 4096, "window": None, "segments": False, "dtype": torch.bfloat16}
-    assert path("cuda", **ask) == "torch" and path("cuda", **{**ask, "segments": True}) == "flex"  # type: ignore[arg-type]
-    assert path("cuda", **{**ask, "window": 512}) == "flex" and path("cuda", **{**ask, "window": 4096}) == "torch"  # type: ignore[arg-type]
-    assert path("cuda", **{**ask, "length": 1, "window": 512}) == "torch"  # type: ignore[arg-type]
-    assert path("cpu", **{**ask, "segments": True}) == "torch"  # type: ignore[arg-type]
-    assert path("cuda", **{**ask, "segments": True, "dtype": torch.float64}) == "torch"  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu

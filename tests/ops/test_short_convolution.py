@@ -63,15 +63,6 @@ def test_parts_that_are_not_the_channels_are_named() -> None:
         short_convolution.short_convolution(x_BTC, weight_CW, parts(9))
 
 
-def test_the_kernels_are_taken_where_they_compute_what_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(short_convolution, "TRITON", True)
-    path = short_convolution.path
-    assert path("cuda", torch.bfloat16, tail=False) == path("cuda", torch.float32, tail=False) == "triton"
-    assert path("cuda", torch.float64, tail=False) == "torch", "the kernels sum in fp32"
-    assert path("cuda", torch.bfloat16, tail=False, head=1024) == "torch"
-    assert path("cuda", torch.bfloat16, tail=True) == path("cpu", torch.float32, tail=False) == "torch"
-
-
 def test_the_kernels_in_the_interpreter_are_the_definition() -> None:
     printed = in_interpreter(__file__, str(torch.initial_seed()))
     assert "kernels agree" in printed, printed

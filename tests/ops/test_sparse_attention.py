@@ -9,21 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from workbench.ops import paths
 from workbench.ops.sparse_attention import (
     Blocks,
-    choose,
+    block_overlaps,
+    block_starts,
     document_starts,
-    overlaps,
-    range_attention,
+    num_blocks,
+    num_visible_blocks,
+    select_blocks,
     selected_attention,
-    slot_rows,
-    slots,
-    visible_blocks,
-    without_duplicates,
+    unique_blocks,
+    visible_block_attention,
 )
 from workbench.ops.sparse_attention import chunked as plain
-from workbench.ops.sparse_attention.layout import leaders, range_pairs, selected_pairs
+from workbench.ops.sparse_attention.layout import group_query_rows, selected_pairs, visible_pairs
 from workbench.ops.sparse_attention.reference import (
     attend_reference,
     compression_blocks,
@@ -64,7 +63,7 @@ def same_gradients(got: Tensor, wanted: Tensor, inputs: list[Tensor]) -> None:
 
 def pooled(x_TGC: Tensor, length: int, stride: int) -> Tensor:
     """Means of the blocks of one document."""
-    N = slots(len(x_TGC), length, stride)
+    N = num_blocks(len(x_TGC), length, stride)
     return torch.stack([x_TGC[i * stride : i * stride + length].mean(0) for i in range(N)]) if N else x_TGC[:0]
 
 
@@ -73,11 +72,11 @@ def pooled(x_TGC: Tensor, length: int, stride: int) -> Tensor:
 
 @pytest.mark.parametrize(("length", "stride", "block"), SIZES)
 def test_scores_spread_by_the_overlap_of_tokens(length: int, stride: int, block: int) -> None:
-    """Eq. 9 as overlaps, against counting tokens one by one and against the printed sum with j and i from 1."""
+    """Eq. 9 as block_overlaps, against counting tokens one by one and against the printed sum with j and i from 1."""
     N, J = 60, 6
     p = torch.rand(N, dtype=torch.float64)
     by_token = [importance(dict(enumerate(p)), length, stride, block, j) for j in range(J)]
-    ratio, pairs = block // stride, dict(overlaps(length, stride, block))
+    ratio, pairs = block // stride, dict(block_overlaps(length, stride, block))
     by_pairs = [sum(w * float(p[j * ratio + m]) for m, w in pairs.items() if 0 <= j * ratio + m < N) for j in range(J)]
     printed = [
         sum(
@@ -95,8 +94,8 @@ def test_scores_spread_by_the_overlap_of_tokens(length: int, stride: int, block:
 @pytest.mark.parametrize(("length", "stride"), [(32, 16), (16, 16), (8, 4), (1, 1)])
 def test_a_block_is_visible_when_it_lies_at_or_before_the_query(length: int, stride: int) -> None:
     for p in range(3 * length + 2):
-        assert visible_blocks(p, length, stride) == len(compression_blocks(p, 10 * length, length, stride)), p
-    assert [visible_blocks(p, length, stride) for p in (length - 2, length - 1, length - 1 + stride)] == [0, 1, 2]
+        assert num_visible_blocks(p, length, stride) == len(compression_blocks(p, 10 * length, length, stride)), p
+    assert [num_visible_blocks(p, length, stride) for p in (length - 2, length - 1, length - 1 + stride)] == [0, 1, 2]
 
 
 def test_pairs_are_those_of_the_published_comparison() -> None:
@@ -107,7 +106,7 @@ def test_pairs_are_those_of_the_published_comparison() -> None:
         (32768, 1023, 1008, 508),
         (65536, 2047, 1016, 510),
     ):
-        means = range_pairs(T, T, 32, 16, 0) / T, selected_pairs(T, T, 1024) / T, range_pairs(T, T, 1, 1, 512) / T
+        means = visible_pairs(T, T, 32, 16, 0) / T, selected_pairs(T, T, 1024) / T, visible_pairs(T, T, 1, 1, 512) / T
         assert means == pytest.approx((cmp, slc, win), abs=0.7)
 
 
@@ -120,29 +119,29 @@ def test_slots_hold_every_whole_block_once(mean: float) -> None:
     length, stride, T = 8, 4, 61
     segments = random_segments(3, T, mean)
     start_BT = document_starts(segments, 3, T, segments.device)
-    rows = slot_rows(start_BT, segments, length, stride)
+    rows = block_starts(start_BT, segments, length, stride)
     for b in range(3):
         wanted = []
         for value in segments[b].unique():
             own = (segments[b] == value).nonzero()[:, 0]
             a, size = int(own[0]), len(own)
             assert (start_BT[b, own] == a).all()
-            wanted += [(a // stride + i, a + i * stride) for i in range(slots(size, length, stride))]
+            wanted += [(a // stride + i, a + i * stride) for i in range(num_blocks(size, length, stride))]
         assert [(slot, int(row)) for slot, row in enumerate(rows[b]) if row >= 0] == wanted
 
 
 @pytest.mark.parametrize("mean", [1.5, 5, 30])
 def test_every_later_group_has_one_leader(mean: float) -> None:
-    share, T = 4, 50
+    reuse, T = 4, 50
     start_BT = document_starts(random_segments(3, T, mean), 3, T, torch.device("cpu"))
-    rows = leaders(start_BT, 0, share)
+    rows = group_query_rows(start_BT, 0, reuse)
     p_BT = torch.arange(T) - start_BT
-    wanted = [[t for t in range(T) if p_BT[b, t] % share == 0 and p_BT[b, t] > 0] for b in range(3)]
+    wanted = [[t for t in range(T) if p_BT[b, t] % reuse == 0 and p_BT[b, t] > 0] for b in range(3)]
     assert [[int(r) for r in row if r >= 0] for row in rows] == wanted
 
 
 def test_duplicates_are_removed() -> None:
-    assert without_duplicates(torch.tensor([3, 0, 3, -1, 0, 5])).tolist() == [0, 3, 5, -1, -1, -1]
+    assert unique_blocks(torch.tensor([3, 0, 3, -1, 0, 5])).tolist() == [0, 3, 5, -1, -1, -1]
 
 
 # -- attention -------------------------------------------------------------------------------------------------------
@@ -160,7 +159,9 @@ def test_attention_over_a_run_is_its_definition(
     q, k, v = random(1, T, H, K), random(1, T, G, K), random(1, T, G, V)
     ck, cv = pooled(k[0], length, stride), pooled(v[0], length, stride)
     start = document_starts(None, 1, T, q.device)
-    got, lse = range_attention(q, ck[None], cv[None], start_BT=start, length=length, stride=stride, window=window)
+    got, lse = visible_block_attention(
+        q, ck[None], cv[None], start_BT=start, length=length, stride=stride, window=window
+    )
     keys = window_tokens(T, G, window) if window else [[compression_blocks(p, T, length, stride)] * G for p in range(T)]
     wanted = attend_reference(q[0], ck, cv, keys, K**-0.5)[None]
     assert error(got, wanted) < 1e-13
@@ -175,7 +176,7 @@ def test_soft_cap_and_sink(softcap: float | None, window: int | None) -> None:
     T, H, K = 9, 2, 4
     q, k, v, sink = random(2, T, H, K), random(2, T, 1, K), random(2, T, 1, K), random(H)
     start = document_starts(None, 2, T, q.device)
-    got, _ = range_attention(q, k, v, start_BT=start, window=window, softcap=softcap, sink_H=sink)
+    got, _ = visible_block_attention(q, k, v, start_BT=start, window=window, softcap=softcap, sink_H=sink)
     scores = torch.einsum("bthk,bsk->bhts", q, k[:, :, 0]) / K**0.5
     scores = softcap * torch.tanh(scores / softcap) if softcap else scores
     t, s = torch.arange(T)[:, None], torch.arange(T)[None]
@@ -187,7 +188,7 @@ def test_soft_cap_and_sink(softcap: float | None, window: int | None) -> None:
 
 
 CASES = [
-    # H, G, length, stride, block, count, initial, local, share
+    # H, G, length, stride, block, count, initial, local, reuse
     (4, 1, 8, 4, 8, 4, 1, 2, 1),
     (4, 4, 4, 4, 4, 3, 1, 1, 1),
     (6, 2, 8, 4, 16, 3, 1, 2, 1),
@@ -202,12 +203,12 @@ def chosen_and_attended(
 ) -> tuple[Tensor, Tensor]:
     B, T = q.shape[:2]
     start = document_starts(segments, B, T, q.device)
-    rows = slot_rows(start, segments, blocks.length, blocks.stride)
+    rows = block_starts(start, segments, blocks.length, blocks.stride)
     at = rows.clamp_min(0)[..., None] + torch.arange(blocks.length)
     ck = k[torch.arange(B)[:, None, None], at].mean(2)
-    _, lse = range_attention(q, ck, ck, start_BT=start, length=blocks.length, stride=blocks.stride)
-    indices = choose(q, ck, lse, blocks=blocks, start_BT=start, keys=T)
-    o, _ = selected_attention(q, k, v, indices, block=blocks.block, start_BT=start, share=blocks.share)
+    _, lse = visible_block_attention(q, ck, ck, start_BT=start, length=blocks.length, stride=blocks.stride)
+    indices = select_blocks(q, ck, lse, blocks=blocks, start_BT=start, num_keys=T)
+    o, _ = selected_attention(q, k, v, indices, block=blocks.block, start_BT=start, reuse=blocks.reuse)
     return indices, o
 
 
@@ -216,8 +217,8 @@ def chosen_and_attended(
 @pytest.mark.parametrize("cuts", [(), (1, 14, 19, 20, 21, 37)])
 def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], cuts: tuple[int, ...]) -> None:
     """Also on packed documents, each of which must look as if it stood alone."""
-    H, G, length, stride, block, count, initial, local, share = case
-    blocks = Blocks(length, stride, block, count, initial, local, share)
+    H, G, length, stride, block, count, initial, local, reuse = case
+    blocks = Blocks(length, stride, block, count, initial, local, reuse)
     T, K, V = 45, 6, 5
     q, k, v = random(1, T, H, K), random(1, T, G, K), random(1, T, G, V)
     ends = [0, *cuts, T]
@@ -238,7 +239,7 @@ def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], c
             initial=initial,
             local=local,
             scale=K**-0.5,
-            share=share,
+            reuse=reuse,
         )
         assert [[[j for j in row if j >= 0] for row in groups] for groups in indices[0, a:b].tolist()] == sets
         wanted.append(attend_reference(qd, kd, vd, selected_tokens(sets, block), K**-0.5))
@@ -253,7 +254,7 @@ def test_selecting_everything_is_dense(T: int) -> None:
     q, k, v = random(2, T, 4, 6), random(2, T, 2, 6), random(2, T, 2, 5)
     blocks = Blocks(8, 4, 8, -(-T // 8))
     indices, got = chosen_and_attended(q, k, v, blocks._replace(initial=0, local=1), None)
-    dense, _ = range_attention(q, k, v, start_BT=document_starts(None, 2, T, q.device))
+    dense, _ = visible_block_attention(q, k, v, start_BT=document_starts(None, 2, T, q.device))
     assert error(got, dense) < 1e-13
     assert int(indices.max()) == (T - 1) // 8
 
@@ -264,7 +265,7 @@ def test_values_may_be_channels_of_the_keys() -> None:
     start = document_starts(None, 1, 20, q.device)
     indices = torch.tensor([0, 1, 2, -1], dtype=torch.int32).expand(1, 20, 2, 4)
     for call in (
-        lambda v, n: range_attention(q, k, v, start_BT=start, value_dim=n),
+        lambda v, n: visible_block_attention(q, k, v, start_BT=start, value_dim=n),
         lambda v, n: selected_attention(q, k, v, indices, block=8, start_BT=start, value_dim=n),
     ):
         (a, la), (b, lb) = call(None, 4), call(k[..., :4], None)
@@ -304,20 +305,20 @@ def test_a_backward_pass_under_autocast_is_that_without_it() -> None:
 
 
 @pytest.mark.usefixtures("form")
-@pytest.mark.parametrize("share", [1, 4])
+@pytest.mark.parametrize("reuse", [1, 4])
 @pytest.mark.parametrize("T", [1, 3, 6])
-def test_the_last_queries_alone_choose_and_attend_as_in_the_full_pass(share: int, T: int) -> None:
-    blocks = Blocks(4, 4, 4, 4, 1, 1, share)
+def test_the_last_queries_alone_choose_and_attend_as_in_the_full_pass(reuse: int, T: int) -> None:
+    blocks = Blocks(4, 4, 4, 4, 1, 1, reuse)
     S = 43
     q, k, v = random(2, S, 4, 6), random(2, S, 2, 6), random(2, S, 2, 5)
     indices, full = chosen_and_attended(q, k, v, blocks, None)
     ck = torch.stack([pooled(x, 4, 4) for x in k])
     start = document_starts(None, 2, T, q.device)
     more = {"start_BT": start, "offset": S - T}
-    _, lse = range_attention(q[:, -T:], ck, ck, length=4, stride=4, **more)
-    got = choose(q[:, -T:], ck, lse, blocks=blocks, keys=S, before_BGn=indices[:, S - T - 1], **more)
+    _, lse = visible_block_attention(q[:, -T:], ck, ck, length=4, stride=4, **more)
+    got = select_blocks(q[:, -T:], ck, lse, blocks=blocks, num_keys=S, previous_BGn=indices[:, S - T - 1], **more)
     assert torch.equal(got, indices[:, -T:])
-    o, _ = selected_attention(q[:, -T:], k, v, got, block=4, share=share, **more)
+    o, _ = selected_attention(q[:, -T:], k, v, got, block=4, reuse=reuse, **more)
     assert error(o, full[:, -T:]) < 1e-13
 
 
@@ -331,10 +332,3 @@ def test_a_shared_selection_never_sees_the_future() -> None:
         q2[:, t + 1 :], k2[:, t + 1 :] = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
         after, o2 = chosen_and_attended(q2, k2, v.detach(), blocks, None)
         assert torch.equal(after[:, : t + 1], before[:, : t + 1]) and error(o2[:, : t + 1], o[:, : t + 1]) < 1e-12
-
-
-def test_results_can_say_what_computed_it() -> None:
-    paths.forget()
-    q = random(1, 3, 2, 4)
-    range_attention(q, q, q, start_BT=document_starts(None, 1, 3, q.device))
-    assert paths.taken() == {"sparse_attention": ["torch"]}

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from workbench.model import LanguageModel, ModelConfig
-from workbench.ops.sparse_attention import operators, path
 
 SCRIPT = Path(__file__).with_name("sparse_kernels.py")
 
@@ -26,15 +25,6 @@ def run(*arguments: str, **variables: str) -> None:
 def test_the_kernels_in_the_interpreter_are_the_chunked_form() -> None:
     pytest.importorskip("triton")
     run("cpu", TRITON_INTERPRET="1")  # read when triton is imported
-
-
-def test_kernels_are_taken_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "TRITON", True)
-    assert path("cuda", dtype=torch.bfloat16, queries=512) == "triton"
-    assert path("cuda", dtype=torch.bfloat16, queries=1) == "torch"  # decode
-    assert path("cuda", dtype=torch.float64, queries=512) == path("cpu", dtype=torch.float32, queries=512) == "torch"
-    monkeypatch.setattr(operators, "forced", "torch")
-    assert path("cuda", dtype=torch.bfloat16, queries=512) == "torch"
 
 
 @pytest.mark.gpu

@@ -33,7 +33,7 @@ from torch import Generator, Tensor, nn
 from workbench.contract import AuxOutputs, StepCounter
 from workbench.layers import INIT_SCALE
 from workbench.ops.experts import Routes, sort_choices
-from workbench.ops.router import chosen_scores, largest, router_logits
+from workbench.ops.router import gather_scores, router_logits, topk_indices
 
 FREEZE = 0.03
 """Share of the steps, at the end, in which the bias stays as it is."""
@@ -94,7 +94,7 @@ class Router(StepCounter):
         logits_NC, score_NC = self.scores(x_ND)
         chosen_NK = self.select(score_NC.detach(), logits_NC.detach())
         seen_NC = score_NC if self.gradient_tap is None else score_NC + self.gradient_tap
-        gate_NK = chosen_scores(seen_NC, chosen_NK)
+        gate_NK = gather_scores(seen_NC, chosen_NK)
         if self.config.renormalise:
             gate_NK = gate_NK / gate_NK.sum(-1, keepdim=True)
         routes = sort_choices(chosen_NK, self.categories)
@@ -106,7 +106,7 @@ class Router(StepCounter):
         """(N, K) categories."""
         ranked_NC = score_NC if self.bias is None else score_NC + self.bias
         if not self.config.random_zero:
-            return largest(ranked_NC, self.K)
+            return topk_indices(ranked_NC, self.K)
         # the control: how many zero experts and which is a matter of chance, the real experts are still the best
         N, Z, K = self.N, self.Z, self.K
         chance_NC = _chance(logits_NC)

@@ -25,16 +25,16 @@ from workbench.mixers.families.latent import LatentConfig, LatentProjections
 from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
-    choose,
+    block_starts,
     document_starts,
-    leader_pairs,
-    pooling_blocks,
-    range_attention,
-    range_pairs,
+    group_query_pairs,
+    num_blocks,
+    select_blocks,
     selected_attention,
     selected_pairs,
-    slot_rows,
-    slots,
+    unfold_blocks,
+    visible_block_attention,
+    visible_pairs,
 )
 
 
@@ -101,7 +101,7 @@ class ASAGlobal(Mixer):
                     "block": "block",
                     "selected": "select_blocks",
                     "local": "local_blocks",
-                    "share": "reuse",
+                    "reuse": "reuse",
                 },
             )
             return super().resolved(width)
@@ -161,8 +161,10 @@ class ASAGlobal(Mixer):
         q = project.absorbed(q_n, q_r)
         pooled = None if cache is None else cache.pooled
         if pooled is None:
-            slot_rows_BN = None if segments is None else slot_rows(start_BT, segments, blocks.length, blocks.stride)
-            cc, cr = self._pooled([c, kr], 0, slot_rows_BN)
+            block_starts_BN = (
+                None if segments is None else block_starts(start_BT, segments, blocks.length, blocks.stride)
+            )
+            cc, cr = self._pooled([c, kr], 0, block_starts_BN)
         else:
             cc, cr = pooled.extend([c, kr], self._pooled)
         if cache is not None:
@@ -171,11 +173,13 @@ class ASAGlobal(Mixer):
         settings: dict[str, Any] = {"start_BT": start_BT, "offset": offset, "scale": project.scale}
         values = {"value_dim": project.C}
         ck = project.latent_keys(cc, cr)
-        compressed, lse = range_attention(q, ck, length=blocks.length, stride=blocks.stride, **values, **settings)
+        compressed, lse = visible_block_attention(
+            q, ck, length=blocks.length, stride=blocks.stride, **values, **settings
+        )
         indices = given
         if indices is None:
             held = None if pooled is None else pooled.chosen_BGn
-            indices = choose(q, ck, lse, blocks=blocks, keys=offset + T, before_BGn=held, **settings)
+            indices = select_blocks(q, ck, lse, blocks=blocks, num_keys=offset + T, previous_BGn=held, **settings)
             if pooled is not None and held is not None:
                 pooled.chosen_BGn = indices[:, -1]
         selected, _ = selected_attention(
@@ -184,7 +188,7 @@ class ASAGlobal(Mixer):
             None,
             indices,
             block=blocks.block,
-            share=1 if given is not None else blocks.share,
+            reuse=1 if given is not None else blocks.reuse,
             **values,
             **settings,
         )
@@ -192,7 +196,7 @@ class ASAGlobal(Mixer):
 
     def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
         """Pooled latents (B, N, g, C) and rotated keys (B, N, 1, R)."""
-        c, kr = (pooling_blocks(x, rows_BN, self.blocks.length, self.blocks.stride) for x in raw)
+        c, kr = (unfold_blocks(x, rows_BN, self.blocks.length, self.blocks.stride) for x in raw)
         return [self.pool_c(c), kr.mean(-1) if self.pool_r is None else self.pool_r(kr)]
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
@@ -218,9 +222,9 @@ class ASAGlobal(Mixer):
             linear_flops(*LatentProjections.shapes(config, width), (width, 2 * H), (H * N, width)) + 2 * C * 2 * H * N
         )
         pooled = sum(heads * Pooling.flops_of(config.compress, b.length, channels) for heads, channels in pooling)
-        scored, attended = range_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.selected * b.block)
-        flops += pooled * slots(T, b.length, b.stride) / T + 2 * H * (2 * C + R) * (scored + attended) / T
-        flops += 2 * H * (C + R) * leader_pairs(T, b.length, b.stride, b.share) / T
+        scored, attended = visible_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.selected * b.block)
+        flops += pooled * num_blocks(T, b.length, b.stride) / T + 2 * H * (2 * C + R) * (scored + attended) / T
+        flops += 2 * H * (C + R) * group_query_pairs(T, b.length, b.stride, b.reuse) / T
         held = PooledCache.bytes_of(T, b, g * C + R, g, element_bytes) + (g * C + R) * T * element_bytes
         return Cost(parameters, parameters, flops, held)
 

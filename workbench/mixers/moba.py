@@ -21,14 +21,14 @@ from workbench.mixers.families.softmax import HeadsConfig
 from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
-    choose,
+    block_starts,
     document_starts,
-    pooling_blocks,
-    range_attention,
-    range_pairs,
+    select_blocks,
     selected_attention,
     selected_pairs,
-    slot_rows,
+    unfold_blocks,
+    visible_block_attention,
+    visible_pairs,
 )
 
 
@@ -59,7 +59,7 @@ class MoBA(Mixer):
             return Blocks(self.block, self.block, self.block, self.top_k, initial=0, local=1)
 
         def resolved(self, width: int) -> Self:
-            names = dict.fromkeys(("length", "stride", "block", "local", "share"), "block")
+            names = dict.fromkeys(("length", "stride", "block", "local", "reuse"), "block")
             check_blocks(self.blocks, {**names, "selected": "top_k"})
             return super().resolved(width)
 
@@ -97,7 +97,7 @@ class MoBA(Mixer):
         start_BT = document_starts(segments, B, T, x_BTD.device)
         pooled = None if cache is None else cache.pooled
         if pooled is None:
-            rows_BN = None if segments is None else slot_rows(start_BT, segments, blocks.length, blocks.stride)
+            rows_BN = None if segments is None else block_starts(start_BT, segments, blocks.length, blocks.stride)
             (ck,) = self._pooled([k], 0, rows_BN)
         else:
             (ck,) = pooled.extend([k], self._pooled)
@@ -108,14 +108,14 @@ class MoBA(Mixer):
         settings: dict[str, Any] = {"start_BT": start_BT, "offset": offset}
         if block_indices is None:
             with torch.no_grad():  # a softmax over the blocks of a head ranks them as their scores do
-                _, lse = range_attention(q, ck, ck, length=blocks.length, stride=blocks.stride, **settings)
-            block_indices = choose(q, ck, lse, blocks=blocks, keys=offset + T, **settings)
+                _, lse = visible_block_attention(q, ck, ck, length=blocks.length, stride=blocks.stride, **settings)
+            block_indices = select_blocks(q, ck, lse, blocks=blocks, num_keys=offset + T, **settings)
         o, _ = selected_attention(q, k, v, block_indices, block=blocks.block, **settings)
         return self.out(o.reshape(B, T, self.H * self.K))
 
     def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
         """Mean keys (B, N, G, K)."""
-        return [pooling_blocks(x, rows_BN, self.blocks.length, self.blocks.stride).mean(-1) for x in raw]
+        return [unfold_blocks(x, rows_BN, self.blocks.length, self.blocks.stride).mean(-1) for x in raw]
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         pooled = PooledCache(batch, length, self.blocks, [(self.G, self.K)], self.G, device, dtype)
@@ -127,7 +127,7 @@ class MoBA(Mixer):
         shapes = ((width, (H + 2 * G) * K), (H * K, width))
         parameters = sum(m * n for m, n in shapes) + (2 * K if config.qk_norm else 0)
         # blocks are scored twice, for the normaliser and for the ranking; the former weights values nobody looks at
-        scored, attended = range_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.selected * b.block)
+        scored, attended = visible_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.selected * b.block)
         flops = linear_flops(*shapes) + H * K * (6 * scored + 4 * attended) / T
         held = PooledCache.bytes_of(T, b, G * K, G, element_bytes) + 2 * G * K * T * element_bytes
         return Cost(parameters, parameters, flops, held)

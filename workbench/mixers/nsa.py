@@ -30,16 +30,16 @@ from workbench.mixers.families.softmax import HeadsConfig
 from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
-    choose,
+    block_starts,
     document_starts,
-    leader_pairs,
-    pooling_blocks,
-    range_attention,
-    range_pairs,
+    group_query_pairs,
+    num_blocks,
+    select_blocks,
     selected_attention,
     selected_pairs,
-    slot_rows,
-    slots,
+    unfold_blocks,
+    visible_block_attention,
+    visible_pairs,
 )
 
 Branch = Literal["compression", "selection", "window"]
@@ -206,7 +206,7 @@ class NSA(Mixer):
                     "block": "select_block",
                     "selected": "select_blocks",
                     "local": "local_blocks",
-                    "share": "reuse",
+                    "reuse": "reuse",
                 },
             )
             ordered = tuple(branch for branch in BRANCHES if branch in config.branches)
@@ -293,26 +293,28 @@ class NSA(Mixer):
             pooled: dict[str, Any] = {**settings, "length": blocks.length, "stride": blocks.stride}
             lse = None
             if "compression" in reads:
-                out["compression"], lse = range_attention(q, ck, cv, **pooled)
+                out["compression"], lse = visible_block_attention(q, ck, cv, **pooled)
             if "selection" in reads:
                 scale = self.K**-0.5 if self.importance_scaled else 1.0
                 if indices is None:
                     if lse is None or not self.importance_scaled:
                         with torch.no_grad():
-                            _, lse = range_attention(q, ck, ck, scale=scale, **pooled)
+                            _, lse = visible_block_attention(q, ck, ck, scale=scale, **pooled)
                     held = None if cache is None or cache.pooled is None else cache.pooled.chosen_BGn
-                    indices = choose(
-                        q, ck, lse, blocks=blocks, keys=offset + T, scale=scale, before_BGn=held, **settings
+                    indices = select_blocks(
+                        q, ck, lse, blocks=blocks, num_keys=offset + T, scale=scale, previous_BGn=held, **settings
                     )
                     if cache is not None and cache.pooled is not None and held is not None:
                         cache.pooled.chosen_BGn = indices[:, -1]
                 k, v = rows[reads["selection"]]
                 out["selection"], _ = selected_attention(
-                    q, k, v, indices, block=blocks.block, share=1 if given is not None else blocks.share, **settings
+                    q, k, v, indices, block=blocks.block, reuse=1 if given is not None else blocks.reuse, **settings
                 )
         if "window" in reads:
             k, v = rows[reads["window"]]
-            out["window"], _ = range_attention(q, k, v, start_BT=start_BT, offset=k.shape[1] - T, window=self.window)
+            out["window"], _ = visible_block_attention(
+                q, k, v, start_BT=start_BT, offset=k.shape[1] - T, window=self.window
+            )
         if cache is not None:
             cache.length += T
         return [out[branch] for branch in self.branches], indices
@@ -327,10 +329,8 @@ class NSA(Mixer):
         length, stride = self.blocks.length, self.blocks.stride
 
         def pool(raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
-            N = slots(raw[0].shape[1], length, stride)
-            ck, cv = (
-                phi(pooling_blocks(x, rows_BN, length, stride)) for phi, x in zip((self.pool_k, self.pool_v), raw)
-            )
+            N = num_blocks(raw[0].shape[1], length, stride)
+            ck, cv = (phi(unfold_blocks(x, rows_BN, length, stride)) for phi, x in zip((self.pool_k, self.pool_v), raw))
             if not self.rope_first and rows_BN is None:
                 place = torch.arange(first, first + N, device=ck.device)[None] * stride
                 ck = self._rotated(ck, positions_BT=place, length=(first + N) * stride)
@@ -341,7 +341,7 @@ class NSA(Mixer):
 
         if cache is not None:
             return cache.extend(list(source), pool)
-        return pool(list(source), 0, None if segments is None else slot_rows(start_BT, segments, length, stride))
+        return pool(list(source), 0, None if segments is None else block_starts(start_BT, segments, length, stride))
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         shapes: list[tuple[int, ...]] = [(self.G, self.K)] * 2
@@ -366,8 +366,8 @@ class NSA(Mixer):
         held = unevicted = 0
         if "pooled" in reads:
             parameters += 2 * Pooling.parameters_of(config.compress, b.length, K)
-            flops += 2 * G * Pooling.flops_of(config.compress, b.length, K) * slots(T, b.length, b.stride) / T
-            scored = range_pairs(T, T, b.length, b.stride, 0)
+            flops += 2 * G * Pooling.flops_of(config.compress, b.length, K) * num_blocks(T, b.length, b.stride) / T
+            scored = visible_pairs(T, T, b.length, b.stride, 0)
             # a log-sum-exp of its own where the compression branch does not give it
             passes = ("compression" in reads) + (
                 "selection" in reads and ("compression" not in reads or not config.importance_scaled)
@@ -376,10 +376,10 @@ class NSA(Mixer):
             held = PooledCache.bytes_of(T, b, 2 * G * K, G, element_bytes)
             unevicted = held
         if "selection" in reads:
-            flops += 2 * H * K * leader_pairs(T, b.length, b.stride, b.share) / T
+            flops += 2 * H * K * group_query_pairs(T, b.length, b.stride, b.reuse) / T
             flops += 4 * H * K * selected_pairs(T, T, b.selected * b.block) / T
         if "window" in reads:
-            flops += 4 * H * K * range_pairs(T, T, 1, 1, config.window) / T
+            flops += 4 * H * K * visible_pairs(T, T, 1, 1, config.window) / T
         a_token = 2 * G * K * element_bytes
         held += sum(a_token * (T if keep is None else min(T, keep)) for keep in kept.values())
         return Cost(parameters, parameters, flops, held, unevicted + a_token * T * len(kept))

@@ -20,7 +20,7 @@ from workbench.contract import AuxOutputs, StepCounter
 from workbench.data import Batch
 from workbench.evaluation import evaluate
 from workbench.model import LanguageModel
-from workbench.ops import paths
+from workbench.ops import dispatch
 from workbench.results import RunFolder
 from workbench.training import parallel
 from workbench.training.checkpoint import random_state, set_random_state
@@ -277,7 +277,7 @@ class Recorder(Callback):
                 self.untimed = 1
             if parallel.rank() == 0:
                 self.folder.event("first_step", seconds=self.first_step_seconds)
-                self.folder.add_to_environment(paths=paths.taken())
+                self.folder.add_to_environment(paths=dispatch.recorded())
         evaluates = self.step in self.evaluate_at
         stops = self._stops(module.device)
         branches = training.keep_trunk and training.schedule == "wsd" and self.step == training.trunk_steps

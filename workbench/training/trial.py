@@ -29,7 +29,7 @@ from workbench.data import Source, StepLoader, batch_plans, prepare
 from workbench.environment import environment
 from workbench.evaluation import evaluate
 from workbench.files import write_json
-from workbench.ops import paths
+from workbench.ops import dispatch
 from workbench.results import RunFolder
 from workbench.status import Stage, Status
 from workbench.training import parallel
@@ -226,7 +226,7 @@ def _train(
     training = config.training
     if leads:
         write_json(folder.path / "environment.json", {**environment(), "devices": devices})
-    paths.forget()
+    dispatch.reset()
     # nothing of ours draws from the global generators; a variant may, and must get the same numbers every time
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)

@@ -292,14 +292,14 @@ class DeltaRuleMixer(Mixer):
             q_BTHK = q_BTHK * K**-0.5
         raw = self.gates(x_BTD)
         g = self._log_decay(raw.get("decay"))
-        p_BTHK, e_BTHK, z_BTHV, strength_BTH = self._edit(k_BTHK, v_BTHV, *self._log_gates(raw))
+        write_key_BTHK, erase_key_BTHK, value_BTHV, beta_BTH = self._edit(k_BTHK, v_BTHV, *self._log_gates(raw))
         o_BTHV, state_BHKV = delta_rule(
             q_BTHK,
-            p_BTHK,
-            z_BTHV,
+            write_key_BTHK,
+            value_BTHV,
             g,
-            e_BTHK=e_BTHK,
-            strength_BTH=strength_BTH,
+            erase_key_BTHK=erase_key_BTHK,
+            beta_BTH=beta_BTH,
             segments=segments,
             state_BHKV=None if cache is None else cache.state_BHKV,
             chunk=config.chunk,
@@ -311,7 +311,7 @@ class DeltaRuleMixer(Mixer):
                 cache.tail_BWC = self.conv.next_tail(raw_BTC, cache.tail_BWC)
             cache.length += x_BTD.shape[1]
         if aux is not None and aux.collect_metrics:
-            self._watch(aux, raw, g, state_BHKV, p_BTHK, e_BTHK, strength_BTH)
+            self._watch(aux, raw, g, state_BHKV, write_key_BTHK, erase_key_BTHK, beta_BTH)
         y = self.norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)
         if config.output_gate != "none":
             y = y * (F.silu if config.output_gate == "silu" else torch.sigmoid)(raw["output"])
@@ -351,11 +351,15 @@ class DeltaRuleMixer(Mixer):
         power = config.write_gate_power
         if config.sides == "right" and config.tied and power == 1 and erase.shape[-1] == 1:
             return k_BTHK, None, v_BTHV, erase[..., 0].exp()
-        z_BTHV = _scaled(v_BTHV, write, power) if power else v_BTHV
+        value_BTHV = _scaled(v_BTHV, write, power) if power else v_BTHV
         if config.sides == "two":
-            return _scaled(k_BTHK, erase, 0.5), None, z_BTHV, None
+            return _scaled(k_BTHK, erase, 0.5), None, value_BTHV, None
         gated_BTHK = _scaled(k_BTHK, erase, 1)
-        return (k_BTHK, gated_BTHK, z_BTHV, None) if config.sides == "right" else (gated_BTHK, k_BTHK, z_BTHV, None)
+        return (
+            (k_BTHK, gated_BTHK, value_BTHV, None)
+            if config.sides == "right"
+            else (gated_BTHK, k_BTHK, value_BTHV, None)
+        )
 
     @torch.no_grad()
     def _watch(
@@ -364,9 +368,9 @@ class DeltaRuleMixer(Mixer):
         raw: Mapping[str, Tensor],
         g: Tensor | None,
         state_BHKV: Tensor,
-        p_BTHK: Tensor,
-        e_BTHK: Tensor | None,
-        strength_BTH: Tensor | None,
+        write_key_BTHK: Tensor,
+        erase_key_BTHK: Tensor | None,
+        beta_BTH: Tensor | None,
     ) -> None:
         """What a dashboard can show: state, memory in tokens, gates, and how far one edit can stretch the state."""
         metrics = aux.metrics
@@ -376,10 +380,10 @@ class DeltaRuleMixer(Mixer):
         for name in ("edit", "erase", "write"):
             if name in raw:
                 _spread(metrics, f"{name}_gate", raw[name].float().sigmoid())
-        e_BTHK = p_BTHK if e_BTHK is None else e_BTHK
-        if strength_BTH is not None:
-            e_BTHK = strength_BTH[..., None] * e_BTHK
-        metrics["step_norm"] = step_norm(p_BTHK.float(), e_BTHK.float()).max()
+        erase_key_BTHK = write_key_BTHK if erase_key_BTHK is None else erase_key_BTHK
+        if beta_BTH is not None:
+            erase_key_BTHK = beta_BTH[..., None] * erase_key_BTHK
+        metrics["step_norm"] = step_norm(write_key_BTHK.float(), erase_key_BTHK.float()).max()
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> DeltaCache:
         wide = torch.promote_types(dtype, torch.float32)

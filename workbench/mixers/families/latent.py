@@ -25,7 +25,7 @@ from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig
 from workbench.layers import Linear, Rotary, RowCache, linear_flops
 from workbench.mixers.families.softmax import nearest_divisor
-from workbench.ops.sparse_attention import document_starts, range_attention, range_pairs
+from workbench.ops.sparse_attention import document_starts, visible_block_attention, visible_pairs
 
 
 class LatentConfig(VariantConfig):
@@ -283,10 +283,10 @@ class LatentAttention(Mixer):
         }
         if absorbed or self.form == "absorbed":
             q, k = project.absorbed(q_n, q_r), project.latent_keys(c_BSgC, kr_BS1R)
-            o, _ = range_attention(q, k, value_dim=project.C, **settings)
+            o, _ = visible_block_attention(q, k, value_dim=project.C, **settings)
             return project.from_latents(o)
         k, v = project.expanded(c_BSgC, kr_BS1R)
-        return range_attention(torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), k, v, **settings)[0]
+        return visible_block_attention(torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), k, v, **settings)[0]
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> LatentCache:
         return LatentCache(self, batch, length, device, dtype)
@@ -295,7 +295,7 @@ class LatentAttention(Mixer):
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
         H, g, C, N, R = config.heads, config.latents, config.latent_dim, config.head_dim, config.rotary_dim
         parameters = LatentProjections.parameters_of(config, width) + H * N * width + (H if config.sink else 0)
-        keys = range_pairs(length, length, 1, 1, config.window or 0) / length
+        keys = visible_pairs(length, length, 1, 1, config.window or 0) / length
         # keys and values of a head out of its latent, or its queries into it and its values out of it: the same products
         up = 2 * C * 2 * H * N
         a_key = 2 * (2 * C + R) if config.form == "absorbed" else 2 * (2 * N + R)

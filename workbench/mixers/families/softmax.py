@@ -17,7 +17,7 @@ from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
 from workbench.ops.attention import attention
-from workbench.ops.sparse_attention import document_starts, range_attention
+from workbench.ops.sparse_attention import document_starts, visible_block_attention
 
 
 class HeadsConfig(VariantConfig):
@@ -202,7 +202,7 @@ class SoftmaxAttention(Mixer):
         if self.softcap is None and self.sink is None:
             return attention(q_BTHK, k_BSGK, v_BSGK, window=self.window, segments=segments)
         B, T = q_BTHK.shape[:2]
-        o_BTHK, _ = range_attention(
+        o_BTHK, _ = visible_block_attention(
             q_BTHK,
             k_BSGK,
             v_BSGK,

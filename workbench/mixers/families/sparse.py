@@ -15,12 +15,12 @@ from workbench.config import ConfigError
 from workbench.contract import Cache
 from workbench.layers import RowCache
 from workbench.mixers.families.softmax import nearest_divisor
-from workbench.ops.sparse_attention import Blocks, slots
+from workbench.ops.sparse_attention import Blocks, num_blocks
 
 
 def check_blocks(blocks: Blocks, path: dict[str, str]) -> None:
     """Raise ConfigError where block sizes do not go together. ``path`` names the field of each size."""
-    for name in ("length", "stride", "block", "selected", "share"):
+    for name in ("length", "stride", "block", "selected", "reuse"):
         if getattr(blocks, name) < 1:
             raise ConfigError.at(path[name], got=getattr(blocks, name), expected="at least 1")
     for name, multiple in (("length", blocks.length), ("block", blocks.block)):
@@ -31,12 +31,12 @@ def check_blocks(blocks: Blocks, path: dict[str, str]) -> None:
                 expected=f"a multiple of {path['stride']}={blocks.stride}",
                 do=f"Nearest {path['stride']}: {nearest_divisor(math.gcd(blocks.length, blocks.block), blocks.stride)}.",
             )
-    if blocks.block % blocks.share:
+    if blocks.block % blocks.reuse:
         raise ConfigError.at(
-            path["share"],
-            got=blocks.share,
+            path["reuse"],
+            got=blocks.reuse,
             expected=f"a divisor of {path['block']}={blocks.block}",
-            do=f"Nearest: {nearest_divisor(blocks.block, blocks.share)}.",
+            do=f"Nearest: {nearest_divisor(blocks.block, blocks.reuse)}.",
         )
     if blocks.local < 1 or blocks.initial < 0:
         raise ConfigError.at(path["local"], got=blocks.local, expected="at least 1: the query's own block")
@@ -66,11 +66,11 @@ class PooledCache(Cache):
         dtype: torch.dtype,
     ):
         self.blocks, self.length, self.held = blocks, 0, 0
-        self.pooled = RowCache(batch, slots(length, blocks.length, blocks.stride), shapes, device, dtype)
+        self.pooled = RowCache(batch, num_blocks(length, blocks.length, blocks.stride), shapes, device, dtype)
         room = min(length, blocks.length - 1)
         self.tail = [torch.empty(batch, room, *shape, device=device, dtype=dtype) for shape in shapes]
         self.chosen_BGn = None
-        if blocks.share > 1:
+        if blocks.reuse > 1:
             self.chosen_BGn = torch.full((batch, groups, blocks.selected), -1, dtype=torch.int32, device=device)
 
     def tensors(self) -> list[Tensor]:
@@ -82,7 +82,7 @@ class PooledCache(Cache):
         raw = [
             torch.cat((tail[:, : self.held], x.to(tail.dtype)), dim=1) for tail, x in zip(self.tail, new, strict=True)
         ]
-        count = slots(raw[0].shape[1], self.blocks.length, self.blocks.stride)
+        count = num_blocks(raw[0].shape[1], self.blocks.length, self.blocks.stride)
         if count:
             self.pooled.extend(*pool(raw, self.pooled.length))
         rest = [x[:, count * self.blocks.stride :] for x in raw]
@@ -95,8 +95,8 @@ class PooledCache(Cache):
     @staticmethod
     def bytes_of(length: int, blocks: Blocks, channels: int, groups: int, element_bytes: int) -> int:
         """Of ``channels`` elements a token: pooled blocks, raw tail, the shared selection."""
-        rows = slots(length, blocks.length, blocks.stride) + min(length, blocks.length - 1)
-        return rows * channels * element_bytes + (4 * groups * blocks.selected if blocks.share > 1 else 0)
+        rows = num_blocks(length, blocks.length, blocks.stride) + min(length, blocks.length - 1)
+        return rows * channels * element_bytes + (4 * groups * blocks.selected if blocks.reuse > 1 else 0)
 
 
 class SparseCache(Cache):

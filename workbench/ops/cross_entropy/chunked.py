@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workbench.ops.autocast import product_type
+from workbench.ops.dispatch import matmul_dtype
 
 CHUNK_BYTES = 2**29
 """Largest size of the scores held at once."""
@@ -44,7 +44,7 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_ND, weight_VD, targets_N, weights_N):  # type: ignore[no-untyped-def]
-        dtype = product_type(h_ND)
+        dtype = matmul_dtype(h_ND)
         wide = torch.promote_types(dtype, torch.float32)
         h, weight = h_ND.to(dtype), weight_VD.to(dtype)
         N, V = h.shape[0], weight.shape[0]

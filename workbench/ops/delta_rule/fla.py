@@ -32,12 +32,12 @@ def refusal(device: str) -> str | None:
 
 def delta_rule_fla(
     q_BTHK: Tensor,
-    p_BTHK: Tensor,
-    z_BTHV: Tensor,
+    write_key_BTHK: Tensor,
+    value_BTHV: Tensor,
     g: Tensor | None = None,
     *,
-    e_BTHK: Tensor | None = None,
-    strength_BTH: Tensor | None = None,
+    erase_key_BTHK: Tensor | None = None,
+    beta_BTH: Tensor | None = None,
     state_BHKV: Tensor | None = None,
     segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -50,8 +50,8 @@ def delta_rule_fla(
     if reason is not None:
         raise RuntimeError(f"delta_rule: backend='fla': {reason}. Take backend='auto'.")
     B, T, H, K = q_BTHK.shape
-    dtype = z_BTHV.dtype
-    q, p = q_BTHK.to(dtype), p_BTHK.to(dtype)
+    dtype = value_BTHV.dtype
+    q, p = q_BTHK.to(dtype), write_key_BTHK.to(dtype)
     more: dict[str, Any] = {"scale": 1.0, "output_final_state": True}
     state = None if state_BHKV is None else state_BHKV.float()
     last_B: Tensor | slice = slice(None)  # the documents whose final states are asked for
@@ -69,9 +69,9 @@ def delta_rule_fla(
     def row(x: Tensor) -> Tensor:  # documents are told apart in one row
         return x if segments is None else x.flatten(0, 1)[None]
 
-    if e_BTHK is None:
-        beta = z_BTHV.new_ones(B, T, H) if strength_BTH is None else strength_BTH.to(dtype)
-        arguments = {"q": q, "k": p, "v": z_BTHV, "beta": beta}
+    if erase_key_BTHK is None:
+        beta = value_BTHV.new_ones(B, T, H) if beta_BTH is None else beta_BTH.to(dtype)
+        arguments = {"q": q, "k": p, "v": value_BTHV, "beta": beta}
         if g is None:
             module, name = "delta_rule", "chunk_delta_rule"
         else:
@@ -79,11 +79,11 @@ def delta_rule_fla(
             module, name = ("gated_delta_rule", "chunk_gated_delta_rule") if g.dim() == 3 else ("kda", "chunk_kda")
     else:
         module, name = "generalized_delta_rule", "chunk_dplr_delta_rule"
-        g = z_BTHV.new_zeros(B, T, H, 1, dtype=torch.float32) if g is None else g.float()
+        g = value_BTHV.new_zeros(B, T, H, 1, dtype=torch.float32) if g is None else g.float()
         g_BTHK = (g if g.dim() == 4 else g[..., None]).expand(B, T, H, K).contiguous()
-        e, z = e_BTHK, z_BTHV
-        if strength_BTH is not None:
-            e, z = strength_BTH[..., None] * e, (strength_BTH[..., None] * z).to(dtype)
+        e, z = erase_key_BTHK, value_BTHV
+        if beta_BTH is not None:
+            e, z = beta_BTH[..., None] * e, (beta_BTH[..., None] * z).to(dtype)
         arguments = {"q": q, "k": p, "v": z, "a": (g_BTHK.exp() * e).to(dtype), "b": -p, "gk": g_BTHK}
     try:
         call = getattr(importlib.import_module(f"fla.ops.{module}"), name)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from workbench.ops.autocast import without_autocast
+from workbench.ops.dispatch import disable_autocast
 
 SPAN = 2048
 """Tokens whose intermediate results are held at once: a longer sequence is taken span by span, each computed again in the
@@ -36,12 +36,12 @@ backward pass."""
 
 def delta_rule_torch(
     q_BTHK: Tensor,
-    p_BTHK: Tensor,
-    z_BTHV: Tensor,
+    write_key_BTHK: Tensor,
+    value_BTHV: Tensor,
     g: Tensor | None = None,
     *,
-    e_BTHK: Tensor | None = None,
-    strength_BTH: Tensor | None = None,
+    erase_key_BTHK: Tensor | None = None,
+    beta_BTH: Tensor | None = None,
     state_BHKV: Tensor | None = None,
     segments: Tensor | None = None,
     chunk: int = 32,
@@ -49,19 +49,19 @@ def delta_rule_torch(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`workbench.ops.delta_rule.delta_rule`; computed in fp32 (fp64 for fp64 input), autocast or not."""
     B, T, H, K = q_BTHK.shape
-    V = z_BTHV.shape[-1]
-    dtype = torch.promote_types(z_BTHV.dtype, torch.float32)
+    V = value_BTHV.shape[-1]
+    dtype = torch.promote_types(value_BTHV.dtype, torch.float32)
     C = min(chunk, 1 << (T - 1).bit_length())
     if g is None:
-        g = z_BTHV.new_zeros(B, T, H, dtype=dtype)
+        g = value_BTHV.new_zeros(B, T, H, dtype=dtype)
     S_XKV = q_BTHK.new_zeros(B * H, K, V, dtype=dtype) if state_BHKV is None else state_BHKV.to(dtype).flatten(0, 1)
     before_B = None if segments is None else segments[:, 0]  # the document that the state belongs to
     run: Any = _span
     if span < T and torch.is_grad_enabled():
         run = partial(checkpoint, _span, use_reentrant=False, preserve_rng_state=False)
     outputs = []
-    with without_autocast(q_BTHK):
-        parts = (q_BTHK, p_BTHK, z_BTHV, g, e_BTHK, strength_BTH, segments)
+    with disable_autocast(q_BTHK):
+        parts = (q_BTHK, write_key_BTHK, value_BTHV, g, erase_key_BTHK, beta_BTH, segments)
         spans = [[None] * -(-T // span) if x is None else x.split(span, dim=1) for x in parts]
         for part in zip(*spans):
             o_BTHV, S_XKV = run(*part, before_B, S_XKV, C, dtype)
@@ -69,7 +69,7 @@ def delta_rule_torch(
                 before_B = part[-1][:, -1]
             outputs.append(o_BTHV)
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-    return out.to(z_BTHV.dtype), S_XKV.unflatten(0, (B, H))
+    return out.to(value_BTHV.dtype), S_XKV.unflatten(0, (B, H))
 
 
 def _span(
@@ -157,7 +157,7 @@ class _Scan(torch.autograd.Function):
         d_S, d_read = d_S.clone(), written.new_empty(X, 2 * C, V)  # of -Ê S0 over Q̂ S0
         each = (rows, columns, solve, scores, passing, written, states[:N], d_out, d_rows, d_columns, d_pairs, d_values)
         steps = reversed(list(zip(range(N), *(x.unbind(0) for x in each))))
-        with without_autocast(written):  # code that is compiled traces this under the caller's
+        with disable_autocast(written):  # code that is compiled traces this under the caller's
             for n, row, column, inverse, score, keep, write, before, d_o, d_row, d_column, d_pair, d_value in steps:
                 d_write = column @ d_S
                 if until is None:

@@ -990,21 +990,21 @@ _forward.register_autograd(_autograd, setup_context=_keep)
 
 def delta_rule_triton(
     q_BTHK: Tensor,
-    p_BTHK: Tensor,
-    z_BTHV: Tensor,
+    write_key_BTHK: Tensor,
+    value_BTHV: Tensor,
     g: Tensor | None,
     *,
-    e_BTHK: Tensor | None = None,
-    strength_BTH: Tensor | None = None,
+    erase_key_BTHK: Tensor | None = None,
+    beta_BTH: Tensor | None = None,
     state_BHKV: Tensor | None = None,
     segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results of :func:`workbench.ops.delta_rule.delta_rule`; q, p and e are taken to the type of z."""
-    q_BTHK, p_BTHK = q_BTHK.to(z_BTHV.dtype), p_BTHK.to(z_BTHV.dtype)
-    e_BTHK = None if e_BTHK is None else e_BTHK.to(z_BTHV.dtype)
+    q_BTHK, write_key_BTHK = q_BTHK.to(value_BTHV.dtype), write_key_BTHK.to(value_BTHV.dtype)
+    erase_key_BTHK = None if erase_key_BTHK is None else erase_key_BTHK.to(value_BTHV.dtype)
     if g is None:
         g = torch.zeros(q_BTHK.shape[:3], device=q_BTHK.device)
     if state_BHKV is not None:
         state_BHKV = state_BHKV.float()
-    o, end, _, _ = _forward(q_BTHK, p_BTHK, z_BTHV, g, e_BTHK, strength_BTH, state_BHKV, segments)
+    o, end, _, _ = _forward(q_BTHK, write_key_BTHK, value_BTHV, g, erase_key_BTHK, beta_BTH, state_BHKV, segments)
     return o, end

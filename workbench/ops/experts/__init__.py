@@ -1,6 +1,6 @@
-"""Many small feed-forwards, each applied to its own rows."""
+"""Routed experts: tokens to their experts, SwiGLU feed-forwards on rows sorted by expert, and back."""
 
 from workbench.ops.experts.routing import Routes, routed_experts, sort_choices
-from workbench.ops.experts.torch import path, swiglu_experts
+from workbench.ops.experts.torch import swiglu_experts
 
-__all__ = ["Routes", "path", "routed_experts", "sort_choices", "swiglu_experts"]
+__all__ = ["Routes", "routed_experts", "sort_choices", "swiglu_experts"]

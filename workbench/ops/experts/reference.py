@@ -1,4 +1,4 @@
-"""Experts one by one, the definition. Legend: R rows sorted by expert, D width, E experts, F hidden."""
+"""SwiGLU experts one by one: the definition. Legend: R rows sorted by expert, D width, E experts, F hidden."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def swiglu_experts_reference(
 ) -> Tensor:
     """w E_i(x) = (w * silu(x W_g) * x W_u) W_d for the ``counts_E[i]`` consecutive rows of expert i; up_EDF is [W_g | W_u].
 
-    Rows that belong to no expert, at the end, come out as zeros.
+    Rows behind those of the last expert belong to none and give zeros.
     """
     counts = counts_E.tolist()
     rest = x_RD.shape[0] - sum(counts)

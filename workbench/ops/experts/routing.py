@@ -1,10 +1,10 @@
-"""Rows of tokens to the experts they have chosen and back.
+"""Rows of tokens to the experts they have chosen (dispatch) and back (combine).
 
-Every choice is a row. Rows stand sorted by expert (stable, so in token order within one); choices of what is no expert stand
-behind all others. Going there copies every token to its rows, going back sums a token's rows; each is the gradient of the
-other, so nothing is ever added up by scattering: sums always run in the same order, and the same bits come out twice.
+Every choice of a token is a row. Rows are sorted by expert, stably, so in token order within one expert; choices of
+non-experts come last. Dispatch copies a token to its rows, combine sums a token's rows; each is the gradient of the other. No
+scatter-add is involved: sums always run in the same order, so results are bitwise reproducible.
 
-Legend: N tokens, K choices of a token, R = N·K rows, D width, E experts.
+Legend: N tokens, K choices of a token, R = N·K rows, D width, C categories, E ≤ C experts.
 """
 
 from __future__ import annotations
@@ -14,89 +14,89 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.ops.autocast import product_type
-from workbench.ops.experts.torch import path, swiglu_experts
+from workbench.ops.dispatch import choose_backend, matmul_dtype
+from workbench.ops.experts.torch import swiglu_experts
 
-MOST_COUNTED = 1024
-"""Categories up to which choices are sorted by counting on CUDA; every block of choices is held against each of them."""
+MAX_COUNTED_CATEGORIES = 1024
+"""Most categories that are sorted by counting on CUDA, where every block of choices is compared with each of them."""
 
 
 @dataclass(frozen=True)
 class Routes:
-    """Where rows stand."""
+    """The permutation that sorts choices by category."""
 
     row_NK: Tensor
-    """Place of the row of this choice."""
+    """(N, K) int64: the row of each choice."""
     order_R: Tensor
-    """Choice, n·K + k, of the row at this place."""
+    """(R,) int64: the choice n·K + k of each row."""
     counts: Tensor
-    """(C,) rows of each of the categories that can be chosen."""
+    """(C,) integers: rows of each category."""
 
 
 def sort_choices(chosen_NK: Tensor, categories: int) -> Routes:
-    """Routes of choices 0 to ``categories`` - 1; what is beyond stands at the end and is not counted."""
-    if categories <= MOST_COUNTED and path(chosen_NK.device.type, chosen_NK.dtype) == "triton":
+    """Sorts the choices 0 to ``categories`` - 1; larger ones come last and are not counted."""
+    if choose_backend(chosen_NK, supported=categories <= MAX_COUNTED_CATEGORIES) == "triton":
         from workbench.ops.experts.triton import sort_choices_triton
 
         return Routes(*sort_choices_triton(chosen_NK, categories))
     N, K = chosen_NK.shape
-    # few bits: a radix sort takes a pass a byte
+    # 16 bits: a radix sort takes one pass per byte
     sorted_R, order_R = chosen_NK.flatten().to(torch.int16).sort(stable=True)
-    places_R = torch.arange(N * K, device=chosen_NK.device)
-    row_NK = torch.empty_like(order_R).scatter_(0, order_R, places_R).view(N, K)  # a permutation: every place once
+    rows_R = torch.arange(N * K, device=chosen_NK.device)
+    row_NK = torch.empty_like(order_R).scatter_(0, order_R, rows_R).view(N, K)  # a permutation: no index twice
     bounds = torch.arange(categories + 1, device=chosen_NK.device, dtype=torch.int16)
     return Routes(row_NK, order_R, torch.searchsorted(sorted_R, bounds).diff())
 
 
-class _Spread(torch.autograd.Function):
+class _Dispatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_ND, token_R, row_NK, real_NK):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(token_R, row_NK, real_NK)
+    def forward(ctx, x_ND, token_R, row_NK, is_expert_NK):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(token_R, row_NK, is_expert_NK)
         return x_ND[token_R]
 
     @staticmethod
     def backward(ctx, dy_RD):  # type: ignore[no-untyped-def]
-        token_R, row_NK, real_NK = ctx.saved_tensors
-        return _Collect.apply(dy_RD, token_R, row_NK, real_NK), None, None, None
+        token_R, row_NK, is_expert_NK = ctx.saved_tensors
+        return _Combine.apply(dy_RD, token_R, row_NK, is_expert_NK), None, None, None
 
 
-class _Collect(torch.autograd.Function):
+class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y_RD, token_R, row_NK, real_NK):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(token_R, row_NK, real_NK)
+    def forward(ctx, y_RD, token_R, row_NK, is_expert_NK):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(token_R, row_NK, is_expert_NK)
         y_NK = y_RD[row_NK]
-        if real_NK is not None:  # multiplying by zero would keep NaN
-            y_NK = torch.where(real_NK[..., None], y_NK, 0.0)
+        if is_expert_NK is not None:  # multiplying by zero would keep NaN
+            y_NK = torch.where(is_expert_NK[..., None], y_NK, 0.0)
         return y_NK.sum(1)
 
     @staticmethod
     def backward(ctx, dy_ND):  # type: ignore[no-untyped-def]
-        token_R, row_NK, real_NK = ctx.saved_tensors
-        return _Spread.apply(dy_ND, token_R, row_NK, real_NK), None, None, None
+        token_R, row_NK, is_expert_NK = ctx.saved_tensors
+        return _Dispatch.apply(dy_ND, token_R, row_NK, is_expert_NK), None, None, None
 
 
-def _places(routes: Routes, experts: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Token of a row, row of a choice, and which choices are experts where not all are."""
-    real_NK = routes.row_NK < routes.counts[:experts].sum() if len(routes.counts) > experts else None
-    return routes.order_R // routes.row_NK.shape[1], routes.row_NK, real_NK
+def _indices(routes: Routes, experts: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Token of each row, row of each choice, and which choices are experts (None if all are)."""
+    is_expert_NK = routes.row_NK < routes.counts[:experts].sum() if len(routes.counts) > experts else None
+    return routes.order_R // routes.row_NK.shape[1], routes.row_NK, is_expert_NK
 
 
-def spread(x_ND: Tensor, routes: Routes, experts: int, backend: str = "grouped_mm") -> Tensor:
-    """(R, D) rows of tokens at their places; what stands behind the rows of these first ``experts`` is undefined."""
-    if path(x_ND.device.type, x_ND.dtype, backend) == "triton":
+def dispatch(x_ND: Tensor, routes: Routes, experts: int, backend: str = "grouped_mm") -> Tensor:
+    """(R, D) the token of each row. Rows behind those of the first ``experts`` categories are undefined."""
+    if backend != "loop" and choose_backend(x_ND) == "triton":
         from workbench.ops.experts import triton as kernels
 
-        return kernels.spread(x_ND, routes.row_NK, routes.counts[:experts].sum())
-    return _Spread.apply(x_ND, *_places(routes, experts))
+        return kernels.dispatch(x_ND, routes.row_NK, routes.counts[:experts].sum())
+    return _Dispatch.apply(x_ND, *_indices(routes, experts))
 
 
-def collect(y_RD: Tensor, routes: Routes, experts: int, backend: str = "grouped_mm") -> Tensor:
-    """(N, D) sums of the rows that a token has among the first ``experts``, whatever stands behind these."""
-    if path(y_RD.device.type, y_RD.dtype, backend) == "triton":
+def combine(y_RD: Tensor, routes: Routes, experts: int, backend: str = "grouped_mm") -> Tensor:
+    """(N, D) sums of each token's rows of the first ``experts`` categories. Rows behind these are never read."""
+    if backend != "loop" and choose_backend(y_RD) == "triton":
         from workbench.ops.experts import triton as kernels
 
-        return kernels.collect(y_RD, routes.row_NK, routes.counts[:experts].sum())
-    return _Collect.apply(y_RD, *_places(routes, experts))
+        return kernels.combine(y_RD, routes.row_NK, routes.counts[:experts].sum())
+    return _Combine.apply(y_RD, *_indices(routes, experts))
 
 
 def routed_experts(
@@ -111,20 +111,20 @@ def routed_experts(
     """Σ_k w_k E_{c_k}(x) over the choices c_k that are experts; dropless, without a host synchronisation.
 
     Args:
-        chosen_NK: integers; those from E on are no experts: they take no part, and their rows enter no product.
+        chosen_NK: c, integers; those from E on are no experts: they contribute nothing and enter no product.
         weight_NK: w.
-        routes: of these choices, among at least E categories.
+        routes: of these choices, over at least E categories.
         up_EDF, down_EFD, backend: see :func:`workbench.ops.experts.swiglu_experts`.
 
     Returns:
-        (N, D) in the type of the products.
+        (N, D) in the dtype of the products.
     """
     E = up_EDF.shape[0]
-    whole = len(routes.counts) == E
-    if not whole:
+    all_experts = len(routes.counts) == E
+    if not all_experts:
         weight_NK = torch.where(chosen_NK < E, weight_NK, 0.0)
     # every choice as a token with one row
-    weight_R = _Spread.apply(weight_NK.flatten(), routes.order_R, routes.row_NK.view(-1, 1), None)
-    x_RD = spread(x_ND.to(product_type(x_ND)), routes, E, backend)  # of its type before it is copied K times
-    y_RD = swiglu_experts(x_RD, up_EDF, down_EFD, routes.counts[:E], weight_R, whole=whole, backend=backend)
-    return collect(y_RD, routes, E, backend)
+    weight_R = _Dispatch.apply(weight_NK.flatten(), routes.order_R, routes.row_NK.view(-1, 1), None)
+    x_RD = dispatch(x_ND.to(matmul_dtype(x_ND)), routes, E, backend)  # cast before it is copied K times
+    y_RD = swiglu_experts(x_RD, up_EDF, down_EFD, routes.counts[:E], weight_R, all_rows=all_experts, backend=backend)
+    return combine(y_RD, routes, E, backend)

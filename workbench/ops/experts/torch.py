@@ -1,52 +1,40 @@
-"""Experts through torch's grouped matrix product, dropless and without a host synchronisation.
+"""SwiGLU experts through torch's grouped matrix product, dropless and without a host synchronisation.
 
-``grouped_mm`` is wrapped as an operator of our own for three reasons, all measured with torch 2.13: its shape rule
-refuses fp32 (meta tensors, torch.compile), the FLOP counter does not know it, and its gradient refuses expanded
-tensors. Legend: R rows sorted by expert, D width, E experts, F hidden.
+``grouped_mm`` is wrapped as an operator of our own for three reasons, all seen with torch 2.13: its shape rule refuses float32
+(meta tensors, torch.compile), the FLOP counter does not know it, and its gradient refuses expanded tensors.
+
+Legend: R rows sorted by expert, D width, E experts, F hidden.
 """
 
 from __future__ import annotations
-
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from workbench.ops import paths
-from workbench.ops.autocast import product_type
+from workbench.ops.dispatch import choose_backend, matmul_dtype, record
 from workbench.ops.experts.reference import swiglu_experts_reference, weighted
-
-TRITON = find_spec("triton") is not None
-
-
-def path(device: str, dtype: torch.dtype, backend: str = "grouped_mm") -> str:
-    """Which implementation computes a call: "triton" (our kernels beside the grouped product) on CUDA, "torch" (the grouped
-    product, everything else by torch), or "loop" where it is asked for and in fp64, which the grouped product lacks."""
-    if backend == "loop" or dtype == torch.float64:
-        return "loop"
-    return "triton" if TRITON and device == "cuda" else "torch"
 
 
 @torch.library.custom_op("workbench::grouped_mm", mutates_args=())
 def grouped_mm(x_RD: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
-    """Rows of expert i times its matrix: (R, D), (E, D, F) -> (R, F); ``ends_E`` int32 are cumulated row counts.
+    """Rows of expert i times its matrix: (R, D), (E, D, F) -> (R, F); ``ends_E`` are cumulative row counts, int32.
 
-    Rows from ``ends_E[-1]`` on are not computed: what stands there is whatever the memory held.
+    Rows from ``ends_E[-1]`` on are uninitialised memory.
     """
     return F.grouped_mm(x_RD, w_EDF, offs=ends_E)
 
 
 @torch.library.custom_op("workbench::grouped_mm_input", mutates_args=())
 def _input_gradient(dy_RF: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
-    # turned in here: compiled code would write the turned weights, a view that is kept, a second time
+    # transposed inside the operator: compiled code would materialise the transposed weights, a view that is saved
     return F.grouped_mm(dy_RF, w_EDF.mT, offs=ends_E)
 
 
 @torch.library.custom_op("workbench::grouped_mm_weight", mutates_args=())
 def _weight_gradient(x_RD: Tensor, dy_RF: Tensor, ends_E: Tensor) -> Tensor:
-    if path(x_RD.device.type, x_RD.dtype) == "triton":
+    if choose_backend(x_RD) == "triton":
         from workbench.ops.experts import triton as kernels
 
         return kernels.weight_gradient(x_RD, dy_RF, ends_E)
@@ -95,20 +83,29 @@ def _weight_gradient_flops(x_RD, dy_RF, ends_E, *args, **kwargs) -> int:  # type
     return 2 * _rows(x_RD, ends_E) * x_RD.shape[1] * dy_RF.shape[1]
 
 
-def gated(both_R2F: Tensor, counts_E: Tensor, weight_R: Tensor | None = None, *, whole: bool = True) -> Tensor:
-    """w silu(g) v, (R, F), of rows [g | v]. Where rows are not the ``whole``, those of no expert may hold anything, and what
-    comes out for them is undefined on CUDA, zero elsewhere; their gradients, also by w, are not touched by it."""
-    if path(both_R2F.device.type, both_R2F.dtype) == "triton":  # passes by the rows of no expert
+def swiglu_grouped(
+    gate_value_R2F: Tensor, counts_E: Tensor, weight_R: Tensor | None = None, *, all_rows: bool = True
+) -> Tensor:
+    """w silu(g) v of rows [g | v], (R, F).
+
+    Args:
+        gate_value_R2F: (R, 2F) gates and values side by side.
+        counts_E: (E,) rows of each expert.
+        weight_R: w, a factor per row; default 1.
+        all_rows: whether the counts sum to R. Otherwise the rows of no expert may hold anything, and their output is undefined
+            on CUDA, zero elsewhere; they do not affect any gradient, that of ``weight_R`` included.
+    """
+    if choose_backend(gate_value_R2F) == "triton":  # skips the rows of no expert
         from workbench.ops.experts import triton as kernels
 
         if weight_R is None:
-            weight_R = torch.ones(len(both_R2F), device=both_R2F.device)
-        # not the last of the ends: compiled code takes what comes of a view that is not aligned to be not aligned either
-        return kernels.gated(both_R2F, weight_R, counts_E.sum())
-    if not whole:  # here, and not behind the product with its gradient, where 0 · NaN would be NaN
-        own_R = torch.arange(both_R2F.shape[0], device=both_R2F.device) < counts_E.sum()
-        both_R2F = torch.where(own_R[:, None], both_R2F, 0.0)
-    gate, value = both_R2F.chunk(2, dim=-1)
+            weight_R = torch.ones(len(gate_value_R2F), device=gate_value_R2F.device)
+        # a sum, not the last element of the ends: the compiler treats results of an unaligned view as unaligned
+        return kernels.swiglu_grouped(gate_value_R2F, weight_R, counts_E.sum())
+    if not all_rows:  # masked before the activation, not after: the gradient of 0 · NaN would be NaN
+        mask_R = torch.arange(gate_value_R2F.shape[0], device=gate_value_R2F.device) < counts_E.sum()
+        gate_value_R2F = torch.where(mask_R[:, None], gate_value_R2F, 0.0)
+    gate, value = gate_value_R2F.chunk(2, dim=-1)
     return weighted(F.silu(gate) * value, weight_R)
 
 
@@ -119,24 +116,28 @@ def swiglu_experts(
     counts_E: Tensor,
     weight_R: Tensor | None = None,
     *,
-    whole: bool = True,
+    all_rows: bool = True,
     backend: str = "grouped_mm",
 ) -> Tensor:
     """SwiGLU experts on rows sorted by expert.
+
+    On CUDA our kernels compute the activation and the gradient of the weights ("triton"); the products themselves, and
+    everything on other devices, are torch's ("torch"). float64, which the grouped product lacks, takes the "loop".
 
     Args:
         x_RD: (R, D) rows; the first ``counts_E[0]`` belong to expert 0, and so on.
         up_EDF: (E, D, 2F), gate and value side by side. down_EFD: (E, F, D). Sizes multiples of 8.
         counts_E: (E,) integers; zero is allowed.
-        weight_R: a factor of every row's output.
-        whole: whether the counts sum to R. Otherwise further rows belong to no expert, and what comes out for them is
-            undefined: not even finite.
-        backend: grouped_mm, or loop (the definition; waits for the device).
+        weight_R: a factor on every row's output.
+        all_rows: whether the counts sum to R. Otherwise further rows belong to no expert, and their output is undefined, not
+            even finite.
+        backend: "grouped_mm", or "loop" (the definition; synchronises with the device).
     """
-    x_RD = x_RD.to(product_type(x_RD))
+    x_RD = x_RD.to(matmul_dtype(x_RD))
     up_EDF, down_EFD = up_EDF.to(x_RD.dtype), down_EFD.to(x_RD.dtype)
-    if paths.note("experts", path(x_RD.device.type, x_RD.dtype, backend)) == "loop":
+    loop = backend == "loop" or x_RD.dtype == torch.float64
+    if record("experts", "loop" if loop else choose_backend(x_RD)) == "loop":
         return swiglu_experts_reference(x_RD, up_EDF, down_EFD, counts_E, weight_R)
     ends_E = counts_E.cumsum(0).to(torch.int32)
-    both_R2F = grouped_mm(x_RD, up_EDF, ends_E)
-    return grouped_mm(gated(both_R2F, counts_E, weight_R, whole=whole), down_EFD, ends_E)
+    gate_value_R2F = grouped_mm(x_RD, up_EDF, ends_E)
+    return grouped_mm(swiglu_grouped(gate_value_R2F, counts_E, weight_R, all_rows=all_rows), down_EFD, ends_E)

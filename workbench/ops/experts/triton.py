@@ -2,7 +2,7 @@
 """Rows to the experts and back on GPUs: every byte is moved once, and sums run in one order.
 
 A token's row is read once and written to its K places, or its K rows are read and summed in fp32 and written once; each is
-the gradient of the other. The gated activation is one pass forward and one back, in which it is made again. Rows at and
+the gradient of the other. The swiglu_grouped activation is one pass forward and one back, in which it is made again. Rows at and
 behind ``end``, a number on the device, belong to no expert: they are neither read nor written, whatever they hold. The gradient of
 the experts' weights is a product over rows, in which those of the fullest expert are summed one after the other: they begin first.
 
@@ -20,7 +20,7 @@ from torch import Tensor
 CHOICES, STEP = 256, 32
 """Choices that one program sorts; how many of them, or of the categories, it holds against each other at once."""
 COLUMNS, TILE = 1024, 2048
-"""Most columns of a row that a program holds; numbers of one tensor that a program of the gated activation holds."""
+"""Most columns of a row that a program holds; numbers of one tensor that a program of the swiglu_grouped activation holds."""
 LAUNCH = {
     2: {"ROWS": 64, "LEFT": 128, "RIGHT": 128, "num_warps": 4, "num_stages": 3},
     4: {"ROWS": 32, "LEFT": 64, "RIGHT": 64, "num_warps": 4, "num_stages": 2},
@@ -96,7 +96,7 @@ def _(chosen_NK, categories):
 
 
 @triton.jit
-def _spread_kernel(x, row, end, y, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+def _dispatch_kernel(x, row, end, y, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
     n = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = tl.load(end)
@@ -108,7 +108,7 @@ def _spread_kernel(x, row, end, y, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def _collect_kernel(y, row, end, x, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
+def _combine_kernel(y, row, end, x, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
     n = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = tl.load(end)
@@ -128,24 +128,24 @@ def _per_token(kernel, rows: Tensor, row_NK: Tensor, end: Tensor, out: Tensor) -
     return out
 
 
-@torch.library.custom_op("workbench::expert_spread", mutates_args=())
-def spread(x_ND: Tensor, row_NK: Tensor, end: Tensor) -> Tensor:
+@torch.library.custom_op("workbench::expert_dispatch", mutates_args=())
+def dispatch(x_ND: Tensor, row_NK: Tensor, end: Tensor) -> Tensor:
     """(R, D): every token's row at its places before ``end``."""
-    return _per_token(_spread_kernel, x_ND, row_NK, end, x_ND.new_empty(row_NK.numel(), x_ND.shape[1]))
+    return _per_token(_dispatch_kernel, x_ND, row_NK, end, x_ND.new_empty(row_NK.numel(), x_ND.shape[1]))
 
 
-@torch.library.custom_op("workbench::expert_collect", mutates_args=())
-def collect(y_RD: Tensor, row_NK: Tensor, end: Tensor) -> Tensor:
+@torch.library.custom_op("workbench::expert_combine", mutates_args=())
+def combine(y_RD: Tensor, row_NK: Tensor, end: Tensor) -> Tensor:
     """(N, D): the sum of a token's rows before ``end``, in fp32, rounded once."""
-    return _per_token(_collect_kernel, y_RD, row_NK, end, y_RD.new_empty(len(row_NK), y_RD.shape[1]))
+    return _per_token(_combine_kernel, y_RD, row_NK, end, y_RD.new_empty(len(row_NK), y_RD.shape[1]))
 
 
-@spread.register_fake
+@dispatch.register_fake
 def _(x_ND, row_NK, end):
     return x_ND.new_empty(row_NK.numel(), x_ND.shape[1])
 
 
-@collect.register_fake
+@combine.register_fake
 def _(y_RD, row_NK, end):
     return y_RD.new_empty(row_NK.shape[0], y_RD.shape[1])
 
@@ -154,11 +154,11 @@ def _keep_places(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[1:])
 
 
-spread.register_autograd(
-    lambda ctx, dy_RD: (collect(dy_RD, *ctx.saved_tensors), None, None), setup_context=_keep_places
+dispatch.register_autograd(
+    lambda ctx, dy_RD: (combine(dy_RD, *ctx.saved_tensors), None, None), setup_context=_keep_places
 )
-collect.register_autograd(
-    lambda ctx, dx_ND: (spread(dx_ND, *ctx.saved_tensors), None, None), setup_context=_keep_places
+combine.register_autograd(
+    lambda ctx, dx_ND: (dispatch(dx_ND, *ctx.saved_tensors), None, None), setup_context=_keep_places
 )
 
 
@@ -166,7 +166,7 @@ collect.register_autograd(
 
 
 @triton.jit
-def _gated_kernel(both, weight, end, hidden, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _swiglu_kernel(both, weight, end, hidden, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     f = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     here = rows < tl.load(end)
@@ -180,7 +180,7 @@ def _gated_kernel(both, weight, end, hidden, F: tl.constexpr, ROWS: tl.constexpr
 
 
 @triton.jit
-def _gated_backward_kernel(
+def _swiglu_backward_kernel(
     dhidden, both, weight, end, dboth, dweight, R, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """Also a row's gradient by its weight, which is 0 for rows of no expert."""
@@ -210,44 +210,46 @@ def _tile(F: int) -> dict[str, int]:
     return {"F": F, "ROWS": TILE // columns, "COLUMNS": columns, "num_warps": 4}
 
 
-@torch.library.custom_op("workbench::expert_gated", mutates_args=())
-def gated(both_R2F: Tensor, weight_R: Tensor, end: Tensor) -> Tensor:
+@torch.library.custom_op("workbench::expert_swiglu", mutates_args=())
+def swiglu_grouped(gate_value_R2F: Tensor, weight_R: Tensor, end: Tensor) -> Tensor:
     """(R, F): w silu(g) v of rows [g | v] before ``end``, in fp32, rounded once."""
-    both_R2F, weight_R = both_R2F.contiguous(), weight_R.contiguous()
-    R, F = len(both_R2F), both_R2F.shape[1] // 2
-    hidden_RF, tile = both_R2F.new_empty(R, F), _tile(F)
+    gate_value_R2F, weight_R = gate_value_R2F.contiguous(), weight_R.contiguous()
+    R, F = len(gate_value_R2F), gate_value_R2F.shape[1] // 2
+    hidden_RF, tile = gate_value_R2F.new_empty(R, F), _tile(F)
     grid = triton.cdiv(R, tile["ROWS"]), triton.cdiv(F, tile["COLUMNS"])
-    _gated_kernel[grid](both_R2F, weight_R, end, hidden_RF, **tile)
+    _swiglu_kernel[grid](gate_value_R2F, weight_R, end, hidden_RF, **tile)
     return hidden_RF
 
 
-@gated.register_fake
-def _(both_R2F, weight_R, end):
-    return both_R2F.new_empty(both_R2F.shape[0], both_R2F.shape[1] // 2)
+@swiglu_grouped.register_fake
+def _(gate_value_R2F, weight_R, end):
+    return gate_value_R2F.new_empty(gate_value_R2F.shape[0], gate_value_R2F.shape[1] // 2)
 
 
-@torch.library.custom_op("workbench::expert_gated_backward", mutates_args=())
-def _gated_backward(dhidden_RF: Tensor, both_R2F: Tensor, weight_R: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    dhidden_RF, both_R2F, weight_R = dhidden_RF.contiguous(), both_R2F.contiguous(), weight_R.contiguous()
+@torch.library.custom_op("workbench::expert_swiglu_backward", mutates_args=())
+def _swiglu_backward(
+    dhidden_RF: Tensor, gate_value_R2F: Tensor, weight_R: Tensor, end: Tensor
+) -> tuple[Tensor, Tensor]:
+    dhidden_RF, gate_value_R2F, weight_R = dhidden_RF.contiguous(), gate_value_R2F.contiguous(), weight_R.contiguous()
     R, F = dhidden_RF.shape
-    dboth_R2F, dweight_R, tile = torch.empty_like(both_R2F), torch.empty_like(weight_R), _tile(F)
-    _gated_backward_kernel[(triton.cdiv(R, tile["ROWS"]),)](
-        dhidden_RF, both_R2F, weight_R, end, dboth_R2F, dweight_R, R, **tile
+    dgate_value_R2F, dweight_R, tile = torch.empty_like(gate_value_R2F), torch.empty_like(weight_R), _tile(F)
+    _swiglu_backward_kernel[(triton.cdiv(R, tile["ROWS"]),)](
+        dhidden_RF, gate_value_R2F, weight_R, end, dgate_value_R2F, dweight_R, R, **tile
     )
-    return dboth_R2F, dweight_R
+    return dgate_value_R2F, dweight_R
 
 
-@_gated_backward.register_fake
-def _(dhidden_RF, both_R2F, weight_R, end):
-    return both_R2F.new_empty(both_R2F.shape), weight_R.new_empty(weight_R.shape)
+@_swiglu_backward.register_fake
+def _(dhidden_RF, gate_value_R2F, weight_R, end):
+    return gate_value_R2F.new_empty(gate_value_R2F.shape), weight_R.new_empty(weight_R.shape)
 
 
 def _keep(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-gated.register_autograd(
-    lambda ctx, dhidden_RF: (*_gated_backward(dhidden_RF, *ctx.saved_tensors), None), setup_context=_keep
+swiglu_grouped.register_autograd(
+    lambda ctx, dhidden_RF: (*_swiglu_backward(dhidden_RF, *ctx.saved_tensors), None), setup_context=_keep
 )
 
 

@@ -1,60 +1,55 @@
-"""Scores of experts and which are largest: products in fp32, whatever autocast says, also in compiled gradients.
+"""Scores of experts, the best of them per token, and their gradients.
 
-Legend: N tokens, D width, C categories, K choices of a token.
+Logits are float32 products whatever autocast says, in compiled gradients too.
+
+Legend: N tokens, D width, C categories (experts and zero-computation experts), K choices of a token.
 """
 
 from __future__ import annotations
-
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.ops import paths
+from workbench.ops.dispatch import choose_backend, disable_autocast, record
 
-__all__ = ["chosen_scores", "largest", "path", "router_logits"]
+__all__ = ["gather_scores", "router_logits", "topk_indices"]
 
-TRITON = find_spec("triton") is not None
-MOST = 1024
-"""Categories up to which there are kernels; they hold a token's scores at once."""
+MAX_CATEGORIES = 1024
+"""Most categories of the kernels, which hold all scores of a token at once."""
 
 
-def path(device: str, dtype: torch.dtype, categories: int) -> str:
-    """Which implementation computes a call: "triton" (our kernels) on CUDA, "torch" elsewhere, for fp64, and for very many
-    categories."""
-    fits = TRITON and device == "cuda" and dtype != torch.float64 and categories <= MOST
-    return "triton" if fits else "torch"
+def _backend(x: Tensor, categories: int) -> str:
+    return choose_backend(x, supported=categories <= MAX_CATEGORIES)
 
 
 def router_logits(x_ND: Tensor, weight_CD: Tensor) -> Tensor:
-    """(N, C) W x, fp32 (fp64 for fp64).
+    """(N, C) W x, float32 (float64 for float64).
 
-    The kernels split every fp32 number into three tf32 products, which is as exact as fp32 to its last bits. They are one
-    operator with its gradient for another reason too: torch.compile traces gradients under the autocast of the forward
-    pass around it, and would make them in bf16.
+    The kernels split every float32 number into three tf32 products, which is as exact as float32 to its last bits. They form
+    one operator together with their gradient for another reason too: torch.compile traces gradients under the autocast of the
+    surrounding forward pass, and would compute them in bf16.
     """
     wide = torch.promote_types(x_ND.dtype, torch.float32)
-    if paths.note("router", path(x_ND.device.type, wide, len(weight_CD))) == "triton":
+    if record("router", _backend(x_ND, len(weight_CD))) == "triton":
         from workbench.ops.router import triton as kernels
 
         return kernels.logits(x_ND, weight_CD)
-    kind = "cpu" if x_ND.device.type == "meta" else x_ND.device.type  # autocast knows no meta device
-    with torch.autocast(kind, enabled=False):
+    with disable_autocast(x_ND):
         return F.linear(x_ND.to(wide), weight_CD.to(wide))
 
 
-def largest(score_NC: Tensor, K: int) -> Tensor:
-    """(N, K) categories of the largest scores, the largest first; without gradient."""
-    if path(score_NC.device.type, score_NC.dtype, score_NC.shape[1]) == "triton":
+def topk_indices(score_NC: Tensor, K: int) -> Tensor:
+    """(N, K) categories with the largest scores, in descending order; without gradient."""
+    if _backend(score_NC, score_NC.shape[1]) == "triton":
         from workbench.ops.router import triton as kernels
 
-        return kernels.largest(score_NC, K)
+        return kernels.topk_indices(score_NC, K)
     return score_NC.topk(K, dim=-1).indices
 
 
-class _ChosenScores(torch.autograd.Function):
-    """A gather whose gradient is a sum over the choices: nothing is scattered, so nothing is sorted to be deterministic."""
+class _GatherScores(torch.autograd.Function):
+    """A gather whose gradient is a sum over the choices: no scatter, so nothing has to be sorted to be deterministic."""
 
     @staticmethod
     def forward(ctx, score_NC, chosen_NK):  # type: ignore[no-untyped-def]
@@ -69,8 +64,8 @@ class _ChosenScores(torch.autograd.Function):
         return torch.where(chosen_NK[..., None] == c_C, d_NK[..., None], 0.0).sum(1), None
 
 
-def chosen_scores(score_NC: Tensor, chosen_NK: Tensor) -> Tensor:
+def gather_scores(score_NC: Tensor, chosen_NK: Tensor) -> Tensor:
     """(N, K) scores of the choices."""
-    if path(score_NC.device.type, score_NC.dtype, score_NC.shape[1]) == "triton":
-        return _ChosenScores.apply(score_NC, chosen_NK)
+    if _backend(score_NC, score_NC.shape[1]) == "triton":
+        return _GatherScores.apply(score_NC, chosen_NK)
     return score_NC.gather(1, chosen_NK)

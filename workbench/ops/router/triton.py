@@ -175,7 +175,7 @@ def _logits_backward_flops(dy_NC, x_ND, weight_CD, *args, **kwargs) -> int:
 
 
 @triton.jit
-def _largest_kernel(score, chosen, N, K, C: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr):
+def _topk_kernel(score, chosen, N, K, C: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr):
     """Scores as integers of the same order with their category below them: all are different, so the largest is one."""
     n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, WIDE)
@@ -191,17 +191,17 @@ def _largest_kernel(score, chosen, N, K, C: tl.constexpr, ROWS: tl.constexpr, WI
         key = tl.where(key == top[:, None], least, key)
 
 
-@torch.library.custom_op("workbench::router_largest", mutates_args=())
-def largest(score_NC: Tensor, K: int) -> Tensor:
+@torch.library.custom_op("workbench::router_topk", mutates_args=())
+def topk_indices(score_NC: Tensor, K: int) -> Tensor:
     """(N, K) categories in the order of their scores; of equal ones the first, and NaN above all."""
     score_NC = score_NC.contiguous()
     (N, C), wide = score_NC.shape, max(16, triton.next_power_of_2(score_NC.shape[1]))
     chosen_NK = score_NC.new_empty(N, K, dtype=torch.int64)
     rows = max(1, SCORES // wide)
-    _largest_kernel[(triton.cdiv(N, rows),)](score_NC, chosen_NK, N, K, C, ROWS=rows, WIDE=wide, num_warps=4)
+    _topk_kernel[(triton.cdiv(N, rows),)](score_NC, chosen_NK, N, K, C, ROWS=rows, WIDE=wide, num_warps=4)
     return chosen_NK
 
 
-@largest.register_fake
+@topk_indices.register_fake
 def _(score_NC, K):
     return score_NC.new_empty(score_NC.shape[0], K, dtype=torch.int64)

@@ -1,29 +1,22 @@
-"""Causal depthwise convolution over a few tokens with SiLU, within documents, and what heads are made of it."""
+"""Short convolution: causal, depthwise, over a few tokens of one document, with SiLU, split into heads.
+
+Legend: B batch, T time, C channels, W width, P = W - 1.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
-from torch import Tensor, float64
-from torch import dtype as DType
+from torch import Tensor
 
-from workbench.ops import paths
+from workbench.ops.dispatch import choose_backend, record
 from workbench.ops.short_convolution.reference import Heads
 from workbench.ops.short_convolution.torch import short_convolution_torch
 
-__all__ = ["Heads", "path", "short_convolution"]
+__all__ = ["Heads", "short_convolution"]
 
-TRITON = find_spec("triton") is not None
-WIDEST_HEAD = 512
-"""Most channels over which our kernels take a length."""
-
-
-def path(device: str, dtype: DType, *, tail: bool, head: int = 0) -> str:
-    """Which implementation computes a call: "triton" (our kernels) on CUDA, or "torch" (shifted rows), which alone keeps
-    fp64, goes on from the ``tail`` of a cache, and scales heads of more than 512 channels (``head``) to a length."""
-    kernels = TRITON and device == "cuda" and dtype != float64 and not tail and head <= WIDEST_HEAD
-    return "triton" if kernels else "torch"
+MAX_NORMALISED_CHANNELS = 512
+"""Most channels of a head that the kernels scale to a length."""
 
 
 def short_convolution(
@@ -34,28 +27,29 @@ def short_convolution(
     segments: Tensor | None = None,
     tail_BPC: Tensor | None = None,
 ) -> list[Tensor]:
-    """y_t = silu(Σ_j w_j x_{t-j}), j from 0 to W - 1, over inputs of the same document; then every part by itself.
+    """y_t = silu(Σ_j w_j x_{t-j}), j = 0 … W - 1, over inputs of the same document; then each part is split into heads.
+
+    The kernels cover neither float64, nor a ``tail``, nor heads wider than 512 channels that are scaled to a length.
 
     Args:
         x_BTC: (B, T, C) inputs.
-        weight_CW: (C, W); ``weight_CW[:, 0]`` acts on the current token.
-        parts: how the C channels are divided; a part with a length has y / sqrt(|y|² + 1e-6) times it per head.
-        segments: (B, T) document numbers; None means one document a row.
-        tail_BPC: the P = W - 1 inputs before this row, as a decode cache keeps them; default zeros.
+        weight_CW: (C, W); ``weight_CW[:, 0]`` weights the current token.
+        parts: how the C channels are divided; a part with a length L is scaled per head to L y / sqrt(|y|² + 1e-6).
+        segments: (B, T) document numbers; None for one document a row.
+        tail_BPC: the P inputs before this row, from a decode cache; default zeros.
 
     Returns:
-        (B, T, heads, channels) for each part, in the type of ``x``, computed in fp32 (fp64 for fp64).
+        (B, T, heads, channels) for each part, in the dtype of ``x``, computed in float32 (float64 for float64).
 
     Raises:
-        ValueError: when the parts are not the channels.
+        ValueError: when the channels of the parts do not add up to C.
     """
     if sum(part.heads * part.channels for part in parts) != x_BTC.shape[-1]:
         raise ValueError(f"short_convolution: parts: got {list(parts)}; expected {x_BTC.shape[-1]} channels together.")
-    head = max(0 if part.length is None else part.channels for part in parts)
-    chosen = path(x_BTC.device.type, x_BTC.dtype, tail=tail_BPC is not None, head=head)
-    paths.note("short_convolution", chosen)
-    if chosen == "triton":
-        from workbench.ops.short_convolution.triton import short_convolution_triton  # only where it is used
+    widest = max(0 if part.length is None else part.channels for part in parts)
+    supported = tail_BPC is None and widest <= MAX_NORMALISED_CHANNELS
+    if record("short_convolution", choose_backend(x_BTC, supported=supported)) == "triton":
+        from workbench.ops.short_convolution.triton import short_convolution_triton
 
         return short_convolution_triton(x_BTC, weight_CW, parts, segments)
     return short_convolution_torch(x_BTC, weight_CW, parts, segments=segments, tail_BPC=tail_BPC)

@@ -2,8 +2,8 @@
 
 Three steps that can be used, and tested, by themselves:
 
-    o, lse = range_attention(q, ck, cv, …, length=l, stride=d)     over pooled blocks (or, with l = d = 1, over tokens)
-    indices = choose(q, ck, lse, …)                                 which blocks; any other indices may stand in their place
+    o, lse = visible_block_attention(q, ck, cv, …, length=l, stride=d)     over pooled blocks (or, with l = d = 1, over tokens)
+    indices = select_blocks(q, ck, lse, …)                                 which blocks; any other indices may stand in their place
     o, lse = selected_attention(q, k, v, indices, …)                over the tokens of those blocks
 
 Legend: B batch, T queries (the last T of S rows), S keys, N slots of pooled blocks (see :mod:`.layout`), H query heads,
@@ -18,40 +18,38 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.ops.autocast import product_type
+from workbench.ops.dispatch import matmul_dtype
 from workbench.ops.sparse_attention import operators
 from workbench.ops.sparse_attention.layout import (
+    block_overlaps,
+    block_starts,
     document_starts,
-    leader_pairs,
-    leaders,
-    overlaps,
-    pooling_blocks,
-    range_pairs,
+    group_query_pairs,
+    group_query_rows,
+    num_blocks,
+    num_visible_blocks,
     row_starts,
     selected_pairs,
-    slot_rows,
-    slots,
-    visible_blocks,
-    without_duplicates,
+    unfold_blocks,
+    unique_blocks,
+    visible_pairs,
 )
-from workbench.ops.sparse_attention.operators import path
 
 __all__ = [
     "Blocks",
-    "choose",
+    "block_overlaps",
+    "block_starts",
     "document_starts",
-    "leader_pairs",
-    "overlaps",
-    "path",
-    "pooling_blocks",
-    "range_attention",
-    "range_pairs",
+    "group_query_pairs",
+    "num_blocks",
+    "num_visible_blocks",
+    "select_blocks",
     "selected_attention",
     "selected_pairs",
-    "slot_rows",
-    "slots",
-    "visible_blocks",
-    "without_duplicates",
+    "unfold_blocks",
+    "unique_blocks",
+    "visible_block_attention",
+    "visible_pairs",
 ]
 
 
@@ -70,11 +68,11 @@ class Blocks(NamedTuple):
     """First blocks of the document that are always selected."""
     local: int = 2
     """Last blocks up to the query's own that are always selected."""
-    share: int = 1
+    reuse: int = 1
     """Consecutive positions that go by the selection of the first of them; divides ``block``."""
 
 
-def range_attention(
+def visible_block_attention(
     q_BTHK: Tensor,
     k_BNGK: Tensor,
     v_BNGV: Tensor | None = None,
@@ -125,41 +123,41 @@ def selected_attention(
     block: int,
     start_BT: Tensor,
     offset: int = 0,
-    share: int = 1,
+    reuse: int = 1,
     scale: float | None = None,
     value_dim: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention over the tokens s ≤ p of chosen blocks.
 
     Args:
-        q_BTHK, k_BSGK, v_BSGV, start_BT, offset, scale, value_dim: as in :func:`range_attention`, keys by row.
+        q_BTHK, k_BSGK, v_BSGV, start_BT, offset, scale, value_dim: as in :func:`visible_block_attention`, keys by row.
         block_indices: (B, T, G, n) int32, blocks of ``block`` tokens counted from the start of the query's document; -1 for
-            none. Each at most once (see :func:`without_duplicates`).
-        share: a promise that positions with equal floor(p / share) hold the same indices.
+            none. Each at most once (see :func:`unique_blocks`).
+        reuse: a promise that positions with equal floor(p / reuse) hold the same indices.
 
     Returns:
-        as :func:`range_attention`.
+        as :func:`visible_block_attention`.
     """
     q, k, v = _cast(q_BTHK, k_BSGK, v_BSGV)
     V = v.shape[-1] if v is not None else value_dim
     assert V is not None, "values, or how many channels of the keys they are"
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     starts = row_starts(block_indices, start_BT, block)
-    return operators._selected(q, k, v, starts, start_BT, V, offset, block, share, scale)
+    return operators._selected(q, k, v, starts, start_BT, V, offset, block, reuse, scale)
 
 
 @torch.no_grad()
-def choose(
+def select_blocks(
     q_BTHK: Tensor,
     ck_BNGK: Tensor,
     lse_BTH: Tensor,
     *,
     blocks: Blocks,
     start_BT: Tensor,
-    keys: int,
+    num_keys: int,
     offset: int = 0,
     scale: float | None = None,
-    before_BGn: Tensor | None = None,
+    previous_BGn: Tensor | None = None,
 ) -> Tensor:
     """The blocks that each query selects: those with the greatest summed probability, and the forced ones.
 
@@ -167,16 +165,16 @@ def choose(
     selection blocks by their overlap; everything in fp32 at least.
 
     Args:
-        lse_BTH: from :func:`range_attention` with the same scale.
-        keys: rows S seen so far, offset + T.
-        before_BGn: where ``share`` > 1 and ``offset`` > 0, the selection of the last position seen.
+        lse_BTH: from :func:`visible_block_attention` with the same scale.
+        num_keys: rows S seen so far, offset + T.
+        previous_BGn: where ``reuse`` > 1 and ``offset`` > 0, the selection of the last position seen.
 
     Returns:
         (B, T, G, n) int32 indices within the document, ascending, -1 behind them.
     """
     q, ck, _ = _cast(q_BTHK.detach(), ck_BNGK.detach(), None)
     B, T = start_BT.shape
-    G, n, share = ck.shape[2], blocks.selected, blocks.share
+    G, n, reuse = ck.shape[2], blocks.selected, blocks.reuse
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     start_BT = start_BT.to(torch.int32).contiguous()
 
@@ -187,7 +185,7 @@ def choose(
             lse.detach(),
             start,
             rows,
-            keys,
+            num_keys,
             blocks.length,
             blocks.stride,
             blocks.block,
@@ -195,13 +193,13 @@ def choose(
             blocks.initial,
             blocks.local,
             scale,
-            share,
+            reuse,
         )
 
     row_T = torch.arange(offset, offset + T, dtype=torch.int32, device=q.device)
-    if share == 1:
+    if reuse == 1:
         return select(q, lse_BTH, start_BT, row_T.expand(B, T).contiguous())
-    rows_BQ = leaders(start_BT, offset, share)
+    rows_BQ = group_query_rows(start_BT, offset, reuse)
     at_BQ = (rows_BQ - offset).clamp_min(0).long()
     by_leader_BQGn = select(
         q.gather(1, at_BQ[:, :, None, None].expand(-1, -1, *q.shape[2:])),
@@ -210,17 +208,17 @@ def choose(
         rows_BQ,
     )
     p_BT = row_T - start_BT
-    leader_BT = row_T - p_BT % share
-    slot_BT = (leader_BT // share - offset // share).clamp_min(0).long()
+    leader_BT = row_T - p_BT % reuse
+    slot_BT = (leader_BT // reuse - offset // reuse).clamp_min(0).long()
     out = by_leader_BQGn.gather(1, slot_BT[:, :, None, None].expand(B, T, G, n))
     first = torch.full((n,), -1, dtype=torch.int32, device=q.device)
     first[:1] = 0  # the first group of a document can only choose its first block
-    out = torch.where((p_BT < share)[:, :, None, None], first, out)
-    if before_BGn is not None:
-        out = torch.where((leader_BT < offset)[:, :, None, None], before_BGn[:, None], out)
+    out = torch.where((p_BT < reuse)[:, :, None, None], first, out)
+    if previous_BGn is not None:
+        out = torch.where((leader_BT < offset)[:, :, None, None], previous_BGn[:, None], out)
     return out
 
 
 def _cast(q: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    dtype = product_type(k)
+    dtype = matmul_dtype(k)
     return q.to(dtype), k.to(dtype), None if v is None else v.to(dtype)

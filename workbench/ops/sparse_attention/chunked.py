@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.ops.autocast import in_own_types
-from workbench.ops.sparse_attention.layout import overlaps
+from workbench.ops.sparse_attention.layout import block_overlaps
 
 CHUNK_BYTES = 2**26
 """Largest size of one tensor of a chunk."""
@@ -133,7 +132,6 @@ def _run(start_BT: Tensor, offset: int, length: int, stride: int, window: int, N
     return lambda span: ((at_N >= low[:, span, None]) & (at_N < high[:, span, None]))[:, None, None]
 
 
-@in_own_types
 def range_forward(
     q: Tensor,
     k: Tensor,
@@ -149,7 +147,6 @@ def range_forward(
     return _masked_forward(q, k, v, _run(start_BT, offset, length, stride, window, k.shape[1]), scale, softcap)
 
 
-@in_own_types
 def range_backward(
     do: Tensor,
     dlse: Tensor,
@@ -170,7 +167,6 @@ def range_backward(
     return _masked_backward(do, dlse, q, k, v, o, lse, seen, scale, softcap)
 
 
-@in_own_types
 def select(
     q: Tensor,
     ck: Tensor,
@@ -187,7 +183,7 @@ def select(
     scale: float,
 ) -> Tensor:
     (B, Q, H, _), (N, G), wide = q.shape, ck.shape[1:3], _wide(q)
-    J, ratio, pairs = -(-keys // block), block // stride, overlaps(length, stride, block)
+    J, ratio, pairs = -(-keys // block), block // stride, block_overlaps(length, stride, block)
     ck, at_N, at_J = ck.to(wide), torch.arange(N, device=q.device), torch.arange(J, device=q.device)
     out = torch.full((B, Q, G, count), -1, dtype=torch.int32, device=q.device)
     front = -min(m for m, _ in pairs)
@@ -256,7 +252,6 @@ def _members(starts: Tensor, offset: int, block: int, S: int) -> Seen:
     return seen
 
 
-@in_own_types
 def selected_forward(
     q: Tensor, k: Tensor, v: Tensor, starts: Tensor, offset: int, block: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -275,7 +270,6 @@ def selected_forward(
     return o, lse
 
 
-@in_own_types
 def selected_backward(
     do: Tensor,
     dlse: Tensor,

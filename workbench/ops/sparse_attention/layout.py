@@ -30,15 +30,15 @@ def document_starts(segments_BT: Tensor | None, batch: int, length: int, device:
     return torch.where(begins_BT, row_T, 0).cummax(dim=1).values.to(torch.int32)
 
 
-def slots(keys: int, length: int, stride: int) -> int:
+def num_blocks(keys: int, length: int, stride: int) -> int:
     """Slots N in which whole compression blocks of ``keys`` rows can start."""
     return (keys - length) // stride + 1 if keys >= length else 0
 
 
-def slot_rows(start_BT: Tensor, segments_BT: Tensor | None, length: int, stride: int) -> Tensor:
+def block_starts(start_BT: Tensor, segments_BT: Tensor | None, length: int, stride: int) -> Tensor:
     """(B, N) int64: the row at which the whole compression block of each slot starts; -1 where there is none."""
     B, T = start_BT.shape
-    N = slots(T, length, stride)
+    N = num_blocks(T, length, stride)
     if segments_BT is None:
         return (torch.arange(N, device=start_BT.device) * stride).expand(B, N)
     row_T = torch.arange(T, device=start_BT.device)
@@ -49,8 +49,8 @@ def slot_rows(start_BT: Tensor, segments_BT: Tensor | None, length: int, stride:
     return padded.view(B, N, stride).amax(-1)
 
 
-def overlaps(length: int, stride: int, block: int) -> list[tuple[int, float]]:
-    """Score of a selection block from those of compression blocks: eq. 9 of arXiv 2502.11089 in the form of overlaps.
+def block_overlaps(length: int, stride: int, block: int) -> list[tuple[int, float]]:
+    """Score of a selection block from those of compression blocks: eq. 9 of arXiv 2502.11089 in the form of block_overlaps.
 
     p_slc[j] = Σ_i |[i·d, i·d + l) ∩ [j·l', (j + 1)·l')| / d · p_cmp[i], for d | l and d | l'; every block i that takes part is
     j·l'/d + m. The printed sum is this one with j and i counted from 1.
@@ -65,12 +65,12 @@ def overlaps(length: int, stride: int, block: int) -> list[tuple[int, float]]:
     return pairs
 
 
-def visible_blocks(position: int, length: int, stride: int) -> int:
+def num_visible_blocks(position: int, length: int, stride: int) -> int:
     """N_cmp of a position."""
     return 0 if position + 1 < length else (position + 1 - length) // stride + 1
 
 
-def range_pairs(queries: int, keys: int, length: int, stride: int, window: int) -> int:
+def visible_pairs(queries: int, keys: int, length: int, stride: int, window: int) -> int:
     """Pairs (query, visible block) of one document whose last ``queries`` of ``keys`` rows ask; window 0 is none."""
     return _pairs_before(keys, length, stride, window) - _pairs_before(keys - queries, length, stride, window)
 
@@ -84,22 +84,22 @@ def _pairs_before(positions: int, length: int, stride: int, window: int) -> int:
 
 def selected_pairs(queries: int, keys: int, limit: int) -> int:
     """Pairs (query, selected token), at most ``limit`` a query."""
-    return range_pairs(queries, keys, 1, 1, limit)
+    return visible_pairs(queries, keys, 1, 1, limit)
 
 
 @cache
-def leader_pairs(keys: int, length: int, stride: int, share: int) -> int:
-    """Pairs (query, visible block) of the queries that choose for ``share`` positions."""
-    if share == 1:
-        return range_pairs(keys, keys, length, stride, 0)
-    return sum(visible_blocks(p, length, stride) for p in range(0, keys, share))
+def group_query_pairs(keys: int, length: int, stride: int, reuse: int) -> int:
+    """Pairs (query, visible block) of the queries that choose for ``reuse`` positions."""
+    if reuse == 1:
+        return visible_pairs(keys, keys, length, stride, 0)
+    return sum(num_visible_blocks(p, length, stride) for p in range(0, keys, reuse))
 
 
-def pooling_blocks(x_BTGC: Tensor, rows_BN: Tensor | None, length: int, stride: int) -> Tensor:
+def unfold_blocks(x_BTGC: Tensor, rows_BN: Tensor | None, length: int, stride: int) -> Tensor:
     """The tokens of every slot's block, (B, N, G, C, l).
 
     Args:
-        rows_BN: from :func:`slot_rows`; None for one document. Slots without a block hold any tokens.
+        rows_BN: from :func:`block_starts`; None for one document. Slots without a block hold any tokens.
     """
     if x_BTGC.shape[1] < length:
         return x_BTGC.new_zeros(x_BTGC.shape[0], 0, *x_BTGC.shape[2:], length)
@@ -119,7 +119,7 @@ def row_starts(indices_BTGn: Tensor, start_BT: Tensor, block: int) -> Tensor:
     return torch.where(indices_BTGn >= 0, rows, -1).to(torch.int32)
 
 
-def without_duplicates(indices_BTGn: Tensor) -> Tensor:
+def unique_blocks(indices_BTGn: Tensor) -> Tensor:
     """Ascending, every index once, -1 behind them."""
     ordered = indices_BTGn.sort(dim=-1, stable=True).values
     again = torch.zeros_like(ordered, dtype=torch.bool)
@@ -129,17 +129,17 @@ def without_duplicates(indices_BTGn: Tensor) -> Tensor:
     return torch.where(ordered == last, -1, ordered)
 
 
-def leaders(start_BT: Tensor, offset: int, share: int) -> Tensor:
-    """(B, Q) int32 rows of the queries that choose for ``share`` consecutive positions of their document; -1 for none.
+def group_query_rows(start_BT: Tensor, offset: int, reuse: int) -> Tensor:
+    """(B, Q) int32 rows of the queries that choose for ``reuse`` consecutive positions of their document; -1 for none.
 
-    The first group of a document is left out: it can only choose block 0. The other leaders are at least ``share`` rows apart,
-    so that the slot floor(row / share) holds at most one; slots count from that of row ``offset``.
+    The first group of a document is left out: it can only choose block 0. The other group_query_rows are at least ``reuse`` rows apart,
+    so that the slot floor(row / reuse) holds at most one; slots count from that of row ``offset``.
     """
     B, T = start_BT.shape
     row_T = torch.arange(offset, offset + T, dtype=torch.int32, device=start_BT.device)
     p_BT = row_T - start_BT
-    found_BT = torch.where((p_BT % share == 0) & (p_BT > 0), row_T, -1)
-    before = offset % share
-    Q = (before + T + share - 1) // share
-    padded = torch.nn.functional.pad(found_BT, (before, Q * share - before - T), value=-1)
-    return padded.view(B, Q, share).amax(-1)
+    found_BT = torch.where((p_BT % reuse == 0) & (p_BT > 0), row_T, -1)
+    before = offset % reuse
+    Q = (before + T + reuse - 1) // reuse
+    padded = torch.nn.functional.pad(found_BT, (before, Q * reuse - before - T), value=-1)
+    return padded.view(B, Q, reuse).amax(-1)

@@ -1,4 +1,4 @@
-"""The operators that mixers call, opaque to torch.compile: each finds its implementation when it runs (:func:`path`).
+"""The operators behind the public functions, opaque to torch.compile: each chooses its implementation when it runs.
 
 FLOP formulas count the pairs of one document as long as the row, as :class:`workbench.contract.Cost` does.
 Legend: B batch, T queries, S keys, N slots of compression blocks, Q queries that select, H query heads, G key–value heads,
@@ -7,7 +7,6 @@ K key channels, V value channels, n selected blocks.
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -15,29 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from workbench.ops import paths
-from workbench.ops.sparse_attention import chunked as plain
-from workbench.ops.sparse_attention.layout import range_pairs, selected_pairs, visible_blocks
-
-forced: str | None = None
-"""Set to "torch" or "triton" to take that implementation wherever it can be taken (measurements, tests)."""
-
-TRITON = importlib.util.find_spec("triton") is not None
+from workbench.ops.dispatch import choose_backend, disable_autocast, record
+from workbench.ops.sparse_attention import chunked
+from workbench.ops.sparse_attention.layout import num_visible_blocks, selected_pairs, visible_pairs
 
 
-def path(device: str, *, dtype: torch.dtype, queries: int) -> str:
-    """Which implementation computes a call: "torch" (chunked, any device and type) or "triton" (our kernels).
-
-    One query a row (decode) is too little work for the kernels' tiles and takes the plain form.
-    """
-    if forced == "torch" or not TRITON or device != "cuda" or dtype == torch.float64 or queries == 1:
-        return "torch"
-    return "triton"
-
-
-def _chosen(q: Tensor) -> ModuleType:
-    if paths.note("sparse_attention", path(q.device.type, dtype=q.dtype, queries=q.shape[1])) == "torch":
-        return plain
+def _implementation(q: Tensor) -> ModuleType:
+    """:mod:`.chunked` or the kernels; one query per row (decoding) is too little work for the kernels' tiles."""
+    if record("sparse_attention", choose_backend(q, supported=q.shape[1] > 1)) == "torch":
+        return chunked
     from workbench.ops.sparse_attention import triton as kernels
 
     return kernels
@@ -67,7 +52,7 @@ def _key_gradients(k: Tensor, v: Tensor | None, dk: Tensor, dv: Tensor) -> tuple
 # -- attention over one run of keys ----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("workbench::range_attention", mutates_args=())
+@torch.library.custom_op("workbench::visible_block_attention", mutates_args=())
 def _range(
     q: Tensor,
     k: Tensor,
@@ -82,14 +67,15 @@ def _range(
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
     q, k, v, start_BT = _contiguous(q, k, v, start_BT)
-    chosen = _chosen(q)
+    implementation = _implementation(q)
     settings = (offset, length, stride, window, scale, softcap)
-    if chosen is plain:
-        return plain.range_forward(q, k, _values(k, v, value_dim), start_BT, *settings)
-    return chosen.range_forward(q, k, v, start_BT, value_dim, *settings)
+    if implementation is chunked:
+        with disable_autocast(q):
+            return chunked.range_forward(q, k, _values(k, v, value_dim), start_BT, *settings)
+    return implementation.range_forward(q, k, v, start_BT, value_dim, *settings)
 
 
-@torch.library.custom_op("workbench::range_attention_backward", mutates_args=())
+@torch.library.custom_op("workbench::visible_block_attention_backward", mutates_args=())
 def _range_backward(
     do: Tensor,
     dlse: Tensor,
@@ -108,12 +94,13 @@ def _range_backward(
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     do, dlse, q, k, v, start_BT, o, lse = _contiguous(do, dlse, q, k, v, start_BT, o, lse)
-    chosen = _chosen(q)
+    implementation = _implementation(q)
     settings = (offset, length, stride, window, scale, softcap)
-    if chosen is plain:
-        dq, dk, dv = plain.range_backward(do, dlse, q, k, _values(k, v, value_dim), start_BT, o, lse, *settings)
-        return (dq, *_key_gradients(k, v, dk, dv))
-    return chosen.range_backward(do, dlse, q, k, v, start_BT, o, lse, value_dim, *settings)
+    if implementation is chunked:
+        with disable_autocast(q):
+            dq, dk, dv = chunked.range_backward(do, dlse, q, k, _values(k, v, value_dim), start_BT, o, lse, *settings)
+            return (dq, *_key_gradients(k, v, dk, dv))
+    return implementation.range_backward(do, dlse, q, k, v, start_BT, o, lse, value_dim, *settings)
 
 
 # -- attention over selected blocks ----------------------------------------------------------------------------------
@@ -129,14 +116,15 @@ def _selected(
     value_dim: int,
     offset: int,
     block: int,
-    share: int,
+    reuse: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     q, k, v, starts, start_BT = _contiguous(q, k, v, starts, start_BT)
-    chosen = _chosen(q)
-    if chosen is plain:
-        return plain.selected_forward(q, k, _values(k, v, value_dim), starts, offset, block, scale)
-    return chosen.selected_forward(q, k, v, starts, start_BT, value_dim, offset, block, share, scale)
+    implementation = _implementation(q)
+    if implementation is chunked:
+        with disable_autocast(q):
+            return chunked.selected_forward(q, k, _values(k, v, value_dim), starts, offset, block, scale)
+    return implementation.selected_forward(q, k, v, starts, start_BT, value_dim, offset, block, reuse, scale)
 
 
 @torch.library.custom_op("workbench::selected_attention_backward", mutates_args=())
@@ -153,16 +141,19 @@ def _selected_backward(
     value_dim: int,
     offset: int,
     block: int,
-    share: int,
+    reuse: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     do, dlse, q, k, v, starts, start_BT, o, lse = _contiguous(do, dlse, q, k, v, starts, start_BT, o, lse)
-    chosen = _chosen(q)
-    if chosen is plain:
-        values = _values(k, v, value_dim)
-        dq, dk, dv = plain.selected_backward(do, dlse, q, k, values, starts, o, lse, offset, block, scale)
-        return (dq, *_key_gradients(k, v, dk, dv))
-    return chosen.selected_backward(do, dlse, q, k, v, starts, start_BT, o, lse, value_dim, offset, block, share, scale)
+    implementation = _implementation(q)
+    if implementation is chunked:
+        with disable_autocast(q):
+            values = _values(k, v, value_dim)
+            dq, dk, dv = chunked.selected_backward(do, dlse, q, k, values, starts, o, lse, offset, block, scale)
+            return (dq, *_key_gradients(k, v, dk, dv))
+    return implementation.selected_backward(
+        do, dlse, q, k, v, starts, start_BT, o, lse, value_dim, offset, block, reuse, scale
+    )
 
 
 # -- selection -------------------------------------------------------------------------------------------------------
@@ -183,15 +174,17 @@ def _select(
     initial: int,
     local: int,
     scale: float,
-    share: int,
+    reuse: int,
 ) -> Tensor:
     q, ck, lse_BQH, start_BQ, rows_BQ = _contiguous(q, ck, lse_BQH, start_BQ, rows_BQ)
-    call = _chosen(q).select
-    return call(q, ck, lse_BQH, start_BQ, rows_BQ, keys, length, stride, block, count, initial, local, scale)
+    with disable_autocast(q):
+        return _implementation(q).select(
+            q, ck, lse_BQH, start_BQ, rows_BQ, keys, length, stride, block, count, initial, local, scale
+        )
 
 
 @_select.register_fake
-def _(q, ck, lse, start, rows, keys, length, stride, block, count, initial, local, scale, share) -> Tensor:  # type: ignore[no-untyped-def]
+def _(q, ck, lse, start, rows, keys, length, stride, block, count, initial, local, scale, reuse) -> Tensor:  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[1], ck.shape[2], count, dtype=torch.int32)
 
 
@@ -243,32 +236,34 @@ def _flops(q_shape: Any, K: int, V: int, pairs: int, *, backward: bool) -> int:
     return B * H * pairs * 2 * ((3 * K + 2 * V) if backward else (K + V))
 
 
-@register_flop_formula(torch.ops.workbench.range_attention)
+@register_flop_formula(torch.ops.workbench.visible_block_attention)
 def _(q, k, v, start, value_dim, offset, length, stride, window, scale, softcap, **_) -> int:  # type: ignore[no-untyped-def]
-    pairs = range_pairs(q[1], offset + q[1], length, stride, window)
+    pairs = visible_pairs(q[1], offset + q[1], length, stride, window)
     return _flops(q, q[3], value_dim, pairs, backward=False)
 
 
-@register_flop_formula(torch.ops.workbench.range_attention_backward)
+@register_flop_formula(torch.ops.workbench.visible_block_attention_backward)
 def _(do, dlse, q, k, v, start, o, lse, value_dim, offset, length, stride, window, scale, softcap, **_) -> int:  # type: ignore[no-untyped-def]
-    pairs = range_pairs(q[1], offset + q[1], length, stride, window)
+    pairs = visible_pairs(q[1], offset + q[1], length, stride, window)
     return _flops(q, q[3], value_dim, pairs, backward=True)
 
 
 @register_flop_formula(torch.ops.workbench.selected_attention)
-def _(q, k, v, starts, start, value_dim, offset, block, share, scale, **_) -> int:  # type: ignore[no-untyped-def]
+def _(q, k, v, starts, start, value_dim, offset, block, reuse, scale, **_) -> int:  # type: ignore[no-untyped-def]
     pairs = selected_pairs(q[1], offset + q[1], starts[3] * block)
     return _flops(q, q[3], value_dim, pairs, backward=False)
 
 
 @register_flop_formula(torch.ops.workbench.selected_attention_backward)
-def _(do, dlse, q, k, v, starts, start, o, lse, value_dim, offset, block, share, scale, **_) -> int:  # type: ignore[no-untyped-def]
+def _(do, dlse, q, k, v, starts, start, o, lse, value_dim, offset, block, reuse, scale, **_) -> int:  # type: ignore[no-untyped-def]
     pairs = selected_pairs(q[1], offset + q[1], starts[3] * block)
     return _flops(q, q[3], value_dim, pairs, backward=True)
 
 
 @register_flop_formula(torch.ops.workbench.select_blocks)
-def _(q, ck, lse, start, rows, keys, length, stride, block, count, initial, local, scale, share, **_) -> int:  # type: ignore[no-untyped-def]
-    last = (keys - 1) // share * share
-    pairs = sum(visible_blocks(p, length, stride) for p in range(max(0, last - (q[1] - 1) * share), last + 1, share))
+def _(q, ck, lse, start, rows, keys, length, stride, block, count, initial, local, scale, reuse, **_) -> int:  # type: ignore[no-untyped-def]
+    last = (keys - 1) // reuse * reuse
+    pairs = sum(
+        num_visible_blocks(p, length, stride) for p in range(max(0, last - (q[1] - 1) * reuse), last + 1, reuse)
+    )
     return 2 * q[0] * q[2] * q[3] * pairs

@@ -33,7 +33,7 @@ def select_reference(
     initial: int,
     local: int,
     scale: float,
-    share: int = 1,
+    reuse: int = 1,
 ) -> list[list[list[int]]]:
     """``count`` blocks for each position and group, ascending: the ``initial`` first and ``local`` last ones, then the best."""
     T, H = q_THK.shape[:2]
@@ -41,7 +41,7 @@ def select_reference(
     R = H // G
     chosen: list[list[list[int]]] = []
     for p in range(T):
-        if p % share:
+        if p % reuse:
             chosen.append(chosen[-1])
             continue
         seen, own = compression_blocks(p, T, length, stride), p // block
