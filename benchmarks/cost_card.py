@@ -3,7 +3,7 @@
     python benchmarks/cost_card.py full:340m:16 gdn:340m:8 gdn+gdn+gdn+full:340m:8 nsa:340m:8     # on a GPU
     python benchmarks/cost_card.py                                                            # small models on a CPU
 
-A case is PATTERN:SCALE:BATCH[:CONTEXT], as in train_throughput.py. Each is told (`workbench.training.probe.whole`, real
+A case is PATTERN:SCALE:BATCH[:CONTEXT], as in train_throughput.py. Each is told (`workbench.training.probe.measure_shrunken`, real
 packed rows) and then trained by `workbench train`'s own function, as often as --repeats says: on a CPU in processes of their
 own, one after the other; on CUDA in one process a case, all of which get ready at once and then take turns. Peak memory is what
 torch's allocator counts on CUDA; on a CPU it is the largest sum of tensors (of the whole model, measured in the same way as the
@@ -66,13 +66,13 @@ def tell(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from workbench.ablation.matching.cost_card import activation_bytes
     from workbench.accounting import account
     from workbench.data import prepare
-    from workbench.training.probe import whole
+    from workbench.training.probe import measure_shrunken
 
     config = run_config(case, arguments)
     training = config.training
     data = prepare(config.data, config.model.vocabulary or 0, arguments.cache)
     begun = time.perf_counter()
-    found = whole(config, data.stream(context=training.context, seed=0))
+    found = measure_shrunken(config, data.stream(context=training.context, seed=0))
     cost = account(config.model, training.context)
     return {
         "tokens_per_second": training.tokens_per_step / found.seconds,

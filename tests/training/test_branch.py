@@ -62,7 +62,7 @@ def test_a_head_that_would_begin_at_another_step_is_refused() -> None:
     assert branched(early, 200 * 2048).training.steps == 200
 
 
-def test_a_router_bias_that_would_stand_still_inside_the_trunk_is_refused() -> None:
+def test_a_router_bias_that_would_be_frozen_inside_the_trunk_is_refused() -> None:
     def run(decay: float, bias: str = "proportional") -> RunConfig:
         return RunConfig.parse(
             {
@@ -71,7 +71,7 @@ def test_a_router_bias_that_would_stand_still_inside_the_trunk_is_refused() -> N
             }
         )
 
-    with pytest.raises(ConfigError, match=r"training.decay: got .*0.02, .*router biases stand still"):
+    with pytest.raises(ConfigError, match=r"training.decay: got .*0.02, .*router biases are frozen"):
         branched(run(0.02), 400 * 2048)
     assert branched(run(0.02, "none"), 400 * 2048).training.steps == 400
     assert branched(run(0.03), 400 * 2048).training.steps == 400

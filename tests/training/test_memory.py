@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from workbench.training.memory import _library
+from workbench.training.memory import _glibc
 
 BLOCKS = 80
 SCRIPT = f"""
 import contextlib, resource, sys
 import torch
-from workbench.training.memory import freed_memory_kept
+from workbench.training.memory import retain_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -22,7 +22,7 @@ def faults():
 def resident():
     return resource.getpagesize() * int(open("/proc/self/statm").read().split()[1])
 
-with freed_memory_kept() if sys.argv[1] == "kept" else contextlib.nullcontext():
+with retain_freed_memory() if sys.argv[1] == "kept" else contextlib.nullcontext():
     for _ in range(3):  # as a step: several large blocks, all freed
         [torch.ones(2**23) for _ in range(4)]
     before = faults()
@@ -44,7 +44,7 @@ def run(how: str) -> tuple[int, int]:
     return faults, returned
 
 
-@pytest.mark.skipif(_library() is None or sys.platform != "linux", reason="the C library is not glibc")
+@pytest.mark.skipif(_glibc() is None or sys.platform != "linux", reason="the C library is not glibc")
 def test_freed_memory_is_kept_and_given_back() -> None:
     faults, returned = run("kept")
     assert returned > 100e6, "128 MB were free"

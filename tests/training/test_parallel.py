@@ -14,7 +14,7 @@ from helpers import run_fields, write_corpus
 
 from workbench.files import write_json
 from workbench.results import RunFolder
-from workbench.training.checkpoint import SafeCheckpointIO
+from workbench.training.checkpoint import load_checkpoint
 
 FIELDS = {
     # the head for the token after the next begins after the step at which runs are taken up again below
@@ -74,17 +74,17 @@ def assert_equal_to_rounding(got: RunFolder, wanted: RunFolder) -> None:
         assert a.keys() == b.keys() and a["hidden_z_excess"] == pytest.approx(b["hidden_z_excess"], rel=1e-3)
         assert a["gradient_rms_median"] == pytest.approx(b["gradient_rms_median"], rel=1e-2)
     assert got.result()["report_value"] == pytest.approx(wanted.result()["report_value"], rel=1e-4)
-    states = [SafeCheckpointIO().load_checkpoint(run.path / "checkpoint" / "step-24") for run in (got, wanted)]
-    assert list(states[0]["state_dict"]) == list(states[1]["state_dict"])
-    for name, tensor in states[1]["state_dict"].items():
-        assert float((states[0]["state_dict"][name] - tensor).norm() / tensor.norm()) < 1e-3, name
-    a, b = (state["optimizer_states"][0] for state in states)
+    states = [load_checkpoint(run.path / "checkpoint" / "step-24") for run in (got, wanted)]
+    assert list(states[0]["model"]) == list(states[1]["model"])
+    for name, tensor in states[1]["model"].items():
+        assert float((states[0]["model"][name] - tensor).norm() / tensor.norm()) < 1e-3, name
+    a, b = (state["optimiser"] for state in states)
     assert a["state"].keys() == b["state"].keys()
     for number, moments in b["state"].items():
         assert a["state"][number]["step"] == moments["step"]
         assert a["state"][number]["exp_avg"].shape == moments["exp_avg"].shape
     assert [group["params"] for group in a["param_groups"]] == [group["params"] for group in b["param_groups"]]
-    assert states[0]["loaders"] == states[1]["loaders"] if "loaders" in states[1] else True
+    assert states[0]["loader"] == states[1]["loader"]
     assert torch.equal(states[0]["health"][-2:], states[1]["health"][-2:])
 
 

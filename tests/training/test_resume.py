@@ -18,7 +18,7 @@ from helpers import make_run, run_fields, write_corpus
 
 from workbench.contract import feedforwards, mixers
 from workbench.results import RunFolder
-from workbench.training.checkpoint import SafeCheckpointIO, latest
+from workbench.training.checkpoint import latest, load_checkpoint
 from workbench.training.trial import run_in_process, train
 
 VARIANTS = {
@@ -49,9 +49,8 @@ def state(folder: RunFolder) -> dict[str, Any]:
     """Everything in the newest checkpoint but the clock."""
     path, damaged = latest(folder.path / "checkpoint")
     assert path is not None and not damaged
-    checkpoint = SafeCheckpointIO().load_checkpoint(path)
-    for callback in checkpoint["callbacks"].values():
-        callback.pop("seconds", None)
+    checkpoint = load_checkpoint(path)
+    checkpoint.pop("seconds")
     return checkpoint
 
 

@@ -27,7 +27,7 @@ def train(
     from workbench.training.config import RunConfig
     from workbench.training.trial import new_run
 
-    leads = not parallel.is_started_by_another_rank()
+    leads = parallel.is_rank_zero()
     config = RunConfig.load(file, overrides or ())
     path = folder or Path("results") / "runs" / file.stem
     new_run(path, path.parent / "cache", config, arm=file.stem, stage=stage, progress=note if leads else None)
@@ -45,7 +45,7 @@ def branch(
     from workbench.training import parallel
     from workbench.training.branch import branch as begin
 
-    leads = not parallel.is_started_by_another_rank()
+    leads = parallel.is_rank_zero()
     path = folder or run.with_name(f"{run.name}-{tokens}")
     begin(run, path, path.parent / "cache", tokens, decay, note if leads else None)
     _train_in_foreground(path, devices, leads)
@@ -76,7 +76,7 @@ def _train_in_foreground(path: Path, devices: int, leads: bool) -> None:
         )
 
     result = train_run(
-        path, path.parent / "cache", should_stop=lambda: bool(asked), devices=devices, tell=tell if leads else None
+        path, path.parent / "cache", should_stop=lambda: bool(asked), devices=devices, on_row=tell if leads else None
     )
     if not leads:
         return

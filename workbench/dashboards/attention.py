@@ -140,7 +140,7 @@ def _trained(folder: str) -> Any:
 
     from workbench.model import LanguageModel
     from workbench.results import RunFolder
-    from workbench.training.checkpoint import SafeCheckpointIO, latest
+    from workbench.training.checkpoint import latest, load_weights
     from workbench.training.config import RunConfig
 
     checkpoint, _ = latest(Path(folder) / "checkpoint")
@@ -148,6 +148,5 @@ def _trained(folder: str) -> Any:
         return None
     config = RunConfig.parse(RunFolder(folder).about()["config"])
     model = LanguageModel(config.model, seed=config.seed)
-    held = SafeCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in held.items()})
+    model.load_state_dict(load_weights(checkpoint))
     return model

@@ -1,4 +1,4 @@
-"""From a run to a folder that stands by itself."""
+"""Export a trained run as a self-contained folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.pretrained.folder import SHARD_BYTES, build, check_against, save
 from workbench.pretrained.tensors import read_tensors
 from workbench.results import RunFolder
 from workbench.status import Status
-from workbench.training.checkpoint import latest
+from workbench.training.checkpoint import latest, step_of
 from workbench.training.config import RunConfig
 
 
@@ -30,24 +30,24 @@ def export(
     Args:
         run_or_checkpoint: folder of a finished run, or one of its checkpoints (``…/checkpoint/step-500``), which may
             belong to a run that has not ended.
-        folder: where to write; an export that is there already is replaced.
-        cache: folder of prepared data. Default: the nearest ``cache`` beside or above the run that holds its data.
+        folder: where to write; an existing export is replaced.
+        cache: folder of prepared data. Default: the nearest ``cache`` beside or above the run that contains its data.
         format, dtype, shard_bytes: see :func:`workbench.pretrained.save`.
 
     Returns:
-        the folder.
+        The folder.
 
     Raises:
-        ConfigError: when there is no such run, it has not finished, its last checkpoint or its tokenizer is gone, the
-            folder holds something else, or the model cannot be written in this format.
+        ConfigError: when there is no such run, it has not finished, its last checkpoint or its tokenizer is missing, the
+            folder contains something else, or the model cannot be written in this format.
     """
     path = Path(run_or_checkpoint).absolute()
     run, checkpoint = _run_and_checkpoint(path)
     about = run.about()
     config = RunConfig.parse(about["config"])
-    places = [Path(cache)] if cache is not None else [above / "cache" for above in run.path.parents]
-    place = next((place for place in places if (place / about["data"]).is_dir()), places[0])
-    tokenizer = Source.open(place, about["data"]).tokenizer
+    caches = [Path(cache)] if cache is not None else [parent / "cache" for parent in run.path.parents]
+    data_cache = next((candidate for candidate in caches if (candidate / about["data"]).is_dir()), caches[0])
+    tokenizer = Source.open(data_cache, about["data"]).tokenizer
     if tokenizer is None:
         raise ConfigError.at(
             "run",
@@ -55,10 +55,9 @@ def export(
             expected="a model of text",
             do="A task without text has no tokenizer to export.",
         )
-    # Lightning's names begin with the module's own attribute
-    tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(checkpoint).items()}
+    tensors = read_tensors(checkpoint)
     check_against(config.model, tensors, checkpoint)
-    step = int(checkpoint.name.removeprefix("step-"))
+    step = step_of(checkpoint)
     provenance: dict[str, Any] = {
         "run": about["identity"],
         "name": run.path.name,
@@ -98,9 +97,12 @@ def _run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
     checkpoint, damaged = latest(path / "checkpoint")
     if checkpoint is None:
         raise ConfigError.at(
-            "run", got=f"{path} without a whole checkpoint", expected="a run that has saved one", do=" ".join(damaged)
+            "run",
+            got=f"{path} without a readable checkpoint",
+            expected="a run that has saved one",
+            do=" ".join(damaged),
         )
-    do = f"To export it as it stands, give its checkpoint {checkpoint}."
+    do = f"To export its current state, give its checkpoint {checkpoint}."
     status = run.result().get("status") or run.status()["status"]
     if status != Status.DONE:
         raise ConfigError.at("run", got=f"{path}, which is {status}", expected="a finished run", do=do)

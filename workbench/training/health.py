@@ -1,4 +1,4 @@
-"""Whether a run is well: followed on the device, without waiting for it."""
+"""Divergence and gradient spikes of a run, tracked on the device without synchronising."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 RISING_STEPS = 200
-"""A loss above its first value for so many steps in a row counts as divergence."""
+"""A loss above its first value for this many steps in a row counts as divergence."""
 SKIPS_IN_A_ROW = 20
-"""So many optimiser steps skipped in a row count as divergence."""
-MEMORY = 0.98
-"""Share that the running mean of the gradient norm keeps at every step; it begins as a plain mean."""
-EPSILON_SHARE = 1e-3
-"""AdamW's epsilon above this share of the smallest gradient is told: training suffers once it comes near the gradients' root mean
-square, which falls with the size of a model (arXiv 2509.01322, §4). The share is our choice."""
+"""This many optimiser steps skipped in a row count as divergence."""
+NORM_DECAY = 0.98
+"""Decay of the running mean of the gradient norm, which starts as a plain mean."""
+EPSILON_FRACTION = 1e-3
+"""An optimiser's epsilon above this fraction of the smallest gradient root mean square is reported: training suffers once it
+approaches the gradients, which shrink with the size of a model (arXiv 2509.01322, §4). The fraction is our choice."""
 FIELDS = ("first_loss", "rising", "bad_step", "norm_mean", "norm_steps", "skipped", "skipped_in_a_row")
 
 
 class Diverged(RuntimeError):
-    """The loss stopped being finite, or stayed above its first value, or step after step was skipped.
+    """The loss stopped being finite, stayed above its first value, or step after step was skipped.
 
-    ``step`` says where (from 1).
+    ``step`` is the optimiser step (from 1).
     """
 
     def __init__(self, step: int, reason: str):
@@ -32,50 +32,53 @@ class Health:
     """Losses, gradient norms and skipped steps of a run.
 
     Args:
-        spike_factor: an optimiser step whose gradient norm is more than so many times the running mean, or not finite, is
-            to be skipped; None skips nothing.
+        spike_factor: skip an optimiser step whose gradient norm is not finite or more than this many times its running mean;
+            None skips nothing.
+        device: of the losses and norms.
 
-    The whole state is one tensor, ``state`` (float64, :data:`FIELDS`), that a checkpoint keeps.
+    The whole state is one tensor, ``state`` (float64, :data:`FIELDS`), which is part of a checkpoint.
     """
 
-    def __init__(self, spike_factor: float | None):
+    def __init__(self, spike_factor: float | None, device: torch.device | None = None):
         self.spike_factor = spike_factor
-        self.state: Tensor = torch.zeros(len(FIELDS), dtype=torch.float64)
-
-    def to(self, device: torch.device) -> None:
-        """Follow the run on ``device``."""
-        self.state = self.state.to(device)
+        self.state: Tensor = torch.zeros(len(FIELDS), dtype=torch.float64, device=device)
 
     def judge_gradient(self, norm: Tensor) -> Tensor | None:
-        """Take notice of a step's gradient norm. Returns 1.0 on the device where the step is to be skipped, else 0.0; None
-        where nothing is ever skipped."""
+        """Record a step's gradient norm.
+
+        Returns:
+            On the device, 1.0 where the step is to be skipped, else 0.0; None where nothing is ever skipped.
+        """
         if self.spike_factor is None:
             return None
-        first, rising, bad, mean, steps, skipped, row = self.state.unbind()
+        first, rising, bad, mean, steps, skipped, in_a_row = self.state.unbind()
         norm = norm.detach().double()
         skip = ~norm.isfinite() | ((steps > 0) & (norm > self.spike_factor * mean))
-        keep = torch.minimum(1 - 1 / (steps + 1), torch.full_like(steps, MEMORY))
-        mean = torch.where(skip, mean, keep * mean + (1 - keep) * norm)
-        self.state = torch.stack(
-            (first, rising, bad, mean, steps + (~skip).double(), skipped + skip, torch.where(skip, row + 1, 0.0))
-        )
+        decay = torch.minimum(1 - 1 / (steps + 1), torch.full_like(steps, NORM_DECAY))
+        mean = torch.where(skip, mean, decay * mean + (1 - decay) * norm)
+        in_a_row = torch.where(skip, in_a_row + 1, 0.0)
+        self.state = torch.stack((first, rising, bad, mean, steps + (~skip).double(), skipped + skip, in_a_row))
         return skip.float()
 
-    def note_step(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """Follow the loss of optimiser step ``step`` and the norm of its gradient."""
-        first, rising, bad, mean, steps, skipped, row = self.state.unbind()
+    def record_step(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Record the loss of optimiser step ``step`` (from 1) and the norm of its gradient."""
+        first, rising, bad, mean, steps, skipped, in_a_row = self.state.unbind()
         loss = loss.double()
         first = torch.where((first == 0) & loss.isfinite(), loss, first)
         rising = torch.where(loss > first, rising + 1, 0.0)
-        ill = (rising >= RISING_STEPS) | (row >= SKIPS_IN_A_ROW)
+        diverged = (rising >= RISING_STEPS) | (in_a_row >= SKIPS_IN_A_ROW)
         if self.spike_factor is None:
-            ill = ill | ~(loss.isfinite() & norm.isfinite())
-        bad = torch.where((bad == 0) & ill, float(step), bad)
-        self.state = torch.stack((first, rising, bad, mean, steps, skipped, row))
+            diverged = diverged | ~(loss.isfinite() & norm.isfinite())
+        bad = torch.where((bad == 0) & diverged, float(step), bad)
+        self.state = torch.stack((first, rising, bad, mean, steps, skipped, in_a_row))
 
     @staticmethod
     def check(values: dict[str, float]) -> None:
-        """Raises Diverged when ``values``, the state by field, say so."""
+        """Check a state that has been copied to the host, by field.
+
+        Raises:
+            Diverged: when it shows divergence.
+        """
         if not values["bad_step"]:
             return
         if values["rising"] >= RISING_STEPS:
@@ -87,8 +90,8 @@ class Health:
         raise Diverged(int(values["bad_step"]), reason)
 
 
-def spread_of_gradients(rms_N: Tensor) -> dict[str, Tensor]:
-    """Smallest (of those that are not zero), median and largest root mean square of the tensors' gradients, on the device."""
+def gradient_rms_summary(rms_N: Tensor) -> dict[str, Tensor]:
+    """Smallest non-zero, median and largest root mean square of N tensors' gradients, on the device."""
     smallest = torch.where(rms_N > 0, rms_N, torch.inf).min()
     values = torch.where(smallest.isfinite(), smallest, 0.0), rms_N.median(), rms_N.max()
     return {f"gradient_rms_{name}": value for name, value in zip(("min", "median", "max"), values)}

@@ -53,6 +53,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
                     "params": [],
                     "names": [],
                     "lr": config.learning_rate * factor,
+                    "initial_lr": config.learning_rate * factor,
                     "weight_decay": config.weight_decay if decays else 0.0,
                 },
             )

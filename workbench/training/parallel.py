@@ -1,22 +1,23 @@
-"""Several processes for one run: FSDP2 through Lightning, with checkpoints that are those of a single process.
+"""Several processes for one run: FSDP2 through Lightning Fabric, with checkpoints of a single process.
 
-Every rank trains its share of each batch's rows; parameters, gradients and optimiser state are sharded. Sums are those of
+Every rank trains on its part of each batch's rows; parameters, gradients and optimiser state are sharded. Sums equal those of
 one process up to the rounding of their order.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -31,146 +32,145 @@ from torch.optim import Optimizer
 
 from workbench.model import LanguageModel
 
+RANK_TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others in a collective operation before the run fails."""
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-PARTLY = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
-"""Parameters that have not been trained yet have no moments."""
+FULL_NOT_STRICT = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+"""Not strict: parameters that have not been trained yet have no optimiser state."""
 
 
-def rank() -> int:
-    """This process's number within the run, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+def launch(devices: int) -> Fabric:
+    """The device of this process and, with several ``devices``, the process group.
+
+    On rank 0 Fabric starts the other ranks by running this program again with the same arguments, unless torchrun has started
+    them.
+    """
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    fabric = Fabric(
+        accelerator="auto",
+        devices=devices,
+        strategy=ModelParallelStrategy(shard, data_parallel_size=devices, tensor_parallel_size=1, timeout=RANK_TIMEOUT)
+        if devices > 1
+        else "auto",
+        plugins=[TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()],
+    )
+    fabric.launch()
+    return fabric
 
 
-def world() -> int:
-    """Processes of the run."""
+def launched_rank() -> int:
+    """The rank set in the environment by whoever started this process; 0 for the first and for a single process."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def is_rank_zero() -> bool:
+    """Whether this process writes the run's files. Known before the process group exists."""
+    return launched_rank() == 0
+
+
+def world_size() -> int:
+    """Number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def environment() -> ClusterEnvironment:
-    """Lightning starts the other ranks itself, unless torchrun has."""
-    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+def barrier() -> None:
+    """Wait until every rank arrives here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
-def shard(model: LanguageModel, mesh: Any) -> None:
-    """Shard parameters over ``mesh``, unit by unit, the rest (embedding, norm, head) together. FSDP2."""
+def shard(model: LanguageModel, mesh: Any) -> LanguageModel:
+    """Shard parameters over ``mesh`` (FSDP2): one group per unit, the rest (embedding, norm, head) in one group."""
+    mesh = mesh["data_parallel"]
     for unit in model.units:
         fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for method in ("loss", "token_losses", "answer_losses"):  # entered without passing through the module's own call
+    for method in ("loss", "token_losses", "answer_losses"):  # called directly, not through the module's forward
         register_fsdp_forward_method(model, method)
+    return model
 
 
-def mean(value: Tensor) -> Tensor:
+def all_mean(value: Tensor) -> Tensor:
     """Mean over ranks of a tensor on the device."""
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(value, op=dist.ReduceOp.SUM)
-        value = value / world()
+        value = value / world_size()
     return value
 
 
-def root_mean_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """(tensors,) fp32, of each over all its elements wherever they lie."""
-    # one small kernel a tensor, and no number from the host
-    shares = [
-        torch.linalg.vector_norm(tensor.to_local() if isinstance(tensor, DTensor) else tensor, dtype=torch.float32)
-        / math.sqrt(tensor.numel())
-        for tensor in tensors
-    ]
-    squares = torch.stack(shares).square()
-    if any(isinstance(tensor, DTensor) for tensor in tensors):
-        dist.all_reduce(squares, op=dist.ReduceOp.SUM)
-    return squares.sqrt()
-
-
-def total(counts: Tensor) -> Tensor:
+def all_sum(counts: Tensor) -> Tensor:
     """Sum over ranks of integers on the device."""
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(counts, op=dist.ReduceOp.SUM)
     return counts
 
 
-def whole(value: Tensor) -> Tensor:
-    """A sharded tensor put together; any other as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set on any rank. Waits for all of them."""
-    if world() == 1:
+    if world_size() == 1:
         return flag
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value)
 
 
-class Sharded(ModelParallelStrategy):
-    """FSDP2 over ``devices`` ranks of one machine.
-
-    A checkpoint is put together on rank 0 in the form that one process writes, and handed out from there; so a run goes on
-    with any number of ranks.
-    """
-
-    def __init__(self, devices: int):
-        super().__init__(
-            data_parallel_size=devices,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
-            timeout=timedelta(minutes=30),
-        )
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        assert self.model is not None
-        return get_model_state_dict(self.model, options=FULL)
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        assert self.model is not None
-        optimizer = getattr(optimizer, "_optimizer", optimizer)
-        by_name = get_optimizer_state_dict(self.model, optimizer, options=FULL)
-        return _numbered(by_name) if self.global_rank == 0 else by_name
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        if self.global_rank == 0:
-            self.checkpoint_io.save_checkpoint(checkpoint, filepath)
-        self.barrier()  # a rank that went on might end, and be counted as dead, while rank 0 still writes
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        assert self.model is not None
-        checkpoint = self.checkpoint_io.load_checkpoint(self.broadcast(str(Path(checkpoint_path))))
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=FULL)
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"]):
-            named = _named(state, self.model, optimizer)
-            set_optimizer_state_dict(self.model, optimizer, named, options=PARTLY)
-            for name, parameter in self.model.named_parameters():
-                if name not in named["state"]:  # not trained yet; torch made zeros, which count as a step
-                    optimizer.state.pop(parameter, None)
-        return checkpoint
+def root_mean_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """(tensors,) fp32: root mean square of each tensor over all its elements on all ranks."""
+    # one small kernel per tensor, and no number from the host
+    scaled_norms = [
+        torch.linalg.vector_norm(tensor.to_local() if isinstance(tensor, DTensor) else tensor, dtype=torch.float32)
+        / math.sqrt(tensor.numel())
+        for tensor in tensors
+    ]
+    squares = torch.stack(scaled_norms).square()
+    if any(isinstance(tensor, DTensor) for tensor in tensors):
+        dist.all_reduce(squares, op=dist.ReduceOp.SUM)
+    return squares.sqrt()
 
 
-def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Optimiser state keyed by parameter names -> keyed by numbers, as a single process keeps it."""
+def full_tensor(value: Tensor) -> Tensor:
+    """A sharded tensor assembled on every rank; any other tensor unchanged."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def full_state(model: nn.Module, optimiser: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State of model and optimiser as a single process has it; complete on rank 0 only. Called by every rank."""
+    if world_size() == 1:
+        return model.state_dict(), optimiser.state_dict()
+    weights: dict[str, Any] = get_model_state_dict(model, options=FULL)
+    by_name: dict[str, Any] = get_optimizer_state_dict(model, optimiser, options=FULL)
+    return weights, _by_index(by_name) if is_rank_zero() else by_name
+
+
+def load_full_state(model: nn.Module, optimiser: Optimizer, weights: dict[str, Any], state: Mapping[str, Any]) -> None:
+    """Inverse of :func:`full_state`, for any number of ranks. Called by every rank with the whole state."""
+    if world_size() == 1:
+        model.load_state_dict(weights)
+        optimiser.load_state_dict(dict(state))
+        return
+    set_model_state_dict(model, weights, options=FULL)
+    by_name = _by_name(state, model, optimiser)
+    set_optimizer_state_dict(model, optimiser, by_name, options=FULL_NOT_STRICT)
+    for name, parameter in model.named_parameters():
+        if name not in by_name["state"]:  # not trained yet; torch has made zeros, whose step count would be wrong
+            optimiser.state.pop(parameter, None)
+
+
+def _by_index(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Optimiser state keyed by parameter name -> keyed by index, as ``Optimizer.state_dict`` of one process."""
     names = [name for group in state["param_groups"] for name in group["params"]]
-    number = {name: index for index, name in enumerate(names)}
+    index = {name: i for i, name in enumerate(names)}
     return {
-        "state": {number[name]: value for name, value in state["state"].items()},
-        "param_groups": [{**g, "params": [number[name] for name in g["params"]]} for g in state["param_groups"]],
+        "state": {index[name]: value for name, value in state["state"].items()},
+        "param_groups": [{**group, "params": [index[n] for n in group["params"]]} for group in state["param_groups"]],
     }
 
 
-def _named(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """The way back; groups and their order are those of ``optimizer``."""
+def _by_name(state: Mapping[str, Any], model: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
+    """Inverse of :func:`_by_index`; groups and their order are those of ``optimiser``."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    names = [name_of[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]
     return {
-        "state": {names[index]: value for index, value in state["state"].items()},
-        "param_groups": [{**g, "params": [names[index] for index in g["params"]]} for g in state["param_groups"]],
+        "state": {names[i]: value for i, value in state["state"].items()},
+        "param_groups": [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]],
     }
-
-
-def own_rank() -> int:
-    """The rank that whoever started this process gave it; 0 for the first and for a single process."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-
-
-def is_started_by_another_rank() -> bool:
-    """Whether this process is one of the further ranks of a run."""
-    return own_rank() > 0

@@ -18,9 +18,9 @@ from workbench.config import ConfigError
 from workbench.contract import AuxOutputs
 from workbench.data import Source
 from workbench.model import LanguageModel
-from workbench.training.checkpoint import KEEP
+from workbench.training.checkpointer import RETAINED
 from workbench.training.config import RunConfig
-from workbench.training.probe import Measured, shrunken, whole
+from workbench.training.probe import Measured, measure_shrunken, shrunken
 
 LARGEST_MEASURED_STEP = 2e12
 """FLOPs of a micro-batch beyond which it is not run on a CPU; the time is then left open. Our choice."""
@@ -129,7 +129,7 @@ def measure_arms(
                 if data:
                     stream = data[arm].stream(context=training.context, seed=run.seed)
                 try:
-                    found.setdefault(arm, []).append(whole(run, stream))
+                    found.setdefault(arm, []).append(measure_shrunken(run, stream))
                 except torch.OutOfMemoryError:
                     continue
     finally:
@@ -216,7 +216,7 @@ def cost_table(config: AblationConfig, measured: Mapping[str, Measured] | None =
             "memory_bytes": memory,
             "memory_measured": seen > 0,
             # weights and two moments, in the checkpoints that are kept and the one that is being written
-            "disk_bytes": 12 * cost.parameters * (KEEP + 1),
+            "disk_bytes": 12 * cost.parameters * (RETAINED + 1),
         }
         baseline = baseline or row
         row["residual"] = _residual(config, row, baseline, run)

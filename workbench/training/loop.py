@@ -1,0 +1,81 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from workbench.data import Batch
+from workbench.training import parallel
+from workbench.training.checkpointer import Checkpointer
+from workbench.training.config import TrainingConfig
+from workbench.training.metric_log import HostCopy, MetricLog
+from workbench.training.optimiser import rate_at
+from workbench.training.step import TrainStep
+from workbench.training.throughput import Throughput
+
+
+class Stopped(RuntimeError):
+    """The run was asked to stop and has written a checkpoint."""
+
+
+def train_loop(
+    training: TrainingConfig,
+    train_step: TrainStep,
+    batches: Iterator[Batch],
+    *,
+    after: int,
+    throughput: Throughput,
+    log: MetricLog,
+    checkpointer: Checkpointer,
+    evaluate: Callable[[], float],
+    should_stop: Callable[[], bool],
+    on_first_step: Callable[[], None],
+) -> None:
+    """Train from the step after ``after`` to the last one.
+
+    Steps do not synchronise with the device; logged steps copy their values to the host beside it. Only evaluations and
+    checkpoints wait. A checkpoint falls on a logged step, so that a resumed run writes the same lines.
+
+    Args:
+        batches: micro-batches, from the first of step ``after`` + 1.
+        after: steps already trained.
+        evaluate: value on the selection split.
+        should_stop: asked after every step; with several ranks, after every ``log_every`` steps, where they wait for each other.
+        on_first_step: called after the first step of this process.
+
+    Raises:
+        Stopped: after a checkpoint, when asked to stop.
+        Diverged: when the logged values show it.
+    """
+    evaluate_at = {round(training.steps * i / training.evaluations) for i in range(1, training.evaluations + 1)}
+    throughput.start(after)
+    for step in range(after + 1, training.steps + 1):
+        train_step(step, batches)
+        if train_step.diagnostics:
+            log.add_diagnostics(step, train_step.diagnostics)
+        if step == after + 1:
+            on_first_step()
+
+        asks = parallel.world_size() == 1 or step % training.log_every == 0
+        stops = asks and parallel.any_rank(should_stop(), train_step.device)
+        saves = stops or checkpointer.due(step)
+        evaluates = step in evaluate_at
+        if step % training.log_every == 0 or evaluates or saves:
+            log.flush()
+            values, names = train_step.take_log_values()
+            copy = HostCopy(values)
+            if evaluates or saves:
+                copy.wait()
+            row = throughput.row(step)
+            row["learning_rate"] = training.learning_rate * rate_at(step - 1, training)
+            log.stage(row, copy, names)
+        if evaluates or saves:
+            row = log.complete()  # raises if the run diverged: neither evaluated nor saved
+            if evaluates:
+                with throughput.paused():
+                    row["selection_value"] = evaluate()
+            log.write(row)
+        if saves:
+            checkpointer.save(step)
+        if stops and step < training.steps:
+            raise Stopped(f"asked to stop; step {step} is saved")
