@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,20 @@ def load(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module.Thing
 
 
-def empty() -> Registry[Any]:
-    things: Registry[Any] = Registry("thing", "workbench.mixers")
-    things._scanned = True
-    return things
+def empty_registry() -> Registry[Any]:
+    """A registry of a package without modules."""
+    return Registry("thing", "nothing_registered")
+
+
+@pytest.fixture(autouse=True)
+def _package_without_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = types.ModuleType("nothing_registered")
+    package.__path__ = []
+    monkeypatch.setitem(sys.modules, "nothing_registered", package)
 
 
 def test_a_clash_names_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    things = empty()
+    things = empty_registry()
     things.register(load(tmp_path, "first_thing", monkeypatch))
     second = load(tmp_path, "second_thing", monkeypatch)
     with pytest.raises(TypeError, match=r"'thing' is registered by .*first_thing\.py .*second_thing\.py"):
@@ -55,11 +62,11 @@ def test_a_clash_names_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_what_cannot_be_registered() -> None:
     with pytest.raises(TypeError, match="needs a nested Config"):
-        empty().register(type("Bare", (), {}))
+        empty_registry().register(type("Bare", (), {}))
 
 
 def test_parse_and_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    things = empty()
+    things = empty_registry()
     things.register(load(tmp_path, "third_thing", monkeypatch))
     assert things.parse("thing").size == things.parse({}, "thing").size == 1
     for data, text in (
@@ -78,7 +85,7 @@ def test_a_broken_entry_point_is_recorded(monkeypatch: pytest.MonkeyPatch) -> No
     point = importlib.metadata.EntryPoint("broken", "no_such_module_anywhere", registry_module.ENTRY_POINT_GROUP)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
     monkeypatch.setattr(registry_module, "broken_plugins", {})
-    registry_module._load_entry_points(set())
+    empty_registry().names()
     assert "ModuleNotFoundError" in registry_module.broken_plugins["broken"]
 
 

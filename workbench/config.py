@@ -1,7 +1,7 @@
-"""Configuration: validated, frozen, read from YAML without running code, identified by a hash.
+"""Configuration: validated, frozen, read from YAML without executing code, identified by a hash.
 
-Every configuration of the workbench is a :class:`Config`. A mistake raises :class:`ConfigError`, which names the
-field path, what it got, what it expected and what to do, for all mistakes at once.
+Every configuration of the workbench is a :class:`Config`. Mistakes raise one :class:`ConfigError` that lists, for each of them,
+the field path, the value it got, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ __all__ = [
 ]
 
 
-LARGEST = 2**64 - 1
-"""Largest whole number in a configuration: the largest seed; sizes are far below."""
+MAX_INTEGER = 2**64 - 1
+"""Largest integer in a configuration (an unsigned 64-bit seed)."""
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[\w-]+)+")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a configuration: where, what was there, what was expected, what to do."""
+    """One mistake in a configuration: its field path, the value, what was expected, what to do."""
 
     path: str
     got: str
@@ -54,7 +54,7 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used. ``problems`` lists every mistake found, each with its field path."""
+    """An invalid configuration. ``problems`` lists every mistake with its field path."""
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)
@@ -66,7 +66,7 @@ class ConfigError(ValueError):
         return cls([Problem(path, _show(got), expected, do)])
 
     def under(self, prefix: str) -> ConfigError:
-        """The same mistakes, their paths moved below ``prefix``."""
+        """The same mistakes with ``prefix`` prepended to their paths."""
         return ConfigError([Problem(_join(prefix, p.path), p.got, p.expected, p.do) for p in self.problems])
 
 
@@ -81,10 +81,7 @@ def require(condition: object, path: str, *, got: object, expected: str, do: str
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """``"Nearest valid name: 'x'."`` for the best match of ``name``, or the whole list where nothing is close.
-
-    Empty where there is no valid name.
-    """
+    """``"Nearest valid name: 'x'."`` for the best match of ``name``; all valid names if none is close; "" if there is none."""
     valid = sorted(valid)
     match = get_close_matches(str(name), valid, n=1, cutoff=0.5)
     if match:
@@ -111,7 +108,7 @@ def _path(loc: Iterable[int | str]) -> str:
 
 
 def _field_help(model: type[BaseModel], loc: Sequence[int | str]) -> str:
-    """The docstring of the field at ``loc``, so that the message says what the field means."""
+    """The docstring of the field at ``loc``; an error message includes it as help."""
     help_text = ""
     current: Any = model
     for part in loc:
@@ -123,27 +120,27 @@ def _field_help(model: type[BaseModel], loc: Sequence[int | str]) -> str:
 
 
 def _problems(model: type[BaseModel], error: ValidationError) -> list[Problem]:
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for item in error.errors(include_url=False):
         loc, kind = item["loc"], item["type"]
         inner = item.get("ctx", {}).get("error")
         if isinstance(inner, ConfigError):
-            found += inner.under(_path(loc)).problems
+            problems += inner.under(_path(loc)).problems
             continue
         if kind == "extra_forbidden":
-            owner = _owner(model, loc[:-1])
-            names = list(owner.model_fields) if owner else []
+            parent = _parent(model, loc[:-1])
+            names = list(parent.model_fields) if parent else []
             got = f"the unknown field {str(loc[-1])!r}"
-            found.append(Problem(_path(loc), got, "a field of this configuration", nearest(loc[-1], names)))
+            problems.append(Problem(_path(loc), got, "a field of this configuration", nearest(loc[-1], names)))
         elif kind == "missing":
-            found.append(Problem(_path(loc), "nothing", "a value", _field_help(model, loc)))
+            problems.append(Problem(_path(loc), "nothing", "a value", _field_help(model, loc)))
         else:
             expected = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            found.append(Problem(_path(loc), _show(item["input"]), expected, _field_help(model, loc)))
-    return found
+            problems.append(Problem(_path(loc), _show(item["input"]), expected, _field_help(model, loc)))
+    return problems
 
 
-def _owner(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
+def _parent(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
     current: Any = model
     for part in loc:
         fields = getattr(current, "model_fields", {})
@@ -163,7 +160,7 @@ class _ConfigMeta(ModelMetaclass):
 
 
 class Config(BaseModel, metaclass=_ConfigMeta):
-    """Base of every configuration: frozen, unknown fields refused, identified by the hash of its content."""
+    """Base of every configuration: frozen, rejects unknown fields, identified by the hash of its content."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
@@ -171,18 +168,18 @@ class Config(BaseModel, metaclass=_ConfigMeta):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _of_64_bits(cls, value: Any) -> Any:
+    def _check_integers(cls, value: Any) -> Any:
         for path, leaf in flatten(value).items():
-            if isinstance(leaf, int) and abs(leaf) > LARGEST:
-                raise ConfigError.at(path, got=leaf, expected=f"a whole number of at most {LARGEST}")
+            if isinstance(leaf, int) and abs(leaf) > MAX_INTEGER:
+                raise ConfigError.at(path, got=leaf, expected=f"an integer of at most {MAX_INTEGER}")
         return value
 
     @classmethod
     def parse(cls, data: object) -> Self:
-        """A configuration from plain data (as YAML gives it).
+        """Validate plain data, as loaded from YAML.
 
         Raises:
-            ConfigError: with every mistake in ``data``.
+            ConfigError: listing every mistake in ``data``.
         """
         if isinstance(data, cls):
             return data
@@ -195,10 +192,10 @@ class Config(BaseModel, metaclass=_ConfigMeta):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """From a YAML file and dotted overrides.
+        """Load a YAML file and apply dotted overrides.
 
         Raises:
-            ConfigError: with every mistake, its path and what to do.
+            ConfigError: listing every mistake.
         """
         return cls.parse(apply_overrides(read_yaml(path), overrides))
 
@@ -211,28 +208,28 @@ class Config(BaseModel, metaclass=_ConfigMeta):
         return self.model_dump(mode="json", serialize_as_any=True)
 
     def canonical(self) -> dict[str, Any]:
-        """Plain data in which two configurations that mean the same are equal. The hash is taken of this."""
+        """Plain data that is equal for equivalent configurations; the input of the hash."""
         return self.plain()
 
     @property
     def identity(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of the canonical form."""
+        """The first twelve hexadecimal digits of the SHA-256 of :meth:`canonical`."""
         text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def diff(self, parent: Config) -> dict[str, tuple[Any, Any]]:
-        """Fields that differ from ``parent``: dotted path -> (value in the parent, value here)."""
+        """Fields that differ from ``parent``: dotted path -> (value in ``parent``, value in this one)."""
         return difference(parent.canonical(), self.canonical())
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted paths at which two nested mappings differ -> (old value, new value); None where a path is absent."""
+    """Dotted paths at which two nested mappings differ -> (old value, new value); None for an absent path."""
     a, b = flatten(old), flatten(new)
     return {path: (a.get(path), b.get(path)) for path in sorted({*a, *b}) if a.get(path) != b.get(path)}
 
 
 def flatten(data: object, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one mapping from dotted paths to leaves."""
+    """Flatten nested mappings and lists into one mapping from dotted paths to leaves."""
     if isinstance(data, Mapping) and data:
         return {k: v for key, value in data.items() for k, v in flatten(value, _join(prefix, str(key))).items()}
     if isinstance(data, list | tuple) and data:
@@ -241,9 +238,9 @@ def flatten(data: object, prefix: str = "") -> dict[str, Any]:
 
 
 def deep_merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``change`` laid over it, mapping by mapping.
+    """Merge ``change`` into ``base`` recursively.
 
-    A mapping whose ``kind`` changes is replaced whole: the fields of one variant mean nothing to another.
+    A mapping whose ``kind`` changes is replaced as a whole, since its other fields belong to the old variant.
     """
     merged = dict(base)
     for key, value in change.items():
@@ -257,7 +254,7 @@ def deep_merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, 
 
 
 def expand_dotted(data: object) -> Any:
-    """Mappings with dotted keys, ``{"model.width": 64}``, as nested ones. Patterns such as ``"*.norm"`` stay keys."""
+    """Expand dotted keys, ``{"model.width": 64}``, into nested mappings. Patterns such as ``"*.norm"`` remain keys."""
     if isinstance(data, list):
         return [expand_dotted(value) for value in data]
     if not isinstance(data, Mapping):
@@ -273,10 +270,10 @@ def expand_dotted(data: object) -> Any:
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``data`` with command-line overrides ``path.to.field=value`` applied; values are read as YAML.
+    """Apply command-line overrides ``path.to.field=value`` to ``data``; values are parsed as YAML.
 
     Raises:
-        ConfigError: when an override is not of that form.
+        ConfigError: when an override does not have that form.
     """
     merged = dict(data)
     for override in overrides:
@@ -301,16 +298,16 @@ def _yaml(text: str, origin: str) -> Any:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Loads data only: no tags, no code, duplicate keys refused.
+    """Read the mapping in a YAML file. Loads plain data only: tags and duplicate keys are errors, no code runs.
 
     Raises:
         ConfigError: when the file is missing, is not YAML or is not a mapping.
     """
     path = Path(path)
     if not path.is_file():
-        there = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         got = "a folder" if path.is_dir() else "no such file"
-        raise ConfigError.at(str(path), got=got, expected="a YAML file", do=nearest(path.name, there))
+        raise ConfigError.at(str(path), got=got, expected="a YAML file", do=nearest(path.name, siblings))
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Where numbers come from: code, device, libraries. Imports torch, and nothing slower."""
+"""Provenance of results: code version, device, libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "triton", "lightning", "optuna", "tokenizers", "numpy")
 
 
 def version(name: str) -> str:
-    """Version of an installed distribution; "not installed" where it is run from its source, or missing."""
+    """Version of an installed distribution; "not installed" if it is missing or run from source."""
     try:
         return installed_version(name)
     except PackageNotFoundError:
@@ -26,8 +26,11 @@ def version(name: str) -> str:
 
 
 def code_version() -> str:
-    """The version of this package with the commit: of its git checkout, or as the environment variable WORKBENCH_CODE names it, for
-    copies without git (a container image, a cluster's scratch folder)."""
+    """Version of this package and its commit.
+
+    The commit is that of the git checkout; for copies without git (a container image, a cluster's scratch folder) it is taken
+    from the environment variable WORKBENCH_CODE.
+    """
     installed, commit = version("workbench"), os.environ.get("WORKBENCH_CODE", "")
     if (ROOT / ".git").exists():
         call = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]

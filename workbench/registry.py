@@ -1,7 +1,7 @@
-"""Registries: names for variants and corpora, found by a package scan and by entry points.
+"""Registries of plug-ins by name, filled by scanning a package and by entry points.
 
-Adding a plug-in inside the repository is one file in the registry's package; outside it, one entry point in the
-group ``workbench.plugins`` whose value is a module to import. Nothing else lists names.
+A plug-in inside the repository is one file in the registry's package. Outside of it, it is one entry point in the group
+``workbench.plugins`` whose value is the module to import. No other list of names exists.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ __all__ = ["ENTRY_POINT_GROUP", "PLUGIN_FILES", "Registry", "broken_plugins", "p
 ENTRY_POINT_GROUP = "workbench.plugins"
 
 PLUGIN_FILES = "WORKBENCH_PLUGINS"
-"""Environment variable with files of variants that belong to no package, separated as in PATH."""
+"""Environment variable listing plug-in files that belong to no package, separated as in PATH."""
 
 T = TypeVar("T", bound=type)
 
 broken_plugins: dict[str, str] = {}
-"""Entry points that failed to import -> why. Shown by ``workbench doctor``; they never break the rest."""
+"""Entry points and plug-in files that failed to import -> reason. Shown by ``workbench doctor``; they break nothing else."""
+
+_loaded: set[str] = set()
+"""Entry points and plug-in files imported so far, for all registries."""
 
 
 class Registry(Generic[T]):
-    """Classes of one sort by name, each with a nested ``Config`` whose ``kind`` is that name.
+    """Classes of one sort by name. Each class has a nested ``Config`` whose field ``kind`` has that name as its default.
 
     Args:
-        noun: what is registered, for messages ("mixer").
+        noun: what is registered, for error messages ("mixer").
         package: dotted name of the package whose modules are scanned.
     """
 
@@ -46,23 +49,25 @@ class Registry(Generic[T]):
         self._scanned = False
 
     def register(self, cls: T) -> T:
-        """Decorator: enter ``cls`` under ``cls.Config``'s default ``kind``.
+        """Decorator: register ``cls`` under the default ``kind`` of ``cls.Config``.
 
         Raises:
-            TypeError: when there is no such Config, or another file holds the name (both files are named).
+            TypeError: when ``cls`` has no such Config, or another file has registered the name (both files are named).
         """
         config = getattr(cls, "Config", None)
         if not (inspect.isclass(config) and issubclass(config, Config) and "kind" in config.model_fields):
             raise TypeError(f"{cls.__name__} needs a nested Config with a field `kind: Literal['name'] = 'name'`")
         name = config.model_fields["kind"].default
-        held = self._classes.get(name)
-        if held is not None and _origin(held) != _origin(cls):
-            raise TypeError(f"the {self.noun} name {name!r} is registered by {_origin(held)} and by {_origin(cls)}")
+        registered = self._classes.get(name)
+        if registered is not None and _origin(registered) != _origin(cls):
+            raise TypeError(
+                f"the {self.noun} name {name!r} is registered by {_origin(registered)} and by {_origin(cls)}"
+            )
         self._classes[name] = cls
         return cls
 
     def unregister(self, name: str) -> None:
-        """Forget ``name`` (for tests and for redefining a variant live in a notebook)."""
+        """Remove ``name`` (for tests, and for redefining a variant in a notebook)."""
         self._classes.pop(name, None)
 
     def names(self) -> list[str]:
@@ -86,7 +91,7 @@ class Registry(Generic[T]):
         return self._classes[name]
 
     def parse(self, data: object, default_kind: str | None = None) -> Any:
-        """The configuration of the class that ``data["kind"]`` names.
+        """Validate ``data`` as the configuration of the class named by ``data["kind"]``.
 
         Raises:
             ConfigError: for an unknown kind or a mistake in its fields.
@@ -106,7 +111,7 @@ class Registry(Generic[T]):
     def _scan(self) -> None:
         if self._scanned:
             return
-        self._scanned = True  # before the imports: a plug-in may ask the registry while it is being imported
+        self._scanned = True  # set before importing: a plug-in may query the registry while it is imported
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
             importlib.import_module(module.name)
@@ -122,19 +127,18 @@ def _origin(cls: type) -> str:
 
 
 def plug_in(path: str | Path) -> None:
-    """Use the variants in the Python file ``path``, here and in every process started from here. Called again after an edit
-    it takes the new version.
+    """Import the plug-ins in the Python file ``path``, in this process and in processes it starts. Call again after an edit.
 
     Raises:
-        ConfigError: when there is no such file. What the file raises is passed on.
+        ConfigError: when the file does not exist. Exceptions raised by the file propagate.
     """
     path = Path(path).resolve()
     if not path.is_file():
-        there = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise ConfigError.at(str(path), got="no such file", expected="a Python file", do=nearest(path.name, there))
+        siblings = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise ConfigError.at(str(path), got="no such file", expected="a Python file", do=nearest(path.name, siblings))
     _import_file(path)
-    held = [name for name in os.environ.get(PLUGIN_FILES, "").split(os.pathsep) if name]
-    os.environ[PLUGIN_FILES] = os.pathsep.join(dict.fromkeys([*held, str(path)]))
+    listed = [name for name in os.environ.get(PLUGIN_FILES, "").split(os.pathsep) if name]
+    os.environ[PLUGIN_FILES] = os.pathsep.join(dict.fromkeys([*listed, str(path)]))
 
 
 def _import_file(path: Path) -> None:
@@ -145,10 +149,10 @@ def _import_file(path: Path) -> None:
     spec.loader.exec_module(module)
 
 
-def _load_plugin_files(loaded: set[str] = set()) -> None:  # noqa: B006 (remembers across registries on purpose)
+def _load_plugin_files() -> None:
     for name in os.environ.get(PLUGIN_FILES, "").split(os.pathsep):
-        if name and name not in loaded:
-            loaded.add(name)
+        if name and name not in _loaded:
+            _loaded.add(name)
             try:
                 if not any(getattr(module, "__file__", None) == name for module in list(sys.modules.values())):
                     _import_file(Path(name))
@@ -156,13 +160,13 @@ def _load_plugin_files(loaded: set[str] = set()) -> None:  # noqa: B006 (remembe
                 broken_plugins[name] = f"{type(error).__name__}: {error}"
 
 
-def _load_entry_points(loaded: set[str] = set()) -> None:  # noqa: B006 (remembers across registries on purpose)
+def _load_entry_points() -> None:
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        if point.value in loaded:
+        if point.value in _loaded:
             continue
-        loaded.add(point.value)
+        _loaded.add(point.value)
         try:
             load: Callable[[], Any] = point.load
             load()
-        except Exception as error:  # a broken plug-in of somebody else must not stop this ablation
+        except Exception as error:  # somebody else's broken plug-in must not stop this process
             broken_plugins[point.name] = f"{type(error).__name__}: {error}"
