@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from workbench.files import locked, read_json, write_json
-from workbench.results import RunFolder
+from workbench.results import RunFolder, RunRecord
 from workbench.results.tables import CURVE_SCHEMA, DIAGNOSTICS_SCHEMA, RUN_SCHEMA, curves, diagnostics, runs, table
+from workbench.status import Stage
 
 
 def test_a_torn_line_is_left_out_and_repaired(tmp_path: Path) -> None:
@@ -52,8 +53,8 @@ def test_a_dead_process_was_killed(tmp_path: Path) -> None:
 
 
 def test_finish_and_reopen(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", {"arm": "a"})
-    assert RunFolder.create(tmp_path / "run", {"arm": "b"}).about() == {"arm": "a"}
+    folder = RunFolder.create(tmp_path / "run", RunRecord(arm="a"))
+    assert RunFolder.create(tmp_path / "run", RunRecord(arm="b")).record().arm == "a"
     folder.finish("crashed", "why", steps=3)
     assert folder.status()["status"] == "crashed" and folder.result()["steps"] == 3
     folder.reopen()
@@ -82,8 +83,8 @@ def test_tables_on_nothing(tmp_path: Path) -> None:
 
 
 def test_diagnostics_become_long_rows(tmp_path: Path) -> None:
-    about = {"arm": "moe", "stage": "tuning", "seed": 4, "metric": {"unit": "bits per byte"}}
-    folder = RunFolder.create(tmp_path / "runs" / "one", about)
+    record = RunRecord(arm="moe", stage=Stage.TUNING, seed=4)
+    folder = RunFolder.create(tmp_path / "runs" / "one", record)
     assert diagnostics(tmp_path).schema == DIAGNOSTICS_SCHEMA
     folder.add_diagnostics(
         {"step": step, "layer": 1, "values": {"entropy": 2.5, "load": [1.5, None]}} for step in (3, 6)

@@ -21,9 +21,9 @@ from workbench.results.tables import (
     DIAGNOSTICS_SCHEMA,
     RUN_SCHEMA,
     Line,
-    _diagnosed,
-    _points,
+    diagnostics_of,
     frame_of,
+    points_of,
 )
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class SingleRuns(EmptyRun):
 
     def lines(self) -> list[Line]:
         return [
-            Line(folder.path.name, folder.about()["stage"], folder.path.name, folder.about()["seed"], _points(folder))
+            Line(folder.path.name, folder.about()["stage"], folder.path.name, folder.about()["seed"], points_of(folder))
             for folder in self._folders
         ]
 
@@ -259,4 +259,4 @@ class SingleRuns(EmptyRun):
         return frame_of(self.lines())
 
     def diagnostics(self) -> pl.DataFrame:
-        return _diagnosed(zip(self.lines(), self._folders))
+        return diagnostics_of(zip(self.lines(), self._folders))

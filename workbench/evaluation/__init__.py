@@ -1,5 +1,6 @@
-"""How good a model is on a split of documents."""
+"""Evaluation of a model on a data source: suites, their long table, and inspection of trained layers."""
 
 from workbench.evaluation.measure import evaluate
+from workbench.evaluation.suites import Evaluation, Results, Settings, Suite, SuiteConfig, suites
 
-__all__ = ["evaluate"]
+__all__ = ["Evaluation", "Results", "Settings", "Suite", "SuiteConfig", "evaluate", "suites"]

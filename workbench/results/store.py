@@ -1,20 +1,23 @@
-"""One training run as a folder.
+"""The folder of one training run. Nothing else reads or writes these files.
 
-    run.json            what is run: arm, stage, seed, tuned values, the whole configuration, its identity
-    environment.json    where it ran: versions, device, threads, code, and the path each operation took
-    status.json         how it stands: status, reason, process
-    metrics.jsonl       one line every few steps
-    diagnostics.jsonl   what the layers, and behind them the shortcuts, say about themselves, one line each, about 20 times a run:
-                        {"step": 40, "layer": 3, "values": {"routing_entropy": 2.1, "load": [1.02, 0.97, ...]}}; a value is a
-                        number or a list of numbers (null: not finite), its names are the variant's
+    run.json            what is trained (:class:`RunRecord`): arm, stage, seed, tuned values, configuration, identity
+    environment.json    where it ran: versions, device, threads, code, and the backend each operation used
+    status.json         status, reason, process
+    metrics.jsonl       one line per log step
+    evaluations.jsonl   the long table of evaluations, one line per step, split, suite, task and metric
+    diagnostics.jsonl   layer diagnostics, about 20 times per run, one line per layer:
+                        {"step": 40, "layer": 3, "values": {"routing_entropy": 2.1, "load": [1.02, 0.97, ...]}}; a value
+                        is a number or a list of numbers (null: not finite), named by the variant; the layers after the
+                        last block are the shortcuts
     events.jsonl        starts, resumes, stops
-    result.json         the final numbers, written once when the run ended
-    report.parquet      what was measured on every report document (confirmation runs)
+    result.json         the final numbers, written once at the end of the run
+    report.parquet      every report document (confirmation runs): columns suite, task, document, then numerators and
+                        denominators (nll_nats and bytes, or errors and answers) and labels of the data source.
+                        Older folders have neither suite nor task.
     checkpoint/         see workbench.training.checkpoint
-    log.txt             what the process printed
+    log.txt             output of the process
 
-Everything that replaces a file does so atomically; everything that grows is appended line by line, and a last line torn
-by a crash is ignored.
+Files are replaced atomically or appended to line by line; a last line torn by a crash is ignored.
 """
 
 from __future__ import annotations
@@ -27,27 +30,52 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.files import locked, read_json, read_jsonl, write_json
+import polars as pl
+
+from workbench.config import ConfigError
+from workbench.files import locked, read_json, read_jsonl, replacing, write_json
+from workbench.metric import Metric
+from workbench.results.record import RunRecord
 from workbench.status import RETRYABLE, Status
 
 
 class RunFolder:
-    """Reads and writes the files of one run."""
+    """The files of one run."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: Path, about: Mapping[str, Any]) -> RunFolder:
-        """The folder of a run that may or may not have been started before."""
+    def create(cls, path: Path, record: RunRecord) -> RunFolder:
+        """The folder of a run; an existing record is left as it is."""
         folder = cls(path)
         path.mkdir(parents=True, exist_ok=True)
         if not folder.about():
-            write_json(path / "run.json", about)
+            write_json(path / "run.json", record.plain())
         return folder
 
     def about(self) -> dict[str, Any]:
         return read_json(self.path / "run.json")
+
+    def exists(self) -> bool:
+        """Whether this is the folder of a run."""
+        return RunRecord.read(read_json(self.path / "run.json")) is not None
+
+    def record(self) -> RunRecord:
+        """What the run trains.
+
+        Raises:
+            ConfigError: if this is not the folder of a run.
+        """
+        record = RunRecord.read(read_json(self.path / "run.json"))
+        if record is None:
+            raise ConfigError.at(
+                "folder",
+                got=str(self.path),
+                expected="the folder of a run",
+                do="Runs of `workbench train` are in results/runs.",
+            )
+        return record
 
     def result(self) -> dict[str, Any]:
         """The final numbers, empty while there are none."""
@@ -101,6 +129,27 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         return read_jsonl(self.path / "metrics.jsonl")
 
+    def add_evaluations(self, step: int, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows (suite, task, metric, value, n) measured on ``split`` after optimiser step ``step``."""
+        for row in rows:
+            self._append("evaluations.jsonl", {"step": step, "split": split, **row})
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.path / "evaluations.jsonl")
+
+    def write_report(self, documents: pl.DataFrame) -> None:
+        """Replace ``report.parquet``."""
+        with replacing(self.path / "report.parquet") as temporary:
+            documents.write_parquet(temporary)
+
+    def report(self, metric: Metric) -> pl.DataFrame:
+        """The report documents of a metric's task; columns as described in the module.
+
+        Raises:
+            FileNotFoundError: before the report split was measured.
+        """
+        return documents_of(pl.read_parquet(self.path / "report.parquet"), metric)
+
     def add_diagnostics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
             self._append("diagnostics.jsonl", row)
@@ -110,11 +159,10 @@ class RunFolder:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop lines and diagnostics beyond ``step``: a resumed run writes them again."""
-        for name in ("metrics.jsonl", "diagnostics.jsonl"):
-            kept = [row for row in read_jsonl(self.path / name) if row["step"] <= step]
-            temporary = self.path / f".{name}.tmp"
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            os.replace(temporary, self.path / name)
+        for name in ("metrics.jsonl", "evaluations.jsonl", "diagnostics.jsonl"):
+            rows = [row for row in read_jsonl(self.path / name) if row["step"] <= step]
+            with replacing(self.path / name) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def hold(self) -> contextlib.AbstractContextManager[bool]:
         """Lock the run for this process; False where another process is running it."""
@@ -137,3 +185,10 @@ class RunFolder:
                     whole = file.read()
                     file.truncate(whole.rfind(b"\n") + 1)
             file.write(line)
+
+
+def documents_of(report: pl.DataFrame, metric: Metric) -> pl.DataFrame:
+    """The rows of a metric's suite and task; all rows of a report from before there were several."""
+    if "suite" not in report.columns:
+        return report
+    return report.filter((pl.col("suite") == metric.suite) & (pl.col("task") == metric.task))

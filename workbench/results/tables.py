@@ -1,4 +1,4 @@
-"""Tables over the runs of one ablation, or of all, or of some that stand by themselves."""
+"""Tables over the runs of an ablation, or of several."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 import polars as pl
 
 from workbench.files import read_json, read_jsonl, stamp
+from workbench.results.record import RunRecord
 from workbench.results.store import RunFolder
 from workbench.status import ENDED, Stage, Status
 
+KEY_SCHEMA: dict[str, Any] = {"arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64}
+"""Columns that identify a run."""
 RUN_SCHEMA: dict[str, Any] = {
-    "arm": pl.String,
-    "stage": pl.String,
-    "run": pl.String,
-    "seed": pl.Int64,
+    **KEY_SCHEMA,
     "status": pl.String,
     "step": pl.Int64,
     "steps": pl.Int64,
@@ -41,11 +41,7 @@ RUN_SCHEMA: dict[str, Any] = {
     "reason": pl.String,
     "folder": pl.String,
 }
-CURVE_SCHEMA: dict[str, Any] = {
-    "arm": pl.String,
-    "stage": pl.String,
-    "run": pl.String,
-    "seed": pl.Int64,
+POINT_SCHEMA: dict[str, Any] = {
     "step": pl.Int64,
     "tokens": pl.Int64,
     "flops": pl.Float64,
@@ -56,11 +52,20 @@ CURVE_SCHEMA: dict[str, Any] = {
     "tokens_per_second": pl.Float64,
     "selection_value": pl.Float64,
 }
+"""Columns of one run's logged points."""
+CURVE_SCHEMA: dict[str, Any] = {**KEY_SCHEMA, **POINT_SCHEMA}
+EVALUATION_SCHEMA: dict[str, Any] = {
+    **KEY_SCHEMA,
+    "step": pl.Int64,
+    "split": pl.String,
+    "suite": pl.String,
+    "task": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "n": pl.Int64,
+}
 DIAGNOSTICS_SCHEMA: dict[str, Any] = {
-    "arm": pl.String,
-    "stage": pl.String,
-    "run": pl.String,
-    "seed": pl.Int64,
+    **KEY_SCHEMA,
     "step": pl.Int64,
     "layer": pl.Int64,
     "name": pl.String,
@@ -68,29 +73,25 @@ DIAGNOSTICS_SCHEMA: dict[str, Any] = {
     "value": pl.Float64,
 }
 
-
-POINT_SCHEMA = {name: kind for name, kind in CURVE_SCHEMA.items() if name not in ("arm", "stage", "run", "seed")}
-"""Columns of one run's own points."""
-
 T = TypeVar("T")
-_kept: dict[str, tuple[tuple[int, int], Any]] = {}
-"""File -> its size and time when it was read, and what was in it. A file that has not changed is not read twice."""
+_contents: dict[str, tuple[tuple[int, int], Any]] = {}
+"""File -> its size and time of change when it was read, and the parsed content."""
 
 
-def _keep(folder: RunFolder, name: str, read: Callable[[Path], T]) -> T | None:
-    """What ``read`` makes of the file ``name``, remembered until the file changes; None where there is none."""
+def _cached(folder: RunFolder, name: str, read: Callable[[Path], T]) -> T | None:
+    """The content of file ``name``, parsed again only after a change; None if there is no such file."""
     path = f"{folder.path}/{name}"
-    now, held = stamp(path), _kept.get(path)
-    if now is None:
-        _kept.pop(path, None)
+    current, entry = stamp(path), _contents.get(path)
+    if current is None:
+        _contents.pop(path, None)
         return None
-    if held is None or held[0] != now:
-        held = _kept[path] = now, read(Path(path))
-    return held[1]
+    if entry is None or entry[0] != current:
+        entry = _contents[path] = current, read(Path(path))
+    return entry[1]
 
 
 class Points:
-    """The recorded points of one run.
+    """The logged points of one run.
 
     Args:
         frame: columns in ``POINT_SCHEMA``.
@@ -105,35 +106,41 @@ class Points:
 
     @classmethod
     def read(cls, path: Path) -> Points:
-        """From metrics.jsonl; a torn last line is left out."""
+        """From metrics.jsonl, without a torn last line."""
         try:
             content = path.read_bytes()
             frame = pl.read_ndjson(content[: content.rfind(b"\n") + 1], schema=POINT_SCHEMA)
         except FileNotFoundError:
             frame = pl.DataFrame(schema=POINT_SCHEMA)
-        except pl.exceptions.PolarsError:  # NaN, which JSON does not know but Python writes
+        except pl.exceptions.PolarsError:  # NaN, which Python's json module writes although JSON does not define it
             rows = [{name: row.get(name) for name in POINT_SCHEMA} for row in read_jsonl(path)]
             frame = pl.DataFrame(rows, schema=POINT_SCHEMA, orient="row")
         return cls(frame)
 
     def line(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-        """Two columns as increasing ``x`` and its ``y``: null and NaN points are no points, the last of equal ``x`` counts."""
+        """Two columns as strictly increasing ``x`` and ``y``. Null and non-finite points are dropped; of equal ``x`` the
+        last one counts."""
         if (x, y) not in self._lines:
-            held = self.frame.select(pl.col(x, y).cast(pl.Float64)).drop_nulls()
-            along, up = held[x].to_numpy(), held[y].to_numpy()
-            good = np.isfinite(along) & np.isfinite(up)
-            along, up = along[good], up[good]
-            if len(along) and (np.diff(along) <= 0).any():
-                along, last = np.unique(along[::-1], return_index=True)
-                up = up[::-1][last]
-            self._lines[x, y] = along, up
+            points = self.frame.select(pl.col(x, y).cast(pl.Float64)).drop_nulls()
+            xs, ys = points[x].to_numpy(), points[y].to_numpy()
+            finite = np.isfinite(xs) & np.isfinite(ys)
+            xs, ys = xs[finite], ys[finite]
+            if len(xs) and (np.diff(xs) <= 0).any():
+                xs, last = np.unique(xs[::-1], return_index=True)
+                ys = ys[::-1][last]
+            self._lines[x, y] = xs, ys
         return self._lines[x, y]
 
 
 @cache
 def _no_points() -> Points:
-    # not at import: trials are forked from a process that has imported this, and polars' threads do not live through a fork
+    # not at import: trials are forked from a process that has imported this module, and polars' threads do not survive
     return Points(pl.DataFrame(schema=POINT_SCHEMA))
+
+
+def points_of(folder: RunFolder) -> Points:
+    """The logged points of one run."""
+    return _cached(folder, "metrics.jsonl", Points.read) or _no_points()
 
 
 class Line(NamedTuple):
@@ -146,20 +153,10 @@ class Line(NamedTuple):
     points: Points
 
 
-def _points(folder: RunFolder) -> Points:
-    return _keep(folder, "metrics.jsonl", Points.read) or _no_points()
-
-
-def _about(path: Path) -> dict[str, Any]:
-    """What tables need of run.json; most of it is the configuration."""
-    about = read_json(path)
-    wanted = ("arm", "stage", "seed", "steps", "tokens", "metric", "parameters", "hyperparameters")
-    if "metric" not in about:  # earlier versions knew bits per byte only
-        return {}
-    return {
-        **{name: about.get(name) for name in wanted},
-        "hyperparameters": json.dumps(about.get("hyperparameters", {})),
-    }
+def _record(path: Path) -> RunRecord | None:
+    """The record without its configuration, which is most of it and stays out of the cache."""
+    record = RunRecord.read(read_json(path))
+    return record and record.model_copy(update={"config": {}})
 
 
 def _paths(path: Path) -> str:
@@ -167,120 +164,140 @@ def _paths(path: Path) -> str:
 
 
 def _status(folder: RunFolder) -> dict[str, Any]:
-    state = _keep(folder, "status.json", read_json) or {"status": Status.WAITING}
-    return (
-        folder.status() if state.get("status") == Status.RUNNING else state
-    )  # whether somebody runs it is not in the file
+    state = _cached(folder, "status.json", read_json) or {"status": Status.WAITING}
+    # whether the process is alive is not in the file
+    return folder.status() if state.get("status") == Status.RUNNING else state
 
 
-class _Seen(NamedTuple):
+class _Run(NamedTuple):
     """A run as it was last read."""
 
     stamp: tuple[int, int] | None
-    """Of status.json."""
+    """Size and time of change of status.json."""
     row: dict[str, Any]
     line: Line
 
 
-_ended: dict[str, _Seen] = {}
-"""Folder -> its run, of runs that ended: they are asked for their status alone, since nothing else of them changes without it."""
+_ended: dict[str, _Run] = {}
+"""Folder -> run, of runs that ended: nothing in them changes without a change of status.json."""
 
 
-def _seen(path: str) -> _Seen | None:
-    """The run in folder ``path``, None where there is none."""
-    now, held = stamp(f"{path}/status.json"), _ended.get(path)
-    if held is not None and held.stamp == now:
-        return held
+def _run(path: str) -> _Run | None:
+    """The run in folder ``path``; None if there is none."""
+    current, ended = stamp(f"{path}/status.json"), _ended.get(path)
+    if ended is not None and ended.stamp == current:
+        return ended
     folder = RunFolder(path)
-    about = _keep(folder, "run.json", _about)
-    if not about:
+    record = _cached(folder, "run.json", _record)
+    if record is None:
         return None
-    state, points = _status(folder), _points(folder)
-    result = _keep(folder, "result.json", read_json) or {}
-    last, steps = points.last, about["steps"]
-    step, seconds = last.get("step", 0), last.get("seconds", 0.0)
-    left = seconds / step * (steps - step) if step and state["status"] == Status.RUNNING else None
+    state, points = _status(folder), points_of(folder)
+    result = _cached(folder, "result.json", read_json) or {}
+    step, seconds = points.last.get("step", 0), points.last.get("seconds", 0.0)
+    running = step and state["status"] == Status.RUNNING
     row = {
-        "arm": about["arm"],
-        "stage": about["stage"],
+        "arm": record.arm,
+        "stage": record.stage,
         "run": folder.path.name,
-        "seed": about["seed"],
+        "seed": record.seed,
         "status": state["status"],
         "step": step,
-        "steps": steps,
-        "tokens": last.get("tokens", 0),
-        "target_tokens": about["tokens"],
+        "steps": record.steps,
+        "tokens": points.last.get("tokens", 0),
+        "target_tokens": record.tokens,
         "seconds": seconds,
-        "seconds_left": left,
-        "loss": last.get("loss"),
-        "metric": about["metric"]["unit"],
+        "seconds_left": seconds / step * (record.steps - step) if running else None,
+        "loss": points.last.get("loss"),
+        "metric": record.metric.unit,
         "selection_value": result.get("selection_value", points.selection_value),
         "report_value": result.get("report_value"),
-        "tokens_per_second": last.get("tokens_per_second"),
-        "parameters": about["parameters"],
-        "flops": last.get("flops", 0.0),
-        "hyperparameters": about["hyperparameters"],
-        "paths": _keep(folder, "environment.json", _paths) or "{}",
+        "tokens_per_second": points.last.get("tokens_per_second"),
+        "parameters": record.parameters,
+        "flops": points.last.get("flops", 0.0),
+        "hyperparameters": json.dumps(record.hyperparameters),
+        "paths": _cached(folder, "environment.json", _paths) or "{}",
         "selected": False,
         "reason": state.get("reason"),
         "folder": path,
     }
-    seen = _Seen(now, row, Line(about["arm"], about["stage"], folder.path.name, about["seed"], points))
+    run = _Run(current, row, Line(record.arm, record.stage, folder.path.name, record.seed, points))
     _ended.pop(path, None)
     if state["status"] in ENDED:
-        _ended[path] = seen
-    return seen
+        _ended[path] = run
+    return run
 
 
-def _each(ablation: str | Path) -> list[_Seen]:
+def _runs(ablation: str | Path) -> list[_Run]:
     """Every run of the ablation in folder ``ablation``."""
     root = f"{ablation}/runs"
     try:
         names = sorted(os.listdir(root))
     except OSError:
         return []
-    return [seen for name in names if (seen := _seen(f"{root}/{name}")) is not None]
+    return [run for name in names if (run := _run(f"{root}/{name}")) is not None]
 
 
 def runs(ablation: str | Path) -> pl.DataFrame:
-    """One row a training run of the ablation in folder ``ablation``; columns in ``RUN_SCHEMA``.
+    """One row per run of the ablation in folder ``ablation``; columns in ``RUN_SCHEMA``.
 
-    Tokens count training tokens; seconds count training only (no start-up, no evaluation); loss is nats per token;
-    selection_value and report_value are in the unit that metric names; flops are training FLOPs spent; paths are the
-    implementations that operations took.
+    tokens: training tokens so far; seconds: training time (without start-up and evaluation); loss: nats per token;
+    metric: unit of the primary metric; selection_value, report_value: its value on the selection split (last
+    evaluation) and on the report split, from the table of evaluations; flops: training FLOPs so far; paths: the backend
+    that each operation used.
     """
-    chosen = read_json(Path(ablation) / "selection.json")
+    selection = read_json(Path(ablation) / "selection.json")
     rows = []
-    for row in (seen.row for seen in _each(ablation)):
-        selected = row["stage"] == Stage.TUNING and chosen.get(row["arm"], {}).get("run") == row["run"]
+    for row in (run.row for run in _runs(ablation)):
+        selected = row["stage"] == Stage.TUNING and selection.get(row["arm"], {}).get("run") == row["run"]
         rows.append({**row, "selected": True} if selected else row)
     return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
 
 
 def lines(ablation: str | Path) -> list[Line]:
-    """Every run of one ablation with its recorded points."""
-    return [seen.line for seen in _each(ablation)]
+    """Every run of one ablation with its logged points."""
+    return [run.line for run in _runs(ablation)]
 
 
 def curves(ablation: str | Path) -> pl.DataFrame:
-    """Every recorded point of every run of one ablation; columns in ``CURVE_SCHEMA``."""
+    """Every logged point of every run of one ablation; columns in ``CURVE_SCHEMA``."""
     return frame_of(lines(ablation))
 
 
 def frame_of(lines: Iterable[Line]) -> pl.DataFrame:
     """Lines as one table; columns in ``CURVE_SCHEMA``."""
-    frames = [
-        line.points.frame.select(
-            pl.lit(line.arm).alias("arm"),
-            pl.lit(line.stage).alias("stage"),
-            pl.lit(line.run).alias("run"),
-            pl.lit(line.seed).cast(pl.Int64).alias("seed"),
-            pl.all(),
-        )
-        for line in lines
-        if len(line.points.frame)
-    ]
-    return pl.concat(frames) if frames else pl.DataFrame(schema=CURVE_SCHEMA)
+    return _joined(((line, line.points.frame) for line in lines), CURVE_SCHEMA)
+
+
+def evaluations(ablation: str | Path) -> pl.DataFrame:
+    """The long table of evaluations of every run of one ablation; columns in ``EVALUATION_SCHEMA``.
+
+    metric: unit of the metric; n: documents or examples behind the value.
+    """
+    folders = ((run.line, RunFolder(run.row["folder"])) for run in _runs(ablation))
+    return _joined(
+        ((line, _cached(folder, "evaluations.jsonl", _evaluations)) for line, folder in folders), EVALUATION_SCHEMA
+    )
+
+
+def _evaluations(path: Path) -> pl.DataFrame:
+    schema = {name: kind for name, kind in EVALUATION_SCHEMA.items() if name not in KEY_SCHEMA}
+    rows = [{name: row.get(name) for name in schema} for row in read_jsonl(path)]
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def diagnostics(ablation: str | Path) -> pl.DataFrame:
+    """Layer diagnostics of every run of one ablation; columns in ``DIAGNOSTICS_SCHEMA``.
+
+    Long form, one row per number; index numbers the entries of a vector (the load of every expert), null for scalars.
+    """
+    return diagnostics_of((run.line, RunFolder(run.row["folder"])) for run in _runs(ablation))
+
+
+def diagnostics_of(runs: Iterable[tuple[Line, RunFolder]]) -> pl.DataFrame:
+    """Layer diagnostics of some runs; columns in ``DIAGNOSTICS_SCHEMA``."""
+    return _joined(
+        ((line, _cached(folder, "diagnostics.jsonl", _diagnostics)) for line, folder in runs), DIAGNOSTICS_SCHEMA
+    )
 
 
 def _diagnostics(path: Path) -> pl.DataFrame:
@@ -289,34 +306,22 @@ def _diagnostics(path: Path) -> pl.DataFrame:
         for name, value in row["values"].items():
             numbers = enumerate(value) if isinstance(value, list) else [(None, value)]
             rows += [(row["step"], row["layer"], name, index, number) for index, number in numbers]
-    own = {name: DIAGNOSTICS_SCHEMA[name] for name in ("step", "layer", "name", "index", "value")}
-    return pl.DataFrame(rows, schema=own, orient="row")
+    schema = {name: kind for name, kind in DIAGNOSTICS_SCHEMA.items() if name not in KEY_SCHEMA}
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def diagnostics(ablation: str | Path) -> pl.DataFrame:
-    """What layers said about themselves in every run of one ablation; columns in ``DIAGNOSTICS_SCHEMA``.
-
-    Long form, one row a number; index counts the numbers of a vector (the load of every expert), else it is null.
-    """
-    return _diagnosed((seen.line, RunFolder(seen.row["folder"])) for seen in _each(ablation))
-
-
-def _diagnosed(runs: Iterable[tuple[Line, RunFolder]]) -> pl.DataFrame:
-    frames = []
-    for line, folder in runs:
-        held = _keep(folder, "diagnostics.jsonl", _diagnostics)
-        if held is not None and len(held):
-            key = {"arm": line.arm, "stage": line.stage, "run": line.run, "seed": line.seed}
-            frames.append(
-                held.select(
-                    *(pl.lit(value).cast(DIAGNOSTICS_SCHEMA[name]).alias(name) for name, value in key.items()), pl.all()
-                )
-            )
-    return pl.concat(frames) if frames else pl.DataFrame(schema=DIAGNOSTICS_SCHEMA)
+def _joined(frames: Iterable[tuple[Line, pl.DataFrame | None]], schema: dict[str, Any]) -> pl.DataFrame:
+    """Frames of single runs below one another, with the columns of ``KEY_SCHEMA`` in front."""
+    keyed = [
+        frame.select(*(pl.lit(getattr(line, name), kind).alias(name) for name, kind in KEY_SCHEMA.items()), pl.all())
+        for line, frame in frames
+        if frame is not None and len(frame)
+    ]
+    return pl.concat(keyed) if keyed else pl.DataFrame(schema=schema)
 
 
 def table(results: str | Path = "results") -> pl.DataFrame:
-    """One row a run over all ablations below ``results``, with the ablation's name in front."""
+    """One row per run over all ablations below ``results``: the ablation's name, then ``RUN_SCHEMA``."""
     frames = [
         runs(path.parent).insert_column(0, pl.lit(path.parent.name).alias("ablation"))
         for path in sorted(Path(results).glob("*/ablation.json"))

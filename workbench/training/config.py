@@ -11,6 +11,8 @@ from workbench.accounting import account
 from workbench.config import Config, ConfigError, require
 from workbench.data import BatchPlanConfig, SourceConfig, batch_plans, sources
 from workbench.model.config import ModelConfig
+from workbench.results import RunRecord
+from workbench.status import Stage
 from workbench.transforms import StartConfig
 
 
@@ -146,19 +148,25 @@ class RunConfig(Config):
         return {**plain, "model": self.model.canonical(), "start": start}
 
 
-def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about: Any) -> dict[str, Any]:
-    """What ``run.json`` says: the configuration, its identity and what follows from it."""
-    return {
-        "arm": arm,
-        "stage": stage,
-        "seed": config.seed,
-        "hyperparameters": {},
-        "identity": config.identity,
-        "data": data,
-        "steps": config.training.steps,
-        "tokens": config.training.steps * config.training.tokens_per_step,
-        "parameters": account(config.model, config.training.context).parameters,
-        "config": config.plain(),
-        "metric": config.data.metric.plain(),
+def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about: Any) -> RunRecord:
+    """The record of a run: its configuration, its identity and what follows from them.
+
+    Args:
+        config: the run.
+        data: fingerprint of its prepared data.
+        arm, stage: its role in the ablation.
+        about: further fields of :class:`RunRecord`.
+    """
+    return RunRecord(
+        arm=arm,
+        stage=Stage(stage),
+        seed=config.seed,
+        identity=config.identity,
+        data=data,
+        steps=config.training.steps,
+        tokens=config.training.steps * config.training.tokens_per_step,
+        parameters=account(config.model, config.training.context).parameters,
+        config=config.plain(),
+        metric=config.data.metric,
         **about,
-    }
+    )

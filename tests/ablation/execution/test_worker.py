@@ -26,7 +26,7 @@ from workbench.ablation.execution.plan import TUNING
 from workbench.ablation.execution.studies import ATTEMPTS, open_storage, slots
 from workbench.ablation.execution.watchdog import Watchdog
 from workbench.ablation.execution.worker import Worker
-from workbench.results.store import RunFolder
+from workbench.results import RunFolder, RunRecord
 
 
 def test_workers_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_a_full_disk_costs_the_artifacts_not_the_trial(tmp_path: Path, monkeypat
 
 
 def test_artifacts_keep_the_end_of_a_long_log_and_are_replaced(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run", {"arm": "full"})
+    run = RunFolder.create(tmp_path / "run", RunRecord(arm="full"))
     (run.path / "log.txt").write_text("".join(f"line {number}\n" for number in range(20_000)))
     study = optuna.create_study()
     trial = study.ask()
@@ -187,7 +187,7 @@ def test_artifacts_keep_the_end_of_a_long_log_and_are_replaced(tmp_path: Path) -
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_optuna_dashboard_lists_and_hands_out_artifacts(tmp_path: Path) -> None:
     dashboard = pytest.importorskip("optuna_dashboard")
-    run = RunFolder.create(tmp_path / "run", {"arm": "full"})
+    run = RunFolder.create(tmp_path / "run", RunRecord(arm="full"))
     study = optuna.create_study(storage=open_storage(tmp_path, 5))
     trial = study.ask()
     attach(trial, run, tmp_path, failed=False)

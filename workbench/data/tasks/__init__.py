@@ -13,6 +13,7 @@ import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
@@ -61,7 +62,7 @@ class TaskConfig(SourceConfig):
 
     @property
     def metric(self) -> Metric:
-        return ANSWER_ERRORS if self.measure == "errors" else ANSWER_LOSS
+        return replace(ANSWER_ERRORS if self.measure == "errors" else ANSWER_LOSS, task=self.kind)
 
 
 class Task(Source):

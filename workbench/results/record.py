@@ -1,0 +1,60 @@
+"""The typed record of a run, ``run.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from workbench.metric import BITS_PER_BYTE, Metric
+from workbench.status import Stage
+
+
+class RunRecord(BaseModel):
+    """What a run trains. Written before it starts, never changed.
+
+    :meth:`read` is tolerant: missing fields keep their defaults, unknown ones are ignored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str = ""
+    stage: Stage = Stage.CONFIRMATION
+    seed: int = 0
+    identity: str = ""
+    """Hash of the configuration."""
+    data: str = ""
+    """Fingerprint of the prepared data: the name of its folder in the cache."""
+    steps: int = 0
+    """Optimiser steps of the whole run."""
+    tokens: int = 0
+    """Training tokens of the whole run."""
+    parameters: int = 0
+    metric: Metric = BITS_PER_BYTE
+    """The primary metric."""
+    split: str = "report"
+    """The split that a confirmation run is measured on: report, or selection."""
+    config: dict[str, Any] = {}
+    """The whole :class:`workbench.training.RunConfig` as plain data."""
+    hyperparameters: dict[str, Any] = {}
+    """Values that tuning chose: dotted field -> value."""
+    solved: dict[str, Any] = {}
+    """Values that budget matching chose: dotted field -> value."""
+    difference: dict[str, Any] = {}
+    """Fields that differ from the baseline: dotted field -> (value there, value here)."""
+    slot: int | None = None
+    """Number of the tuning trial within its study."""
+    branched_from: dict[str, str] | None = None
+    """Run, identity and checkpoint of the trunk that this run continues."""
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Self | None:
+        """The record in plain data; None if there is none, or if it comes from a version before metrics had names."""
+        if "metric" not in data:
+            return None
+        return cls.model_validate({name: value for name, value in data.items() if name in cls.model_fields})
+
+    def plain(self) -> dict[str, Any]:
+        """Plain data, fit for JSON."""
+        return self.model_dump(mode="json")
