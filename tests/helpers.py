@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from workbench.config import deep_merge
+from workbench.contract import feedforwards, mixers
 from workbench.data.preparation import DOCUMENT_SYMBOL
 from workbench.model import LanguageModel, ModelConfig
 from workbench.results import RunFolder
@@ -114,6 +116,39 @@ def logits(model: LanguageModel, tokens_BT: Tensor) -> Tensor:
     return model.logits(model(tokens_BT))
 
 
+def case_models() -> dict[str, dict[str, Any]]:
+    """Fields for :func:`small_model`: every registered variant in every conformance case, all of them in one model, and
+    the parts that belong to no layer."""
+    models: dict[str, dict[str, Any]] = {}
+    for pattern, settings, registry in (
+        ("pattern", "mixers", mixers),
+        ("feedforward", "feedforwards", feedforwards),
+    ):
+        for name in registry:
+            for number, case in enumerate(registry[name].conformance_cases):
+                models[f"{name}-{number}"] = {pattern: name, settings: {name: case} if case else {}}
+    every = [[name for name in registry if registry[name].capabilities.decode] for registry in (mixers, feedforwards)]
+    models["hybrid"] = {
+        **dict(zip(("pattern", "feedforward"), map(" ".join, every))),
+        "depth": math.lcm(*map(len, every)),
+        "at": {0: {"kind": "full", "kv_heads": 1}},
+        "feedforward_at": {1: "swiglu"},
+    }
+    models["shortcut"] = {"shortcut": "experts", "feedforwards": {"experts": {"kind": "moe", "top_k": 1}}}
+    models["objectives"] = {
+        "mtp": {"mixer": "gdn", "start": 0.5},
+        "hidden_z": 1e-6,
+        "embedding": {"kind": "ngram", "size": 2},
+    }
+    return models
+
+
+def decoding_models() -> list[str]:
+    """Names of the :func:`case_models` that decode with a cache."""
+    fields = {"width": 64, "depth": 2, "vocabulary": 300}
+    return [name for name, case in case_models().items() if not ModelConfig.parse({**fields, **case}).lacking("decode")]
+
+
 def random_tokens(*shape: int) -> Tensor:
     """Token ids of :func:`small_model`."""
     return torch.randint(0, 300, shape)
@@ -129,4 +164,5 @@ def small_tokenizer(vocabulary: int = 300) -> Tokenizer:
         vocab_size=vocabulary, special_tokens=[DOCUMENT_SYMBOL], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 10, trainer)
+    tokenizer.encode_special_tokens = True  # the symbol written out in a text is text
     return tokenizer

@@ -11,6 +11,7 @@ from torch import Tensor
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, mixers
+from workbench.decoding import Engine, Sampling
 from workbench.mixers.families.delta_rule import step_norm
 from workbench.model import LanguageModel, ModelConfig
 from workbench.testing import MixerConformance
@@ -267,7 +268,7 @@ def test_hybrids_generate_with_a_constant_state() -> None:
     )
     model = LanguageModel(config, seed=0)
     prompt = torch.randint(50, (2, 9))
-    made = model.generate(prompt, 6, temperature=0)
+    made = torch.tensor(Engine(model).generate(prompt.tolist(), Sampling(max_tokens=6, temperature=0)).tokens)
     for t in range(6):
         scores = model.logits(model(torch.cat((prompt, made[:, :t]), dim=1))[:, -1])
         assert torch.equal(scores.argmax(-1), made[:, t])

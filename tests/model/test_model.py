@@ -80,16 +80,6 @@ def test_prefill_and_decode_are_the_full_pass(cut: int) -> None:
     assert held == 2 * account(model.config, 24, element_bytes=8).cache_bytes + state
 
 
-def test_generate() -> None:
-    model, prompt = build(), tokens(2, 6)
-    first, second = (model.generate(prompt, 8, temperature=0) for _ in range(2))
-    assert first.shape == (2, 8) and torch.equal(first, second)
-    whole = torch.cat((prompt, first), dim=1)
-    assert torch.equal(model.logits(model(whole))[:, 5:-1].argmax(-1), first)
-    drawn = [model.generate(prompt, 8, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
-    assert torch.equal(*drawn)
-
-
 def test_tensors_that_two_models_share_start_equal() -> None:
     one, other = build(), build(pattern="full", mixers={}, feedforward="swiglu")
     a, b = one.state_dict(), other.state_dict()

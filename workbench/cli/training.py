@@ -125,14 +125,20 @@ def export(
 
 def generate(
     folder: Annotated[Path, typer.Argument(help="An export of this workbench or a plain Llama checkpoint.")],
-    prompt: Annotated[str, typer.Argument(help="The text to go on from.")],
-    tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 100,
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k most likely tokens only.")] = None,
+    policy: Annotated[str, typer.Option(help="What a decoding step reads; see workbench.decoding.")] = "dense",
     seed: int = 0,
 ) -> None:
-    """Go on from a text with an exported model."""
-    from workbench.pretrained import generate as go_on
+    """Continue a text with an exported model."""
+    from workbench.decoding import Engine, Sampling
     from workbench.pretrained import load
 
-    model, tokenizer = load(folder)
-    print(prompt + go_on(model, tokenizer, prompt, tokens=tokens, temperature=temperature, seed=seed))
+    engine = Engine(*load(folder), policy=policy)
+    sampling = Sampling(max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+    print(prompt, end="", flush=True)
+    for text in engine.complete(prompt, sampling):
+        print(text, end="", flush=True)
+    print()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -249,8 +250,11 @@ class LanguageModel(nn.Module):
         weights_N = (1.0 / (targets_N >= 0).sum().clamp_min(1)).expand(targets_N.shape)
         return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.head_weight, targets_N, weights_N=weights_N)[0]
 
-    def new_caches(self, batch: int, length: int) -> list[Cache]:
+    def new_caches(self, batch: int, length: int, cache_for: Callable[..., Cache] | None = None) -> list[Cache]:
         """Empty decode caches, one per block and then the embedding's, for ``batch`` sequences of at most ``length`` tokens.
+
+        Args:
+            cache_for: ``(mixer, batch, length, device, dtype) -> Cache``, as of a decoding policy. Default: the mixer's own.
 
         Raises:
             ConfigError: naming the components that cannot decode with a cache.
@@ -259,30 +263,11 @@ class LanguageModel(nn.Module):
         require(not without, "model", got=", ".join(without), expected="components that decode with a cache")
         weight = self.embedding.weight
         mixing: list[Any] = [block.get_submodule("mixer") for block in self.blocks]
+        make = cache_for or (lambda mixer, *shape: mixer.new_cache(*shape))
         return [
-            *(mixer.new_cache(batch, length, weight.device, weight.dtype) for mixer in mixing),
+            *(make(mixer, batch, length, weight.device, weight.dtype) for mixer in mixing),
             self.embedding.new_cache(batch, weight.device),
         ]
-
-    @torch.inference_mode()
-    def generate(
-        self, prompt_BT: Tensor, steps: int, *, temperature: float = 1.0, generator: Generator | None = None
-    ) -> Tensor:
-        """``steps`` further tokens (B, steps) after the prompt, by prefill and one-token decode.
-
-        Args:
-            temperature: 0 takes the most likely token.
-        """
-        caches = self.new_caches(prompt_BT.shape[0], prompt_BT.shape[1] + steps)
-        tokens_B1, made = prompt_BT, []
-        for _ in range(steps):
-            scores_BV = self.logits(self.forward(tokens_B1, caches=caches)[:, -1]).float()
-            if temperature == 0:
-                tokens_B1 = scores_BV.argmax(-1, keepdim=True)
-            else:
-                tokens_B1 = torch.multinomial((scores_BV / temperature).softmax(-1), 1, generator=generator)
-            made.append(tokens_B1)
-        return torch.cat(made, dim=1)
 
     def initialise(self, seed: int) -> None:
         """Set every parameter from (seed, its name): tensors that two models share start equal in both.

@@ -1,8 +1,8 @@
-"""A trained model as a folder in the manner of Hugging Face.
+"""A trained model as a folder in the layout of Hugging Face.
 
     config.json             architecture, vocabulary, the whole ModelConfig with every default filled in, provenance
     model.safetensors       weights by the names of LanguageModel, a tied head once; or shards and an index
-    tokenizer.json          for the `tokenizers` library; it puts the document symbol in front of a text, as training did
+    tokenizer.json          for the `tokenizers` library; puts the document symbol before a text, as training did
     tokenizer_config.json   for transformers' AutoTokenizer
 
 With ``format="llama"`` names, shapes and config.json are those of transformers' ``LlamaForCausalLM``.
@@ -10,21 +10,18 @@ With ``format="llama"`` names, shapes and config.json are those of transformers'
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from workbench.config import ConfigError
+from workbench.config import ConfigError, require
 from workbench.contract import VariantConfig
 from workbench.data.preparation import DOCUMENT_SYMBOL
-from workbench.files import write_json
+from workbench.files import replacing_folder, write_json
 from workbench.model import LanguageModel, ModelConfig
 from workbench.pretrained.llama import LlamaConfig, from_llama, to_llama
 from workbench.pretrained.tensors import (
@@ -37,12 +34,12 @@ from workbench.pretrained.tensors import (
     read_tensors,
     write_tensors,
 )
+from workbench.pretrained.tokenizer import TOKENIZER, TOKENIZER_CONFIG, read_tokenizer, write_tokenizer
 
 FORMAT = 1
-"""Raised when a reader of today could not read the folders of tomorrow."""
+"""Version of the layout, for a reader that must refuse a later one."""
 SHARD_BYTES = 5_000_000_000
-"""Largest file of weights; Hugging Face's own limit for long."""
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+"""Largest file of weights; Hugging Face's own limit for years."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -56,63 +53,52 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``model`` into ``folder``, whole or not at all. An export that is there already is replaced.
+    """Write ``model`` into ``folder``, atomically. An earlier export in ``folder`` is replaced.
 
     Args:
         model: fp32; any device.
         tokenizer: of the data it was trained on.
-        format: ``llama`` for software that knows Llama and not us; plain Llama-style models only.
+        format: ``llama`` for software that reads Llama but not this layout; plain Llama-style models only.
         dtype: of the stored weights. bf16 halves the folder and rounds every weight to 8 significant bits.
         shard_bytes: largest file of weights, in bytes.
-        provenance: where the model comes from, kept in config.json as it is; ``context`` is its training context.
+        provenance: origin of the model, stored in config.json as it is; ``context`` is its training context.
 
     Returns:
         the folder.
 
     Raises:
-        ConfigError: when the folder holds anything but an export, or the model cannot be written in this format.
+        ConfigError: when the folder contains anything but an export, or the model cannot be written in this format.
     """
-    if dtype not in DTYPES:
-        raise ConfigError.at("dtype", got=dtype, expected=" or ".join(DTYPES))
-    if format not in ("workbench", "llama"):
-        raise ConfigError.at("format", got=format, expected="workbench or llama")
+    require(dtype in DTYPES, "dtype", got=dtype, expected=" or ".join(DTYPES))
+    require(format in ("workbench", "llama"), "format", got=format, expected="workbench or llama")
     config, tensors = model.config, model.state_dict()
     provenance = dict(provenance or {})
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
     # transformers 4 reads torch_dtype, 5 dtype
-    stored = str(DTYPES[dtype]).removeprefix("torch.")
-    about: dict[str, Any] = {
+    dtype_name = str(DTYPES[dtype]).removeprefix("torch.")
+    fields: dict[str, Any] = {
         "bos_token_id": symbol,
         "eos_token_id": symbol,
-        "dtype": stored,
-        "torch_dtype": stored,
+        "dtype": dtype_name,
+        "torch_dtype": dtype_name,
         "workbench": {"format": FORMAT, "provenance": provenance},
     }
     if format == "llama":
-        about = LlamaConfig.of(config).model_dump(mode="json", exclude_none=True) | about
+        fields = LlamaConfig.from_model(config).model_dump(mode="json", exclude_none=True) | fields
         if "context" in provenance:
-            about["max_position_embeddings"] = provenance["context"]
+            fields["max_position_embeddings"] = provenance["context"]
         tensors = to_llama(config, tensors)
     else:
-        about = {
-            "architectures": ["WorkbenchLanguageModel"],
-            "model_type": "workbench",
-            "vocab_size": config.vocabulary,
-        } | about
-        about["workbench"]["model"] = pinned(config).plain()
-    with _taking_the_place_of(Path(folder)) as new:
-        write_json(new / CONFIG, about)
-        _with_document_symbol(tokenizer).save(str(new / TOKENIZER))
-        write_json(
-            new / TOKENIZER_CONFIG,
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "clean_up_tokenization_spaces": False,
-                **({} if symbol is None else {"bos_token": DOCUMENT_SYMBOL, "eos_token": DOCUMENT_SYMBOL}),
-            },
-        )
-        write_tensors(tensors, new, DTYPES[dtype], shard_bytes, exact=dict(model.named_buffers()))
-    return Path(folder)
+        architecture = {"architectures": ["WorkbenchLanguageModel"], "model_type": "workbench"}
+        fields = architecture | {"vocab_size": config.vocabulary} | fields
+        fields["workbench"]["model"] = explicit(config).plain()
+    folder = Path(folder)
+    _check_replaceable(folder)
+    with replacing_folder(folder) as temporary:
+        write_json(temporary / CONFIG, fields)
+        write_tokenizer(tokenizer, temporary)
+        write_tensors(tensors, temporary, DTYPES[dtype], shard_bytes, exact=dict(model.named_buffers()))
+    return folder
 
 
 def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer]:
@@ -123,40 +109,29 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer]:
     Raises:
         ConfigError: naming a missing or damaged file, an unknown variant or setting, or the tensors that do not fit.
     """
-    folder = _there(folder)
-    tokenizer = _read_tokenizer(folder / TOKENIZER)
+    folder = _existing(folder)
+    tokenizer = read_tokenizer(folder)
     config, tensors = read(folder)
     highest = max(tokenizer.get_vocab().values(), default=-1)
     assert config.vocabulary
-    if highest >= config.vocabulary:
-        raise ConfigError.at(
-            str(folder / TOKENIZER),
-            got=f"token id {highest}",
-            expected=f"ids below the model's vocabulary of {config.vocabulary}",
-        )
+    require(
+        highest < config.vocabulary,
+        str(folder / TOKENIZER),
+        got=f"token id {highest}",
+        expected=f"ids below the model's vocabulary of {config.vocabulary}",
+    )
     return build(config, tensors), tokenizer
-
-
-def _there(folder: str | Path) -> Path:
-    if not Path(folder).is_dir():
-        raise ConfigError.at(
-            str(folder),
-            got="no such folder",
-            expected="an export, or a plain Llama checkpoint",
-            do="`workbench export` writes one from a run.",
-        )
-    return Path(folder)
 
 
 def import_llama(folder: str | Path) -> LanguageModel:
     """A plain Llama-style checkpoint (config.json, safetensors) as ``full`` attention and ``swiglu``; fp32.
 
-    ``model.config`` is its ModelConfig. An rms_norm_eps that is not ours is honoured by a rescaling of weights
-    (:func:`workbench.pretrained.llama.from_llama`). max_position_embeddings, dropout and initialisation say nothing
-    about the function, and are ignored.
+    ``model.config`` is its ModelConfig. Another rms_norm_eps than this workbench's is absorbed into the weights
+    (:func:`workbench.pretrained.llama.from_llama`). max_position_embeddings, dropout and initialisation do not affect
+    the function and are ignored.
 
     Raises:
-        ConfigError: naming the fields that we cannot express, missing files, or the tensors that do not fit.
+        ConfigError: naming the fields that this workbench cannot express, missing files, or the tensors that do not fit.
     """
     return build(*_read_llama(Path(folder)))
 
@@ -167,20 +142,21 @@ def read(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     Raises:
         ConfigError: as :func:`load`.
     """
-    folder = _there(folder)
-    about = read_json_file(folder / CONFIG)
-    kind = about.get("model_type")
-    if kind == "llama":
+    folder = _existing(folder)
+    fields = read_json_file(folder / CONFIG)
+    model_type = fields.get("model_type")
+    if model_type == "llama":
         return _read_llama(folder)
-    held = about.get("workbench")
-    if kind != "workbench" or not isinstance(held, dict) or held.get("format") != FORMAT:
-        raise ConfigError.at(
-            f"{folder / CONFIG}: model_type",
-            got=kind if kind != "workbench" else f"format {held and held.get('format')}",
-            expected=f"workbench (format {FORMAT}) or llama",
-        )
+    section = fields.get("workbench")
+    version = section.get("format") if isinstance(section, dict) else None
+    require(
+        model_type == "workbench" and version == FORMAT,
+        f"{folder / CONFIG}: model_type",
+        got=f"format {version}" if model_type == "workbench" else model_type,
+        expected=f"workbench (format {FORMAT}) or llama",
+    )
     try:
-        config = ModelConfig.parse(held.get("model"))
+        config = ModelConfig.parse(fields["workbench"].get("model"))
     except ConfigError as error:
         raise in_file(error.under("workbench.model"), folder / CONFIG) from None
     tensors = read_tensors(folder)
@@ -188,134 +164,102 @@ def read(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return config, tensors
 
 
-def check_against(config: ModelConfig, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Raise one ConfigError that names the tensors that a model of ``config`` lacks, does not know or shapes differently."""
+def check_against(config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Check that ``tensors`` are those of a model of ``config``.
+
+    Args:
+        source: folder of the tensors, for messages.
+
+    Raises:
+        ConfigError: naming the tensors that are missing, unknown or of another shape.
+    """
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in LanguageModel(config).state_dict().items()}
-    check_tensors(tensors, shapes, where)
+    check_tensors(tensors, shapes, source)
 
 
 def build(config: ModelConfig, tensors: Mapping[str, Tensor]) -> LanguageModel:
-    """The model whose parameters are these very tensors, in evaluation mode."""
+    """The model whose parameters are ``tensors``, without a copy, in evaluation mode."""
     model = LanguageModel(config)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 
 
-def pinned(config: ModelConfig) -> ModelConfig:
-    """The same model with every variant's settings written out, so that a later change of a default changes nothing."""
+def explicit(config: ModelConfig) -> ModelConfig:
+    """The same model with every variant's settings written out, independent of later changes of defaults."""
 
-    def named(pattern: str, variants: Sequence[VariantConfig], at: Collection[int] = ()) -> dict[str, Any]:
-        """Settings of the names of a pattern."""
+    def by_name(pattern: str, variants: Sequence[VariantConfig], skip: Collection[int] = ()) -> dict[str, Any]:
+        """Settings of every name of a pattern, without the layers of ``skip``, which have settings of their own."""
         tile = pattern.split()
-        return {tile[i % len(tile)]: variant.plain() for i, variant in enumerate(variants) if i not in at}
+        return {tile[i % len(tile)]: variant.plain() for i, variant in enumerate(variants) if i not in skip}
 
-    layers = config.layers
-    mixing, feeding = [layer.mixer for layer in layers], [layer.feedforward for layer in layers]
-    further: dict[str, Any] = {"embedding": config.embedding_config.plain()}
+    mixing, feeding = [layer.mixer for layer in config.layers], [layer.feedforward for layer in config.layers]
+    changes: dict[str, Any] = {"embedding": config.embedding_config.plain()}
     if config.mtp is not None and config.mtp_layer is not None:
-        further["mtp"] = {**config.mtp.plain(), **config.mtp_layer.plain()}
+        changes["mtp"] = {**config.mtp.plain(), **config.mtp_layer.plain()}
     return config.changed(
-        **further,
-        mixers={**config.mixers, **named(config.pattern, mixing, config.at)},
+        **changes,
+        mixers={**config.mixers, **by_name(config.pattern, mixing, config.at)},
         at={i: mixing[i].plain() for i in config.at},
         feedforwards={
             **config.feedforwards,
-            **named(config.feedforward, feeding, config.feedforward_at),
-            **named(config.shortcut, config.shortcuts),
+            **by_name(config.feedforward, feeding, config.feedforward_at),
+            **by_name(config.shortcut, config.shortcuts),
         },
         feedforward_at={i: feeding[i].plain() for i in config.feedforward_at},
     )
 
 
+def _existing(folder: str | Path) -> Path:
+    require(
+        Path(folder).is_dir(),
+        str(folder),
+        got="no such folder",
+        expected="an export, or a plain Llama checkpoint",
+        do="`workbench export` writes one from a run.",
+    )
+    return Path(folder)
+
+
 def _read_llama(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    about = read_json_file(folder / CONFIG)
+    fields = read_json_file(folder / CONFIG)
     try:
-        llama = LlamaConfig.parse(about)
-        llama.ours()
+        llama = LlamaConfig.parse(fields)
+        llama.to_model()
     except ConfigError as error:
         raise in_file(error, folder / CONFIG) from None
     return from_llama(llama, read_tensors(folder), folder)
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise ConfigError.at(str(path), got="no such file", expected="JSON that the `tokenizers` library wrote")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
-        raise ConfigError.at(str(path), got=str(error), expected="JSON that the `tokenizers` library wrote") from None
-    if tokenizer.token_to_id(DOCUMENT_SYMBOL) is not None:
-        tokenizer.encode_special_tokens = True  # as in training: the symbol written out in a text is text
-    return tokenizer
-
-
-def _with_document_symbol(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that puts the document symbol in front of a text, where it has one."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    symbol = copy.token_to_id(DOCUMENT_SYMBOL)
-    if symbol is not None:
-        copy.post_processor = processors.TemplateProcessing(
-            single=f"{DOCUMENT_SYMBOL} $A", special_tokens=[(DOCUMENT_SYMBOL, symbol)]
-        )
-    return copy
-
-
-@contextlib.contextmanager
-def _taking_the_place_of(folder: Path) -> Iterator[Path]:
-    """A new folder, written beside ``folder`` and renamed to it when the block ends well.
+def _check_replaceable(folder: Path) -> None:
+    """Check that nothing but an export would be lost.
 
     Raises:
-        ConfigError: when ``folder`` holds anything but an export.
+        ConfigError: when ``folder`` is a file, or contains anything else.
     """
     folder = folder.resolve()
-    refusal = _not_an_export(folder)
-    if refusal:
-        raise ConfigError.at(
-            "folder",
-            got=f"{folder}, which {refusal}",
-            expected="a new folder, an empty one, or an earlier export",
-            do="Choose another folder; nothing was written.",
-        )
-    new, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    reason = ""
+    if folder.exists() and not folder.is_dir():
+        reason = "is a file"
+    elif folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        ours = {CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, INDEX}
+        shards = {name for name in names if name.startswith("model-") and name.endswith(".safetensors")}
+        if names - ours - shards:
+            reason = f"contains {min(names - ours - shards)!r}"
+        elif names and not _is_export(folder):
+            reason = "contains a model that was not exported from here"
+    require(
+        not reason,
+        "folder",
+        got=f"{folder}, which {reason}",
+        expected="a new folder, an empty one, or an earlier export",
+        do="Choose another folder; nothing was written.",
+    )
+
+
+def _is_export(folder: Path) -> bool:
     try:
-        yield new
-        for file in new.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():  # a folder that is not empty cannot be renamed over
-            os.replace(folder, old)
-        os.replace(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _not_an_export(folder: Path) -> str:
-    """Why ``folder`` must not be replaced; empty where it may be."""
-    if not folder.exists():
-        return ""
-    if not folder.is_dir():
-        return "is a file"
-    names = {path.name for path in folder.iterdir()}
-    others = {
-        n
-        for n in names
-        if n not in (CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, INDEX)
-        and not (n.startswith("model-") and n.endswith(".safetensors"))
-    }
-    if others:
-        return f"holds {min(others)!r}"
-    if names and not isinstance(_quietly(folder / CONFIG).get("workbench"), dict):
-        return "holds a model that was not exported from here"
-    return ""
-
-
-def _quietly(path: Path) -> dict[str, Any]:
-    try:
-        return read_json_file(path)
+        return isinstance(read_json_file(folder / CONFIG).get("workbench"), dict)
     except ConfigError:
-        return {}
+        return False

@@ -1,4 +1,4 @@
-"""Tensors in a folder as Hugging Face lays them out: one ``model.safetensors``, or numbered shards and an index."""
+"""Tensors in a folder in the layout of Hugging Face: one ``model.safetensors``, or numbered shards and an index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from workbench.config import ConfigError, Problem
+from workbench.config import ConfigError, Problem, require
 from workbench.files import write_json
 
 WEIGHTS = "model.safetensors"
@@ -27,38 +27,42 @@ CONFIG = "config.json"
 def write_tensors(
     tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard_bytes: int, exact: Collection[str] = ()
 ) -> None:
-    """Write ``tensors``, floating-point ones as ``dtype`` unless they are ``exact``, into files of at most ``shard_bytes`` bytes of tensors each.
+    """Write ``tensors`` as one file, or as shards of at most ``shard_bytes`` bytes of tensors each.
 
-    A tensor is never torn: one that is larger than the limit has a file to itself.
+    A tensor is never split: one that exceeds the limit has a shard of its own.
+
+    Args:
+        dtype: floating-point tensors are rounded to it, others keep their type.
+        exact: names of floating-point tensors that keep their type as well.
 
     Raises:
         OSError: when a file cannot be written.
     """
-    shards: list[list[str]] = [[]]
     dtypes = {name: dtype if t.is_floating_point() and name not in exact else t.dtype for name, t in tensors.items()}
     sizes = {name: t.numel() * dtypes[name].itemsize for name, t in tensors.items()}
-    held = 0
+    shards: list[list[str]] = [[]]
+    shard_size = 0
     for name, size in sizes.items():
-        if shards[-1] and held + size > shard_bytes:
+        if shards[-1] and shard_size + size > shard_bytes:
             shards.append([])
-            held = 0
+            shard_size = 0
         shards[-1].append(name)
-        held += size
+        shard_size += size
     count = len(shards)
     files = [WEIGHTS] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     for file, names in zip(files, shards):
         # copies, as the format refuses tensors that share memory; one shard at a time
         copies = {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in names}
         try:
-            # without this metadata transformers takes the file for another framework's
+            # without this metadata transformers assumes another framework
             save_file(
                 {name: t.to(dtypes[name]) for name, t in copies.items()}, folder / file, metadata={"format": "pt"}
             )
         except SafetensorError as error:  # it hides the operating system's error in its text
             raise OSError(f"{folder / file}: the weights could not be written: {error}") from error
     if count > 1:
-        where = {name: file for file, names in zip(files, shards) for name in names}
-        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
+        weight_map = {name: file for file, names in zip(files, shards) for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -67,25 +71,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: when there are no weights, a shard is missing, or a file is damaged.
     """
-    files = [WEIGHTS]
-    if not (folder / WEIGHTS).is_file():
-        if not (folder / INDEX).is_file():
-            raise ConfigError.at(
-                str(folder),
-                got="no weights",
-                expected=f"{WEIGHTS}, or shards with {INDEX}",
-                do="Other formats, such as pickled .bin files, are not read.",
-            )
-        weight_map = read_json_file(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ConfigError.at(str(folder / INDEX), got="no weight_map", expected="the file of every tensor")
-        files = sorted({str(file) for file in weight_map.values()})
-    # a name with a folder in it would read outside
-    missing = [file for file in files if Path(file).name != file or not (folder / file).is_file()]
-    if missing:
-        raise ConfigError.at(str(folder), got=f"no file {some(missing)}", expected=f"every file that {INDEX} names")
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in _weight_files(folder):
         try:
             tensors |= load_file(folder / file)
         except SafetensorError as error:
@@ -98,21 +85,49 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: Path) -> None:
-    """Raise one ConfigError that names every tensor of ``tensors`` that is missing, too many or of the wrong shape."""
-    wrong = [
-        f"{name} {tuple(tensors[name].shape)}, not {tuple(shape)}"
-        for name, shape in shapes.items()
-        if name in tensors and tuple(tensors[name].shape) != tuple(shape)
-    ]
-    found = {
+def _weight_files(folder: Path) -> list[str]:
+    """Names of the files with the tensors of ``folder``."""
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    require(
+        (folder / INDEX).is_file(),
+        str(folder),
+        got="no weights",
+        expected=f"{WEIGHTS}, or shards with {INDEX}",
+        do="Other formats, such as pickled .bin files, are not read.",
+    )
+    weight_map = read_json_file(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConfigError.at(str(folder / INDEX), got="no weight_map", expected="the file of every tensor")
+    files = sorted({str(file) for file in weight_map.values()})
+    # a name with a folder in it would be read from outside
+    missing = [file for file in files if Path(file).name != file or not (folder / file).is_file()]
+    require(not missing, str(folder), got=f"no file {shorten(missing)}", expected=f"every file that {INDEX} names")
+    return files
+
+
+def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """Check names and shapes of ``tensors``.
+
+    Args:
+        shapes: of all expected tensors, by name.
+        source: folder of the tensors, for messages.
+
+    Raises:
+        ConfigError: naming the tensors that are missing, unknown or of another shape.
+    """
+    differences = {
         "without": [name for name in shapes if name not in tensors],
         "with unknown": [name for name in tensors if name not in shapes],
-        "with other shapes:": wrong,
+        "with other shapes:": [
+            f"{name} {tuple(tensors[name].shape)}, not {tuple(shape)}"
+            for name, shape in shapes.items()
+            if name in tensors and tuple(tensors[name].shape) != tuple(shape)
+        ],
     }
     problems = [
-        Problem(str(where), f"weights {what} {some(names)}", "exactly the tensors of its configuration")
-        for what, names in found.items()
+        Problem(str(source), f"weights {difference} {shorten(names)}", "exactly the tensors of its configuration")
+        for difference, names in differences.items()
         if names
     ]
     if problems:
@@ -137,12 +152,12 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
 
 def in_file(error: ConfigError, path: Path) -> ConfigError:
-    """The same mistakes, said to be in the file ``path``."""
+    """The same problems, with ``path`` before their field paths."""
     return ConfigError([replace(problem, path=f"{path}: {problem.path}") for problem in error.problems])
 
 
-def some(names: list[str]) -> str:
-    """The first names, and how many more there are."""
+def shorten(names: list[str]) -> str:
+    """The first eight names, and the number of further ones."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
@@ -150,20 +165,20 @@ def fingerprint(folder: str | Path) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of a folder's configuration and weights.
 
     Raises:
-        ConfigError: when there are none.
+        ConfigError: when the folder lacks either.
     """
     files = sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob(CONFIG)])
     if len(files) < 2:
         raise ConfigError.at("start.folder", got=str(folder), expected="a folder with config.json and *.safetensors")
     digest = hashlib.sha256()
     for file in files:
-        state = file.stat()
-        digest.update(_file_hash(file, state.st_size, state.st_mtime_ns))
+        stat = file.stat()
+        digest.update(_file_hash(file, stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()[:16]
 
 
 @lru_cache
-def _file_hash(file: Path, size: int, changed: int) -> bytes:
-    """SHA-256 of a file; size and time of change only say whether it is still the same one."""
+def _file_hash(file: Path, size: int, modified_ns: int) -> bytes:
+    """SHA-256 of a file. Size and time of modification only make the cached hash of a changed file invalid."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").digest()

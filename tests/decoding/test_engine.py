@@ -1,0 +1,200 @@
+"""Generation: greedy and sampled, streamed, stopped, for prompts of different lengths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import case_models, decoding_models, logits, random_tokens, small_model, small_tokenizer
+from tokenizers import Tokenizer, processors
+
+from workbench.config import ConfigError
+from workbench.contract import Capabilities, mixers
+from workbench.data.preparation import DOCUMENT_SYMBOL
+from workbench.decoding import Engine, Sampling
+from workbench.model import LanguageModel
+
+GREEDY = Sampling(max_tokens=12, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return small_tokenizer()
+
+
+def greedy_by_full_passes(model: LanguageModel, prompt: list[int], steps: int) -> list[int]:
+    tokens_1T = torch.tensor([prompt])
+    for _ in range(steps):
+        tokens_1T = torch.cat((tokens_1T, logits(model, tokens_1T)[:, -1].argmax(-1, keepdim=True)), dim=1)
+    return tokens_1T[0, len(prompt) :].tolist()
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    return [random_tokens(length).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("name", decoding_models())
+def test_greedy_tokens_are_those_of_full_passes(name: str) -> None:
+    model, (prompt,) = small_model(**case_models()[name]).double(), prompts(19)
+    (tokens,) = Engine(model).generate([prompt], Sampling(max_tokens=24, temperature=0)).tokens
+    assert tokens == greedy_by_full_passes(model, prompt, 24)
+
+
+def test_prompts_of_different_lengths_do_not_influence_each_other() -> None:
+    model, batch = small_model(pattern="full gdn").double(), prompts(9, 3, 9, 17)
+    separate = [greedy_by_full_passes(model, prompt, 12) for prompt in batch]
+    assert Engine(model).generate(batch, GREEDY).tokens == separate
+
+
+def test_a_seed_gives_the_same_tokens() -> None:
+    engine, batch = Engine(small_model()), prompts(5, 8)
+    first, second = (engine.generate(batch, Sampling(seed=2)).tokens for _ in range(2))
+    assert first == second
+
+
+def test_another_seed_gives_other_tokens() -> None:
+    engine, batch = Engine(small_model()), prompts(5)
+    first, second = (engine.generate(batch, Sampling(seed=seed)).tokens for seed in (1, 2))
+    assert first != second
+
+
+def test_a_cold_softmax_is_greedy() -> None:
+    engine, batch = Engine(small_model()), prompts(5)
+    cold = engine.generate(batch, Sampling(max_tokens=12, temperature=1e-6, seed=3)).tokens
+    assert cold == engine.generate(batch, GREEDY).tokens
+
+
+def test_the_most_likely_token_alone_is_greedy() -> None:
+    engine, batch = Engine(small_model()), prompts(5)
+    top = engine.generate(batch, Sampling(max_tokens=12, temperature=2.0, top_k=1)).tokens
+    assert top == engine.generate(batch, GREEDY).tokens
+
+
+def test_top_k_draws_from_the_k_most_likely() -> None:
+    model, (prompt,) = small_model(), prompts(7)
+    allowed = set(logits(model, torch.tensor([prompt]))[0, -1].topk(3).indices.tolist())
+    sampling = [Sampling(max_tokens=1, temperature=5.0, top_k=3, seed=seed) for seed in range(40)]
+    drawn = {Engine(model).generate([prompt], settings).tokens[0][0] for settings in sampling}
+    assert drawn == allowed
+
+
+def test_a_top_k_of_the_whole_vocabulary_changes_nothing() -> None:
+    engine, batch = Engine(small_model()), prompts(5)
+    assert engine.generate(batch, Sampling(top_k=300)).tokens == engine.generate(batch, Sampling()).tokens
+
+
+def stop_after(model: LanguageModel, prompt: list[int], step: int) -> tuple[list[int], int]:
+    """Greedy tokens, and the one at ``step``, whose first occurrence ends them."""
+    tokens = greedy_by_full_passes(model, prompt, 12)
+    return tokens[: tokens.index(tokens[step])], tokens[step]
+
+
+def test_a_stop_token_ends_a_sequence() -> None:
+    model, (prompt,) = small_model().double(), prompts(6)
+    expected, stop = stop_after(model, prompt, 5)
+    assert Engine(model, stop_tokens=[stop]).generate([prompt], GREEDY).tokens == [expected]
+
+
+def test_a_sequence_that_has_ended_leaves_the_others_alone() -> None:
+    model, (one, two) = small_model(pattern="full gdn").double(), prompts(6, 6)
+    expected, stop = stop_after(model, one, 2)
+    alone = Engine(model, stop_tokens=[stop]).generate([two], GREEDY).tokens
+    assert Engine(model, stop_tokens=[stop]).generate([one, two], GREEDY).tokens == [expected, *alone]
+
+
+def test_an_ended_sequence_streams_nothing() -> None:
+    model, (one, two) = small_model().double(), prompts(6, 4)
+    expected, stop = stop_after(model, one, 2)
+    column = [step[0] for step in Engine(model, stop_tokens=[stop]).stream([one, two], GREEDY)]
+    assert column == expected + [None] * (len(column) - len(expected))
+
+
+def test_a_text_ends_with_its_document(tokenizer: Tokenizer) -> None:
+    model = small_model(tied=False)
+    assert tokenizer.token_to_id(DOCUMENT_SYMBOL) == 0
+    with torch.no_grad():
+        model.norm.weight.zero_()  # every score is 0, and the symbol has the lowest id
+    assert Engine(model, tokenizer).generate(["key"], GREEDY).texts == [""]
+
+
+def test_a_prompt_is_the_beginning_of_a_document(tokenizer: Tokenizer) -> None:
+    ids = Engine(small_model(), tokenizer).encode(f"key {DOCUMENT_SYMBOL}")
+    assert ids[0] == 0 and 0 not in ids[1:]
+
+
+def test_a_tokenizer_from_elsewhere_has_its_own_beginning(tokenizer: Tokenizer) -> None:
+    other = Tokenizer.from_str(tokenizer.to_str().replace(DOCUMENT_SYMBOL, "<s>"))
+    other.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    engine = Engine(small_model(), other)
+    (tokens,) = engine.generate([other.encode("key").ids], GREEDY).tokens
+    assert engine.generate(["key"], GREEDY).texts == [other.decode(tokens)]
+
+
+def test_the_pieces_of_a_text_are_the_whole(tokenizer: Tokenizer) -> None:
+    engine, sampling = Engine(small_model(), tokenizer), Sampling(max_tokens=64, temperature=3.0, seed=1)
+    assert "".join(engine.complete("the window", sampling)) == engine.generate(["the window"], sampling).texts[0]
+
+
+def test_a_character_of_several_tokens_is_one_piece(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(small_model(), tokenizer)
+    ids = tokenizer.encode("é", add_special_tokens=False).ids
+    assert len(ids) == 2
+    monkeypatch.setattr(engine, "_steps", lambda *_: ([token] for token in ids))
+    assert [piece for piece in engine.complete("key") if piece] == ["é"]
+
+
+def test_metrics_count_prompts_and_new_tokens() -> None:
+    metrics = Engine(small_model()).generate(prompts(5, 3), GREEDY).metrics
+    assert (metrics.prompt_tokens, metrics.new_tokens, metrics.decode_tokens) == (8, 24, 22)
+
+
+def test_metrics_count_the_caches() -> None:
+    model = small_model(depth=2, mixers={"full": {"heads": 4, "kv_heads": 2}})
+    metrics = Engine(model).generate(prompts(5), GREEDY).metrics
+    assert metrics.cache_bytes == 2 * 2 * 2 * 16 * (5 + 12) * 4  # layers, keys and values, heads, channels, tokens
+
+
+def test_metrics_separate_prefill_from_decode() -> None:
+    metrics = Engine(small_model()).generate(prompts(5), GREEDY).metrics
+    assert metrics.prefill_seconds > 0
+    assert metrics.tokens_per_second == pytest.approx(11 / metrics.decode_seconds)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": math.nan}, {"top_k": 0}],
+    ids=["max_tokens", "negative_temperature", "undefined_temperature", "top_k"],
+)
+def test_sampling_out_of_range_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        Sampling(**settings)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"prompt: got .*; expected at least one token"):
+        Engine(small_model()).generate([[]])
+
+
+def test_no_prompt_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected at least one prompt"):
+        Engine(small_model()).generate([])
+
+
+def test_text_without_a_tokenizer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        Engine(small_model()).generate(["key"])
+
+
+@pytest.fixture
+def full_without_decode(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(mixers["full"], "capabilities", Capabilities(decode=False))
+    yield
+
+
+@pytest.mark.usefixtures("full_without_decode")
+def test_a_model_that_cannot_decode_is_refused() -> None:
+    with pytest.raises(ConfigError, match="got 'full'; expected components that decode"):
+        Engine(small_model())

@@ -1,0 +1,11 @@
+"""Decoding: text from a trained model, and the policies that decide which part of the caches a step reads.
+
+model, tokenizer = load("exports/mine")
+engine = Engine(model, tokenizer, policy="dense")
+print(engine.generate(["def main("], Sampling(max_tokens=64, temperature=0.8, seed=1)).texts[0])
+"""
+
+from workbench.decoding.engine import Engine, Generation, Metrics, Sampling, Stream
+from workbench.decoding.policy import Policy, PolicyConfig, policies
+
+__all__ = ["Engine", "Generation", "Metrics", "Policy", "PolicyConfig", "Sampling", "Stream", "policies"]

@@ -1,0 +1,248 @@
+"""The decoding loop: prefill, then one token per sequence and step. Legend: B prompts, T time, V vocabulary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from tokenizers import Tokenizer
+from torch import Generator, Tensor
+
+from workbench.config import Config, ConfigError, require
+from workbench.contract import Cache
+from workbench.data.preparation import DOCUMENT_SYMBOL
+from workbench.decoding.policy import PolicyConfig, policies
+from workbench.model import LanguageModel
+
+
+class Sampling(Config):
+    """How tokens are drawn, and how many."""
+
+    max_tokens: Annotated[int, Field(ge=1)] = 128
+    """New tokens at most; a sequence ends earlier at a stop token."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Of the softmax that tokens are drawn from; 0 takes the most likely one."""
+    top_k: Annotated[int | None, Field(ge=1)] = None
+    """Draw from the k most likely tokens only. Default: from all."""
+    seed: int = 0
+    """Same seed, model, prompts and device: same tokens."""
+
+
+@dataclass
+class Metrics:
+    """What one generation has cost so far."""
+
+    prompt_tokens: int = 0
+    """Tokens of all prompts."""
+    new_tokens: int = 0
+    """Generated tokens of all sequences, stop tokens not counted."""
+    prefill_seconds: float = 0.0
+    """Time to the first token of every sequence."""
+    decode_seconds: float = 0.0
+    """Time of all further steps."""
+    decode_tokens: int = 0
+    """Generated tokens of these steps."""
+    cache_bytes: int = 0
+    """Bytes of all caches, as allocated."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Rate of decoding over all sequences, prefill left out; 0 where there was a single step."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass
+class Stream:
+    """Tokens as they are generated: one list a step, with one entry a prompt, None for a sequence that has ended."""
+
+    steps: Iterator[list[int | None]]
+    metrics: Metrics
+    """Grows with every step."""
+
+    def __iter__(self) -> Iterator[list[int | None]]:
+        return self.steps
+
+
+@dataclass
+class Generation:
+    """The outcome of :meth:`Engine.generate`."""
+
+    tokens: list[list[int]]
+    """New token ids of every prompt, without the stop token."""
+    texts: list[str]
+    """The same as text; empty where the engine has no tokenizer."""
+    metrics: Metrics
+
+
+@dataclass
+class _Batch:
+    """Prompts of one length, which share caches."""
+
+    positions: list[int]
+    """Of the prompts among all."""
+    tokens_BT: Tensor
+    """The next input: the prompts, then the newest token of each."""
+    caches: list[Cache] = field(repr=False)
+
+
+class Engine:
+    """Generates with one model and one policy.
+
+    Prompts may differ in length. Those of equal length are decoded as one batch, each length as a batch of its own:
+    caches have one length for all their sequences, so this is exact for every mixer.
+
+    Args:
+        model: in evaluation mode, on any device; tokens are computed there.
+        tokenizer: for prompts and results as text. Without one, prompts are token ids.
+        policy: a registered policy, by name or with settings; it decides what a step reads.
+        stop_tokens: ids that end a sequence. Default: the tokenizer's document symbol.
+
+    Raises:
+        ConfigError: when the model cannot decode with caches, or the policy refuses one of its mixers.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer | None = None,
+        policy: PolicyConfig | str = "dense",
+        stop_tokens: Collection[int] | None = None,
+    ):
+        without = model.config.lacking("decode")
+        require(not without, "model", got=", ".join(without), expected="components that decode with a cache")
+        config: PolicyConfig = policies.parse(policy)
+        self.model, self.tokenizer, self.policy = model, tokenizer, policies[config.kind](config)
+        self.policy.check(model)
+        self.document_symbol: int | None = None if tokenizer is None else tokenizer.token_to_id(DOCUMENT_SYMBOL)
+        if stop_tokens is None:
+            stop_tokens = () if self.document_symbol is None else (self.document_symbol,)
+        self.stop_tokens = frozenset(stop_tokens)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of ``prompt`` as the beginning of a document.
+
+        Raises:
+            ConfigError: when the engine has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ConfigError.at("prompt", got=prompt, expected="token ids, as the engine has no tokenizer")
+        if self.document_symbol is None:  # a tokenizer from elsewhere has its own way to begin
+            return self.tokenizer.encode(prompt).ids
+        # in training the symbol precedes every document
+        return [self.document_symbol, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
+
+    def decode(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+        """Text of the ``new`` token ids that follow ``prompt``."""
+        assert self.tokenizer is not None
+        # the prompt is decoded too: some tokenizers write the first token of a text differently
+        return self.tokenizer.decode([*prompt, *new])[len(self.tokenizer.decode(list(prompt))) :]
+
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling | None = None
+    ) -> Generation:
+        """What the model writes after each prompt.
+
+        Args:
+            prompts: texts, or lists of token ids; at least one, none empty.
+            sampling: default ``Sampling()``.
+
+        Raises:
+            ConfigError: for prompts without tokens, or texts without a tokenizer.
+        """
+        ids = self._token_ids(prompts)
+        stream = self.stream(ids, sampling)
+        tokens: list[list[int]] = [[] for _ in ids]
+        for step in stream:
+            for new, token in zip(tokens, step, strict=True):
+                if token is not None:
+                    new.append(token)
+        texts = [] if self.tokenizer is None else [self.decode(prompt, new) for prompt, new in zip(ids, tokens)]
+        return Generation(tokens, texts, stream.metrics)
+
+    def complete(self, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
+        """The text after ``prompt``, in pieces as they are generated. Joined, they are what :meth:`generate` returns.
+
+        Raises:
+            ConfigError: as :meth:`generate`, at the first piece.
+        """
+        (ids,) = self._token_ids([prompt])
+        new: list[int] = []
+        length = 0
+        for (token,) in self.stream([ids], sampling):
+            if token is not None:
+                new.append(token)
+                text = self.decode(ids, new)
+                if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character may take several tokens
+                    yield text[length:]
+                    length = len(text)
+        yield self.decode(ids, new)[length:]
+
+    def stream(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling | None = None) -> Stream:
+        """The new tokens of all prompts, step by step. Arguments and errors as for :meth:`generate`."""
+        ids = self._token_ids(prompts)
+        metrics = Metrics(prompt_tokens=sum(map(len, ids)))
+        return Stream(self._steps(ids, sampling or Sampling(), metrics), metrics)
+
+    def _token_ids(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
+        ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        require(ids, "prompts", got=prompts, expected="at least one prompt")
+        for prompt, tokens in zip(prompts, ids):
+            require(tokens, "prompt", got=prompt, expected="at least one token")
+        return ids
+
+    @torch.inference_mode()
+    def _steps(self, prompts: list[list[int]], sampling: Sampling, metrics: Metrics) -> Iterator[list[int | None]]:
+        device = self.model.embedding.weight.device
+        generator = Generator(device).manual_seed(sampling.seed)
+        batches = self._batches(prompts, sampling.max_tokens)
+        order = [position for batch in batches for position in batch.positions]
+        active = [True] * len(prompts)
+        for step in range(sampling.max_tokens):
+            start = time.perf_counter()
+            hidden = [self.model(batch.tokens_BT, caches=batch.caches)[:, -1] for batch in batches]
+            tokens_B1 = sample(self.model.logits(torch.cat(hidden)).float(), sampling, generator)
+            for batch, part_B1 in zip(batches, tokens_B1.split([len(batch.positions) for batch in batches])):
+                batch.tokens_BT = part_B1
+            new: list[int | None] = [None] * len(prompts)
+            for position, token in zip(order, tokens_B1[:, 0].tolist()):
+                active[position] = active[position] and token not in self.stop_tokens
+                new[position] = token if active[position] else None
+            seconds, count = time.perf_counter() - start, sum(active)
+            metrics.new_tokens += count
+            if step == 0:
+                metrics.prefill_seconds = seconds
+                metrics.cache_bytes = sum(t.nbytes for b in batches for cache in b.caches for t in cache.tensors())
+            else:
+                metrics.decode_seconds += seconds
+                metrics.decode_tokens += count
+            if count == 0:
+                return
+            yield new
+
+    def _batches(self, prompts: list[list[int]], new_tokens: int) -> list[_Batch]:
+        by_length: dict[int, list[int]] = {}
+        for position, prompt in enumerate(prompts):
+            by_length.setdefault(len(prompt), []).append(position)
+        device = self.model.embedding.weight.device
+        return [
+            _Batch(
+                positions,
+                torch.tensor([prompts[position] for position in positions], device=device),
+                self.model.new_caches(len(positions), length + new_tokens, self.policy.cache_for),
+            )
+            for length, positions in by_length.items()
+        ]
+
+
+def sample(scores_BV: Tensor, sampling: Sampling, generator: Generator) -> Tensor:
+    """One token a row: (B, V) scores -> (B, 1) ids."""
+    if sampling.temperature == 0:
+        return scores_BV.argmax(-1, keepdim=True)
+    if sampling.top_k is not None and sampling.top_k < scores_BV.shape[-1]:
+        smallest_B1 = scores_BV.topk(sampling.top_k).values[:, -1:]
+        scores_BV = scores_BV.masked_fill(scores_BV < smallest_B1, -torch.inf)
+    return torch.multinomial((scores_BV / sampling.temperature).softmax(-1), 1, generator=generator)

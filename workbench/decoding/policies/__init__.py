@@ -1,0 +1,1 @@
+"""Decoding policies, one a file."""

@@ -1,0 +1,65 @@
+"""The contract of a decoding policy."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from workbench.config import Config, ConfigError, Problem
+from workbench.contract import Cache, Mixer
+from workbench.model import LanguageModel
+from workbench.registry import Registry
+
+
+class PolicyConfig(Config):
+    """Base of a policy's configuration. ``kind`` is the registered name."""
+
+    kind: str
+
+
+class Policy:
+    """Decides what the cache of every layer is, and thereby what a decoding step reads. Built as ``cls(config)``.
+
+    A cache owns the read: mixers of softmax and latent attention compute queries and new rows and call
+    ``cache.attend(…)``. A policy therefore returns a subclass of
+    :class:`~workbench.mixers.families.softmax.KeyValueCache` or
+    :class:`~workbench.mixers.families.latent.LatentCache` whose ``attend`` reads less, or reads from elsewhere. Mixers
+    with a read of their own (nsa, moba, asa_global, the delta-rule family) keep their own cache.
+
+    A policy is one file with one decorated class; nothing else lists its name.
+    """
+
+    Config: ClassVar[type[PolicyConfig]]
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    def obstacle(self, mixer: Mixer) -> str | None:
+        """Why this policy cannot decode with ``mixer``, for the error message; None where it can. Default: None."""
+        return None
+
+    def cache_for(self, mixer: Mixer, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> Cache:
+        """An empty cache for ``mixer`` and ``batch`` sequences of at most ``length`` tokens. Default: the mixer's own."""
+        return mixer.new_cache(batch, length, device, dtype)
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model with layers that this policy cannot decode.
+
+        Raises:
+            ConfigError: with one problem a kind of mixer and obstacle, naming its layers.
+        """
+        layers: dict[tuple[str, str], list[str]] = {}
+        for index, (layer, block) in enumerate(zip(model.config.layers, model.blocks)):
+            obstacle = self.obstacle(block.get_submodule("mixer"))  # type: ignore[arg-type]
+            if obstacle is not None:
+                layers.setdefault((layer.mixer.kind, obstacle), []).append(str(index))
+        problems = [
+            Problem("policy", f"{self.config.kind!r} for {kind!r} in layer {', '.join(indices)}", obstacle)
+            for (kind, obstacle), indices in layers.items()
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+policies: Registry[type[Policy]] = Registry("decoding policy", "workbench.decoding.policies")
