@@ -151,7 +151,7 @@ def parts(module: Any, x_BTD: Tensor) -> dict[str, tuple[Run, list[Tensor], Tens
 
     weight_R = torch.rand(R, device=DEVICE).requires_grad_()
     compiled = torch.compile if DEVICE.type == "cuda" else lambda call, **_: call
-    router = compiled(lambda x: module.router(x).gate_NK, fullgraph=True, dynamic=False)
+    router = compiled(lambda x: module.router(x).topk_scores_NK, fullgraph=True, dynamic=False)
     casts = compiled(lambda up, down: (up.bfloat16(), down.bfloat16()), dynamic=False)
 
     def scores(x: Tensor) -> tuple[Tensor, ...]:
@@ -278,7 +278,7 @@ def main() -> None:
             **base,
             "top_k": wide,
             "zero_experts": E // 2,
-            "expected": float(K),
+            "expected_experts": float(K),
             "renormalise": False,
             "bias": "proportional",
         }
@@ -344,7 +344,7 @@ def balanced(module: Any, x_BTD: Tensor) -> None:
 
 @torch.no_grad()
 def realised(module: Any, x_BTD: Tensor) -> float:
-    chosen_NK = module.router(x_BTD.flatten(0, 1)).chosen_NK
+    chosen_NK = module.router(x_BTD.flatten(0, 1)).topk_expert_ids_NK
     return float((chosen_NK < module.config.experts).sum() / len(chosen_NK))
 
 

@@ -123,7 +123,7 @@ class StepCounter(nn.Module):
     block stays a pure function.
     """
 
-    categories: int
+    tap_size: int
     """Length of :attr:`gradient_tap`."""
     freeze_last: float = 0.0
     """Fraction of the run's steps, at its end, in which :meth:`update_state` leaves the state unchanged. Before that the

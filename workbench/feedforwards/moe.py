@@ -1,43 +1,49 @@
-"""Mixture of experts: every token is sent to K of its experts, and none is dropped.
+"""Mixture of experts: each token is sent to K of the experts; no token is dropped.
 
-    y = γ Σ_{i in S} g_i E_i(x) + shared experts        S and g by the router (workbench/feedforwards/router.py)
-    E_i(x) = W_d (silu(W_g x) * W_u x) for the N experts,   E_i(x) = x for Z zero-computation experts   (arXiv 2509.01322, eq. 1)
+    y = γ Σ_{i in S} g_i E_i(x) + shared experts        choices S and gates g from the router (router.py)
+    E_i(x) = W_d (silu(W_g x) * W_u x) for the E experts
+    E_i(x) = x                         for the Z zero-computation experts              (arXiv 2509.01322, eq. 1)
 
-x is the layer's normalised input. A zero-computation expert has no weights and no row in a product: together they are
-x times the sum of their gates. Of K choices K_e are expected to be real experts; balance (the bias, or the loss with its
-group of zero experts) brings that about, and accounting counts K_e.
+x is the layer's normalised input. Zero-computation experts have no weights and no rows in a matrix product: their sum
+is x times the sum of their gates. Of a token's K choices, K_e are expected to be real experts; balance (the bias, or the
+loss with its group of zero-computation experts) aims at K_e, and accounting counts K_e.
 
-Legend: B batch, T time, N = B·T tokens, D model width, E experts, F hidden width of one expert, K choices of a token.
+Legend: B batch, T time, N = B·T tokens, D model width, E experts, F hidden width of one expert, K choices per token.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from workbench.config import ConfigError
+from workbench.config import require
 from workbench.contract import AuxOutputs, Cost, FeedForward, Range, VariantConfig, feedforwards
-from workbench.feedforwards.router import Router, Routing, measured_gamma
+from workbench.feedforwards.router import Router, Routing
 from workbench.feedforwards.swiglu import SwiGLU, default_hidden
 from workbench.layers import INIT_SCALE
 from workbench.ops.experts import routed_experts
 
-STEPS = {
+BIAS_STEPS = {
     ("softmax", "proportional"): 0.2,
     ("sigmoid", "proportional"): 2.0,
     ("sigmoid", "sign"): 1e-3,
     ("softmax", "sign"): 1e-4,
 }
-"""Steps of the bias. Ours, from a synthetic router (docs/moe.md), except 1e-3, which is published for sigmoid scores."""
+"""Default step μ of the bias by score and rule. Ours, from a synthetic router (docs/moe.md); 1e-3 is published."""
+MAX_CANDIDATES = 2**15 - 2
+"""Choices are sorted as 16-bit integers, with one id for dropped choices."""
 
 
 @feedforwards.register
 class MixtureOfExperts(FeedForward):
-    """Top-K routed SwiGLU experts, dropless, with zero-computation and shared ones where asked."""
+    """Top-K routed SwiGLU experts, dropless, optionally with zero-computation and shared experts."""
 
+    router_class: ClassVar[type[Router]] = Router
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {
@@ -48,8 +54,7 @@ class MixtureOfExperts(FeedForward):
             "bias": "sign",
             "gamma": "measured",
             "balance_over": "micro_batch",
-            "groups": 2,
-            "count": "indicator",
+            "balance_groups": 2,
             "shared": 1,
         },
         {"zero_experts": 2, "top_k": 6, "bias": "proportional", "renormalise": False, "z_weight": 1e-3},
@@ -59,130 +64,99 @@ class MixtureOfExperts(FeedForward):
         """Top-K mixture of experts."""
 
         kind: Literal["moe"] = "moe"
-        experts: int = 8
-        """Experts N."""
-        top_k: int = 2
-        """Choices K of one token, among experts and zero-computation experts."""
-        hidden: int | None = None
-        """Hidden width F of one expert, a multiple of 8. Default: the experts that one token is expected to use (with the
-        shared ones) are together as wide as the default SwiGLU, so active parameters match up to the router."""
-        zero_experts: int = 0
+        experts: Annotated[int, Field(ge=1)] = 8
+        """Experts E."""
+        top_k: Annotated[int, Field(ge=1)] = 2
+        """Choices K per token, among experts and zero-computation experts."""
+        hidden: Annotated[int | None, Field(ge=8, multiple_of=8)] = None
+        """Hidden width F of one expert, a multiple of 8 (grouped products read rows in pieces of 16 bytes). Default: the
+        K_e expected experts and the shared ones are together as wide as the default SwiGLU, so that active parameters
+        match up to the router."""
+        zero_experts: Annotated[int, Field(ge=0)] = 0
         """Zero-computation experts Z: their output is their input."""
-        expected: float | None = None
-        """Experts K_e that one token is expected to use, the aim of balance. Default: K N / (N + Z)."""
-        random_zero: bool = False
-        """Control: how many zero-computation experts a token gets, and which, is left to chance, with the same mean."""
-        shared: int = 0
-        """Experts beside them that every token uses, as one of so many times the width; neither gated nor scaled."""
+        expected_experts: float | None = None
+        """Experts K_e that a token is expected to use, the target of balance. Default: K E / (E + Z)."""
+        shared: Annotated[int, Field(ge=0)] = 0
+        """Shared experts, which every token uses: one SwiGLU of this many times F, neither gated nor scaled by γ."""
         score: Literal["softmax", "sigmoid"] = "softmax"
-        """Scores of a token: softmax over all experts, or a sigmoid each."""
+        """Scores of a token: softmax over all candidates, or a sigmoid of each."""
         renormalise: bool = True
         """Whether the K gate values are rescaled to sum to one."""
-        gamma: float | Literal["closed", "measured"] = 1.0
-        """Factor γ of the experts' sum: a number; `closed`, the root of `split` (softmax scores that are not renormalised
-        only); or `measured`, which makes the experts' part start as large as a dense SwiGLU."""
-        split: int = 1
-        """Into how many of these experts one expert of a coarser mixture was cut, for the closed form."""
-        balance_weight: float = 0.01
-        """Weight α of the balance loss; 0 switches it off."""
+        gamma: float | Literal["measured"] = 1.0
+        """Factor γ of the experts' sum: a number, or `measured`, with which the experts' part starts as large as a dense
+        SwiGLU."""
+        balance_weight: Annotated[float, Field(ge=0)] = 0.01
+        """Weight α of the balance loss; 0 disables it."""
         balance_over: Literal["micro_batch", "step"] = "step"
-        """Tokens whose choices the balance loss counts: of this micro-batch on this device, or of the step so far on all
-        devices (arXiv 2501.11873)."""
-        groups: int | None = None
-        """Groups D of neighbouring experts that the balance loss balances. Default: every expert by itself."""
-        count: Literal["multiplicity", "indicator"] = "multiplicity"
-        """How the loss counts a token with several experts in one group: as often, or once."""
+        """Tokens whose choices the balance loss counts: those of this micro-batch on this device, or of the step so far
+        on all devices (arXiv 2501.11873)."""
+        balance_groups: Annotated[int | None, Field(ge=1)] = None
+        """Groups of neighbouring experts that the balance loss balances. Default: every expert is a group."""
         bias: Literal["none", "sign", "proportional"] = "none"
-        """Bias on the selection that moves once per optimiser step: by the sign of what an expert lacks, or in proportion
-        to it and to the learning rate."""
-        bias_step: float | None = None
+        """Bias on the selection, updated once per optimiser step: by the sign of an expert's deficit, or in proportion to
+        the deficit and to the learning rate."""
+        bias_step: Annotated[float | None, Field(gt=0)] = None
         """Step μ of the bias. Default by score and rule: softmax 0.2 proportional, 1e-4 sign; sigmoid 2.0 and 1e-3."""
-        z_weight: float = 0.0
+        z_weight: Annotated[float, Field(ge=0)] = 0.0
         """Weight of the router's z-loss, the mean of logsumexp(l)²."""
         backend: Literal["grouped_mm", "loop"] = "grouped_mm"
-        """Products of all experts at once, or one by one (the definition; slow, and it waits for the device)."""
+        """Matrix products of all experts at once, or one by one (reference; slow, synchronises with the device)."""
 
         scales: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"experts": 4}}
 
         def resolved(self, width: int) -> Self:
-            for name in ("zero_experts", "shared", "balance_weight", "z_weight"):
-                if getattr(self, name) < 0:
-                    raise ConfigError.at(name, got=getattr(self, name), expected="0 or more")
-            for name, given in (("bias_step", self.bias_step), ("gamma", self.gamma)):
-                if isinstance(given, int | float) and not given > 0:
-                    raise ConfigError.at(name, got=given, expected="more than 0")
-            if self.split < 1:
-                raise ConfigError.at("split", got=self.split, expected="at least 1")
-            N, Z, K = self.experts, self.zero_experts, self.top_k
-            if N + Z >= 2**15 - 1:
-                raise ConfigError.at("experts", got=N + Z, expected=f"fewer than {2**15 - 1}, zero_experts included")
-            if N < 1:
-                raise ConfigError.at(
-                    "experts",
-                    got=N,
-                    expected="at least 1",
-                    do="Zero-computation experts alone would leave the layer nothing to learn.",
-                )
-            if not 1 <= K <= N + Z:
-                several = f" + zero_experts={Z}" if Z else ""
-                raise ConfigError.at("top_k", got=K, expected=f"between 1 and experts={N}{several}")
-            expected = K * N / (N + Z) if self.expected is None else self.expected
-            if Z == 0 and expected != K:
-                raise ConfigError.at("expected", got=expected, expected=f"top_k={K} where there are no zero_experts")
-            if (Z and not 0 < expected < K) or expected > N or K - expected > Z:
-                raise ConfigError.at(
-                    "expected",
-                    got=expected,
-                    expected=f"more than {max(0, K - Z)}, less than top_k={K}, at most experts={N}",
-                )
-            if self.random_zero and Z == 0:
-                raise ConfigError.at("random_zero", got=True, expected="false where there are no zero_experts")
-            if self.groups is not None and (self.groups < 1 or N % self.groups):
-                raise ConfigError.at("groups", got=self.groups, expected=f"a divisor of experts={N}")
-            if width % 8:
-                raise ConfigError.at(
-                    "width",
-                    got=width,
-                    expected="a multiple of 8: grouped products read rows in pieces of 16 bytes",
-                    do=f"Nearest: {max(8, round(width / 8) * 8)}.",
-                )
-            hidden = self.hidden or max(8, round(default_hidden(width) / (expected + self.shared) / 8) * 8)
-            if hidden % 8 or hidden < 8:
-                raise ConfigError.at(
-                    "hidden",
-                    got=hidden,
-                    expected="a positive multiple of 8: grouped products read rows in pieces of 16 bytes",
-                    do=f"Nearest: {max(8, round(hidden / 8) * 8)}.",
-                )
-            step = self.bias_step
-            if self.bias == "none" and step is not None:
-                raise ConfigError.at("bias_step", got=step, expected="nothing where bias=none")
-            if self.bias != "none":
-                step = STEPS[self.score, self.bias] if step is None else step
-            return self.changed(
-                hidden=hidden, expected=float(expected), gamma=self._gamma(), bias_step=step, groups=self.groups or N
+            E, Z, K = self.experts, self.zero_experts, self.top_k
+            require(
+                E + Z <= MAX_CANDIDATES, "experts", got=E + Z, expected=f"at most {MAX_CANDIDATES} with zero_experts"
             )
-
-        def _gamma(self) -> float:
-            if self.gamma == "measured":
-                return measured_gamma(self.experts, self.zero_experts, self.top_k, self.score, self.renormalise)
-            if self.gamma == "closed":
-                if self.score != "softmax" or self.renormalise:
-                    raise ConfigError.at(
-                        "gamma",
-                        got=f"closed with score={self.score}, renormalise={self.renormalise}",
-                        expected="softmax scores, not renormalised: others do not shrink by a known factor",
-                        do="Use gamma=measured.",
-                    )
-                return math.sqrt(self.split)
-            return self.gamma
+            candidates = f"experts={E}" + (f" + zero_experts={Z}" if Z else "")
+            require(K <= E + Z, "top_k", got=K, expected=f"between 1 and {candidates}")
+            expected = float(K * E / (E + Z) if self.expected_experts is None else self.expected_experts)
+            require(
+                Z or expected == K,
+                "expected_experts",
+                got=expected,
+                expected=f"top_k={K} where there are no zero_experts",
+            )
+            require(
+                (Z == 0 or 0 < expected < K) and expected <= E and K - expected <= Z,
+                "expected_experts",
+                got=expected,
+                expected=f"more than {max(0, K - Z)}, less than top_k={K}, at most experts={E}",
+            )
+            groups = self.balance_groups or E
+            require(E % groups == 0, "balance_groups", got=groups, expected=f"a divisor of experts={E}")
+            require(
+                width % 8 == 0,
+                "width",
+                got=width,
+                expected="a multiple of 8: grouped products read rows in pieces of 16 bytes",
+                do=f"Nearest: {max(8, round(width / 8) * 8)}.",
+            )
+            require(
+                self.gamma == "measured" or self.gamma > 0, "gamma", got=self.gamma, expected="a number greater than 0"
+            )
+            require(
+                self.bias_step is None or self.bias != "none",
+                "bias_step",
+                got=self.bias_step,
+                expected="nothing where bias=none",
+            )
+            measured = self.gamma == "measured"
+            return self.changed(
+                hidden=self.hidden or max(8, round(default_hidden(width) / (expected + self.shared) / 8) * 8),
+                expected_experts=expected,
+                gamma=measured_gamma(E, Z, K, self.score, self.renormalise) if measured else self.gamma,
+                bias_step=self.bias_step or BIAS_STEPS.get((self.score, self.bias)),
+                balance_groups=groups,
+            )
 
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.config = config
         E, F = config.experts, config.hidden
-        self.router = Router(config, width)
-        self.up = nn.Parameter(torch.empty(E, width, 2 * F))
+        self.router = self.router_class(config, width)
+        self.up = nn.Parameter(torch.empty(E, width, 2 * F))  # gate and value in one product
         self.down = nn.Parameter(torch.empty(E, F, width))
         self.writes_residual = ("down",)
         self.shared = SwiGLU(SwiGLU.Config(hidden=config.shared * F), width) if config.shared else None
@@ -194,25 +168,29 @@ class MixtureOfExperts(FeedForward):
         x_ND = x_BTD.flatten(0, 1)
         y_ND = self.mix(x_ND, self.router(x_ND, aux), aux)
         if aux is not None and aux.collect_metrics:
-            router, expert = x_ND.shape[1] * self.router.categories, 3 * x_ND.shape[1] * self.config.hidden
-            aux.metrics["forward_flops"] = 2.0 * (router + (aux.metrics["ffn_experts"] + self.config.shared) * expert)
+            active = self._active_parameters(self.config, x_ND.shape[1], aux.metrics["ffn_experts"])
+            aux.metrics["forward_flops"] = 2.0 * active
         y_BTD = y_ND.view_as(x_BTD)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
 
     def mix(self, x_ND: Tensor, routing: Routing, aux: AuxOutputs | None) -> Tensor:
-        """Weighted sum of the chosen experts' outputs."""
-        chosen_NK, gate_NK = routing.chosen_NK, routing.gate_NK * self.config.gamma
-        y_ND = routed_experts(x_ND, chosen_NK, gate_NK, routing.routes, self.up, self.down, self.config.backend)
+        """γ times the gated sum of the chosen experts' outputs."""
+        ids_NK, gates_NK = routing.topk_expert_ids_NK, routing.topk_scores_NK * self.config.gamma
+        y_ND = routed_experts(x_ND, ids_NK, gates_NK, routing.routes, self.up, self.down, self.config.backend)
         if self.config.zero_experts:
-            zero_N1 = torch.where(chosen_NK >= self.config.experts, gate_NK, 0.0).sum(-1, keepdim=True)
-            y_ND = y_ND + zero_N1 * x_ND
+            zero_gate_N1 = torch.where(ids_NK >= self.config.experts, gates_NK, 0.0).sum(-1, keepdim=True)
+            y_ND = y_ND + zero_gate_N1 * x_ND
         return y_ND.to(x_ND.dtype)
+
+    @staticmethod
+    def _active_parameters(config: Any, width: int, experts_per_token: Any) -> Any:
+        router, expert = width * (config.experts + config.zero_experts), 3 * width * config.hidden
+        return router + (experts_per_token + config.shared) * expert
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
-        router, expert = width * (config.experts + config.zero_experts), 3 * width * config.hidden
-        active = router + (config.expected + config.shared) * expert
-        return Cost(router + (config.experts + config.shared) * expert, round(active), flops=2.0 * active)
+        active = cls._active_parameters(config, width, config.expected_experts)
+        return Cost(cls._active_parameters(config, width, config.experts), round(active), flops=2.0 * active)
 
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:
@@ -222,3 +200,21 @@ class MixtureOfExperts(FeedForward):
         if config.bias != "none":
             space["bias_step"] = Range(low=config.bias_step / 4, high=config.bias_step * 4, log=True)
         return space
+
+
+@cache
+def measured_gamma(
+    experts: int, zero_experts: int, top_k: int, score: str, renormalise: bool, tokens: int = 4096
+) -> float:
+    """γ with which the experts' part starts as large as a dense SwiGLU: rsqrt of the mean of Σ g² over chosen experts.
+
+    Measured on an untrained router: a normalised input gives logits N(0, INIT_SCALE²). One expert starts as large as a
+    dense layer of any width, since matrices start by their fan-in, and experts are independent of each other.
+    """
+    generator = Generator(device="cpu").manual_seed(0)
+    logits_NC = torch.randn(tokens, experts + zero_experts, generator=generator, device="cpu") * INIT_SCALE
+    scores_NC = logits_NC.softmax(-1) if score == "softmax" else logits_NC.sigmoid()
+    gates_NK, ids_NK = scores_NC.topk(top_k, dim=-1)
+    if renormalise:
+        gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
+    return round(float((gates_NK.square() * (ids_NK < experts)).sum(-1).mean().rsqrt()), 4)

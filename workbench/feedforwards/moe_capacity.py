@@ -1,10 +1,12 @@
-"""Mixture of experts that drops tokens beyond an expert's capacity in training (arXiv 2101.03961): an arm to compare with.
+"""Mixture of experts with limited expert capacity (arXiv 2101.03961): a baseline that drops tokens in training.
 
-An expert takes the first ``capacity`` times its fair share of a micro-batch's choices; further ones are lost, and the token
-passes with fewer experts. What is dropped depends on the rows that are trained together, never on later tokens of the same row.
-Evaluation and decoding drop nothing. Diagnostics say what was computed, after dropping. Accounting counts what training is
-expected to compute where all experts are chosen alike (ours): min(1, capacity) of K_e experts a token, which nothing exceeds, since
-no expert takes more than its capacity. Legend: as in moe.py.
+An expert takes the first ``capacity`` times its fair share of a micro-batch's choices; further choices are dropped, and
+the token passes with fewer experts. What is dropped depends on the rows trained together, never on later tokens of the
+same row. Evaluation and decoding drop nothing. Diagnostics count what is computed after dropping. Accounting assumes
+that all experts are chosen equally often (ours): min(1, capacity) of K_e experts per token, an upper bound, since no
+expert takes more than its capacity.
+
+Legend: as in moe.py.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from workbench.ops.experts import sort_choices
 
 @feedforwards.register
 class CapacityMixtureOfExperts(MixtureOfExperts):
-    """Top-K routed experts of limited capacity: training drops what does not fit."""
+    """Top-K routed experts of limited capacity: training drops choices beyond it."""
 
-    conformance_cases = ({"capacity": 4.0},)  # four experts: nothing is dropped, as accounting counts
+    conformance_cases = ({"capacity": 4.0},)  # four experts: nothing is dropped, as accounting assumes
 
     class Config(MixtureOfExperts.Config):
         """Top-K mixture of experts that drops tokens in training."""
@@ -39,25 +41,25 @@ class CapacityMixtureOfExperts(MixtureOfExperts):
     def mix(self, x_ND: Tensor, routing: Routing, aux: AuxOutputs | None) -> Tensor:
         if not self.training:
             return super().mix(x_ND, routing, aux)
-        config, routes, chosen_NK = self.config, routing.routes, routing.chosen_NK
-        room = math.ceil(config.capacity * config.expected * len(x_ND) / config.experts)
-        first_C = routes.counts.cumsum(0) - routes.counts
-        real_NK = chosen_NK < config.experts
-        dropped_NK = real_NK & (routes.row_NK - first_C[chosen_NK] >= room)
-        nowhere = self.router.categories
-        chosen_NK = torch.where(dropped_NK, nowhere, chosen_NK)
-        kept = Routing(chosen_NK, torch.where(dropped_NK, 0.0, routing.gate_NK), sort_choices(chosen_NK, nowhere + 1))
+        config, routes, ids_NK = self.config, routing.routes, routing.topk_expert_ids_NK
+        capacity = math.ceil(config.capacity * config.expected_experts * len(x_ND) / config.experts)
+        first_row_C = routes.counts.cumsum(0) - routes.counts
+        is_expert_NK = ids_NK < config.experts
+        dropped_NK = is_expert_NK & (routes.row_NK - first_row_C[ids_NK] >= capacity)
+        dropped_id = self.router.num_candidates
+        ids_NK = torch.where(dropped_NK, dropped_id, ids_NK)
+        scores_NK = torch.where(dropped_NK, 0.0, routing.topk_scores_NK)
         if aux is not None and aux.collect_metrics:
-            kept_N = (real_NK & ~dropped_NK).sum(-1).to(routing.gate_NK.dtype)
+            experts_N = (is_expert_NK & ~dropped_NK).sum(-1).to(scores_NK.dtype)
             aux.metrics |= {
-                "dropped_share": dropped_NK.sum() / real_NK.sum(),
-                "ffn_experts": kept_N.mean(),
-                "ffn_experts_sd": kept_N.std(correction=0),
+                "dropped_share": dropped_NK.sum() / is_expert_NK.sum(),
+                "ffn_experts": experts_N.mean(),
+                "ffn_experts_sd": experts_N.std(correction=0),
             }
-        return super().mix(x_ND, kept, aux)
+        return super().mix(x_ND, Routing(ids_NK, scores_NK, sort_choices(ids_NK, dropped_id + 1)), aux)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
         cost = super().cost(config, width, length, element_bytes)
-        dropped = (1 - min(1.0, config.capacity)) * config.expected
-        return replace(cost, flops=cost.flops - dropped * 6 * width * config.hidden)
+        dropped_experts = (1 - min(1.0, config.capacity)) * config.expected_experts
+        return replace(cost, flops=cost.flops - dropped_experts * 6 * width * config.hidden)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, Cost, FeedForward, VariantConfig, feedforwards
 from workbench.layers import Linear, linear_flops
 
 
 def default_hidden(width: int) -> int:
-    """8/3 of the width rounded up to a multiple of width/4 (at least 8): 352 at 128, 2816 at 1024, 5632 at 2048."""
+    """8/3 of the width, rounded up to a multiple of width/4 (at least 8): 352 at 128, 2816 at 1024, 5632 at 2048."""
     step = max(8, width // 4 // 8 * 8)
     return -(-8 * width // (3 * step)) * step
 
@@ -26,12 +26,10 @@ class SwiGLU(FeedForward):
         """SwiGLU feed-forward."""
 
         kind: Literal["swiglu"] = "swiglu"
-        hidden: int | None = None
+        hidden: Annotated[int | None, Field(ge=1)] = None
         """Hidden width F. Default: 8/3 of the model width, rounded up."""
 
         def resolved(self, width: int) -> Self:
-            if self.hidden is not None and self.hidden < 1:
-                raise ConfigError.at("hidden", got=self.hidden, expected="at least 1")
             return self.changed(hidden=self.hidden or default_hidden(width))
 
     def __init__(self, config: Any, width: int):

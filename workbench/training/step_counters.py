@@ -57,7 +57,7 @@ class StepCounters:
     def attach_taps(self, device: torch.device) -> None:
         """Give every counter a gradient tap for the next micro-batch."""
         for counter in self.counters:
-            counter.gradient_tap = torch.zeros(counter.categories, device=device, requires_grad=True)
+            counter.gradient_tap = torch.zeros(counter.tap_size, device=device, requires_grad=True)
 
     def diagnostics(self, layers: Sequence[AuxOutputs], gradient_scale: float) -> list[dict[str, Tensor]]:
         """Diagnostics of every layer's counters, after a step whose last micro-batch had gradient taps; removes the taps.
