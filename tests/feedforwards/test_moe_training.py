@@ -106,7 +106,7 @@ def biased_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def test_the_bias_is_in_checkpoints(biased_run: tuple[dict[str, Any], Path, Path]) -> None:
-    bias_C = read_tensors(biased_run[1] / "checkpoint" / "step-8")[f"model.{BIAS}"]
+    bias_C = read_tensors(biased_run[1] / "checkpoint" / "step-8")[BIAS]
     assert bias_C.dtype == torch.float32
     assert 0 < float(bias_C.abs().max()) < 1
     assert (bias_C[4:] == 0).all()
@@ -114,13 +114,13 @@ def test_the_bias_is_in_checkpoints(biased_run: tuple[dict[str, Any], Path, Path
 
 def test_the_bias_is_exported_in_full_precision(biased_run: tuple[dict[str, Any], Path, Path]) -> None:
     _, run, weights = biased_run
-    trained_C = read_tensors(run / "checkpoint" / "step-8")[f"model.{BIAS}"]
+    trained_C = read_tensors(run / "checkpoint" / "step-8")[BIAS]
     assert torch.equal(read_tensors(weights)[BIAS], trained_C)
 
 
 def test_another_run_can_start_from_the_bias(biased_run: tuple[dict[str, Any], Path, Path]) -> None:
     fields, run, weights = biased_run
-    trained_C = read_tensors(run / "checkpoint" / "step-8")[f"model.{BIAS}"]
+    trained_C = read_tensors(run / "checkpoint" / "step-8")[BIAS]
     model = LanguageModel(ModelConfig.parse(fields["model"]), seed=1)
     assert initialise_from(model, weights) == []
     assert torch.equal(model.state_dict()[BIAS], trained_C)
