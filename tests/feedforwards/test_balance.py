@@ -17,7 +17,7 @@ from workbench.feedforwards.moe import MixtureOfExperts
 from workbench.feedforwards.monitors import expected_normal_maximum
 from workbench.feedforwards.router import Router
 
-# -- loss ----------------------------------------------------------------------------------------------------------------
+# -- loss --------------------------------------------------------------------------------------------------------------
 
 ALPHA = 0.02
 EVEN_C = torch.full((12,), 50)
@@ -50,7 +50,7 @@ def test_single_experts_as_groups_are_the_usual_loss() -> None:
     assert torch.allclose(aux.losses[0], 0.1 * 6 * (f_C * p_NC.mean(0)).sum(), rtol=1e-12)
 
 
-# -- controller ----------------------------------------------------------------------------------------------------------
+# -- controller --------------------------------------------------------------------------------------------------------
 
 
 class Simulation:

@@ -21,7 +21,7 @@ from workbench.layers import INIT_SCALE
 from workbench.ops.experts import routed_experts, sort_choices
 from workbench.testing import count_flops
 
-# -- mathematics ---------------------------------------------------------------------------------------------------------
+# -- mathematics -------------------------------------------------------------------------------------------------------
 
 
 def test_all_experts_together_are_a_dense_mixture() -> None:
@@ -82,7 +82,7 @@ def test_experts_without_tokens_have_zero_gradients() -> None:
     assert (module.down.grad == 0).all()
 
 
-# -- products ------------------------------------------------------------------------------------------------------------
+# -- products ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -137,7 +137,7 @@ def test_backward_takes_twice_the_flops_of_forward() -> None:
     assert counter.get_total_flops() == 3 * forward
 
 
-# -- output scale --------------------------------------------------------------------------------------------------------
+# -- output scale ------------------------------------------------------------------------------------------------------
 
 
 def _initialised(config: Any, width: int) -> Any:
@@ -168,7 +168,7 @@ def test_the_root_of_the_split_undoes_finer_gates(m: int) -> None:
     assert size(m) == pytest.approx(size(1), rel=0.1)
 
 
-# -- settings ------------------------------------------------------------------------------------------------------------
+# -- settings ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

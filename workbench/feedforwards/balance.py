@@ -2,13 +2,13 @@
 
     loss        α Σ_j f_j P_j over G groups of experts, with the zero-computation experts as one more group;
                 P_j mean probability of a group,  f_j = G / (K_e T) · choices in group j,
-                f_zero = 1 / ((K - K_e) T) · choices of zero-computation experts              (arXiv 2509.01322, eq. 3-5)
-    bias        δb_i = μ (K_e / (K E) - T_i / (K T)) for the E experts, 0 for zero-computation ones               (eq. 2)
+                f_zero = 1 / ((K - K_e) T) · choices of zero-computation experts             (arXiv 2509.01322, eq. 3-5)
+    bias        δb_i = μ (K_e / (K E) - T_i / (K T)) for the E experts, 0 for zero-computation ones              (eq. 2)
                 or by sign, δb_i = μ sign(K_e / (K E) - T_i / (K T))                                  (arXiv 2408.15664)
 
 T tokens, T_i of them with expert i among their K choices, of which K_e are expected to be real experts. With G = E and
 no zero-computation experts the loss is the usual α E Σ f_i P_i (arXiv 2101.03961, eq. 4). The paper prints an indicator
-in f_j, "token selects group j"; counted so, f_j = 1 is not the balanced state. We count every choice, under which it is.
+in f_j, "token selects group j"; counted so, f_j = 1 is not the balanced state. We count every choice; then it is.
 
 Legend: C candidates (experts, then zero-computation experts), E experts, K choices per token, G groups.
 """
@@ -77,7 +77,7 @@ class BiasController:
         self.target_share: float = config.expected_experts / (config.top_k * config.experts)
 
     def update(self, bias_C: Tensor, counts_C: Tensor, lr_factor: float, applied: Tensor) -> None:
-        """Add one update to ``bias_C`` in place. Arguments as in :meth:`workbench.contract.StepCounter.update_state`."""
+        """Update ``bias_C`` in place. Arguments as in :meth:`workbench.contract.StepCounter.update_state`."""
         counts_C = counts_C.double()
         deficit_C = self.target_share - counts_C / counts_C.sum()
         is_expert_C = torch.arange(len(counts_C), device=counts_C.device) < self.num_experts

@@ -5,8 +5,8 @@
     E_i(x) = x                         for the Z zero-computation experts              (arXiv 2509.01322, eq. 1)
 
 x is the layer's normalised input. Zero-computation experts have no weights and no rows in a matrix product: their sum
-is x times the sum of their gates. Of a token's K choices, K_e are expected to be real experts; balance (the bias, or the
-loss with its group of zero-computation experts) aims at K_e, and accounting counts K_e.
+is x times the sum of their gates. Of a token's K choices, K_e are expected to be real experts: the target of balance
+(the bias, or the loss with its group of zero-computation experts), and what accounting counts.
 
 Legend: B batch, T time, N = B·T tokens, D model width, E experts, F hidden width of one expert, K choices per token.
 """
@@ -69,9 +69,9 @@ class MixtureOfExperts(FeedForward):
         top_k: Annotated[int, Field(ge=1)] = 2
         """Choices K per token, among experts and zero-computation experts."""
         hidden: Annotated[int | None, Field(ge=8, multiple_of=8)] = None
-        """Hidden width F of one expert, a multiple of 8 (grouped products read rows in pieces of 16 bytes). Default: the
-        K_e expected experts and the shared ones are together as wide as the default SwiGLU, so that active parameters
-        match up to the router."""
+        """Hidden width F of one expert, a multiple of 8 (grouped products read rows in pieces of 16 bytes). Default:
+        the K_e expected experts and the shared ones are together as wide as the default SwiGLU, so that active
+        parameters match up to the router."""
         zero_experts: Annotated[int, Field(ge=0)] = 0
         """Zero-computation experts Z: their output is their input."""
         expected_experts: float | None = None
@@ -83,8 +83,8 @@ class MixtureOfExperts(FeedForward):
         renormalise: bool = True
         """Whether the K gate values are rescaled to sum to one."""
         gamma: float | Literal["measured"] = 1.0
-        """Factor γ of the experts' sum: a number, or `measured`, with which the experts' part starts as large as a dense
-        SwiGLU."""
+        """Factor γ of the experts' sum: a number, or `measured`, with which the experts' part starts as large as a
+        dense SwiGLU."""
         balance_weight: Annotated[float, Field(ge=0)] = 0.01
         """Weight α of the balance loss; 0 disables it."""
         balance_over: Literal["micro_batch", "step"] = "step"
@@ -93,8 +93,8 @@ class MixtureOfExperts(FeedForward):
         balance_groups: Annotated[int | None, Field(ge=1)] = None
         """Groups of neighbouring experts that the balance loss balances. Default: every expert is a group."""
         bias: Literal["none", "sign", "proportional"] = "none"
-        """Bias on the selection, updated once per optimiser step: by the sign of an expert's deficit, or in proportion to
-        the deficit and to the learning rate."""
+        """Bias on the selection, updated once per optimiser step: by the sign of an expert's deficit, or in proportion
+        to the deficit and to the learning rate."""
         bias_step: Annotated[float | None, Field(gt=0)] = None
         """Step μ of the bias. Default by score and rule: softmax 0.2 proportional, 1e-4 sign; sigmoid 2.0 and 1e-3."""
         z_weight: Annotated[float, Field(ge=0)] = 0.0

@@ -5,7 +5,8 @@
     y = Σ_{i that took the token} s_i E_i(x)
 
 Balanced by construction. Whether a token is taken depends on all tokens of the micro-batch, later ones included: in a
-language model this leaks the future, in training and in evaluation, so its loss is not comparable with a causal model's.
+language model this leaks the future, in training and in evaluation, so its loss cannot be compared with that of a
+causal model.
 
 Legend: N tokens, D model width, E experts, F hidden width of one expert, M tokens per expert, R = E·M rows.
 """

@@ -90,7 +90,7 @@ class PooledCache(Cache):
         for tail, x in zip(self.tail, rest):
             tail[:, : self.held] = x
         self.length += new[0].shape[1]
-        return [x[:, : self.pooled.held] for x in self.pooled.rows]
+        return [x[:, : self.pooled.filled] for x in self.pooled.rows]
 
     @staticmethod
     def bytes_of(length: int, blocks: Blocks, channels: int, groups: int, element_bytes: int) -> int:

@@ -1,0 +1,21 @@
+"""Layers that variants are made of: projections, norms, rotary positions, short convolution, pooling, decode caches."""
+
+from workbench.layers.caches import RowCache
+from workbench.layers.convolution import ShortConvolution
+from workbench.layers.initial_values import INIT_SCALE
+from workbench.layers.norms import RMSNorm
+from workbench.layers.pooling import Pooling
+from workbench.layers.projections import Linear, linear_flops
+from workbench.layers.rotary import Rotary, rotary_table
+
+__all__ = [
+    "INIT_SCALE",
+    "Linear",
+    "Pooling",
+    "RMSNorm",
+    "Rotary",
+    "RowCache",
+    "ShortConvolution",
+    "linear_flops",
+    "rotary_table",
+]

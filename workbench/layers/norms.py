@@ -1,0 +1,15 @@
+"""Norms."""
+
+from __future__ import annotations
+
+from torch import Generator, Tensor, nn
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm over the last axis with a learned gain (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__(width, eps=eps)
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
+        parameter.fill_(1.0)

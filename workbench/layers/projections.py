@@ -1,0 +1,36 @@
+"""Projections and their FLOPs."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Generator, Tensor, nn
+
+from workbench.layers.initial_values import INIT_SCALE
+
+
+class Linear(nn.Linear):
+    """A projection (…, d_in) -> (…, d_out), without bias by default.
+
+    Args:
+        writes_residual: whether its output is added to the residual stream; the model then scales its initial values by
+            1/sqrt(2 · depth).
+    """
+
+    def __init__(self, d_in: int, d_out: int, *, bias: bool = False, writes_residual: bool = False):
+        super().__init__(d_in, d_out, bias=bias)
+        self.writes_residual = ("weight",) if writes_residual else ()
+
+    def reset_parameters(self) -> None:
+        """Does nothing: the model initialises parameters by name."""
+
+    def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
+        if name == "bias":
+            parameter.zero_()
+        else:
+            parameter.normal_(0.0, INIT_SCALE / math.sqrt(self.in_features), generator=generator)
+
+
+def linear_flops(*shapes: tuple[int, int]) -> int:
+    """FLOPs per token of projections (d_in, d_out)."""
+    return sum(2 * d_in * d_out for d_in, d_out in shapes)
