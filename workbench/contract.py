@@ -10,7 +10,9 @@ Legend for shape suffixes: B batch, T time, D model width, H heads, K key channe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -32,7 +34,9 @@ __all__ = [
     "EmbeddingConfig",
     "FeedForward",
     "Mixer",
+    "ParameterRole",
     "Range",
+    "Role",
     "StepCounter",
     "Variant",
     "VariantConfig",
@@ -80,6 +84,56 @@ class Capabilities:
     flops_check: Literal["forward", "decode"] = "forward"
     """How the FLOP formula is checked: against matrix products counted in one full forward pass, or, where the full
     pass computes more than the variant needs (masked scores), in a token-by-token decode."""
+
+
+class Role(StrEnum):
+    """What a parameter is: rules of optimisers, of transfer across widths and of growth refer to roles, not to names."""
+
+    EMBEDDING = "embedding"
+    """Rows that are looked up: token vectors, tables of n-grams."""
+    HIDDEN = "hidden"
+    """A matrix inside the model."""
+    LATENT_DOWN = "latent_down"
+    """A matrix into a latent (latent attention)."""
+    LATENT_UP = "latent_up"
+    """A matrix out of a latent."""
+    EXPERT = "expert"
+    """The matrices of several experts, one along the first axis."""
+    ROUTER = "router"
+    """The matrix to the scores of experts."""
+    HEAD = "head"
+    """The output matrix, where it is not the embedding."""
+    CONVOLUTION = "convolution"
+    """Taps (C, W) of a depthwise convolution."""
+    NORM = "norm"
+    """Gains."""
+    BIAS = "bias"
+    VECTOR = "vector"
+    """Other numbers per channel, head or position: decay rates, time steps, sinks, position encodings."""
+
+
+VECTORS = frozenset({Role.EMBEDDING, Role.NORM, Role.BIAS, Role.VECTOR})
+"""Roles without a fan-in and without weight decay, which would act on them at every step, whatever their gradient."""
+
+
+@dataclass(frozen=True)
+class ParameterRole:
+    """The role of one parameter and what the rules for it need. The defaults are those of a matrix (…, out, in)."""
+
+    role: Role
+    writes_residual: bool = False
+    """Whether its product is added to the residual stream; it then starts smaller by 1/sqrt(2 · depth)."""
+    decays: bool = True
+    """Whether weight decay acts on it."""
+    fan_out: int = -2
+    """Axis of the output channels, from the end."""
+    fan_in: int | None = -1
+    """Axis of the input channels, from the end; None where every output has one number, or is looked up."""
+
+    @classmethod
+    def of(cls, role: Role) -> Self:
+        """The usual parameter of this role: a matrix, or for :data:`VECTORS` (…, out) without decay."""
+        return cls(role, decays=False, fan_out=-1, fan_in=None) if role in VECTORS else cls(role)
 
 
 @dataclass(frozen=True)
@@ -204,6 +258,10 @@ class Component(nn.Module):
 
     Config: ClassVar[type[ComponentConfig]]
     capabilities: ClassVar[Capabilities] = Capabilities()
+    roles: Mapping[str, Role | ParameterRole] = {}
+    """Parameters by name, "sink" or "project.down.weight", with their role. Every module may declare ``roles``; the layers
+    of :mod:`workbench.layers` declare their own, so that a variant names only its own parameters and those whose role is
+    another one than their layer's. See :func:`workbench.model.roles.parameter_roles`."""
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Settings with which the conformance suite builds the component, each on top of the defaults."""
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from workbench.config import ConfigError
-from workbench.contract import Cache, Cost, embeddings
+from workbench.contract import Cache, Cost, Role, embeddings
 from workbench.embeddings.token import TokenEmbedding
 from workbench.layers import INIT_SCALE, linear_flops
 
@@ -53,6 +53,8 @@ class TokenCache(Cache):
 @embeddings.register
 class NgramEmbedding(TokenEmbedding):
     """Rows for the last 2 to N tokens beside the row of the token."""
+
+    roles = {**TokenEmbedding.roles, "tables": Role.EMBEDDING, "mix": Role.HIDDEN}
 
     class Config(TokenEmbedding.Config):
         """Hashed tables of n-grams beside the token's vector."""
@@ -146,8 +148,6 @@ class NgramEmbedding(TokenEmbedding):
         self.register_buffer("powers_CN", torch.tensor(powers), persistent=False)
         self.register_buffer("moduli_C", torch.tensor(self.moduli), persistent=False)
         self.register_buffer("starts_C", torch.tensor(starts), persistent=False)
-
-    no_decay = frozenset({"weight", "tables"})  # decay acts at every step, gradients on the rows that are met
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         if name == "tables":

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from workbench.contract import Cache, Cost, Embedding, EmbeddingConfig, embeddings
+from workbench.contract import Cache, Cost, Embedding, EmbeddingConfig, Role, embeddings
 from workbench.layers import INIT_SCALE, RMSNorm
 
 
@@ -32,7 +32,7 @@ class TokenEmbedding(Embedding):
         """What becomes of the vector before the first block: nothing, times sqrt(D), or RMSNorm with a gain (said to help, as
         attention's output is some ten times larger at the start: arXiv 2601.21204, second-hand)."""
 
-    no_decay = frozenset({"weight"})
+    roles = {"weight": Role.EMBEDDING}
 
     def __init__(self, config: Any, width: int, vocabulary: int):
         super().__init__()

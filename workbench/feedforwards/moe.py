@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cost, FeedForward, Range, VariantConfig, feedforwards
+from workbench.contract import AuxOutputs, Cost, FeedForward, ParameterRole, Range, Role, VariantConfig, feedforwards
 from workbench.feedforwards.router import Router, Routing
 from workbench.feedforwards.swiglu import SwiGLU, default_hidden
 from workbench.layers import INIT_SCALE
@@ -44,6 +44,10 @@ class MixtureOfExperts(FeedForward):
     """Top-K routed SwiGLU experts, dropless, optionally with zero-computation and shared experts."""
 
     router_class: ClassVar[type[Router]] = Router
+    roles = {
+        "up": ParameterRole(Role.EXPERT, fan_in=-2, fan_out=-1),
+        "down": ParameterRole(Role.EXPERT, fan_in=-2, fan_out=-1, writes_residual=True),
+    }
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {
@@ -158,7 +162,6 @@ class MixtureOfExperts(FeedForward):
         self.router = self.router_class(config, width)
         self.up = nn.Parameter(torch.empty(E, width, 2 * F))  # gate and value in one product
         self.down = nn.Parameter(torch.empty(E, F, width))
-        self.writes_residual = ("down",)
         self.shared = SwiGLU(SwiGLU.Config(hidden=config.shared * F), width) if config.shared else None
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:

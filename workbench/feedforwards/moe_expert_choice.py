@@ -30,6 +30,7 @@ class ExpertChoice(FeedForward):
     """Experts choose tokens; not causal."""
 
     capabilities = Capabilities(causal=False, segments=False, decode=False)
+    roles = MixtureOfExperts.roles
 
     class Config(VariantConfig):
         """Mixture in which experts choose tokens; not causal."""
@@ -57,7 +58,6 @@ class ExpertChoice(FeedForward):
         self.router = Router(config.as_token_choice().resolved(width), width)
         self.up = nn.Parameter(torch.empty(config.experts, width, 2 * config.hidden))
         self.down = nn.Parameter(torch.empty(config.experts, config.hidden, width))
-        self.writes_residual = ("down",)
 
     init_parameter = MixtureOfExperts.init_parameter
 

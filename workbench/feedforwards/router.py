@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from workbench.contract import AuxOutputs, StepCounter
+from workbench.contract import AuxOutputs, Role, StepCounter
 from workbench.feedforwards.balance import FREEZE_LAST, BalanceLoss, BiasController
 from workbench.feedforwards.monitors import bias_metrics, gradient_ratios, load_metrics, routing_metrics
 from workbench.layers import INIT_SCALE
@@ -47,6 +47,7 @@ class Router(StepCounter):
         width: D.
     """
 
+    roles = {"weight": Role.ROUTER}
     bias: Tensor | None
 
     def __init__(self, config: Any, width: int):

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
+from workbench.contract import Role
 from workbench.ops.short_convolution import Heads, short_convolution
 
 
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution over the last W inputs, followed by SiLU. Never crosses a document boundary."""
+
+    roles = {"weight": Role.CONVOLUTION}
 
     def __init__(self, channels: int, width: int = 4):
         super().__init__()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from torch import Generator, Tensor, nn
 
+from workbench.contract import Role
+
 
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm over the last axis with a learned gain (arXiv 1910.07467)."""
+
+    roles = {"weight": Role.NORM}
 
     def __init__(self, width: int, eps: float = 1e-6):
         super().__init__(width, eps=eps)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from workbench.contract import ParameterRole, Role
 from workbench.layers.projections import Linear
 
 
@@ -24,6 +25,13 @@ class Pooling(nn.Module):
         channels: C.
     """
 
+    roles = {
+        "position": ParameterRole(Role.VECTOR, decays=False, fan_out=-2, fan_in=None),
+        "mix": ParameterRole(Role.HIDDEN, decays=False),  # decay would pull the mean towards zero
+        "out": Role.HIDDEN,
+        "out_bias": Role.BIAS,
+    }
+
     def __init__(self, kind: str, length: int, channels: int):
         super().__init__()
         self.kind, self.length, self.channels = kind, length, channels
@@ -35,8 +43,6 @@ class Pooling(nn.Module):
             self.into = Linear(channels * length, 4 * channels, bias=True)
             self.out = nn.Parameter(torch.empty(channels, 4 * channels))
             self.out_bias = nn.Parameter(torch.empty(channels))
-
-    no_decay = frozenset({"position", "mix"})  # decay would pull the mean towards zero
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         parameter.zero_()

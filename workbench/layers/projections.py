@@ -6,6 +6,7 @@ import math
 
 from torch import Generator, Tensor, nn
 
+from workbench.contract import ParameterRole, Role
 from workbench.layers.initial_values import INIT_SCALE
 
 
@@ -19,7 +20,7 @@ class Linear(nn.Linear):
 
     def __init__(self, d_in: int, d_out: int, *, bias: bool = False, writes_residual: bool = False):
         super().__init__(d_in, d_out, bias=bias)
-        self.writes_residual = ("weight",) if writes_residual else ()
+        self.roles = {"weight": ParameterRole(Role.HIDDEN, writes_residual=writes_residual), "bias": Role.BIAS}
 
     def reset_parameters(self) -> None:
         """Does nothing: the model initialises parameters by name."""

@@ -2,5 +2,6 @@
 
 from workbench.model.config import SCALES, Layer, ModelConfig
 from workbench.model.language_model import LanguageModel
+from workbench.model.roles import parameter_roles
 
-__all__ = ["SCALES", "LanguageModel", "Layer", "ModelConfig"]
+__all__ = ["SCALES", "LanguageModel", "Layer", "ModelConfig", "parameter_roles"]

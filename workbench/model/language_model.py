@@ -13,9 +13,10 @@ from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache, embeddings, feedforwards, mixers
+from workbench.contract import AuxOutputs, Cache, Role, embeddings, feedforwards, mixers
 from workbench.layers import Linear, RMSNorm
 from workbench.model.config import Layer, ModelConfig
+from workbench.model.roles import parameter_roles
 from workbench.ops.cross_entropy import linear_cross_entropy
 from workbench.ops.hidden_z import hidden_z_floor, hidden_z_loss
 
@@ -87,6 +88,8 @@ class LanguageModel(nn.Module):
         config: the model as data.
         seed: start of every parameter, keyed by its name; None leaves them as allocated (meta device, loading).
     """
+
+    roles = {"head.weight": Role.HEAD}
 
     def __init__(self, config: ModelConfig, seed: int | None = None):
         super().__init__()
@@ -273,9 +276,9 @@ class LanguageModel(nn.Module):
         """Set every parameter from (seed, its name): tensors that two models share start equal in both.
 
         Raises:
-            TypeError: when a module owns parameters and does not say how they start.
+            TypeError: when a module owns parameters but declares no role or no initial values for them.
         """
-        shrink = 1.0 / math.sqrt(2 * len(self.blocks))
+        shrink, roles = 1.0 / math.sqrt(2 * len(self.blocks)), parameter_roles(self)
 
         @torch.no_grad()  # a thread's own switch
         def draw(owned: tuple[str, nn.Module, str, nn.Parameter]) -> None:
@@ -288,7 +291,7 @@ class LanguageModel(nn.Module):
             # drawn on the CPU, so that every device starts from the same numbers
             value = torch.empty(parameter.shape, dtype=torch.float32)
             start(name, value, Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
-            if name in getattr(module, "writes_residual", ()):
+            if roles[full_name].writes_residual:
                 value.mul_(shrink)
             parameter.copy_(value)
 

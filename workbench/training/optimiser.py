@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from workbench.config import ConfigError, nearest
+from workbench.model.roles import parameter_roles
 from workbench.training.config import TrainingConfig
 
 
@@ -29,7 +30,7 @@ def rate_at(step: int, config: TrainingConfig) -> float:
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
     """Groups by (weight decay, learning-rate factor), each with its ``names``.
 
-    Matrices decay; vectors, gains and what a module lists in ``no_decay`` do not.
+    Whether a parameter decays is a property of its role (:class:`workbench.contract.ParameterRole`).
 
     Raises:
         ConfigError: when a pattern of ``lr_factors`` matches no parameter.
@@ -37,11 +38,12 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     groups: dict[tuple[bool, float], dict[str, object]] = {}
     matched: set[str] = set()
     names: list[str] = []
+    roles = parameter_roles(model)
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full_name = f"{path}.{name}".lstrip(".")
             names.append(full_name)
-            decays = parameter.ndim >= 2 and name not in getattr(module, "no_decay", ())
+            decays = roles[full_name].decays
             factor = 1.0
             for pattern, value in config.lr_factors.items():
                 if fnmatch(full_name, pattern):

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from workbench.config import ConfigError
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, Role, VariantConfig
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
 from workbench.ops.delta_rule import delta_rule, delta_rule_flops
 from workbench.ops.short_convolution import Heads, short_convolution
@@ -245,6 +245,7 @@ class DeltaRuleMixer(Mixer):
     """A layer of the family; constant state in decode."""
 
     capabilities = Capabilities(flops_check="forward")
+    roles = {"A_log": Role.VECTOR, "dt_bias": Role.VECTOR}
 
     def __init__(self, config: Any, width: int):
         super().__init__()

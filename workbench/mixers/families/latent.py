@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from workbench.config import ConfigError
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, Role, VariantConfig
 from workbench.layers import Linear, Rotary, RowCache, linear_flops
 from workbench.mixers.families.softmax import nearest_divisor
 from workbench.ops.sparse_attention import document_starts, visible_block_attention, visible_pairs
@@ -90,12 +90,12 @@ class LatentConfig(VariantConfig):
 class LatentNorm(nn.Module):
     """RMSNorm of every latent with a gain of its own, times a constant."""
 
+    roles = {"weight": Role.NORM}
+
     def __init__(self, latents: int, channels: int, factor: float):
         super().__init__()
         self.factor = factor
         self.weight = nn.Parameter(torch.empty(latents, channels))
-
-    no_decay = frozenset({"weight"})
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         parameter.fill_(1.0)
@@ -124,6 +124,12 @@ class LatentProjections(nn.Module):
             self.q_norm = LatentNorm(1, source, math.sqrt(width / source) if config.latent_scale else 1.0)
         self.q = Linear(source, self.H * (self.N + self.R))
         self.rotary = Rotary(self.R, config.rotary_theta) if self.R else None
+        self.roles = {
+            "down.weight": Role.LATENT_DOWN,
+            "q_down.weight": Role.LATENT_DOWN,
+            "up.weight": Role.LATENT_UP,
+            "q.weight": Role.LATENT_UP if config.query_latent else Role.HIDDEN,
+        }
 
     @property
     def scale(self) -> float:
@@ -221,6 +227,7 @@ class LatentAttention(Mixer):
     """Attention over latents; ``window`` is None for all tokens."""
 
     capabilities = Capabilities(flops_check="forward")
+    roles = {"sink": Role.VECTOR}
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"window": 7, "form": "absorbed", "query_latent": 24, "latent_scale": True, "rotary_dim": 0},

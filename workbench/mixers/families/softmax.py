@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from workbench.config import ConfigError
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, Role, VariantConfig
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
 from workbench.ops.attention import attention
 from workbench.ops.sparse_attention import document_starts, visible_block_attention
@@ -150,6 +150,7 @@ class SoftmaxAttention(Mixer):
     """Causal softmax attention; ``window`` is None for full attention."""
 
     capabilities = Capabilities(flops_check="decode")
+    roles = {"sink": Role.VECTOR}
     conformance_cases = (
         {},
         {"kv_heads": 1, "softcap": 2.0, "sink": True, "rotary_dim": 8},

@@ -1,0 +1,131 @@
+"""Roles: every parameter of every registered component has one, and weight decay acts on the same parameters as ever."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from workbench.contract import Role, feedforwards, mixers
+from workbench.model import LanguageModel, ModelConfig, parameter_roles
+from workbench.training.config import TrainingConfig
+from workbench.training.optimiser import parameter_groups
+
+WITHOUT_DECAY = (
+    "embedding.weight",
+    "embedding.tables",
+    "*.pool_?.position",
+    "*.pool_?.mix",
+    "*.project.norm.weight",
+    "*.project.q_norm.weight",
+)
+"""Parameters of two and more axes that do not decay."""
+BASE: dict[str, Any] = {"width": 64, "depth": 2, "vocabulary": 300}
+CASES: dict[str, dict[str, Any]] = {
+    "token": {"embedding": {"kind": "token", "amplify": "norm"}, "tied": False},
+    "ngram": {"embedding": "ngram", "mtp": {}},
+    **{
+        f"{name} {number}": {"pattern": name, "mixers": {name: case}}
+        for name in mixers
+        for number, case in enumerate(mixers[name].conformance_cases)
+    },
+    **{
+        f"{name} {number}": {"feedforward": name, "feedforwards": {name: case}}
+        for name in feedforwards
+        for number, case in enumerate(feedforwards[name].conformance_cases)
+    },
+}
+
+
+def build(name: str) -> LanguageModel:
+    with torch.device("meta"):
+        return LanguageModel(ModelConfig.parse({**BASE, **CASES[name]}))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_parameter_has_a_role(case: str) -> None:
+    model = build(case)
+    assert list(parameter_roles(model)) == [name for name, _ in model.named_parameters()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_axes_exist_and_differ(case: str) -> None:
+    model = build(case)
+    for name, role in parameter_roles(model).items():
+        axes = [axis for axis in (role.fan_out, role.fan_in) if axis is not None]
+        legal = range(-model.get_parameter(name).ndim, 0)
+        assert len(set(axes)) == len(axes), name
+        assert all(axis in legal for axis in axes), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matrices_decay_and_all_else_does_not(case: str) -> None:
+    model = build(case)
+    groups: list[Any] = parameter_groups(model, TrainingConfig())
+    decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+    assert decayed == {name for name in matrices if not any(fnmatch(name, pattern) for pattern in WITHOUT_DECAY)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_sublayer_writes_the_residual_stream(case: str) -> None:
+    model = build(case)
+    writers = {".".join(name.split(".")[:3]) for name, role in parameter_roles(model).items() if role.writes_residual}
+    assert {f"blocks.{i}.{sublayer}" for i in range(2) for sublayer in ("mixer", "feedforward")} <= writers
+
+
+ROLES = [
+    ("token", "embedding.weight", Role.EMBEDDING),
+    ("token", "head.weight", Role.HEAD),
+    ("token", "embedding.norm.weight", Role.NORM),
+    ("ngram", "embedding.tables", Role.EMBEDDING),
+    ("ngram", "mtp.project.weight", Role.HIDDEN),
+    ("full 1", "blocks.0.mixer.sink", Role.VECTOR),
+    ("mla 0", "blocks.0.mixer.project.down.weight", Role.LATENT_DOWN),
+    ("mla 0", "blocks.0.mixer.project.q.weight", Role.HIDDEN),
+    ("mla 1", "blocks.0.mixer.project.q.weight", Role.LATENT_UP),
+    ("gdn 0", "blocks.0.mixer.A_log", Role.VECTOR),
+    ("gdn 0", "blocks.0.mixer.conv.weight", Role.CONVOLUTION),
+    ("nsa 0", "blocks.0.mixer.gate.bias", Role.BIAS),
+    ("moe 0", "blocks.0.feedforward.router.weight", Role.ROUTER),
+    ("moe 0", "blocks.0.feedforward.up", Role.EXPERT),
+]
+
+
+@pytest.mark.parametrize(("case", "name", "role"), ROLES)
+def test_roles_by_name(case: str, name: str, role: Role) -> None:
+    assert parameter_roles(build(case))[name].role == role
+
+
+def test_the_axes_of_experts() -> None:
+    model = build("moe 0")
+    name = "blocks.0.feedforward.up"
+    role = parameter_roles(model)[name]
+    assert role.fan_in is not None
+    assert model.get_parameter(name).shape[role.fan_in] == 64
+
+
+class Undeclared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+
+
+def test_a_parameter_without_a_role_is_named() -> None:
+    with pytest.raises(TypeError, match=r"0\.gain: Undeclared declares no role for 'gain'"):
+        parameter_roles(nn.Sequential(Undeclared()))
+
+
+class Corrected(nn.Module):
+    roles = {"inner.gain": Role.NORM}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Undeclared()
+
+
+def test_an_outer_module_corrects_its_parts() -> None:
+    assert parameter_roles(nn.Sequential(Corrected()))["0.inner.gain"].role == Role.NORM

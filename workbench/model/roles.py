@@ -1,0 +1,37 @@
+"""The role of every parameter of a model, as its modules declare them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from workbench.contract import ParameterRole, Role
+
+__all__ = ["parameter_roles"]
+
+
+def parameter_roles(model: nn.Module) -> dict[str, ParameterRole]:
+    """Full parameter name -> role, in the order of ``model.named_parameters()``.
+
+    A parameter's role is looked up from the outermost module to the one that owns it, in the ``roles`` of each under the
+    name that the parameter has there: the first declaration wins, so that a mixer can correct the layers it is made of.
+
+    Raises:
+        TypeError: naming the parameter that no module declares.
+    """
+    modules = dict(model.named_modules())
+    return {name: _role_of(name, modules) for name, _ in model.named_parameters()}
+
+
+def _role_of(name: str, modules: Mapping[str, nn.Module]) -> ParameterRole:
+    parts = name.split(".")
+    for depth in range(len(parts)):
+        module, local = modules[".".join(parts[:depth])], ".".join(parts[depth:])
+        role = getattr(module, "roles", {}).get(local)
+        if role is not None:
+            return role if isinstance(role, ParameterRole) else ParameterRole.of(role)
+    raise TypeError(
+        f"{name}: {type(module).__name__} declares no role for {local!r}; "
+        f"give the class `roles = {{{local!r}: Role...}}`, one of {', '.join(Role)}"
+    )
