@@ -10,7 +10,7 @@ from helpers import small_model
 
 from workbench.config import ConfigError
 from workbench.model import ModelConfig
-from workbench.transforms import StartConfig, Transform, TransformConfig, apply, transforms
+from workbench.transforms import StartConfig, Transform, TransformConfig, apply_transforms, transforms
 from workbench.transforms.start_from import StartFrom
 
 
@@ -47,7 +47,7 @@ APPEND, START_FROM = AppendLayers(AppendLayers.Config()), StartFrom(StartFrom.Co
 def test_transforms_are_applied_in_order() -> None:
     """Two layers become three; then a sliding model starts from the three layers of full attention."""
     source, final = small_model(), small_model(depth=3, pattern="sliding")
-    weights, _ = apply([APPEND, START_FROM], source.state_dict(), None, source.config, final.config)
+    weights, _ = apply_transforms([APPEND, START_FROM], source.state_dict(), None, source.config, final.config)
     assert weights.keys() == final.state_dict().keys()
     last = "blocks.2.mixer.qkv.weight"
     assert torch.equal(weights[last], source.state_dict()["blocks.1.mixer.qkv.weight"])
@@ -56,13 +56,13 @@ def test_transforms_are_applied_in_order() -> None:
 def test_a_sequence_that_ends_at_another_model_is_refused() -> None:
     source, final = small_model(), small_model(depth=3, pattern="sliding")
     with pytest.raises(ConfigError, match=r"transforms: got .*layers.*End with \{kind: start_from\}"):
-        apply([APPEND], source.state_dict(), None, source.config, final.config)
+        apply_transforms([APPEND], source.state_dict(), None, source.config, final.config)
 
 
 def test_a_refusal_names_the_obstacle() -> None:
     source, final = small_model(pattern="sliding"), small_model(depth=3)
     with pytest.raises(ConfigError, match=r"model.pattern: got 'sliding'; expected one kind of layer"):
-        apply([APPEND, START_FROM], source.state_dict(), None, source.config, final.config)
+        apply_transforms([APPEND, START_FROM], source.state_dict(), None, source.config, final.config)
 
 
 def test_a_transform_of_one_file_is_used_by_its_name() -> None:

@@ -12,7 +12,7 @@ from helpers import logits, random_tokens, small_model, small_tokenizer
 from workbench.config import ConfigError
 from workbench.model import LanguageModel
 from workbench.pretrained import save
-from workbench.transforms import apply, initialise_from
+from workbench.transforms import apply_transforms, initialise_from
 from workbench.transforms.start_from import StartFrom
 
 LLAMA: dict[str, Any] = {
@@ -26,7 +26,7 @@ HASHED: dict[str, Any] = {"embedding": {"kind": "ngram", "order": 2, "size": 2}}
 def start(model: LanguageModel, source: LanguageModel, *allowed: str) -> list[str]:
     """Names that keep their initial values when ``model`` starts from ``source``."""
     transform = StartFrom(StartFrom.Config(allowed_differences=allowed))
-    weights, _ = apply([transform], source.state_dict(), None, source.config, model.config)
+    weights, _ = apply_transforms([transform], source.state_dict(), None, source.config, model.config)
     missing, _ = model.load_state_dict(weights, strict=False)
     return list(missing)
 
@@ -54,7 +54,7 @@ def test_new_rows_of_the_vocabulary_have_zero_moments() -> None:
     source, larger = small_model(), small_model(vocabulary=304)
     state = {"embedding.weight": {"step": torch.tensor(3.0), "exp_avg": torch.ones(300, 64)}}
     transform = StartFrom(StartFrom.Config())
-    _, new_state = apply([transform], source.state_dict(), state, source.config, larger.config)
+    _, new_state = apply_transforms([transform], source.state_dict(), state, source.config, larger.config)
     assert new_state is not None
     assert torch.equal(new_state["embedding.weight"]["exp_avg"].sum(1), torch.tensor([64.0] * 300 + [0.0] * 4))
 
@@ -76,7 +76,9 @@ def test_only_compatible_layers_are_copied() -> None:
 def test_the_state_of_layers_that_are_not_copied_is_fresh() -> None:
     source, model = small_model(), small_model(pattern="gdn full")
     state = {name: {"step": torch.tensor(3.0)} for name, _ in source.named_parameters()}
-    _, new_state = apply([StartFrom(StartFrom.Config())], source.state_dict(), state, source.config, model.config)
+    _, new_state = apply_transforms(
+        [StartFrom(StartFrom.Config())], source.state_dict(), state, source.config, model.config
+    )
     assert new_state is not None
     assert new_state.keys() == {name for name in state if not name.startswith("blocks.0.mixer.")}
 

@@ -13,7 +13,7 @@ from workbench.data import BatchPlanConfig, SourceConfig, batch_plans, sources
 from workbench.model.config import ModelConfig
 from workbench.results import RunRecord
 from workbench.status import Stage
-from workbench.transforms import StartConfig
+from workbench.transforms import StartConfig, TransformSetting, build_transforms, check_transforms
 
 
 class TrainingConfig(Config):
@@ -57,6 +57,9 @@ class TrainingConfig(Config):
     spike_factor: Annotated[float | None, Field(gt=1)] = None
     """Skip an optimiser step whose gradient norm is not finite or more than so many times its running mean; skipped steps
     are counted, and 20 in a row end the run as diverged. Default: nothing is skipped."""
+    transforms: tuple[TransformSetting, ...] = ()
+    """Weight transforms of the model to itself, in order: once before the first step, or with ``every`` after every so many
+    steps, the last one excepted."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; weights and optimiser stay fp32."""
     compile: bool | None = None
@@ -134,13 +137,18 @@ class RunConfig(Config):
             self.data.check(self.model.vocabulary or 0, self.training.context)
         except ConfigError as error:
             raise error.under("data") from None
+        for index, transform in enumerate(build_transforms(self.training.transforms)):
+            try:
+                check_transforms([transform], self.model, self.model)
+            except ConfigError as error:
+                raise error.under(f"training.transforms[{index}]") from None
 
     def canonical(self) -> dict[str, Any]:
         start = None if self.start is None else self.start.canonical()
         plain = self.plain()
         if not self.allow_document_leaks:
             del plain["allow_document_leaks"]
-        for name in ("deterministic", "keep_trunk"):
+        for name in ("deterministic", "keep_trunk", "transforms"):
             if not plain["training"][name]:
                 del plain["training"][name]  # what is off changes no identity
         if plain["training"]["batch_plan"]["kind"] == "contiguous":

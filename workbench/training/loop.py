@@ -27,6 +27,7 @@ def train_loop(
     throughput: Throughput,
     log: MetricLog,
     checkpointer: Checkpointer,
+    weight_transforms: Callable[[int], None],
     evaluate: Callable[[], float],
     should_stop: Callable[[], bool],
     on_first_step: Callable[[], None],
@@ -39,6 +40,7 @@ def train_loop(
     Args:
         batches: micro-batches, from the first of step ``after`` + 1.
         after: steps already trained.
+        weight_transforms: called after every step with its number, and with 0 before the first.
         evaluate: value on the selection split.
         should_stop: asked after every step; with several ranks, after every ``log_every`` steps, where they wait for each other.
         on_first_step: called after the first step of this process.
@@ -48,9 +50,12 @@ def train_loop(
         Diverged: when the logged values show it.
     """
     evaluate_at = {round(training.steps * i / training.evaluations) for i in range(1, training.evaluations + 1)}
+    if after == 0:
+        weight_transforms(0)
     throughput.start(after)
     for step in range(after + 1, training.steps + 1):
         train_step(step, batches)
+        weight_transforms(step)
         if train_step.diagnostics:
             log.add_diagnostics(step, train_step.diagnostics)
         if step == after + 1:

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from workbench.model import LanguageModel
@@ -131,6 +131,13 @@ def root_mean_squares(tensors: Sequence[Tensor]) -> Tensor:
 def full_tensor(value: Tensor) -> Tensor:
     """A sharded tensor assembled on every rank; any other tensor unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def sharded_like(value: Tensor, reference: Tensor) -> Tensor:
+    """A tensor that every rank has whole, sharded as ``reference`` is; unchanged where that is not sharded."""
+    if isinstance(reference, DTensor):
+        return distribute_tensor(value, reference.device_mesh, reference.placements)
+    return value
 
 
 def full_state(model: nn.Module, optimiser: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:

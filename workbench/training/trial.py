@@ -44,7 +44,8 @@ from workbench.training.memory import retain_freed_memory
 from workbench.training.metric_log import MetricLog
 from workbench.training.step import build_step
 from workbench.training.throughput import Throughput
-from workbench.transforms import build, initialise_from
+from workbench.training.weight_transforms import ScheduledTransforms
+from workbench.transforms import build_transforms, initialise_from
 
 SAMPLED_ROWS = 64
 """Rows of the training stream from which the lengths of documents are estimated."""
@@ -211,7 +212,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         if inspected and not checkpoint:
             folder.event("embedding", **inspected)
     if config.start is not None and not checkpoint:
-        missing = initialise_from(model, config.start.folder, build(config.start.transforms))
+        missing = initialise_from(model, config.start.folder, build_transforms(config.start.transforms))
         if parallel.is_rank_zero():
             folder.event("weights_loaded", folder=config.start.folder, random_weights=missing)
     seen_flops = packed_flops(config.model, document_lengths)
@@ -256,6 +257,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
             throughput=throughput,
             log=MetricLog(folder, config, on_row),
             checkpointer=checkpointer,
+            weight_transforms=ScheduledTransforms(config, train_step),
             evaluate=lambda: config.data.metric.of(trial.evaluate(trial.data.selection)),
             should_stop=should_stop,
             on_first_step=on_first_step,

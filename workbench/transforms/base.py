@@ -84,12 +84,12 @@ TransformSetting = Annotated[SerializeAsAny[TransformConfig], BeforeValidator(tr
 """A field of a configuration that holds any registered transform's Config."""
 
 
-def build(configs: Sequence[TransformConfig]) -> list[Transform]:
+def build_transforms(configs: Sequence[TransformConfig]) -> list[Transform]:
     """The transforms of these configurations, in order."""
     return [transforms[config.kind](config) for config in configs]
 
 
-def check(sequence: Sequence[Transform], source: ModelConfig, final: ModelConfig) -> None:
+def check_transforms(sequence: Sequence[Transform], source: ModelConfig, final: ModelConfig) -> None:
     """Check that ``sequence`` leads from ``source`` to ``final`` and that every transform accepts its pair of models.
 
     Raises:
@@ -109,7 +109,7 @@ def check(sequence: Sequence[Transform], source: ModelConfig, final: ModelConfig
     )
 
 
-def apply(
+def apply_transforms(
     sequence: Sequence[Transform],
     weights: Weights,
     optimiser_state: OptimiserState | None,
@@ -119,9 +119,9 @@ def apply(
     """Weights and optimiser state of ``final`` out of those of ``source``, one transform after the other.
 
     Raises:
-        ConfigError: as :func:`check`, before anything is computed.
+        ConfigError: as :func:`check_transforms`, before anything is computed.
     """
-    check(sequence, source, final)
+    check_transforms(sequence, source, final)
     new_weights = dict(weights)
     new_state = None if optimiser_state is None else {name: dict(entry) for name, entry in optimiser_state.items()}
     for transform in sequence:

@@ -11,7 +11,7 @@ from pydantic import Field
 from workbench.config import Config, require
 from workbench.model import LanguageModel
 from workbench.pretrained import fingerprint, read
-from workbench.transforms.base import Transform, TransformSetting, apply, build
+from workbench.transforms.base import Transform, TransformSetting, apply_transforms, build_transforms
 from workbench.transforms.start_from import StartFrom
 
 
@@ -60,7 +60,9 @@ def initialise_from(model: LanguageModel, folder: str | Path, transforms: list[T
         ConfigError: when a transform refuses, or the folder cannot be read.
     """
     source, tensors = read(folder)
-    weights, _ = apply(transforms or build([StartFrom.Config()]), tensors, None, source, model.config)
+    weights, _ = apply_transforms(
+        transforms or build_transforms([StartFrom.Config()]), tensors, None, source, model.config
+    )
     missing = []
     for name, parameter in model.state_dict().items():
         if name in weights:

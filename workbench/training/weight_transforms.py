@@ -1,0 +1,87 @@
+"""Weight transforms during training: ``training.transforms``, applied between optimiser steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.training import parallel
+from workbench.training.config import RunConfig
+from workbench.training.step import TrainStep
+from workbench.transforms import apply_transforms, build_transforms
+
+
+class ScheduledTransforms:
+    """Changes weights and optimiser state in place, on the steps that the configuration sets.
+
+    A transform is given whole tensors and every rank computes it, so that it need not know how tensors are sharded.
+
+    Args:
+        config: the run.
+        train_step: its model and optimiser.
+    """
+
+    def __init__(self, config: RunConfig, train_step: TrainStep):
+        self.model_config, self.steps = config.model, config.training.steps
+        self.train_step = train_step
+        self.transforms = build_transforms(config.training.transforms)
+
+    def __call__(self, step: int) -> None:
+        """Apply the transforms that are due after ``step``, in order; 0 is before the first step.
+
+        After the last step none is due: the result of a run is what was trained. A checkpoint of ``step`` is written
+        afterwards, so that a resumed run does not apply them again.
+        """
+        due = [transform for transform in self.transforms if self._is_due(transform.config.every, step)]
+        if not due:
+            return
+        model, optimiser = self.train_step.model, self.train_step.optimiser
+        names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        weights = {name: parallel.full_tensor(tensor) for name, tensor in model.state_dict().items()}
+        state = {
+            names[parameter]: {key: _whole(value) for key, value in entry.items()}
+            for parameter, entry in optimiser.state.items()
+        }
+        new_weights, new_state = apply_transforms(due, weights, state, self.model_config, self.model_config)
+        assert new_state is not None
+        self._write_weights(weights, new_weights)
+        self._write_state(state, new_state)
+
+    def _is_due(self, every: int | None, step: int) -> bool:
+        if every is None:
+            return step == 0
+        return 0 < step < self.steps and step % every == 0
+
+    @torch.no_grad()
+    def _write_weights(self, old: dict[str, Tensor], new: dict[str, Tensor]) -> None:
+        # copies, in case a new tensor shares memory with an old one
+        changed = {name: tensor.clone() for name, tensor in new.items() if tensor is not old[name]}
+        tensors = self.train_step.model.state_dict()
+        for name, tensor in changed.items():
+            tensors[name].copy_(parallel.sharded_like(tensor, tensors[name]))
+
+    def _write_state(self, old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> None:
+        for name, parameter in self.train_step.model.named_parameters():
+            if name not in new:  # a fresh start
+                self.train_step.optimiser.state.pop(parameter, None)
+                continue
+            sharded = self.train_step.optimiser.state[parameter]
+            before = old.get(name, {})
+            self.train_step.optimiser.state[parameter] = {
+                key: sharded[key] if key in before and value is before[key] else _like(value, parameter)
+                for key, value in new[name].items()
+            }
+
+
+def _whole(value: Any) -> Any:
+    return parallel.full_tensor(value) if isinstance(value, Tensor) else value
+
+
+def _like(value: Any, parameter: nn.Parameter) -> Any:
+    """An entry of the optimiser's state, placed as ``parameter`` is where it has its shape."""
+    if not isinstance(value, Tensor):
+        return value
+    copy = value.detach().clone().to(parameter.device)
+    return parallel.sharded_like(copy, parameter) if copy.shape == parameter.shape else copy
