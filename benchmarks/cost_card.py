@@ -66,6 +66,7 @@ def tell(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from workbench.ablation.matching.cost_card import activation_bytes
     from workbench.accounting import account
     from workbench.data import prepare
+    from workbench.training.optimiser import optimiser_bytes
     from workbench.training.probe import measure_shrunken
 
     config = run_config(case, arguments)
@@ -80,7 +81,7 @@ def tell(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "peaks": found.peaks,
         "seconds_to_tell": time.perf_counter() - begun,
         "parameters": cost.parameters,
-        "traced_bytes": 16 * cost.parameters + activation_bytes(config),
+        "traced_bytes": 8 * cost.parameters + optimiser_bytes(config) + activation_bytes(config),
     }
 
 

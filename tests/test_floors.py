@@ -19,6 +19,7 @@ FLOORS = [
     ["layers", "ops"],
     ["mixers", "feedforwards", "embeddings"],
     ["model", "accounting"],
+    ["optimisers"],
     ["data"],
     ["testing"],
     ["results"],

@@ -18,7 +18,7 @@ from workbench.embeddings.ngram import table_sizes
 from workbench.model import LanguageModel, ModelConfig
 from workbench.testing import count_flops
 from workbench.training.config import TrainingConfig
-from workbench.training.optimiser import parameter_groups
+from workbench.training.optimiser import groups_of
 
 CASES: list[dict[str, Any]] = [
     *({"kind": name} for name in embeddings),
@@ -127,8 +127,8 @@ def test_the_embedding_is_its_formula() -> None:
 
 def test_tables_do_not_decay_and_share_the_start_of_the_token_table() -> None:
     model, plain = build(kind="ngram"), build(kind="token")
-    groups = parameter_groups(model, TrainingConfig())
-    decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}  # type: ignore[attr-defined]
+    groups = groups_of(model, TrainingConfig())
+    decayed = {name for group in groups if group.weight_decay for name in group.parameters}
     assert "embedding.mix" in decayed and not decayed & {"embedding.tables", "embedding.weight"}
     assert torch.equal(model.embedding.weight, plain.embedding.weight)
 

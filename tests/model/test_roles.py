@@ -12,7 +12,7 @@ from torch import nn
 from workbench.contract import Role, feedforwards, mixers
 from workbench.model import LanguageModel, ModelConfig, parameter_roles
 from workbench.training.config import TrainingConfig
-from workbench.training.optimiser import parameter_groups
+from workbench.training.optimiser import groups_of
 
 WITHOUT_DECAY = (
     "embedding.weight",
@@ -64,8 +64,8 @@ def test_axes_exist_and_differ(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_matrices_decay_and_all_else_does_not(case: str) -> None:
     model = build(case)
-    groups: list[Any] = parameter_groups(model, TrainingConfig())
-    decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}
+    groups = groups_of(model, TrainingConfig())
+    decayed = {name for group in groups if group.weight_decay for name in group.parameters}
     matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
     assert decayed == {name for name in matrices if not any(fnmatch(name, pattern) for pattern in WITHOUT_DECAY)}
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from workbench.config import ConfigError
 from workbench.training import RunConfig
 from workbench.training.branch import branch, branched
-from workbench.training.optimiser import rate_at
+from workbench.training.schedule import rate_at
 from workbench.training.trial import train
 
 

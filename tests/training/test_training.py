@@ -12,11 +12,11 @@ from helpers import make_run, run_fields, write_corpus
 from safetensors.torch import load_file
 
 from workbench.config import ConfigError
-from workbench.model import LanguageModel, ModelConfig
+from workbench.model import LanguageModel
 from workbench.training.checkpoint import load_checkpoint
 from workbench.training.config import RunConfig, TrainingConfig
 from workbench.training.export import export
-from workbench.training.optimiser import parameter_groups, rate_at
+from workbench.training.schedule import rate_at
 from workbench.training.trial import train
 
 
@@ -38,24 +38,6 @@ def test_cosine_schedule_ends_near_its_final_rate() -> None:
     config = TrainingConfig(tokens=100 * 2048, schedule="cosine", warmup=0.05, final=0.2)
     rates = [rate_at(step, config) for step in range(100)]
     assert rates[5] == 1.0 and rates[99] == pytest.approx(0.2, abs=1e-3)
-
-
-def test_matrices_decay_and_vectors_gains_and_embeddings_do_not() -> None:
-    model = LanguageModel(ModelConfig(width=32, depth=2, pattern="gdn full", tied=False), seed=0)
-    groups = parameter_groups(model, TrainingConfig())
-    decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}  # type: ignore[attr-defined]
-    assert {"head.weight", "blocks.0.mixer.qkv.weight", "blocks.1.feedforward.up.weight"} <= decayed
-    assert not decayed & {"embedding.weight", "norm.weight", "blocks.0.mixer.A_log", "blocks.0.mixer.dt_bias"}
-    assert sum(len(group["names"]) for group in groups) == len(list(model.parameters()))  # type: ignore[arg-type]
-
-
-def test_learning_rate_factors_apply_by_pattern_and_misses_are_refused() -> None:
-    model = LanguageModel(ModelConfig(width=32, depth=1), seed=0)
-    groups = parameter_groups(model, TrainingConfig(learning_rate=1e-2, lr_factors={"embedding.*": 0.5}))
-    rates = {name: group["lr"] for group in groups for name in group["names"]}  # type: ignore[attr-defined]
-    assert rates["embedding.weight"] == pytest.approx(5e-3) and rates["norm.weight"] == 1e-2
-    with pytest.raises(ConfigError, match=r"training.lr_factors.embeding"):
-        parameter_groups(model, TrainingConfig(lr_factors={"embeding.*": 0.5}))
 
 
 def test_a_run_learns_and_leaves_files_that_need_no_pickle(corpus: Path, tmp_path: Path) -> None:
@@ -214,7 +196,9 @@ def test_an_epsilon_near_the_gradients_is_told_once(
     told = {}
     for epsilon in (1e-15, 1e-2):
         folder = make_run(
-            tmp_path / f"{epsilon}", tmp_path / "cache", run_fields(corpus, training={"epsilon": epsilon})
+            tmp_path / f"{epsilon}",
+            tmp_path / "cache",
+            run_fields(corpus, training={"optimiser": {"epsilon": epsilon}}),
         )
         exact.clear()
         train(folder.path, tmp_path / "cache")
@@ -245,7 +229,7 @@ def test_a_deterministic_run_refuses_what_does_not_repeat(
         assert torch.are_deterministic_algorithms_enabled() == before
     assert results[0]["status"] == "done"
     assert results[1]["status"] == "crashed" and "put_ does not have a deterministic" in results[1]["reason"]
-    assert RunConfig.parse({"training": {"deterministic": True}}).identity != RunConfig().identity == "c2e3bb1658b8"
+    assert RunConfig.parse({"training": {"deterministic": True}}).identity != RunConfig().identity == "473e57e66f25"
 
 
 def test_bad_training_fields_say_what_to_do() -> None:

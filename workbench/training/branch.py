@@ -16,7 +16,7 @@ from workbench.model import LanguageModel
 from workbench.results import RunFolder
 from workbench.training.checkpoint import checkpoints_in, step_of
 from workbench.training.config import RunConfig
-from workbench.training.optimiser import rate_at
+from workbench.training.schedule import rate_at
 from workbench.training.trial import new_run
 
 __all__ = ["branch", "branched"]

@@ -1,4 +1,4 @@
-"""What one training run is: model, data, training, seed."""
+"""The configuration of one training run: model, data, training, start, seed."""
 
 from __future__ import annotations
 
@@ -11,85 +11,96 @@ from workbench.accounting import account
 from workbench.config import Config, ConfigError, require
 from workbench.data import BatchPlanConfig, SourceConfig, batch_plans, sources
 from workbench.model.config import ModelConfig
+from workbench.optimisers import OptimiserSetting, optimisers
 from workbench.results import RunRecord
 from workbench.status import Stage
 from workbench.transforms import StartConfig, TransformSetting, build_transforms, check_transforms
 
 
 class TrainingConfig(Config):
-    """How a model is trained. Everything is counted in tokens and steps, never in seconds."""
+    """How a model is trained. Lengths are counted in tokens and steps, never in seconds."""
 
     tokens: Annotated[int, Field(ge=1)] = 400_000
     """Training tokens, rounded down to whole steps."""
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Rows in one micro-batch."""
+    """Rows of a micro-batch, over all devices."""
     context: Annotated[int, Field(ge=2)] = 256
-    """Tokens T in one row."""
+    """Tokens T of a row."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Micro-batches in one optimiser step."""
+    """Micro-batches per optimiser step."""
     batch_plan: Annotated[SerializeAsAny[BatchPlanConfig], BeforeValidator(batch_plans.parse)] = Field(
         default="contiguous", validate_default=True
     )
     """Which rows of a global batch each rank and micro-batch takes: contiguous, or a registered plan."""
+    optimiser: OptimiserSetting = Field(default="adamw", validate_default=True)
+    """The optimiser: adamw (the default kind), or another registered one."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Learning-rate factor of single tensors, by shell pattern over parameter names: {"embedding.*": 0.5}."""
+    """Learning-rate factors of single tensors, by shell pattern over parameter names: {"embedding.*": 0.5}."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of matrices; vectors, gains and embeddings have none."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's moment coefficients."""
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """AdamW's epsilon."""
     clip: Annotated[float, Field(gt=0)] = 1.0
-    """Largest global gradient norm."""
+    """Maximum global gradient norm."""
     schedule: Literal["wsd", "cosine"] = "wsd"
-    """Learning rate over steps: warm-up–stable–decay (linear decay), or warm-up and cosine."""
+    """Learning-rate schedule: warm-up–stable–decay with linear decay, or warm-up and cosine."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of the steps spent warming up."""
+    """Fraction of the steps spent on warm-up."""
     decay: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the steps spent decaying (wsd)."""
+    """Fraction of the steps spent on decay (wsd)."""
     keep_trunk: bool = False
-    """Whether the checkpoint at which a wsd schedule's decay begins is kept, so that longer runs can begin with this one's
-    trunk (`workbench branch`)."""
+    """Whether to keep the checkpoint at which the decay of a wsd schedule begins, from which longer runs can branch
+    (`workbench branch`)."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Learning rate at the end, as a share of the peak."""
+    """Final learning rate as a fraction of the peak."""
     spike_factor: Annotated[float | None, Field(gt=1)] = None
-    """Skip an optimiser step whose gradient norm is not finite or more than so many times its running mean; skipped steps
-    are counted, and 20 in a row end the run as diverged. Default: nothing is skipped."""
+    """Skip optimiser steps whose gradient norm is not finite or more than this many times its running mean. Skipped steps
+    are counted; 20 in a row end the run as diverged. Default: no step is skipped."""
     transforms: tuple[TransformSetting, ...] = ()
     """Weight transforms of the model to itself, in order: once before the first step, or with ``every`` after every so many
-    steps, the last one excepted."""
+    steps, except the last."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; weights and optimiser stay fp32."""
+    """Precision of the forward and backward pass; weights and optimiser state stay fp32."""
     compile: bool | None = None
-    """Whether blocks are compiled by torch.compile. Default: on CUDA devices."""
+    """Whether to compile blocks with torch.compile. Default: on CUDA devices."""
     recompute: bool = False
-    """Whether a block's activations are computed again in the backward pass instead of being kept: less memory, about a
-    third more arithmetic, the same numbers."""
+    """Whether to recompute activations in the backward pass instead of storing them (activation checkpointing): less
+    memory, about a third more FLOPs, the same numbers."""
     deterministic: bool = False
-    """Whether the same run on the same kind of device must give the same bits: an operation that cannot ends the run with its name.
-    Without it deterministic operations are taken where torch has them, and nothing is refused."""
+    """Whether to raise an error on operations that are not deterministic, so that the same run on the same kind of device gives the
+    same bits. Otherwise deterministic operations are used where torch has them."""
     log_every: Annotated[int, Field(ge=1)] = 5
-    """Steps between lines in metrics.jsonl."""
+    """Steps between lines of metrics.jsonl."""
     evaluations: Annotated[int, Field(ge=1)] = 4
-    """Evaluations on the selection split, evenly spread; the last at the end."""
+    """Number of evaluations on the selection split, evenly spread; the last one at the end."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 50
     """Steps between checkpoints."""
 
     def model_post_init(self, _context: Any) -> None:
-        if self.steps < 1:
-            raise ConfigError.at(
-                "tokens",
-                got=self.tokens,
-                expected=f"at least one step ({self.tokens_per_step} tokens)",
-                do="Give more tokens, or a smaller batch_size, context or accumulate.",
-            )
-        if self.warmup + (self.decay if self.schedule == "wsd" else 0) > 1:
-            raise ConfigError.at("decay", got=self.decay, expected=f"at most 1 - warmup ({1 - self.warmup:g})")
+        require(
+            self.steps >= 1,
+            "tokens",
+            got=self.tokens,
+            expected=f"at least one step ({self.tokens_per_step} tokens)",
+            do="Give more tokens, or a smaller batch_size, context or accumulate.",
+        )
+        require(
+            self.warmup + (self.decay if self.schedule == "wsd" else 0) <= 1,
+            "decay",
+            got=self.decay,
+            expected=f"at most 1 - warmup ({1 - self.warmup:g})",
+        )
+        require(
+            self.spike_factor is None or optimisers[self.optimiser.kind].skips_on_found_inf,
+            "spike_factor",
+            got=f"{self.spike_factor} with optimiser {self.optimiser.kind!r}",
+            expected="an optimiser that can skip a step on the device",
+            do="Choose another optimiser, or leave spike_factor out.",
+        )
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens of one optimiser step."""
         return self.batch_size * self.context * self.accumulate
 
     @property
@@ -108,18 +119,18 @@ def _source(data: object) -> Any:
 
 
 class RunConfig(Config):
-    """One training run, whole. Its hash is the run's identity."""
+    """One training run. Its hash is the run's identity."""
 
     model: ModelConfig = ModelConfig()
     """The model."""
     data: Annotated[SerializeAsAny[SourceConfig], BeforeValidator(_source)] = Field(default={}, validate_default=True)
-    """What it is trained and measured on: text (the default kind), or a registered task such as mqar or needle."""
+    """Training and evaluation data: text (the default kind), or a registered task such as mqar or needle."""
     training: TrainingConfig = TrainingConfig()
     """The training."""
     start: StartConfig | None = None
     """Trained weights to start from, and how they are transformed. Default: random weights."""
     seed: int = 0
-    """Seed of the run; initial weights and data order derive from it separately. Never a search dimension."""
+    """Seed of the run; initial weights and data order are derived from it separately. Never tuned."""
 
     allow_document_leaks: bool = False
     """Whether components that cannot keep the packed documents of a row apart may train. The result says so."""
@@ -150,7 +161,7 @@ class RunConfig(Config):
             del plain["allow_document_leaks"]
         for name in ("deterministic", "keep_trunk", "transforms"):
             if not plain["training"][name]:
-                del plain["training"][name]  # what is off changes no identity
+                del plain["training"][name]  # off: the run is the same
         if plain["training"]["batch_plan"]["kind"] == "contiguous":
             del plain["training"]["batch_plan"]
         return {**plain, "model": self.model.canonical(), "start": start}

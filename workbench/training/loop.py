@@ -9,7 +9,7 @@ from workbench.training import parallel
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import TrainingConfig
 from workbench.training.metric_log import HostCopy, MetricLog
-from workbench.training.optimiser import rate_at
+from workbench.training.schedule import rate_at
 from workbench.training.step import TrainStep
 from workbench.training.throughput import Throughput
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.optimisers import optimisers
 from workbench.results import RunFolder
 from workbench.training import parallel
 from workbench.training.config import RunConfig
@@ -48,6 +49,7 @@ class MetricLog:
         self.folder, self.config, self.on_row = folder, config, on_row
         self.staged: tuple[dict[str, Any], HostCopy, list[str]] | None = None
         self.diagnostics: list[tuple[int, dict[int, dict[str, Tensor]], HostCopy]] = []
+        self.epsilon = optimisers[config.training.optimiser.kind](config.training.optimiser).epsilon
         self.epsilon_warned = False
 
     def add_diagnostics(self, step: int, layers: dict[int, dict[str, Tensor]]) -> None:
@@ -103,8 +105,11 @@ class MetricLog:
             self.write(self.complete())
 
     def _check_epsilon(self, row: dict[str, Any]) -> None:
-        smallest, epsilon = row.get("gradient_rms_min", 0.0), self.config.training.epsilon
-        if smallest and epsilon > EPSILON_FRACTION * smallest and not self.epsilon_warned and parallel.is_rank_zero():
+        """Warn once when the optimiser's epsilon is near the smallest gradients."""
+        smallest, epsilon = row.get("gradient_rms_min", 0.0), self.epsilon
+        if self.epsilon_warned or not smallest or epsilon is None or not parallel.is_rank_zero():
+            return
+        if epsilon > EPSILON_FRACTION * smallest:
             self.epsilon_warned = True
             self.folder.event("epsilon_near_gradients", step=row["step"], epsilon=epsilon, gradient_rms_min=smallest)
 

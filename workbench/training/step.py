@@ -20,7 +20,8 @@ from workbench.model import LanguageModel
 from workbench.training import parallel
 from workbench.training.config import RunConfig
 from workbench.training.health import Health, gradient_rms_summary
-from workbench.training.optimiser import build_optimiser, rate_at
+from workbench.training.optimiser import build_optimiser
+from workbench.training.schedule import rate_at
 from workbench.training.step_counters import StepCounters
 
 DIAGNOSTIC_SNAPSHOTS = 20
@@ -112,7 +113,7 @@ class TrainStep:
         if step % training.log_every == 0:  # the gradients that the optimiser receives
             gradients = [p.grad for p in parameters if p.grad is not None]
             self.extra_metrics |= gradient_rms_summary(parallel.root_mean_squares(gradients))
-        # fused AdamW leaves weights, moments and step counts unchanged where this is 1.0, on the device
+        # the optimiser leaves weights and its state unchanged where `found_inf` is 1.0, on the device
         skipped = self.health.judge_gradient(self.gradient_norm)
         if skipped is not None:
             self.optimiser.found_inf = skipped  # type: ignore[attr-defined]

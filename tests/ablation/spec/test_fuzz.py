@@ -50,7 +50,7 @@ FIELDS = [
     "training.clip",
     "training.warmup",
     "training.tokens",
-    "training.betas",
+    "training.optimiser.betas",
     "model.width",
     "model.depth",
     "model.pattern",

@@ -20,6 +20,7 @@ from workbench.data import Source
 from workbench.model import LanguageModel
 from workbench.training.checkpointer import RETAINED
 from workbench.training.config import RunConfig
+from workbench.training.optimiser import optimiser_bytes
 from workbench.training.probe import Measured, measure_shrunken, shrunken
 
 LARGEST_MEASURED_STEP = 2e12
@@ -179,8 +180,8 @@ def cost_table(config: AblationConfig, measured: Mapping[str, Measured] | None =
     flops_per_token (forward), training_flops (one trial);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
     tokens (one trial); trials (tuning and confirmation); tokens_per_second, seconds_per_trial, seconds_total (training
-    alone, one worker; null where not measured); memory_bytes (the most that tensors take: weights, gradients, AdamW's
-    moments, activations); memory_measured (whether on this device, or an estimate of what autograd keeps);
+    alone, one worker; null where not measured); memory_bytes (the most that tensors take: weights, gradients, optimiser
+    state, activations); memory_measured (whether on this device, or an estimate of what autograd keeps);
     disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
     budget's target); off_parameters, off_active_parameters, off_flops, off_cache, off_seconds (to the baseline, on every
     axis); solved (what the budget's solver set, in words); mismatch (what is not matched, in words).
@@ -194,9 +195,10 @@ def cost_table(config: AblationConfig, measured: Mapping[str, Measured] | None =
         found = (measured or {}).get(arm)
         trials = config.tuning.trials + len(config.confirmation.seeds)
         seconds = None if found is None else found.seconds * training.steps
-        # weights, gradients and two moments, all fp32
+        state_bytes = optimiser_bytes(run)
         seen = found.peak_bytes if found is not None else 0
-        memory = seen or 16 * cost.parameters + activation_bytes(run)
+        # weights and gradients in fp32
+        memory = seen or 8 * cost.parameters + state_bytes + activation_bytes(run)
         row: dict[str, Any] = {
             "arm": arm,
             "parameters": cost.parameters,
@@ -215,8 +217,8 @@ def cost_table(config: AblationConfig, measured: Mapping[str, Measured] | None =
             "seconds_total": None if seconds is None else seconds * trials,
             "memory_bytes": memory,
             "memory_measured": seen > 0,
-            # weights and two moments, in the checkpoints that are kept and the one that is being written
-            "disk_bytes": 12 * cost.parameters * (RETAINED + 1),
+            # weights in fp32 and optimiser state, in the retained checkpoints and the one being written
+            "disk_bytes": (4 * cost.parameters + state_bytes) * (RETAINED + 1),
         }
         baseline = baseline or row
         row["residual"] = _residual(config, row, baseline, run)
