@@ -36,6 +36,7 @@ __all__ = [
     "Mixer",
     "ParameterRole",
     "Range",
+    "RescalingPair",
     "Role",
     "StepCounter",
     "Variant",
@@ -134,6 +135,40 @@ class ParameterRole:
     def of(cls, role: Role) -> Self:
         """The usual parameter of this role: a matrix, or for :data:`VECTORS` (…, out) without decay."""
         return cls(role, decays=False, fan_out=-1, fan_in=None) if role in VECTORS else cls(role)
+
+
+@dataclass(frozen=True, eq=False)
+class RescalingPair:
+    """Two sets of tensors that enter the output as products: scaling one and dividing the other changes no output.
+
+    Numbers of a tensor that must share a scale have one index. An index is an integer tensor that broadcasts against its
+    parameter, -1 where nothing is scaled. Exact for any positive scales; bit for bit where they are powers of two.
+    """
+
+    name: str
+    """What is paired: "qk", "vo", "up_down"."""
+    first: Mapping[str, Tensor]
+    """Parameter name -> index of the scale that multiplies each number."""
+    second: Mapping[str, Tensor]
+    """Parameter name -> index of the scale that divides each number."""
+    heads: Tensor
+    """(S,) head, key–value group or expert of every scale. Coarser rescaling gives one scale to a head, or to all."""
+
+    def factors(self, scales_S: Tensor) -> list[tuple[str, Tensor]]:
+        """Parameters with the factors that multiply them; one parameter may occur on both sides."""
+        sides = ((self.first, scales_S), (self.second, 1 / scales_S))
+        return [
+            (name, torch.where(index >= 0, scales[index.clamp_min(0)], 1.0))
+            for side, scales in sides
+            for name, index in side.items()
+        ]
+
+    def under(self, prefix: str) -> RescalingPair:
+        """The same pair, as seen from a module that holds its owner as ``prefix``."""
+        first, second = (
+            {f"{prefix}.{name}": index for name, index in side.items()} for side in (self.first, self.second)
+        )
+        return RescalingPair(self.name, first, second, self.heads)
 
 
 @dataclass(frozen=True)
@@ -269,6 +304,13 @@ class Component(nn.Module):
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:
         """Fields of the configuration that a sweep may vary, with sensible ranges; the defaults lie inside."""
         return {}
+
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        """Exact rescalings of this component, the finest granularity of each.
+
+        A pair is left out where a norm, a nonlinearity or a rotation by unequal scales stands between its tensors.
+        """
+        return []
 
 
 class Variant(Component):

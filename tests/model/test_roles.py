@@ -1,4 +1,4 @@
-"""Roles: every parameter of every registered component has one, and weight decay acts on the same parameters as ever."""
+"""Roles and exact rescalings: complete for every registered component; weight decay acts on the same parameters as ever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from workbench.contract import Role, feedforwards, mixers
-from workbench.model import LanguageModel, ModelConfig, parameter_roles
+from workbench.layers import Rotary
+from workbench.mixers.families.softmax import channel_scales
+from workbench.model import LanguageModel, ModelConfig, parameter_roles, rescaling_pairs
 from workbench.training.config import TrainingConfig
 from workbench.training.optimiser import groups_of
 
@@ -129,3 +131,38 @@ class Corrected(nn.Module):
 
 def test_an_outer_module_corrects_its_parts() -> None:
     assert parameter_roles(nn.Sequential(Corrected()))["0.inner.gain"].role == Role.NORM
+
+
+PAIRS = [
+    ("full 0", "blocks.0.mixer", ["qk", "vo"]),
+    ("full 2", "blocks.0.mixer", ["vo"]),  # qk_norm
+    ("mla 0", "blocks.0.mixer", ["qk", "vo", "qk_rotary"]),
+    ("moba 0", "blocks.0.mixer", ["qk", "vo"]),
+    ("nsa 0", "blocks.0.mixer", []),  # pooling by an MLP
+    ("nsa 2", "blocks.0.mixer", ["qk", "vo"]),  # pooling by the mean
+    ("asa_global 0", "blocks.0.mixer", ["qk", "vo"]),  # pooling of rotated keys by an MLP
+    ("gdn 0", "blocks.0.mixer", []),
+    ("moe 1", "blocks.0.feedforward", ["up_down", "up_down"]),  # routed and shared experts
+    ("ngram", "embedding", ["tables_mix"]),
+]
+
+
+@pytest.mark.parametrize(("case", "component", "names"), PAIRS)
+def test_rescaling_pairs_by_name(case: str, component: str, names: list[str]) -> None:
+    assert [pair.name for path, pair in rescaling_pairs(build(case)) if path == component] == names
+
+
+def test_rescaling_pairs_name_parameters_of_the_model() -> None:
+    model = build("moe 1")
+    names = {name for _, pair in rescaling_pairs(model) for name in (*pair.first, *pair.second)}
+    assert "blocks.1.feedforward.shared.down.weight" in names
+    assert names <= {name for name, _ in model.named_parameters()}
+
+
+def test_channels_of_a_rotary_pair_share_a_scale() -> None:
+    assert channel_scales(2, 6, Rotary(4)).tolist() == [[0, 1, 0, 1, 2, 3], [4, 5, 4, 5, 6, 7]]
+
+
+def test_coarser_rescaling_gives_one_scale_to_a_group() -> None:
+    pair = next(pair for _, pair in rescaling_pairs(build("full 1")) if pair.name == "qk")
+    assert pair.heads.unique().tolist() == [0], "one key–value head serves all query heads"

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from workbench.config import ConfigError
-from workbench.contract import Cache, Cost, Role, embeddings
+from workbench.contract import Cache, Cost, RescalingPair, Role, embeddings
 from workbench.embeddings.token import TokenEmbedding
 from workbench.layers import INIT_SCALE, linear_flops
 
@@ -180,6 +180,13 @@ class NgramEmbedding(TokenEmbedding):
 
     def new_cache(self, batch: int, device: torch.device | str) -> Cache:
         return TokenCache(batch, self.N - 1, device)
+
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        # one scale per table; the tables' channels could have their own, at an index as large as the tables
+        table_C = torch.arange(len(self.moduli))
+        rows = table_C.repeat_interleave(torch.tensor(self.moduli))[:, None]
+        columns = table_C.repeat_interleave(self.P)[None]
+        return [RescalingPair("tables_mix", {"tables": rows}, {"mix": columns}, table_C)]
 
     def inspect(self, tokens_BT: Tensor, segments: Tensor) -> dict[str, Any]:
         """How far rows belong to their n-grams in these rows of text, beside random hashing (:func:`ownership`); warns where a

@@ -22,7 +22,17 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cost, FeedForward, ParameterRole, Range, Role, VariantConfig, feedforwards
+from workbench.contract import (
+    AuxOutputs,
+    Cost,
+    FeedForward,
+    ParameterRole,
+    Range,
+    RescalingPair,
+    Role,
+    VariantConfig,
+    feedforwards,
+)
 from workbench.feedforwards.router import Router, Routing
 from workbench.feedforwards.swiglu import SwiGLU, default_hidden
 from workbench.layers import INIT_SCALE
@@ -37,6 +47,14 @@ BIAS_STEPS = {
 """Default step μ of the bias by score and rule. Ours, from a synthetic router (docs/moe.md); 1e-3 is published."""
 MAX_CANDIDATES = 2**15 - 2
 """Choices are sorted as 16-bit integers, with one id for dropped choices."""
+
+
+def expert_pair(experts: int, hidden: int) -> RescalingPair:
+    """The value half of ``up`` with ``down``, per expert and hidden channel; the gate half passes a SiLU."""
+    scale_EF = torch.arange(experts * hidden).view(experts, hidden)
+    up_E1F = torch.cat((torch.full_like(scale_EF, -1), scale_EF), dim=1)[:, None]
+    heads = torch.arange(experts).repeat_interleave(hidden)
+    return RescalingPair("up_down", {"up": up_E1F}, {"down": scale_EF[..., None]}, heads)
 
 
 @feedforwards.register
@@ -189,6 +207,14 @@ class MixtureOfExperts(FeedForward):
     def _active_parameters(config: Any, width: int, experts_per_token: Any) -> Any:
         router, expert = width * (config.experts + config.zero_experts), 3 * width * config.hidden
         return router + (experts_per_token + config.shared) * expert
+
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        pairs = [expert_pair(self.config.experts, self.config.hidden)]
+        return (
+            pairs
+            if self.shared is None
+            else [*pairs, *(pair.under("shared") for pair in self.shared.rescaling_pairs())]
+        )
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

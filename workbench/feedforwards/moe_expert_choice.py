@@ -19,8 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from workbench.contract import AuxOutputs, Capabilities, Cost, FeedForward, VariantConfig, feedforwards
-from workbench.feedforwards.moe import MixtureOfExperts
+from workbench.contract import AuxOutputs, Capabilities, Cost, FeedForward, RescalingPair, VariantConfig, feedforwards
+from workbench.feedforwards.moe import MixtureOfExperts, expert_pair
 from workbench.feedforwards.router import Router
 from workbench.ops.experts import swiglu_experts
 
@@ -80,6 +80,9 @@ class ExpertChoice(FeedForward):
                 "dropped_share": (experts_N == 0).float().mean(),
             }
         return y_ND.view_as(x_BTD).to(x_BTD.dtype)
+
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        return [expert_pair(self.config.experts, self.config.hidden)]
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from workbench.contract import AuxOutputs, Cost, FeedForward, VariantConfig, feedforwards
+from workbench.contract import AuxOutputs, Cost, FeedForward, RescalingPair, VariantConfig, feedforwards
 from workbench.layers import Linear, linear_flops
 
 
@@ -40,6 +41,13 @@ class SwiGLU(FeedForward):
     def forward(self, x_BTD: Tensor, *, aux: AuxOutputs | None = None) -> Tensor:
         gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=-1)
         return self.down(F.silu(gate_BTF) * value_BTF)
+
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        # the gate passes a SiLU, the value does not
+        F = self.down.in_features
+        up = torch.cat((torch.full((F,), -1), torch.arange(F)))[:, None]
+        down = torch.arange(F)[None]
+        return [RescalingPair("up_down", {"up.weight": up}, {"down.weight": down}, torch.zeros(F, dtype=torch.int64))]
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

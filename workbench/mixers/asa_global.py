@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
 from workbench.layers import Linear, Pooling, RowCache, linear_flops
 from workbench.mixers.families.latent import LatentConfig, LatentProjections
 from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
@@ -198,6 +198,13 @@ class ASAGlobal(Mixer):
         """Pooled latents (B, N, g, C) and rotated keys (B, N, 1, R)."""
         c, kr = (unfold_blocks(x, rows_BN, self.blocks.length, self.blocks.stride) for x in raw)
         return [self.pool_c(c), kr.mean(-1) if self.pool_r is None else self.pool_r(kr)]
+
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        pairs = self.project.rescaling_pairs()
+        if self.pool_r is not None and self.pool_r.kind != "mean":
+            # a learned map of a block of rotated keys adds positions and mixes channels: it does not scale with the keys
+            pairs = [pair for pair in pairs if pair.name != "qk_rotary"]
+        return pairs
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         shapes: list[tuple[int, ...]] = [(self.project.g, self.project.C), (1, self.project.R)]

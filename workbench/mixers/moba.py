@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
-from workbench.mixers.families.softmax import HeadsConfig
+from workbench.mixers.families.softmax import HeadsConfig, stacked_pairs
 from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
@@ -116,6 +116,10 @@ class MoBA(Mixer):
     def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
         """Mean keys (B, N, G, K)."""
         return [unfold_blocks(x, rows_BN, self.blocks.length, self.blocks.stride).mean(-1) for x in raw]
+
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        # blocks are ranked by the mean of their keys, which scales as the keys do
+        return stacked_pairs(self.H, self.G, self.K, rotary=self.rotary, qk_norm=isinstance(self.q_norm, RMSNorm))
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         pooled = PooledCache(batch, length, self.blocks, [(self.G, self.K)], self.G, device, dtype)

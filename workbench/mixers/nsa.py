@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from workbench.config import ConfigError
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
 from workbench.layers import Linear, Pooling, RMSNorm, Rotary, RowCache, linear_flops
-from workbench.mixers.families.softmax import HeadsConfig
+from workbench.mixers.families.softmax import HeadsConfig, channel_scales, heads_of
 from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
@@ -342,6 +342,29 @@ class NSA(Mixer):
         if cache is not None:
             return cache.extend(list(source), pool)
         return pool(list(source), 0, None if segments is None else block_starts(start_BT, segments, length, stride))
+
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        H, G, K = self.H, self.G, self.K
+        if "pooled" in self.layout.reads and self.pool_k.kind != "mean":
+            return []  # a learned map of a block adds positions and mixes channels: it does not scale with keys and values
+        scale_GK, scale_GV = channel_scales(G, K, self.rotary), channel_scales(G, K)
+
+        def kv_rows(position: int, scales: Tensor) -> Tensor:
+            # all sets meet the same queries and the same output matrix
+            index = torch.full((len(self.layout.sets), 2, G, K), -1)
+            index[:, position] = scales
+            return index.flatten()[:, None]
+
+        def per_query_head(scales: Tensor) -> Tensor:
+            return scales.repeat_interleave(H // G, dim=0).flatten()
+
+        queries, keys = {"q.weight": per_query_head(scale_GK)[:, None]}, {"kv.weight": kv_rows(0, scale_GK)}
+        values, out = {"kv.weight": kv_rows(1, scale_GV)}, {"out.weight": per_query_head(scale_GV)[None]}
+        vo = RescalingPair("vo", values, out, heads_of(scale_GV))
+        # RMS norms undo any scale of queries and keys
+        return (
+            [vo] if isinstance(self.q_norm, RMSNorm) else [RescalingPair("qk", queries, keys, heads_of(scale_GK)), vo]
+        )
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         shapes: list[tuple[int, ...]] = [(self.G, self.K)] * 2

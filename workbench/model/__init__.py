@@ -2,6 +2,6 @@
 
 from workbench.model.config import SCALES, Layer, ModelConfig
 from workbench.model.language_model import LanguageModel
-from workbench.model.roles import parameter_roles
+from workbench.model.roles import parameter_roles, rescaling_pairs
 
-__all__ = ["SCALES", "LanguageModel", "Layer", "ModelConfig", "parameter_roles"]
+__all__ = ["SCALES", "LanguageModel", "Layer", "ModelConfig", "parameter_roles", "rescaling_pairs"]

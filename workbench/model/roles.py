@@ -1,4 +1,4 @@
-"""The role of every parameter of a model, as its modules declare them."""
+"""The role of every parameter of a model, and its exact rescalings, as its modules declare them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from workbench.contract import ParameterRole, Role
+from workbench.contract import Component, ParameterRole, RescalingPair, Role
 
-__all__ = ["parameter_roles"]
+__all__ = ["parameter_roles", "rescaling_pairs"]
 
 
 def parameter_roles(model: nn.Module) -> dict[str, ParameterRole]:
@@ -35,3 +35,15 @@ def _role_of(name: str, modules: Mapping[str, nn.Module]) -> ParameterRole:
         f"{name}: {type(module).__name__} declares no role for {local!r}; "
         f"give the class `roles = {{{local!r}: Role...}}`, one of {', '.join(Role)}"
     )
+
+
+def rescaling_pairs(model: nn.Module) -> list[tuple[str, RescalingPair]]:
+    """Path of each component and its exact rescalings, with full parameter names."""
+    pairs: list[tuple[str, RescalingPair]] = []
+    paths: list[str] = []
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f"{other}.") for other in paths)  # a component answers for its parts
+        if isinstance(module, Component) and not inside:
+            paths.append(path)
+            pairs += [(path, pair.under(path)) for pair in module.rescaling_pairs()]
+    return pairs

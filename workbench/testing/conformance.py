@@ -6,6 +6,7 @@ Legend: B batch, T time, D model width.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -191,6 +192,39 @@ class VariantConformance:
             for value in choice.values or (choice.low, choice.high):
                 config.changed(**{name: value}).resolved(self.width)
 
+    def test_rescaling_pairs_fit_their_parameters(self, case: dict[str, Any]) -> None:
+        module = self.build(case)
+        parameters = dict(module.named_parameters())
+        for pair in module.rescaling_pairs():
+            for name, index in (*pair.first.items(), *pair.second.items()):
+                assert name in parameters, f"{pair.name}: there is no parameter {name}"
+                shape = parameters[name].shape
+                assert torch.broadcast_shapes(index.shape, shape) == shape, f"{pair.name}: {index.shape} for {name}"
+                used = index[index >= 0].unique()
+                assert used.tolist() == list(range(len(pair.heads))), f"{pair.name}: scales left out in {name}"
+
+    def test_rescaling_pairs_keep_the_function(self, case: dict[str, Any]) -> None:
+        """Exact up to rounding for any positive scales, and bit for bit for powers of two."""
+        module = self.build(case)
+        for pair in module.rescaling_pairs():
+            exponents_S = torch.randint(-3, 4, (len(pair.heads),))
+            for scales_S, exact in (
+                (torch.rand(len(pair.heads)).double() + 0.5, False),
+                (2.0 ** exponents_S.double(), True),
+            ):
+                rescaled = copy.deepcopy(module)
+                with torch.no_grad():
+                    for name, factor in pair.factors(scales_S):
+                        rescaled.get_parameter(name).mul_(factor)
+                    compared = zip(self.outputs(rescaled), self.outputs(module), strict=True)
+                for number, (got, wanted) in enumerate(compared):
+                    assert_close(got, wanted, f"{pair.name} rescaled, output {number}")
+                    assert not exact or torch.equal(got, wanted), f"{pair.name} by powers of two, output {number}"
+
+    def outputs(self, module: Any) -> list[Tensor]:
+        """What the module computes of one fixed input, in every mode that it has."""
+        return [module(torch.randn(2, 40, self.width, dtype=torch.float64, generator=Generator().manual_seed(0)))]
+
     def test_compiled_equals_eager(self, case: dict[str, Any]) -> None:
         """Capture in one graph, functionalisation and the traced backward, watched as some training steps are; code
         generation is measured on GPUs."""
@@ -213,6 +247,17 @@ class MixerConformance(VariantConformance):
 
     def variant(self) -> type[Mixer]:
         return mixers[self.name]
+
+    def outputs(self, module: Any) -> list[Tensor]:
+        B, T, cut = 2, 40, 29
+        x_BTD = torch.randn(B, T, self.width, dtype=torch.float64, generator=Generator().manual_seed(0))
+        outputs, capabilities = [module(x_BTD)], self.variant().capabilities
+        if capabilities.segments:
+            outputs.append(module(x_BTD, segments=(torch.arange(T) // 13).expand(B, T)))
+        if capabilities.decode:
+            cache = module.new_cache(B, T, "cpu", torch.float64)
+            outputs += [module(part, cache=cache) for part in x_BTD.split([cut] + [1] * (T - cut), dim=1)]
+        return outputs
 
     def measured_flops(self, module: Any, T: int) -> int:
         if self.variant().capabilities.flops_check == "forward":

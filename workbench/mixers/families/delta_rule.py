@@ -386,6 +386,8 @@ class DeltaRuleMixer(Mixer):
             erase_key_BTHK = beta_BTH[..., None] * erase_key_BTHK
         metrics["step_norm"] = step_norm(write_key_BTHK.float(), erase_key_BTHK.float()).max()
 
+    # No rescaling pairs: q, k and v pass a SiLU (and q and k an L2 norm), o an RMS norm.
+
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> DeltaCache:
         wide = torch.promote_types(dtype, torch.float32)
         past = CONV_WIDTH - 1 if self.config.short_convolution else 0

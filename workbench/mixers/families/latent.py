@@ -22,9 +22,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from workbench.config import ConfigError
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, Role, VariantConfig
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
 from workbench.layers import Linear, Rotary, RowCache, linear_flops
-from workbench.mixers.families.softmax import nearest_divisor
+from workbench.mixers.families.softmax import channel_scales, heads_of, nearest_divisor
 from workbench.ops.sparse_attention import document_starts, visible_block_attention, visible_pairs
 
 
@@ -181,6 +181,33 @@ class LatentProjections(nn.Module):
         _, up_v = self.heads_of_latents()
         return torch.einsum("btgrc,grvc->btgrv", o_BTHC.unflatten(2, (self.g, -1)), up_v.to(o_BTHC.dtype)).flatten(2, 3)
 
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        """Pairs of a mixer that holds this module as ``project`` and whose ``out.weight`` reads the heads.
+
+        Content keys with their queries and values with the output matrix, per head and channel; rotated keys with their
+        queries, per rotary pair and over all heads, which share them. None across the norm of a latent, which would undo
+        the scale.
+        """
+        H, N, R = self.H, self.N, self.R
+        scale_HN = channel_scales(H, N)
+        none_HN, none_HR = torch.full((H, N), -1), torch.full((H, R), -1)
+
+        def rows(*parts: Tensor) -> Tensor:
+            return torch.cat(parts, dim=1).flatten()[:, None]
+
+        content = {"project.q.weight": rows(scale_HN, none_HR)}
+        values = {"project.up.weight": rows(none_HN, scale_HN)}
+        pairs = [
+            RescalingPair("qk", content, {"project.up.weight": rows(scale_HN, none_HN)}, heads_of(scale_HN)),
+            RescalingPair("vo", values, {"out.weight": scale_HN.flatten()[None]}, heads_of(scale_HN)),
+        ]
+        if self.rotary is not None:
+            scale_1R = channel_scales(1, R, self.rotary)
+            rotated = {"project.q.weight": rows(none_HN, scale_1R.expand(H, R))}
+            keys = torch.cat((torch.full((1, self.g * self.C), -1), scale_1R), dim=1)
+            pairs.append(RescalingPair("qk_rotary", rotated, {"project.down.weight": rows(keys)}, heads_of(scale_1R)))
+        return pairs
+
     @staticmethod
     def shapes(config: Any, width: int) -> list[tuple[int, int]]:
         """(d_in, d_out) of what is applied to every token, the way up left out."""
@@ -294,6 +321,9 @@ class LatentAttention(Mixer):
             return project.from_latents(o)
         k, v = project.expanded(c_BSgC, kr_BS1R)
         return visible_block_attention(torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), k, v, **settings)[0]
+
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        return self.project.rescaling_pairs()
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> LatentCache:
         return LatentCache(self, batch, length, device, dtype)

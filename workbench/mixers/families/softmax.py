@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from workbench.config import ConfigError
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, Role, VariantConfig
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
 from workbench.ops.attention import attention
 from workbench.ops.sparse_attention import document_starts, visible_block_attention
@@ -121,6 +121,43 @@ def nearest_divisor(of: int, to: int) -> int:
     return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - to))
 
 
+def channel_scales(heads: int, channels: int, rotary: Rotary | None = None) -> Tensor:
+    """(heads, channels) index of the scale of every channel; the two channels that a rotation mixes share one."""
+    half = 0 if rotary is None else rotary.channels // 2
+    channel_K = torch.arange(channels)
+    channel_K = torch.where(channel_K < 2 * half, channel_K % max(1, half), channel_K - half)
+    return torch.arange(heads)[:, None] * (channels - half) + channel_K
+
+
+def heads_of(scales: Tensor) -> Tensor:
+    """(S,) head of every scale of :func:`channel_scales`."""
+    return torch.arange(len(scales)).repeat_interleave(int(scales.max() + 1) // len(scales))
+
+
+def stacked_pairs(H: int, G: int, K: int, *, rotary: Rotary | None, qk_norm: bool) -> list[RescalingPair]:
+    """Pairs of attention whose ``qkv.weight`` stacks queries, keys and values, and whose ``out.weight`` reads the heads.
+
+    The query heads of a group share the scales of their keys. Soft-caps and sinks see scores, which do not change.
+    """
+    unscaled_qHK, unscaled_kGK = torch.full((H, K), -1), torch.full((G, K), -1)
+
+    def rows(*parts: Tensor) -> Tensor:
+        return torch.cat([part.flatten() for part in parts])[:, None]
+
+    def per_query_head(scale_GK: Tensor) -> Tensor:
+        return scale_GK.repeat_interleave(H // G, dim=0)
+
+    scale_GK, scale_GV = channel_scales(G, K, rotary), channel_scales(G, K)
+    q = rows(per_query_head(scale_GK), unscaled_kGK, unscaled_kGK)
+    k = rows(unscaled_qHK, scale_GK, unscaled_kGK)
+    v = rows(unscaled_qHK, unscaled_kGK, scale_GV)
+    qk = RescalingPair("qk", {"qkv.weight": q}, {"qkv.weight": k}, heads_of(scale_GK))
+    out = per_query_head(scale_GV).flatten()[None]
+    vo = RescalingPair("vo", {"qkv.weight": v}, {"out.weight": out}, heads_of(scale_GV))
+    # RMS norms undo any scale of queries and keys
+    return [vo] if qk_norm else [qk, vo]
+
+
 class KeyValueCache(RowCache):
     """Keys and values (B, T, G, K) of the tokens that later queries of ``mixer`` see.
 
@@ -214,6 +251,9 @@ class SoftmaxAttention(Mixer):
             sink_H=self.sink,
         )
         return o_BTHK
+
+    def rescaling_pairs(self) -> list[RescalingPair]:
+        return stacked_pairs(self.H, self.G, self.K, rotary=self.rotary, qk_norm=isinstance(self.q_norm, RMSNorm))
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> KeyValueCache:
         return KeyValueCache(self, batch, length, device, dtype)
