@@ -28,7 +28,7 @@ def tokenizer() -> Tokenizer:
     return small_tokenizer()
 
 
-# -- exports -----------------------------------------------------------------------------------------------------------
+# -- exports ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -97,7 +97,7 @@ def test_models_in_bf16_generate(name: str, tokenizer: Tokenizer, tmp_path: Path
     assert len(Engine(loaded).generate([[1, 2, 3]], Sampling(max_tokens=3)).tokens[0]) == 3
 
 
-# -- shards ------------------------------------------------------------------------------------------------------------
+# -- shards -----------------------------------------------------------------------------------------------------------
 
 SHARD_BYTES = 100_000
 
@@ -151,7 +151,7 @@ def test_an_export_replaces_the_shards_of_an_earlier_one(sharded: Path, tokenize
     assert sorted(path.name for path in sharded.iterdir()) == files
 
 
-# -- folders that are not replaced ---------------------------------------------------------------------------------------
+# -- folders that are not replaced ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "content"), [("notes.txt", "mine"), ("config.json", '{"model_type": "llama"}')])
@@ -203,7 +203,7 @@ def test_an_export_that_fails_leaves_no_other_folder(
     assert not list(tmp_path.iterdir())
 
 
-# -- folders that cannot be loaded ---------------------------------------------------------------------------------------
+# -- folders that cannot be loaded ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def llama_reference(fields: dict[str, Any], tensors: dict[str, Tensor], tokens_B
     return norm(x, "model.norm.weight") @ head.T
 
 
-# -- checkpoints read --------------------------------------------------------------------------------------------------
+# -- checkpoints read -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -252,7 +252,7 @@ def test_shards_outside_the_folder_are_not_read(tmp_path: Path) -> None:
         import_llama(tmp_path)
 
 
-# -- checkpoints written -----------------------------------------------------------------------------------------------
+# -- checkpoints written ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reader", [import_llama, lambda folder: load(folder)[0]], ids=["import_llama", "load"])
@@ -320,7 +320,7 @@ def test_a_model_that_llama_cannot_express_is_refused_by_field(
     assert not (tmp_path / "export").exists()
 
 
-# -- transformers as the judge -------------------------------------------------------------------------------------------
+# -- transformers as the judge ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tied", [True, False])

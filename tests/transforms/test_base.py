@@ -10,6 +10,7 @@ from helpers import small_model
 
 from workbench.config import ConfigError
 from workbench.model import ModelConfig
+from workbench.testing import TransformConformance
 from workbench.transforms import StartConfig, Transform, TransformConfig, apply_transforms, transforms
 from workbench.transforms.start_from import StartFrom
 
@@ -57,6 +58,21 @@ def test_a_sequence_that_ends_at_another_model_is_refused() -> None:
     source, final = small_model(), small_model(depth=3, pattern="sliding")
     with pytest.raises(ConfigError, match=r"transforms: got .*layers.*End with \{kind: start_from\}"):
         apply_transforms([APPEND], source.state_dict(), None, source.config, final.config)
+
+
+def test_a_transform_that_leaves_out_weights_must_be_the_last() -> None:
+    source = small_model()
+    with pytest.raises(ConfigError, match=r"transforms\[0\]: got .*'start_from' before others.*; expected the last"):
+        apply_transforms([START_FROM, APPEND], source.state_dict(), None, source.config, source.config)
+
+
+def test_the_suite_refuses_a_false_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deeper model with a repeated layer has another function."""
+    monkeypatch.setattr(AppendLayers, "preserves_function", lambda *_: True)
+    suite = TransformConformance()
+    monkeypatch.setattr(TransformConformance, "transform", AppendLayers)
+    with pytest.raises(AssertionError, match="logits after the transform"):
+        suite.test_the_function_is_preserved_where_claimed({"source": {}, "target": {"depth": 3}})
 
 
 def test_a_refusal_names_the_obstacle() -> None:

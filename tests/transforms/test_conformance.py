@@ -1,6 +1,6 @@
 """Every registered transform in every check of the suite."""
 
-from workbench.testing.transforms import TransformConformance
+from workbench.testing import TransformConformance
 from workbench.transforms import transforms
 
 for _name in transforms:

@@ -40,7 +40,7 @@ class Policy:
         return None
 
     def cache_for(self, mixer: Mixer, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> Cache:
-        """An empty cache for ``mixer`` and ``batch`` sequences of at most ``length`` tokens. Default: the mixer's own."""
+        """An empty cache for ``mixer``, for ``batch`` sequences of at most ``length`` tokens. Default: the mixer's."""
         return mixer.new_cache(batch, length, device, dtype)
 
     def check(self, model: LanguageModel) -> None:

@@ -131,7 +131,7 @@ def import_llama(folder: str | Path) -> LanguageModel:
     the function and are ignored.
 
     Raises:
-        ConfigError: naming the fields that this workbench cannot express, missing files, or the tensors that do not fit.
+        ConfigError: naming the fields that this workbench cannot express, missing files, or tensors that do not fit.
     """
     return build(*_read_llama(Path(folder)))
 

@@ -1,7 +1,7 @@
 """Llama checkpoints (arXiv 2302.13971, 2307.09288) in the layout of transformers' ``LlamaForCausalLM``, both ways.
 
-This workbench fuses projections that read the same input: ``qkv`` stacks the rows of q, k and v, ``up`` those of gate and
-up. The rest is renamed. Both rotate the pairs (c, c + K/2) of head channels, and query head h reads key–value head
+This workbench fuses projections that read the same input: ``qkv`` stacks the rows of q, k and v, ``up`` those of gate
+and up. The rest is renamed. Both rotate the pairs (c, c + K/2) of head channels, and query head h reads key–value head
 h // (H/G).
 """
 
@@ -226,9 +226,9 @@ def from_llama(llama: LlamaConfig, tensors: dict[str, Tensor], source: Path) -> 
     """A Llama checkpoint as a ModelConfig and its tensors, the latter fp32 (fp64 where they are stored so).
 
     The model computes the checkpoint's function. Another ``rms_norm_eps`` ε than our ε' is absorbed by scaling the
-    residual stream: with x' = s x and s² = ε' / ε, x' / sqrt(mean(x'²) + ε') = x / sqrt(mean(x²) + ε), so everything that
-    writes into the stream (embedding, o_proj, down_proj) is multiplied by s, and where the head is the embedding, the
-    final gain is divided by it. Exact but for rounding; our choice.
+    residual stream: with x' = s x and s² = ε' / ε, x' / sqrt(mean(x'²) + ε') = x / sqrt(mean(x²) + ε). So everything
+    that writes into the stream (embedding, o_proj, down_proj) is multiplied by s, and where the head is the embedding,
+    the final gain is divided by it. Exact but for rounding; our choice.
 
     Args:
         tensors: by Llama's names; emptied, so that no weight is in memory twice.

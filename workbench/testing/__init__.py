@@ -17,5 +17,13 @@ from workbench.testing.conformance import (
     count_flops,
     registered_suites,
 )
+from workbench.testing.transforms import TransformConformance
 
-__all__ = ["FeedForwardConformance", "MixerConformance", "check", "count_flops", "registered_suites"]
+__all__ = [
+    "FeedForwardConformance",
+    "MixerConformance",
+    "TransformConformance",
+    "check",
+    "count_flops",
+    "registered_suites",
+]

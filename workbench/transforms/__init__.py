@@ -3,8 +3,8 @@
     start: {folder: exports/small, transforms: [{kind: start_from, allowed_differences: [rotary_theta]}]}
     training: {transforms: [{kind: …, every: 1000}]}
 
-At the start of a run a sequence of transforms leads from the model in ``folder`` to the run's model, which may differ in
-kinds of layers, depth or width, as far as the transforms allow. During training a transform maps the run's model to
+At the start of a run, a sequence of transforms leads from the model in ``folder`` to the run's model. They may differ
+in kinds of layers, depth or width, as far as the transforms allow. During training a transform maps the run's model to
 itself.
 """
 

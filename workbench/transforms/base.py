@@ -33,14 +33,14 @@ class Transform(ABC):
 
     Built as ``cls(config)``. A transform is one file with one decorated class; nothing else lists its name.
 
-    Three things may be left open in the result. A name missing from the weights keeps the target's initial values
-    (only where :attr:`complete` is false). A name missing from the optimiser state starts with a fresh state. A state
-    of None means that there is none, as in an exported folder; the result is None then.
+    Names may be missing from the result. A tensor missing from the weights keeps the target's initial values; only
+    transforms with :attr:`complete` false may leave any out. A parameter missing from the optimiser state gets a fresh
+    state.
     """
 
     Config: ClassVar[type[TransformConfig]]
     complete: ClassVar[bool] = True
-    """Whether the result holds every tensor of the target."""
+    """Whether the result has every tensor of the target. Where it has not, the transform must be the last one."""
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Cases for the conformance suite: ``source`` and ``target`` (fields of a ModelConfig, ``target`` defaults to
     ``source``) and ``config`` (fields of this transform)."""
@@ -56,21 +56,27 @@ class Transform(ABC):
 
         Args:
             weights: all of ``source``, on any device.
-            optimiser_state: for the trainable parameters of ``source``, or None where none is known.
+            optimiser_state: for the trainable parameters of ``source``, or None where there is none, as in an exported
+                folder; then so is the result's.
             source: model of ``weights``.
             target: model of the result; :meth:`check` has accepted the pair.
         """
 
     def target(self, source: ModelConfig, final: ModelConfig) -> ModelConfig:
-        """Model of the result, where the last transform of the sequence must arrive at ``final``. Default: ``source``."""
+        """Model of the result.
+
+        Args:
+            source: model of the weights.
+            final: model at which the whole sequence must arrive. Default of this method: ``source``.
+        """
         return source
 
     @abstractmethod
     def check(self, source: ModelConfig, target: ModelConfig) -> None:
-        """Refuse what the transform cannot do, before any weight is read.
+        """Check that the transform is possible, before anything is computed.
 
         Raises:
-            ConfigError: naming the obstacle: the setting of either model that is in the way.
+            ConfigError: naming the obstacle, the setting of either model that is in the way.
         """
 
     def preserves_function(self, source: ModelConfig, target: ModelConfig) -> bool:
@@ -81,7 +87,7 @@ class Transform(ABC):
 transforms: Registry[type[Transform]] = Registry("transform", "workbench.transforms")
 
 TransformSetting = Annotated[SerializeAsAny[TransformConfig], BeforeValidator(transforms.parse)]
-"""A field of a configuration that holds any registered transform's Config."""
+"""Type of a field for the Config of any registered transform."""
 
 
 def build_transforms(configs: Sequence[TransformConfig]) -> list[Transform]:
@@ -93,9 +99,15 @@ def check_transforms(sequence: Sequence[Transform], source: ModelConfig, final: 
     """Check that ``sequence`` leads from ``source`` to ``final`` and that every transform accepts its pair of models.
 
     Raises:
-        ConfigError: with the obstacle; paths are relative to the models.
+        ConfigError: naming the obstacle.
     """
-    for transform in sequence:
+    for index, transform in enumerate(sequence):
+        require(
+            transform.complete or index == len(sequence) - 1,
+            f"transforms[{index}]",
+            got=f"{transform.config.kind!r} before others, though it may leave out weights",
+            expected="the last transform",
+        )
         target = transform.target(source, final)
         transform.check(source, target)
         source = target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +26,9 @@ REGISTRIES: dict[str, Registry[Any]] = {
 class StartFrom(Transform):
     """Copies every tensor that source and target have in common; the rest keeps the target's initial values.
 
-    Width, depth and tying must agree. A mixer or feed-forward is copied only between compatible kinds, those that share
-    a base class below the contract's, as ``full`` and ``sliding`` do: between others, tensors of one name and shape have
-    different meanings. Settings of compatible kinds must agree, save those in ``allowed_differences``; a tensor whose
+    Width, depth and tying must agree. A mixer or feed-forward is copied only between compatible kinds, which share a
+    base class below the contract's, as ``full`` and ``sliding`` do: between others, tensors of one name and shape have
+    different meanings. Settings of compatible kinds must agree, except those in ``allowed_differences``; a tensor whose
     shape such a setting changes is not copied. Rows that a larger vocabulary adds to the embedding and the head are
     initialised with the mean row (our choice), their optimiser moments with zero.
     """
@@ -78,14 +78,14 @@ class StartFrom(Transform):
         if problems:
             raise ConfigError(problems)
         differing: dict[str, Problem] = {}
-        for part, _, where, before, after in _pairs(source, target):
-            if not _compatible(part, before.kind, after.kind):
+        for position in _positions(source, target):
+            if not position.compatible:
                 continue
-            old, new = before.plain(), after.plain()
+            old, new = position.source.plain(), position.target.plain()
             for name in old.keys() & new.keys() - {"kind", *allowed}:
                 if old[name] != new[name]:
-                    path = f"model.{part}.{name}"
-                    got, expected = f"{new[name]!r} in {where}", f"{old[name]!r}, as in the weights"
+                    path = f"model.{position.part}.{name}"
+                    got, expected = f"{new[name]!r} in {position.label}", f"{old[name]!r}, as in the weights"
                     do = f"Set it so, or add {name!r} to allowed_differences."
                     differing.setdefault(path, Problem(path, got, expected, do))
         if differing:
@@ -94,11 +94,7 @@ class StartFrom(Transform):
     def __call__(
         self, weights: Weights, optimiser_state: OptimiserState | None, source: ModelConfig, target: ModelConfig
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]] | None]:
-        incompatible = tuple(
-            prefix
-            for part, prefix, _, before, after in _pairs(source, target)
-            if not _compatible(part, before.kind, after.kind)
-        )
+        incompatible = tuple(each.prefix for each in _positions(source, target) if not each.compatible)
         copied: dict[str, Tensor] = {}
         state: dict[str, dict[str, Any]] | None = None if optimiser_state is None else {}
         for name, shape in state_shapes(target).items():  # with buffers that training moves
@@ -117,25 +113,38 @@ class StartFrom(Transform):
         return copied, state
 
 
-def _pairs(source: ModelConfig, target: ModelConfig) -> Iterator[tuple[str, str, str, Any, Any]]:
-    """Variants in the same position of both models: part, prefix of the parameter names, position for messages, Config
-    in the source, Config in the target."""
-    yield "embedding", "embedding.", "the embedding", source.embedding_config, target.embedding_config
-    for index, (before, after) in enumerate(zip(source.layers, target.layers)):
-        for part in ("mixer", "feedforward"):
-            yield part, f"blocks.{index}.{part}.", f"layer {index}", getattr(before, part), getattr(after, part)
-    for index, (old, new) in enumerate(zip(source.shortcuts, target.shortcuts)):
-        yield "shortcut", f"shortcuts.{index}.", f"pair {index}", old, new
-    if source.mtp_layer and target.mtp_layer:
-        for part in ("mixer", "feedforward"):
-            old, new = getattr(source.mtp_layer, part), getattr(target.mtp_layer, part)
-            yield part, f"mtp.block.{part}.", "the multi-token head", old, new
+class _Position(NamedTuple):
+    """Variants in the same position of both models."""
+
+    part: str
+    prefix: str
+    """Of the parameter names."""
+    label: str
+    """For messages."""
+    source: Any
+    """Config of the variant in the source."""
+    target: Any
+    """Config of the variant in the target."""
+
+    @property
+    def compatible(self) -> bool:
+        """Whether the two variants share a base class below the contract's."""
+        source, target = (REGISTRIES[self.part][config.kind] for config in (self.source, self.target))
+        return next(cls for cls in target.__mro__ if issubclass(source, cls)) not in (Mixer, FeedForward, Embedding)
 
 
-def _compatible(part: str, kind: str, other: str) -> bool:
-    """Whether two variants share a base class below the contract's."""
-    one, two = REGISTRIES[part][kind], REGISTRIES[part][other]
-    return next(cls for cls in one.__mro__ if issubclass(two, cls)) not in (Mixer, FeedForward, Embedding)
+def _positions(source: ModelConfig, target: ModelConfig) -> Iterator[_Position]:
+    yield _Position("embedding", "embedding.", "the embedding", source.embedding_config, target.embedding_config)
+    layers = [
+        *((f"blocks.{i}.", f"layer {i}", old, new) for i, (old, new) in enumerate(zip(source.layers, target.layers))),
+        *([("mtp.block.", "the multi-token head", source.mtp_layer, target.mtp_layer)] if target.mtp_layer else []),
+    ]
+    for prefix, label, old, new in layers:
+        for part in ("mixer", "feedforward"):
+            if old is not None:
+                yield _Position(part, f"{prefix}{part}.", label, getattr(old, part), getattr(new, part))
+    for i, (old_shortcut, new_shortcut) in enumerate(zip(source.shortcuts, target.shortcuts)):
+        yield _Position("shortcut", f"shortcuts.{i}.", f"pair {i}", old_shortcut, new_shortcut)
 
 
 def _has_shape(value: Any, shape: torch.Size) -> bool:
