@@ -23,7 +23,8 @@ import numpy as np
 import polars as pl
 
 from workbench.ablation.run import AblationRun
-from workbench.dashboards.widget import PANELS, Dashboard
+from workbench.dashboards.live.widget import Dashboard
+from workbench.dashboards.panel import ordered_panels
 from workbench.environment import environment
 from workbench.files import write_json
 from workbench.metric import BITS_PER_BYTE
@@ -156,13 +157,16 @@ def measure(folder: Path, runs: list[Path], repeats: int, points: int) -> dict[s
             with open(path / "metrics.jsonl", "a") as file:
                 file.write(line(step, 1.0, points))
 
-    cold = timed(lambda: Dashboard(run, refresh=0, panel="Curves"))
-    warm = timed(lambda: Dashboard(run, refresh=0, panel="Curves"), repeats)
+    cold = timed(lambda: Dashboard(run, refresh=0, panel="curves"))
+    warm = timed(lambda: Dashboard(run, refresh=0, panel="curves"), repeats)
     first, updates, sent = {}, {}, {}
-    for panel in PANELS:
-        view = Dashboard(run, refresh=0, panel="Cost")
-        first[panel] = timed(lambda: setattr(view.panel, "value", panel))  # noqa: B023
-        if panel == "Ablations":  # a list that holds a finished ablation does not read it again
+    for cls in ordered_panels():
+        panel = cls.Config.model_fields["kind"].default
+        if not cls().applies(run):
+            continue
+        view = Dashboard(run, refresh=0, panel="cost")
+        first[panel] = timed(lambda: view.open_panel(panel))  # noqa: B023
+        if panel == "overview":  # a list that holds a finished ablation does not read it again
             (folder / "finished.json").unlink()
             view.refresh_once()
         updates[panel], sent[panel] = timed(view.refresh_once, repeats, more), view.sent

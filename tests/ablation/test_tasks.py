@@ -16,7 +16,9 @@ from workbench.ablation.analysis.archive import archive
 from workbench.ablation.execution.worker import Worker
 from workbench.ablation.verdict import judge as verdicts
 from workbench.config import ConfigError
-from workbench.dashboards import recall_curves, recall_map, recall_table, write_report
+from workbench.dashboards import figure, table, write_report
+from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.tables.recall import recall_table
 from workbench.data import tasks
 from workbench.files import read_json
 from workbench.metric import ANSWER_ERRORS
@@ -101,27 +103,32 @@ def test_an_unfinished_ablation_is_not_archived(run: wb.AblationRun, tmp_path: P
 
 
 def test_recall_is_drawn_from_the_stored_examples(run: wb.AblationRun) -> None:
-    table = recall_table(run, "pairs", "length")
-    assert table.columns == ["arm", "pairs", "length", "accuracy", "low", "high", "runs", "answers"]
-    assert len(table) == 4 and set(table["runs"]) == {2} and sorted(set(table["answers"])) == [16, 32]
+    recalled = recall_table(Snapshot(run), "pairs", "length")
+    assert recalled.columns == ["arm", "pairs", "length", "accuracy", "low", "high", "runs", "answers"]
+    assert len(recalled) == 4 and set(recalled["runs"]) == {2} and sorted(set(recalled["answers"])) == [16, 32]
     folders = run.runs().filter(pl.col("arm") == "full")["folder"]
     frames = [pl.read_parquet(Path(f) / "report.parquet").filter(pl.col("pairs") == 4) for f in folders]
     wanted = [1 - frame["errors"].sum() / frame["answers"].sum() for frame in frames]
-    row = table.row(by_predicate=(pl.col("arm") == "full") & (pl.col("pairs") == 4), named=True)
+    row = recalled.row(by_predicate=(pl.col("arm") == "full") & (pl.col("pairs") == 4), named=True)
     assert row["accuracy"] == pytest.approx(sum(wanted) / 2) and row["low"] == pytest.approx(min(wanted))
-    drawn = recall_curves(run)
+    drawn = figure(run, "recall_curves")
     assert len(drawn.data) == 4 and [a.text for a in drawn.layout.annotations] == ["length 16", "length 32"]
     assert [list(trace.y) for trace in drawn.data if trace.name == "full"][1] == [row["accuracy"]]
-    mapped = recall_map(run, "length", "pairs")
+    mapped = figure(run, "recall_map", labels=["length", "pairs"])
     assert [trace.name for trace in mapped.data] == ["full", "sliding"]
     assert mapped.data[0].z[1][1] == row["accuracy"] and mapped.data[0].z[0][1] is None
-    assert len(recall_table(run, "depth")) == 0 and "No confirmation run" in recall_map(run).layout.annotations[0].text
+    assert len(table(run, "recall_map")) == 0
+    assert "No confirmation run" in figure(run, "recall_map").layout.annotations[0].text
 
 
 def test_report_and_command_line_name_the_unit(run: wb.AblationRun, tmp_path: Path) -> None:
     page = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
     page = page[page.index("</head>") :]
-    assert "<h2>Recall</h2>" in page and "<h2>Selection error rate</h2>" in page and 'id="recall_curves"' in page
+    assert (
+        "<h2>Recall</h2>" in page
+        and "selection error rate (errors per answer)" in page
+        and 'id="recall_curves"' in page
+    )
     assert "errors/answer" in page and "bits per byte" not in page and "bits/byte" not in page
     assert "seen in training" in page and "first 20 training examples" in page
     for command in (["verdict", str(run.folder)], ["table", "--csv", "--results", str(run.folder.parent)]):

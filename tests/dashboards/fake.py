@@ -32,6 +32,7 @@ class FakeRun(EmptyRun):
         tuned: tuple[str, ...] = ("lr", "norm"),
     ):
         super().__init__(folder, arms)
+        self.launched = True
         self.name, self.question = "a <b>name</b>", "Is <i>gdn</i> better & cheaper?"
         self.seeds, self.tuning_trials = list(range(seeds)), trials
         self.trials, self.points, self.progress = trials, points, progress

@@ -1,28 +1,28 @@
-"""Figures of what mixers read and cache."""
+"""Figures of what mixers read and cache draw their tables."""
 
 from __future__ import annotations
 
-from typing import Any
+import polars as pl
 
-from workbench.dashboards import attention as look
-from workbench.evaluation.inspection import cache_table, reads, selected
-from workbench.model import LanguageModel, ModelConfig
+from workbench.dashboards.figures.attention import cache_figure, reads_figure, selected_figure
 
 
-def layer(kind: str, **settings: Any) -> Any:
-    config = ModelConfig(width=32, depth=1, vocabulary=16, pattern=kind, mixers={kind: settings})
-    return LanguageModel(config, seed=0).blocks[0].mixer
+def test_one_map_per_mixer() -> None:
+    table = pl.DataFrame({"query": [0, 1, 1], "key": [0, 0, 1], "strength": [1.0, 0.5, 0.0]})
+    assert len(reads_figure({"full": table, "sliding": table}).data) == 2
 
 
-def test_map_of_keys_by_query() -> None:
-    assert look.reads_figure({"full": reads(layer("full"), 32, 20)}).data
+def test_what_is_not_read_is_not_drawn() -> None:
+    table = pl.DataFrame({"query": [0, 1, 1], "key": [0, 0, 1], "strength": [1.0, 0.5, 0.0]})
+    assert list(reads_figure({"full": table}).data[0].y) == [0, 1]
 
 
-def test_selected_blocks_have_one_map_a_group() -> None:
-    table = selected(layer("asa_global", block=4, select_blocks=3, reuse=4), 32, 24)
-    assert len(look.selected_figure(table).data) == 2
+def test_one_plot_per_group_of_heads() -> None:
+    table = pl.DataFrame({"query": [0, 1], "group": [0, 1], "block": [0, 0]})
+    assert len(selected_figure(table).data) == 2
 
 
-def test_cache_figure_has_a_dotted_line_only_where_eviction_saves_something() -> None:
-    models = {"full": ModelConfig(), "sliding": ModelConfig(pattern="sliding")}
-    assert len(look.cache_figure(cache_table(models, [32, 256])).data) == 3
+def test_a_dotted_line_only_where_eviction_saves_something() -> None:
+    sizes = {"arm": ["full", "full", "sliding", "sliding"], "length": [1, 2, 1, 2], "bytes": [4, 8, 4, 4]}
+    table = pl.DataFrame({**sizes, "unevicted": [4, 8, 4, 8]})
+    assert [trace.line.dash for trace in cache_figure(table).data] == ["solid", "solid", "dot"]

@@ -40,7 +40,7 @@ def test_the_page_of_kept_results(tmp_path: Path) -> None:
         choose(view, "Effects")
         view.wait_for_function("document.querySelectorAll('.ytick text').length == 1")
         choose(view, "Mechanisms")
-        view.locator(".widget-toggle-button", has_text="recall").click()
+        choose(view, "recall map")
         view.locator(".js-plotly-plot .heatmaplayer image").first.wait_for()
         choose(view, "Runs")
         view.locator("th button", has_text="seed").click()

@@ -9,7 +9,7 @@ import pytest
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import ConfigError
 from workbench.contract import mixers
-from workbench.dashboards.builder import ArmBuilder, builder
+from workbench.dashboards.forms.builder import ArmBuilder, builder
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_every_variant_has_a_form(form: ArmBuilder, name: str) -> None:
 
 def test_arms_come_and_go(form: ArmBuilder) -> None:
     form.add("full")
-    assert "name of its own" in form.message.value and len(form.data["arms"]) == 1
+    assert "that no other arm has" in form.message.value and len(form.data["arms"]) == 1
     form.remove()
     assert len(form.data["arms"]) == 1, "one stays"
     form.add("b")

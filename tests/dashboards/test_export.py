@@ -12,7 +12,7 @@ from dashboards.browser import needs_browser
 from dashboards.fake import FakeRun
 
 from workbench.config import ConfigError
-from workbench.dashboards import export_figure, export_table, figures, provenance_line
+from workbench.dashboards import export_figure, export_table, figure, provenance_line
 
 LINE = "name 0123 · code 1_0%"
 TABLE = pl.DataFrame({"arm": ["a_1 & b|c", "d"], "value": [1 / 3, None], "runs": [3, 4], "high": [math.nan, 1e-9]})
@@ -41,16 +41,16 @@ def test_other_endings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\.csv, \.tex, \.md"):
         export_table(TABLE, tmp_path / "t.xlsx", LINE)
     with pytest.raises(ConfigError, match=r"\.png, \.svg, \.pdf"):
-        export_figure(figures.effects(FakeRun(tmp_path)), tmp_path / "t.jpg", LINE)
+        export_figure(figure(FakeRun(tmp_path), "effects"), tmp_path / "t.jpg", LINE)
 
 
 @needs_browser
 @pytest.mark.browser
 def test_images_carry_their_provenance(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
-    figure = figures.loss_curves(run)
-    before = figure.to_json()
-    svg = export_figure(figure, tmp_path / "f.svg", provenance_line(run)).read_text()
+    drawn = figure(run, "curves")
+    before = drawn.to_json()
+    svg = export_figure(drawn, tmp_path / "f.svg", provenance_line(run)).read_text()
     assert "code 1.0+&#60;script&#62;" in svg and "training tokens" in svg
-    assert figure.to_json() == before, "the figure itself stays as it was"
-    assert export_figure(figure, tmp_path / "f.png", LINE).read_bytes()[:4] == b"\x89PNG"
+    assert drawn.to_json() == before, "the figure is not changed"
+    assert export_figure(drawn, tmp_path / "f.png", LINE).read_bytes()[:4] == b"\x89PNG"

@@ -21,12 +21,12 @@ REACHED = "Math.max(...[...document.querySelectorAll('.wb-plot')].flatMap(p => p
 
 
 def notebook(*cells: str) -> str:
-    held = [
+    plain = [
         {"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
         for i, source in enumerate(cells)
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": held})
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": plain})
 
 
 def run_all(view: Any, address: str, path: str) -> None:

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from dashboards.browser import needs_browser
+from dashboards.browser import page as page_of
 from dashboards.fake import FakeRun
 
 from workbench.dashboards import write_report
 
-CHROMIUM = Path("/usr/bin/chromium")
 ODD = "<img src=x onerror=alert(1)>"
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def text_of(path: Path) -> str:
@@ -31,68 +21,73 @@ def text_of(path: Path) -> str:
     return page[: page.index("<script>")] + page[page.index("</head>") :]
 
 
-def test_report_says_it_all_and_escapes(tmp_path: Path) -> None:
-    path = write_report(FakeRun(tmp_path, arms=("full", ODD)), tmp_path / "new" / "report.html")
-    page = text_of(path)
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    return text_of(write_report(FakeRun(tmp_path, arms=("full", ODD)), tmp_path / "new" / "report.html"))
+
+
+def test_sections_are_in_order(page: str) -> None:
     assert re.findall("<h2>(.*?)</h2>", page) == [
         "Verdict",
-        "Difference to the baseline",
         "Training",
-        "Selection loss",
+        "Selection",
         "Tuning",
         "Cost",
-        "Data",
         "Failures",
         "Every run",
     ]
-    for word in ("baseline", "worse", "is worse than full by", "tokens +9.0%", "No run has failed.", "1.2 M", "3.4 GB"):
-        assert word in page
+
+
+@pytest.mark.parametrize(
+    "text", ["baseline", "worse", "is worse than full by", "tokens +9.0%", "No run has failed.", "1.2 M", "3.4 GB"]
+)
+def test_the_report_is_complete(page: str, text: str) -> None:
+    assert text in page
+
+
+def test_everything_is_escaped(page: str) -> None:
     assert "Is &lt;i&gt;gdn&lt;/i&gt; better &amp; cheaper?" in page
-    assert "<img" not in page and "<i>" not in page and "<b>" not in page and "alert(1)</script>" not in page
+    for markup in ("<img", "<i>", "<b>", "alert(1)</script>"):
+        assert markup not in page
+
+
+def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
-    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
 
 
-def test_report_of_an_unfinished_run_says_so(tmp_path: Path) -> None:
+def test_only_the_report_is_written(tmp_path: Path) -> None:
+    write_report(FakeRun(tmp_path), tmp_path / "new" / "report.html")
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["report.html"]
+
+
+def test_an_unfinished_run_is_reported_as_such(tmp_path: Path) -> None:
     page = text_of(write_report(FakeRun(tmp_path, progress=0.5, confirmed=False), tmp_path / "report.html"))
     assert "Not finished: 0 of 12 runs have ended." in page
-    assert "The verdict comes when" in page and "tuning trials" in page
+    assert "The verdict follows when" in page and "tuning trials" in page
 
 
-def test_report_names_failures(tmp_path: Path) -> None:
+def test_failures_are_reported_with_their_reason(tmp_path: Path) -> None:
     page = text_of(write_report(FakeRun(tmp_path, status="out_of_memory"), tmp_path / "report.html"))
     assert "out of memory" in page and "loss &lt;nan&gt; &amp; more" in page
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is not there")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=str(CHROMIUM), args=QUIET)
-        yield started
-        started.close()
-
-
+@needs_browser
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_report_in_a_browser(browser: Any, tmp_path: Path, scheme: str) -> None:
+def test_report_in_a_browser(tmp_path: Path, scheme: str) -> None:
     path = write_report(FakeRun(tmp_path, arms=("full", "gdn", ODD)), tmp_path / "report.html")
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
-    requests: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-    page.goto(path.as_uri())
-    page.wait_for_selector("#tuning .main-svg")
-    assert page.locator("#effects").get_by_text("worse").count() == 2
-    assert page.locator("#curves .xtitle").text_content() == "training tokens"
-    page.get_by_role("button", name="Time").click()
-    page.wait_for_function("document.querySelector('#curves .xtitle').textContent == 'training time (s)'")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "nothing sticks out"
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert complaints == []
-    page.close()
+    with page_of(color_scheme=scheme) as view:
+        requests: list[str] = []
+        complaints: list[str] = []
+        view.on("request", lambda request: requests.append(request.url))
+        view.on("console", lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None)
+        view.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        view.goto(path.as_uri())
+        view.wait_for_selector("#tuning .main-svg")
+        assert view.locator("#effects").get_by_text("worse").count() == 2
+        assert view.locator("#curves .xtitle").text_content() == "training tokens"
+        view.locator("button[data-for=curves]", has_text="Time").click()
+        view.wait_for_function("document.querySelector('#curves .xtitle').textContent == 'training time (s)'")
+        assert view.evaluate("document.documentElement.scrollWidth") <= 1280, "nothing sticks out"
+        assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+        assert complaints + view.errors == []

@@ -97,6 +97,14 @@ class AblationRun:
         return self.about["config"]["confirmation"]["seeds"]
 
     @property
+    def results(self) -> Path:
+        """The folder of results that holds this ablation and others."""
+        return self.folder.parent
+
+    launched = True
+    """Its folder exists only since it was launched."""
+
+    @property
     def identity(self) -> str:
         """Hash of the ablation's configuration."""
         return self.about.get("identity", "")

@@ -92,7 +92,7 @@ def serve(
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
     """The dashboard as a page of its own, on this machine only and behind a token."""
-    from workbench.dashboards.serve import serve as serve_page
+    from workbench.dashboards.live.serve import serve as serve_page
 
     serve_page(folder, ip=ip, port=port, token=token, browser=browser)
 

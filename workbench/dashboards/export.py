@@ -1,7 +1,7 @@
-"""Figures and tables as files for a paper: PNG, SVG, PDF, CSV, LaTeX, Markdown. Each carries the line that says where its
-numbers come from.
+"""Figures and tables as files for a paper: PNG, SVG, PDF, CSV, LaTeX, Markdown. Each carries a line with the provenance of its
+numbers.
 
-Images are drawn by Chromium or Chrome through Kaleido; everything else needs nothing.
+Images are drawn by Chromium or Chrome through Kaleido; tables need neither.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 IMAGES = ("png", "svg", "pdf")
 TABLES = ("csv", "tex", "md")
 WIDTH, SCALE = 960, 2
-"""Pixels across an image, and how many dots of a PNG make one of them."""
+"""Width of an image in pixels, and dots of a PNG per pixel."""
 
 
 def provenance_line(run: RunView) -> str:
     """Where the numbers of ``run`` come from, in one line."""
-    said = {name: text for name, text in run.provenance().items() if name != "ablation"}
-    known = ("code", "data", "device", "created", "torch")
-    parts = [f"{name} {said[name]}" for name in known if name in said]
-    identity = run.identity or run.provenance().get("ablation", "")
+    provenance = run.provenance()
+    names = ("code", "data", "device", "created", "torch")
+    parts = [f"{name} {provenance[name]}" for name in names if name in provenance]
+    identity = run.identity or provenance.get("ablation", "")
     return " · ".join([f"{run.name} {identity}".strip(), *parts])
 
 
@@ -39,15 +39,15 @@ def export_figure(figure: go.Figure, path: str | Path, provenance: str, width: i
     """``figure`` as .png, .svg or .pdf, dark on white, with ``provenance`` below it.
 
     Args:
-        figure: as the functions of :mod:`workbench.dashboards.figures` draw it.
-        path: of the file; its folder is made where missing.
+        figure: the figure.
+        path: of the file; its folder is created if missing.
         provenance: see :func:`provenance_line`.
         width: pixels.
 
     Raises:
-        ConfigError: for another ending, or where no browser can draw.
+        ConfigError: for another ending, or when there is no browser to draw it.
     """
-    path = _place(path, IMAGES)
+    path = _checked(path, IMAGES)
     printed = go.Figure(figure)
     lines = textwrap.wrap(provenance, max(40, width // 6))
     bottom = (figure.layout.margin.b or 56) + 14
@@ -94,13 +94,13 @@ def export_table(table: pl.DataFrame, path: str | Path, provenance: str) -> Path
     Raises:
         ConfigError: for another ending.
     """
-    path = _place(path, TABLES)
-    written = {"csv": _csv, "tex": _latex, "md": _markdown}[path.suffix[1:]](table, provenance)
-    path.write_text(written, encoding="utf-8")
+    path = _checked(path, TABLES)
+    write = {"csv": _csv, "tex": _latex, "md": _markdown}[path.suffix[1:]]
+    path.write_text(write(table, provenance), encoding="utf-8")
     return path
 
 
-def _place(path: str | Path, kinds: tuple[str, ...]) -> Path:
+def _checked(path: str | Path, kinds: tuple[str, ...]) -> Path:
     path = Path(path)
     if path.suffix[1:] not in kinds:
         raise ConfigError.at("path", got=path.name, expected=f"a file that ends in .{', .'.join(kinds)}")
@@ -115,7 +115,7 @@ def _csv(table: pl.DataFrame, provenance: str) -> str:
     return f"# {provenance}\n{buffer.getvalue().decode()}"
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -123,7 +123,7 @@ def _shown(value: Any) -> str:
 
 def _markdown(table: pl.DataFrame, provenance: str) -> str:
     def cells(row: Any) -> str:
-        return "| " + " | ".join(_shown(value).replace("|", "\\|").replace("\n", " ") for value in row) + " |"
+        return "| " + " | ".join(_text(value).replace("|", "\\|").replace("\n", " ") for value in row) + " |"
 
     rule = "|" + "|".join(" ---: " if kind.is_numeric() else " --- " for kind in table.dtypes) + "|"
     return "\n".join([cells(table.columns), rule, *map(cells, table.iter_rows()), "", f"*{provenance}*", ""])
@@ -147,7 +147,7 @@ SPECIAL = {
 
 def _latex(table: pl.DataFrame, provenance: str) -> str:
     def cells(row: Any) -> str:
-        return " & ".join("".join(SPECIAL.get(c, c) for c in _shown(value)) for value in row) + r" \\"
+        return " & ".join("".join(SPECIAL.get(c, c) for c in _text(value)) for value in row) + r" \\"
 
     columns = "".join("r" if kind.is_numeric() else "l" for kind in table.dtypes)
     body = [

@@ -40,11 +40,19 @@ class Snapshot:
             source.alpha,
         )
         self.allow_mismatch, self.views, self.data_cards = source.allow_mismatch, source.views, source.data_cards
-        self.exists, self.archived = source.exists, source.archived
+        self.exists, self.launched, self.archived = source.exists, source.launched, source.archived
+        self.results = source.results
+        self.neighbours: Neighbours = previous.neighbours if previous else Neighbours(self.results)
+        """The ablations in the same folder of results."""
         self.every_arm = self.arms
         """All arms of the ablation, shown or not: an arm's colour depends on its position here."""
         self.finished = source.finished  # before the runs are read: a finished run no longer changes
         self._runs, self._lines = source.runs(), source.lines()
+
+    @classmethod
+    def of(cls, run: RunView) -> Snapshot:
+        """``run`` itself where it is a snapshot, else a new one."""
+        return run if isinstance(run, Snapshot) else cls(run)
 
     def showing(self, arms: Collection[str], without: Collection[str] = ()) -> Self:
         """The same moment with only some arms and runs. The verdict still covers all of them: its correction for multiple
@@ -121,21 +129,32 @@ class Snapshot:
         return self.whole.__dict__.get("_judgement", self.whole._last_judgement)
 
 
-_snapshots: dict[Path, tuple[tuple[Any, ...], Snapshot]] = {}
-"""Folder of an ablation -> size and time of its own files, and the newest snapshot."""
+class Neighbours:
+    """Snapshots of the ablations in a folder of results; a finished ablation is read once, until its own files change.
 
-
-def snapshot_of(folder: Path) -> Snapshot:
-    """The ablation in ``folder`` as it is now; a finished one is read once, until its own files change.
-
-    Raises:
-        ConfigError: when there is no ablation in that folder.
+    Args:
+        results: the folder.
     """
-    from workbench.ablation.run import AblationRun
 
-    files = tuple(stamp(folder / f"{name}.json") for name in ("ablation", "selection", "finished", "verdict"))
-    stamps, snapshot = _snapshots.get(folder, (None, None))
-    if snapshot is None or stamps != files or not snapshot.finished:
-        snapshot = Snapshot(AblationRun(folder), snapshot)
-        _snapshots[folder] = files, snapshot
-    return snapshot
+    def __init__(self, results: Path):
+        self.results = results
+        self._snapshots: dict[Path, tuple[tuple[Any, ...], Snapshot]] = {}
+
+    def folders(self) -> list[Path]:
+        """The folders that hold an ablation, by name."""
+        return sorted(path.parent for path in self.results.glob("*/ablation.json"))
+
+    def snapshot(self, folder: Path) -> Snapshot:
+        """The ablation in ``folder`` as it is now.
+
+        Raises:
+            ConfigError: when there is no ablation in that folder.
+        """
+        from workbench.ablation.run import AblationRun
+
+        stamps = tuple(stamp(folder / f"{name}.json") for name in ("ablation", "selection", "finished", "verdict"))
+        last_stamps, snapshot = self._snapshots.get(folder, (None, None))
+        if snapshot is None or last_stamps != stamps or not snapshot.finished:
+            snapshot = Snapshot(AblationRun(folder), snapshot)
+            self._snapshots[folder] = stamps, snapshot
+        return snapshot

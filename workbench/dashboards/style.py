@@ -1,27 +1,25 @@
-"""How everything looks: one colour an arm, one template for light and dark, numbers that people read."""
+"""How figures look: one colour per arm, one template for light and dark pages."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from workbench.formatting import count, duration, flops, share, size
-from workbench.formatting import metric as bits
-
-__all__ = ["bits", "count", "duration", "flops", "share", "size"]  # by the names used here
+if TYPE_CHECKING:
+    from workbench.dashboards.snapshot import Snapshot
 
 PALETTE = ("#808080", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#C8B900")
-"""Okabe and Ito's colours, told apart by colour-blind readers. Their black is grey here and their yellow darker, so
-that each line shows on white and on black."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish. Black is replaced by grey and yellow is darker, so
+that each line is visible on white and on black."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 INK = "#7b7b7b"
-"""Text that reads on white and on black; the report sets a stronger one for the reader's colour scheme."""
+"""Text colour that is legible on white and on black; pages replace it by one for their colour scheme."""
 
 FAINT = "rgba(128,128,128,0.22)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -29,28 +27,28 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """The look of one arm, the same in every figure."""
+    """Colour and dash of one arm, the same in every figure."""
 
     colour: str
     dash: str
 
     def faint(self, opacity: float = 0.16) -> str:
-        """The colour as a see-through fill."""
+        """The colour as a transparent fill."""
         red, green, blue = (int(self.colour[start : start + 2], 16) for start in (1, 3, 5))
         return f"rgba({red},{green},{blue},{opacity})"
 
 
-def arm_styles(arms: Sequence[str]) -> dict[str, ArmStyle]:
-    """Arm -> its look, by the order of the arms; from the ninth arm on colours repeat with another dash."""
+def styles_of(arms: Sequence[str]) -> dict[str, ArmStyle]:
+    """Arm -> its style, by position; from the ninth arm on colours repeat with another dash."""
     return {
         arm: ArmStyle(PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]) for i, arm in enumerate(arms)
     }
 
 
-def looks(run: Any) -> dict[str, ArmStyle]:
-    """The looks of the arms that ``run`` shows, by their order among all of its ablation: hiding one recolours none."""
-    every = arm_styles(getattr(run, "every_arm", run.arms))
-    return {arm: every[arm] for arm in run.arms}
+def arm_styles(run: Snapshot) -> dict[str, ArmStyle]:
+    """Styles of the arms that ``run`` shows, by their position among all arms: hiding one does not recolour the others."""
+    styles = styles_of(run.every_arm)
+    return {arm: styles[arm] for arm in run.arms}
 
 
 def _axis() -> dict[str, object]:
@@ -80,7 +78,7 @@ TEMPLATE = go.layout.Template(
 )
 
 
-def label(text: str, longest: int = 48) -> str:
-    """``text`` as Plotly shall show it: markup escaped, shortened where it would push the drawing aside."""
-    shown = text if len(text) <= longest else text[: longest - 1] + "…"
-    return html.escape(shown, quote=False)
+def label(text: str, max_length: int = 48) -> str:
+    """``text`` for Plotly: markup escaped, shortened to ``max_length`` characters."""
+    short = text if len(text) <= max_length else text[: max_length - 1] + "…"
+    return html.escape(short, quote=False)

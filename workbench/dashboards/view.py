@@ -49,6 +49,10 @@ class RunView(Protocol):
     def folder(self) -> Path: ...
 
     @property
+    def results(self) -> Path:
+        """The folder of results that holds this ablation and others."""
+
+    @property
     def exists(self) -> bool:
         """Whether there is something on disk to read; False once the folder of a launched ablation is deleted."""
 
@@ -89,6 +93,10 @@ class RunView(Protocol):
     @property
     def data_cards(self) -> Mapping[str, Any]:
         """Arm -> what its data splits hold."""
+
+    @property
+    def launched(self) -> bool:
+        """Whether it has ever been launched."""
 
     @property
     def finished(self) -> bool:
@@ -144,6 +152,7 @@ class EmptyRun:
     question = ""
     identity = ""
     exists = True
+    launched = False
     tuning_trials = 0
     metric = BITS_PER_BYTE
     alpha = 0.05
@@ -156,6 +165,10 @@ class EmptyRun:
         self.seeds: list[int] = []
         self.views: dict[str, Sequence[str]] = {}
         self.data_cards: dict[str, Any] = {}
+
+    @property
+    def results(self) -> Path:
+        return self.folder.parent
 
     @property
     def baseline(self) -> str:
@@ -197,6 +210,16 @@ class EmptyRun:
 
     def verdict(self) -> Verdict | None:
         return None
+
+
+class ResultsFolder(EmptyRun):
+    """A folder of results in which no ablation is open."""
+
+    name = "Ablations"
+
+    @property
+    def results(self) -> Path:
+        return self.folder
 
 
 class PlannedRun(EmptyRun):

@@ -1,120 +1,136 @@
-"""What figures are put together from."""
+"""What several figures share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
 from workbench.dashboards import style
+from workbench.dashboards.snapshot import Snapshot
 
-if TYPE_CHECKING:
-    from workbench.dashboards.view import RunView
+COST_TITLES = {
+    "training_flops": "training compute of one run (FLOPs)",
+    "non_embedding": "parameters without embedding",
+    "active": "active parameters",
+    "cache_bytes": "decode state of one sequence (bytes)",
+    "measured_rate": "training speed (tokens per second)",
+}
+"""Column of the cost table -> the title of an axis along it."""
 
 
-def figure_of(traces: list[Any], empty: str = "") -> go.Figure:
+def figure_of(traces: Sequence[Any], empty: str = "") -> go.Figure:
+    """A figure in the common style.
+
+    Args:
+        traces: its traces.
+        empty: why there is nothing to draw; the axes are bare then.
+    """
     figure = go.Figure(traces)
     figure.update_layout(template=style.TEMPLATE, height=400)
     if empty:
-        say(figure, empty)
+        annotate(figure, empty)
         bare = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
         figure.update_layout(xaxis=bare, yaxis=bare)
     return figure
 
 
-def say(figure: go.Figure, text: str) -> None:
+def annotate(figure: go.Figure, text: str) -> None:
+    """Write ``text`` into the middle of the figure."""
     figure.add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"size": 15})
 
 
-def sentence(text: str) -> go.Figure:
+def message(text: str) -> go.Figure:
+    """A small figure that holds only a sentence."""
     figure = figure_of([], text)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     return figure.update_layout(height=160)
 
 
-def table_of(heads: list[str], columns: list[list[str]]) -> go.Figure:
-    plain = {"fill": {"color": "rgba(0,0,0,0)"}, "line": {"color": style.FAINT}, "align": "left"}
-    widths = [min(max(len(text) for text in [head, *column]), 40) + 3 for head, column in zip(heads, columns)]
-    figure = figure_of(
-        [
-            go.Table(
-                header={"values": [f"<b>{head}</b>" for head in heads], **plain, "font": {"color": style.INK}},
-                cells={"values": columns, "height": 26, **plain, "font": {"color": style.INK}},
-                columnwidth=widths,
-            )
-        ]
-    )
-    return figure.update_layout(height=min(120 + 40 * len(columns[0]), 640), margin={"l": 8, "r": 8, "t": 8, "b": 8})
-
-
-def panels(count: int, columns: int = 4, titles: Sequence[str] = (), gap: float = 0.03) -> tuple[go.Figure, list[Any]]:
-    """Drawings side by side with one vertical axis, at most so many in a row; and the place of each."""
+def subplots(
+    count: int, columns: int = 4, titles: Sequence[str] = (), gap: float = 0.03
+) -> tuple[go.Figure, list[Any]]:
+    """``count`` plots with a shared vertical axis, at most ``columns`` in a row; and the row and column of each."""
     columns = min(count, columns)
-    lines = math.ceil(count / columns)
+    rows = math.ceil(count / columns)
     grid = make_subplots(
-        lines,
+        rows,
         columns,
         shared_yaxes=True,
         horizontal_spacing=gap,
-        vertical_spacing=min(0.2, 0.6 / lines),
+        vertical_spacing=min(0.2, 0.6 / rows),
         subplot_titles=[style.label(title) for title in titles] or None,
     )
     grid.update_layout(template=style.TEMPLATE)
     return grid, [{"row": i // columns + 1, "col": i % columns + 1} for i in range(count)]
 
 
-def band(edges: Iterable[tuple[float, Any, Any]], look: style.ArmStyle, among: int, **about: Any) -> go.Scatter:
-    """What lies between two lines, filled; faintly where many arms lie over one another.
+def arm_trace(run: Snapshot, arm: str, suffix: str = "") -> dict[str, Any]:
+    """The fields that make a trace one of an arm: its name in the legend, and the group that is switched with it."""
+    return {"name": style.label(arm) + suffix, "legendgroup": f"arm {run.every_arm.index(arm)}"}
+
+
+def band(edges: Iterable[tuple[float, Any, Any]], arm: style.ArmStyle, arms: int, **fields: Any) -> go.Scatter:
+    """The area between two lines, fainter where many arms overlap.
 
     Args:
-        edges: place, low, high.
-        look: of the arm.
-        among: how many arms are drawn.
-        about: more fields of the trace.
+        edges: x, low, high.
+        arm: the style of the arm.
+        arms: how many arms are drawn.
+        fields: more fields of the trace.
     """
-    held = list(edges)
-    along, low, high = map(list, zip(*held)) if held else ([], [], [])
+    points = list(edges)
+    x, low, high = map(list, zip(*points)) if points else ([], [], [])
     return go.Scatter(
-        x=along + along[::-1],
+        x=x + x[::-1],
         y=high + low[::-1],
         mode="lines",
         fill="toself",
-        fillcolor=look.faint(0.16 if among <= 8 else 0.05),
+        fillcolor=arm.faint(0.16 if arms <= 8 else 0.05),
         line={"width": 0},
         hoverinfo="skip",
         showlegend=False,
-        **about,
+        **fields,
     )
 
 
-def spread(table: pl.DataFrame, middle: str, **look: Any) -> dict[str, Any]:
-    """Error bars from the columns low to high of ``table``."""
+def error_bars(table: pl.DataFrame, middle: str, **fields: Any) -> dict[str, Any]:
+    """Error bars from column ``low`` to column ``high`` of ``table`` around column ``middle``."""
     return {
         "type": "data",
         "symmetric": False,
         "array": (table["high"] - table[middle]).to_list(),
         "arrayminus": (table[middle] - table["low"]).to_list(),
-        **look,
+        **fields,
     }
 
 
-def legend(arms: list[str]) -> dict[str, Any]:
-    """Above the plot for few arms; beside it, where it scrolls, for many."""
+def legend(arms: Sequence[str]) -> dict[str, Any]:
+    """Position of the legend: above the plot for few arms; beside it, where it scrolls, for many."""
     if len(arms) <= 8:
         return {}
     return {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top", "font": {"size": 11}}
 
 
-def y_title(run: RunView, y: str) -> str:
+def loss_title(run: Snapshot, y: str) -> str:
+    """Title of an axis of ``loss`` or ``selection_value``."""
     if y == "loss":
         return "training loss (nats per token)"
     return style.label(f"selection {run.metric.name} ({run.metric.unit})")
 
 
-def quality_title(run: RunView) -> str:
+def metric_title(run: Snapshot) -> str:
+    """Title of an axis of the metric."""
     return style.label(f"{run.metric.name} ({run.metric.unit})")
+
+
+def nothing_tuned(run: Snapshot, otherwise: str) -> str:
+    """Why a figure of tuning trials is empty: no trial is planned, or ``otherwise``."""
+    if run.tuning_trials:
+        return otherwise
+    return "Nothing is tuned: every arm trains with its given settings."

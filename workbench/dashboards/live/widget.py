@@ -1,0 +1,485 @@
+"""The live dashboard, in JupyterLab and as a page of its own.
+
+Controls are ipywidgets; a :class:`~workbench.dashboards.live.board.Board` draws the blocks of the open panel in the browser
+and is sent only what changed. Panels come from the registry (:mod:`workbench.dashboards.panel`): nothing here names one,
+but for the panel that is open at first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from workbench import formatting
+from workbench.config import ConfigError
+from workbench.dashboards.export import IMAGES, TABLES, export_figure, export_table, provenance_line
+from workbench.dashboards.live.board import Board
+from workbench.dashboards.live.controls import controls_of
+from workbench.dashboards.panel import Block, Figure, Grid, Panel, Text, ordered_panels
+from workbench.dashboards.report.render import write_report
+from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.tables.progress import overall_progress
+from workbench.dashboards.templates import caption, render
+from workbench.dashboards.view import PlannedRun, ResultsFolder, RunView
+from workbench.files import read_json
+
+if TYPE_CHECKING:
+    from workbench.ablation.ablation import Ablation
+
+EXPORTS: dict[str, str] = {
+    "png": "PNG",
+    "svg": "SVG",
+    "pdf": "PDF",
+    "csv": "CSV",
+    "tex": "LaTeX",
+    "md": "Markdown",
+    "html": "HTML report",
+}
+"""Ending of a file -> its name in the list of formats."""
+
+
+def dashboard(what: RunView | Ablation | str | Path = "results", refresh: float = 2.0) -> Dashboard:
+    """A live view for JupyterLab; show it as the last value of a cell.
+
+    Args:
+        what: a launched ablation, which may be running in other processes; one that has not been launched; the folder of an
+            ablation; or the folder of all results, whose ablations are listed.
+        refresh: seconds between refreshes.
+
+    Raises:
+        ConfigError: when ``what`` is a folder that does not exist.
+    """
+    return Dashboard(what, refresh)
+
+
+class Dashboard(widgets.VBox):
+    """State, time left and actions, above one panel.
+
+    A background thread refreshes it until the run has finished or :meth:`stop` is called. Errors are shown in the header;
+    the panel keeps what it last showed.
+
+    Args:
+        what: see :func:`dashboard`.
+        refresh: seconds between refreshes; with 0 there is no thread, and the caller calls :meth:`refresh_once`.
+        panel: name of the panel that is open at first; default the one that suits the state of the run.
+    """
+
+    def __init__(self, what: RunView | Ablation | str | Path, refresh: float = 2.0, panel: str | None = None):
+        self.run: RunView
+        """The run that is shown."""
+        self.ablation: Ablation | None = None
+        """What the launch button starts; None where it resumes :attr:`run`."""
+        self.refresh = refresh
+        self.marks: dict[str, set[str]] = {"pinned": set(), "hidden": set(), "selected": set()}
+        """Rows that the reader has marked: arms ("arm NAME") and runs."""
+        self.blocks: list[Block] = []
+        """What the open panel shows."""
+        self._lock, self._stopped = threading.RLock(), threading.Event()
+        self._snapshot: Snapshot | None = None
+        self._panels: dict[str, Panel] = {cls.Config.model_fields["kind"].default: cls() for cls in ordered_panels()}
+        self._controls: dict[str, dict[str, Any]] = {}  # panel -> field of its settings -> control
+        self._rows: dict[str, list[Any]] = {}  # panel -> its controls and its button
+        self._heading = widgets.HTML(layout={"min_height": "104px"})
+        self.message = widgets.HTML(layout={"min_height": "24px"})
+        self.board = Board(self._on_event)
+        self.tabs = widgets.ToggleButtons(style={"button_width": "104px"})
+        self.views = widgets.ToggleButtons(style={"button_width": "170px"})
+        """The panels of the open tab, where there are several."""
+        row = {"flex_flow": "row wrap", "align_items": "center"}
+        self._settings_row = widgets.HBox(layout={**row, "min_height": "42px", "grid_gap": "12px"})
+        self._make_actions()
+        self._open(what)
+        super().__init__(
+            [self._heading, self._actions, self.message, self.tabs, self._settings_row, self.board],
+            layout={"width": "100%", "overflow": "visible"},
+        )
+        self.add_class("workbench-dashboard")
+        self._set_tabs()
+        self.tabs.observe(self._on_tab, "value")
+        self.views.observe(self._redraw, "value")
+        self.open_panel(panel or self._suitable_panel())
+        self.refresh_once()
+        self._thread = threading.Thread(target=self._keep_refreshing, name="dashboard", daemon=True)
+        if refresh > 0:
+            self._thread.start()
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the last message to the page."""
+        return self.board.sent
+
+    @property
+    def header(self) -> str:
+        """The HTML above the panels."""
+        return self._heading.value
+
+    @property
+    def panel(self) -> Panel:
+        """The open panel."""
+        return self._panels[self.panel_name]
+
+    @property
+    def panel_name(self) -> str:
+        """The name of the open panel."""
+        return self.views.value or "overview"
+
+    def controls(self) -> dict[str, Any]:
+        """Field of the open panel's settings -> its control."""
+        return self._controls[self.panel_name]
+
+    def open_panel(self, name: str) -> None:
+        """Open the panel ``name``.
+
+        Raises:
+            ConfigError: when it does not apply to this run.
+        """
+        for tab, panels in self._tabs().items():
+            if name in panels:
+                self.tabs.value = tab
+                self.views.value = name
+                return
+        raise ConfigError.at("panel", got=name, expected=f"one of {', '.join(self._panels)} that applies to this run")
+
+    def show(self, what: RunView | Ablation | str | Path) -> None:
+        """Show another ablation in this dashboard."""
+        with self._lock:
+            self._open(what)
+            for name, panel in self._panels.items():  # settings with a control remain; marks, logs and maps do not
+                names = self._controls.get(name, {})
+                settings = {field: getattr(panel.settings, field) for field in names}
+                self._panels[name] = type(panel)(panel.Config(**settings))
+            self._controls.clear()
+            self._rows.clear()
+            for rows in self.marks.values():
+                rows.clear()
+            self._snapshot = None
+            self._set_tabs()
+            self.open_panel(self._suitable_panel())
+        self.refresh_once()
+        self._wake()
+
+    def _open(self, what: Any) -> None:
+        from workbench.ablation.run import AblationRun
+
+        self.ablation = None
+        if isinstance(what, str | Path):
+            folder = Path(what).resolve()
+            if not folder.is_dir():
+                expected = "a folder of results, or of one ablation"
+                raise ConfigError.at(str(what), got="no such folder", expected=expected)
+            self.run = AblationRun(folder) if (folder / "ablation.json").exists() else ResultsFolder(folder)
+        elif hasattr(what, "launch"):
+            self.ablation = what
+            launched = read_json(what.folder / "ablation.json").get("identity") == what.config.identity
+            self.run = AblationRun(what.folder) if launched else PlannedRun(what)
+            self.workers.value = what.workers
+        else:
+            self.run = what
+        if isinstance(self.run, AblationRun):
+            self.workers.value = self.run.about.get("workers") or self.workers.value
+
+    def _suitable_panel(self) -> str:
+        """The panel to open at first."""
+        return "overview" if not self.run.arms else "curves" if self.run.launched or self.run.lines() else "cost"
+
+    # -- tabs and settings -------------------------------------------------------------------------------------------
+
+    def _tabs(self) -> dict[str, list[str]]:
+        """Tab -> names of its panels that apply to this run."""
+        tabs: dict[str, list[str]] = {}
+        for name, panel in self._panels.items():
+            if panel.applies(self.run):
+                tabs.setdefault(panel.tab or panel.title, []).append(name)
+        return tabs
+
+    def _set_tabs(self) -> None:
+        self.tabs.options = list(self._tabs())
+        self._on_tab()
+
+    def _on_tab(self, change: Any = None) -> None:
+        names = self._tabs().get(self.tabs.value, [])
+        self.views.options = [(self._panels[name].title, name) for name in names]
+        self._redraw()
+
+    def _show_controls(self, run: Snapshot) -> None:
+        name, panel = self.panel_name, self.panel
+        choices = panel.choices(run)
+        if name not in self._controls:
+            self._controls[name] = controls_of(panel, choices, self._set)
+            self._rows[name] = list(self._controls[name].values())
+            if panel.button:
+                self._rows[name].append(_button(panel.button, panel.__doc__ or "", self.prepare))
+        for field, options in choices.items():
+            control = self._controls[name][field]
+            if [option for _, option in control.options] != options:
+                control.options = [(option, option) for option in options]
+        row = (*([self.views] if len(self.views.options) > 1 else []), *self._rows[name])
+        if row != self._settings_row.children:
+            self._settings_row.children = row
+
+    def _set(self, field: str, value: Any) -> None:
+        """Change a setting of the open panel."""
+        panel = self.panel
+        panel.settings = panel.settings.changed(**{field: value if value is not None else ""})
+        self._redraw()
+
+    # -- actions -----------------------------------------------------------------------------------------------------
+
+    def _make_actions(self) -> None:
+        self.workers = widgets.BoundedIntText(value=2, min=1, max=64, description="workers", layout={"width": "140px"})
+        launch_tip = "Start this ablation, or resume it: finished runs are not repeated"
+        self.launch_button = _button("Launch", launch_tip, self.launch)
+        stop_tip = "Workers write checkpoints and end; “Resume” continues"
+        self.stop_button = _button("Stop", stop_tip, self.stop_workers)
+        formats = [(text, kind) for kind, text in EXPORTS.items()]
+        self.export_kind = widgets.Dropdown(options=formats, layout={"width": "130px"})
+        self.export_button = _button("Export", "Write what this panel shows to a file", self.export)
+        gap = widgets.HTML(layout={"width": "24px"})
+        self._actions = widgets.HBox(
+            [self.launch_button, self.workers, self.stop_button, gap, self.export_kind, self.export_button],
+            layout={"flex_flow": "row wrap", "align_items": "center"},
+        )
+
+    def launch(self) -> None:
+        """Start or resume the ablation with the chosen number of workers. Returns at once."""
+
+        def start() -> None:
+            from workbench.ablation.ablation import Ablation
+            from workbench.ablation.run import AblationRun
+
+            ablation = self.ablation
+            if ablation is None:
+                if not isinstance(self.run, AblationRun):
+                    expected = "an ablation to be open"
+                    raise ConfigError.at("launch", got="no ablation", expected=expected, do="Open one in Ablations.")
+                ablation = Ablation.parse(self.run.about["config"], self.run.results)
+            run = ablation.launch(self.workers.value)
+            with self._lock:
+                self.run, self._snapshot = run, None
+                if self.panel_name == "cost":
+                    self.open_panel("curves")
+            self._log("Every run has already ended." if run.finished else f"{len(run.workers())} workers are running.")
+            self._wake()
+
+        self._do("Launching: preparing data, checking costs …", start)
+
+    def stop_workers(self) -> None:
+        """Ask the workers to stop after a checkpoint. Returns at once."""
+
+        def stop() -> None:
+            from workbench.ablation.run import AblationRun
+
+            left = self.run.stop() if isinstance(self.run, AblationRun) else []
+            stopped = "Stopped; “Resume” continues from the checkpoints."
+            self._log(f"{len(left)} workers have not ended yet." if left else stopped)
+
+        self._do("Stopping: running trials write a checkpoint …", stop)
+
+    def prepare(self) -> None:
+        """Let the open panel compute what its button is for. Returns at once."""
+        panel = self.panel
+
+        def compute() -> None:
+            if self._snapshot is not None:
+                panel.prepare(self._snapshot)
+            self._log("")
+            self._redraw()
+
+        self._do(f"{panel.button} …", compute)
+
+    def export(self) -> None:
+        """Write what the panel shows to ``exports/`` in the ablation's folder, in the chosen format. Returns at once."""
+        kind = self.export_kind.value
+
+        def write() -> None:
+            if not self.run.arms:
+                expected = "an ablation to be open"
+                raise ConfigError.at("export", got="no ablation", expected=expected, do="Open one in Ablations.")
+            files = self.write(kind)
+            self._log(f"Wrote {', '.join(path.name for path in files)} in {files[0].parent}")
+
+        self._do(f"Exporting {EXPORTS[kind]} …", write)
+
+    def write(self, kind: str) -> list[Path]:
+        """Write the figures or tables of the open panel, or the report; returns the files.
+
+        Args:
+            kind: png, svg, pdf, csv, tex, md, or html (the report).
+
+        Raises:
+            ConfigError: when the panel has nothing of that kind, or there is no browser to draw images.
+        """
+        snapshot = self._snapshot or Snapshot(self.run)
+        if kind == "html":
+            return [write_report(snapshot, self.run.folder / "report.html")]
+        line, folder = provenance_line(snapshot), self.run.folder / "exports"
+        files = []
+        for block in self.blocks:
+            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in block.name)
+            if kind in IMAGES and isinstance(block, Figure):
+                files.append(export_figure(block.figure, folder / f"{name}.{kind}", line))
+            elif kind in TABLES and not isinstance(block, Text):
+                files.append(export_table(block.table, folder / f"{name}.{kind}", line))
+        if not files:
+            what = "figure" if kind in IMAGES else "table"
+            got = f"the panel {self.panel.title}, which shows no {what}"
+            raise ConfigError.at("export", got=got, expected=f"a panel with a {what}")
+        return files
+
+    def _do(self, text: str, action: Callable[[], None]) -> None:
+        """Run ``action`` in a thread and show how it ends."""
+        self._log(text)
+
+        def work() -> None:
+            try:
+                action()
+            except Exception as error:  # shown where the button was pressed
+                self._log(f"{type(error).__name__}: {error}")
+            self.refresh_once()
+
+        threading.Thread(target=work, name="dashboard action", daemon=True).start()
+
+    def _on_event(self, message: dict[str, Any]) -> None:
+        """The reader marked a row of a table, or pressed a button in it."""
+        key = message["key"]
+        if message["event"] == "mark":
+            rows = self.marks[message["mark"]]
+            (rows.add if message["on"] else rows.discard)(key)
+        elif message["action"] == "log":
+            settings = self.panel.settings
+            self.panel.settings = settings.changed(log="" if settings.log == key else key)
+        elif message["action"] == "open":
+            try:
+                self.show(key)
+            except ConfigError as error:
+                self._log(str(error))
+            return
+        self._redraw()
+
+    # -- drawing -----------------------------------------------------------------------------------------------------
+
+    def refresh_once(self) -> bool:
+        """Read the run and redraw what changed. Returns whether it may still change; never raises."""
+        with self._lock:
+            try:
+                if not self.run.exists:
+                    self._status(f"The folder {self.run.folder} was deleted; the panel shows what was read last.")
+                    return True
+                self._snapshot = Snapshot(self.run, self._snapshot)
+                self._draw()
+                self._show_header(self._snapshot)
+                return not self._snapshot.finished
+            except Exception as error:  # a file read while it was written, or a damaged one: shown, and tried again
+                self._status(f"This refresh failed ({type(error).__name__}: {error}); trying again.")
+                return True
+
+    def stop(self) -> None:
+        """Stop refreshing; the page keeps what it shows."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Stop refreshing and remove the view."""
+        self.stop()
+        super().close()
+
+    def _keep_refreshing(self) -> None:
+        while not self._stopped.wait(self.refresh):
+            if not self.refresh_once():
+                return
+
+    def _wake(self) -> None:
+        """Start the refreshing thread again after a finished run has ended it."""
+        if self.refresh > 0 and not self._stopped.is_set() and not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._keep_refreshing, name="dashboard", daemon=True)
+            self._thread.start()
+
+    def _redraw(self, change: Any = None) -> None:
+        with self._lock:
+            try:
+                self._draw()
+            except Exception as error:
+                self._status(f"Drawing failed ({type(error).__name__}: {error}).")
+
+    def _draw(self) -> None:
+        run = self._snapshot
+        if run is None or self.views.value is None:
+            return
+        panel = self.panel
+        self._show_controls(run)
+        if "selected" in panel.Config.model_fields:
+            panel.settings = panel.settings.changed(selected=tuple(sorted(self.marks["selected"])))
+        hidden = self.marks["hidden"]
+        shown = run.showing([arm for arm in run.arms if f"arm {arm}" not in hidden], hidden)
+        self.blocks = panel.blocks(shown)
+        source = Text("provenance", caption(provenance_line(run))) if run.arms else None
+        self.board.show([self._plain(block) for block in [*self.blocks, *([source] if source else [])]])
+
+    def _plain(self, block: Block) -> dict[str, Any]:
+        """A block as the board takes it."""
+        plain: dict[str, Any] = {"id": f"{self.panel_name} {block.name}"}
+        if isinstance(block, Figure):
+            height = block.figure.layout.height or 400
+            block.figure.update_layout(uirevision=self._axes(), height=height)
+            label = f"{block.name}: figure of {len(block.table)} numbers; the table behind it can be exported"
+            return {**plain, "kind": "figure", "figure": block.figure, "note": block.note, "label": label}
+        if isinstance(block, Grid):
+            return {
+                **plain,
+                "kind": "grid",
+                "title": block.title,
+                "columns": block.columns,
+                "rows": block.rows,
+                "marks": block.marks,
+                "marked": {mark: sorted(self.marks[mark]) for mark in block.marks},
+                "action": block.action,
+                "empty": block.empty,
+                "sortable": block.sortable,
+            }
+        return {**plain, "kind": "text", "title": block.title, "html": block.html}
+
+    def _axes(self) -> str:
+        """Changes with the axes: the reader's zoom survives new data, but not new axes."""
+        settings = self.panel.settings.plain()
+        return repr({name: value for name, value in settings.items() if isinstance(value, str | bool)})
+
+    def _show_header(self, run: Snapshot) -> None:
+        if not run.arms:
+            self._heading.value = render("heading.html", name=run.name, below=str(run.results), progress=None)
+            self.stop_button.disabled = self.launch_button.disabled = True
+            return
+        progress = overall_progress(run)
+        state = progress.state
+        self._heading.value = render(
+            "heading.html",
+            name=run.name,
+            below=run.question,
+            progress=progress,
+            state=f"{state} (no worker is alive; “Resume” starts them again)" if state == "not running" else state,
+            left=f", about {formatting.duration(progress.seconds_left)} left" if progress.seconds_left else "",
+        )
+        self.stop_button.disabled = state != "running"
+        self.launch_button.description = "Launch" if state in ("not launched", "finished") else "Resume"
+        self.launch_button.disabled = run.archived  # an archive cannot be trained further
+
+    def _status(self, text: str) -> None:
+        """Show ``text`` in the header, in place of the state."""
+        self._heading.value = render("heading.html", name=self.run.name or "Ablations", below=text, progress=None)
+
+    def _log(self, text: str) -> None:
+        """Show ``text`` below the buttons."""
+        with suppress(Exception):  # the page may be gone
+            self.message.value = escape(text)
+
+
+def _button(text: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:
+    button = widgets.Button(description=text, tooltip=tooltip, layout={"width": "110px"})
+    button.on_click(lambda _: action())
+    return button

@@ -1,0 +1,244 @@
+"""What a dashboard consists of: panels, each a class in a file of its own, and the blocks that they show.
+
+A panel is registered by the name in its ``Config``; dashboard, report and export iterate over the registry. One in this
+repository is a file in ``workbench/dashboards/panels/``; one of another package is a module that an entry point of the
+group ``workbench.plugins`` names, or a file given to :func:`workbench.plug_in`. Example::
+
+    @panels.register
+    class Throughput(FigurePanel):
+        \"\"\"Training speed of each arm.\"\"\"
+
+        class Config(PanelConfig):
+            kind: Literal["throughput"] = "throughput"
+            log_y: bool = Field(False, title="log y")
+
+        settings: Config
+        title = "Throughput"
+
+        def table(self, run):
+            return run.runs().group_by("arm").agg(pl.col("tokens_per_second").median())
+
+        def figure(self, run, table):
+            figure = figure_of([go.Bar(x=table["arm"].to_list(), y=table["tokens_per_second"].to_list())])
+            return figure.update_yaxes(type="log" if self.settings.log_y else "linear")
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import plotly.graph_objects as go
+import polars as pl
+from markupsafe import Markup
+
+from workbench.config import Config, ConfigError
+from workbench.registry import Registry
+
+if TYPE_CHECKING:
+    from workbench.dashboards.snapshot import Snapshot
+    from workbench.dashboards.view import RunView
+
+
+@dataclass
+class Figure:
+    """A figure and the table that it draws."""
+
+    name: str
+    figure: go.Figure
+    table: pl.DataFrame
+    note: str = ""
+
+
+class Column(NamedTuple):
+    """A column of a :class:`Grid`."""
+
+    title: str
+    numeric: bool = False
+    colour: str = ""
+
+
+class Cell(NamedTuple):
+    """A cell of a :class:`Grid`."""
+
+    text: str
+    value: Any = None
+    """What the column is sorted by; None sorts last."""
+    tone: str = ""
+    """CSS class: ``better``, ``worse``, ``failed``, ..."""
+
+
+class Row(NamedTuple):
+    """A row of a :class:`Grid`."""
+
+    key: str
+    colour: str
+    """Of the dot before the first cell; empty for none."""
+    cells: Sequence[Cell | str]
+
+
+@dataclass
+class Grid:
+    """A table to read; in the dashboard also to sort, to filter and to mark rows in."""
+
+    name: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    table: pl.DataFrame
+    """The same content as data, for export."""
+    title: str = ""
+    marks: tuple[str, ...] = ()
+    """Which of ``pinned``, ``hidden`` and ``selected`` a row can be marked as."""
+    action: str = ""
+    """A button in each row: ``log`` (shows the log of the run), ``open`` (opens the ablation)."""
+    empty: str = "Nothing yet."
+    sortable: bool = True
+
+
+@dataclass
+class Text:
+    """HTML."""
+
+    name: str
+    html: Markup
+    title: str = ""
+
+
+Block = Figure | Grid | Text
+
+
+class PanelConfig(Config):
+    """Base of a panel's settings. ``kind`` is the registered name of the panel.
+
+    The dashboard makes a control of each field: buttons or a list of a ``Literal`` (labels: :attr:`Panel.labels`), a box to
+    tick of a ``bool``, a slider of a ``float`` with bounds, a list of a ``str`` for which :meth:`Panel.choices` names options.
+    The field's ``title`` is its label, its docstring the tooltip. Fields with these names have no control: ``selected``,
+    the runs that the reader marked to be drawn; ``log``, the run whose log is open.
+    """
+
+    kind: str
+
+
+class Panel(ABC):
+    """A part of the dashboard. The class docstring says what it answers.
+
+    Args:
+        settings: what the reader has chosen; default the defaults.
+    """
+
+    Config: ClassVar[type[PanelConfig]]
+    title: ClassVar[str]
+    tab: ClassVar[str] = ""
+    """The tab that holds the panel; default one of its own. Panels of one tab are views to choose from."""
+    order: ClassVar[int] = 1000
+    """Position among the panels."""
+    labels: ClassVar[Mapping[str, str]] = {}
+    """Option of a setting -> its label."""
+    report: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Heading of a section of the report -> settings with which the panel fills it. Empty: not in the report."""
+    report_order: ClassVar[int | None] = None
+    """Position among the sections of the report; default :attr:`order`."""
+    report_switch: ClassVar[str] = ""
+    """A setting with options, all of which the report draws, with buttons to choose."""
+    button: ClassVar[str] = ""
+    """Label of a button that calls :meth:`prepare`."""
+
+    def __init__(self, settings: Any = None):
+        self.settings: Any = settings if settings is not None else self.Config()
+
+    def applies(self, run: RunView) -> bool:
+        """Whether there is any point in offering this panel for an ablation, however far it has come."""
+        return bool(run.arms)
+
+    def choices(self, run: Snapshot) -> dict[str, list[str]]:
+        """Options of settings that depend on the run."""
+        return {}
+
+    def prepare(self, run: Snapshot) -> None:  # noqa: B027 (optional)
+        """Compute what takes too long to be computed at every refresh, and keep it in the panel."""
+
+    @abstractmethod
+    def blocks(self, run: Snapshot) -> list[Block]:
+        """What the panel shows."""
+
+
+class FigurePanel(Panel):
+    """A panel of one figure, which draws one table."""
+
+    note: ClassVar[str] = ""
+    """How to read the figure."""
+
+    @abstractmethod
+    def table(self, run: Snapshot) -> pl.DataFrame:
+        """The numbers that the figure draws; the same columns whether or not there is anything to show."""
+
+    @abstractmethod
+    def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
+        """The figure of ``table``; where that is empty, it says why."""
+
+    def blocks(self, run: Snapshot) -> list[Block]:
+        table = self.table(run)
+        return [Figure(self.Config.model_fields["kind"].default, self.figure(run, table), table, self.note)]
+
+
+panels: Registry[type[Panel]] = Registry("panel", "workbench.dashboards.panels")
+"""Every panel by name."""
+
+
+def ordered_panels() -> list[type[Panel]]:
+    """Every panel in the order of the dashboard."""
+    return sorted((panels[name] for name in panels), key=lambda panel: panel.order)
+
+
+def make_panel(kind: str, **settings: Any) -> Panel:
+    """The panel registered as ``kind``.
+
+    Raises:
+        ConfigError: for an unknown panel or setting.
+    """
+    config = panels.parse({"kind": kind, **settings})
+    return panels[kind](config)
+
+
+def figure(run: Any, kind: str, **settings: Any) -> go.Figure:
+    """The figure of a panel, such as ``figure(run, "curves", x="flops")``.
+
+    Args:
+        run: any kind of run, see :class:`workbench.dashboards.view.RunView`.
+        kind: name of a panel that has a figure.
+        settings: fields of the panel's ``Config``.
+
+    Raises:
+        ConfigError: for an unknown panel or setting, or a panel without a figure.
+    """
+    from workbench.dashboards.snapshot import Snapshot
+
+    panel, snapshot = make_panel(kind, **settings), Snapshot.of(run)
+    if not isinstance(panel, FigurePanel):
+        drawing = [name for name in panels if issubclass(panels[name], FigurePanel)]
+        raise ConfigError.at("kind", got=f"{kind!r}, which has no figure", expected=f"one of {', '.join(drawing)}")
+    return panel.figure(snapshot, panel.table(snapshot))
+
+
+def table(run: Any, kind: str, **settings: Any) -> pl.DataFrame:
+    """The numbers of a panel, such as ``table(run, "effects")``.
+
+    Args:
+        run: any kind of run, see :class:`workbench.dashboards.view.RunView`.
+        kind: name of a panel; of one with several tables the first.
+        settings: fields of the panel's ``Config``.
+
+    Raises:
+        ConfigError: for an unknown panel or setting, or a panel that shows no table.
+    """
+    from workbench.dashboards.snapshot import Snapshot
+
+    panel, snapshot = make_panel(kind, **settings), Snapshot.of(run)
+    if isinstance(panel, FigurePanel):
+        return panel.table(snapshot)
+    for block in panel.blocks(snapshot):
+        if not isinstance(block, Text):
+            return block.table
+    raise ConfigError.at("kind", got=f"{kind!r}, which shows no table", expected="a panel with a table")

@@ -1,0 +1,70 @@
+"""Recall along one label of the examples."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import plotly.graph_objects as go
+import polars as pl
+
+from workbench.dashboards import style
+from workbench.dashboards.figures.parts import arm_trace, error_bars
+from workbench.dashboards.figures.recall import accuracy_row, no_examples
+from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
+from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.tables.recall import recall_table
+from workbench.dashboards.view import RunView
+
+
+@panels.register
+class RecallCurves(FigurePanel):
+    """How many answers are right, by two labels of the examples?"""
+
+    class Config(PanelConfig):
+        kind: Literal["recall_curves"] = "recall_curves"
+        labels: tuple[str, str] | None = None
+        """Labels along the horizontal axis, and of the plots; by default those that the task names."""
+
+    settings: Config
+    title = "recall"
+    tab = "Mechanisms"
+    order = 82
+    report = {"Recall": {}}
+    note = "Right answers among the report examples: the mean over confirmation runs; bars span the runs."
+
+    def applies(self, run: RunView) -> bool:
+        return "recall_curves" in run.views
+
+    def _labels(self, run: Snapshot) -> tuple[str, str]:
+        x, plot = self.settings.labels or run.views.get("recall_curves", ()) or ("pairs", "length")
+        return x, plot
+
+    def table(self, run: Snapshot) -> pl.DataFrame:
+        return recall_table(run, *self._labels(run))
+
+    def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
+        x, plot = self._labels(run)
+        if not len(table):
+            return no_examples(x, "accuracy")
+        values = table[plot].unique().sort().to_list()
+        grid = accuracy_row(run, [f"{plot} {value:g}" for value in values])
+        for column, value in enumerate(values, start=1):
+            examples = table.filter(pl.col(plot) == value)
+            for arm, look in style.arm_styles(run).items():
+                rows = examples.filter(pl.col("arm") == arm)
+                grid.add_scatter(
+                    x=rows[x].to_list(),
+                    y=rows["accuracy"].to_list(),
+                    mode="lines+markers",
+                    row=1,
+                    col=column,
+                    showlegend=column == 1,
+                    customdata=rows["runs"].to_list(),
+                    error_y=error_bars(rows, "accuracy", thickness=1, width=3),
+                    line={"color": look.colour, "dash": look.dash, "width": 2},
+                    hovertemplate="%{y:.1%} at %{x:g} (%{customdata} runs)",
+                    **arm_trace(run, arm),
+                )
+            ticks = examples[x].unique().sort().to_list()
+            grid.update_xaxes(title_text=style.label(x), type="log", tickvals=ticks, row=1, col=column)
+        return grid

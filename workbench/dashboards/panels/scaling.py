@@ -1,0 +1,188 @@
+"""Quality over model sizes."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+import polars as pl
+
+from workbench.config import ConfigError
+from workbench.dashboards import style
+from workbench.dashboards.figures.parts import (
+    COST_TITLES,
+    arm_trace,
+    band,
+    error_bars,
+    figure_of,
+    legend,
+    metric_title,
+)
+from workbench.dashboards.panel import Block, Figure, FigurePanel, PanelConfig, Text, panels
+from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.tables.quality import confirmed_values, frontier_table
+from workbench.dashboards.templates import note, render
+
+if TYPE_CHECKING:
+    from workbench.ablation.analysis.compare import ScalingLaw
+
+Size = Literal["non_embedding", "training_flops"]
+MIN_SIZES = 3
+"""Sizes that a scaling law needs (our choice): there is always a law through two."""
+EXTRAPOLATION = 3.0
+"""A law is drawn up to this factor beyond the largest size."""
+
+
+@panels.register
+class Scaling(FigurePanel):
+    """How does the quality of each arm change with size?"""
+
+    class Config(PanelConfig):
+        kind: Literal["scaling"] = "scaling"
+        size: Size = "non_embedding"
+
+    settings: Config
+    title = "Scaling"
+    order = 70
+    labels = {"non_embedding": "Parameters", "training_flops": "FLOPs"}
+    note = (
+        "Every ablation in this folder with arms of the same names, the same metric and the same kind of data counts as "
+        "one size."
+    )
+
+    def table(self, run: Snapshot) -> pl.DataFrame:
+        return scaling_table(run, self.settings.size)
+
+    def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
+        """The fitted law of each arm with its 95 % interval over seeds where there are enough sizes, else a line through
+        the points."""
+        size, styles = self.settings.size, style.arm_styles(run)
+        laws = scaling_laws(table, size)
+        bands, curves, points = [], [], []
+        for arm, look in styles.items():
+            rows, law, trace = table.filter(pl.col("arm") == arm), laws.get(arm), arm_trace(run, arm)
+            sizes: list[float] = rows[size].to_list()
+            values: list[Any] = [(value, value, value) for value in rows["value"]]
+            if law is not None:
+                sizes = np.geomspace(min(sizes), EXTRAPOLATION * max(sizes), 60).tolist()
+                values = [law.at(x) for x in sizes]
+            middle, low, high = ([row[i] for row in values] for i in range(3))
+            has_interval = law is not None and law.exponent_low is not None  # one seed per size shows no noise
+            bands.append(band(zip(sizes, low, high) if has_interval else (), look, len(styles), **trace))
+            curves.append(
+                go.Scatter(
+                    x=sizes,
+                    y=middle,
+                    mode="lines",
+                    line={"color": look.colour, "dash": look.dash, "width": 1.8},
+                    hoverinfo="skip",
+                    showlegend=False,
+                    **trace,
+                )
+            )
+            points.append(
+                go.Scatter(
+                    x=rows[size].to_list(),
+                    y=rows["value"].to_list(),
+                    mode="markers",
+                    marker={"size": 9, "color": look.colour},
+                    error_y=error_bars(rows, "value", thickness=1.5),
+                    customdata=[style.label(name) for name in rows["ablation"]],
+                    showlegend=True,
+                    hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata})",
+                    **trace,
+                )
+            )
+        figure = figure_of([*bands, *curves, *points], "" if len(table) else "No arm has a value yet.")
+        figure.update_xaxes(title_text=COST_TITLES[size], type="log")
+        figure.update_yaxes(title_text=metric_title(run), type="log")
+        return figure.update_layout(legend=legend(run.arms), height=470)
+
+    def blocks(self, run: Snapshot) -> list[Block]:
+        table = self.table(run)
+        figure = Figure("scaling", self.figure(run, table), table, self.note)
+        laws = scaling_laws(table, self.settings.size)
+        if not laws:
+            missing = f"A scaling law needs confirmation runs at {MIN_SIZES} sizes or more."
+            return [figure, Text("laws", note(missing))]
+        x = {"non_embedding": "parameters", "training_flops": "FLOPs"}[self.settings.size]
+        html = render(
+            "laws.html",
+            laws={arm: law.told(x, run.metric.unit) for arm, law in laws.items()},
+            styles=style.arm_styles(run),
+            extrapolation=f"{EXTRAPOLATION:g}",
+        )
+        return [figure, Text("laws", html, title="Scaling laws")]
+
+
+def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
+    """The arms of ``run`` at every size: in this ablation, and in those of the same folder that have arms of these names,
+    the same metric and the same kind of data.
+
+    Columns: arm, ablation, ``size`` under its name, value, low, high, runs, stage (as in ``frontier_table``), values (the
+    report value of every confirmation run that is done).
+    """
+    schema: dict[str, Any] = {
+        "arm": pl.String,
+        "ablation": pl.String,
+        size: pl.Float64,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "runs": pl.Int64,
+        "stage": pl.String,
+        "values": pl.List(pl.Float64),
+    }
+    rows = []
+    for folder in run.neighbours.folders():
+        try:
+            ablation = run if folder == run.folder else run.neighbours.snapshot(folder)
+            same_task = ablation.metric == run.metric and ablation.views == run.views  # a task is known by its views
+            if not same_task or not set(ablation.arms) & set(run.arms):
+                continue
+            table, runs = frontier_table(ablation, size), ablation.runs()
+        except (ConfigError, KeyError, OSError, TypeError):  # of an earlier version, or deleted this moment
+            continue
+        rows += [
+            (
+                row["arm"],
+                ablation.name,
+                row[size],
+                row["value"],
+                row["low"],
+                row["high"],
+                row["runs"],
+                row["stage"],
+                confirmed_values(runs.filter(pl.col("arm") == row["arm"])).to_list(),
+            )
+            for row in table.iter_rows(named=True)
+            if row["arm"] in run.arms
+        ]
+    order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
+    return pl.DataFrame(rows, schema=schema, orient="row").sort(order, size)
+
+
+def scaling_laws(table: pl.DataFrame, size: str = "non_embedding") -> dict[str, ScalingLaw]:
+    """The law of each arm of a :func:`scaling_table` with confirmation runs, and losses above zero, at :data:`MIN_SIZES`
+    sizes or more: :func:`workbench.ablation.analysis.compare.fit_scaling_law`."""
+    values_of: dict[str, dict[float, list[float]]] = {}
+    for arm, x, values in table.select("arm", size, "values").iter_rows():
+        finite = [value for value in values if 0 < value < math.inf]
+        if x > 0 and finite:
+            values_of.setdefault(arm, {}).setdefault(x, []).extend(finite)
+    return {
+        arm: _fit(tuple((x, tuple(values)) for x, values in sizes.items()))
+        for arm, sizes in values_of.items()
+        if len(sizes) >= MIN_SIZES
+    }
+
+
+@lru_cache(maxsize=256)
+def _fit(sizes: tuple[tuple[float, tuple[float, ...]], ...]) -> ScalingLaw:
+    """Cached: a live view asks repeatedly, and a fit takes hundreds of bootstrap replicates."""
+    from workbench.ablation.analysis.compare import fit_scaling_law
+
+    return fit_scaling_law(dict(sizes))

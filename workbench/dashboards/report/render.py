@@ -1,0 +1,99 @@
+"""The report: one HTML file that opens anywhere, without network, on a light or a dark screen and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from workbench.dashboards import style
+from workbench.dashboards.panel import Block, Cell, Figure, Grid, Panel, ordered_panels
+from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.tables.progress import overall_progress
+from workbench.dashboards.templates import caption, render
+from workbench.dashboards.view import RunView
+from workbench.files import replacing
+
+
+def write_report(run: RunView, path: str | Path) -> Path:
+    """Write the report of ``run``, finished or not, to ``path``; readers see the old file or the whole new one.
+
+    Args:
+        run: the run.
+        path: of the HTML file; its folder is created if missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(report_html(run), encoding="utf-8", errors="replace")
+    return path
+
+
+def report_html(run: RunView) -> str:
+    """The report as HTML: the sections of every panel that declares some and applies to ``run``."""
+    run = Snapshot.of(run)
+    panels = sorted(
+        ordered_panels(), key=lambda panel: panel.order if panel.report_order is None else panel.report_order
+    )
+    sections = [
+        (heading, _section(panel, run, settings))
+        for panel in panels
+        for heading, settings in panel.report.items()
+        if panel().applies(run)
+    ]
+    return render(
+        "report.html",
+        run=run,
+        styles=style.arm_styles(run),
+        progress=overall_progress(run),
+        sections=sections,
+        provenance=" · ".join(f"{name} {text}" for name, text in run.provenance().items()),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _section(panel: type[Panel], run: Snapshot, settings: Mapping[str, Any]) -> list[Markup]:
+    """The blocks of a panel; a figure once for each option of the panel's ``report_switch``."""
+    switch = panel.report_switch
+    options = get_args(panel.Config.model_fields[switch].annotation) if switch else (None,)
+    variants = [
+        panel(panel.Config(**{**settings, **({switch: option} if switch else {})})).blocks(run) for option in options
+    ]
+    labels = [panel.labels.get(option, option) for option in options] if switch else []
+    name = "-".join([panel.Config.model_fields["kind"].default, *map(str, settings.values())])
+    return [_block(blocks, f"{name}-{i}" if i else name, labels) for i, blocks in enumerate(zip(*variants))]
+
+
+def _block(variants: Sequence[Block], name: str, labels: Sequence[str]) -> Markup:
+    """One block as HTML; a figure in all its ``variants``."""
+    block = variants[0]
+    if isinstance(block, Figure):
+        figures = [each.figure for each in variants if isinstance(each, Figure)]
+        text = caption(block.note) if block.note else Markup()
+        return text + _plot(name, figures, labels)
+    title = Markup("<h3>{}</h3>\n").format(block.title) if block.title else Markup()
+    if isinstance(block, Grid):
+        return title + render("grid.html", grid=block, text=cell_text, tone=cell_tone)
+    return title + block.html
+
+
+def cell_text(cell: Cell | str) -> str:
+    """What a cell shows."""
+    return cell if isinstance(cell, str) else cell.text
+
+
+def cell_tone(cell: Cell | str) -> str:
+    """The CSS class of a cell."""
+    return "" if isinstance(cell, str) else cell.tone
+
+
+def _plot(name: str, figures: Sequence[go.Figure], labels: Sequence[str]) -> Markup:
+    """A container that the page's script fills; with several figures, buttons to choose one."""
+    height = max(figure.layout.height or 400 for figure in figures)
+    text = "[" + ",".join(str(figure.to_json()) for figure in figures) + "]"
+    safe = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")  # inert inside <script>
+    return render("plot.html", id=name, height=height, options=labels, figures=Markup(safe))

@@ -1,0 +1,18 @@
+"""The verdict as a table."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from workbench.dashboards.snapshot import Snapshot
+
+
+def effect_table(run: Snapshot) -> pl.DataFrame:
+    """The verdict, one row per arm; no row while there is no verdict.
+
+    Columns: the fields of :class:`workbench.ablation.verdict.judge.ArmVerdict`.
+    """
+    from workbench.ablation.verdict.judge import Verdict
+
+    table = (run.verdict() or Verdict(run.baseline, (), None, run.alpha, None, None)).table()
+    return table.filter(pl.col("arm").is_in(run.arms))

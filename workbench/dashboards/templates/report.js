@@ -1,0 +1,27 @@
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const shown = {}, all = {};
+const ink = printing => dark.matches && !printing ? "#d6d6d4" : "#333";
+function draw(name, printing) {
+  const figure = structuredClone(all[name][shown[name]]);
+  figure.layout.font = {...figure.layout.font, color: ink(printing)};
+  figure.layout.hoverlabel = {...figure.layout.hoverlabel, bgcolor: dark.matches ? "#2a2a2b" : "#fff",
+    font: {color: ink(false)}};
+  figure.layout.autosize = true;
+  Plotly.react(name, figure.data, figure.layout,
+    {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]});
+}
+const drawAll = printing => Object.keys(all).forEach(name => draw(name, printing));
+for (const source of document.querySelectorAll("script[data-for]")) {
+  all[source.dataset.for] = JSON.parse(source.textContent);
+  shown[source.dataset.for] = 0;
+}
+for (const button of document.querySelectorAll("button[data-for]"))
+  button.addEventListener("click", () => {
+    shown[button.dataset.for] = Number(button.dataset.index);
+    for (const other of button.parentElement.children) other.setAttribute("aria-pressed", String(other === button));
+    draw(button.dataset.for);
+  });
+dark.addEventListener("change", () => drawAll());
+addEventListener("beforeprint", () => drawAll(true));
+addEventListener("afterprint", () => drawAll());
+drawAll();
