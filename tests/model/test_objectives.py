@@ -136,7 +136,7 @@ def test_what_is_off_leaves_the_identity_alone() -> None:
     others = [plain.changed(mtp={}), plain.changed(mtp={"weight": 0.1}), plain.changed(hidden_z=1e-7)]
     assert len({plain.identity, *(other.identity for other in others)}) == 4
     assert plain.changed(mtp={"mixer": {"kind": "gdn", "chunk": 8}}).identity == others[0].identity
-    assert "token after the next" in others[0].describe() and "hidden z-loss, weight 1e-07" in others[2].describe()
+    assert "multi-token head" in others[0].describe() and "hidden z-loss, weight 1e-07" in others[2].describe()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,11 @@ def test_what_is_off_leaves_the_identity_alone() -> None:
         ({"mtp": {"weight": 0}}, "mtp.weight", "greater than 0"),
         ({"mtp": {"start": 1.0}}, "mtp.start", "less than 1"),
         ({"mtp": {"mixer": "ful"}}, "mtp.mixer.kind", "'full'"),
-        ({"mtp": {"feedforward": {"kind": "swiglu", "hidden": 0}}}, "mtp.feedforward.hidden", "at least 1"),
+        (
+            {"mtp": {"feedforward": {"kind": "swiglu", "hidden": 0}}},
+            "mtp.feedforward.hidden",
+            "greater than or equal to 1",
+        ),
         ({"mtp": {"weigth": 1}}, "mtp.weigth", "'weight'"),
         ({"hidden_z": -1}, "hidden_z", "greater than or equal to 0"),
     ],

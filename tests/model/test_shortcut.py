@@ -186,7 +186,8 @@ def test_identity_of_models_without_shortcuts_is_what_it_was() -> None:
     assert ModelConfig().identity == "33a83af1c4af"
     assert ModelConfig(scale="340m", pattern="gdn gdn gdn full", feedforward="swiglu moe").identity == "c8cb435f349f"
     assert "shortcut" not in ModelConfig().canonical()
-    assert "beside" not in ModelConfig().describe() and "+ what 0's" in ModelConfig(shortcut="moe").describe()
+    assert "of layer" not in ModelConfig().describe()
+    assert "of layer 0's feed-forward input" in ModelConfig(shortcut="moe").describe()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,11 @@ def _saved_bytes(config: RunConfig) -> int:
         model = LanguageModel(config.model.with_spans(tuple(counts)))
         model.recompute = training.recompute
         pairs = len(model.shortcuts) > 0
-        ends = model.shortcuts if model.source and pairs else model.blocks[1 if pairs else 0 :: 2 if pairs else 1]
+        ends = (
+            model.shortcuts
+            if model.config.shortcut_parity and pairs
+            else model.blocks[1 if pairs else 0 :: 2 if pairs else 1]
+        )
         tokens = torch.zeros(training.batch_size, training.context, dtype=torch.long)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         kept: dict[int, int] = {}
