@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.config import deep_merge
 from workbench.contract import feedforwards, mixers
-from workbench.data.preparation import DOCUMENT_SYMBOL
+from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.model import LanguageModel, ModelConfig
 from workbench.results import RunFolder
 from workbench.training import RunConfig

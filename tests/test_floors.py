@@ -14,7 +14,7 @@ import workbench
 
 ROOT = Path(workbench.__file__).parent
 FLOORS = [
-    ["files", "lazy", "compat", "config", "registry", "environment", "metric", "formatting", "status"],
+    ["files", "lazy", "compat", "config", "registry", "environment", "metric", "seeding", "formatting", "status"],
     ["contract"],
     ["layers", "ops"],
     ["mixers", "feedforwards", "embeddings"],

@@ -1,4 +1,4 @@
-"""Small files that survive crashes: replaced atomically, appended line by line, locked across processes."""
+"""Files that survive crashes: replaced atomically, appended line by line, locked across processes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it atomically on success.
 
-    Readers see the old file or the new one, never a part of either. The new content is synced to disk before the rename. If the
-    block raises, ``path`` is left unchanged.
+    Readers see the old file or the new one, never a part of either. The new content is synced to disk before the
+    rename. If the block raises, ``path`` is left unchanged.
 
     Yields:
         The temporary path, to be written as a file.
@@ -68,7 +68,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in ``path``; empty where there is no such file, or a broken disk has left something else in it."""
+    """The mapping in ``path``; empty if the file is missing or damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def stamp(path: str | Path) -> tuple[int, int] | None:
-    """Size and time of ``path``, by which a change shows; None where there is no such file."""
+    """Size and time of change of ``path``, to detect changes; None if there is no such file."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -85,9 +85,21 @@ def stamp(path: str | Path) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
+def append_json(path: Path, row: Mapping[str, Any]) -> None:
+    """Append ``row`` to ``path`` as one line of JSON. A last line torn by a crash is removed first."""
+    line = (json.dumps(row) + "\n").encode()
+    with open(path, "ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
+        file.write(line)
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of ``path``; a torn last line, and lines that a broken disk has spoilt, are left out. Empty where there
-    is no such file."""
+    """Every complete line of ``path``, without damaged ones; empty if there is no such file."""
     try:
         lines = path.read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
@@ -101,20 +113,24 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def locked(path: Path, *, patience: float = math.inf) -> Iterator[bool]:
-    """Hold an exclusive lock on the file ``path``; yields False when somebody else holds it for longer than ``patience``.
+    """Hold an exclusive lock on the file ``path``, which is created if missing; its folder must exist.
 
-    The operating system drops the lock when the process dies, however it dies. The folder must be there.
+    The operating system releases the lock when the process ends, however it ends.
 
     Args:
-        patience: seconds to wait.
+        path: the lock file.
+        patience: seconds to wait for another process.
+
+    Yields:
+        Whether the lock was acquired.
     """
-    until = time.monotonic() + patience
+    deadline = time.monotonic() + patience
     with open(path, "a") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if patience == math.inf else fcntl.LOCK_NB))
             except BlockingIOError:
-                if time.monotonic() < until:
+                if time.monotonic() < deadline:
                     time.sleep(0.01)
                     continue
                 yield False

@@ -39,7 +39,7 @@ def fields(tmp_path: Path, **data: Any) -> dict[str, Any]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> wb.AblationRun:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "COMPARED", 20)
+        patch.setattr(tasks, "OVERLAP_ROWS", 20)
         launched = wb.Ablation.parse(fields(folder), folder).create()
     Worker(launched).work()
     return launched
@@ -153,7 +153,7 @@ def test_arms_on_different_sorts_of_data_are_refused(tmp_path: Path) -> None:
 def test_arms_measured_on_other_examples_are_refused(
     tmp_path: Path, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "COMPARED", 1)
+    monkeypatch.setattr(tasks, "OVERLAP_ROWS", 1)
     apart = fields(tmp_path, measured=DATA["mixes"])
     apart["base"]["training"]["context"] = 64
     apart["arms"]["other"] = {"data.mixes": other}  # other training, same measurement

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, processors
 
 from workbench.config import ConfigError
 from workbench.contract import Capabilities, mixers
-from workbench.data.preparation import DOCUMENT_SYMBOL
+from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding import Engine, Sampling
 from workbench.model import LanguageModel
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from workbench.config import ConfigError
 from workbench.contract import feedforwards, mixers
-from workbench.data.preparation import DOCUMENT_SYMBOL
+from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding import Engine, Sampling
 from workbench.model import ModelConfig
 from workbench.pretrained import load, save

@@ -8,13 +8,18 @@ Legend: B rows, T tokens in a row (the context).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from workbench.config import ConfigError
+from workbench.config import require
 from workbench.data.streams import IGNORE_INDEX, Batch, RowStream, Split
+from workbench.seeding import counter_generator
+
+Piece: TypeAlias = tuple[int, int, int]
+"""Document, its first position, number of positions."""
 
 
 class TrainingStream(RowStream):
@@ -29,81 +34,94 @@ class TrainingStream(RowStream):
         seed: seed of the order; independent of every global generator.
 
     Raises:
-        ConfigError: when the split does not fill one row.
+        ConfigError: the split does not fill one row.
     """
 
     def __init__(self, documents: Split, *, context: int, seed: int):
         self.documents, self.context, self.seed = documents, context, seed
         self.lengths = documents.lengths
-        self.rows_in_epoch = int(self.lengths.sum()) // context
-        if self.rows_in_epoch < 1:
-            raise ConfigError.at(
-                "training.context",
-                got=context,
-                expected=f"at most the {int(self.lengths.sum())} tokens of the training split",
-                do="Give more text, or a smaller context.",
-            )
+        total = int(self.lengths.sum())
+        self.rows_in_epoch = total // context
+        require(
+            self.rows_in_epoch,
+            "training.context",
+            got=context,
+            expected=f"at most the {total} tokens of the training split",
+            do="Give more text, or a smaller context.",
+        )
         self._epoch = -1
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         epoch, index = divmod(r, self.rows_in_epoch)
+        self._shuffle(epoch)
+        first = int(self._rows[index]) * self.context  # target of the epoch at which the row begins
+        position = int(np.searchsorted(self._ends, first, side="right"))  # in the epoch's order of documents
+        pieces = []
+        filled = 0
+        while filled < self.context:
+            document = int(self._order[position])
+            length = int(self.lengths[document])
+            start = first + filled - (int(self._ends[position]) - length)
+            count = min(length - start, self.context - filled)
+            pieces.append((document, start, count))
+            filled, position = filled + count, position + 1
+        return _filled(self.documents, pieces, self.context)
+
+    def _shuffle(self, epoch: int) -> None:
+        """Draw the order of documents and of rows of ``epoch``."""
         if epoch != self._epoch:
-            generator = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, epoch], np.uint64)))
+            generator = counter_generator(self.seed, epoch)
             self._order = generator.permutation(len(self.lengths))
             self._ends = self.lengths[self._order].cumsum()
             self._rows = generator.permutation(self.rows_in_epoch)
             self._epoch = epoch
-        start = int(self._rows[index]) * self.context
-        filled = 0
-        tokens = np.empty(self.context, dtype=np.int64)
-        targets, documents = np.empty_like(tokens), np.empty_like(tokens)
-        segments = np.empty(self.context, dtype=np.int32)
-        place = int(np.searchsorted(self._ends, start, side="right"))
-        segment = 0
-        while filled < self.context:
-            document = int(self._order[place])
-            begin = start + filled - (int(self._ends[place]) - int(self.lengths[document]))
-            count = min(int(self.lengths[document]) - begin, self.context - filled)
-            span = slice(filled, filled + count)
-            tokens[span], targets[span] = self.documents.piece(document, begin, count)
-            segments[span], documents[span] = segment, document
-            filled, place, segment = filled + count, place + 1, segment + 1
-        return tokens, targets, segments, documents
 
 
 def evaluation_batches(documents: Split, *, batch_size: int, context: int) -> Iterator[Batch]:
-    """Every target of every document exactly once, in order; documents that a row cannot end go on in the next row,
-    unless they must be whole.
+    """Every target of every document exactly once, in order.
 
-    Every batch is whole, so that a compiled model sees one shape: the last rows, and rows of nothing, are padded.
+    A document that does not fit in the rest of its row continues in the next row, unless documents are indivisible.
+    All batches have the same shape, so that a compiled model sees one: the last one is padded.
     """
-    rows: list[list[tuple[int, int, int]]] = [[]]  # (document, first, count) of every piece of every row
-    room = context
+    rows = _evaluation_rows(documents, context)
+    rows += [[] for _ in range(-len(rows) % batch_size)]
+    for first in range(0, len(rows), batch_size):
+        parts = zip(*(_filled(documents, pieces, context) for pieces in rows[first : first + batch_size]))
+        yield Batch(*(torch.from_numpy(np.stack(part)) for part in parts))
+
+
+def _evaluation_rows(documents: Split, context: int) -> list[list[Piece]]:
+    """The pieces of every row."""
+    rows: list[list[Piece]] = [[]]
+    free = context
     for document, length in enumerate(documents.lengths):
-        if documents.whole and room < length:
+        if documents.indivisible and free < length:
             assert length <= context, "checked with the configuration"
             rows.append([])
-            room = context
+            free = context
         first = 0
         while first < length:
-            if room == 0:
+            if free == 0:
                 rows.append([])
-                room = context
-            count = min(int(length) - first, room)
+                free = context
+            count = min(int(length) - first, free)
             rows[-1].append((document, first, count))
-            first, room = first + count, room - count
-    for begin in range(0, len(rows), batch_size):
-        part = rows[begin : begin + batch_size]
-        shape = (batch_size, context)
-        tokens = np.zeros(shape, dtype=np.int64)
-        targets = np.full(shape, IGNORE_INDEX, dtype=np.int64)
-        segments = np.full(shape, -1, dtype=np.int32)
-        numbers = np.full(shape, -1, dtype=np.int64)
-        for row, pieces in enumerate(part):
-            filled = 0
-            for segment, (document, first, count) in enumerate(pieces):
-                span = slice(filled, filled + count)
-                tokens[row, span], targets[row, span] = documents.piece(document, first, count)
-                segments[row, span], numbers[row, span] = segment, document
-                filled += count
-        yield Batch(*map(torch.from_numpy, (tokens, targets, segments, numbers)))
+            first, free = first + count, free - count
+    return rows
+
+
+def _filled(
+    documents: Split, pieces: Sequence[Piece], context: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A row made of pieces, padded at its end: tokens, targets, segments, documents, each (T,)."""
+    tokens = np.zeros(context, dtype=np.int64)
+    targets = np.full(context, IGNORE_INDEX, dtype=np.int64)
+    segments = np.full(context, -1, dtype=np.int32)
+    numbers = np.full(context, -1, dtype=np.int64)
+    filled = 0
+    for segment, (document, first, count) in enumerate(pieces):
+        span = slice(filled, filled + count)
+        tokens[span], targets[span] = documents.piece(document, first, count)
+        segments[span], numbers[span] = segment, document
+        filled += count
+    return tokens, targets, segments, numbers

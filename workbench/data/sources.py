@@ -1,6 +1,6 @@
-"""Data sources: what a run is trained and measured on. Text is one; each synthetic task is one.
+"""Data sources: what a run is trained and evaluated on. Text is one; each synthetic task is one.
 
-A source is prepared once into a folder of the cache. Prepared, it gives endless training rows and two splits to measure
+A source is prepared once, into a folder of the cache. It then yields endless training rows and two splits to evaluate
 on: selection, which tuning looks at, and report, which only confirmation runs open.
 """
 
@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from workbench.config import Config, ConfigError
+from workbench.config import Config, require
 from workbench.data.streams import RowStream, Split
+from workbench.files import read_json, write_json
 from workbench.metric import Metric
 from workbench.registry import Registry
 
@@ -26,19 +27,23 @@ class SourceConfig(Config):
 
     kind: str
     views: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Figures of :mod:`workbench.dashboards` that show the measured documents by their labels: name -> label columns."""
+    """Dashboard panels that show the evaluated documents by their labels: panel -> label columns. Evaluation adds a row
+    for every combination of these labels."""
 
     @property
     def metric(self) -> Metric:
-        """What models are judged by on this source."""
-        raise NotImplementedError(f"{type(self).__name__} tells no metric")
+        """The primary metric of models on this source."""
+        raise NotImplementedError(f"{type(self).__name__} defines no metric")
 
     def check(self, vocabulary: int, context: int) -> None:
-        """Raise ConfigError, paths relative to this configuration, where it fits no model of so many token ids or no
-        row of ``context`` tokens."""
+        """Check that the source fits a model of ``vocabulary`` token ids and rows of ``context`` tokens.
+
+        Raises:
+            ConfigError: if it does not, with paths relative to this configuration.
+        """
 
     def target_share(self, context: int) -> float:
-        """Share of the positions of a training row that have a target (for estimates of time)."""
+        """Fraction of the positions of a training row that have a target (to estimate time)."""
         return 1.0
 
 
@@ -47,7 +52,7 @@ class Source(ABC):
 
     Config: ClassVar[type[SourceConfig]]
     tokenizer: Any = None
-    """Between text and token ids; None where there is no text."""
+    """Between text and token ids; None without text."""
     selection: Split
     report: Split
 
@@ -58,22 +63,31 @@ class Source(ABC):
 
     @classmethod
     @abstractmethod
-    def prepare(cls, config: Any, vocabulary: int, cache: Path, say: Callable[[str], None]) -> Source:
-        """Prepare, or find as prepared before, the data of ``config`` for a model with ``vocabulary`` token ids, in the
-        folder ``cache``, which is there."""
+    def prepare(cls, config: Any, vocabulary: int, cache: Path, progress: Callable[[str], None]) -> Source:
+        """Prepare the data, unless it has been prepared before.
+
+        Args:
+            config: an instance of ``cls.Config``.
+            vocabulary: token ids of the model.
+            cache: existing folder of prepared data.
+            progress: called with a line per phase.
+        """
 
     @staticmethod
     def open(cache: str | Path, fingerprint: str) -> Any:
-        """Prepared data, of whatever kind, without preparing it again. Raises ConfigError when it, or what it is made of, is
-        not there."""
+        """Prepared data of any kind, without preparing it again.
+
+        Raises:
+            ConfigError: if it, or other data that it is made of, is missing or incomplete.
+        """
         folder = Path(cache) / fingerprint
-        if not is_whole(folder):
-            raise ConfigError.at(
-                "data",
-                got=f"no prepared data {fingerprint} in {cache}",
-                expected="data prepared before",
-                do="Start the ablation again; it prepares the data.",
-            )
+        require(
+            is_complete(folder),
+            "data",
+            got=f"no prepared data {fingerprint} in {cache}",
+            expected="data prepared before",
+            do="Start the ablation again; it prepares the data.",
+        )
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         for material in card.get("material", {}).values():
             Source.open(cache, material)
@@ -85,7 +99,7 @@ class Source(ABC):
 
     @abstractmethod
     def stream(self, *, context: int, seed: int) -> RowStream:
-        """Endless training rows."""
+        """Endless training rows of ``context`` tokens."""
 
 
 sources: Registry[type[Source]] = Registry("data source", "workbench.data.tasks")
@@ -94,7 +108,16 @@ sources: Registry[type[Source]] = Registry("data source", "workbench.data.tasks"
 def prepare(
     config: SourceConfig, vocabulary: int, cache: str | Path, progress: Callable[[str], None] | None = None
 ) -> Any:
-    """Prepare, or find as prepared before, the data of ``config`` for a model with ``vocabulary`` token ids.
+    """Prepare a data source, unless it has been prepared before.
+
+    Args:
+        config: the source.
+        vocabulary: token ids of the model.
+        cache: folder of prepared data; created if missing.
+        progress: called with a line per phase.
+
+    Returns:
+        The :class:`Source`.
 
     Raises:
         ConfigError: nothing to read, nothing left for a split, or a vocabulary that does not fit.
@@ -105,20 +128,20 @@ def prepare(
 
 
 def digest(*parts: Any) -> str:
-    """Sixteen hexadecimal digits that name plain data."""
+    """Sixteen hexadecimal digits that identify plain data."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a prepared folder is there with every file at its full size."""
+def is_complete(folder: Path) -> bool:
+    """Whether ``folder`` holds prepared data, every file at its full size."""
+    files = read_json(folder / "card.json").get("files")
     try:
-        files = json.loads((folder / "card.json").read_text(encoding="utf-8"))["files"]
-        return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
+        return files is not None and all((folder / name).stat().st_size == size for name, size in files.items())
+    except OSError:
         return False
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """Write ``card.json`` with the sizes of the files beside it; last, since :func:`is_whole` goes by it."""
+    """Write ``card.json`` with the sizes of all other files. Called last: :func:`is_complete` relies on it."""
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != "card.json"}
-    (folder / "card.json").write_text(json.dumps({**card, "files": files}, indent=1), encoding="utf-8")
+    write_json(folder / "card.json", {**card, "files": files})

@@ -34,12 +34,8 @@ class Split(Protocol):
     """Documents (texts, or examples of a task) for training or evaluation."""
 
     @property
-    def whole(self) -> bool:
+    def indivisible(self) -> bool:
         """Whether a document must fit in one row; otherwise it may continue in the next row, in a fresh context."""
-
-    @property
-    def answered(self) -> bool:
-        """Whether the targets are answers whose errors are counted. Each run of adjacent targets is one answer."""
 
     @property
     def lengths(self) -> np.ndarray:

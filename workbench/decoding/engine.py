@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from workbench.config import Config, ConfigError, require
 from workbench.contract import Cache
-from workbench.data.preparation import DOCUMENT_SYMBOL
+from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding.policy import PolicyConfig, policies
 from workbench.model import LanguageModel
 

@@ -28,6 +28,7 @@ def evaluate(
         :class:`workbench.metric.Metric` makes one number of them.
     """
     device = model.embedding.weight.device
+    answered = "answers" in documents.columns
     was_training = model.training
     model.eval()
     nll_D = torch.zeros(len(documents), dtype=torch.float64)
@@ -36,7 +37,7 @@ def evaluate(
         tokens, targets, segments = (t.to(device) for t in (batch.tokens_BT, batch.targets_BT, batch.segments_BT))
         counted_BT = batch.targets_BT >= 0
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            if documents.answered:
+            if answered:
                 losses_BT, wrong_BT = model.answer_losses(tokens, targets, segments=segments)
                 starts_BT = torch.from_numpy(answer_starts(batch.targets_BT.numpy(), batch.documents_BT.numpy()))
                 number_N = starts_BT[counted_BT].cumsum(0) - 1  # of the answer that a target belongs to
@@ -46,5 +47,5 @@ def evaluate(
                 losses_BT = model.token_losses(tokens, targets, segments=segments)
         nll_D.index_add_(0, batch.documents_BT[counted_BT], losses_BT.cpu().double()[counted_BT])
     model.train(was_training)
-    errors = {"errors": errors_D.numpy()} if documents.answered else {}
+    errors = {"errors": errors_D.numpy()} if answered else {}
     return {"nll_nats": nll_D.numpy(), **errors, **documents.columns}

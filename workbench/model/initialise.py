@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Generator, nn
+from torch import nn
 
+from workbench import seeding
 from workbench.model.roles import parameter_roles
 
 
@@ -31,8 +31,7 @@ def initialise(model: nn.Module, seed: int) -> None:
         init_parameter: Any = getattr(module, "init_parameter", None)
         if init_parameter is None:
             raise TypeError(f"{full_name}: {type(module).__name__} owns parameters but has no init_parameter")
-        digest = hashlib.sha256(f"{seed}/{full_name}".encode()).digest()
-        generator = Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        generator = seeding.generator(seed, full_name)
         value = torch.empty(
             parameter.shape, dtype=torch.float32
         )  # on the CPU: every device starts from the same numbers

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from workbench.config import ConfigError, require
 from workbench.contract import VariantConfig
-from workbench.data.preparation import DOCUMENT_SYMBOL
+from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.files import replacing_folder, write_json
 from workbench.model import LanguageModel, ModelConfig
 from workbench.pretrained.llama import LlamaConfig, from_llama, to_llama

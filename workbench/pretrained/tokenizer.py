@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, processors
 
 from workbench.config import ConfigError
-from workbench.data.preparation import DOCUMENT_SYMBOL
+from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.files import write_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"

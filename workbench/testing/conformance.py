@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, FeedForward, Mixer, Variant, VariantConfig, feedforwards, mixers
 from workbench.registry import Registry
+from workbench.seeding import derived_seed
 
 WIDTH = 64
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
@@ -96,8 +96,8 @@ class VariantConformance:
         with torch.no_grad():
             for path, owner in module.named_modules():
                 for name, parameter in owner.named_parameters(recurse=False):
-                    digest = hashlib.sha256(f"{seed}/{path}.{name}".encode()).digest()
-                    owner.init_parameter(name, parameter, Generator().manual_seed(int.from_bytes(digest[:4], "little")))
+                    start = Generator().manual_seed(derived_seed(seed, f"{path}.{name}") % 2**32)
+                    owner.init_parameter(name, parameter, start)
         return module.to(dtype)
 
     def random(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

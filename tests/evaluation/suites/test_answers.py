@@ -22,7 +22,7 @@ ANSWERS: Any = suites["answers"](suites.parse("answers"))
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "COMPARED", 10)
+        patch.setattr(tasks, "OVERLAP_ROWS", 10)
         mixes = [{"length": 16, "pairs": 3}, {"length": 12, "pairs": 1}]
         run = RunConfig.parse({"model": MODEL, "data": {"kind": "mqar", "mixes": mixes, "examples": 30}})
         return prepare(run.data, 12, tmp_path_factory.mktemp("cache"))
@@ -82,7 +82,7 @@ def test_labels_are_columns_of_the_documents(results: Results) -> None:
 class TwoExamples:
     """Two answers of three and one tokens, then one answer of two."""
 
-    whole = True
+    indivisible = True
     lengths = np.array([6, 6])
     columns = {"answers": np.array([2, 1])}
 

@@ -1,42 +1,41 @@
-"""Synthetic tasks, one file a task: token sequences in which some targets are answers, made from numbered random streams.
+"""Synthetic tasks, one file per task: token sequences in which some targets are answers.
 
-A task says which cases there are and how one example of a case is drawn. The rest is here: endless training rows, made on
-the fly; two splits to measure on, written once; the card with what they hold and how far training overlaps them.
+A task lists its cases and draws one example of a case. This module does the rest: endless training rows, generated on
+the fly; two splits for evaluation, written once; the card with their contents and their overlap with training.
 
-Training draws from (run's seed, row number), the splits from (task's seed, split, example number): three separate streams
-of a counter-based generator (Philox), so a row depends on its number and on nothing that was drawn before.
+Training rows are drawn from (seed of the run, row number), the splits from (seed of the task, split, example number):
+three separate streams of a counter-based generator (Philox). A row depends on its number, never on earlier draws.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
-from workbench.config import ConfigError
-from workbench.data.sources import Source, SourceConfig, digest, is_whole, sources, write_card
+from workbench.config import require
+from workbench.data.sources import Source, SourceConfig, digest, is_complete, sources, write_card
+from workbench.data.splits import SplitName
 from workbench.data.streams import IGNORE_INDEX, RowStream
-from workbench.files import locked
+from workbench.files import locked, replacing_folder
 from workbench.metric import ANSWER_ERRORS, ANSWER_LOSS, Metric
+from workbench.seeding import counter_generator
 
 __all__ = ["Example", "Examples", "SplitName", "Task", "TaskConfig", "TaskStream", "sources"]
 
-SplitName: TypeAlias = Literal["train", "selection", "report"]
 STREAMS: dict[SplitName, int] = {"train": 0, "selection": 1, "report": 2}
-"""Split -> the second word of its generator's key."""
+"""Split -> number of its random stream."""
 FORMAT = 1
 """Part of the fingerprint; raised when the files or the rules change."""
-COMPARED = 5_000
-"""Training examples, of a run with seed 0, that the measured ones are looked for in."""
+OVERLAP_ROWS = 5_000
+"""Training examples (of seed 0) among which evaluation examples are searched."""
 
 
 class Example(NamedTuple):
@@ -45,20 +44,20 @@ class Example(NamedTuple):
     tokens: np.ndarray
     """(n,) token ids."""
     targets: np.ndarray
-    """(n,) what to predict at each position; -100 where nothing is asked. Neighbouring targets are one answer."""
+    """(n,) target at each position; :data:`IGNORE_INDEX` outside answers. Adjacent targets are one answer."""
     labels: Mapping[str, int | float | str]
-    """What it is by, in the tables of measured examples: {"pairs": 16}."""
+    """Labels of the example in tables: {"pairs": 16}."""
 
 
 class TaskConfig(SourceConfig):
     """Base of a task's configuration."""
 
     examples: Annotated[int, Field(ge=1)] = 512
-    """Examples in the selection split, and in the report split; every case has its share."""
+    """Examples in the selection split, and as many in the report split; cases have equal shares."""
     seed: int = 0
-    """Seed of the measured examples, which all runs share. Training examples come from the run's own seed."""
+    """Seed of the evaluation examples, which all runs share. Training examples derive from the seed of the run."""
     measure: Literal["errors", "loss"] = "errors"
-    """What arms are judged by: the share of wrong answers, or the loss of an answer. Both are recorded."""
+    """The primary metric: the fraction of wrong answers, or the loss of an answer. Both are recorded."""
 
     @property
     def metric(self) -> Metric:
@@ -66,7 +65,7 @@ class TaskConfig(SourceConfig):
 
 
 class Task(Source):
-    """A task. A subclass gives :meth:`cases` and :meth:`example`."""
+    """A task. A subclass defines :meth:`cases` and :meth:`example`."""
 
     Config: ClassVar[type[TaskConfig]]
 
@@ -76,45 +75,43 @@ class Task(Source):
 
     @abstractmethod
     def cases(self, split: SplitName) -> Sequence[Any]:
-        """What examples there are in a split: training draws one for every row, the measured splits go through them."""
+        """The kinds of examples in a split: training draws one per row, the evaluation splits cycle through them."""
 
     @abstractmethod
     def example(self, case: Any, split: SplitName, generator: np.random.Generator) -> Example:
-        """One example of ``case``, a function of what ``generator`` gives. Its length depends on the case alone."""
+        """Draw one example of ``case``. Its length depends on the case alone."""
 
     @classmethod
-    def material(cls, config: Any, vocabulary: int, cache: Path, say: Callable[[str], None]) -> dict[str, str]:
-        """Prepare other data that the task is made of. Returns name -> fingerprint, which the card holds as "material"."""
+    def material(cls, config: Any, vocabulary: int, cache: Path, progress: Callable[[str], None]) -> dict[str, str]:
+        """Prepare other data that the task is made of.
+
+        Returns:
+            Name -> fingerprint, stored in the card as "material".
+        """
         return {}
 
     @classmethod
-    def prepare(cls, config: Any, vocabulary: int, cache: Path, say: Callable[[str], None]) -> Task:
+    def prepare(cls, config: Any, vocabulary: int, cache: Path, progress: Callable[[str], None]) -> Task:
         card: dict[str, Any] = {
             "kind": config.kind,
             "config": config.plain(),
             "vocabulary": vocabulary,
-            "material": cls.material(config, vocabulary, cache, say),
+            "material": cls.material(config, vocabulary, cache, progress),
         }
         folder = cache / digest(FORMAT, card)
-        with locked(folder.with_name(f"{folder.name}.lock")):
-            if not is_whole(folder):
-                temporary = folder.with_name(f".{folder.name}.tmp")
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-                try:
-                    write_card(temporary, card)
-                    say(f"drawing the measured examples of {config.kind}")
-                    write_card(temporary, {**card, **cls(temporary)._write_splits()})
-                    shutil.rmtree(folder, ignore_errors=True)
-                    os.replace(temporary, folder)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
+        with locked(cache / f"{folder.name}.lock"):
+            if not is_complete(folder):
+                with replacing_folder(folder) as scratch:
+                    write_card(scratch, card)
+                    progress(f"drawing the evaluation examples of {config.kind}")
+                    write_card(scratch, {**card, **cls(scratch)._write_splits()})
         return cls(folder)
 
     def draw(self, split: SplitName, number: int) -> Example:
-        """Example ``number`` of a measured split."""
+        """Example ``number`` of an evaluation split."""
         cases = self.cases(split)
-        return self.example(cases[number % len(cases)], split, numbered(self.config.seed, split, number))
+        generator = counter_generator(self.config.seed, STREAMS[split], number)
+        return self.example(cases[number % len(cases)], split, generator)
 
     def stream(self, *, context: int, seed: int) -> TaskStream:
         return TaskStream(self, context=context, seed=seed)
@@ -128,30 +125,30 @@ class Task(Source):
         return Examples(self.folder, "report")
 
     def _write_splits(self) -> dict[str, Any]:
-        """Write the measured examples. Returns their part of the card."""
-        trained = {example.tokens.tobytes() for row in range(COMPARED) for example in self.row_examples(0, row, 0)}
+        """Write the evaluation examples. Returns their part of the card."""
+        trained = {example.tokens.tobytes() for row in range(OVERLAP_ROWS) for example in self.row_examples(0, row, 0)}
         splits: dict[str, Any] = {}
         names: tuple[SplitName, SplitName] = ("selection", "report")
         for name in names:
-            made = [self.draw(name, number) for number in range(self.config.examples)]
-            columns: dict[str, list[Any]] = {key: [example.labels[key] for example in made] for key in made[0].labels}
-            columns["answers"] = [int(answer_starts(example.targets).sum()) for example in made]
-            ends = np.cumsum([0, *(len(example.tokens) for example in made)])
-            np.save(self.folder / f"{name}.offsets.npy", ends)
-            np.save(self.folder / f"{name}.tokens.npy", np.concatenate([e.tokens for e in made]).astype(np.int32))
-            np.save(self.folder / f"{name}.targets.npy", np.concatenate([e.targets for e in made]).astype(np.int32))
+            drawn = [self.draw(name, number) for number in range(self.config.examples)]
+            columns: dict[str, list[Any]] = {key: [example.labels[key] for example in drawn] for key in drawn[0].labels}
+            columns["answers"] = [int(answer_starts(example.targets).sum()) for example in drawn]
+            offsets = np.cumsum([0, *(len(example.tokens) for example in drawn)])
+            np.save(self.folder / f"{name}.offsets.npy", offsets)
+            np.save(self.folder / f"{name}.tokens.npy", np.concatenate([e.tokens for e in drawn]).astype(np.int32))
+            np.save(self.folder / f"{name}.targets.npy", np.concatenate([e.targets for e in drawn]).astype(np.int32))
             pl.DataFrame(columns).write_parquet(self.folder / f"{name}.parquet")
             splits[name] = {
-                "examples": len(made),
-                "tokens": int(ends[-1]),
+                "examples": len(drawn),
+                "tokens": int(offsets[-1]),
                 "answers": sum(columns["answers"]),
-                "seen_in_training": sum(example.tokens.tobytes() in trained for example in made),
+                "seen_in_training": sum(example.tokens.tobytes() in trained for example in drawn),
             }
         return {"training_examples_compared": len(trained), "splits": splits}
 
     def row_examples(self, seed: int, row: int, context: int) -> list[Example]:
-        """The examples of a training row, all of one case: as many as fit into ``context`` tokens, one at least."""
-        generator, cases = numbered(seed, "train", row), self.cases("train")
+        """The examples of a training row, all of one case: as many as fit into ``context`` tokens, at least one."""
+        generator, cases = counter_generator(seed, STREAMS["train"], row), self.cases("train")
         case = cases[int(generator.integers(len(cases)))]
         first = self.example(case, "train", generator)
         more = context // len(first.tokens) - 1
@@ -159,10 +156,9 @@ class Task(Source):
 
 
 class Examples:
-    """The measured examples of a split, memory-mapped."""
+    """The examples of an evaluation split, memory-mapped."""
 
-    whole = True
-    answered = True
+    indivisible = True
 
     def __init__(self, folder: Path, name: str):
         self.tokens, self.targets, self.offsets = (
@@ -190,9 +186,9 @@ class TaskStream(RowStream):
     """Endless training rows of a task. Row r holds fresh examples, a function of (task, seed, r).
 
     Args:
-        task: what to draw.
-        context: tokens T in a row; what is left behind the last whole example is padding.
-        seed: of the run.
+        task: the task.
+        context: tokens T in a row; what is left after the last example is padding.
+        seed: seed of the run.
     """
 
     def __init__(self, task: Task, *, context: int, seed: int):
@@ -212,29 +208,28 @@ class TaskStream(RowStream):
         return tokens, targets, segments, documents
 
 
-def numbered(seed: int, split: SplitName, number: int) -> np.random.Generator:
-    """A generator of its own for row or example ``number``; nothing is drawn from any other."""
-    key = np.array([seed % 2**64, STREAMS[split]], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, number, 0], np.uint64)))
-
-
 def answer_starts(targets: np.ndarray, documents: np.ndarray | None = None) -> np.ndarray:
-    """Where, along the last axis, a run of targets begins; a document (by number) begins one of its own."""
-    there = targets >= 0
-    goes_on = there[..., 1:] & there[..., :-1]
+    """Mask of the first token of every answer, along the last axis.
+
+    Args:
+        targets: negative outside answers.
+        documents: document numbers of the same shape; an answer never spans two documents.
+    """
+    mask = targets >= 0
+    continues = mask[..., 1:] & mask[..., :-1]
     if documents is not None:
-        goes_on &= documents[..., 1:] == documents[..., :-1]
-    starts = there.copy()
-    starts[..., 1:] &= ~goes_on
+        continues &= documents[..., 1:] == documents[..., :-1]
+    starts = mask.copy()
+    starts[..., 1:] &= ~continues
     return starts
 
 
 def check_lengths(path: str, lengths: Sequence[int], context: int) -> None:
-    """Raise ConfigError where an example is longer than a row of ``context`` tokens."""
-    if max(lengths) > context:
-        raise ConfigError.at(
-            path,
-            got=f"an example of {max(lengths)} tokens",
-            expected=f"at most training.context={context}",
-            do=f"Set training.context={max(lengths)}, or make examples shorter.",
-        )
+    """Raise ConfigError if an example is longer than a row of ``context`` tokens."""
+    require(
+        max(lengths) <= context,
+        path,
+        got=f"an example of {max(lengths)} tokens",
+        expected=f"at most training.context={context}",
+        do=f"Set training.context={max(lengths)}, or make examples shorter.",
+    )

@@ -1,16 +1,17 @@
 """Multi-query associative recall, MQAR (arXiv 2312.04927, definition 3.1 and appendix E).
 
-An example is P key–value pairs, then the P keys again, each once, scattered among fillers; at each the value is to be
-told. Loss and errors are counted at those P positions only:
+An example is P key–value pairs, then the P keys again, each once, scattered among fillers. At each repeated key the
+model must predict its value; loss and errors are counted at those P positions only:
 
     tokens   k1 v1 k2 v2 … kP vP  f f k2 f f f k1 f …        targets   – – … – v2 – – – v1 –
 
-Keys come from the lower half of the vocabulary, values from the upper half, all different within an example. The gap between the
-pairs and a query is 2 i tokens, i drawn without replacement with probability ∝ a i^(a − 1), i from 1: the published power law, whose
-a = 0.01 puts most queries near the pairs. The token behind a query is a filler, as in the published generator.
+Keys come from the lower half of the vocabulary, values from the upper half, all different within an example. The gap
+between the pairs and a query is 2 i tokens, i drawn without replacement with probability ∝ a i^(a − 1), i from 1: the
+published power law, whose a = 0.01 puts most queries near the pairs. The token after a query is a filler, as in the
+published generator.
 
-One departure, ours: fillers are drawn from the whole vocabulary *without the example's own keys and values*, so that a filler
-is never mistaken for a query (the published code draws them from all of it).
+One departure, ours: fillers are drawn from the vocabulary *without the keys and values of the example*, so that a
+filler is never mistaken for a query (the published code draws them from the whole vocabulary).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from workbench.config import Config, ConfigError
+from workbench.config import Config, require
 from workbench.data.streams import IGNORE_INDEX
 from workbench.data.tasks import Example, SplitName, Task, TaskConfig, check_lengths, sources
 
@@ -31,18 +32,18 @@ class Mix(Config):
     """Examples of one size."""
 
     length: Annotated[int, Field(ge=4)]
-    """Tokens of an example, pairs, queries and fillers."""
+    """Tokens of an example: pairs, queries and fillers."""
     pairs: Annotated[int, Field(ge=1)]
     """Key–value pairs P, each queried once; at most a quarter of the length."""
 
     def model_post_init(self, _context: object) -> None:
-        if 4 * self.pairs > self.length:
-            raise ConfigError.at(
-                "pairs",
-                got=f"{self.pairs} pairs in {self.length} tokens",
-                expected="4 · pairs ≤ length",
-                do=f"Give at most {self.length // 4} pairs, or {4 * self.pairs} tokens or more.",
-            )
+        require(
+            4 * self.pairs <= self.length,
+            "pairs",
+            got=f"{self.pairs} pairs in {self.length} tokens",
+            expected="4 · pairs ≤ length",
+            do=f"Give at most {self.length // 4} pairs, or {4 * self.pairs} tokens or more.",
+        )
 
 
 @sources.register
@@ -54,32 +55,29 @@ class MultiQueryRecall(Task):
 
         kind: Literal["mqar"] = "mqar"
         mixes: Annotated[tuple[Mix, ...], Field(min_length=1)] = (Mix(length=64, pairs=4), Mix(length=128, pairs=8))
-        """Sizes of the training examples; each row of a batch draws one. One that is listed twice is drawn twice as often."""
+        """Sizes of the training examples; each row draws one. One that is listed twice is drawn twice as often."""
         measured: tuple[Mix, ...] = ()
-        """Sizes of the measured examples. Default: those of training."""
+        """Sizes of the evaluation examples. Default: those of training."""
         vocabulary: Annotated[int | None, Field(ge=4)] = None
-        """Token ids in use. Default: the model's (published: 8192)."""
+        """Number of token ids used. Default: the model's vocabulary (published: 8192)."""
         power: Annotated[float, Field(gt=0)] = 0.01
         """Power-law exponent a of the gaps between pairs and queries; 1 is uniform."""
 
         views = {"recall_curves": ("pairs", "length")}
 
         def check(self, vocabulary: int, context: int) -> None:
-            if self.vocabulary is not None and self.vocabulary > vocabulary:
-                raise ConfigError.at(
-                    "vocabulary", got=self.vocabulary, expected=f"at most model.vocabulary={vocabulary}"
-                )
+            used = self.vocabulary or vocabulary
+            require(used <= vocabulary, "vocabulary", got=used, expected=f"at most model.vocabulary={vocabulary}")
             for name in ("mixes", "measured"):
                 for index, mix in enumerate(getattr(self, name)):
                     check_lengths(f"{name}[{index}].length", [mix.length], context)
-                    held = self.vocabulary or vocabulary
-                    if held // 2 - 1 < mix.pairs:
-                        raise ConfigError.at(
-                            "vocabulary",
-                            got=held,
-                            expected=f"at least {2 * mix.pairs + 2} ids: {mix.pairs} keys, as many values, a filler",
-                            do="Set model.vocabulary (published: 8192), or give fewer pairs.",
-                        )
+                    require(
+                        used // 2 - 1 >= mix.pairs,
+                        "vocabulary",
+                        got=used,
+                        expected=f"at least {2 * mix.pairs + 2} ids: {mix.pairs} keys, as many values, a filler",
+                        do="Set model.vocabulary (published: 8192), or give fewer pairs.",
+                    )
 
         def target_share(self, context: int) -> float:
             return sum(mix.pairs * (context // mix.length) for mix in self.mixes) / len(self.mixes) / context
@@ -97,7 +95,7 @@ class MultiQueryRecall(Task):
         keys = generator.choice(V // 2 - 1, P, replace=False) + 1
         values = generator.choice(V - V // 2, P, replace=False) + V // 2
         used = np.sort(np.concatenate((keys, values)))
-        # uniform over what is left: the j-th unused id is j plus the used ids that lie before it
+        # uniform over the unused ids: the j-th one is j plus the number of used ids before it
         tokens = generator.integers(V - len(used), size=length)
         tokens += np.searchsorted(used - np.arange(len(used)), tokens, side="right")
         tokens[0 : 2 * P : 2], tokens[1 : 2 * P : 2] = keys, values

@@ -18,7 +18,6 @@ Legend: B batch, T time, D model width, H heads, K key channels, V value channel
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -27,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from workbench import seeding
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, Role, VariantConfig
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
@@ -194,8 +194,7 @@ class Stacked(Linear):
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         for part, piece in zip(self.sizes, parameter.split(list(self.sizes.values()))):
-            digest = hashlib.sha256(f"{generator.initial_seed()}/{part}".encode()).digest()
-            own = Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            own = seeding.generator(generator.initial_seed(), part)
             if self.xavier and name == "weight":
                 bound = XAVIER_GAIN * math.sqrt(6 / (self.in_features + len(piece)))
                 piece.uniform_(-bound, bound, generator=own)

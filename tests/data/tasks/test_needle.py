@@ -28,7 +28,7 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def _fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "COMPARED", 20)
+    monkeypatch.setattr(tasks, "OVERLAP_ROWS", 20)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import torch
 
 from workbench.config import ConfigError
 from workbench.data import Source, prepare, sources, tasks
-from workbench.data.tasks import Example, Task, TaskConfig, numbered
+from workbench.data.tasks import STREAMS, Example, SplitName, Task, TaskConfig
 from workbench.data.tasks.mqar import Mix, MultiQueryRecall
+from workbench.seeding import counter_generator
 from workbench.training import RunConfig
 
 V = 64
@@ -28,13 +29,17 @@ def config(**changes: Any) -> MultiQueryRecall.Config:
 @pytest.fixture(autouse=True, scope="module")
 def _fewer() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "COMPARED", 500)
+        patch.setattr(tasks, "OVERLAP_ROWS", 500)
         yield
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> MultiQueryRecall:
     return prepare(config(), V, tmp_path_factory.mktemp("cache"))
+
+
+def numbered(seed: int, split: SplitName, number: int) -> np.random.Generator:
+    return counter_generator(seed, STREAMS[split], number)
 
 
 def drawn(task: MultiQueryRecall, count: int = 200) -> list[tuple[int, Example]]:

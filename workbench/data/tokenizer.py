@@ -1,0 +1,125 @@
+"""Byte-level BPE: trained on the training split, or loaded from a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from workbench.config import ConfigError, require
+
+DOCUMENT_SYMBOL = "<|document|>"
+"""Before and after every document; token id 0 of a trained tokenizer."""
+
+
+class Encoded(NamedTuple):
+    """A text as token ids."""
+
+    ids: np.ndarray
+    """int64, the document symbol first; last too, unless the text was cut."""
+    size: int
+    """Bytes of UTF-8 text."""
+
+
+def file_hash(path: str) -> str:
+    """SHA-256 of a tokenizer's file.
+
+    Raises:
+        ConfigError: when it cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError.at(
+            "data.tokenizer_file", got=f"{path} ({error.strerror})", expected="a tokenizer's JSON file"
+        ) from None
+
+
+def load(path: str, vocabulary: int) -> Tokenizer:
+    """A tokenizer from JSON of the `tokenizers` library; the document symbol is added if it has none.
+
+    Raises:
+        ConfigError: for another file, or more ids than ``vocabulary``.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except Exception as error:  # the library raises nothing more precise
+        raise ConfigError.at(
+            "data.tokenizer_file", got=f"{path}: {error}", expected="JSON that the `tokenizers` library wrote"
+        ) from None
+    tokenizer.add_special_tokens([DOCUMENT_SYMBOL])
+    size = tokenizer.get_vocab_size()
+    require(
+        size <= vocabulary,
+        "model.vocabulary",
+        got=vocabulary,
+        expected=f"at least the tokenizer's {size} ids",
+        do=f"Set model.vocabulary={size} or more.",
+    )
+    return tokenizer
+
+
+def check_vocabulary(vocabulary: int) -> None:
+    """Raise ConfigError where a byte-level tokenizer has too few ids."""
+    require(
+        vocabulary >= 257,
+        "model.vocabulary",
+        got=vocabulary,
+        expected="at least 257: every byte and one document symbol",
+    )
+
+
+def train(texts: Iterable[str], vocabulary: int, sample_characters: int) -> Tokenizer:
+    """A byte-level BPE tokenizer of at most ``vocabulary`` ids; a small corpus yields fewer, the rest stays unused.
+
+    Args:
+        texts: the training split.
+        vocabulary: number of ids, at least 257.
+        sample_characters: length of the beginning of the split that is used.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[DOCUMENT_SYMBOL],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    sample, left = [], sample_characters
+    for text in texts:
+        if left <= 0:
+            break
+        sample.append(text[:left])
+        left -= len(text)
+    tokenizer.train_from_iterator(sample, trainer)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], max_bytes: int | None = None) -> list[Encoded]:
+    """Texts as documents: token ids between document symbols.
+
+    Args:
+        tokenizer: with a document symbol; the symbol written out in a text is encoded as text.
+        texts: the texts.
+        max_bytes: a longer text is cut to at most this many bytes and has no symbol at its end.
+    """
+    symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
+    tokenizer.encode_special_tokens = True
+    pieces = [text if max_bytes is None else _cut(text, max_bytes) for text in texts]
+    encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+    documents = []
+    for text, piece, encoding in zip(texts, pieces, encodings):
+        end = [symbol] if len(piece) == len(text) else []
+        documents.append(Encoded(np.array([symbol, *encoding.ids, *end], dtype=np.int64), len(piece.encode())))
+    return documents
+
+
+def _cut(text: str, limit: int) -> str:
+    """The longest beginning of ``text`` of at most ``limit`` bytes of UTF-8."""
+    data = text.encode()
+    return text if len(data) <= limit else data[:limit].decode("utf-8", "ignore")
