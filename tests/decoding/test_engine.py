@@ -125,7 +125,7 @@ def test_a_prompt_is_the_beginning_of_a_document(tokenizer: Tokenizer) -> None:
     assert ids[0] == 0 and 0 not in ids[1:]
 
 
-def test_a_tokenizer_from_elsewhere_has_its_own_beginning(tokenizer: Tokenizer) -> None:
+def test_another_tokenizer_adds_its_own_beginning(tokenizer: Tokenizer) -> None:
     other = Tokenizer.from_str(tokenizer.to_str().replace(DOCUMENT_SYMBOL, "<s>"))
     other.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     engine = Engine(small_model(), other)

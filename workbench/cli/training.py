@@ -128,7 +128,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k most likely tokens only.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens only.")] = None,
     policy: Annotated[str, typer.Option(help="What a decoding step reads; see workbench.decoding.")] = "dense",
     seed: int = 0,
 ) -> None:

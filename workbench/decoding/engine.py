@@ -20,21 +20,21 @@ from workbench.model import LanguageModel
 
 
 class Sampling(Config):
-    """How tokens are drawn, and how many."""
+    """How tokens are sampled, and how many."""
 
     max_tokens: Annotated[int, Field(ge=1)] = 128
     """New tokens at most; a sequence ends earlier at a stop token."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Of the softmax that tokens are drawn from; 0 takes the most likely one."""
+    """Temperature of the softmax that tokens are sampled from; 0 takes the most likely one."""
     top_k: Annotated[int | None, Field(ge=1)] = None
-    """Draw from the k most likely tokens only. Default: from all."""
+    """Sample from the k most likely tokens only. Default: from all."""
     seed: int = 0
     """Same seed, model, prompts and device: same tokens."""
 
 
 @dataclass
 class Metrics:
-    """What one generation has cost so far."""
+    """Counts and times of one generation, up to its newest step."""
 
     prompt_tokens: int = 0
     """Tokens of all prompts."""
@@ -57,11 +57,11 @@ class Metrics:
 
 @dataclass
 class Stream:
-    """Tokens as they are generated: one list a step, with one entry a prompt, None for a sequence that has ended."""
+    """Tokens as they are generated: one list per step, with one entry per prompt, None for a sequence that has ended."""
 
     steps: Iterator[list[int | None]]
     metrics: Metrics
-    """Grows with every step."""
+    """Updated at every step."""
 
     def __iter__(self) -> Iterator[list[int | None]]:
         return self.steps
@@ -83,9 +83,9 @@ class _Batch:
     """Prompts of one length, which share caches."""
 
     positions: list[int]
-    """Of the prompts among all."""
+    """Indices of the prompts."""
     tokens_BT: Tensor
-    """The next input: the prompts, then the newest token of each."""
+    """The next input: first the prompts, then the newest token of each."""
     caches: list[Cache] = field(repr=False)
 
 
@@ -130,7 +130,7 @@ class Engine:
         """
         if self.tokenizer is None:
             raise ConfigError.at("prompt", got=prompt, expected="token ids, as the engine has no tokenizer")
-        if self.document_symbol is None:  # a tokenizer from elsewhere has its own way to begin
+        if self.document_symbol is None:  # other tokenizers mark the beginning of a text in their own way
             return self.tokenizer.encode(prompt).ids
         # in training the symbol precedes every document
         return [self.document_symbol, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
@@ -138,7 +138,7 @@ class Engine:
     def decode(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """Text of the ``new`` token ids that follow ``prompt``."""
         assert self.tokenizer is not None
-        # the prompt is decoded too: some tokenizers write the first token of a text differently
+        # the prompt is decoded too: some tokenizers decode the first token of a text differently
         return self.tokenizer.decode([*prompt, *new])[len(self.tokenizer.decode(list(prompt))) :]
 
     def generate(
@@ -239,7 +239,7 @@ class Engine:
 
 
 def sample(scores_BV: Tensor, sampling: Sampling, generator: Generator) -> Tensor:
-    """One token a row: (B, V) scores -> (B, 1) ids."""
+    """One token per row: (B, V) scores -> (B, 1) ids."""
     if sampling.temperature == 0:
         return scores_BV.argmax(-1, keepdim=True)
     if sampling.top_k is not None and sampling.top_k < scores_BV.shape[-1]:

@@ -47,7 +47,7 @@ class Policy:
         """Refuse a model with layers that this policy cannot decode.
 
         Raises:
-            ConfigError: with one problem a kind of mixer and obstacle, naming its layers.
+            ConfigError: with one problem per kind of mixer and obstacle, naming the layers.
         """
         layers: dict[tuple[str, str], list[str]] = {}
         for index, (layer, block) in enumerate(zip(model.config.layers, model.blocks)):

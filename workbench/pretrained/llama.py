@@ -161,7 +161,7 @@ def _refuse_other_layers(config: ModelConfig, expected: Mapping[str, Mapping[str
     """Check the settings of every layer's mixer and feed-forward.
 
     Raises:
-        ConfigError: with one problem a setting and value, naming its layers.
+        ConfigError: with one problem per setting and value, naming the layers.
     """
     layers: dict[tuple[str, str, str], list[str]] = {}
     for index, layer in enumerate(config.layers):

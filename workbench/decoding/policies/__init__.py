@@ -1,1 +1,1 @@
-"""Decoding policies, one a file."""
+"""Decoding policies, one file per policy."""
