@@ -10,7 +10,7 @@ check      every kernel form that is timed, at 2,048 tokens, in bf16 against the
 attention  bf16, 16 query heads of 64, 1 and 4 key–value heads, at 8 × 4,096, 32,768 and 65,536 tokens: pooled blocks, selection and
            selected blocks together ("whole", as fla's parallel_nsa computes it) and each alone; the global layer of ASA on latents
            (keys of 96 channels whose first 64 are the values); a window of 512; cuDNN, FlexAttention, fla.
-tune       (only when asked for) each kernel with a few other launch settings than those of workbench.ops.sparse_attention.triton, on the
+tune       (only when asked for) each kernel with a few other launch settings than those of workbench.ops.sparse_attention.kernels, on the
            shapes of the tables; the best first, behind what is set. Settings that give other values are not timed.
 layers     mixers of width 1,024 as they are trained (compiled, bf16 autocast): an ASA pair, two NSA layers, two full layers.
 parts      the same layers by kernel: milliseconds of a step on the device, from torch's profiler.
@@ -345,15 +345,15 @@ CANDIDATES: dict[str, list[dict[str, int]]] = {
         *grid(ROWS=(32,), num_warps=(1,), num_stages=(3,)),
         *grid(ROWS=(128,), num_warps=(8,), num_stages=(2,)),
     ],
-    "range_forward": [
+    "visible_forward": [
         *grid(BT=(64, 128), BN=(64,), num_warps=(4,), num_stages=(2, 3)),
         *grid(BT=(128,), BN=(64, 128), num_warps=(8,), num_stages=(2, 3)),
     ],
-    "range_queries": [
+    "visible_queries": [
         *grid(BT=(64,), BN=(64, 128), num_warps=(4,), num_stages=(2, 3)),
         *grid(BT=(128,), BN=(64,), num_warps=(4, 8), num_stages=(2, 3)),
     ],
-    "range_keys": [
+    "visible_keys": [
         *grid(BT=(64,), BN=(64,), num_warps=(4,), num_stages=(1, 2, 3)),
         *grid(BT=(128,), BN=(64,), num_warps=(4, 8), num_stages=(2,)),
         *grid(BT=(64,), BN=(128,), num_warps=(4, 8), num_stages=(2,)),
@@ -382,9 +382,9 @@ def shapes() -> list[Shape]:
         Shape("selected", latents, 1),
         Shape("selected", wide, 1),
         Shape("selected", wide, 4),
-        Shape("range", latents, 4, 1, 65_536),
-        Shape("range", apart, H, 4, 8192, 512),
-        Shape("range", wide, 4, 1, 65_536),
+        Shape("visible", latents, 4, 1, 65_536),
+        Shape("visible", apart, H, 4, 8192, 512),
+        Shape("visible", wide, 4, 1, 65_536),
     ]
 
 
@@ -393,8 +393,10 @@ def tune(shape: Shape) -> list[dict[str, Any]]:
 
     Forward passes are timed by themselves; both kernels of a backward pass in the whole pass.
     """
-    from workbench.ops.sparse_attention import triton as kernels
-    from workbench.ops.sparse_attention.layout import row_starts
+    from workbench.ops.sparse_attention import kernels
+    from workbench.ops.sparse_attention.kernels.common import LAUNCH
+    from workbench.ops.sparse_attention.kernels.selected import query_rows
+    from workbench.ops.sparse_attention.layout import SelectedBlocks, VisibleBlocks, row_starts
 
     form, B, T, G = shape.form, shape.B, shape.T, shape.G
     q, k, v = (None if x is None else x.detach() for x in inputs(form, B, T, G))
@@ -406,24 +408,27 @@ def tune(shape: Shape) -> list[dict[str, Any]]:
             q, ck, cv, start_BT=start, length=blocks.length, stride=blocks.stride, value_dim=V
         )
         chosen = select_blocks(q, ck, lse, blocks=blocks, start_BT=start, num_keys=T)
-        starts, more = row_starts(chosen, start, blocks.block), (V, 0, blocks.block, blocks.reuse, scale)
+        starts, more = (
+            row_starts(chosen, start, blocks.block),
+            (V, SelectedBlocks(0, blocks.block, blocks.reuse, scale)),
+        )
         forward: Callable[[], Any] = lambda: kernels.selected_forward(q, k, v, starts, start, *more)  # noqa: E731
         o, lse = forward()
         do, dlse = torch.randn_like(o), torch.zeros_like(lse)
         backward: Callable[[], Any] = lambda: kernels.selected_backward(do, dlse, q, k, v, starts, start, o, lse, *more)  # noqa: E731
         rows = {
-            "selected_forward": kernels.rows_together(blocks.reuse, H // G),
+            "selected_forward": query_rows(blocks.reuse, H // G),
             "selected_keys": min(64, max(16, blocks.block)),
         }
         rows["selected_queries"] = rows["selected_forward"]
     else:
         keys, values = (k, v) if shape.window else (ck, cv)
         size = (1, 1) if shape.window else (blocks.length, blocks.stride)
-        range_more = (V, 0, *size, shape.window, scale, 0.0)
-        forward = lambda: kernels.range_forward(q, keys, values, start, *range_more)  # noqa: E731
+        visible = (V, VisibleBlocks(0, *size, shape.window, scale, 0.0))
+        forward = lambda: kernels.visible_forward(q, keys, values, start, *visible)  # noqa: E731
         o, lse = forward()
         do, dlse = torch.randn_like(o), torch.zeros_like(lse)
-        backward = lambda: kernels.range_backward(do, dlse, q, keys, values, start, o, lse, *range_more)  # noqa: E731
+        backward = lambda: kernels.visible_backward(do, dlse, q, keys, values, start, o, lse, *visible)  # noqa: E731
         rows = {}
     case = {"section": "tune", "form": form.name, "batch": B, "tokens": T, "kv_heads": G}
     exact = {call: [x.clone() for x in call()] for call in (forward, backward)}
@@ -431,18 +436,18 @@ def tune(shape: Shape) -> list[dict[str, Any]]:
     for kernel in (name for name in CANDIDATES if name.startswith(shape.what)):
         call = forward if kernel.endswith("forward") else backward
         place = f"{kernel} {rows[kernel]}" if kernel in rows else kernel
-        before = kernels.LAUNCH.get(place)
+        before = LAUNCH.get(place)
         made.append(
             {
                 **case,
                 "op": f"{place} as set",
                 "forward_ms": milliseconds(call),
-                "settings": before or kernels.LAUNCH[kernel],
+                "settings": before or LAUNCH[kernel],
             }
         )
         tried = []
         for settings in CANDIDATES[kernel]:
-            kernels.LAUNCH[place] = settings
+            LAUNCH[place] = settings
             row = {**case, "op": place, "settings": settings}
             try:
                 wrong = max(relative(got, wanted) for got, wanted in zip(call(), exact[call]) if wanted.numel())
@@ -454,9 +459,9 @@ def tune(shape: Shape) -> list[dict[str, Any]]:
             except Exception as error:
                 tried.append({**row, "error": f"{type(error).__name__}: {str(error)[:120]}"})
         if before is None:
-            del kernels.LAUNCH[place]
+            del LAUNCH[place]
         else:
-            kernels.LAUNCH[place] = before
+            LAUNCH[place] = before
         made += sorted(tried, key=lambda row: row.get("forward_ms", float("inf")))
     return made
 

@@ -36,7 +36,7 @@ from workbench.ops.sparse_attention.reference import (
 @pytest.fixture(params=[0, 4], ids=["gathered", "masked"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to attend selected tokens, which the number of keys decides."""
-    monkeypatch.setattr(plain, "DENSE", request.param)
+    monkeypatch.setattr(plain, "MAX_MASKED_RATIO", request.param)
 
 
 SIZES = [(32, 16, 64), (16, 16, 64), (32, 32, 32), (64, 16, 64), (32, 8, 64)]

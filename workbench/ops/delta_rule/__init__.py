@@ -114,7 +114,7 @@ def delta_rule(
     if backend == "triton":
         if not dispatch.TRITON:
             raise RuntimeError("delta_rule: backend='triton': triton is not installed. Use backend='torch'.")
-        from workbench.ops.delta_rule.triton import delta_rule_triton
+        from workbench.ops.delta_rule.kernels import delta_rule_triton
 
         return delta_rule_triton(q_BTHK, write_key_BTHK, value_BTHV, g, **optional)
     from workbench.ops.delta_rule.fla import delta_rule_fla

@@ -1,13 +1,13 @@
-"""Attention over few keys: runs of keys or of pooled blocks, and blocks that every query selects (arXiv 2502.11089).
+"""Sparse attention: over pooled blocks or a window, and over blocks that every query selects (NSA, arXiv 2502.11089, §3).
 
-Three steps that can be used, and tested, by themselves:
+Three steps that can be used, and tested, on their own:
 
-    o, lse = visible_block_attention(q, ck, cv, …, length=l, stride=d)     over pooled blocks (or, with l = d = 1, over tokens)
-    indices = select_blocks(q, ck, lse, …)                                 which blocks; any other indices may stand in their place
-    o, lse = selected_attention(q, k, v, indices, …)                over the tokens of those blocks
+    o, lse = visible_block_attention(q, ck, cv, …, length=l, stride=d)     over pooled blocks (with l = d = 1, over tokens)
+    indices = select_blocks(q, ck, lse, …)                                 or any other indices
+    o, lse = selected_attention(q, k, v, indices, …)                       over the tokens of those blocks
 
 Legend: B batch, T queries (the last T of S rows), S keys, N slots of pooled blocks (see :mod:`.layout`), H query heads,
-G key–value heads (H a multiple), K key channels, V value channels, n selected blocks.
+G key–value heads (H a multiple), K key channels, V value channels, n selected blocks, Q queries that select.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
 
 
 class Blocks(NamedTuple):
-    """Sizes of pooled and selected blocks, in tokens unless said otherwise."""
+    """Sizes of pooled and selected blocks, in tokens, and how many blocks are selected."""
 
     length: int
     """Tokens l of a pooled block."""
@@ -63,13 +63,13 @@ class Blocks(NamedTuple):
     block: int
     """Tokens l' of a selection block."""
     selected: int
-    """Selected blocks n, the forced ones included."""
+    """Selected blocks n per query, including the forced ones."""
     initial: int = 1
-    """First blocks of the document that are always selected."""
+    """First blocks of the document, always selected."""
     local: int = 2
-    """Last blocks up to the query's own that are always selected."""
+    """Last blocks up to the query's own, always selected."""
     reuse: int = 1
-    """Consecutive positions that go by the selection of the first of them; divides ``block``."""
+    """Consecutive positions that use the selection of the first of them; divides ``block``."""
 
 
 def visible_block_attention(
@@ -87,28 +87,27 @@ def visible_block_attention(
     sink_H: Tensor | None = None,
     value_dim: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention over the blocks that lie wholly at or before the query in its document.
+    """Softmax attention over the blocks that end at or before the query in its document.
 
     Args:
-        q_BTHK: queries at the rows ``offset`` to ``offset + T - 1``.
-        k_BNGK, v_BNGV: a key and a value for every slot; with ``length`` and ``stride`` 1, for every row. Without values,
-            the first ``value_dim`` channels of the keys are the values.
-        start_BT: from :func:`document_starts`; the rows where the queries' documents begin.
+        q_BTHK: queries of the rows ``offset`` to ``offset + T - 1``.
+        k_BNGK, v_BNGV: a key and a value per slot; with ``length`` and ``stride`` 1, per row. Without values, the first
+            ``value_dim`` channels of the keys are the values.
+        start_BT: rows at which the queries' documents start, from :func:`document_starts`.
         window: only the last so many visible blocks; None for all.
-        scale: default 1/sqrt(K).
-        softcap: scores s become c·tanh(s/c) (arXiv 2408.00118, §2).
-        sink_H: a learned score for every head that takes part in the softmax and has the value zero (arXiv 2309.17453 names
-            attention sinks; this form is that of gpt-oss, arXiv 2508.10925).
+        scale: factor on the scores; default 1/sqrt(K).
+        softcap: c, scores s become c·tanh(s/c) (arXiv 2408.00118, §2).
+        sink_H: a learned score per head that takes part in the softmax with the value zero (arXiv 2309.17453 names attention
+            sinks; this form is that of gpt-oss, arXiv 2508.10925).
 
     Returns:
         (B, T, H, V), zero where nothing is visible; and (B, T, H), the natural log-sum-exp of the scores (without the sink),
         -inf where nothing is visible. Both have gradients.
     """
     q, k, v = _cast(q_BTHK, k_BNGK, v_BNGV)
-    V = v.shape[-1] if v is not None else value_dim
-    assert V is not None, "values, or how many channels of the keys they are"
+    V = _value_channels(v, value_dim)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    o, lse = operators._range(q, k, v, start_BT, V, offset, length, stride, window or 0, scale, softcap or 0.0)
+    o, lse = operators._visible(q, k, v, start_BT, V, offset, length, stride, window or 0, scale, softcap or 0.0)
     if sink_H is not None:
         o = (o * (lse - sink_H.to(lse.dtype)).sigmoid()[..., None]).to(o.dtype)
     return o, lse
@@ -127,20 +126,19 @@ def selected_attention(
     scale: float | None = None,
     value_dim: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention over the tokens s ≤ p of chosen blocks.
+    """Softmax attention over the tokens of selected blocks, up to the query.
 
     Args:
-        q_BTHK, k_BSGK, v_BSGV, start_BT, offset, scale, value_dim: as in :func:`visible_block_attention`, keys by row.
+        q_BTHK, k_BSGK, v_BSGV, start_BT, offset, scale, value_dim: as in :func:`visible_block_attention`; one key per row.
         block_indices: (B, T, G, n) int32, blocks of ``block`` tokens counted from the start of the query's document; -1 for
-            none. Each at most once (see :func:`unique_blocks`).
-        reuse: a promise that positions with equal floor(p / reuse) hold the same indices.
+            none. No duplicates (see :func:`unique_blocks`).
+        reuse: asserts that positions with equal floor(p / reuse) have equal indices.
 
     Returns:
         as :func:`visible_block_attention`.
     """
     q, k, v = _cast(q_BTHK, k_BSGK, v_BSGV)
-    V = v.shape[-1] if v is not None else value_dim
-    assert V is not None, "values, or how many channels of the keys they are"
+    V = _value_channels(v, value_dim)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     starts = row_starts(block_indices, start_BT, block)
     return operators._selected(q, k, v, starts, start_BT, V, offset, block, reuse, scale)
@@ -159,15 +157,17 @@ def select_blocks(
     scale: float | None = None,
     previous_BGn: Tensor | None = None,
 ) -> Tensor:
-    """The blocks that each query selects: those with the greatest summed probability, and the forced ones.
+    """The blocks that each query selects: the forced ones, and those with the largest summed probability.
 
-    The probabilities of the pooled blocks, exp(q·k·scale - lse), are summed over the heads of a group and spread over
-    selection blocks by their overlap; everything in fp32 at least.
+    Probabilities of the pooled blocks, exp(q·k·scale - lse), are summed over the heads of a group and distributed over
+    selection blocks by their overlap (:func:`block_overlaps`), in float32 at least.
 
     Args:
+        q_BTHK, start_BT, offset: as in :func:`visible_block_attention`.
+        ck_BNGK: pooled keys.
         lse_BTH: from :func:`visible_block_attention` with the same scale.
         num_keys: rows S seen so far, offset + T.
-        previous_BGn: where ``reuse`` > 1 and ``offset`` > 0, the selection of the last position seen.
+        previous_BGn: the selection of the last position seen, where ``reuse`` > 1 and ``offset`` > 0.
 
     Returns:
         (B, T, G, n) int32 indices within the document, ascending, -1 behind them.
@@ -179,46 +179,40 @@ def select_blocks(
     start_BT = start_BT.to(torch.int32).contiguous()
 
     def select(q: Tensor, lse: Tensor, start: Tensor, rows: Tensor) -> Tensor:
-        return operators._select(
-            q,
-            ck,
-            lse.detach(),
-            start,
-            rows,
-            num_keys,
-            blocks.length,
-            blocks.stride,
-            blocks.block,
-            n,
-            blocks.initial,
-            blocks.local,
-            scale,
-            reuse,
-        )
+        sizes = (blocks.length, blocks.stride, blocks.block, n, blocks.initial, blocks.local)
+        return operators._select(q, ck, lse.detach(), start, rows, num_keys, *sizes, scale, reuse)
 
     row_T = torch.arange(offset, offset + T, dtype=torch.int32, device=q.device)
     if reuse == 1:
         return select(q, lse_BTH, start_BT, row_T.expand(B, T).contiguous())
+    # the first query of every group of `reuse` positions selects
     rows_BQ = group_query_rows(start_BT, offset, reuse)
-    at_BQ = (rows_BQ - offset).clamp_min(0).long()
-    by_leader_BQGn = select(
-        q.gather(1, at_BQ[:, :, None, None].expand(-1, -1, *q.shape[2:])),
-        lse_BTH.gather(1, at_BQ[..., None].expand(-1, -1, q.shape[2])),
-        start_BT.gather(1, at_BQ),
+    index_BQ = (rows_BQ - offset).clamp_min(0).long()
+    by_group_BQGn = select(
+        q.gather(1, index_BQ[:, :, None, None].expand(-1, -1, *q.shape[2:])),
+        lse_BTH.gather(1, index_BQ[..., None].expand(-1, -1, q.shape[2])),
+        start_BT.gather(1, index_BQ),
         rows_BQ,
     )
+    # and its selection is copied to the others
     p_BT = row_T - start_BT
-    leader_BT = row_T - p_BT % reuse
-    slot_BT = (leader_BT // reuse - offset // reuse).clamp_min(0).long()
-    out = by_leader_BQGn.gather(1, slot_BT[:, :, None, None].expand(B, T, G, n))
+    query_row_BT = row_T - p_BT % reuse
+    slot_BT = (query_row_BT // reuse - offset // reuse).clamp_min(0).long()
+    out = by_group_BQGn.gather(1, slot_BT[:, :, None, None].expand(B, T, G, n))
     first = torch.full((n,), -1, dtype=torch.int32, device=q.device)
-    first[:1] = 0  # the first group of a document can only choose its first block
+    first[:1] = 0  # the first group of a document can only select its first block
     out = torch.where((p_BT < reuse)[:, :, None, None], first, out)
     if previous_BGn is not None:
-        out = torch.where((leader_BT < offset)[:, :, None, None], previous_BGn[:, None], out)
+        out = torch.where((query_row_BT < offset)[:, :, None, None], previous_BGn[:, None], out)
     return out
 
 
 def _cast(q: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     dtype = matmul_dtype(k)
     return q.to(dtype), k.to(dtype), None if v is None else v.to(dtype)
+
+
+def _value_channels(v: Tensor | None, value_dim: int | None) -> int:
+    V = v.shape[-1] if v is not None else value_dim
+    assert V is not None, "pass values, or value_dim: how many channels of the keys are the values"
+    return V

@@ -1,9 +1,10 @@
-"""The forms that run anywhere, chunk by chunk over queries: scores of one chunk are held, never all of them.
+"""Sparse attention on any device, chunk by chunk over queries, so that the scores of only one chunk are in memory.
 
-Sums and softmax in fp32 (fp64 for fp64 input). A query that sees nothing gives zero, a log-sum-exp of -inf and no gradient.
+Sums and softmax are float32 (float64 for float64 input). A query without visible keys gives zero, a log-sum-exp of -inf and zero
+gradients.
 
-Legend: B batch, T queries, S keys, N slots of blocks, H query heads, G key–value heads, R = H / G, K key channels, V value
-channels, C queries of a chunk, M gathered tokens, n blocks, J selection blocks.
+Legend: B batch, T queries, S keys, N slots of pooled blocks, H query heads, G key–value heads, R = H / G, K key channels, V value
+channels, C queries of a chunk, M gathered tokens, n selected blocks, J selection blocks.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.ops.sparse_attention.layout import block_overlaps
+from workbench.ops.sparse_attention.layout import SelectedBlocks, Selection, VisibleBlocks, block_overlaps
 
 CHUNK_BYTES = 2**26
 """Largest size of one tensor of a chunk."""
 
-DENSE = 4
-"""Keys for every selected token up to which all keys are multiplied and masked instead of gathering the selected ones: matrix
-products are so much quicker than gathers on a CPU (our estimate)."""
+MAX_MASKED_RATIO = 4
+"""Keys per selected token up to which all keys are multiplied and masked, instead of gathering the selected ones: on a CPU matrix
+products are that much faster than gathers (our estimate)."""
 
 
-def _spans(T: int, bytes_a_query: int) -> Iterator[slice]:
-    step = max(1, CHUNK_BYTES // max(1, bytes_a_query))
+def _spans(T: int, bytes_per_query: int) -> Iterator[slice]:
+    step = max(1, CHUNK_BYTES // max(1, bytes_per_query))
     for first in range(0, T, step):
         yield slice(first, min(T, first + step))
 
@@ -35,8 +36,8 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def bounds(start_BT: Tensor, rows_BT: Tensor, length: int, stride: int, window: int) -> tuple[Tensor, Tensor]:
-    """First visible slot and the one behind the last, (B, T) each."""
+def visible_bounds(start_BT: Tensor, rows_BT: Tensor, length: int, stride: int, window: int) -> tuple[Tensor, Tensor]:
+    """First visible slot and the end (exclusive), (B, T) each."""
     p_BT = rows_BT - start_BT
     count_BT = torch.where(p_BT + 1 >= length, (p_BT + 1 - length) // stride + 1, 0)
     low_BT = start_BT // stride
@@ -66,33 +67,33 @@ def _capped(scores: Tensor, softcap: float) -> Tensor:
     return softcap * torch.tanh(scores / softcap) if softcap else scores
 
 
-def _softmax(scores: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities over the seen keys, and their log-sum-exp; zero and -inf where nothing is seen."""
-    lse = scores.masked_fill(~seen, -math.inf).logsumexp(-1)
-    return _probabilities(scores, seen, lse), lse
+def _softmax(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities over the visible keys, and their log-sum-exp; zero and -inf where none is visible."""
+    lse = scores.masked_fill(~mask, -math.inf).logsumexp(-1)
+    return _probabilities(scores, mask, lse), lse
 
 
-def _probabilities(scores: Tensor, seen: Tensor, lse: Tensor) -> Tensor:
-    return torch.where(seen, (scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None]).exp(), 0.0)
+def _probabilities(scores: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
+    return torch.where(mask, (scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None]).exp(), 0.0)
 
 
-def _slope(p: Tensor, dp: Tensor, delta: Tensor, capped: Tensor, softcap: float) -> Tensor:
+def _score_gradient(p: Tensor, dp: Tensor, delta: Tensor, capped: Tensor, softcap: float) -> Tensor:
     """Gradient of the uncapped scores."""
     ds = p * (dp - delta[..., None])
     return ds * (1 - (capped / softcap).square()) if softcap else ds
 
 
-Seen = Callable[[slice], Tensor]
+Mask = Callable[[slice], Tensor]
 """Which keys the queries of a chunk see, broadcastable to (B, G, R, C, N)."""
 
 
-def _masked_forward(q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
+def _masked_forward(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
     (B, T, H, _), (N, G), V, wide = q.shape, k.shape[1:3], v.shape[-1], _wide(q)
     o, lse = q.new_zeros(B, T, H, V), q.new_full((B, T, H), -math.inf, dtype=wide)
     k, v = k.to(wide), v.to(wide)
     for span in _spans(T if N else 0, B * H * N * wide.itemsize):
         s = _capped(torch.einsum("bgrck,bngk->bgrcn", _grouped(q[:, span], G, wide), k) * scale, softcap)
-        p, sums = _softmax(s, seen(span))
+        p, sums = _softmax(s, mask(span))
         o[:, span] = _flat(torch.einsum("bgrcn,bngv->bgrcv", p, v))
         lse[:, span] = _flat(sums[..., None])[..., 0]
     return o, lse
@@ -106,7 +107,7 @@ def _masked_backward(
     v: Tensor,
     o: Tensor,
     lse: Tensor,
-    seen: Seen,
+    mask: Mask,
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,154 +118,151 @@ def _masked_backward(
         qg, og, dog = (_grouped(x[:, span], G, wide) for x in (q, o, do))
         lg, dlg = (_grouped(x[:, span, :, None], G, wide)[..., 0] for x in (lse, dlse))
         s = _capped(torch.einsum("bgrck,bngk->bgrcn", qg, kw) * scale, softcap)
-        p = _probabilities(s, seen(span), lg)
+        p = _probabilities(s, mask(span), lg)
         dv += torch.einsum("bgrcn,bgrcv->bngv", p, dog)
         dp = torch.einsum("bgrcv,bngv->bgrcn", dog, vw)
-        ds = _slope(p, dp, (og * dog).sum(-1) - dlg, s, softcap) * scale
+        ds = _score_gradient(p, dp, (og * dog).sum(-1) - dlg, s, softcap) * scale
         dq[:, span] = _flat(torch.einsum("bgrcn,bngk->bgrck", ds, kw))
         dk += torch.einsum("bgrcn,bgrck->bngk", ds, qg)
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _run(start_BT: Tensor, offset: int, length: int, stride: int, window: int, N: int) -> Seen:
-    low, high = bounds(start_BT, _rows(start_BT, offset), length, stride, window)
-    at_N = torch.arange(N, device=start_BT.device)
-    return lambda span: ((at_N >= low[:, span, None]) & (at_N < high[:, span, None]))[:, None, None]
+def _visibility(start_BT: Tensor, blocks: VisibleBlocks, N: int) -> Mask:
+    low, high = visible_bounds(start_BT, _rows(start_BT, blocks.offset), blocks.length, blocks.stride, blocks.window)
+    slot_N = torch.arange(N, device=start_BT.device)
+    return lambda span: ((slot_N >= low[:, span, None]) & (slot_N < high[:, span, None]))[:, None, None]
 
 
-def range_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    start_BT: Tensor,
-    offset: int,
-    length: int,
-    stride: int,
-    window: int,
-    scale: float,
-    softcap: float,
+def _values(k: Tensor, v: Tensor | None, V: int) -> Tensor:
+    return k[..., :V] if v is None else v
+
+
+def _key_value_gradients(v: Tensor | None, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds the gradient of values that are channels of the keys to that of the keys; then that of ``v`` is empty."""
+    if v is not None:
+        return dk, dv
+    dk[..., : dv.shape[-1]] += dv
+    return dk, dv.new_empty(0)
+
+
+def visible_forward(
+    q: Tensor, k: Tensor, v: Tensor | None, start_BT: Tensor, V: int, blocks: VisibleBlocks
 ) -> tuple[Tensor, Tensor]:
-    return _masked_forward(q, k, v, _run(start_BT, offset, length, stride, window, k.shape[1]), scale, softcap)
+    """Outputs (B, T, H, V) and log-sum-exp (B, T, H); without ``v`` the values are the first V channels of the keys."""
+    mask = _visibility(start_BT, blocks, k.shape[1])
+    return _masked_forward(q, k, _values(k, v, V), mask, blocks.scale, blocks.softcap)
 
 
-def range_backward(
+def visible_backward(
     do: Tensor,
     dlse: Tensor,
     q: Tensor,
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     start_BT: Tensor,
     o: Tensor,
     lse: Tensor,
-    offset: int,
-    length: int,
-    stride: int,
-    window: int,
-    scale: float,
-    softcap: float,
+    V: int,
+    blocks: VisibleBlocks,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    seen = _run(start_BT, offset, length, stride, window, k.shape[1])
-    return _masked_backward(do, dlse, q, k, v, o, lse, seen, scale, softcap)
+    """Gradients of q, k and v; the last is empty where the values are channels of the keys."""
+    mask = _visibility(start_BT, blocks, k.shape[1])
+    values = _values(k, v, V)
+    dq, dk, dv = _masked_backward(do, dlse, q, k, values, o, lse, mask, blocks.scale, blocks.softcap)
+    return dq, *_key_value_gradients(v, dk, dv)
 
 
-def select(
-    q: Tensor,
-    ck: Tensor,
-    lse_BQH: Tensor,
-    start_BQ: Tensor,
-    rows_BQ: Tensor,
-    keys: int,
-    length: int,
-    stride: int,
-    block: int,
-    count: int,
-    initial: int,
-    local: int,
-    scale: float,
-) -> Tensor:
+def select(q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, selection: Selection) -> Tensor:
+    """(B, Q, G, n) int32 blocks, ascending, -1 behind them."""
+    num_keys, length, stride, block, count, initial, local, scale = selection
     (B, Q, H, _), (N, G), wide = q.shape, ck.shape[1:3], _wide(q)
-    J, ratio, pairs = -(-keys // block), block // stride, block_overlaps(length, stride, block)
-    ck, at_N, at_J = ck.to(wide), torch.arange(N, device=q.device), torch.arange(J, device=q.device)
+    J, ratio, pairs = -(-num_keys // block), block // stride, block_overlaps(length, stride, block)
+    ck, slot_N, block_J = ck.to(wide), torch.arange(N, device=q.device), torch.arange(J, device=q.device)
     out = torch.full((B, Q, G, count), -1, dtype=torch.int32, device=q.device)
     front = -min(m for m, _ in pairs)
-    kept = min(count, J)
+    n = min(count, J)
     for span in _spans(Q, B * (H + 2 * G) * max(N, J) * wide.itemsize):
         start, rows = start_BQ[:, span], rows_BQ[:, span]
         score = torch.zeros(B, G, rows.shape[1], J, dtype=wide, device=q.device)
         if N:
-            low, high = bounds(start, rows, length, stride, 0)
+            # 1. probabilities of the pooled blocks, summed over the heads of a group
+            low, high = visible_bounds(start, rows, length, stride, 0)
             s = torch.einsum("bgrck,bngk->bgrcn", _grouped(q[:, span], G, wide), ck) * scale
-            seen = (at_N >= low[..., None]) & (at_N < high[..., None])
+            mask = (slot_N >= low[..., None]) & (slot_N < high[..., None])
             lse = _grouped(lse_BQH[:, span, :, None], G, wide)[..., 0]
-            p_BGCN = _probabilities(s, seen[:, None, None], lse).sum(2)
-            # from slots of the row to blocks of the query's document
-            own = at_N + low[..., None]
+            p_BGCN = _probabilities(s, mask[:, None, None], lse).sum(2)
+            # 2. from slots of the row to blocks of the query's document
+            slot = slot_N + low[..., None]
             p_BGCN = torch.where(
-                (own < high[..., None])[:, None],
-                p_BGCN.gather(-1, own.clamp_max(N - 1)[:, None].expand_as(p_BGCN)),
+                (slot < high[..., None])[:, None],
+                p_BGCN.gather(-1, slot.clamp_max(N - 1)[:, None].expand_as(p_BGCN)),
                 0.0,
             )
+            # 3. from pooled blocks to selection blocks
             padded = F.pad(p_BGCN, (front, max(0, J * ratio + ratio - N)))
             for m, weight in pairs:
                 score += weight * padded[..., front + m :: ratio][..., :J]
-        own_block = torch.div(rows - start, block, rounding_mode="floor")[:, None, :, None]
-        score = score.masked_fill((at_J < initial) | (at_J > own_block - local), math.inf)
-        score = score.masked_fill((at_J > own_block) | (rows < 0)[:, None, :, None], -math.inf)
-        # the lower index first among equals, as the kernel has it
+        query_block = torch.div(rows - start, block, rounding_mode="floor")[:, None, :, None]
+        score = score.masked_fill((block_J < initial) | (block_J > query_block - local), math.inf)
+        score = score.masked_fill((block_J > query_block) | (rows < 0)[:, None, :, None], -math.inf)
+        # of equal scores the lower index, as in the kernel
         best, order = score.sort(dim=-1, descending=True, stable=True)
-        chosen = torch.where(best[..., :kept] > -math.inf, order[..., :kept], keys)
+        chosen = torch.where(best[..., :n] > -math.inf, order[..., :n], num_keys)
         chosen = chosen.sort(-1).values
-        out[:, span, :, :kept] = torch.where(chosen == keys, -1, chosen).transpose(1, 2).to(torch.int32)
+        out[:, span, :, :n] = torch.where(chosen == num_keys, -1, chosen).transpose(1, 2).to(torch.int32)
     return out
 
 
 def _gathered(starts_BCGn: Tensor, first_row: int, block: int, S: int) -> tuple[Tensor, Tensor]:
-    """Rows of the tokens of the blocks, and whether the query may see them: (B, G, C, M) each."""
+    """Rows of the tokens of the blocks, and whether the query sees them: (B, G, C, M) each."""
     C = starts_BCGn.shape[1]
     rows = starts_BCGn.permute(0, 2, 1, 3)[..., None].long() + torch.arange(block, device=starts_BCGn.device)
     query_C = torch.arange(first_row, first_row + C, device=starts_BCGn.device)[:, None, None]
-    seen = (starts_BCGn.permute(0, 2, 1, 3)[..., None] >= 0) & (rows <= query_C)
-    return rows.clamp(0, S - 1).flatten(-2), seen.flatten(-2)
+    mask = (starts_BCGn.permute(0, 2, 1, 3)[..., None] >= 0) & (rows <= query_C)
+    return rows.clamp(0, S - 1).flatten(-2), mask.flatten(-2)
 
 
-def _take(x_BGSC: Tensor, rows_BGCM: Tensor) -> Tensor:
+def _gather_rows(x_BGSX: Tensor, rows_BGCM: Tensor) -> Tensor:
     """(B, G, S, X) at (B, G, C, M) -> (B, G, C, M, X)"""
-    B, G = x_BGSC.shape[:2]
-    b = torch.arange(B, device=x_BGSC.device)[:, None, None, None]
-    g = torch.arange(G, device=x_BGSC.device)[None, :, None, None]
-    return x_BGSC[b, g, rows_BGCM]
+    B, G = x_BGSX.shape[:2]
+    b = torch.arange(B, device=x_BGSX.device)[:, None, None, None]
+    g = torch.arange(G, device=x_BGSX.device)[None, :, None, None]
+    return x_BGSX[b, g, rows_BGCM]
 
 
-def _add_at(total_BGSC: Tensor, rows_BGCM: Tensor, x_BGCMX: Tensor) -> None:
-    B, G, S, X = total_BGSC.shape
-    base = torch.arange(B * G, device=total_BGSC.device).view(B, G, 1, 1) * S
-    total_BGSC.view(-1, X).index_add_(0, (rows_BGCM + base).flatten(), x_BGCMX.flatten(0, -2))
+def _add_rows(total_BGSX: Tensor, rows_BGCM: Tensor, x_BGCMX: Tensor) -> None:
+    """Adds to the rows of ``total``; the inverse of :func:`_gather_rows`."""
+    B, G, S, X = total_BGSX.shape
+    base = torch.arange(B * G, device=total_BGSX.device).view(B, G, 1, 1) * S
+    total_BGSX.view(-1, X).index_add_(0, (rows_BGCM + base).flatten(), x_BGCMX.flatten(0, -2))
 
 
-def _members(starts: Tensor, offset: int, block: int, S: int) -> Seen:
+def _selected_mask(starts: Tensor, offset: int, block: int, S: int) -> Mask:
     """The selected tokens as a mask over all keys."""
 
-    def seen(span: slice) -> Tensor:
-        rows, there = _gathered(starts[:, span], offset + span.start, block, S)
-        marked = torch.zeros(*rows.shape[:3], S + 1, dtype=torch.bool, device=rows.device)
-        return marked.scatter_(-1, torch.where(there, rows, S), True)[:, :, None, :, :S]
+    def mask(span: slice) -> Tensor:
+        rows, is_visible = _gathered(starts[:, span], offset + span.start, block, S)
+        selected = torch.zeros(*rows.shape[:3], S + 1, dtype=torch.bool, device=rows.device)
+        return selected.scatter_(-1, torch.where(is_visible, rows, S), True)[:, :, None, :, :S]
 
-    return seen
+    return mask
 
 
 def selected_forward(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, offset: int, block: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor | None, starts: Tensor, start_BT: Tensor, V: int, blocks: SelectedBlocks
 ) -> tuple[Tensor, Tensor]:
-    (B, T, H, K), (S, G), V, wide = q.shape, k.shape[1:3], v.shape[-1], _wide(q)
-    if DENSE * starts.shape[-1] * block >= S:
-        return _masked_forward(q, k, v, _members(starts, offset, block, S), scale, 0.0)
+    """Outputs (B, T, H, V) and log-sum-exp (B, T, H); without ``v`` the values are the first V channels of the keys."""
+    (B, T, H, K), (S, G), wide, v = q.shape, k.shape[1:3], _wide(q), _values(k, v, V)
+    offset, block, scale = blocks.offset, blocks.block, blocks.scale
+    if MAX_MASKED_RATIO * starts.shape[-1] * block >= S:
+        return _masked_forward(q, k, v, _selected_mask(starts, offset, block, S), scale, 0.0)
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=wide)
     k_BGSK, v_BGSV = k.transpose(1, 2), v.transpose(1, 2)
     for span in _spans(T, B * G * starts.shape[-1] * block * (K + V) * wide.itemsize):
-        rows, seen = _gathered(starts[:, span], offset + span.start, block, S)
-        k_M, v_M = _take(k_BGSK, rows).to(wide), _take(v_BGSV, rows).to(wide)
+        rows, mask = _gathered(starts[:, span], offset + span.start, block, S)
+        k_M, v_M = _gather_rows(k_BGSK, rows).to(wide), _gather_rows(v_BGSV, rows).to(wide)
         s = torch.einsum("bgrck,bgcmk->bgrcm", _grouped(q[:, span], G, wide), k_M) * scale
-        p, sums = _softmax(s, seen[:, :, None])
+        p, sums = _softmax(s, mask[:, :, None])
         o[:, span] = _flat(torch.einsum("bgrcm,bgcmv->bgrcv", p, v_M))
         lse[:, span] = _flat(sums[..., None])[..., 0]
     return o, lse
@@ -275,30 +273,35 @@ def selected_backward(
     dlse: Tensor,
     q: Tensor,
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     starts: Tensor,
+    start_BT: Tensor,
     o: Tensor,
     lse: Tensor,
-    offset: int,
-    block: int,
-    scale: float,
+    V: int,
+    blocks: SelectedBlocks,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    (B, T, _, K), (S, G), V, wide = q.shape, k.shape[1:3], v.shape[-1], _wide(q)
-    if DENSE * starts.shape[-1] * block >= S:
-        return _masked_backward(do, dlse, q, k, v, o, lse, _members(starts, offset, block, S), scale, 0.0)
+    """Gradients of q, k and v; the last is empty where the values are channels of the keys."""
+    (B, T, _, K), (S, G), wide, values = q.shape, k.shape[1:3], _wide(q), _values(k, v, V)
+    offset, block, scale = blocks.offset, blocks.block, blocks.scale
+    if MAX_MASKED_RATIO * starts.shape[-1] * block >= S:
+        mask = _selected_mask(starts, offset, block, S)
+        dq, dk, dv = _masked_backward(do, dlse, q, k, values, o, lse, mask, scale, 0.0)
+        return dq, *_key_value_gradients(v, dk, dv)
     dq = torch.empty_like(q)
-    dk, dv = k.new_zeros(B, G, S, K, dtype=wide), v.new_zeros(B, G, S, V, dtype=wide)
-    k_BGSK, v_BGSV = k.transpose(1, 2), v.transpose(1, 2)
+    dk, dv = k.new_zeros(B, G, S, K, dtype=wide), values.new_zeros(B, G, S, V, dtype=wide)
+    k_BGSK, v_BGSV = k.transpose(1, 2), values.transpose(1, 2)
     for span in _spans(T, B * G * starts.shape[-1] * block * (K + V) * wide.itemsize):
-        rows, seen = _gathered(starts[:, span], offset + span.start, block, S)
-        k_M, v_M = _take(k_BGSK, rows).to(wide), _take(v_BGSV, rows).to(wide)
+        rows, is_visible = _gathered(starts[:, span], offset + span.start, block, S)
+        k_M, v_M = _gather_rows(k_BGSK, rows).to(wide), _gather_rows(v_BGSV, rows).to(wide)
         qg, og, dog = (_grouped(x[:, span], G, wide) for x in (q, o, do))
         lg, dlg = (_grouped(x[:, span, :, None], G, wide)[..., 0] for x in (lse, dlse))
         s = torch.einsum("bgrck,bgcmk->bgrcm", qg, k_M) * scale
-        p = _probabilities(s, seen[:, :, None], lg)
-        _add_at(dv, rows, torch.einsum("bgrcm,bgrcv->bgcmv", p, dog))
+        p = _probabilities(s, is_visible[:, :, None], lg)
+        _add_rows(dv, rows, torch.einsum("bgrcm,bgrcv->bgcmv", p, dog))
         dp = torch.einsum("bgrcv,bgcmv->bgrcm", dog, v_M)
-        ds = _slope(p, dp, (og * dog).sum(-1) - dlg, s, 0.0) * scale
+        ds = _score_gradient(p, dp, (og * dog).sum(-1) - dlg, s, 0.0) * scale
         dq[:, span] = _flat(torch.einsum("bgrcm,bgcmk->bgrck", ds, k_M))
-        _add_at(dk, rows, torch.einsum("bgrcm,bgrck->bgcmk", ds, qg))
-    return dq, dk.transpose(1, 2).to(k.dtype).contiguous(), dv.transpose(1, 2).to(v.dtype).contiguous()
+        _add_rows(dk, rows, torch.einsum("bgrcm,bgrck->bgcmk", ds, qg))
+    dk, dv = dk.transpose(1, 2).to(k.dtype).contiguous(), dv.transpose(1, 2).to(values.dtype).contiguous()
+    return dq, *_key_value_gradients(v, dk, dv)

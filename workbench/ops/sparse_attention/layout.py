@@ -1,58 +1,95 @@
-"""Where blocks lie in a row of packed documents. All of fixed shape, nothing waits for the device.
+"""Blocks in rows of packed documents. Everything has a fixed shape; nothing synchronises with the device.
 
-Positions p, compression blocks i and selection blocks j count from 0 within a document; "rows" count within the packed row.
-Compression block i of a document that starts at row a covers the rows a + i·d to a + i·d + l - 1. Whole blocks of one row
-start at least d apart (a stride d within a document, and a length l ≥ d between documents), so the slot floor(start / d) names
-at most one: slot = floor(a / d) + i. A block is visible to a query at position p when i·d + l - 1 ≤ p, hence
+Positions p, pooled (compression) blocks i and selection blocks j count from 0 within a document; "rows" count within the packed
+row. Pooled block i of a document that starts at row a covers the rows a + i·d to a + i·d + l - 1. Whole blocks of one row start at
+least d apart (a stride d within a document, a length l ≥ d between documents), so the slot floor(start / d) holds at most one:
+slot = floor(a / d) + i. A block is visible to a query at position p when i·d + l - 1 ≤ p, hence
 
     N_cmp(p) = 0 if p + 1 < l else floor((p + 1 - l) / d) + 1        (arXiv 2502.11089, the size of the set in eq. 7)
 
-Selection block j covers the rows a + j·l' to a + (j + 1)·l' - 1, cut off by the query (and so by the document).
+Selection block j covers the rows a + j·l' to a + (j + 1)·l' - 1, cut off at the query (and so at the end of the document).
 
-Legend: B batch, T queries, S keys, N slots of compression blocks, Q queries that select, G key–value heads, n blocks.
+Legend: B batch, T queries, S keys, N slots of pooled blocks, Q queries that select, G key–value heads, n selected blocks.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class VisibleBlocks(NamedTuple):
+    """Arguments of attention over visible blocks."""
+
+    offset: int
+    """Row of the first query."""
+    length: int
+    stride: int
+    window: int
+    """Last so many visible blocks; 0 for all."""
+    scale: float
+    softcap: float
+    """0 for none."""
+
+
+class SelectedBlocks(NamedTuple):
+    """Arguments of attention over selected blocks."""
+
+    offset: int
+    block: int
+    reuse: int
+    scale: float
+
+
+class Selection(NamedTuple):
+    """Arguments of the selection."""
+
+    num_keys: int
+    length: int
+    stride: int
+    block: int
+    selected: int
+    initial: int
+    local: int
+    scale: float
+
+
 def document_starts(segments_BT: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
-    """(B, T) int32: the row at which each position's document begins. Equal numbers stand side by side."""
+    """(B, T) int32: the row at which each position's document starts. Tokens of a document are contiguous."""
     if segments_BT is None:
         return torch.zeros(batch, length, dtype=torch.int32, device=device)
     row_T = torch.arange(length, dtype=torch.int32, device=device)
-    begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
-    begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    return torch.where(begins_BT, row_T, 0).cummax(dim=1).values.to(torch.int32)
+    is_first_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    is_first_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return torch.where(is_first_BT, row_T, 0).cummax(dim=1).values.to(torch.int32)
 
 
-def num_blocks(keys: int, length: int, stride: int) -> int:
-    """Slots N in which whole compression blocks of ``keys`` rows can start."""
-    return (keys - length) // stride + 1 if keys >= length else 0
+def num_blocks(num_keys: int, length: int, stride: int) -> int:
+    """Slots N in which whole pooled blocks of ``num_keys`` rows can start."""
+    return (num_keys - length) // stride + 1 if num_keys >= length else 0
 
 
 def block_starts(start_BT: Tensor, segments_BT: Tensor | None, length: int, stride: int) -> Tensor:
-    """(B, N) int64: the row at which the whole compression block of each slot starts; -1 where there is none."""
+    """(B, N) int64: the row at which the whole pooled block of each slot starts; -1 for an empty slot."""
     B, T = start_BT.shape
     N = num_blocks(T, length, stride)
     if segments_BT is None:
         return (torch.arange(N, device=start_BT.device) * stride).expand(B, N)
     row_T = torch.arange(T, device=start_BT.device)
-    last = T - length + 1  # rows at which l tokens are left
-    whole_BT = ((row_T - start_BT) % stride == 0)[:, :last] & (start_BT[:, length - 1 :] == start_BT[:, :last])
-    found_BT = torch.where(whole_BT, row_T[:last], -1)
-    padded = torch.nn.functional.pad(found_BT, (0, N * stride - last), value=-1)
+    end = T - length + 1  # rows at which l tokens are left
+    is_whole_BT = ((row_T - start_BT) % stride == 0)[:, :end] & (start_BT[:, length - 1 :] == start_BT[:, :end])
+    rows_BT = torch.where(is_whole_BT, row_T[:end], -1)
+    padded = torch.nn.functional.pad(rows_BT, (0, N * stride - end), value=-1)
     return padded.view(B, N, stride).amax(-1)
 
 
 def block_overlaps(length: int, stride: int, block: int) -> list[tuple[int, float]]:
-    """Score of a selection block from those of compression blocks: eq. 9 of arXiv 2502.11089 in the form of block_overlaps.
+    """Weights of pooled blocks in the score of a selection block: eq. 9 of arXiv 2502.11089, written as overlaps.
 
-    p_slc[j] = Σ_i |[i·d, i·d + l) ∩ [j·l', (j + 1)·l')| / d · p_cmp[i], for d | l and d | l'; every block i that takes part is
+    p_slc[j] = Σ_i |[i·d, i·d + l) ∩ [j·l', (j + 1)·l')| / d · p_cmp[i], for d | l and d | l'; every block i of the sum is
     j·l'/d + m. The printed sum is this one with j and i counted from 1.
 
     Returns:
@@ -60,8 +97,8 @@ def block_overlaps(length: int, stride: int, block: int) -> list[tuple[int, floa
     """
     pairs = []
     for m in range(1 - length // stride, block // stride):
-        shared = min(m * stride + length, block) - max(m * stride, 0)
-        pairs.append((m, shared / stride))
+        overlap = min(m * stride + length, block) - max(m * stride, 0)
+        pairs.append((m, overlap / stride))
     return pairs
 
 
@@ -70,9 +107,9 @@ def num_visible_blocks(position: int, length: int, stride: int) -> int:
     return 0 if position + 1 < length else (position + 1 - length) // stride + 1
 
 
-def visible_pairs(queries: int, keys: int, length: int, stride: int, window: int) -> int:
-    """Pairs (query, visible block) of one document whose last ``queries`` of ``keys`` rows ask; window 0 is none."""
-    return _pairs_before(keys, length, stride, window) - _pairs_before(keys - queries, length, stride, window)
+def visible_pairs(queries: int, num_keys: int, length: int, stride: int, window: int) -> int:
+    """Pairs (query, visible block) of one document, of its last ``queries`` of ``num_keys`` rows; window 0 for none."""
+    return _pairs_before(num_keys, length, stride, window) - _pairs_before(num_keys - queries, length, stride, window)
 
 
 def _pairs_before(positions: int, length: int, stride: int, window: int) -> int:
@@ -82,64 +119,64 @@ def _pairs_before(positions: int, length: int, stride: int, window: int) -> int:
     return stride * groups * (groups + 1) // 2 + rest * (groups + 1) + (seeing - rising) * window
 
 
-def selected_pairs(queries: int, keys: int, limit: int) -> int:
-    """Pairs (query, selected token), at most ``limit`` a query."""
-    return visible_pairs(queries, keys, 1, 1, limit)
+def selected_pairs(queries: int, num_keys: int, limit: int) -> int:
+    """Pairs (query, selected token), at most ``limit`` per query."""
+    return visible_pairs(queries, num_keys, 1, 1, limit)
 
 
 @cache
-def group_query_pairs(keys: int, length: int, stride: int, reuse: int) -> int:
-    """Pairs (query, visible block) of the queries that choose for ``reuse`` positions."""
+def group_query_pairs(num_keys: int, length: int, stride: int, reuse: int) -> int:
+    """Pairs (query, visible block) of the queries that select for ``reuse`` positions."""
     if reuse == 1:
-        return visible_pairs(keys, keys, length, stride, 0)
-    return sum(num_visible_blocks(p, length, stride) for p in range(0, keys, reuse))
+        return visible_pairs(num_keys, num_keys, length, stride, 0)
+    return sum(num_visible_blocks(p, length, stride) for p in range(0, num_keys, reuse))
 
 
 def unfold_blocks(x_BTGC: Tensor, rows_BN: Tensor | None, length: int, stride: int) -> Tensor:
     """The tokens of every slot's block, (B, N, G, C, l).
 
     Args:
-        rows_BN: from :func:`block_starts`; None for one document. Slots without a block hold any tokens.
+        rows_BN: from :func:`block_starts`; None for one document. Empty slots hold arbitrary tokens.
     """
     if x_BTGC.shape[1] < length:
         return x_BTGC.new_zeros(x_BTGC.shape[0], 0, *x_BTGC.shape[2:], length)
     if rows_BN is None:
         return x_BTGC.unfold(1, length, stride)
     N = rows_BN.shape[1]
-    # within the window of a slot no token is read twice, so that the gradient is summed in one order
+    # no token is read twice within the window of a slot, so the gradient is summed in one order
     wide = torch.nn.functional.pad(x_BTGC, (0, 0, 0, 0, 0, stride - 1)).unfold(1, length + stride - 1, stride)[:, :N]
     shift_BN = (rows_BN - torch.arange(N, device=rows_BN.device) * stride).clamp_min(0)
-    at = shift_BN[:, :, None] + torch.arange(length, device=rows_BN.device)
-    return wide.gather(-1, at[:, :, None, None].expand(*wide.shape[:-1], length))
+    index = shift_BN[:, :, None] + torch.arange(length, device=rows_BN.device)
+    return wide.gather(-1, index[:, :, None, None].expand(*wide.shape[:-1], length))
 
 
 def row_starts(indices_BTGn: Tensor, start_BT: Tensor, block: int) -> Tensor:
-    """In-document block indices (-1 none) as the rows at which the blocks start (-1 none), int32."""
+    """Block indices within the document as the rows at which the blocks start, int32; -1 for none in both."""
     rows = start_BT[:, :, None, None] + indices_BTGn * block
     return torch.where(indices_BTGn >= 0, rows, -1).to(torch.int32)
 
 
 def unique_blocks(indices_BTGn: Tensor) -> Tensor:
-    """Ascending, every index once, -1 behind them."""
+    """Indices in ascending order without duplicates, -1 behind them."""
     ordered = indices_BTGn.sort(dim=-1, stable=True).values
-    again = torch.zeros_like(ordered, dtype=torch.bool)
-    again[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+    is_duplicate = torch.zeros_like(ordered, dtype=torch.bool)
+    is_duplicate[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
     last = torch.iinfo(ordered.dtype).max
-    ordered = torch.where(again | (ordered < 0), last, ordered).sort(dim=-1, stable=True).values
+    ordered = torch.where(is_duplicate | (ordered < 0), last, ordered).sort(dim=-1, stable=True).values
     return torch.where(ordered == last, -1, ordered)
 
 
 def group_query_rows(start_BT: Tensor, offset: int, reuse: int) -> Tensor:
-    """(B, Q) int32 rows of the queries that choose for ``reuse`` consecutive positions of their document; -1 for none.
+    """(B, Q) int32 rows of the queries that select for ``reuse`` consecutive positions of their document; -1 for none.
 
-    The first group of a document is left out: it can only choose block 0. The other group_query_rows are at least ``reuse`` rows apart,
-    so that the slot floor(row / reuse) holds at most one; slots count from that of row ``offset``.
+    The first group of a document is left out: it can only select block 0. The other selecting queries are at least ``reuse``
+    rows apart, so slot floor(row / reuse) holds at most one; slots count from that of row ``offset``.
     """
     B, T = start_BT.shape
     row_T = torch.arange(offset, offset + T, dtype=torch.int32, device=start_BT.device)
     p_BT = row_T - start_BT
-    found_BT = torch.where((p_BT % reuse == 0) & (p_BT > 0), row_T, -1)
+    rows_BT = torch.where((p_BT % reuse == 0) & (p_BT > 0), row_T, -1)
     before = offset % reuse
     Q = (before + T + reuse - 1) // reuse
-    padded = torch.nn.functional.pad(found_BT, (before, Q * reuse - before - T), value=-1)
+    padded = torch.nn.functional.pad(rows_BT, (before, Q * reuse - before - T), value=-1)
     return padded.view(B, Q, reuse).amax(-1)
