@@ -156,10 +156,10 @@ def test_colliding_tables_are_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for table in examined(size=10)["tables"]:
-            assert table["order"] == 2 and table["owned"] > 0.95 * table["owned_at_random"] > 0.1
+            assert table["order"] == 2 and table["purity"] > 0.95 * table["random_purity"] > 0.1
     with pytest.warns(UserWarning, match="order 2 with 20000 rows"):
         bad, _ = examined(moduli=[20_000, 20_201])["tables"]
-    assert bad["owned"] < 0.8 * bad["owned_at_random"]
+    assert bad["purity"] < 0.8 * bad["random_purity"]
 
 
 def test_identity_and_table() -> None:
@@ -174,8 +174,8 @@ def test_identity_and_table() -> None:
 @pytest.mark.parametrize(
     ("settings", "path", "hint"),
     [
-        ({"order": 1}, "order", "at least 2"),
-        ({"tables": 0}, "tables", "at least 1"),
+        ({"order": 1}, "order", "greater than or equal to 2"),
+        ({"tables": 0}, "tables", "greater than or equal to 1"),
         ({"order": 4, "tables": 1}, "tables", "a divisor of width=64"),
         ({"size": 300}, "size", "a larger vocabulary"),
         ({"size": 0}, "size", "at least two rows"),

@@ -1,49 +1,52 @@
-"""N-gram embedding (arXiv 2601.21204, known to us second-hand): the last tokens choose rows of hashed tables.
+"""N-gram embedding (arXiv 2601.21204, known to us second-hand): the last tokens select rows of hashed tables.
 
     e_i = 1/M (E_0[t_i] + Σ_{n=2..N} Σ_{k=1..K} W_nk E_nk[H_nk(i)])        H_nk(i) = (Σ_{j<n} t_{i-j} V_0^j) mod V_nk
 
-E_nk (V_nk, D / ((N-1) K)): the parameters do not depend on N and K, and neither do the products, D·D a token. Before the
-first token of a document stands id 0; no n-gram reaches into another document.
+E_nk (V_nk, D / ((N-1) K)): the number of parameters does not depend on N and K, and neither do the matrix products,
+D·D per token. Positions before the first token of a document count as id 0; no n-gram crosses a document boundary.
 
-Ours: the sizes V_nk (:func:`table_sizes`), and tables that start at zero, so that an n-gram that was never met adds nothing.
-(One run each of a tiny model, 250,000 tokens, amplify: sqrt: 1.98 bits per byte; 2.48 with rows that start as large as E_0.)
+Ours: the sizes V_nk (:func:`table_sizes`), and tables that start at zero, so that an n-gram never seen in training adds
+nothing. (One run each of a tiny model, 250,000 tokens, amplify: sqrt: 1.98 bits per byte; 2.48 with rows that start as
+large as E_0.)
 
-Legend: B batch, T time, D model width, V vocabulary, C tables (N-1)·K, P channels of a table, N largest order, R rows of all tables.
+Legend: B batch, T time, D model width, V vocabulary, C tables (N-1)·K, P channels of a table, N largest order, R rows of
+all tables.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from workbench.config import ConfigError
-from workbench.contract import Cache, Cost, RescalingPair, Role, embeddings
+from workbench.config import require
+from workbench.contract import Cache, Cost, Range, RescalingPair, Role, embeddings
 from workbench.embeddings.token import TokenEmbedding
 from workbench.layers import INIT_SCALE, linear_flops
 
-APART = 0.01
-"""Smallest distance of V_nk / V_0 to a fraction with denominator up to 6: nearer, frequent n-grams meet in one row."""
-ENOUGH = 0.95
-"""A table whose rows belong to their n-grams less than this share of what random hashing gives is warned about."""
+MIN_RATIO_DISTANCE = 0.01
+"""Smallest distance of V_nk / V_0 to a fraction with denominator up to 6; otherwise frequent n-grams collide systematically."""
+MIN_RELATIVE_PURITY = 0.95
+"""Warn about a table whose row purity is below this fraction of what random hashing gives."""
 
 
 class TokenCache(Cache):
-    """The last N - 1 tokens, (B, N - 1) int64; id 0 where there were none."""
+    """The last N - 1 tokens, (B, N - 1) int64; id 0 before the first."""
 
-    def __init__(self, batch: int, kept: int, device: torch.device | str):
-        self.tokens_BP = torch.zeros(batch, kept, dtype=torch.int64, device=device)
+    def __init__(self, batch: int, num_tokens: int, device: torch.device | str):
+        self.tokens_BP = torch.zeros(batch, num_tokens, dtype=torch.int64, device=device)
 
     def tensors(self) -> list[Tensor]:
         return [self.tokens_BP]
 
     def extend(self, tokens_BT: Tensor) -> Tensor:
-        """Append T tokens. Returns those kept before, then the new ones."""
+        """Append T tokens. Returns the cached tokens, then the new ones."""
         seen = torch.cat((self.tokens_BP, tokens_BT), dim=1)
         self.tokens_BP = seen[:, seen.shape[1] - self.tokens_BP.shape[1] :]
         self.length += tokens_BT.shape[1]
@@ -52,80 +55,79 @@ class TokenCache(Cache):
 
 @embeddings.register
 class NgramEmbedding(TokenEmbedding):
-    """Rows for the last 2 to N tokens beside the row of the token."""
+    """Rows for the last 2 to N tokens, added to the row of the token."""
 
+    conformance_cases = ({}, {"order": 5, "tables": 1, "size": 2, "average": "orders", "amplify": "norm"})
     roles = {**TokenEmbedding.roles, "tables": Role.EMBEDDING, "mix": Role.HIDDEN}
 
     class Config(TokenEmbedding.Config):
-        """Hashed tables of n-grams beside the token's vector."""
+        """Hashed tables of n-grams, added to the token's vector."""
 
         kind: Literal["ngram"] = "ngram"  # type: ignore[assignment]
         amplify: Literal["none", "sqrt", "norm"] = "sqrt"
-        """What becomes of the vector before the first block: nothing, times sqrt(D), or RMSNorm with a gain. Without it the average
-        leaves the token's own vector M times smaller than a plain embedding does."""
-        order: int = 3
+        """Amplification before the first block: none, multiplication by sqrt(D), or RMSNorm with a gain. Without it the
+        average leaves the token's own vector M times smaller than a plain embedding does."""
+        order: Annotated[int, Field(ge=2)] = 3
         """Largest n-gram N, in tokens."""
-        tables: int = 2
+        tables: Annotated[int, Field(ge=1)] = 2
         """Tables K of every order."""
         size: float = 10.0
         """Rows of a table, as a multiple of the vocabulary; all tables together have about size · V · D parameters."""
         average: Literal["branches", "orders"] = "branches"
         """The divisor M: branches, 1 + K (N - 1), as in the released model (second-hand); or orders, N."""
         moduli: tuple[int, ...] = ()
-        """Rows of every table, order by order. Default: distinct primes from size · V upwards, away from simple fractions."""
+        """Rows of every table, order by order. Default: distinct primes from size · V upwards, away from simple
+        fractions of V."""
         base: int | None = None
         """V_0 of the hash. Default: the vocabulary."""
 
         def resolved(self, width: int, vocabulary: int) -> Self:
             base = vocabulary if self.base is None else self.base
-            for name, least in (("order", 2), ("tables", 1)):
-                if getattr(self, name) < least:
-                    raise ConfigError.at(name, got=getattr(self, name), expected=f"at least {least}")
             count = (self.order - 1) * self.tables
-            if width % count:
-                raise ConfigError.at(
-                    "tables",
-                    got=f"{count} tables in all",
-                    expected=f"a divisor of width={width}: they share its channels",
-                    do="Change order or tables.",
-                )
-            if not self.size * base >= 2 or base < 2:
-                raise ConfigError.at("size", got=self.size, expected="tables of at least two rows")
-            orders = [n for n in range(2, self.order + 1) for _ in range(self.tables)]
-            if self.size >= base and not self.moduli:
-                raise ConfigError.at(
-                    "size",
-                    got=f"{self.size:g} with a vocabulary of {base}",
-                    expected=f"less than {base}: there are no more bigrams",
-                    do="Take smaller tables, or a larger vocabulary.",
-                )
-            if base < 7 and not self.moduli:
-                raise ConfigError.at(
-                    "moduli",
-                    got="none",
-                    expected="sizes of the tables, where the vocabulary is smaller than 7: "
-                    "every size is close to a simple fraction of it",
-                    do="Or take a larger vocabulary.",
-                )
+            require(
+                width % count == 0,
+                "tables",
+                got=f"{count} tables in all",
+                expected=f"a divisor of width={width}: they share its channels",
+                do="Change order or tables.",
+            )
+            require(self.size * base >= 2 and base >= 2, "size", got=self.size, expected="tables of at least two rows")
+            require(
+                self.moduli or self.size < base,
+                "size",
+                got=f"{self.size:g} with a vocabulary of {base}",
+                expected=f"less than {base}: there are no more bigrams",
+                do="Choose smaller tables, or a larger vocabulary.",
+            )
+            require(
+                self.moduli or base >= 7,
+                "moduli",
+                got="none",
+                expected="table sizes, for a vocabulary smaller than 7: every size is close to a simple fraction of it",
+                do="Or choose a larger vocabulary.",
+            )
             moduli = self.moduli or table_sizes(base, self.size, count)
-            if len(moduli) != count:
-                raise ConfigError.at(
-                    "moduli",
-                    got=f"{len(moduli)} sizes",
-                    expected=f"{count}: tables={self.tables} for each of the orders 2 to {self.order}",
-                )
-            if len(set(moduli)) < count:
-                twice = next(m for m in moduli if moduli.count(m) > 1)
-                raise ConfigError.at(
-                    "moduli", got=f"{twice} twice", expected="all different: equal tables of one order are one table"
-                )
+            require(
+                len(moduli) == count,
+                "moduli",
+                got=f"{len(moduli)} sizes",
+                expected=f"{count}: tables={self.tables} for each of the orders 2 to {self.order}",
+            )
+            repeated = next((modulus for modulus in moduli if moduli.count(modulus) > 1), None)
+            require(
+                repeated is None,
+                "moduli",
+                got=f"{repeated} twice",
+                expected="all different: equal tables of one order are one table",
+            )
+            orders = [n for n in range(2, self.order + 1) for _ in range(self.tables)]
             for n, modulus in zip(orders, moduli):
-                if not 2 <= modulus < base**n or base * modulus * n >= 2**62:
-                    raise ConfigError.at(
-                        "moduli",
-                        got=modulus,
-                        expected=f"between 2 and the number of {n}-grams, {base}^{n}, and products below 2^62",
-                    )
+                require(
+                    2 <= modulus < base**n and base * modulus * n < 2**62,
+                    "moduli",
+                    got=modulus,
+                    expected=f"between 2 and the number of {n}-grams, {base}^{n}, and products below 2^62",
+                )
             return self.changed(moduli=moduli, base=base)
 
     powers_CN: Tensor
@@ -144,7 +146,7 @@ class NgramEmbedding(TokenEmbedding):
             [pow(config.base, j, m) if j < n else 0 for j in range(self.N)] for n, m in zip(self.orders, self.moduli)
         ]
         starts = [0, *np.cumsum(self.moduli[:-1]).tolist()]
-        # int64 constants that move with the module and are in no checkpoint
+        # int64 constants: moved with the module, not saved in checkpoints
         self.register_buffer("powers_CN", torch.tensor(powers), persistent=False)
         self.register_buffer("moduli_C", torch.tensor(self.moduli), persistent=False)
         self.register_buffer("starts_C", torch.tensor(starts), persistent=False)
@@ -163,15 +165,15 @@ class NgramEmbedding(TokenEmbedding):
         return self.amplified(e_BTD / self.M)
 
     def context(self, tokens_BT: Tensor, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """(B, T, N) every token and those before it, the nearest first; id 0 where the document had not begun."""
+        """(B, T, N) each token and those before it, the nearest first; id 0 before the start of the document."""
         T, before = tokens_BT.shape[1], self.N - 1
-        seen = cache.extend(tokens_BT) if isinstance(cache, TokenCache) else F.pad(tokens_BT, (before, 0))
-        context_BTN = seen.unfold(1, T, 1).transpose(1, 2).flip(-1)
+        padded = cache.extend(tokens_BT) if isinstance(cache, TokenCache) else F.pad(tokens_BT, (before, 0))
+        context_BTN = padded.unfold(1, T, 1).transpose(1, 2).flip(-1)
         if segments is None:
             return context_BTN
-        # no segment has this number, so that what stands before the row belongs to none
-        others_BTN = F.pad(segments, (before, 0), value=-2).unfold(1, T, 1).transpose(1, 2).flip(-1)
-        return context_BTN.where(others_BTN == segments[..., None], 0)
+        # no segment has the number -2: the padding belongs to no document
+        segments_BTN = F.pad(segments, (before, 0), value=-2).unfold(1, T, 1).transpose(1, 2).flip(-1)
+        return context_BTN.where(segments_BTN == segments[..., None], 0)
 
     def rows(self, context_BTN: Tensor) -> Tensor:
         """(B, T, C) rows of ``tables``."""
@@ -182,28 +184,30 @@ class NgramEmbedding(TokenEmbedding):
         return TokenCache(batch, self.N - 1, device)
 
     def rescaling_pairs(self) -> list[RescalingPair]:
-        # one scale per table; the tables' channels could have their own, at an index as large as the tables
+        # one scale per table: one per channel would be exact too, but its index would be as large as the tables
         table_C = torch.arange(len(self.moduli))
         rows = table_C.repeat_interleave(torch.tensor(self.moduli))[:, None]
         columns = table_C.repeat_interleave(self.P)[None]
         return [RescalingPair("tables_mix", {"tables": rows}, {"mix": columns}, table_C)]
 
     def inspect(self, tokens_BT: Tensor, segments: Tensor) -> dict[str, Any]:
-        """How far rows belong to their n-grams in these rows of text, beside random hashing (:func:`ownership`); warns where a
-        table is worse."""
+        """Purity of the tables' rows on this sample (:func:`row_purity`), and that of random hashing.
+
+        Warns about tables below :data:`MIN_RELATIVE_PURITY`.
+        """
         context_BTN = self.context(tokens_BT, segments)
         rows_BTC = self.rows(context_BTN)
         tables = []
         for c, (n, modulus) in enumerate(zip(self.orders, self.moduli)):
             grams = context_BTN[..., :n].reshape(-1, n).numpy()
             _, first, count = np.unique(grams, axis=0, return_index=True, return_counts=True)
-            own = ownership(rows_BTC[..., c].reshape(-1).numpy()[first], count)
-            random = ownership(np.random.default_rng(0).integers(modulus, size=len(count)), count)
-            tables.append({"order": n, "rows": modulus, "owned": own, "owned_at_random": random})
-            if own < ENOUGH * random:
+            purity = row_purity(rows_BTC[..., c].reshape(-1).numpy()[first], count)
+            random = row_purity(np.random.default_rng(0).integers(modulus, size=len(count)), count)
+            tables.append({"order": n, "rows": modulus, "purity": purity, "random_purity": random})
+            if purity < MIN_RELATIVE_PURITY * random:
                 warnings.warn(
-                    f"n-gram table of order {n} with {modulus} rows: {own:.2f} of a row belongs to its n-gram, {random:.2f} with a "
-                    "random hash; give another size or other moduli",
+                    f"n-gram table of order {n} with {modulus} rows: row purity {purity:.2f}, but {random:.2f} with a "
+                    "random hash; choose another size or other moduli",
                     stacklevel=2,
                 )
         return {"tables": tables}
@@ -219,31 +223,36 @@ class NgramEmbedding(TokenEmbedding):
             cache_bytes=(config.order - 1) * 8,
         )
 
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        return {**super().search_space(config, width), "size": Range(values=(config.size / 2, config.size))}
+
 
 def table_sizes(base: int, size: float, count: int) -> tuple[int, ...]:
-    """The first ``count`` primes from ``size · base`` on whose ratio to ``base`` is at least :data:`APART` away from every fraction
-    with a denominator up to 6.
+    """The first ``count`` primes from ``size · base`` upwards whose ratio to ``base`` is at least
+    :data:`MIN_RATIO_DISTANCE` away from every fraction with a denominator up to 6.
 
-    Exact multiples put every n-gram with one last token into few rows, and in vocabularies sorted by frequency sizes close
-    to a simple fraction lose too (our measurement on Zipf-distributed bigrams).
+    Exact multiples put every n-gram with the same last token into few rows, and in vocabularies sorted by frequency sizes
+    close to a simple fraction collide more often too (our measurement on Zipf-distributed bigrams).
     """
-    found: list[int] = []
+    sizes: list[int] = []
     candidate = math.ceil(size * base)
-    while len(found) < count:
+    while len(sizes) < count:
         ratio = candidate / base
-        apart = min(abs(ratio * q - round(ratio * q)) / q for q in range(1, 7))
-        if apart >= APART and all(candidate % d for d in range(2, math.isqrt(candidate) + 1)):
-            found.append(candidate)
+        distance = min(abs(ratio * q - round(ratio * q)) / q for q in range(1, 7))
+        if distance >= MIN_RATIO_DISTANCE and all(candidate % d for d in range(2, math.isqrt(candidate) + 1)):
+            sizes.append(candidate)
         candidate += 1
-    return tuple(found)
+    return tuple(sizes)
 
 
-def ownership(row_G: np.ndarray, count_G: np.ndarray) -> float:
-    """Mean over tokens of the share that their own n-gram has in all uses of their row; 1 where no two n-grams meet.
+def row_purity(row_G: np.ndarray, count_G: np.ndarray) -> float:
+    """Fraction of a row's uses that come from the token's own n-gram, averaged over tokens; 1 without collisions.
 
     Args:
-        row_G, count_G: row and number of occurrences of every distinct n-gram.
+        row_G: row of each distinct n-gram.
+        count_G: occurrences of each distinct n-gram.
     """
-    _, place_G = np.unique(row_G, return_inverse=True)
-    uses_G = np.bincount(place_G, weights=count_G)[place_G]
+    _, index_G = np.unique(row_G, return_inverse=True)
+    uses_G = np.bincount(index_G, weights=count_G)[index_G]
     return float((count_G * (count_G / uses_G)).sum() / count_G.sum())

@@ -185,7 +185,9 @@ class ModelConfig(Config):
             ConfigError: naming the setting that cannot be built.
         """
         try:
-            return embeddings.parse(self.embedding).resolved(self.width, self.vocabulary)
+            config_class = embeddings[self.embedding.get("kind", "")].Config
+            defaults = config_class.defaults_at(self.scale, self.embedding)
+            return config_class.parse({**defaults, **self.embedding}).resolved(self.width or 0, self.vocabulary or 0)
         except ConfigError as error:
             raise error.under("embedding") from None
 

@@ -1,4 +1,4 @@
-"""The conformance suite, for variants of this repository and of any other.
+"""The conformance suite, for components of this repository and of other packages.
 
 In a test module of your own package::
 
@@ -11,6 +11,8 @@ or, anywhere (a notebook cell, say), ``workbench.testing.check("my_mixer")``, wh
 """
 
 from workbench.testing.conformance import (
+    ComponentConformance,
+    EmbeddingConformance,
     FeedForwardConformance,
     MixerConformance,
     check,
@@ -20,6 +22,8 @@ from workbench.testing.conformance import (
 from workbench.testing.transforms import TransformConformance
 
 __all__ = [
+    "ComponentConformance",
+    "EmbeddingConformance",
     "FeedForwardConformance",
     "MixerConformance",
     "TransformConformance",
