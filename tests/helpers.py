@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from workbench.config import deep_merge
 from workbench.contract import feedforwards, mixers
-from workbench.data.tokenizer import DOCUMENT_SYMBOL
+from workbench.data.tokenizer import train as train_tokenizer
 from workbench.model import LanguageModel, ModelConfig
 from workbench.results import RunFolder
 from workbench.training import RunConfig
@@ -156,13 +156,6 @@ def random_tokens(*shape: int) -> Tensor:
 
 def small_tokenizer(vocabulary: int = 300) -> Tokenizer:
     """A byte-level BPE tokenizer as data preparation trains it; the document symbol has id 0."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[DOCUMENT_SYMBOL], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 10, trainer)
+    tokenizer = train_tokenizer([" ".join(WORDS)] * 10, vocabulary, 10**6)
     tokenizer.encode_special_tokens = True  # the symbol written out in a text is text
     return tokenizer
