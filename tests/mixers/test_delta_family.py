@@ -65,8 +65,7 @@ def copy_gates(source: Any, target: Any, n: int = 16) -> None:
         ("gdn2", {"output_gate": "sigmoid"}),
         ("fg2_gdn", {}),
         ("fg2_gdn_plus", {}),
-        ("fg2_gdn", {"sides": "left"}),
-        ("fg2_gdn", {"scalarise_erase": True, "scalarise_write": True}),
+        ("fg2_gdn", {"erase_gate_on": "address"}),
         ("fg2_gdn", {"erase": "scalar", "write": "scalar"}),
     ],
 )
@@ -105,28 +104,15 @@ def test_strengths_underflow_without_harm(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in mixer.parameters())
 
 
-@pytest.mark.parametrize("flag", ["scalarise_erase", "scalarise_write"])
-@pytest.mark.parametrize("name", ["gdn2", "fg2_gdn_plus"])
-def test_scalarised_gates_keep_every_parameter(name: str, flag: str) -> None:
-    plain, scalarised = build(name), build(name, **{flag: True})
-    assert {k: v.shape for k, v in plain.state_dict().items()} == {
-        k: v.shape for k, v in scalarised.state_dict().items()
-    }
-    assert not same(output(scalarised), output(plain))
-
-
 FLAGS: list[dict[str, Any]] = [
     {"decay": "scalar"},
     {"decay": "none"},
     {"decay_rank": 0},
-    {"safe_gate": True},
+    {"bounded_decay": True},
     {"tied": True},
-    {"sides": "right"},
-    {"write_gate_power": 1.0},
+    {"erase_gate_on": "key"},
     {"erase": "scalar"},
     {"write": "scalar"},
-    {"scalarise_erase": True},
-    {"beta_rank": 4},
     {"negative_eigenvalues": True},
     {"output_gate": "silu"},
     {"output_gate": "none"},
@@ -160,10 +146,7 @@ def test_a_setting_changes_the_function_and_nothing_else(flag: dict[str, Any]) -
         ("fg2_gdn", {"value_dim": 8}, "value_dim"),
         ("kda", {"erase": "channel"}, "write"),
         ("gdn", {"chunk": 24}, "chunk"),
-        ("fg2_gdn", {"scalarise_erase": True}, "scalarise_write"),
-        ("fg2_gdn_plus", {"sides": "left"}, "write_gate_power"),
-        ("gdn2", {"write_gate_power": 2}, "write_gate_power"),
-        ("gdn2", {"beta_rank": -1}, "beta_rank"),
+        ("fg2_gdn_plus", {"erase_gate_on": "address"}, "erase_gate_on"),
         ("kda", {"heads": 0}, "heads"),
     ],
 )
@@ -180,7 +163,7 @@ def test_start_of_the_decay() -> None:
         assert lowest <= rate.min() and rate.max() <= 16.01 and abs(rate.mean() - 8) < 1
         assert 9e-4 < step.min() < 2e-3 and 0.05 < step.max() < 0.11
         assert len(mixer.dt_bias) == (400 if name == "gdn" else 1600)
-    assert (build("kda", safe_gate=True).A_log == 0).all()
+    assert (build("kda", bounded_decay=True).A_log == 0).all()
     bound = 2**-2.5 * (6 / (WIDTH + 64)) ** 0.5
     q = build("gdn2", initialisation="xavier").qkv.weight[:64]
     assert 0.95 * bound < q.abs().max() <= bound

@@ -1,6 +1,6 @@
 """DeltaNet (arXiv 2406.06484): the delta rule without decay. What is written stays until it is overwritten.
 
-    S_t = (I - β k kᵀ) S_{t-1} + β k vᵀ,  β = σ(W_β x) one number a head
+    S_t = (I - β k kᵀ) S_{t-1} + β k vᵀ,  β = σ(W_β x) one number per head
 
 Published: the recurrence (restated in 2605.22791 eq. 5). Our reading: no output gate, as flash-linear-attention's layer has
 none unless asked.
@@ -35,6 +35,6 @@ class DeltaNet(DeltaRuleMixer):
 
         kind: Literal["deltanet"] = "deltanet"
         decay: Literal["none", "scalar", "channel"] = "none"
-        """Decay of the state: none, one number a head, or one a key channel."""
+        """Decay of the state: none, one number per head, or one per key channel."""
         output_gate: Literal["sigmoid", "silu", "none"] = "none"
         """Activation of the gate on the output."""

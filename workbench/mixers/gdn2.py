@@ -1,6 +1,6 @@
 """GDN-2 (arXiv 2605.22791 eq. 8-10): erasing and writing gated apart, each channel by channel, on top of KDA's decay.
 
-    S_t = (I - k (b * k)ᵀ) Diag(exp g) S_{t-1} + k (w * v)ᵀ,  b = σ(W_b x) one a key channel, w = σ(W_w x) one a value channel
+    S_t = (I - k (b * k)ᵀ) Diag(exp g) S_{t-1} + k (w * v)ᵀ,  b = σ(W_b x) one per key channel, w = σ(W_w x) one per value channel
 
 Published: the recurrence, full-rank gates, the Xavier initialisation, the SiLU output gate; with negative eigenvalues b lies in
 [0, 2] and w does not. Our reading: decay and output gate of low rank as in KDA (flash-linear-attention's port; the paper says
@@ -21,7 +21,7 @@ class GatedDeltaNet2(DeltaRuleMixer):
 
     conformance_cases = (
         {},
-        {"scalarise_erase": True, "beta_rank": 5, "output_gate_rank": 0, "value_dim": 24, "negative_eigenvalues": True},
+        {"erase": "scalar", "output_gate_rank": 0, "value_dim": 24, "negative_eigenvalues": True},
     )
 
     class Config(DeltaRuleConfig):
@@ -29,12 +29,12 @@ class GatedDeltaNet2(DeltaRuleMixer):
 
         kind: Literal["gdn2"] = "gdn2"
         erase: Literal["scalar", "channel"] = "channel"
-        """Axis of the erase gate: one number a head, or one a key channel."""
+        """Axis of the erase gate: one number per head, or one per key channel."""
         write: Literal["scalar", "channel"] = "channel"
-        """Axis of the write gate: one number a head, or one a value channel."""
+        """Axis of the write gate: one number per head, or one per value channel."""
         tied: bool = False
         """Whether erase and write gate are one gate."""
         output_gate: Literal["sigmoid", "silu", "none"] = "silu"
         """Activation of the gate on the output."""
         initialisation: Literal["model", "xavier"] = "xavier"
-        """How matrices start: as all others of the workbench, or Xavier-uniform with gain 2^-2.5."""
+        """Initial values of the matrices: those of all other variants, or Xavier-uniform with gain 2^-2.5."""

@@ -1,17 +1,18 @@
-"""What the mixers of the delta-rule family share: one layer, whose configuration says which member it is.
+"""The delta-rule family: one layer, whose configuration selects the member.
 
     q, k, v = silu(conv(W x)), q and k L2-normalised per head, q scaled by K^-1/2
     S_t = (I - p eᵀ) Diag(exp g) S_{t-1} + p zᵀ,  o_t = S_tᵀ q_t       y = W_o [ RMSNorm_head(o) * gate(W_g x) ]
 
-A member is a choice of p, e, z from k, v and edit gates b (erase) and w (write), each a number or a vector a head:
+A member defines the write key p, the erase key e and the value z from k, v and the edit gates b (erase) and w (write), each a
+number or a vector per head. The erase gate acts on
 
-    sides   right: p = k,   e = b * k        two: p = e = √b * k        left: p = b * k,   e = k        z = w^power * v
+    key      p = k,   e = b * k,   z = w * v        both   p = e = √b * k,   z = √w * v        address   p = b * k,   e = k,   z = v
 
-and of the decay g: none, a number or a vector a head, -exp(A_log) · softplus(W_a x + dt_bias). Tied gates are one, w = b.
-The power of the write gate is what makes a tied number mean the same everywhere (DeltaNet's β): 1, 1/2, 0.
+The decay g is none, a number or a vector per head, -exp(A_log) · softplus(W_a x + dt_bias). Tied gates are one gate, w = b. The
+power of the write gate (1, 1/2, 0) gives a tied scalar gate the same effect in all three: DeltaNet's β.
 
 Sources: DeltaNet arXiv 2406.06484, Gated DeltaNet 2412.06464, Kimi Delta Attention 2510.26692, GDN-2 2605.22791; FG²-GDN
-2604.19021 by its abstract and second-hand notes only. The files of the members say what is whose.
+2604.19021 by its abstract and second-hand notes only. The members' files tell what is published and what is ours.
 
 Legend: B batch, T time, D model width, H heads, K key channels, V value channels, C = H(2K + V) convolved channels.
 """
@@ -20,14 +21,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench import seeding
-from workbench.config import ConfigError
+from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, Role, VariantConfig
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
 from workbench.ops.delta_rule import delta_rule, delta_rule_flops
@@ -35,59 +37,53 @@ from workbench.ops.short_convolution import Heads, short_convolution
 
 CONV_WIDTH = 4
 XAVIER_GAIN = 2**-2.5
-"""Of GDN-2's initialisation (arXiv 2605.22791)."""
-SAFE_STEP = 5.0
-"""Nats that a token decays at most with the safe gate (flash-linear-attention's bound)."""
-WATCHED = 2**16
-"""Elements of a large tensor that a metric looks at."""
+"""Of GDN-2's initial values (arXiv 2605.22791)."""
+MAX_DECAY = 5.0
+"""Largest decay per token, in nats, with ``bounded_decay`` (flash-linear-attention's bound)."""
+METRIC_SAMPLE = 2**16
+"""Elements of a large tensor from which a metric takes quantiles."""
+WRITE_POWER = {"key": 1.0, "both": 0.5, "address": 0.0}
+"""``erase_gate_on`` -> power of the write gate that multiplies the values."""
 
 
 class DeltaRuleConfig(VariantConfig):
     """Fields that the delta-rule family shares; the defaults are Kimi Delta Attention's."""
 
-    heads: int | None = None
+    heads: Annotated[int | None, Field(ge=1)] = None
     """Heads H. Default: width / head_dim."""
-    head_dim: int | None = None
-    """Key channels K of one head. Default: width / heads, or 128 where neither is given."""
-    value_dim: int | None = None
-    """Value channels V of one head. Default: K."""
+    head_dim: Annotated[int | None, Field(ge=1)] = None
+    """Key channels K per head. Default: width / heads, or 128 where neither is given."""
+    value_dim: Annotated[int | None, Field(ge=1)] = None
+    """Value channels V per head. Default: K."""
     decay: Literal["none", "scalar", "channel"] = "channel"
-    """Decay of the state: none, one number a head, or one a key channel."""
-    decay_rank: int | None = None
+    """Decay of the state: none, one number per head, or one per key channel."""
+    decay_rank: Annotated[int | None, Field(ge=0)] = None
     """Rank of the projection to a channel-wise decay; 0 is a full matrix. Default: V."""
-    safe_gate: bool = False
-    """Decay of at most 5 nats a token, -5 σ(exp(A_log) · (W x + dt_bias)), A_log starting at 0."""
+    bounded_decay: bool = False
+    """Decay of at most 5 nats per token, -5 σ(exp(A_log) · (W x + dt_bias)), with A_log starting at 0."""
     erase: Literal["scalar", "channel"] = "scalar"
-    """Axis of the erase gate: one number a head, or one a key channel."""
+    """Axis of the erase gate: one number per head, or one per key channel."""
     write: Literal["scalar", "channel"] = "scalar"
-    """Axis of the write gate: one number a head, or one a value channel."""
+    """Axis of the write gate: one number per head, or one per value channel."""
     tied: bool = True
     """Whether erase and write gate are one gate; they then have the same axis, and K = V where that is channels."""
-    sides: Literal["right", "two", "left"] = "right"
-    """Where the erase gate stands in (I - p eᵀ): in e, as its root in both, or in p."""
-    write_gate_power: float | None = None
-    """Power of the write gate in front of v: 0, 0.5 or 1. Default: 1 (right), 0.5 (two), 0 (left)."""
-    scalarise_erase: bool = False
-    """The mean of the erase gate over its channels in place of the channels; as many parameters as before."""
-    scalarise_write: bool = False
-    """The mean of the write gate over its channels in place of the channels; as many parameters as before."""
-    beta_rank: int = 0
-    """Rank of the projections to channel-wise edit gates; 0 is a full matrix."""
+    erase_gate_on: Literal["key", "both", "address"] = "key"
+    """Factor of (I - p eᵀ) that the erase gate multiplies: the erase key e, both by its root, or the write key p."""
     negative_eigenvalues: bool = False
     """Edit strength in (0, 2) instead of (0, 1): the state may flip sign along a key (arXiv 2411.12537). A gate that is one
-    number for erasing and writing (right, tied, scalar) is doubled as a whole, any other only on the key's side."""
+    number for erasing and writing (key, tied, scalar) is doubled as a whole, any other only in the erasure."""
     output_gate: Literal["sigmoid", "silu", "none"] = "sigmoid"
     """Activation of the gate on the output."""
-    output_gate_rank: int | None = None
+    output_gate_rank: Annotated[int | None, Field(ge=0)] = None
     """Rank of the output gate's projection, whose second factor has a bias; 0 is a full matrix without one. Default: V."""
     short_convolution: bool = True
     """Whether q, k and v pass a causal convolution over four tokens before their SiLU."""
     qk_norm: Literal["l2", "none"] = "l2"
     """Normalisation of q and k per head. Without it a step may stretch the state without bound."""
     initialisation: Literal["model", "xavier"] = "model"
-    """How matrices start: as all others of the workbench, or Xavier-uniform with gain 2^-2.5."""
-    chunk: int = 32
-    """Tokens in a chunk of the training form, a power of two; changes speed and rounding, not the function."""
+    """Initial values of the matrices: those of all other variants, or Xavier-uniform with gain 2^-2.5."""
+    chunk: Annotated[int, Field(ge=1)] = 32
+    """Tokens per chunk of the training form, a power of two; changes speed and rounding, not the function."""
     backend: Literal["auto", "recurrent", "torch", "triton", "fla"] = "auto"
     """Implementation of the operation; changes speed and rounding, not the function. fla is flash-linear-attention."""
 
@@ -98,126 +94,115 @@ class DeltaRuleConfig(VariantConfig):
     }
 
     def resolved(self, width: int) -> Self:
-        for name in ("heads", "head_dim", "value_dim", "chunk"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError.at(name, got=value, expected="at least 1")
-        for name in ("decay_rank", "beta_rank", "output_gate_rank"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError.at(name, got=value, expected="a rank, or 0 for a full matrix")
-        if self.chunk & (self.chunk - 1):
-            raise ConfigError.at("chunk", got=self.chunk, expected="a power of two")
+        require(self.chunk & (self.chunk - 1) == 0, "chunk", got=self.chunk, expected="a power of two")
         head_dim = self.head_dim or (width // self.heads if self.heads else min(128, width))
+        require(
+            self.heads or (head_dim and width % head_dim == 0),
+            "head_dim",
+            got=head_dim,
+            expected=f"a divisor of width={width}, or heads given",
+        )
         heads = self.heads or width // head_dim
-        if self.heads is None and width % head_dim:
-            raise ConfigError.at("head_dim", got=head_dim, expected=f"a divisor of width={width}, or heads given")
-        if heads < 1 or head_dim < 1:
-            raise ConfigError.at("heads", got=heads, expected=f"at least one head of width {width} or less")
+        require(
+            heads >= 1 and head_dim >= 1, "heads", got=heads, expected=f"at least one head of width {width} or less"
+        )
         value_dim = self.value_dim or head_dim
-        power = self.write_gate_power
-        if power is None:
-            power = {"right": 1.0, "two": 0.5, "left": 0.0}[self.sides]
-        if power not in (0, 0.5, 1):
-            raise ConfigError.at("write_gate_power", got=power, expected="0, 0.5 or 1")
-        if self.tied and self.erase != self.write:
-            raise ConfigError.at(
-                "write",
-                got=f"{self.write!r} with erase={self.erase!r}",
-                expected="one axis for tied gates",
-                do="Set both, or tied: false.",
-            )
-        if self.tied and self.erase == "channel" and not self.scalarise_erase and power and value_dim != head_dim:
-            raise ConfigError.at(
-                "value_dim",
-                got=value_dim,
-                expected=f"head_dim ({head_dim}), since one gate of K channels scales keys and values",
-                do="Leave value_dim out, or set tied: false.",
-            )
-        if self.tied and self.scalarise_write != self.scalarise_erase:
-            raise ConfigError.at(
-                "scalarise_write",
-                got=self.scalarise_write,
-                expected="as scalarise_erase, since the gates are tied",
-                do="Set both, or tied: false.",
-            )
-        if not self.tied and not power:
-            raise ConfigError.at(
-                "write_gate_power",
-                got=power,
-                expected="0.5 or 1, since the write gate is its own",
-                do="Set it, or tied: true.",
-            )
+        require(
+            not self.tied or self.erase == self.write,
+            "write",
+            got=f"{self.write!r} with erase={self.erase!r}",
+            expected="one axis for tied gates",
+            do="Set both, or tied: false.",
+        )
+        writes = WRITE_POWER[self.erase_gate_on] > 0
+        require(
+            not (self.tied and self.erase == "channel" and writes) or value_dim == head_dim,
+            "value_dim",
+            got=value_dim,
+            expected=f"head_dim ({head_dim}), since one gate of K channels scales keys and values",
+            do="Leave value_dim out, or set tied: false.",
+        )
+        require(
+            self.tied or writes,
+            "erase_gate_on",
+            got=self.erase_gate_on,
+            expected="key or both, since the write gate is a gate of its own",
+            do="Set it, or tied: true.",
+        )
         return self.changed(
             heads=heads,
             head_dim=head_dim,
             value_dim=value_dim,
-            write_gate_power=power,
             decay_rank=value_dim if self.decay_rank is None else self.decay_rank,
             output_gate_rank=value_dim if self.output_gate_rank is None else self.output_gate_rank,
         )
 
 
-class Part(NamedTuple):
-    """One projection of the layer's input, straight or through ``rank`` channels."""
+class GateShape(NamedTuple):
+    """One projection of the layer's input to a gate, direct or through ``rank`` channels."""
 
     channels: int
     rank: int = 0
     bias: bool = False
 
 
-def parts(config: Any) -> dict[str, Part]:
-    """The gates that ``config`` asks for, by name."""
-    H, K, V, rank = config.heads, config.head_dim, config.value_dim, config.beta_rank
-    found: dict[str, Part] = {}
+def gate_shapes(config: Any) -> dict[str, GateShape]:
+    """The gates of ``config``, by name."""
+    H, K, V = config.heads, config.head_dim, config.value_dim
+    shapes: dict[str, GateShape] = {}
     if config.decay != "none":
-        found["decay"] = Part(H) if config.decay == "scalar" else Part(H * K, config.decay_rank)
+        shapes["decay"] = GateShape(H) if config.decay == "scalar" else GateShape(H * K, config.decay_rank)
     erase, write = ("edit", "edit") if config.tied else ("erase", "write")
-    found[write] = Part(H) if config.write == "scalar" else Part(H * V, rank)
-    found[erase] = Part(H) if config.erase == "scalar" else Part(H * K, rank)
+    shapes[write] = GateShape(H if config.write == "scalar" else H * V)
+    shapes[erase] = GateShape(H if config.erase == "scalar" else H * K)
     if config.output_gate != "none":
-        found["output"] = Part(H * V, config.output_gate_rank, bias=config.output_gate_rank > 0)
-    return found
+        shapes["output"] = GateShape(H * V, config.output_gate_rank, bias=config.output_gate_rank > 0)
+    return shapes
 
 
-class Stacked(Linear):
-    """Several projections of one input in one product. Each starts by its own name, and so the same whatever stands beside it.
+class StackedLinear(Linear):
+    """Several projections of one input in one matrix product. The initial values of each depend on its name, not on the others.
 
     Args:
+        d_in: input channels.
         sizes: output channels by name.
-        xavier: start Xavier-uniform with GDN-2's gain.
+        xavier: initialise Xavier-uniform with GDN-2's gain.
+        options: as for :class:`workbench.layers.Linear`.
     """
 
-    def __init__(self, d_in: int, sizes: Mapping[str, int], *, xavier: bool, **more: Any):
-        super().__init__(d_in, sum(sizes.values()), **more)
+    def __init__(self, d_in: int, sizes: Mapping[str, int], *, xavier: bool, **options: Any):
+        super().__init__(d_in, sum(sizes.values()), **options)
         self.sizes, self.xavier = dict(sizes), xavier
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         for part, piece in zip(self.sizes, parameter.split(list(self.sizes.values()))):
-            own = seeding.generator(generator.initial_seed(), part)
+            part_generator = seeding.generator(generator.initial_seed(), part)
             if self.xavier and name == "weight":
                 bound = XAVIER_GAIN * math.sqrt(6 / (self.in_features + len(piece)))
-                piece.uniform_(-bound, bound, generator=own)
+                piece.uniform_(-bound, bound, generator=part_generator)
             else:
-                super().init_parameter(name, piece, own)
+                super().init_parameter(name, piece, part_generator)
 
 
-def _projection(d_in: int, sizes: Mapping[str, int], xavier: bool, **more: Any) -> Linear:
-    """One product; without Xavier it starts as any other mixer's of its name and shape."""
-    return Stacked(d_in, sizes, xavier=True, **more) if xavier else Linear(d_in, sum(sizes.values()), **more)
+def _projection(d_in: int, sizes: Mapping[str, int], xavier: bool, **options: Any) -> Linear:
+    """One matrix product; unless Xavier, initialised as any other mixer's of its name and shape."""
+    if xavier:
+        return StackedLinear(d_in, sizes, xavier=True, **options)
+    return Linear(d_in, sum(sizes.values()), **options)
 
 
 class Gates(nn.Module):
-    """All gates of a layer: one product with the input, and one more for each that is of low rank."""
+    """All gates of a layer: one product with the input, and a second one for each gate of low rank."""
 
-    def __init__(self, width: int, parts: Mapping[str, Part], xavier: bool):
+    def __init__(self, width: int, shapes: Mapping[str, GateShape], xavier: bool):
         super().__init__()
-        self.first = Stacked(width, {name: part.rank or part.channels for name, part in parts.items()}, xavier=xavier)
+        first = {name: shape.rank or shape.channels for name, shape in shapes.items()}
+        self.first = StackedLinear(width, first, xavier=xavier)
         self.second = nn.ModuleDict(
             {
-                name: Stacked(part.rank, {name: part.channels}, xavier=xavier, bias=part.bias)
-                for name, part in parts.items()
-                if part.rank
+                name: StackedLinear(shape.rank, {name: shape.channels}, xavier=xavier, bias=shape.bias)
+                for name, shape in shapes.items()
+                if shape.rank
             }
         )
 
@@ -241,7 +226,7 @@ class DeltaCache(Cache):
 
 
 class DeltaRuleMixer(Mixer):
-    """A layer of the family; constant state in decode."""
+    """A layer of the family. Decoding keeps a state of constant size."""
 
     capabilities = Capabilities(flops_check="forward")
     roles = {"A_log": Role.VECTOR, "dt_bias": Role.VECTOR}
@@ -253,7 +238,7 @@ class DeltaRuleMixer(Mixer):
         xavier = config.initialisation == "xavier"
         self.qkv = _projection(width, {"q": H * K, "k": H * K, "v": H * V}, xavier)
         self.conv = ShortConvolution(H * (2 * K + V), CONV_WIDTH) if config.short_convolution else None
-        self.gates = Gates(width, parts(config), xavier)
+        self.gates = Gates(width, gate_shapes(config), xavier)
         if config.decay != "none":
             self.A_log = nn.Parameter(torch.empty(H))
             self.dt_bias = nn.Parameter(torch.empty(H if config.decay == "scalar" else H * K))
@@ -261,9 +246,9 @@ class DeltaRuleMixer(Mixer):
         self.out = _projection(H * V, {"out": width}, xavier, writes_residual=True)
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
-        if name == "A_log" and self.config.safe_gate:
+        if name == "A_log" and self.config.bounded_decay:
             parameter.zero_()
-        elif name == "A_log":  # exp(A_log) uniform; a number a head from 1e-4, not 0: the logarithm must be finite
+        elif name == "A_log":  # exp(A_log) uniform, per head from 1e-4 instead of 0: the logarithm must be finite
             lowest = 1e-4 if self.config.decay == "scalar" else 1.0
             parameter.uniform_(lowest, 16.0, generator=generator).log_()
         else:  # dt_bias: softplus(dt_bias) is log-uniform in (0.001, 0.1)
@@ -311,58 +296,56 @@ class DeltaRuleMixer(Mixer):
                 cache.tail_BWC = self.conv.next_tail(raw_BTC, cache.tail_BWC)
             cache.length += x_BTD.shape[1]
         if aux is not None and aux.collect_metrics:
-            self._watch(aux, raw, g, state_BHKV, write_key_BTHK, erase_key_BTHK, beta_BTH)
+            self._record_metrics(aux, raw, g, state_BHKV, write_key_BTHK, erase_key_BTHK, beta_BTH)
         y = self.norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)
         if config.output_gate != "none":
             y = y * (F.silu if config.output_gate == "silu" else torch.sigmoid)(raw["output"])
         return self.out(y)
 
     def _log_decay(self, raw: Tensor | None) -> Tensor | None:
-        """(B, T, H) or (B, T, H, K), fp32 whatever the model's type: small steps decide what is remembered."""
+        """(B, T, H) or (B, T, H, K), fp32 whatever the model's type: small decays decide what is remembered."""
         if raw is None:
             return None
         wide = torch.promote_types(raw.dtype, torch.float32)
         step = (raw.to(wide) + self.dt_bias.to(wide)).unflatten(-1, (self.H, -1))
         rate_H1 = self.A_log.to(wide).exp()[:, None]
-        # -softplus(x) = logsigmoid(-x); softplus's own traced gradient has wrong strides
-        g = -SAFE_STEP * torch.sigmoid(rate_H1 * step) if self.config.safe_gate else rate_H1 * F.logsigmoid(-step)
+        # -softplus(x) = logsigmoid(-x); the traced gradient of softplus has wrong strides
+        g = -MAX_DECAY * torch.sigmoid(rate_H1 * step) if self.config.bounded_decay else rate_H1 * F.logsigmoid(-step)
         return g[..., 0] if self.config.decay == "scalar" else g
 
     def _log_gates(self, raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logarithms of the erase and the write gate, (B, T, H, 1 or channels), fp32: powers of a gate that has underflowed
         keep a finite gradient."""
 
-        def log_gate(name: str, mean: bool) -> Tensor:
+        def log_gate(name: str) -> Tensor:
             x = raw[name]
-            log = F.logsigmoid(x.to(torch.promote_types(x.dtype, torch.float32))).unflatten(-1, (self.H, -1))
-            return log.logsumexp(-1, keepdim=True) - math.log(log.shape[-1]) if mean else log
+            return F.logsigmoid(x.to(torch.promote_types(x.dtype, torch.float32))).unflatten(-1, (self.H, -1))
 
-        config = self.config
-        erase = log_gate("edit" if config.tied else "erase", config.scalarise_erase)
-        return erase, erase if config.tied else log_gate("write", config.scalarise_write)
+        if self.config.tied:
+            gate = log_gate("edit")
+            return gate, gate
+        return log_gate("erase"), log_gate("write")
 
     def _edit(
         self, k_BTHK: Tensor, v_BTHV: Tensor, erase: Tensor, write: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """p, e (None for p), z and strength (None for 1) of the operation, from keys, values and log-gates."""
+        """Write key, erase key (None: the write key), value and beta (None: 1) from keys, values and log-gates."""
         config = self.config
         if config.negative_eigenvalues:
             erase = erase + math.log(2)
-        power = config.write_gate_power
-        if config.sides == "right" and config.tied and power == 1 and erase.shape[-1] == 1:
+        if config.erase_gate_on == "key" and config.tied and erase.shape[-1] == 1:
             return k_BTHK, None, v_BTHV, erase[..., 0].exp()
+        power = WRITE_POWER[config.erase_gate_on]
         value_BTHV = _scaled(v_BTHV, write, power) if power else v_BTHV
-        if config.sides == "two":
+        if config.erase_gate_on == "both":
             return _scaled(k_BTHK, erase, 0.5), None, value_BTHV, None
         gated_BTHK = _scaled(k_BTHK, erase, 1)
-        return (
-            (k_BTHK, gated_BTHK, value_BTHV, None)
-            if config.sides == "right"
-            else (gated_BTHK, k_BTHK, value_BTHV, None)
-        )
+        if config.erase_gate_on == "key":
+            return k_BTHK, gated_BTHK, value_BTHV, None
+        return gated_BTHK, k_BTHK, value_BTHV, None
 
     @torch.no_grad()
-    def _watch(
+    def _record_metrics(
         self,
         aux: AuxOutputs,
         raw: Mapping[str, Tensor],
@@ -372,14 +355,14 @@ class DeltaRuleMixer(Mixer):
         erase_key_BTHK: Tensor | None,
         beta_BTH: Tensor | None,
     ) -> None:
-        """What a dashboard can show: state, memory in tokens, gates, and how far one edit can stretch the state."""
+        """Norm of the state, half-life in tokens, gates, and the largest factor by which one edit stretches the state."""
         metrics = aux.metrics
         metrics["state_norm"] = state_BHKV.norm(dim=(-2, -1)).mean()
         if g is not None:
-            _spread(metrics, "half_life", math.log(0.5) / g.clamp_max(-1e-6))
+            _record_quantiles(metrics, "half_life", math.log(0.5) / g.clamp_max(-1e-6))
         for name in ("edit", "erase", "write"):
             if name in raw:
-                _spread(metrics, f"{name}_gate", raw[name].float().sigmoid())
+                _record_quantiles(metrics, f"{name}_gate", raw[name].float().sigmoid())
         erase_key_BTHK = write_key_BTHK if erase_key_BTHK is None else erase_key_BTHK
         if beta_BTH is not None:
             erase_key_BTHK = beta_BTH[..., None] * erase_key_BTHK
@@ -400,9 +383,9 @@ class DeltaRuleMixer(Mixer):
         H, K, V = config.heads, config.head_dim, config.value_dim
         C = H * (2 * K + V)
         matrices, vectors = [(width, C), (H * V, width)], V
-        for part in parts(config).values():
-            matrices += [(width, part.rank), (part.rank, part.channels)] if part.rank else [(width, part.channels)]
-            vectors += part.channels if part.bias else 0
+        for gate in gate_shapes(config).values():
+            matrices += [(width, gate.rank), (gate.rank, gate.channels)] if gate.rank else [(width, gate.channels)]
+            vectors += gate.channels if gate.bias else 0
         if config.decay != "none":
             vectors += H + (H if config.decay == "scalar" else H * K)
         convolution = CONV_WIDTH * C if config.short_convolution else 0
@@ -424,14 +407,14 @@ class DeltaRuleMixer(Mixer):
 
 
 def step_norm(p: Tensor, e: Tensor) -> Tensor:
-    """(…) largest singular value of I - p eᵀ, which bounds one step of the state: the decay only makes it smaller.
+    """(…) largest singular value of I - p eᵀ, which bounds one step of the state: the decay only shrinks it further.
 
     Off the plane of p and e the matrix is the identity; on it, its singular values σ1 σ2 = |1 - p·e| and
     σ1² + σ2² = 2 - 2 p·e + |p|²|e|².
     """
-    across, square = (p * e).sum(-1), p.square().sum(-1) * e.square().sum(-1)
-    half = 1 - across + 0.5 * square
-    return (half + (half.square() - (1 - across).square()).clamp_min(0).sqrt()).clamp_min(1).sqrt()
+    dot, square = (p * e).sum(-1), p.square().sum(-1) * e.square().sum(-1)
+    half = 1 - dot + 0.5 * square
+    return (half + (half.square() - (1 - dot).square()).clamp_min(0).sqrt()).clamp_min(1).sqrt()
 
 
 def _scaled(x: Tensor, log_gate: Tensor, power: float) -> Tensor:
@@ -439,8 +422,8 @@ def _scaled(x: Tensor, log_gate: Tensor, power: float) -> Tensor:
     return (x * (log_gate if power == 1 else power * log_gate).exp()).to(x.dtype)
 
 
-def _spread(metrics: dict[str, Tensor], name: str, x: Tensor) -> None:
-    """Mean, and the tenth and ninetieth percentile of a sample."""
-    sample = x.flatten()[:: max(1, x.numel() // WATCHED)].float()
+def _record_quantiles(metrics: dict[str, Tensor], name: str, x: Tensor) -> None:
+    """Median, tenth and ninetieth percentile of a sample."""
+    sample = x.flatten()[:: max(1, x.numel() // METRIC_SAMPLE)].float()
     low, median, high = sample.quantile(torch.tensor([0.1, 0.5, 0.9], device=x.device))
     metrics.update({f"{name}_low": low, name: median, f"{name}_high": high})
