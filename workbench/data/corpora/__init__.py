@@ -1,4 +1,4 @@
-"""Where text comes from, one file a corpus. A document is the unit of splitting and of measurement."""
+"""Where text comes from, one file per corpus. A document is the unit of splitting and of evaluation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from workbench.config import Config
 from workbench.registry import Registry
+
+__all__ = ["Corpus", "CorpusConfig", "corpora"]
 
 
 class CorpusConfig(Config):
@@ -25,7 +27,7 @@ class Corpus(ABC):
         self.config = config
 
     def stamp(self) -> str | None:
-        """Something quickly found that changes whenever the documents may have changed; None where there is nothing."""
+        """A string that changes whenever the documents may have changed, cheap to compute; None if there is none."""
         return None
 
     @abstractmethod
@@ -33,10 +35,8 @@ class Corpus(ABC):
         """Every document, in an order that depends on the source alone.
 
         Raises:
-            ConfigError: when there is nothing to read, or it cannot be read.
+            ConfigError: nothing to read, or it cannot be read.
         """
 
 
 corpora: Registry[type[Corpus]] = Registry("corpus", "workbench.data.corpora")
-
-__all__ = ["Corpus", "CorpusConfig", "corpora"]

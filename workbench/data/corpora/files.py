@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from workbench.config import ConfigError, nearest
+from workbench.config import ConfigError, nearest, require
 from workbench.data.corpora import Corpus, CorpusConfig, corpora
 
 ROWS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+"""Suffixes of files with a document per row."""
 
 
 @corpora.register
@@ -23,62 +24,63 @@ class Files(Corpus):
 
         kind: Literal["files"] = "files"
         path: str | tuple[str, ...]
-        """A file, a folder (read whole) or a pattern such as texts/**/*.txt; or several of them."""
+        """A file, a folder (all files in it) or a pattern such as texts/**/*.txt; or several of them."""
         format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-        """How to read; auto goes by the ending."""
+        """File format; auto goes by the suffix."""
         field: str = "text"
-        """Field or column that holds the text (JSONL, Parquet)."""
+        """Field or column with the text (JSONL, Parquet)."""
 
     def stamp(self) -> str:
-        return "\n".join(f"{path.resolve()} {(at := path.stat()).st_size} {at.st_mtime_ns}" for path in self._paths())
+        return "\n".join(f"{path.resolve()} {(s := path.stat()).st_size} {s.st_mtime_ns}" for path in self._paths())
 
     def documents(self) -> Iterator[str]:
-        paths = self._paths()
-        for path in paths:
-            form = ROWS.get(path.suffix, "text") if self.config.format == "auto" else self.config.format
-            if form == "text":
+        for path in self._paths():
+            kind = ROWS.get(path.suffix, "text") if self.config.format == "auto" else self.config.format
+            if kind == "text":
                 yield self._read(path)
-            elif form == "jsonl":
+            elif kind == "jsonl":
                 for number, line in enumerate(self._read(path).split("\n"), start=1):
                     if line.strip():
                         yield self._field(line, path, number)
             else:
-                import polars as pl
-
-                try:
-                    columns = pl.read_parquet_schema(path)
-                except pl.exceptions.PolarsError as error:
-                    raise ConfigError.at(
-                        "data.corpus.path", got=f"{path}: {error}", expected="a Parquet file"
-                    ) from None
-                if self.config.field not in columns:
-                    raise self._no_field(columns, str(path))
-                yield from (
-                    pl.read_parquet(path, columns=[self.config.field])[self.config.field].drop_nulls().cast(pl.String)
-                )
+                yield from self._column(path)
 
     def _paths(self) -> list[Path]:
-        given = [self.config.path] if isinstance(self.config.path, str) else self.config.path
-        found: set[Path] = set()
-        for pattern in given:
-            path = Path(pattern).expanduser()
-            if path.is_dir():
-                matches = [
-                    p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts)
-                ]
-            else:
-                matches = [Path(p) for p in glob.glob(str(path), recursive=True)]
-            matches = [p for p in matches if p.is_file()]
-            if not matches:
-                there = "" if path.exists() or glob.has_magic(pattern) else ", which is not there"
-                raise ConfigError.at(
-                    "data.corpus.path",
-                    got=f"{pattern}{there}",
-                    expected="at least one file",
-                    do=f"Paths are relative to {Path.cwd()}.",
-                )
-            found.update(matches)
-        return sorted(found)
+        patterns = [self.config.path] if isinstance(self.config.path, str) else self.config.path
+        return sorted({path for pattern in patterns for path in self._matches(pattern)})
+
+    @staticmethod
+    def _matches(pattern: str) -> list[Path]:
+        """The files of one pattern; of a folder, all that are not hidden."""
+        root = Path(pattern).expanduser()
+        if root.is_dir():
+            below = ((path, path.relative_to(root).parts) for path in root.rglob("*"))
+            candidates = [path for path, parts in below if not any(part.startswith(".") for part in parts)]
+        else:
+            candidates = [Path(name) for name in glob.glob(str(root), recursive=True)]
+        files = [path for path in candidates if path.is_file()]
+        missing = "" if root.exists() or glob.has_magic(pattern) else ", which does not exist"
+        require(
+            files,
+            "data.corpus.path",
+            got=f"{pattern}{missing}",
+            expected="at least one file",
+            do=f"Paths are relative to {Path.cwd()}.",
+        )
+        return files
+
+    def _column(self, path: Path) -> Iterator[str]:
+        """The texts of a Parquet file."""
+        import polars as pl
+
+        try:
+            columns = pl.read_parquet_schema(path)
+        except pl.exceptions.PolarsError as error:
+            raise ConfigError.at("data.corpus.path", got=f"{path}: {error}", expected="a Parquet file") from None
+        if self.config.field not in columns:
+            raise self._no_field(columns, str(path))
+        frame = pl.read_parquet(path, columns=[self.config.field])
+        yield from frame[self.config.field].drop_nulls().cast(pl.String)
 
     def _read(self, path: Path) -> str:
         try:
@@ -106,6 +108,6 @@ class Files(Corpus):
         return ConfigError.at(
             "data.corpus.field",
             got=f"{self.config.field!r}, which {where} does not have as text",
-            expected="a field that holds text",
+            expected="a field with text",
             do=nearest(self.config.field, list(names)),  # type: ignore[call-overload]
         )

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from workbench.config import ConfigError, nearest
+from workbench.config import ConfigError, nearest, require
 from workbench.data.corpora import Corpus, CorpusConfig, corpora
 
 
@@ -26,15 +26,15 @@ class HuggingFace(Corpus):
         name: str
         """Name of the data set: owner/name."""
         subset: str | None = None
-        """Configuration of the data set, where it has several."""
+        """Configuration of the data set, if it has several."""
         revision: str | None = None
-        """Commit of the data set; with one, what has been prepared is found again without asking the hub."""
+        """Commit of the data set. With one, prepared data is found again without asking the hub."""
         split: str = "train"
         """Split to read."""
         field: str = "text"
-        """Column that holds the text."""
+        """Column with the text."""
         documents: Annotated[int, Field(ge=1)] = 20_000
-        """How many documents to take, from the first."""
+        """Number of documents, from the first on."""
 
     def stamp(self) -> str | None:
         return self.config.identity if self.config.revision else None
@@ -51,8 +51,30 @@ class HuggingFace(Corpus):
                 expected="the library `datasets`",
                 do="Install it: pip install 'workbench[hub]'; or use corpus 'files'.",
             ) from None
-        # the library retries for most of a minute before it says that there is no network
-        address = urlsplit(constants.ENDPOINT)
+        self._check_network(constants.ENDPOINT)
+        try:
+            stream = datasets.load_dataset(
+                config.name, config.subset, split=config.split, revision=config.revision, streaming=True
+            )
+            for row in islice(stream, config.documents):
+                require(
+                    isinstance(row.get(config.field), str),
+                    "data.corpus.field",
+                    got=config.field,
+                    expected="a column with text",
+                    do=nearest(config.field, row),
+                )
+                yield row[config.field]
+        except ConfigError:
+            raise
+        except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
+            raise ConfigError.at(
+                "data.corpus.name", got=config.name, expected="a data set of the hub", do=str(error).splitlines()[0]
+            ) from None
+
+    def _check_network(self, endpoint: str) -> None:
+        """Fail at once without a network; the library would retry for most of a minute."""
+        address = urlsplit(endpoint)
         try:
             if os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True", "ON"):
                 raise OSError("HF_HUB_OFFLINE is set")
@@ -60,26 +82,7 @@ class HuggingFace(Corpus):
         except OSError as error:
             raise ConfigError.at(
                 "data.corpus.name",
-                got=f"{config.name}, but the hub cannot be reached ({error})",
+                got=f"{self.config.name}, but the hub cannot be reached ({error})",
                 expected="a network connection",
                 do="Use corpus 'files' or 'stdlib', which need none.",
-            ) from None
-        try:
-            stream = datasets.load_dataset(
-                config.name, config.subset, split=config.split, revision=config.revision, streaming=True
-            )
-            for row in islice(stream, config.documents):
-                if not isinstance(row.get(config.field), str):
-                    raise ConfigError.at(
-                        "data.corpus.field",
-                        got=config.field,
-                        expected="a column that holds text",
-                        do=nearest(config.field, row),
-                    )
-                yield row[config.field]
-        except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError.at(
-                "data.corpus.name", got=config.name, expected="a data set of the hub", do=str(error).splitlines()[0]
             ) from None

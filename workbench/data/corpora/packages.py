@@ -1,6 +1,6 @@
-"""The text of the Python packages installed here: hundreds of megabytes where nothing can be downloaded.
+"""The text of the installed Python packages: hundreds of megabytes on machines that cannot download anything.
 
-Its content is that of this machine, so results name the hash of what was read.
+Its content depends on the machine, so results record the hash of the text.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from workbench.config import ConfigError
+from workbench.config import require
 from workbench.data.corpora import Corpus, CorpusConfig, corpora
 from workbench.data.corpora.stdlib import texts
 
-ENDINGS = {".py", ".pyi", ".md", ".rst", ".txt"}
-LARGEST = 1_000_000
-"""Bytes of the largest file that is read; beyond are tables and generated code."""
+SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt"}
+MAX_BYTES = 1_000_000
+"""Size of the largest file that is read; larger ones are tables and generated code."""
 
 
 @corpora.register
@@ -32,25 +32,25 @@ class Packages(Corpus):
         """Stop after this many bytes; None reads all."""
 
     def _files(self) -> list[tuple[str, os.stat_result, Path]]:
+        """Name below its root, size and times, path; sorted by name."""
         roots = {Path(sysconfig.get_paths()[kind]) for kind in ("purelib", "platlib")}
-        found = []
+        files = []
         for root in roots:
             for folder, _, names in os.walk(root):
-                for name in names:
-                    path = Path(folder, name)
-                    if path.suffix in ENDINGS and (at := path.stat()).st_size <= LARGEST:
-                        found.append((path.relative_to(root).as_posix(), at, path))
-        if not found:
-            raise ConfigError.at(
-                "data.corpus",
-                got="no text below " + ", ".join(map(str, sorted(roots))),
-                expected="installed packages",
-                do="Use corpus 'files' with a path to your own text.",
-            )
-        return sorted(found, key=lambda entry: entry[0])
+                for path in (Path(folder, name) for name in names):
+                    if path.suffix in SUFFIXES and (stat := path.stat()).st_size <= MAX_BYTES:
+                        files.append((path.relative_to(root).as_posix(), stat, path))
+        require(
+            files,
+            "data.corpus",
+            got="no text below " + ", ".join(map(str, sorted(roots))),
+            expected="installed packages",
+            do="Use corpus 'files' with a path to your own text.",
+        )
+        return sorted(files, key=lambda file: file[0])
 
     def stamp(self) -> str:
-        return "\n".join(f"{name} {at.st_size} {at.st_mtime_ns}" for name, at, _ in self._files())
+        return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat, _ in self._files())
 
     def documents(self) -> Iterator[str]:
         yield from texts((path for _, _, path in self._files()), self.config.limit_bytes)

@@ -1,6 +1,6 @@
 """The source text of Python's own standard library: real text on every machine, no network needed.
 
-Its content varies with the Python version, so results name the hash of what was read.
+Its content depends on the Python version, so results record the hash of the text.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from workbench.config import ConfigError
+from workbench.config import require
 from workbench.data.corpora import Corpus, CorpusConfig, corpora
 
-LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
-"""Folders not read: packages that are not the library's, and tests (not on every machine)."""
+EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
+"""Folders that are not read: installed packages, and tests (not on every machine)."""
 
 
 def texts(paths: Iterable[Path], limit_bytes: int | None) -> Iterator[str]:
-    """The text of files up to a number of bytes in all; what is not UTF-8 or cannot be read is passed over."""
+    """The text of files, up to ``limit_bytes`` in total; files that are unreadable or not UTF-8 are skipped."""
     left = limit_bytes
     for path in paths:
         if left is not None and left <= 0:
@@ -49,12 +49,12 @@ class StandardLibrary(Corpus):
 
     def documents(self) -> Iterator[str]:
         root = Path(sysconfig.get_paths()["stdlib"])
-        found = [path for path in root.rglob("*.py") if not LEFT_OUT.intersection(path.relative_to(root).parts)]
-        if not found:
-            raise ConfigError.at(
-                "data.corpus",
-                got=f"no Python source below {root}",
-                expected="the standard library",
-                do="Use corpus 'files' with a path to your own text.",
-            )
-        yield from texts(sorted(found, key=lambda path: path.relative_to(root).as_posix()), self.config.limit_bytes)
+        paths = [path for path in root.rglob("*.py") if not EXCLUDED.intersection(path.relative_to(root).parts)]
+        require(
+            paths,
+            "data.corpus",
+            got=f"no Python source below {root}",
+            expected="the standard library",
+            do="Use corpus 'files' with a path to your own text.",
+        )
+        yield from texts(sorted(paths, key=lambda path: path.relative_to(root).as_posix()), self.config.limit_bytes)
