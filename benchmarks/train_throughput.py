@@ -120,9 +120,7 @@ def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = run_config(case, arguments.steps, arguments.corpus_bytes, json.loads(arguments.extra))
     with tempfile.TemporaryDirectory() as folder:
-        data = PreparedData.open(
-            arguments.cache, new_run(Path(folder) / "run", arguments.cache, config).about()["data"]
-        )
+        data = PreparedData.open(arguments.cache, new_run(Path(folder) / "run", arguments.cache, config).record().data)
     t = config.training
     stream = data.stream(context=t.context, seed=0)
     batches = [[x.cuda() for x in stream.batch(range(k * t.batch_size, (k + 1) * t.batch_size))] for k in range(8)]

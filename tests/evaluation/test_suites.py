@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from workbench.config import ConfigError
-from workbench.evaluation import Evaluation, Results, Settings, suites
-from workbench.evaluation.suites import evaluate
+from workbench.evaluation import Evaluation, Results, Settings, evaluate, suites
 from workbench.metric import BITS_PER_BYTE
 from workbench.registry import plug_in
 

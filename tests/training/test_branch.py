@@ -30,7 +30,7 @@ def test_a_branch_is_bitwise_the_run_of_its_own(tmp_path: Path) -> None:
     told = train(long.path, cache)
     assert told["status"] == "done" and told["step"] == 40
     assert '"resumed"' in (long.path / "events.jsonl").read_text()
-    config = RunConfig.parse(long.about()["config"])
+    config = RunConfig.parse(long.record().config)
     own = make_run(tmp_path / "own", cache, config.plain(), seed=config.seed)
     assert train(own.path, cache)["report_value"] == told["report_value"]
     one, two = (load_file(run.path / "checkpoint" / "step-40" / "model.safetensors") for run in (own, long))
@@ -38,7 +38,7 @@ def test_a_branch_is_bitwise_the_run_of_its_own(tmp_path: Path) -> None:
     assert [row["loss"] for row in long.metrics() if row["step"] in (3, 30, 39)] == [
         row["loss"] for row in own.metrics() if row["step"] in (3, 30, 39)
     ]
-    assert long.about()["branched_from"]["checkpoint"] == "step-14"
+    assert (long.record().branched_from or {})["checkpoint"] == "step-14"
 
 
 def test_schedules_agree_on_the_trunk_or_are_refused() -> None:

@@ -57,7 +57,7 @@ def test_an_export_has_the_weights_of_the_last_step(run: RunFolder, exported: Pa
 
 
 def test_an_export_names_its_run(run: RunFolder, exported: Path) -> None:
-    assert provenance(exported)["run"] == run.about()["identity"]
+    assert provenance(exported)["run"] == run.record().identity
 
 
 def test_an_export_names_the_code_of_its_run(exported: Path) -> None:

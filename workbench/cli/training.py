@@ -55,20 +55,19 @@ def _train_in_foreground(path: Path, devices: int, leads: bool) -> None:
     """Train the run in folder ``path``, telling how it goes; Ctrl-C stops after a checkpoint."""
     import signal
 
-    from workbench.metric import Metric
     from workbench.results import RunFolder
     from workbench.training.trial import train as train_run
 
-    about = RunFolder(path).about()
+    record = RunFolder(path).record()
     asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: asked.append(number))
-    unit = Metric(**about["metric"]).short
+    unit = record.metric.short
 
     def tell(row: dict[str, Any]) -> None:
-        left = (about["tokens"] - row["tokens"]) / max(1e-9, row["tokens_per_second"])
+        left = (record.tokens - row["tokens"]) / max(1e-9, row["tokens_per_second"])
         console.print(
-            f"step {row['step']}/{about['steps']}  loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tokens/s  "
+            f"step {row['step']}/{record.steps}  loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tokens/s  "
             f"{flops(row['flops_per_second'])}/s  {duration(left)} left"
             + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else ""),
             highlight=False,

@@ -254,15 +254,8 @@ class SingleRuns(EmptyRun):
 
     def __init__(self, *folders: str | Path):
         self._folders = [RunFolder(Path(folder).absolute()) for folder in folders]
-        for folder in self._folders:
-            if "metric" not in folder.about():
-                raise ConfigError.at(
-                    "folders",
-                    got=str(folder.path),
-                    expected="the folder of a run",
-                    do="Runs of `workbench train` are in results/runs.",
-                )
-        metrics = [Metric(**folder.about()["metric"]) for folder in self._folders]
+        self._records = [folder.record() for folder in self._folders]
+        metrics = [record.metric for record in self._records]
         if len(set(metrics)) != 1:
             raise ConfigError.at(
                 "folders",
@@ -274,8 +267,8 @@ class SingleRuns(EmptyRun):
 
     def lines(self) -> list[Line]:
         return [
-            Line(folder.path.name, folder.about()["stage"], folder.path.name, folder.about()["seed"], points_of(folder))
-            for folder in self._folders
+            Line(folder.path.name, record.stage, folder.path.name, record.seed, points_of(folder))
+            for folder, record in zip(self._folders, self._records)
         ]
 
     def curves(self) -> pl.DataFrame:

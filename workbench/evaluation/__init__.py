@@ -1,6 +1,25 @@
 """Evaluation of a model on a data source: suites, their long table, and inspection of trained layers."""
 
-from workbench.evaluation.measure import evaluate
-from workbench.evaluation.suites import Evaluation, Results, Settings, Suite, SuiteConfig, suites
+from workbench.evaluation.suites import (
+    DocumentSuite,
+    Evaluation,
+    MeasuredSplit,
+    Results,
+    Settings,
+    Suite,
+    SuiteConfig,
+    evaluate,
+    suites,
+)
 
-__all__ = ["Evaluation", "Results", "Settings", "Suite", "SuiteConfig", "evaluate", "suites"]
+__all__ = [
+    "DocumentSuite",
+    "Evaluation",
+    "MeasuredSplit",
+    "Results",
+    "Settings",
+    "Suite",
+    "SuiteConfig",
+    "evaluate",
+    "suites",
+]

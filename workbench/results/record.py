@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -33,8 +33,8 @@ class RunRecord(BaseModel):
     parameters: int = 0
     metric: Metric = BITS_PER_BYTE
     """The primary metric."""
-    split: str = "report"
-    """The split that a confirmation run is measured on: report, or selection."""
+    split: Literal["selection", "report"] = "report"
+    """The split that a confirmation run is measured on."""
     config: dict[str, Any] = {}
     """The whole :class:`workbench.training.RunConfig` as plain data."""
     hyperparameters: dict[str, Any] = {}

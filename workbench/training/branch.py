@@ -6,7 +6,6 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -90,14 +89,7 @@ def branch(
         ConfigError: when the run has no trunk, or the new schedule differs from it too early.
     """
     old = RunFolder(run)
-    about = old.about()
-    require(
-        about,
-        "run",
-        got=str(run),
-        expected="the folder of a run",
-        do="Runs of an ablation are in results/<ablation>/runs.",
-    )
+    record = old.record()
     trunks = checkpoints_in(old.path / "trunk")
     require(
         trunks,
@@ -107,11 +99,9 @@ def branch(
         do="Train with training.keep_trunk=true.",
     )
     trunk = trunks[-1]
-    config = branched(RunConfig.parse(about["config"]), tokens, decay)
-    origin: dict[str, Any] = {
-        "branched_from": {"run": old.path.name, "identity": about["identity"], "checkpoint": trunk.name}
-    }
-    folder = new_run(path, cache, config, arm=about["arm"], stage=about["stage"], progress=progress, **origin)
+    config = branched(RunConfig.parse(record.config), tokens, decay)
+    origin = {"run": old.path.name, "identity": record.identity, "checkpoint": trunk.name}
+    folder = new_run(path, cache, config, arm=record.arm, stage=record.stage, progress=progress, branched_from=origin)
     if not (folder.path / "checkpoint").exists():
         step = step_of(trunk)
         folder.forget_metrics_after(0)  # of an earlier call that was interrupted here

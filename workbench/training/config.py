@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, require
 from workbench.data import BatchPlanConfig, SourceConfig, batch_plans, sources
+from workbench.evaluation import SuiteConfig, suites
 from workbench.model.config import ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
 from workbench.results import RunRecord
@@ -129,11 +130,20 @@ class RunConfig(Config):
     """The training."""
     start: StartConfig | None = None
     """Trained weights to start from, and how they are transformed. Default: random weights."""
+    evaluation: tuple[Annotated[SerializeAsAny[SuiteConfig], BeforeValidator(suites.parse)], ...] = ()
+    """Further evaluation suites, run at every evaluation. The suite of the primary metric always runs."""
     seed: int = 0
     """Seed of the run; initial weights and data order are derived from it separately. Never tuned."""
 
     allow_document_leaks: bool = False
     """Whether components that cannot keep the packed documents of a row apart may train. The result says so."""
+
+    @property
+    def evaluation_suites(self) -> tuple[SuiteConfig, ...]:
+        """The suites of every evaluation, that of the primary metric first."""
+        primary = self.data.metric.suite
+        further = {config.kind: config for config in self.evaluation}
+        return (further.pop(primary, None) or suites.parse(primary), *further.values())
 
     def model_post_init(self, _context: Any) -> None:
         without = self.model.lacking("segments")
@@ -164,6 +174,8 @@ class RunConfig(Config):
                 del plain["training"][name]  # off: the run is the same
         if plain["training"]["batch_plan"]["kind"] == "contiguous":
             del plain["training"]["batch_plan"]
+        if not plain["evaluation"]:
+            del plain["evaluation"]
         return {**plain, "model": self.model.canonical(), "start": start}
 
 

@@ -43,11 +43,11 @@ def export(
     """
     path = Path(run_or_checkpoint).absolute()
     run, checkpoint = _run_and_checkpoint(path)
-    about = run.about()
-    config = RunConfig.parse(about["config"])
+    record = run.record()
+    config = RunConfig.parse(record.config)
     caches = [Path(cache)] if cache is not None else [parent / "cache" for parent in run.path.parents]
-    data_cache = next((candidate for candidate in caches if (candidate / about["data"]).is_dir()), caches[0])
-    tokenizer = Source.open(data_cache, about["data"]).tokenizer
+    data_cache = next((candidate for candidate in caches if (candidate / record.data).is_dir()), caches[0])
+    tokenizer = Source.open(data_cache, record.data).tokenizer
     if tokenizer is None:
         raise ConfigError.at(
             "run",
@@ -59,16 +59,16 @@ def export(
     check_against(config.model, tensors, checkpoint)
     step = step_of(checkpoint)
     provenance: dict[str, Any] = {
-        "run": about["identity"],
+        "run": record.identity,
         "name": run.path.name,
-        "arm": about["arm"],
-        "stage": about["stage"],
-        "seed": about["seed"],
+        "arm": record.arm,
+        "stage": record.stage,
+        "seed": record.seed,
         "step": step,
-        "steps": about["steps"],
+        "steps": record.steps,
         "tokens": step * config.training.tokens_per_step,
         "context": config.training.context,
-        "data": about["data"],
+        "data": record.data,
         "code": run.environment().get("code"),
         "exported_by": code_version(),
     }
@@ -106,7 +106,7 @@ def _run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
     status = run.result().get("status") or run.status()["status"]
     if status != Status.DONE:
         raise ConfigError.at("run", got=f"{path}, which is {status}", expected="a finished run", do=do)
-    if checkpoint.name != f"step-{run.about()['steps']}":
+    if checkpoint.name != f"step-{run.record().steps}":
         raise ConfigError.at(
             "run",
             got=f"{path} without its last checkpoint",

@@ -28,7 +28,7 @@ def train_loop(
     log: MetricLog,
     checkpointer: Checkpointer,
     weight_transforms: Callable[[int], None],
-    evaluate: Callable[[], float],
+    evaluate: Callable[[int], float],
     should_stop: Callable[[], bool],
     on_first_step: Callable[[], None],
 ) -> None:
@@ -41,7 +41,7 @@ def train_loop(
         batches: micro-batches, from the first of step ``after`` + 1.
         after: steps already trained.
         weight_transforms: called after every step with its number, and with 0 before the first.
-        evaluate: value on the selection split.
+        evaluate: step -> value on the selection split.
         should_stop: asked after every step; with several ranks, after every ``log_every`` steps, where they wait for each other.
         on_first_step: called after the first step of this process.
 
@@ -78,7 +78,7 @@ def train_loop(
             row = log.complete()  # raises if the run diverged: neither evaluated nor saved
             if evaluates:
                 with throughput.paused():
-                    row["selection_value"] = evaluate()
+                    row["selection_value"] = evaluate(step)
             log.write(row)
         if saves:
             checkpointer.save(step)

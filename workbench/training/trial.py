@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,9 @@ from workbench.accounting import packed_flops
 from workbench.config import ConfigError
 from workbench.data import RowStream, Source, StepLoader, batch_plans
 from workbench.data import prepare as prepare_data
-from workbench.data.streams import Split
 from workbench.environment import environment
-from workbench.evaluation import evaluate
-from workbench.files import replacing, write_json
+from workbench.evaluation import MeasuredSplit, Results, Settings, evaluate
+from workbench.files import write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
 from workbench.results import RunFolder
@@ -69,9 +68,9 @@ def new_run(
     path = Path(path)
     data = prepare_data(config.data, config.model.vocabulary or 0, cache, progress)
     folder = RunFolder.create(path, describe_run(config, data.fingerprint, arm=arm, stage=stage, **about))
-    existing = folder.about()
-    if existing["identity"] != config.identity:
-        changes = config.diff(RunConfig.parse(existing["config"])).items()
+    existing = folder.record()
+    if existing.identity != config.identity:
+        changes = config.diff(RunConfig.parse(existing.config)).items()
         difference = "; ".join(f"{name}: {old!r} in the folder, {new!r} here" for name, (old, new) in changes)
         raise ConfigError.at(
             "folder",
@@ -106,7 +105,7 @@ def train(
         ConfigError: when there are not so many devices, or they cannot share a batch.
     """
     folder = RunFolder(path)
-    config = RunConfig.parse(folder.about()["config"])
+    config = RunConfig.parse(folder.record().config)
     _check_devices(devices, config)
     with deterministic_algorithms(strict=config.training.deterministic), retain_freed_memory():
         if not parallel.is_rank_zero():  # rank 0 holds the folder and reports how the run ended
@@ -170,22 +169,20 @@ class Trial:
     """To resume from."""
     devices: int
 
-    def evaluate(self, split: Split) -> dict[str, np.ndarray]:
-        """Measure the model on every document of ``split``; every rank takes part."""
+    def evaluate(self, split: MeasuredSplit, step: int) -> Results:
+        """Run the evaluation suites on ``split`` and add their rows to the folder; every rank takes part."""
         training = self.config.training
-        return evaluate(
-            self.model,
-            split,
-            batch_size=training.batch_size,
-            context=training.context,
-            precision=training.precision,
-        )
+        settings = Settings(training.batch_size, training.context, training.precision)
+        results = evaluate(self.model, self.data, split, self.config.evaluation_suites, settings)
+        if parallel.is_rank_zero():
+            self.folder.add_evaluations(step, split, map(asdict, results.rows))
+        return results
 
 
 def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     """Load the data, build the model, find the checkpoint to resume from; without one, apply ``start``."""
-    about = folder.about()
-    config = RunConfig.parse(about["config"])
+    record = folder.record()
+    config = RunConfig.parse(record.config)
     training = config.training
     if parallel.is_rank_zero():
         write_json(folder.path / "environment.json", {**environment(), "devices": devices})
@@ -195,7 +192,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
 
-    data = Source.open(cache, about["data"])
+    data = Source.open(cache, record.data)
     model = LanguageModel(config.model, seed=config.seed)
     stream = data.stream(context=training.context, seed=config.seed)
     rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
@@ -216,7 +213,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         if parallel.is_rank_zero():
             folder.event("weights_loaded", folder=config.start.folder, random_weights=missing)
     seen_flops = packed_flops(config.model, document_lengths)
-    return Trial(folder, config, Stage(about["stage"]), data, model, stream, seen_flops, checkpoint, devices)
+    return Trial(folder, config, record.stage, data, model, stream, seen_flops, checkpoint, devices)
 
 
 def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[str, Any]], None] | None) -> None:
@@ -258,7 +255,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
             log=MetricLog(folder, config, on_row),
             checkpointer=checkpointer,
             weight_transforms=ScheduledTransforms(config, train_step),
-            evaluate=lambda: config.data.metric.of(trial.evaluate(trial.data.selection)),
+            evaluate=lambda step: trial.evaluate("selection", step).value(config.data.metric),
             should_stop=should_stop,
             on_first_step=on_first_step,
         )
@@ -267,7 +264,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
 def report(trial: Trial) -> dict[str, Any]:
     """Measure the trained model and write the result of the run."""
     folder, config = trial.folder, trial.config
-    measured = open_report_split(trial) if trial.stage == Stage.CONFIRMATION else None
+    results = open_report_split(trial) if trial.stage == Stage.CONFIRMATION else None
     if not parallel.is_rank_zero():
         return {}
     metrics = folder.metrics()
@@ -277,24 +274,19 @@ def report(trial: Trial) -> dict[str, Any]:
         "loss": metrics[-1]["loss"],
         "selection_value": [row["selection_value"] for row in metrics if row.get("selection_value") is not None][-1],
     }
-    if measured is not None:
-        import polars as pl
-
-        numbers["report_value"] = config.data.metric.of(measured)
-        documents = len(measured["nll_nats"])
-        with replacing(folder.path / "report.parquet") as temporary:
-            pl.DataFrame({"document": range(documents), **measured}).write_parquet(temporary)
+    if results is not None:
+        numbers["report_value"] = results.value(config.data.metric)
+        folder.write_report(results.report())
     return _finish(folder, Status.DONE, _caution(config, folder), **numbers)
 
 
-def open_report_split(trial: Trial) -> dict[str, np.ndarray]:
+def open_report_split(trial: Trial) -> Results:
     """Measure the model on the report split. Only confirmation runs may, and nothing else in the workbench opens it.
 
     A run with ``"split": "selection"`` in run.json measures the selection split instead.
     """
     assert trial.stage == Stage.CONFIRMATION
-    opens = trial.folder.about().get("split", "report") == "report"
-    return trial.evaluate(trial.data.report if opens else trial.data.selection)
+    return trial.evaluate(trial.folder.record().split, trial.config.training.steps)
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def _load(folder: str) -> Any:
     checkpoint, _ = latest(Path(folder) / "checkpoint")
     if checkpoint is None:
         return None
-    config = RunConfig.parse(RunFolder(folder).about()["config"])
+    config = RunConfig.parse(RunFolder(folder).record().config)
     model = LanguageModel(config.model, seed=config.seed)
     model.load_state_dict(load_weights(checkpoint))
     return model
