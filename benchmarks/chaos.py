@@ -28,8 +28,8 @@ from typing import Any
 from jupyter_client.manager import start_new_kernel
 
 from workbench.ablation.ablation import Ablation
-from workbench.ablation.execution.launchers import Launch
 from workbench.ablation.run import AblationRun
+from workbench.ablation.spec.launch import Launch
 from workbench.ablation.spec.tuning import Tuning
 from workbench.environment import environment
 from workbench.files import read_json, read_jsonl, write_json

@@ -63,7 +63,7 @@ def run_config(case: str, arguments: argparse.Namespace) -> Any:
 
 def tell(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """What the cost card says."""
-    from workbench.ablation.matching.cost_card import activation_bytes
+    from workbench.ablation.cost.memory import activation_bytes
     from workbench.accounting import account
     from workbench.data import prepare
     from workbench.training.optimiser import optimiser_bytes

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import optuna
 
-from workbench.ablation.execution.studies import open_storage
+from workbench.ablation.execution.storage import open_storage
 from workbench.environment import environment
 
 WORKER = """
 import sys, time, optuna
 from pathlib import Path
-from workbench.ablation.execution.studies import open_storage
+from workbench.ablation.execution.storage import open_storage
 folder, url, name, trials, start = Path(sys.argv[1]), sys.argv[2] or None, sys.argv[3], int(sys.argv[4]), Path(sys.argv[5])
 study = optuna.load_study(storage=open_storage(folder, 10, url), study_name=name,
                           sampler=optuna.samplers.RandomSampler(), pruner=optuna.pruners.NopPruner())

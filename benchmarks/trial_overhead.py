@@ -18,9 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from workbench.ablation.ablation import Ablation
-from workbench.ablation.execution.plan import TUNING, Plan
+from workbench.ablation.execution.plan import Plan
 from workbench.environment import environment
 from workbench.files import read_jsonl
+from workbench.status import Stage
 
 
 def measure(trials: int) -> list[dict[str, float]]:
@@ -56,7 +57,7 @@ def measure(trials: int) -> list[dict[str, float]]:
         ).launch()
         assert run.wait()
         rows, ends = [], []
-        for trial in Plan(run).study("full", TUNING).trials:
+        for trial in Plan(run.files).study("full", Stage.TUNING).trials:
             assert trial.datetime_start and trial.datetime_complete
             path = run.folder / "runs" / trial.user_attrs["run"]
             begun, ended = trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()

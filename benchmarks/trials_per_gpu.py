@@ -172,7 +172,8 @@ def main() -> None:
         }
         import torch
 
-        from workbench.ablation.ablation import Ablation, usable_cores
+        from workbench.ablation.ablation import Ablation
+        from workbench.ablation.execution.placement import usable_cores
 
         cuda = torch.cuda.is_available()
         before = _used_bytes()

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 from pydantic import BaseModel
 
 from workbench import compat
@@ -9,3 +16,60 @@ from workbench import compat
 
 def test_pydantic_models_are_built_by_the_metaclass() -> None:
     assert type(BaseModel) is compat.ModelMetaclass
+
+
+def test_storages_on_the_meta_device_are_told_apart() -> None:
+    first, second = (torch.empty(3, device="meta") for _ in range(2))
+    assert compat.storage_key(first.untyped_storage()) != compat.storage_key(second.untyped_storage())
+
+
+def test_views_share_their_storage() -> None:
+    tensor = torch.empty(4, device="meta")
+    assert compat.storage_key(tensor.untyped_storage()) == compat.storage_key(tensor[:2].untyped_storage())
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> optuna.Study:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}", heartbeat_interval=1)
+    return optuna.create_study(storage=storage)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_only_a_worker_at_work_records_a_heartbeat(study: optuna.Study) -> None:
+    storage = study._storage._backend  # type: ignore[attr-defined]
+    alive = []
+
+    def objective(trial: optuna.Trial) -> float:
+        (running,) = study.get_trials(states=(TrialState.RUNNING,))
+        alive.append(compat.trial_id(running) in compat.trials_with_heartbeat(storage))
+        return 0.0
+
+    study.optimize(objective, n_trials=1)
+    study.ask()
+    (asked,) = study.get_trials(states=(TrialState.RUNNING,))
+    assert alive == [True]
+    assert compat.trial_id(asked) not in compat.trials_with_heartbeat(storage)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trial_that_has_ended_meanwhile_is_taken_over(study: optuna.Study) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        study.tell(trial.number, state=TrialState.FAIL)
+        return 0.0
+
+    with pytest.raises(Exception) as raised:
+        study.optimize(objective, n_trials=1)
+    assert compat.is_taken_over(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_reporting_to_a_trial_that_has_ended_is_taken_over(study: optuna.Study) -> None:
+    trial = study.ask()
+    study.tell(trial.number, state=TrialState.FAIL)
+    with pytest.raises(UpdateFinishedTrialError) as raised:
+        trial.report(1.0, 1)
+    assert compat.is_taken_over(raised.value)
+
+
+def test_another_error_is_not_taken_over() -> None:
+    assert not compat.is_taken_over(ValueError("something else"))

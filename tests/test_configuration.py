@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workbench.ablation.arms import resolve
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import (
     Config,
@@ -213,6 +214,6 @@ def test_any_mapping_gives_a_model_or_a_config_error(data: Any) -> None:
 )
 def test_any_mapping_gives_an_ablation_or_a_config_error(data: Any, arms: Any) -> None:
     try:
-        AblationConfig.parse({"name": "n", "arms": arms, **data})
+        resolve(AblationConfig.parse({"name": "n", "arms": arms, **data}))
     except ConfigError as error:
         assert error.problems

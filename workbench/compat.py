@@ -1,13 +1,59 @@
 """Private parts of other libraries that the workbench relies on, each with the reason and a test in tests/test_compat.py.
 
-Nothing outside this module imports a private name of another library. An update that moves one of them fails here, by name.
+Nothing outside this module uses a private name of another library. An update that moves one of them fails here, by name.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic._internal._model_construction import ModelMetaclass
 
-__all__ = ["ModelMetaclass"]
+if TYPE_CHECKING:
+    import optuna
+    import torch
+
+__all__ = ["ModelMetaclass", "is_taken_over", "storage_key", "trial_id", "trials_with_heartbeat"]
 
 # ModelMetaclass: `Config` translates pydantic's ValidationError into ConfigError on direct construction; only a metaclass sees the
 # call, and pydantic does not export its own.
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """A number that identifies a storage while it exists.
+
+    On the meta device every ``data_ptr`` is 0, so nothing public tells two storages apart.
+    """
+    return int(storage._cdata)
+
+
+def trial_id(trial: optuna.trial.FrozenTrial) -> int:
+    """The key of a trial in Optuna's database; the public ``number`` counts within one study only."""
+    return int(trial._trial_id)
+
+
+def trials_with_heartbeat(storage: optuna.storages.RDBStorage) -> set[int]:
+    """Keys (:func:`trial_id`) of trials whose worker has recorded a heartbeat.
+
+    Optuna looks for heartbeats that have grown old. A trial whose worker was killed before its first heartbeat has none, and
+    would stay running for ever; that there is none can be read from the table only.
+    """
+    from sqlalchemy import text
+
+    with storage.engine.connect() as connection:
+        return {key for (key,) in connection.execute(text("SELECT trial_id FROM trial_heartbeats"))}
+
+
+def is_taken_over(error: BaseException) -> bool:
+    """Whether ``study.optimize`` failed because its trial was given to another worker meanwhile.
+
+    Optuna has three ways to say so: ``UpdateFinishedTrialError`` from the storage; a plain ``ValueError`` from ``study.tell``, known
+    by its text alone; and, if the objective had returned a value, an ``AssertionError`` raised while it handles that one.
+    """
+    from optuna.exceptions import UpdateFinishedTrialError
+
+    if isinstance(error, AssertionError) and error.__context__ is not None:
+        return is_taken_over(error.__context__)
+    return isinstance(error, UpdateFinishedTrialError) or (
+        isinstance(error, ValueError) and str(error).startswith("Cannot tell a ")
+    )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.config import Config, ConfigError
+from workbench.ranges import Range
 from workbench.registry import Registry
 
 __all__ = [
@@ -49,27 +50,6 @@ __all__ = [
 mixers: Registry[type[Mixer]] = Registry("mixer", "workbench.mixers")
 feedforwards: Registry[type[FeedForward]] = Registry("feed-forward", "workbench.feedforwards")
 embeddings: Registry[type[Embedding]] = Registry("embedding", "workbench.embeddings")
-
-
-class Range(Config):
-    """Values a hyper-parameter may take in a search: either ``values``, or an interval ``low`` to ``high``."""
-
-    values: tuple[int | float | str | bool, ...] = ()
-    """The listed values, and only those (a grid)."""
-    low: int | float | None = None
-    """Lower end of an interval, included."""
-    high: int | float | None = None
-    """Upper end of an interval, included."""
-    log: bool = False
-    """Whether the interval is searched on a logarithmic scale."""
-
-    def model_post_init(self, _context: Any) -> None:
-        if bool(self.values) == (self.low is not None and self.high is not None):
-            raise ConfigError.at("", got=self.plain(), expected="either `values`, or both `low` and `high`")
-        if self.low is not None and self.high is not None and not self.low < self.high:
-            raise ConfigError.at("low", got=self.low, expected=f"less than high={self.high}")
-        if self.log and (self.low is None or self.low <= 0):
-            raise ConfigError.at("log", got=f"low={self.low}", expected="a positive interval for a logarithmic search")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from workbench.ablation.arms import resolve
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import ConfigError
 from workbench.contract import mixers
@@ -29,7 +30,7 @@ def test_what_is_chosen_is_what_is_read_back(form: ArmBuilder) -> None:
     assert path is not None
     config = AblationConfig.load(path)
     assert config.question == "Does a narrow window cost quality?" and list(config.arms) == ["full", "windowed"]
-    layers = config.run("windowed", seed=0).model.layers
+    layers = resolve(config)["windowed"].run().model.layers
     assert layers[0].mixer.window == 16 and layers[3].mixer.qk_norm
     again = builder(path)
     again.arm.value = "windowed"

@@ -9,7 +9,8 @@ import torch
 from feedforwards.moe_reference import WIDTH, build, dense_mixture
 from helpers import make_run, run_fields, write_corpus
 
-from workbench.ablation.matching.cost_card import cost_table
+from workbench.ablation.arms import resolve
+from workbench.ablation.cost.card import cost_table
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.contract import feedforwards
 from workbench.training.trial import train
@@ -50,6 +51,6 @@ def test_the_cost_card_says_that_it_is_not_causal(corpus: Path) -> None:
     choice = {"model.feedforward": "moe_expert_choice", "allow_document_leaks": True}
     arms = {"moe": {"model.feedforward": "moe"}, "choice": choice}
     fields = {"name": "leak", "base": run_fields(corpus), "arms": arms, "baseline": "moe"}
-    ablation = AblationConfig.parse({**fields, "tuning": {"trials": 0, "space": {}}})
-    mismatch = dict(cost_table(ablation).select("arm", "mismatch").iter_rows())
+    arms = resolve(AblationConfig.parse({**fields, "tuning": {"trials": 0, "space": {}}}))
+    mismatch = dict(cost_table(arms).select("arm", "mismatch").iter_rows())
     assert mismatch == {"moe": "", "choice": "not causal, sees later tokens: moe_expert_choice"}

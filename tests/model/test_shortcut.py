@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.ablation.matching.cost_card import activation_bytes
+from workbench.ablation.cost.memory import activation_bytes
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs

@@ -4,8 +4,8 @@ Every command that takes an ablation takes the same YAML file, followed by overr
 ``base.training.tokens=1_000_000``.
 """
 
-# Commands are plain functions of the modules beside this one. They import what they work with when they are called: help
-# does not wait for torch.
+# Commands are plain functions of the modules beside this one. Their imports are inside the
+# functions, so that help does not wait for torch.
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 
 from workbench.cli.ablations import cost, pilot, plan, run, stop, watch, worker
 from workbench.cli.installed import doctor, variants
-from workbench.cli.results import archive, calibrate, compare, report, serve, table, verdict
+from workbench.cli.results import archive, compare, report, serve, table, verdict
 from workbench.cli.training import branch, export, generate, prepare, train
 
 COMMANDS = (
@@ -32,7 +32,6 @@ COMMANDS = (
     watch,
     stop,
     verdict,
-    calibrate,
     compare,
     report,
     serve,
@@ -49,7 +48,7 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's is told in words, without a traceback."""
+    """Run the command line. A user's mistake is reported without a traceback."""
     from workbench.config import ConfigError
 
     try:
@@ -63,7 +62,7 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         print(
-            f"workbench: {error.strerror}: {error.filename or ''}. Nothing is lost; mend it and start again.",
+            f"workbench: {error.strerror}: {error.filename or ''}. Nothing is lost; fix it and run the command again.",
             file=sys.stderr,
         )
         sys.exit(1)

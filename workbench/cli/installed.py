@@ -1,4 +1,4 @@
-"""Commands that say what is here: variants and this machine."""
+"""Commands that list the registered variants and check this machine."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ if TYPE_CHECKING:
 
 
 def variants() -> None:
-    """Registered mixers, feed-forwards, embeddings, data sources and corpora."""
+    """List registered mixers, feed-forwards, embeddings, data sources, corpora and launchers."""
+    from workbench.ablation.spec.launch import launchers
     from workbench.contract import embeddings, feedforwards, mixers
     from workbench.data import sources
     from workbench.data.corpora import corpora
 
-    shown = Table("sort", "name", "what it is, and its settings", "can")
-    registries: list[Registry[Any]] = [mixers, feedforwards, embeddings, sources, corpora]
+    table = Table("kind", "name", "description and settings", "capabilities")
+    registries: list[Registry[Any]] = [mixers, feedforwards, embeddings, sources, corpora, launchers]
     for registry in registries:
         for name in registry:
             cls = registry[name]
-            can = getattr(cls, "capabilities", None)
-            abilities = [word for word in ("causal", "segments", "decode") if getattr(can, word, False)]
-            shown.add_row(registry.noun, name, f"{_first_line(cls)}\n[dim]{_settings(cls)}[/]", "\n".join(abilities))
-    console.print(shown)
+            capabilities = getattr(cls, "capabilities", None)
+            abilities = [name for name in ("causal", "segments", "decode") if getattr(capabilities, name, False)]
+            table.add_row(registry.noun, name, f"{_first_line(cls)}\n[dim]{_settings(cls)}[/]", "\n".join(abilities))
+    console.print(table)
 
 
 def _first_line(cls: type) -> str:
@@ -54,7 +55,7 @@ def doctor() -> None:
     console.print(f"{'variants':12s} {', '.join([*mixers, *feedforwards])}", highlight=False)
     free = shutil.disk_usage(".").free / 1e9
     console.print(
-        f"{'free disk':12s} {free:.1f} GB{'' if free > 2 else '  (too little: at least 2 GB are wanted)'}",
+        f"{'free disk':12s} {free:.1f} GB{'' if free > 2 else '  (too little: at least 2 GB are needed)'}",
         highlight=False,
     )
     for name, why in broken_plugins.items():

@@ -1,4 +1,4 @@
-"""Watching the work of an ablation from a shell: a bar a trial that goes on, a line for one that has ended."""
+"""Watching an ablation from a shell: a bar per running trial, a line per ended one."""
 
 from __future__ import annotations
 
@@ -16,35 +16,39 @@ if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
 
 
-def work_off(launched: AblationRun, workers: int, detach: bool = False) -> bool:
-    """Start workers and watch them until all is done; ``detach`` returns False at once.
+def run_until_done(launched: AblationRun, workers: int, detach: bool = False) -> bool:
+    """Start workers and watch them until every run has ended; ``detach`` returns False at once.
 
-    Ctrl-C stops the workers. It, and an end before all is done, leave the command with an error code.
+    Ctrl-C stops the workers. It, and an end before every run has ended, exit the command with an error code.
     """
     try:
         if not launched.finished:
             launched.start_workers(workers)
         if detach:
-            console.print(f"Working in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
+            console.print(f"Running in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
             return False
         follow(launched)
     except KeyboardInterrupt:
         console.print("\nStopping: running trials write a checkpoint …")
-        left = launched.stop()
+        remaining = launched.stop()
         console.print(
-            "Still writing a checkpoint, then they end." if left else "Stopped.", "The same command goes on from here."
+            "Still writing a checkpoint, then they end." if remaining else "Stopped.", "The same command resumes."
         )
         raise typer.Exit(130) from None
     if not launched.finished:
         console.print("[bold]Not finished:[/] no worker is left.")
-        console.print(_why_stopped(launched), markup=False, highlight=False, soft_wrap=True)
-        console.print("The same command goes on from here.")
+        console.print(_stop_reason(launched), markup=False, highlight=False, soft_wrap=True)
+        console.print("The same command resumes.")
         raise typer.Exit(1)
     return True
 
 
 def follow(launched: AblationRun) -> None:
-    """One bar a trial that has not ended, a line for one that has; until all have, or no worker is left."""
+    """Show a bar per running trial and print a line per ended one, until all have ended or no worker is left.
+
+    Raises:
+        ConfigError: if the ablation's folder is removed meanwhile.
+    """
     from workbench.config import ConfigError
 
     columns = (
@@ -54,21 +58,21 @@ def follow(launched: AblationRun) -> None:
         TextColumn("{task.fields[numbers]}"),
     )
     live = console.is_terminal
-    told: dict[str, str] = {}
+    printed: dict[str, str] = {}
     bars: dict[str, TaskID] = {}
     with Progress(*columns, console=console, disable=not live, refresh_per_second=4) as progress:
         while True:
-            over = launched.wait(timeout=0.5) or not (launched.workers() or launched.waiting_workers())
+            is_over = launched.wait(timeout=0.5) or not (launched.workers() or launched.waiting_workers())
             frame = launched.runs()
-            done = frame["status"].is_in(ENDED).sum()
+            num_ended = frame["status"].is_in(ENDED).sum()
             for row in frame.iter_rows(named=True):
-                title, numbers = f"{row['arm']} {row['stage']} {_point(row)}", _numbers(row)
+                title, numbers = f"{row['arm']} {row['stage']} {_setting(row)}", _numbers(row)
                 ended = row["status"] in ENDED
-                if told.get(row["run"]) != row["status"] and (ended or (row["status"] == Status.RUNNING and not live)):
-                    progress.console.print(
-                        f"[{done}/{launched.total}] {title}: {numbers}", markup=False, highlight=False, soft_wrap=True
-                    )
-                told[row["run"]] = row["status"]
+                is_news = printed.get(row["run"]) != row["status"]
+                if is_news and (ended or (row["status"] == Status.RUNNING and not live)):
+                    line = f"[{num_ended}/{launched.total}] {title}: {numbers}"
+                    progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                printed[row["run"]] = row["status"]
                 if ended and row["run"] in bars:
                     progress.remove_task(bars.pop(row["run"]))
                 elif live and not ended:
@@ -81,27 +85,28 @@ def follow(launched: AblationRun) -> None:
                     got="a folder that has been removed meanwhile",
                     expected="the ablation that was being watched",
                 )
-            if over:
+            if is_over:
                 return
 
 
-def _why_stopped(launched: AblationRun) -> str:
-    """What the runs that ended early say; where none says anything, the end of the workers' log."""
+def _stop_reason(launched: AblationRun) -> str:
+    """The reasons of runs that stopped early; without any, the end of the workers' log."""
     frame = launched.runs()
-    early = frame.filter(frame["status"].is_in((Status.INTERRUPTED, *LOST)))
-    if len(early):
-        return "\n".join(f"{row['run']} is {row['status']}: {row['reason']}" for row in early.iter_rows(named=True))
+    stopped = frame.filter(frame["status"].is_in((Status.INTERRUPTED, *LOST)))
+    if len(stopped):
+        return "\n".join(f"{row['run']} is {row['status']}: {row['reason']}" for row in stopped.iter_rows(named=True))
     log = launched.folder / "workers" / "log.txt"
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     return "\n".join([f"The end of {log}:", *lines[-8:]])
 
 
-def _point(row: dict[str, Any]) -> str:
+def _setting(row: dict[str, Any]) -> str:
+    """The seed of a confirmation run, the hyper-parameters of a tuning run."""
     if row["stage"] == Stage.CONFIRMATION:
         return f"seed {row['seed']}"
     return ", ".join(
-        f"{k.rsplit('.', 1)[-1]}={v:.3g}" if isinstance(v, float) else f"{k.rsplit('.', 1)[-1]}={v}"
-        for k, v in json.loads(row["hyperparameters"]).items()
+        f"{name.rsplit('.', 1)[-1]}={value:.3g}" if isinstance(value, float) else f"{name.rsplit('.', 1)[-1]}={value}"
+        for name, value in json.loads(row["hyperparameters"]).items()
     )
 
 

@@ -231,7 +231,7 @@ class PlannedRun(EmptyRun):
         self.name, self.question, self.identity = config.name, config.question, config.identity
         self.seeds, self.tuning_trials = list(config.confirmation.seeds), config.tuning.trials
         self.alpha, self.allow_mismatch = config.alpha, config.budget.allow_mismatch
-        data = config.run(self.baseline, seed=config.tuning.seed).data
+        data = ablation.arms.baseline.run().data
         self.metric, self.views = data.metric, dict(data.views)
         self._cost = ablation.cost(measure=False)
 

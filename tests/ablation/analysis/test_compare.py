@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from workbench.ablation.analysis.compare import compare, fit_scaling_law, rank_stability
+from workbench.ablation.analysis.compare import compare, rank_stability
+from workbench.ablation.analysis.scaling import fit_scaling_law
 from workbench.ablation.verdict.judge import ArmMeasurements, judge
 from workbench.config import ConfigError
 from workbench.metric import BITS_PER_BYTE
@@ -80,7 +81,7 @@ def test_ablations_side_by_side() -> None:
     found = compare([finished("large", 1e6, 0.02), finished("small", 1e4, -0.02)], at=1e8)
     assert found.table["ablation"].to_list() == ["small", "small", "large", "large"]
     text = str(found)
-    assert "order depends on scale: gdn" in text and "flops^−" in text and "at 1e+08" in text
+    assert "order depends on scale: gdn" in text and "flops^−" in text and "extrapolated to 1e+08" in text
     with pytest.raises(ConfigError, match="at least two"):
         compare([finished("one", 1e4, 0.0)])
     with pytest.raises(ConfigError, match="flops or parameters or tokens"):
@@ -94,7 +95,7 @@ def test_one_seed_has_no_interval_and_noise_makes_no_loss_negative() -> None:
     assert np.isfinite(noisy.replicates).all() and noisy.exponent_low is not None
     single = compare([finished("a", 1e4, 0.0), finished("b", 1e6, 0.0)])
     one = fit_scaling_law({1e4: [1.8], 1e6: [1.3]})
-    assert "no interval where a place has one seed" in str(replace(single, laws={"full": one}, at=1e8))
+    assert "no interval because a point has one seed" in str(replace(single, laws={"full": one}, at=1e8))
 
 
 def test_what_has_no_law_is_a_note_for_its_arm() -> None:

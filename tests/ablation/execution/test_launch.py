@@ -1,9 +1,10 @@
-"""Launching: workers, studies, kills, second calls. Real processes on small models."""
+"""Launching: workers, kills, second calls. Real processes on small models."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,16 +15,22 @@ from typing import Any
 
 import polars as pl
 import pytest
-from helpers import ablation_fields, write_corpus
+from helpers import ablation_fields
 from optuna.trial import TrialState
+from typer.testing import CliRunner
 
+from workbench import cli
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.studies import slots
 from workbench.ablation.run import AblationRun
+from workbench.cli import watching
 from workbench.config import ConfigError
 from workbench.files import write_json
 from workbench.results.tables import table
+from workbench.status import Stage
+
+pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 
 LONG = {"training": {"tokens": 300 * 64, "checkpoint_every": 25, "log_every": 5}}
 # where something else than the comparison is tested: one arm, one tuning trial, one seed
@@ -32,225 +39,310 @@ FEW: dict[str, Any] = {
     "tuning": {"trials": 1, "sampler": "random"},
     "confirmation": {"seeds": [0]},
 }
-PATIENCE = 500  # seconds; a loaded machine with a slow disk is no failure
+WAIT = 500  # seconds; a loaded machine with a slow disk is no failure
+Make = Callable[..., Ablation]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def ablation(corpus: Path, results: Path, name: str = "test", **changes: Any) -> Ablation:
-    return Ablation.parse(ablation_fields(corpus, name, **changes), results)
-
-
-def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
+def until(condition: Callable[[], Any], seconds: float = WAIT) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
 
 
-def mtimes(run: AblationRun) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in run.folder.glob("runs/*/result.json")}
+def result_times(run: AblationRun) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in run.folder.glob("runs/*/result.json")}
 
 
-def test_two_workers_on_one_study_do_every_trial_once(corpus: Path, tmp_path: Path) -> None:
-    run = ablation(corpus, tmp_path).launch()
-    until(lambda: len(run.workers()) == 2 or run.finished)
-    assert run.wait(PATIENCE)
-    frame = run.runs()
-    assert frame["status"].to_list() == ["done"] * run.total and run.total == 10
-    plan = Plan(run)
-    for arm in run.arms:
-        for stage, wanted in (("tuning", 2), ("confirmation", 3)):
-            by_slot = slots(plan.study(arm, stage))
-            assert len(by_slot) == wanted and all(len(trials) == 1 for trials in by_slot.values())
-            assert all(trials[0].state == TrialState.COMPLETE for trials in by_slot.values())
-            assert len({trials[0].user_attrs["run"] for trials in by_slot.values()}) == wanted
-    # every run was started exactly once
-    starts = [path.read_text().count('"started"') for path in run.folder.glob("runs/*/events.jsonl")]
-    assert starts == [1] * 10
+def starts(run: AblationRun) -> list[int]:
+    return [path.read_text().count('"started"') for path in run.folder.glob("runs/*/events.jsonl")]
 
-    chosen = run.selection()
-    tuned = frame.filter((pl.col("arm") == "full") & (pl.col("stage") == "tuning"))
-    assert chosen["full"]["selection_value"] == tuned["selection_value"].min()
-    assert frame.filter("selected").height == 2
-    verdict = run.verdict()
-    assert verdict is not None and [row.seeds for row in verdict.rows] == [3, 3]
+
+# -- one finished ablation ---------------------------------------------------------------------------------------------
+
+
+def test_every_planned_run_is_done(finished: AblationRun) -> None:
+    assert finished.runs()["status"].to_list() == ["done"] * finished.total
+    assert finished.total == 10
+
+
+def test_every_run_was_started_once(finished: AblationRun) -> None:
+    assert starts(finished) == [1] * finished.total
+
+
+@pytest.mark.parametrize(("stage", "num_slots"), [(Stage.TUNING, 2), (Stage.CONFIRMATION, 3)])
+@pytest.mark.parametrize("arm", ["full", "sliding"])
+def test_every_slot_has_one_complete_trial(finished: AblationRun, arm: str, stage: Stage, num_slots: int) -> None:
+    by_slot = slots(Plan(finished.files).study(arm, stage))
+    assert len(by_slot) == num_slots
+    assert [[trial.state for trial in trials] for trials in by_slot.values()] == [[TrialState.COMPLETE]] * num_slots
+    assert len({trials[0].user_attrs["run"] for trials in by_slot.values()}) == num_slots
+
+
+def test_the_chosen_setting_has_the_smallest_selection_value(finished: AblationRun) -> None:
+    tuned = finished.runs().filter((pl.col("arm") == "full") & (pl.col("stage") == Stage.TUNING))
+    assert finished.selection()["full"]["selection_value"] == tuned["selection_value"].min()
+    assert finished.runs().filter("selected").height == 2
+
+
+def test_the_verdict_is_over_all_seeds(finished: AblationRun) -> None:
+    verdict = finished.verdict()
+    assert verdict is not None
+    assert [row.seeds for row in verdict.rows] == [3, 3]
     assert verdict.rows[1].verdict in ("better", "worse", "undecided")
-    bpb = frame.filter((pl.col("arm") == "full") & (pl.col("stage") == "confirmation"))["report_value"]
-    assert verdict.rows[0].value == pytest.approx(bpb.mean(), rel=1e-9)
-    assert table(tmp_path).height == 10 and run.curves().height > 10
 
-    # a second call reports; it repeats nothing, even with Optuna's storage lost
-    before = mtimes(run)
-    assert ablation(corpus, tmp_path).launch().finished and mtimes(run) == before
-    for path in run.folder.glob("study.db*"):
+
+def test_the_verdicts_value_is_the_mean_over_the_report_runs(finished: AblationRun) -> None:
+    verdict = finished.verdict()
+    assert verdict is not None
+    confirmed = finished.runs().filter((pl.col("arm") == "full") & (pl.col("stage") == Stage.CONFIRMATION))
+    assert verdict.rows[0].value == pytest.approx(confirmed["report_value"].mean(), rel=1e-9)
+
+
+def test_runs_of_all_ablations_are_one_table(finished: AblationRun) -> None:
+    assert table(finished.folder.parent).height == 10
+
+
+def test_curves_are_logged(finished: AblationRun) -> None:
+    assert finished.curves().height > 10
+
+
+# -- second launches ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(finished: AblationRun, tmp_path: Path) -> AblationRun:
+    """A copy of the finished ablation, to be changed."""
+    shutil.copytree(finished.folder.parent, tmp_path, dirs_exist_ok=True)
+    return AblationRun(tmp_path / "test")
+
+
+def test_a_second_launch_repeats_nothing(copied: AblationRun, ablation: Make) -> None:
+    before = result_times(copied)
+    assert ablation().launch().finished
+    assert result_times(copied) == before
+
+
+def test_a_lost_database_repeats_nothing(copied: AblationRun, ablation: Make) -> None:
+    before, verdict = result_times(copied), str(copied.verdict())
+    for path in copied.folder.glob("study.db*"):
         path.unlink()
-    (run.folder / "finished.json").unlink()
-    again = ablation(corpus, tmp_path).launch()
-    assert again.wait(PATIENCE) and mtimes(again) == before
-    assert str(again.verdict()) == str(verdict)
+    copied.files.mark_finished(False)
+    again = ablation().launch()
+    assert again.wait(WAIT)
+    assert result_times(again) == before
+    assert str(again.verdict()) == verdict
 
 
-def test_more_workers_than_the_file_says_share_the_machine(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("workbench.ablation.ablation.usable_cores", lambda: 32)
-    asked = ablation(corpus, tmp_path)
-    assert asked.threads == 16 and asked.shared_by(1).threads == 16  # as the file says: two workers
-    assert asked.shared_by(8).threads == 4 and asked.shared_by(8).config.identity == asked.config.identity
-
-
-def test_same_name_with_other_arms_is_refused_with_the_difference(corpus: Path, tmp_path: Path) -> None:
-    run = ablation(corpus, tmp_path).create()
+def test_the_same_name_with_other_arms_is_refused_with_the_difference(ablation: Make) -> None:
+    run = ablation().create()
+    arms = {"full": {}, "sliding": {"model.pattern": "sliding", "model.mixers.sliding.window": 5}}
     with pytest.raises(ConfigError) as raised:
-        ablation(
-            corpus,
-            tmp_path,
-            arms={"full": {}, "sliding": {"model.pattern": "sliding", "model.mixers.sliding.window": 5}},
-        ).create()
+        ablation(arms=arms).create()
     text = str(raised.value)
-    assert "name: got" in text and "window: 4 there, 5 here" in text and str(run.folder) in text
+    assert "name: got" in text
+    assert "window: 4 there, 5 here" in text
+    assert str(run.folder) in text
 
 
-def test_killed_worker_is_replaced_and_its_trial_resumes(corpus: Path, tmp_path: Path) -> None:
-    run = ablation(corpus, tmp_path, base=LONG, **FEW).launch(workers=1)  # trials have one thread, as with two
+def test_more_workers_share_the_machine(ablation: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(32)))
+    asked = ablation()
+    assert asked.threads == 16
+    assert asked.with_workers(8).threads == 4
+    assert asked.with_workers(8).config.identity == asked.config.identity
+
+
+def test_fewer_workers_leave_the_threads(ablation: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(32)))
+    assert ablation().with_workers(1).threads == 16
+
+
+# -- kills and stops ---------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_resumes(ablation: Make) -> None:
+    run = ablation(base=LONG, **FEW).launch(workers=1)  # trials have one thread, as with two
     until(lambda: run.runs()["step"].sum() > 30)
     (victim,) = run.workers()
     os.kill(victim, signal.SIGKILL)
     until(lambda: not run.workers())
     assert not run.finished
     run.start_workers(1)  # no relaunch: the heartbeat alone must bring the trial back
-    assert run.wait(PATIENCE)
+    assert run.wait(WAIT)
     assert set(run.runs()["status"]) == {"done"}
-    resumed = [path for path in run.folder.glob("runs/*/events.jsonl") if '"resumed"' in path.read_text()]
-    assert resumed, "the trial of the killed worker did not go on from its checkpoint"
-    trials = [trial for arm in run.arms for trial in Plan(run).study(arm, "tuning").get_trials()]
-    retried = [trial for trial in trials if "failed_trial" in trial.system_attrs]
-    assert len(retried) == 1 and retried[0].state == TrialState.COMPLETE
+    assert any('"resumed"' in path.read_text() for path in run.folder.glob("runs/*/events.jsonl"))
+    trials = Plan(run.files).study("full", Stage.TUNING).get_trials()
+    (retried,) = [trial for trial in trials if "failed_trial" in trial.system_attrs]
+    assert retried.state == TrialState.COMPLETE
 
-    # Optuna's view of the resumed trial is that of an undisturbed one
-    whole = ablation(corpus, tmp_path, "whole", base=LONG, **FEW).launch()
-    assert whole.wait(PATIENCE)
-    (same,) = Plan(whole).study("full", "tuning").get_trials()
-    assert (same.params, same.intermediate_values, same.value) == (
-        retried[0].params,
-        retried[0].intermediate_values,
-        retried[0].value,
-    )
+    # the resumed trial and the verdict are those of an undisturbed ablation
+    whole = ablation("whole", base=LONG, **FEW).launch()
+    assert whole.wait(WAIT)
+    (same,) = Plan(whole.files).study("full", Stage.TUNING).get_trials()
+    assert same.params == retried.params
+    assert same.intermediate_values == retried.intermediate_values
+    assert same.value == retried.value
     assert [row.value for row in whole.verdict().rows] == [row.value for row in run.verdict().rows]  # type: ignore[union-attr]
 
 
-def test_killed_trial_is_taken_up_again_by_its_worker(corpus: Path, tmp_path: Path) -> None:
-    run = ablation(corpus, tmp_path, base=LONG, **FEW).launch(workers=1)  # trials have one thread, as with two
+def test_a_killed_trial_is_resumed_by_its_worker(ablation: Make) -> None:
+    run = ablation(base=LONG, **FEW).launch(workers=1)
     until(lambda: run.runs()["step"].sum() > 30)
     (path,) = [p for p in run.folder.glob("runs/*/status.json") if '"running"' in p.read_text()]
     os.kill(json.loads(path.read_text())["pid"], signal.SIGKILL)
-    assert run.wait(PATIENCE)
+    assert run.wait(WAIT)
     assert set(run.runs()["status"]) == {"done"}
     assert '"resumed"' in (path.parent / "events.jsonl").read_text()
 
 
-def test_stopped_at_once_no_worker_stays(corpus: Path, tmp_path: Path) -> None:
-    run = ablation(corpus, tmp_path).create()
-    started = run.start_workers()
-    assert run.workers() == sorted(started) and len(started) == 2
-    assert not run.start_workers()  # those there count
-    assert run.stop(PATIENCE) == [] == run.workers() and not run.finished
+def test_workers_that_have_started_are_listed(ablation: Make) -> None:
+    run = ablation().create()
+    assert len(run.start_workers()) == len(run.workers()) == 2
+    assert not run.start_workers(), "live workers count"
+    assert run.stop(WAIT) == []
 
 
-def test_stopped_by_the_user_it_goes_on_with_the_same_call(corpus: Path, tmp_path: Path) -> None:
-    run = ablation(corpus, tmp_path, base=LONG, **FEW).launch()
+def test_stopped_at_once_no_worker_stays(ablation: Make) -> None:
+    run = ablation().create()
+    run.start_workers()
+    run.stop(WAIT)
+    assert run.workers() == []
+    assert not run.finished
+
+
+def test_a_stopped_ablation_is_resumed_by_the_same_call(ablation: Make) -> None:
+    run = ablation(base=LONG, **FEW).launch()
     until(lambda: run.runs()["step"].sum() > 20)
-    run.stop(PATIENCE)
-    assert not run.workers() and not run.finished
-    assert "interrupted" in set(run.runs()["status"]) and "killed" not in set(run.runs()["status"])
-    again = ablation(corpus, tmp_path, base=LONG, **FEW).launch()
-    assert again.wait(PATIENCE) and set(again.runs()["status"]) == {"done"}
+    run.stop(WAIT)
+    statuses = set(run.runs()["status"])
+    assert "interrupted" in statuses
+    assert "killed" not in statuses
+    again = ablation(base=LONG, **FEW).launch()
+    assert again.wait(WAIT)
+    assert set(again.runs()["status"]) == {"done"}
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def command(tmp_path: Path, *arguments: str) -> list[str]:
+    results = str(tmp_path / "results")
+    return [sys.executable, "-m", "workbench", "run", str(tmp_path / "ablation.yaml"), "--results", results, *arguments]
 
 
 def test_ctrl_c_in_the_command_line_stops_after_a_checkpoint(corpus: Path, tmp_path: Path) -> None:
-    fields = ablation_fields(corpus, base=LONG)
-    write_json(tmp_path / "ablation.yaml", fields)  # JSON is YAML
-    call = [
-        sys.executable,
-        "-m",
-        "workbench",
-        "run",
-        str(tmp_path / "ablation.yaml"),
-        "--results",
-        str(tmp_path / "results"),
-    ]
+    write_json(tmp_path / "ablation.yaml", ablation_fields(corpus, base=LONG))  # JSON is YAML
     process = subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     folder = tmp_path / "results" / "test"
     until(lambda: (folder / "ablation.json").exists() and AblationRun(folder).runs()["step"].sum() > 20)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=PATIENCE)
+    output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 130, output
-    assert "The same command goes on from here" in output and "Traceback" not in output
-    run = AblationRun(folder)
-    assert not run.workers()
+    assert "The same command resumes" in output
+    assert "Traceback" not in output
+    assert not AblationRun(folder).workers()
     assert list(folder.glob("runs/*/checkpoint/step-*"))
 
 
 def test_two_launches_at_once_share_the_work(corpus: Path, tmp_path: Path) -> None:
     write_json(tmp_path / "ablation.yaml", ablation_fields(corpus, confirmation={"seeds": [0]}))
-    call = [
-        sys.executable,
-        "-m",
-        "workbench",
-        "run",
-        str(tmp_path / "ablation.yaml"),
-        "--results",
-        str(tmp_path / "results"),
-        "--detach",
-    ]
+    call = command(tmp_path, "--detach")
     processes = [subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
     for process in processes:
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=WAIT)
         assert process.returncode == 0, output
     run = AblationRun(tmp_path / "results" / "test")
-    assert run.wait(PATIENCE) and set(run.runs()["status"]) == {"done"} and run.runs().height == run.total
-    assert [path.read_text().count('"started"') for path in run.folder.glob("runs/*/events.jsonl")] == [1] * run.total
+    assert run.wait(WAIT)
+    assert run.runs()["status"].to_list() == ["done"] * run.total
+    assert starts(run) == [1] * run.total
 
 
-def test_failed_arm_stays_in_the_table_and_in_the_verdict(corpus: Path, tmp_path: Path) -> None:
-    wild = {"training.learning_rate": 1e300}
-    run = ablation(
-        corpus,
-        tmp_path,
-        arms={"full": {}, "wild": wild},
-        tuning={"trials": 1, "sampler": "random", "space": {"training.weight_decay": {"low": 0.1, "high": 0.2}}},
-    ).launch()
-    assert run.wait(PATIENCE)
-    rows = {row["arm"]: row for row in run.runs().iter_rows(named=True) if row["stage"] == "tuning"}
-    assert rows["wild"]["status"] == "diverged" and "step" in rows["wild"]["reason"]
+def test_a_pilot_stops_its_workers_on_ctrl_c(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(run: AblationRun) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watching, "follow", interrupted)
+    done = pilot(corpus, tmp_path)
+    assert done.exit_code == 130
+    assert "The same command resumes" in done.output
+    assert not AblationRun(tmp_path / "results" / "test-pilot").workers()
+
+
+def test_an_unfinished_pilot_is_an_error(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "follow", lambda run: run.stop(WAIT))
+    done = pilot(corpus, tmp_path)
+    assert done.exit_code == 1
+    assert "Not finished" in done.output
+
+
+def pilot(corpus: Path, tmp_path: Path) -> Any:
+    write_json(tmp_path / "ablation.yaml", ablation_fields(corpus, base=LONG, launch={"measure": False, "workers": 1}))
+    call = ["pilot", str(tmp_path / "ablation.yaml"), "--results", str(tmp_path / "results"), "--seeds", "2"]
+    return CliRunner().invoke(cli.app, call)
+
+
+def test_watching_without_a_worker_is_an_error(ablation: Make) -> None:
+    run = ablation(**FEW).create()
+    watched = CliRunner().invoke(cli.app, ["watch", str(run.folder)])
+    assert watched.exit_code == 1
+    assert "No worker is alive" in watched.output
+
+
+def test_a_folder_removed_while_it_is_watched_is_reported(ablation: Make) -> None:
+    run = ablation(**FEW).create()
+    shutil.rmtree(run.folder)
+    with pytest.raises(ConfigError, match="removed meanwhile"):
+        watching.follow(run)
+
+
+def test_a_table_of_no_runs_is_an_error(tmp_path: Path) -> None:
+    printed = CliRunner().invoke(cli.app, ["table", "--results", str(tmp_path)])
+    assert printed.exit_code == 1
+    assert "No run below" in printed.output
+
+
+# -- failed arms -------------------------------------------------------------------------------------------------------
+
+WILD: dict[str, Any] = {
+    "arms": {"full": {}, "wild": {"training.learning_rate": 1e300}},
+    "tuning": {"trials": 1, "sampler": "random", "space": {"training.weight_decay": {"low": 0.1, "high": 0.2}}},
+    "confirmation": {"seeds": [0, 1]},
+}
+
+
+@pytest.fixture(scope="module")
+def wild(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> AblationRun:
+    """A finished ablation in which one arm diverges."""
+    run = Ablation.parse(ablation_fields(corpus, **WILD), tmp_path_factory.mktemp("wild")).launch()
+    assert run.wait(WAIT)
+    return run
+
+
+def test_a_diverged_arm_stays_in_the_table(wild: AblationRun) -> None:
+    (row,) = wild.runs().filter(pl.col("arm") == "wild").iter_rows(named=True)
+    assert row["status"] == "diverged"
+    assert "step" in row["reason"]
+
+
+def test_a_diverged_arm_stays_in_the_verdict(wild: AblationRun) -> None:
+    verdict = wild.verdict()
+    assert verdict is not None
+    assert {row.arm: row.verdict for row in verdict.rows} == {"full": "baseline", "wild": "failed"}
+    assert "every tuning trial failed" in verdict.rows[1].sentence
+
+
+def test_a_diverged_run_is_not_retried(wild: AblationRun, corpus: Path) -> None:
+    before = result_times(wild)
+    assert Ablation.parse(ablation_fields(corpus, **WILD), wild.folder.parent).launch().finished
+    assert result_times(wild) == before
+
+
+def test_one_arm_gives_a_verdict_about_itself(ablation: Make, work: Callable[..., Any]) -> None:
+    run = ablation(arms={"full": {}}, tuning={"trials": 0}, confirmation={"seeds": [0, 1]}).launch()
+    assert run.wait(WAIT)
     verdict = run.verdict()
     assert verdict is not None
-    words = {row.arm: row.verdict for row in verdict.rows}
-    assert words == {"full": "baseline", "wild": "failed"}
-    assert "every tuning trial failed" in verdict.rows[1].sentence
-    # divergence is a result: a second call does not try it again
-    before = mtimes(run)
-    assert (
-        ablation(
-            corpus,
-            tmp_path,
-            arms={"full": {}, "wild": wild},
-            tuning={"trials": 1, "sampler": "random", "space": {"training.weight_decay": {"low": 0.1, "high": 0.2}}},
-        )
-        .launch()
-        .finished
-    )
-    assert mtimes(run) == before
-
-
-def test_one_arm_gives_a_verdict_about_itself(corpus: Path, tmp_path: Path) -> None:
-    run = ablation(corpus, tmp_path, arms={"full": {}}, tuning={"trials": 0}, confirmation={"seeds": [0, 1]}).launch()
-    assert run.wait(PATIENCE)
-    verdict = run.verdict()
-    assert verdict is not None and [row.verdict for row in verdict.rows] == ["baseline"]
+    assert [row.verdict for row in verdict.rows] == ["baseline"]

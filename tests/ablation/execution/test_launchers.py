@@ -1,22 +1,32 @@
-"""Workers placed by engines: submitit's stand-in for Slurm for real, a queue and a Ray cluster that are made up."""
+"""Launchers: local processes, submitit's stand-in for Slurm for real, a made-up Ray cluster, and one from a plug-in file."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ablation_fields, write_corpus
 
-from workbench.ablation import run as ablation_run
 from workbench.ablation.ablation import Ablation
-from workbench.ablation.execution import launchers
-from workbench.ablation.run import JOB, AblationRun
+from workbench.ablation.execution.launchers.base import JobState
+from workbench.ablation.execution.launchers.local import Local
+from workbench.ablation.execution.launchers.ray import Ray
+from workbench.ablation.execution.launchers.slurm import Slurm
+from workbench.ablation.execution.roster import JOB
+from workbench.ablation.folder import AblationFolder
+from workbench.ablation.run import AblationRun
+from workbench.ablation.spec.launch import launchers
 from workbench.config import ConfigError
+from workbench.registry import plug_in
 
+pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+
+WAIT = 500
 FEW: dict[str, Any] = {
     "arms": {"full": {}},
     "tuning": {"trials": 1, "sampler": "random"},
@@ -24,79 +34,75 @@ FEW: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+@pytest.fixture
+def create(ablation: Callable[..., Ablation]) -> Callable[..., AblationRun]:
+    def make(**launch: Any) -> AblationRun:
+        return ablation(**FEW, launch={"workers": 2, **launch}).create()
+
+    return make
 
 
-def create(corpus: Path, results: Path, **launch: Any) -> AblationRun:
-    return Ablation.parse(ablation_fields(corpus, launch={"workers": 2, **launch}, **FEW), results).create()
+# -- local processes ---------------------------------------------------------------------------------------------------
 
 
-def test_the_same_workers_run_as_jobs_of_submitit(corpus: Path, tmp_path: Path) -> None:
+def local_job(pid: int) -> str:
+    return f"{os.uname().nodename}-{pid}"
+
+
+def test_a_local_job_runs_until_its_process_ends(tmp_path: Path) -> None:
+    local, folder = Local(Local.Config()), AblationFolder(tmp_path)
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", "input()"], os.environ)
+    assert local.state(folder, local_job(pid)) == JobState.RUNNING
+    local.cancel(folder, [local_job(pid)])
+    while local.state(folder, local_job(pid)) == JobState.RUNNING:
+        pass
+    assert local.state(folder, local_job(pid)) == JobState.ENDED
+
+
+def test_a_process_of_another_program_is_not_taken_for_a_worker(tmp_path: Path) -> None:
+    assert Local(Local.Config()).state(AblationFolder(tmp_path), local_job(os.getppid())) == JobState.UNKNOWN
+
+
+def test_a_process_of_another_machine_is_unknown(tmp_path: Path) -> None:
+    assert Local(Local.Config()).state(AblationFolder(tmp_path), "elsewhere-1") == JobState.UNKNOWN
+
+
+# -- Slurm -------------------------------------------------------------------------------------------------------------
+
+
+def test_workers_run_as_jobs_of_submitit(create: Callable[..., AblationRun]) -> None:
     pytest.importorskip("submitit")
-    run = create(corpus, tmp_path, launcher="slurm", options={"cluster": "local", "timeout_min": 10})
-    assert run.start_workers(1) == []
-    assert run.waiting_workers() or run.workers() or run.finished  # from the moment on at which it has been asked for
-    assert run.wait(500) and set(run.runs()["status"]) == {"done"} and run.runs().height == 2
-    with pytest.raises(ConfigError, match=r"launch.options: got .*nonsense"):
-        create(corpus, tmp_path / "two", launcher="slurm", options={"cluster": "local", "nonsense": 1}).start_workers(1)
+    run = create(launcher={"kind": "slurm", "cluster": "local", "parameters": {"timeout_min": 10}})
+    assert len(run.start_workers(1)) == 1
+    assert run.waiting_workers() or run.workers() or run.finished  # from the moment at which the job is submitted
+    assert run.wait(WAIT)
+    assert run.runs()["status"].to_list() == ["done", "done"]
 
 
-class Queue:
-    """An engine in which nothing happens by itself."""
-
-    def __init__(self) -> None:
-        self.names: dict[str, str] = {}
-        self.states: dict[str, str] = {}
-
-    def submit(self, folder: Path, names: list[str]) -> list[str]:
-        new = [str(len(self.states) + k) for k in range(len(names))]
-        self.names |= dict(zip(new, names))
-        self.states |= dict.fromkeys(new, "queued")
-        return new
-
-    def state(self, folder: Path, job: str) -> str:
-        return self.states.get(job, "ended")
-
-    def cancel(self, folder: Path, jobs: list[str]) -> None:
-        for job in jobs:
-            del self.states[job]
+def test_parameters_that_submitit_rejects_are_named(create: Callable[..., AblationRun]) -> None:
+    pytest.importorskip("submitit")
+    run = create(launcher={"kind": "slurm", "cluster": "local", "parameters": {"nonsense": 1}})
+    with pytest.raises(ConfigError, match=r"launch.launcher: got .*nonsense"):
+        run.start_workers(1)
 
 
-def test_waiting_jobs_count_and_are_taken_back(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    queue = Queue()
-    monkeypatch.setattr(launchers, "launcher", lambda launch: queue)
-    run = create(corpus, tmp_path)
-    run.start_workers(2)
-    run.start_workers(3)  # a second call asks for what is missing only
-    assert list(queue.states) == run.waiting_workers() == ["0", "1", "2"] and not run.workers()
-    assert not run.wait(timeout=0.3)  # jobs in the queue are waited for
-    # a job that the engine has begun is on its way until its worker is at work
-    queue.states["0"] = queue.states["1"] = "running"
-    monkeypatch.setenv(JOB, queue.names["0"])
-    with run.enlisted():
-        assert run.waiting_workers() == ["1", "2"] and run.workers() == [os.getpid()]
-        run.start_workers(3)
-        assert len(queue.states) == 3
-    assert run.waiting_workers() == ["1", "2"]
-    queue.states["0"] = "queued"  # a time limit has put it back
-    assert run.waiting_workers() == ["0", "1", "2"]
-    queue.states["2"] = "unknown"  # one that was just asked for may not be known yet
-    assert run.waiting_workers() == ["0", "1", "2"]
-    monkeypatch.setattr(ablation_run, "ANSWERED", 0.0)
-    assert run.waiting_workers() == ["0", "1"]
-    queue.states["1"] = "ended"
-    assert run.stop(0) == [] and not run.waiting_workers() and list(queue.states) == ["1", "2"]
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match=r"pip install 'workbench\[slurm\]'"):
+        Slurm(Slurm.Config())
+
+
+# -- Ray ---------------------------------------------------------------------------------------------------------------
 
 
 class Client:
     """What the Ray launcher uses of ``ray.job_submission.JobSubmissionClient``."""
 
-    submitted: list[dict[str, Any]] = []
+    submitted: list[dict[str, Any]]
     status = "PENDING"
 
     def __init__(self, address: str):
+        self.submitted = []
         if address != "http://head:8265":
             raise ConnectionError(f"Failed to connect to Ray at address: {address}.")
 
@@ -111,40 +117,115 @@ class Client:
         raise RuntimeError("it has ended")
 
 
-def test_ray_is_given_the_worker_command_and_a_share_of_a_gpu(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("ray.job_submission")
     module.JobSubmissionClient = Client  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
     monkeypatch.setitem(sys.modules, "ray.job_submission", module)
-    ray = launchers.Ray({"address": "http://head:8265", "entrypoint_num_gpus": 0.5})
-    jobs = ray.submit(tmp_path / "a b", ["one", "two"])
-    assert jobs == ["job1", "job2"] and ray.state(tmp_path, "job1") == "queued"
-    call = Client.submitted[0]["entrypoint"]
-    assert (
-        Client.submitted[0]["gpus"] == 0.5
-        and call.endswith(f"worker '{tmp_path}/a b'")
-        and call.startswith(f"{JOB}=one ")
-    )
-    ray.cancel(tmp_path, jobs)
-    for status, state in (("RUNNING", "running"), ("SUCCEEDED", "ended"), ("FAILED", "ended"), ("STOPPED", "ended")):
-        monkeypatch.setattr(Client, "status", status)
-        assert ray.state(tmp_path, "job1") == state
-    with pytest.raises(ConfigError, match=r"launch.options: got 'Failed to connect"):
-        launchers.Ray({})
-    with pytest.raises(ConfigError, match=r"launch.options"):
-        launchers.Ray({"address": "http://head:8265", "nonsense": 1}).submit(tmp_path, ["one"])
 
 
-def test_an_engine_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ConfigError, match=r"pip install 'workbench\[slurm\]'"):
-        launchers.launcher({"launcher": "slurm", "options": {}})
+def ray_cluster(**parameters: Any) -> Ray:
+    return Ray(Ray.Config(address="http://head:8265", parameters={"entrypoint_num_gpus": 0.5, **parameters}))
 
 
-def test_how_the_work_is_carried_out_may_change_between_two_calls(corpus: Path, tmp_path: Path) -> None:
-    run = create(corpus, tmp_path)
-    again = create(corpus, tmp_path, workers=5, heartbeat=3)
-    assert again.about["workers"] == 5 and again.about["config"]["launch"]["heartbeat"] == 3
-    assert again.about["identity"] == run.about["identity"] and AblationRun(run.folder).about == again.about
+def test_ray_runs_the_worker_command_on_a_share_of_a_gpu(fake_ray: None, tmp_path: Path) -> None:
+    ray = ray_cluster()
+    assert ray.submit(AblationFolder(tmp_path / "a b"), ["one", "two"]) == ["job1", "job2"]
+    job = ray.client.submitted[0]
+    assert job["gpus"] == 0.5
+    assert job["entrypoint"].startswith(f"{JOB}=one ")
+    assert job["entrypoint"].endswith(f"worker '{tmp_path}/a b'")
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [("PENDING", "queued"), ("RUNNING", "running"), ("SUCCEEDED", "ended"), ("FAILED", "ended"), ("STOPPED", "ended")],
+)
+def test_states_of_ray_jobs(fake_ray: None, tmp_path: Path, status: str, state: str) -> None:
+    ray = ray_cluster()
+    ray.client.status = status
+    assert ray.state(AblationFolder(tmp_path), "job1") == state
+
+
+def test_cancelling_a_ray_job_that_has_ended_is_no_error(fake_ray: None, tmp_path: Path) -> None:
+    ray_cluster().cancel(AblationFolder(tmp_path), ["job1"])
+
+
+def test_a_ray_cluster_that_does_not_answer_is_reported(fake_ray: None) -> None:
+    with pytest.raises(ConfigError, match=r"launch.launcher: got 'Failed to connect"):
+        Ray(Ray.Config())
+
+
+def test_parameters_that_ray_rejects_are_named(fake_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"launch.launcher: got .*nonsense"):
+        ray_cluster(nonsense=1).submit(AblationFolder(tmp_path), ["one"])
+
+
+# -- a plug-in ---------------------------------------------------------------------------------------------------------
+
+PLUGIN = '''
+"""Workers as threads of this process's shell: a launcher in one file."""
+import subprocess, sys
+from typing import Literal
+from workbench.ablation.execution.launchers.base import JobState, Launcher
+from workbench.ablation.execution.roster import JOB
+from workbench.ablation.spec.launch import LauncherConfig, launchers
+
+
+@launchers.register
+class Shell(Launcher):
+    """Workers started by a shell."""
+
+    class Config(LauncherConfig):
+        kind: Literal["shell"] = "shell"
+        nice: int = 0
+        """Priority."""
+
+        @property
+        def one_machine(self):
+            return True
+
+    def submit(self, folder, names):
+        command = f"nice -n {self.config.nice} {sys.executable} -m workbench worker {folder.path}"
+        self.processes = [subprocess.Popen(f"{JOB}={name} exec {command}", shell=True) for name in names]
+        return [str(process.pid) for process in self.processes]
+
+    def state(self, folder, job):
+        running = [p for p in self.processes if str(p.pid) == job and p.poll() is None]
+        return JobState.RUNNING if running else JobState.ENDED
+
+    def cancel(self, folder, jobs):
+        for process in self.processes:
+            process.terminate()
+'''
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    path = tmp_path / "shell_launcher.py"
+    path.write_text(PLUGIN)
+    monkeypatch.setenv("WORKBENCH_PLUGINS", "")
+    plug_in(path)
+    yield "shell"
+    launchers.unregister("shell")
+
+
+def test_a_launcher_is_one_file(shell: str, create: Callable[..., AblationRun]) -> None:
+    run = create(launcher={"kind": shell, "nice": 1})
+    run.start_workers(1)
+    assert run.wait(WAIT)
+    assert run.runs()["status"].to_list() == ["done", "done"]
+
+
+def test_how_the_work_is_carried_out_may_change_between_launches(create: Callable[..., AblationRun]) -> None:
+    first, second = create(), create(workers=5, heartbeat=3)
+    assert second.record.workers == 5
+    assert second.record.config.launch.heartbeat == 3
+    assert second.identity == first.identity
+
+
+def test_the_command_line_lists_launchers() -> None:
+    call = [sys.executable, "-m", "workbench", "variants"]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert "slurm" in done.stdout

@@ -21,7 +21,7 @@ from helpers import ablation_fields, write_corpus
 pytest.importorskip("ray.job_submission", reason="ray is not installed: pip install 'workbench[ray]'")
 
 import psutil
-from ablation.test_storage import postgresql
+from ablation.execution.test_storage import postgresql
 
 from workbench.ablation.ablation import Ablation
 from workbench.files import read_json
@@ -103,9 +103,12 @@ def test_a_lost_node_costs_no_finished_trial(tmp_path: Path) -> None:
                     "workers": 2,
                     "heartbeat": 1,
                     "storage": storage,
-                    "launcher": "ray",
-                    "options": {"address": address, "entrypoint_num_gpus": 0.6},
-                },  # one has no room for two
+                    "launcher": {
+                        "kind": "ray",
+                        "address": address,
+                        "parameters": {"entrypoint_num_gpus": 0.6},  # a node has no room for two
+                    },
+                },
             ),
             tmp_path / "results",
         ).create()

@@ -1,4 +1,4 @@
-"""An ablation's configuration: arms, budget, search space, and the mistakes a new user makes."""
+"""An ablation's description: the mistakes a new user makes, and its identity. Nothing here needs a model."""
 
 from __future__ import annotations
 
@@ -6,18 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ablation_fields
 
-from workbench.ablation.matching.cost_card import activation_bytes, check_budget, cost_table
 from workbench.ablation.spec.ablation import AblationConfig
-from workbench.accounting import account
+from workbench.ablation.spec.budget import Budget
 from workbench.config import ConfigError
-from workbench.training.config import RunConfig
-
-
-@pytest.fixture
-def fields(tmp_path: Path) -> dict[str, Any]:
-    return ablation_fields(tmp_path)
 
 
 def problem(fields: dict[str, Any], **changes: Any) -> str:
@@ -26,91 +18,64 @@ def problem(fields: dict[str, Any], **changes: Any) -> str:
     return str(raised.value)
 
 
-def test_mistakes_name_their_path_and_what_to_do(fields: dict[str, Any]) -> None:
-    arms = fields["arms"]
-    assert "arms.b.model.pattern: got 'slidng'" in (
-        text := problem(fields, arms={**arms, "b": {"model.pattern": "slidng"}})
-    )
-    assert "'sliding'" in text
-    assert "arms.b.model.mixers.full.heads: got 5" in problem(fields, arms={"b": {"model.mixers.full.heads": 5}})
-    base = {**fields["base"], "training": {**fields["base"]["training"], "batchsize": 4}}
-    assert "base.training.batchsize: got the unknown field" in problem(fields, base=base), "where it was written"
-    window = {"model.pattern": "sliding", "model.mixers.sliding.window": 0}
-    assert "arms.b.model.mixers.sliding.window: got 0" in problem(fields, arms={"b": window})
-    assert "Nearest valid name: 'tuning'" in problem(fields, tunning={})
-    assert "baseline: got 'ful'" in problem(fields, baseline="ful")
-    assert "all different" in problem(fields, confirmation={"seeds": [1, 1]})
-    assert "none of the confirmation seeds" in problem(fields, tuning={**fields["tuning"], "seed": 1})
-    assert "never a knob" in problem(fields, tuning={"trials": 2, "space": {"seed": {"values": [1, 2]}}})
-    assert "the whole grid: 2" in problem(fields, tuning={**fields["tuning"], "trials": 3})
-    assert "no arm" in problem(fields, arms={})
-    assert "name: got '../x'" in problem(fields, name="../x")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tunning": {}}, "Nearest valid name: 'tuning'"),
+        ({"baseline": "ful"}, "baseline: got 'ful'"),
+        ({"confirmation": {"seeds": [1, 1]}}, "all different"),
+        ({"tuning": {"trials": 2, "sampler": "random", "seed": 1}}, "none of the confirmation seeds"),
+        ({"tuning": {"trials": 2, "space": {"seed": {"values": [1, 2]}}}}, "never a hyper-parameter"),
+        ({"arms": {}}, "no arm"),
+        ({"name": "../x"}, "name: got '../x'"),
+        ({"margin": 0.05, "protocol": {"effect": 0.02}}, "margin: got 0.05; expected at most protocol.effect"),
+        ({"budget": {"tolerance": 0.05}}, "budget.tolerance: got 0.05; expected at most 0.02"),
+        ({"budget": {"target": "ful"}}, "budget.target: got 'ful'"),
+        ({"budget": {"target": "ful"}}, "'full'"),
+        ({"budget": {"axis": "seconds"}}, "[training.tokens] where axis is seconds"),
+        ({"budget": {"free": ["data.seed"]}}, "never a hyper-parameter"),
+    ],
+)
+def test_mistakes_are_named(fields: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    assert message in problem(fields, **changes)
 
 
-def test_every_arm_gets_the_same_drawn_points(fields: dict[str, Any]) -> None:
-    space = {
-        "training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
-        "training.clip": {"low": 0.5, "high": 2.0},
-    }
-    config = AblationConfig.parse({**fields, "tuning": {"trials": 5, "space": space}})
-    points = config.points("full")
-    assert points == config.points("sliding") and len({p["training.learning_rate"] for p in points}) == 5
-    one = AblationConfig.parse({**fields, "tuning": {"trials": 5, "space": {k: space[k] for k in ["training.clip"]}}})
-    # an arm with one hyper-parameter less still gets the same values of the others
-    assert [p["training.clip"] for p in one.points("full")] == [p["training.clip"] for p in points]
+def test_a_field_is_either_solved_or_tuned(fields: dict[str, Any]) -> None:
+    hidden = "model.feedforwards.swiglu.hidden"
+    tuning = {"trials": 2, "space": {hidden: {"values": [64, 72]}}}
+    assert "a field that is not tuned" in problem(fields, budget={"free": [hidden]}, tuning=tuning)
 
 
-def test_variants_add_their_own_search_space(fields: dict[str, Any]) -> None:
-    config = AblationConfig.parse({**fields, "tuning": {"trials": 2, "variants": True, "sampler": "random"}})
-    assert {"model.mixers.sliding.window", "model.mixers.sliding.kv_heads"} <= set(config.space("sliding"))
-    assert all(
-        run.model.layers for run in (config.run("sliding", seed=0, hyperparameters=p) for p in config.points("sliding"))
-    )
+def test_a_large_tolerance_needs_a_reason() -> None:
+    assert Budget(tolerance=0.05, allow_mismatch="a pilot").tolerance == 0.05
+
+
+def test_parsing_builds_no_model(fields: dict[str, Any]) -> None:
+    AblationConfig.parse({**fields, "arms": {"a": {"model.pattern": "no such mixer"}}})
 
 
 def test_identity_ignores_how_the_work_is_carried_out(fields: dict[str, Any]) -> None:
     config = AblationConfig.parse(fields)
     assert config.identity == AblationConfig.parse({**fields, "launch": {"workers": 7}}).identity
-    assert config.identity != AblationConfig.parse({**fields, "alpha": 0.01}).identity
 
 
-def test_cost_tells_what_does_not_match_and_the_budget_refuses_it(fields: dict[str, Any]) -> None:
-    fields["arms"]["wide"] = {"model.feedforwards.swiglu.hidden": 128}
+def test_identity_depends_on_the_analysis(fields: dict[str, Any]) -> None:
+    assert AblationConfig.parse(fields).identity != AblationConfig.parse({**fields, "alpha": 0.01}).identity
+
+
+def test_plain_data_parse_to_the_same_ablation(fields: dict[str, Any]) -> None:
     config = AblationConfig.parse(fields)
-    table = cost_table(config)
-    rows = {row["arm"]: row for row in table.iter_rows(named=True)}
-    assert rows["sliding"]["residual"] == 0 and "cache bytes" in rows["sliding"]["mismatch"]
-    assert "non-embedding parameters" in rows["wide"]["mismatch"]
-    assert rows["full"]["memory_bytes"] > 16 * rows["full"]["parameters"]
-    with pytest.raises(ConfigError, match=r"arms.wide: got 'parameters \+"):
-        check_budget(config, table)
-    check_budget(AblationConfig.parse({**fields, "budget": {"allow_mismatch": "on purpose"}}), table)
+    assert AblationConfig.parse(config.plain()) == config
 
 
-def test_the_shipped_sweeps_are_valid_and_matched() -> None:
-    for path in Path("sweeps").glob("*.yaml"):
-        config = AblationConfig.load(path)
-        check_budget(config, cost_table(config))
-    sizes: dict[str, list[int]] = {}
-    for path in Path("sweeps/runs").glob("*.yaml"):
-        run = RunConfig.load(path)
-        sizes.setdefault(run.model.scale, []).append(account(run.model, run.training.context).non_embedding)
-    assert len(sizes["340m"]) >= 2
-    assert all(max(same) < 1.02 * min(same) for same in sizes.values()), "the runs of one scale can be compared"
+def test_a_description_imports_neither_torch_nor_optuna(tmp_path: Path) -> None:
+    import subprocess
+    import sys
 
-
-def test_recomputing_activations_shows_in_the_memory() -> None:
-    sizes = [
-        activation_bytes(RunConfig.parse({"model": {"depth": 8}, "training": {"recompute": recompute}}))
-        for recompute in (False, True)
-    ]
-    assert sizes[0] / 8 < sizes[1] < sizes[0] / 3
-
-
-def test_activations_grow_with_the_context_not_with_its_square() -> None:
-    """Fused attention keeps no scores, on no device; the meta device must not count them."""
-    short, long = (
-        activation_bytes(RunConfig.parse({"training": {"context": context, "batch_size": 1, "tokens": 10_000}}))
-        for context in (1024, 4096)
+    code = (
+        "import sys; from workbench.ablation.spec.ablation import AblationConfig; "
+        "AblationConfig.parse({'name': 'x', 'arms': {'a': {}}}); "
+        "print([name for name in ('torch', 'optuna') if name in sys.modules])"
     )
-    assert 3.9 < long / short < 4.1
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

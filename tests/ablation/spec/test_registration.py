@@ -1,180 +1,177 @@
-"""What is declared before launch is quoted; what is changed afterwards is a deviation, and what is run cannot be changed."""
+"""What is declared at launch is quoted; a later change of the analysis is a deviation, and what is run cannot be changed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
-from helpers import ablation_fields, write_corpus
 
 from workbench.ablation.ablation import Ablation
-from workbench.ablation.analysis.diagnostics import best_of_table, drift
-from workbench.ablation.execution.plan import CONFIRMATION, Plan
+from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.studies import slots
+from workbench.ablation.folder import Choice
 from workbench.ablation.run import AblationRun
-from workbench.ablation.spec.ablation import AblationConfig
-from workbench.ablation.spec.registration import quote, standing
+from workbench.ablation.spec.registration import describe
 from workbench.config import ConfigError
+from workbench.status import Stage
 from workbench.training.trial import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+Make = Callable[..., Ablation]
+SMALL: dict[str, Any] = {"tuning": {"trials": 0}, "confirmation": {"seeds": [0, 1]}, "question": "Is it so?"}
 
 
-def ablation(corpus: Path, results: Path, **changes: Any) -> Ablation:
-    fields = ablation_fields(corpus, tuning={"trials": 0}, confirmation={"seeds": [0, 1]}, question="Is it so?")
-    return Ablation.parse({**fields, **changes}, results)
+def exploratory(run: AblationRun) -> str:
+    return "; ".join(deviation["why"] for deviation in run.deviations())
 
 
-def test_declared_at_launch_and_quoted(corpus: Path, tmp_path: Path) -> None:
-    declared = {"metric": "bits per byte", "effect": 0.02, "stopping": "two seeds", "exclusions": "none"}
-    run = ablation(corpus, tmp_path, protocol=declared, margin=0.01).create()
-    assert not run.deviations() and len(run.about["registration"]["hash"]) == 12
-    text = " ".join(quote(run.about))
-    for words in (
+def declared(run: AblationRun) -> str:
+    return " ".join(describe(run.record.registration, run.record.all_deviations()))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         "Is it so?",
         "bits per byte on the report split",
         "parameters equal within 2 %",
-        "0.02 bits per byte",
+        "smallest difference of interest: 0.02 bits per byte",
         "±0.01 bits per byte",
         "2 paired seeds (0, 1)",
-        "two seeds",
-        run.about["registration"]["hash"],
-    ):
-        assert words in text, words
+        "stopping: two seeds",
+    ],
+)
+def test_the_declaration_is_quoted(ablation: Make, words: str) -> None:
+    protocol = {"metric": "bits per byte", "effect": 0.02, "stopping": "two seeds", "exclusions": "none"}
+    assert words in declared(ablation(**SMALL, protocol=protocol, margin=0.01).create())
 
 
-def test_a_change_of_the_analysis_is_a_deviation_with_a_reason(corpus: Path, tmp_path: Path) -> None:
-    before = ablation(corpus, tmp_path).create()
+def test_the_declaration_is_quoted_with_its_hash(ablation: Make) -> None:
+    run = ablation(**SMALL).create()
+    assert run.record.registration is not None
+    assert len(run.record.registration.hash) == 12
+    assert run.record.registration.hash in declared(run)
+    assert not run.deviations()
+
+
+def test_a_change_of_the_analysis_needs_a_reason(ablation: Make) -> None:
+    ablation(**SMALL).create()
     with pytest.raises(ConfigError, match=r"deviation: got .*margin: None → 0.01"):
-        ablation(corpus, tmp_path, margin=0.01).create()
+        ablation(**SMALL, margin=0.01).create()
+
+
+def test_declared_seeds_stay(ablation: Make) -> None:
+    ablation(**SMALL).create()
     with pytest.raises(ConfigError, match="declared seeds"):
-        ablation(corpus, tmp_path, confirmation={"seeds": [0, 2]}, deviation="x").create()
-    more = {"margin": 0.01, "confirmation": {"seeds": [0, 1, 2]}, "deviation": "a reviewer asked"}
-    run = ablation(corpus, tmp_path, **more).create()
-    (deviation,) = run.deviations()
-    assert deviation["why"] == "a reviewer asked" and "margin: None → 0.01" in deviation["what"]
-    assert run.about["registration"] == before.about["registration"] and run.seeds == [0, 1, 2]
-    assert len(slots(Plan(run).study("full", CONFIRMATION))) == 3
-    assert "deviation: a reviewer asked" in (run._exploratory() or "")
-    assert ablation(corpus, tmp_path, **more).create().deviations() == [deviation], "the same call adds none"
+        ablation(**{**SMALL, "confirmation": {"seeds": [0, 2]}}, deviation="x").create()
+
+
+MORE: dict[str, Any] = {
+    **SMALL,
+    "margin": 0.01,
+    "confirmation": {"seeds": [0, 1, 2]},
+    "deviation": "a reviewer asked",
+}
+
+
+@pytest.fixture
+def deviated(ablation: Make) -> AblationRun:
+    ablation(**SMALL).create()
+    return ablation(**MORE).create()
+
+
+def test_a_deviation_is_recorded_with_its_reason(deviated: AblationRun) -> None:
+    (deviation,) = deviated.deviations()
+    assert deviation["why"] == "a reviewer asked"
+    assert "margin: None → 0.01" in deviation["what"]
+
+
+def test_a_deviation_leaves_the_registration(deviated: AblationRun) -> None:
+    assert deviated.record.registration is not None
+    assert deviated.record.registration.content["margin"] is None
+
+
+def test_further_seeds_become_slots(deviated: AblationRun) -> None:
+    assert deviated.seeds == [0, 1, 2]
+    assert len(slots(Plan(deviated.files).study("full", Stage.CONFIRMATION))) == 3
+
+
+def test_the_same_deviation_is_recorded_once(deviated: AblationRun, ablation: Make) -> None:
+    assert ablation(**MORE).create().deviations() == deviated.deviations()
+
+
+def test_what_is_run_cannot_be_changed(deviated: AblationRun, ablation: Make) -> None:
     with pytest.raises(ConfigError, match="another ablation"):
-        ablation(corpus, tmp_path, **more, arms={"full": {}}).create()
+        ablation(**{**MORE, "arms": {"full": {}}}).create()
 
 
-def test_a_file_changed_by_hand_is_told(corpus: Path, tmp_path: Path) -> None:
-    run = ablation(corpus, tmp_path).create()
-    held = run.about["config"]
-    arms = {**held["arms"], "sliding": {"model.pattern": "sliding", "model.mixers.sliding.window": 8}}
-    edits: tuple[dict[str, Any], ...] = (
+@pytest.mark.parametrize(
+    "edit",
+    [
         {"margin": 0.5},
-        {"arms": arms},
+        {"arms": {"full": {}, "sliding": {"model.pattern": "sliding", "model.mixers.sliding.window": 8}}},
         {"base": {}},
-        {"tuning": {**held["tuning"], "seed": 7}},
-        {"budget": {**held["budget"], "solved": {"sliding": {"model.depth": 3}}}},
-    )
-    for edit in edits:
-        about = {**run.about, "config": {**held, **edit}}
-        (run.folder / "ablation.json").write_text(json.dumps(about))
-        (deviation,) = AblationRun(run.folder).deviations()
-        assert "by hand" in deviation["what"] and "Deviation" in quote(about)[-1], edit
-    assert standing({**run.about, "config": {**held, "launch": {**held["launch"], "workers": 9}}}) == []
+        {"tuning": {"trials": 0, "seed": 7}},
+    ],
+    ids=str,
+)
+def test_a_file_changed_by_hand_is_reported(ablation: Make, edit: dict[str, Any]) -> None:
+    run = ablation(**SMALL).create()
+    path = run.folder / "ablation.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "config": {**content["config"], **edit}}))
+    (deviation,) = AblationRun(run.folder).deviations()
+    assert "by hand" in deviation["what"]
 
 
-def test_what_was_never_registered_is_told(corpus: Path, tmp_path: Path) -> None:
-    run = ablation(corpus, tmp_path).create()
-    run.about.pop("registration")
-    assert "not registered" in (run._exploratory() or "") and "Not registered" in quote(run.about)[0]
-    # kept from before there was a registration: its verdict stands
-    for folder in sorted(Path("results/ablations").iterdir()):
-        kept = AblationRun(folder)
-        verdict = kept.verdict()
-        assert verdict is not None and verdict.exploratory is None, folder
-        assert "registration" in kept.about or str(verdict).startswith("Not registered"), folder
+def test_how_the_work_is_carried_out_is_no_deviation(ablation: Make) -> None:
+    ablation(**SMALL).create()
+    assert ablation(**SMALL, launch={"workers": 9}).create().deviations() == []
 
 
-def test_the_report_split_is_opened_once(corpus: Path, tmp_path: Path) -> None:
-    run = ablation(
-        corpus, tmp_path, tuning={"trials": 1, "space": {"training.learning_rate": {"low": 1e-3, "high": 2e-3}}}
-    ).create()
-    plan = Plan(run)
-    plan.folder_for("full", CONFIRMATION, 0, {"training.learning_rate": 5e-3})
+def test_a_missing_registration_is_reported(ablation: Make) -> None:
+    run = ablation(**SMALL).create()
+    path = run.folder / "ablation.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "registration"}))
+    again = AblationRun(run.folder)
+    assert "not registered" in exploratory(again)
+    assert declared(again).startswith("Not registered")
+
+
+def test_the_report_split_is_opened_once(ablation: Make, work: Callable[..., Any]) -> None:
+    rate = {"training.learning_rate": {"low": 1e-3, "high": 2e-3}}
+    one_trial = {"trials": 1, "sampler": "random", "space": rate}
+    run = ablation(arms={"full": {}}, tuning=one_trial, confirmation={"seeds": [0]}).create()
+    Plan(run.files).create_run("full", Stage.CONFIRMATION, 0, {"training.learning_rate": 5e-3})
     with pytest.raises(ConfigError, match="one opening of the report split"):
-        plan._check_sealed("full", {"hyperparameters": {"training.learning_rate": 1e-3}})
-    plan._check_sealed("sliding", {"hyperparameters": {"training.learning_rate": 1e-3}})
+        work(run.files)
 
 
-def test_a_pilot_leaves_the_report_split_sealed(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = ablation(corpus, tmp_path, confirmation={"seeds": [0], "split": "selection"}).create()
-    folder = Plan(run).folder_for("full", CONFIRMATION, 0, {})
+def test_a_pilot_leaves_the_report_split_sealed(
+    ablation: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from workbench.data import PreparedData
 
-    seen = []
-    whole = PreparedData.__init__
+    run = ablation(**{**SMALL, "confirmation": {"seeds": [0], "split": "selection"}}).create()
+    folder = Plan(run.files).create_run("full", Stage.CONFIRMATION, 0, {})
+    initialise = PreparedData.__init__
 
-    def sealed(self: PreparedData, *arguments: Any) -> None:
-        whole(self, *arguments)
-        seen.append(self)
+    def without_report(self: PreparedData, *arguments: Any) -> None:
+        initialise(self, *arguments)
         self.report = None  # type: ignore[assignment]
 
-    monkeypatch.setattr(PreparedData, "__init__", sealed)
+    monkeypatch.setattr(PreparedData, "__init__", without_report)
     result = train(folder.path, tmp_path / "cache")
-    assert result["status"] == "done" and seen
+    assert result["status"] == "done"
     assert result["report_value"] == pytest.approx(result["selection_value"], rel=1e-6)
-    assert "selection split" in (run._exploratory() or "")
 
 
-def test_what_contradicts_itself_is_refused(corpus: Path) -> None:
-    fields = ablation_fields(corpus)
-    with pytest.raises(ConfigError, match=r"margin: got 0.05; expected at most protocol.effect"):
-        AblationConfig.parse({**fields, "margin": 0.05, "protocol": {"effect": 0.02}})
-    with pytest.raises(ConfigError, match=r"protocol.metric: got 'accuracy'"):
-        AblationConfig.parse({**fields, "protocol": {"metric": "accuracy"}})
-
-
-def test_drift_of_the_baseline() -> None:
-    def table(values: list[float], speeds: list[float], devices: list[str]) -> pl.DataFrame:
-        n = len(values)
-        return pl.DataFrame(
-            {
-                "run": ["r"] * n,
-                "seed": range(n),
-                "began": [float(i) for i in range(n)],
-                "value": values,
-                "tokens_per_second": speeds,
-                "device": devices,
-                "code": ["c"] * n,
-                "torch": ["t"] * n,
-            }
-        )
-
-    (calm,) = drift(table([1.0, 1.2, 1.1, 1.0, 1.15, 1.05], [10.0] * 6, ["gpu"] * 6))
-    assert calm.startswith("No trend") and "DRIFT" not in calm
-    told = drift(table([1.0, 1.1, 1.2, 1.3, 1.4, 1.5], [10.0, 10, 10, 8, 8, 8], ["gpu"] * 5 + ["other"]))
-    assert told[0].count("DRIFT") == 2 and "-20.0%" in told[0] and "more than one device: gpu, other" in told[1]
-    assert drift(table([1.0], [1.0], ["gpu"])) == []
-
-
-def test_best_of_k_counts_failures(tmp_path: Path) -> None:
-    class Run:
-        arms = ("full",)
-
-        def runs(self) -> pl.DataFrame:
-            return pl.DataFrame(
-                {
-                    "arm": ["full"] * 3,
-                    "stage": ["tuning"] * 3,
-                    "status": ["done", "diverged", "done"],
-                    "selection_value": [2.0, None, 1.0],
-                }
-            )
-
-    table = best_of_table(Run())  # type: ignore[arg-type]
-    assert table["best"].to_list() == [None, pytest.approx((1 + 1 + 2) / 3), 1.0] and table["finished"][0] == 2
+def test_the_plan_records_a_choice_as_it_is_read(ablation: Make) -> None:
+    run = ablation(**SMALL).create()
+    run.files.choose("full", Choice(failed="why"))
+    assert run.selection()["full"] == {"failed": "why"}
+    assert run.failures() == {"full": "why"}

@@ -1,12 +1,4 @@
-"""What of an ablation is worth keeping for good: a few small files, without checkpoints, curves and logs.
-
-ablation.json    the whole configuration, the cost card, where it was launched
-selection.json   each arm's chosen setting
-runs.csv         one row a training run, tuning and failures included
-report.parquet   what every confirmation run measured on every report document
-verdict.json     the verdict as data
-verdict.md       the verdict in words, with where its numbers come from
-"""
+"""Archives: the part of a finished ablation that is worth committing; a few small files (workbench.ablation.folder lists them)."""
 
 from __future__ import annotations
 
@@ -26,22 +18,25 @@ if TYPE_CHECKING:
 __all__ = ["archive"]
 
 LOCAL = ("folder", "selected")
-"""Columns of the runs' table that say nothing elsewhere."""
+"""Columns of the table of runs that mean nothing on another machine."""
 
 
 def archive(run: AblationRun, folder: str | Path) -> Path:
-    """Write what is worth keeping of a finished ablation to ``folder``; files there are replaced.
+    """Write a finished ablation without checkpoints, curves and logs to ``folder``; existing files are replaced.
+
+    Returns:
+        the folder.
 
     Raises:
-        ConfigError: when the ablation is not finished.
+        ConfigError: if the ablation is not finished, or is an archive.
     """
     folder = Path(folder)
     if run.archived:
         raise ConfigError.at(
             "folder",
             got=f"{run.folder}, an archive",
-            expected="the folder that it was made from",
-            do="An archive is copied as it is.",
+            expected="the folder of an ablation",
+            do="Copy an archive as it is.",
         )
     verdict = run.verdict()
     if not run.finished or verdict is None:
@@ -49,22 +44,22 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
             "folder",
             got=f"{run.folder}, which is not finished",
             expected="a finished ablation",
-            do="The same `workbench run` command goes on with it.",
+            do="The same `workbench run` command resumes it.",
         )
     folder.mkdir(parents=True, exist_ok=True)
     runs = run.runs()
     confirmed = runs.filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
     reports = [
         frame.select(pl.lit(arm).alias("arm"), pl.lit(seed).alias("seed"), pl.all())
-        for arm, seed, frame in run.reports()
+        for arm, seed, frame in run.files.reports()
     ]
     if reports:
         pl.concat(reports, how="diagonal").write_parquet(folder / "report.parquet")
     runs.drop(LOCAL).write_csv(folder / "runs.csv", float_precision=6)
-    write_json(folder / "ablation.json", run.about)
+    write_json(folder / "ablation.json", run.record.raw)
     write_json(folder / "selection.json", run.selection())
     write_json(folder / "verdict.json", verdict.plain())
-    places = sorted({_place(RunFolder(path)) for path in confirmed["folder"]})
+    environments = sorted({_environment(RunFolder(path)) for path in confirmed["folder"]})
     lines = [
         f"# {run.name}",
         "",
@@ -74,16 +69,17 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
         str(verdict),
         "```",
         "",
-        "Ours, measured; where and with what the runs were trained:",
+        "Our measurement; the runs were trained on and with:",
         "",
-        *(f"- {place}" for place in places),
+        *(f"- {line}" for line in environments),
         "",
     ]
     (folder / "verdict.md").write_text("\n".join(lines), encoding="utf-8")
     return folder
 
 
-def _place(folder: RunFolder) -> str:
+def _environment(folder: RunFolder) -> str:
+    """Device, code and versions of a run."""
     where = folder.environment()
     libraries = ", ".join(f"{name} {version}" for name, version in where["libraries"].items())
     return f"{where['device']}, code {where['code']}, Python {where['python']}, {libraries}"

@@ -1,4 +1,4 @@
-"""What a reader of a verdict should look at beside it: drift of the machine, tuning effort, best of k trials. No torch."""
+"""Diagnostics to read beside a verdict: drift of the machine, tuning effort, expected best of k trials. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
 
 DRIFT_ALPHA = 0.01
-"""Level at which a trend of the baseline's metric over time is told as one."""
-FEWEST = 6
-"""Runs from which on even a perfect trend can reach that level."""
-SLOWER = 0.1
-"""Change of the baseline's speed that is told."""
+"""Level at which a trend of the baseline's metric over time is reported as drift."""
+MIN_RUNS_FOR_TREND = 6
+"""With fewer runs even a perfect trend does not reach that level."""
+SPEED_ALERT = 0.1
+"""Relative change of the baseline's speed that is reported as drift."""
 
 
 def best_of_table(run: Any) -> pl.DataFrame:
     """Expected best selection value of k tuning trials, for every arm and k; trials that failed or were pruned count as
     infinitely bad, so that an arm pays for them.
 
-    Crossing curves say that the order of the arms depends on the tuning effort. Columns: arm, k, best (null where fewer than
-    one of the k can be expected to have finished), trials, finished.
+    If curves cross, the order of the arms depends on the tuning effort. Columns: arm, k, best (null if it is infinite), trials,
+    finished.
     """
     rows: list[dict[str, Any]] = []
-    held = run.runs().filter((pl.col("stage") == Stage.TUNING) & pl.col("status").is_in(ENDED))
+    ended = run.runs().filter((pl.col("stage") == Stage.TUNING) & pl.col("status").is_in(ENDED))
     for arm in run.arms:
         values = [
             math.inf if status != Status.DONE or value is None else value
-            for status, value in held.filter(pl.col("arm") == arm).select("status", "selection_value").iter_rows()
+            for status, value in ended.filter(pl.col("arm") == arm).select("status", "selection_value").iter_rows()
         ]
         for k in range(1, len(values) + 1):
             best = expected_best_of(values, k)
@@ -56,23 +56,24 @@ def best_of_table(run: Any) -> pl.DataFrame:
 
 
 def drift_table(run: AblationRun) -> pl.DataFrame:
-    """The baseline's confirmation runs in the order they began; every batch of seeds holds one, so they tell of the machine.
+    """The baseline's confirmation runs in the order of their start; every seed has one, so they show drift of the machine.
 
-    Columns: run, seed, began (seconds since the first), tokens_per_second (median over the run), value (the metric), device,
+    Columns: run, seed, started (seconds since the first), tokens_per_second (median over the run), value (the metric), device,
     code, torch.
     """
     rows = []
     done = (pl.col("arm") == run.baseline) & (pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE)
     for row in run.runs().filter(done).iter_rows(named=True):
         folder = Path(row["folder"])
-        began = [e["at"] for e in read_jsonl(folder / "events.jsonl") if e["event"] in ("started", "resumed")]
+        events = read_jsonl(folder / "events.jsonl")
+        starts = [event["at"] for event in events if event["event"] in ("started", "resumed")]
         speeds = [m["tokens_per_second"] for m in read_jsonl(folder / "metrics.jsonl")]
         where = read_json(folder / "environment.json")
         rows.append(
             {
                 "run": row["run"],
                 "seed": row["seed"],
-                "began": began[0] if began else None,
+                "started": starts[0] if starts else None,
                 "tokens_per_second": float(np.median(speeds)) if speeds else None,
                 "value": row["report_value"],
                 "device": where.get("device"),
@@ -83,7 +84,7 @@ def drift_table(run: AblationRun) -> pl.DataFrame:
     schema = {
         "run": pl.String,
         "seed": pl.Int64,
-        "began": pl.Float64,
+        "started": pl.Float64,
         "tokens_per_second": pl.Float64,
         "value": pl.Float64,
         "device": pl.String,
@@ -92,51 +93,51 @@ def drift_table(run: AblationRun) -> pl.DataFrame:
     }
     return (
         pl.DataFrame(rows, schema=schema, orient="row")
-        .sort("began")
-        .with_columns(pl.col("began") - pl.col("began").min())
+        .sort("started")
+        .with_columns(pl.col("started") - pl.col("started").min())
     )
 
 
 def drift(table: pl.DataFrame) -> list[str]:
-    """What :func:`drift_table` says, in sentences: trend of the metric over time (Kendall's rank test, ours), change of speed
-    between the first and the second half, and machines or versions that differ."""
+    """The findings of :func:`drift_table` in sentences: trend of the metric over time (Kendall's rank test, our choice), change of
+    speed between the first and the second half, and machines or versions that differ."""
     sentences = []
-    held = table.drop_nulls(["began", "value", "tokens_per_second"])
-    if len(held) >= 3:
-        half = len(held) // 2
-        speeds = held["tokens_per_second"].to_numpy()
+    runs = table.drop_nulls(["started", "value", "tokens_per_second"])
+    if len(runs) >= 3:
+        half = len(runs) // 2
+        speeds = runs["tokens_per_second"].to_numpy()
         early, late = np.median(speeds[:half]), np.median(speeds[-half:])
         change = late / early - 1
-        values = held["value"].to_numpy()
-        if len(held) < FEWEST or np.ptp(values) == 0:
-            told = f"{len(held)} runs of the baseline are too few, or too equal, to tell a trend of its metric"
+        values = runs["value"].to_numpy()
+        if len(runs) < MIN_RUNS_FOR_TREND or np.ptp(values) == 0:
+            finding = f"{len(runs)} runs of the baseline are too few, or too equal, to show a trend of its metric"
         else:
-            trend = stats.kendalltau(held["began"].to_numpy(), values)
+            trend = stats.kendalltau(runs["started"].to_numpy(), values)
             drifts = trend.pvalue < DRIFT_ALPHA
-            told = (
-                f"{'DRIFT: a trend' if drifts else 'No trend'} of the baseline's metric over its {len(held)} runs "
+            finding = (
+                f"{'DRIFT: a trend' if drifts else 'No trend'} of the baseline's metric over its {len(runs)} runs "
                 f"(Kendall's tau {trend.statistic:+.2f}, p {trend.pvalue:.2g})"
             )
         speed = f"speed of the later half {change:+.1%} against the earlier"
-        sentences.append(f"{told}; {'DRIFT: ' if abs(change) > SLOWER else ''}{speed}.")
+        sentences.append(f"{finding}; {'DRIFT: ' if abs(change) > SPEED_ALERT else ''}{speed}.")
     for name in ("device", "code", "torch"):
-        if len(found := sorted(set(table[name].drop_nulls()))) > 1:
-            sentences.append(f"The baseline ran on more than one {name}: {', '.join(found)}.")
+        if len(names := sorted(set(table[name].drop_nulls()))) > 1:
+            sentences.append(f"The baseline ran on more than one {name}: {', '.join(names)}.")
     return sentences
 
 
 def notes(run: AblationRun) -> list[str]:
-    """Beside the verdict: tuning effort, best of k, drift."""
+    """Lines to print beside the verdict: tuning effort, expected best of k, drift."""
     lines = []
     table = best_of_table(run)
     for arm in run.arms:
-        mine = table.filter(pl.col("arm") == arm)
-        if len(mine):
+        trials = table.filter(pl.col("arm") == arm)
+        if len(trials):
             best = ", ".join(
-                f"{k}: {'–' if b is None else f'{b:.4f}'}" for k, b in mine.select("k", "best").iter_rows()
+                f"{k}: {'–' if b is None else f'{b:.4f}'}" for k, b in trials.select("k", "best").iter_rows()
             )
             lines.append(
-                f"{arm}: {mine['finished'][0]} of {mine['trials'][0]} tuning trials finished; expected best of k ({run.metric.unit}, "
-                f"selection): {best}."
+                f"{arm}: {trials['finished'][0]} of {trials['trials'][0]} tuning trials finished; "
+                f"expected best of k ({run.metric.unit}, selection): {best}."
             )
     return lines + drift(drift_table(run))

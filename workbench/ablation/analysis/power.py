@@ -1,4 +1,4 @@
-"""How many seeds a question needs, from a pilot's noise: exact t-power, before the ablation is launched. Imports no torch."""
+"""How many seeds a question needs, given a pilot's noise (exact power of the t-test). Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from workbench.ablation.verdict.statistics import (
+    POWER,
     NoiseFloor,
     detectable_difference,
     noise_floor,
@@ -24,12 +25,10 @@ from workbench.status import Stage, Status
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
 
-__all__ = ["POWER", "Pilot", "SeedPlan", "pilot_of", "plan_seeds"]
+__all__ = ["Pilot", "SeedPlan", "pilot_of", "plan_seeds", "values_of"]
 
-POWER = 0.8
-"""Power that is planned for."""
-FEW = 8
-"""Below so many seeds a standard deviation is hardly known: its 95 % interval reaches beyond twice the estimate."""
+MIN_PILOT_SEEDS = 8
+"""With fewer seeds the noise estimate is unreliable: its 95 % interval reaches beyond twice the estimate."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,20 @@ class Pilot:
     df: int
     """Degrees of freedom it is estimated from."""
     rho: float | None
-    """Correlation of an arm with the baseline over paired seeds, the mean over arms; None where it is not known."""
+    """Correlation of an arm with the baseline over paired seeds, the mean over arms; None if unknown."""
     sd_difference: float
-    """Standard deviation of paired differences: measured where two arms share seeds, else √(2 (1 − rho)) · sd (rho 0 where
-    unknown, which is cautious)."""
+    """Standard deviation of paired differences: measured if two arms share seeds, else √(2 (1 − rho)) · sd (rho 0 if unknown,
+    which is cautious)."""
     floor: NoiseFloor | None = None
     """Noise floor of the baseline alone, with its interval."""
 
     @classmethod
     def assumed(cls, sd: float, rho: float = 0.0) -> Pilot:
-        """A pilot that was not run: numbers from elsewhere."""
+        """A pilot that was not run, from given numbers.
+
+        Raises:
+            ValueError: if ``sd`` is not positive, or ``rho`` not between −1 and 1.
+        """
         if not sd > 0 or not -1 <= rho < 1:
             raise ValueError(f"sd, rho: got {sd}, {rho}; expected sd > 0 and −1 ≤ rho < 1.")
         return cls(sd, 0, rho, sd * math.sqrt(2 * (1 - rho)))
@@ -58,7 +61,7 @@ class Pilot:
 
 @dataclass(frozen=True)
 class SeedPlan:
-    """Seeds an arm, and what they could show."""
+    """Seeds per arm, and what they could show."""
 
     pilot: Pilot
     unit: str
@@ -74,31 +77,34 @@ class SeedPlan:
 
     @property
     def seeds(self) -> int | None:
-        """Seeds proposed: enough for both; None where nothing was declared."""
+        """Seeds proposed: enough for both; None if neither was declared."""
         needed = [n for n in (self.for_effect, self.for_margin) if n is not None]
         return max(needed) if needed else None
 
     def table(self) -> pl.DataFrame:
         """Columns: seeds; detectable (difference shown with 80 % power, in the unit of the metric)."""
         counts = sorted({3, 4, 5, 6, 8, 10, 12, 16, 20, *([self.seeds] if self.seeds else [])})
-        able = [self.pilot.sd_difference * detectable_difference(n, self.alpha / self.family, POWER) for n in counts]
-        return pl.DataFrame({"seeds": counts, "detectable": able})
+        alpha, sd = self.alpha / self.family, self.pilot.sd_difference
+        detectable = [sd * detectable_difference(n, alpha, POWER) for n in counts]
+        return pl.DataFrame({"seeds": counts, "detectable": detectable})
 
     def sentences(self) -> list[str]:
         """The plan in words."""
         pilot, unit = self.pilot, self.unit
-        known = f"{pilot.df} degrees of freedom" if pilot.df else "assumed"
-        rho = "rho not known, taken as 0" if pilot.rho is None else f"rho {pilot.rho:+.2f}"
+        basis = f"{pilot.df} degrees of freedom" if pilot.df else "assumed"
+        rho = "rho unknown, assumed 0" if pilot.rho is None else f"rho {pilot.rho:+.2f}"
         lines = [
-            f"Noise: sd over seeds {pilot.sd:.2g} {unit} ({known}), {rho}, sd of paired differences {pilot.sd_difference:.2g}."
+            f"Noise: sd over seeds {pilot.sd:.2g} {unit} ({basis}), {rho}, "
+            f"sd of paired differences {pilot.sd_difference:.2g}."
         ]
         if pilot.floor is not None:
             lines[0] += (
-                f" Noise floor of the baseline: {pilot.floor.sd:.2g} (95 % interval {pilot.floor.low:.2g} to {pilot.floor.high:.2g})."
+                f" Noise floor of the baseline: {pilot.floor.sd:.2g} "
+                f"(95 % interval {pilot.floor.low:.2g} to {pilot.floor.high:.2g})."
             )
-        if 0 < pilot.df < FEW - 1:
+        if 0 < pilot.df < MIN_PILOT_SEEDS - 1:
             lines.append(
-                f"Fewer than {FEW} seeds: the noise is hardly known; run a longer pilot before believing a plan."
+                f"With fewer than {MIN_PILOT_SEEDS} pilot seeds the noise estimate is unreliable: run a longer pilot."
             )
         level = f"alpha {self.alpha:g} over {self.family} arm(s)"
         if self.for_effect is not None:
@@ -107,11 +113,12 @@ class SeedPlan:
             )
         if self.for_margin is not None:
             lines.append(
-                f"To show equivalence within ±{self.margin:g} {unit} where there is no difference: {self.for_margin} paired seeds."
+                f"To show equivalence within ±{self.margin:g} {unit} if there is no difference: "
+                f"{self.for_margin} paired seeds."
             )
         if self.seeds is None:
             lines.append(
-                "Declare protocol.effect (smallest difference of interest) or a margin to have a number proposed."
+                "Declare protocol.effect (smallest difference of interest) or a margin to get a number of seeds."
             )
         return lines
 
@@ -124,21 +131,22 @@ def pilot_of(values: Mapping[str, Mapping[int, float]], baseline: str) -> Pilot:
         baseline: the arm that others are paired with.
 
     Raises:
-        ValueError: when no arm has two seeds.
+        ValueError: if no arm has two seeds.
     """
-    groups = {arm: np.array(list(held.values())) for arm, held in values.items() if len(held)}
+    groups = {arm: np.array(list(by_seed.values())) for arm, by_seed in values.items() if len(by_seed)}
     sd, df = pooled_sd(list(groups.values()))
     if not df or not sd > 0:
         raise ValueError(
-            f"pilot: got {sum(map(len, values.values()))} value(s) without any spread; expected at least two seeds of an arm."
+            f"pilot: got {sum(map(len, values.values()))} value(s) without any spread; "
+            "expected at least two seeds of an arm."
         )
     base = values.get(baseline, {})
     rhos, differences = [], []
-    for arm, held in values.items():
-        shared = sorted(set(held) & set(base))
+    for arm, by_seed in values.items():
+        shared = sorted(set(by_seed) & set(base))
         if arm == baseline or len(shared) < 3:
             continue
-        a, b = (np.array([side[seed] for seed in shared]) for side in (held, base))
+        a, b = (np.array([side[seed] for seed in shared]) for side in (by_seed, base))
         rhos.append(paired_correlation(a, b))
         differences.append(a - b)
     rho = float(np.mean([r for r in rhos if math.isfinite(r)])) if any(map(math.isfinite, rhos)) else None
@@ -149,14 +157,14 @@ def pilot_of(values: Mapping[str, Mapping[int, float]], baseline: str) -> Pilot:
 
 
 def values_of(runs: Sequence[AblationRun]) -> dict[str, dict[int, float]]:
-    """Arm -> seed -> what confirmation runs measured, of earlier ablations taken together."""
-    found: dict[str, dict[int, float]] = {}
+    """Arm -> seed -> what confirmation runs measured, over several earlier ablations."""
+    values: dict[str, dict[int, float]] = {}
     for run in runs:
         done = (pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE)
         rows: Any = run.runs().filter(done).select("arm", "seed", "report_value").iter_rows()
         for arm, seed, value in rows:
-            found.setdefault(arm, {})[seed] = value
-    return found
+            values.setdefault(arm, {})[seed] = value
+    return values
 
 
 def plan_seeds(

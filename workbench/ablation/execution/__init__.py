@@ -1,1 +1,1 @@
-"""How trials are run: plan, studies, workers, launchers."""
+"""Carrying an ablation out: plan, studies, workers, trials, launchers."""

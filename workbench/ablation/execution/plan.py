@@ -1,68 +1,76 @@
-"""What is still to do: the studies of an ablation, their slots, and the step from tuning to confirmation.
+"""The plan: the studies of an ablation, their slots, and the step from tuning to confirmation.
 
-Everybody who holds the plan's lock may advance it; advancing twice changes nothing.
+Whoever holds the plan's lock may advance it; advancing twice changes nothing.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from workbench.ablation.arms import resolve
+from workbench.ablation.execution.storage import ATTEMPTS, open_storage
 from workbench.ablation.execution.studies import (
-    ATTEMPTS,
-    add_earlier,
-    begun,
+    add_earlier_trials,
     enqueue,
-    fail_never_begun,
+    fail_orphaned_trials,
     fail_stale_trials,
     is_open,
-    open_storage,
-    pruner,
+    num_started,
     retry,
-    sampler,
     slots,
+    status_of,
 )
-from workbench.ablation.run import AblationRun
-from workbench.ablation.spec.ablation import AblationConfig
+from workbench.ablation.execution.timing import DEFAULT_TIMING, Timing
+from workbench.ablation.folder import AblationFolder, Choice
+from workbench.ablation.search.samplers import make_pruner, make_sampler
 from workbench.config import ConfigError
-from workbench.files import write_json
 from workbench.results.store import RunFolder
-from workbench.status import LOST, RETRYABLE, Stage
-from workbench.training.config import RunConfig, describe_run
+from workbench.status import LOST, RETRYABLE, Stage, Status
+from workbench.training.config import describe_run
 
-TUNING, CONFIRMATION = Stage.TUNING, Stage.CONFIRMATION
+__all__ = ["Plan"]
 
 
 class Plan:
     """The work of one ablation.
 
-    One Optuna study for each arm and stage. Tuning slots exist from the start; confirmation slots appear when the
-    arm's tuning has ended.
+    One Optuna study for each arm and stage. Tuning slots exist from the start; confirmation slots are added when the arm's
+    tuning has ended.
+
+    Args:
+        folder: the launched ablation.
+        timing: time limits.
+
+    Raises:
+        ConfigError: if the studies' database does not answer.
     """
 
-    def __init__(self, run: AblationRun):
-        self.run = run
-        self.config = AblationConfig.parse(run.about["config"])
-        self._points = {arm: self.config.points(arm) for arm in self.config.order}
-        self.storage = open_storage(run.folder, self.config.launch.heartbeat, self.config.launch.storage)
+    def __init__(self, folder: AblationFolder, timing: Timing = DEFAULT_TIMING):
+        self.folder, self.timing = folder, timing
+        self.record = folder.record()
+        self.config = self.record.config
+        self.arms = resolve(self.config, self.record.solved)
+        self.storage = open_storage(folder.path, self.config.launch.heartbeat, self.config.launch.storage)
 
-    def study(self, arm: str, stage: str) -> optuna.Study:
-        """The study of one arm and stage, made if missing."""
-        tuning = self.config.tuning
-        objectives = len(tuning.objectives) if stage == TUNING else 1
+    def study_name(self, arm: str, stage: Stage) -> str:
+        """Name of an arm's study: ``arm/stage``; in a shared database prefixed by the ablation's name and a key of its launch."""
+        key = self.record.storage_key
+        return "/".join((*((self.record.name, key) if key else ()), arm, stage))
+
+    def study(self, arm: str, stage: Stage) -> optuna.Study:
+        """The study of one arm and stage, created if missing."""
         study = optuna.create_study(
-            storage=self.storage,
-            study_name=self.run.study_name(arm, stage),
-            load_if_exists=True,
-            directions=["minimize"] * objectives,
+            storage=self.storage, study_name=self.study_name(arm, stage), load_if_exists=True, direction="minimize"
         )
-        if stage == TUNING:
-            study.pruner = pruner(tuning, self.config.run(arm, seed=tuning.seed).training.evaluations)
-            study.sampler = sampler(tuning, begun(study))
+        if stage == Stage.TUNING:
+            study.pruner = make_pruner(self.config.tuning, self.arms[arm].run().training.evaluations)
+            study.sampler = make_sampler(self.config.tuning, num_started(study))
         else:
             study.pruner = optuna.pruners.NopPruner()
         return study
@@ -71,146 +79,143 @@ class Plan:
         """Bring the plan up to date. Call it with the plan's lock held.
 
         Args:
-            relaunch: the user started the ablation (again): take up what was interrupted, crashed or killed.
+            relaunch: the user launched the ablation (again): retry what was interrupted, crashed or killed.
         """
-        open_somewhere = False
-        for arm in self.config.order:
-            tuning = self.study(arm, TUNING)
-            chosen = self.run.selection().get(arm, {"failed": "not chosen yet"})
-            settled = "failed" not in chosen  # a tuning trial tried again now would come too late
-            add_earlier(tuning, self.run.about.get("warm_start", {}).get(arm, []), self.config.space(arm))
-            points = self._remembered(arm, tuning, self._points[arm])
-            self._fill(tuning, [(point, {}) for point in points], relaunch and not settled)
+        any_open = False
+        for name, arm in self.arms.items():
+            tuning = self.study(name, Stage.TUNING)
+            choice = self.folder.choices().get(name)
+            is_chosen = choice is not None and choice.failed is None  # a tuning trial retried now would come too late
+            add_earlier_trials(tuning, self.record.warm_start.get(name, []), arm.space)
+            points = self._restore_drawn(name, tuning, arm.points)
+            self._fill(tuning, [(point, {}) for point in points], relaunch and not is_chosen)
             if any(is_open(trials[-1]) for trials in slots(tuning).values()):
-                open_somewhere = True
-                self._choose(arm, None)
+                any_open = True
+                self.folder.choose(name, None)
                 continue
-            if not settled:
-                chosen = self._select(tuning)
-                self._check_sealed(arm, chosen)
-                self._choose(arm, chosen)
-            if "failed" in chosen:
+            if not is_chosen:
+                choice = self._choose(tuning)
+                self._check_sealed(name, choice)
+                self.folder.choose(name, choice)
+            if choice is None or choice.failed is not None:
                 continue
-            confirmation = self.study(arm, CONFIRMATION)
+            confirmation = self.study(name, Stage.CONFIRMATION)
             self._fill(confirmation, [({}, {"seed": seed}) for seed in self.config.confirmation.seeds], relaunch)
-            open_somewhere |= any(is_open(trials[-1]) for trials in slots(confirmation).values())
-        if open_somewhere:
-            (self.run.folder / "finished.json").unlink(missing_ok=True)
-        elif not self.run.finished:
-            write_json(self.run.folder / "finished.json", {"identity": self.run.about["identity"]})
+            any_open |= any(is_open(trials[-1]) for trials in slots(confirmation).values())
+        self.folder.mark_finished(not any_open)
 
-    def _remembered(self, arm: str, study: optuna.Study, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """``points``, with settings that a sampler drew before its study was lost: their runs still know them."""
+    def _restore_drawn(self, arm: str, study: optuna.Study, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """``points``, with settings that a sampler drew before its study was lost, read from their runs."""
         lost = {slot for slot, point in enumerate(points) if not point} - set(slots(study))
-        if lost:
-            points = list(points)
-            for path in sorted(self.run.folder.glob("runs/tuning-*")):
-                about = RunFolder(path).about()
-                if about.get("arm") == arm and about.get("slot") in lost:
-                    points[about["slot"]] = about["hyperparameters"]
-        return points
+        if not lost:
+            return points
+        restored = list(points)
+        for run in self.folder.run_folders(Stage.TUNING):
+            record = run.record()
+            if record.arm == arm and record.slot in lost:
+                restored[record.slot] = record.hyperparameters
+        return restored
 
     def _fill(self, study: optuna.Study, wanted: list[tuple[dict[str, Any], dict[str, Any]]], relaunch: bool) -> None:
-        fail_never_begun(study, self.storage)
-        there = slots(study)
+        """Add missing slots, and retry those that ended without a result where that is due."""
+        fail_orphaned_trials(study, self.storage, self.timing.first_heartbeat)
+        by_slot = slots(study)
         for slot, (params, attributes) in enumerate(wanted):
-            if slot not in there:
+            if slot not in by_slot:
                 enqueue(study, slot, params, **attributes)
-            elif self._again(there[slot], relaunch):
-                trial = there[slot][-1]
+            elif _is_retried(by_slot[slot], relaunch):
+                trial = by_slot[slot][-1]
                 if "run" in trial.user_attrs:
-                    RunFolder(self.run.folder / "runs" / trial.user_attrs["run"]).reopen()
+                    self.folder.run(trial.user_attrs["run"]).reopen()
                 retry(study, trial)
 
-    def _again(self, trials: list[FrozenTrial], relaunch: bool) -> bool:
-        """Whether a slot whose latest trial has ended is taken up again."""
-        if is_open(trials[-1]):
-            return False
-        failed = trials[-1].state == TrialState.FAIL
-        status = trials[-1].user_attrs.get("status", "killed" if failed else "done")
-        if status in LOST and not relaunch:  # a trial's process died, its worker did not
-            return sum(trial.user_attrs.get("status", "killed") in LOST for trial in trials) < ATTEMPTS
-        return status == "interrupted" or (relaunch and status in (*LOST, *RETRYABLE))
-
-    def _select(self, tuning: optuna.Study) -> dict[str, Any]:
+    def _choose(self, tuning: optuna.Study) -> Choice:
         """The arm's setting, chosen on the selection split."""
         latest = [trials[-1] for trials in slots(tuning).values()]
-        done = [trial for trial in latest if trial.state == TrialState.COMPLETE and math.isfinite(trial.values[0])]
         if not latest:  # nothing was to be tuned
-            return {"run": None, "hyperparameters": {}}
+            return Choice(run=None, hyperparameters={})
+        done = [trial for trial in latest if trial.state == TrialState.COMPLETE and math.isfinite(trial.values[0])]
         if not done:
-            states = ", ".join(sorted(trial.user_attrs.get("status", "killed") for trial in latest))
-            return {"failed": f"every tuning trial failed ({states})"}
+            statuses = ", ".join(sorted(trial.user_attrs.get("status", Status.KILLED) for trial in latest))
+            return Choice(failed=f"every tuning trial failed ({statuses})")
         best = min(done, key=lambda trial: (trial.values[0], trial.number))
-        return {
-            "run": best.user_attrs["run"],
-            "hyperparameters": best.params,
-            "selection_value": best.values[0],
-            "done": len(done),
-            "trials": len(latest),
-        }
+        return Choice(
+            run=best.user_attrs["run"],
+            hyperparameters=best.params,
+            selection_value=best.values[0],
+            done=len(done),
+            trials=len(latest),
+        )
 
-    def _check_sealed(self, arm: str, chosen: dict[str, Any]) -> None:
-        """Raise ConfigError where the arm has been confirmed with another setting: the report split is opened once."""
-        for path in sorted(self.run.folder.glob("runs/confirmation-*")):
-            about = RunFolder(path).about()
-            if (
-                about.get("arm") == arm
-                and "failed" not in chosen
-                and about["hyperparameters"] != chosen["hyperparameters"]
-            ):
+    def _check_sealed(self, arm: str, choice: Choice) -> None:
+        """Raise ConfigError if the arm was confirmed with another setting: the report split is opened once."""
+        for run in self.folder.run_folders(Stage.CONFIRMATION):
+            record = run.record()
+            if record.arm == arm and choice.failed is None and record.hyperparameters != choice.hyperparameters:
                 raise ConfigError.at(
                     f"arms.{arm}",
-                    got=f"another setting than the one it was confirmed with, {about['hyperparameters']}",
-                    expected="one opening of the report split for every arm",
+                    got=f"another setting than the one it was confirmed with, {record.hyperparameters}",
+                    expected="one opening of the report split per arm",
                     do="Give the ablation another name (name=...), and other documents to report on.",
                 )
 
-    def _choose(self, arm: str, chosen: dict[str, Any] | None) -> None:
-        """Write down, or take back, what an arm is confirmed with."""
-        held = self.run.selection()
-        wanted = {name: value for name, value in {**held, arm: chosen}.items() if value is not None}
-        if wanted != held:
-            write_json(self.run.folder / "selection.json", wanted)
-
     # -- taking work ---------------------------------------------------------------------------------------------
 
-    def next_study(self) -> tuple[str, str, optuna.Study] | None:
-        """The study whose turn it is among those with a waiting trial: tuning first, the least advanced arm first."""
+    def next_study(self) -> tuple[str, Stage, optuna.Study] | None:
+        """Arm, stage and study of the next trial: tuning first, the least advanced arm first. None if no trial is waiting."""
         waiting = []
-        for stage_number, stage in enumerate((TUNING, CONFIRMATION)):
-            for position, arm in enumerate(self.config.order):
+        for stage_number, stage in enumerate((Stage.TUNING, Stage.CONFIRMATION)):
+            for arm_number, arm in enumerate(self.arms):
                 study = self.study(arm, stage)
                 fail_stale_trials(study)
-                trials = study.get_trials(deepcopy=False)
-                if any(trial.state == TrialState.WAITING for trial in trials):
-                    waiting.append((stage_number, begun(study), position, arm, stage, study))
+                if any(trial.state == TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
+                    waiting.append((stage_number, num_started(study), arm_number, arm, stage, study))
         if not waiting:
             return None
         *_, arm, stage, study = min(waiting, key=lambda entry: entry[:3])
         return arm, stage, study
 
-    def folder_for(self, arm: str, stage: str, seed: int, hyperparameters: dict[str, Any], **about: Any) -> RunFolder:
-        """The run's folder, made if missing. Its name holds the configuration's identity, so one configuration has
-        one folder, however often it is asked for.
+    def hyperparameters_of(self, arm: str) -> dict[str, Any]:
+        """The setting that an arm is confirmed with."""
+        return self.folder.choices()[arm].hyperparameters
+
+    def create_run(
+        self, arm: str, stage: Stage, seed: int, hyperparameters: Mapping[str, Any], slot: int | None = None
+    ) -> RunFolder:
+        """The folder of a run, created if missing. Its name holds the configuration's identity, so one configuration has one
+        folder, however often it is requested.
 
         Raises:
-            ConfigError: where the setting makes no run, or one that is off the budget.
+            ConfigError: if the setting makes no valid run, or one that is off the budget.
         """
-        self.config.check_setting(arm, hyperparameters)
-        config: RunConfig = self.config.run(arm, seed=seed, hyperparameters=hyperparameters)
+        self.arms.check_setting(arm, hyperparameters)
+        config = self.arms[arm].run(seed, hyperparameters)
         slug = "".join(c if c.isalnum() or c in ".+-" else "_" for c in arm)
         name = f"{stage}-{slug}-{config.identity[:8]}-seed{seed}"
-        base = self.config.run(self.config.order[0], seed=seed)
-        about = describe_run(
+        record = describe_run(
             config,
-            self.run.about["data"][arm],
+            self.record.data[arm],
             arm=arm,
             stage=stage,
-            hyperparameters=hyperparameters,
-            solved=self.config.solved.get(arm, {}),
+            hyperparameters=dict(hyperparameters),
+            solved=self.arms[arm].solved,
             split=self.config.confirmation.split,
-            difference=json.loads(json.dumps(config.diff(base))),
-            **about,
+            difference=json.loads(json.dumps(config.diff(self.arms.baseline.run(seed)))),
+            slot=slot,
         )
-        return RunFolder.create(self.run.folder / "runs" / name, about)
+        return RunFolder.create(self.folder.runs_path / name, record)
+
+
+def _is_retried(trials: list[FrozenTrial], relaunch: bool) -> bool:
+    """Whether a slot gets another trial.
+
+    Args:
+        trials: of the slot, oldest first.
+        relaunch: whether the user launched the ablation again.
+    """
+    if is_open(trials[-1]):
+        return False
+    status = status_of(trials[-1])
+    if status in LOST and not relaunch:  # a trial's process died, its worker did not
+        return sum(trial.user_attrs.get("status", Status.KILLED) in LOST for trial in trials) < ATTEMPTS
+    return status == Status.INTERRUPTED or (relaunch and status in (*LOST, *RETRYABLE))

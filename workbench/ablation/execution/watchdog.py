@@ -1,4 +1,4 @@
-"""Whether a run still gets on."""
+"""Detects runs that make no progress."""
 
 from __future__ import annotations
 
@@ -7,52 +7,59 @@ import os
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 
 from workbench.results.store import RunFolder
 
-SIGNS = ("metrics.jsonl", "events.jsonl", "diagnostics.jsonl", "checkpoint", "report.parquet", "result.json")
-"""Files and folders of a run in which progress shows."""
-MEDIANS, LONGEST = 20, 3
-"""A run is hung after so many times the median, and the longest, time between two of its signs. Our choice."""
-LOOK = 5.0
-"""Seconds that count at most between two looks: time in which the watching process itself stood still says nothing."""
+__all__ = ["Watchdog"]
+
+PROGRESS_FILES = ("metrics.jsonl", "events.jsonl", "diagnostics.jsonl", "checkpoint", "report.parquet", "result.json")
+"""Files and folders of a run that change as it progresses."""
+MEDIAN_FACTOR, LONGEST_FACTOR = 20, 3
+"""A run is hung after this many times the median, and the longest, interval between two changes. Our choice."""
+MAX_GAP = 5.0
+"""Longer gaps between two calls, in seconds, are clipped to this: the watching process itself was suspended."""
 
 
 class Watchdog:
-    """Tells when a run has shown no progress for too long: no line of metrics, no event, no checkpoint.
+    """Detects that a run has made no progress for too long: no line of metrics, no event, no checkpoint.
 
-    Too long is ``least`` seconds, or more where the run is slow by nature: :data:`MEDIANS` times the median, or
-    :data:`LONGEST` times the longest, time between its signs so far.
+    Too long is ``least`` seconds, or more if the run is regularly slow: :data:`MEDIAN_FACTOR` times the median, or
+    :data:`LONGEST_FACTOR` times the longest, interval between its changes so far.
 
     Args:
-        folder: the run.
+        run: the run.
         least: seconds.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, folder: RunFolder, least: float):
-        self.folder, self.least = folder, least
-        self.gaps: deque[float] = deque(maxlen=200)
+    def __init__(self, run: RunFolder, least: float, clock: Callable[[], float] = time.monotonic):
+        self.run, self.least, self.clock = run, least, clock
+        self.intervals: deque[float] = deque(maxlen=200)
         self.longest = self.quiet = 0.0
-        self.signs, self.looked = self._signs(), time.monotonic()
+        self.state, self.checked_at = self._state(), clock()
 
-    def silent(self) -> float | None:
-        """Seconds without progress where they are too many, else None. Look often."""
-        now, signs = time.monotonic(), self._signs()
-        self.quiet += min(now - self.looked, LOOK)
-        self.looked = now
-        if signs != self.signs:
-            self.signs = signs
-            self.gaps.append(self.quiet)
+    def silent_seconds(self) -> float | None:
+        """Seconds without progress if they are too many, else None. Call it often."""
+        now, state = self.clock(), self._state()
+        self.quiet += min(now - self.checked_at, MAX_GAP)
+        self.checked_at = now
+        if state != self.state:
+            self.state = state
+            self.intervals.append(self.quiet)
             self.longest, self.quiet = max(self.longest, self.quiet), 0.0
         if self.quiet <= self.least:
             return None
-        slow = max(MEDIANS * statistics.median(self.gaps), LONGEST * self.longest) if self.gaps else 0.0
-        return self.quiet if self.quiet > slow else None
+        limit = 0.0
+        if self.intervals:
+            limit = max(MEDIAN_FACTOR * statistics.median(self.intervals), LONGEST_FACTOR * self.longest)
+        return self.quiet if self.quiet > limit else None
 
-    def _signs(self) -> list[tuple[int, int]]:
-        found = []
-        for name in SIGNS:
+    def _state(self) -> list[tuple[int, int]]:
+        """Sizes and times of the files that show progress."""
+        state = []
+        for name in PROGRESS_FILES:
             with contextlib.suppress(OSError):
-                stat = os.stat(self.folder.path / name)
-                found.append((stat.st_size, stat.st_mtime_ns))
-        return found
+                stat = os.stat(self.run.path / name)
+                state.append((stat.st_size, stat.st_mtime_ns))
+        return state

@@ -1,1 +1,1 @@
-"""Budget matching and what an ablation costs."""
+"""Budget matching: the solver that makes arms equal."""

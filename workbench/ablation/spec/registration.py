@@ -1,4 +1,4 @@
-"""What an ablation declared before its first run, its hash, and what was changed since. Plain data; imports no torch."""
+"""What an ablation declares before its first run, the hash of it, and deviations since."""
 
 from __future__ import annotations
 
@@ -8,93 +8,131 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.config import ConfigError, difference
+from pydantic import BaseModel
 
-__all__ = ["declared", "deviate", "digest", "quote", "register", "standing"]
+from workbench.ablation.spec.ablation import AblationConfig
+from workbench.config import ConfigError, difference, require
+from workbench.metric import Metric
+
+__all__ = ["Deviation", "Registration", "all_deviations", "describe", "digest", "record_deviation", "register"]
 
 ANALYSIS = ("question", "alpha", "margin", "exploratory", "protocol", "confirmation")
-"""Fields that say how runs are read, not what is run: these may be changed after launch, as a deviation."""
+"""Fields that affect how runs are read, not what is run: these may be changed after launch, as a deviation."""
 
 
-def declared(config: Mapping[str, Any], order: list[str], metric: Mapping[str, Any]) -> dict[str, Any]:
-    """The pre-registration that follows from an ablation's plain configuration."""
-    budget, tuning, protocol = config["budget"], config["tuning"], config["protocol"]
+class Registration(BaseModel):
+    """The pre-registration of an ablation."""
+
+    content: dict[str, Any]
+    """What is declared, as plain data (:func:`preregistration`)."""
+    hash: str
+    """:func:`digest` of the launch record."""
+    at: str
+    """Time of the launch."""
+
+
+class Deviation(BaseModel):
+    """A change of the analysis after launch."""
+
+    what: str
+    when: str = "unknown"
+    why: str = "not given"
+    hash: str | None = None
+    """:func:`digest` after the change; None if nobody recorded it."""
+
+
+def preregistration(config: AblationConfig, metric: Metric) -> dict[str, Any]:
+    """What an ablation declares, as plain data."""
+    plain = config.plain()
+    budget, tuning, protocol = plain["budget"], plain["tuning"], plain["protocol"]
     return {
-        "question": config["question"],
-        "baseline": order[0],
-        "arms": order[1:],
-        "metric": metric["unit"],
-        "split": config["confirmation"]["split"],
-        "budget": {k: budget[k] for k in ("axis", "target", "tolerance", "allow_mismatch")},
+        "question": config.question,
+        "baseline": config.order[0],
+        "arms": config.order[1:],
+        "metric": metric.unit,
+        "split": config.confirmation.split,
+        "budget": {name: budget[name] for name in ("axis", "target", "tolerance", "allow_mismatch")},
         "effect": protocol["effect"],
-        "margin": config["margin"],
-        "seeds": config["confirmation"]["seeds"],
-        "tuning": {k: tuning[k] for k in ("trials", "sampler", "space", "variants", "pruner")},
+        "margin": config.margin,
+        "seeds": plain["confirmation"]["seeds"],
+        "tuning": {name: tuning[name] for name in ("trials", "sampler", "space", "variants", "pruner")},
         "test": "paired t over seeds, Holm over arms",
-        "alpha": config["alpha"],
+        "alpha": config.alpha,
         "stopping": protocol["stopping"],
         "exclusions": protocol["exclusions"],
     }
 
 
-def digest(about: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of an ablation's whole configuration, all but how the work is carried out."""
-    config = {name: value for name, value in about["config"].items() if name not in ("launch", "deviation")}
-    content = {"config": config, "order": about["order"], "metric": about["metric"]}
+def digest(record: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of a launch record's configuration, except how the work is carried out.
+
+    Args:
+        record: the content of ``ablation.json``, as it is on disk.
+    """
+    config = {name: value for name, value in record["config"].items() if name not in ("launch", "deviation")}
+    content = {"config": config, "order": record["order"], "metric": record["metric"]}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def register(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The pre-registration as it is written down at launch: what is quoted of it, the hash of the configuration, time."""
-    content = declared(about["config"], about["order"], about["metric"])
-    return {"content": content, "hash": digest(about), "at": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+def register(record: Mapping[str, Any], config: AblationConfig, metric: Metric) -> Registration:
+    """The pre-registration of a launch record: what the verdict quotes, the hash of the configuration, the time."""
+    return Registration(content=preregistration(config, metric), hash=digest(record), at=_now())
 
 
-def deviate(about: Mapping[str, Any], canonical: Mapping[str, Any], why: str | None) -> dict[str, Any] | None:
-    """What a changed configuration changes in how the runs are read; None where it changes what is run.
+def record_deviation(old: Mapping[str, Any], new: Mapping[str, Any], why: str | None) -> Deviation | None:
+    """The deviation that a changed configuration is; None if it changes what is run.
+
+    Args:
+        old: canonical configuration of the launch.
+        new: canonical configuration now.
+        why: the reason given.
 
     Raises:
-        ConfigError: when it is such a change and no reason is given, or declared seeds are taken away.
+        ConfigError: if it is a deviation and no reason is given, or declared seeds are removed.
     """
-    changes = difference(about["canonical"], canonical)
+    changes = difference(old, new)
     if any(path.split(".")[0].split("[")[0] not in ANALYSIS or path == "confirmation.split" for path in changes):
         return None
-    old, new = (c["confirmation"]["seeds"] for c in (about["canonical"], canonical))
-    if list(new[: len(old)]) != list(old):
-        raise ConfigError.at(
-            "confirmation.seeds",
-            got=list(new),
-            expected=f"the declared seeds {list(old)} first",
-            do="Seeds may be added, as a deviation; those that were declared stay.",
-        )
-    told = "; ".join(f"{path}: {a!r} → {b!r}" for path, (a, b) in changes.items())
+    old_seeds, new_seeds = (list(config["confirmation"]["seeds"]) for config in (old, new))
+    require(
+        new_seeds[: len(old_seeds)] == old_seeds,
+        "confirmation.seeds",
+        got=new_seeds,
+        expected=f"the declared seeds {old_seeds} first",
+        do="Seeds may be added, as a deviation; declared ones stay.",
+    )
+    what = "; ".join(f"{path}: {before!r} → {after!r}" for path, (before, after) in changes.items())
     if not why:
         raise ConfigError.at(
             "deviation",
-            got=f"no reason for what has changed since the launch ({told})",
+            got=f"no reason for the changes since the launch ({what})",
             expected="a reason, which the verdict quotes",
-            do='Add deviation="why", and the verdict is exploratory; or give another name (name=...).',
+            do='Add deviation="why", and the verdict is exploratory; or use another name (name=...).',
         )
-    return {"what": told, "when": time.strftime("%Y-%m-%d %H:%M:%S %z"), "why": why}
+    return Deviation(what=what, when=_now(), why=why)
 
 
-def standing(about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every deviation from what was declared: those written down, and a change of the file that nobody wrote down."""
-    if "registration" not in about:
-        return [{"what": "ablation.json holds no registration", "when": "not known", "why": "not registered"}]
-    found = list(about.get("deviations", []))
-    last = found[-1]["hash"] if found else about["registration"]["hash"]
-    if digest(about) != last:
-        found.append({"what": "ablation.json was changed by hand after launch", "when": "not known", "why": "not said"})
-    return found
+def all_deviations(
+    record: Mapping[str, Any], registration: Registration | None, recorded: list[Deviation]
+) -> list[Deviation]:
+    """Every deviation from what was declared: the recorded ones, and an unrecorded change of the file.
+
+    Args:
+        record: the content of ``ablation.json``, as it is on disk.
+    """
+    if registration is None:
+        return [Deviation(what="ablation.json holds no registration", why="not registered")]
+    latest = recorded[-1].hash if recorded else registration.hash
+    if digest(record) == latest:
+        return list(recorded)
+    return [*recorded, Deviation(what="ablation.json was changed by hand after launch")]
 
 
-def quote(about: Mapping[str, Any]) -> tuple[str, ...]:
+def describe(registration: Registration | None, deviations: list[Deviation]) -> tuple[str, ...]:
     """The pre-registration and the deviations as sentences, for the head of a verdict."""
-    if "registration" not in about:
-        return ("Not registered: nothing that was declared and hashed before the first run is on record.",)
-    held = about["registration"]
-    content, unit = held["content"], held["content"]["metric"]
+    if registration is None:
+        return ("Not registered: no declaration was hashed before the first run.",)
+    content, unit = registration.content, registration.content["metric"]
     budget, seeds = content["budget"], content["seeds"]
     axis = budget["axis"].replace("_", " ")
     target = "" if budget["target"] is None else f" as {budget['target']}"
@@ -103,11 +141,19 @@ def quote(about: Mapping[str, Any]) -> tuple[str, ...]:
         matched = f"{axis} not matched ({budget['allow_mismatch']})"
     effect = "not declared" if content["effect"] is None else f"{content['effect']:g} {unit}"
     margin = "none" if content["margin"] is None else f"±{content['margin']:g} {unit}"
+    question = content["question"] or "no question"
     lines = [
-        f"Declared at launch, {held['at']} (hash {held['hash']}): {content['question'] or 'no question'}",
-        f"Primary: {unit} on the {content['split']} split, {content['test']}, alpha {content['alpha']:g}; budget: {matched}; "
-        f"smallest difference of interest: {effect}; equivalence margin: {margin}; {len(seeds)} paired seeds "
-        f"({', '.join(map(str, seeds))}); stopping: {content['stopping']}; exclusions: {content['exclusions']}.",
+        f"Declared at launch, {registration.at} (hash {registration.hash}): {question}",
+        f"Primary: {unit} on the {content['split']} split, {content['test']}, alpha {content['alpha']:g}; "
+        f"budget: {matched}; smallest difference of interest: {effect}; equivalence margin: {margin}; "
+        f"{len(seeds)} paired seeds ({', '.join(map(str, seeds))}); stopping: {content['stopping']}; "
+        f"exclusions: {content['exclusions']}.",
     ]
-    lines += [f"Deviation, {d['when']}: {d['what']} (why: {d['why']})." for d in standing(about)]
-    return tuple(lines)
+    return (
+        *lines,
+        *(f"Deviation, {deviation.when}: {deviation.what} (why: {deviation.why})." for deviation in deviations),
+    )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z")

@@ -13,10 +13,11 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
+from workbench.ablation.verdict import wording
 from workbench.ablation.verdict.statistics import (
-    Bootstrap,
+    POWER,
+    ROUNDING,
     Floats,
-    Interval,
     NoiseFloor,
     crossed_bootstrap,
     detectable_difference,
@@ -26,23 +27,13 @@ from workbench.ablation.verdict.statistics import (
     paired_correlation,
     paired_interval,
     ratio_of_sums,
-    seeds_needed,
 )
 from workbench.metric import BITS_PER_BYTE
 
 __all__ = ["WORDS", "ArmMeasurements", "ArmVerdict", "Verdict", "judge"]
 
 WORDS = ("baseline", "better", "worse", "equivalent", "undecided", "failed")
-"""Every word that a row can carry."""
-
-POWER = 0.8
-"""Power at which detectable differences and needed seeds are stated."""
-
-MANY_SEEDS = 1_000
-"""Above this, a sentence says "more than" instead of a count that nobody would run."""
-
-ROUNDING = 1e-12
-"""Differences below this are rounding of the sums over documents, and count as zero."""
+"""Every verdict that a row can have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +45,16 @@ class ArmMeasurements:
 
     arm: str
     amounts: Mapping[int, np.ndarray]
-    """Seed -> (D,), what the metric sums over its line for each report document: bits, errors."""
+    """Seed -> (D,), the metric's numerator for each report document: bits, errors."""
     sizes_D: np.ndarray
-    """(D,), what it sums below: bytes, answers."""
+    """(D,), its denominator: bytes, answers."""
     failures: Mapping[int, str] = field(default_factory=dict)
     """Seed -> status of a run that did not finish, such as "diverged at step 1,200"."""
 
     def __post_init__(self) -> None:
         sizes_D = np.asarray(self.sizes_D)
         if sizes_D.ndim != 1 or sizes_D.size == 0 or not (np.isfinite(sizes_D) & (sizes_D > 0)).all():
-            raise ValueError(f"arm {self.arm!r}: sizes_D: got {sizes_D}; expected one positive size a document.")
+            raise ValueError(f"arm {self.arm!r}: sizes_D: got {sizes_D}; expected one positive size per document.")
         for seed, amounts_D in self.amounts.items():
             where = f"arm {self.arm!r}, seed {seed}"
             if seed in self.failures:
@@ -79,8 +70,8 @@ class ArmMeasurements:
 
     def finished(self, seeds: Sequence[int]) -> Floats:
         """Amounts of those of ``seeds`` that finished, (S, D)."""
-        held = [np.asarray(self.amounts[seed], np.float64) for seed in seeds if seed in self.amounts]
-        return np.array(held).reshape(len(held), np.size(self.sizes_D))
+        rows = [np.asarray(self.amounts[seed], np.float64) for seed in seeds if seed in self.amounts]
+        return np.array(rows).reshape(len(rows), np.size(self.sizes_D))
 
     def values(self, seeds: Sequence[int]) -> Floats:
         """The metric of those of ``seeds`` that finished, (S,)."""
@@ -90,7 +81,7 @@ class ArmMeasurements:
 
 @dataclass(frozen=True)
 class ArmVerdict:
-    """One row of a verdict, in the unit of the metric; None where a number does not apply or cannot be known."""
+    """One row of a verdict, in the unit of the metric; None if a number does not apply or cannot be known."""
 
     arm: str
     verdict: str
@@ -121,7 +112,7 @@ class ArmVerdict:
     rho: float | None
     """Correlation with the baseline over paired seeds; from three seeds on."""
     detectable: float | None
-    """The true difference shown with 80 % power at alpha / arms, given the sd of the differences; None where that is
+    """The true difference shown with 80 % power at alpha / arms, given the sd of the differences; None if that is
     unknown (one seed) or zero."""
     sentence: str
     """The row in words."""
@@ -139,16 +130,16 @@ class Verdict:
     alpha: float
     """Family-wise error rate."""
     margin: float | None
-    """Equivalence margin, where one was declared."""
+    """Equivalence margin, if one was declared."""
     exploratory: str | None
-    """Why the ablation is no confirmation, where it is none."""
+    """Why the ablation is exploratory, if it is."""
     unit: str = BITS_PER_BYTE.unit
     """Unit of the metric, of every number here."""
     declared: tuple[str, ...] = ()
     """What was declared before launch, and what was changed since, in sentences."""
 
     def table(self) -> pl.DataFrame:
-        """One row an arm; the columns are the fields of :class:`ArmVerdict`."""
+        """One row per arm; the columns are the fields of :class:`ArmVerdict`."""
         kinds = {"str": pl.String, "int": pl.Int64, "float | None": pl.Float64}
         schema = {item.name: kinds[str(item.type)] for item in fields(ArmVerdict)}
         return pl.DataFrame([asdict(row) for row in self.rows], schema=schema, orient="row")
@@ -165,7 +156,7 @@ class Verdict:
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
-        """The verdict whose :meth:`plain` is ``data``; numbers that an earlier version did not work out are None."""
+        """The verdict whose :meth:`plain` is ``data``; numbers that an earlier version did not compute are None."""
         floor = data["noise_floor"]
         unknown = {item.name: None for item in fields(ArmVerdict) if item.type == "float | None"}
         rows = tuple(ArmVerdict(**{**unknown, **row}) for row in data["rows"])
@@ -175,28 +166,7 @@ class Verdict:
         )
 
     def __str__(self) -> str:
-        level = _percent(1 - self.alpha)
-        unit = self.unit.replace(" per ", "/")
-        lines = [["arm", "verdict", unit, "difference", f"{level} interval", "p (Holm)", "seeds"]]
-        for row in self.rows:
-            places = _places(row.value_sd) if row.difference is None else _places(_half(row), row.difference)
-            lines.append(
-                [
-                    row.arm,
-                    row.verdict,
-                    "" if row.value is None else f"{row.value:.{places}f}",
-                    "" if row.difference is None else f"{row.difference:+z.{places}f}",
-                    "" if row.low is None or row.high is None else _span(row.low, row.high, places),
-                    "" if row.p_holm is None else _p(row.p_holm),
-                    f"{row.seeds} of {row.seeds + row.failed}",
-                ]
-            )
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        rule = "  ".join("-" * width for width in widths)
-        floor, *sentences = (row.sentence for row in self.rows)  # the noise floor is read before any difference
-        head = [*self.declared, ""] if self.declared else []
-        return "\n".join([*head, floor, "", table[0], rule, *table[1:], *([""] if sentences else []), *sentences])
+        return wording.table(self.rows, alpha=self.alpha, unit=self.unit, declared=self.declared)
 
 
 def judge(
@@ -218,12 +188,12 @@ def judge(
        in the family with p = 1; its value is the mean of the runs that survived.
     2. Otherwise a paired t-test over seeds, adjusted by Holm over all arms, decides: ``better`` or ``worse`` where the
        adjusted p < alpha.
-    3. Otherwise, where a margin was declared, ``equivalent`` if the 1 − 2 alpha interval lies inside it.
+    3. Otherwise, if a margin was declared, ``equivalent`` if the 1 − 2 alpha interval lies inside it.
     4. Otherwise ``undecided``, with the difference that would have been shown with 80 % power at alpha / arms (ours:
        Holm's strictest threshold, which suffices whatever the other arms do) and the seeds needed to show the
        observed difference.
 
-    The crossed bootstrap over seeds and documents decides nothing; where it disagrees with the t-interval about
+    The crossed bootstrap over seeds and documents decides nothing; if it disagrees with the t-interval about
     excluding zero, the sentence says so.
 
     Args:
@@ -231,10 +201,10 @@ def judge(
         arms: the other arms, all of those declared.
         alpha: family-wise error rate.
         margin: the largest difference that would not matter; None claims no equivalence.
-        exploratory: the reason, where the ablation deviated from what was declared.
+        exploratory: the reason, if the ablation deviated from what was declared.
         seeds: the declared report seeds. Runs of other seeds are ignored: a failed seed has no substitute.
         replicates: of the bootstrap.
-        unit: of the metric, for the sentences.
+        unit: of the metric, used in the sentences.
         effect: the smallest difference of interest; sentences say how a difference compares with it.
         declared: what was declared before launch, to be quoted.
 
@@ -252,14 +222,16 @@ def judge(
     judged: dict[str, _Comparison] = {}
     for arm in arms:
         if not (baseline.unfinished(seeds) or arm.unfinished(seeds)):
-            judged[arm.arm] = _Comparison(baseline, arm, seeds, len(arms), alpha, margin, replicates, unit, effect)
+            judged[arm.arm] = _Comparison(baseline, arm, seeds, len(arms), alpha, margin, replicates)
     p_values = [judged[arm.arm].interval.p if arm.arm in judged else 1.0 for arm in arms]
     rows = [_baseline_row(baseline, seeds, exploratory, unit)]
     for arm, p, p_holm in zip(arms, p_values, holm(p_values).tolist(), strict=True):
-        comparison = judged.get(arm.arm)
-        word = comparison.word(p_holm) if comparison else "failed"
-        text = comparison.sentence(word, p_holm) if comparison else _failure(arm, baseline, seeds)
-        numbers = comparison.numbers() if comparison else {}
+        if comparison := judged.get(arm.arm):
+            finding = comparison.finding(p_holm, unit, effect)
+            word, text, numbers = finding.word, wording.sentence(finding), comparison.numbers()
+        else:
+            word, numbers = "failed", {}
+            text = _failure(arm, baseline, seeds)
         rows.append(_row(arm, seeds, word, text, exploratory, p=p, p_holm=p_holm, **numbers))
     value_S = baseline.values(seeds)
     floor = noise_floor(value_S) if len(value_S) > 1 else None
@@ -291,7 +263,7 @@ def _check(
 
 
 class _Comparison:
-    """An arm against its baseline, both with all report seeds finished, and how to put it in words."""
+    """An arm against its baseline, both with all report seeds finished."""
 
     def __init__(
         self,
@@ -302,16 +274,13 @@ class _Comparison:
         alpha: float,
         margin: float | None,
         replicates: int,
-        unit: str,
-        effect: float | None,
     ):
         differences_S = arm.values(seeds) - baseline.values(seeds)
         differences_S[np.abs(differences_S) < ROUNDING] = 0
         amounts = arm.finished(seeds), baseline.finished(seeds)
         self.arm, self.baseline, self.family, self.alpha, self.margin = arm.arm, baseline.arm, family, alpha, margin
-        self.unit, self.effect = unit, effect
         self.rho = paired_correlation(arm.values(seeds), baseline.values(seeds))
-        self.together = paired_interval(differences_S, alpha / family)
+        self.simultaneous = paired_interval(differences_S, alpha / family)
         self.interval = paired_interval(differences_S, alpha)
         self.narrow = paired_interval(differences_S, 2 * alpha)
         self.inside = margin is not None and equivalent(differences_S, margin, alpha)
@@ -326,6 +295,7 @@ class _Comparison:
         return self.interval.sd * detectable_difference(self.interval.n, self.alpha / self.family, POWER)
 
     def numbers(self) -> dict[str, float | None]:
+        """What the arm's row shows of it."""
         several = self.interval.n > 1
         return {
             "difference": self.interval.mean,
@@ -333,97 +303,34 @@ class _Comparison:
             "high": self.interval.high if several else None,
             "bootstrap_low": self.bootstrap.low if several else None,
             "bootstrap_high": self.bootstrap.high if several else None,
-            "simultaneous_low": self.together.low if several else None,
-            "simultaneous_high": self.together.high if several else None,
+            "simultaneous_low": self.simultaneous.low if several else None,
+            "simultaneous_high": self.simultaneous.high if several else None,
             "rho": None if math.isnan(self.rho) else self.rho,
             "detectable": self.detectable,
         }
 
-    def word(self, p_holm: float) -> str:
+    def finding(self, p_holm: float, unit: str, effect: float | None) -> wording.Finding:
+        """What the arm's sentence is made from."""
+        word = "equivalent" if self.inside else "undecided"
         if p_holm < self.alpha:
-            return "better" if self.interval.mean < 0 else "worse"
-        return "equivalent" if self.inside else "undecided"
-
-    def sentence(self, word: str, p_holm: float) -> str:
-        interval, bootstrap, narrow, n = self.interval, self.bootstrap, self.narrow, self.interval.n
-        places = _places((interval.high - interval.low) / 2, interval.mean)
-        sign = -1 if word == "better" else 1  # "better by 0.010 (0.008 to 0.012)", not by -0.010
-
-        def span(x: Interval | Bootstrap) -> str:
-            low, high = sorted((sign * x.low, sign * x.high))
-            return _span(low, high, places)
-
-        level, narrow_level = _percent(1 - self.alpha), _percent(1 - 2 * self.alpha)
-        margin = f"the margin of ±{self.margin:g}" if self.margin is not None else ""
-        p = f"Holm-adjusted p {'' if p_holm < 0.001 else '= '}{_p(p_holm)}, {n} paired seeds"
-        evidence = f"{level} interval {span(interval)}, {p}" if n > 1 else "1 paired seed"
-        difference = f"{interval.mean:+z.{places}f} {self.unit}"
-        clauses = []
-        if word == "undecided":
-            clauses += [
-                f"{self.arm} against {self.baseline} is undecided, no difference shown: {difference} ({evidence})"
-            ]
-        elif word == "equivalent":
-            clauses += [
-                f"{self.arm} is equivalent to {self.baseline}: the {narrow_level} interval of the difference, "
-                f"{span(narrow)} {self.unit}, lies inside {margin} ({difference}, {p})"
-            ]
-        else:
-            size = f"{abs(interval.mean):.{places}f} {self.unit}"
-            clauses += [f"{self.arm} is {word} than {self.baseline} by {size} ({evidence})"]
-            clauses += [f"its {narrow_level} interval lies inside {margin}"] * self.inside
-
-        clauses += self._interest(word, places)
-        shown, confirmed = (x.low > ROUNDING or x.high < -ROUNDING for x in (interval, bootstrap))
-        if shown and word in ("undecided", "equivalent"):
-            arms = f"{self.family} arms"
-            clauses += [f"its interval alone excludes zero, but p does not survive Holm's correction over {arms}"]
-        if shown != confirmed:
-            says = "alone excludes zero" if confirmed else "does not confirm it"
-            clauses += [f"the document bootstrap {says} ({level} interval {span(bootstrap)})"]
-        if word == "undecided" and self.margin is not None and n > 1:
-            clauses += [f"its {narrow_level} interval {span(narrow)} is not inside {margin}"]
-        if self.constant:
-            clauses += [
-                f"the difference is the same in all {n} seeds: check that change and seed reach the model, and that what is "
-                "measured is not solved, or missed, by every run alike"
-            ]
-        elif word == "undecided":
-            clauses += [self._outlook(places)]
-        return "; ".join(clauses) + "."
-
-    def _interest(self, word: str, places: int) -> list[str]:
-        """How the difference compares with the smallest one of interest."""
-        if self.effect is None or self.interval.n < 2:
-            return []
-        least = f"the smallest difference of interest, {self.effect:g}"
-        nearest = min(abs(self.interval.low), abs(self.interval.high))
-        if word in ("better", "worse"):
-            if abs(self.interval.mean) < self.effect:
-                return [f"that is less than {least}"]
-            whole = nearest >= self.effect
-            return [
-                f"the whole interval is at least {least}"
-                if whole
-                else f"that is more than {least}, but the interval also holds less"
-            ]
-        if word == "undecided" and self.detectable is not None and self.detectable > self.effect:
-            needed = seeds_needed(self.effect / self.interval.sd, self.alpha / self.family, POWER)
-            return [
-                f"showing {least}, would take {'more than ' if needed > MANY_SEEDS else ''}{min(needed, MANY_SEEDS):,} seeds"
-            ]
-        return []
-
-    def _outlook(self, places: int) -> str:
-        """What an undecided ablation could have shown, and what it would take."""
-        if self.detectable is None:
-            return "one seed can show no difference"
-        able = f"this ablation could have shown {self.detectable:.{places}f} {self.unit} ({_percent(POWER)} power)"
-        if not self.interval.mean:
-            return able
-        needed = seeds_needed(self.interval.mean / self.interval.sd, self.alpha / self.family, POWER)
-        count = f"more than {MANY_SEEDS:,}" if needed > MANY_SEEDS else f"{needed:,}"
-        return f"{able}, and showing the observed difference, if true, would take {count} seeds"
+            word = "better" if self.interval.mean < 0 else "worse"
+        return wording.Finding(
+            arm=self.arm,
+            baseline=self.baseline,
+            word=word,
+            unit=unit,
+            alpha=self.alpha,
+            family=self.family,
+            p_holm=p_holm,
+            interval=self.interval,
+            narrow=self.narrow,
+            bootstrap=self.bootstrap,
+            margin=self.margin,
+            inside=self.inside,
+            effect=effect,
+            detectable=self.detectable,
+            constant=self.constant,
+        )
 
 
 def _row(
@@ -465,56 +372,12 @@ def _row(
 
 def _baseline_row(baseline: ArmMeasurements, seeds: Sequence[int], exploratory: str | None, unit: str) -> ArmVerdict:
     if baseline.unfinished(seeds):
-        sentence = f"{baseline.arm}, the baseline, failed: {_survival(baseline, seeds)}, so no arm can be judged."
-        return _row(baseline, seeds, "failed", sentence, exploratory)
-    value_S = baseline.values(seeds)
-    if len(value_S) == 1:
-        sentence = f"{baseline.arm}, the baseline, has {value_S[0]:.4f} {unit}; one seed gives no noise floor."
-        return _row(baseline, seeds, "baseline", sentence, exploratory)
-    floor = noise_floor(value_S)
-    places = _places(floor.sd)
-    sentence = (
-        f"{baseline.arm}, the baseline, has {value_S.mean():.{places}f} {unit} over {len(value_S)} seeds; the noise "
-        f"floor, its sd over seeds, is {floor.sd:.{places}f} (95 % interval {_span(floor.low, floor.high, places)})."
-    )
-    return _row(baseline, seeds, "baseline", sentence, exploratory)
+        return _row(baseline, seeds, "failed", _failure(baseline, baseline, seeds), exploratory)
+    text = wording.baseline_sentence(baseline.arm, baseline.values(seeds), unit)
+    return _row(baseline, seeds, "baseline", text, exploratory)
 
 
 def _failure(arm: ArmMeasurements, baseline: ArmMeasurements, seeds: Sequence[int]) -> str:
-    if not arm.unfinished(seeds):
-        return f"{arm.arm} cannot be judged: the baseline {baseline.arm} failed, {_survival(baseline, seeds)}."
-    also = f"; the baseline {baseline.arm} failed as well" if baseline.unfinished(seeds) else ""
-    return f"{arm.arm} failed: {_survival(arm, seeds)}{also}."
-
-
-def _survival(arm: ArmMeasurements, seeds: Sequence[int]) -> str:
-    failures = arm.unfinished(seeds)
-    alike: dict[str, list[str]] = {}
-    for seed, status in failures.items():
-        alike.setdefault(status, []).append(str(seed))
-    told = "; ".join(f"seed{'s' * (len(those) > 1)} {', '.join(those)}: {status}" for status, those in alike.items())
-    return f"{len(seeds) - len(failures)} of {len(seeds)} seeds finished ({told})"
-
-
-def _half(row: ArmVerdict) -> float | None:
-    return None if row.low is None or row.high is None else (row.high - row.low) / 2
-
-
-def _places(*scales: float | None) -> int:
-    """Decimals that show two significant digits of the first scale that is positive and finite, else four decimals."""
-    for scale in scales:
-        if scale is not None and 0 < abs(scale) < math.inf:
-            return min(max(1 - math.floor(math.log10(abs(scale))), 0), 9)
-    return 4
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3g}"
-
-
-def _span(low: float, high: float, places: int) -> str:
-    return f"{low:z.{places}f} to {high:z.{places}f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:g} %"
+    return wording.failure_sentence(
+        arm.arm, arm.unfinished(seeds), baseline.arm, baseline.unfinished(seeds), len(seeds)
+    )

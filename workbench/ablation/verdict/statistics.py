@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 __all__ = [
+    "POWER",
+    "ROUNDING",
     "Bootstrap",
     "Interval",
     "NoiseFloor",
@@ -38,6 +40,12 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+
+POWER = 0.8
+"""Power at which detectable differences and needed seeds are stated."""
+
+ROUNDING = 1e-12
+"""Differences below this are rounding of the sums over documents, and count as zero."""
 
 WIDENED_BELOW = 20
 """Percentile intervals over fewer seeds than this are too short and are widened."""
@@ -107,7 +115,7 @@ def ratio_of_sums(amounts_SD: ArrayLike, sizes_D: ArrayLike) -> Floats:
     amounts_SD, sizes_D = _finite(amounts_SD, "amounts_SD", 2), _finite(sizes_D, "sizes_D")
     if amounts_SD.shape[1] != sizes_D.size or not (sizes_D > 0).all():
         got = f"shape {sizes_D.shape}, smallest {sizes_D.min():g}"
-        raise ValueError(f"sizes_D: got {got}; expected ({amounts_SD.shape[1]},), one positive size a document.")
+        raise ValueError(f"sizes_D: got {got}; expected ({amounts_SD.shape[1]},), one positive size per document.")
     return amounts_SD.sum(1) / sizes_D.sum()
 
 
@@ -120,10 +128,10 @@ def paired_interval(differences_S: ArrayLike, alpha: float = 0.05) -> Interval:
     - sd = 0, n ≥ 2: the limit of the formulas, an interval of width zero, with p = 0 where the mean is not zero
       (t → ∞) and p = 1 where it is (no evidence of anything). The limit keeps the function continuous in its input:
       differences equal up to rounding give practically the same answer. Equal differences usually mean that the seed
-      never reached the runs; that is for the caller to say, and the verdict does.
+      never reached the runs; the caller must report that, and the verdict does.
 
     Args:
-        differences_S: (S,), arm − baseline, one a seed pair, any unit.
+        differences_S: (S,), arm − baseline, one per seed pair, any unit.
         alpha: error rate; the level of the interval is 1 − alpha.
 
     >>> paired_interval([0.011, 0.014, 0.009, 0.012, 0.014]).p < 0.05
@@ -152,7 +160,7 @@ def crossed_bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Bootstrap:
-    """Interval of the mean over seeds of the metric's (arm − baseline), seeds and documents both drawn anew.
+    """Interval of the mean over seeds of the metric's (arm − baseline), seeds and documents both resampled.
 
     All seeds see the same documents, so the two factors are crossed (Owen 2007, "The pigeonhole bootstrap"): each
     replicate draws S seeds and D documents with replacement, once, and recomputes with their multiplicities w and v
@@ -180,7 +188,7 @@ def crossed_bootstrap(
     _between(level, "level")
     estimate = float(ratio_of_sums(arm_SD - baseline_SD, sizes_D).mean())
     seeds, documents = arm_SD.shape
-    # One matrix product a block gives the resampled sums of every seed's differences and of the sizes.
+    # One matrix product per block gives the resampled sums of every seed's differences and of the sizes.
     columns_DC = np.vstack([arm_SD - baseline_SD, np.asarray(sizes_D, np.float64)]).T
     generator = np.random.default_rng(seed)
     weights_RS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates) / seeds
@@ -231,11 +239,11 @@ def holm(p_values: ArrayLike) -> Floats:
 def equivalent(differences_S: ArrayLike, margin: float, alpha: float = 0.05) -> bool:
     """Whether the mean difference is shown to lie within ± ``margin``: two one-sided t-tests at ``alpha``.
 
-    The same as asking that the (1 − 2 alpha) interval lie strictly inside the margin (Schuirmann 1987). One seed
+    Equivalent to the (1 − 2 alpha) interval lying strictly inside the margin (Schuirmann 1987). One seed
     shows nothing.
 
     Args:
-        differences_S: (S,), arm − baseline, one a seed pair.
+        differences_S: (S,), arm − baseline, one per seed pair.
         margin: positive, in the unit of the differences.
     """
     _between(margin, "margin", high=math.inf)
@@ -344,9 +352,8 @@ def seeds_for_equivalence(margin_in_sd: float, alpha: float = 0.05, power: float
     """
     _check_rates(alpha, power)
     _between(margin_in_sd, "margin_in_sd", high=math.inf)
-    rough = (
-        (special.ndtri(1 - alpha) + special.ndtri((1 + power) / 2)) / margin_in_sd
-    ) ** 2  # both sides share the error
+    # both sides share the error
+    rough = ((special.ndtri(1 - alpha) + special.ndtri((1 + power) / 2)) / margin_in_sd) ** 2
     if rough > 1e5:
         return math.ceil(rough)
     n = max(2, math.floor(0.9 * rough))
@@ -378,14 +385,14 @@ def expected_best_of(values: ArrayLike, k: int, minimise: bool = True) -> float:
     is infinite until k is large enough that one of the k must have finished.
 
     Args:
-        values: (n,), one a trial.
+        values: (n,), one per trial.
 
     >>> expected_best_of([3.0, 1.0, 2.0], 2)
     1.3333333333333333
     """
     y_n = np.asarray(values, dtype=np.float64) * (1 if minimise else -1)
     if y_n.ndim != 1 or np.isnan(y_n).any() or (y_n == -math.inf).any():
-        raise ValueError("values: expected one number a trial, at worst infinitely bad (a failed trial), never NaN.")
+        raise ValueError("values: expected one number per trial, at worst infinitely bad (a failed trial), never NaN.")
     n = y_n.size
     if not 1 <= k <= n:
         raise ValueError(f"k: got {k}; expected 1 to {n}, the number of trials.")
@@ -402,7 +409,7 @@ def paired_correlation(arm_S: ArrayLike, baseline_S: ArrayLike) -> float:
     NaN below three seeds (two points always lie on a line) or where one side does not vary.
 
     Args:
-        arm_S: (S,), one value a seed.
+        arm_S: (S,), one value per seed.
         baseline_S: (S,), the same seeds in the same order.
     """
     arm_S, baseline_S = _finite(arm_S, "arm_S"), _finite(baseline_S, "baseline_S")

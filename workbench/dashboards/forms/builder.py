@@ -218,14 +218,14 @@ class ArmBuilder(widgets.VBox):
 
     def _check(self) -> None:
         """Check the whole description, and count the parameters of every arm."""
+        from workbench.ablation.arms import resolve
         from workbench.ablation.spec.ablation import AblationConfig
 
         costs: dict[str, int] = {}
         try:
-            config = AblationConfig.parse(self.data)
-            for arm in config.order:
-                run = config.run(arm, seed=config.tuning.seed)
-                costs[arm] = account(run.model, run.training.context).parameters
+            for name, arm in resolve(AblationConfig.parse(self.data)).items():
+                run = arm.run()
+                costs[name] = account(run.model, run.training.context).parameters
             self.problems = []
         except ConfigError as error:
             self.problems = [str(problem) for problem in error.problems]

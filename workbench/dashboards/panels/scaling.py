@@ -27,7 +27,7 @@ from workbench.dashboards.tables.quality import confirmed_values, frontier_table
 from workbench.dashboards.templates import note, render
 
 if TYPE_CHECKING:
-    from workbench.ablation.analysis.compare import ScalingLaw
+    from workbench.ablation.analysis.scaling import ScalingLaw
 
 Size = Literal["non_embedding", "training_flops"]
 MIN_SIZES = 3
@@ -111,7 +111,7 @@ class Scaling(FigurePanel):
         x = {"non_embedding": "parameters", "training_flops": "FLOPs"}[self.settings.size]
         html = render(
             "laws.html",
-            laws={arm: law.told(x, run.metric.unit) for arm, law in laws.items()},
+            laws={arm: law.describe(x, run.metric.unit) for arm, law in laws.items()},
             styles=style.arm_styles(run),
             extrapolation=f"{EXTRAPOLATION:g}",
         )
@@ -167,7 +167,7 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
 
 def scaling_laws(table: pl.DataFrame, size: str = "non_embedding") -> dict[str, ScalingLaw]:
     """The law of each arm of a :func:`scaling_table` with confirmation runs, and losses above zero, at :data:`MIN_SIZES`
-    sizes or more: :func:`workbench.ablation.analysis.compare.fit_scaling_law`."""
+    sizes or more: :func:`workbench.ablation.analysis.scaling.fit_scaling_law`."""
     values_of: dict[str, dict[float, list[float]]] = {}
     for arm, x, values in table.select("arm", size, "values").iter_rows():
         finite = [value for value in values if 0 < value < math.inf]
@@ -183,6 +183,6 @@ def scaling_laws(table: pl.DataFrame, size: str = "non_embedding") -> dict[str, 
 @lru_cache(maxsize=256)
 def _fit(sizes: tuple[tuple[float, tuple[float, ...]], ...]) -> ScalingLaw:
     """Cached: a live view asks repeatedly, and a fit takes hundreds of bootstrap replicates."""
-    from workbench.ablation.analysis.compare import fit_scaling_law
+    from workbench.ablation.analysis.scaling import fit_scaling_law
 
     return fit_scaling_law(dict(sizes))

@@ -1,18 +1,24 @@
-"""Calibration of the verdict itself: how often it claims a difference where there is none, and finds one that is there.
+"""Calibration of the verdict: how often it claims a difference where there is none, and how often it finds a planted one.
 
-Two sources. *Synthetic tables*: ablations whose tables are drawn from a model of seeds, documents and tuning trials that is
-written down here; nothing is trained. *Resampled runs*: a pool of real training runs of one setting (and of one with a
-planted fault) on many seeds, from which ablations are put together. Both go through what a real ablation goes through
-after training: choice on selection values, pairing by seed, ratio of sums, t-test, Holm, equivalence, bootstrap
-(:func:`workbench.ablation.verdict.judge`). Tables are this project's own definitions.
+    python benchmarks/verdict_calibration.py                    # synthetic tables, and the stored pool of real runs
+    python benchmarks/verdict_calibration.py --train 48         # train the pool again, on 48 seeds (two runs each)
+
+*Synthetic tables* are ablations whose tables are drawn from a model of seeds, documents and tuning trials; nothing is trained.
+*Resampled runs* are ablations assembled from a pool of real training runs of one setting (and of one with a planted fault) on
+many seeds. Both go through the steps of a real ablation after training: choice on selection values, pairing by seed, ratio of
+sums, t-test, Holm, equivalence, bootstrap (workbench.ablation.verdict.judge). The scenarios are our own definitions. Results go to
+results/calibration.
 
 Legend: S seeds, D documents.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -27,11 +33,12 @@ from scipy import stats
 
 from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
 from workbench.ablation.verdict.statistics import Floats, power_of
+from workbench.environment import environment
+from workbench.status import Status
 
-__all__ = ["SCENARIOS", "Rate", "Scenario", "calibrate_pool", "calibrate_tables", "train_pool"]
-
+OUTPUT = Path(__file__).parents[1] / "results" / "calibration"
 REPLICATES = 400
-"""Bootstrap draws an arm: it decides nothing, and its quantiles need no more here."""
+"""Bootstrap draws per arm: it decides nothing, and its quantiles need no more here."""
 FAULT = 1.3
 """The planted fault of the real pool: learning rate off by this factor."""
 
@@ -74,9 +81,9 @@ class Scenario:
     """Degrees of freedom of a t-distribution for the noise over seeds; None is normal."""
     documents: int = 24
     document_sd: float = 0.5
-    """Spread over documents of an arm's own part (interaction of arm and document)."""
+    """Standard deviation over documents of the interaction of arm and document."""
     trials: int = 0
-    """Tuning trials an arm; 0 takes the best setting."""
+    """Tuning trials per arm; 0 uses the best setting."""
     spacing: float = 0.0
     """How much worse each setting is than the one before it."""
     selection_noise: float = 1.0
@@ -84,7 +91,7 @@ class Scenario:
     margin: float | None = None
     """Equivalence margin, in units of the sd of paired differences."""
     expected: Mapping[str, float] = field(default_factory=dict)
-    """What is held against: ``claims`` at most, ``found``, ``equivalent`` (planned power)."""
+    """Expected rates: ``claims`` at most, ``found``, ``equivalent`` (planned power)."""
 
     @property
     def sd_difference(self) -> float:
@@ -123,7 +130,7 @@ def draw(scenario: Scenario, rng: Generator) -> Verdict:
         return rng.standard_t(scenario.tails, shape) / math.sqrt(scenario.tails / (scenario.tails - 2))
 
     shared_S = noise(S)
-    document_D = 20.0 * rng.normal(size=D)  # documents are far more unlike than seeds; it cancels in differences
+    document_D = 20.0 * rng.normal(size=D)  # documents differ far more than seeds; cancels in differences
     measured = []
     for arm in range(arms):
         setting = 0
@@ -134,11 +141,10 @@ def draw(scenario: Scenario, rng: Generator) -> Verdict:
             setting = int(values.argmin())
         level = 100.0 + setting * scenario.spacing + (scenario.effect * scenario.sd_difference if arm == 1 else 0.0)
         seed_S = math.sqrt(scenario.rho) * shared_S + math.sqrt(1 - scenario.rho) * noise(S)
-        own_SD = document_D + scenario.document_sd * rng.normal(size=(S, D))
-        own_SD -= ((own_SD - document_D) * sizes_D).sum(
-            1, keepdims=True
-        ) / sizes_D.sum()  # the seed's mean stays its own
-        amounts_SD = sizes_D * (level + seed_S[:, None] + own_SD)
+        interaction_SD = document_D + scenario.document_sd * rng.normal(size=(S, D))
+        # centred, so that the mean over documents is the seed's
+        interaction_SD -= ((interaction_SD - document_D) * sizes_D).sum(1, keepdims=True) / sizes_D.sum()
+        amounts_SD = sizes_D * (level + seed_S[:, None] + interaction_SD)
         measured.append(ArmMeasurements(f"arm{arm}", dict(enumerate(amounts_SD)), sizes_D))
     margin = None if scenario.margin is None else scenario.margin * scenario.sd_difference
     return judge(measured[0], measured[1:], seeds=range(S), margin=margin, replicates=REPLICATES)
@@ -146,7 +152,7 @@ def draw(scenario: Scenario, rng: Generator) -> Verdict:
 
 def _count(make: Callable[[], Verdict], ablations: int) -> dict[str, Rate]:
     """Ablations in which any arm is called different, the first arm is, or the first is called equivalent; and bootstrap
-    intervals of first arms that leave zero out."""
+    intervals of first arms that exclude zero."""
     counts = dict.fromkeys(("claims", "found", "equivalent", "bootstrap"), 0)
     for _ in range(ablations):
         rows = make().rows[1:]
@@ -160,12 +166,12 @@ def _count(make: Callable[[], Verdict], ablations: int) -> dict[str, Rate]:
 
 
 def _report(scenario: dict[str, Any], rates: Mapping[str, Rate], expected: Mapping[str, float]) -> dict[str, Any]:
-    held = {name: rate.plain() for name, rate in rates.items()}
+    plain = {name: rate.plain() for name, rate in rates.items()}
     for name, rate in expected.items():
-        held[name] |= {"expected": rate, "within": rates[name].within(rate)}
+        plain[name] |= {"expected": rate, "within": rates[name].within(rate)}
         if name == "claims":  # an error rate may be smaller
-            held[name]["within"] |= rates[name].count < rate * rates[name].of
-    return {**scenario, "rates": held}
+            plain[name]["within"] |= rates[name].count < rate * rates[name].of
+    return {**scenario, "rates": plain}
 
 
 def calibrate_tables(
@@ -174,15 +180,15 @@ def calibrate_tables(
     scenarios: tuple[Scenario, ...] = SCENARIOS,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Every scenario so many times: its settings and rates with intervals, and what they are held against."""
-    found = []
+    """Every scenario ``ablations`` times: its settings, rates with intervals, and expected rates."""
+    reports = []
     for number, scenario in enumerate(scenarios):
         progress(scenario.name)
         rng = np.random.default_rng([seed, number])
         rates = _count(lambda scenario=scenario, rng=rng: draw(scenario, rng), ablations)  # type: ignore[misc]
         plain = {k: v for k, v in asdict(scenario).items() if k != "expected"}
-        found.append(_report(plain, rates, scenario.expected))
-    return found
+        reports.append(_report(plain, rates, scenario.expected))
+    return reports
 
 
 def pool_run(learning_rate: float, seed: int) -> dict[str, Any]:
@@ -210,7 +216,7 @@ def pool_run(learning_rate: float, seed: int) -> dict[str, Any]:
 def train_pool(
     seeds: int, progress: Callable[[str], None] = lambda line: None, learning_rate: float = 5e-3
 ) -> pl.DataFrame:
-    """Train the real pool in this process: ``seeds`` seeds as they should be, and as many with the learning rate divided by
+    """Train the real pool in this process: ``seeds`` seeds of the right setting, and as many with the learning rate divided by
     :data:`FAULT`.
 
     Columns: setting ("right", "fault"), seed, document, bits, bytes.
@@ -219,18 +225,18 @@ def train_pool(
     from workbench.training.trial import new_run, train
 
     frames = []
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as scratch:
         for setting, rate in (("right", learning_rate), ("fault", learning_rate / FAULT)):
             for seed in range(seeds):
                 progress(f"pool: {setting}, seed {seed}")
                 config = RunConfig.parse(pool_run(rate, seed))
-                folder = new_run(Path(place) / "run", Path(place) / "cache", config)
-                result = train(folder.path, Path(place) / "cache")
-                if result["status"] != "done":
+                folder = new_run(Path(scratch) / "run", Path(scratch) / "cache", config)
+                result = train(folder.path, Path(scratch) / "cache")
+                if result["status"] != Status.DONE:
                     raise RuntimeError(f"pool: {setting}, seed {seed} ended as {result['status']}: {result['reason']}")
-                held = pl.read_parquet(folder.path / "report.parquet")
+                report = pl.read_parquet(folder.path / "report.parquet")
                 frames.append(
-                    held.select(
+                    report.select(
                         pl.lit(setting).alias("setting"),
                         pl.lit(seed).alias("seed"),
                         "document",
@@ -245,11 +251,11 @@ def train_pool(
 def calibrate_pool(
     pool: pl.DataFrame, ablations: int = 400, seeds: int = 5, arms: int = 2, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Ablations put together from a pool of real runs.
+    """Ablations assembled from a pool of real runs.
 
-    A/A: baseline and arms take disjoint seeds of the right setting, drawn without replacement, so pairs share nothing (rho 0).
-    Planted: the arm has the fault, on the baseline's own seeds. Ablations share runs with one another, so the intervals of
-    the rates are conditional on this pool.
+    A/A: baseline and arms use disjoint seeds of the right setting, drawn without replacement, so pairs share nothing (rho 0).
+    Planted: the arm has the fault, on the same seeds as the baseline. Ablations share runs, so the intervals of the
+    rates are conditional on this pool.
     """
     rng = np.random.default_rng(seed)
     table = {
@@ -289,7 +295,7 @@ def calibrate_pool(
         "sd_over_seeds": float((right_SD.sum(1) / per_byte).std(ddof=1)),
         "unit": "bits per byte",
     }
-    found = [
+    reports = [
         _report({"name": "A/A, resampled real runs", "arms": arms, **common}, _count(same, ablations), {"claims": 0.05})
     ]
     about = {
@@ -299,22 +305,18 @@ def calibrate_pool(
         "difference": float(differences_S.mean()),
         "effect_in_sd_of_differences": effect,
     }
-    found.append(
+    reports.append(
         _report(about, _count(planted, ablations), {"found": power_of(seeds, effect, 0.05)} if effect > 0 else {})
     )
-    return found
+    return reports
 
 
 def write(output: Path, ablations: int, pool: pl.DataFrame | None, progress: Callable[[str], None]) -> dict[str, Any]:
     """Run both and write ``calibration.json`` (and ``pool.parquet``) in ``output``."""
-    import json
-
-    from workbench.environment import environment
-
-    begun = time.perf_counter()
+    started = time.perf_counter()
     tables = calibrate_tables(ablations, progress=progress)
     resampled = [] if pool is None else calibrate_pool(pool, max(200, ablations * 2 // 5))
-    found = {
+    report = {
         "synthetic_tables": tables,
         "resampled_runs": resampled,
         "alpha": 0.05,
@@ -322,11 +324,46 @@ def write(output: Path, ablations: int, pool: pl.DataFrame | None, progress: Cal
         "environment": {
             **environment(),
             "date": time.strftime("%Y-%m-%d"),
-            "seconds": round(time.perf_counter() - begun, 1),
+            "seconds": round(time.perf_counter() - started, 1),
         },
     }
     output.mkdir(parents=True, exist_ok=True)
     if pool is not None:
         pool.write_parquet(output / "pool.parquet")
-    (output / "calibration.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return found
+    (output / "calibration.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the result")
+    parser.add_argument("--ablations", type=int, default=1000, help="synthetic ablations per scenario, at least 20")
+    parser.add_argument("--train", type=int, default=0, help="train the pool of real runs again, on this many seeds")
+    options = parser.parse_args()
+    if options.ablations < 20:
+        parser.error("--ablations: at least 20")
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    path = options.output / "pool.parquet"
+    stored = pl.read_parquet(path) if path.exists() else None
+    pool = train_pool(options.train, progress) if options.train else stored
+    report = write(options.output, options.ablations, pool, progress)
+    for row in report["synthetic_tables"] + report["resampled_runs"]:
+        rates = ", ".join(f"{name} {_rate(row['rates'][name])}" for name in ("claims", "found", "equivalent"))
+        print(f"{row['name']} ({row['rates']['claims']['of']} ablations): {rates}")
+    if pool is None:
+        print("There is no pool of real runs; --train 48 creates one.")
+    print(options.output / "calibration.json")
+
+
+def _rate(rate: dict[str, Any]) -> str:
+    text = f"{rate['rate']:.3f} ({rate['low']:.3f}–{rate['high']:.3f})"
+    return (
+        text if "expected" not in rate else f"{text}, expected {rate['expected']:.3f}{'' if rate['within'] else ' !'}"
+    )
+
+
+if __name__ == "__main__":
+    main()

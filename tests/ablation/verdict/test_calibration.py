@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
-from workbench import cli
-from workbench.ablation.analysis.calibration import SCENARIOS, Rate, Scenario, calibrate_pool, calibrate_tables, draw
+ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "benchmarks" / "verdict_calibration.py"
+
+_spec = importlib.util.spec_from_file_location("verdict_calibration", SCRIPT)
+assert _spec is not None and _spec.loader is not None
+calibration = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = calibration
+_spec.loader.exec_module(calibration)
 
 
 def pool(seeds: int, fault: float) -> pl.DataFrame:
@@ -26,38 +34,47 @@ def pool(seeds: int, fault: float) -> pl.DataFrame:
 
 
 def test_rates_and_their_intervals() -> None:
-    rate = Rate(10, 200).plain()
+    rate = calibration.Rate(10, 200).plain()
     assert rate["rate"] == 0.05 and 0.02 < rate["low"] < 0.05 < rate["high"] < 0.1
     # 4 to 16 of 200 are compatible with 5 %
-    assert [Rate(n, 200).within(0.05) for n in (3, 4, 16, 17)] == [False, True, True, False]
+    assert [calibration.Rate(n, 200).within(0.05) for n in (3, 4, 16, 17)] == [False, True, True, False]
 
 
 def test_equal_arms_planted_effects_and_arms_tuned_apart() -> None:
     alone = tuple(
         s
-        for s in SCENARIOS
+        for s in calibration.SCENARIOS
         if s.name in ("A/A", "effect of 1.5 sd, one arm", "A/A, tuned, settings one seed's sd apart")
     )
-    same, tuned, planted = calibrate_tables(150, scenarios=alone)
+    same, tuned, planted = calibration.calibrate_tables(150, scenarios=alone)
     assert same["rates"]["claims"]["rate"] < 0.1 and planted["rates"]["found"]["within"]
     assert tuned["rates"]["claims"]["rate"] > 0.1, "equal arms with different chosen settings do differ"
 
 
 def test_the_drawn_tables_have_the_noise_they_say() -> None:
-    scenario = Scenario("x", arms=1, seeds=6, rho=0.8, effect=3.0)
+    scenario = calibration.Scenario("x", arms=1, seeds=6, rho=0.8, effect=3.0)
     rng = np.random.default_rng(0)
-    rows = [draw(scenario, rng).rows[1] for _ in range(150)]
+    rows = [calibration.draw(scenario, rng).rows[1] for _ in range(150)]
     assert np.mean([row.difference for row in rows]) == pytest.approx(3 * scenario.sd_difference, rel=0.1)
     assert np.mean([row.rho for row in rows]) == pytest.approx(0.8, abs=0.12)
 
 
-def test_ablations_from_a_pool_of_runs(tmp_path: Path) -> None:
-    same, planted = calibrate_pool(pool(24, 0.02), ablations=60)
-    assert same["rates"]["claims"]["rate"] < 0.2 and planted["rates"]["found"]["rate"] > 0.9
+def test_ablations_from_a_pool_of_runs() -> None:
+    same, planted = calibration.calibrate_pool(pool(24, 0.02), ablations=60)
+    assert same["rates"]["claims"]["rate"] < 0.2
+    assert planted["rates"]["found"]["rate"] > 0.9
+
+
+def test_a_pool_needs_disjoint_seeds_for_every_arm() -> None:
     with pytest.raises(ValueError, match="at least 15"):
-        calibrate_pool(pool(10, 0.02))
+        calibration.calibrate_pool(pool(10, 0.02))
+
+
+def test_the_benchmark_writes_every_scenario_and_the_pool(tmp_path: Path) -> None:
     pool(24, 0.02).write_parquet(tmp_path / "pool.parquet")
-    told = CliRunner().invoke(cli.app, ["calibrate", "--output", str(tmp_path), "--ablations", "20"])
-    assert told.exit_code == 0, told.output
-    held = json.loads((tmp_path / "calibration.json").read_text())
-    assert len(held["synthetic_tables"]) == len(SCENARIOS) and held["resampled_runs"][0]["rates"]["claims"]["of"] == 200
+    call = [sys.executable, str(SCRIPT), "--output", str(tmp_path), "--ablations", "20"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "calibration.json").read_text())
+    assert len(report["synthetic_tables"]) == len(calibration.SCENARIOS)
+    assert report["resampled_runs"][0]["rates"]["claims"]["of"] == 200

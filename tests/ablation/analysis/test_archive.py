@@ -1,0 +1,93 @@
+"""Archives: what they hold, and that those of earlier versions open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import workbench as wb
+from workbench.ablation.ablation import Ablation
+from workbench.ablation.analysis.archive import archive
+from workbench.ablation.run import AblationRun
+from workbench.ablation.verdict.judge import Verdict
+from workbench.config import ConfigError
+from workbench.files import read_json
+
+ARCHIVES = sorted((Path(__file__).parents[3] / "results" / "ablations").glob("*/ablation.json"))
+
+
+@pytest.fixture(scope="module")
+def archived(finished: AblationRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return archive(finished, tmp_path_factory.mktemp("archive") / "test")
+
+
+def test_every_run_is_a_row(archived: Path, finished: AblationRun) -> None:
+    values = pl.read_csv(archived / "runs.csv")["report_value"].to_list()
+    assert values == pytest.approx(finished.runs()["report_value"].to_list(), abs=1e-6)
+
+
+def test_the_measurements_give_the_values_of_the_runs(archived: Path, finished: AblationRun) -> None:
+    metric = finished.metric
+    report = pl.read_parquet(archived / "report.parquet")
+    confirmed = finished.runs().filter(pl.col("stage") == "confirmation")
+    assert len(confirmed) == 6
+    for row in confirmed.iter_rows(named=True):
+        part = report.filter((pl.col("arm") == row["arm"]) & (pl.col("seed") == row["seed"]))
+        assert metric.of(part) == pytest.approx(row["report_value"], abs=1e-6)
+
+
+def test_the_verdict_is_stored(archived: Path, finished: AblationRun) -> None:
+    assert Verdict.from_plain(read_json(archived / "verdict.json")) == finished.verdict()
+
+
+def test_the_verdict_reads_the_same_from_the_archive(archived: Path, finished: AblationRun) -> None:
+    assert str(AblationRun(archived).verdict()) == str(finished.verdict())
+
+
+def test_the_text_names_where_it_was_trained(archived: Path, finished: AblationRun) -> None:
+    text = (archived / "verdict.md").read_text(encoding="utf-8")
+    assert str(finished.verdict()) in text
+    assert "torch" in text
+    assert str(finished.folder.parent) not in text
+
+
+def test_no_weights_are_archived(archived: Path) -> None:
+    assert not list(archived.glob("**/*.safetensors"))
+
+
+def test_an_archive_is_not_archived_again(archived: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="an archive"):
+        archive(AblationRun(archived), tmp_path / "again")
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_an_unfinished_ablation_is_not_archived(ablation: Callable[..., Ablation], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not finished"):
+        archive(ablation().create(), tmp_path / "archive")
+    assert not (tmp_path / "archive").exists()
+
+
+@pytest.mark.parametrize("path", ARCHIVES, ids=lambda path: path.parent.name)
+def test_a_shipped_archive_opens_with_its_verdict(path: Path) -> None:
+    opened = wb.open(path.parent)
+    verdict = opened.verdict()
+    assert verdict is not None
+    assert [row.arm for row in verdict.rows] == opened.arms
+    assert len(opened.runs()) > len(opened.arms)
+
+
+@pytest.mark.parametrize("path", ARCHIVES, ids=lambda path: path.parent.name)
+def test_the_verdict_of_a_shipped_archive_stands(path: Path) -> None:
+    """An archive of a version without registrations is no exploratory one."""
+    opened = wb.open(path.parent)
+    verdict = opened.verdict()
+    assert verdict is not None
+    assert verdict.exploratory is None
+    assert opened.record.registration is not None or str(verdict).startswith("Not registered")
+
+
+def test_there_are_shipped_archives() -> None:
+    assert ARCHIVES

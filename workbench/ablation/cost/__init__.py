@@ -1,0 +1,1 @@
+"""What an ablation costs before anything runs."""

@@ -1,0 +1,160 @@
+"""The cost card: parameters, FLOPs, cache bytes, memory and time of every arm before anything runs, and what does not match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from workbench.ablation.arms import Arms
+from workbench.ablation.cost.memory import activation_bytes
+from workbench.ablation.matching.solver import quantity
+from workbench.accounting import account
+from workbench.config import ConfigError
+from workbench.training.checkpointer import RETAINED
+from workbench.training.config import RunConfig
+from workbench.training.optimiser import optimiser_bytes
+from workbench.training.probe import Measured
+
+__all__ = ["check_budget", "cost_table", "residual_table"]
+
+
+def cost_table(arms: Arms, measured: Mapping[str, Measured] | None = None) -> pl.DataFrame:
+    """One row per arm, the baseline first.
+
+    Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
+    flops_per_token (forward), training_flops (one trial);
+    cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
+    tokens (one trial); trials (tuning and confirmation); tokens_per_second, seconds_per_trial, seconds_total (training
+    alone, one worker; null where not measured); memory_bytes (peak of all tensors: weights, gradients, optimiser state,
+    activations); memory_measured (whether measured on this device; else estimated);
+    disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
+    budget's target); off_parameters, off_active_parameters, off_flops, off_cache, off_seconds (to the baseline, on every
+    axis); solved (what the budget's solver set, in words); mismatch (what is not matched, in words).
+    """
+    rows: list[dict[str, Any]] = []
+    baseline: dict[str, Any] = {}
+    for name, arm in arms.items():
+        run = arm.first_run()
+        training = run.training
+        cost = account(run.model, training.context, element_bytes=4 if training.precision == "fp32" else 2)
+        step = (measured or {}).get(name)
+        trials = arms.config.tuning.trials + len(arms.config.confirmation.seeds)
+        seconds = None if step is None else step.seconds * training.steps
+        peak = step.peak_bytes if step is not None else 0
+        state_bytes = optimiser_bytes(run)
+        # weights and gradients in fp32
+        memory = peak or 8 * cost.parameters + state_bytes + activation_bytes(run)
+        row: dict[str, Any] = {
+            "arm": name,
+            "parameters": cost.parameters,
+            "embedding": cost.embedding,
+            "auxiliary": cost.auxiliary,
+            "non_embedding": cost.non_embedding,
+            "active": cost.active,
+            "flops_per_token": cost.forward_flops,
+            "training_flops": cost.training_flops * training.steps * training.tokens_per_step,
+            "cache_bytes": cost.cache_bytes,
+            "unevicted_bytes": cost.unevicted_bytes,
+            "tokens": training.steps * training.tokens_per_step,
+            "trials": trials,
+            "tokens_per_second": None if step is None else training.tokens_per_step / step.seconds,
+            "seconds_per_trial": seconds,
+            "seconds_total": None if seconds is None else seconds * trials,
+            "memory_bytes": memory,
+            "memory_measured": peak > 0,
+            # weights in fp32 and optimiser state, in the retained checkpoints and the one being written
+            "disk_bytes": (4 * cost.parameters + state_bytes) * (RETAINED + 1),
+        }
+        baseline = baseline or row
+        row["residual"] = _residual(arms, row, baseline, run)
+        row |= _off(row, baseline)
+        row["solved"] = ", ".join(f"{'.'.join(path.split('.')[-2:])}={value}" for path, value in arm.solved.items())
+        row["mismatch"] = _mismatch(row, baseline)
+        if leaks := run.model.lacking("causal"):
+            words = f"not causal, sees later tokens: {', '.join(leaks)}"
+            row["mismatch"] = f"{words}; {row['mismatch']}" if row["mismatch"] else words
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def residual_table(arms: Arms) -> pl.DataFrame:
+    """The columns arm and residual of :func:`cost_table` alone, without delay; for axes that need no measurement."""
+    return pl.DataFrame(
+        [{"arm": name, "residual": _residual(arms, {}, {}, arm.first_run())} for name, arm in arms.items()]
+    )
+
+
+AXES = {
+    "parameters": "non_embedding",
+    "active_parameters": "active",
+    "flops": "training_flops",
+    "cache": "cache_bytes",
+    "seconds": "seconds_per_trial",
+}
+"""Axis of a budget -> column of the cost table."""
+
+
+def _residual(arms: Arms, row: dict[str, Any], baseline: dict[str, Any], run: RunConfig) -> float | None:
+    """The relative difference to the budget's target."""
+    if arms.target is not None:
+        return quantity(arms.config.budget, run) / arms.target - 1
+    given = arms.config.budget.target
+    target = given if arms.config.reference_arm is None else baseline["seconds_per_trial"]
+    if row["seconds_per_trial"] is None or not isinstance(target, int | float):
+        return None
+    return row["seconds_per_trial"] / target - 1
+
+
+def _off(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, float | None]:
+    """``off_<axis>``: the relative difference to the baseline on every axis, the primary one or not."""
+    off: dict[str, float | None] = {}
+    for axis, column in AXES.items():
+        known = baseline[column] and row[column] is not None
+        off[f"off_{axis}"] = row[column] / baseline[column] - 1 if known else None
+    return off
+
+
+def _mismatch(row: dict[str, Any], baseline: dict[str, Any]) -> str:
+    """Every axis that differs by more than half a per cent, in words."""
+    axes = {
+        "non_embedding": "non-embedding parameters",
+        "active": "active parameters",
+        "training_flops": "training FLOPs",
+        "tokens": "tokens",
+        "cache_bytes": "cache bytes",
+    }
+    differences = []
+    for column, words in axes.items():
+        share = row[column] / baseline[column] - 1 if baseline[column] else 0.0
+        if abs(share) > 0.005:
+            differences.append(f"{words} {share:+.1%}")
+    return ", ".join(differences)
+
+
+def check_budget(arms: Arms, table: pl.DataFrame) -> None:
+    """Refuse arms that differ on the matched axis.
+
+    Raises:
+        ConfigError: naming the first arm beyond the tolerance, unless ``budget.allow_mismatch`` gives a reason.
+    """
+    budget = arms.config.budget
+    if budget.allow_mismatch:
+        return
+    for row in table.iter_rows(named=True):
+        if row["residual"] is None or abs(row["residual"]) > budget.tolerance:
+            mismatch = "unknown" if row["residual"] is None else f"{row['residual']:+.1%}"
+            against = "the baseline" if budget.target is None else f"budget.target={budget.target}"
+            free = ", ".join(budget.free)
+            raise ConfigError.at(
+                f"arms.{row['arm']}",
+                got=f"{budget.axis} {mismatch} against {against}",
+                expected=f"within {budget.tolerance:.1%} (budget.axis={budget.axis})",
+                do=(
+                    f"Changing {free} comes no nearer; free another field"
+                    if free
+                    else "Let the solver change a width (budget.free=[model.feedforwards.swiglu.hidden])"
+                )
+                + ", or give a reason in budget.allow_mismatch.",
+            )

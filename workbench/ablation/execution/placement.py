@@ -1,0 +1,46 @@
+"""Cores and GPUs of this machine, and which GPU a worker's trials use."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+
+from workbench.ablation.folder import AblationFolder
+from workbench.files import locked
+
+__all__ = ["claim_gpu", "usable_cores", "visible_gpus"]
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: those of taskset or a container's set, where the system reports them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names.split(",") if names else [str(i) for i in range(torch.cuda.device_count())]
+
+
+@contextlib.contextmanager
+def claim_gpu(folder: AblationFolder, gpus: Sequence[str]) -> Iterator[str | None]:
+    """Give the trials of this process the GPU that the fewest other workers use, through CUDA_VISIBLE_DEVICES.
+
+    Args:
+        folder: the ablation whose workers share the GPUs.
+        gpus: their names; with none, nothing is set.
+    """
+    folder.workers_path.mkdir(exist_ok=True)
+    for turn in itertools.count() if gpus else ():
+        for gpu in gpus:
+            name = "".join(c if c.isalnum() else "_" for c in gpu)
+            with locked(folder.workers_path / f"gpu-{name}-{turn}.lock", patience=0) as is_free:
+                if is_free:
+                    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when a trial's process first asks for a device
+                    yield gpu
+                    return
+    yield None

@@ -1,0 +1,84 @@
+"""The database of the studies: SQLite in the ablation's folder, or a PostgreSQL server."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from sqlalchemy.exc import OperationalError
+
+from workbench.ablation.search.samplers import allow_experimental
+from workbench.config import ConfigError
+
+__all__ = ["ATTEMPTS", "open_storage", "quarantine_corrupt_storage"]
+
+ATTEMPTS = 3
+"""Times that a trial is started whose process or worker died, or that hung, before it counts as killed."""
+
+
+def open_storage(folder: Path, heartbeat: float, url: str | None = None) -> RDBStorage:
+    """The studies' database, with heartbeat and retry.
+
+    Args:
+        folder: of the ablation. Without ``url`` the database is SQLite in it: write-ahead log, a lock time-out of a minute.
+        heartbeat: seconds between a worker's heartbeats.
+        url: address of a PostgreSQL database.
+
+    Raises:
+        ConfigError: if the database does not answer, or its driver is not installed.
+    """
+    interval = max(1, round(heartbeat))
+    if url is None:
+        path = folder / "study.db"
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        engine: dict[str, Any] = {"connect_args": {"timeout": 60}}
+        url = f"sqlite:///{path}"
+    else:  # connections that the server has dropped in the meantime are opened again
+        engine = {"pool_pre_ping": True, "pool_size": 2}
+        url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+    try:
+        with allow_experimental():
+            return RDBStorage(
+                url,
+                engine_kwargs=engine,
+                heartbeat_interval=interval,
+                grace_period=3 * interval,
+                # a resumed trial reports its evaluations again, from the run's own file
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(
+                    ATTEMPTS, inherit_intermediate_values=False
+                ),
+            )
+    except (ImportError, OperationalError) as error:
+        if url.startswith("sqlite"):
+            raise
+        raise ConfigError.at(
+            "launch.storage",
+            got=str(error).splitlines()[0],
+            expected="a database that answers",
+            do="Its driver: pip install 'workbench[postgresql]'.",
+        ) from None
+
+
+def quarantine_corrupt_storage(folder: Path) -> None:
+    """Rename a corrupt study.db. The studies can be rebuilt from the run folders.
+
+    Call it with the plan's lock held and no live worker.
+    """
+    path = folder / "study.db"
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+            intact = connection.execute("PRAGMA quick_check").fetchone()[0] == "ok"
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        intact = intact and (not tables or "studies" in tables)
+    except sqlite3.DatabaseError:
+        intact = False
+    if not intact:
+        for part in folder.glob("study.db*"):
+            part.rename(folder / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}-{part.name}")

@@ -1,0 +1,290 @@
+"""The folder of an ablation: its paths, its records, its locks. Every other module reads and writes it through this one.
+
+    ablation.json     LaunchRecord: configuration, solved budget, cost card, data, provenance, registration; written at launch
+    selection.json    arm -> Choice: the setting that is confirmed; rewritten as tuning ends
+    finished.json     exists once every planned run has ended
+    study.db          Optuna's studies (SQLite), unless launch.storage names a database
+    plan.lock         held by whoever advances the plan
+    runs/             one folder per run (workbench.results.store)
+    workers/          worker processes and jobs (workbench.ablation.execution.roster)
+    report.html       the report, once it was written
+
+An archive (`workbench archive`) has no runs/ but:
+
+    runs.csv          one row per run
+    report.parquet    arm, seed and what was measured on every report document
+    verdict.json      the verdict as data
+    verdict.md        the verdict in words
+
+JSON files are replaced atomically, so a process may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Self
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
+
+from workbench.ablation.spec.ablation import AblationConfig
+from workbench.ablation.spec.registration import Deviation, Registration, all_deviations
+from workbench.config import ConfigError, nearest
+from workbench.files import locked, read_json, write_json
+from workbench.metric import Metric
+from workbench.results.store import RunFolder
+from workbench.results.tables import RUN_SCHEMA, runs
+from workbench.status import Stage, Status
+
+__all__ = ["AblationFolder", "Choice", "LaunchRecord"]
+
+
+class LaunchRecord(BaseModel):
+    """What ``ablation.json`` holds. Files of earlier versions are read as well; fields that they lack have defaults."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    identity: str
+    """Hash of the configuration, except how the work is carried out."""
+    order: list[str]
+    """Arm names, the baseline first."""
+    config: AblationConfig
+    canonical: dict[str, Any]
+    """What the identity is the hash of."""
+    solved: dict[str, dict[str, int]] = {}
+    """Arm -> fields that the budget's solver set at launch; never solved again."""
+    metric: Metric
+    """What arms are judged by."""
+    data: dict[str, str] = {}
+    """Arm -> fingerprint of its prepared data."""
+    data_cards: dict[str, dict[str, Any]] = {}
+    """Arm -> description of its prepared data."""
+    views: dict[str, list[str]] = {}
+    """Dashboard panels that the data source asks for -> columns of report.parquet that they draw."""
+    workers: int = 1
+    threads: int = 1
+    """Threads of one trial."""
+    gpus: list[str] = []
+    """GPUs that workers spread over, as CUDA_VISIBLE_DEVICES names them."""
+    storage_key: str | None = None
+    """Distinguishes launches that share a database."""
+    warm_start: dict[str, list[dict[str, Any]]] = {}
+    """Arm -> trials of earlier ablations that its sampler starts from."""
+    cost: list[dict[str, Any]] = []
+    """The cost card at launch, one row per arm."""
+    provenance: dict[str, str] = {}
+    """Code, device, versions, data."""
+    registration: Registration | None = None
+    deviations: list[Deviation] = []
+
+    _raw: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, data: Any) -> Any:
+        """Translate the fields of earlier versions."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("config"), Mapping):
+            return data
+        config = {name: dict(value) if isinstance(value, Mapping) else value for name, value in data["config"].items()}
+        upgraded = {**data, "config": config}
+        budget, tuning, launch = (config.get(name, {}) for name in ("budget", "tuning", "launch"))
+        if "solved" in budget:
+            upgraded.setdefault("solved", budget.pop("solved"))
+        tuning.pop("objectives", None)
+        if "first" in tuning:
+            tuning["startup_trials"] = tuning.pop("first")
+        if "options" in launch:
+            launch.pop("options")
+            launch.pop("launcher", None)
+        return upgraded
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        """The record whose content on disk is ``data``."""
+        record = cls.model_validate(data)
+        record._raw = dict(data)
+        return record
+
+    def plain(self) -> dict[str, Any]:
+        """The record as plain data, fit for JSON."""
+        return self.model_dump(mode="json", exclude={"config"}) | {"config": self.config.plain()}
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with some fields replaced."""
+        copy = self.model_copy(update=changes)
+        copy._raw = copy.plain()
+        return copy
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The content on disk."""
+        return self._raw
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the version that launched it registered ablations."""
+        return "protocol" in self._raw.get("config", {})
+
+    def all_deviations(self) -> list[Deviation]:
+        """Every deviation from what was declared, an unrecorded change of the file included."""
+        return all_deviations(self._raw, self.registration, self.deviations)
+
+
+class Choice(BaseModel):
+    """What ``selection.json`` holds for an arm: the setting chosen on the selection split, or why there is none."""
+
+    run: str | None = None
+    """The tuning run that was chosen; None if nothing was tuned."""
+    hyperparameters: dict[str, Any] = {}
+    selection_value: float | None = None
+    done: int | None = None
+    """Tuning trials that were done."""
+    trials: int | None = None
+    """Tuning trials in total."""
+    failed: str | None = None
+    """Why the arm cannot be confirmed."""
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, fit for JSON."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class AblationFolder:
+    """The folder of a launched ablation.
+
+    Args:
+        path: ``results/<name>``.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).resolve()
+        self.runs_path = self.path / "runs"
+        self.workers_path = self.path / "workers"
+        self.cache_path = self.path.parent / "cache"
+
+    def __repr__(self) -> str:
+        return f"AblationFolder({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a launched ablation in it."""
+        return (self.path / "ablation.json").is_file()
+
+    @property
+    def is_archived(self) -> bool:
+        """Whether it is an archive: tables and the verdict, no runs."""
+        return (self.path / "verdict.json").exists() and not self.runs_path.exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every planned run has ended (done or failed)."""
+        return self.is_archived or (self.path / "finished.json").exists()
+
+    # -- records -------------------------------------------------------------------------------------------------
+
+    def record(self) -> LaunchRecord:
+        """What the launch recorded.
+
+        Raises:
+            ConfigError: if there is no ablation in this folder, or its file is damaged.
+        """
+        path = self.path / "ablation.json"
+        if not self.exists:
+            others = [other.parent.name for other in self.path.parent.glob("*/ablation.json")]
+            raise ConfigError.at(
+                str(self.path),
+                got="no ablation",
+                expected="a folder that `workbench run` created",
+                do=nearest(self.name, others),
+            )
+        do = "`workbench run` with the ablation's file writes it again; no run is lost."
+        data = read_json(path)
+        if not data:
+            raise ConfigError.at(str(path), got="a damaged file", expected="the record of a launch", do=do)
+        try:
+            return LaunchRecord.parse(data)
+        except ValidationError as error:
+            reason = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            raise ConfigError.at(str(path), got=reason, expected="the record of a launch", do=do) from None
+
+    def has_record(self) -> bool:
+        """Whether there is a readable record."""
+        return bool(read_json(self.path / "ablation.json"))
+
+    def write_record(self, record: LaunchRecord) -> LaunchRecord:
+        """Write the record; returns it as it is on disk."""
+        plain = record.plain()
+        write_json(self.path / "ablation.json", plain)
+        return LaunchRecord.parse(plain)
+
+    def choices(self) -> dict[str, Choice]:
+        """Arm -> its chosen setting, for arms whose tuning has ended."""
+        return {arm: Choice.model_validate(data) for arm, data in read_json(self.path / "selection.json").items()}
+
+    def choose(self, arm: str, choice: Choice | None) -> None:
+        """Record, or remove, the setting that an arm is confirmed with. Call it with the plan's lock held."""
+        before = read_json(self.path / "selection.json")
+        after = {name: data for name, data in before.items() if name != arm or choice is not None}
+        if choice is not None:
+            after[arm] = choice.plain()
+        if after != before:
+            write_json(self.path / "selection.json", after)
+
+    def failures(self) -> dict[str, str]:
+        """Arms that could not be confirmed because every tuning trial failed -> why."""
+        return {arm: choice.failed for arm, choice in self.choices().items() if choice.failed is not None}
+
+    def mark_finished(self, finished: bool) -> None:
+        """Record whether every planned run has ended."""
+        path = self.path / "finished.json"
+        if not finished:
+            path.unlink(missing_ok=True)
+        elif not path.exists():
+            write_json(path, {"identity": read_json(self.path / "ablation.json").get("identity")})
+
+    def plan_lock(self) -> AbstractContextManager[bool]:
+        """The lock of whoever changes the record, the studies or the choices."""
+        return locked(self.path / "plan.lock")
+
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    def run(self, name: str) -> RunFolder:
+        """The folder of one run."""
+        return RunFolder(self.runs_path / name)
+
+    def run_folders(self, stage: Stage) -> list[RunFolder]:
+        """The folders of all runs of a stage."""
+        folders = (RunFolder(path) for path in sorted(self.runs_path.glob(f"{stage}-*")))
+        return [folder for folder in folders if folder.exists()]
+
+    def runs(self) -> pl.DataFrame:
+        """One row per training run (columns: workbench.results.tables.RUN_SCHEMA)."""
+        if not self.is_archived:
+            return runs(self.path)
+        frame = pl.read_csv(self.path / "runs.csv", schema_overrides=RUN_SCHEMA)
+        missing = [pl.lit(None, kind).alias(name) for name, kind in RUN_SCHEMA.items() if name not in frame.columns]
+        chosen = [choice.run for choice in self.choices().values()]
+        frame = frame.with_columns(missing)
+        frame = frame.with_columns(selected=pl.col("run").is_in(chosen), folder=pl.lit(str(self.path)))
+        return frame.select(list(RUN_SCHEMA))
+
+    def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
+        """Arm, seed and ``report.parquet`` (all suites and tasks) of each confirmation run that is done."""
+        if self.is_archived:
+            frame = pl.read_parquet(self.path / "report.parquet")
+            parts = frame.partition_by("arm", "seed", as_dict=True, include_key=False, maintain_order=True)
+            for (arm, seed), part in parts.items():
+                yield arm, seed, part
+            return
+        done = self.runs().filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
+        for row in done.iter_rows(named=True):
+            path = Path(row["folder"]) / "report.parquet"
+            if path.exists():
+                yield row["arm"], row["seed"], pl.read_parquet(path)

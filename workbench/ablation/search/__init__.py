@@ -1,0 +1,1 @@
+"""Hyper-parameter search: settings drawn before launch, and Optuna's samplers."""
