@@ -14,7 +14,19 @@ import workbench
 
 ROOT = Path(workbench.__file__).parent
 FLOORS = [
-    ["files", "lazy", "compat", "config", "registry", "environment", "metric", "seeding", "formatting", "status", "ranges"],
+    [
+        "files",
+        "lazy",
+        "compat",
+        "config",
+        "registry",
+        "environment",
+        "metric",
+        "seeding",
+        "formatting",
+        "status",
+        "ranges",
+    ],
     ["contract"],
     ["layers", "ops"],
     ["mixers", "feedforwards", "embeddings"],
