@@ -33,7 +33,7 @@ def routing_metrics(
 
 
 def load_metrics(counts_C: Tensor, recent_counts_C: Tensor, num_experts: int) -> dict[str, Tensor]:
-    """Expert load of a step and since the last diagnostics, beside what perfect balance would show by chance.
+    """Expert load of a step and since the last diagnostics, with the floor that perfect balance shows by chance.
 
     ``load`` (E,) is relative to the mean, ``max_violation_*`` its maximum minus 1 (MaxVio of arXiv 2408.15664).
     """

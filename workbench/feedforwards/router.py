@@ -130,7 +130,7 @@ class Router(StepCounter):
     def diagnostics(
         self, counts: Tensor, recent_counts: Tensor, loss_input: Tensor, tap_gradient: Tensor
     ) -> dict[str, Tensor]:
-        """Load, selection bias, and how strongly the balance loss pulls beside the training loss."""
+        """Load, selection bias, and how strong the balance loss is relative to the training loss."""
         values = load_metrics(counts, recent_counts, self.num_experts)
         if self.bias is not None:
             values |= bias_metrics(self.bias[: self.num_experts])

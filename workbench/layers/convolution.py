@@ -32,7 +32,8 @@ class ShortConvolution(nn.Module):
         """Convolve (B, T, C) and split it into heads, in the dtype of the input.
 
         Args:
-            parts: how the channels are split; each becomes (B, T, heads, channels), normalised to its length where it has one.
+            parts: how the channels are split; each becomes (B, T, heads, channels), normalised to its ``length`` where
+                it has one.
             segments: (B, T) document numbers.
             tail_BWC: the W-1 inputs before this row, from a decode cache; zeros before the start.
         """

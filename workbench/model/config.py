@@ -58,8 +58,8 @@ def _of_scale(name: str) -> Any:
 
 
 class MultiTokenConfig(Config):
-    """A head for the token after the next one: norm of a block of projection [norm(hidden t); norm(embedding of t + 1)],
-    and the model's output matrix. It is used in training only."""
+    """A head for the token after the next: norm(block(W [norm(hidden t); norm(embedding of t + 1)])), and the model's
+    output matrix. It is used in training only."""
 
     weight: Annotated[float, Field(gt=0)] = 0.3
     """Weight of its loss relative to the next-token loss."""
@@ -95,12 +95,12 @@ class ModelConfig(Config):
     feedforward_at: dict[int, Settings] = {}
     """Feed-forwards of single layers that differ from the pattern."""
     shortcut: str = ""
-    """Feed-forwards parallel to pairs of layers (0 and 1, 2 and 3, …), by name, tiled over the pairs: "moe". Each reads the
-    input of a feed-forward of its pair; its output is added at the end of the pair (ScMoE, arXiv 2509.01322)."""
+    """Feed-forwards parallel to pairs of layers (0 and 1, 2 and 3, …), by name, tiled over the pairs: "moe". Each reads
+    the input of a feed-forward of its pair; its output is added at the end of the pair (ScMoE, arXiv 2509.01322)."""
     shortcut_from: Literal["first", "second"] = "first"
     """The layer of a pair whose feed-forward input a shortcut reads. From the first, its computation can overlap with a
-    whole layer; from the second, it is an ordinary feed-forward parallel to the layer's: the baseline of equal parameters
-    and FLOPs."""
+    whole layer; from the second, it is an ordinary feed-forward parallel to the layer's: the baseline of equal
+    parameters and FLOPs."""
     embedding: Settings = {"kind": "token"}
     """How token ids become vectors: token, or ngram."""
     tied: bool = True
@@ -145,7 +145,7 @@ class ModelConfig(Config):
                 self.shortcut_from == "first",
                 "shortcut_from",
                 got=self.shortcut_from,
-                expected="a `shortcut` that reads from there",
+                expected="first where there is no `shortcut`",
                 do="Give a feed-forward: shortcut: moe.",
             )
             return ()
@@ -251,7 +251,7 @@ class ModelConfig(Config):
         return tuple(map(Span, zip(self.layers[::2], self.layers[1::2]), self.shortcuts))
 
     def with_spans(self, spans: Sequence[Span]) -> ModelConfig:
-        """This model with other spans instead of its own: a smaller one, to be measured."""
+        """This model made of other spans: a smaller one, to be measured."""
         layers = [layer for span in spans for layer in span.layers]
         shortcuts = [span.shortcut for span in spans if span.shortcut is not None]
         pattern, mixer_settings = _as_pattern([layer.mixer for layer in layers])
@@ -274,8 +274,8 @@ class ModelConfig(Config):
     # -- what it is --------------------------------------------------------------------------------------------------
 
     def canonical(self) -> dict[str, Any]:
-        """The expanded model: two ways to write the same layers are the same model. Features that are off are left out, so
-        that a model keeps its identity when a feature is added to the workbench."""
+        """The expanded model: two ways to write the same layers are the same model. Features that are off are left out,
+        so that a model keeps its identity when a feature is added to the workbench."""
         canonical: dict[str, Any] = {
             "width": self.width,
             "vocabulary": self.vocabulary,

@@ -163,7 +163,7 @@ class LanguageModel(nn.Module):
         """Mean negative log-likelihood of the targets that are not negative, in nats, with gradient. Shapes as above.
 
         Args:
-            objective_aux: collects losses and metrics of the other training objectives (multi-token head, hidden z-loss).
+            objective_aux: collects losses and metrics of the other objectives (multi-token head, hidden z-loss).
             progress: fraction of the training done; the multi-token loss starts at ``mtp.start``.
         """
         embedded_BTD, x_BTD = self._states(tokens_BT, segments, None, layer_aux)
@@ -185,7 +185,7 @@ class LanguageModel(nn.Module):
         return mean_loss(self.norm(x_BTD), self.head_weight, targets_BT)
 
     def new_caches(self, batch: int, length: int, cache_for: Callable[..., Cache] | None = None) -> list[Cache]:
-        """Empty decode caches, one per block and then the embedding's, for ``batch`` sequences of up to ``length`` tokens.
+        """Empty decode caches, one per block, then the embedding's, for ``batch`` sequences of up to ``length`` tokens.
 
         Args:
             cache_for: ``(mixer, batch, length, device, dtype) -> Cache``, as of a decoding policy. Default: the mixer's

@@ -1,4 +1,7 @@
-"""Training objectives: next-token loss, multi-token head, hidden z-loss. Legend: B batch, T time, D width, V vocabulary."""
+"""Training objectives: next-token loss, multi-token head, hidden z-loss.
+
+Legend: B batch, T time, D model width, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class MultiTokenHead(nn.Module):
         segments: Tensor | None = None,
         aux: AuxOutputs | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) from the last block's output and the embeddings of the next tokens, (B, T, D) each."""
+        """(B, T, D) from the last block's output and the embeddings of the next tokens, (B, T, D) each."""
         joined_BTE = torch.cat((self.hidden_norm(x_BTD), self.embedding_norm(next_embedding_BTD)), dim=-1)
         return self.norm(self.block(self.project(joined_BTE), segments=segments, aux=aux))
 
@@ -65,7 +68,7 @@ def add_mtp_loss(aux: AuxOutputs, loss: Tensor, weight: float) -> None:
 
 
 def add_hidden_z_loss(aux: AuxOutputs, x_BTD: Tensor, weight: float) -> None:
-    """Record the hidden z-loss (arXiv 2509.01322, eq. 10) of the last block's output, and its excess over the minimum."""
+    """Record the hidden z-loss (arXiv 2509.01322, eq. 10) of the last block's output, and its excess over the floor."""
     loss = hidden_z_loss(x_BTD.flatten(0, 1))
     aux.losses.append(weight * loss)
     aux.metrics["hidden_z_excess"] = loss.detach() - hidden_z_floor(x_BTD.shape[-1])
