@@ -127,6 +127,8 @@ def _problems(model: type[BaseModel], error: ValidationError) -> list[Problem]:
         if isinstance(inner, ConfigError):
             problems += inner.under(_path(loc)).problems
             continue
+        if kind == "default_factory_not_called":
+            continue  # a default that depends on another field, which has a problem of its own
         if kind == "extra_forbidden":
             parent = _parent(model, loc[:-1])
             names = list(parent.model_fields) if parent else []

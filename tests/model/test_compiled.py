@@ -17,9 +17,10 @@ from workbench.model import LanguageModel, ModelConfig
 @pytest.mark.parametrize("pattern", sorted(mixers))
 @pytest.mark.parametrize("packed", [False, True])
 def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: bool) -> None:
-    """Both are held against fp64. How far bf16 alone is from it depends on the tensor (a decay's rate, which sums what nearly
-    cancels, by a quarter; a projection by a hundredth), so that the plain model in bf16 gives the measure: the largest error of
-    that tensor over the layers, since one tensor's error is a single draw (eight numbers in a decay's rate)."""
+    """Both are compared with fp64. The error of bf16 alone depends on the tensor: a quarter for a decay rate, which
+    sums nearly cancelling terms, a hundredth for a projection. So the plain model in bf16 sets the tolerance: its
+    largest error of that tensor over the layers, since the error of one tensor is a single draw (eight numbers in a
+    decay rate)."""
     torch._dynamo.reset()
     config = ModelConfig(width=256, depth=12, vocabulary=1000, pattern=pattern)
     tokens_BT = torch.randint(1000, (2, 1024), device="cuda")
@@ -36,7 +37,7 @@ def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: b
     exact, plain, compiled = gradients(torch.float64), gradients(torch.float32), gradients(torch.float32, compiled=True)
 
     def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-        # a bias on all pooled keys alike changes no softmax: its gradient is rounding, or nothing
+        # a bias common to all pooled keys changes no softmax: its gradient is rounding, or zero
         return float((got - wanted).norm() / wanted.norm().clamp_min(1e-5))
 
     allowed: dict[str, float] = defaultdict(float)
@@ -44,5 +45,5 @@ def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: b
         kind = re.sub(r"^blocks\.\d+", "", name)
         allowed[kind] = max(allowed[kind], 1.5 * error(plain[name], wanted) + 0.02)
     for name, wanted in exact.items():
-        own, most = error(compiled[name], wanted), allowed[re.sub(r"^blocks\.\d+", "", name)]
-        assert own < most, f"{name}: relative error {own:.1e}; the plain model's allow {most:.1e}"
+        got, most = error(compiled[name], wanted), allowed[re.sub(r"^blocks\.\d+", "", name)]
+        assert got < most, f"{name}: relative error {got:.1e}; that of the plain model allows {most:.1e}"

@@ -31,11 +31,9 @@ def initialise(model: nn.Module, seed: int) -> None:
         init_parameter: Any = getattr(module, "init_parameter", None)
         if init_parameter is None:
             raise TypeError(f"{full_name}: {type(module).__name__} owns parameters but has no init_parameter")
-        generator = seeding.generator(seed, full_name)
-        value = torch.empty(
-            parameter.shape, dtype=torch.float32
-        )  # on the CPU: every device starts from the same numbers
-        init_parameter(name, value, generator)
+        # on the CPU, so that every device starts from the same numbers
+        value = torch.empty(parameter.shape, dtype=torch.float32)
+        init_parameter(name, value, seeding.generator(seed, full_name))
         if roles[full_name].writes_residual:
             value.mul_(residual_scale)
         parameter.copy_(value)

@@ -1,4 +1,4 @@
-"""Whole models: their size, their caches, how they start, and patterns that cannot be built."""
+"""Whole models: parameters, FLOPs, packed documents, decoding, initial values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from workbench.accounting import account
-from workbench.config import ConfigError
 from workbench.model import LanguageModel, ModelConfig
+from workbench.model.initialise import initialise
 from workbench.testing import count_flops
 
 MIXED: dict[str, Any] = {
@@ -74,10 +74,16 @@ def test_prefill_and_decode_are_the_full_pass(cut: int) -> None:
     with torch.no_grad():
         parts = [model(ids[:, :cut], caches=caches), *(model(ids[:, t : t + 1], caches=caches) for t in range(cut, 24))]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), rtol=1e-10, atol=1e-10)
-    held = sum(t.numel() * t.element_size() for cache in caches for t in cache.tensors())
+
+
+def test_caches_have_the_accounted_size() -> None:
+    model = build().double()
+    caches = model.new_caches(2, 24)
+    model(tokens(2, 24), caches=caches)
+    measured = sum(t.numel() * t.element_size() for cache in caches for t in cache.tensors())
     # fp64 caches; the recurrent state is accounted in fp32, so it is twice as large here
     state = sum(c.state_BHKV.numel() * 4 for c in caches if hasattr(c, "state_BHKV"))
-    assert held == 2 * account(model.config, 24, element_bytes=8).cache_bytes + state
+    assert measured == 2 * account(model.config, 24, element_bytes=8).cache_bytes + state
 
 
 def test_tensors_that_two_models_share_start_equal() -> None:
@@ -86,55 +92,45 @@ def test_tensors_that_two_models_share_start_equal() -> None:
     common = [name for name in a if name in b and a[name].shape == b[name].shape]
     assert {"embedding.weight", "blocks.2.mixer.qkv.weight", "blocks.0.feedforward.up.weight"} <= set(common)
     assert all(torch.equal(a[name], b[name]) for name in common)
-    assert not torch.equal(a["blocks.0.feedforward.up.weight"], a["blocks.2.feedforward.up.weight"])
-    assert not torch.equal(a["embedding.weight"], LanguageModel(one.config, seed=2).state_dict()["embedding.weight"])
 
 
-def test_weights_that_write_the_residual_start_smaller() -> None:
+def test_equal_tensors_of_two_layers_start_differently() -> None:
     state = build().state_dict()
-    for name, fan_in in (
+    assert not torch.equal(state["blocks.0.feedforward.up.weight"], state["blocks.2.feedforward.up.weight"])
+
+
+def test_another_seed_starts_differently() -> None:
+    one, other = (LanguageModel(ModelConfig.parse(MIXED), seed=seed).state_dict() for seed in (1, 2))
+    assert not torch.equal(one["embedding.weight"], other["embedding.weight"])
+
+
+def test_a_module_without_initial_values_is_named() -> None:
+    model = build()
+    model.norm.init_parameter = None
+    with pytest.raises(TypeError, match=r"norm.weight: RMSNorm owns parameters but has no init_parameter"):
+        initialise(model, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "fan_in"),
+    [
         ("blocks.2.mixer.out.weight", 64),
         ("blocks.0.mixer.out.weight", 64),
         ("blocks.0.feedforward.down.weight", None),
         ("blocks.1.feedforward.down", None),
-    ):
-        weight = state[name]
-        fan = fan_in or (weight.shape[1])
-        assert float(weight.std()) == pytest.approx(0.5 / fan**0.5 / 8**0.5, rel=0.1), name
-    assert float(state["blocks.2.mixer.qkv.weight"].std()) == pytest.approx(0.5 / 8, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("changes", "path", "hint"),
-    [
-        ({"pattern": "slidng"}, "pattern", "'sliding'"),
-        ({"pattern": "slidng", "mixers": {"sliding": {"window": 4}}}, "pattern", "'sliding'"),
-        ({"feedforward": "mow"}, "feedforward", "'moe'"),
-        ({"mixers": {"full": {"heads": 5}}}, "mixers.full.heads", "Nearest: 4"),
-        ({"mixers": {"full": {"kv_heads": 3}}}, "mixers.full.kv_heads", "Nearest: 2"),
-        ({"pattern": "sliding", "mixers": {"sliding": {"window": 0}}}, "mixers.sliding.window", "at least 1"),
-        ({"pattern": "full gdn full"}, "pattern", "multiple of 3"),
-        ({"mixers": {"sliding": {"window": 4}}}, "mixers.sliding", "no layer uses"),
-        ({"at": {4: "gdn"}}, "at.4", "from 0 to 3"),
-        ({"at": {-1: "gdn"}}, "at.-1", "from 0 to 3"),
-        ({"at": {0: {"heads": 2}}}, "at.0.kind", "a registered mixer"),
-        ({"at": {0: {"kind": "fulll"}}}, "at.0.kind", "'full'"),
-        ({"at": {0: {"kind": []}}}, "at.0.kind", "a registered mixer"),
-        ({"mixers": {"full": {"head": 2}}}, "mixers.full.head", "'heads'"),
-        ({"pattern": " "}, "pattern", "at least one name"),
-        ({"scale": "350m"}, "scale", "'340m'"),
-        ({"depth": 10**9}, "depth", "less than or equal"),
-        ({"feedforward": "moe", "feedforwards": {"moe": {"top_k": 9}}}, "feedforwards.moe.top_k", "between 1 and"),
     ],
 )
-def test_models_that_cannot_be_built(changes: dict[str, Any], path: str, hint: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        ModelConfig.parse(changes)
-    assert raised.value.problems[0].path == path
-    assert hint in str(raised.value)
+def test_weights_that_write_the_residual_stream_start_smaller(name: str, fan_in: int | None) -> None:
+    weight = build().state_dict()[name]
+    fan_in = fan_in or weight.shape[1]
+    assert float(weight.std()) == pytest.approx(0.5 / fan_in**0.5 / 8**0.5, rel=0.1)
+
+
+def test_other_weights_start_by_their_fan_in() -> None:
+    assert float(build().state_dict()["blocks.2.mixer.qkv.weight"].std()) == pytest.approx(0.5 / 8, rel=0.1)
 
 
 def test_flops_are_counted() -> None:
     model, T = build(pattern="gdn", mixers={}, feedforward="moe"), 96
-    counted = count_flops(lambda: model.logits(model(tokens(1, T))))
-    assert counted == pytest.approx(account(model.config, T).forward_flops * T, rel=1e-9)
+    measured = count_flops(lambda: model.logits(model(tokens(1, T))))
+    assert measured == pytest.approx(account(model.config, T).forward_flops * T, rel=1e-9)
