@@ -184,6 +184,11 @@ def test_no_prompt_is_refused() -> None:
         Engine(small_model()).generate([])
 
 
+def test_a_single_text_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="expected a list of prompts"):
+        Engine(small_model(), tokenizer).generate("key")
+
+
 def test_text_without_a_tokenizer_is_refused() -> None:
     with pytest.raises(ConfigError, match="no tokenizer"):
         Engine(small_model()).generate(["key"])

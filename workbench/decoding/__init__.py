@@ -1,8 +1,10 @@
 """Decoding: text from a trained model, and the policies that decide which part of the caches a step reads.
 
-model, tokenizer = load("exports/mine")
-engine = Engine(model, tokenizer, policy="dense")
-print(engine.generate(["def main("], Sampling(max_tokens=64, temperature=0.8, seed=1)).texts[0])
+    model, tokenizer = load("exports/mine")
+    engine = Engine(model, tokenizer, policy="dense")
+    print(engine.generate(["def main("], Sampling(max_tokens=64, temperature=0.8, seed=1)).texts[0])
+
+:func:`workbench.pretrained.load` reads an exported folder.
 """
 
 from workbench.decoding.engine import Engine, Generation, Metrics, Sampling, Stream

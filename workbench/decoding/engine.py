@@ -51,7 +51,7 @@ class Metrics:
 
     @property
     def tokens_per_second(self) -> float:
-        """Rate of decoding over all sequences, prefill left out; 0 where there was a single step."""
+        """Rate of decoding over all sequences, without prefill; 0 after a single step."""
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
 
@@ -92,11 +92,11 @@ class _Batch:
 class Engine:
     """Generates with one model and one policy.
 
-    Prompts may differ in length. Those of equal length are decoded as one batch, each length as a batch of its own:
-    caches have one length for all their sequences, so this is exact for every mixer.
+    Prompts may differ in length. Those of equal length are decoded as one batch, with caches of one length for all its
+    sequences, which is exact for every mixer; a step decodes all batches.
 
     Args:
-        model: in evaluation mode, on any device; tokens are computed there.
+        model: in evaluation mode, on any device.
         tokenizer: for prompts and results as text. Without one, prompts are token ids.
         policy: a registered policy, by name or with settings; it decides what a step reads.
         stop_tokens: ids that end a sequence. Default: the tokenizer's document symbol.
@@ -188,6 +188,7 @@ class Engine:
         return Stream(self._steps(ids, sampling or Sampling(), metrics), metrics)
 
     def _token_ids(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
+        require(not isinstance(prompts, str), "prompts", got=prompts, expected="a list of prompts")
         ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         require(ids, "prompts", got=prompts, expected="at least one prompt")
         for prompt, tokens in zip(prompts, ids):

@@ -25,7 +25,7 @@ class Policy:
     ``cache.attend(…)``. A policy therefore returns a subclass of
     :class:`~workbench.mixers.families.softmax.KeyValueCache` or
     :class:`~workbench.mixers.families.latent.LatentCache` whose ``attend`` reads less, or reads from elsewhere. Mixers
-    with a read of their own (nsa, moba, asa_global, the delta-rule family) keep their own cache.
+    that read their cache themselves (nsa, moba, asa_global, the delta-rule family) keep it under every policy.
 
     A policy is one file with one decorated class; nothing else lists its name.
     """

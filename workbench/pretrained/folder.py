@@ -1,6 +1,6 @@
 """A trained model as a folder in the layout of Hugging Face.
 
-    config.json             architecture, vocabulary, the whole ModelConfig with every default filled in, provenance
+    config.json             architecture, vocabulary, the ModelConfig with every default filled in, provenance
     model.safetensors       weights by the names of LanguageModel, a tied head once; or shards and an index
     tokenizer.json          for the `tokenizers` library; puts the document symbol before a text, as training did
     tokenizer_config.json   for transformers' AutoTokenizer
@@ -39,7 +39,7 @@ from workbench.pretrained.tokenizer import TOKENIZER, TOKENIZER_CONFIG, read_tok
 FORMAT = 1
 """Version of the layout, for a reader that must refuse a later one."""
 SHARD_BYTES = 5_000_000_000
-"""Largest file of weights; Hugging Face's own limit for years."""
+"""Largest file of weights, for years the limit of Hugging Face."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -189,7 +189,7 @@ def explicit(config: ModelConfig) -> ModelConfig:
     """The same model with every variant's settings written out, independent of later changes of defaults."""
 
     def by_name(pattern: str, variants: Sequence[VariantConfig], skip: Collection[int] = ()) -> dict[str, Any]:
-        """Settings of every name of a pattern, without the layers of ``skip``, which have settings of their own."""
+        """Settings of every name of a pattern, without the layers in ``skip``, which override them."""
         tile = pattern.split()
         return {tile[i % len(tile)]: variant.plain() for i, variant in enumerate(variants) if i not in skip}
 

@@ -29,7 +29,7 @@ def write_tensors(
 ) -> None:
     """Write ``tensors`` as one file, or as shards of at most ``shard_bytes`` bytes of tensors each.
 
-    A tensor is never split: one that exceeds the limit has a shard of its own.
+    A tensor is never split: one that exceeds the limit is alone in its shard.
 
     Args:
         dtype: floating-point tensors are rounded to it, others keep their type.

@@ -16,7 +16,7 @@ from workbench.transforms import apply_transforms, build_transforms
 class ScheduledTransforms:
     """Changes weights and optimiser state in place, on the steps that the configuration sets.
 
-    A transform is given whole tensors and every rank computes it, so that it need not know how tensors are sharded.
+    Every rank computes the transform on full tensors, so that a transform need not handle sharded ones.
 
     Args:
         config: the run.
@@ -41,7 +41,7 @@ class ScheduledTransforms:
         names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         weights = {name: parallel.full_tensor(tensor) for name, tensor in model.state_dict().items()}
         state = {
-            names[parameter]: {key: _whole(value) for key, value in entry.items()}
+            names[parameter]: {key: _full(value) for key, value in entry.items()}
             for parameter, entry in optimiser.state.items()
         }
         new_weights, new_state = apply_transforms(due, weights, state, self.model_config, self.model_config)
@@ -75,7 +75,7 @@ class ScheduledTransforms:
             }
 
 
-def _whole(value: Any) -> Any:
+def _full(value: Any) -> Any:
     return parallel.full_tensor(value) if isinstance(value, Tensor) else value
 
 

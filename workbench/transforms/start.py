@@ -49,12 +49,12 @@ def initialise_from(model: LanguageModel, folder: str | Path, transforms: list[T
     """Replace the initial weights of ``model`` by those of ``folder``, transformed.
 
     Args:
-        model: with its own initial values, not sharded yet.
+        model: initialised, not sharded yet.
         folder: see :func:`workbench.pretrained.load`.
         transforms: applied in order. Default: :class:`StartFrom` with its defaults.
 
     Returns:
-        names of the parameters that keep their own initial values, in the model's order.
+        names of the parameters that keep their initial values, in the model's order.
 
     Raises:
         ConfigError: when a transform refuses, or the folder cannot be read.

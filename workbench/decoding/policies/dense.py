@@ -9,7 +9,7 @@ from workbench.decoding.policy import Policy, PolicyConfig, policies
 
 @policies.register
 class Dense(Policy):
-    """The mixers' own caches. Prefill and decode compute what a full pass computes."""
+    """The cache of each mixer. Prefill and decode compute what a full pass computes."""
 
     class Config(PolicyConfig):
         """Read everything."""
