@@ -1,2 +1,2 @@
-"""Pure tensor functions, one folder an operation: ``reference.py`` is the mathematics (fp64 capable, plain),
-``torch.py`` runs anywhere, ``triton.py`` (where there is one) is the fast form for GPUs."""
+"""Pure tensor functions, one folder per operation: ``reference.py`` is the definition (plain, also in float64), ``torch.py`` or
+``chunked.py`` run on any device, ``triton.py`` or ``kernels/`` are the fast form for GPUs; :mod:`.dispatch` chooses."""

@@ -16,7 +16,7 @@ __all__ = ["hidden_z_floor", "hidden_z_loss"]
 def hidden_z_loss(z_ND: Tensor) -> Tensor:
     """Mean over tokens of (log Σ_i exp |z_i|)², a scalar in fp32 (fp64 for fp64). At least :func:`hidden_z_floor`.
 
-    The backward pass makes exp |z| again: between the passes nothing is kept but ``z_ND`` and a number a token.
+    The backward pass recomputes exp |z|: only ``z_ND`` and one number per token are saved.
     """
     return _HiddenZ.apply(z_ND)
 
@@ -30,14 +30,14 @@ class _HiddenZ(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z_ND):  # type: ignore[no-untyped-def]
         wide = torch.promote_types(z_ND.dtype, torch.float32)
-        normaliser_N = z_ND.to(wide).abs().logsumexp(-1)
-        ctx.save_for_backward(z_ND, normaliser_N)
-        return normaliser_N.square().mean()
+        lse_N = z_ND.to(wide).abs().logsumexp(-1)
+        ctx.save_for_backward(z_ND, lse_N)
+        return lse_N.square().mean()
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
-        z_ND, normaliser_N = ctx.saved_tensors
-        z = z_ND.to(normaliser_N.dtype)
-        share_ND = (z.abs() - normaliser_N[:, None]).exp_()
-        per_token_N = upstream * (2 / len(normaliser_N)) * normaliser_N
-        return (share_ND * z.sign() * per_token_N[:, None]).to(z_ND.dtype)
+        z_ND, lse_N = ctx.saved_tensors
+        z = z_ND.to(lse_N.dtype)
+        p_ND = (z.abs() - lse_N[:, None]).exp_()
+        per_token_N = upstream * (2 / len(lse_N)) * lse_N
+        return (p_ND * z.sign() * per_token_N[:, None]).to(z_ND.dtype)

@@ -1,8 +1,8 @@
-"""Softmax attention on CUDA devices through torch's FlexAttention: blocks that no query may see are never computed.
+"""Softmax attention on CUDA devices through torch's FlexAttention, which skips blocks without visible keys.
 
-Measured on one H200 (torch 2.11, 16 rows of 4,096 tokens, 8 heads of 128, documents of 530 tokens on average): 2.8 ms
-forward and backward, against 4.0 ms for cuDNN's kernel without documents and 3.0 ms for torch's variable-length kernel,
-whose cost also depends on how many documents there are.
+Measured on an H200 (torch 2.11, 16 rows of 4,096 tokens, 8 heads of 128, documents of 530 tokens on average): 2.8 ms forward and
+backward, against 4.0 ms for cuDNN's kernel without documents and 3.0 ms for torch's variable-length kernel, whose cost also
+depends on the number of documents.
 """
 
 from __future__ import annotations
@@ -14,38 +14,32 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 BLOCK = 128
 """Positions along one side of a mask block."""
 
-# Outside a compiled block FlexAttention computes every score; compiled by itself it does not.
+# uncompiled, FlexAttention computes every score
 _compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def block_mask(segments_BT: Tensor, window: int | None = None) -> BlockMask:
-    """Which blocks of a packed row are seen in full, in part, not at all.
+    """Which blocks of a packed row are visible in full, in part, or not at all.
 
-    Nothing is evaluated position by position and nothing waits for the device.
+    Neither evaluated position by position nor synchronising with the device.
 
     Args:
-        segments_BT: document numbers; fewest blocks are listed where they never fall along a row.
+        segments_BT: document numbers; the fewest blocks are listed if they never decrease along a row.
         window: keys seen by a query, itself included; None for all.
     """
     T = segments_BT.shape[1]
 
-    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def is_visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         visible = (k <= q) & (segments_BT[b, q] == segments_BT[b, k])
         return visible if window is None else visible & (q - k < window)
 
-    part, parts, whole, wholes, part_q, parts_q, whole_q, wholes_q = listed_blocks(segments_BT, window or 0)
+    names = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
+    names += ("q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices")
     return BlockMask(
         (T, T),
-        kv_num_blocks=part,
-        kv_indices=parts,
-        full_kv_num_blocks=whole,
-        full_kv_indices=wholes,
-        q_num_blocks=part_q,
-        q_indices=parts_q,
-        full_q_num_blocks=whole_q,
-        full_q_indices=wholes_q,
+        **dict(zip(names, listed_blocks(segments_BT, window or 0), strict=True)),  # type: ignore[arg-type]
         BLOCK_SIZE=(BLOCK, BLOCK),
-        mask_mod=seen,
+        mask_mod=is_visible,
     )
 
 
@@ -54,28 +48,28 @@ Lists = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("workbench::listed_blocks", mutates_args=())
 def listed_blocks(segments_BT: Tensor, window: int) -> Lists:
-    """For every block of queries the number (B, 1, N) and the list (B, 1, N, N) of key blocks seen in part, then of those
-    seen in full; the same for every block of keys. ``window`` 0 is none.
+    """For every block of queries the number (B, 1, N) and the list (B, 1, N, N) of key blocks visible in part, then of those visible
+    in full; the same for every block of keys. ``window`` 0 for none.
 
-    An operator of its own, since FlexAttention's kernels take these tensors to be contiguous, and code compiled together
-    with their making lays them out as it likes.
+    A custom operator, since FlexAttention's kernels require these tensors to be contiguous, and the compiler may choose
+    other strides when their construction is fused.
     """
     B, T = segments_BT.shape
     N = (T + BLOCK - 1) // BLOCK
     device = segments_BT.device
-    # a position behind the row belongs to the row's last document: it is cut off by the length, not by the mask
+    # padding belongs to the row's last document: it is cut off by the length, not by the mask
     padded = torch.cat((segments_BT, segments_BT[:, -1:].expand(B, N * BLOCK - T)), dim=1)
     blocks = padded.view(B, N, BLOCK)
     low_BN, high_BN = blocks.amin(-1), blocks.amax(-1)
     i, j = torch.arange(N, device=device)[:, None], torch.arange(N, device=device)[None]
-    some = (low_BN[:, :, None] <= high_BN[:, None]) & (high_BN[:, :, None] >= low_BN[:, None]) & (j <= i)
-    whole = (low_BN[:, :, None] == high_BN[:, None]) & (high_BN[:, :, None] == low_BN[:, None]) & (j < i)
+    partly_or_fully = (low_BN[:, :, None] <= high_BN[:, None]) & (high_BN[:, :, None] >= low_BN[:, None]) & (j <= i)
+    full = (low_BN[:, :, None] == high_BN[:, None]) & (high_BN[:, :, None] == low_BN[:, None]) & (j < i)
     if window:
-        # nearest pair of the two blocks is i·BLOCK - (j·BLOCK + BLOCK - 1) apart, the farthest BLOCK - 1 + (i - j)·BLOCK
-        some &= (i - j) * BLOCK - (BLOCK - 1) < window
-        whole &= (i - j) * BLOCK + BLOCK - 1 < window
-    part = some & ~whole
-    return (*_listed(part), *_listed(whole), *_listed(part.mT), *_listed(whole.mT))
+        # nearest pair of the two blocks: i·BLOCK - (j·BLOCK + BLOCK - 1) apart; farthest: BLOCK - 1 + (i - j)·BLOCK
+        partly_or_fully &= (i - j) * BLOCK - (BLOCK - 1) < window
+        full &= (i - j) * BLOCK + BLOCK - 1 < window
+    part = partly_or_fully & ~full
+    return (*_listed(part), *_listed(full), *_listed(part.mT), *_listed(full.mT))
 
 
 @listed_blocks.register_fake
@@ -90,7 +84,7 @@ def _(segments_BT: Tensor, window: int) -> Lists:
 
 
 def _listed(blocks_BNM: Tensor) -> tuple[Tensor, Tensor]:
-    """Booleans -> how many are set in a row of blocks, and which, the set ones first; contiguous."""
+    """How many booleans are set in each row, and the indices, those of set ones first; contiguous."""
     counts_B1N = blocks_BNM.sum(-1, dtype=torch.int32)[:, None]
     order_BNM = blocks_BNM.to(torch.int8).contiguous().argsort(dim=-1, descending=True, stable=True)
     return counts_B1N.contiguous(), order_BNM.to(torch.int32)[:, None].contiguous()

@@ -1,4 +1,4 @@
-"""Softmax attention, the definition. Legend: B batch, T queries, S keys, H query heads, G key–value heads, K channels."""
+"""Softmax attention: the definition. Legend: B batch, T queries, S keys, H query heads, G key–value heads, K channels."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def visible(T: int, S: int, *, window: int | None, device: torch.device) -> Tensor:
-    """(T, S) booleans: may query t see key s? The last query stands at the last key.
+    """(T, S) booleans: whether query t sees key s. The last query is at the position of the last key.
 
-    Causal; with a window w a query sees exactly min(w, position + 1) keys, itself included.
+    Causal; with a window w a query sees min(w, position + 1) keys, itself included.
     """
     query_T1 = torch.arange(S - T, S, device=device)[:, None]
     key_1S = torch.arange(S, device=device)[None]

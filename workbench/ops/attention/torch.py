@@ -16,7 +16,7 @@ def attention_torch(
     S, G = k_BSGK.shape[1:3]
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
     grouped = H != G
-    if T == 1 and segments is None:  # one-token decode: every key held is visible, up to the window
+    if T == 1 and segments is None:  # one-token decoding: every cached key is visible, up to the window
         k, v = (x if window is None else x[:, :, -window:] for x in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
     elif segments is None and S == T and (window is None or window >= T):

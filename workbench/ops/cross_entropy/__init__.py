@@ -1,4 +1,4 @@
-"""Next-token cross-entropy straight from hidden states: the scores of all tokens are never held at once."""
+"""Next-token cross-entropy from hidden states, without materialising the logits of all tokens."""
 
 from workbench.ops.cross_entropy.chunked import linear_cross_entropy
 

@@ -1,8 +1,8 @@
 """Cross-entropy of a linear head, chunk by chunk over tokens.
 
-The gradient of a weighted sum of losses, w_n (softmax(W h_n) − onehot(target_n)), is made while a chunk's scores are there
-and multiplied on at once, so forward and backward together cost the three matrix products of an ordinary head and hold
-one chunk of scores. The idea is that of Liger-Kernel (arXiv 2410.10989, §3.2); this code is our own.
+The gradient of the weighted sum of losses, w_n (softmax(W h_n) − onehot(target_n)), is computed in the forward pass from the scores
+of a chunk and multiplied at once, so forward and backward together cost the three matrix products of an ordinary head, with the
+scores of one chunk in memory. The idea is that of Liger-Kernel (arXiv 2410.10989, §3.2); the code is our own.
 
 Legend: N tokens, D width, V vocabulary, C tokens of one chunk.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from workbench.ops.dispatch import matmul_dtype
 
 CHUNK_BYTES = 2**29
-"""Largest size of the scores held at once."""
+"""Largest size of the scores of one chunk."""
 
 
 def linear_cross_entropy(
@@ -24,20 +24,20 @@ def linear_cross_entropy(
     """Negative log-likelihood of targets under softmax(W h), in nats.
 
     Args:
-        h_ND: hidden states. weight_VD: the head. Products are made in their type, or in autocast's.
-        targets_N: int64 token ids; negative where there is nothing to predict.
-        weights_N: (N,) constants; default 1.
+        h_ND: hidden states. weight_VD: the head. Products are in their dtype, or in autocast's.
+        targets_N: int64 token ids; negative for no target.
+        weights_N: w, (N,) constants; default 1.
 
     Returns:
-        Σ w_n loss_n, fp32 (fp64) and differentiable in ``h_ND`` and ``weight_VD``; and (N,) the losses, without gradient,
-        0 where there is no target.
+        Σ w_n loss_n, float32 (float64 for float64), differentiable in ``h_ND`` and ``weight_VD``; and the losses (N,), without
+        gradient, 0 for rows without a target.
     """
     if weights_N is None:
         weights_N = torch.ones(targets_N.shape, device=h_ND.device)
-    if h_ND.device.type == "cpu" and bool(((there_N := targets_N >= 0) == 0).any()):
-        # where nothing waits for a count, rows without a target cost nothing; a task has answers at few positions
-        total, losses_A = _LinearCrossEntropy.apply(h_ND[there_N], weight_VD, targets_N[there_N], weights_N[there_N])
-        return total, losses_A.new_zeros(targets_N.shape).masked_scatter_(there_N, losses_A)
+    if h_ND.device.type == "cpu" and bool(((mask_N := targets_N >= 0) == 0).any()):
+        # on a CPU counting them needs no synchronisation, so rows without a target are dropped: tasks have few answers
+        total, losses_A = _LinearCrossEntropy.apply(h_ND[mask_N], weight_VD, targets_N[mask_N], weights_N[mask_N])
+        return total, losses_A.new_zeros(targets_N.shape).masked_scatter_(mask_N, losses_A)
     return _LinearCrossEntropy.apply(h_ND, weight_VD, targets_N, weights_N)
 
 
@@ -54,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dweight_VD = torch.zeros(weight.shape, device=h.device, dtype=wide) if wants_weight else None
         step = max(1, CHUNK_BYTES // (V * h.element_size()))
         chunks = max(1, -(-N // step))
-        step = max(1, -(-N // chunks))  # of equal size
+        step = max(1, -(-N // chunks))  # chunks of equal size
         for start in range(0, N, step):
             span = slice(start, start + step)
             scores_CV = h[span] @ weight.t()
@@ -78,25 +78,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses_(scores_CV: Tensor, targets_C: Tensor, weights_C: Tensor, losses_C: Tensor, gradient: bool) -> None:
-    """Write the losses; with ``gradient`` overwrite the scores by the gradient of the weighted losses."""
+    """Writes the losses; with ``gradient`` overwrites the scores with the gradient of the weighted losses."""
     if scores_CV.is_cuda and losses_C.dtype == torch.float32:  # the kernel sums in fp32
         from workbench.ops.cross_entropy.triton import losses_
 
         return losses_(scores_CV, targets_C, weights_C, losses_C, gradient)
     wide = losses_C.dtype
-    there = targets_C >= 0
-    at_C1 = targets_C.clamp_min(0)[:, None]
+    mask_C = targets_C >= 0
+    index_C1 = targets_C.clamp_min(0)[:, None]
     scores = scores_CV.to(wide)
-    normaliser_C1 = scores.logsumexp(dim=-1, keepdim=True)
-    losses_C.copy_(torch.where(there, (normaliser_C1 - scores.gather(1, at_C1))[:, 0], 0.0))
+    lse_C1 = scores.logsumexp(dim=-1, keepdim=True)
+    losses_C.copy_(torch.where(mask_C, (lse_C1 - scores.gather(1, index_C1))[:, 0], 0.0))
     if gradient:
-        p = (scores - normaliser_C1).exp_()
-        p.scatter_add_(1, at_C1, torch.full_like(at_C1, -1, dtype=wide))
-        scores_CV.copy_(p * torch.where(there, weights_C, 0.0)[:, None])
+        p = (scores - lse_C1).exp_()
+        p.scatter_add_(1, index_C1, torch.full_like(index_C1, -1, dtype=wide))
+        scores_CV.copy_(p * torch.where(mask_C, weights_C, 0.0)[:, None])
 
 
 def _add_product_(total_VD: Tensor, scores_CV: Tensor, h_CD: Tensor) -> None:
-    """total += scoresᵀ h, summed in the total's type."""
+    """total += scoresᵀ h, summed in the dtype of the total."""
     if scores_CV.dtype != total_VD.dtype and scores_CV.is_cuda:
         total_VD += torch.mm(scores_CV.t(), h_CD, out_dtype=total_VD.dtype)
     else:

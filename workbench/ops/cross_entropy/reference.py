@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head, the definition. Legend: N tokens, D width, V vocabulary."""
+"""Cross-entropy of a linear head: the definition. Legend: N tokens, D width, V vocabulary."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 # mypy: allow-untyped-defs
-"""The router on GPUs: three small products in fp32 on tensor cores, and the largest of few scores.
+"""The router on GPUs: three small fp32 products on tensor cores, and the top K of a few scores.
 
-Every fp32 number is split into two of tf32 and three products of them are made; the sum over the steps of a program's loop is left
-outside the tensor cores, which cut off where fp32 rounds (seen in the code that Triton 3.6 makes for sm_90).
+Every fp32 number is split into two tf32 numbers, of which three products are computed. The sum over the steps of a program's loop
+is kept outside the tensor cores, which truncate where fp32 rounds (seen in the code that Triton 3.6 generates for sm_90).
 
-Legend: N tokens, D width, C categories, K choices of a token. A program holds ``TOKENS`` tokens (twice as many for the gradient by
-x), up to ``CATEGORIES`` categories and ``COLUMNS`` columns of the width.
+Legend: N tokens, D width, C categories, K choices of a token. A program computes ``TOKENS`` tokens (twice as many for the gradient
+of x), up to ``CATEGORIES`` categories and ``COLUMNS`` columns of the width. Naming as in flash-linear-attention: ``o_`` offsets,
+``b_`` tiles in registers.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from torch.utils.flop_counter import register_flop_formula
 
 TOKENS, CATEGORIES, COLUMNS = 64, 128, 32
 SPAN = 1024
-"""Tokens that one program sums up for the gradient of the weights; what the programs have is added up in order."""
+"""Tokens that one program sums for the gradient of the weights; these partial sums are added in a fixed order."""
 SCORES = 2048
-"""Scores among which one program looks for the largest."""
+"""Scores of one program of the top-K kernel."""
 
 
 @triton.jit
-def _tile(x, rows, columns, R, S: tl.constexpr):
-    """x[rows, columns] of (R, S), fp32, zero beyond."""
-    inside = (rows < R)[:, None] & (columns < S)[None, :]
-    return tl.load(x + rows.to(tl.int64)[:, None] * S + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+def _load_tile(x, o_row, o_column, R, S: tl.constexpr):
+    """x[rows, columns] of (R, S), fp32, zero out of bounds."""
+    in_bounds = (o_row < R)[:, None] & (o_column < S)[None, :]
+    return tl.load(x + o_row.to(tl.int64)[:, None] * S + o_column[None, :], mask=in_bounds, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _store(x, value, rows, columns, R, S: tl.constexpr):
-    inside = (rows < R)[:, None] & (columns < S)[None, :]
-    at = x + rows.to(tl.int64)[:, None] * S + columns[None, :]
-    tl.store(at, value.to(x.dtype.element_ty), mask=inside)
+def _store_tile(x, b_x, o_row, o_column, R, S: tl.constexpr):
+    in_bounds = (o_row < R)[:, None] & (o_column < S)[None, :]
+    p = x + o_row.to(tl.int64)[:, None] * S + o_column[None, :]
+    tl.store(p, b_x.to(x.dtype.element_ty), mask=in_bounds)
 
 
 @triton.jit
@@ -50,13 +51,15 @@ def _logits_kernel(
     COLUMNS: tl.constexpr,
 ):
     """y = x Wᵀ."""
-    n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    c = tl.program_id(1) * CATEGORIES + tl.arange(0, CATEGORIES)
-    total = tl.zeros((TOKENS, CATEGORIES), tl.float32)
+    o_n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    o_c = tl.program_id(1) * CATEGORIES + tl.arange(0, CATEGORIES)
+    b_sum = tl.zeros((TOKENS, CATEGORIES), tl.float32)
     for start in range(0, D, COLUMNS):
-        d = start + tl.arange(0, COLUMNS)
-        total = tl.dot(_tile(x, n, d, N, D), tl.trans(_tile(weight, c, d, C, D)), total, input_precision="tf32x3")
-    _store(y, total, n, c, N, C)
+        o_d = start + tl.arange(0, COLUMNS)
+        b_x = _load_tile(x, o_n, o_d, N, D)  # [TOKENS, COLUMNS]
+        b_wT = tl.trans(_load_tile(weight, o_c, o_d, C, D))  # [COLUMNS, CATEGORIES]
+        b_sum = tl.dot(b_x, b_wT, b_sum, input_precision="tf32x3")
+    _store_tile(y, b_sum, o_n, o_c, N, C)
 
 
 @triton.jit
@@ -72,13 +75,15 @@ def _input_kernel(
     COLUMNS: tl.constexpr,
 ):
     """dx = dy W."""
-    n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((TOKENS, COLUMNS), tl.float32)
+    o_n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    o_d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    b_sum = tl.zeros((TOKENS, COLUMNS), tl.float32)
     for start in range(0, C, CATEGORIES):
-        c = start + tl.arange(0, CATEGORIES)
-        total = tl.dot(_tile(dy, n, c, N, C), _tile(weight, c, d, C, D), total, input_precision="tf32x3")
-    _store(dx, total, n, d, N, D)
+        o_c = start + tl.arange(0, CATEGORIES)
+        b_dy = _load_tile(dy, o_n, o_c, N, C)  # [TOKENS, CATEGORIES]
+        b_w = _load_tile(weight, o_c, o_d, C, D)  # [CATEGORIES, COLUMNS]
+        b_sum = tl.dot(b_dy, b_w, b_sum, input_precision="tf32x3")
+    _store_tile(dx, b_sum, o_n, o_d, N, D)
 
 
 @triton.jit
@@ -94,15 +99,17 @@ def _weight_kernel(
     CATEGORIES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """What one span of tokens adds to dW = dyᵀ x."""
-    span = tl.program_id(0)
-    c = tl.program_id(1) * CATEGORIES + tl.arange(0, CATEGORIES)
-    d = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((CATEGORIES, COLUMNS), tl.float32)
+    """The contribution of one span of tokens to dW = dyᵀ x."""
+    i_span = tl.program_id(0)
+    o_c = tl.program_id(1) * CATEGORIES + tl.arange(0, CATEGORIES)
+    o_d = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    b_sum = tl.zeros((CATEGORIES, COLUMNS), tl.float32)
     for start in range(0, SPAN, TOKENS):
-        n = span * SPAN + start + tl.arange(0, TOKENS)
-        total = tl.dot(tl.trans(_tile(dy, n, c, N, C)), _tile(x, n, d, N, D), total, input_precision="tf32x3")
-    _store(part + span.to(tl.int64) * C * D, total, c, d, C, D)
+        o_n = i_span * SPAN + start + tl.arange(0, TOKENS)
+        b_dyT = tl.trans(_load_tile(dy, o_n, o_c, N, C))  # [CATEGORIES, TOKENS]
+        b_x = _load_tile(x, o_n, o_d, N, D)  # [TOKENS, COLUMNS]
+        b_sum = tl.dot(b_dyT, b_x, b_sum, input_precision="tf32x3")
+    _store_tile(part + i_span.to(tl.int64) * C * D, b_sum, o_c, o_d, C, D)
 
 
 def _blocks(C: int) -> dict[str, int]:
@@ -131,20 +138,20 @@ def _logits_backward(dy_NC: Tensor, x_ND: Tensor, weight_CD: Tensor) -> tuple[Te
     dy_NC, x_ND, weight_CD = dy_NC.contiguous(), x_ND.contiguous(), weight_CD.contiguous()
     (N, D), C, blocks, columns = x_ND.shape, len(weight_CD), _blocks(len(weight_CD)), 2 * COLUMNS
     dx_ND = torch.empty_like(x_ND)
-    spans, places = triton.cdiv(N, SPAN), triton.cdiv(D, columns)
+    spans, tiles = triton.cdiv(N, SPAN), triton.cdiv(D, columns)
     part = x_ND.new_empty(spans, C, D, dtype=torch.float32)
     options = {**blocks, "COLUMNS": columns}
-    _input_kernel[(triton.cdiv(N, 2 * TOKENS), places)](
+    _input_kernel[(triton.cdiv(N, 2 * TOKENS), tiles)](
         dy_NC,
         weight_CD,
         dx_ND,
         N,
         C,
         D,
-        # half the programs read the weights half as often
+        # with half the programs, the weights are read half as often
         **{**options, "TOKENS": 2 * TOKENS, "CATEGORIES": min(32, blocks["CATEGORIES"]), "num_warps": 4},
     )
-    grid = spans, triton.cdiv(C, blocks["CATEGORIES"]), places
+    grid = spans, triton.cdiv(C, blocks["CATEGORIES"]), tiles
     _weight_kernel[grid](dy_NC, x_ND, part, N, C, D, SPAN=SPAN, **{**options, "TOKENS": min(32, TOKENS)})
     return dx_ND, part.sum(0).to(weight_CD.dtype)
 
@@ -154,11 +161,11 @@ def _(dy_NC, x_ND, weight_CD):
     return x_ND.new_empty(x_ND.shape), weight_CD.new_empty(weight_CD.shape)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-logits.register_autograd(lambda ctx, dy_NC: _logits_backward(dy_NC, *ctx.saved_tensors), setup_context=_keep)
+logits.register_autograd(lambda ctx, dy_NC: _logits_backward(dy_NC, *ctx.saved_tensors), setup_context=_save)
 
 
 @register_flop_formula(torch.ops.workbench.router_logits, get_raw=True)
@@ -171,29 +178,30 @@ def _logits_backward_flops(dy_NC, x_ND, weight_CD, *args, **kwargs) -> int:
     return 4 * x_ND.shape[0] * weight_CD.numel()
 
 
-# -- the largest ---------------------------------------------------------------------------------------------------------
+# -- top K ------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def _topk_kernel(score, chosen, N, K, C: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr):
-    """Scores as integers of the same order with their category below them: all are different, so the largest is one."""
-    n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    c = tl.arange(0, WIDE)
-    inside = (n < N)[:, None] & (c < C)[None, :]
-    value = tl.load(score + n[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
-    bits = value.to(tl.int32, bitcast=True)
-    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    least = -9223372036854775808
-    key = tl.where((c < C)[None, :], bits.to(tl.int64) * 4294967296 + (WIDE - 1 - c)[None, :], least)
+    """Compares integers of the order of the scores, with the category in the low bits: no two are equal."""
+    o_n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    o_c = tl.arange(0, WIDE)
+    in_bounds = (o_n < N)[:, None] & (o_c < C)[None, :]
+    # [ROWS, WIDE]
+    b_score = tl.load(score + o_n[:, None] * C + o_c[None, :], mask=in_bounds, other=0.0).to(tl.float32)
+    b_bits = b_score.to(tl.int32, bitcast=True)
+    b_bits = tl.where(b_bits < 0, b_bits ^ 0x7FFFFFFF, b_bits)
+    lowest = -9223372036854775808
+    b_key = tl.where((o_c < C)[None, :], b_bits.to(tl.int64) * 4294967296 + (WIDE - 1 - o_c)[None, :], lowest)
     for k in range(K):
-        top = tl.max(key, axis=1)
-        tl.store(chosen + n * K + k, WIDE - 1 - (top & 0xFFFFFFFF), mask=n < N)
-        key = tl.where(key == top[:, None], least, key)
+        b_max = tl.max(b_key, axis=1)
+        tl.store(chosen + o_n * K + k, WIDE - 1 - (b_max & 0xFFFFFFFF), mask=o_n < N)
+        b_key = tl.where(b_key == b_max[:, None], lowest, b_key)
 
 
 @torch.library.custom_op("workbench::router_topk", mutates_args=())
 def topk_indices(score_NC: Tensor, K: int) -> Tensor:
-    """(N, K) categories in the order of their scores; of equal ones the first, and NaN above all."""
+    """(N, K) categories in descending order of their scores; of equal scores the first, NaN above all."""
     score_NC = score_NC.contiguous()
     (N, C), wide = score_NC.shape, max(16, triton.next_power_of_2(score_NC.shape[1]))
     chosen_NK = score_NC.new_empty(N, K, dtype=torch.int64)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.ops.short_convolution.reference import Heads, of_length
+from workbench.ops.short_convolution.reference import Heads, split_heads
 
 
 def short_convolution_torch(
@@ -34,4 +34,4 @@ def short_convolution_torch(
             shifted = shifted * same[..., None] if same is not None else torch.zeros_like(shifted)
         y = y + shifted * weight[:, back]
     pieces = F.silu(y).split([part.heads * part.channels for part in parts], dim=-1)
-    return [of_length(piece, part).to(x_BTC.dtype) for piece, part in zip(pieces, parts)]
+    return [split_heads(piece, part).to(x_BTC.dtype) for piece, part in zip(pieces, parts)]
