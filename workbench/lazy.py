@@ -14,8 +14,8 @@ __all__ = ["attach"]
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of a package whose names are imported only when they are first used.
 
-    The names are those that its ``__init__.py`` imports under ``if TYPE_CHECKING:``, so that type checkers and readers see
-    ordinary imports, and nothing is listed twice::
+    The names are those that its ``__init__.py`` imports under ``if TYPE_CHECKING:``, so that type checkers and readers
+    see ordinary imports, and nothing is listed twice::
 
         if TYPE_CHECKING:
             from package.module import name

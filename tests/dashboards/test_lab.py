@@ -1,4 +1,4 @@
-"""What a person sees and clicks in JupyterLab, in a real browser: launch, watch, restart the kernel, stop, pin, export."""
+"""What a person sees and clicks in JupyterLab, in a real browser: launch, watch, restart, stop, pin, export."""
 
 from __future__ import annotations
 

@@ -2,69 +2,84 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from dashboards.fake import FakeRun
-from helpers import ablation_fields
 
 import workbench as wb
+from workbench.config import ConfigError
+from workbench.dashboards import write_report
 from workbench.dashboards.live.widget import Dashboard
 from workbench.dashboards.panel import panels
 from workbench.dashboards.snapshot import Snapshot
-from workbench.dashboards.view import EmptyRun, PlannedRun, ResultsFolder, RunView, SingleRuns
-from workbench.results.store import RunFolder
+from workbench.dashboards.view import EmptyRun, ResultsFolder, RunView, SingleRuns
 
-ARCHIVE = Path(__file__).parents[2] / "results" / "ablations" / "needle"
-
-
-def planned(folder: Path) -> RunView:
-    fields = ablation_fields(folder)
-    fields["base"]["data"] = {"kind": "mqar", "mixes": [{"length": 16, "pairs": 2}], "examples": 16}
-    return PlannedRun(wb.Ablation.parse(fields, folder))
-
-
-def single(folder: Path) -> RunView:
-    paths = [folder / "a", folder / "b"]
-    for path in paths:
-        path.mkdir()
-        about = {"metric": FakeRun(folder).metric.plain(), "stage": "confirmation", "seed": 0}
-        (path / "run.json").write_text(json.dumps(about))
-        RunFolder(path)
-    return SingleRuns(*paths)
-
-
-KINDS: dict[str, Callable[[Path], RunView]] = {
+ARCHIVES = sorted(path.parent for path in Path(__file__).parents[2].glob("results/ablations/*/ablation.json"))
+MADE_UP: dict[str, Callable[[Path], RunView]] = {
     "empty": lambda folder: EmptyRun(folder, ["full", "gdn"]),
     "results": ResultsFolder,
-    "planned": planned,
-    "launched": lambda folder: FakeRun(folder, trials=0),
     "running": lambda folder: FakeRun(folder, progress=0.5, confirmed=False, diagnosed=True),
-    "finished": lambda folder: FakeRun(folder, diagnosed=True),
-    "failed": lambda folder: FakeRun(folder, status="diverged"),
-    "archived": lambda folder: wb.open(ARCHIVE),
-    "single": single,
+    **{path.name: lambda folder, path=path: wb.open(path) for path in ARCHIVES},  # type: ignore[misc]
 }
+REAL = ("planned", "launched", "interrupted", "finished", "failed", "archived", "single")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_run_is_a_run_view(kind: str, tmp_path: Path) -> None:
-    assert isinstance(KINDS[kind](tmp_path), RunView)
+@pytest.fixture(params=[*REAL, *MADE_UP])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunView:
+    if request.param in MADE_UP:
+        return MADE_UP[request.param](tmp_path)
+    return request.getfixturevalue("real_runs")[request.param]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_snapshot_is_a_run_view(kind: str, tmp_path: Path) -> None:
-    assert isinstance(Snapshot(KINDS[kind](tmp_path)), RunView)
+def test_every_kind_of_run_is_a_run_view(run: RunView) -> None:
+    assert isinstance(run, RunView)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_is_a_run_view(run: RunView) -> None:
+    assert isinstance(Snapshot(run), RunView)
+
+
 @pytest.mark.parametrize("panel", panels)
-def test_every_panel_opens_on_every_kind_of_run(kind: str, panel: str, tmp_path: Path) -> None:
-    run = KINDS[kind](tmp_path)
+def test_every_panel_opens_on_every_kind_of_run(run: RunView, panel: str) -> None:
     if not panels[panel]().applies(run):
         pytest.skip("not offered for this run")
     view = Dashboard(run, refresh=0, panel=panel)
     assert "failed (" not in view.header
     assert view.board.shown
+
+
+def test_every_kind_of_run_can_be_reported(run: RunView, tmp_path: Path) -> None:
+    assert "</html>" in write_report(run, tmp_path / "report.html").read_text()
+
+
+def test_the_layers_of_a_finished_run_can_be_inspected(real_runs: dict[str, RunView]) -> None:
+    view = Dashboard(real_runs["finished"], refresh=0, panel="attention")
+    view.panel.prepare(Snapshot(view.run))
+    view.refresh_once()
+    assert [block.name for block in view.blocks] == ["attention-full-reads", "attention-sliding-reads"]
+
+
+def test_an_archive_has_no_layers_to_inspect(real_runs: dict[str, RunView]) -> None:
+    view = Dashboard(real_runs["archived"], refresh=0, panel="attention")
+    view.panel.prepare(Snapshot(view.run))
+    view.refresh_once()
+    assert "the archive holds no checkpoints" in view.board.shown[0]["html"]
+
+
+def test_an_ablation_is_planned_until_it_is_launched(real_runs: dict[str, RunView]) -> None:
+    assert "not launched: 0 of 4 runs" in Dashboard(real_runs["planned"], refresh=0).header
+
+
+def test_an_interrupted_ablation_can_be_resumed(real_runs: dict[str, RunView]) -> None:
+    assert Dashboard(real_runs["interrupted"], refresh=0).launch_button.description == "Resume"
+
+
+def test_an_archive_cannot_be_launched(real_runs: dict[str, RunView]) -> None:
+    assert Dashboard(real_runs["archived"], refresh=0).launch_button.disabled
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the folder of a run"):
+        SingleRuns(tmp_path)

@@ -1,8 +1,8 @@
-"""Figures, tables, a report and a live dashboard of ablations. Imports no torch; widgets only when a dashboard is opened.
+"""Figures, tables, a report and a live dashboard of ablations. Importing it loads neither torch nor widgets.
 
-Everything shown is a panel (:mod:`workbench.dashboards.panel`): ``figure(run, "curves", x="flops")`` draws its figure and
-``table(run, "curves")`` is the table behind it. The dashboard (in JupyterLab, or as a page of its own) and the report (one
-HTML file) show the same panels.
+Everything shown is a panel (:mod:`workbench.dashboards.panel`): ``figure(run, "curves", x="flops")`` draws its figure,
+``table(run, "curves")`` is the table behind it. The dashboard (in JupyterLab, or as a page of its own) and the report
+(one HTML file) show the same panels.
 """
 
 # ruff: noqa: F401

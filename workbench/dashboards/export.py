@@ -1,5 +1,5 @@
-"""Figures and tables as files for a paper: PNG, SVG, PDF, CSV, LaTeX, Markdown. Each carries a line with the provenance of its
-numbers.
+"""Figures and tables as files for a paper: PNG, SVG, PDF, CSV, LaTeX, Markdown. Each carries a line with the provenance
+of its numbers.
 
 Images are drawn by Chromium or Chrome through Kaleido; tables need neither.
 """
@@ -87,7 +87,7 @@ def export_figure(figure: go.Figure, path: str | Path, provenance: str, width: i
 
 
 def export_table(table: pl.DataFrame, path: str | Path, provenance: str) -> Path:
-    """``table`` as .csv, .tex (a ``tabular`` of the package booktabs) or .md, with ``provenance`` as a comment or last line.
+    """``table`` as .csv, .tex (a ``tabular`` in booktabs style) or .md, with ``provenance`` as a comment or last line.
 
     CSV keeps every digit; the others show six.
 

@@ -112,10 +112,10 @@ Block = Figure | Grid | Text
 class PanelConfig(Config):
     """Base of a panel's settings. ``kind`` is the registered name of the panel.
 
-    The dashboard makes a control of each field: buttons or a list of a ``Literal`` (labels: :attr:`Panel.labels`), a box to
-    tick of a ``bool``, a slider of a ``float`` with bounds, a list of a ``str`` for which :meth:`Panel.choices` names options.
-    The field's ``title`` is its label, its docstring the tooltip. Fields with these names have no control: ``selected``,
-    the runs that the reader marked to be drawn; ``log``, the run whose log is open.
+    The dashboard makes a control of each field: buttons or a list of a ``Literal`` (labels: :attr:`Panel.labels`), a
+    box to tick of a ``bool``, a slider of a ``float`` with bounds, a list of a ``str`` for which :meth:`Panel.choices`
+    names options. The field's ``title`` is its label, its docstring the tooltip. Fields with these names have no
+    control: ``selected``, the runs that the reader marked to be drawn; ``log``, the run whose log is open.
     """
 
     kind: str

@@ -55,8 +55,8 @@ class Snapshot:
         return run if isinstance(run, Snapshot) else cls(run)
 
     def showing(self, arms: Collection[str], without: Collection[str] = ()) -> Self:
-        """The same moment with only some arms and runs. The verdict still covers all of them: its correction for multiple
-        comparisons was declared before launch.
+        """The same moment with only some arms and runs. The verdict still covers all of them: its correction for
+        multiple comparisons was declared before launch.
 
         Args:
             arms: names of the arms to show.

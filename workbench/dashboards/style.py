@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from workbench.dashboards.snapshot import Snapshot
 
 PALETTE = ("#808080", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#C8B900")
-"""Okabe and Ito's colours, which colour-blind readers can distinguish. Black is replaced by grey and yellow is darker, so
-that each line is visible on white and on black."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish. Black is replaced by grey and yellow is darker,
+so that each line is visible on white and on black."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
@@ -46,7 +46,7 @@ def styles_of(arms: Sequence[str]) -> dict[str, ArmStyle]:
 
 
 def arm_styles(run: Snapshot) -> dict[str, ArmStyle]:
-    """Styles of the arms that ``run`` shows, by their position among all arms: hiding one does not recolour the others."""
+    """Styles of the arms that ``run`` shows, by position among all arms, so that hiding one recolours none."""
     styles = styles_of(run.every_arm)
     return {arm: styles[arm] for arm in run.arms}
 

@@ -68,8 +68,8 @@ def selected_figure(table: pl.DataFrame) -> go.Figure:
 
 
 def cache_figure(table: pl.DataFrame) -> go.Figure:
-    """Cache size against length (the table of ``cache_table``), both logarithmic. Solid: windows evict tokens that they no
-    longer read. Dotted: windows keep every token."""
+    """Cache size against length (the table of ``cache_table``), both logarithmic. Solid: windows evict tokens that they
+    no longer read. Dotted: windows keep every token."""
     arms = table["arm"].unique(maintain_order=True).to_list()
     figure = go.Figure()
     for arm, look in style.styles_of(arms).items():

@@ -1,5 +1,5 @@
-"""Forms for the arms of an ablation, made from the configurations of the variants; they write the YAML that every command
-reads."""
+"""Forms for the arms of an ablation, made from the configurations of the variants; they write the YAML that every
+command reads."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def builder(path: str | Path, start: str | Path | None = None) -> ArmBuilder:
 class ArmBuilder(widgets.VBox):
     """Name, question and arms of an ablation as forms, with the problems and the cost of each arm below them.
 
-    The whole description is checked after every change, as `workbench cost` would check the file. Only settings that differ
-    from their defaults are written.
+    The whole description is checked after every change, as `workbench cost` would check the file. Only settings that
+    differ from their defaults are written.
 
     Args:
         path: see :func:`builder`.

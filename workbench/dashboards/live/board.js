@@ -135,7 +135,7 @@ class GridBlock {
     this.count.textContent = rows.length === this.block.rows.length ? `${rows.length} rows` : `${rows.length} of ${this.block.rows.length} rows`;
     this.more.hidden = shown.length === rows.length;
     this.more.textContent = `show all ${rows.length}`;
-    this.node.classList.toggle("wb-short", this.block.rows.length < FILTER_ROWS);
+    this.node.classList.toggle("wb-short", !sortable || this.block.rows.length < FILTER_ROWS);
     if (!this.block.rows.length) {
       this.scroll.replaceChildren(make("p", {}, empty));
       return;

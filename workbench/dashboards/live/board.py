@@ -22,7 +22,7 @@ SCRIPT = (
 
 
 class Board(anywidget.AnyWidget):
-    """Draws blocks in the browser. Sends a whole panel when its blocks change in kind, else only the traces that changed.
+    """Draws blocks in the browser. Sends a whole panel when its blocks change in kind, else only changed traces.
 
     Args:
         on_event: called with what the reader does: ``{"event": "mark", ...}`` or ``{"event": "act", ...}``.

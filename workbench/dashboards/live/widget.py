@@ -1,8 +1,8 @@
 """The live dashboard, in JupyterLab and as a page of its own.
 
-Controls are ipywidgets; a :class:`~workbench.dashboards.live.board.Board` draws the blocks of the open panel in the browser
-and is sent only what changed. Panels come from the registry (:mod:`workbench.dashboards.panel`): nothing here names one,
-but for the panel that is open at first.
+Controls are ipywidgets; a :class:`~workbench.dashboards.live.board.Board` draws the blocks of the open panel in the
+browser and is sent only what changed. Panels come from the registry (:mod:`workbench.dashboards.panel`); only the
+panels to open at first are named here.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def dashboard(what: RunView | Ablation | str | Path = "results", refresh: float 
     """A live view for JupyterLab; show it as the last value of a cell.
 
     Args:
-        what: a launched ablation, which may be running in other processes; one that has not been launched; the folder of an
-            ablation; or the folder of all results, whose ablations are listed.
+        what: a launched ablation, which may be running in other processes; one that has not been launched; the folder
+            of an ablation; or the folder of all results, whose ablations are listed.
         refresh: seconds between refreshes.
 
     Raises:
@@ -61,8 +61,8 @@ def dashboard(what: RunView | Ablation | str | Path = "results", refresh: float 
 class Dashboard(widgets.VBox):
     """State, time left and actions, above one panel.
 
-    A background thread refreshes it until the run has finished or :meth:`stop` is called. Errors are shown in the header;
-    the panel keeps what it last showed.
+    A background thread refreshes it until the run has finished or :meth:`stop` is called. Errors are shown in the
+    header; the panel keeps what it last showed.
 
     Args:
         what: see :func:`dashboard`.
@@ -296,7 +296,7 @@ class Dashboard(widgets.VBox):
         self._do(f"{panel.button} …", compute)
 
     def export(self) -> None:
-        """Write what the panel shows to ``exports/`` in the ablation's folder, in the chosen format. Returns at once."""
+        """Write what the panel shows to ``exports/`` in the folder of the ablation. Returns at once."""
         kind = self.export_kind.value
 
         def write() -> None:

@@ -42,8 +42,8 @@ class Attention(Panel):
     def blocks(self, run: Snapshot) -> list[Block]:
         if not self._blocks:
             hint = (
-                "Press “Look inside” to load one run of each arm at its last checkpoint, and to compute which inputs each "
-                "position of its layers reads."
+                "Press “Look inside” to load one run of each arm at its last checkpoint, and to compute which inputs "
+                "each position of its layers reads."
             )
             return [Text("attention", note(hint))]
         return [block for arm in run.arms for block in self._blocks.get(arm, [])]

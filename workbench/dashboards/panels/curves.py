@@ -50,8 +50,8 @@ class Curves(FigurePanel):
     report = {"Training": {}, "Selection": {"y": "selection_value"}}
     report_switch = "x"
     note = (
-        "One line per arm: the mean over its confirmation runs; the band spans the smallest to the largest. An arm without "
-        "confirmation runs shows its tuning trials. Thin lines are runs selected in Runs."
+        "One line per arm: the mean over its confirmation runs; the band spans the smallest to the largest. An arm "
+        "without confirmation runs shows its tuning trials. Thin lines are runs selected in Runs."
     )
 
     def table(self, run: Snapshot) -> pl.DataFrame:

@@ -67,8 +67,8 @@ class Importances(FigurePanel):
 
 
 def importance_table(run: Snapshot) -> pl.DataFrame:
-    """Importance of each hyperparameter in each arm's tuning: Optuna's PED-ANOVA (Watanabe et al. 2023), as shares of 1,
-    with the middle 90 % over a bootstrap of the trials (seeded: the same trials give the same numbers).
+    """Importance of each hyperparameter in each arm's tuning: Optuna's PED-ANOVA (Watanabe et al. 2023), as shares of
+    1, with the middle 90 % over a bootstrap of the trials (seeded: the same trials give the same numbers).
 
     Columns: arm, hyperparameter, importance, low, high, trials. Arms with fewer than 6 finished trials have no row.
     """

@@ -49,16 +49,16 @@ class Scaling(FigurePanel):
     order = 70
     labels = {"non_embedding": "Parameters", "training_flops": "FLOPs"}
     note = (
-        "Every ablation in this folder with arms of the same names, the same metric and the same kind of data counts as "
-        "one size."
+        "Every ablation in this folder with arms of the same names, the same metric and the same kind of data counts "
+        "as one size."
     )
 
     def table(self, run: Snapshot) -> pl.DataFrame:
         return scaling_table(run, self.settings.size)
 
     def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
-        """The fitted law of each arm with its 95 % interval over seeds where there are enough sizes, else a line through
-        the points."""
+        """The fitted law of each arm with its 95 % interval over seeds where there are enough sizes, else a line
+        through the points."""
         size, styles = self.settings.size, style.arm_styles(run)
         laws = scaling_laws(table, size)
         bands, curves, points = [], [], []
@@ -119,11 +119,11 @@ class Scaling(FigurePanel):
 
 
 def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
-    """The arms of ``run`` at every size: in this ablation, and in those of the same folder that have arms of these names,
-    the same metric and the same kind of data.
+    """The arms of ``run`` at every size: in this ablation, and in those of the same folder that have arms of these
+    names, the same metric and the same kind of data.
 
-    Columns: arm, ablation, ``size`` under its name, value, low, high, runs, stage (as in ``frontier_table``), values (the
-    report value of every confirmation run that is done).
+    Columns: arm, ablation, ``size`` under its name, value, low, high, runs, stage (as in ``frontier_table``), values
+    (the report value of every confirmation run that is done).
     """
     schema: dict[str, Any] = {
         "arm": pl.String,
@@ -166,8 +166,8 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
 
 
 def scaling_laws(table: pl.DataFrame, size: str = "non_embedding") -> dict[str, ScalingLaw]:
-    """The law of each arm of a :func:`scaling_table` with confirmation runs, and losses above zero, at :data:`MIN_SIZES`
-    sizes or more: :func:`workbench.ablation.analysis.scaling.fit_scaling_law`."""
+    """The law of each arm of a :func:`scaling_table` with confirmation runs, and losses above zero, at
+    :data:`MIN_SIZES` sizes or more: :func:`workbench.ablation.analysis.scaling.fit_scaling_law`."""
     values_of: dict[str, dict[float, list[float]]] = {}
     for arm, x, values in table.select("arm", size, "values").iter_rows():
         finite = [value for value in values if 0 < value < math.inf]

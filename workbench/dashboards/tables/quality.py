@@ -16,8 +16,8 @@ CostAxis: TypeAlias = Literal["training_flops", "non_embedding", "active", "cach
 def cost_table(run: Snapshot) -> pl.DataFrame:
     """The cost card from before launch, and what was measured since.
 
-    The columns of ``run.cost()``, then: measured_seconds (median training time of a finished run), measured_rate (median
-    of its last tokens per second), spent_seconds and spent_flops (all runs, failed ones included).
+    The columns of ``run.cost()``, then: measured_seconds (median training time of a finished run), measured_rate
+    (median of its last tokens per second), spent_seconds and spent_flops (all runs, failed ones included).
     """
     done = pl.col("status") == Status.DONE
     measured = (

@@ -12,9 +12,9 @@ from workbench.dashboards.snapshot import Snapshot
 def recall_table(run: Snapshot, *labels: str) -> pl.DataFrame:
     """Accuracy on the report examples by their labels.
 
-    Columns: arm; the ``labels`` under their names; accuracy (1 − Σ errors / Σ answers, mean over confirmation runs), low
-    and high (smallest and largest of a run); runs; answers (in one run). No row where no confirmation run is done, or
-    where the examples do not carry these labels.
+    Columns: arm; the ``labels`` under their names; accuracy (1 − Σ errors / Σ answers, mean over confirmation runs),
+    low and high (smallest and largest of a run); runs; answers (in one run). No row where no confirmation run is done,
+    or where the examples do not carry these labels.
 
     Args:
         run: the run.
