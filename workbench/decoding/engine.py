@@ -57,7 +57,7 @@ class Metrics:
 
 @dataclass
 class Stream:
-    """Tokens as they are generated: one list per step, with one entry per prompt, None for a sequence that has ended."""
+    """Tokens as they are generated: one list per step, with one entry per prompt, None where a sequence has ended."""
 
     steps: Iterator[list[int | None]]
     metrics: Metrics
