@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,7 +32,7 @@ from typing import Any
 import polars as pl
 
 from workbench.config import ConfigError
-from workbench.files import locked, read_json, read_jsonl, replacing, write_json
+from workbench.files import append_json, locked, read_json, read_jsonl, replacing, write_json
 from workbench.metric import Metric
 from workbench.results.record import RunRecord
 from workbench.status import RETRYABLE, Status
@@ -50,7 +49,7 @@ class RunFolder:
         """The folder of a run; an existing record is left as it is."""
         folder = cls(path)
         path.mkdir(parents=True, exist_ok=True)
-        if not folder.about():
+        if not read_json(path / "run.json"):
             write_json(path / "run.json", record.plain())
         return folder
 
@@ -73,58 +72,70 @@ class RunFolder:
                 "folder",
                 got=str(self.path),
                 expected="the folder of a run",
-                do="Runs of `workbench train` are in results/runs.",
+                do="Runs of `workbench train` are in results/runs, those of an ablation in results/<ablation>/runs.",
             )
         return record
 
-    def result(self) -> dict[str, Any]:
-        """The final numbers, empty while there are none."""
-        return read_json(self.path / "result.json")
+    # -- status ------------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """``{"status": …, "reason": …, …}``. A run that says it is running while no process holds it was killed."""
+        """``{"status": …, "reason": …, …}``. A running run whose process is gone has status killed."""
         state = read_json(self.path / "status.json") or {"status": Status.WAITING}
         if state["status"] != Status.RUNNING or self.is_held():
             return state
-        state = read_json(self.path / "status.json")  # it may have ended between the two looks
+        state = read_json(self.path / "status.json")  # it may have ended between reading and testing the lock
         if state.get("status", Status.RUNNING) == Status.RUNNING:
-            state = {
-                **state,
-                "status": Status.KILLED,
-                "reason": "its process disappeared; it resumes from its checkpoint",
-            }
+            reason = "its process disappeared; it resumes from its checkpoint"
+            state = {**state, "status": Status.KILLED, "reason": reason}
         return state
 
     def set_status(self, status: Status, reason: str | None = None, **more: Any) -> None:
         write_json(self.path / "status.json", {"status": Status(status), "reason": reason, "at": time.time(), **more})
 
+    def result(self) -> dict[str, Any]:
+        """The final numbers; empty until the run has ended."""
+        return read_json(self.path / "result.json")
+
     def finish(self, status: Status, reason: str | None = None, **numbers: Any) -> None:
-        """Write the final numbers, then the status: whoever sees the status finds the numbers."""
+        """Write the final numbers, then the status: a process that sees the status can read the numbers."""
         write_json(self.path / "result.json", {"status": status, "reason": reason, **numbers})
         self.set_status(status, reason)
         self.event(status, reason=reason)
 
     def reopen(self) -> None:
-        """Forget a result that says nothing about the model (a crash), so that the run goes on."""
+        """Remove a result that depends on the machine rather than the model (a crash), so that the run resumes."""
         status = self.result().get("status")
         if status in RETRYABLE:
             self.event("reopened", was=status)
             (self.path / "result.json").unlink()
             self.set_status(Status.INTERRUPTED, "tried again")
 
+    def hold(self) -> contextlib.AbstractContextManager[bool]:
+        """Lock the run for this process; yields False if another process runs it."""
+        return locked(self.path / "lock", patience=1.0)  # is_held() of another process takes the lock for a moment
+
+    def is_held(self) -> bool:
+        """Whether a process runs it."""
+        if not (self.path / "lock").exists():
+            return False
+        with locked(self.path / "lock", patience=0) as acquired:
+            return not acquired
+
+    # -- environment and logs ----------------------------------------------------------------------------------------
+
     def environment(self) -> dict[str, Any]:
-        """Where the run ran last, empty before it did."""
+        """Where the run was last started; empty before."""
         return read_json(self.path / "environment.json")
 
     def add_to_environment(self, **more: Any) -> None:
-        """Write down what is known about where it runs only once it does."""
+        """Add what is known only after the first step."""
         write_json(self.path / "environment.json", {**self.environment(), **more})
 
     def event(self, name: str, **more: Any) -> None:
-        self._append("events.jsonl", {"event": name, "at": time.time(), **more})
+        append_json(self.path / "events.jsonl", {"event": name, "at": time.time(), **more})
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
-        self._append("metrics.jsonl", row)
+        append_json(self.path / "metrics.jsonl", row)
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_jsonl(self.path / "metrics.jsonl")
@@ -132,10 +143,26 @@ class RunFolder:
     def add_evaluations(self, step: int, split: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows (suite, task, metric, value, n) measured on ``split`` after optimiser step ``step``."""
         for row in rows:
-            self._append("evaluations.jsonl", {"step": step, "split": split, **row})
+            append_json(self.path / "evaluations.jsonl", {"step": step, "split": split, **row})
 
     def evaluations(self) -> list[dict[str, Any]]:
         return read_jsonl(self.path / "evaluations.jsonl")
+
+    def add_diagnostics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            append_json(self.path / "diagnostics.jsonl", row)
+
+    def diagnostics(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.path / "diagnostics.jsonl")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop metrics, evaluations and diagnostics after ``step``: a resumed run writes them again."""
+        for name in ("metrics.jsonl", "evaluations.jsonl", "diagnostics.jsonl"):
+            rows = [row for row in read_jsonl(self.path / name) if row["step"] <= step]
+            with replacing(self.path / name) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    # -- report documents --------------------------------------------------------------------------------------------
 
     def write_report(self, documents: pl.DataFrame) -> None:
         """Replace ``report.parquet``."""
@@ -143,52 +170,16 @@ class RunFolder:
             documents.write_parquet(temporary)
 
     def report(self, metric: Metric) -> pl.DataFrame:
-        """The report documents of a metric's task; columns as described in the module.
+        """The report documents of a metric's suite and task; for the columns see the module.
 
         Raises:
             FileNotFoundError: before the report split was measured.
         """
         return documents_of(pl.read_parquet(self.path / "report.parquet"), metric)
 
-    def add_diagnostics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        for row in rows:
-            self._append("diagnostics.jsonl", row)
-
-    def diagnostics(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.path / "diagnostics.jsonl")
-
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop lines and diagnostics beyond ``step``: a resumed run writes them again."""
-        for name in ("metrics.jsonl", "evaluations.jsonl", "diagnostics.jsonl"):
-            rows = [row for row in read_jsonl(self.path / name) if row["step"] <= step]
-            with replacing(self.path / name) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-    def hold(self) -> contextlib.AbstractContextManager[bool]:
-        """Lock the run for this process; False where another process is running it."""
-        return locked(self.path / "lock", patience=1.0)  # somebody's look holds it for a moment
-
-    def is_held(self) -> bool:
-        if not (self.path / "lock").exists():
-            return False
-        with locked(self.path / "lock", patience=0) as free:
-            return not free
-
-    def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        path = self.path / name
-        line = (json.dumps(row) + "\n").encode()
-        with open(path, "ab+") as file:
-            if file.tell() > 0:  # a line torn by a crash must not swallow this one
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.seek(0)
-                    whole = file.read()
-                    file.truncate(whole.rfind(b"\n") + 1)
-            file.write(line)
-
 
 def documents_of(report: pl.DataFrame, metric: Metric) -> pl.DataFrame:
-    """The rows of a metric's suite and task; all rows of a report from before there were several."""
+    """The rows of a metric's suite and task; all rows of an older report, which has neither column."""
     if "suite" not in report.columns:
         return report
     return report.filter((pl.col("suite") == metric.suite) & (pl.col("task") == metric.task))

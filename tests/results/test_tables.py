@@ -1,0 +1,91 @@
+"""Tables over runs, with and without any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from workbench.results import RunFolder, RunRecord
+from workbench.results.tables import (
+    CURVE_SCHEMA,
+    DIAGNOSTICS_SCHEMA,
+    EVALUATION_SCHEMA,
+    POINT_SCHEMA,
+    RUN_SCHEMA,
+    Points,
+    curves,
+    diagnostics,
+    evaluations,
+    runs,
+    table,
+)
+from workbench.status import Stage, Status
+
+
+@pytest.mark.parametrize("name", [".", "none"])
+@pytest.mark.parametrize(
+    ("read", "schema"),
+    [
+        (runs, RUN_SCHEMA),
+        (curves, CURVE_SCHEMA),
+        (evaluations, EVALUATION_SCHEMA),
+        (diagnostics, DIAGNOSTICS_SCHEMA),
+        (table, {"ablation": pl.String, **RUN_SCHEMA}),
+    ],
+)
+def test_tables_without_runs_have_their_columns(tmp_path: Path, name: str, read: object, schema: dict) -> None:  # type: ignore[type-arg]
+    frame = read(tmp_path / name)  # type: ignore[operator]
+    assert (frame.schema, len(frame)) == (schema, 0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    record = RunRecord(arm="moe", stage=Stage.TUNING, seed=4, steps=10, tokens=100)
+    return RunFolder.create(tmp_path / "runs" / "one", record)
+
+
+def test_diagnostics_become_long_rows(folder: RunFolder, tmp_path: Path) -> None:
+    folder.add_diagnostics([{"step": 3, "layer": 1, "values": {"entropy": 2.5, "load": [1.5, None]}}])
+    rows = diagnostics(tmp_path).select("arm", "step", "layer", "name", "index", "value").rows()
+    assert rows == [("moe", 3, 1, "entropy", None, 2.5), ("moe", 3, 1, "load", 0, 1.5), ("moe", 3, 1, "load", 1, None)]
+
+
+def test_evaluations_name_their_run(folder: RunFolder, tmp_path: Path) -> None:
+    row = {"suite": "loss", "task": "text", "metric": "bits per byte", "value": 1.5, "n": 3}
+    folder.add_evaluations(5, "selection", [row])
+    assert evaluations(tmp_path).row(0) == ("moe", "tuning", "one", 4, 5, "selection", *row.values())
+
+
+def test_a_run_shows_the_last_evaluation_until_it_has_a_result(folder: RunFolder, tmp_path: Path) -> None:
+    folder.add_metrics({"step": 5, "loss": 2.0, "selection_value": 1.5})
+    folder.add_metrics({"step": 6, "loss": 1.9})
+    assert runs(tmp_path)["selection_value"].to_list() == [1.5]
+
+
+def test_a_finished_run_shows_its_result(folder: RunFolder, tmp_path: Path) -> None:
+    folder.finish(Status.DONE, selection_value=1.25, report_value=1.5)
+    assert runs(tmp_path).select("selection_value", "report_value").row(0) == (1.25, 1.5)
+
+
+def test_a_run_that_changes_after_its_end_is_read_again(folder: RunFolder, tmp_path: Path) -> None:
+    folder.finish(Status.CRASHED, "why")
+    runs(tmp_path)
+    folder.reopen()
+    assert runs(tmp_path)["status"].to_list() == [Status.INTERRUPTED]
+
+
+def points(**columns: list[float | None]) -> Points:
+    return Points(pl.DataFrame({name: columns.get(name, [None] * 3) for name in POINT_SCHEMA}, schema=POINT_SCHEMA))
+
+
+def test_a_line_has_finite_points_only() -> None:
+    xs, ys = points(step=[1, 2, 3], loss=[2.0, float("nan"), 1.0]).line("step", "loss")
+    assert (xs.tolist(), ys.tolist()) == ([1, 3], [2, 1])
+
+
+def test_the_last_of_equal_points_counts() -> None:
+    xs, ys = points(step=[1, 2, 2], loss=[3.0, 2.0, 1.0]).line("step", "loss")
+    assert np.array_equal([xs, ys], [[1, 2], [3, 1]])
