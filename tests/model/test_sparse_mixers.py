@@ -12,6 +12,7 @@ from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, mixers
 from workbench.layers import Pooling
+from workbench.mixers.families.sparse import Selection
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.sparse_attention.reference import attend_reference, select_reference, selected_tokens, window_tokens
 from workbench.testing.conformance import MixerConformance
@@ -123,20 +124,40 @@ def test_nsa_is_the_sum_of_its_gated_branches(kv: str, gate: str) -> None:
     gates = raw.softmax(1) if gate == "softmax" else raw.sigmoid()
     wanted = module.out(sum(b * gates[:, i, :, None] for i, b in enumerate(branches)).reshape(T, H * K))
     assert error(module(x_TD[None])[0], wanted) < 1e-12
-    picked = [[[j for j in row if j >= 0] for row in groups] for groups in module.selection(x_TD[None])[0].tolist()]
+    selection = module.selection(x_TD[None]).indices[0]
+    picked = [[[j for j in row if j >= 0] for row in groups] for groups in selection.tolist()]
     assert picked == chosen
 
 
-def test_blocks_can_be_injected() -> None:
-    module = build("nsa", **PLAIN)
+def test_a_layer_attends_its_own_selection_given_as_an_argument() -> None:
+    module, x_BTD = build("nsa", **PLAIN), torch.randn(2, 30, 64, dtype=torch.float64)
+    assert torch.equal(module(x_BTD, selection=module.selection(x_BTD)), module(x_BTD))
+
+
+@pytest.mark.parametrize("reuse", [1, 4])
+def test_a_layer_attends_the_selection_of_another_one(reuse: int) -> None:
+    first, second = (build("nsa", reuse=reuse, **PLAIN) for _ in range(2))
+    with torch.no_grad():
+        second.q.weight.neg_()
     x_BTD = torch.randn(2, 30, 64, dtype=torch.float64)
-    chosen = module.selection(x_BTD)
-    assert torch.equal(module(x_BTD, block_indices=chosen), module(x_BTD))
-    own = (torch.arange(30) // 8)[None, :, None, None].expand(2, 30, 2, 1).int()
-    assert not torch.allclose(module(x_BTD, block_indices=own), module(x_BTD))
+    selection = first.selection(x_BTD)
+    assert selection.reuse == reuse
+    shared = second(x_BTD, selection=selection)
+    assert not torch.allclose(shared, second(x_BTD))
+    assert torch.equal(shared, second(x_BTD, selection=Selection(selection.indices)))
+
+
+def test_the_local_block_alone_is_another_function() -> None:
+    module, x_BTD = build("nsa", **PLAIN), torch.randn(2, 30, 64, dtype=torch.float64)
+    local = (torch.arange(30) // 8)[None, :, None, None].expand(2, 30, 2, 1).int()
+    assert not torch.allclose(module(x_BTD, selection=Selection(local)), module(x_BTD))
+
+
+def test_all_blocks_are_dense_selection() -> None:
+    module, x_BTD = build("nsa", **PLAIN), torch.randn(2, 30, 64, dtype=torch.float64)
     everything = torch.arange(4, dtype=torch.int32).expand(2, 30, 2, 4)
     dense = build("nsa", **{**PLAIN, "select_blocks": 4})
-    assert error(module(x_BTD, block_indices=everything), dense(x_BTD)) < 1e-12
+    assert error(module(x_BTD, selection=Selection(everything)), dense(x_BTD)) < 1e-12
 
 
 @pytest.mark.parametrize("branch", ["compression", "selection", "window"])
@@ -303,7 +324,7 @@ def test_diagnostics_tell_gates_and_distance() -> None:
         ("nsa", {"branches": []}, "branches", "compression, selection, window"),
         ("nsa", {"branches": ["selection", "window"]}, "compress", "set compress: mean"),
         ("nsa", {"head_dim": 8}, "head_dim", "Nearest: 16"),
-        ("nsa", {"window": 0}, "window", "leave it out of `branches`"),
+        ("nsa", {"window": 0}, "window", "leave it out of ``branches``"),
         ("nsa", {"kv_heads": 3}, "kv_heads", "Nearest: "),
         ("mla", {"latents": 3}, "latents", "Nearest: "),
         ("mla", {"rotary_dim": 3}, "rotary_dim", "0 for no positions"),

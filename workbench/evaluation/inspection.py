@@ -51,7 +51,7 @@ def reads(mixer: Mixer, width: int, length: int, seed: int = 0) -> pl.DataFrame:
 def selected(mixer: Any, width: int, length: int, seed: int = 0) -> pl.DataFrame:
     """Blocks that a mixer with block selection picks for one random input: columns query, group, block."""
     x_BTD = torch.randn(1, length, width, generator=torch.Generator().manual_seed(seed))
-    chosen_TGn = mixer.float().selection(x_BTD)[0]
+    chosen_TGn = mixer.float().selection(x_BTD).indices[0]
     valid_TGn = chosen_TGn >= 0
     positions = valid_TGn.nonzero()
     blocks = chosen_TGn[valid_TGn].tolist()

@@ -22,15 +22,11 @@ from torch import Tensor
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
 from workbench.layers import Linear, Pooling, RowCache, linear_flops
 from workbench.mixers.families.latent import LatentConfig, LatentProjections
-from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
+from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
-    block_starts,
-    document_starts,
     group_query_pairs,
     num_blocks,
-    select_blocks,
-    selected_attention,
     selected_pairs,
     unfold_blocks,
     visible_block_attention,
@@ -122,77 +118,50 @@ class ASAGlobal(Mixer):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         aux: AuxOutputs | None = None,
-        block_indices: Tensor | None = None,
+        selection: Selection | None = None,
     ) -> Tensor:
         """As :meth:`Mixer.forward`.
 
         Args:
-            block_indices: (B, T, g, n) blocks to attend instead of the ones this layer would select; -1 for none.
+            selection: blocks to attend instead of the ones this layer would select.
         """
-        outputs, indices = self._attend(x_BTD, segments, cache, block_indices)
+        outputs, selection = self._attend(x_BTD, segments, cache, selection)
         B, T, _ = x_BTD.shape
         gates_BT2H = self.gate(x_BTD).view(B, T, 2, -1).sigmoid()
         if aux is not None and aux.collect_metrics:
             for index, branch in enumerate(("compression", "selection")):
                 aux.metrics[f"gate_{branch}"] = gates_BT2H[:, :, index].detach().float().mean()
-            there = indices >= 0
-            distance = ((indices.amax(-1, keepdim=True) - indices) * there).sum() / there.sum().clamp_min(1)
-            aux.metrics["selected_distance"] = distance.float() * self.blocks.block
+            selection.record_metrics(aux, self.blocks.block)
         mixed_BTHC = torch.stack(outputs, dim=2).mul(gates_BT2H[..., None].to(outputs[0].dtype)).sum(2)
         return self.out(self.project.from_latents(mixed_BTHC).reshape(B, T, -1))
 
     @torch.no_grad()
-    def selection(self, x_BTD: Tensor, segments: Tensor | None = None) -> Tensor:
-        """(B, T, g, n) blocks that each query selects, counted from the start of its document; -1 for none."""
+    def selection(self, x_BTD: Tensor, segments: Tensor | None = None) -> Selection:
+        """The blocks that each query selects, per latent."""
         return self._attend(x_BTD, segments, None, None)[1]
 
     def _attend(
-        self, x_BTD: Tensor, segments: Tensor | None, cache: Cache | None, given: Tensor | None
-    ) -> tuple[list[Tensor], Tensor]:
+        self, x_BTD: Tensor, segments: Tensor | None, cache: Cache | None, selection: Selection | None
+    ) -> tuple[list[Tensor], Selection]:
         """Weighted latents (B, T, H, C) of both branches, and the selected blocks."""
-        B, T, _ = x_BTD.shape
         assert cache is None or isinstance(cache, SparseCache)
-        project, blocks, offset = self.project, self.blocks, 0 if cache is None else cache.length
-        start_BT = document_starts(segments, B, T, x_BTD.device)
-        at: dict[str, Any] = {"offset": offset}
-        if segments is not None:  # φ mixes rotated keys, so that positions begin anew in every document
-            at = {"positions_BT": torch.arange(T, device=x_BTD.device) - start_BT, "length": T}
-        q_n, q_r, c, kr = project(x_BTD, **at)
+        project, blocks = self.project, self.blocks
+        positions, pooled_cache = Positions.of(x_BTD, segments, cache), None if cache is None else cache.pooled
+        q_n, q_r, c, kr = project(x_BTD, **positions.rotary)
         q = project.absorbed(q_n, q_r)
-        pooled = None if cache is None else cache.pooled
-        if pooled is None:
-            block_starts_BN = (
-                None if segments is None else block_starts(start_BT, segments, blocks.length, blocks.stride)
-            )
-            cc, cr = self._pooled([c, kr], 0, block_starts_BN)
-        else:
-            cc, cr = pooled.extend([c, kr], self._pooled)
+        cc, cr = pooled_blocks([c, kr], self._pooled, positions, blocks, pooled_cache)
         if cache is not None:
             c, kr = cache.rows["latents"].extend(c, kr)
-            cache.length += T
-        settings: dict[str, Any] = {"start_BT": start_BT, "offset": offset, "scale": project.scale}
-        values = {"value_dim": project.C}
+            cache.length = positions.end
+        latent: dict[str, Any] = {"scale": project.scale, "value_dim": project.C}
         ck = project.latent_keys(cc, cr)
         compressed, lse = visible_block_attention(
-            q, ck, length=blocks.length, stride=blocks.stride, **values, **settings
+            q, ck, length=blocks.length, stride=blocks.stride, **latent, **positions.settings
         )
-        indices = given
-        if indices is None:
-            held = None if pooled is None else pooled.chosen_BGn
-            indices = select_blocks(q, ck, lse, blocks=blocks, num_keys=offset + T, previous_BGn=held, **settings)
-            if pooled is not None and held is not None:
-                pooled.chosen_BGn = indices[:, -1]
-        selected, _ = selected_attention(
-            q,
-            project.latent_keys(c, kr),
-            None,
-            indices,
-            block=blocks.block,
-            reuse=1 if given is not None else blocks.reuse,
-            **values,
-            **settings,
-        )
-        return [compressed, selected], indices
+        if selection is None:
+            selection = Selection.by_scores(q, ck, lse, positions, blocks, pooled_cache, project.scale)
+        selected = selection.attend(q, project.latent_keys(c, kr), None, positions, blocks.block, **latent)
+        return [compressed, selected], selection
 
     def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
         """Pooled latents (B, N, g, C) and rotated keys (B, N, 1, R)."""

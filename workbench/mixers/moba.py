@@ -18,13 +18,9 @@ from torch import Tensor
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
 from workbench.mixers.families.softmax import HeadsConfig, stacked_pairs
-from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
+from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
-    block_starts,
-    document_starts,
-    select_blocks,
-    selected_attention,
     selected_pairs,
     unfold_blocks,
     visible_block_attention,
@@ -79,38 +75,34 @@ class MoBA(Mixer):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         aux: AuxOutputs | None = None,
-        block_indices: Tensor | None = None,
+        selection: Selection | None = None,
     ) -> Tensor:
         """As :meth:`Mixer.forward`.
 
         Args:
-            block_indices: (B, T, H, k) blocks to attend instead of the ones this layer would select; -1 for none.
+            selection: blocks to attend, per query head, instead of the ones this layer would select.
         """
         B, T, _ = x_BTD.shape
         assert cache is None or isinstance(cache, SparseCache)
-        offset, blocks = 0 if cache is None else cache.length, self.blocks
+        positions, blocks = Positions.of(x_BTD, segments, cache), self.blocks
         heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)
         q, k, v = heads.split((self.H, self.G, self.G), dim=2)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:
-            q, k = self.rotary(q, offset), self.rotary(k, offset)
-        start_BT = document_starts(segments, B, T, x_BTD.device)
-        pooled = None if cache is None else cache.pooled
-        if pooled is None:
-            rows_BN = None if segments is None else block_starts(start_BT, segments, blocks.length, blocks.stride)
-            (ck,) = self._pooled([k], 0, rows_BN)
-        else:
-            (ck,) = pooled.extend([k], self._pooled)
+            q, k = self.rotary(q, positions.offset), self.rotary(k, positions.offset)
+        pooled_cache = None if cache is None else cache.pooled
+        (ck,) = pooled_blocks([k], self._pooled, positions, blocks, pooled_cache)
         if cache is not None:
             k, v = cache.rows["shared"].extend(k, v)
-            cache.length += T
+            cache.length = positions.end
         k, v, ck = (x.repeat_interleave(self.H // self.G, dim=2) for x in (k, v, ck))
-        settings: dict[str, Any] = {"start_BT": start_BT, "offset": offset}
-        if block_indices is None:
+        if selection is None:
             with torch.no_grad():  # a softmax over the blocks of a head ranks them as their scores do
-                _, lse = visible_block_attention(q, ck, ck, length=blocks.length, stride=blocks.stride, **settings)
-            block_indices = select_blocks(q, ck, lse, blocks=blocks, num_keys=offset + T, **settings)
-        o, _ = selected_attention(q, k, v, block_indices, block=blocks.block, **settings)
+                _, lse = visible_block_attention(
+                    q, ck, ck, length=blocks.length, stride=blocks.stride, **positions.settings
+                )
+            selection = Selection.by_scores(q, ck, lse, positions, blocks, None)
+        o = selection.attend(q, k, v, positions, blocks.block)
         return self.out(o.reshape(B, T, self.H * self.K))
 
     def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:

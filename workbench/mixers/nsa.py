@@ -3,39 +3,36 @@
     o_p = Σ_c g_p^c · Attn(q_p, K^c, V^c),  c in {compression, selection, window},  scale 1/sqrt(K)
 
 From the paper: the three branches, independent sigmoid gates, φ a learned map with a position encoding inside the block,
-the mapping of scores (eq. 9), their sum over the heads of a group, first and last blocks always selected, keys and values of
-its own for every branch; l 32, d 16, l' 64, n 16 with 1 first and 2 last blocks, w 512.
-Left open there and chosen by us: the gate is one linear layer with bias; the form of φ (:class:`workbench.layers.Pooling`); where
-rotary positions go (``compress_rope``); a window of exactly w tokens; scores of importance have the attention's scale.
-``reuse`` is not in the paper (see :mod:`workbench.mixers.asa_global`).
+the mapping of scores (eq. 9), their sum over the heads of a group, first and last blocks always selected, separate keys and
+values for every branch; l 32, d 16, l' 64, n 16 with 1 first and 2 last blocks, w 512.
+Left open there and chosen by us: the gate is one linear layer with bias; the form of φ (:class:`workbench.layers.Pooling`);
+where rotary positions are applied (``compress_rope``); a window of exactly w tokens; importance scores have the attention's
+scale. ``reuse`` is not in the paper (see :mod:`workbench.mixers.asa_global`).
 
-By our count it reads 1.4 times fewer keys than full attention at 4,096 tokens and 6.5 times fewer at 32,768: below some thousand
-tokens no speed-up can be expected.
+By our count it reads 1.4 times fewer keys than full attention at 4,096 tokens and 6.5 times fewer at 32,768: no speed-up can
+be expected below a few thousand tokens.
 
-Legend: B batch, T queries, S keys, N pooled blocks, D model width, H query heads, G key–value heads, K head channels, n selected
-blocks, c branches.
+Legend: B batch, T queries, S keys, N pooled blocks, D model width, H query heads, G key–value heads, K head channels,
+n selected blocks, c branches.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from workbench.config import ConfigError
+from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
 from workbench.layers import Linear, Pooling, RMSNorm, Rotary, RowCache, linear_flops
 from workbench.mixers.families.softmax import HeadsConfig, channel_scales, heads_of
-from workbench.mixers.families.sparse import PooledCache, SparseCache, check_blocks
+from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
-    block_starts,
-    document_starts,
     group_query_pairs,
     num_blocks,
-    select_blocks,
-    selected_attention,
     selected_pairs,
     unfold_blocks,
     visible_block_attention,
@@ -47,14 +44,14 @@ BRANCHES: tuple[Branch, ...] = ("compression", "selection", "window")
 
 
 class Layout(NamedTuple):
-    """Which key–value sets a configuration has, and what each branch reads."""
+    """Key–value sets of a configuration and the set that each branch reads."""
 
     sets: tuple[str, ...]
     """Names of the sets, in the order of the projection."""
     reads: dict[str, str]
     """Branch -> set; "pooled" -> the set whose blocks are pooled."""
-    kept: dict[str, int | None]
-    """Set -> tokens its cache keeps (None all); sets that only feed pooled blocks are missing."""
+    cached: dict[str, int | None]
+    """Set -> number of tokens to cache (None: all), without the sets that are only pooled."""
 
 
 def layout(config: Any) -> Layout:
@@ -64,12 +61,12 @@ def layout(config: Any) -> Layout:
     reads = {branch: "shared" if shared else branch for branch in config.branches}
     if "compression" in reads or "selection" in reads:
         reads["pooled"] = reads.get("compression", reads.get("selection", ""))
-    kept: dict[str, int | None] = {}
+    cached: dict[str, int | None] = {}
     if "window" in reads:
-        kept[reads["window"]] = config.window - 1
+        cached[reads["window"]] = config.window - 1
     if "selection" in reads:
-        kept[reads["selection"]] = None
-    return Layout(sets, reads, kept)
+        cached[reads["selection"]] = None
+    return Layout(sets, reads, cached)
 
 
 @mixers.register
@@ -129,8 +126,8 @@ class NSA(Mixer):
         """First blocks that are always selected."""
         local_blocks: int = 2
         """Last blocks, up to the query's own, that are always selected."""
-        window: int = 512
-        """Keys w of the window branch, the query's own included."""
+        window: Annotated[int, Field(ge=1)] = 512
+        """Keys w of the window branch, the query's own included; without a window, leave it out of ``branches``."""
         kv: Literal["per_branch", "shared"] = "per_branch"
         """Whether every branch has keys and values of its own (the paper, against shortcuts in learning)."""
         gate: Literal["head", "token", "softmax"] = "head"
@@ -168,36 +165,28 @@ class NSA(Mixer):
 
         def resolved(self, width: int) -> Self:
             config = super().resolved(width)
-            if not config.branches or len(set(config.branches)) != len(config.branches):
-                raise ConfigError.at(
-                    "branches",
-                    got=list(config.branches),
-                    expected="one to three different branches",
-                    do=f"Any of {', '.join(BRANCHES)}.",
-                )
-            if "compression" not in config.branches and "selection" in config.branches and config.compress != "mean":
-                raise ConfigError.at(
-                    "compress",
-                    got=config.compress,
-                    expected="mean, where pooled blocks only rank",
-                    do="Nothing trains φ without the compression branch; set compress: mean.",
-                )
-            if config.window < 1:
-                raise ConfigError.at(
-                    "window",
-                    got=config.window,
-                    expected="at least 1 (the token itself)",
-                    do="Without a window, leave it out of `branches`.",
-                )
+            require(
+                config.branches and len(set(config.branches)) == len(config.branches),
+                "branches",
+                got=list(config.branches),
+                expected="one to three different branches",
+                do=f"Any of {', '.join(BRANCHES)}.",
+            )
+            require(
+                "compression" in config.branches or "selection" not in config.branches or config.compress == "mean",
+                "compress",
+                got=config.compress,
+                expected="mean, where pooled blocks are only ranked",
+                do="Nothing trains φ without the compression branch; set compress: mean.",
+            )
             assert config.head_dim
-            if config.head_dim % 16:
-                nearest = max(16, round(config.head_dim / 16) * 16)
-                raise ConfigError.at(
-                    "head_dim",
-                    got=config.head_dim,
-                    expected="a multiple of 16 (the kernels' tiles)",
-                    do=f"Nearest: {nearest}.",
-                )
+            require(
+                config.head_dim % 16 == 0,
+                "head_dim",
+                got=config.head_dim,
+                expected="a multiple of 16 (the kernels' tiles)",
+                do=f"Nearest: {max(16, round(config.head_dim / 16) * 16)}.",
+            )
             check_blocks(
                 config.blocks,
                 {
@@ -237,94 +226,95 @@ class NSA(Mixer):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         aux: AuxOutputs | None = None,
-        block_indices: Tensor | None = None,
+        selection: Selection | None = None,
     ) -> Tensor:
         """As :meth:`Mixer.forward`.
 
         Args:
-            block_indices: (B, T, G, n) blocks to attend instead of the ones this layer would select; -1 for none.
+            selection: blocks to attend instead of the ones this layer would select.
         """
-        outputs, indices = self._attend(x_BTD, segments, cache, block_indices)
+        outputs, selection = self._attend(x_BTD, segments, cache, selection)
         B, T, _ = x_BTD.shape
         gates_BTcH = self.gate(x_BTD).view(B, T, len(self.branches), -1)
         gates_BTcH = gates_BTcH.softmax(dim=2) if self.gate_kind == "softmax" else gates_BTcH.sigmoid()
         if aux is not None and aux.collect_metrics:
             for index, branch in enumerate(self.branches):
                 aux.metrics[f"gate_{branch}"] = gates_BTcH[:, :, index].detach().float().mean()
-            if indices is not None:
-                own_BT11 = indices.amax(-1, keepdim=True)  # the query's own block is always selected
-                there = indices >= 0
-                distance = ((own_BT11 - indices) * there).sum() / there.sum().clamp_min(1)
-                aux.metrics["selected_distance"] = distance.float() * self.blocks.block  # tokens back, on average
+            if selection is not None:
+                selection.record_metrics(aux, self.blocks.block)
         o_BTHK = torch.stack(outputs, dim=2).mul(gates_BTcH[..., None].to(outputs[0].dtype)).sum(2)
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
 
     @torch.no_grad()
-    def selection(self, x_BTD: Tensor, segments: Tensor | None = None) -> Tensor:
-        """(B, T, G, n) blocks that each query selects, counted from the start of its document; -1 for none."""
-        _, indices = self._attend(x_BTD, segments, None, None)
-        assert indices is not None, "there is no selection branch"
-        return indices
+    def selection(self, x_BTD: Tensor, segments: Tensor | None = None) -> Selection:
+        """The blocks that each query selects."""
+        _, selection = self._attend(x_BTD, segments, None, None)
+        assert selection is not None, "this layer has no selection branch"
+        return selection
 
     def _attend(
-        self, x_BTD: Tensor, segments: Tensor | None, cache: Cache | None, given: Tensor | None
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Outputs of the branches, and the selected blocks."""
-        B, T, _ = x_BTD.shape
+        self, x_BTD: Tensor, segments: Tensor | None, cache: Cache | None, selection: Selection | None
+    ) -> tuple[list[Tensor], Selection | None]:
+        """Outputs (B, T, H, K) of the branches, and the selected blocks."""
         assert cache is None or isinstance(cache, SparseCache)
-        offset = 0 if cache is None else cache.length
-        reads, blocks = self.layout.reads, self.blocks
-        start_BT = document_starts(segments, B, T, x_BTD.device)
-        # keys are mixed with each other, so that positions begin anew in every document
-        at: dict[str, Any] = {"offset": offset}
-        if segments is not None:
-            at = {"positions_BT": torch.arange(T, device=x_BTD.device) - start_BT, "length": T}
-        q = self._rotated(self.q_norm(self.q(x_BTD).view(B, T, self.H, self.K)), **at)
-        kv = self.kv(x_BTD).view(B, T, len(self.layout.sets), 2, self.G, self.K)
-        raw = {name: (self.k_norm(kv[:, :, i, 0]), kv[:, :, i, 1]) for i, name in enumerate(self.layout.sets)}
-        rotated = {name: (self._rotated(k, **at), v) for name, (k, v) in raw.items()}
-        rows = rotated if cache is None else {name: held.extend(*rotated[name]) for name, held in cache.rows.items()}
-        out: dict[str, Tensor] = {}
-        indices = given
+        positions, reads = Positions.of(x_BTD, segments, cache), self.layout.reads
+        q, unrotated, rotated = self._project(x_BTD, positions)
+        rows = rotated if cache is None else {name: kv.extend(*rotated[name]) for name, kv in cache.rows.items()}
+        outputs: dict[str, Tensor] = {}
         if "pooled" in reads:
-            source = (rotated if self.rope_first else raw)[reads["pooled"]]
-            ck, cv = self._pooled(source, segments, start_BT, None if cache is None else cache.pooled)
-            settings: dict[str, Any] = {"start_BT": start_BT, "offset": offset}
-            pooled: dict[str, Any] = {**settings, "length": blocks.length, "stride": blocks.stride}
+            pooled_cache = None if cache is None else cache.pooled
+            source = (rotated if self.rope_first else unrotated)[reads["pooled"]]
+            ck, cv = self._pooled(list(source), positions, pooled_cache)
             lse = None
             if "compression" in reads:
-                out["compression"], lse = visible_block_attention(q, ck, cv, **pooled)
+                outputs["compression"], lse = self._attend_pooled(q, ck, cv, positions)
             if "selection" in reads:
-                scale = self.K**-0.5 if self.importance_scaled else 1.0
-                if indices is None:
-                    if lse is None or not self.importance_scaled:
-                        with torch.no_grad():
-                            _, lse = visible_block_attention(q, ck, ck, scale=scale, **pooled)
-                    held = None if cache is None or cache.pooled is None else cache.pooled.chosen_BGn
-                    indices = select_blocks(
-                        q, ck, lse, blocks=blocks, num_keys=offset + T, scale=scale, previous_BGn=held, **settings
-                    )
-                    if cache is not None and cache.pooled is not None and held is not None:
-                        cache.pooled.chosen_BGn = indices[:, -1]
+                if selection is None:
+                    selection = self._select(q, ck, lse, positions, pooled_cache)
                 k, v = rows[reads["selection"]]
-                out["selection"], _ = selected_attention(
-                    q, k, v, indices, block=blocks.block, reuse=1 if given is not None else blocks.reuse, **settings
-                )
+                outputs["selection"] = selection.attend(q, k, v, positions, self.blocks.block)
         if "window" in reads:
             k, v = rows[reads["window"]]
-            out["window"], _ = visible_block_attention(
-                q, k, v, start_BT=start_BT, offset=k.shape[1] - T, window=self.window
+            offset = k.shape[1] - q.shape[1]  # the cache of a window has evicted what lies before
+            outputs["window"], _ = visible_block_attention(
+                q, k, v, start_BT=positions.start_BT, offset=offset, window=self.window
             )
         if cache is not None:
-            cache.length += T
-        return [out[branch] for branch in self.branches], indices
+            cache.length = positions.end
+        return [outputs[branch] for branch in self.branches], selection
 
-    def _rotated(self, x_BTHK: Tensor, **at: Any) -> Tensor:
-        return x_BTHK if self.rotary is None else self.rotary(x_BTHK, **at)
+    def _project(
+        self, x_BTD: Tensor, positions: Positions
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+        """Rotated queries (B, T, H, K); keys and values (B, T, G, K) of each set, keys unrotated and rotated."""
+        B, T, _ = x_BTD.shape
+        q = self._rotated(self.q_norm(self.q(x_BTD).view(B, T, self.H, self.K)), **positions.rotary)
+        kv = self.kv(x_BTD).view(B, T, len(self.layout.sets), 2, self.G, self.K)
+        unrotated = {name: (self.k_norm(kv[:, :, i, 0]), kv[:, :, i, 1]) for i, name in enumerate(self.layout.sets)}
+        rotated = {name: (self._rotated(k, **positions.rotary), v) for name, (k, v) in unrotated.items()}
+        return q, unrotated, rotated
 
-    def _pooled(
-        self, source: tuple[Tensor, Tensor], segments: Tensor | None, start_BT: Tensor, cache: PooledCache | None
-    ) -> list[Tensor]:
+    def _rotated(self, x_BTHK: Tensor, **positions: Any) -> Tensor:
+        return x_BTHK if self.rotary is None else self.rotary(x_BTHK, **positions)
+
+    def _attend_pooled(
+        self, q: Tensor, ck: Tensor, cv: Tensor, positions: Positions, scale: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attention over pooled blocks, and the log-sum-exp of its scores."""
+        length, stride = self.blocks.length, self.blocks.stride
+        return visible_block_attention(q, ck, cv, length=length, stride=stride, scale=scale, **positions.settings)
+
+    def _select(
+        self, q: Tensor, ck: Tensor, lse: Tensor | None, positions: Positions, cache: PooledCache | None
+    ) -> Selection:
+        """Blocks by importance; ``lse`` is the compression branch's, None where there is none."""
+        scale = self.K**-0.5 if self.importance_scaled else 1.0
+        if lse is None or not self.importance_scaled:
+            with torch.no_grad():
+                _, lse = self._attend_pooled(q, ck, ck, positions, scale)
+        return Selection.by_scores(q, ck, lse, positions, self.blocks, cache, scale)
+
+    def _pooled(self, kv: list[Tensor], positions: Positions, cache: PooledCache | None) -> list[Tensor]:
         """Keys and values (B, N, G, K) of the pooled blocks."""
         length, stride = self.blocks.length, self.blocks.stride
 
@@ -332,16 +322,15 @@ class NSA(Mixer):
             N = num_blocks(raw[0].shape[1], length, stride)
             ck, cv = (phi(unfold_blocks(x, rows_BN, length, stride)) for phi, x in zip((self.pool_k, self.pool_v), raw))
             if not self.rope_first and rows_BN is None:
-                place = torch.arange(first, first + N, device=ck.device)[None] * stride
-                ck = self._rotated(ck, positions_BT=place, length=(first + N) * stride)
+                starts_1N = torch.arange(first, first + N, device=ck.device)[None] * stride
+                ck = self._rotated(ck, positions_BT=starts_1N, length=(first + N) * stride)
             elif not self.rope_first and rows_BN is not None:
                 rows_BN = rows_BN.clamp_min(0)
-                ck = self._rotated(ck, positions_BT=rows_BN - start_BT.gather(1, rows_BN), length=raw[0].shape[1])
+                starts_BN = rows_BN - positions.start_BT.gather(1, rows_BN)
+                ck = self._rotated(ck, positions_BT=starts_BN, length=raw[0].shape[1])
             return [ck, cv]
 
-        if cache is not None:
-            return cache.extend(list(source), pool)
-        return pool(list(source), 0, None if segments is None else block_starts(start_BT, segments, length, stride))
+        return pooled_blocks(kv, pool, positions, self.blocks, cache)
 
     def rescaling_pairs(self) -> list[RescalingPair]:
         H, G, K = self.H, self.G, self.K
@@ -374,38 +363,38 @@ class NSA(Mixer):
             else None
         )
         rows = {
-            name: RowCache(batch, length, shapes, device, dtype, keep=keep) for name, keep in self.layout.kept.items()
+            name: RowCache(batch, length, shapes, device, dtype, keep=keep) for name, keep in self.layout.cached.items()
         }
         return SparseCache(pooled, rows)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
         H, G, K, b, T = config.heads, config.kv_heads, config.head_dim, config.blocks, length
-        sets, reads, kept = layout(config)
+        sets, reads, cached = layout(config)
         gates = len(config.branches) * (1 if config.gate == "token" else H)
         shapes = ((width, H * K), (width, len(sets) * 2 * G * K), (width, gates), (H * K, width))
         parameters = sum(m * n for m, n in shapes) + gates + (2 * K if config.qk_norm else 0)
         flops = float(linear_flops(*shapes))
-        held = unevicted = 0
+        cache_bytes = unevicted = 0
         if "pooled" in reads:
             parameters += 2 * Pooling.parameters_of(config.compress, b.length, K)
             flops += 2 * G * Pooling.flops_of(config.compress, b.length, K) * num_blocks(T, b.length, b.stride) / T
             scored = visible_pairs(T, T, b.length, b.stride, 0)
-            # a log-sum-exp of its own where the compression branch does not give it
+            # a separate pass for the log-sum-exp where the compression branch does not compute it
             passes = ("compression" in reads) + (
                 "selection" in reads and ("compression" not in reads or not config.importance_scaled)
             )
             flops += passes * 4 * H * K * scored / T
-            held = PooledCache.bytes_of(T, b, 2 * G * K, G, element_bytes)
-            unevicted = held
+            cache_bytes = PooledCache.bytes_of(T, b, 2 * G * K, G, element_bytes)
+            unevicted = cache_bytes
         if "selection" in reads:
             flops += 2 * H * K * group_query_pairs(T, b.length, b.stride, b.reuse) / T
             flops += 4 * H * K * selected_pairs(T, T, b.selected * b.block) / T
         if "window" in reads:
             flops += 4 * H * K * visible_pairs(T, T, 1, 1, config.window) / T
-        a_token = 2 * G * K * element_bytes
-        held += sum(a_token * (T if keep is None else min(T, keep)) for keep in kept.values())
-        return Cost(parameters, parameters, flops, held, unevicted + a_token * T * len(kept))
+        token_bytes = 2 * G * K * element_bytes
+        cache_bytes += sum(token_bytes * (T if keep is None else min(T, keep)) for keep in cached.values())
+        return Cost(parameters, parameters, flops, cache_bytes, unevicted + token_bytes * T * len(cached))
 
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:

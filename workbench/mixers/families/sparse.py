@@ -1,58 +1,194 @@
-"""What mixers with selected blocks share: checks of block sizes, and decode caches of pooled blocks.
+"""What mixers with pooled and selected blocks share: checks of block sizes, decode caches, positions, selections.
 
-Legend: B batch, T time, N pooled blocks, G key–value heads, n selected blocks.
+Legend: B batch, T queries, N pooled blocks, H query heads, G key–value heads, K head channels, n selected blocks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.config import ConfigError
-from workbench.contract import Cache
+from workbench.config import require
+from workbench.contract import AuxOutputs, Cache
 from workbench.layers import RowCache
 from workbench.mixers.families.softmax import nearest_divisor
-from workbench.ops.sparse_attention import Blocks, num_blocks
+from workbench.ops.sparse_attention import (
+    Blocks,
+    block_starts,
+    document_starts,
+    num_blocks,
+    select_blocks,
+    selected_attention,
+)
 
 
 def check_blocks(blocks: Blocks, path: dict[str, str]) -> None:
-    """Raise ConfigError where block sizes do not go together. ``path`` names the field of each size."""
+    """Check that block sizes fit each other.
+
+    Args:
+        blocks: the sizes.
+        path: name of the field of each size, for messages.
+
+    Raises:
+        ConfigError: naming the field that does not fit.
+    """
     for name in ("length", "stride", "block", "selected", "reuse"):
-        if getattr(blocks, name) < 1:
-            raise ConfigError.at(path[name], got=getattr(blocks, name), expected="at least 1")
+        value = getattr(blocks, name)
+        require(value >= 1, path[name], got=value, expected="at least 1")
+    common = math.gcd(blocks.length, blocks.block)
     for name, multiple in (("length", blocks.length), ("block", blocks.block)):
-        if multiple % blocks.stride:
-            raise ConfigError.at(
-                path[name],
-                got=multiple,
-                expected=f"a multiple of {path['stride']}={blocks.stride}",
-                do=f"Nearest {path['stride']}: {nearest_divisor(math.gcd(blocks.length, blocks.block), blocks.stride)}.",
-            )
-    if blocks.block % blocks.reuse:
-        raise ConfigError.at(
-            path["reuse"],
-            got=blocks.reuse,
-            expected=f"a divisor of {path['block']}={blocks.block}",
-            do=f"Nearest: {nearest_divisor(blocks.block, blocks.reuse)}.",
+        require(
+            multiple % blocks.stride == 0,
+            path[name],
+            got=multiple,
+            expected=f"a multiple of {path['stride']}={blocks.stride}",
+            do=f"Nearest {path['stride']}: {nearest_divisor(common, blocks.stride)}.",
         )
-    if blocks.local < 1 or blocks.initial < 0:
-        raise ConfigError.at(path["local"], got=blocks.local, expected="at least 1: the query's own block")
-    if blocks.selected < blocks.initial + blocks.local:
-        raise ConfigError.at(
-            path["selected"],
-            got=blocks.selected,
-            expected=f"at least the forced blocks: {blocks.initial} first and {blocks.local} last",
-            do=f"Set {path['selected']}: {blocks.initial + blocks.local} or more.",
+    require(
+        blocks.block % blocks.reuse == 0,
+        path["reuse"],
+        got=blocks.reuse,
+        expected=f"a divisor of {path['block']}={blocks.block}",
+        do=f"Nearest: {nearest_divisor(blocks.block, blocks.reuse)}.",
+    )
+    require(
+        blocks.local >= 1 and blocks.initial >= 0,
+        path["local"],
+        got=blocks.local,
+        expected="at least 1: the query's own block",
+    )
+    forced = blocks.initial + blocks.local
+    require(
+        blocks.selected >= forced,
+        path["selected"],
+        got=blocks.selected,
+        expected=f"at least the forced blocks: {blocks.initial} first and {blocks.local} last",
+        do=f"Set {path['selected']}: {forced} or more.",
+    )
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Positions of T queries: cached tokens before them, and the starts of their documents."""
+
+    start_BT: Tensor
+    """Row index at which each query's document starts."""
+    offset: int
+    """Cached tokens before the first query."""
+    segments: Tensor | None
+
+    @classmethod
+    def of(cls, x_BTD: Tensor, segments: Tensor | None, cache: Cache | None) -> Positions:
+        B, T, _ = x_BTD.shape
+        offset = 0 if cache is None else cache.length
+        return cls(document_starts(segments, B, T, x_BTD.device), offset, segments)
+
+    @property
+    def end(self) -> int:
+        """Tokens up to the last query."""
+        return self.offset + self.start_BT.shape[1]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of the operations."""
+        return {"start_BT": self.start_BT, "offset": self.offset}
+
+    @property
+    def rotary(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`workbench.layers.Rotary`. Pooling mixes rotated keys with each other, so positions
+        restart in every document."""
+        if self.segments is None:
+            return {"offset": self.offset}
+        T = self.start_BT.shape[1]
+        return {"positions_BT": torch.arange(T, device=self.start_BT.device) - self.start_BT, "length": T}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Blocks that queries attend. A layer can attend the selection of another one (argument ``selection`` of its forward)."""
+
+    indices: Tensor
+    """(B, T, G, n) int32, counted from the start of the query's document; -1 for none."""
+    reuse: int = 1
+    """Consecutive positions whose blocks are those of the first of them."""
+
+    @classmethod
+    def by_scores(
+        cls,
+        q_BTHK: Tensor,
+        ck_BNGK: Tensor,
+        lse_BTH: Tensor,
+        positions: Positions,
+        blocks: Blocks,
+        cache: PooledCache | None,
+        scale: float | None = None,
+    ) -> Selection:
+        """The blocks that queries select by their scores with pooled keys.
+
+        Args:
+            q_BTHK: queries.
+            ck_BNGK: pooled keys.
+            lse_BTH: log-sum-exp of the scores.
+            positions: of the queries.
+            blocks: sizes and numbers of blocks.
+            cache: decode state; a selection that later positions reuse is stored in it.
+            scale: of the scores. Default: 1/sqrt(K).
+        """
+        previous = None if cache is None else cache.selected_BGn
+        indices = select_blocks(
+            q_BTHK,
+            ck_BNGK,
+            lse_BTH,
+            blocks=blocks,
+            num_keys=positions.end,
+            scale=scale,
+            previous_BGn=previous,
+            **positions.settings,
         )
+        if cache is not None and previous is not None:
+            cache.selected_BGn = indices[:, -1]
+        return cls(indices, blocks.reuse)
+
+    def attend(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor | None, positions: Positions, block: int, **options: Any
+    ) -> Tensor:
+        """Attention to the tokens of the selected blocks: (B, T, H, V)."""
+        settings = {**positions.settings, **options}
+        output, _ = selected_attention(q_BTHK, k_BSGK, v_BSGV, self.indices, block=block, reuse=self.reuse, **settings)
+        return output
+
+    def record_metrics(self, aux: AuxOutputs, block: int) -> None:
+        """Mean distance of the selected blocks from the query's own, in tokens."""
+        own_block = self.indices.amax(-1, keepdim=True)  # always selected
+        selected = self.indices >= 0
+        distance = ((own_block - self.indices) * selected).sum() / selected.sum().clamp_min(1)
+        aux.metrics["selected_distance"] = distance.float() * block
+
+
+Pool = Callable[..., list[Tensor]]
+"""pool(raw tokens, number of the first block, block starts or None) -> pooled blocks."""
+
+
+def pooled_blocks(
+    raw: list[Tensor], pool: Pool, positions: Positions, blocks: Blocks, cache: PooledCache | None
+) -> list[Tensor]:
+    """Pooled blocks of all tokens so far, (B, N, …) for each tensor (B, T, …) of ``raw``."""
+    if cache is not None:
+        return cache.extend(raw, pool)
+    if positions.segments is None:
+        return pool(raw, 0, None)
+    return pool(raw, 0, block_starts(positions.start_BT, positions.segments, blocks.length, blocks.stride))
 
 
 class PooledCache(Cache):
-    """Pooled blocks so far, and the raw tokens (at most l - 1) of the blocks that are not whole yet.
+    """Pooled blocks so far, and the raw tokens (at most l - 1) of the blocks that are not complete yet.
 
-    ``chosen_BGn`` is the last selection, kept where positions share one.
+    ``selected_BGn`` is the last selection, cached if positions share one.
     """
 
     def __init__(
@@ -65,36 +201,36 @@ class PooledCache(Cache):
         device: torch.device | str,
         dtype: torch.dtype,
     ):
-        self.blocks, self.length, self.held = blocks, 0, 0
+        self.blocks, self.length, self.tail_length = blocks, 0, 0
         self.pooled = RowCache(batch, num_blocks(length, blocks.length, blocks.stride), shapes, device, dtype)
-        room = min(length, blocks.length - 1)
-        self.tail = [torch.empty(batch, room, *shape, device=device, dtype=dtype) for shape in shapes]
-        self.chosen_BGn = None
+        capacity = min(length, blocks.length - 1)
+        self.tail = [torch.empty(batch, capacity, *shape, device=device, dtype=dtype) for shape in shapes]
+        self.selected_BGn = None
         if blocks.reuse > 1:
-            self.chosen_BGn = torch.full((batch, groups, blocks.selected), -1, dtype=torch.int32, device=device)
+            self.selected_BGn = torch.full((batch, groups, blocks.selected), -1, dtype=torch.int32, device=device)
 
     def tensors(self) -> list[Tensor]:
-        return [*self.pooled.tensors(), *self.tail, *([] if self.chosen_BGn is None else [self.chosen_BGn])]
+        return [*self.pooled.tensors(), *self.tail, *([] if self.selected_BGn is None else [self.selected_BGn])]
 
-    def extend(self, new: list[Tensor], pool: Callable[[list[Tensor], int], list[Tensor]]) -> list[Tensor]:
-        """Append T raw tokens of each tensor; returns all pooled blocks. ``pool`` gets raw tokens and the number of the first
-        block they begin."""
+    def extend(self, new: list[Tensor], pool: Pool) -> list[Tensor]:
+        """Append T raw tokens of each tensor. Returns all pooled blocks."""
         raw = [
-            torch.cat((tail[:, : self.held], x.to(tail.dtype)), dim=1) for tail, x in zip(self.tail, new, strict=True)
+            torch.cat((tail[:, : self.tail_length], x.to(tail.dtype)), dim=1)
+            for tail, x in zip(self.tail, new, strict=True)
         ]
         count = num_blocks(raw[0].shape[1], self.blocks.length, self.blocks.stride)
         if count:
             self.pooled.extend(*pool(raw, self.pooled.length))
         rest = [x[:, count * self.blocks.stride :] for x in raw]
-        self.held = rest[0].shape[1]
+        self.tail_length = rest[0].shape[1]
         for tail, x in zip(self.tail, rest):
-            tail[:, : self.held] = x
+            tail[:, : self.tail_length] = x
         self.length += new[0].shape[1]
         return [x[:, : self.pooled.filled] for x in self.pooled.rows]
 
     @staticmethod
     def bytes_of(length: int, blocks: Blocks, channels: int, groups: int, element_bytes: int) -> int:
-        """Of ``channels`` elements a token: pooled blocks, raw tail, the shared selection."""
+        """Bytes of pooled blocks, raw tail and shared selection, for ``channels`` elements per token."""
         rows = num_blocks(length, blocks.length, blocks.stride) + min(length, blocks.length - 1)
         return rows * channels * element_bytes + (4 * groups * blocks.selected if blocks.reuse > 1 else 0)
 
@@ -106,5 +242,5 @@ class SparseCache(Cache):
         self.pooled, self.rows, self.length = pooled, rows, 0
 
     def tensors(self) -> list[Tensor]:
-        own = [] if self.pooled is None else self.pooled.tensors()
-        return own + [tensor for rows in self.rows.values() for tensor in rows.tensors()]
+        pooled = [] if self.pooled is None else self.pooled.tensors()
+        return pooled + [tensor for rows in self.rows.values() for tensor in rows.tensors()]
