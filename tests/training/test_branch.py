@@ -2,76 +2,134 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers import make_run, run_fields, write_corpus
-from safetensors.torch import load_file
+from helpers import make_run, run_fields
 
 from workbench.config import ConfigError
+from workbench.results import RunFolder
 from workbench.training import RunConfig
 from workbench.training.branch import branch, branched
+from workbench.training.checkpoint import load_weights
 from workbench.training.schedule import rate_at
 from workbench.training.trial import train
 
-
-def test_a_branch_is_bitwise_the_run_of_its_own(tmp_path: Path) -> None:
-    corpus, cache = write_corpus(tmp_path / "corpus"), tmp_path / "cache"
-    fields = run_fields(corpus, training={"keep_trunk": True, "warmup": 0.1, "checkpoint_every": 1000, "log_every": 3})
-    short = make_run(tmp_path / "short", cache, fields)
-    with pytest.raises(ConfigError, match="without a trunk"):
-        branch(short.path, tmp_path / "early", cache, 2000)
-    assert train(short.path, cache)["status"] == "done"
-    assert [p.name for p in (short.path / "trunk").iterdir()] == ["step-14"]  # 20 steps, the last 6 decay
-
-    long = branch(short.path, tmp_path / "long", cache, 2 * 20 * 64)
-    assert branch(short.path, tmp_path / "long", cache, 2 * 20 * 64).path == long.path, "found again"
-    told = train(long.path, cache)
-    assert told["status"] == "done" and told["step"] == 40
-    assert '"resumed"' in (long.path / "events.jsonl").read_text()
-    config = RunConfig.parse(long.record().config)
-    own = make_run(tmp_path / "own", cache, config.plain(), seed=config.seed)
-    assert train(own.path, cache)["report_value"] == told["report_value"]
-    one, two = (load_file(run.path / "checkpoint" / "step-40" / "model.safetensors") for run in (own, long))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert [row["loss"] for row in long.metrics() if row["step"] in (3, 30, 39)] == [
-        row["loss"] for row in own.metrics() if row["step"] in (3, 30, 39)
-    ]
-    assert (long.record().branched_from or {})["checkpoint"] == "step-14"
+MakeRun = Callable[..., RunFolder]
+TRUNK = {"keep_trunk": True, "warmup": 0.1, "checkpoint_every": 1000, "log_every": 3}
 
 
-def test_schedules_agree_on_the_trunk_or_are_refused() -> None:
-    config = RunConfig.parse({"training": {"tokens": 100 * 2048, "warmup": 0.07}})
-    for factor in (1, 1.5, 2, 3.3):
-        longer = branched(config, int(factor * 100) * 2048)
-        assert all(rate_at(s, config.training) == rate_at(s, longer.training) for s in range(70))
-        assert longer.training.steps == int(factor * 100)
+class TestBranch:
+    """A run of 20 steps, whose last 6 decay, and a branch of 40 steps from its trunk."""
+
+    @pytest.fixture(scope="class")
+    def short(self, corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+        folder = make_run(tmp_path_factory.mktemp("short") / "run", cache, run_fields(corpus, training=TRUNK))
+        train(folder.path, cache)
+        return folder
+
+    @pytest.fixture(scope="class")
+    def long(self, short: RunFolder, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+        folder = branch(short.path, tmp_path_factory.mktemp("long") / "run", cache, 2 * 20 * 64)
+        train(folder.path, cache)
+        return folder
+
+    @pytest.fixture(scope="class")
+    def independent(self, long: RunFolder, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+        """The run of the branch, trained from its beginning."""
+        config = RunConfig.parse(long.record().config)
+        folder = make_run(tmp_path_factory.mktemp("independent") / "run", cache, config.plain(), seed=config.seed)
+        train(folder.path, cache)
+        return folder
+
+    def test_the_trunk_is_kept_where_the_decay_begins(self, short: RunFolder) -> None:
+        assert [path.name for path in (short.path / "trunk").iterdir()] == ["step-14"]
+
+    def test_the_branch_names_its_origin(self, long: RunFolder) -> None:
+        assert (long.record().branched_from or {})["checkpoint"] == "step-14"
+
+    def test_the_branch_resumes_from_the_trunk(self, long: RunFolder, events: Callable[..., list[Any]]) -> None:
+        assert [event["step"] for event in events(long, "resumed")] == [14]
+
+    def test_the_branch_is_trained_to_its_own_end(self, long: RunFolder) -> None:
+        assert long.result()["step"] == 40
+
+    def test_its_weights_are_bitwise_those_of_an_independent_run(self, long: RunFolder, independent: RunFolder) -> None:
+        a, b = (load_weights(run.path / "checkpoint" / "step-40") for run in (long, independent))
+        assert all(torch.equal(a[name], b[name]) for name in b)
+
+    def test_its_report_is_that_of_an_independent_run(self, long: RunFolder, independent: RunFolder) -> None:
+        assert long.result()["report_value"] == independent.result()["report_value"]
+
+    @pytest.mark.parametrize("step", [3, 30, 39])
+    def test_its_losses_are_those_of_an_independent_run(
+        self, step: int, long: RunFolder, independent: RunFolder
+    ) -> None:
+        losses = [[row["loss"] for row in run.metrics() if row["step"] == step] for run in (long, independent)]
+        assert losses[0] == losses[1] != []
+
+    def test_an_existing_branch_is_opened(self, short: RunFolder, long: RunFolder, cache: Path) -> None:
+        assert branch(short.path, long.path, cache, 2 * 20 * 64).path == long.path
+
+    def test_a_run_without_a_trunk_is_refused(self, new: MakeRun, cache: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="without a trunk"):
+            branch(new().path, tmp_path / "early", cache, 2000)
+
+
+def config_of(**training: Any) -> RunConfig:
+    return RunConfig.parse({"training": {"tokens": 100 * 2048, **training}})
+
+
+@pytest.mark.parametrize("factor", [1, 1.5, 2, 3.3])
+def test_schedules_agree_on_the_trunk(factor: float) -> None:
+    config = config_of(warmup=0.07)
+    longer = branched(config, int(factor * 100) * 2048)
+    assert longer.training.steps == int(factor * 100)
+    assert all(rate_at(step, config.training) == rate_at(step, longer.training) for step in range(70))
+
+
+def test_a_branch_that_decays_earlier_is_refused() -> None:
     with pytest.raises(ConfigError, match="first 70 steps"):
-        branched(config, 50 * 2048)
-    assert branched(config, 100 * 2048, decay=0.1).training.trunk_steps == 90
+        branched(config_of(warmup=0.07), 50 * 2048)
+
+
+def test_the_decay_of_a_branch_may_be_its_own() -> None:
+    assert branched(config_of(), 100 * 2048, decay=0.1).training.trunk_steps == 90
+
+
+def test_a_cosine_schedule_has_no_trunk() -> None:
     with pytest.raises(ConfigError, match="wsd schedule"):
-        branched(RunConfig.parse({"training": {"tokens": 100 * 2048, "schedule": "cosine"}}), 400 * 2048)
+        branched(config_of(schedule="cosine"), 400 * 2048)
 
 
-def test_a_head_that_would_begin_at_another_step_is_refused() -> None:
+def test_a_head_that_would_start_at_another_step_is_refused() -> None:
     late = RunConfig.parse({"model": {"mtp": {"start": 0.2}}, "training": {"tokens": 100 * 2048}})
     with pytest.raises(ConfigError, match=r"model.mtp.start: got 0.2"):
         branched(late, 200 * 2048)
+
+
+def test_a_head_that_trains_from_the_beginning_may_branch() -> None:
     early = RunConfig.parse({"model": {"mtp": {}}, "training": {"tokens": 100 * 2048}})
     assert branched(early, 200 * 2048).training.steps == 200
 
 
-def test_a_router_bias_that_would_be_frozen_inside_the_trunk_is_refused() -> None:
-    def run(decay: float, bias: str = "proportional") -> RunConfig:
-        return RunConfig.parse(
-            {
-                "model": {"feedforward": "moe", "feedforwards": {"moe": {"experts": 4, "top_k": 2, "bias": bias}}},
-                "training": {"tokens": 200 * 2048, "decay": decay},
-            }
-        )
+def with_experts(decay: float, bias: str = "proportional") -> RunConfig:
+    return RunConfig.parse(
+        {
+            "model": {"feedforward": "moe", "feedforwards": {"moe": {"experts": 4, "top_k": 2, "bias": bias}}},
+            "training": {"tokens": 200 * 2048, "decay": decay},
+        }
+    )
 
+
+def test_a_router_bias_that_would_be_frozen_inside_the_trunk_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training.decay: got .*0.02, .*router biases are frozen"):
-        branched(run(0.02), 400 * 2048)
-    assert branched(run(0.02, "none"), 400 * 2048).training.steps == 400
-    assert branched(run(0.03), 400 * 2048).training.steps == 400
+        branched(with_experts(0.02), 400 * 2048)
+
+
+@pytest.mark.parametrize(("decay", "bias"), [(0.02, "none"), (0.03, "proportional")])
+def test_a_router_bias_that_is_not_frozen_inside_the_trunk_may_branch(decay: float, bias: str) -> None:
+    assert branched(with_experts(decay, bias), 400 * 2048).training.steps == 400

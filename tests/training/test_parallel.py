@@ -6,18 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers import run_fields, write_corpus
+from helpers import run_fields
 
 from workbench.files import write_json
 from workbench.results import RunFolder
 from workbench.training.checkpoint import load_checkpoint
 
 FIELDS = {
-    # the head for the token after the next begins after the step at which runs are taken up again below
+    # the multi-token head starts after the step from which runs are resumed below
     "model": {
         "pattern": "full gdn",
         "tied": False,
@@ -33,14 +35,9 @@ FIELDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def trained(folder: Path, corpus: Path, devices: int, **changes: object) -> RunFolder:
+def trained(folder: Path, corpus: Path, devices: int) -> RunFolder:
     """A run trained by the command line, as a user would."""
-    write_json(folder.parent / "run.yaml", run_fields(corpus, **{**FIELDS, **changes}))  # JSON is YAML
+    write_json(folder.parent / "run.yaml", run_fields(corpus, **FIELDS))  # JSON is YAML
     call = [
         sys.executable,
         "-m",
@@ -65,58 +62,99 @@ def one(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return trained(tmp_path_factory.mktemp("one") / "run", corpus, 1)
 
 
-def assert_equal_to_rounding(got: RunFolder, wanted: RunFolder) -> None:
-    rows = list(zip(got.metrics(), wanted.metrics(), strict=True))
-    first, exact = rows[0]
-    assert first["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=1e-5)
-    for a, b in rows:
-        assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert a.keys() == b.keys() and a["hidden_z_excess"] == pytest.approx(b["hidden_z_excess"], rel=1e-3)
-        assert a["gradient_rms_median"] == pytest.approx(b["gradient_rms_median"], rel=1e-2)
-    assert got.result()["report_value"] == pytest.approx(wanted.result()["report_value"], rel=1e-4)
-    states = [load_checkpoint(run.path / "checkpoint" / "step-24") for run in (got, wanted)]
-    assert list(states[0]["model"]) == list(states[1]["model"])
-    for name, tensor in states[1]["model"].items():
-        assert float((states[0]["model"][name] - tensor).norm() / tensor.norm()) < 1e-3, name
-    a, b = (state["optimiser"] for state in states)
-    assert a["state"].keys() == b["state"].keys()
-    for number, moments in b["state"].items():
-        assert a["state"][number]["step"] == moments["step"]
-        assert a["state"][number]["exp_avg"].shape == moments["exp_avg"].shape
-    assert [group["params"] for group in a["param_groups"]] == [group["params"] for group in b["param_groups"]]
-    assert states[0]["loader"] == states[1]["loader"]
-    assert torch.equal(states[0]["health"][-2:], states[1]["health"][-2:])
-
-
 @pytest.fixture(scope="module")
 def four(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return trained(tmp_path_factory.mktemp("four") / "run", corpus, 4)
 
 
-def test_four_ranks_train_what_one_process_trains(one: RunFolder, four: RunFolder) -> None:
-    assert_equal_to_rounding(four, one)
+@pytest.fixture(scope="module")
+def two(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return trained(tmp_path_factory.mktemp("two") / "run", corpus, 2)
 
 
-def test_two_ranks_train_what_one_process_trains(one: RunFolder, corpus: Path, tmp_path: Path) -> None:
-    assert_equal_to_rounding(trained(tmp_path / "run", corpus, 2), one)
+@pytest.fixture(scope="module")
+def one_then_two(one: RunFolder, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return resumed(one, tmp_path_factory.mktemp("one_then_two"), corpus, 2)
 
 
-@pytest.mark.parametrize(("before", "after"), [("one", 2), ("four", 1)])
-def test_a_run_goes_on_with_another_number_of_ranks(
-    before: str, after: int, one: RunFolder, corpus: Path, tmp_path: Path, request: pytest.FixtureRequest
+@pytest.fixture(scope="module")
+def four_then_one(four: RunFolder, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return resumed(four, tmp_path_factory.mktemp("four_then_one"), corpus, 1)
+
+
+def resumed(older: RunFolder, path: Path, corpus: Path, devices: int) -> RunFolder:
+    """A copy of a run, resumed from step 16."""
+    folder = Path(shutil.copytree(older.path, path / "run"))
+    shutil.copytree(older.path.parent / "cache", path / "cache")
+    shutil.rmtree(folder / "checkpoint" / "step-24")
+    (folder / "result.json").unlink()
+    return trained(folder, corpus, devices)
+
+
+@pytest.fixture(params=["two", "four", "one_then_two", "four_then_one"])
+def run(request: pytest.FixtureRequest) -> RunFolder:
+    """A run on several ranks, or resumed with another number of ranks."""
+    return request.getfixturevalue(request.param)
+
+
+def last_state(run: RunFolder) -> dict[str, Any]:
+    return load_checkpoint(run.path / "checkpoint" / "step-24")
+
+
+def test_the_first_gradient_is_that_of_one_process(run: RunFolder, one: RunFolder) -> None:
+    first, exact = run.metrics()[0], one.metrics()[0]
+    assert first["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("step", 0), ("loss", 1e-4), ("hidden_z_excess", 1e-3), ("gradient_rms_median", 1e-2)]
+)
+def test_every_line_of_the_log_is_that_of_one_process(
+    name: str, tolerance: float, run: RunFolder, one: RunFolder
 ) -> None:
-    begun: RunFolder = request.getfixturevalue(before)
-    path = Path(shutil.copytree(begun.path, tmp_path / "run"))
-    shutil.copytree(begun.path.parent / "cache", tmp_path / "cache")
-    shutil.rmtree(path / "checkpoint" / "step-24")
-    (path / "result.json").unlink()
-    run = trained(path, corpus, after)
-    (resumed,) = [line for line in (path / "events.jsonl").read_text().splitlines() if '"resumed"' in line]
-    assert '"step": 16' in resumed and f'"devices": {after}' in resumed
-    assert_equal_to_rounding(run, one)
+    wanted = [row[name] for row in one.metrics()]
+    assert [row[name] for row in run.metrics()] == pytest.approx(wanted, rel=tolerance)
 
 
-def test_rows_that_ranks_cannot_share_are_told_before_anything_starts(corpus: Path, tmp_path: Path) -> None:
+def test_lines_of_the_log_have_the_same_fields(run: RunFolder, one: RunFolder) -> None:
+    assert [row.keys() for row in run.metrics()] == [row.keys() for row in one.metrics()]
+
+
+def test_the_report_is_that_of_one_process(run: RunFolder, one: RunFolder) -> None:
+    assert run.result()["report_value"] == pytest.approx(one.result()["report_value"], rel=1e-4)
+
+
+def test_weights_are_those_of_one_process(run: RunFolder, one: RunFolder) -> None:
+    weights, exact = last_state(run)["model"], last_state(one)["model"]
+    assert list(weights) == list(exact)
+    for name, tensor in exact.items():
+        assert float((weights[name] - tensor).norm() / tensor.norm()) < 1e-3, name
+
+
+def test_the_optimiser_state_has_the_form_of_one_process(run: RunFolder, one: RunFolder) -> None:
+    state, exact = last_state(run)["optimiser"], last_state(one)["optimiser"]
+    assert state["state"].keys() == exact["state"].keys()
+    assert [group["params"] for group in state["param_groups"]] == [group["params"] for group in exact["param_groups"]]
+    for number, moments in exact["state"].items():
+        assert state["state"][number]["step"] == moments["step"]
+        assert state["state"][number]["exp_avg"].shape == moments["exp_avg"].shape
+
+
+def test_the_loader_and_skipped_steps_are_those_of_one_process(run: RunFolder, one: RunFolder) -> None:
+    state, exact = last_state(run), last_state(one)
+    assert state["loader"] == exact["loader"]
+    assert torch.equal(state["health"][-2:], exact["health"][-2:])
+
+
+@pytest.mark.parametrize(("name", "devices"), [("one_then_two", 2), ("four_then_one", 1)])
+def test_a_run_resumes_with_another_number_of_ranks(
+    name: str, devices: int, request: pytest.FixtureRequest, events: Callable[..., list[Any]]
+) -> None:
+    (event,) = events(request.getfixturevalue(name), "resumed")
+    assert (event["step"], event["devices"]) == (16, devices)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_before_anything_starts(corpus: Path, tmp_path: Path) -> None:
     write_json(tmp_path / "run.yaml", run_fields(corpus, **FIELDS))
     call = [
         sys.executable,
@@ -130,4 +168,6 @@ def test_rows_that_ranks_cannot_share_are_told_before_anything_starts(corpus: Pa
         "3",
     ]
     done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 2 and "training.batch_size: got 4" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "training.batch_size: got 4" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,72 +1,167 @@
-"""What training takes, measured on shrunken runs: exact where it is affine in depth."""
+"""Time and memory of a step, measured on shrunken runs: exact where it is affine in depth."""
 
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from workbench.model import LanguageModel
 from workbench.training.config import RunConfig
-from workbench.training.probe import PHASES, Measured, measure, measure_shrunken, shrunken
+from workbench.training.probe import (
+    MAX_STEPS,
+    MIN_STEPS,
+    PHASES,
+    WARM_UP_STEPS,
+    Measured,
+    Meter,
+    measure,
+    measure_shrunken,
+    shrunken,
+)
 
-SMALL: dict[str, Any] = {
-    "model": {"width": 32, "depth": 8, "vocabulary": 64, "pattern": "gdn full"},
-    "training": {"batch_size": 2, "context": 32, "tokens": 6400},
-}
-
-
-def test_peaks_of_the_whole_depth_come_from_shrunken_runs() -> None:
-    config = RunConfig.parse({**SMALL, "model": {**SMALL["model"], "pattern": "full", "depth": 12}})
-    state, threads = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
-    told, real = measure_shrunken(config), measure(config)
-    assert {p: told.peaks[p] for p in PHASES} == {p: pytest.approx(real.peaks[p], rel=0.01) for p in PHASES}
-    parameters = sum(p.numel() for p in _model(config).parameters())
-    assert real.peaks["update"] == pytest.approx(16 * parameters, rel=0.02)  # weights, gradients, two moments
-    assert real.peaks["checkpoint"] == pytest.approx(20 * parameters, rel=0.02)  # weights, two moments and their copy
-    assert real.peak_bytes > real.peaks["update"] and real.seconds > 0
-    assert torch.equal(torch.get_rng_state(), state) and torch.are_deterministic_algorithms_enabled() == threads
+TRAINING = {"batch_size": 2, "context": 32, "tokens": 6400}
 
 
-def test_every_kind_of_block_has_its_own_share() -> None:
-    spans = RunConfig.parse(SMALL).model.spans
-    gdn, full = spans[:2]
-    wanted = [((gdn, full), 0), ((gdn, full, gdn, gdn, gdn), 3), ((gdn, full, full, full, full), 3)]
-    assert [(run, more) for run, _, more in shrunken(spans)] == wanted
-
-    def run(config: RunConfig, stream: Any) -> Measured:
-        counts = Counter(config.model.spans)
-        return Measured(
-            1 + 0.5 * counts[gdn] + 0.25 * counts[full], {p: 100 + 30 * counts[gdn] + 7 * counts[full] for p in PHASES}
-        )
-
-    config = RunConfig.parse({**SMALL, "model": {**SMALL["model"], "depth": 24}})
-    told = measure_shrunken(config, measure=run)
-    assert told.seconds == pytest.approx(1 + 0.75 * 12) and told.peak_bytes == 100 + 37 * 12
-    few = RunConfig.parse({**SMALL, "model": {**SMALL["model"], "depth": 2}})
-    assert measure_shrunken(few, measure=run).peak_bytes == 137, "a model that is no deeper is measured itself"
+def config_of(**model: Any) -> RunConfig:
+    fields = {"width": 32, "depth": 8, "vocabulary": 64, "pattern": "gdn full"}
+    return RunConfig.parse({"model": {**fields, **model}, "training": TRAINING})
 
 
-def test_pairs_with_shortcuts_stay_pairs() -> None:
-    model = {**SMALL["model"], "pattern": "full", "depth": 12, "shortcut": "moe"}
-    config = RunConfig.parse({**SMALL, "model": model})
-    assert [len(run) for run, _, _ in shrunken(config.model.spans)] == [1, 4]
-    told, real = measure_shrunken(config), measure(config)
-    assert told.peak_bytes == pytest.approx(real.peak_bytes, rel=0.01)
+class TestMeasure:
+    """A model of twelve layers, measured at full depth and from shrunken runs."""
+
+    @pytest.fixture(scope="class")
+    def config(self) -> RunConfig:
+        return config_of(pattern="full", depth=12)
+
+    @pytest.fixture(scope="class")
+    def real(self, config: RunConfig) -> Measured:
+        return measure(config)
+
+    @pytest.fixture(scope="class")
+    def predicted(self, config: RunConfig) -> Measured:
+        return measure_shrunken(config)
+
+    @pytest.fixture(scope="class")
+    def parameters(self, config: RunConfig) -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in LanguageModel(config.model).parameters())
+
+    @pytest.mark.parametrize("phase", PHASES)
+    def test_shrunken_runs_predict_the_peak_of_every_phase(
+        self, phase: str, predicted: Measured, real: Measured
+    ) -> None:
+        assert predicted.peaks[phase] == pytest.approx(real.peaks[phase], rel=0.01)
+
+    def test_the_update_needs_weights_gradients_and_two_moments(self, real: Measured, parameters: int) -> None:
+        assert real.peaks["update"] == pytest.approx(16 * parameters, rel=0.02)
+
+    def test_a_checkpoint_needs_weights_two_moments_and_their_copy(self, real: Measured, parameters: int) -> None:
+        assert real.peaks["checkpoint"] == pytest.approx(20 * parameters, rel=0.02)
+
+    def test_activations_make_the_largest_peak(self, real: Measured) -> None:
+        assert real.peak_bytes > real.peaks["update"]
+
+    def test_steps_take_time(self, real: Measured) -> None:
+        assert real.seconds > 0
+
+    def test_accumulation_needs_no_memory_of_its_own(self) -> None:
+        config = config_of(depth=2)
+        accumulating = config.changed(training=config.training.changed(accumulate=8))
+        assert measure(accumulating).peak_bytes == pytest.approx(measure(config).peak_bytes, rel=0.25)
+
+    def test_the_random_state_is_unchanged(self) -> None:
+        before = torch.get_rng_state()
+        measure(config_of(depth=2))
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_the_setting_of_deterministic_algorithms_is_unchanged(self) -> None:
+        before = torch.are_deterministic_algorithms_enabled()
+        measure(config_of(depth=2))
+        assert torch.are_deterministic_algorithms_enabled() == before
 
 
-def test_accumulated_micro_batches_are_counted() -> None:
-    one = measure(RunConfig.parse({**SMALL, "model": {**SMALL["model"], "depth": 2}}))
-    four = measure(
-        RunConfig.parse({"model": {**SMALL["model"], "depth": 2}, "training": {**SMALL["training"], "accumulate": 8}})
-    )
-    assert 2 * one.seconds < four.seconds < 40 * one.seconds
-    assert four.peak_bytes == pytest.approx(one.peak_bytes, rel=0.25)
+class TestShrunken:
+    """Which runs are measured, and how they are combined."""
+
+    def test_every_kind_of_block_is_repeated_in_a_run(self) -> None:
+        spans = config_of().model.spans
+        gdn, full = spans[:2]
+        wanted = [((gdn, full), 0), ((gdn, full, gdn, gdn, gdn), 3), ((gdn, full, full, full, full), 3)]
+        assert [(run, extra) for run, _, extra in shrunken(spans)] == wanted
+
+    def test_pairs_with_shortcuts_stay_pairs(self) -> None:
+        spans = config_of(pattern="full", depth=12, shortcut="moe").model.spans
+        assert [len(run) for run, _, _ in shrunken(spans)] == [1, 4]
+
+    def test_affine_costs_are_extrapolated_exactly(self) -> None:
+        predicted = measure_shrunken(config_of(depth=24), measure=_affine)
+        assert predicted.seconds == pytest.approx(1 + 0.75 * 12)
+        assert predicted.peak_bytes == 100 + 37 * 12
+
+    def test_a_model_that_is_no_deeper_is_measured_itself(self) -> None:
+        configs: list[RunConfig] = []
+
+        def record(config: RunConfig, stream: Any) -> Measured:
+            configs.append(config)
+            return _affine(config, stream)
+
+        shallow = config_of(depth=2)
+        measure_shrunken(shallow, measure=record)
+        assert configs == [shallow]
+
+    def test_a_model_with_shortcuts_is_predicted(self) -> None:
+        config = config_of(pattern="full", depth=12, shortcut="moe")
+        assert measure_shrunken(config).peak_bytes == pytest.approx(measure(config).peak_bytes, rel=0.01)
 
 
-def _model(config: RunConfig) -> Any:
-    from workbench.model import LanguageModel
+class TestMeter:
+    """The stopwatch of micro-batches, with times passed in."""
 
-    with torch.device("meta"):
-        return LanguageModel(config.model)
+    def run(self, accumulate: int, micro_batch: float, last: float, steps: int) -> Meter:
+        """Steps whose micro-batches take ``micro_batch`` seconds, the last one with the update ``last``."""
+        clock = SimpleNamespace(seconds=0.0)
+        meter = Meter(accumulate, now=lambda: clock.seconds)
+        step: Any = SimpleNamespace(device=torch.device("cpu"))
+        for _ in range(steps):
+            meter.begin_step(step, compiled=True)
+            for index in range(accumulate):
+                meter.on_phase("forward")
+                clock.seconds += micro_batch if index + 1 < accumulate else last
+                meter.on_phase("backward")
+            meter.on_phase("update")
+            meter.end_step(step)
+        return meter
+
+    def test_a_step_is_its_micro_batches_and_the_update(self) -> None:
+        meter = self.run(accumulate=3, micro_batch=1.0, last=1.5, steps=WARM_UP_STEPS + MIN_STEPS)
+        assert meter.seconds == pytest.approx(3.5)
+
+    def test_more_micro_batches_than_measured_are_extrapolated(self) -> None:
+        meter = self.run(accumulate=2, micro_batch=1.0, last=1.5, steps=WARM_UP_STEPS + MIN_STEPS)
+        meter.accumulate = 8
+        assert meter.seconds == pytest.approx(8.5)
+
+    def test_warm_up_steps_are_not_timed(self) -> None:
+        assert self.run(accumulate=1, micro_batch=0.0, last=1.0, steps=WARM_UP_STEPS).last_seconds == []
+
+    def test_slow_steps_are_timed_few_times(self) -> None:
+        assert self.run(accumulate=1, micro_batch=0.0, last=10.0, steps=WARM_UP_STEPS + MIN_STEPS).done
+
+    def test_fast_steps_are_timed_more_often(self) -> None:
+        assert not self.run(accumulate=1, micro_batch=0.0, last=0.01, steps=WARM_UP_STEPS + MAX_STEPS - 1).done
+
+    def test_timing_ends(self) -> None:
+        assert self.run(accumulate=1, micro_batch=0.0, last=0.01, steps=WARM_UP_STEPS + MAX_STEPS).done
+
+
+def _affine(config: RunConfig, stream: Any) -> Measured:
+    """Costs that are affine in the number of blocks of each kind."""
+    gdn, full = config_of().model.spans[:2]
+    counts = Counter(config.model.spans)
+    peak = 100 + 30 * counts[gdn] + 7 * counts[full]
+    return Measured(1 + 0.5 * counts[gdn] + 0.25 * counts[full], dict.fromkeys(PHASES, peak))

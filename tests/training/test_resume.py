@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import make_run, run_fields, write_corpus
+from helpers import make_run, run_fields
 
 from workbench.contract import feedforwards, mixers
 from workbench.results import RunFolder
-from workbench.training.checkpoint import latest, load_checkpoint
+from workbench.training import checkpoint
+from workbench.training.checkpoint import checkpoints_in, latest, load_checkpoint
 from workbench.training.trial import run_in_process, train
 
-VARIANTS = {
+VARIANTS: dict[str, Any] = {
     **{name: {"model": {"pattern": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in mixers},
     **{name: {"model": {"feedforward": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in feedforwards},
     "longcat": {
@@ -40,18 +41,16 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+MakeRun = Callable[..., RunFolder]
 
 
 def state(folder: RunFolder) -> dict[str, Any]:
     """Everything in the newest checkpoint but the clock."""
     path, damaged = latest(folder.path / "checkpoint")
     assert path is not None and not damaged
-    checkpoint = load_checkpoint(path)
-    checkpoint.pop("seconds")
-    return checkpoint
+    saved = load_checkpoint(path)
+    saved.pop("seconds")
+    return saved
 
 
 def assert_same_bits(a: Any, b: Any, path: str = "") -> None:
@@ -74,74 +73,80 @@ def curve(folder: RunFolder) -> list[tuple[Any, ...]]:
     return [(row["step"], row["loss"], row["gradient_norm"], row.get("selection_value")) for row in folder.metrics()]
 
 
-def stop_after(step: int) -> Any:
-    asked = iter(range(1, 10_000))
-    return lambda: next(asked) == step
+def stop_after(step: int) -> Callable[[], bool]:
+    calls = iter(range(1, 10_000))
+    return lambda: next(calls) == step
 
 
-def test_deterministic_runs_are_equal_bit_for_bit_interrupted_or_not(corpus: Path, tmp_path: Path) -> None:
-    """Fifty steps of everything that LongCat adds to a model."""
-    training = {"deterministic": True, "tokens": 50 * 2 * 32, "checkpoint_every": 25}
-    fields = run_fields(corpus, **{**VARIANTS["longcat"], "training": training})
-    one, two, parts = (make_run(tmp_path / name, tmp_path / "cache", fields) for name in ("one", "two", "parts"))
-    assert [train(folder.path, tmp_path / "cache")["status"] for folder in (one, two)] == ["done"] * 2
-    assert train(parts.path, tmp_path / "cache", stop_after(20))["status"] == "interrupted"
-    train(parts.path, tmp_path / "cache")
-    for other in (two, parts):
-        assert curve(other) == curve(one) and len(curve(one)) == 50
-        assert_same_bits(state(other), state(one))
+class TestDeterministic:
+    """Fifty steps of everything that LongCat adds to a model, with ``training.deterministic``."""
+
+    @pytest.fixture(scope="class")
+    def folders(self, corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+        """The same run twice, and once interrupted and resumed."""
+        training = {"deterministic": True, "tokens": 50 * 2 * 32, "checkpoint_every": 25}
+        fields = run_fields(corpus, **{**VARIANTS["longcat"], "training": training})
+        path = tmp_path_factory.mktemp("deterministic")
+        folders = {name: make_run(path / name, cache, fields) for name in ("once", "again", "interrupted")}
+        train(folders["once"].path, cache)
+        train(folders["again"].path, cache)
+        assert train(folders["interrupted"].path, cache, stop_after(20))["status"] == "interrupted"
+        train(folders["interrupted"].path, cache)
+        return folders
+
+    @pytest.mark.parametrize("name", ["again", "interrupted"])
+    def test_the_curve_repeats(self, name: str, folders: dict[str, RunFolder]) -> None:
+        assert curve(folders[name]) == curve(folders["once"])
+
+    @pytest.mark.parametrize("name", ["again", "interrupted"])
+    def test_the_final_state_repeats(self, name: str, folders: dict[str, RunFolder]) -> None:
+        assert_same_bits(state(folders[name]), state(folders["once"]))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_2n_steps_equal_n_plus_n_bit_for_bit(name: str, corpus: Path, tmp_path: Path) -> None:
+def test_2n_steps_equal_n_plus_n_bit_for_bit(name: str, corpus: Path, cache: Path, tmp_path: Path) -> None:
     fields = run_fields(corpus, **VARIANTS[name])
-    whole, parts = (make_run(tmp_path / part, tmp_path / "cache", fields) for part in ("whole", "parts"))
-    result = train(whole.path, tmp_path / "cache")
-    steps = result["step"]
-    assert train(parts.path, tmp_path / "cache", stop_after(steps // 2))["status"] == "interrupted"
+    whole, parts = (make_run(tmp_path / part, cache, fields) for part in ("whole", "parts"))
+    steps = train(whole.path, cache)["step"]
+    assert train(parts.path, cache, stop_after(steps // 2))["status"] == "interrupted"
     # a resumed process starts with other generators than the one that stopped
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
-    resumed = train(parts.path, tmp_path / "cache")
+    train(parts.path, cache)
     assert_same_bits(state(parts), state(whole))
-    assert curve(parts) == curve(whole) and parts.diagnostics() == whole.diagnostics()
-    assert resumed["report_value"] == result["report_value"]
+    assert curve(parts) == curve(whole)
+    assert parts.diagnostics() == whole.diagnostics()
     assert (parts.path / "report.parquet").read_bytes() == (whole.path / "report.parquet").read_bytes()
 
 
-def test_random_state_of_python_numpy_and_torch_is_part_of_a_checkpoint(corpus: Path, tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus))
-    random.seed(5), np.random.seed(6), torch.manual_seed(7)
-    train(folder.path, tmp_path / "cache", stop_after(3))
-    expected = random.random(), np.random.rand(), torch.rand(1)
-    seen: list[Any] = []
+def test_a_resumed_run_has_the_random_state_of_its_checkpoint(new: MakeRun, cache: Path) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
 
-    def look() -> bool:
-        if not seen:
-            seen.append((random.random(), np.random.rand(), torch.rand(1)))
+    folder = new()
+    random.seed(5), np.random.seed(6), torch.manual_seed(7)
+    train(folder.path, cache, stop_after(3))
+    expected = draw()
+    drawn: list[Any] = []
+
+    def should_stop() -> bool:
+        if not drawn:
+            drawn.append(draw())
         return False
 
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    train(folder.path, tmp_path / "cache", look)
-    assert seen[0] == expected
+    train(folder.path, cache, should_stop)
+    assert drawn[0] == expected
 
 
-def test_finished_run_is_read_not_repeated(corpus: Path, tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus))
-    first = train(folder.path, tmp_path / "cache")
-    files = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.name != "lock"}
-    assert train(folder.path, tmp_path / "cache") == first
-    assert files == {path: path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.name != "lock"}
-
-
-def test_killed_at_random_moments_it_resumes_to_the_same_bits(corpus: Path, tmp_path: Path) -> None:
-    fields = run_fields(corpus, training={"tokens": 60 * 64, "checkpoint_every": 3})
-    whole, killed = (make_run(tmp_path / part, tmp_path / "cache", fields) for part in ("whole", "killed"))
-    train(whole.path, tmp_path / "cache")
+def test_killed_at_random_moments_it_resumes_to_the_same_bits(new: MakeRun, cache: Path) -> None:
+    training = {"tokens": 60 * 64, "checkpoint_every": 3}
+    whole, killed = (new(name, training=training) for name in ("whole", "killed"))
+    train(whole.path, cache)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["workbench.training.trial"])
     kills = 0
     for _ in range(40):
-        process = context.Process(target=run_in_process, args=(str(killed.path), str(tmp_path / "cache"), 1))
+        process = context.Process(target=run_in_process, args=(str(killed.path), str(cache), 1))
         process.start()
         before = len(killed.metrics())
         until = time.monotonic() + 60
@@ -161,74 +166,89 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bits(corpus: Path, tmp_
     assert curve(killed) == curve(whole)
 
 
-def test_a_request_to_stop_that_comes_between_steps_is_met_with_a_checkpoint(corpus: Path, tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus, training={"accumulate": 2}))
-    calls, asked = iter(range(1, 100)), []
+def test_a_stop_requested_between_steps_is_answered_by_a_checkpoint(new: MakeRun, cache: Path) -> None:
+    folder = new(training={"accumulate": 2})
+    calls = iter(range(1, 100))
+    signals: list[int] = []
 
     def should_stop() -> bool:
-        already = bool(asked)
+        requested = bool(signals)
         if next(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)  # as if it came just after the question
-        return already
+        return requested
 
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     try:
-        assert train(folder.path, tmp_path / "cache", should_stop)["status"] == "interrupted"
+        assert train(folder.path, cache, should_stop)["status"] == "interrupted"
     finally:
         signal.signal(signal.SIGTERM, before)
     assert latest(folder.path / "checkpoint")[0] == folder.path / "checkpoint" / "step-4"
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(corpus: Path, tmp_path: Path) -> None:
-    fields = run_fields(corpus)
-    whole, hurt = (make_run(tmp_path / part, tmp_path / "cache", fields) for part in ("whole", "hurt"))
-    train(whole.path, tmp_path / "cache")
-    train(hurt.path, tmp_path / "cache", stop_after(12))
-    newest = hurt.path / "checkpoint" / "step-12" / "state.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-100])
-    train(hurt.path, tmp_path / "cache")
-    events = [json.loads(line) for line in (hurt.path / "events.jsonl").read_text().splitlines()]
-    assert any(event["event"] == "damaged_checkpoint" and "step-12" in event["reason"] for event in events)
-    assert [event["step"] for event in events if event["event"] == "resumed"] == [10]
-    assert_same_bits(state(hurt), state(whole))
+def test_two_checkpoints_are_retained(new: MakeRun, cache: Path) -> None:
+    folder = new()
+    train(folder.path, cache)
+    assert [path.name for path in checkpoints_in(folder.path / "checkpoint")] == ["step-15", "step-20"]
 
 
-def test_half_written_checkpoint_is_not_seen(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus))
-    train(folder.path, tmp_path / "cache", stop_after(7))
-    (folder.path / "checkpoint" / ".step-9.tmp").mkdir()
-    (folder.path / "checkpoint" / ".step-9.tmp" / "model.safetensors").write_bytes(b"half")
-    path, damaged = latest(folder.path / "checkpoint")
-    assert path is not None and path.name == "step-7" and not damaged
+class TestDamaged:
+    """A run resumed after its newest checkpoint was damaged."""
+
+    @pytest.fixture
+    def damaged(self, new: MakeRun, cache: Path) -> RunFolder:
+        folder = new("damaged")
+        train(folder.path, cache, stop_after(12))
+        newest = folder.path / "checkpoint" / "step-12" / "state.safetensors"
+        newest.write_bytes(newest.read_bytes()[:-100])
+        train(folder.path, cache)
+        return folder
+
+    def test_the_damage_is_an_event(self, damaged: RunFolder, events: Callable[..., list[Any]]) -> None:
+        (event,) = events(damaged, "damaged_checkpoint")
+        assert "step-12" in event["reason"]
+
+    def test_it_resumes_from_the_one_before(self, damaged: RunFolder, events: Callable[..., list[Any]]) -> None:
+        assert [event["step"] for event in events(damaged, "resumed")] == [10]
+
+    def test_it_ends_with_the_same_bits(self, damaged: RunFolder, new: MakeRun, cache: Path) -> None:
+        whole = new("whole")
+        train(whole.path, cache)
+        assert_same_bits(state(damaged), state(whole))
 
 
-def test_full_disk_leaves_the_last_checkpoint_and_goes_on_later(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import workbench.training.checkpoint as module
+class TestFullDisk:
+    """A run whose disk is full at the checkpoint of step 10."""
 
-    fields = run_fields(corpus)
-    whole, full = (make_run(tmp_path / part, tmp_path / "cache", fields) for part in ("whole", "full"))
-    train(whole.path, tmp_path / "cache")
-    save = module.save_file
+    @pytest.fixture
+    def full(self, new: MakeRun, cache: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+        def no_space(tensors: Any, path: Path) -> None:
+            if "step-10" in str(path):
+                raise OSError(28, "No space left on device")
+            save(tensors, path)
 
-    def no_space(tensors: Any, path: Path) -> None:
-        if "step-10" in str(path):
-            raise OSError(28, "No space left on device")
-        save(tensors, path)
+        save = checkpoint.save_file
+        folder = new("full")
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save_file", no_space)
+            self.result = train(folder.path, cache)
+        return folder
 
-    monkeypatch.setattr(module, "save_file", no_space)
-    result = train(full.path, tmp_path / "cache")
-    assert result["status"] == "interrupted" and "disk is full" in result["reason"]
-    assert not full.result()
-    assert latest(full.path / "checkpoint")[0] == full.path / "checkpoint" / "step-5"
-    monkeypatch.undo()
-    assert train(full.path, tmp_path / "cache")["status"] == "done"
-    assert_same_bits(state(full), state(whole))
+    def test_it_is_interrupted_with_a_reason(self, full: RunFolder) -> None:
+        assert self.result["status"] == "interrupted"
+        assert "disk is full" in self.result["reason"]
+
+    def test_the_checkpoint_before_is_left(self, full: RunFolder) -> None:
+        assert latest(full.path / "checkpoint")[0] == full.path / "checkpoint" / "step-5"
+
+    def test_it_resumes_to_the_same_bits(self, full: RunFolder, new: MakeRun, cache: Path) -> None:
+        whole = new("whole")
+        train(whole.path, cache)
+        assert train(full.path, cache)["status"] == "done"
+        assert_same_bits(state(full), state(whole))
 
 
-def test_second_process_on_the_same_run_is_refused(corpus: Path, tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus))
-    with folder.hold() as mine:
-        assert mine
-        assert train(folder.path, tmp_path / "cache")["status"] == "busy"
+def test_a_second_process_on_the_same_run_is_refused(new: MakeRun, cache: Path) -> None:
+    folder = new()
+    with folder.hold() as acquired:
+        assert acquired
+        assert train(folder.path, cache)["status"] == "busy"

@@ -79,7 +79,7 @@ class _SyntheticRows(RowStream):
         return tokens_T, targets_T, segments_T, segments_T.astype(np.int64)
 
 
-class _Meter:
+class Meter:
     """Times micro-batches and records the peak memory of phases. Its :meth:`on_phase` is called by the training step.
 
     Args:
@@ -233,7 +233,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
     if model_config.mtp is not None:  # as in the later part of the run, which needs more
         model_config = model_config.model_copy(update={"mtp": model_config.mtp.changed(start=0.0)})
     config = config.model_copy(update={"training": short, "model": model_config})
-    meter = _Meter(accumulate)
+    meter = Meter(accumulate)
     loader = StepLoader(
         stream or _SyntheticRows(config),
         batch_plans[short.batch_plan.kind](short.batch_plan),
