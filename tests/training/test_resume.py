@@ -24,7 +24,14 @@ from workbench.training.trial import run_in_process, train
 
 VARIANTS: dict[str, Any] = {
     **{name: {"model": {"pattern": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in mixers},
-    **{name: {"model": {"feedforward": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in feedforwards},
+    **{
+        name: {
+            "model": {"feedforward": name, "depth": 1},
+            "training": {"tokens": 8 * 2 * 32},
+            "allow_document_leaks": not feedforwards[name].capabilities.segments,
+        }
+        for name in feedforwards
+    },
     "longcat": {
         "model": {"shortcut": "moe", "mtp": {"start": 0.6}, "hidden_z": 1e-4, "embedding": {"kind": "ngram", "size": 2}}
     },
