@@ -1,13 +1,13 @@
-"""Calibration of the verdict: how often it claims a difference where there is none, and how often it finds a planted one.
+"""Calibration of the verdict: how often it claims a difference where there is none, or finds a planted one.
 
     python benchmarks/verdict_calibration.py                    # synthetic tables, and the stored pool of real runs
     python benchmarks/verdict_calibration.py --train 48         # train the pool again, on 48 seeds (two runs each)
 
-*Synthetic tables* are ablations whose tables are drawn from a model of seeds, documents and tuning trials; nothing is trained.
-*Resampled runs* are ablations assembled from a pool of real training runs of one setting (and of one with a planted fault) on
-many seeds. Both go through the steps of a real ablation after training: choice on selection values, pairing by seed, ratio of
-sums, t-test, Holm, equivalence, bootstrap (workbench.ablation.verdict.judge). The scenarios are our own definitions. Results go to
-results/calibration.
+*Synthetic tables* are ablations whose tables are drawn from a model of seeds, documents and tuning trials; nothing is
+trained. *Resampled runs* are ablations assembled from a pool of real training runs of one setting (and of one with a
+planted fault) on many seeds. Both go through the steps of a real ablation after training: choice on selection values,
+pairing by seed, ratio of sums, t-test, Holm, equivalence, bootstrap (workbench.ablation.verdict.judge). The scenarios
+are our own definitions. Results go to results/calibration.
 
 Legend: S seeds, D documents.
 """
@@ -151,8 +151,8 @@ def draw(scenario: Scenario, rng: Generator) -> Verdict:
 
 
 def _count(make: Callable[[], Verdict], ablations: int) -> dict[str, Rate]:
-    """Ablations in which any arm is called different, the first arm is, or the first is called equivalent; and bootstrap
-    intervals of first arms that exclude zero."""
+    """Ablations in which any arm is called different, the first arm is, or the first is called equivalent; and
+    bootstrap intervals of first arms that exclude zero."""
     counts = dict.fromkeys(("claims", "found", "equivalent", "bootstrap"), 0)
     for _ in range(ablations):
         rows = make().rows[1:]
@@ -216,8 +216,8 @@ def pool_run(learning_rate: float, seed: int) -> dict[str, Any]:
 def train_pool(
     seeds: int, progress: Callable[[str], None] = lambda line: None, learning_rate: float = 5e-3
 ) -> pl.DataFrame:
-    """Train the real pool in this process: ``seeds`` seeds of the right setting, and as many with the learning rate divided by
-    :data:`FAULT`.
+    """Train the real pool in this process: ``seeds`` seeds of the right setting, and as many with the learning rate
+    divided by :data:`FAULT`.
 
     Columns: setting ("right", "fault"), seed, document, bits, bytes.
     """
@@ -253,9 +253,9 @@ def calibrate_pool(
 ) -> list[dict[str, Any]]:
     """Ablations assembled from a pool of real runs.
 
-    A/A: baseline and arms use disjoint seeds of the right setting, drawn without replacement, so pairs share nothing (rho 0).
-    Planted: the arm has the fault, on the same seeds as the baseline. Ablations share runs, so the intervals of the
-    rates are conditional on this pool.
+    A/A: baseline and arms use disjoint seeds of the right setting, drawn without replacement, so pairs share nothing
+    (rho 0). Planted: the arm has the fault, on the same seeds as the baseline. Ablations share runs, so the intervals
+    of the rates are conditional on this pool.
     """
     rng = np.random.default_rng(seed)
     table = {

@@ -1,6 +1,8 @@
-"""Private parts of other libraries that the workbench relies on, each with the reason and a test in tests/test_compat.py.
+"""Private parts of other libraries that the workbench relies on, each with the reason and a test in
+tests/test_compat.py.
 
-Nothing outside this module uses a private name of another library. An update that moves one of them fails here, by name.
+Nothing outside this module uses a private name of another library. An update that moves one of them fails here, by
+name.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelMetaclass", "is_taken_over", "storage_key", "trial_id", "trials_with_heartbeat"]
 
-# ModelMetaclass: `Config` translates pydantic's ValidationError into ConfigError on direct construction; only a metaclass sees the
-# call, and pydantic does not export its own.
+# ModelMetaclass: `Config` translates pydantic's ValidationError into ConfigError on direct construction; only a
+# metaclass sees the call, and pydantic does not export its own.
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:
@@ -35,8 +37,8 @@ def trial_id(trial: optuna.trial.FrozenTrial) -> int:
 def trials_with_heartbeat(storage: optuna.storages.RDBStorage) -> set[int]:
     """Keys (:func:`trial_id`) of trials whose worker has recorded a heartbeat.
 
-    Optuna looks for heartbeats that have grown old. A trial whose worker was killed before its first heartbeat has none, and
-    would stay running for ever; that there is none can be read from the table only.
+    Optuna looks for heartbeats that have grown old. A trial whose worker was killed before its first heartbeat has
+    none, and would stay running for ever; that there is none can be read from the table only.
     """
     from sqlalchemy import text
 
@@ -47,8 +49,9 @@ def trials_with_heartbeat(storage: optuna.storages.RDBStorage) -> set[int]:
 def is_taken_over(error: BaseException) -> bool:
     """Whether ``study.optimize`` failed because its trial was given to another worker meanwhile.
 
-    Optuna has three ways to say so: ``UpdateFinishedTrialError`` from the storage; a plain ``ValueError`` from ``study.tell``, known
-    by its text alone; and, if the objective had returned a value, an ``AssertionError`` raised while it handles that one.
+    Optuna has three ways to say so: ``UpdateFinishedTrialError`` from the storage; a plain ``ValueError`` from
+    ``study.tell``, known by its text alone; and, if the objective had returned a value, an ``AssertionError`` raised
+    while it handles that one.
     """
     from optuna.exceptions import UpdateFinishedTrialError
 

@@ -1,4 +1,4 @@
-"""An ablation on a task: the metric of its data source from the runs to the verdict, tables, report and command line."""
+"""An ablation on a task: the metric of its data source from the runs to the verdict, tables, report, command line."""
 
 from __future__ import annotations
 

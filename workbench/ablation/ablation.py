@@ -98,14 +98,15 @@ class Ablation:
         """The cost card, one row per arm (columns: :func:`workbench.ablation.cost.card.cost_table`).
 
         Args:
-            measure: train every arm, or a shrunken one, for a few real steps on this machine, to measure time and memory.
+            measure: train every arm, or a shrunken one, for a few real steps on this machine, to measure time and
+                memory.
             progress: called with a line about each step.
         """
         return self._cost(measure=measure, progress=progress)[1]
 
     def pilot(self, seeds: int = 8, arms: int = 1) -> Ablation:
-        """A small ablation that measures the noise before this one: the baseline and the first ``arms`` others, nothing tuned, on
-        separate seeds, measured on the selection split so that the report split stays sealed."""
+        """A small ablation that measures the noise before this one: the baseline and the first ``arms`` others, nothing
+        tuned, on separate seeds, measured on the selection split so that the report split stays sealed."""
         config = self.config
         taken = {*config.confirmation.seeds, config.tuning.seed}
         free = [seed for seed in range(2_000, 2_000 + seeds + len(taken)) if seed not in taken][:seeds]
@@ -293,8 +294,8 @@ class Ablation:
             "tuning.warm_start",
             got=f"finished trials inside the search space: {counts}",
             expected="as many for every arm, and at least one",
-            do="Arms are matched by name; their tuned fields must be the same and their values within the ranges of this "
-            "ablation.",
+            do="Arms are matched by name; their tuned fields must be the same and their values within this "
+            "ablation's ranges.",
         )
         return trials
 

@@ -35,8 +35,8 @@ class Arm:
     space: Mapping[str, Range] = {}
     """Dotted field -> range. Fields of variants that the arm does not have are left out."""
     points: list[dict[str, Any]] = []
-    """The settings that are fixed before launch, one per tuning trial; empty mappings where an adaptive sampler decides. Arms
-    share a field's values."""
+    """The settings that are fixed before launch, one per tuning trial; empty mappings where an adaptive sampler
+    decides. Arms share a field's values."""
 
     def __init__(self, config: AblationConfig, name: str, solved: Mapping[str, int]):
         self.name, self.solved = name, dict(solved)
@@ -121,8 +121,8 @@ class Arms(Mapping[str, Arm]):
     def check_setting(self, name: str, hyperparameters: Mapping[str, Any]) -> None:
         """Raise ConfigError if a setting makes no valid run of an arm, or moves it off the budget beyond the tolerance.
 
-        Seconds are known only for what was measured. Training FLOPs are used instead (our choice), relative to those of the arm
-        without the setting.
+        Seconds are known only for what was measured. Training FLOPs are used instead (our choice), relative to those of
+        the arm without the setting.
         """
         arm, budget = self[name], self.config.budget
         run = arm.run(hyperparameters=hyperparameters)
@@ -156,8 +156,8 @@ def resolve(config: AblationConfig, solved: Mapping[str, Mapping[str, int]] | No
 
     Args:
         config: the description.
-        solved: what the budget's solver found when the ablation was launched; without it the solver runs now. Values for seconds
-            have to be measured first (:mod:`workbench.ablation.cost.timing`).
+        solved: what the budget's solver found when the ablation was launched; without it the solver runs now. Values
+            for seconds have to be measured first (:mod:`workbench.ablation.cost.timing`).
 
     Raises:
         ConfigError: with the mistakes of all arms at once, each with its field path.

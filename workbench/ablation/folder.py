@@ -1,13 +1,14 @@
-"""The folder of an ablation: its paths, its records, its locks. Every other module reads and writes it through this one.
+"""The folder of an ablation: paths, records, locks. Every other module reads and writes it through this one.
 
-    ablation.json     LaunchRecord: configuration, solved budget, cost card, data, provenance, registration; written at launch
+    ablation.json     LaunchRecord, written at launch: configuration, solved budget, cost card, data, provenance,
+                      registration
     selection.json    arm -> Choice: the setting that is confirmed; rewritten as tuning ends
     finished.json     exists once every planned run has ended
     study.db          Optuna's studies (SQLite), unless launch.storage names a database
-    plan.lock         held by whoever advances the plan
+    plan.lock         held by the process that changes the record, the studies or the choices
     runs/             one folder per run (workbench.results.store)
     workers/          worker processes and jobs (workbench.ablation.execution.roster)
-    report.html       the report, once it was written
+    report.html       the report, written by `workbench run` or `workbench report`
 
 An archive (`workbench archive`) has no runs/ but:
 

@@ -194,8 +194,8 @@ class AblationRun:
         return WorkerPool(self.files)
 
     def workers(self) -> list[int]:
-        """Process numbers of the workers that are alive. If two workers on two machines have the same number, it is listed
-        twice."""
+        """Process numbers of the workers that are alive. If two workers on two machines have the same number, it is
+        listed twice."""
         return self.pool.workers()
 
     def waiting_workers(self) -> list[str]:
@@ -216,8 +216,8 @@ class AblationRun:
         return self.pool.start(self.record.workers if count is None else count)
 
     def stop(self, wait: float = 60.0) -> list[int]:
-        """Ask every worker to stop, wherever it runs: running trials write a checkpoint and can be resumed. One that does not
-        end within ten minutes is killed, and resumes from its last checkpoint.
+        """Ask every worker to stop, wherever it runs: running trials write a checkpoint and can be resumed. One that
+        does not end within ten minutes is killed, and resumes from its last checkpoint.
 
         Args:
             wait: seconds to wait for them to end.

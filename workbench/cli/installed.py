@@ -26,7 +26,7 @@ def variants() -> None:
         for name in registry:
             cls = registry[name]
             capabilities = getattr(cls, "capabilities", None)
-            abilities = [name for name in ("causal", "segments", "decode") if getattr(capabilities, name, False)]
+            abilities = [word for word in ("causal", "segments", "decode") if getattr(capabilities, word, False)]
             table.add_row(registry.noun, name, f"{_first_line(cls)}\n[dim]{_settings(cls)}[/]", "\n".join(abilities))
     console.print(table)
 

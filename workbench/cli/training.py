@@ -1,4 +1,4 @@
-"""Commands for a single model: train it, branch off a longer run, prepare its data, export it, generate from it."""
+"""Commands for a single model: train, branch off a longer run, prepare data, export, generate."""
 
 from __future__ import annotations
 
@@ -22,49 +22,51 @@ def train(
         Stage, typer.Option(help="confirmation opens the report split at the end; tuning does not.")
     ] = Stage.TUNING,
 ) -> None:
-    """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command goes on."""
+    """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command resumes."""
     from workbench.training import parallel
     from workbench.training.config import RunConfig
     from workbench.training.trial import new_run
 
-    leads = parallel.is_rank_zero()
+    is_rank_zero = parallel.is_rank_zero()
     config = RunConfig.load(file, overrides or ())
     path = folder or Path("results") / "runs" / file.stem
-    new_run(path, path.parent / "cache", config, arm=file.stem, stage=stage, progress=note if leads else None)
-    _train_in_foreground(path, devices, leads)
+    new_run(path, path.parent / "cache", config, arm=file.stem, stage=stage, progress=note if is_rank_zero else None)
+    _train_in_foreground(path, devices, is_rank_zero)
 
 
 def branch(
-    run: Annotated[Path, typer.Argument(help="Folder of a run with training.keep_trunk=true that has begun to decay.")],
-    tokens: Annotated[int, typer.Argument(help="Tokens of the longer run, from its beginning.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run with training.keep_trunk=true whose decay has started.")],
+    tokens: Annotated[int, typer.Argument(help="Tokens of the longer run, counted from its start.")],
     folder: Annotated[Path | None, typer.Option(help="Folder of the longer run; default RUN-TOKENS.")] = None,
-    decay: Annotated[float | None, typer.Option(help="Share of its steps spent decaying; default as before.")] = None,
+    decay: Annotated[
+        float | None, typer.Option(help="Share of its steps spent decaying. Default: as in the shorter run.")
+    ] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
 ) -> None:
     """Train to a longer horizon from the trunk of a shorter run, which is not trained again."""
     from workbench.training import parallel
     from workbench.training.branch import branch as begin
 
-    leads = parallel.is_rank_zero()
+    is_rank_zero = parallel.is_rank_zero()
     path = folder or run.with_name(f"{run.name}-{tokens}")
-    begin(run, path, path.parent / "cache", tokens, decay, note if leads else None)
-    _train_in_foreground(path, devices, leads)
+    begin(run, path, path.parent / "cache", tokens, decay, note if is_rank_zero else None)
+    _train_in_foreground(path, devices, is_rank_zero)
 
 
-def _train_in_foreground(path: Path, devices: int, leads: bool) -> None:
-    """Train the run in folder ``path``, telling how it goes; Ctrl-C stops after a checkpoint."""
+def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> None:
+    """Train the run in folder ``path`` and print its progress; Ctrl-C stops after a checkpoint."""
     import signal
 
     from workbench.results import RunFolder
     from workbench.training.trial import train as train_run
 
     record = RunFolder(path).record()
-    asked: list[int] = []
+    signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: asked.append(number))
+        signal.signal(number, lambda number, frame: signals.append(number))
     unit = record.metric.short
 
-    def tell(row: dict[str, Any]) -> None:
+    def print_row(row: dict[str, Any]) -> None:
         left = (record.tokens - row["tokens"]) / max(1e-9, row["tokens_per_second"])
         console.print(
             f"step {row['step']}/{record.steps}  loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tokens/s  "
@@ -75,9 +77,13 @@ def _train_in_foreground(path: Path, devices: int, leads: bool) -> None:
         )
 
     result = train_run(
-        path, path.parent / "cache", should_stop=lambda: bool(asked), devices=devices, on_row=tell if leads else None
+        path,
+        path.parent / "cache",
+        should_stop=lambda: bool(signals),
+        devices=devices,
+        on_row=print_row if is_rank_zero else None,
     )
-    if not leads:
+    if not is_rank_zero:
         return
     reason = f": {result['reason']}" if result.get("reason") else ""
     console.print(f"{result['status']}{reason}  ({path})", highlight=False, soft_wrap=True)
@@ -86,11 +92,11 @@ def _train_in_foreground(path: Path, devices: int, leads: bool) -> None:
 
 
 def prepare(
-    file: Annotated[Path, typer.Argument(help="A training run, whose data and vocabulary are taken.")],
+    file: Annotated[Path, typer.Argument(help="A training run, for its data and vocabulary.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: data.corpus.path=texts.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder of prepared data.")] = Path("results/runs/cache"),
 ) -> None:
-    """Make the data of a run before any training needs them: text deduplicated, split and tokenized, or measured examples."""
+    """Prepare the data of a run before training: deduplicated, split and tokenized text, or the examples of a task."""
     from workbench.data import prepare as prepare_data
     from workbench.training.config import RunConfig
 
@@ -100,7 +106,7 @@ def prepare(
         name: {k: v for k, v in split.items() if not isinstance(v, list)} for name, split in data.card["splits"].items()
     }
     columns = list(dict.fromkeys(key for split in splits.values() for key in split))
-    shown = Table("split", *(column.replace("_", " ") for column in columns), title=str(data.folder))
+    table = Table("split", *(column.replace("_", " ") for column in columns), title=str(data.folder))
     for name, split in splits.items():
         shown.add_row(name, *(count(split.get(column)) if column in split else "" for column in columns))
     console.print(shown)
@@ -112,7 +118,7 @@ def export(
     format: Annotated[str, typer.Option(help="workbench, or llama for software that knows only that.")] = "workbench",
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
 ) -> None:
-    """Write a trained model as a folder in the manner of Hugging Face."""
+    """Write a trained model as a folder in the layout of Hugging Face."""
     from workbench.config import ConfigError, nearest
     from workbench.training.export import export as write
 

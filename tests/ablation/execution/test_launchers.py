@@ -1,4 +1,4 @@
-"""Launchers: local processes, submitit's stand-in for Slurm for real, a made-up Ray cluster, and one from a plug-in file."""
+"""Launchers: local processes, submitit's stand-in for Slurm for real, a made-up Ray cluster, a plug-in."""
 
 from __future__ import annotations
 

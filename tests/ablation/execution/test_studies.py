@@ -1,4 +1,4 @@
-"""Studies through the plan and a worker, without a trial's process: failures that a sampler learns from, lost databases."""
+"""Studies through the plan and a worker, without a trial's process: failures to learn from, lost databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is declared at launch is quoted; a later change of the analysis is a deviation, and what is run cannot be changed."""
+"""What is declared at launch is quoted; later changes of the analysis are deviations; what is run stays."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from workbench.ablation.verdict.statistics import detectable_difference, holm, p
 pytestmark = pytest.mark.filterwarnings("error")
 
 COLUMNS = (
-    "arm verdict value value_sd difference low high bootstrap_low bootstrap_high simultaneous_low simultaneous_high p p_holm "
-    "seeds failed rho detectable sentence"
+    "arm verdict value value_sd difference low high bootstrap_low bootstrap_high simultaneous_low simultaneous_high "
+    "p p_holm seeds failed rho detectable sentence"
 )
 BYTES = np.array([400, 1_000, 2_600])
 SPREAD = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])  # five seeds, mean zero, sd 1.58
@@ -190,8 +190,8 @@ def test_identical_arms():
     assert (row.verdict, row.difference, row.low, row.high, row.p) == ("undecided", 0.0, 0.0, 0.0, 1.0)
     assert row.detectable is None
     assert row.sentence.endswith(
-        "the difference is the same in all 5 seeds: check that change and seed reach the model, and that what is measured "
-        "is not solved, or missed, by every run alike."
+        "the difference is the same in all 5 seeds: check that change and seed reach the model, and that what is "
+        "measured is not solved, or missed, by every run alike."
     )
     assert against(np.zeros(5), margin=0.001).verdict == "equivalent"
     rounding = against(np.full(5, 4e-16), base_S=np.full(5, 1.0))

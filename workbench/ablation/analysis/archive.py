@@ -1,4 +1,4 @@
-"""Archives: the part of a finished ablation that is worth committing; a few small files (workbench.ablation.folder lists them)."""
+"""Archives: the part of a finished ablation that is worth committing (files: workbench.ablation.folder)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Ablations of the same arms at several sizes or horizons: whether the order holds, and scaling laws.
 
-Imports no torch. Runs that share a trunk (`workbench branch`) are correlated over horizons: they count as one seed, so nothing
-here adds seeds up over ablations.
+Imports no torch. Runs that share a trunk (`workbench branch`) are correlated over horizons: they count as one seed, so
+nothing here adds seeds up over ablations.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Comparison:
     """Ablations side by side."""
 
     table: pl.DataFrame
-    """Columns: ablation (its folder's path if two have one name), arm, x, value, difference, verdict, rank (of the value, 1 is
-    best)."""
+    """Columns: ablation (its folder's path if two have one name), arm, x, value, difference, verdict, rank (of the
+    value, 1 is best)."""
     laws: Mapping[str, ScalingLaw]
     """Arm -> its law, for arms that finished in at least two ablations with different x."""
     x: str

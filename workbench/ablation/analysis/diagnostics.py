@@ -1,4 +1,4 @@
-"""Diagnostics to read beside a verdict: drift of the machine, tuning effort, expected best of k trials. Imports no torch."""
+"""Diagnostics to read beside a verdict: drift of the machine, tuning effort, expected best of k trials."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def best_of_table(run: Any) -> pl.DataFrame:
     """Expected best selection value of k tuning trials, for every arm and k; trials that failed or were pruned count as
     infinitely bad, so that an arm pays for them.
 
-    If curves cross, the order of the arms depends on the tuning effort. Columns: arm, k, best (null if it is infinite), trials,
-    finished.
+    If curves cross, the order of the arms depends on the tuning effort. Columns: arm, k, best (null if it is infinite),
+    trials, finished.
     """
     rows: list[dict[str, Any]] = []
     ended = run.runs().filter((pl.col("stage") == Stage.TUNING) & pl.col("status").is_in(ENDED))
@@ -56,10 +56,10 @@ def best_of_table(run: Any) -> pl.DataFrame:
 
 
 def drift_table(run: AblationRun) -> pl.DataFrame:
-    """The baseline's confirmation runs in the order of their start; every seed has one, so they show drift of the machine.
+    """The baseline's confirmation runs by start time; every seed has one, so they show drift of the machine.
 
-    Columns: run, seed, started (seconds since the first), tokens_per_second (median over the run), value (the metric), device,
-    code, torch.
+    Columns: run, seed, started (seconds since the first), tokens_per_second (median over the run), value (the metric),
+    device, code, torch.
     """
     rows = []
     done = (pl.col("arm") == run.baseline) & (pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE)
@@ -99,8 +99,8 @@ def drift_table(run: AblationRun) -> pl.DataFrame:
 
 
 def drift(table: pl.DataFrame) -> list[str]:
-    """The findings of :func:`drift_table` in sentences: trend of the metric over time (Kendall's rank test, our choice), change of
-    speed between the first and the second half, and machines or versions that differ."""
+    """The findings of :func:`drift_table` in sentences: trend of the metric over time (Kendall's rank test, our
+    choice), change of speed between the first and the second half, and machines or versions that differ."""
     sentences = []
     runs = table.drop_nulls(["started", "value", "tokens_per_second"])
     if len(runs) >= 3:

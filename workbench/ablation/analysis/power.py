@@ -42,8 +42,8 @@ class Pilot:
     rho: float | None
     """Correlation of an arm with the baseline over paired seeds, the mean over arms; None if unknown."""
     sd_difference: float
-    """Standard deviation of paired differences: measured if two arms share seeds, else √(2 (1 − rho)) · sd (rho 0 if unknown,
-    which is cautious)."""
+    """Standard deviation of paired differences: measured if two arms share seeds, else √(2 (1 − rho)) · sd (rho 0 if
+    unknown, which is cautious)."""
     floor: NoiseFloor | None = None
     """Noise floor of the baseline alone, with its interval."""
 

@@ -19,7 +19,7 @@ MIN_POINTS_WITH_FLOOR = 4
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """L(x) = floor + A · x^(−exponent), fitted to geometric means over seeds; intervals by resampling seeds at every x."""
+    """L(x) = floor + A · x^(−exponent), fitted to geometric means over seeds; intervals by resampling seeds per x."""
 
     floor: float
     scale: float
@@ -98,7 +98,7 @@ def fit_scaling_law(values: Mapping[float, Sequence[float]], replicates: int = 3
 
 
 def _t_over_normal(n: int) -> float:
-    """Length of a t-interval over n seeds relative to a normal one; bootstrap draws of few seeds are too close together."""
+    """Length of a t-interval over n seeds relative to a normal one; bootstrap draws of few seeds are too narrow."""
     return float(stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)) if n > 1 else 1.0
 
 

@@ -1,4 +1,4 @@
-"""The cost card: parameters, FLOPs, cache bytes, memory and time of every arm before anything runs, and what does not match."""
+"""The cost card: parameters, FLOPs, cache bytes, memory and time of every arm, and what does not match."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def cost_table(arms: Arms, measured: Mapping[str, Measured] | None = None) -> pl
     alone, one worker; null where not measured); memory_bytes (peak of all tensors: weights, gradients, optimiser state,
     activations); memory_measured (whether measured on this device; else estimated);
     disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
-    budget's target); off_parameters, off_active_parameters, off_flops, off_cache, off_seconds (to the baseline, on every
-    axis); solved (what the budget's solver set, in words); mismatch (what is not matched, in words).
+    budget's target); off_parameters, off_active_parameters, off_flops, off_cache, off_seconds (to the baseline, on
+    every axis); solved (what the budget's solver set, in words); mismatch (what is not matched, in words).
     """
     rows: list[dict[str, Any]] = []
     baseline: dict[str, Any] = {}

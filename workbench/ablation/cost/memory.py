@@ -19,10 +19,10 @@ __all__ = ["activation_bytes"]
 def activation_bytes(config: RunConfig) -> int:
     """Bytes that autograd saves for one micro-batch's backward pass, traced on the meta device without computing.
 
-    Our estimate: tensors saved by the forward pass, each storage once, parameters left out; with ``recompute`` the inputs of
-    all blocks and the activations of an average block, which exist while it is recomputed. Temporaries of single operations are
-    not included. Compiled code saves much less (full 340M, 16 × 4096, bf16: 145 GiB by this estimate, 66 GiB of total peak memory
-    measured on an H100).
+    Our estimate: tensors saved by the forward pass, each storage once, parameters left out; with ``recompute`` the
+    inputs of all blocks and the activations of an average block, which exist while it is recomputed. Temporaries of
+    single operations are not included. Compiled code saves much less (full 340M, 16 × 4096, bf16: 145 GiB by this
+    estimate, 66 GiB of total peak memory measured on an H100).
     """
     if config.training.recompute:
         plain = config.changed(training=config.training.changed(recompute=False))

@@ -26,8 +26,8 @@ def measure_arms(
     data: Mapping[str, Source] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Measured]:
-    """Arm -> time and memory of a training step on this device (:mod:`workbench.training.probe`); an arm is left out if that would
-    take long (on a CPU) or does not fit.
+    """Arm -> time and memory of a training step on this device (:mod:`workbench.training.probe`); an arm is left out if
+    that would take long (on a CPU) or does not fit.
 
     If seconds are the budget, every arm is measured three times, in turns, and the median is used.
 
@@ -62,7 +62,7 @@ def measure_arms(
 
 
 def match_seconds(arms: Arms, measured: Mapping[str, Measured]) -> Arms:
-    """The arms with their tokens set such that each trains for as many seconds as the budget says; unchanged on other axes.
+    """The arms with their tokens set such that each trains for the budget's seconds; unchanged on other axes.
 
     Raises:
         ConfigError: if an arm could not be measured.

@@ -40,8 +40,8 @@ __all__ = ["Plan"]
 class Plan:
     """The work of one ablation.
 
-    One Optuna study for each arm and stage. Tuning slots exist from the start; confirmation slots are added when the arm's
-    tuning has ended.
+    One Optuna study for each arm and stage. Tuning slots exist from the start; confirmation slots are added when the
+    arm's tuning has ended.
 
     Args:
         folder: the launched ablation.
@@ -59,7 +59,7 @@ class Plan:
         self.storage = open_storage(folder.path, self.config.launch.heartbeat, self.config.launch.storage)
 
     def study_name(self, arm: str, stage: Stage) -> str:
-        """Name of an arm's study: ``arm/stage``; in a shared database prefixed by the ablation's name and a key of its launch."""
+        """Name of an arm's study: ``arm/stage``; prefixed by name and key of the launch if the database is shared."""
         key = self.record.storage_key
         return "/".join((*((self.record.name, key) if key else ()), arm, stage))
 
@@ -162,7 +162,8 @@ class Plan:
     # -- taking work ---------------------------------------------------------------------------------------------
 
     def next_study(self) -> tuple[str, Stage, optuna.Study] | None:
-        """Arm, stage and study of the next trial: tuning first, the least advanced arm first. None if no trial is waiting."""
+        """Arm, stage and study of the next trial: tuning first, the least advanced arm first. None if no trial is
+        waiting."""
         waiting = []
         for stage_number, stage in enumerate((Stage.TUNING, Stage.CONFIRMATION)):
             for arm_number, arm in enumerate(self.arms):
@@ -182,8 +183,8 @@ class Plan:
     def create_run(
         self, arm: str, stage: Stage, seed: int, hyperparameters: Mapping[str, Any], slot: int | None = None
     ) -> RunFolder:
-        """The folder of a run, created if missing. Its name holds the configuration's identity, so one configuration has one
-        folder, however often it is requested.
+        """The folder of a run, created if missing. Its name holds the configuration's identity, so one configuration
+        has one folder, however often it is requested.
 
         Raises:
             ConfigError: if the setting makes no valid run, or one that is off the budget.

@@ -1,7 +1,7 @@
 """Which workers are alive, and requests that they stop.
 
 workers/HOST-PID.json     pid, host, start time of a worker
-workers/HOST-PID.lock     held by the worker while it lives, however it dies
+workers/HOST-PID.lock     locked by the worker; the system unlocks it when the process dies
 workers/HOST-PID.stop     asks the worker to stop
 workers/JOB.begun         the worker of a launcher's job has registered
 workers/jobs.json         jobs that were submitted
@@ -49,13 +49,13 @@ class Roster:
         return alive
 
     def process_ids(self) -> list[int]:
-        """Process numbers of the workers that are alive. If two workers on two machines have the same number, it is listed
-        twice."""
+        """Process numbers of the workers that are alive. If two workers on two machines have the same number, it is
+        listed twice."""
         return sorted(int(name.rpartition("-")[2]) for name in self.live_workers())
 
     @contextlib.contextmanager
     def registered(self) -> Iterator[None]:
-        """Register this process as a worker while inside. A process that dies is no longer registered, however it dies."""
+        """Register this process as a worker while inside. Its death, of whatever kind, ends the registration."""
         path = self._path()
         path.parent.mkdir(exist_ok=True)
         with locked(path.with_suffix(".lock")):

@@ -24,7 +24,8 @@ def open_storage(folder: Path, heartbeat: float, url: str | None = None) -> RDBS
     """The studies' database, with heartbeat and retry.
 
     Args:
-        folder: of the ablation. Without ``url`` the database is SQLite in it: write-ahead log, a lock time-out of a minute.
+        folder: of the ablation. Without ``url`` the database is SQLite in it: write-ahead log, a lock time-out of a
+            minute.
         heartbeat: seconds between a worker's heartbeats.
         url: address of a PostgreSQL database.
 

@@ -1,7 +1,7 @@
 """The Optuna studies of an ablation and their slots.
 
-A *slot* is one trial that the ablation needs. Every slot is enqueued in advance and its trials carry its number, so the number
-of trials is a total, however many workers there are and however often the ablation is launched.
+A *slot* is one trial that the ablation needs. Every slot is enqueued in advance and its trials carry its number, so the
+number of trials is a total, however many workers there are and however often the ablation is launched.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def fail_stale_trials(study: optuna.Study) -> None:
 def fail_orphaned_trials(study: optuna.Study, storage: RDBStorage, first_heartbeat: float) -> None:
     """Fail trials whose worker was killed between taking them and its first heartbeat.
 
-    Optuna, which looks for old heartbeats, would leave them running for ever. A worker that is only slow finds its trial taken
-    over. Call it with the plan's lock held.
+    Optuna, which looks for old heartbeats, would leave them running for ever. A worker that is only slow finds its
+    trial taken over. Call it with the plan's lock held.
 
     Args:
         first_heartbeat: seconds within which a worker records its first heartbeat.

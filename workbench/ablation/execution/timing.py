@@ -16,7 +16,7 @@ class Timing:
     idle: float = 1.0
     """A worker's pause if all trials are taken, or the database does not answer."""
     stop_timeout: float = 600.0
-    """For a trial that was asked to stop to end its step (minutes in a large model) and write a checkpoint; then it is killed."""
+    """For a stopping trial to end its step (minutes in a large model) and write a checkpoint; then it is killed."""
     stack_dump_timeout: float = 2.0
     """For a hung process to dump its stack traces before it is killed."""
     storage_timeout: float = 60.0

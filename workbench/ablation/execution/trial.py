@@ -22,7 +22,7 @@ __all__ = ["Evaluations", "Outcome", "RunningTrial", "run_trial"]
 
 
 def run_trial(path: str, cache: str, threads: int) -> None:
-    """Train the run in folder ``path``; what a trial's process runs. The slow import stays out of the worker's process."""
+    """Train the run in folder ``path``; run by a trial's process. The import is slow, and not needed by the worker."""
     from workbench.training.trial import run_in_process
 
     run_in_process(path, cache, threads)
@@ -47,8 +47,8 @@ class Outcome:
 class RunningTrial:
     """One run in a process of its own. A context manager: the process has ended when the block is left.
 
-    It waits while another process holds the run, starts its own, and ends that if the run makes no progress, is pruned, or the
-    worker has to stop.
+    It waits while another process holds the run, starts its own, and ends that if the run makes no progress, is pruned,
+    or the worker has to stop.
 
     Args:
         run: the run's folder.

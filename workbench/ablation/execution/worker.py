@@ -1,8 +1,9 @@
 """A worker: takes trials from the studies and runs each in a process of its own.
 
-A crash or an out-of-memory ends one trial, never the worker; a killed worker's trial is given to another worker after three missed
-heartbeats. A trial that makes no progress (:mod:`workbench.ablation.execution.watchdog`) is killed and retried like one whose
-process died. Trials are forked from a server that has imported torch once, so they start at once.
+A crash or an out-of-memory ends one trial, never the worker; a killed worker's trial is given to another worker after
+three missed heartbeats. A trial that makes no progress (:mod:`workbench.ablation.execution.watchdog`) is killed and
+retried like one whose process died. Trials are forked from a server that has imported torch once, so they start at
+once.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ class Worker:
         except Exception as error:
             if not compat.is_taken_over(error):
                 raise
-            # the clock jumped, or this machine slept: the trial was given to another worker and resumes from its checkpoint
+            # the clock jumped, or this machine slept: the trial was given to another worker and resumes from its
+            # checkpoint
             self._log(f"its trial was taken over ({error})")
         return True
 
@@ -161,8 +163,8 @@ class Worker:
     def _value(self, trial: optuna.Trial, stage: Stage, outcome: Outcome) -> float:
         """The value of a trial that ended.
 
-        A tuning trial that diverged or cannot be trained is a result that the sampler learns from: infinitely bad, the latter
-        infeasible as well.
+        A tuning trial that diverged or cannot be trained is a result that the sampler learns from: infinitely bad, the
+        latter infeasible as well.
 
         Raises:
             TrialPruned: if it was pruned.

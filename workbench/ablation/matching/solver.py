@@ -1,7 +1,7 @@
 """The solver that makes arms equal on the budget's axis.
 
-It sets whole numbers (a feed-forward's width, depth, heads, experts, tokens) that the ablation names as free. It asks the
-accounting what a value would cost, never a variant by name, so it works for every registered variant.
+It sets whole numbers (a feed-forward's width, depth, heads, experts, tokens) that the ablation names as free. It asks
+the accounting what a value would cost, never a variant by name, so it works for every registered variant.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from workbench.training.config import RunConfig
 __all__ = ["quantity", "solve", "tunable_value"]
 
 ROUND = 8
-"""Values are multiples of this if such a value is within a quarter of the tolerance (our choice): matrix products are fastest
-at multiples of 8."""
+"""Values are multiples of this if such a value is within a quarter of the tolerance (our choice): matrix products are
+fastest at multiples of 8."""
 REACH = 8
 """A free value is searched up to this many times its initial value."""
 
@@ -34,7 +34,8 @@ def quantity(budget: Budget, run: RunConfig) -> float:
 
 
 def tunable_value(run: RunConfig, path: str) -> int | None:
-    """The whole number at the dotted ``path`` of a run, defaults filled in; None if there is no whole number at ``path``."""
+    """The whole number at the dotted ``path`` of a run, defaults filled in; None if there is no whole number at
+    ``path``."""
     value: Any = run
     parts = path.split(".")
     if parts[0] == "model" and len(parts) == 4 and parts[1] in ("mixers", "feedforwards"):

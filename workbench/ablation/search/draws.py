@@ -21,8 +21,8 @@ def fixed_points(tuning: Tuning, space: Mapping[str, Range], names: Sequence[str
     Args:
         tuning: the search as declared.
         space: the arm's fields and ranges.
-        names: fields tuned in any arm, in an order that all arms share. A field's values depend on the sampler's seed and on
-            ``names``, not on the arm, so that arms share them.
+        names: fields tuned in any arm, in an order that all arms share. A field's values depend on the sampler's seed
+            and on ``names``, not on the arm, so that arms share them.
 
     Raises:
         ConfigError: if there is nothing to tune, or a grid does not have ``tuning.trials`` points.

@@ -22,7 +22,8 @@ INFEASIBLE = "infeasible"
 
 @contextlib.contextmanager
 def allow_experimental() -> Iterator[None]:
-    """Silence Optuna's warning about heartbeat and retry, which are marked experimental; they recover killed workers."""
+    """Silence Optuna's warning about heartbeat and retry, which are marked experimental; they recover killed
+    workers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
@@ -49,10 +50,11 @@ def suggest(trial: optuna.Trial, name: str, choice: Range) -> Any:
 
 
 def make_sampler(tuning: Tuning, num_started: int) -> optuna.samplers.BaseSampler:
-    """The sampler for the next trial, reseeded by the number of trials started so far so that workers draw different points.
+    """The sampler for the next trial, reseeded by the number of trials started so far so that workers draw different
+    points.
 
-    Settings that are fixed before launch are enqueued. Only an adaptive sampler draws, after the first trials, which all arms
-    share.
+    Settings that are fixed before launch are enqueued. Only an adaptive sampler draws, after the first trials, which
+    all arms share.
     """
     seed, startup = (tuning.sampler_seed + 7919 * num_started) % 2**32, tuning.num_shared
     with allow_experimental():

@@ -1,7 +1,7 @@
 """An ablation as data: arms under comparison, what is held equal, how they are tuned and confirmed.
 
-Parsing checks the fields and how they agree with one another. What needs a model (arms, budget, search space) is checked by
-:func:`workbench.ablation.arms.resolve`.
+Parsing checks the fields and how they agree with one another. What needs a model (arms, budget, search space) is
+checked by :func:`workbench.ablation.arms.resolve`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ class AblationConfig(Config):
     budget: Budget = Budget()
     """What is held equal."""
     tuning: Tuning = Tuning()
-    """How each arm's setting is found."""
+    """How each arm's hyper-parameters are searched."""
     confirmation: Confirmation = Confirmation()
     """How the arms are measured."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Family-wise error rate of the verdict."""
     margin: Annotated[float, Field(gt=0)] | None = None
-    """Equivalence margin in the unit of the data's metric (text: bits per byte); without one no arm can be called equivalent."""
+    """Equivalence margin in the unit of the data's metric (text: bits per byte); without one no arm can be called
+    equivalent."""
     protocol: Protocol = Protocol()
     """What else is declared before the first run."""
     exploratory: str | None = None
     """Why this ablation's verdicts are exploratory, if they are."""
     deviation: str | None = None
-    """Why the analysis (question, alpha, margin, protocol, further seeds) is changed after launch. Quoted by the verdict, which
-    is then exploratory."""
+    """Why the analysis (question, alpha, margin, protocol, further seeds) is changed after launch. Quoted by the
+    verdict, which is then exploratory."""
     launch: Launch = Field(default_factory=Launch)
     """How the work is carried out."""
 

@@ -18,16 +18,17 @@ class Budget(Config):
     """What is held equal between the arms, beside tokens and data."""
 
     axis: Literal["parameters", "active_parameters", "flops", "cache", "seconds"] = "parameters"
-    """Matched quantity: non-embedding parameters, those active for one token, training FLOPs of the whole run, bytes of the
-    decode cache, or seconds of training on this device (measured before launch and converted to a number of tokens)."""
+    """Matched quantity: non-embedding parameters, those active for one token, training FLOPs of the whole run, bytes of
+    the decode cache, or seconds of training on this device (measured before launch and converted to a number of
+    tokens)."""
     length: Annotated[int | None, Field(ge=1)] = None
     """Tokens at which cache bytes are matched. Default: the training context."""
     target: float | str | None = None
     """What every arm is brought to: an amount, or the name of the arm that has it. Default: the baseline."""
     free: tuple[str, ...] = ()
-    """Whole-number fields of a run that the solver sets, coarse ones first: [model.feedforwards.swiglu.hidden]. They are solved
-    one after another; each minimises the remaining mismatch. An arm without such a field, or that sets it itself, keeps its
-    value."""
+    """Whole-number fields of a run that the solver sets, coarse ones first: [model.feedforwards.swiglu.hidden]. They
+    are solved one after another; each minimises the remaining mismatch. An arm without such a field, or that sets it
+    itself, keeps its value."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] = LARGEST_TOLERANCE
     """Largest relative difference to the target."""
     allow_mismatch: str | None = None

@@ -26,7 +26,8 @@ class LauncherConfig(Config):
 
     @property
     def one_machine(self) -> bool:
-        """Whether all workers run on the machine that launches them, so that a local SQLite file can hold the studies."""
+        """Whether all workers run on the machine that launches them, so that a local SQLite file can hold the
+        studies."""
         return False
 
 
@@ -34,15 +35,17 @@ class Launch(Config):
     """How the work is carried out. Does not change the result and is not part of the identity."""
 
     workers: Annotated[int, Field(ge=0)] = 0
-    """Worker processes; 0 means one per GPU, or two on a CPU with two cores or more. More workers than GPUs share them evenly:
-    small models fill a GPU only several at a time (benchmarks/trials_per_gpu.py)."""
+    """Worker processes; 0 means one per GPU, or two on a CPU with two cores or more. More workers than GPUs share them
+    evenly: small models fill a GPU only several at a time (benchmarks/trials_per_gpu.py)."""
     heartbeat: Annotated[float, Field(gt=0, le=86_400)] = 10.0
     """Seconds between a worker's heartbeats; after three missed ones its trial is given to another worker."""
     hung_after: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds without progress (no line of metrics, no checkpoint) after which a trial counts as hung: it is killed and resumed
-    from its checkpoint, up to three attempts in all. Longer for a trial whose lines come slowly: 20 times their median interval."""
+    """Seconds without progress (no line of metrics, no checkpoint) after which a trial counts as hung: it is killed and
+    resumed from its checkpoint, up to three attempts in all. Longer for a trial whose lines come slowly: 20 times their
+    median interval."""
     measure: bool = True
-    """Whether a launch first measures time and memory of every arm; if not, the cost card estimates memory and leaves time open."""
+    """Whether a launch first measures time and memory of every arm; if not, the cost card estimates memory and leaves
+    time open."""
     storage: str | None = None
     """Optuna's database. Default: study.db (SQLite) in the ablation's folder, for one machine. For several machines:
     postgresql://user@host/database; the password belongs in ~/.pgpass or PGPASSWORD, because this address is saved."""
@@ -50,8 +53,9 @@ class Launch(Config):
         default="local",  # type: ignore[assignment]
         validate_default=True,
     )
-    """Where workers run: local (processes of this machine), slurm (jobs, through submitit) or ray (jobs of a Ray cluster); with
-    settings as a mapping: {kind: slurm, parameters: {slurm_partition: gpu}}. `workbench variants` lists them."""
+    """Where workers run: local (processes of this machine), slurm (jobs, through submitit) or ray (jobs of a Ray
+    cluster); with settings as a mapping: {kind: slurm, parameters: {slurm_partition: gpu}}. `workbench variants` lists
+    them."""
 
     def model_post_init(self, _context: Any) -> None:
         require(

@@ -25,8 +25,8 @@ class Confirmation(Config):
 
 
 class Protocol(Config):
-    """What is declared before the first run, beside question, budget, seeds, alpha and margin. Hashed at launch and quoted by
-    the verdict; a later change is a deviation."""
+    """What is declared before the first run, beside question, budget, seeds, alpha and margin. Hashed at launch and
+    quoted by the verdict; a later change is a deviation."""
 
     metric: str | None = None
     """Unit of the primary metric, checked against the data's: bits per byte."""

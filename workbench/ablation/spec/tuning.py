@@ -26,8 +26,9 @@ class Tuning(Config):
     trials: Annotated[int, Field(ge=0, le=100_000)] = 3
     """Trials per arm, in total. 0 uses the base's settings unchanged."""
     sampler: Literal["grid", "random", "qmc", "tpe", "gp", "cmaes"] = "random"
-    """How settings are drawn. grid, random and qmc (a scrambled Sobol sequence) draw the same points for every arm, and are
-    what published comparisons should use. tpe, gp and cmaes learn from earlier trials, so their curves depend on the order."""
+    """How settings are drawn. grid, random and qmc (a scrambled Sobol sequence) draw the same points for every arm, and
+    are what published comparisons should use. tpe, gp and cmaes learn from earlier trials, so their curves depend on
+    the order."""
     sampler_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the sampler, the same for every arm."""
     space: dict[str, Range] = {}
@@ -35,16 +36,17 @@ class Tuning(Config):
     variants: bool = False
     """Whether each arm's variants add their own search spaces; ranges in ``space`` override theirs."""
     startup_trials: Annotated[int, Field(ge=1)] = 4
-    """First trials of every arm: the same settings in every arm, never pruned. An adaptive sampler starts after them."""
+    """First trials of every arm: the same settings in every arm, never pruned. An adaptive sampler starts after
+    them."""
     enqueue: tuple[dict[str, int | float | str | bool], ...] = ()
-    """Settings that every arm tries before anything is drawn (known good ones), counted among its trials. Missing fields are
-    drawn; fields that an arm does not tune are ignored."""
+    """Settings that every arm tries before anything is drawn (known good ones), counted among its trials. Missing
+    fields are drawn; fields that an arm does not tune are ignored."""
     warm_start: tuple[str, ...] = ()
-    """Folders of earlier ablations whose finished tuning trials an adaptive sampler starts from, arm by arm of the same name.
-    They do not count as trials and are never chosen."""
+    """Folders of earlier ablations whose finished tuning trials an adaptive sampler starts from, arm by arm of the same
+    name. They do not count as trials and are never chosen."""
     pruner: Literal["none", "median", "hyperband"] = "none"
-    """Stops hopeless trials early, only ever by comparison inside one arm, at equal tokens, after warm-up, on the mean of three
-    evaluations."""
+    """Stops hopeless trials early, only ever by comparison inside one arm, at equal tokens, after warm-up, on the mean
+    of three evaluations."""
     seed: int = 1000
     """Seed of every tuning run; not one of the confirmation seeds."""
 

@@ -99,7 +99,8 @@ class ArmVerdict:
     """Crossed bootstrap over seeds and documents, at the same level; from two seeds on."""
     bootstrap_high: float | None
     simultaneous_low: float | None
-    """Paired t-interval at level 1 − alpha / arms: all arms' intervals hold together at level 1 − alpha (Bonferroni)."""
+    """Paired t-interval at level 1 − alpha / arms: all arms' intervals hold together at level 1 − alpha
+    (Bonferroni)."""
     simultaneous_high: float | None
     p: float | None
     """Two-sided paired t-test; 1 for an arm that cannot be judged."""

@@ -1,8 +1,8 @@
 """Statistics of an ablation: plain functions of arrays, each with its formula and its source.
 
 Legend: S seeds, D documents, R bootstrap replicates. A seed is one unit: arm and baseline trained with the same seeds
-(init, data order, noise) form one pair, and a repeat with the same seeds is no second unit. The metric is a ratio of sums
-over documents, Σ amounts / Σ sizes (bits over bytes, errors over answers); lower is better.
+(init, data order, noise) form one pair, and a repeat with the same seeds is no second unit. The metric is a ratio of
+sums over documents, Σ amounts / Σ sizes (bits over bytes, errors over answers); lower is better.
 """
 
 from __future__ import annotations
@@ -330,8 +330,8 @@ def seeds_needed(effect_in_sd: float, alpha: float = 0.05, power: float = 0.8) -
 def equivalence_power(n: int, margin_in_sd: float, alpha: float = 0.05) -> float:
     """Power of two one-sided t-tests at ``alpha`` to show equivalence when the true difference is zero.
 
-    With u = s / σ, u² · (n − 1) chi-square: E over u of max(0, 2 Φ(m √n − t(1 − α; n − 1) u) − 1), m the margin in units of the
-    sd of the differences; the integral over u's quantiles by the midpoint rule (2,000 points).
+    With u = s / σ, u² · (n − 1) chi-square: E over u of max(0, 2 Φ(m √n − t(1 − α; n − 1) u) − 1), m the margin in
+    units of the sd of the differences; the integral over u's quantiles by the midpoint rule (2,000 points).
     """
     if n < 2:
         return 0.0

@@ -93,8 +93,8 @@ def sentence(finding: Finding) -> str:
         clauses += [f"its {narrow_level} interval {span(narrow)} is not inside {margin}"]
     if finding.constant:
         clauses += [
-            f"the difference is the same in all {n} seeds: check that change and seed reach the model, and that what is "
-            "measured is not solved, or missed, by every run alike"
+            f"the difference is the same in all {n} seeds: check that change and seed reach the model, and that what "
+            "is measured is not solved, or missed, by every run alike"
         ]
     elif word == "undecided":
         clauses += [_outlook(finding, places)]

@@ -1,7 +1,8 @@
 """What a launcher is.
 
-A launcher only places workers, which are the same everywhere. What is to be done, who does it and what has been done is in the
-studies' database and the ablation's folder, which every machine must see (a shared file system with working locks).
+A launcher only places workers, which are the same everywhere. What is to be done, who does it and what has been done is
+in the studies' database and the ablation's folder, which every machine must see (a shared file system with working
+locks).
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Launcher(ABC):
 
         Args:
             folder: the ablation.
-            names: the worker finds its name in the environment variable :data:`workbench.ablation.execution.roster.JOB`.
+            names: the worker finds its name in the environment variable
+                :data:`workbench.ablation.execution.roster.JOB`.
 
         Returns:
             the system's identifiers of the jobs, in order.

@@ -25,9 +25,9 @@ class Ray(Launcher):
         address: str = "http://127.0.0.1:8265"
         """Of the cluster's job server."""
         parameters: dict[str, Any] = {}
-        """Parameters of a job: {entrypoint_num_gpus: 0.5, entrypoint_num_cpus: 4}; one CPU if none is given, because a job without
-        resources runs on the head. Ray drops a job that waits for more than RAY_JOB_START_TIMEOUT_SECONDS (15 minutes): do not
-        ask for more workers than there is room for."""
+        """Parameters of a job: {entrypoint_num_gpus: 0.5, entrypoint_num_cpus: 4}; one CPU if none is given, because a
+        job without resources runs on the head. Ray drops a job that waits for more than RAY_JOB_START_TIMEOUT_SECONDS
+        (15 minutes): do not ask for more workers than there is room for."""
 
         assigns_gpus: ClassVar[bool] = True
 
