@@ -108,8 +108,8 @@ def prepare(
     columns = list(dict.fromkeys(key for split in splits.values() for key in split))
     table = Table("split", *(column.replace("_", " ") for column in columns), title=str(data.folder))
     for name, split in splits.items():
-        shown.add_row(name, *(count(split.get(column)) if column in split else "" for column in columns))
-    console.print(shown)
+        table.add_row(name, *(count(split.get(column)) if column in split else "" for column in columns))
+    console.print(table)
 
 
 def export(
