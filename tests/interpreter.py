@@ -1,4 +1,4 @@
-"""Triton's interpreter, which runs kernels on the CPU. It is chosen when triton is imported, hence a process of its own."""
+"""Triton's interpreter, which runs kernels on the CPU: in a subprocess, since it is chosen when triton is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 def in_interpreter(*arguments: str) -> str:
-    """What Python prints when it is called with ``arguments`` under the interpreter; skips the test where there is no triton."""
+    """Output of Python with ``arguments`` under the interpreter; skips the test where triton is not installed."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)

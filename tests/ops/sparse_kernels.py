@@ -242,7 +242,8 @@ def check_pooled(dtype: torch.dtype, tolerance: float) -> None:
 
 
 def check(part: str, dtype: torch.dtype, tolerance: float) -> None:
-    """One part per process, since nearly all the time on a GPU is compilation: small, long, pooled, or a number of GROUPS."""
+    """One part per process, since nearly all the time on a GPU is compilation: small, long, pooled, or a number of
+    GROUPS."""
     if part == "small":
         check_visible_kernels(dtype, tolerance)
         check_selected_kernels(dtype, tolerance)

@@ -1,4 +1,4 @@
-"""The delta rule against its definition, in fp64 with fresh random input unless said otherwise."""
+"""The delta rule against its definition, in fp64 with fresh random input unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from workbench.testing import count_flops
 
 B, H, K, V = 2, 2, 8, 12
 DECAYS = ["none", "0", "0.1", "5", "60", "mixed"]
-"""Nats a step, about; mixed is one step of 60 among weak ones."""
+"""Approximate nats per token; "mixed" is decays of 60 among weak ones."""
 KINDS = [("none", "scalar"), *((decay, axis) for decay in DECAYS[1:] for axis in ("scalar", "channel"))]
 FORMS = ["edit", "erase"]
-"""edit: one address and a strength (DeltaNet, GDN, KDA). erase: an erase address and values of their own (GDN-2, FG²)."""
+"""edit: one key and β (DeltaNet, GDN, KDA). erase: separate erase keys, gated values (GDN-2, FG²)."""
 
 
-def error(got: Tensor, wanted: Tensor) -> float:
-    """‖got - wanted‖ / ‖wanted‖, the norm of ``wanted`` taken to be at least 1e-3 of its root size: vanishing gradients."""
-    assert got.isfinite().all() and wanted.isfinite().all()
-    got, wanted = got.detach().double(), wanted.detach().double()
-    return float((got - wanted).norm() / wanted.norm().clamp_min(1e-3 * wanted.numel() ** 0.5))
+def error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual - expected‖ / ‖expected‖, the norm of ``expected`` taken to be at least 1e-3 of its root size: vanishing
+    gradients."""
+    assert actual.isfinite().all()
+    assert expected.isfinite().all()
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-3 * expected.numel() ** 0.5))
 
 
 def unit(*shape: int) -> Tensor:
@@ -40,11 +42,11 @@ def unit(*shape: int) -> Tensor:
 def inputs(
     T: int, decay: str = "0.1", axis: str = "channel", form: str = "edit", repeated: bool = False, v: int = V
 ) -> dict[str, Any]:
-    """Leaves of a call: queries, addresses, values, log-decay, state, by keyword."""
-    addresses = unit(B, 1, H, K).expand(B, T, H, K).clone() if repeated else unit(B, T, H, K)
+    """Leaves of a call by keyword: queries, keys, values, log-decay, state."""
+    keys = unit(B, 1, H, K).expand(B, T, H, K).clone() if repeated else unit(B, T, H, K)
     tensors: dict[str, Any] = {
         "q_BTHK": torch.randn(B, T, H, K, dtype=torch.float64) / K**0.5,
-        "write_key_BTHK": addresses,
+        "write_key_BTHK": keys,
         "value_BTHV": torch.randn(B, T, H, v, dtype=torch.float64),
         "state_BHKV": torch.randn(B, H, K, v, dtype=torch.float64),
     }
@@ -57,7 +59,7 @@ def inputs(
     if form == "edit":
         tensors["beta_BTH"] = torch.rand(B, T, H, dtype=torch.float64)
     else:
-        tensors["erase_key_BTHK"] = torch.rand(B, T, H, K, dtype=torch.float64) * addresses
+        tensors["erase_key_BTHK"] = torch.rand(B, T, H, K, dtype=torch.float64) * keys
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
@@ -73,8 +75,8 @@ def results(tensors: dict[str, Any], call: Any = delta_rule, **more: Any) -> lis
     return [*outputs, *torch.autograd.grad(total, list(tensors.values()))]
 
 
-def compare(got: list[Tensor], wanted: list[Tensor], tolerance: float, names: Any = ()) -> None:
-    for name, a, b in zip(("output", "final state", *names), got, wanted, strict=True):
+def compare(actual: list[Tensor], expected: list[Tensor], tolerance: float, names: Any = ()) -> None:
+    for name, a, b in zip(("output", "final state", *names), actual, expected, strict=True):
         assert error(a, b) <= tolerance, f"{name}: {error(a, b):.2e}, allowed {tolerance:.0e}"
 
 
@@ -85,18 +87,18 @@ def test_chunks_are_the_recurrence(decay: str, axis: str, form: str) -> None:
         for repeated in (False, True):
             for segments in (None, documents(T)):
                 tensors = inputs(T, decay, axis, form, repeated)
-                wanted = results(tensors, backend="recurrent", segments=segments)
-                compare(results(tensors, backend="torch", chunk=chunk, segments=segments), wanted, 1e-12, tensors)
+                expected = results(tensors, backend="recurrent", segments=segments)
+                compare(results(tensors, backend="torch", chunk=chunk, segments=segments), expected, 1e-12, tensors)
 
 
 @pytest.mark.parametrize("axis", ["scalar", "channel"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_chunk_and_span_do_not_matter(axis: str, packed: bool) -> None:
     tensors, segments = inputs(150, "0.1", axis), documents(150) if packed else None
-    wanted = results(tensors, delta_rule_torch, chunk=64, segments=segments)
+    expected = results(tensors, delta_rule_torch, chunk=64, segments=segments)
     for chunk, span in ((16, 2048), (32, 64), (128, 128), (8, 40)):
-        got = results(tensors, delta_rule_torch, chunk=chunk, span=span, segments=segments)
-        compare(got, wanted, 1e-12, tensors)
+        actual = results(tensors, delta_rule_torch, chunk=chunk, span=span, segments=segments)
+        compare(actual, expected, 1e-12, tensors)
 
 
 @pytest.mark.parametrize("cut", [1, 15, 16, 17])
@@ -124,11 +126,11 @@ def test_low_precision(decay: str, axis: str, form: str) -> None:
             for name, x in tensors.items()
         }
         # judged on the rounded input: the error of the computation, not of the input
-        wanted = results({name: x.detach().double().requires_grad_() for name, x in low.items()}, backend="recurrent")
-        got = results(low, backend="torch")
-        assert got[0].dtype == dtype and got[1].dtype == torch.float32
-        compare(got[:2], wanted[:2], tolerance)
-        compare(got[2:], wanted[2:], 2 * max(tolerance, 5e-6), list(tensors)[2:])
+        expected = results({name: x.detach().double().requires_grad_() for name, x in low.items()}, backend="recurrent")
+        actual = results(low, backend="torch")
+        assert [x.dtype for x in actual[:2]] == [dtype, torch.float32]
+        compare(actual[:2], expected[:2], tolerance)
+        compare(actual[2:], expected[2:], 2 * max(tolerance, 5e-6), list(tensors)[2:])
 
 
 @pytest.mark.parametrize("axis", ["scalar", "channel"])
@@ -139,8 +141,8 @@ def test_autocast_does_not_reach_inside(axis: str) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return delta_rule(**tensors, backend="torch")
 
-    wanted = results(tensors, backend="torch")
-    assert all(torch.equal(a, b) for a, b in zip(results(tensors, under_autocast), wanted))
+    expected = results(tensors, backend="torch")
+    assert all(torch.equal(a, b) for a, b in zip(results(tensors, under_autocast), expected))
 
 
 @pytest.mark.parametrize("axis", ["none", "scalar", "channel"])
@@ -180,7 +182,7 @@ def test_special_cases_are_each_other() -> None:
         compare(list(delta_rule(**t, beta_BTH=beta, backend=backend)), list(still), 1e-12)
 
 
-def test_the_strength_is_felt_through_both_gates() -> None:
+def test_the_gradient_of_beta_is_the_sum_over_both_gates() -> None:
     t = inputs(40)
     beta = t.pop("beta_BTH")
     direct = torch.autograd.grad(delta_rule(**t, beta_BTH=beta)[0].square().sum(), beta)[0]
@@ -191,7 +193,7 @@ def test_the_strength_is_felt_through_both_gates() -> None:
 
 
 @pytest.mark.parametrize("t", [0, 15, 16, 40])
-def test_nothing_is_seen_before_its_time(t: int) -> None:
+def test_outputs_are_causal(t: int) -> None:
     tensors = {name: x.detach() for name, x in inputs(41).items()}
     changed = {
         name: x if name == "state_BHKV" else torch.cat((x[:, : t + 1], torch.rand_like(x[:, t + 1 :]) * -7), dim=1)
@@ -248,12 +250,12 @@ def test_repeated_keys_keep_their_precision(strength: float) -> None:
         t = {name: x.detach() for name, x in inputs(256, "0", repeated=True).items()}
         t["write_key_BTHK"] = F.normalize(t["write_key_BTHK"] + spread * torch.randn_like(t["write_key_BTHK"]), dim=-1)
         t["beta_BTH"] = torch.full_like(t["beta_BTH"], strength)
-        wanted = delta_rule(**t, backend="recurrent")[0]
-        got, step = (
+        expected = delta_rule(**t, backend="recurrent")[0]
+        actual, step = (
             delta_rule(**{name: x.float() for name, x in t.items()}, backend=backend)[0]
             for backend in ("torch", "recurrent")
         )
-        assert error(got, wanted) < max(1e-5, 10 * error(step, wanted))
+        assert error(actual, expected) < max(1e-5, 10 * error(step, expected))
 
 
 def norm(p: Tensor, e: Tensor) -> Tensor:
@@ -261,7 +263,8 @@ def norm(p: Tensor, e: Tensor) -> Tensor:
 
 
 def test_one_step_norms() -> None:
-    """A right (or left) gate may stretch the state by up to 2/√3, √2 with negative eigenvalues; gates on both sides never."""
+    """A right (or left) gate may stretch the state by up to 2/√3, √2 with negative eigenvalues; gates on both sides
+    never."""
     k, b = unit(2000, K), torch.rand(2000, K, dtype=torch.float64)
     for most, largest in ((1, 2 / 3**0.5), (2, 2**0.5)):
         assert norm(k, most * b * k).max() <= largest + 1e-9
@@ -277,8 +280,8 @@ def test_one_step_norms() -> None:
 @pytest.mark.parametrize("axis", ["none", "scalar", "channel"])
 def test_flops_are_counted(T: int, chunk: int, axis: str) -> None:
     tensors = {name: x.detach()[:1] for name, x in inputs(T, "none" if axis == "none" else "0.1", axis).items()}
-    said = delta_rule_flops(H, K, V, T, chunk, by_channel=axis == "channel") * T
-    assert count_flops(lambda: delta_rule(**tensors, backend="torch", chunk=chunk)) == pytest.approx(said, rel=1e-9)
+    formula = delta_rule_flops(H, K, V, T, chunk, by_channel=axis == "channel") * T
+    assert count_flops(lambda: delta_rule(**tensors, backend="torch", chunk=chunk)) == pytest.approx(formula, rel=1e-9)
 
 
 @pytest.mark.parametrize("axis", ["scalar", "channel"])
@@ -303,7 +306,7 @@ def test_the_state_is_new_and_nothing_is_overwritten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"write_key_BTHK": (B, 5, H, K + 1)}, "write_key_BTHK: got shape (2, 5, 2, 9); expected (B=2, T=5, H=2, K=8)"),
         ({"q_BTHK": (B, 5, K)}, "q_BTHK: got shape (2, 5, 8); expected the axes (B, T, H, K)"),
@@ -314,15 +317,18 @@ def test_the_state_is_new_and_nothing_is_overwritten() -> None:
         ({"segments": (B, 6)}, "segments: got shape (2, 6); expected (B=2, T=5)"),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(change: dict[str, tuple[int, ...]], said: str) -> None:
+def test_errors_name_the_wrong_shape(change: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         delta_rule(**{**inputs(5), **{name: torch.zeros(shape) for name, shape in change.items()}})
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_other_mistakes_are_named() -> None:
+def test_chunk_must_be_a_power_of_two() -> None:
     with pytest.raises(ValueError, match="chunk: got 24; expected a power of two"):
         delta_rule(**inputs(5), chunk=24)
+
+
+def test_errors_list_the_backends() -> None:
     with pytest.raises(
         ValueError, match="backend: got 'cuda'; expected 'auto' or one of recurrent, torch, triton, fla"
     ):
@@ -331,7 +337,8 @@ def test_other_mistakes_are_named() -> None:
 
 @pytest.mark.parametrize("T", [5, 130])
 def test_transformers_agrees(T: int) -> None:
-    """The torch functions of Qwen3-Next, an implementation that is not ours; they normalise nothing and scale q themselves."""
+    """The torch functions of Qwen3-Next, an implementation that is not ours; they normalise nothing and scale q
+    themselves."""
     reason = "transformers with its Qwen3-Next model is not installed"
     theirs = pytest.importorskip(
         "transformers.models.qwen3_next.modeling_qwen3_next", reason=reason, exc_type=ImportError
@@ -340,10 +347,10 @@ def test_transformers_agrees(T: int) -> None:
     arguments = {"key": t["write_key_BTHK"], "value": t["value_BTHV"], "g": t["g"], "beta": t["beta_BTH"]}
     for name in ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"):
         # unwrapped: where flash-linear-attention is installed, its kernels would be called instead
-        wanted = inspect.unwrap(getattr(theirs, name))(
+        expected = inspect.unwrap(getattr(theirs, name))(
             query=t["q_BTHK"] * K**0.5, **arguments, initial_state=t["state_BHKV"], output_final_state=True
         )
-        compare(list(delta_rule(**t)), list(wanted), 5e-6)
+        compare(list(delta_rule(**t)), list(expected), 5e-6)
 
 
 @pytest.mark.parametrize("T", [5, 130])
@@ -352,7 +359,7 @@ def test_flash_linear_attention_agrees(T: int) -> None:
     reason = "flash-linear-attention (fla-core) is not installed"
     theirs = pytest.importorskip("fla.ops.kda.naive", reason=reason, exc_type=ImportError)
     t = {name: x.detach().float() for name, x in inputs(T).items()}
-    wanted = theirs.naive_recurrent_kda(
+    expected = theirs.naive_recurrent_kda(
         q=t["q_BTHK"],
         k=t["write_key_BTHK"],
         v=t["value_BTHV"],
@@ -362,13 +369,13 @@ def test_flash_linear_attention_agrees(T: int) -> None:
         initial_state=t["state_BHKV"],
         output_final_state=True,
     )
-    compare(list(delta_rule(**t)), list(wanted), 5e-6)
+    compare(list(delta_rule(**t)), list(expected), 5e-6)
 
 
-def stand_in(name: str) -> types.ModuleType:
+def fake_module(name: str) -> types.ModuleType:
     """A module of flash-linear-attention with functions that follow its documented conventions, token by token."""
 
-    def documents_apart(
+    def by_document(
         *rows: Any, cu_seqlens: Tensor | None, initial_state: Tensor | None, step: Any
     ) -> tuple[Tensor, Tensor]:
         q, _, v = rows[:3]
@@ -395,12 +402,13 @@ def stand_in(name: str) -> types.ModuleType:
         return S * gk.exp()[..., None] + torch.einsum("hk,hv->hkv", b, read) + torch.einsum("hk,hv->hkv", k, v)
 
     def call(*, scale: float, output_final_state: bool, initial_state: Any, cu_seqlens: Any = None, **x: Any) -> Any:
-        assert scale == 1.0 and output_final_state
+        assert scale == 1.0
+        assert output_final_state
         names = ("q", "k", "v", "a", "b", "gk") if "a" in x else ("q", "k", "v", "beta", "g")
         step = diagonal_plus_low_rank if "a" in x else edit
         rows = [x.pop(name) for name in names if name in x]
         assert not x
-        return documents_apart(*rows, cu_seqlens=cu_seqlens, initial_state=initial_state, step=step)
+        return by_document(*rows, cu_seqlens=cu_seqlens, initial_state=initial_state, step=step)
 
     module = types.ModuleType(name)
     for function in ("chunk_delta_rule", "chunk_gated_delta_rule", "chunk_kda", "chunk_dplr_delta_rule"):
@@ -411,11 +419,11 @@ def stand_in(name: str) -> types.ModuleType:
 @pytest.mark.parametrize("decay", ["none", "scalar", "channel"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_adapter_speaks_flash_linear_attention(
+def test_the_adapter_follows_the_conventions_of_flash_linear_attention(
     decay: str, form: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("delta_rule", "gated_delta_rule", "kda", "generalized_delta_rule"):
-        monkeypatch.setitem(sys.modules, f"fla.ops.{module}", stand_in(module))
+        monkeypatch.setitem(sys.modules, f"fla.ops.{module}", fake_module(module))
     monkeypatch.setattr(fla, "refusal", lambda device: None)
     t = {name: x.detach() for name, x in inputs(9, "none" if decay == "none" else "0.1", decay, form).items()}
     t = {name: x.float() for name, x in t.items()}
@@ -424,11 +432,11 @@ def test_the_adapter_speaks_flash_linear_attention(
     segments = documents(9) if packed else None
     for drop in ((), ("state_BHKV",), ("beta_BTH",)):
         some = {name: x for name, x in t.items() if name not in drop}
-        wanted = delta_rule(**some, segments=segments, backend="recurrent")
-        compare(list(delta_rule(**some, segments=segments, backend="fla")), list(wanted), 1e-5)
+        expected = delta_rule(**some, segments=segments, backend="recurrent")
+        compare(list(delta_rule(**some, segments=segments, backend="fla")), list(expected), 1e-5)
 
 
-def test_a_backend_that_cannot_be_taken_says_why() -> None:
+def test_a_backend_that_cannot_be_used_gives_the_reason() -> None:
     with pytest.raises(RuntimeError, match="backend='fla': its kernels need a CUDA device; the tensors are on cpu"):
         delta_rule(**inputs(5), backend="fla")
     assert fla.refusal("cpu")

@@ -1,4 +1,5 @@
-"""The kernels of the delta rule against the recurrence in fp64: in Triton's interpreter, and on a GPU where there is one."""
+"""The kernels of the delta rule against the recurrence in fp64: in Triton's interpreter, and on a GPU where there is
+one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which backend computes a call on a GPU, asked with tensors that have a device and no memory; and what is recorded of it."""
+"""Which backend computes a call on a GPU, asked with tensors that have a device and no memory; and what is recorded of
+it."""
 
 from __future__ import annotations
 

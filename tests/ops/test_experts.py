@@ -60,7 +60,8 @@ def poisoned(product):  # type: ignore[no-untyped-def]
 
 
 def worst_error(case: str, D: int, H: int, dtype: torch.dtype, device: str) -> float:
-    """Of the output and all gradients, relative to single experts in fp64; also that two runs give the same bits."""
+    """Of the output and all gradients, relative to single experts in fp64; also checks that two runs give the same
+    bits."""
     N, K, E, C = size(case, device)
     chosen_NK = choices(case, device)
     shapes = ((N, D), (N, K), (E, D, 2 * H), (E, H, D))
@@ -73,13 +74,13 @@ def worst_error(case: str, D: int, H: int, dtype: torch.dtype, device: str) -> f
         y = routed_experts(x, chosen_NK, gate, sort_choices(chosen_NK, C), up, down, backend)
         assert y.dtype == x.dtype
         results.append([y.detach(), *torch.autograd.grad((y * direction).sum(), (x, gate, up, down))])
-    got, again, wanted = results[0], results[-2], results[-1]
-    assert all(torch.equal(a, b) for a, b in zip(got, again)), "not the same bits twice"
-    assert all(a.isfinite().all() for a in got), "a row of no expert shows"
+    actual, again, expected = results[0], results[-2], results[-1]
+    assert all(torch.equal(a, b) for a, b in zip(actual, again)), "not bitwise reproducible"
+    assert all(a.isfinite().all() for a in actual), "a row of no expert affects the result"
     if case == "no expert":
-        assert not any(a.any() for a in got)
+        assert not any(a.any() for a in actual)
         return 0.0
-    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(got, wanted))
+    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(actual, expected))
 
 
 def test_the_kernels_in_the_interpreter_are_single_experts() -> None:

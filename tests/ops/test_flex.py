@@ -1,6 +1,8 @@
-"""The mask of blocks, and attention through it, against the definition."""
+"""FlexAttention's mask of blocks, and attention through it, against the definition."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,39 +21,101 @@ def documents(B: int, T: int, *, mean: int, padded: int = 0) -> Tensor:
     return segments.int()
 
 
-@pytest.mark.parametrize("window", [None, 1, 100, 128, 129, 300])
-@pytest.mark.parametrize(("T", "mean", "padded"), [(600, 40, 0), (640, 500, 70), (129, 1000, 0), (100, 30, 3)])
-def test_no_block_is_missed_and_none_is_whole_that_is_not(window: int | None, T: int, mean: int, padded: int) -> None:
-    segments_BT = documents(2, T, mean=mean, padded=padded)
-    wanted = visible(T, T, window=window, device=segments_BT.device) & (segments_BT[:, :, None] == segments_BT[:, None])
+MASKS = {
+    "short documents": (600, 40, 0),
+    "long documents and padding": (640, 500, 70),
+    "one document": (129, 1000, 0),
+    "less than a block": (100, 30, 3),
+}
+"""Positions, mean tokens of a document, positions of padding."""
+every_mask = pytest.mark.parametrize("case", MASKS)
+every_window = pytest.mark.parametrize("window", [None, 1, 100, 128, 129, 300])
+
+
+class Blocks(NamedTuple):
+    """Which blocks a mask lists, and which positions of a block are visible and exist at all."""
+
+    part: Tensor
+    full: Tensor
+    visible: Tensor
+    in_bounds: Tensor
+
+
+def split_into_blocks(x_BTT: Tensor, N: int) -> Tensor:
+    """(B, T, T) -> (B, N, N, positions), padded with False."""
+    B, T = x_BTT.shape[:2]
+    padded = torch.zeros(B, N * flex.BLOCK, N * flex.BLOCK, dtype=torch.bool)
+    padded[:, :T, :T] = x_BTT
+    return padded.view(B, N, flex.BLOCK, N, flex.BLOCK).transpose(2, 3).flatten(-2)
+
+
+def listed(counts: Tensor, indices: Tensor) -> Tensor:
+    """(B, N, N) booleans: the blocks that are listed."""
+    B, _, N = counts.shape
+    blocks = torch.zeros(B, N, N, dtype=torch.bool)
+    for b in range(B):
+        for n in range(N):
+            blocks[b, n, indices[b, 0, n, : counts[b, 0, n]].long()] = True
+    return blocks
+
+
+def blocks_of(case: str, window: int | None) -> Blocks:
+    T, mean, padding = MASKS[case]
+    segments_BT = documents(2, T, mean=mean, padded=padding)
     mask = flex.block_mask(segments_BT, window)
+    assert mask.full_kv_num_blocks is not None
+    assert mask.full_kv_indices is not None
+    expected = visible(T, T, window=window, device=segments_BT.device)
+    expected = expected & (segments_BT[:, :, None] == segments_BT[:, None])
     N = -(-T // flex.BLOCK)
-    part, whole = torch.zeros(2, N, N, dtype=torch.bool), torch.zeros(2, N, N, dtype=torch.bool)
-    assert all(lists.is_contiguous() for lists in flex.listed_blocks(segments_BT, window or 0))
+    return Blocks(
+        part=listed(mask.kv_num_blocks, mask.kv_indices),
+        full=listed(mask.full_kv_num_blocks, mask.full_kv_indices),
+        visible=split_into_blocks(expected, N),
+        in_bounds=split_into_blocks(torch.ones_like(expected), N),
+    )
+
+
+@every_window
+@every_mask
+def test_every_visible_block_is_listed(case: str, window: int | None) -> None:
+    blocks = blocks_of(case, window)
+    assert not (blocks.visible.any(-1) & ~(blocks.part | blocks.full)).any()
+
+
+@every_window
+@every_mask
+def test_full_blocks_are_visible_in_full(case: str, window: int | None) -> None:
+    blocks = blocks_of(case, window)
+    assert not (blocks.full & ((blocks.visible != blocks.in_bounds) & blocks.in_bounds).any(-1)).any()
+
+
+@every_window
+@every_mask
+def test_no_block_is_listed_twice(case: str, window: int | None) -> None:
+    blocks = blocks_of(case, window)
+    assert not (blocks.part & blocks.full).any()
+
+
+@pytest.mark.parametrize("case", ["short documents", "one document"])
+def test_only_visible_blocks_are_listed_where_document_numbers_rise(case: str) -> None:
+    blocks = blocks_of(case, None)
+    assert torch.equal(blocks.visible.any(-1), blocks.part | blocks.full)
+
+
+@every_window
+@every_mask
+def test_lists_by_key_are_those_of_flex_attention(case: str, window: int | None) -> None:
+    T, mean, padding = MASKS[case]
+    mask = flex.block_mask(documents(2, T, mean=mean, padded=padding), window)
     plain = BlockMask.from_kv_blocks(mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
-    for kind in ("q", "full_q"):
-        counts, wanted_counts = (getattr(m, f"{kind}_num_blocks") for m in (mask, plain))
-        assert torch.equal(counts, wanted_counts)
-        assert torch.equal(getattr(mask, f"{kind}_indices"), getattr(plain, f"{kind}_indices"))
-    for target, counts, order in (
-        (part, mask.kv_num_blocks, mask.kv_indices),
-        (whole, mask.full_kv_num_blocks, mask.full_kv_indices),
-    ):
-        for b in range(2):
-            for n in range(N):
-                target[b, n, order[b, 0, n, : counts[b, 0, n]].long()] = True
-    assert not (part & whole).any()
-    big = torch.zeros(2, N * flex.BLOCK, N * flex.BLOCK, dtype=torch.bool)
-    big[:, :T, :T] = wanted
-    blocks = big.view(2, N, flex.BLOCK, N, flex.BLOCK).transpose(2, 3).flatten(-2)
-    assert not (blocks.any(-1) & ~(part | whole)).any(), "a block that is seen is left out"
-    inside = torch.zeros_like(big)
-    inside[:, :T, :T] = True
-    inside = inside.view(2, N, flex.BLOCK, N, flex.BLOCK).transpose(2, 3).flatten(-2)
-    assert not (whole & ((blocks != inside) & inside).any(-1)).any(), "a block counts as whole that is not"
-    # and it is tight where numbers rise along the row
-    if not padded and window is None:
-        assert torch.equal(blocks.any(-1), part | whole)
+    for name in ("q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices"):
+        assert torch.equal(getattr(mask, name), getattr(plain, name)), name
+
+
+@every_window
+def test_lists_are_contiguous(window: int | None) -> None:
+    assert all(x.is_contiguous() for x in flex.listed_blocks(documents(2, 600, mean=40), window or 0))
 
 
 @pytest.mark.parametrize("window", [None, 50, 200])
@@ -62,9 +126,9 @@ def test_flex_is_the_definition(window: int | None, groups: int, monkeypatch: py
     monkeypatch.setattr(flex, "_compiled", flex_attention)
     T, segments_BT = 300, documents(2, 300, mean=60)
     tensors = [torch.randn(2, T, n, 16, dtype=torch.float64) for n in (4, groups, groups)]
-    got = flex.attention_flex(*tensors, window=window, segments=segments_BT)
-    wanted = attention_reference(*tensors, window=window, segments=segments_BT)
-    assert float((got - wanted).norm() / wanted.norm()) < 1e-12
+    actual = flex.attention_flex(*tensors, window=window, segments=segments_BT)
+    expected = attention_reference(*tensors, window=window, segments=segments_BT)
+    assert float((actual - expected).norm() / expected.norm()) < 1e-12
 
 
 @pytest.mark.gpu
@@ -79,10 +143,10 @@ def test_on_the_device_it_is_the_definition(window: int | None, packed: bool, gr
         torch.randn(2, T, n, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for n in (4, groups, groups)
     ]
     exact = [t.detach().double().requires_grad_() for t in tensors]
-    got = flex.attention_flex(*tensors, window=window, segments=segments_BT)
-    wanted = attention_reference(*exact, window=window, segments=segments_BT)
-    assert float((got - wanted).norm() / wanted.norm()) < 1e-2
-    weight = torch.randn_like(got)
-    grads = torch.autograd.grad((got * weight).sum(), tensors), torch.autograd.grad((wanted * weight).sum(), exact)
+    actual = flex.attention_flex(*tensors, window=window, segments=segments_BT)
+    expected = attention_reference(*exact, window=window, segments=segments_BT)
+    assert float((actual - expected).norm() / expected.norm()) < 1e-2
+    weight = torch.randn_like(actual)
+    grads = torch.autograd.grad((actual * weight).sum(), tensors), torch.autograd.grad((expected * weight).sum(), exact)
     for a, b in zip(*grads):
         assert float((a - b).norm() / b.norm()) < 1.5e-2

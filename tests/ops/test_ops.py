@@ -1,4 +1,4 @@
-"""Operators against their definitions."""
+"""Attention and experts against their definitions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from workbench.ops.experts.reference import swiglu_experts_reference
 from workbench.testing import count_flops
 
 
-def error(got: Tensor, wanted: Tensor) -> float:
-    assert got.isfinite().all()
-    return float((got - wanted).detach().norm() / wanted.detach().norm().clamp_min(1e-30))
+def error(actual: Tensor, expected: Tensor) -> float:
+    assert actual.isfinite().all()
+    return float((actual - expected).detach().norm() / expected.detach().norm().clamp_min(1e-30))
 
 
 def random(*shape: int) -> Tensor:
@@ -33,10 +33,10 @@ SEGMENTS = torch.tensor([[0] * 1 + [1] * 9 + [2] * 7, [0] * 16 + [1]])
 def test_attention_is_its_definition(window: int | None, heads: int, groups: int, packed: bool) -> None:
     tensors = [random(2, 17, n, 8).requires_grad_() for n in (heads, groups, groups)]
     segments = SEGMENTS if packed else None
-    got, wanted = (op(*tensors, window=window, segments=segments) for op in (attention, attention_reference))
-    assert error(got, wanted) < 1e-13
-    weight = torch.randn_like(got)
-    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), tensors) for y in (got, wanted))):
+    actual, expected = (op(*tensors, window=window, segments=segments) for op in (attention, attention_reference))
+    assert error(actual, expected) < 1e-13
+    weight = torch.randn_like(actual)
+    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), tensors) for y in (actual, expected))):
         assert (a - b).norm() < 1e-12 * max(1.0, float(b.norm()))
 
 
@@ -54,7 +54,8 @@ def test_a_window_sees_exactly_its_keys(window: int | None) -> None:
     out = attention(q, k, v, window=window)
     for t in range(12):
         seen = torch.autograd.grad(out[0, t].sum(), v, retain_graph=True)[0][0, :, 0, 0] != 0
-        assert int(seen.sum()) == min(window or 12, t + 1) and seen[t]
+        assert seen[t]
+        assert int(seen.sum()) == min(window or 12, t + 1)
 
 
 def expert_inputs(counts: list[int]) -> tuple[list[Tensor], Tensor]:
@@ -65,10 +66,10 @@ def expert_inputs(counts: list[int]) -> tuple[list[Tensor], Tensor]:
 @pytest.mark.parametrize("counts", [[5, 3, 8], [0, 16, 0], [1, 0, 7], [4], [0, 0, 9, 0]])
 def test_grouped_experts_are_single_experts(counts: list[int]) -> None:
     tensors, counts_E = expert_inputs(counts)
-    got, wanted = (op(*tensors, counts_E) for op in (swiglu_experts, swiglu_experts_reference))
-    assert torch.equal(got, wanted)
-    weight = torch.randn_like(got)
-    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), tensors) for y in (got, wanted))):
+    actual, expected = (op(*tensors, counts_E) for op in (swiglu_experts, swiglu_experts_reference))
+    assert torch.equal(actual, expected)
+    weight = torch.randn_like(actual)
+    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), tensors) for y in (actual, expected))):
         assert error(a, b) < 1e-6  # sums over rows may be taken in another order
 
 

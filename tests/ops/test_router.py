@@ -20,7 +20,8 @@ def check_logits(N: int, D: int, C: int, dtype: torch.dtype, device: str, allowe
     for call, (x, weight) in ((kernels.logits, tensors), (torch.nn.functional.linear, exact)):
         y = call(x, weight)
         results.append([y.detach(), *torch.autograd.grad((y * direction).sum(), (x, weight))])
-    assert results[0][0].dtype == torch.float32 and results[0][1].dtype == dtype
+    assert results[0][0].dtype == torch.float32
+    assert results[0][1].dtype == dtype
     for (a, b), most in zip(zip(*results), (1e-6, allowed, allowed)):
         error = float((a.double() - b).norm() / b.norm())
         assert error < most, f"relative error {error:.1e} with N={N}, D={D}, C={C}, {dtype}"
@@ -31,14 +32,16 @@ def check_choices(N: int, C: int, K: int, device: str) -> None:
 
     score_NC = torch.randn(N, C, device=device)
     assert torch.equal(kernels.topk_indices(score_NC, K), score_NC.topk(K).indices)
-    even_NC = score_NC.round() + 0.0  # equal ones: the first; no zero with a sign
+    even_NC = score_NC.round() + 0.0  # of equal scores the first; no signed zeros
     assert torch.equal(
         kernels.topk_indices(even_NC, K), even_NC.sort(dim=-1, descending=True, stable=True).indices[:, :K]
     )
     score_NC[0] = float("nan")
     score_NC[1, 1:] = -float("inf")
     chosen_NK = kernels.topk_indices(score_NC, K)
-    assert all(len(set(row)) == K and set(row) <= set(range(C)) for row in chosen_NK.tolist())
+    for row in chosen_NK.tolist():
+        assert len(set(row)) == K
+        assert set(row) <= set(range(C))
 
 
 def check_gradient_of_chosen_scores(device: str) -> None:

@@ -16,7 +16,7 @@ from workbench.ops.short_convolution.torch import short_convolution_torch
 
 
 def parts(C: int) -> list[Heads]:
-    """Two heads of a length, others of another, and the rest as it is."""
+    """Two heads scaled to one length, one to another, and the rest unscaled."""
     return [Heads(2, C // 4, 0.3), Heads(1, C // 4, 1.0), Heads(1, C - 3 * (C // 4))]
 
 
@@ -33,17 +33,18 @@ def worst_error(call, T: int, C: int, W: int, packed: bool, dtype: torch.dtype, 
     """Of the outputs and both gradients, relative to the definition in fp64."""
     x_BTC, weight_CW, segments = inputs(T, C, W, packed, dtype, device)
     exact = [t.detach().double().requires_grad_() for t in (x_BTC, weight_CW)]
-    got, wanted = (
+    actual, expected = (
         call(x_BTC, weight_CW, parts(C), segments),
         short_convolution_reference(*exact, parts(C), segments=segments),
     )
-    assert all(y.dtype == dtype and y.shape == w.shape for y, w in zip(got, wanted, strict=True))
-    directions = [torch.randn_like(y) for y in wanted]
+    assert [y.shape for y in actual] == [w.shape for w in expected]
+    assert {y.dtype for y in actual} == {dtype}
+    directions = [torch.randn_like(y) for y in expected]
     grads = (
         torch.autograd.grad(sum((y * d).sum() for y, d in zip(ys, directions)), t)
-        for ys, t in ((got, (x_BTC, weight_CW)), (wanted, exact))
+        for ys, t in ((actual, (x_BTC, weight_CW)), (expected, exact))
     )
-    pairs = [*zip(got, wanted), *zip(*grads)]
+    pairs = [*zip(actual, expected), *zip(*grads)]
     return max(float((a.double() - b).norm().detach() / b.norm().detach()) for a, b in pairs)
 
 
@@ -57,7 +58,7 @@ def test_shifted_rows_are_the_definition(T: int, W: int, packed: bool) -> None:
     assert worst_error(call, T, 9, W, packed, torch.bfloat16, "cpu") < 1e-2
 
 
-def test_parts_that_are_not_the_channels_are_named() -> None:
+def test_errors_name_parts_that_do_not_cover_the_channels() -> None:
     x_BTC, weight_CW, _ = inputs(5, 8, 4, False, torch.float32)
     with pytest.raises(ValueError, match="expected 8 channels together"):
         short_convolution.short_convolution(x_BTC, weight_CW, parts(9))

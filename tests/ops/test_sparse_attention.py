@@ -1,4 +1,4 @@
-"""Compression, selection and windows against plain loops in fp64; the edges where such code goes wrong."""
+"""Compression, selection and windows against plain loops in fp64, with edge cases."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from workbench.ops.sparse_attention import (
     Blocks,
     block_overlaps,
     block_starts,
+    chunked,
     document_starts,
     num_blocks,
     num_visible_blocks,
@@ -21,7 +22,6 @@ from workbench.ops.sparse_attention import (
     unique_blocks,
     visible_block_attention,
 )
-from workbench.ops.sparse_attention import chunked as plain
 from workbench.ops.sparse_attention.layout import group_query_rows, selected_pairs, visible_pairs
 from workbench.ops.sparse_attention.reference import (
     attend_reference,
@@ -35,30 +35,31 @@ from workbench.ops.sparse_attention.reference import (
 
 @pytest.fixture(params=[0, 4], ids=["gathered", "masked"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to attend selected tokens, which the number of keys decides."""
-    monkeypatch.setattr(plain, "MAX_MASKED_RATIO", request.param)
+    """Both ways to attend selected tokens, between which the number of keys decides."""
+    monkeypatch.setattr(chunked, "MAX_MASKED_RATIO", request.param)
 
 
 SIZES = [(32, 16, 64), (16, 16, 64), (32, 32, 32), (64, 16, 64), (32, 8, 64)]
 
 
-def error(got: Tensor, wanted: Tensor) -> float:
-    assert got.isfinite().all()
-    return float((got - wanted).detach().norm() / wanted.detach().norm().clamp_min(1e-30))
+def error(actual: Tensor, expected: Tensor) -> float:
+    assert actual.isfinite().all()
+    return float((actual - expected).detach().norm() / expected.detach().norm().clamp_min(1e-30))
 
 
 def random(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64).requires_grad_()
 
 
-def same_gradients(got: Tensor, wanted: Tensor, inputs: list[Tensor]) -> None:
-    weight = torch.randn_like(got)
+def same_gradients(actual: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    weight = torch.randn_like(actual)
     pairs = (
         torch.autograd.grad((y * weight).sum(), inputs, allow_unused=True, materialize_grads=True)
-        for y in (got, wanted)
+        for y in (actual, expected)
     )
     for a, b in zip(*pairs):
-        assert a.isfinite().all() and float((a - b).norm()) < 1e-12 * max(1.0, float(b.norm()))
+        assert a.isfinite().all()
+        assert float((a - b).norm()) < 1e-12 * max(1.0, float(b.norm()))
 
 
 def pooled(x_TGC: Tensor, length: int, stride: int) -> Tensor:
@@ -71,7 +72,7 @@ def pooled(x_TGC: Tensor, length: int, stride: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("length", "stride", "block"), SIZES)
-def test_scores_spread_by_the_overlap_of_tokens(length: int, stride: int, block: int) -> None:
+def test_block_scores_are_weighted_by_overlapping_tokens(length: int, stride: int, block: int) -> None:
     """Eq. 9 as block_overlaps, against counting tokens one by one and against the printed sum with j and i from 1."""
     N, J = 60, 6
     p = torch.rand(N, dtype=torch.float64)
@@ -92,7 +93,7 @@ def test_scores_spread_by_the_overlap_of_tokens(length: int, stride: int, block:
 
 
 @pytest.mark.parametrize(("length", "stride"), [(32, 16), (16, 16), (8, 4), (1, 1)])
-def test_a_block_is_visible_when_it_lies_at_or_before_the_query(length: int, stride: int) -> None:
+def test_a_block_is_visible_when_it_ends_at_or_before_the_query(length: int, stride: int) -> None:
     for p in range(3 * length + 2):
         assert num_visible_blocks(p, length, stride) == len(compression_blocks(p, 10 * length, length, stride)), p
     assert [num_visible_blocks(p, length, stride) for p in (length - 2, length - 1, length - 1 + stride)] == [0, 1, 2]
@@ -121,23 +122,23 @@ def test_slots_hold_every_whole_block_once(mean: float) -> None:
     start_BT = document_starts(segments, 3, T, segments.device)
     rows = block_starts(start_BT, segments, length, stride)
     for b in range(3):
-        wanted = []
+        expected = []
         for value in segments[b].unique():
-            own = (segments[b] == value).nonzero()[:, 0]
-            a, size = int(own[0]), len(own)
-            assert (start_BT[b, own] == a).all()
-            wanted += [(a // stride + i, a + i * stride) for i in range(num_blocks(size, length, stride))]
-        assert [(slot, int(row)) for slot, row in enumerate(rows[b]) if row >= 0] == wanted
+            rows_of_document = (segments[b] == value).nonzero()[:, 0]
+            a, size = int(rows_of_document[0]), len(rows_of_document)
+            assert (start_BT[b, rows_of_document] == a).all()
+            expected += [(a // stride + i, a + i * stride) for i in range(num_blocks(size, length, stride))]
+        assert [(slot, int(row)) for slot, row in enumerate(rows[b]) if row >= 0] == expected
 
 
 @pytest.mark.parametrize("mean", [1.5, 5, 30])
-def test_every_later_group_has_one_leader(mean: float) -> None:
+def test_every_later_group_has_one_selecting_query(mean: float) -> None:
     reuse, T = 4, 50
     start_BT = document_starts(random_segments(3, T, mean), 3, T, torch.device("cpu"))
     rows = group_query_rows(start_BT, 0, reuse)
     p_BT = torch.arange(T) - start_BT
-    wanted = [[t for t in range(T) if p_BT[b, t] % reuse == 0 and p_BT[b, t] > 0] for b in range(3)]
-    assert [[int(r) for r in row if r >= 0] for row in rows] == wanted
+    expected = [[t for t in range(T) if p_BT[b, t] % reuse == 0 and p_BT[b, t] > 0] for b in range(3)]
+    assert [[int(r) for r in row if r >= 0] for row in rows] == expected
 
 
 def test_duplicates_are_removed() -> None:
@@ -151,23 +152,25 @@ def test_duplicates_are_removed() -> None:
 @pytest.mark.parametrize(
     ("length", "stride", "window"), [(1, 1, None), (1, 1, 1), (1, 1, 6), (8, 4, None), (4, 4, None), (40, 8, None)]
 )
-def test_attention_over_a_run_is_its_definition(
+def test_visible_block_attention_is_its_definition(
     length: int, stride: int, window: int | None, chunk: int, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(plain, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", chunk)
     T, H, G, K, V = 33, 4, 2, 6, 5
     q, k, v = random(1, T, H, K), random(1, T, G, K), random(1, T, G, V)
     ck, cv = pooled(k[0], length, stride), pooled(v[0], length, stride)
     start = document_starts(None, 1, T, q.device)
-    got, lse = visible_block_attention(
+    actual, lse = visible_block_attention(
         q, ck[None], cv[None], start_BT=start, length=length, stride=stride, window=window
     )
     keys = window_tokens(T, G, window) if window else [[compression_blocks(p, T, length, stride)] * G for p in range(T)]
-    wanted = attend_reference(q[0], ck, cv, keys, K**-0.5)[None]
-    assert error(got, wanted) < 1e-13
+    expected = attend_reference(q[0], ck, cv, keys, K**-0.5)[None]
+    assert error(actual, expected) < 1e-13
     blind = torch.tensor([not row[0] for row in keys])
-    assert not got[0, blind].any() and (lse[0, blind] == -torch.inf).all() and lse[0, ~blind].isfinite().all()
-    same_gradients(got, wanted, [q, k, v])
+    assert not actual[0, blind].any()
+    assert (lse[0, blind] == -torch.inf).all()
+    assert lse[0, ~blind].isfinite().all()
+    same_gradients(actual, expected, [q, k, v])
 
 
 @pytest.mark.parametrize("softcap", [None, 0.7])
@@ -176,15 +179,15 @@ def test_soft_cap_and_sink(softcap: float | None, window: int | None) -> None:
     T, H, K = 9, 2, 4
     q, k, v, sink = random(2, T, H, K), random(2, T, 1, K), random(2, T, 1, K), random(H)
     start = document_starts(None, 2, T, q.device)
-    got, _ = visible_block_attention(q, k, v, start_BT=start, window=window, softcap=softcap, sink_H=sink)
+    actual, _ = visible_block_attention(q, k, v, start_BT=start, window=window, softcap=softcap, sink_H=sink)
     scores = torch.einsum("bthk,bsk->bhts", q, k[:, :, 0]) / K**0.5
     scores = softcap * torch.tanh(scores / softcap) if softcap else scores
     t, s = torch.arange(T)[:, None], torch.arange(T)[None]
     scores = scores.masked_fill((s > t) | (s <= t - (window or T)), -torch.inf)
     weights = torch.cat((scores, sink[None, :, None, None].expand(2, H, T, 1)), -1).softmax(-1)[..., :-1]
-    wanted = torch.einsum("bhts,bsk->bthk", weights, v[:, :, 0])
-    assert error(got, wanted) < 1e-13
-    same_gradients(got, wanted, [q, k, v, sink])
+    expected = torch.einsum("bhts,bsk->bthk", weights, v[:, :, 0])
+    assert error(actual, expected) < 1e-13
+    same_gradients(actual, expected, [q, k, v, sink])
 
 
 CASES = [
@@ -198,7 +201,7 @@ CASES = [
 ]
 
 
-def chosen_and_attended(
+def select_and_attend(
     q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, segments: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     B, T = q.shape[:2]
@@ -216,7 +219,7 @@ def chosen_and_attended(
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("cuts", [(), (1, 14, 19, 20, 21, 37)])
 def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], cuts: tuple[int, ...]) -> None:
-    """Also on packed documents, each of which must look as if it stood alone."""
+    """Also on packed documents, each of which must give the result of a row of its own."""
     H, G, length, stride, block, count, initial, local, reuse = case
     blocks = Blocks(length, stride, block, count, initial, local, reuse)
     T, K, V = 45, 6, 5
@@ -225,8 +228,8 @@ def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], c
     segments = (
         torch.cat([torch.full((1, b - a), i) for i, (a, b) in enumerate(itertools.pairwise(ends))], 1) if cuts else None
     )
-    indices, got = chosen_and_attended(q, k, v, blocks, segments)
-    wanted = []
+    indices, actual = select_and_attend(q, k, v, blocks, segments)
+    documents = []
     for a, b in itertools.pairwise(ends):
         qd, kd, vd = q[0, a:b], k[0, a:b], v[0, a:b]
         sets = select_reference(
@@ -242,10 +245,10 @@ def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], c
             reuse=reuse,
         )
         assert [[[j for j in row if j >= 0] for row in groups] for groups in indices[0, a:b].tolist()] == sets
-        wanted.append(attend_reference(qd, kd, vd, selected_tokens(sets, block), K**-0.5))
-    expected = torch.cat(wanted)[None]
-    assert error(got, expected) < 1e-13
-    same_gradients(got, expected, [q, k, v])
+        documents.append(attend_reference(qd, kd, vd, selected_tokens(sets, block), K**-0.5))
+    expected = torch.cat(documents)[None]
+    assert error(actual, expected) < 1e-13
+    same_gradients(actual, expected, [q, k, v])
 
 
 @pytest.mark.usefixtures("form")
@@ -253,9 +256,9 @@ def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], c
 def test_selecting_everything_is_dense(T: int) -> None:
     q, k, v = random(2, T, 4, 6), random(2, T, 2, 6), random(2, T, 2, 5)
     blocks = Blocks(8, 4, 8, -(-T // 8))
-    indices, got = chosen_and_attended(q, k, v, blocks._replace(initial=0, local=1), None)
+    indices, actual = select_and_attend(q, k, v, blocks._replace(initial=0, local=1), None)
     dense, _ = visible_block_attention(q, k, v, start_BT=document_starts(None, 2, T, q.device))
-    assert error(got, dense) < 1e-13
+    assert error(actual, dense) < 1e-13
     assert int(indices.max()) == (T - 1) // 8
 
 
@@ -269,7 +272,8 @@ def test_values_may_be_channels_of_the_keys() -> None:
         lambda v, n: selected_attention(q, k, v, indices, block=8, start_BT=start, value_dim=n),
     ):
         (a, la), (b, lb) = call(None, 4), call(k[..., :4], None)
-        assert torch.equal(a, b) and torch.equal(la, lb)
+        assert torch.equal(a, b)
+        assert torch.equal(la, lb)
         same_gradients(a, b, [q, k])
 
 
@@ -282,11 +286,15 @@ def test_rows_that_select_nothing_are_zero_with_zero_gradients() -> None:
     indices[0, 3, 0, 0] = 2  # wholly in the future
     start = document_starts(None, 1, 24, q.device)
     o, lse = selected_attention(q, k, v, indices, block=8, start_BT=start)
-    assert not o[0, :16].any() and (lse[0, :16] == -torch.inf).all() and o[0, 16:].abs().gt(0).all()
+    assert not o[0, :16].any()
+    assert (lse[0, :16] == -torch.inf).all()
+    assert o[0, 16:].abs().gt(0).all()
     dq, dk, dv = torch.autograd.grad(o.square().sum(), [q, k, v])
-    assert not dq[0, :16].any() and all(g.isfinite().all() for g in (dq, dk, dv)) and dq[0, 16:].any()
-    wanted = attend_reference(q[0], k[0], v[0], selected_tokens(indices[0].tolist(), 8), 6**-0.5)
-    assert error(o[0], wanted) < 1e-13
+    assert not dq[0, :16].any()
+    assert dq[0, 16:].any()
+    assert all(g.isfinite().all() for g in (dq, dk, dv))
+    expected = attend_reference(q[0], k[0], v[0], selected_tokens(indices[0].tolist(), 8), 6**-0.5)
+    assert error(o[0], expected) < 1e-13
 
 
 @pytest.mark.usefixtures("form")
@@ -295,40 +303,41 @@ def test_a_backward_pass_under_autocast_is_that_without_it() -> None:
     q, k, v = (x.detach().bfloat16().requires_grad_() for x in tensors)
 
     def results() -> list[Tensor]:
-        indices, o = chosen_and_attended(q, k, v, Blocks(8, 4, 8, 3, 1, 1, 4), None)
+        indices, o = select_and_attend(q, k, v, Blocks(8, 4, 8, 3, 1, 1, 4), None)
         return [indices, o, *torch.autograd.grad(o.float().square().sum(), [q, k, v])]
 
-    wanted = results()
+    expected = results()
     with torch.autocast("cpu", torch.bfloat16):
-        got = results()
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+        actual = results()
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected))
 
 
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("reuse", [1, 4])
 @pytest.mark.parametrize("T", [1, 3, 6])
-def test_the_last_queries_alone_choose_and_attend_as_in_the_full_pass(reuse: int, T: int) -> None:
+def test_the_last_queries_alone_select_and_attend_as_in_the_full_pass(reuse: int, T: int) -> None:
     blocks = Blocks(4, 4, 4, 4, 1, 1, reuse)
     S = 43
     q, k, v = random(2, S, 4, 6), random(2, S, 2, 6), random(2, S, 2, 5)
-    indices, full = chosen_and_attended(q, k, v, blocks, None)
+    indices, full = select_and_attend(q, k, v, blocks, None)
     ck = torch.stack([pooled(x, 4, 4) for x in k])
     start = document_starts(None, 2, T, q.device)
     more = {"start_BT": start, "offset": S - T}
     _, lse = visible_block_attention(q[:, -T:], ck, ck, length=4, stride=4, **more)
-    got = select_blocks(q[:, -T:], ck, lse, blocks=blocks, num_keys=S, previous_BGn=indices[:, S - T - 1], **more)
-    assert torch.equal(got, indices[:, -T:])
-    o, _ = selected_attention(q[:, -T:], k, v, got, block=4, reuse=reuse, **more)
+    actual = select_blocks(q[:, -T:], ck, lse, blocks=blocks, num_keys=S, previous_BGn=indices[:, S - T - 1], **more)
+    assert torch.equal(actual, indices[:, -T:])
+    o, _ = selected_attention(q[:, -T:], k, v, actual, block=4, reuse=reuse, **more)
     assert error(o, full[:, -T:]) < 1e-13
 
 
-def test_a_shared_selection_never_sees_the_future() -> None:
-    """The earliest query of a group chooses: what comes behind it changes nothing."""
+def test_a_reused_selection_is_causal() -> None:
+    """The first query of a group selects: later tokens change nothing."""
     blocks = Blocks(4, 4, 4, 3, 1, 1, 4)
     q, k, v = random(1, 41, 4, 6), random(1, 41, 2, 6), random(1, 41, 2, 5)
-    before, o = chosen_and_attended(q, k, v, blocks, None)
+    before, o = select_and_attend(q, k, v, blocks, None)
     for t in (3, 16, 17, 19, 39):
         q2, k2 = q.detach().clone(), k.detach().clone()
         q2[:, t + 1 :], k2[:, t + 1 :] = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
-        after, o2 = chosen_and_attended(q2, k2, v.detach(), blocks, None)
-        assert torch.equal(after[:, : t + 1], before[:, : t + 1]) and error(o2[:, : t + 1], o[:, : t + 1]) < 1e-12
+        after, o2 = select_and_attend(q2, k2, v.detach(), blocks, None)
+        assert torch.equal(after[:, : t + 1], before[:, : t + 1])
+        assert error(o2[:, : t + 1], o[:, : t + 1]) < 1e-12

@@ -33,8 +33,8 @@ def force_backend(name: str | None) -> Iterator[None]:
     """Overrules the device in :func:`choose_backend`, for measurements and tests.
 
     Args:
-        name: "torch" to use no kernels, the name of kernels to use them on any device (on a CPU: Triton's interpreter), or
-            None to decide by device.
+        name: "torch" to use no kernels, the name of kernels to use them on any device (on a CPU: Triton's interpreter),
+            or None to decide by device.
     """
     global _forced
     before, _forced = _forced, name
@@ -68,7 +68,8 @@ def _autocast_device(x: Tensor) -> str:
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products with ``x``: autocast's for float32 tensors where autocast is enabled, else that of ``x``."""
+    """The dtype of matrix products with ``x``: autocast's for float32 tensors where autocast is enabled, else that of
+    ``x``."""
     device = _autocast_device(x)
     if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

@@ -19,11 +19,11 @@ def attention(
 ) -> Tensor:
     """o_t = Σ_s softmax_s(q_t · k_s / sqrt(K)) v_s over the visible keys s ≤ t.
 
-    On CUDA, documents and windows use FlexAttention ("flex"), which skips blocks without visible keys; everything else uses
-    torch's scaled_dot_product_attention ("torch"), with cuDNN's kernel where there is no mask. Measured on an H200, forward and
-    backward: 4.0 ms for cuDNN and 5.6 ms for FlexAttention without a mask; 2.8 ms (documents) and 2.2 ms (window) for
-    FlexAttention. Compiled gradients of 24 layers through it are as close to float32 as those of torch's masked kernels (H100;
-    tests/model/test_compiled.py). FlexAttention has no float64 on CUDA.
+    On CUDA, documents and windows use FlexAttention ("flex"), which skips blocks without visible keys; everything else
+    uses torch's scaled_dot_product_attention ("torch"), with cuDNN's kernel where there is no mask. Measured on an
+    H200, forward and backward: 4.0 ms for cuDNN and 5.6 ms for FlexAttention without a mask; 2.8 ms (documents) and 2.2
+    ms (window) for FlexAttention. Compiled gradients of 24 layers through it are as close to float32 as those of
+    torch's masked kernels (H100; tests/model/test_compiled.py). FlexAttention has no float64 on CUDA.
 
     Args:
         q_BTHK: queries, (B, T, H, K).

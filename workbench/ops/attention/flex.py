@@ -1,8 +1,8 @@
 """Softmax attention on CUDA devices through torch's FlexAttention, which skips blocks without visible keys.
 
-Measured on an H200 (torch 2.11, 16 rows of 4,096 tokens, 8 heads of 128, documents of 530 tokens on average): 2.8 ms forward and
-backward, against 4.0 ms for cuDNN's kernel without documents and 3.0 ms for torch's variable-length kernel, whose cost also
-depends on the number of documents.
+Measured on an H200 (torch 2.11, 16 rows of 4,096 tokens, 8 heads of 128, documents of 530 tokens on average): 2.8 ms
+forward and backward, against 4.0 ms for cuDNN's kernel without documents and 3.0 ms for torch's variable-length kernel,
+whose cost also depends on the number of documents.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ Lists = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("workbench::listed_blocks", mutates_args=())
 def listed_blocks(segments_BT: Tensor, window: int) -> Lists:
-    """For every block of queries the number (B, 1, N) and the list (B, 1, N, N) of key blocks visible in part, then of those visible
-    in full; the same for every block of keys. ``window`` 0 for none.
+    """For every block of queries the number (B, 1, N) and the list (B, 1, N, N) of key blocks visible in part, then of
+    those visible in full; the same for every block of keys. ``window`` 0 for none.
 
     A custom operator, since FlexAttention's kernels require these tensors to be contiguous, and the compiler may choose
     other strides when their construction is fused.

@@ -1,4 +1,5 @@
-"""Softmax attention: the definition. Legend: B batch, T queries, S keys, H query heads, G key–value heads, K channels."""
+"""Softmax attention: the definition. Legend: B batch, T queries, S keys, H query heads, G key–value heads, K
+channels."""
 
 from __future__ import annotations
 

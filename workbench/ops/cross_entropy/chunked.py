@@ -1,8 +1,9 @@
 """Cross-entropy of a linear head, chunk by chunk over tokens.
 
-The gradient of the weighted sum of losses, w_n (softmax(W h_n) − onehot(target_n)), is computed in the forward pass from the scores
-of a chunk and multiplied at once, so forward and backward together cost the three matrix products of an ordinary head, with the
-scores of one chunk in memory. The idea is that of Liger-Kernel (arXiv 2410.10989, §3.2); the code is our own.
+The gradient of the weighted sum of losses, w_n (softmax(W h_n) − onehot(target_n)), is computed in the forward pass
+from the scores of a chunk and multiplied at once, so forward and backward together cost the three matrix products of an
+ordinary head, with the scores of one chunk in memory. The idea is that of Liger-Kernel (arXiv 2410.10989, §3.2); the
+code is our own.
 
 Legend: N tokens, D width, V vocabulary, C tokens of one chunk.
 """
@@ -29,7 +30,8 @@ def linear_cross_entropy(
         weights_N: w, (N,) constants; default 1.
 
     Returns:
-        Σ w_n loss_n, float32 (float64 for float64), differentiable in ``h_ND`` and ``weight_VD``; and the losses (N,), without
+        Σ w_n loss_n, float32 (float64 for float64), differentiable in ``h_ND`` and ``weight_VD``; and the losses (N,),
+            without
         gradient, 0 for rows without a target.
     """
     if weights_N is None:

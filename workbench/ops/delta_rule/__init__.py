@@ -1,4 +1,5 @@
-"""The delta rule: a linear-attention state that is edited instead of only added to. One operation for a family of mixers.
+"""The delta rule: a linear-attention state that is edited instead of only added to. One operation for a family of
+mixers.
 
     S_t = (I - β_t k_t e_tᵀ) Diag(exp g_t) S_{t-1} + β_t k_t v_tᵀ        o_t = S_tᵀ q_t
 
@@ -69,13 +70,14 @@ def delta_rule(
         beta_BTH: β, the strength of erasure and write; default 1.
         state_BHKV: state before the first token; default zeros. It belongs to the first token's document.
         segments: (B, T) document numbers; the state is reset where the number changes.
-        chunk: tokens of a chunk in the "torch" backend, a power of two; affects speed and rounding only. 32 was fastest on a
-            CPU.
-        backend: "auto" (see :func:`choose_backend`), or one of "recurrent", "torch", "triton", "fla". There is no fallback
-            on errors.
+        chunk: tokens of a chunk in the "torch" backend, a power of two; affects speed and rounding only. 32 was fastest
+            on a CPU.
+        backend: "auto" (see :func:`choose_backend`), or one of "recurrent", "torch", "triton", "fla". There is no
+            fallback on errors.
 
     Returns:
-        outputs (B, T, H, V) in the dtype of ``value``, and the state after the last token (B, H, K, V), float32 (float64 for
+        outputs (B, T, H, V) in the dtype of ``value``, and the state after the last token (B, H, K, V), float32
+            (float64 for
         float64).
 
     Raises:

@@ -1,13 +1,14 @@
-"""The delta rule through the kernels of flash-linear-attention (`pip install fla-core`), only when it is asked for by name.
+"""The delta rule through the kernels of flash-linear-attention (`pip install fla-core`), used only when named as the
+backend.
 
-Its functions and the cases of ours that they cover (read in version 0.6.0; scale 1, nothing normalised inside):
+Its functions and the cases they cover (version 0.6.0; scale 1, no normalisation inside):
 
-    chunk_delta_rule        e = p, no decay            chunk_gated_delta_rule   e = p, one decay a head
-    chunk_kda               e = p, one a channel       chunk_dplr_delta_rule    everything else
+    chunk_delta_rule        e = k, no decay                   chunk_gated_delta_rule   e = k, one decay per head
+    chunk_kda               e = k, one decay per channel      chunk_dplr_delta_rule    everything else
 
-The last computes S_t = Diag(exp gk) S_{t-1} + b (aᵀ S_{t-1}) + k vᵀ, whose a reads the state *before* the decay: a = exp(g) * e,
-b = -p. It is about twice as slow as the others. Inside a compiled block its functions break the graph, which the workbench
-refuses: train with `compile: false`.
+The last computes S_t = Diag(exp gk) S_{t-1} + b (aᵀ S_{t-1}) + k vᵀ, where a reads the state *before* the decay: a =
+exp(g) β e, b = -k, with β v for v. It is about twice as slow as the others. Inside a compiled block its functions break
+the graph, which the workbench does not allow: train with `compile: false`.
 
 Legend: B batch, T time, H heads, K key channels, V value channels, N documents of all rows.
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 
 
 def refusal(device: str) -> str | None:
-    """Why flash-linear-attention cannot be used here; None where it can be tried. Imports nothing."""
+    """Why flash-linear-attention cannot be used on this device; None if it may be tried. Imports nothing."""
     if device != "cuda":
         return f"its kernels need a CUDA device; the tensors are on {device}"
     missing = [name for name in ("triton", "fla") if find_spec(name) is None]
@@ -41,37 +42,37 @@ def delta_rule_fla(
     state_BHKV: Tensor | None = None,
     segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`workbench.ops.delta_rule.delta_rule`. Packed documents are counted, which waits for the device.
+    """As :func:`workbench.ops.delta_rule.delta_rule`. Packed documents are counted, which synchronises with the device.
 
     Raises:
-        RuntimeError: where flash-linear-attention is missing or refuses, with its reason.
+        RuntimeError: when flash-linear-attention is not installed or fails, with the reason.
     """
     reason = refusal(q_BTHK.device.type)
     if reason is not None:
-        raise RuntimeError(f"delta_rule: backend='fla': {reason}. Take backend='auto'.")
+        raise RuntimeError(f"delta_rule: backend='fla': {reason}. Use backend='auto'.")
     B, T, H, K = q_BTHK.shape
     dtype = value_BTHV.dtype
-    q, p = q_BTHK.to(dtype), write_key_BTHK.to(dtype)
-    more: dict[str, Any] = {"scale": 1.0, "output_final_state": True}
+    q, k = q_BTHK.to(dtype), write_key_BTHK.to(dtype)
+    options: dict[str, Any] = {"scale": 1.0, "output_final_state": True}
     state = None if state_BHKV is None else state_BHKV.float()
-    last_B: Tensor | slice = slice(None)  # the documents whose final states are asked for
+    last_B: Tensor | slice = slice(None)  # the last document of each row, whose final state is returned
     if segments is not None:
         starts_BT = torch.ones_like(segments, dtype=torch.bool)
         starts_BT[:, 1:] = segments[:, 1:] != segments[:, :-1]
         starts_N = starts_BT.flatten().nonzero()[:, 0]
-        more["cu_seqlens"] = torch.cat((starts_N, starts_N.new_tensor([B * T])))
+        options["cu_seqlens"] = torch.cat((starts_N, starts_N.new_tensor([B * T])))
         last_B = starts_BT.sum(1).cumsum(0) - 1
         if state is not None:
             first_B = torch.cat((last_B.new_zeros(1), last_B[:-1] + 1))
             state = state.new_zeros(len(starts_N), *state.shape[1:]).index_copy(0, first_B, state)
-    more["initial_state"] = state
+    options["initial_state"] = state
 
-    def row(x: Tensor) -> Tensor:  # documents are told apart in one row
+    def row(x: Tensor) -> Tensor:  # with documents, all rows as one sequence
         return x if segments is None else x.flatten(0, 1)[None]
 
     if erase_key_BTHK is None:
         beta = value_BTHV.new_ones(B, T, H) if beta_BTH is None else beta_BTH.to(dtype)
-        arguments = {"q": q, "k": p, "v": value_BTHV, "beta": beta}
+        arguments = {"q": q, "k": k, "v": value_BTHV, "beta": beta}
         if g is None:
             module, name = "delta_rule", "chunk_delta_rule"
         else:
@@ -81,13 +82,13 @@ def delta_rule_fla(
         module, name = "generalized_delta_rule", "chunk_dplr_delta_rule"
         g = value_BTHV.new_zeros(B, T, H, 1, dtype=torch.float32) if g is None else g.float()
         g_BTHK = (g if g.dim() == 4 else g[..., None]).expand(B, T, H, K).contiguous()
-        e, z = erase_key_BTHK, value_BTHV
+        e, v = erase_key_BTHK, value_BTHV
         if beta_BTH is not None:
-            e, z = beta_BTH[..., None] * e, (beta_BTH[..., None] * z).to(dtype)
-        arguments = {"q": q, "k": p, "v": z, "a": (g_BTHK.exp() * e).to(dtype), "b": -p, "gk": g_BTHK}
+            e, v = beta_BTH[..., None] * e, (beta_BTH[..., None] * v).to(dtype)
+        arguments = {"q": q, "k": k, "v": v, "a": (g_BTHK.exp() * e).to(dtype), "b": -k, "gk": g_BTHK}
     try:
         call = getattr(importlib.import_module(f"fla.ops.{module}"), name)
-        out, final = call(**{name: row(x) for name, x in arguments.items()}, **more)
+        out, final = call(**{name: row(x) for name, x in arguments.items()}, **options)
     except Exception as error:
         raise RuntimeError(f"delta_rule: backend='fla': {name}: {type(error).__name__}: {error}") from error
     return out.view(B, T, H, -1).to(dtype), final[last_B]

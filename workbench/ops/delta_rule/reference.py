@@ -1,4 +1,4 @@
-"""The delta rule token by token: the definition, and the way one token is decoded.
+"""The delta rule token by token: the definition, also used to decode one token.
 
 Legend: B batch, T time, H heads, K key channels, V value channels.
 """
@@ -20,18 +20,16 @@ def delta_rule_recurrent(
     state_BHKV: Tensor | None = None,
     segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`workbench.ops.delta_rule.delta_rule`, line by line; computed in fp32 (fp64 for fp64 input)."""
+    """As :func:`workbench.ops.delta_rule.delta_rule`, computed in float32 (float64 for float64 input)."""
     dtype = torch.promote_types(value_BTHV.dtype, torch.float32)
-    q, p, z, e = (
-        x.to(dtype)
-        for x in (q_BTHK, write_key_BTHK, value_BTHV, write_key_BTHK if erase_key_BTHK is None else erase_key_BTHK)
-    )
+    e_BTHK = write_key_BTHK if erase_key_BTHK is None else erase_key_BTHK
+    q, k, v, e = (x.to(dtype) for x in (q_BTHK, write_key_BTHK, value_BTHV, e_BTHK))
     if beta_BTH is not None:
-        e, z = (x * beta_BTH.to(dtype)[..., None] for x in (e, z))
+        e, v = (x * beta_BTH.to(dtype)[..., None] for x in (e, v))
     if g is not None:  # (B, T, H, K) or (B, T, H, 1)
         g = (g if g.dim() == 4 else g[..., None]).to(dtype)
     B, T, H, K = q.shape
-    S = z.new_zeros(B, H, K, z.shape[-1]) if state_BHKV is None else state_BHKV.to(dtype)
+    S = v.new_zeros(B, H, K, v.shape[-1]) if state_BHKV is None else state_BHKV.to(dtype)
     outputs = []
     for t in range(T):
         if segments is not None and t > 0:
@@ -39,6 +37,6 @@ def delta_rule_recurrent(
         if g is not None:
             S = S * g[:, t].exp()[..., None]
         read_BHV = (S * e[:, t, :, :, None]).sum(-2)
-        S = S + p[:, t, :, :, None] * (z[:, t] - read_BHV)[..., None, :]
+        S = S + k[:, t, :, :, None] * (v[:, t] - read_BHV)[..., None, :]
         outputs.append((S * q[:, t, :, :, None]).sum(-2))
     return torch.stack(outputs, dim=1).to(value_BTHV.dtype), S

@@ -1,20 +1,21 @@
 """The delta rule in chunks of C tokens: matrix products instead of a loop over tokens, on any device.
 
-In a chunk with incoming state S0, and D(s, r] the product of the decays of the tokens after s up to r, the errors that the
-chunk's tokens write (S_r = D(0, r] S0 + Σ_{s<=r} D(s, r] p_s ρ_sᵀ) solve one unit-lower-triangular system:
+With β in e and v, and D(s, r] the product of the decays of the tokens after s up to r, the values that the tokens of a
+chunk actually write, R, (S_r = D(0, r] S0 + Σ_{s<=r} D(s, r] k_s R_sᵀ, S0 the incoming state) solve one
+unit-lower-triangular system:
 
-    T_rs = Σ_c e_rc p_sc D_c(s, r]  (s < r)               Ê_r = e_r D(0, r],   Q̂_r = q_r D(0, r],   P̂_s = p_s D(s, C]
-    A_rs = Σ_c q_rc p_sc D_c(s, r]  (s <= r)              R = (I + T)⁻¹ (Z - Ê S0)
-    O = Q̂ S0 + A R                                        S' = D(0, C] S0 + P̂ᵀ R
+    T_rs = Σ_c e_rc k_sc D_c(s, r]  (s < r)               Ê_r = e_r D(0, r],   Q̂_r = q_r D(0, r],   K̂_s = k_s D(s, C]
+    A_rs = Σ_c q_rc k_sc D_c(s, r]  (s <= r)              R = (I + T)⁻¹ (V - Ê S0)
+    O = Q̂ S0 + A R                                        S' = D(0, C] S0 + K̂ᵀ R
 
 This is the WY form of arXiv 2406.06484 with the decay of 2412.06464 (a number) or 2510.26692 (a vector). Decays are
-only ever multiplied, never divided or subtracted as sums of logarithms: every factor lies in [0, 1], whatever the
-strength. For a vector T and A cannot be had from one product; they are built from blocks of 1, 2, 4, … tokens, each time
-from the later block's rows, decayed since its start, and the earlier block's columns, decayed up to its end. Documents
-are kept apart by masks, never by an infinite decay.
+only multiplied, never divided or subtracted as sums of logarithms: every factor lies in [0, 1], however strong the
+decay. For a vector, T and A are not one product; they are built from blocks of 1, 2, 4, … tokens, each time from the
+rows of the later block, decayed since its start, and the columns of the earlier block, decayed up to its end. Documents
+are separated by masks, not by an infinite decay.
 
-Legend: B batch, T time, H heads, N chunks, X = B·H, C tokens in a chunk, M blocks of L tokens in a chunk, K key channels,
-V value channels; an axis of 2 holds (e, q) or (T, A).
+Legend: B batch, T time, H heads, N chunks, X = B·H, C tokens of a chunk, M blocks of L tokens in a chunk, K key
+channels, V value channels; an axis of size 2 holds (e, q) or (T, A).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from torch.utils.checkpoint import checkpoint
 from workbench.ops.dispatch import disable_autocast
 
 SPAN = 2048
-"""Tokens whose intermediate results are held at once: a longer sequence is taken span by span, each computed again in the
-backward pass."""
+"""Tokens whose intermediate results are in memory at once: longer sequences are computed span by span, and each span
+again in the backward pass (checkpointing)."""
 
 
 def delta_rule_torch(
@@ -47,7 +48,8 @@ def delta_rule_torch(
     chunk: int = 32,
     span: int = SPAN,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`workbench.ops.delta_rule.delta_rule`; computed in fp32 (fp64 for fp64 input), autocast or not."""
+    """As :func:`workbench.ops.delta_rule.delta_rule`, computed in float32 (float64 for float64 input) regardless of
+    autocast."""
     B, T, H, K = q_BTHK.shape
     V = value_BTHV.shape[-1]
     dtype = torch.promote_types(value_BTHV.dtype, torch.float32)
@@ -55,7 +57,7 @@ def delta_rule_torch(
     if g is None:
         g = value_BTHV.new_zeros(B, T, H, dtype=dtype)
     S_XKV = q_BTHK.new_zeros(B * H, K, V, dtype=dtype) if state_BHKV is None else state_BHKV.to(dtype).flatten(0, 1)
-    before_B = None if segments is None else segments[:, 0]  # the document that the state belongs to
+    previous_B = None if segments is None else segments[:, 0]  # the document of the state
     run: Any = _span
     if span < T and torch.is_grad_enabled():
         run = partial(checkpoint, _span, use_reentrant=False, preserve_rng_state=False)
@@ -64,9 +66,9 @@ def delta_rule_torch(
         parts = (q_BTHK, write_key_BTHK, value_BTHV, g, erase_key_BTHK, beta_BTH, segments)
         spans = [[None] * -(-T // span) if x is None else x.split(span, dim=1) for x in parts]
         for part in zip(*spans):
-            o_BTHV, S_XKV = run(*part, before_B, S_XKV, C, dtype)
+            o_BTHV, S_XKV = run(*part, previous_B, S_XKV, C, dtype)
             if segments is not None:
-                before_B = part[-1][:, -1]
+                previous_B = part[-1][:, -1]
             outputs.append(o_BTHV)
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return out.to(value_BTHV.dtype), S_XKV.unflatten(0, (B, H))
@@ -74,18 +76,18 @@ def delta_rule_torch(
 
 def _span(
     q: Tensor,
-    p: Tensor,
-    z: Tensor,
+    k: Tensor,
+    v: Tensor,
     g: Tensor,
     e: Tensor | None,
-    strength: Tensor | None,
+    beta: Tensor | None,
     segments: Tensor | None,
-    before_B: Tensor | None,
+    previous_B: Tensor | None,
     S_XKV: Tensor,
     C: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of a stretch of tokens, and the state behind it."""
+    """Outputs of a span of tokens, and the state after it."""
     B, T, H, _ = q.shape
     N, pad = -(-T // C), -T % C
 
@@ -93,36 +95,40 @@ def _span(
         x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, pad)) if pad else x
         return x.to(dtype).unflatten(1, (N, C)).movedim(1, 0).movedim(3, 2)
 
-    # a padded token edits nothing (p = z = 0) and does not decay (g = 0)
-    rows = torch.stack((chunks(p if e is None else e), chunks(q)), dim=3).flatten(1, 2)  # (N, X, 2, C, K)
-    columns, values = (chunks(x).flatten(1, 2).contiguous() for x in (p, z))
+    # a padded token edits nothing (k = v = 0) and does not decay (g = 0)
+    rows = torch.stack((chunks(k if e is None else e), chunks(q)), dim=3).flatten(1, 2)  # (N, X, 2, C, K)
+    columns, values = (chunks(x).flatten(1, 2).contiguous() for x in (k, v))
     decay = chunks(g).flatten(1, 2).exp()
     weighs = decay.dim() == 3
     pairs, rows, columns, since, until, passing = (_by_scalar if weighs else _by_channel)(rows, columns, decay)
     if segments is not None:
-        same, entering, leaving, staying = _masks(segments, before_B, H, N, C, dtype)
+        same, entering, leaving, staying = _masks(segments, previous_B, H, N, C, dtype)
         pairs, passing = pairs * same[:, :, None], passing * staying
         since, until = (x if y is None else x * y for x, y in ((entering, since), (leaving, until)))
-    if strength is not None:  # p z̃ᵀ - p ẽᵀ S is as well a stronger p with z - Sᵀ e
-        stronger = chunks(strength).flatten(1, 2)[..., None]
-        pairs, until = pairs * stronger.mT[:, :, None], stronger if until is None else until * stronger
+    if beta is not None:  # β scales the write key: k (β v)ᵀ - k (β e)ᵀ S = (β k) (v - Sᵀ e)ᵀ
+        beta = chunks(beta).flatten(1, 2)[..., None]
+        pairs, until = pairs * beta.mT[:, :, None], beta if until is None else until * beta
     twice = None if since is None else torch.cat((since, since), dim=2)
     out_NXCV, S_XKV = _Scan.apply(rows.flatten(2, 3), columns, values, pairs, twice, until, passing, S_XKV, weighs)
     return out_NXCV.unflatten(1, (B, H)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :T], S_XKV
 
 
 class _Scan(torch.autograd.Function):
-    """From chunk to chunk: what each reads from the state, writes and passes on.
+    """The recurrence over chunks: outputs, and the state after the last chunk.
 
     Args:
-        rows (N, X, 2C, K), columns (N, X, C, K), values (N, X, C, V): Ê over Q̂, P̂ and Z, up to the factors that follow.
-        pairs (N, X, 2, C, C): T (its diagonal is not looked at) and A; where ``weighs``, what the products of rows and columns
-            are to be multiplied by to make them.
-        since (N, X, 2C, 1), until (N, X, C, 1): factors on rows and columns as they meet the state, or None. One number a token
-            costs less here than on all channels.
-        passing (N, X, K or 1, 1): the chunk's decay of the state. S (X, K, V): the state.
+        rows: (N, X, 2C, K), Ê over Q̂, without the factors ``since``.
+        columns: (N, X, C, K), K̂, without the factors ``until``.
+        values: (N, X, C, V).
+        pairs: (N, X, 2, C, C), T (its diagonal is ignored) and A; where ``weighs``, factors on the products of rows and
+            columns that give these.
+        since, until: (N, X, 2C, 1) and (N, X, C, 1), factors on rows and columns where they meet the state, or None.
+            One number per token is cheaper here than on all channels.
+        passing: (N, X, K or 1, 1), decay of the state over a chunk.
+        S: (X, K, V), the state.
 
-    The backward pass is written out: R = (I + T)⁻¹ W gives dW = (I + T)⁻ᵀ dR and dT = -dW Rᵀ, without a gradient of the inverse.
+    The backward pass is explicit: R = (I + T)⁻¹ W gives dW = (I + T)⁻ᵀ dR and dT = -dW Rᵀ, without a gradient of the
+    inverse.
     """
 
     @staticmethod
@@ -134,7 +140,7 @@ class _Scan(torch.autograd.Function):
         out, written, states = torch.empty_like(values), torch.empty_like(values), S.new_empty(N + 1, *S.shape)
         states[0] = S
         each = (rows, columns, values, solve, scores, passing, written, out, states[:N], states[1:])
-        # on the meta device there is nothing to compute, and an estimate of memory need not wait for every chunk
+        # on the meta device there is nothing to compute, and an estimate of memory does not need every chunk
         steps = zip(range(0 if values.is_meta else N), *(x.unbind(0) for x in each))
         for n, row, column, value, inverse, score, keep, write, o, before, after in steps:
             read = row @ before
@@ -157,7 +163,7 @@ class _Scan(torch.autograd.Function):
         d_S, d_read = d_S.clone(), written.new_empty(X, 2 * C, V)  # of -Ê S0 over Q̂ S0
         each = (rows, columns, solve, scores, passing, written, states[:N], d_out, d_rows, d_columns, d_pairs, d_values)
         steps = reversed(list(zip(range(N), *(x.unbind(0) for x in each))))
-        with disable_autocast(written):  # code that is compiled traces this under the caller's
+        with disable_autocast(written):  # compiled code traces this under the caller's autocast
             for n, row, column, inverse, score, keep, write, before, d_o, d_row, d_column, d_pair, d_value in steps:
                 d_write = column @ d_S
                 if until is None:
@@ -189,11 +195,12 @@ class _Scan(torch.autograd.Function):
 
 
 def _masks(
-    segments: Tensor, before_B: Tensor | None, H: int, N: int, C: int, dtype: torch.dtype
+    segments: Tensor, previous_B: Tensor | None, H: int, N: int, C: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which tokens of a chunk share a document, as ones and zeros: with each other (N, X, C, C), with the incoming state
-    (N, X, C, 1), with the last token (N, X, C, 1); and whether the last shares it with the incoming state (N, X, 1, 1)."""
-    assert before_B is not None
+    """Masks of ones and zeros, tokens of a chunk that share a document: with each other (N, X, C, C), with the incoming
+    state (N, X, C, 1), with the last token (N, X, C, 1); and whether the last token shares it with the incoming state
+    (N, X, 1, 1)."""
+    assert previous_B is not None
     B, T = segments.shape
     seg = (
         torch.cat((segments, segments[:, -1:].expand(B, N * C - T)), dim=1)
@@ -201,17 +208,18 @@ def _masks(
         .transpose(0, 1)[..., None]
     )
     last = seg[:, :, -1:]
-    before = torch.cat((before_B[None, :, None, None], last[:-1]))
-    masks = (seg == seg.mT, seg == before, seg == last, last == before)
+    previous = torch.cat((previous_B[None, :, None, None], last[:-1]))
+    masks = (seg == seg.mT, seg == previous, seg == last, last == previous)
     return tuple(mask.to(dtype).repeat_interleave(H, dim=1) for mask in masks)
 
 
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]
-"""``pairs``, ``rows`` (N, X, 2, C, K), ``columns``, ``since``, ``until`` and ``passing`` of :class:`_Scan`, without documents."""
+"""``pairs``, ``rows`` (N, X, 2, C, K), ``columns``, ``since``, ``until`` and ``passing`` of :class:`_Scan`, without
+documents."""
 
 
 def _by_scalar(rows: Tensor, columns: Tensor, decay_NXC: Tensor) -> Pairs:
-    """One decay a head and token: products of rows and columns are weighed by D(s, r]."""
+    """One decay per head: products of rows and columns are weighted by D(s, r]."""
     since, until = decay_NXC[..., None], torch.ones_like(decay_NXC)[..., None]  # (N, X, M, L): D(0, r], D(s, L]
     between = until[..., None]  # (N, X, M, L, L): D(s, r] for s <= r, else 0
     while since.shape[2] > 1:
@@ -226,18 +234,20 @@ def _by_scalar(rows: Tensor, columns: Tensor, decay_NXC: Tensor) -> Pairs:
 
 
 def _by_channel(rows: Tensor, columns: Tensor, decay_NXCK: Tensor) -> Pairs:
-    """One decay a channel: blocks of L tokens are joined two by two, their rows and columns decaying on the way."""
-    own = (rows[:, :, 1] * columns).sum(-1)
-    pairs = torch.stack((torch.zeros_like(own), own), dim=-1)[..., None, None]  # (N, X, M, 2, L, L)
+    """One decay per channel: blocks of L tokens are joined in pairs, and their rows and columns decayed."""
+    diagonal = (rows[:, :, 1] * columns).sum(-1)
+    pairs = torch.stack((torch.zeros_like(diagonal), diagonal), dim=-1)[..., None, None]  # (N, X, M, 2, L, L)
     rows = (rows.transpose(2, 3) * decay_NXCK[..., None, :]).contiguous()[..., None, :]  # (N, X, M, 2, L, K)
-    columns, whole = columns[..., None, :], decay_NXCK[..., None, :]  # (N, X, M, L, K), (N, X, M, 1, K)
+    columns, passing = columns[..., None, :], decay_NXCK[..., None, :]  # (N, X, M, L, K), (N, X, M, 1, K)
     while columns.shape[2] > 1:
-        (pairs_a, pairs_b), (rows_a, rows_b), (columns_a, columns_b), (a, b) = map(_two, (pairs, rows, columns, whole))
+        (pairs_a, pairs_b), (rows_a, rows_b), (columns_a, columns_b), (a, b) = map(
+            _two, (pairs, rows, columns, passing)
+        )
         across = (rows_b.flatten(-3, -2) @ columns_a.mT).unflatten(-2, (2, -1))
         pairs = _below(pairs_a, across, pairs_b)
         rows = torch.cat((rows_a, rows_b * a[..., None, :, :]), dim=-2)
-        columns, whole = torch.cat((columns_a * b, columns_b), dim=-2), a * b
-    return pairs[:, :, 0], rows[:, :, 0], columns[:, :, 0], None, None, whole[:, :, 0].mT
+        columns, passing = torch.cat((columns_a * b, columns_b), dim=-2), a * b
+    return pairs[:, :, 0], rows[:, :, 0], columns[:, :, 0], None, None, passing[:, :, 0].mT
 
 
 def _two(x: Tensor) -> tuple[Tensor, ...]:
@@ -267,8 +277,8 @@ def delta_rule_flops(heads: int, K: int, V: int, length: int, chunk: int = 32, *
     """Forward FLOPs per token in matrix products of the chunk form above, at ``length`` tokens.
 
     Per head: 6KV for three products with the state, 4CV for R and A R, 2 (C² - 4) / 3 for the inverse; 4CK for T and A
-    with one decay a head (or none), where whole squares are computed, 2 (C - 1) K with one a channel, where only what
-    lies below the diagonal is.
+    with one decay per head (or none), where full squares are computed, 2 (C - 1) K with one per channel, where only the
+    part below the diagonal is.
     """
     C = min(chunk, 1 << (length - 1).bit_length())
     padded = -(-length // C) * C / length

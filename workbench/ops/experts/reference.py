@@ -10,9 +10,10 @@ from torch import Tensor
 def swiglu_experts_reference(
     x_RD: Tensor, up_EDF: Tensor, down_EFD: Tensor, counts_E: Tensor, weight_R: Tensor | None = None
 ) -> Tensor:
-    """w E_i(x) = (w * silu(x W_g) * x W_u) W_d for the ``counts_E[i]`` consecutive rows of expert i; up_EDF is [W_g | W_u].
+    """w E_i(x) = (w * silu(x W_g) * x W_u) W_d for the ``counts_E[i]`` consecutive rows of expert i; up_EDF is [W_g |
+    W_u].
 
-    Rows behind those of the last expert belong to none and give zeros.
+    Rows after those of the last expert belong to none and give zeros.
     """
     counts = counts_E.tolist()
     rest = x_RD.shape[0] - sum(counts)

@@ -1,8 +1,8 @@
 """Rows of tokens to the experts they have chosen (dispatch) and back (combine).
 
 Every choice of a token is a row. Rows are sorted by expert, stably, so in token order within one expert; choices of
-non-experts come last. Dispatch copies a token to its rows, combine sums a token's rows; each is the gradient of the other. No
-scatter-add is involved: sums always run in the same order, so results are bitwise reproducible.
+non-experts come last. Dispatch copies a token to its rows, combine sums a token's rows; each is the gradient of the
+other. No scatter-add is involved: sums always run in the same order, so results are bitwise reproducible.
 
 Legend: N tokens, K choices of a token, R = N·K rows, D width, C categories, E ≤ C experts.
 """
@@ -82,7 +82,7 @@ def _indices(routes: Routes, experts: int) -> tuple[Tensor, Tensor, Tensor | Non
 
 
 def dispatch(x_ND: Tensor, routes: Routes, experts: int, backend: str = "grouped_mm") -> Tensor:
-    """(R, D) the token of each row. Rows behind those of the first ``experts`` categories are undefined."""
+    """(R, D) the token of each row. Rows of further categories are undefined."""
     if backend != "loop" and choose_backend(x_ND) == "triton":
         from workbench.ops.experts import triton as kernels
 
@@ -91,7 +91,7 @@ def dispatch(x_ND: Tensor, routes: Routes, experts: int, backend: str = "grouped
 
 
 def combine(y_RD: Tensor, routes: Routes, experts: int, backend: str = "grouped_mm") -> Tensor:
-    """(N, D) sums of each token's rows of the first ``experts`` categories. Rows behind these are never read."""
+    """(N, D) sums of each token's rows of the first ``experts`` categories. Further rows are never read."""
     if backend != "loop" and choose_backend(y_RD) == "triton":
         from workbench.ops.experts import triton as kernels
 

@@ -1,7 +1,7 @@
 """SwiGLU experts through torch's grouped matrix product, dropless and without a host synchronisation.
 
-``grouped_mm`` is wrapped as an operator of our own for three reasons, all seen with torch 2.13: its shape rule refuses float32
-(meta tensors, torch.compile), the FLOP counter does not know it, and its gradient refuses expanded tensors.
+``grouped_mm`` is wrapped as an operator of our own for three reasons, all seen with torch 2.13: its shape rule refuses
+float32 (meta tensors, torch.compile), the FLOP counter does not know it, and its gradient refuses expanded tensors.
 
 Legend: R rows sorted by expert, D width, E experts, F hidden.
 """
@@ -92,8 +92,8 @@ def swiglu_grouped(
         gate_value_R2F: (R, 2F) gates and values side by side.
         counts_E: (E,) rows of each expert.
         weight_R: w, a factor per row; default 1.
-        all_rows: whether the counts sum to R. Otherwise the rows of no expert may hold anything, and their output is undefined
-            on CUDA, zero elsewhere; they do not affect any gradient, that of ``weight_R`` included.
+        all_rows: whether the counts sum to R. Otherwise the rows of no expert may hold anything, and their output is
+            undefined on CUDA, zero elsewhere; they do not affect any gradient, that of ``weight_R`` included.
     """
     if choose_backend(gate_value_R2F) == "triton":  # skips the rows of no expert
         from workbench.ops.experts import triton as kernels
@@ -129,8 +129,8 @@ def swiglu_experts(
         up_EDF: (E, D, 2F), gate and value side by side. down_EFD: (E, F, D). Sizes multiples of 8.
         counts_E: (E,) integers; zero is allowed.
         weight_R: a factor on every row's output.
-        all_rows: whether the counts sum to R. Otherwise further rows belong to no expert, and their output is undefined, not
-            even finite.
+        all_rows: whether the counts sum to R. Otherwise further rows belong to no expert, and their output is
+            undefined, not even finite.
         backend: "grouped_mm", or "loop" (the definition; synchronises with the device).
     """
     x_RD = x_RD.to(matmul_dtype(x_RD))

@@ -1,15 +1,15 @@
 # mypy: allow-untyped-defs
 """Routing and activation of experts on GPUs: every byte is moved once, and sums run in one order.
 
-Dispatch reads a token's row once and writes it to its K rows; combine reads these, sums them in fp32 and writes the sum; each is
-the gradient of the other. The SwiGLU activation is one pass forward and one backward, which recomputes it. Rows from ``end`` on, a
-number on the device, belong to no expert: they are neither read nor written, whatever they hold. The gradient of the experts'
-weights is a product over rows, in which the rows of one expert are summed one after the other: the experts with most rows start
-first.
+Dispatch reads a token's row once and writes it to its K rows; combine reads these, sums them in fp32 and writes the
+sum; each is the gradient of the other. The SwiGLU activation is one pass forward and one backward, which recomputes it.
+Rows from ``end`` on, a number on the device, belong to no expert: they are neither read nor written, whatever they
+hold. The gradient of the experts' weights is a product over rows, in which the rows of one expert are summed one after
+the other: the experts with most rows start first.
 
-Legend: N tokens, K choices of a token, R = N·K rows sorted by expert, D width, E experts, F hidden, C categories. Factors of
-products keep their dtype; sums are fp32. Naming as in flash-linear-attention: ``i_`` program indices, ``o_`` offsets, ``m_`` masks,
-``p_`` pointers, ``b_`` tiles in registers.
+Legend: N tokens, K choices of a token, R = N·K rows sorted by expert, D width, E experts, F hidden, C categories.
+Factors of products keep their dtype; sums are fp32. Naming as in flash-linear-attention: ``i_`` program indices, ``o_``
+offsets, ``m_`` masks, ``p_`` pointers, ``b_`` tiles in registers.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def _count_kernel(chosen, table, R, blocks, C: tl.constexpr, CHOICES: tl.constex
 def _rank_kernel(
     chosen, table, ends, row, order, R, blocks, C: tl.constexpr, CHOICES: tl.constexpr, STEP: tl.constexpr
 ):
-    """The row of a choice: the number of choices of lower categories, of its own in earlier blocks, and of its own before it in
-    this block."""
+    """The row of a choice: the number of choices of lower categories, of its own in earlier blocks, and of its own
+    before it in this block."""
     i_block = tl.program_id(0)
     o_i = tl.arange(0, CHOICES)
     o_r = i_block * CHOICES + o_i
@@ -298,7 +298,8 @@ def _weight_gradient_kernel(
     ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dw = xᵀ dy over the rows of one expert: a tile of (D, F). Tiles of one expert are consecutive and share what they load."""
+    """dw = xᵀ dy over the rows of one expert: a tile of (D, F). Tiles of one expert are consecutive and share what they
+    load."""
     tiles_f: tl.constexpr = (F + RIGHT - 1) // RIGHT
     tiles: tl.constexpr = (D + LEFT - 1) // LEFT * tiles_f
     i_e = tl.program_id(0) // tiles
@@ -331,7 +332,8 @@ def _weight_gradient_kernel(
 
 
 def weight_gradient(x_RD: Tensor, dy_RF: Tensor, ends_E: Tensor) -> Tensor:
-    """(E, D, F): xᵀ dy over the rows of every expert, summed in fp32 and rounded once; zero where an expert has none."""
+    """(E, D, F): xᵀ dy over the rows of every expert, summed in fp32 and rounded once; zero where an expert has
+    none."""
     x_RD, dy_RF = x_RD.contiguous(), dy_RF.contiguous()
     E, D, F = len(ends_E), x_RD.shape[1], dy_RF.shape[1]
     dw_EDF, launch = x_RD.new_empty(E, D, F), LAUNCH[x_RD.element_size()]

@@ -1,6 +1,6 @@
 """Scores of experts, the best of them per token, and their gradients.
 
-Logits are float32 products whatever autocast says, in compiled gradients too.
+Logits are float32 products regardless of autocast, in compiled gradients too.
 
 Legend: N tokens, D width, C categories (experts and zero-computation experts), K choices of a token.
 """
@@ -26,9 +26,9 @@ def _backend(x: Tensor, categories: int) -> str:
 def router_logits(x_ND: Tensor, weight_CD: Tensor) -> Tensor:
     """(N, C) W x, float32 (float64 for float64).
 
-    The kernels split every float32 number into three tf32 products, which is as exact as float32 to its last bits. They form
-    one operator together with their gradient for another reason too: torch.compile traces gradients under the autocast of the
-    surrounding forward pass, and would compute them in bf16.
+    The kernels split every float32 number into three tf32 products, which is as exact as float32 to its last bits. They
+    form one operator together with their gradient for another reason too: torch.compile traces gradients under the
+    autocast of the surrounding forward pass, and would compute them in bf16.
     """
     wide = torch.promote_types(x_ND.dtype, torch.float32)
     if record("router", _backend(x_ND, len(weight_CD))) == "triton":
@@ -49,7 +49,8 @@ def topk_indices(score_NC: Tensor, K: int) -> Tensor:
 
 
 class _GatherScores(torch.autograd.Function):
-    """A gather whose gradient is a sum over the choices: no scatter, so nothing has to be sorted to be deterministic."""
+    """A gather whose gradient is a sum over the choices: no scatter, so nothing has to be sorted to be
+    deterministic."""
 
     @staticmethod
     def forward(ctx, score_NC, chosen_NK):  # type: ignore[no-untyped-def]

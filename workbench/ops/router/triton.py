@@ -1,12 +1,13 @@
 # mypy: allow-untyped-defs
 """The router on GPUs: three small fp32 products on tensor cores, and the top K of a few scores.
 
-Every fp32 number is split into two tf32 numbers, of which three products are computed. The sum over the steps of a program's loop
-is kept outside the tensor cores, which truncate where fp32 rounds (seen in the code that Triton 3.6 generates for sm_90).
+Every fp32 number is split into two tf32 numbers, of which three products are computed. The sum over the steps of a
+program's loop is kept outside the tensor cores, which truncate where fp32 rounds (seen in the code that Triton 3.6
+generates for sm_90).
 
-Legend: N tokens, D width, C categories, K choices of a token. A program computes ``TOKENS`` tokens (twice as many for the gradient
-of x), up to ``CATEGORIES`` categories and ``COLUMNS`` columns of the width. Naming as in flash-linear-attention: ``o_`` offsets,
-``b_`` tiles in registers.
+Legend: N tokens, D width, C categories, K choices of a token. A program computes ``TOKENS`` tokens (twice as many for
+the gradient of x), up to ``CATEGORIES`` categories and ``COLUMNS`` columns of the width. Naming as in
+flash-linear-attention: ``o_`` offsets, ``b_`` tiles in registers.
 """
 
 from __future__ import annotations

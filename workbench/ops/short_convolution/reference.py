@@ -28,7 +28,8 @@ def split_heads(x_BTC: Tensor, part: Heads) -> Tensor:
 def short_convolution_reference(
     x_BTC: Tensor, weight_CW: Tensor, parts: Sequence[Heads], *, segments: Tensor | None = None
 ) -> list[Tensor]:
-    """y_t = silu(Σ_j w_j x_{t-j}) over the inputs x_{t-j} of the row that belong to the document of t, split into parts."""
+    """y_t = silu(Σ_j w_j x_{t-j}) over the inputs x_{t-j} of the row that belong to the document of t, split into
+    parts."""
     outputs = []
     for t in range(x_BTC.shape[1]):
         total_BC = x_BTC[:, t] * weight_CW[:, 0]

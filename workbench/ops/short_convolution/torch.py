@@ -1,4 +1,5 @@
-"""Short convolution as a sum of shifted rows, on any device. Legend: B batch, T time, C channels, W width, P = W - 1."""
+"""Short convolution as a sum of shifted rows, on any device. Legend: B batch, T time, C channels, W width, P = W -
+1."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs
 """Short convolution on GPUs: one pass forward, and two backward, which recompute the convolution.
 
-Legend: B batch, T time, C channels, W width, D channels of a part, G those of a program. A program computes ``ROWS`` tokens of one
-head if that is scaled to a length, else of ``COLUMNS`` channels. Naming as in flash-linear-attention: ``i_`` program indices,
-``o_`` offsets, ``m_`` masks, ``b_`` tiles in registers.
+Legend: B batch, T time, C channels, W width, D channels of a part, G those of a program. A program computes ``ROWS``
+tokens of one head if that is scaled to a length, else of ``COLUMNS`` channels. Naming as in flash-linear-attention:
+``i_`` program indices, ``o_`` offsets, ``m_`` masks, ``b_`` tiles in registers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def _pointers(x, i_b, T, stride, o_t, o_c):
 
 @triton.jit
 def _tile(segments, T, D, G, SEGMENTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sequence, tokens and channels of this program, the mask of channels, and the documents of its sequence and tokens."""
+    """Sequence, tokens and channels of this program, the mask of channels, and the documents of its sequence and
+    tokens."""
     i_b = tl.program_id(2).to(tl.int64)
     o_t = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, COLUMNS)
@@ -104,7 +105,8 @@ def _convolution_gradient_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """ds, the gradient of the convolution (recomputed), and the contribution of each program to dw_j = Σ_t ds_t x_{t-j}."""
+    """ds, the gradient of the convolution (recomputed), and the contribution of each program to dw_j = Σ_t ds_t
+    x_{t-j}."""
     # 1. the convolution again
     i_b, o_t, o_c, m_c, segments, b_segment = _tile(segments, T, D, G, SEGMENTS, ROWS, COLUMNS)
     b_s = _convolution(x, weight, segments, b_segment, i_b, o_t, o_c, m_c, T, C, W, SEGMENTS)
@@ -157,7 +159,7 @@ class _Launch:
     def __init__(self, x: Tensor, weight: Tensor, segments: Tensor | None):
         self.B, self.T, self.C = x.shape
         self.blocks = triton.cdiv(self.T, ROWS)
-        self.segments = x if segments is None else segments.contiguous()  # any tensor where there are none
+        self.segments = x if segments is None else segments.contiguous()  # unused if None
         self.options = {"C": self.C, "W": weight.shape[1], "SEGMENTS": segments is not None, "ROWS": ROWS}
 
     def all_channels(self) -> tuple[tuple[int, int, int], dict[str, Any]]:

@@ -1,10 +1,11 @@
-"""Sparse attention: over pooled blocks or a window, and over blocks that every query selects (NSA, arXiv 2502.11089, §3).
+"""Sparse attention: over pooled blocks or a window, and over blocks that every query selects (NSA, arXiv 2502.11089,
+§3).
 
 Three steps that can be used, and tested, on their own:
 
-    o, lse = visible_block_attention(q, ck, cv, …, length=l, stride=d)     over pooled blocks (with l = d = 1, over tokens)
-    indices = select_blocks(q, ck, lse, …)                                 or any other indices
-    o, lse = selected_attention(q, k, v, indices, …)                       over the tokens of those blocks
+    o, lse = visible_block_attention(q, ck, cv, …, length=l, stride=d)  over pooled blocks (with l = d = 1, over tokens)
+    indices = select_blocks(q, ck, lse, …)                              or any other indices
+    o, lse = selected_attention(q, k, v, indices, …)                    over the tokens of those blocks
 
 Legend: B batch, T queries (the last T of S rows), S keys, N slots of pooled blocks (see :mod:`.layout`), H query heads,
 G key–value heads (H a multiple), K key channels, V value channels, n selected blocks, Q queries that select.
@@ -97,11 +98,12 @@ def visible_block_attention(
         window: only the last so many visible blocks; None for all.
         scale: factor on the scores; default 1/sqrt(K).
         softcap: c, scores s become c·tanh(s/c) (arXiv 2408.00118, §2).
-        sink_H: a learned score per head that takes part in the softmax with the value zero (arXiv 2309.17453 names attention
-            sinks; this form is that of gpt-oss, arXiv 2508.10925).
+        sink_H: a learned score per head that takes part in the softmax with the value zero (arXiv 2309.17453 names
+            attention sinks; this form is that of gpt-oss, arXiv 2508.10925).
 
     Returns:
-        (B, T, H, V), zero where nothing is visible; and (B, T, H), the natural log-sum-exp of the scores (without the sink),
+        (B, T, H, V), zero where nothing is visible; and (B, T, H), the natural log-sum-exp of the scores (without the
+            sink),
         -inf where nothing is visible. Both have gradients.
     """
     q, k, v = _cast(q_BTHK, k_BNGK, v_BNGV)
@@ -129,9 +131,10 @@ def selected_attention(
     """Softmax attention over the tokens of selected blocks, up to the query.
 
     Args:
-        q_BTHK, k_BSGK, v_BSGV, start_BT, offset, scale, value_dim: as in :func:`visible_block_attention`; one key per row.
-        block_indices: (B, T, G, n) int32, blocks of ``block`` tokens counted from the start of the query's document; -1 for
-            none. No duplicates (see :func:`unique_blocks`).
+        q_BTHK, k_BSGK, v_BSGV, start_BT, offset, scale, value_dim: as in :func:`visible_block_attention`; one key per
+            row.
+        block_indices: (B, T, G, n) int32, blocks of ``block`` tokens counted from the start of the query's document; -1
+            for none. No duplicates (see :func:`unique_blocks`).
         reuse: asserts that positions with equal floor(p / reuse) have equal indices.
 
     Returns:
@@ -170,7 +173,7 @@ def select_blocks(
         previous_BGn: the selection of the last position seen, where ``reuse`` > 1 and ``offset`` > 0.
 
     Returns:
-        (B, T, G, n) int32 indices within the document, ascending, -1 behind them.
+        (B, T, G, n) int32 indices within the document, ascending, padded with -1.
     """
     q, ck, _ = _cast(q_BTHK.detach(), ck_BNGK.detach(), None)
     B, T = start_BT.shape

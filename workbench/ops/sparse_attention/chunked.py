@@ -1,10 +1,10 @@
 """Sparse attention on any device, chunk by chunk over queries, so that the scores of only one chunk are in memory.
 
-Sums and softmax are float32 (float64 for float64 input). A query without visible keys gives zero, a log-sum-exp of -inf and zero
-gradients.
+Sums and softmax are float32 (float64 for float64 input). A query without visible keys gives zero, a log-sum-exp of -inf
+and zero gradients.
 
-Legend: B batch, T queries, S keys, N slots of pooled blocks, H query heads, G key–value heads, R = H / G, K key channels, V value
-channels, C queries of a chunk, M gathered tokens, n selected blocks, J selection blocks.
+Legend: B batch, T queries, S keys, N slots of pooled blocks, H query heads, G key–value heads, R = H / G, K key
+channels, V value channels, C queries of a chunk, M gathered tokens, n selected blocks, J selection blocks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CHUNK_BYTES = 2**26
 """Largest size of one tensor of a chunk."""
 
 MAX_MASKED_RATIO = 4
-"""Keys per selected token up to which all keys are multiplied and masked, instead of gathering the selected ones: on a CPU matrix
-products are that much faster than gathers (our estimate)."""
+"""Keys per selected token up to which all keys are multiplied and masked, instead of gathering the selected ones: on a
+CPU matrix products are that much faster than gathers (our estimate)."""
 
 
 def _spans(T: int, bytes_per_query: int) -> Iterator[slice]:
@@ -173,7 +173,7 @@ def visible_backward(
 
 
 def select(q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, selection: Selection) -> Tensor:
-    """(B, Q, G, n) int32 blocks, ascending, -1 behind them."""
+    """(B, Q, G, n) int32 blocks, ascending, padded with -1."""
     num_keys, length, stride, block, count, initial, local, scale = selection
     (B, Q, H, _), (N, G), wide = q.shape, ck.shape[1:3], _wide(q)
     J, ratio, pairs = -(-num_keys // block), block // stride, block_overlaps(length, stride, block)

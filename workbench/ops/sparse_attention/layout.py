@@ -1,15 +1,18 @@
 """Blocks in rows of packed documents. Everything has a fixed shape; nothing synchronises with the device.
 
-Positions p, pooled (compression) blocks i and selection blocks j count from 0 within a document; "rows" count within the packed
-row. Pooled block i of a document that starts at row a covers the rows a + i·d to a + i·d + l - 1. Whole blocks of one row start at
-least d apart (a stride d within a document, a length l ≥ d between documents), so the slot floor(start / d) holds at most one:
-slot = floor(a / d) + i. A block is visible to a query at position p when i·d + l - 1 ≤ p, hence
+Positions p, pooled (compression) blocks i and selection blocks j count from 0 within a document; "rows" count within
+the packed row. Pooled block i of a document that starts at row a covers the rows a + i·d to a + i·d + l - 1. Whole
+blocks of one row start at least d apart (a stride d within a document, a length l ≥ d between documents), so the slot
+floor(start / d) holds at most one: slot = floor(a / d) + i. A block is visible to a query at position p when i·d + l -
+1 ≤ p, hence
 
     N_cmp(p) = 0 if p + 1 < l else floor((p + 1 - l) / d) + 1        (arXiv 2502.11089, the size of the set in eq. 7)
 
-Selection block j covers the rows a + j·l' to a + (j + 1)·l' - 1, cut off at the query (and so at the end of the document).
+Selection block j covers the rows a + j·l' to a + (j + 1)·l' - 1, cut off at the query (and so at the end of the
+document).
 
-Legend: B batch, T queries, S keys, N slots of pooled blocks, Q queries that select, G key–value heads, n selected blocks.
+Legend: B batch, T queries, S keys, N slots of pooled blocks, Q queries that select, G key–value heads, n selected
+blocks.
 """
 
 from __future__ import annotations
@@ -89,8 +92,8 @@ def block_starts(start_BT: Tensor, segments_BT: Tensor | None, length: int, stri
 def block_overlaps(length: int, stride: int, block: int) -> list[tuple[int, float]]:
     """Weights of pooled blocks in the score of a selection block: eq. 9 of arXiv 2502.11089, written as overlaps.
 
-    p_slc[j] = Σ_i |[i·d, i·d + l) ∩ [j·l', (j + 1)·l')| / d · p_cmp[i], for d | l and d | l'; every block i of the sum is
-    j·l'/d + m. The printed sum is this one with j and i counted from 1.
+    p_slc[j] = Σ_i |[i·d, i·d + l) ∩ [j·l', (j + 1)·l')| / d · p_cmp[i], for d | l and d | l'; every block i of the sum
+    is j·l'/d + m. The printed sum is this one with j and i counted from 1.
 
     Returns:
         the pairs (m, weight).
@@ -157,7 +160,7 @@ def row_starts(indices_BTGn: Tensor, start_BT: Tensor, block: int) -> Tensor:
 
 
 def unique_blocks(indices_BTGn: Tensor) -> Tensor:
-    """Indices in ascending order without duplicates, -1 behind them."""
+    """Indices in ascending order without duplicates, padded with -1."""
     ordered = indices_BTGn.sort(dim=-1, stable=True).values
     is_duplicate = torch.zeros_like(ordered, dtype=torch.bool)
     is_duplicate[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
@@ -169,8 +172,8 @@ def unique_blocks(indices_BTGn: Tensor) -> Tensor:
 def group_query_rows(start_BT: Tensor, offset: int, reuse: int) -> Tensor:
     """(B, Q) int32 rows of the queries that select for ``reuse`` consecutive positions of their document; -1 for none.
 
-    The first group of a document is left out: it can only select block 0. The other selecting queries are at least ``reuse``
-    rows apart, so slot floor(row / reuse) holds at most one; slots count from that of row ``offset``.
+    The first group of a document is left out: it can only select block 0. The other selecting queries are at least
+    ``reuse`` rows apart, so slot floor(row / reuse) holds at most one; slots count from that of row ``offset``.
     """
     B, T = start_BT.shape
     row_T = torch.arange(offset, offset + T, dtype=torch.int32, device=start_BT.device)

@@ -1,7 +1,7 @@
 """The operators behind the public functions, opaque to torch.compile: each chooses its implementation when it runs.
 
-FLOP formulas count the pairs of one document as long as the row, as :class:`workbench.contract.Cost` does.
-Legend: B batch, T queries, S keys, N slots of pooled blocks, Q queries that select, H query heads, G key–value heads, K key
+FLOP formulas count the pairs of one document as long as the row, as :class:`workbench.contract.Cost` does. Legend: B
+batch, T queries, S keys, N slots of pooled blocks, Q queries that select, H query heads, G key–value heads, K key
 channels, V value channels, n selected blocks.
 """
 

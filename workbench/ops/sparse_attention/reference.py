@@ -1,7 +1,7 @@
 """Compression, selection and window attention of one document by plain loops: the definition (arXiv 2502.11089, §3).
 
-Independent of the fast forms: sets of tokens are written out, one query and one group at a time.
-Legend: T positions, N compression blocks, H query heads, G key–value heads, R = H / G, K key channels, V value channels.
+Independent of the fast forms: explicit sets of tokens, one query and one group at a time. Legend: T positions, N
+compression blocks, H query heads, G key–value heads, R = H / G, K key channels, V value channels.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from torch import Tensor
 
 
 def compression_blocks(p: int, T: int, length: int, stride: int) -> list[int]:
-    """Blocks that lie wholly at or before position p."""
+    """Pooled blocks that end at or before position p."""
     return [i for i in range(T) if i * stride + length - 1 <= p]
 
 
 def importance(p_cmp: dict[int, Tensor], length: int, stride: int, block: int, j: int) -> float:
-    """Score of selection block j: for each of its tokens the probabilities of the blocks that hold it, over the stride."""
+    """Score of selection block j: for each of its tokens, the probabilities of the pooled blocks that contain it, over
+    the stride."""
     tokens = range(j * block, (j + 1) * block)
-    shared = {i: sum(i * stride <= t < i * stride + length for t in tokens) for i in p_cmp}
-    return sum(float(p_cmp[i].detach()) * shared[i] / stride for i in p_cmp if shared[i])
+    overlap = {i: sum(i * stride <= t < i * stride + length for t in tokens) for i in p_cmp}
+    return sum(float(p_cmp[i].detach()) * overlap[i] / stride for i in p_cmp if overlap[i])
 
 
 def select_reference(
@@ -35,7 +36,8 @@ def select_reference(
     scale: float,
     reuse: int = 1,
 ) -> list[list[list[int]]]:
-    """``count`` blocks for each position and group, ascending: the ``initial`` first and ``local`` last ones, then the best."""
+    """``count`` blocks for each position and group, ascending: the ``initial`` first and ``local`` last ones, then the
+    best."""
     T, H = q_THK.shape[:2]
     G = ck_NGK.shape[1]
     R = H // G
@@ -44,17 +46,17 @@ def select_reference(
         if p % reuse:
             chosen.append(chosen[-1])
             continue
-        seen, own = compression_blocks(p, T, length, stride), p // block
+        visible, query_block = compression_blocks(p, T, length, stride), p // block
         groups = []
         for g in range(G):
-            score = dict.fromkeys(range(own + 1), 0.0)
+            score = dict.fromkeys(range(query_block + 1), 0.0)
             for h in range(g * R, (g + 1) * R):
-                if seen:
-                    weights = (torch.stack([q_THK[p, h] @ ck_NGK[i, g] for i in seen]) * scale).softmax(0)
-                    p_cmp = dict(zip(seen, weights))
+                if visible:
+                    weights = (torch.stack([q_THK[p, h] @ ck_NGK[i, g] for i in visible]) * scale).softmax(0)
+                    p_cmp = dict(zip(visible, weights))
                     for j in score:
                         score[j] += importance(p_cmp, length, stride, block, j)
-            forced = [j for j in score if j < initial or j > own - local]
+            forced = [j for j in score if j < initial or j > query_block - local]
             free = sorted((j for j in score if j not in forced), key=lambda j: (-score[j], j))
             groups.append(sorted([*forced, *free][:count]))
         chosen.append(groups)
@@ -66,7 +68,7 @@ def _attend(q_K: Tensor, k_SK: Tensor, v_SV: Tensor, scale: float) -> Tensor:
 
 
 def attend_reference(q_THK: Tensor, k_SGK: Tensor, v_SGV: Tensor, keys: list[list[list[int]]], scale: float) -> Tensor:
-    """(T, H, V): position t attends in group g over the rows ``keys[t][g]`` of k and v; zero where there is none."""
+    """(T, H, V): position t attends in group g over the rows ``keys[t][g]`` of k and v; zero where it has no rows."""
     T, H = q_THK.shape[:2]
     R = H // k_SGK.shape[1]
     heads = [

@@ -119,10 +119,10 @@ def matrix_gradients(x, y, u, saved, dv, dbeta, size, form):
 def input_gradients(x, saved, out, size, stride_tile, form):
     """Gradients of q, k, e, g and β for BK channels of one chunk.
 
-    dG = ẽ dẽ + q dq - k dk, plus, at the chunk's last row, the gradient of G_C; dg is the sum of dG over the rows from it on. In
-    this sum the two contributions of a pair of tokens must cancel where both rows are in it. For decays per channel the factors
-    of a pair are therefore used as the forward products saw them, rounded, in both rows; with a decay per head the pairs
-    of the chunk itself cancel as they are.
+    dG = ẽ dẽ + q dq - k dk, plus, at the chunk's last row, the gradient of G_C; dg is the sum of dG over the rows from
+    it on. In this sum the two contributions of a pair of tokens must cancel where both rows are in it. For decays per
+    channel the factors of a pair are therefore used as the forward products saw them, rounded, in both rows; with a
+    decay per head the pairs of the chunk itself cancel as they are.
     """
     i_n, i_bh = tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_b, i_h = i_bh // form.H, i_bh % form.H

@@ -1,5 +1,6 @@
 # mypy: allow-untyped-defs
-"""What a chunk needs before its incoming state is known, and the device code that all kernels of the delta rule share."""
+"""What a chunk needs before its incoming state is known, and the device code that all kernels of the delta rule
+share."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 MAX_NATS = tl.constexpr(64.0)
-"""Largest decay between the middle of a chunk and its ends for which the middle can be the reference of all its pairs: their two
-factors, e^±64, stay far inside the range of bf16."""
+"""Largest decay between the middle of a chunk and its ends for which the middle can be the reference of all its pairs:
+their two factors, e^±64, stay far inside the range of bf16."""
 
 
 class Inputs(NamedTuple):
@@ -34,7 +35,8 @@ class Inputs(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """Pointers of what :func:`prepare_chunks` computes. Channels are those of one head; rows are padded to whole chunks."""
+    """Pointers of what :func:`prepare_chunks` computes. Channels are those of one head; rows are padded to whole
+    chunks."""
 
     q_in: Tensor
     """(B·H, N·C, K) queries as they meet the incoming state, q exp G."""
@@ -82,7 +84,8 @@ class Form(NamedTuple):
 
 @triton.jit
 def selected_sums(selection, b_x, PRECISION: tl.constexpr):
-    """Σ_i selection[r, i] x[i]: (C, C) of -1, 0 and 1, (C, D) fp32 -> (C, D); to 16 bits of the sum of magnitudes, or fp32."""
+    """Σ_i selection[r, i] x[i]: (C, C) of -1, 0 and 1, (C, D) fp32 -> (C, D); to 16 bits of the sum of magnitudes, or
+    fp32."""
     if PRECISION == "tf32x3":
         return tl.dot(selection.to(tl.float32), b_x, input_precision="tf32x3")
     else:
@@ -117,8 +120,8 @@ def load_beta(beta, o_first, o_t, m_t, form):
 
 @triton.jit
 def documents(segments, i_n, T, o_c, C: tl.constexpr, SEGMENTS: tl.constexpr):
-    """(C, C) whether two rows share a document; (C,) whether a row shares it with the incoming and with the outgoing state; and
-    whether these two share it."""
+    """(C, C) whether two rows share a document; (C,) whether a row shares it with the incoming and with the outgoing
+    state; and whether these two share it."""
     if SEGMENTS:
         o_t = i_n * C + o_c
         b_segment = tl.load(segments + tl.minimum(o_t, T - 1))
@@ -131,8 +134,8 @@ def documents(segments, i_n, T, o_c, C: tl.constexpr, SEGMENTS: tl.constexpr):
 
 @triton.jit
 def decays(g, o_t, m_t, o_k, o_c, enters, leaves, passes, form):
-    """exp(G) for rows that see the incoming state, exp(G_C - G) for rows that enter the outgoing one, both (C, BK); exp(G_C),
-    (BK,), where the state passes through."""
+    """exp(G) for rows that see the incoming state, exp(G_C - G) for rows that enter the outgoing one, both (C, BK);
+    exp(G_C), (BK,), where the state passes through."""
     if form.CHANNEL:
         b_g = load_tile(g, o_t, m_t, form.H * form.K, o_k, form.K).to(tl.float32)
         b_entering = tl.exp(selected_sums(o_c[:, None] >= o_c[None, :], b_g, form.PRECISION))
@@ -175,8 +178,9 @@ def has_moderate_decay(b_g, o_c, C: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def level_factors(b_g, o_c, level, is_whole, PRECISION: tl.constexpr):
-    """(C, BK) decay of a row since the boundary of its pair of blocks, and of a column up to it. With ``is_whole`` a factor is > 1
-    on the other side of the boundary; the product of the two is the decay between two tokens all the same."""
+    """(C, BK) decay of a row since the boundary of its pair of blocks, and of a column up to it. With ``is_whole`` a
+    factor is > 1 on the other side of the boundary; the product of the two is the decay between two tokens all the
+    same."""
     i_block = o_c >> level
     since = ((i_block & 1) == 1)[:, None]
     sign = tl.where(since, (o_c[None, :] <= o_c[:, None]).to(tl.int32), -(o_c[None, :] > o_c[:, None]).to(tl.int32))

@@ -27,16 +27,17 @@ LAUNCH = {
 }
 """Warps and pipeline stages of every kernel: fixed, chosen by measurement on an H100, never autotuned."""
 BLOCK = 64
-"""Key and value channels of one tile; smaller heads are padded to it. The programs of one chunk are consecutive, so that what they
-share is read from memory once."""
+"""Key and value channels of one tile; smaller heads are padded to it. The programs of one chunk are consecutive, so
+that what they share is read from memory once."""
 SCAN_COLUMNS = 32
 """Columns of the state that one program of a scan holds."""
 SMALL_GRID, MAX_STAGES = 128, 4
-"""With fewer than SMALL_GRID programs a scan is bound by memory latency. It then prefetches up to MAX_STAGES stages, as many as the
-device's shared memory holds; where many programs share an SM, those stages would leave room for fewer of them."""
+"""With fewer than SMALL_GRID programs a scan is bound by memory latency. It then prefetches up to MAX_STAGES stages, as
+many as the device's shared memory holds; where many programs share an SM, those stages would leave room for fewer of
+them."""
 INVERSE = "bf16x3"
-"""Precision of the products that compute the inverse from 16-bit input: 16 bits, so that rounding it to bf16 is the larger error
-even where keys repeat and the inverse grows; half the work of "tf32x3"."""
+"""Precision of the products that compute the inverse from 16-bit input: 16 bits, so that rounding it to bf16 is the
+larger error even where keys repeat and the inverse grows; half the work of "tf32x3"."""
 
 
 @lru_cache

@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs
 """Device and host code that the kernels of sparse attention share.
 
-Naming in the kernels, as in flash-linear-attention: ``i_`` program indices, ``o_`` offsets of a tile, ``m_`` masks, ``b_`` tiles in
-registers; upper-case sizes. The channels of keys are read in two parts A and E (the second may be empty), see :class:`Channels`.
+Naming in the kernels, as in flash-linear-attention: ``i_`` program indices, ``o_`` offsets of a tile, ``m_`` masks,
+``b_`` tiles in registers; upper-case sizes. The channels of keys are read in two parts A and E (the second may be
+empty), see :class:`Channels`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ LAUNCH: dict[str, dict[str, int]] = {
 }
 """Tile sizes, warps and pipeline stages of each kernel.
 
-An entry "NAME rows" overrides NAME for tiles of that many rows (of queries; of keys for "selected_keys"). ROWS is the approximate
-number of query rows multiplied with a tile of keys at once. The settings of ``selected_*`` are the best of 44 and more on an H200
-(8 × 4,096 tokens, a group of 16 heads, blocks of 64 and latents in blocks of 16); the others are not tuned.
+An entry "NAME rows" overrides NAME for tiles of that many rows (of queries; of keys for "selected_keys"). ROWS is the
+approximate number of query rows multiplied with a tile of keys at once. The settings of ``selected_*`` are the best of
+44 and more on an H200 (8 × 4,096 tokens, a group of 16 heads, blocks of 64 and latents in blocks of 16); the others are
+not tuned.
 """
 
 Bundle = TypeVar("Bundle", bound=tuple[Any, ...])

@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs
 """Selection: scores of the blocks of every query, and the best of them.
 
-Legend: B batch, Q queries that select, N slots of pooled blocks, J selection blocks, H query heads, G key–value heads, R = H / G,
-K channels, n selected blocks, C queries whose scores are held at once; BQ and BJ tiles of queries and blocks.
+Legend: B batch, Q queries that select, N slots of pooled blocks, J selection blocks, H query heads, G key–value heads,
+R = H / G, K channels, n selected blocks, C queries whose scores are in memory at once; BQ and BJ tiles of queries and
+blocks.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from workbench.ops.sparse_attention.kernels.common import (
 from workbench.ops.sparse_attention.layout import Selection
 
 SCORE_BYTES = 2**28
-"""Largest size of the scores held at once."""
+"""Largest size of the scores in memory."""
 
 INFINITY = tl.constexpr(0x7F800000)
 """Bits of the fp32 infinity."""
@@ -52,7 +53,7 @@ class Sizes(NamedTuple):
     """Run-time numbers of a call."""
 
     first: int
-    """First query whose scores are held."""
+    """First query whose scores are in memory."""
     Q: int
     C: int
     N: int
@@ -89,7 +90,8 @@ class Choice(NamedTuple):
 
 @triton.jit
 def _block_scores(x, score, size, rule, BQ: tl.constexpr, BJ: tl.constexpr):
-    """Scores (B, G, C, J) of selection blocks for the queries ``first`` to ``first + C - 1``; later blocks are not written."""
+    """Scores (B, G, C, J) of selection blocks for the queries ``first`` to ``first + C - 1``; later blocks are not
+    written."""
     i_b, i_g = (tl.program_id(2) // size.G).to(tl.int64), tl.program_id(2) % size.G
     o_c = tl.program_id(0) * BQ + tl.arange(0, BQ)
     o_q = size.first + o_c
@@ -170,7 +172,7 @@ def _best_blocks(score, start, rows, indices, size, n, choice):
 
 
 def select(q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, selection: Selection) -> Tensor:
-    """(B, Q, G, n) int32 blocks, ascending, -1 behind them."""
+    """(B, Q, G, n) int32 blocks, ascending, padded with -1."""
     (B, Q, H, K), (N, G), n = q.shape, ck.shape[1:3], selection.selected
     J = triton.cdiv(selection.num_keys, selection.block)
     indices = torch.empty(B, Q, G, n, dtype=torch.int32, device=q.device)

@@ -1,9 +1,10 @@
 # mypy: allow-untyped-defs
-"""Attention over selected blocks. The gradients of keys are computed block by block, from lists of the queries that select it.
+"""Attention over selected blocks. The gradients of keys are computed block by block, from lists of the queries that
+select it.
 
-Legend: B batch, T queries, S keys, H query heads, G key–value heads, R = H / G, K and V channels of keys and values, n blocks per
-query; P positions that a program of queries reads together, M = P·R rows padded to at least 16; BN a tile of keys. For the lists:
-"slot" a block of rows of keys, "tile" ``REUSE`` consecutive positions, "item" a stretch of a list.
+Legend: B batch, T queries, S keys, H query heads, G key–value heads, R = H / G, K and V channels of keys and values, n
+blocks per query; P positions that a program of queries reads together, M = P·R rows padded to at least 16; BN a tile of
+keys. For the lists: "slot" a block of rows of keys, "tile" ``REUSE`` consecutive positions, "item" a stretch of a list.
 """
 
 from __future__ import annotations
@@ -231,7 +232,8 @@ def _selected_queries(x, union, upstream, dq, size, n, tile, channels, BN: tl.co
 
 @triton.jit
 def _group_query(i_tile, u, start, T, offset, REUSE: tl.constexpr):
-    """Row of the query that selects for position ``u`` of a tile, and whether the position is the first of the tile to reuse it."""
+    """Row of the query that selects for position ``u`` of a tile, and whether the position is the first of the tile to
+    reuse it."""
     i_t = i_tile * REUSE + u
     in_bounds = i_t < T
     row = offset + i_t
@@ -243,8 +245,9 @@ def _group_query(i_tile, u, start, T, offset, REUSE: tl.constexpr):
 def _mark(
     starts, start, marks, T, tiles, slots, G, n, offset, REUSE: tl.constexpr, BLOCK: tl.constexpr, NP: tl.constexpr
 ):
-    """marks[slot, tile]: bit u is set if position u of the tile selects the block that starts in the slot; bit 4 + u if it selects
-    the one that starts in the slot before and extends into this one. A tile is written by one program only."""
+    """marks[slot, tile]: bit u is set if position u of the tile selects the block that starts in the slot; bit 4 + u if
+    it selects the one that starts in the slot before and extends into this one. A tile is written by one program
+    only."""
     i_tile = tl.program_id(0)
     i_b, i_g = (tl.program_id(1) // G).to(tl.int64), tl.program_id(1) % G
     marks += (i_b * G + i_g) * slots * tiles + i_tile
@@ -435,7 +438,8 @@ def _sum_items(
 
 
 def _listed_reuse(reuse: int) -> int:
-    """Positions of an entry of the lists: those that share a selection where their marks fit into four bits, else one."""
+    """Positions of an entry of the lists: those that share a selection where their marks fit into four bits, else
+    one."""
     return reuse if reuse in (1, 2, 4) else 1
 
 

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 """Attention over the blocks visible to each query: flash attention with bounds per query.
 
-Legend: B batch, T queries, N keys (slots of blocks), H query heads, G key–value heads, R = H / G, K and V channels of keys and
-values; BT and BN tiles of queries and keys.
+Legend: B batch, T queries, N keys (slots of blocks), H query heads, G key–value heads, R = H / G, K and V channels of
+keys and values; BT and BN tiles of queries and keys.
 """
 
 from __future__ import annotations
