@@ -71,7 +71,8 @@ def process(folder: RunFolder) -> Iterator[subprocess.Popen[str]]:
     """Another process that runs the run."""
     code = (
         "import sys, time; from workbench.results import RunFolder; folder = RunFolder(sys.argv[1]);"
-        "lock = folder.hold(); lock.__enter__(); folder.set_status('running'); print('locked', flush=True); time.sleep(60)"
+        "lock = folder.hold(); lock.__enter__(); folder.set_status('running');"
+        "print('locked', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -1,4 +1,7 @@
-"""A loader with exact resume: its state is one integer, and measurements of the last steps if the batch plan reads them."""
+"""A loader with exact resume.
+
+Its state is one integer, and the measurements of the last steps if the batch plan reads them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ PREFETCH = 2
 
 
 class StepLoader:
-    """The micro-batches of one rank for a whole training. Resumes exactly at any micro-batch.
+    """The micro-batches of one rank. Resumes exactly at any of them.
 
     A background thread prepares the next micro-batches, in pinned memory on a machine with a CUDA device.
 
@@ -26,7 +29,7 @@ class StepLoader:
         plan: distributes the rows of every global batch over ranks and micro-batches.
         batch_size: rows of a micro-batch over all ranks, a multiple of ``world``.
         accumulate: micro-batches per optimiser step.
-        steps: optimiser steps of the whole training.
+        steps: optimiser steps of the run.
         rank: rank of this process.
         world: number of ranks.
     """
@@ -51,7 +54,7 @@ class StepLoader:
         self._delay = -(-PREFETCH // accumulate) + 1
 
     def __len__(self) -> int:
-        """Micro-batches of the whole training."""
+        """Micro-batches of the run."""
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:

@@ -1,7 +1,7 @@
 """Packing documents into rows of tokens, without leakage between documents.
 
 A document's stream is [symbol, t1 … tn, symbol]; every token after the first is predicted exactly once. A row holds
-pieces of documents one after another; each piece is a segment of its own and sees nothing of its neighbours.
+pieces of documents one after another; each piece is a segment, and segments do not see each other.
 
 Legend: B rows, T tokens in a row (the context).
 """

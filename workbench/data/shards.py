@@ -12,7 +12,7 @@ SHARD_TOKENS = 2**27
 
 
 class Tokens:
-    """Token ids in memory-mapped shards, sliced as if they were one array. A document lies in one shard.
+    """Token ids in memory-mapped shards, sliced as if they were one array. A document is in one shard.
 
     Args:
         shards: files, in order.
@@ -39,7 +39,7 @@ class ShardWriter:
         folder: where the files go.
         name: the split; files are ``NAME.tokens.00000.npy`` and so on.
         vocabulary: number of token ids; up to 2**16 take two bytes each, more take four.
-        shard_tokens: largest number of tokens in a file; a longer document has a file of its own.
+        shard_tokens: largest number of tokens in a file; a longer document gets a separate file.
     """
 
     def __init__(self, folder: Path, name: str, vocabulary: int, shard_tokens: int = SHARD_TOKENS):

@@ -57,7 +57,7 @@ def split_by_cluster(
 def _draw(remaining: Sequence[int], weights: Sequence[int], target: float, leave: int) -> list[int]:
     """Groups from the front of ``remaining`` until they weigh ``target``; at least ``leave`` groups are not drawn.
 
-    A group that would fill the split several times over is left for training, unless there is nothing else.
+    A group of more than twice the target is left for training, unless no other is left.
     """
     drawn: list[int] = []
     weight = 0

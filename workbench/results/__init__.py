@@ -1,4 +1,4 @@
-"""The store: one folder a run, plain files that outlive this program; :mod:`workbench.results.tables` over all of them."""
+"""Results on disk: one folder of plain files per run, and tables over all of them."""
 
 from workbench.results.record import RunRecord
 from workbench.results.store import RunFolder

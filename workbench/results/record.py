@@ -27,22 +27,22 @@ class RunRecord(BaseModel):
     data: str = ""
     """Fingerprint of the prepared data: the name of its folder in the cache."""
     steps: int = 0
-    """Optimiser steps of the whole run."""
+    """Optimiser steps."""
     tokens: int = 0
-    """Training tokens of the whole run."""
+    """Training tokens."""
     parameters: int = 0
     metric: Metric = BITS_PER_BYTE
     """The primary metric."""
     split: Literal["selection", "report"] = "report"
     """The split that a confirmation run is measured on."""
     config: dict[str, Any] = {}
-    """The whole :class:`workbench.training.RunConfig` as plain data."""
+    """The :class:`workbench.training.RunConfig` as plain data."""
     hyperparameters: dict[str, Any] = {}
     """Values that tuning chose: dotted field -> value."""
     solved: dict[str, Any] = {}
     """Values that budget matching chose: dotted field -> value."""
     difference: dict[str, Any] = {}
-    """Fields that differ from the baseline: dotted field -> (value there, value here)."""
+    """Fields that differ from the baseline: dotted field -> (baseline's value, value)."""
     slot: int | None = None
     """Number of the tuning trial within its study."""
     branched_from: dict[str, str] | None = None

@@ -118,8 +118,10 @@ class Points:
         return cls(frame)
 
     def line(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-        """Two columns as strictly increasing ``x`` and ``y``. Null and non-finite points are dropped; of equal ``x`` the
-        last one counts."""
+        """Two columns as strictly increasing ``x`` and ``y``.
+
+        Null and non-finite points are dropped; of points with equal ``x`` the last one counts.
+        """
         if (x, y) not in self._lines:
             points = self.frame.select(pl.col(x, y).cast(pl.Float64)).drop_nulls()
             xs, ys = points[x].to_numpy(), points[y].to_numpy()

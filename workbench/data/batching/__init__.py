@@ -42,7 +42,7 @@ class GlobalBatch:
 
 
 class BatchPlan(ABC):
-    """Distributes the rows of a global batch. Built as ``cls(config)``; has no state of its own.
+    """Distributes the rows of a global batch. Built as ``cls(config)``; stateless.
 
     A plan is a pure function of its arguments, so that all ranks agree without communicating and a resumed run
     repeats it exactly.

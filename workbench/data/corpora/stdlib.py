@@ -1,4 +1,4 @@
-"""The source text of Python's own standard library: real text on every machine, no network needed.
+"""The source text of Python's standard library: real text on every machine, without a network.
 
 Its content depends on the Python version, so results record the hash of the text.
 """
