@@ -8,6 +8,7 @@ import pytest
 from helpers import HYBRID
 
 from workbench.config import ConfigError
+from workbench.contract import feedforwards, mixers
 from workbench.model import SCALES, ModelConfig
 
 PAIRS: dict[str, Any] = {
@@ -55,6 +56,16 @@ def test_a_span_is_a_pair_of_layers_with_its_shortcut() -> None:
     config = ModelConfig.parse(PAIRS)
     assert [span.layers for span in config.spans] == [config.layers[i : i + 2] for i in (0, 2, 4, 6)]
     assert tuple(span.shortcut for span in config.spans) == config.shortcuts
+
+
+@pytest.mark.parametrize("registry", [mixers, feedforwards], ids=lambda registry: registry.noun)
+def test_a_resolved_configuration_resolves_to_itself(registry: Any) -> None:
+    """Also from plain data: so a smaller model has the very layers of the larger one."""
+    for name in registry:
+        for case in registry[name].conformance_cases:
+            cls = registry[name].Config
+            resolved = cls.parse({**cls.defaults_at("tiny", case), **case}).resolved(128)
+            assert cls.parse(resolved.plain()).resolved(128) == resolved, f"{name}: {case}"
 
 
 FULL = {**PAIRS, "shortcut_from": "second", "mtp": {}, "hidden_z": 1e-7, "at": {3: "full"}, "embedding": "ngram"}
