@@ -77,3 +77,11 @@ def test_arms_come_and_go(form: ArmBuilder) -> None:
     assert list(form.data["arms"]) == ["full"] and form.arm.value == "full"
     with pytest.raises(ConfigError, match="no such file"):
         builder("none.yaml", "neither.yaml")
+
+
+def test_an_embedding_is_chosen_and_edited(form: ArmBuilder) -> None:
+    form.data["tuning"] = {"trials": 0}
+    form.embedding.value = "ngram"
+    form.fields["embedding.order"].value = "2"
+    assert not form.problems, form.problems
+    assert form.data["arms"]["full"]["model"]["embedding"] == {"kind": "ngram", "order": 2}

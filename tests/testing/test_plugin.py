@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import ablation_fields, write_corpus
 
 from workbench.files import write_json
@@ -63,6 +64,134 @@ class RunningMean(Mixer):
     def cost(cls, config, width, length, element_bytes=2):
         return Cost(2 * width**2, 2 * width**2, flops=4 * width**2, cache_bytes=width * element_bytes)
 '''
+
+
+FEEDFORWARD = '''"""Squared ReLU: a throw-away feed-forward."""
+
+from typing import Literal
+
+from workbench.contract import Cost, FeedForward, Range, VariantConfig, feedforwards
+from workbench.layers import Linear, linear_flops
+
+
+@feedforwards.register
+class SquaredReLU(FeedForward):
+    """W_down relu(W_up x)^2."""
+
+    class Config(VariantConfig):
+        """Squared ReLU."""
+
+        kind: Literal["squared_relu"] = "squared_relu"
+        hidden: int = 64
+
+    def __init__(self, config, width):
+        super().__init__()
+        self.up, self.down = Linear(width, config.hidden), Linear(config.hidden, width, writes_residual=True)
+
+    def forward(self, x_BTD, *, aux=None):
+        return self.down(self.up(x_BTD).relu().square())
+
+    @classmethod
+    def cost(cls, config, width, length, element_bytes=2):
+        shapes = (width, config.hidden), (config.hidden, width)
+        return Cost(2 * width * config.hidden, 2 * width * config.hidden, linear_flops(*shapes))
+
+    @classmethod
+    def search_space(cls, config, width):
+        return {"hidden": Range(values=(32, config.hidden))}
+'''
+
+EMBEDDING = '''"""Token vectors out of a small table and a projection: a throw-away embedding."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from workbench.contract import Cost, Embedding, EmbeddingConfig, Range, RescalingPair, Role, embeddings
+from workbench.embeddings.token import EmptyCache
+from workbench.layers import Linear, linear_flops
+
+
+@embeddings.register
+class Factorised(Embedding):
+    """Table (V, R), projection to the width, added to the token's own vector."""
+
+    class Config(EmbeddingConfig):
+        """Factorised embedding."""
+
+        kind: Literal["factorised"] = "factorised"
+        rank: int = 16
+
+    roles = {"weight": Role.EMBEDDING, "table": Role.EMBEDDING}
+
+    def __init__(self, config, width, vocabulary):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocabulary, width))
+        self.table, self.project = nn.Parameter(torch.empty(vocabulary, config.rank)), Linear(config.rank, width)
+
+    def init_parameter(self, name, parameter, generator):
+        parameter.normal_(0.0, 0.02, generator=generator)
+
+    def forward(self, tokens_BT, *, segments=None, cache=None):
+        return F.embedding(tokens_BT, self.weight) + self.project(F.embedding(tokens_BT, self.table))
+
+    def rescaling_pairs(self):
+        index = torch.arange(self.table.shape[1])
+        heads = torch.zeros_like(index)
+        return [RescalingPair("table_project", {"table": index[None]}, {"project.weight": index[None]}, heads)]
+
+    def new_cache(self, batch, device):
+        return EmptyCache()
+
+    @classmethod
+    def cost(cls, config, width, vocabulary):
+        active = width * config.rank
+        return Cost(vocabulary * (width + config.rank) + active, active, linear_flops((config.rank, width)))
+
+    @classmethod
+    def search_space(cls, config, width):
+        return {"rank": Range(values=(8, config.rank))}
+'''
+
+PLUGINS = {
+    "squared_relu": (FEEDFORWARD, {"model.feedforward": "squared_relu"}, "model.feedforwards.squared_relu.hidden"),
+    "factorised": (EMBEDDING, {"model.embedding": {"kind": "factorised"}}, "model.embedding.rank"),
+}
+"""Name -> its one file, the arm that uses it, the field that is tuned and matched."""
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_one_file_conforms_is_tuned_matched_and_edited(name: str, tmp_path: Path) -> None:
+    source, arm, field = PLUGINS[name]
+    (tmp_path / "plugin.py").write_text(source)
+    fields = ablation_fields(
+        write_corpus(tmp_path / "corpus"),
+        arms={"plain": {}, "plugin": arm},
+        budget={"allow_mismatch": "a throw-away component"},
+        tuning={"trials": 2, "sampler": "random", "variants": True, "space": {}},
+    )
+    write_json(tmp_path / "ablation.yaml", fields)
+    script = f"""
+from workbench.registry import plug_in
+plug_in(r"{tmp_path}/plugin.py")
+from workbench.ablation.arms import resolve
+from workbench.ablation.matching.solver import tunable_value
+from workbench.ablation.spec.ablation import AblationConfig
+from workbench.dashboards.forms.builder import builder
+from workbench.testing import check
+failed = check("{name}")
+assert not failed, failed
+arms = resolve(AblationConfig.load(r"{tmp_path}/ablation.yaml"))
+assert "{field}" in arms["plugin"].space, arms["plugin"].space
+assert "{field}" not in arms["plain"].space, arms["plain"].space
+assert isinstance(tunable_value(arms["plugin"].run(), "{field}"), int)
+form = builder(r"{tmp_path}/ablation.yaml")
+form.arm.value = "plugin"
+assert "{field}".removeprefix("model.") in form.fields, form.fields
+"""
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_variant_of_another_package_conforms_trains_and_is_shown(tmp_path: Path) -> None:

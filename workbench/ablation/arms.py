@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -245,20 +244,19 @@ def _check_run(arms: Arms, arm: Arm) -> None:
 
 
 def _space(config: AblationConfig, arm: Arm) -> dict[str, Range]:
+    """The fields that the arm's model has, of the declared space and, with ``tuning.variants``, of its components'."""
     model = arm.run().model
-    mixers = {layer.mixer for layer in model.layers}
-    variants = [
-        (f"model.{'mixers' if variant in mixers else 'feedforwards'}.{variant.kind}.", cls, variant)
-        for cls, variant in model.variants()
-    ]
-    prefixes = tuple(prefix for prefix, _, _ in variants)
-    space = {
-        name: choice
-        for name, choice in config.tuning.space.items()
-        if not re.match(r"model\.(mixers|feedforwards)\.", name) or name.startswith(prefixes)
-    }
-    for prefix, cls, variant in variants if config.tuning.variants else ():
-        for name, choice in cls.search_space(variant, model.width or 0).items():
+    components = [(f"model.{path}.", cls, component) for path, cls, component in model.settings()]
+
+    def exists(name: str) -> bool:
+        if name.startswith("model.embedding."):  # of one embedding; its fields depend on the kind
+            return name.removeprefix("model.embedding.") in type(model.embedding_config).model_fields
+        prefixes = tuple(prefix for prefix, _, _ in components)
+        return not name.startswith(("model.mixers.", "model.feedforwards.")) or name.startswith(prefixes)
+
+    space = {name: choice for name, choice in config.tuning.space.items() if exists(name)}
+    for prefix, cls, component in components if config.tuning.variants else ():
+        for name, choice in cls.search_space(component, model.width or 0).items():
             config.tuning.check_field(prefix + name)
             space.setdefault(prefix + name, choice)
     return space

@@ -225,7 +225,10 @@ class NgramEmbedding(TokenEmbedding):
 
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:
-        return {**super().search_space(config, width), "size": Range(values=(config.size / 2, config.size))}
+        return {
+            "size": Range(values=(config.size / 2, config.size)),
+            "amplify": Range(values=("none", "sqrt", "norm")),
+        }
 
 
 def table_sizes(base: int, size: float, count: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from workbench.contract import Cache, Cost, Embedding, EmbeddingConfig, Range, Role, embeddings
+from workbench.contract import Cache, Cost, Embedding, EmbeddingConfig, Role, embeddings
 from workbench.layers import INIT_SCALE, RMSNorm
 
 
@@ -61,7 +61,3 @@ class TokenEmbedding(Embedding):
     def cost(cls, config: Any, width: int, vocabulary: int) -> Cost:
         gain = width if config.amplify == "norm" else 0
         return Cost(parameters=vocabulary * width + gain, active_parameters=gain, flops=0.0)
-
-    @classmethod
-    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
-        return {"amplify": Range(values=("none", "sqrt", "norm"))}

@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, field_validator
 
 from workbench.config import Config, ConfigError, nearest, require
-from workbench.contract import EmbeddingConfig, Variant, VariantConfig, embeddings, feedforwards, mixers
+from workbench.contract import (
+    Component,
+    ComponentConfig,
+    EmbeddingConfig,
+    Variant,
+    VariantConfig,
+    embeddings,
+    feedforwards,
+    mixers,
+)
 from workbench.model.describe import describe
 from workbench.model.pattern import check_names, tile
 from workbench.registry import Registry
@@ -185,9 +194,10 @@ class ModelConfig(Config):
             ConfigError: naming the setting that cannot be built.
         """
         try:
-            config_class = embeddings[self.embedding.get("kind", "")].Config
-            defaults = config_class.defaults_at(self.scale, self.embedding)
-            return config_class.parse({**defaults, **self.embedding}).resolved(self.width or 0, self.vocabulary or 0)
+            settings = {"kind": "token", **self.embedding}
+            config_class = embeddings[settings["kind"]].Config
+            defaults = config_class.defaults_at(self.scale, settings)
+            return config_class.parse({**defaults, **settings}).resolved(self.width or 0, self.vocabulary or 0)
         except ConfigError as error:
             raise error.under("embedding") from None
 
@@ -297,6 +307,17 @@ class ModelConfig(Config):
         """Every variant with its resolved configuration: those of the layers in order, then those of the shortcuts."""
         pairs = [pair for layer in self.layers for pair in _variants_of(layer)]
         return pairs + [(feedforwards[config.kind], config) for config in self.shortcuts]
+
+    def settings(self) -> list[tuple[str, type[Component], ComponentConfig]]:
+        """Path of the settings of each component, such as "mixers.full" or "embedding", with class and resolved
+        configuration."""
+        layer_mixers = {layer.mixer for layer in self.layers}
+        settings: list[tuple[str, type[Component], ComponentConfig]] = [
+            (f"{'mixers' if config in layer_mixers else 'feedforwards'}.{config.kind}", cls, config)
+            for cls, config in self.variants()
+        ]
+        embedding = self.embedding_config
+        return [*settings, ("embedding", embeddings[embedding.kind], embedding)]
 
     def lacking(self, capability: Literal["causal", "segments", "decode"]) -> list[str]:
         """Kinds of components without this field of their :class:`workbench.contract.Capabilities`, sorted.

@@ -44,6 +44,8 @@ def tunable_value(run: RunConfig, path: str) -> int | None:
         if parts[2] not in names:
             return None
         value, parts = getattr(run.model.layers[names.index(parts[2])], field), parts[3:]
+    elif parts[:2] == ["model", "embedding"]:
+        value, parts = run.model.embedding_config, parts[2:]
     for part in parts:
         value = getattr(value, part, None)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 from workbench import formatting
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, deep_merge, expand_dotted, read_yaml
-from workbench.contract import feedforwards, mixers
+from workbench.contract import embeddings, feedforwards, mixers
 from workbench.dashboards.templates import render
 
 NAME = {"layout": {"width": "420px"}, "style": {"description_width": "150px"}}
@@ -67,6 +67,7 @@ class ArmBuilder(widgets.VBox):
         self.remove_button = widgets.Button(description="Remove", layout={"width": "80px"})
         self.pattern = widgets.Text(description="pattern", continuous_update=False, **NAME)
         self.feedforward = widgets.Text(description="feedforward", continuous_update=False, **NAME)
+        self.embedding = widgets.Dropdown(options=list(embeddings), description="embedding", **NAME)
         self.fields: dict[str, Any] = {}
         """Path below the model, such as ``mixers.gdn.heads`` -> its control."""
         self._forms = widgets.VBox()
@@ -82,6 +83,7 @@ class ArmBuilder(widgets.VBox):
                 known,
                 self.pattern,
                 self.feedforward,
+                self.embedding,
                 self._forms,
                 self.message,
                 self.write_button,
@@ -91,6 +93,7 @@ class ArmBuilder(widgets.VBox):
         for control, key in ((self.name, "name"), (self.question, "question")):
             control.observe(lambda change, key=key: self._set((key,), change["new"]), "value")
         self.arm.observe(lambda change: self._show_arm(), "value")
+        self.embedding.observe(lambda change: self._set_embedding(change["new"]), "value")
         for control, key in ((self.pattern, "pattern"), (self.feedforward, "feedforward")):
             control.observe(lambda change, key=key: self._set_pattern(key, change["new"]), "value")
         self.add_button.on_click(lambda _: self.add(self.new_name.value))
@@ -166,12 +169,23 @@ class ArmBuilder(widgets.VBox):
             change[settings] = still_used
         self._show_arm()
 
+    def _set_embedding(self, kind: str) -> None:
+        if kind != self._embedding["kind"]:
+            self.data["arms"][self.arm.value].setdefault("model", {})["embedding"] = {"kind": kind}
+            self._show_arm()
+
+    @property
+    def _embedding(self) -> dict[str, Any]:
+        settings = self._model.get("embedding", {})
+        return {"kind": "token", **({"kind": settings} if isinstance(settings, str) else settings)}
+
     def _show_arm(self) -> None:
         if self.arm.value is None:
             return
         model = self._model
         self.pattern.value = model.get("pattern", "full")
         self.feedforward.value = model.get("feedforward", "swiglu")
+        self.embedding.value = self._embedding["kind"]
         self.fields, parts = {}, []
         for group, registry, names in (
             ("mixers", mixers, self.pattern.value),
@@ -182,22 +196,23 @@ class ArmBuilder(widgets.VBox):
                 kind = settings.get("kind", name) if isinstance(settings, dict) else settings
                 if kind not in registry:
                     continue
-                cls: Any = registry[kind]
-                rows = [
-                    self._row(group, name, field, info, settings if isinstance(settings, dict) else {})
-                    for field, info in cls.Config.model_fields.items()
-                    if field != "kind"
-                ]
-                summary = (cls.__doc__ or "").strip().split("\n\n")[0]
-                title = widgets.HTML(render("builder_variant.html", name=name, summary=summary))
-                parts.append(widgets.VBox([title, *rows]))
+                parts.append(self._form((group, name), registry[kind], settings if isinstance(settings, dict) else {}))
+        parts.append(self._form(("embedding",), embeddings[self._embedding["kind"]], self._embedding))
         self._forms.children = parts
         self._check()
 
-    def _row(self, group: str, name: str, field: str, info: Any, settings: dict[str, Any]) -> widgets.Widget:
+    def _form(self, path: tuple[str, ...], cls: Any, settings: dict[str, Any]) -> widgets.Widget:
+        """Title and one row per field of a component whose settings are at ``path`` below the model."""
+        fields = cls.Config.model_fields.items()
+        rows = [self._row(path, field, info, settings) for field, info in fields if field != "kind"]
+        summary = (cls.__doc__ or "").strip().split("\n\n")[0]
+        title = widgets.HTML(render("builder_variant.html", name=path[-1], summary=summary))
+        return widgets.VBox([title, *rows])
+
+    def _row(self, component: tuple[str, ...], field: str, info: Any, settings: dict[str, Any]) -> widgets.Widget:
         value, default = settings.get(field, info.default), info.default
         control = _control(field, info.annotation, value, default)
-        path = "arms", self.arm.value, "model", group, name, field
+        path = ("arms", self.arm.value, "model", *component, field)
 
         def changed(change: Any) -> None:
             try:
@@ -207,12 +222,14 @@ class ArmBuilder(widgets.VBox):
                 self._show_result({})
                 return
             self._set(path, None if new == default else new)
-            holder = self.data["arms"][self.arm.value].get("model", {}).get(group, {})
-            if not holder.get(name, True):  # no setting is left: remove the name
-                del holder[name]
+            parent = self.data["arms"][self.arm.value].get("model", {})
+            for part in component[:-1]:
+                parent = parent.get(part, {})
+            if not parent.get(component[-1], True):  # no setting is left: remove the name
+                del parent[component[-1]]
 
         control.observe(changed, "value")
-        self.fields[f"{group}.{name}.{field}"] = control
+        self.fields[".".join((*component, field))] = control
         text = render("builder_field.html", help=info.description or "")
         return widgets.HBox([control, widgets.HTML(text, layout={"width": "600px"})])
 
