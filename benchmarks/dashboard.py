@@ -44,7 +44,10 @@ def make_store(folder: Path, arms: int, trials: int, seeds: int, points: int) ->
             "metric": BITS_PER_BYTE.plain(),
             "views": {},
             "workers": 2,
+            "canonical": {},
             "config": {
+                "name": "many",
+                "arms": {name: {} for name in names},
                 "question": "Does the dashboard keep up?",
                 "alpha": 0.05,
                 "margin": None,

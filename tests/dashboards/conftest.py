@@ -12,6 +12,7 @@ from helpers import ablation_fields
 
 import workbench as wb
 from workbench.ablation.analysis.archive import archive
+from workbench.ablation.execution.worker import Worker
 from workbench.dashboards.view import PlannedRun, RunView, SingleRuns
 from workbench.status import Status
 
@@ -37,7 +38,7 @@ def real_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunView]:
     launched = ablation.create()
     copy = {state: folder / state / "recall" for state in ("launched", "interrupted", "failed")}
     shutil.copytree(launched.folder, copy["launched"])
-    launched.work()
+    Worker(launched.files).work_until_done()
     for state in ("interrupted", "failed"):
         shutil.copytree(launched.folder, copy[state])
         (copy[state] / "finished.json").unlink()

@@ -59,5 +59,5 @@ def test_no_snapshot_keeps_an_earlier_one_alive(tmp_path: Path) -> None:
 
 
 def test_hidden_arms_are_not_in_its_tables(tmp_path: Path) -> None:
-    part = Snapshot(FakeRun(tmp_path)).showing(["gdn"])
-    assert set(part.runs()["arm"]) == {"gdn"} and part.whole.arms == ["full", "gdn"]
+    part = Snapshot(FakeRun(tmp_path)).filtered(["gdn"])
+    assert set(part.runs()["arm"]) == {"gdn"} and part.unfiltered.arms == ["full", "gdn"]

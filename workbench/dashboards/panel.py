@@ -1,4 +1,4 @@
-"""What a dashboard consists of: panels, each a class in a file of its own, and the blocks that they show.
+"""What a dashboard consists of: panels, one class and one file each, and the blocks that they show.
 
 A panel is registered by the name in its ``Config``; dashboard, report and export iterate over the registry. One in this
 repository is a file in ``workbench/dashboards/panels/``; one of another package is a module that an entry point of the
@@ -131,7 +131,7 @@ class Panel(ABC):
     Config: ClassVar[type[PanelConfig]]
     title: ClassVar[str]
     tab: ClassVar[str] = ""
-    """The tab that holds the panel; default one of its own. Panels of one tab are views to choose from."""
+    """The tab that holds the panel; default a tab for this panel alone. Panels of one tab are views to choose from."""
     order: ClassVar[int] = 1000
     """Position among the panels."""
     labels: ClassVar[Mapping[str, str]] = {}
@@ -176,7 +176,7 @@ class FigurePanel(Panel):
 
     @abstractmethod
     def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
-        """The figure of ``table``; where that is empty, it says why."""
+        """The figure of ``table``; if that is empty, a sentence that says why."""
 
     def blocks(self, run: Snapshot) -> list[Block]:
         table = self.table(run)

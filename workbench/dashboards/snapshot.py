@@ -30,7 +30,7 @@ class Snapshot:
         source = run._run if isinstance(run, Snapshot) else run
         self._run: RunView = source
         self._last_judgement = previous._newest_judgement if previous else None
-        self._whole: Snapshot | None = None  # the snapshot that this is a part of
+        self._unfiltered: Snapshot | None = None  # the snapshot that this is a part of
         self.name, self.question, self.arms, self.baseline = source.name, source.question, source.arms, source.baseline
         self.seeds, self.tuning_trials, self.total = source.seeds, source.tuning_trials, source.total
         self.folder, self.identity, self.metric, self.alpha = (
@@ -44,7 +44,7 @@ class Snapshot:
         self.results = source.results
         self.neighbours: Neighbours = previous.neighbours if previous else Neighbours(self.results)
         """The ablations in the same folder of results."""
-        self.every_arm = self.arms
+        self.all_arms = self.arms
         """All arms of the ablation, shown or not: an arm's colour depends on its position here."""
         self.finished = source.finished  # before the runs are read: a finished run no longer changes
         self._runs, self._lines = source.runs(), source.lines()
@@ -54,7 +54,7 @@ class Snapshot:
         """``run`` itself where it is a snapshot, else a new one."""
         return run if isinstance(run, Snapshot) else cls(run)
 
-    def showing(self, arms: Collection[str], without: Collection[str] = ()) -> Self:
+    def filtered(self, arms: Collection[str], without: Collection[str] = ()) -> Self:
         """The same moment with only some arms and runs. The verdict still covers all of them: its correction for
         multiple comparisons was declared before launch.
 
@@ -63,16 +63,16 @@ class Snapshot:
             without: names of runs to leave out.
         """
         part = copy(self)
-        part._whole = self.whole
-        part.arms = [arm for arm in self.every_arm if arm in arms]
+        part._unfiltered = self.unfiltered
+        part.arms = [arm for arm in self.all_arms if arm in arms]
         part._runs = self._runs.filter(pl.col("arm").is_in(part.arms) & ~pl.col("run").is_in(list(without)))
         part._lines = [line for line in self._lines if line.arm in part.arms and line.run not in without]
         return part
 
     @property
-    def whole(self) -> Snapshot:
+    def unfiltered(self) -> Snapshot:
         """The same moment with every arm and run."""
-        return self._whole or self
+        return self._unfiltered or self
 
     def runs(self) -> pl.DataFrame:
         return self._runs
@@ -89,7 +89,7 @@ class Snapshot:
 
     @cached_property
     def _diagnostics(self) -> pl.DataFrame:
-        return self._run.diagnostics() if self._whole is None else self._whole._diagnostics
+        return self._run.diagnostics() if self._unfiltered is None else self._unfiltered._diagnostics
 
     def reports(self) -> Iterable[tuple[str, int, pl.DataFrame]]:
         """Per-document measurements of the confirmation runs that are shown."""
@@ -113,7 +113,7 @@ class Snapshot:
         return self._run.workers()
 
     def verdict(self) -> Verdict | None:
-        return self.whole._judgement[1]
+        return self.unfiltered._judgement[1]
 
     @cached_property
     def _judgement(self) -> tuple[Any, Verdict | None]:
@@ -126,7 +126,7 @@ class Snapshot:
     @property
     def _newest_judgement(self) -> tuple[Any, Verdict | None] | None:
         """The newest verdict computed so far, here or in an earlier snapshot, none of which is kept alive for it."""
-        return self.whole.__dict__.get("_judgement", self.whole._last_judgement)
+        return self.unfiltered.__dict__.get("_judgement", self.unfiltered._last_judgement)
 
 
 class Neighbours:

@@ -47,7 +47,7 @@ def styles_of(arms: Sequence[str]) -> dict[str, ArmStyle]:
 
 def arm_styles(run: Snapshot) -> dict[str, ArmStyle]:
     """Styles of the arms that ``run`` shows, by position among all arms, so that hiding one recolours none."""
-    styles = styles_of(run.every_arm)
+    styles = styles_of(run.all_arms)
     return {arm: styles[arm] for arm in run.arms}
 
 

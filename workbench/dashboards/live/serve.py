@@ -42,7 +42,7 @@ def serve(
     os.environ[RESULTS_VARIABLE] = str(what)
     # the kernel inherits this environment, and must be started by the Python that runs the server
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    print(f"{what} at http://{ip}:{port}/?token={token}   (Ctrl-C ends; training goes on)", flush=True)
+    print(f"{what} at http://{ip}:{port}/?token={token}   (Ctrl-C stops the server; training continues)", flush=True)
     from voila.app import Voila
 
     class Page(Voila):

@@ -184,7 +184,7 @@ class Dashboard(widgets.VBox):
         else:
             self.run = what
         if isinstance(self.run, AblationRun):
-            self.workers.value = self.run.about.get("workers") or self.workers.value
+            self.workers.value = self.run.record.workers
 
     def _suitable_panel(self) -> str:
         """The panel to open at first."""
@@ -260,7 +260,7 @@ class Dashboard(widgets.VBox):
                 if not isinstance(self.run, AblationRun):
                     expected = "an ablation to be open"
                     raise ConfigError.at("launch", got="no ablation", expected=expected, do="Open one in Ablations.")
-                ablation = Ablation.parse(self.run.about["config"], self.run.results)
+                ablation = Ablation(self.run.record.config, self.run.results)
             run = ablation.launch(self.workers.value)
             with self._lock:
                 self.run, self._snapshot = run, None
@@ -417,7 +417,7 @@ class Dashboard(widgets.VBox):
         if "selected" in panel.Config.model_fields:
             panel.settings = panel.settings.changed(selected=tuple(sorted(self.marks["selected"])))
         hidden = self.marks["hidden"]
-        shown = run.showing([arm for arm in run.arms if f"arm {arm}" not in hidden], hidden)
+        shown = run.filtered([arm for arm in run.arms if f"arm {arm}" not in hidden], hidden)
         self.blocks = panel.blocks(shown)
         source = Text("provenance", caption(provenance_line(run))) if run.arms else None
         self.board.show([self._plain(block) for block in [*self.blocks, *([source] if source else [])]])

@@ -52,7 +52,7 @@ class Attention(Panel):
 def _inspect(run: Snapshot, arm: str) -> list[Block]:
     from workbench.evaluation.inspection import reads, selected
 
-    runs = run.whole.runs().filter(pl.col("arm") == arm).sort(pl.col("stage") != Stage.CONFIRMATION, "seed")
+    runs = run.unfiltered.runs().filter(pl.col("arm") == arm).sort(pl.col("stage") != Stage.CONFIRMATION, "seed")
     model = next((model for model in map(_load, runs["folder"]) if model is not None), None)
     if model is None:
         missing = "the archive holds no checkpoints" if run.archived else "no run of this arm has a checkpoint yet"

@@ -27,7 +27,7 @@ class ProgressPanel(Panel):
     order = 10
 
     def blocks(self, run: Snapshot) -> list[Block]:
-        run = run.whole
+        run = run.unfiltered
         table, styles = progress_table(run), style.arm_styles(run)
         counts = ("done", "running", "failed", "pruned", "left")
         columns = [

@@ -30,7 +30,7 @@ class Runs(Panel):
     report = {"Every run": {}}
 
     def blocks(self, run: Snapshot) -> list[Block]:
-        run = run.whole
+        run = run.unfiltered
         styles = style.arm_styles(run)
         position = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
         stage = pl.col("stage") == Stage.CONFIRMATION

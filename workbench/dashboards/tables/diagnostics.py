@@ -38,7 +38,7 @@ def diagnostic_table(run: Snapshot) -> pl.DataFrame:
 
 def diagnostic_names(run: Snapshot) -> list[str]:
     """The names of all logged diagnostics."""
-    return run.whole.diagnostics()["name"].unique().sort().to_list()
+    return run.unfiltered.diagnostics()["name"].unique().sort().to_list()
 
 
 def diagnostic_title(name: str) -> str:
