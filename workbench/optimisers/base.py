@@ -31,8 +31,8 @@ class Optimiser(ABC):
 
     Config: ClassVar[type[OptimiserConfig]]
     skips_on_found_inf: ClassVar[bool] = False
-    """Whether a step leaves parameters and state unchanged where the attribute ``found_inf`` of the torch optimiser is a tensor
-    of 1.0, without synchronising with the device. ``training.spike_factor`` needs it."""
+    """Whether a step leaves parameters and state unchanged where the attribute ``found_inf`` of the torch optimiser
+    is a tensor of 1.0, without synchronising with the device. ``training.spike_factor`` needs it."""
 
     def __init__(self, config: Any):
         self.config = config
@@ -51,8 +51,10 @@ class Optimiser(ABC):
 
     @property
     def epsilon(self) -> float | None:
-        """The number added to the root mean square of gradients in the denominator of an update; None where there is none. A
-        run is warned when its gradients come near it."""
+        """The constant added to the gradients' root mean square in the denominator of an update; None without one.
+
+        A run logs a warning event when its gradients approach it.
+        """
         return None
 
     @classmethod

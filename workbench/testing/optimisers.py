@@ -37,7 +37,7 @@ class OptimiserConformance:
         return self.optimiser(self.optimiser.Config())
 
     def groups(self, model: LanguageModel, weight_decay: float = 0.1) -> list[ParameterGroup]:
-        """The model's parameters, with one tensor of its own learning rate."""
+        """The model's parameters; the embedding has another learning rate than the rest."""
         lr_factors = {"embedding.*": 0.5}
         return parameter_groups(model, learning_rate=LEARNING_RATE, weight_decay=weight_decay, lr_factors=lr_factors)
 

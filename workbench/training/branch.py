@@ -1,4 +1,4 @@
-"""Longer horizons without training twice: a run with a warm-up–stable–decay schedule resumes from where its decay began."""
+"""Longer horizons without training twice: a warm-up–stable–decay run resumes from where its decay began."""
 
 from __future__ import annotations
 
@@ -73,10 +73,9 @@ def branch(
     decay: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> RunFolder:
-    """Create the folder of a longer run that starts with the trunk of ``run``, ready for
-    :func:`workbench.training.trial.train`.
+    """Create the folder of a longer run that starts with the trunk of ``run``.
 
-    Bitwise equal to a run trained from the start on the same device; the runs of one trunk are one seed, not two.
+    :func:`workbench.training.trial.train` then trains it. Bitwise equal to a run trained from the start on the same device; the runs of one trunk are one seed, not two.
 
     Args:
         run: folder of a run with ``training.keep_trunk`` whose decay has begun.

@@ -1,8 +1,8 @@
 """Checkpoints that are complete or absent, and that need no pickle.
 
-A checkpoint is a folder: ``model.safetensors`` (the weights, under the model's own names), ``state.safetensors`` (every other
-tensor) and ``state.json`` (everything else: step, schedule, random states). It is written to a temporary folder and renamed, so
-a kill at any moment leaves the previous one.
+A checkpoint is a folder: ``model.safetensors`` (the weights, under the model's own names), ``state.safetensors``
+(every other tensor) and ``state.json`` (everything else: step, schedule, random states). It is written to a temporary
+folder and renamed, so a kill at any moment leaves the previous one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write ``state`` as the folder ``path``, replacing an existing one.
 
     Args:
-        state: tensors and plain data in any nesting of dicts, lists and tuples; ``state["model"]`` are the weights by name.
+        state: tensors and plain data in any nesting of dicts, lists and tuples; ``state["model"]`` are the weights by
+            name.
 
     Raises:
         OSError: when it cannot be written; a previous checkpoint is left unchanged.

@@ -71,7 +71,7 @@ class Checkpointer:
                 shutil.rmtree(old, ignore_errors=True)
             if step == self.trunk_step:
                 save_checkpoint(state, self.folder.path / "trunk" / f"step-{step}")
-        parallel.barrier()  # a rank that finishes while rank 0 still writes would be taken for dead
+        parallel.barrier()  # a rank that exits while rank 0 still writes would count as failed
 
     def restore(self, path: Path) -> None:
         """Continue from the checkpoint ``path``, saved by any number of ranks."""

@@ -55,11 +55,11 @@ class TrainingConfig(Config):
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Final learning rate as a fraction of the peak."""
     spike_factor: Annotated[float | None, Field(gt=1)] = None
-    """Skip optimiser steps whose gradient norm is not finite or more than this many times its running mean. Skipped steps
-    are counted; 20 in a row end the run as diverged. Default: no step is skipped."""
+    """Skip optimiser steps whose gradient norm is not finite or more than this many times its running mean. Skipped
+    steps are counted; 20 in a row end the run as diverged. Default: no step is skipped."""
     transforms: tuple[TransformSetting, ...] = ()
-    """Weight transforms of the model to itself, in order: once before the first step, or with ``every`` after every so many
-    steps, except the last."""
+    """Weight transforms of the model to itself, in order: once before the first step, or with ``every`` after every
+    so many steps, except the last."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the forward and backward pass; weights and optimiser state stay fp32."""
     compile: bool | None = None
@@ -68,8 +68,8 @@ class TrainingConfig(Config):
     """Whether to recompute activations in the backward pass instead of storing them (activation checkpointing): less
     memory, about a third more FLOPs, the same numbers."""
     deterministic: bool = False
-    """Whether to raise an error on operations that are not deterministic, so that the same run on the same kind of device gives the
-    same bits. Otherwise deterministic operations are used where torch has them."""
+    """Whether to raise an error on operations that are not deterministic, so that the same run on the same kind of
+    device gives the same bits. Otherwise deterministic operations are used where torch has them."""
     log_every: Annotated[int, Field(ge=1)] = 5
     """Steps between lines of metrics.jsonl."""
     evaluations: Annotated[int, Field(ge=1)] = 4
@@ -136,7 +136,7 @@ class RunConfig(Config):
     """Seed of the run; initial weights and data order are derived from it separately. Never tuned."""
 
     allow_document_leaks: bool = False
-    """Whether components that cannot keep the packed documents of a row apart may train. The result says so."""
+    """Whether components that cannot separate the packed documents of a row may train. The result carries a caution."""
 
     @property
     def evaluation_suites(self) -> tuple[SuiteConfig, ...]:
@@ -151,7 +151,7 @@ class RunConfig(Config):
             self.allow_document_leaks or not without,
             "model",
             got=", ".join(without),
-            expected="components that keep the packed documents of a row apart",
+            expected="components that separate the packed documents of a row",
             do="Choose others, or set allow_document_leaks: true to train across documents.",
         )
         try:

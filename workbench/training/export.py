@@ -38,8 +38,8 @@ def export(
         The folder.
 
     Raises:
-        ConfigError: when there is no such run, it has not finished, its last checkpoint or its tokenizer is missing, the
-            folder contains something else, or the model cannot be written in this format.
+        ConfigError: when there is no such run, it has not finished, its last checkpoint or its tokenizer is missing,
+            the folder contains something else, or the model cannot be written in this format.
     """
     path = Path(run_or_checkpoint).absolute()
     run, checkpoint = _run_and_checkpoint(path)

@@ -12,8 +12,9 @@ SKIPS_IN_A_ROW = 20
 NORM_DECAY = 0.98
 """Decay of the running mean of the gradient norm, which starts as a plain mean."""
 EPSILON_FRACTION = 1e-3
-"""An optimiser's epsilon above this fraction of the smallest gradient root mean square is reported: training suffers once it
-approaches the gradients, which shrink with the size of a model (arXiv 2509.01322, §4). The fraction is our choice."""
+"""An optimiser's epsilon above this fraction of the smallest gradient root mean square is reported: training suffers
+once it approaches the gradients, which shrink with the size of a model (arXiv 2509.01322, §4). The fraction is our
+choice."""
 FIELDS = ("first_loss", "rising", "bad_step", "norm_mean", "norm_steps", "skipped", "skipped_in_a_row")
 
 
@@ -32,8 +33,8 @@ class Health:
     """Losses, gradient norms and skipped steps of a run.
 
     Args:
-        spike_factor: skip an optimiser step whose gradient norm is not finite or more than this many times its running mean;
-            None skips nothing.
+        spike_factor: skip an optimiser step whose gradient norm is not finite or more than this many times its
+            running mean; None skips nothing.
         device: of the losses and norms.
 
     The whole state is one tensor, ``state`` (float64, :data:`FIELDS`), which is part of a checkpoint.

@@ -42,7 +42,8 @@ def train_loop(
         after: steps already trained.
         weight_transforms: called after every step with its number, and with 0 before the first.
         evaluate: step -> value on the selection split.
-        should_stop: asked after every step; with several ranks, after every ``log_every`` steps, where they wait for each other.
+        should_stop: asked after every step; with several ranks, after every ``log_every`` steps, where they wait for
+            each other.
         on_first_step: called after the first step of this process.
 
     Raises:

@@ -22,13 +22,13 @@ def _glibc() -> ctypes.CDLL | None:
 
 @contextmanager
 def retain_freed_memory() -> Iterator[None]:
-    """Within, large blocks that are freed stay with this process for the next step (CPU with glibc; no effect elsewhere).
+    """Keep large freed blocks for the next step instead of returning them to the system (CPU with glibc only).
 
     By default glibc returns them to the kernel, which hands them out again page by page, filled with zeros. How often
-    depends on what else is allocated, so that models of few layers lost more than deep ones: tiny `nsa` models trained a
-    quarter slower per layer in the shrunken runs of the cost card than at full depth (one CPU core, glibc 2.36). At the end
-    free memory is returned once; the setting itself lasts as long as the process, since glibc cannot restore its initial
-    dynamic rule.
+    depends on what else is allocated, so that models of few layers lost more than deep ones: tiny `nsa` models
+    trained a quarter slower per layer in the shrunken runs of the cost card than at full depth (one CPU core, glibc
+    2.36). At the end free memory is returned once; the setting itself lasts as long as the process, since glibc
+    cannot restore its initial dynamic rule.
     """
     if torch.cuda.is_available() or (library := _glibc()) is None:
         yield

@@ -36,8 +36,8 @@ class HostCopy:
 class MetricLog:
     """Writes metrics.jsonl and diagnostics.jsonl (rank 0), one line late.
 
-    A line is staged while its values are copied from the device, and written when the next line is due; so no step waits
-    for its own numbers.
+    A line is staged while its values are copied from the device, and written when the next line is due; so no step
+    waits for its own numbers.
 
     Args:
         folder: of the run.

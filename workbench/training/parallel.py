@@ -1,7 +1,7 @@
 """Several processes for one run: FSDP2 through Lightning Fabric, with checkpoints of a single process.
 
-Every rank trains on its part of each batch's rows; parameters, gradients and optimiser state are sharded. Sums equal those of
-one process up to the rounding of their order.
+Every rank trains on its part of each batch's rows; parameters, gradients and optimiser state are sharded. Sums equal
+those of one process up to the rounding of their order.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ FULL_NOT_STRICT = StateDictOptions(full_state_dict=True, cpu_offload=True, stric
 def launch(devices: int) -> Fabric:
     """The device of this process and, with several ``devices``, the process group.
 
-    On rank 0 Fabric starts the other ranks by running this program again with the same arguments, unless torchrun has started
-    them.
+    On rank 0 Fabric starts the other ranks by running this program again with the same arguments, unless torchrun has
+    started them.
     """
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     fabric = Fabric(
@@ -134,7 +134,7 @@ def full_tensor(value: Tensor) -> Tensor:
 
 
 def sharded_like(value: Tensor, reference: Tensor) -> Tensor:
-    """A tensor that every rank has whole, sharded as ``reference`` is; unchanged where that is not sharded."""
+    """A tensor that is complete on every rank, sharded like ``reference``; unchanged if that is not sharded."""
     if isinstance(reference, DTensor):
         return distribute_tensor(value, reference.device_mesh, reference.placements)
     return value

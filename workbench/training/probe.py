@@ -1,9 +1,9 @@
 """Time and memory of a training step on this device, measured on shrunken runs and extrapolated to the whole depth.
 
-Time, and the peak memory of each phase, are a constant (embedding, head, loss, their part of the optimiser) plus an amount per
-span (a block, or a pair with its shortcut); spans of one configuration cost the same. So a run with one span of each kind, and
-one more run per kind with a few more, give the whole model. Exact for what is affine in depth (our method). The steps are those
-of training itself: packed rows, clipping, the optimiser.
+Time, and the peak memory of each phase, are a constant (embedding, head, loss, their part of the optimiser) plus an
+amount per span (a block, or a pair with its shortcut); spans of one configuration cost the same. So a run with one
+span of each kind, and one more run per kind with a few more, give the whole model. Exact for what is affine in depth
+(our method). The steps are those of training itself: packed rows, clipping, the optimiser.
 
 Legend: B rows, T tokens in a row.
 """
@@ -37,13 +37,13 @@ from workbench.training.step import TrainStep, build_step
 __all__ = ["Measured", "measure", "measure_shrunken", "shrunken"]
 
 EXTRA_SPANS = 3
-"""Spans that a kind's second run has more, where the model has so many: the further apart, the smaller the error."""
+"""Spans that a kind's second run has in addition, if the model has as many: the more, the smaller the error."""
 WARM_UP_STEPS = 2
 """Steps before anything is timed: they compile, and allocate the optimiser's state."""
 MIN_TIMED_SECONDS = 1.0
-"""Steps are timed until they have taken this long,"""
+"""Timing ends when the timed steps have taken this long in total."""
 MIN_STEPS, MAX_STEPS = 3, 12
-"""but at least and at most this many."""
+"""Limits of the number of timed steps."""
 PHASES = ("forward", "backward", "update", "checkpoint")
 """Phases of a step; each has its own peak."""
 
@@ -55,8 +55,8 @@ class Measured:
     seconds: float
     """Of one optimiser step, the median."""
     peaks: dict[str, int]
-    """Largest number of bytes allocated by tensors in each of :data:`PHASES`, weights and optimiser included; zeros where it
-    cannot be measured (compiled code on a CPU)."""
+    """Largest number of bytes allocated by tensors in each of :data:`PHASES`, weights and optimiser included; zeros
+    where it cannot be measured (compiled code on a CPU)."""
 
     @property
     def peak_bytes(self) -> int:
@@ -99,6 +99,7 @@ class Meter:
 
     @property
     def done(self) -> bool:
+        """Whether enough steps have been timed."""
         timed_steps = len(self.last_seconds)
         timed_seconds = sum(self.first_seconds) + sum(self.last_seconds)
         return timed_steps >= MAX_STEPS or (timed_steps >= MIN_STEPS and timed_seconds >= MIN_TIMED_SECONDS)
@@ -110,7 +111,7 @@ class Meter:
         return float(np.median(self.last_seconds)) + (self.accumulate - 1) * first
 
     def begin_step(self, step: TrainStep, *, compiled: bool) -> None:
-        """Before every step. The last step of the warm-up has everything allocated and is not timed: memory is measured there."""
+        """Call before every step. Memory is measured in the last warm-up step: all is allocated, nothing is timed."""
         self.on_cuda = step.device.type == "cuda"
         self.micro_batches = 0
         if self.steps == WARM_UP_STEPS - 1 and (self.on_cuda or not compiled):
@@ -120,7 +121,7 @@ class Meter:
         self.start = self.now()
 
     def on_phase(self, phase: str) -> None:
-        """After a phase of a micro-batch."""
+        """Called by the training step after a phase of a micro-batch."""
         if self.memory is not None:
             self.peaks[phase] = max(self.peaks[phase], self.memory.phase())
         if phase == "backward":
@@ -135,7 +136,7 @@ class Meter:
         self.start = self.now()
 
     def end_step(self, step: TrainStep) -> None:
-        """After every step."""
+        """Call after every step."""
         if self.memory is not None:
             # a checkpoint copies the optimiser's state on its device
             self.peaks["checkpoint"] = self.memory.end() + _bytes(_state_tensors(step.optimiser))
@@ -159,8 +160,8 @@ class _CudaMemory:
 
 
 class _CpuMemory(TorchDispatchMode):
-    """The same on a CPU, whose allocator has no statistics: every storage that an operation creates is tracked until it is
-    freed. Memory that an operation allocates internally is not counted.
+    """The same on a CPU, whose allocator has no statistics: every storage that an operation creates is tracked until
+    it is freed. Memory that an operation allocates internally is not counted.
 
     Args:
         allocated: tensors that exist at the beginning.

@@ -1,4 +1,6 @@
-"""One optimiser step: micro-batches, losses, clipping, spike skipping, update. Nothing here synchronises with the device.
+"""One optimiser step: micro-batches, losses, clipping, spike skipping, update.
+
+Nothing here synchronises with the device.
 
 Legend: B batch, T time.
 """
@@ -36,8 +38,8 @@ class TrainStep:
         optimiser: over the model's parameters; every group has an ``initial_lr``.
         config: the run.
         device: of model and batches.
-        on_phase: called with ``"forward"`` and ``"backward"`` after these passes of every micro-batch, and with ``"update"`` at
-            the end of the step. For measurement.
+        on_phase: called with ``"forward"`` and ``"backward"`` after these passes of every micro-batch, and with
+            ``"update"`` at the end of the step. For measurement.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class TrainStep:
         self.on_phase("update")
 
     def _forward(self, batch: Batch, progress: float, snapshot: bool) -> tuple[Tensor, Tensor, list[AuxOutputs]]:
-        """A micro-batch's loss without gradient, the objective (loss and auxiliary losses), the layers' auxiliary outputs."""
+        """Loss (detached), objective (loss plus auxiliary losses) and the layers' auxiliary outputs of a micro-batch."""
         tokens_BT, targets_BT, segments_BT, _ = batch
         layers = [AuxOutputs(collect_metrics=snapshot) for _ in (*self.model.blocks, *self.model.shortcuts)]
         model_aux = AuxOutputs(collect_metrics=False)
@@ -142,7 +144,8 @@ class TrainStep:
         """Values to log, as one float64 tensor on the device; starts a new loss window.
 
         Returns:
-            loss window (2 values), gradient norm, state of :class:`Health`, :attr:`extra_metrics`; the names of the last.
+            loss window (2 values), gradient norm, state of :class:`Health`, :attr:`extra_metrics`; the names of the
+            last.
         """
         extra = [value.double() for value in self.extra_metrics.values()]
         means = [parallel.all_mean(torch.stack(extra))] if extra else []
@@ -154,7 +157,8 @@ class TrainStep:
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """Mixed precision of the forward pass; nothing with ``"fp32"``.
 
-    Plain torch instead of Fabric's plug-in, which caches the bf16 copies of all weights until the end of the forward pass.
+    Plain torch instead of Fabric's plug-in, which caches the bf16 copies of all weights until the end of the forward
+    pass.
     """
     if precision == "fp32":
         return contextlib.nullcontext()

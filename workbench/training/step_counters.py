@@ -60,7 +60,9 @@ class StepCounters:
             counter.gradient_tap = torch.zeros(counter.tap_size, device=device, requires_grad=True)
 
     def diagnostics(self, layers: Sequence[AuxOutputs], gradient_scale: float) -> list[dict[str, Tensor]]:
-        """Diagnostics of every layer's counters, after a step whose last micro-batch had gradient taps; removes the taps.
+        """Diagnostics of every layer's counters, after a step whose last micro-batch had gradient taps.
+
+        Removes the taps and resets the recent counts.
 
         Args:
             layers: auxiliary outputs of that micro-batch.

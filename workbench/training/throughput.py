@@ -16,8 +16,8 @@ class Throughput:
 
     Args:
         config: the run.
-        seen_flops: training FLOPs per token within the documents that rows are packed from; default as if every row were
-            one document.
+        seen_flops: training FLOPs per token within the documents that rows are packed from; default as if every row
+            were one document.
         now: current time in seconds.
     """
 

@@ -94,15 +94,15 @@ def train(
         path: folder with ``run.json``.
         cache: folder of prepared data.
         should_stop: asked after every step; True writes a checkpoint and ends with status ``interrupted``.
-        devices: GPUs (or CPU processes) that share every batch (:mod:`workbench.training.parallel`). The other ranks are
-            started by running this program again with the same arguments. Changes results by rounding only.
+        devices: GPUs (or CPU processes) that share every batch (:mod:`workbench.training.parallel`). The other ranks
+            are started by running this program again with the same arguments. Changes results by rounding only.
         on_row: called with every line of metrics.jsonl as it is written.
 
     Returns:
         The content of ``result.json``, or ``{"status": "interrupted", …}``.
 
     Raises:
-        ConfigError: when there are not so many devices, or they cannot share a batch.
+        ConfigError: when fewer devices are available, or they cannot share a batch.
     """
     folder = RunFolder(path)
     config = RunConfig.parse(folder.record().config)
