@@ -6,7 +6,7 @@ Its state is one integer, and the measurements of the last steps if the batch pl
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -57,7 +57,7 @@ class StepLoader:
         """Micro-batches of the run."""
         return self.steps * self.accumulate
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as background:
             pending: deque[Future[Batch]] = deque()
             submitted = self.position

@@ -75,7 +75,8 @@ def branch(
 ) -> RunFolder:
     """Create the folder of a longer run that starts with the trunk of ``run``.
 
-    :func:`workbench.training.trial.train` then trains it. Bitwise equal to a run trained from the start on the same device; the runs of one trunk are one seed, not two.
+    :func:`workbench.training.trial.train` then trains it. Bitwise equal to a run trained from the start on the same
+    device; the runs of one trunk are one seed, not two.
 
     Args:
         run: folder of a run with ``training.keep_trunk`` whose decay has begun.

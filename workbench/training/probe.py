@@ -249,7 +249,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
             deterministic_algorithms(strict=training.deterministic),
             retain_freed_memory(),
             warnings.catch_warnings(),
-            contextlib.closing(iter(loader)) as batches,  # type: ignore[type-var]
+            contextlib.closing(iter(loader)) as batches,
         ):
             warnings.simplefilter("ignore")
             model = LanguageModel(config.model, seed=config.seed)

@@ -88,7 +88,7 @@ class TrainStep:
         self.on_phase("update")
 
     def _forward(self, batch: Batch, progress: float, snapshot: bool) -> tuple[Tensor, Tensor, list[AuxOutputs]]:
-        """Loss (detached), objective (loss plus auxiliary losses) and the layers' auxiliary outputs of a micro-batch."""
+        """Loss (detached), objective (loss plus auxiliary losses), auxiliary outputs of the layers."""
         tokens_BT, targets_BT, segments_BT, _ = batch
         layers = [AuxOutputs(collect_metrics=snapshot) for _ in (*self.model.blocks, *self.model.shortcuts)]
         model_aux = AuxOutputs(collect_metrics=False)

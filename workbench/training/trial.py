@@ -245,7 +245,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
             folder.event("first_step", seconds=seconds)
             folder.add_to_environment(paths=dispatch.recorded())
 
-    with contextlib.closing(iter(loader)) as batches:  # type: ignore[type-var]
+    with contextlib.closing(iter(loader)) as batches:
         train_loop(
             training,
             train_step,
