@@ -49,5 +49,5 @@ def test_a_line_follows_a_torn_one(tmp_path: Path) -> None:
 
 
 def test_a_lock_is_exclusive(tmp_path: Path) -> None:
-    with locked(tmp_path / "lock"), locked(tmp_path / "lock", patience=0) as second:
+    with locked(tmp_path / "lock"), locked(tmp_path / "lock", timeout=0) as second:
         assert not second

@@ -112,23 +112,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, patience: float = math.inf) -> Iterator[bool]:
+def locked(path: Path, *, timeout: float = math.inf) -> Iterator[bool]:
     """Hold an exclusive lock on the file ``path``, which is created if missing; its folder must exist.
 
     The operating system releases the lock when the process ends, however it ends.
 
     Args:
         path: the lock file.
-        patience: seconds to wait for another process.
+        timeout: seconds to wait for another process.
 
     Yields:
         Whether the lock was acquired.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     with open(path, "a") as file:
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if patience == math.inf else fcntl.LOCK_NB))
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if timeout == math.inf else fcntl.LOCK_NB))
             except BlockingIOError:
                 if time.monotonic() < deadline:
                     time.sleep(0.01)

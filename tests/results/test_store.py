@@ -51,14 +51,14 @@ def test_a_file_of_one_torn_line_is_empty(folder: RunFolder) -> None:
 
 
 def test_rows_after_a_step_are_dropped(torn: RunFolder) -> None:
-    torn.forget_metrics_after(1)
+    torn.truncate_after(1)
     assert steps(torn) == [1]
 
 
 def test_evaluations_after_a_step_are_dropped(folder: RunFolder) -> None:
     for step in (5, 10):
         folder.add_evaluations(step, "selection", [{"suite": "loss", "value": 1.0}])
-    folder.forget_metrics_after(5)
+    folder.truncate_after(5)
     assert folder.evaluations() == [{"step": 5, "split": "selection", "suite": "loss", "value": 1.0}]
 
 
@@ -71,7 +71,7 @@ def process(folder: RunFolder) -> Iterator[subprocess.Popen[str]]:
     """Another process that runs the run."""
     code = (
         "import sys, time; from workbench.results import RunFolder; folder = RunFolder(sys.argv[1]);"
-        "lock = folder.hold(); lock.__enter__(); folder.set_status('running');"
+        "lock = folder.lock(); lock.__enter__(); folder.set_status('running');"
         "print('locked', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE, text=True)
@@ -89,7 +89,7 @@ def test_a_run_with_a_process_is_running(folder: RunFolder) -> None:
 
 @pytest.mark.usefixtures("process")
 def test_a_run_with_a_process_cannot_be_locked(folder: RunFolder) -> None:
-    with folder.hold() as acquired:
+    with folder.lock() as acquired:
         assert not acquired
 
 
@@ -105,7 +105,7 @@ def test_a_running_run_without_its_process_was_killed(killed: RunFolder) -> None
 
 
 def test_a_killed_run_can_be_locked(killed: RunFolder) -> None:
-    with killed.hold() as acquired:
+    with killed.lock() as acquired:
         assert acquired
 
 

@@ -256,6 +256,6 @@ class TestFullDisk:
 
 def test_a_second_process_on_the_same_run_is_refused(new: MakeRun, cache: Path) -> None:
     folder = new()
-    with folder.hold() as acquired:
+    with folder.lock() as acquired:
         assert acquired
         assert train(folder.path, cache)["status"] == "busy"

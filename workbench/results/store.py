@@ -53,9 +53,6 @@ class RunFolder:
             write_json(path / "run.json", record.plain())
         return folder
 
-    def about(self) -> dict[str, Any]:
-        return read_json(self.path / "run.json")
-
     def exists(self) -> bool:
         """Whether this is the folder of a run."""
         return RunRecord.read(read_json(self.path / "run.json")) is not None
@@ -81,7 +78,7 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """``{"status": …, "reason": …, …}``. A running run whose process is gone has status killed."""
         state = read_json(self.path / "status.json") or {"status": Status.WAITING}
-        if state["status"] != Status.RUNNING or self.is_held():
+        if state["status"] != Status.RUNNING or self.is_locked():
             return state
         state = read_json(self.path / "status.json")  # it may have ended between reading and testing the lock
         if state.get("status", Status.RUNNING) == Status.RUNNING:
@@ -110,15 +107,15 @@ class RunFolder:
             (self.path / "result.json").unlink()
             self.set_status(Status.INTERRUPTED, "tried again")
 
-    def hold(self) -> contextlib.AbstractContextManager[bool]:
+    def lock(self) -> contextlib.AbstractContextManager[bool]:
         """Lock the run for this process; yields False if another process runs it."""
-        return locked(self.path / "lock", patience=1.0)  # is_held() of another process takes the lock for a moment
+        return locked(self.path / "lock", timeout=1.0)  # is_locked() in another process takes it for a moment
 
-    def is_held(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a process runs it."""
         if not (self.path / "lock").exists():
             return False
-        with locked(self.path / "lock", patience=0) as acquired:
+        with locked(self.path / "lock", timeout=0) as acquired:
             return not acquired
 
     # -- environment and logs ----------------------------------------------------------------------------------------
@@ -155,7 +152,7 @@ class RunFolder:
     def diagnostics(self) -> list[dict[str, Any]]:
         return read_jsonl(self.path / "diagnostics.jsonl")
 
-    def forget_metrics_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drop metrics, evaluations and diagnostics after ``step``: a resumed run writes them again."""
         for name in ("metrics.jsonl", "evaluations.jsonl", "diagnostics.jsonl"):
             rows = [row for row in read_jsonl(self.path / name) if row["step"] <= step]

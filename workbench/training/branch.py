@@ -104,7 +104,7 @@ def branch(
     folder = new_run(path, cache, config, arm=record.arm, stage=record.stage, progress=progress, branched_from=origin)
     if not (folder.path / "checkpoint").exists():
         step = step_of(trunk)
-        folder.forget_metrics_after(0)  # of an earlier call that was interrupted here
+        folder.truncate_after(0)  # of an earlier call that was interrupted here
         for row in old.metrics():
             if row["step"] <= step:
                 folder.add_metrics(row)

@@ -112,7 +112,7 @@ def train(
             with contextlib.suppress(Stopped, Diverged):
                 _train(folder, Path(cache), should_stop, devices, on_row)
             return {"status": "ended", "reason": "see rank 0"}
-        with folder.hold() as acquired:
+        with folder.lock() as acquired:
             if not acquired:
                 return {"status": "busy", "reason": "another process is training it"}
             if folder.result():
@@ -202,7 +202,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         step = step_of(checkpoint) if checkpoint else 0
         for reason in damaged:
             folder.event("damaged_checkpoint", reason=reason)
-        folder.forget_metrics_after(step)
+        folder.truncate_after(step)
         folder.event("resumed" if checkpoint else "started", step=step, devices=devices)
         tokens, _, segments, _ = (torch.from_numpy(np.stack(part)) for part in zip(*rows))
         inspected = model.embedding.inspect(tokens, segments)

@@ -66,7 +66,7 @@ def test_seconds_are_measured_at_launch_and_fixed_from_then_on(corpus: Path, tmp
     run = create()
     tokens = run.record.solved["deep"]["training.tokens"]
     assert tokens < fields["base"]["training"]["tokens"]
-    about = Plan(run.files).create_run("deep", Stage.CONFIRMATION, 0, {}).about()
-    assert about["tokens"] == tokens
-    assert about["solved"] == {"training.tokens": tokens}
+    record = Plan(run.files).create_run("deep", Stage.CONFIRMATION, 0, {}).record()
+    assert record.tokens == tokens
+    assert record.solved == {"training.tokens": tokens}
     assert create().record == run.record

@@ -92,7 +92,7 @@ def hang_once(path: str, *arguments: object) -> None:
     run = RunFolder(path)
     log = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     faulthandler.register(signal.SIGUSR1, file=log)
-    with run.hold():
+    with run.lock():
         run.set_status(Status.RUNNING, pid=os.getpid())
         if run.metrics():
             run.finish(Status.DONE, None, selection_value=1.0)
@@ -152,7 +152,7 @@ def test_a_full_disk_ends_the_worker(make_worker: MakeWorker, capsys: pytest.Cap
 def test_a_run_held_by_another_process_is_waited_for(make_worker: MakeWorker) -> None:
     worker = make_worker(die, hung_after=0.3)
     run = worker.plan.create_run("full", Stage.TUNING, 1000, worker.plan.arms["full"].points[0], slot=0)
-    with run.hold():
+    with run.lock():
         assert worker.take_trial()
     assert statuses(worker) == ["hung"]
 

@@ -38,7 +38,7 @@ def claim_gpu(folder: AblationFolder, gpus: Sequence[str]) -> Iterator[str | Non
     for turn in itertools.count() if gpus else ():
         for gpu in gpus:
             name = "".join(c if c.isalnum() else "_" for c in gpu)
-            with locked(folder.workers_path / f"gpu-{name}-{turn}.lock", patience=0) as is_free:
+            with locked(folder.workers_path / f"gpu-{name}-{turn}.lock", timeout=0) as is_free:
                 if is_free:
                     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when a trial's process first asks for a device
                     yield gpu

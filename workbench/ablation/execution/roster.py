@@ -43,7 +43,7 @@ class Roster:
         for path in self.path.glob("*-*.json"):
             if not path.with_suffix(".lock").exists():
                 continue
-            with locked(path.with_suffix(".lock"), patience=0) as is_free:
+            with locked(path.with_suffix(".lock"), timeout=0) as is_free:
                 if not is_free:
                     alive.add(path.stem)
         return alive

@@ -105,7 +105,7 @@ class RunningTrial:
         self._prune_reason = reason
 
     def _wait_for_run(self) -> bool:
-        if self.run.is_held() and not self._is_stopping:  # the process of a dead worker has not noticed yet
+        if self.run.is_locked() and not self._is_stopping:  # the process of a dead worker has not noticed yet
             self._silent = self._watchdog.silent_seconds()
             time.sleep(self.timing.poll)
             return self._silent is None

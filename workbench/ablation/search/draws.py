@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from workbench.ablation.spec.tuning import ADAPTIVE, Tuning
 from workbench.config import ConfigError, nearest
 from workbench.ranges import Range
+from workbench.seeding import derived_seed
 
 __all__ = ["check_enqueued", "fixed_points", "sobol", "value_at"]
 
@@ -98,6 +98,6 @@ def _random(name: str, choice: Range, count: int, seed: int) -> list[Any]:
 
     from workbench.ablation.search.samplers import suggest
 
-    key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "little")
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=key))
+    sampler = optuna.samplers.RandomSampler(seed=derived_seed(seed, name) % 2**32)
+    study = optuna.create_study(sampler=sampler)
     return [suggest(study.ask(), name, choice) for _ in range(count)]
