@@ -66,7 +66,7 @@ def worst_error(case: Case, dtype: torch.dtype, device: str) -> tuple[float, str
     segments = None
     if case.get("packed"):
         segments = (torch.rand(2, case["T"], device=device) < 1 / 30).int().cumsum(1).int()
-    actual = launch.delta_rule_triton(**leaves, segments=segments)  # type: ignore[arg-type]
+    actual = launch.delta_rule_triton(**leaves, segments=segments)
     expected = delta_rule_recurrent(**exact, segments=segments)
     weights = [torch.randn_like(y) for y in expected]
 

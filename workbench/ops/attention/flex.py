@@ -33,11 +33,17 @@ def block_mask(segments_BT: Tensor, window: int | None = None) -> BlockMask:
         visible = (k <= q) & (segments_BT[b, q] == segments_BT[b, k])
         return visible if window is None else visible & (q - k < window)
 
-    names = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
-    names += ("q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices")
+    part, part_indices, full, full_indices, *by_key = listed_blocks(segments_BT, window or 0)
     return BlockMask(
         (T, T),
-        **dict(zip(names, listed_blocks(segments_BT, window or 0), strict=True)),  # type: ignore[arg-type]
+        kv_num_blocks=part,
+        kv_indices=part_indices,
+        full_kv_num_blocks=full,
+        full_kv_indices=full_indices,
+        q_num_blocks=by_key[0],
+        q_indices=by_key[1],
+        full_q_num_blocks=by_key[2],
+        full_q_indices=by_key[3],
         BLOCK_SIZE=(BLOCK, BLOCK),
         mask_mod=is_visible,
     )
