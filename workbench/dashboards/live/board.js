@@ -2,6 +2,9 @@
 // The kernel sends {blocks}, a whole panel, or {patch}, the changes of one figure, as JSON in which traces and layouts are
 // encoded once more; the page sends what the reader does.
 
+let loaded = null;
+const plotly = () => (loaded ??= loadPlotly());
+
 const CONFIG = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]};
 const FIRST_ROWS = 100; // of a table, until all are asked for
 const FILTER_ROWS = 8; // a shorter table has no filter
@@ -61,15 +64,15 @@ class FigureBlock {
     layout.font = {...layout.font, color: style.color};
     layout.hoverlabel = {...layout.hoverlabel, bgcolor: paper, bordercolor: "#888", font: {color: style.color}};
     if (layout.coloraxis) layout.coloraxis = {...layout.coloraxis};
-    Plotly.react(this.plot, this.figure.data, layout, CONFIG);
+    plotly().react(this.plot, this.figure.data, layout, CONFIG);
   }
 
   resize() {
-    if (this.plot.isConnected && this.plot.data && this.plot.clientWidth) Plotly.Plots.resize(this.plot);
+    if (this.plot.isConnected && this.plot.data && this.plot.clientWidth) plotly().Plots.resize(this.plot);
   }
 
   remove() {
-    Plotly.purge(this.plot);
+    if (this.plot.data) plotly().purge(this.plot);
   }
 }
 

@@ -13,12 +13,13 @@ from plotly.offline import get_plotlyjs
 
 HERE = Path(__file__).parent
 SCRIPT = (
-    "const plotlyModule = {exports: {}};\n(function (module, exports, define) {"
+    "const loadPlotly = () => {\nconst plotlyModule = {exports: {}};\n(function (module, exports, define) {"
     + get_plotlyjs()
-    + "\n})(plotlyModule, plotlyModule.exports, undefined);\nconst Plotly = plotlyModule.exports;\n"
+    + "\n})(plotlyModule, plotlyModule.exports, undefined);\nreturn plotlyModule.exports;\n};\n"
     + (HERE / "board.js").read_text(encoding="utf-8")
 )
-"""Plotly.js once per dashboard, isolated from other versions on the page, then the board."""
+"""Plotly.js, isolated from other versions on the page, then the board. Plotly.js runs only when the first figure is drawn:
+anywidget gives up on a module that takes longer than two seconds to load, as Plotly.js does on a busy machine."""
 
 
 class Board(anywidget.AnyWidget):

@@ -1,0 +1,79 @@
+"""The board in a browser, without a kernel: it draws what it is sent, and loads before anywidget gives up on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dashboards.browser import needs_browser, page
+from dashboards.fake import FakeRun
+
+from workbench.dashboards.live.board import HERE, SCRIPT
+from workbench.dashboards.live.widget import Dashboard
+
+pytestmark = [needs_browser, pytest.mark.browser]
+
+LOAD = """async script => {
+  const url = URL.createObjectURL(new Blob([script], {type: "text/javascript"}));
+  const start = performance.now();
+  window.board = (await import(url)).default;
+  window.loadSeconds = (performance.now() - start) / 1000;
+  window.sent = [];
+  window.model = {on: (name, receive) => { window.receive = receive; }, off: () => {}, send: message => sent.push(message)};
+  window.board.render({model: window.model, el: document.body});
+}"""
+
+
+@pytest.fixture
+def board() -> Iterator[Any]:
+    with page() as view:
+        view.goto("about:blank")
+        view.add_style_tag(path=HERE / "board.css")
+        view.evaluate(LOAD, SCRIPT)
+        yield view
+        assert not view.errors
+
+
+def show(view: Any, run: FakeRun, panel: str) -> None:
+    """Send the blocks of a panel, as the kernel does."""
+    dashboard = Dashboard(run, refresh=0, panel=panel)
+    dashboard.board.send = lambda message: view.evaluate("message => window.receive(message)", message)  # type: ignore
+    dashboard.board._handle_custom_msg({"event": "ready"}, [])
+
+
+def test_the_module_loads_before_anywidget_gives_up(board: Any) -> None:
+    assert board.evaluate("window.loadSeconds") < 2
+
+
+def test_it_asks_for_its_blocks(board: Any) -> None:
+    assert board.evaluate("window.sent") == [{"event": "ready"}]
+
+
+def test_figures_are_drawn(board: Any, tmp_path: Path) -> None:
+    show(board, FakeRun(tmp_path), "curves")
+    board.wait_for_selector(".wb-board .scatterlayer .trace")
+    assert board.locator(".xtitle").text_content() == "training tokens"
+
+
+def test_tables_are_drawn(board: Any, tmp_path: Path) -> None:
+    show(board, FakeRun(tmp_path), "cost")
+    assert "1.2 M" in board.locator(".wb-grid table").first.inner_text()
+
+
+def test_a_mark_is_sent(board: Any, tmp_path: Path) -> None:
+    show(board, FakeRun(tmp_path), "progress")
+    board.get_by_role("button", name="pin arm gdn").first.click()
+    assert board.evaluate("window.sent")[-1] == {"event": "mark", "mark": "pinned", "key": "arm gdn", "on": True}
+
+
+def test_a_patch_changes_a_trace(board: Any, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, progress=0.5, confirmed=False)
+    show(board, run, "curves")
+    board.wait_for_selector(".wb-board .scatterlayer .trace")
+    trace = json.dumps({"x": [1, 2], "y": [3, 4], "type": "scatter", "name": "new"})
+    patch = {"patch": {"id": "curves curves", "traces": {"3": trace}, "layout": None}}
+    board.evaluate("message => window.receive(message)", {"text": json.dumps(patch)})
+    board.wait_for_function("document.querySelector('.wb-plot').data[3].name == 'new'")
