@@ -1,7 +1,7 @@
-"""What a model costs: the one place that adds up parameters, FLOPs and cache bytes. It asks the variants.
+"""What a model costs: sums of the parameters, FLOPs and cache bytes of its components.
 
-FLOPs are matrix products only, one multiply-add = 2 FLOPs, causal attention counted at the keys really seen, routed
-experts only, recomputation left out. Training costs three times the forward pass (backward = 2 forward).
+FLOPs are matrix products only, one multiply-add = 2 FLOPs, causal attention counted at the visible keys, routed
+experts only, without recomputation. Training costs three times the forward pass (backward = 2 forward).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class ModelCost:
     cache_bytes: int
     """Decode state of one sequence at the sequence length."""
     unevicted_bytes: int
-    """The same if windows kept every token."""
+    """The same if windows evicted nothing."""
     auxiliary: int = 0
-    """Parameters that serve training alone (the multi-token head); stored, and in neither of the two above."""
+    """Parameters used in training only (the multi-token head); stored, in neither ``non_embedding`` nor ``active``."""
     auxiliary_flops: float = 0.0
-    """Forward FLOPs per token that only training makes, the mean over a training whose multi-token head begins later."""
+    """Forward FLOPs per token of training only, averaged over a training in which the multi-token head starts later."""
 
     @property
     def training_flops(self) -> float:
@@ -51,8 +51,8 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
     assert config.width and config.vocabulary
     costs = [cls.cost(variant, config.width, length, element_bytes) for cls, variant in config.variants()]
     norms = config.width * (2 * len(config.layers) + 1)
-    own = config.embedding_config
-    entry = embeddings[own.kind].cost(own, config.width, config.vocabulary)
+    embedding = config.embedding_config
+    entry = embeddings[embedding.kind].cost(embedding, config.width, config.vocabulary)
     head, looked_up = config.width * config.vocabulary, entry.parameters - entry.active_parameters
     non_embedding = sum(cost.parameters for cost in costs) + norms + entry.active_parameters
     auxiliary, auxiliary_flops = _multi_token_head(config, length)
@@ -84,10 +84,10 @@ def _multi_token_head(config: ModelConfig, length: int) -> tuple[int, float]:
 
 
 def packed_flops(config: ModelConfig, lengths: Iterable[int]) -> float:
-    """Training FLOPs per token of rows packed from pieces of documents of these lengths: what a token really sees.
+    """Training FLOPs per token of rows packed from pieces of documents of these lengths.
 
-    :func:`account` at the row's length counts as if every row were one document; this is what a rate of arithmetic
-    (MFU) must use where attention does not cross documents.
+    :func:`account` at the row's length counts as if every row were one document; a model FLOP utilisation
+    (MFU) must use this one if attention does not cross documents.
     """
     counts = Counter(lengths)
     total = sum(account(config, length).training_flops * length * count for length, count in counts.items())

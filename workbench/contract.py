@@ -68,7 +68,8 @@ class Capabilities:
 
 
 class Role(StrEnum):
-    """What a parameter is: rules of optimisers, of transfer across widths and of growth refer to roles, not to names."""
+    """What a parameter is: rules of optimisers, of transfer across widths and of growth refer to roles, not to
+    names."""
 
     EMBEDDING = "embedding"
     """Rows that are looked up: token vectors, tables of n-grams."""
@@ -121,8 +122,8 @@ class ParameterRole:
 class RescalingPair:
     """Two sets of tensors that enter the output as products: scaling one and dividing the other changes no output.
 
-    Numbers of a tensor that must share a scale have one index. An index is an integer tensor that broadcasts against its
-    parameter, -1 where nothing is scaled. Exact for any positive scales; bit for bit where they are powers of two.
+    Numbers of a tensor that must share a scale have one index. An index is an integer tensor that broadcasts against
+    its parameter, -1 where nothing is scaled. Exact for any positive scales; bit for bit where they are powers of two.
     """
 
     name: str
@@ -132,7 +133,8 @@ class RescalingPair:
     second: Mapping[str, Tensor]
     """Parameter name -> index of the scale that divides each number."""
     heads: Tensor
-    """(S,) head, key–value group or expert of every scale. Coarser rescaling gives one scale to a head, or to all."""
+    """(S,) head, key–value group or expert of every scale. Coarser rescaling uses one scale per head, or one for
+    all."""
 
     def factors(self, scales_S: Tensor) -> list[tuple[str, Tensor]]:
         """Parameters with the factors that multiply them; one parameter may occur on both sides."""
@@ -153,7 +155,8 @@ class RescalingPair:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one variant costs in one layer. The formulas stand beside the module and are tested against measurement."""
+    """What one variant costs in one layer. The formulas are defined beside the module and tested against
+    measurement."""
 
     parameters: int
     """Stored parameters."""
@@ -163,9 +166,9 @@ class Cost:
     """Forward FLOPs per token in matrix products, the mean over positions 1 to T (one multiply-add = 2 FLOPs).
     Elementwise work, norms and short convolutions are left out, as is any recomputation."""
     cache_bytes: int = 0
-    """Bytes that decoding keeps for one sequence after T tokens."""
+    """Bytes of the decode cache of one sequence after T tokens."""
     unevicted_bytes: int | None = None
-    """The same if windows kept every token; None where nothing is evicted."""
+    """The same if windows evicted nothing; None where nothing is evicted anyway."""
 
 
 @dataclass
@@ -195,8 +198,8 @@ class StepCounter(nn.Module):
     tap_size: int
     """Length of :attr:`gradient_tap`."""
     freeze_last: float = 0.0
-    """Fraction of the run's steps, at its end, in which :meth:`update_state` leaves the state unchanged. Before that the
-    state does not depend on the length of the run."""
+    """Fraction of the run's steps, at its end, in which :meth:`update_state` leaves the state unchanged. Before that
+    the state does not depend on the length of the run."""
     gradient_tap: Tensor | None = None
     """A zero tensor added to the gate values on diagnostic steps; its gradient is the gradient of the gates."""
 
@@ -265,7 +268,7 @@ class Cache(ABC):
 
     @abstractmethod
     def tensors(self) -> list[Tensor]:
-        """Every tensor kept, so that accounting can be compared with what is really held."""
+        """All cached tensors; accounting is tested against their size."""
 
 
 class Component(nn.Module):
@@ -274,9 +277,9 @@ class Component(nn.Module):
     Config: ClassVar[type[ComponentConfig]]
     capabilities: ClassVar[Capabilities] = Capabilities()
     roles: Mapping[str, Role | ParameterRole] = {}
-    """Parameters by name, "sink" or "project.down.weight", with their role. Every module may declare ``roles``; the layers
-    of :mod:`workbench.layers` declare their own, so that a variant names only its own parameters and those whose role is
-    another one than their layer's. See :func:`workbench.model.roles.parameter_roles`."""
+    """Parameters by name, "sink" or "project.down.weight", with their role. Every module may declare ``roles``; the
+    layers of :mod:`workbench.layers` declare theirs, so that a variant names only its direct parameters and those whose
+    role differs from their layer's. See :func:`workbench.model.roles.parameter_roles`."""
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Settings with which the conformance suite builds the component, each on top of the defaults."""
 
@@ -288,7 +291,7 @@ class Component(nn.Module):
     def rescaling_pairs(self) -> list[RescalingPair]:
         """Exact rescalings of this component, the finest granularity of each.
 
-        A pair is left out where a norm, a nonlinearity or a rotation by unequal scales stands between its tensors.
+        A pair is left out where there is a norm, a nonlinearity or a rotation of unequal scales between its tensors.
         """
         return []
 
@@ -306,7 +309,7 @@ class Variant(Component):
 
 
 class Mixer(Variant):
-    """A sequence mixer: the only place of a block where tokens see each other."""
+    """A sequence mixer: the only part of a block in which tokens see each other."""
 
     @abstractmethod
     def forward(
@@ -322,8 +325,8 @@ class Mixer(Variant):
         Args:
             x_BTD: normalised block input.
             segments: (B, T) integers; positions see each other only where their numbers are equal. None means one
-                document a row. Not together with ``cache``.
-            cache: decode state; the T tokens continue what it holds, and it is updated in place.
+                document per row. Not together with ``cache``.
+            cache: decode state; the T tokens follow the cached ones; updated in place.
             aux: collects losses, metrics and counts, if given.
 
         Returns:
@@ -336,7 +339,7 @@ class Mixer(Variant):
 
 
 class FeedForward(Variant):
-    """A feed-forward: acts on every token by itself, unless its capabilities say that it is not causal."""
+    """A feed-forward: acts on each token separately, unless its capabilities exclude causality."""
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, *, aux: AuxOutputs | None = None) -> Tensor:
@@ -356,7 +359,8 @@ class EmbeddingConfig(ComponentConfig):
 
 
 class Embedding(Component):
-    """From token ids to the residual stream. Built as ``cls(config, width, vocabulary)`` from a *resolved* configuration.
+    """From token ids to the residual stream. Built as ``cls(config, width, vocabulary)`` from a *resolved*
+    configuration.
 
     ``weight`` (V, D) is what a tied head shares.
     """
@@ -370,10 +374,11 @@ class Embedding(Component):
 
     @abstractmethod
     def new_cache(self, batch: int, device: torch.device | str) -> Cache:
-        """What decoding ``batch`` sequences keeps of earlier tokens."""
+        """An empty cache for ``batch`` sequences."""
 
     def inspect(self, tokens_BT: Tensor, segments: Tensor) -> dict[str, Any]:
-        """Statistics of the embedding on a sample of training rows (both (B, T)), as plain data; logged before training."""
+        """Statistics of the embedding on a sample of training rows (both (B, T)), as plain data; logged before
+        training."""
         return {}
 
     @classmethod

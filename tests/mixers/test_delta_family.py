@@ -1,4 +1,5 @@
-"""The members of the delta-rule family: what makes them special cases of each other, what their settings change, what they cost."""
+"""The members of the delta-rule family: what makes them special cases of each other, what their settings change, what
+they cost."""
 
 from __future__ import annotations
 

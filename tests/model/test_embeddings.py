@@ -1,4 +1,5 @@
-"""Embeddings: n-gram hashes against big integers, documents, decoding, accounting, sizes of tables; every registered one."""
+"""Embeddings: n-gram hashes against big integers, documents, decoding, accounting, sizes of tables; every registered
+one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roles and exact rescalings: complete for every registered component; weight decay acts on the same parameters as ever."""
+"""Roles and exact rescalings: complete for every component; weight decay as ever."""
 
 from __future__ import annotations
 

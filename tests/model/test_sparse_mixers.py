@@ -1,4 +1,5 @@
-"""Latent and sparse attention layers: equal forms, caches of the size that the formulas say, gates, injected blocks, checks."""
+"""Latent and sparse attention layers: equal forms, caches of the size that the formulas say, gates, injected blocks,
+checks."""
 
 from __future__ import annotations
 
@@ -54,8 +55,8 @@ def test_latents_are_multiplied_by_the_root_of_the_ratio_of_widths() -> None:
 
 
 def test_scaled_latent_attention_is_that_of_longcat_flash() -> None:
-    """The order of operations of the released model: norm, then sqrt(d / d_q) and sqrt(d / d_kv); values are scaled with the
-    latent, the shared rotary key is not. Written out here."""
+    """The order of operations of the released model: norm, then sqrt(d / d_q) and sqrt(d / d_kv); values are scaled
+    with the latent, the shared rotary key is not. Written out here."""
     d, H, N, R, d_q, d_kv, T = 64, 4, 16, 8, 20, 24, 11
     settings = {
         "heads": H,
@@ -263,7 +264,8 @@ def elements(pattern: str, scale: str, length: int, **settings: Any) -> tuple[fl
 
 
 def test_cache_of_a_token_and_layer() -> None:
-    """The formulas at 340m, 8,192 tokens, bf16, heads of 64, 16 query and 4 key–value heads; written out independently."""
+    """The formulas at 340m, 8,192 tokens, bf16, heads of 64, 16 query and 4 key–value heads; written out
+    independently."""
     T, w, d = 8192, 512, 16
     heads = {"heads": 16, "head_dim": 64}
     assert elements("full", "340m", T, **heads) == (4096, 4096)
@@ -327,13 +329,13 @@ def test_diagnostics_tell_gates_and_distance() -> None:
         ("nsa", {"window": 0}, "window", "leave it out of ``branches``"),
         ("nsa", {"kv_heads": 3}, "kv_heads", "Nearest: "),
         ("mla", {"latents": 3}, "latents", "Nearest: "),
-        ("mla", {"rotary_dim": 3}, "rotary_dim", "0 for no positions"),
-        ("grouped_latent", {"window": 0}, "window", "at least 1"),
+        ("mla", {"rotary_dim": 3}, "rotary_dim", "a multiple of 2"),
+        ("grouped_latent", {"window": 0}, "window", "greater than or equal to 1"),
         ("asa_global", {"reuse": 5}, "reuse", "divisor of block=16"),
         ("asa_global", {"select_blocks": 1}, "select_blocks", "3 or more"),
-        ("moba", {"top_k": 0}, "top_k", "at least 1"),
+        ("moba", {"top_k": 0}, "top_k", "greater than or equal to 1"),
         ("full", {"rotary_dim": 512}, "rotary_dim", "rotary: false"),
-        ("full", {"softcap": -1.0}, "softcap", "positive"),
+        ("full", {"softcap": -1.0}, "softcap", "greater than 0"),
     ],
 )
 def test_settings_that_cannot_be_built(pattern: str, settings: dict[str, Any], path: str, hint: str) -> None:

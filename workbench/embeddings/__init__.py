@@ -1,4 +1,4 @@
-"""Embeddings: how token ids become vectors. A file here that registers one is found by itself."""
+"""Embeddings: how token ids become vectors. Modules of this package that register one are found automatically."""
 
 from workbench.contract import Cache, Cost, Embedding, EmbeddingConfig, embeddings
 

@@ -9,8 +9,8 @@ Ours: the sizes V_nk (:func:`table_sizes`), and tables that start at zero, so th
 nothing. (One run each of a tiny model, 250,000 tokens, amplify: sqrt: 1.98 bits per byte; 2.48 with rows that start as
 large as E_0.)
 
-Legend: B batch, T time, D model width, V vocabulary, C tables (N-1)·K, P channels of a table, N largest order, R rows of
-all tables.
+Legend: B batch, T time, D model width, V vocabulary, C tables (N-1)·K, P channels of a table, N largest order, R rows
+of all tables.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from workbench.embeddings.token import TokenEmbedding
 from workbench.layers import INIT_SCALE, linear_flops
 
 MIN_RATIO_DISTANCE = 0.01
-"""Smallest distance of V_nk / V_0 to a fraction with denominator up to 6; otherwise frequent n-grams collide systematically."""
+"""Smallest distance of V_nk / V_0 to a fraction with denominator up to 6; otherwise frequent n-grams collide
+systematically."""
 MIN_RELATIVE_PURITY = 0.95
 """Warn about a table whose row purity is below this fraction of what random hashing gives."""
 
@@ -235,8 +236,8 @@ def table_sizes(base: int, size: float, count: int) -> tuple[int, ...]:
     """The first ``count`` primes from ``size · base`` upwards whose ratio to ``base`` is at least
     :data:`MIN_RATIO_DISTANCE` away from every fraction with a denominator up to 6.
 
-    Exact multiples put every n-gram with the same last token into few rows, and in vocabularies sorted by frequency sizes
-    close to a simple fraction collide more often too (our measurement on Zipf-distributed bigrams).
+    Exact multiples put every n-gram with the same last token into few rows, and in vocabularies sorted by frequency
+    sizes close to a simple fraction collide more often too (our measurement on Zipf-distributed bigrams).
     """
     sizes: list[int] = []
     candidate = math.ceil(size * base)

@@ -32,8 +32,8 @@ class TokenEmbedding(Embedding):
 
         kind: Literal["token"] = "token"
         amplify: Literal["none", "sqrt", "norm"] = "none"
-        """Amplification before the first block: none, multiplication by sqrt(D), or RMSNorm with a gain (said to help, as
-        attention's output is some ten times larger at the start: arXiv 2601.21204, second-hand)."""
+        """Amplification before the first block: none, multiplication by sqrt(D), or RMSNorm with a gain (said to help,
+        as attention's output is some ten times larger at the start: arXiv 2601.21204, second-hand)."""
 
     def __init__(self, config: Any, width: int, vocabulary: int):
         super().__init__()

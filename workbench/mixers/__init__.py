@@ -1,4 +1,4 @@
-"""Sequence mixers, one file a variant. Copy the nearest file to add one; nothing else needs to be touched."""
+"""Sequence mixers, one file per variant. To add one, copy the nearest file; nothing else changes."""
 
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, VariantConfig, mixers
 

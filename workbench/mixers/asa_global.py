@@ -1,15 +1,17 @@
-"""Global layer of alternating sparse attention, ASA (arXiv 2511.00819): pooled and selected blocks over grouped latents.
+"""Global layer of alternating sparse attention, ASA (arXiv 2511.00819): compression and selection of grouped latents.
 
-Known from the abstract: global layers are compression and selection, with grouped latent attention; the cache is half of NSA's.
-Known second-hand only: blocks of 16 tokens, and that four consecutive queries go by the blocks of the first of them.
-Everything else is ours:
+From the abstract: global layers are compression and selection, with grouped latent attention; the cache is half of
+NSA's. Second-hand: blocks of 16 tokens; four consecutive queries attend the blocks selected by the first of them. The
+rest is ours:
 
-    keys [c^g ; kr] and values c^g of the tokens, g = 1 … h_c (see :mod:`workbench.mixers.families.latent`), queries absorbed, so that a
-    group of heads has keys, and scores, of its own
+    keys [c^g ; kr] and values c^g of the tokens, g = 1 … h_c (see :mod:`workbench.mixers.families.latent`), queries
+    absorbed; keys and scores are separate for each group of heads
     pooled: [φ_c(c^g) ; φ_r(kr)] and φ_c(c^g), l = d = l'
-    o = g_cmp · Attn(pooled) + g_slc · Attn(selected), sigmoid gates for every head; selection as in :mod:`workbench.mixers.nsa`
+    o = g_cmp · Attn(pooled) + g_slc · Attn(selected), sigmoid gates for every head; selection as in
+    :mod:`workbench.mixers.nsa`
 
-Legend: B batch, T queries, S keys, N pooled blocks, H query heads, g latents, C latent channels, R rotary channels, n blocks.
+Legend: B batch, T queries, S keys, N pooled blocks, H query heads, g latents, C latent channels, R rotary channels, n
+blocks.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class ASAGlobal(Mixer):
 
         kind: Literal["asa_global"] = "asa_global"
         latents: int = 4
-        """Latents h_c of a token, each with keys and a selection for its group of heads."""
+        """Latents h_c per token, each with keys and a selection for its group of heads."""
         block: int = 16
         """Tokens of a block, pooled and selected alike (l = d = l')."""
         select_blocks: int = 64
@@ -67,7 +69,7 @@ class ASAGlobal(Mixer):
         local_blocks: int = 2
         """Last blocks, up to the query's own, that are always selected."""
         reuse: int = 4
-        """Consecutive positions that go by the selection of the first of them; divides the block."""
+        """Consecutive positions that attend the blocks selected by the first of them; divides the block."""
         compress: Literal["mean", "linear", "mlp"] = "mlp"
         """How a block of latents, and of rotated keys, becomes one."""
 
@@ -171,7 +173,7 @@ class ASAGlobal(Mixer):
     def rescaling_pairs(self) -> list[RescalingPair]:
         pairs = self.project.rescaling_pairs()
         if self.pool_r is not None and self.pool_r.kind != "mean":
-            # a learned map of a block of rotated keys adds positions and mixes channels: it does not scale with the keys
+            # a learned map of rotated keys adds positions and mixes channels: it does not scale with the keys
             pairs = [pair for pair in pairs if pair.name != "qk_rotary"]
         return pairs
 
@@ -201,8 +203,8 @@ class ASAGlobal(Mixer):
         scored, attended = visible_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.selected * b.block)
         flops += pooled * num_blocks(T, b.length, b.stride) / T + 2 * H * (2 * C + R) * (scored + attended) / T
         flops += 2 * H * (C + R) * group_query_pairs(T, b.length, b.stride, b.reuse) / T
-        held = PooledCache.bytes_of(T, b, g * C + R, g, element_bytes) + (g * C + R) * T * element_bytes
-        return Cost(parameters, parameters, flops, held)
+        cache_bytes = PooledCache.bytes_of(T, b, g * C + R, g, element_bytes) + (g * C + R) * T * element_bytes
+        return Cost(parameters, parameters, flops, cache_bytes)
 
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:

@@ -1,12 +1,15 @@
 """Local layer of alternating sparse attention, ASA (arXiv 2511.00819): multi-head latent attention in a sliding window.
 
-The abstract says that local layers are sliding windows with MLA. Its sizes are not known to us; those here are ours, as is the
-order of the layers: ``pattern: asa_local asa_global`` begins local, 1:1. Another first layer or ratio is another pattern.
+The abstract: local layers are sliding windows with MLA. We do not know the sizes; those here are ours, as is the order
+of the layers: ``pattern: asa_local asa_global`` starts with a local layer, 1:1. Other orders and ratios are other
+patterns.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from workbench.contract import Range, mixers
 from workbench.mixers.families.latent import LatentAttention, LatentAttentionConfig
@@ -22,7 +25,7 @@ class ASALocal(LatentAttention):
         """Local layer of ASA."""
 
         kind: Literal["asa_local"] = "asa_local"
-        window: int | None = 512
+        window: Annotated[int | None, Field(ge=1)] = 512
         """Keys that a query sees, its own included."""
 
         scales: ClassVar[dict[str, dict[str, Any]]] = {

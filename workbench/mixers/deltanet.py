@@ -2,8 +2,8 @@
 
     S_t = (I - β k kᵀ) S_{t-1} + β k vᵀ,  β = σ(W_β x) one number per head
 
-Published: the recurrence (restated in 2605.22791 eq. 5). Our reading: no output gate, as flash-linear-attention's layer has
-none unless asked.
+Published: the recurrence (restated in 2605.22791 eq. 5). Our reading: no output gate, as flash-linear-attention's layer
+has none unless asked.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""FG²-GDN+ (arXiv 2604.19021), our reading: FG²-GDN with strengths of their own for keys (erasing) and values (writing).
+"""FG²-GDN+ (arXiv 2604.19021), our reading: FG²-GDN with separate gates for erasing and writing.
 
     S_t = (I - (√βᵏ * k)(√βᵏ * k)ᵀ) Diag(exp g) S_{t-1} + (√βᵏ * k)(√βᵛ * v)ᵀ,  βᵏ = σ(W_k x), βᵛ = σ(W_v x) independent
 
-Published (abstract): the + variant decouples the scaling of keys and values. Second-hand: both factors of the edit carry √βᵏ.
-**Ours**: the power 1/2 of βᵛ, both gates in (0, 1) from full matrices, everything else as in KDA. No code
+Published (abstract): the + variant decouples the scaling of keys and values. Second-hand: both factors of the edit
+carry √βᵏ. **Ours**: the power 1/2 of βᵛ, both gates in (0, 1) from full matrices, everything else as in KDA. No code
 is published; no result of this variant is a reproduction.
 """
 
@@ -32,4 +32,5 @@ class FineGrainedDeltaNetPlus(DeltaRuleMixer):
         tied: bool = False
         """Whether erase and write gate are one gate."""
         erase_gate_on: Literal["key", "both", "address"] = "both"
-        """Factor of (I - p eᵀ) that the erase gate multiplies: the erase key e, both by its root, or the write key p."""
+        """Factor of (I - p eᵀ) that the erase gate multiplies: the erase key e, both by its root, or the write key
+        p."""

@@ -1,9 +1,10 @@
 """Gated DeltaNet (arXiv 2412.06464): a recurrent state per head, decayed and edited by the gated delta rule.
 
-    S_t = (I - β k kᵀ) exp(g) S_{t-1} + β k vᵀ,  β = σ(W_β x) and g = -exp(A_log) · softplus(W_a x + dt_bias) one number per head
+    S_t = (I - β k kᵀ) exp(g) S_{t-1} + β k vᵀ
+    β = σ(W_β x) and g = -exp(A_log) · softplus(W_a x + dt_bias), one number per head
 
-Published: the recurrence (restated in 2605.22791 eq. 6). Read in public code (NVlabs/GatedDeltaNet): the layer around it,
-with a SiLU output gate of full rank.
+Published: the recurrence (restated in 2605.22791 eq. 6). Read in public code (NVlabs/GatedDeltaNet): the layer around
+it, with a SiLU output gate of full rank.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""GDN-2 (arXiv 2605.22791 eq. 8-10): erasing and writing gated apart, each channel by channel, on top of KDA's decay.
+"""GDN-2 (arXiv 2605.22791 eq. 8-10): separate channel-wise gates for erasing and writing, with KDA's decay.
 
-    S_t = (I - k (b * k)ᵀ) Diag(exp g) S_{t-1} + k (w * v)ᵀ,  b = σ(W_b x) one per key channel, w = σ(W_w x) one per value channel
+    S_t = (I - k (b * k)ᵀ) Diag(exp g) S_{t-1} + k (w * v)ᵀ
+    b = σ(W_b x) one per key channel, w = σ(W_w x) one per value channel
 
-Published: the recurrence, full-rank gates, the Xavier initialisation, the SiLU output gate; with negative eigenvalues b lies in
-[0, 2] and w does not. Our reading: decay and output gate of low rank as in KDA (flash-linear-attention's port; the paper says
-"projection"), which makes it as large as FG²-GDN+. One step is not a contraction: ‖I - k (b * k)ᵀ‖ reaches 2/√3.
+Published: the recurrence, full-rank gates, the Xavier initialisation, the SiLU output gate; with negative eigenvalues b
+lies in [0, 2] and w does not. Our reading: decay and output gate of low rank as in KDA (flash-linear-attention's port;
+the paper says "projection"), which makes it as large as FG²-GDN+. One step is not a contraction: ‖I - k (b * k)ᵀ‖
+reaches 2/√3.
 """
 
 from __future__ import annotations

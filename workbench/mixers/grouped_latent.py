@@ -1,7 +1,7 @@
-"""Grouped latent attention, GLA (arXiv 2505.21487): several latents a token, each read by a group of heads.
+"""Grouped latent attention, GLA (arXiv 2505.21487): several latents per token, each for one group of heads.
 
-The definitions are those of :mod:`workbench.mixers.families.latent` with h_c > 1. Every group of heads has keys of its own, so that
-the cache can be split over devices. (Not Gated Linear Attention, which is called GLA as well.)
+The definitions are those of :mod:`workbench.mixers.families.latent` with h_c > 1. Every group of heads has separate
+keys, so that the cache can be split over devices. (Not Gated Linear Attention, which is called GLA as well.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from workbench.mixers.families.latent import LatentAttention, LatentAttentionCon
 
 @mixers.register
 class GroupedLatent(LatentAttention):
-    """Grouped latent attention: a few latents a token, each for a group of heads."""
+    """Grouped latent attention: a few latents per token, each for one group of heads."""
 
     conformance_cases = ({}, {"latents": 4, "latent_dim": 12, "window": 9, "sink": True})
 
@@ -23,7 +23,7 @@ class GroupedLatent(LatentAttention):
 
         kind: Literal["grouped_latent"] = "grouped_latent"
         latents: int = 2
-        """Latents h_c of a token; a divisor of heads. The paper's GLA-2 has 2 of 2 · head_dim channels."""
+        """Latents h_c per token; a divisor of heads. The paper's GLA-2 has 2 of 2 · head_dim channels."""
 
         scales: ClassVar[dict[str, dict[str, Any]]] = {
             scale: {**fields, "latents": 2 if scale == "tiny" else 4}

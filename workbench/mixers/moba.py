@@ -1,18 +1,20 @@
-"""Mixture of block attention, MoBA (arXiv 2502.13189): every head attends its k best blocks, ranked by their mean keys.
+"""Mixture of block attention, MoBA (arXiv 2502.13189): every head attends its k best blocks by mean key.
 
-    own block always, causally; of the blocks before it the k - 1 with the greatest q · mean(keys); softmax over all their tokens
+    the query's own block, causally, and the k - 1 earlier blocks with the largest q · mean(keys); softmax over their
+    tokens
 
-No gates, no parameters beyond those of ordinary attention. Every query head selects for itself, which for the kernels makes
-every head a group of its own.
+No gates, no parameters beyond those of softmax attention. Every query head selects separately, so for the kernels every
+head is a group.
 
 Legend: B batch, T queries, S keys, N blocks, D model width, H query heads, G key–value heads, K head channels.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
@@ -39,10 +41,10 @@ class MoBA(Mixer):
         """Mixture of block attention."""
 
         kind: Literal["moba"] = "moba"
-        block: int = 256
-        """Tokens of a block."""
-        top_k: int = 8
-        """Blocks that a head attends, the query's own included."""
+        block: Annotated[int, Field(ge=1)] = 256
+        """Tokens per block."""
+        top_k: Annotated[int, Field(ge=1)] = 8
+        """Blocks per head, the query's own included."""
 
         scales: ClassVar[dict[str, dict[str, Any]]] = {
             "tiny": {"head_dim": 16, "block": 16, "top_k": 6},
@@ -122,11 +124,11 @@ class MoBA(Mixer):
         H, G, K, b, T = config.heads, config.kv_heads, config.head_dim, config.blocks, length
         shapes = ((width, (H + 2 * G) * K), (H * K, width))
         parameters = sum(m * n for m, n in shapes) + (2 * K if config.qk_norm else 0)
-        # blocks are scored twice, for the normaliser and for the ranking; the former weights values nobody looks at
+        # blocks are scored twice, for the normaliser (which also weights values that are discarded) and for the ranking
         scored, attended = visible_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.selected * b.block)
         flops = linear_flops(*shapes) + H * K * (6 * scored + 4 * attended) / T
-        held = PooledCache.bytes_of(T, b, G * K, G, element_bytes) + 2 * G * K * T * element_bytes
-        return Cost(parameters, parameters, flops, held)
+        cache_bytes = PooledCache.bytes_of(T, b, G * K, G, element_bytes) + 2 * G * K * T * element_bytes
+        return Cost(parameters, parameters, flops, cache_bytes)
 
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:

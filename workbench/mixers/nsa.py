@@ -2,15 +2,16 @@
 
     o_p = Σ_c g_p^c · Attn(q_p, K^c, V^c),  c in {compression, selection, window},  scale 1/sqrt(K)
 
-From the paper: the three branches, independent sigmoid gates, φ a learned map with a position encoding inside the block,
-the mapping of scores (eq. 9), their sum over the heads of a group, first and last blocks always selected, separate keys and
-values for every branch; l 32, d 16, l' 64, n 16 with 1 first and 2 last blocks, w 512.
-Left open there and chosen by us: the gate is one linear layer with bias; the form of φ (:class:`workbench.layers.Pooling`);
-where rotary positions are applied (``compress_rope``); a window of exactly w tokens; importance scores have the attention's
-scale. ``reuse`` is not in the paper (see :mod:`workbench.mixers.asa_global`).
+From the paper: the three branches, independent sigmoid gates, φ a learned map with a position encoding inside the
+block, the mapping of scores (eq. 9), their sum over the heads of a group, first and last blocks always selected,
+separate keys and values for every branch; l 32, d 16, l' 64, n 16 with 1 first and 2 last blocks, w 512.
+Left open by the paper, chosen by us: the gate is one linear layer with bias; the form of φ
+(:class:`workbench.layers.Pooling`); where rotary positions are applied (``compress_rope``); a window of exactly w
+tokens; importance scores have the attention's scale. ``reuse`` is not in the paper (see
+:mod:`workbench.mixers.asa_global`).
 
-By our count it reads 1.4 times fewer keys than full attention at 4,096 tokens and 6.5 times fewer at 32,768: no speed-up can
-be expected below a few thousand tokens.
+By our count it reads 1.4 times fewer keys than full attention at 4,096 tokens and 6.5 times fewer at 32,768: no
+speed-up can be expected below a few thousand tokens.
 
 Legend: B batch, T queries, S keys, N pooled blocks, D model width, H query heads, G key–value heads, K head channels,
 n selected blocks, c branches.
@@ -108,10 +109,10 @@ class NSA(Mixer):
 
         kind: Literal["nsa"] = "nsa"
         branches: tuple[Branch, ...] = BRANCHES
-        """Branches that write to the output, any of compression, selection and window. Selection scores pooled blocks even
-        where they are not attended."""
+        """Branches that write to the output, any of compression, selection and window. Selection scores pooled blocks
+        even without the compression branch."""
         compress: Literal["mean", "linear", "mlp"] = "mlp"
-        """How a block of keys, or values, becomes one."""
+        """Pooling φ of a block of keys or values."""
         compress_length: int = 32
         """Tokens l of a pooled block."""
         compress_stride: int = 16
@@ -129,13 +130,13 @@ class NSA(Mixer):
         window: Annotated[int, Field(ge=1)] = 512
         """Keys w of the window branch, the query's own included; without a window, leave it out of ``branches``."""
         kv: Literal["per_branch", "shared"] = "per_branch"
-        """Whether every branch has keys and values of its own (the paper, against shortcuts in learning)."""
+        """Separate keys and values for every branch (the paper, against shortcuts in learning), or shared ones."""
         gate: Literal["head", "token", "softmax"] = "head"
         """Sigmoids for every head and branch, for every branch, or a softmax over the branches of every head."""
         importance_scaled: bool = True
-        """Whether scores that rank blocks are divided by sqrt(K) too (the paper's equation has no scale there)."""
+        """Whether the scores that rank blocks are divided by sqrt(K) too (the paper's equation has no scale)."""
         reuse: int = 1
-        """Consecutive positions that go by the selection of the first of them; divides l'."""
+        """Consecutive positions that attend the blocks selected by the first of them; divides l'."""
 
         scales: ClassVar[dict[str, dict[str, Any]]] = {
             "tiny": {
@@ -275,7 +276,7 @@ class NSA(Mixer):
                 outputs["selection"] = selection.attend(q, k, v, positions, self.blocks.block)
         if "window" in reads:
             k, v = rows[reads["window"]]
-            offset = k.shape[1] - q.shape[1]  # the cache of a window has evicted what lies before
+            offset = k.shape[1] - q.shape[1]  # the cache of a window has evicted earlier tokens
             outputs["window"], _ = visible_block_attention(
                 q, k, v, start_BT=positions.start_BT, offset=offset, window=self.window
             )
@@ -307,7 +308,7 @@ class NSA(Mixer):
     def _select(
         self, q: Tensor, ck: Tensor, lse: Tensor | None, positions: Positions, cache: PooledCache | None
     ) -> Selection:
-        """Blocks by importance; ``lse`` is the compression branch's, None where there is none."""
+        """Blocks by importance; ``lse`` is that of the compression branch, None without one."""
         scale = self.K**-0.5 if self.importance_scaled else 1.0
         if lse is None or not self.importance_scaled:
             with torch.no_grad():
@@ -335,7 +336,7 @@ class NSA(Mixer):
     def rescaling_pairs(self) -> list[RescalingPair]:
         H, G, K = self.H, self.G, self.K
         if "pooled" in self.layout.reads and self.pool_k.kind != "mean":
-            return []  # a learned map of a block adds positions and mixes channels: it does not scale with keys and values
+            return []  # a learned map of a block adds positions and mixes channels: it does not scale with its inputs
         scale_GK, scale_GV = channel_scales(G, K, self.rotary), channel_scales(G, K)
 
         def kv_rows(position: int, scales: Tensor) -> Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from workbench.config import ConfigError
+from pydantic import Field
+
 from workbench.contract import Range, mixers
 from workbench.mixers.families.softmax import AttentionConfig, SoftmaxAttention
 
 
 @mixers.register
 class Sliding(SoftmaxAttention):
-    """Softmax attention inside a window; its cache never holds more than w - 1 tokens."""
+    """Softmax attention inside a window; the cache has at most w - 1 tokens."""
 
     conformance_cases = ({}, {"window": 1}, {"window": 7, "kv_heads": 1})
 
@@ -19,23 +20,13 @@ class Sliding(SoftmaxAttention):
         """Sliding-window softmax attention."""
 
         kind: Literal["sliding"] = "sliding"
-        window: int = 512
-        """Keys w that a query sees, its own included; at least 1."""
+        window: Annotated[int, Field(ge=1)] = 512
+        """Keys w that a query sees, its own included; for no window, use mixer 'full'."""
 
         scales: ClassVar[dict[str, dict[str, Any]]] = {
             scale: {**fields, "window": 64 if scale == "tiny" else 512}
             for scale, fields in AttentionConfig.scales.items()
         }
-
-        def resolved(self, width: int) -> Self:
-            if self.window < 1:
-                raise ConfigError.at(
-                    "window",
-                    got=self.window,
-                    expected="at least 1 (the token itself)",
-                    do="A window of 1 sees only itself; use mixer 'full' for no window.",
-                )
-            return super().resolved(width)
 
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:

@@ -27,23 +27,23 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 """Largest relative error, ‖a - b‖ / ‖b‖, by precision."""
 
 
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """‖got - wanted‖ / ‖wanted‖, and infinite where anything is not finite."""
-    if not (got.isfinite().all() and wanted.isfinite().all()):
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual - expected‖ / ‖expected‖, and infinite where anything is not finite."""
+    if not (actual.isfinite().all() and expected.isfinite().all()):
         return float("inf")
-    got, wanted = got.detach(), wanted.detach()
-    return float((got - wanted).norm() / wanted.norm().clamp_min(1e-30))
+    actual, expected = actual.detach(), expected.detach()
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
-def assert_close(got: Tensor, wanted: Tensor, what: str) -> None:
+def assert_close(actual: Tensor, expected: Tensor, what: str) -> None:
     """Raise AssertionError when the relative error exceeds the tolerance of the precision."""
-    error, allowed = relative_error(got, wanted), TOLERANCE[wanted.dtype]
+    error, allowed = relative_error(actual, expected), TOLERANCE[expected.dtype]
     assert error <= allowed, f"{what}: relative error {error:.2e}, allowed {allowed:.0e}"
 
 
 def check_gradients(value: Callable[[], Tensor], tensors: dict[str, Tensor]) -> None:
-    """Raise AssertionError unless the gradients of ``value()`` equal its finite differences, along a random direction in
-    each of ``tensors``."""
+    """Raise AssertionError unless the gradients of ``value()`` equal its finite differences, along a random direction
+    in each of ``tensors``."""
     gradients = torch.autograd.grad(value(), list(tensors.values()), allow_unused=True)
     for (name, tensor), gradient in zip(tensors.items(), gradients):
         assert gradient is not None, f"{name} does not take part in the output"
@@ -72,7 +72,7 @@ def _solve_triangular_flops(a_shape: Any, b_shape: Any, *args: Any, **kwargs: An
 
 
 def count_flops(call: Callable[[], Any]) -> int:
-    """FLOPs of the matrix products that ``call`` really executes, attention taken apart into its products."""
+    """FLOPs of the matrix products that ``call`` executes, attention decomposed into its products."""
     mapping = {torch.ops.aten.linalg_solve_triangular: _solve_triangular_flops}
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
@@ -202,9 +202,9 @@ class ComponentConformance(ABC):
                     for name, factor in pair.factors(scales_S):
                         rescaled.get_parameter(name).mul_(factor)
                     compared = zip(self.outputs(rescaled), self.outputs(module), strict=True)
-                for number, (got, wanted) in enumerate(compared):
-                    assert_close(got, wanted, f"{pair.name} rescaled, output {number}")
-                    assert not exact or torch.equal(got, wanted), f"{pair.name} by powers of two, output {number}"
+                for number, (actual, expected) in enumerate(compared):
+                    assert_close(actual, expected, f"{pair.name} rescaled, output {number}")
+                    assert not exact or torch.equal(actual, expected), f"{pair.name} by powers of two, output {number}"
 
 
 class VariantConformance(ComponentConformance):
@@ -265,8 +265,8 @@ class VariantConformance(ComponentConformance):
         eager, compiled = module(x_BTD), compile_whole(x_BTD, aux=AuxOutputs())
         assert_close(compiled.detach(), eager.detach(), "compiled output")
         weight = torch.randn_like(eager)
-        wanted, got = (torch.autograd.grad((y * weight).sum(), x_BTD)[0] for y in (eager, compiled))
-        assert_close(got, wanted, "compiled gradient")
+        expected, actual = (torch.autograd.grad((y * weight).sum(), x_BTD)[0] for y in (eager, compiled))
+        assert_close(actual, expected, "compiled gradient")
 
 
 class MixerConformance(VariantConformance):
@@ -317,15 +317,15 @@ class MixerConformance(VariantConformance):
             separate = torch.cat([module(x_BTD[:, a:b]) for a, b in spans], dim=1)
             assert_close(packed.detach(), separate.detach(), f"packed output, cut at {cut}")
             weight = torch.randn_like(packed)
-            got, wanted = (torch.autograd.grad((y * weight).sum(), x_BTD)[0] for y in (packed, separate))
-            assert_close(got, wanted, f"packed gradient, cut at {cut}")
+            actual, expected = (torch.autograd.grad((y * weight).sum(), x_BTD)[0] for y in (packed, separate))
+            assert_close(actual, expected, f"packed gradient, cut at {cut}")
 
     def test_prefill_then_decode(self, case: dict[str, Any]) -> None:
         if not self.component().capabilities.decode:
             return
         module, B, T = self.build(case), 2, 72
         x_BTD = self.random(B, T)
-        wanted = module(x_BTD)
+        expected = module(x_BTD)
         with torch.no_grad():
             for cut in (*self.cuts, T):
                 cache = module.new_cache(B, T, "cpu", torch.float64)
@@ -333,7 +333,7 @@ class MixerConformance(VariantConformance):
                 parts = [module(x_BTD[:, a:b], cache=cache) for a, b in ((0, cut), (cut, middle)) if a < b]
                 parts += [module(x_BTD[:, t : t + 1], cache=cache) for t in range(middle, T)]
                 assert cache.length == T
-                assert_close(torch.cat(parts, dim=1), wanted.detach(), f"prefill {cut}, then decode")
+                assert_close(torch.cat(parts, dim=1), expected.detach(), f"prefill {cut}, then decode")
 
     def test_cache_bytes_are_counted(self, case: dict[str, Any]) -> None:
         if not self.component().capabilities.decode:

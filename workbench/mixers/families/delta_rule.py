@@ -3,16 +3,19 @@
     q, k, v = silu(conv(W x)), q and k L2-normalised per head, q scaled by K^-1/2
     S_t = (I - p eᵀ) Diag(exp g) S_{t-1} + p zᵀ,  o_t = S_tᵀ q_t       y = W_o [ RMSNorm_head(o) * gate(W_g x) ]
 
-A member defines the write key p, the erase key e and the value z from k, v and the edit gates b (erase) and w (write), each a
-number or a vector per head. The erase gate acts on
+A member defines the write key p, the erase key e and the value z from k, v and the edit gates b (erase) and w (write),
+each a number or a vector per head. The erase gate acts on
 
-    key      p = k,   e = b * k,   z = w * v        both   p = e = √b * k,   z = √w * v        address   p = b * k,   e = k,   z = v
+    key       p = k,            e = b * k,   z = w * v
+    both      p = e = √b * k,                z = √w * v
+    address   p = b * k,        e = k,       z = v
 
-The decay g is none, a number or a vector per head, -exp(A_log) · softplus(W_a x + dt_bias). Tied gates are one gate, w = b. The
-power of the write gate (1, 1/2, 0) gives a tied scalar gate the same effect in all three: DeltaNet's β.
+The decay g is none, a number or a vector per head, -exp(A_log) · softplus(W_a x + dt_bias). Tied gates are one gate,
+w = b. The power of the write gate (1, 1/2, 0) gives a tied scalar gate the same effect in all three: DeltaNet's β.
 
-Sources: DeltaNet arXiv 2406.06484, Gated DeltaNet 2412.06464, Kimi Delta Attention 2510.26692, GDN-2 2605.22791; FG²-GDN
-2604.19021 by its abstract and second-hand notes only. The members' files tell what is published and what is ours.
+Sources: DeltaNet arXiv 2406.06484, Gated DeltaNet 2412.06464, Kimi Delta Attention 2510.26692, GDN-2 2605.22791;
+FG²-GDN 2604.19021 by its abstract and second-hand notes only. The members' files tell what is published and what is
+ours.
 
 Legend: B batch, T time, D model width, H heads, K key channels, V value channels, C = H(2K + V) convolved channels.
 """
@@ -70,12 +73,13 @@ class DeltaRuleConfig(VariantConfig):
     erase_gate_on: Literal["key", "both", "address"] = "key"
     """Factor of (I - p eᵀ) that the erase gate multiplies: the erase key e, both by its root, or the write key p."""
     negative_eigenvalues: bool = False
-    """Edit strength in (0, 2) instead of (0, 1): the state may flip sign along a key (arXiv 2411.12537). A gate that is one
-    number for erasing and writing (key, tied, scalar) is doubled as a whole, any other only in the erasure."""
+    """Edit strength in (0, 2) instead of (0, 1): the state may flip sign along a key (arXiv 2411.12537). A gate that is
+    one number for erasing and writing (key, tied, scalar) is doubled as a whole, any other only in the erasure."""
     output_gate: Literal["sigmoid", "silu", "none"] = "sigmoid"
     """Activation of the gate on the output."""
     output_gate_rank: Annotated[int | None, Field(ge=0)] = None
-    """Rank of the output gate's projection, whose second factor has a bias; 0 is a full matrix without one. Default: V."""
+    """Rank of the output gate's projection, whose second factor has a bias; 0 is a full matrix without one. Default:
+    V."""
     short_convolution: bool = True
     """Whether q, k and v pass a causal convolution over four tokens before their SiLU."""
     qk_norm: Literal["l2", "none"] = "l2"
@@ -161,7 +165,8 @@ def gate_shapes(config: Any) -> dict[str, GateShape]:
 
 
 class StackedLinear(Linear):
-    """Several projections of one input in one matrix product. The initial values of each depend on its name, not on the others.
+    """Several projections of one input in one matrix product. The initial values of each depend on its name, not on the
+    others.
 
     Args:
         d_in: input channels.
@@ -314,8 +319,8 @@ class DeltaRuleMixer(Mixer):
         return g[..., 0] if self.config.decay == "scalar" else g
 
     def _log_gates(self, raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logarithms of the erase and the write gate, (B, T, H, 1 or channels), fp32: powers of a gate that has underflowed
-        keep a finite gradient."""
+        """Logarithms of the erase and the write gate, (B, T, H, 1 or channels), fp32: powers of a gate that has
+        underflowed keep a finite gradient."""
 
         def log_gate(name: str) -> Tensor:
             x = raw[name]
@@ -355,7 +360,8 @@ class DeltaRuleMixer(Mixer):
         erase_key_BTHK: Tensor | None,
         beta_BTH: Tensor | None,
     ) -> None:
-        """Norm of the state, half-life in tokens, gates, and the largest factor by which one edit stretches the state."""
+        """Norm of the state, half-life in tokens, gates, and the largest factor by which one edit stretches the
+        state."""
         metrics = aux.metrics
         metrics["state_norm"] = state_BHKV.norm(dim=(-2, -1)).mean()
         if g is not None:

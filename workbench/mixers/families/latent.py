@@ -1,27 +1,28 @@
-"""Multi-head latent attention (arXiv 2405.04434, §2.1): keys and values are read out of one small latent a token.
+"""Multi-head latent attention (arXiv 2405.04434, §2.1): keys and values are computed from a small latent.
 
     c_s = RMSNorm(W_d x_s)      kr_s = rotate(W_kr x_s), shared by all heads      [q_n ; q_r] = W_q x, q_r rotated
     expanded:  k = [W_uk c ; kr],  v = W_uv c,  scores (q_n·k_n + q_r·kr) / sqrt(dn + dr)
     absorbed:  the same with queries [W_ukᵀ q_n ; q_r], keys [c ; kr] and values c; o = W_uv (Σ p c)
 
-Both forms are one function. Training takes the expanded form (fewer FLOPs a key), one-token decode the absorbed one (it reads
-the cache and nothing else). The cache holds the normalised latent and the rotated key.
+Both forms are one function. Training takes the expanded form (fewer FLOPs per key), one-token decode the absorbed one
+(it reads only the cache). The cache holds the normalised latent and the rotated key.
 
 With h_c latents head i reads latent floor(i / (H / h_c)): :mod:`workbench.mixers.grouped_latent`.
 
-Legend: B batch, T queries, S keys, D model width, H heads, g latents h_c, C latent channels dc, N content channels dn of a
-head, V value channels (= dn), R rotary channels dr.
+Legend: B batch, T queries, S keys, D model width, H heads, g latents h_c, C latent channels dc, N content channels dn
+of a head, V value channels (= dn), R rotary channels dr.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from workbench.config import ConfigError
+from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
 from workbench.layers import Linear, Rotary, RowCache, linear_flops
 from workbench.mixers.families.softmax import channel_scales, heads_of, nearest_divisor
@@ -31,23 +32,24 @@ from workbench.ops.sparse_attention import document_starts, visible_block_attent
 class LatentConfig(VariantConfig):
     """Fields that every attention over latents shares."""
 
-    heads: int | None = None
+    heads: Annotated[int | None, Field(ge=1)] = None
     """Query heads H. Default: width / head_dim."""
-    head_dim: int | None = None
-    """Content channels dn of a head, and its value channels. Default: width / heads, or 64 where neither is given."""
-    latents: int = 1
-    """Latents h_c of a token; a divisor of heads."""
-    latent_dim: int | None = None
-    """Channels dc of one latent. Default: 4 · head_dim, over the number of latents (arXiv 2405.04434 has 4 · head_dim)."""
-    rotary_dim: int | None = None
+    head_dim: Annotated[int | None, Field(ge=1)] = None
+    """Content channels dn per head, and value channels. Default: width / heads, or 64 where neither is given."""
+    latents: Annotated[int, Field(ge=1)] = 1
+    """Latents h_c per token; a divisor of heads."""
+    latent_dim: Annotated[int | None, Field(ge=1)] = None
+    """Channels dc of one latent. Default: 4 · head_dim, over the number of latents (arXiv 2405.04434 has 4 ·
+    head_dim)."""
+    rotary_dim: Annotated[int | None, Field(ge=0, multiple_of=2)] = None
     """Rotated channels dr that all heads share, even; 0 leaves the layer without positions. Default: head_dim / 2."""
     rotary_theta: float = 10_000.0
     """Base of the rotary frequencies."""
-    query_latent: int | None = None
-    """Channels of a normalised latent that queries are read out of. Default: queries come straight from the input."""
+    query_latent: Annotated[int | None, Field(ge=1)] = None
+    """Channels of a normalised latent that queries are computed from. Default: from the input."""
     latent_scale: bool = False
-    """Whether a normalised latent of d channels is multiplied by sqrt(D / d), which makes up for the smaller variance that
-    a small latent gives (LongCat-Flash, arXiv 2509.01322, §2)."""
+    """Whether a normalised latent of d channels is multiplied by sqrt(D / d), which compensates for the smaller
+    variance that a small latent gives (LongCat-Flash, arXiv 2509.01322, §2)."""
 
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"head_dim": 16},
@@ -56,29 +58,23 @@ class LatentConfig(VariantConfig):
     }
 
     def resolved(self, width: int) -> Self:
-        for name in ("heads", "head_dim", "latents", "latent_dim", "query_latent"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError.at(name, got=value, expected="at least 1")
         head_dim = self.head_dim or (width // self.heads if self.heads else min(64, width))
-        if self.heads is None and width % head_dim:
-            raise ConfigError.at(
-                "head_dim",
-                got=head_dim,
-                expected=f"a divisor of width={width}, or heads given",
-                do=f"Nearest: {nearest_divisor(width, head_dim)}.",
-            )
+        require(
+            self.heads or width % head_dim == 0,
+            "head_dim",
+            got=head_dim,
+            expected=f"a divisor of width={width}, or heads given",
+            do=f"Nearest: {nearest_divisor(width, head_dim)}.",
+        )
         heads = self.heads or width // head_dim
-        if heads % self.latents:
-            raise ConfigError.at(
-                "latents",
-                got=self.latents,
-                expected=f"a divisor of heads={heads}",
-                do=f"Nearest: {nearest_divisor(heads, self.latents)}.",
-            )
+        require(
+            heads % self.latents == 0,
+            "latents",
+            got=self.latents,
+            expected=f"a divisor of heads={heads}",
+            do=f"Nearest: {nearest_divisor(heads, self.latents)}.",
+        )
         rotary_dim = max(2, head_dim // 4 * 2) if self.rotary_dim is None else self.rotary_dim
-        if rotary_dim % 2 or rotary_dim < 0:
-            raise ConfigError.at("rotary_dim", got=rotary_dim, expected="an even number, or 0 for no positions")
         return self.changed(
             heads=heads,
             head_dim=head_dim,
@@ -88,7 +84,7 @@ class LatentConfig(VariantConfig):
 
 
 class LatentNorm(nn.Module):
-    """RMSNorm of every latent with a gain of its own, times a constant."""
+    """RMSNorm of each latent with its own gain, times a constant."""
 
     roles = {"weight": Role.NORM}
 
@@ -182,11 +178,11 @@ class LatentProjections(nn.Module):
         return torch.einsum("btgrc,grvc->btgrv", o_BTHC.unflatten(2, (self.g, -1)), up_v.to(o_BTHC.dtype)).flatten(2, 3)
 
     def rescaling_pairs(self) -> list[RescalingPair]:
-        """Pairs of a mixer that holds this module as ``project`` and whose ``out.weight`` reads the heads.
+        """Pairs of a mixer that has this module as ``project`` and whose ``out.weight`` reads the heads.
 
         Content keys with their queries and values with the output matrix, per head and channel; rotated keys with their
-        queries, per rotary pair and over all heads, which share them. None across the norm of a latent, which would undo
-        the scale.
+        queries, per rotary pair and over all heads, which share them. None across the norm of a latent, which would
+        undo the scale.
         """
         H, N, R = self.H, self.N, self.R
         scale_HN = channel_scales(H, N)
@@ -297,7 +293,7 @@ class LatentAttention(Mixer):
         segments: Tensor | None = None,
         absorbed: bool = False,
     ) -> Tensor:
-        """Attention of T queries over S ≥ T latents, of which the last T are the queries' own: (B, T, H, N).
+        """Attention of T queries over S ≥ T latents, the last T of which belong to the queries: (B, T, H, N).
 
         Args:
             q_n: content part of the queries, (B, T, H, N).
@@ -333,15 +329,17 @@ class LatentAttention(Mixer):
         H, g, C, N, R = config.heads, config.latents, config.latent_dim, config.head_dim, config.rotary_dim
         parameters = LatentProjections.parameters_of(config, width) + H * N * width + (H if config.sink else 0)
         keys = visible_pairs(length, length, 1, 1, config.window or 0) / length
-        # keys and values of a head out of its latent, or its queries into it and its values out of it: the same products
+        # expanding keys and values, or absorbing queries and expanding outputs: equal products
         up = 2 * C * 2 * H * N
-        a_key = 2 * (2 * C + R) if config.form == "absorbed" else 2 * (2 * N + R)
-        kept = length if config.window is None else min(length, config.window - 1)
+        flops_per_key = 2 * (2 * C + R) if config.form == "absorbed" else 2 * (2 * N + R)
+        cached = length if config.window is None else min(length, config.window - 1)
         return Cost(
             parameters=parameters,
             active_parameters=parameters,
-            flops=linear_flops(*LatentProjections.shapes(config, width), (H * N, width)) + up + H * a_key * keys,
-            cache_bytes=(g * C + R) * kept * element_bytes,
+            flops=linear_flops(*LatentProjections.shapes(config, width), (H * N, width))
+            + up
+            + H * flops_per_key * keys,
+            cache_bytes=(g * C + R) * cached * element_bytes,
             unevicted_bytes=(g * C + R) * length * element_bytes,
         )
 
@@ -354,14 +352,10 @@ class LatentAttention(Mixer):
 class LatentAttentionConfig(LatentConfig):
     """Fields of attention over latents by itself."""
 
-    window: int | None = None
+    window: Annotated[int | None, Field(ge=1)] = None
     """Keys that a query sees, its own included. Default: all."""
     sink: bool = False
     """Whether every head has a learned score of value zero in its softmax; see ``full``."""
     form: Literal["expanded", "absorbed"] = "expanded"
-    """Order of the products where several tokens are computed together; one function, differing in rounding and FLOPs."""
-
-    def resolved(self, width: int) -> Self:
-        if self.window is not None and self.window < 1:
-            raise ConfigError.at("window", got=self.window, expected="at least 1 (the token itself), or none")
-        return super().resolved(width)
+    """Order of the products where several tokens are computed together; one function, differing in rounding and
+    FLOPs."""

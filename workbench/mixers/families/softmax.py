@@ -1,19 +1,20 @@
 """Softmax attention with plain heads: multi-head, grouped-query (arXiv 2305.13245) or multi-query.
 
-:class:`HeadsConfig` has the fields of every mixer with plain heads, :class:`SoftmaxAttention` the layer behind ``full`` and
-``sliding``.
+:class:`HeadsConfig` has the fields of every mixer with plain heads, :class:`SoftmaxAttention` the layer behind ``full``
+and ``sliding``.
 
 Legend: B batch, T time, D model width, H query heads, G key–value heads, K head channels.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 
-from workbench.config import ConfigError
+from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
 from workbench.ops.attention import attention
@@ -23,11 +24,11 @@ from workbench.ops.sparse_attention import document_starts, visible_block_attent
 class HeadsConfig(VariantConfig):
     """Fields that every attention with plain heads shares."""
 
-    heads: int | None = None
+    heads: Annotated[int | None, Field(ge=1)] = None
     """Query heads H. Default: as many as fit the width, width / head_dim."""
-    kv_heads: int | None = None
+    kv_heads: Annotated[int | None, Field(ge=1)] = None
     """Key–value heads G; H must be a multiple. G = H is multi-head (the default), G = 1 multi-query."""
-    head_dim: int | None = None
+    head_dim: Annotated[int | None, Field(ge=1)] = None
     """Channels K of one head, even. Default: width / heads, or 64 where neither is given."""
     qk_norm: bool = False
     """RMS-normalise queries and keys per head before the rotation."""
@@ -36,7 +37,7 @@ class HeadsConfig(VariantConfig):
     rotary_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rotary_dim: int | None = None
-    """Channels of a head that are rotated, even, the first ones (partial rotary). Default: all."""
+    """Rotated channels per head, an even number, the first ones (partial rotary). Default: all."""
 
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"head_dim": 32},
@@ -51,74 +52,65 @@ class HeadsConfig(VariantConfig):
         return {name: value for name, value in super().defaults_at(scale, given).items() if name not in drop}
 
     def resolved(self, width: int) -> Self:
-        for name in ("heads", "kv_heads", "head_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError.at(name, got=value, expected="at least 1")
         heads, head_dim = self.heads, self.head_dim
         if head_dim is None:
             head_dim = width // heads if heads else min(64, width)
-            if heads and width % heads:
-                raise ConfigError.at(
-                    "heads",
-                    got=heads,
-                    expected=f"a divisor of width={width}",
-                    do=f"Nearest: {nearest_divisor(width, heads)}; or give head_dim.",
-                )
-        if heads is None:
-            if width % head_dim:
-                raise ConfigError.at(
-                    "head_dim",
-                    got=head_dim,
-                    expected=f"a divisor of width={width}",
-                    do=f"Nearest: {nearest_divisor(width, head_dim)}; or give heads.",
-                )
-            heads = width // head_dim
-        if heads * head_dim != width:
-            raise ConfigError.at(
+            require(
+                not heads or width % heads == 0,
                 "heads",
                 got=heads,
-                expected=f"heads · head_dim = width ({width}); head_dim is {head_dim}",
-                do=f"Nearest heads that divide: {nearest_divisor(width, heads)}; or leave one of them out.",
+                expected=f"a divisor of width={width}",
+                do=f"Nearest: {nearest_divisor(width, heads or 1)}; or give head_dim.",
             )
-        if head_dim % 2:
-            raise ConfigError.at("head_dim", got=head_dim, expected="an even number (rotary pairs)")
+        if heads is None:
+            require(
+                width % head_dim == 0,
+                "head_dim",
+                got=head_dim,
+                expected=f"a divisor of width={width}",
+                do=f"Nearest: {nearest_divisor(width, head_dim)}; or give heads.",
+            )
+            heads = width // head_dim
+        require(
+            heads * head_dim == width,
+            "heads",
+            got=heads,
+            expected=f"heads · head_dim = width ({width}); head_dim is {head_dim}",
+            do=f"Nearest heads that divide: {nearest_divisor(width, heads)}; or leave one of them out.",
+        )
+        require(head_dim % 2 == 0, "head_dim", got=head_dim, expected="an even number (rotary pairs)")
         rotary_dim = head_dim if self.rotary_dim is None else self.rotary_dim
-        if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
-            raise ConfigError.at(
-                "rotary_dim",
-                got=rotary_dim,
-                expected=f"an even number from 2 to head_dim={head_dim}",
-                do="Without any rotation, set rotary: false.",
-            )
+        require(
+            rotary_dim % 2 == 0 and 2 <= rotary_dim <= head_dim,
+            "rotary_dim",
+            got=rotary_dim,
+            expected=f"an even number from 2 to head_dim={head_dim}",
+            do="For no rotation at all, set rotary: false.",
+        )
         kv_heads = self.kv_heads or heads
-        if heads % kv_heads:
-            raise ConfigError.at(
-                "kv_heads",
-                got=kv_heads,
-                expected=f"a divisor of heads={heads}",
-                do=f"Nearest: {nearest_divisor(heads, kv_heads)}.",
-            )
+        require(
+            heads % kv_heads == 0,
+            "kv_heads",
+            got=kv_heads,
+            expected=f"a divisor of heads={heads}",
+            do=f"Nearest: {nearest_divisor(heads, kv_heads)}.",
+        )
         return self.changed(heads=heads, head_dim=head_dim, kv_heads=kv_heads, rotary_dim=rotary_dim)
 
 
 class AttentionConfig(HeadsConfig):
     """Fields of softmax attention."""
 
-    softcap: float | None = None
-    """Scores s become c·tanh(s/c) (arXiv 2408.00118, §2); 50 there. Default: they stay as they are."""
+    softcap: Annotated[float | None, Field(gt=0)] = None
+    """Scores s become c·tanh(s/c) (arXiv 2408.00118, §2), there with c = 50. Default: no soft-cap."""
     sink: bool = False
-    """Whether every head has a learned score that takes part in the softmax and has the value zero, so that a head may
+    """Whether every head has a learned score that takes part in the softmax with the value zero, so that a head may
     attend to nothing (attention sinks, arXiv 2309.17453; this form: gpt-oss, arXiv 2508.10925)."""
 
-    def resolved(self, width: int) -> Self:
-        if self.softcap is not None and self.softcap <= 0:
-            raise ConfigError.at("softcap", got=self.softcap, expected="a positive number, or none")
-        return super().resolved(width)
 
-
-def nearest_divisor(of: int, to: int) -> int:
-    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - to))
+def nearest_divisor(number: int, target: int) -> int:
+    """The divisor of ``number`` that is closest to ``target``."""
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - target))
 
 
 def channel_scales(heads: int, channels: int, rotary: Rotary | None = None) -> Tensor:
@@ -135,7 +127,8 @@ def heads_of(scales: Tensor) -> Tensor:
 
 
 def stacked_pairs(H: int, G: int, K: int, *, rotary: Rotary | None, qk_norm: bool) -> list[RescalingPair]:
-    """Pairs of attention whose ``qkv.weight`` stacks queries, keys and values, and whose ``out.weight`` reads the heads.
+    """Pairs of attention whose ``qkv.weight`` stacks queries, keys and values, and whose ``out.weight`` reads the
+    heads.
 
     The query heads of a group share the scales of their keys. Soft-caps and sinks see scores, which do not change.
     """
@@ -232,7 +225,7 @@ class SoftmaxAttention(Mixer):
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
 
     def attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, segments: Tensor | None = None) -> Tensor:
-        """Attention of T queries over S ≥ T keys, of which the last T are the queries' own: (B, T, H, K).
+        """Attention of T queries over S ≥ T keys, the last T of which belong to the queries: (B, T, H, K).
 
         Args:
             segments: (B, T) document numbers, only with S = T.
@@ -265,15 +258,15 @@ class SoftmaxAttention(Mixer):
         parameters = (
             width * (H + 2 * G) * K + H * K * width + (2 * K if config.qk_norm else 0) + (H if config.sink else 0)
         )
-        # position t sees min(t, w) keys; scores and weighted values cost 2K each a key and head
+        # position t sees min(t, w) keys; scores and weighted values cost 2K each per key and head
         w = min(window, length)
         mean_keys = (w * (w + 1) / 2 + (length - w) * w) / length
-        kept = length if window >= length + 1 or getattr(config, "window", None) is None else min(length, window - 1)
+        cached = length if window >= length + 1 or getattr(config, "window", None) is None else min(length, window - 1)
         return Cost(
             parameters=parameters,
             active_parameters=parameters,
             flops=linear_flops((width, (H + 2 * G) * K), (H * K, width)) + 4 * H * K * mean_keys,
-            cache_bytes=2 * G * K * kept * element_bytes,
+            cache_bytes=2 * G * K * cached * element_bytes,
             unevicted_bytes=2 * G * K * length * element_bytes,
         )
 

@@ -100,8 +100,8 @@ class Positions:
 
     @property
     def rotary(self) -> dict[str, Any]:
-        """Keyword arguments of :class:`workbench.layers.Rotary`. Pooling mixes rotated keys with each other, so positions
-        restart in every document."""
+        """Keyword arguments of :class:`workbench.layers.Rotary`. Pooling mixes rotated keys with each other, so
+        positions restart in every document."""
         if self.segments is None:
             return {"offset": self.offset}
         T = self.start_BT.shape[1]
@@ -110,7 +110,8 @@ class Positions:
 
 @dataclass(frozen=True)
 class Selection:
-    """Blocks that queries attend. A layer can attend the selection of another one (argument ``selection`` of its forward)."""
+    """Blocks that queries attend. A layer can attend the selection of another one (argument ``selection`` of its
+    forward)."""
 
     indices: Tensor
     """(B, T, G, n) int32, counted from the start of the query's document; -1 for none."""
