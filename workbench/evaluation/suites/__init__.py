@@ -1,8 +1,8 @@
 """Evaluation suites, one file per suite. Each measures a model on a split and adds rows to one long table.
 
 A row is (suite, task, metric, value, n). A metric is identified by its unit ("bits per byte"); ``n`` is the number of
-documents or examples behind the value. A suite may also return the numerators and denominators of
-single documents, so that seeds can be compared by paired resampling of documents.
+documents or examples behind the value. A suite may also return numerators and denominators of single documents, so that
+seeds can be compared by paired resampling of documents.
 
 Legend: B rows, T tokens in a row, D documents.
 """
