@@ -193,7 +193,7 @@ class Ablation:
             metric=arms.metric,
             data=fingerprints,
             data_cards={arm: source.card for arm, source in prepared.items()},
-            views=dict(arms.baseline.run().data.views),
+            views={name: list(columns) for name, columns in arms.baseline.run().data.views.items()},
             workers=self.workers,
             threads=self.threads,
             gpus=visible_gpus(),

@@ -14,6 +14,7 @@ from workbench.ablation.spec.ablation import AblationConfig
 from workbench.ablation.spec.tuning import SMOOTHING
 from workbench.config import ConfigError, Problem, deep_merge, expand_dotted, flatten, require
 from workbench.metric import Metric
+from workbench.optimisers import optimisers
 from workbench.ranges import Range
 from workbench.training.config import RunConfig
 
@@ -169,7 +170,7 @@ def resolve(config: AblationConfig, solved: Mapping[str, Mapping[str, int]] | No
     for arm, space in zip(arms.values(), _collect(lambda arm: _space(config, arm), arms.values())):
         arm.space = space
     _set_points(config, arms)
-    _collect(lambda arm: [resolved.check_setting(arm.name, point) for point in arm.points], arms.values())
+    _collect(lambda arm: _check_points(resolved, arm), arms.values())
     return resolved
 
 
@@ -219,6 +220,11 @@ def _match_budget(config: AblationConfig, arms: Mapping[str, Arm], is_solved: bo
     return target
 
 
+def _check_points(arms: Arms, arm: Arm) -> None:
+    for point in arm.points:
+        arms.check_setting(arm.name, point)
+
+
 def _check_run(arms: Arms, arm: Arm) -> None:
     config, metric, run = arms.config, arms.metric, arm.run()
     require(
@@ -244,7 +250,7 @@ def _check_run(arms: Arms, arm: Arm) -> None:
 
 
 def _space(config: AblationConfig, arm: Arm) -> dict[str, Range]:
-    """The fields that the arm's model has, of the declared space and, with ``tuning.variants``, of its components'."""
+    """The fields that the arm's model has, of the declared space and, with ``tuning.variants``, of its components' and its optimiser's."""
     model = arm.run().model
     components = [(f"model.{path}.", cls, component) for path, cls, component in model.settings()]
 
@@ -255,8 +261,13 @@ def _space(config: AblationConfig, arm: Arm) -> dict[str, Range]:
         return not name.startswith(("model.mixers.", "model.feedforwards.")) or name.startswith(prefixes)
 
     space = {name: choice for name, choice in config.tuning.space.items() if exists(name)}
-    for prefix, cls, component in components if config.tuning.variants else ():
-        for name, choice in cls.search_space(component, model.width or 0).items():
+    if not config.tuning.variants:
+        return space
+    optimiser = arm.run().training.optimiser
+    added = [(prefix, cls.search_space(component, model.width or 0)) for prefix, cls, component in components]
+    added.append(("training.optimiser.", optimisers[optimiser.kind].search_space(optimiser)))
+    for prefix, component_space in added:
+        for name, choice in component_space.items():
             config.tuning.check_field(prefix + name)
             space.setdefault(prefix + name, choice)
     return space

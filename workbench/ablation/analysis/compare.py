@@ -86,9 +86,9 @@ class Comparison:
         for arm, law in self.laws.items():
             sentence = f"{arm}: {law.describe(self.x, self.unit)}"
             if self.at is not None:
-                value, low, high = law.at(self.at)
+                extrapolated, low, high = law.at(self.at)
                 span = "" if low is None else f" ({low:.4f} to {high:.4f})"
-                sentence += f"; extrapolated to {self.at:g}: {value:.4f}{span}"
+                sentence += f"; extrapolated to {self.at:g}: {extrapolated:.4f}{span}"
             lines.append(f"{sentence}.")
         lines += self.notes
         return "\n".join(lines)

@@ -50,7 +50,7 @@ class Launch(Config):
     """Optuna's database. Default: study.db (SQLite) in the ablation's folder, for one machine. For several machines:
     postgresql://user@host/database; the password belongs in ~/.pgpass or PGPASSWORD, because this address is saved."""
     launcher: Annotated[SerializeAsAny[LauncherConfig], BeforeValidator(launchers.parse)] = Field(
-        default="local",  # type: ignore[assignment]
+        default="local",
         validate_default=True,
     )
     """Where workers run: local (processes of this machine), slurm (jobs, through submitit) or ray (jobs of a Ray

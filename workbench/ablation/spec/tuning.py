@@ -34,7 +34,8 @@ class Tuning(Config):
     space: dict[str, Range] = {}
     """Dotted fields of a run and their ranges: {training.learning_rate: {low: 1e-3, high: 1e-2, log: true}}."""
     variants: bool = False
-    """Whether each arm's variants add their own search spaces; ranges in ``space`` override theirs."""
+    """Whether each arm's mixers, feed-forwards, embedding and optimiser add their search spaces; ranges in ``space``
+    override theirs."""
     startup_trials: Annotated[int, Field(ge=1)] = 4
     """First trials of every arm: the same settings in every arm, never pruned. An adaptive sampler starts after
     them."""
