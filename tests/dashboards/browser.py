@@ -38,7 +38,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chro
 
 @contextlib.contextmanager
 def page(width: int = 1280, height: int = 900, **settings: Any) -> Iterator[Any]:
-    """A page whose ``errors`` collects what went wrong in its scripts."""
+    """A page whose ``errors`` collects the errors of its scripts."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -120,9 +120,9 @@ def lab(where: Path) -> Iterator[str]:
     """JupyterLab in the folder ``where``; yields its address without a path."""
     port, settings = free_port(), where / ".lab"
     base = f"http://127.0.0.1:{port}"
-    whole = settings / "@jupyterlab" / "notebook-extension"
-    whole.mkdir(parents=True)  # every cell is on the page, in sight or not
-    (whole / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+    extension = settings / "@jupyterlab" / "notebook-extension"
+    extension.mkdir(parents=True)  # render every cell, visible or not
+    (extension / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     arguments = [
         "jupyter",
         "lab",

@@ -132,8 +132,8 @@ class FakeRun(EmptyRun):
         return pl.DataFrame(rows, schema=CURVE_SCHEMA, orient="row")
 
     def lines(self) -> list[Line]:
-        held = self.curves().partition_by("arm", "stage", "run", "seed", as_dict=True, maintain_order=True)
-        return [Line(*key, Points(frame.select(list(POINT_SCHEMA)))) for key, frame in held.items()]
+        frames = self.curves().partition_by("arm", "stage", "run", "seed", as_dict=True, maintain_order=True)
+        return [Line(*key, Points(frame.select(list(POINT_SCHEMA)))) for key, frame in frames.items()]
 
     def diagnostics(self) -> pl.DataFrame:
         rows = [
@@ -184,6 +184,6 @@ class FakeRun(EmptyRun):
         for a, arm in enumerate(self.arms):
             losses = sizes * (base + 0.02 * a + noise.normal(0, 5e-4, base.shape))
             failed = {} if self.status == "done" else {seed: "diverged" for seed in self.seeds}
-            held = {} if failed else {seed: losses[i] for i, seed in enumerate(self.seeds)}
-            measured.append(ArmMeasurements(arm, held, sizes, failed))
+            amounts = {} if failed else {seed: losses[i] for i, seed in enumerate(self.seeds)}
+            measured.append(ArmMeasurements(arm, amounts, sizes, failed))
         return judge(measured[0], measured[1:], seeds=self.seeds, replicates=200)

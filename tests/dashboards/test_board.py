@@ -22,7 +22,8 @@ LOAD = """async script => {
   window.board = (await import(url)).default;
   window.loadSeconds = (performance.now() - start) / 1000;
   window.sent = [];
-  window.model = {on: (name, receive) => { window.receive = receive; }, off: () => {}, send: message => sent.push(message)};
+  const on = (name, receive) => { window.receive = receive; };
+  window.model = {on, off: () => {}, send: message => sent.push(message)};
   window.board.render({model: window.model, el: document.body});
 }"""
 

@@ -17,7 +17,7 @@ from workbench.ablation.run import AblationRun
 pytestmark = [needs_browser, pytest.mark.browser, pytest.mark.slow]
 
 REACHED = "Math.max(...[...document.querySelectorAll('.wb-plot')].flatMap(p => p.data.flatMap(t => t.x)))"
-"""How far to the right the lines on the page have come."""
+"""The largest x of all lines on the page."""
 
 
 def notebook(*cells: str) -> str:
@@ -32,7 +32,7 @@ def notebook(*cells: str) -> str:
 def run_all(view: Any, address: str, path: str) -> None:
     view.goto(f"{address}/lab/tree/{path}?token=t")
     view.wait_for_selector(".jp-Notebook .jp-Cell")
-    # what is run before the kernel has answered is lost without a word
+    # cells that are run before the kernel is idle are lost silently
     view.locator("#jp-main-statusbar").filter(has_text="Idle").wait_for()
     view.get_by_role("menuitem", name="Run", exact=True).click()
     view.get_by_text("Run All Cells", exact=True).click()
@@ -88,11 +88,11 @@ def test_launch_watch_restart_stop_pin_export(tmp_path: Path) -> None:
 def test_notebooks(name: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "sweeps", tmp_path / "sweeps")
     (tmp_path / "notebooks").mkdir()
-    held = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
-    for cell in held["cells"]:
+    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+    for cell in notebook["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
             cell["source"] = f"overrides = {SMALL!r}\nresults = '../results'"
-    (tmp_path / "notebooks" / f"{name}.ipynb").write_text(json.dumps(held))
+    (tmp_path / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook))
     with lab(tmp_path) as address, page() as view:
         run_all(view, address, f"notebooks/{name}.ipynb")
         view.locator(".wb-board .js-plotly-plot").first.wait_for(timeout=300_000)

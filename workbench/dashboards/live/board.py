@@ -18,8 +18,8 @@ SCRIPT = (
     + "\n})(plotlyModule, plotlyModule.exports, undefined);\nreturn plotlyModule.exports;\n};\n"
     + (HERE / "board.js").read_text(encoding="utf-8")
 )
-"""Plotly.js, isolated from other versions on the page, then the board. Plotly.js runs only when the first figure is drawn:
-anywidget gives up on a module that takes longer than two seconds to load, as Plotly.js does on a busy machine."""
+"""Plotly.js, isolated from other versions on the page, then the board. Plotly.js runs only when the first figure is
+drawn: anywidget gives up on a module that takes longer than two seconds to load, as Plotly.js does on a busy system."""
 
 
 class Board(anywidget.AnyWidget):
