@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -73,3 +74,18 @@ def test_reporting_to_a_trial_that_has_ended_is_taken_over(study: optuna.Study) 
 
 def test_another_error_is_not_taken_over() -> None:
     assert not compat.is_taken_over(ValueError("something else"))
+
+
+def test_a_dispatch_mode_sees_the_tensors_of_every_operation() -> None:
+    import torch
+
+    shapes = []
+
+    class Record(compat.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            shapes.extend(leaf.shape for leaf in compat.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        torch.ones(2, 3) + torch.ones(3)
+    assert shapes == [(2, 3), (3,)]

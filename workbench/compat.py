@@ -7,15 +7,43 @@ name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic._internal._model_construction import ModelMetaclass
 
 if TYPE_CHECKING:
     import optuna
     import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
 
-__all__ = ["ModelMetaclass", "is_taken_over", "storage_key", "trial_id", "trials_with_heartbeat"]
+__all__ = [
+    "ModelMetaclass",
+    "TorchDispatchMode",
+    "is_taken_over",
+    "storage_key",
+    "tree_leaves",
+    "trial_id",
+    "trials_with_heartbeat",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Parts of torch, imported on first use: this module itself must not import torch.
+
+    ``TorchDispatchMode`` sees every operation of a training step, backward included; ``tree_leaves`` lists the tensors in
+    its arguments. Torch documents both, in private modules.
+    """
+    if name == "TorchDispatchMode":
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        return TorchDispatchMode
+    if name == "tree_leaves":
+        from torch.utils._pytree import tree_leaves
+
+        return tree_leaves
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # ModelMetaclass: `Config` translates pydantic's ValidationError into ConfigError on direct construction; only a
 # metaclass sees the call, and pydantic does not export its own.

@@ -16,7 +16,7 @@ from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.contract import embeddings
 from workbench.embeddings.ngram import table_sizes
-from workbench.model import LanguageModel, ModelConfig
+from workbench.model import LanguageModel, ModelConfig, describe_model
 from workbench.testing import count_flops
 from workbench.training.config import TrainingConfig
 from workbench.training.optimiser import groups_of
@@ -165,9 +165,9 @@ def test_colliding_tables_are_told() -> None:
 
 def test_identity_and_table() -> None:
     plain = ModelConfig.parse(HYBRID)
-    assert plain.changed(embedding="token").identity == plain.identity and "embedding" not in plain.describe()
+    assert plain.changed(embedding="token").identity == plain.identity and "embedding" not in describe_model(plain)
     ngram = plain.changed(embedding={"kind": "ngram", "size": 3})
-    assert ngram.identity != plain.identity and "ngram(" in ngram.describe()
+    assert ngram.identity != plain.identity and "ngram(" in describe_model(ngram)
     pinned = plain.changed(embedding=ngram.embedding_config.plain())
     assert pinned.identity == ngram.identity
 

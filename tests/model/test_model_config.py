@@ -9,7 +9,7 @@ from helpers import HYBRID
 
 from workbench.config import ConfigError
 from workbench.contract import feedforwards, mixers
-from workbench.model import SCALES, ModelConfig
+from workbench.model import SCALES, ModelConfig, describe_model
 
 PAIRS: dict[str, Any] = {
     "width": 64,
@@ -136,12 +136,12 @@ def test_a_default_written_out_changes_no_identity() -> None:
 )
 def test_the_text_names_what_is_on(fields: dict[str, Any], text: str) -> None:
     plain = ModelConfig.parse(HYBRID)
-    assert text in plain.changed(**fields).describe()
-    assert text not in plain.describe()
+    assert text in describe_model(plain.changed(**fields))
+    assert text not in describe_model(plain)
 
 
 def test_the_text_has_a_line_for_every_layer() -> None:
-    lines = ModelConfig.parse(HYBRID).describe().splitlines()
+    lines = describe_model(ModelConfig.parse(HYBRID)).splitlines()
     assert lines[0] == "width 64, 2 layers, vocabulary 300, head tied"
     assert [line.split("(")[0] for line in lines[1:]] == ["  0  full", "  1  gdn"]
 

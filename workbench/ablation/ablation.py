@@ -28,6 +28,7 @@ from workbench.ablation.spec.registration import Deviation, digest, record_devia
 from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare
 from workbench.environment import environment
+from workbench.model import describe_model
 
 __all__ = ["Ablation"]
 
@@ -92,7 +93,7 @@ class Ablation:
 
     def describe(self, arm: str) -> str:
         """The expanded layer table of an arm."""
-        return self.arms[arm].run().model.describe()
+        return describe_model(self.arms[arm].run().model)
 
     def cost(self, *, measure: bool = True, progress: Callable[[str], None] | None = None) -> pl.DataFrame:
         """The cost card, one row per arm (columns: :func:`workbench.ablation.cost.card.cost_table`).

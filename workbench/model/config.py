@@ -20,7 +20,6 @@ from workbench.contract import (
     feedforwards,
     mixers,
 )
-from workbench.model.describe import describe
 from workbench.model.pattern import check_names, tile
 from workbench.registry import Registry
 
@@ -329,10 +328,6 @@ class ModelConfig(Config):
         if self.mtp_layer is not None and capability != "decode":
             components += _variants_of(self.mtp_layer)
         return sorted({config.kind for cls, config in components if not getattr(cls.capabilities, capability)})
-
-    def describe(self) -> str:
-        """The expanded layer table as text."""
-        return describe(self)
 
 
 def _variants_of(layer: Layer) -> list[tuple[type[Variant], VariantConfig]]:

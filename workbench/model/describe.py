@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from workbench.config import Config
-    from workbench.model.config import Layer, ModelConfig
+from workbench.config import Config
+from workbench.model.config import Layer, ModelConfig
 
 
-def describe(model: ModelConfig) -> str:
+def describe_model(model: ModelConfig) -> str:
     """Sizes, then one line per layer, then what is added to the plain model."""
     head = "tied" if model.tied else "untied"
     lines = [f"width {model.width}, {model.depth} layers, vocabulary {model.vocabulary}, head {head}"]

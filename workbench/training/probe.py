@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from workbench.compat import TorchDispatchMode, tree_leaves
 from workbench.data import IGNORE_INDEX, RowStream, StepLoader, batch_plans
 from workbench.model import LanguageModel
 from workbench.model.config import Span
