@@ -1,4 +1,5 @@
-"""Calibration of the verdict: how often it claims a difference where there is none, or finds a planted one.
+"""Calibration of the verdict: how often it claims a difference where there is none, and how often it detects a planted
+one.
 
     python benchmarks/verdict_calibration.py                    # synthetic tables, and the stored pool of real runs
     python benchmarks/verdict_calibration.py --train 48         # train the pool again, on 48 seeds (two runs each)
@@ -38,9 +39,9 @@ from workbench.status import Status
 
 OUTPUT = Path(__file__).parents[1] / "results" / "calibration"
 REPLICATES = 400
-"""Bootstrap draws per arm: it decides nothing, and its quantiles need no more here."""
+"""Bootstrap draws per arm. The bootstrap does not enter the verdict, so a few are enough."""
 FAULT = 1.3
-"""The planted fault of the real pool: learning rate off by this factor."""
+"""The planted fault of the real pool: the learning rate is divided by this factor."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Scenario:
-    """How a synthetic ablation's tables are drawn; noise in units of the sd over seeds, which is 1."""
+    """How the tables of a synthetic ablation are drawn. The sd over seeds is 1."""
 
     name: str
     arms: int = 4
@@ -91,7 +92,7 @@ class Scenario:
     margin: float | None = None
     """Equivalence margin, in units of the sd of paired differences."""
     expected: Mapping[str, float] = field(default_factory=dict)
-    """Expected rates: ``claims`` at most, ``found``, ``equivalent`` (planned power)."""
+    """Expected rates: ``claims`` (at most), ``detected`` and ``equivalent`` (planned power)."""
 
     @property
     def sd_difference(self) -> float:
@@ -99,7 +100,7 @@ class Scenario:
 
 
 def _power(seeds: int, effect: float, arms: int) -> dict[str, float]:
-    return {"found": power_of(seeds, effect, 0.05 / arms)}
+    return {"detected": power_of(seeds, effect, 0.05 / arms)}
 
 
 SCENARIOS = (
@@ -115,8 +116,8 @@ SCENARIOS = (
     Scenario("equal, margin of 2 sd", arms=1, seeds=5, margin=2.0, expected={"claims": 0.05}),
     Scenario("different by the margin of 2 sd", arms=1, seeds=5, margin=2.0, effect=2.0),
 )
-"""What is simulated. Arms tuned over settings that are one seed's sd apart have no expectation: equal arms that chose
-different settings do differ."""
+"""The simulated ablations. Arms tuned over settings that are one sd over seeds apart have no expected rate: equal arms
+with different chosen settings do differ."""
 
 
 def draw(scenario: Scenario, rng: Generator) -> Verdict:
@@ -134,7 +135,7 @@ def draw(scenario: Scenario, rng: Generator) -> Verdict:
     measured = []
     for arm in range(arms):
         setting = 0
-        if scenario.trials:  # chosen as a real ablation chooses: the smallest selection value
+        if scenario.trials:  # as in a real ablation, the smallest selection value
             values = scenario.spacing * np.arange(scenario.trials) + scenario.selection_noise * rng.normal(
                 size=scenario.trials
             )
@@ -151,14 +152,14 @@ def draw(scenario: Scenario, rng: Generator) -> Verdict:
 
 
 def _count(make: Callable[[], Verdict], ablations: int) -> dict[str, Rate]:
-    """Ablations in which any arm is called different, the first arm is, or the first is called equivalent; and
-    bootstrap intervals of first arms that exclude zero."""
-    counts = dict.fromkeys(("claims", "found", "equivalent", "bootstrap"), 0)
+    """Count ablations in which any arm is judged different (claims), the first arm is judged worse (detected) or
+    equivalent, and in which the bootstrap interval of the first arm excludes zero."""
+    counts = dict.fromkeys(("claims", "detected", "equivalent", "bootstrap"), 0)
     for _ in range(ablations):
         rows = make().rows[1:]
         different = [row.verdict in ("better", "worse") for row in rows]
         counts["claims"] += any(different)
-        counts["found"] += rows[0].verdict == "worse"
+        counts["detected"] += rows[0].verdict == "worse"
         counts["equivalent"] += rows[0].verdict == "equivalent"
         low, high = rows[0].bootstrap_low, rows[0].bootstrap_high
         counts["bootstrap"] += low is not None and high is not None and not low <= 0 <= high
@@ -180,7 +181,7 @@ def calibrate_tables(
     scenarios: tuple[Scenario, ...] = SCENARIOS,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Every scenario ``ablations`` times: its settings, rates with intervals, and expected rates."""
+    """Simulate every scenario ``ablations`` times. Returns its settings, rates with intervals, and expected rates."""
     reports = []
     for number, scenario in enumerate(scenarios):
         progress(scenario.name)
@@ -306,13 +307,13 @@ def calibrate_pool(
         "effect_in_sd_of_differences": effect,
     }
     reports.append(
-        _report(about, _count(planted, ablations), {"found": power_of(seeds, effect, 0.05)} if effect > 0 else {})
+        _report(about, _count(planted, ablations), {"detected": power_of(seeds, effect, 0.05)} if effect > 0 else {})
     )
     return reports
 
 
 def write(output: Path, ablations: int, pool: pl.DataFrame | None, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Run both and write ``calibration.json`` (and ``pool.parquet``) in ``output``."""
+    """Calibrate on tables and pool, and write ``calibration.json`` (and ``pool.parquet``) in ``output``."""
     started = time.perf_counter()
     tables = calibrate_tables(ablations, progress=progress)
     resampled = [] if pool is None else calibrate_pool(pool, max(200, ablations * 2 // 5))
@@ -351,7 +352,7 @@ def main() -> None:
     pool = train_pool(options.train, progress) if options.train else stored
     report = write(options.output, options.ablations, pool, progress)
     for row in report["synthetic_tables"] + report["resampled_runs"]:
-        rates = ", ".join(f"{name} {_rate(row['rates'][name])}" for name in ("claims", "found", "equivalent"))
+        rates = ", ".join(f"{name} {_rate(row['rates'][name])}" for name in ("claims", "detected", "equivalent"))
         print(f"{row['name']} ({row['rates']['claims']['of']} ablations): {rates}")
     if pool is None:
         print("There is no pool of real runs; --train 48 creates one.")

@@ -1,4 +1,4 @@
-"""The calibration finds what is known: error rates below alpha, power as planned, and arms that were tuned apart."""
+"""Calibration of the verdict: error rates below alpha, power as planned, arms tuned to different settings."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def test_rates_and_their_intervals() -> None:
 
 
 def test_equal_arms_planted_effects_and_arms_tuned_apart() -> None:
-    alone = tuple(
+    scenarios = tuple(
         s
         for s in calibration.SCENARIOS
         if s.name in ("A/A", "effect of 1.5 sd, one arm", "A/A, tuned, settings one seed's sd apart")
     )
-    same, tuned, planted = calibration.calibrate_tables(150, scenarios=alone)
-    assert same["rates"]["claims"]["rate"] < 0.1 and planted["rates"]["found"]["within"]
+    same, tuned, planted = calibration.calibrate_tables(150, scenarios=scenarios)
+    assert same["rates"]["claims"]["rate"] < 0.1 and planted["rates"]["detected"]["within"]
     assert tuned["rates"]["claims"]["rate"] > 0.1, "equal arms with different chosen settings do differ"
 
 
-def test_the_drawn_tables_have_the_noise_they_say() -> None:
+def test_drawn_tables_have_the_noise_of_the_scenario() -> None:
     scenario = calibration.Scenario("x", arms=1, seeds=6, rho=0.8, effect=3.0)
     rng = np.random.default_rng(0)
     rows = [calibration.draw(scenario, rng).rows[1] for _ in range(150)]
@@ -62,7 +62,7 @@ def test_the_drawn_tables_have_the_noise_they_say() -> None:
 def test_ablations_from_a_pool_of_runs() -> None:
     same, planted = calibration.calibrate_pool(pool(24, 0.02), ablations=60)
     assert same["rates"]["claims"]["rate"] < 0.2
-    assert planted["rates"]["found"]["rate"] > 0.9
+    assert planted["rates"]["detected"]["rate"] > 0.9
 
 
 def test_a_pool_needs_disjoint_seeds_for_every_arm() -> None:
@@ -73,8 +73,8 @@ def test_a_pool_needs_disjoint_seeds_for_every_arm() -> None:
 def test_the_benchmark_writes_every_scenario_and_the_pool(tmp_path: Path) -> None:
     pool(24, 0.02).write_parquet(tmp_path / "pool.parquet")
     call = [sys.executable, str(SCRIPT), "--output", str(tmp_path), "--ablations", "20"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     report = json.loads((tmp_path / "calibration.json").read_text())
     assert len(report["synthetic_tables"]) == len(calibration.SCENARIOS)
     assert report["resampled_runs"][0]["rates"]["claims"]["of"] == 200
