@@ -1,12 +1,13 @@
-"""An ablation under attack, beside one that is left alone: same verdict, nothing lost, nothing run twice?
+"""A repeatedly killed ablation must reach the verdict of an undisturbed one, with nothing lost or repeated.
 
     python benchmarks/chaos.py --kills 30
 
-Twelve arms on a CPU are launched from a notebook's kernel. The kernel is killed. Then workers and trials are killed (SIGKILL) at
-points drawn beforehand, uniformly over nine tenths of the work, so that all of them are reached; in between newest checkpoints
-(of trials that are then killed) and metrics are truncated, and the ablation is stopped. Whenever a worker is missing, the same
-`workbench run` is started from a shell, twice at once, as it is at the end where a trial was killed too often. `workbench watch`
-sees it end. The verdict must be that of a run that nobody disturbed, word for word.
+Twelve arms on a CPU are launched from a notebook kernel, which is then killed. Workers and trials are killed (SIGKILL)
+at points drawn beforehand, uniformly over the first nine tenths of the work, so that all of them are reached; in
+between, the newest checkpoints of trials (which are then killed) and metrics are truncated, and the ablation is
+stopped. Whenever a worker is missing, the same `workbench run` is started from a shell, twice at once; also at the end,
+if a trial was killed too often. `workbench watch` must report the end. The verdict must equal that of the undisturbed
+ablation, word for word.
 """
 
 from __future__ import annotations
@@ -78,33 +79,36 @@ def write_corpus(folder: Path) -> Path:
     return folder
 
 
-def launch_from_a_notebook_and_kill_it(file: Path, results: Path) -> None:
+def launch_from_killed_notebook(file: Path, results: Path) -> None:
     manager, client = start_new_kernel(kernel_name="python3", startup_timeout=300)
-    code = f"import workbench as wb\nrun = wb.Ablation.load({str(file)!r}, results={str(results)!r}).launch()\nrun.workers()"
+    code = f"""import workbench as wb
+run = wb.Ablation.load({str(file)!r}, results={str(results)!r}).launch()
+run.workers()"""
     reply = client.execute_interactive(code, timeout=600, output_hook=lambda message: None)
     assert reply["content"]["status"] == "ok", reply["content"]
-    os.kill(manager.provisioner.process.pid, signal.SIGKILL)
+    provisioner: Any = manager.provisioner
+    os.kill(provisioner.process.pid, signal.SIGKILL)
     client.stop_channels()
     manager.cleanup_resources()
 
 
 def running_trials(run: AblationRun) -> list[int]:
-    found = []
+    pids = []
     for path in run.folder.glob("runs/*/status.json"):
         with contextlib.suppress(ValueError, OSError):
             state = json.loads(path.read_text())
             if state["status"] == "running":
-                found.append(state["pid"])
-    return found
+                pids.append(state["pid"])
+    return pids
 
 
 def share_done(run: AblationRun, steps: int) -> float:
-    """How much of all training steps has been done, counting what stands in the runs' logs."""
+    """Fraction of all training steps that the logs of the runs contain."""
     return float(run.runs()["step"].sum()) / (run.total * steps)
 
 
 def kill(pids: list[int], generator: random.Random) -> bool:
-    """Kill one of these; whether there was one."""
+    """Kill a random one of these processes. Returns whether one was killed."""
     with contextlib.suppress(ProcessLookupError):
         if pids:
             os.kill(generator.choice(pids), signal.SIGKILL)
@@ -113,13 +117,15 @@ def kill(pids: list[int], generator: random.Random) -> bool:
 
 
 def truncate_checkpoint(run: AblationRun, generator: random.Random) -> bool:
-    """Damage the newest checkpoint of a running trial, then kill the trial, which must notice when it goes on."""
+    """Kill a running trial and damage its newest checkpoint, which must be detected when the trial resumes."""
     newest = {}
     for path in run.folder.glob("runs/*/status.json"):
         state = read_json(path)
-        held = sorted(path.parent.glob("checkpoint/step-*/model.safetensors"), key=lambda p: int(p.parent.name[5:]))
-        if state.get("status") == "running" and held:
-            newest[state["pid"]] = held[-1]
+        checkpoints = sorted(
+            path.parent.glob("checkpoint/step-*/model.safetensors"), key=lambda p: int(p.parent.name[5:])
+        )
+        if state.get("status") == "running" and checkpoints:
+            newest[state["pid"]] = checkpoints[-1]
     if not newest:
         return False
     pid = generator.choice(sorted(newest))
@@ -130,8 +136,8 @@ def truncate_checkpoint(run: AblationRun, generator: random.Random) -> bool:
     return False
 
 
-def tear_metrics(run: AblationRun) -> bool:
-    """Cut the last line of a run that has not ended."""
+def truncate_metrics(run: AblationRun) -> bool:
+    """Truncate the last line of the metrics of a run that has not ended."""
     for path in run.folder.glob("runs/*/metrics.jsonl"):
         if not (path.parent / "result.json").exists() and path.stat().st_size > 20:
             os.truncate(path, path.stat().st_size - 7)
@@ -139,47 +145,47 @@ def tear_metrics(run: AblationRun) -> bool:
     return False
 
 
-def attack(run: AblationRun, again: list[str], kills: int, steps: int, generator: random.Random) -> dict[str, int]:
-    """What was done to the ablation until it had finished, every run of it done."""
-    todo = ["workers killed"] * (kills * 2 // 5) + ["trials killed"] * (kills - kills * 2 // 5)
-    todo += ["checkpoints truncated"] * 3 + ["metrics torn"] * 3 + ["stops"] * 2
-    generator.shuffle(todo)
-    plan = list(zip(sorted(generator.uniform(0, 0.9) for _ in todo), todo))
-    done = dict.fromkeys(sorted(set(todo)), 0) | {"launches": 1}
+def attack(run: AblationRun, relaunch: list[str], kills: int, steps: int, generator: random.Random) -> dict[str, int]:
+    """Disturb the ablation until every run is done. Returns how often each disturbance happened."""
+    actions = ["workers killed"] * (kills * 2 // 5) + ["trials killed"] * (kills - kills * 2 // 5)
+    actions += ["checkpoints truncated"] * 3 + ["metrics truncated"] * 3 + ["stops"] * 2
+    generator.shuffle(actions)
+    plan = list(zip(sorted(generator.uniform(0, 0.9) for _ in actions), actions))
+    counts = dict.fromkeys(sorted(set(actions)), 0) | {"launches": 1}
     launching: list[subprocess.Popen[bytes]] = []
     while True:
         time.sleep(0.2)
         if run.finished and not any(process.poll() is None for process in launching):
             if set(run.runs()["status"]) == {"done"}:
                 break
-            launching.append(subprocess.Popen(again, stdout=subprocess.DEVNULL))  # a trial was killed too often
-            done["launches"] += 1
+            launching.append(subprocess.Popen(relaunch, stdout=subprocess.DEVNULL))  # a trial was killed too often
+            counts["launches"] += 1
             launching[-1].wait()
         if plan and share_done(run, steps) >= plan[0][0]:
-            what = plan[0][1]
-            if what == "workers killed":
+            action = plan[0][1]
+            if action == "workers killed":
                 happened = kill(run.workers(), generator)
-            elif what == "trials killed":
+            elif action == "trials killed":
                 happened = kill(running_trials(run), generator)
-            elif what == "checkpoints truncated":
+            elif action == "checkpoints truncated":
                 happened = truncate_checkpoint(run, generator)
-            elif what == "metrics torn":
-                happened = tear_metrics(run)
+            elif action == "metrics truncated":
+                happened = truncate_metrics(run)
             else:
                 run.stop(120)
                 happened = True
             if happened:
                 plan.pop(0)
-                done[what] += 1
+                counts[action] += 1
         if not run.finished and len(run.workers()) < 2 and not any(process.poll() is None for process in launching):
-            launching += [subprocess.Popen(again, stdout=subprocess.DEVNULL) for _ in range(2)]
-            done["launches"] += 2
+            launching += [subprocess.Popen(relaunch, stdout=subprocess.DEVNULL) for _ in range(2)]
+            counts["launches"] += 2
     assert not any(process.wait() for process in launching), "a launch failed"
-    return done
+    return counts
 
 
-def words(run: AblationRun) -> str:
-    """The verdict, without when it was declared."""
+def verdict_text(run: AblationRun) -> str:
+    """The verdict, without the time of its declaration."""
     verdict = run.verdict()
     assert verdict is not None
     return str(replace(verdict, declared=()))
@@ -198,17 +204,17 @@ def main() -> None:
         corpus = write_corpus(Path(scratch) / "corpus")
         file = Path(scratch) / "chaos.yaml"
         write_json(file, fields(str(corpus), options.arms, options.seeds, options.steps))  # JSON is YAML
-        begun = time.monotonic()
-        quiet = Ablation.load(file, results=Path(scratch) / "quiet").launch()
-        assert quiet.wait()
-        quiet_seconds, begun = time.monotonic() - begun, time.monotonic()
+        start = time.monotonic()
+        undisturbed = Ablation.load(file, results=Path(scratch) / "undisturbed").launch()
+        assert undisturbed.wait()
+        undisturbed_seconds, start = time.monotonic() - start, time.monotonic()
 
         results = Path(scratch) / "disturbed"
-        launch_from_a_notebook_and_kill_it(file, results)
+        launch_from_killed_notebook(file, results)
         run = AblationRun(results / "chaos")
         assert run.workers(), "the workers died with the notebook"
-        again = [sys.executable, "-m", "workbench", "run", str(file), "--results", str(results), "--detach"]
-        done = attack(run, again, options.kills, options.steps, random.Random(options.seed))
+        relaunch = [sys.executable, "-m", "workbench", "run", str(file), "--results", str(results), "--detach"]
+        counts = attack(run, relaunch, options.kills, options.steps, random.Random(options.seed))
         watch = subprocess.run(
             [sys.executable, "-m", "workbench", "watch", str(run.folder)], capture_output=True, text=True
         )
@@ -220,15 +226,15 @@ def main() -> None:
             "runs planned": run.total,
             "runs": frame.height,
             "statuses": dict(frame["status"].value_counts().iter_rows()),
-            **done,
-            "killed in all": sum(done[name] for name in ("workers killed", "trials killed", "checkpoints truncated")),
+            **counts,
+            "kills": sum(counts[name] for name in ("workers killed", "trials killed", "checkpoints truncated")),
             "resumed from a checkpoint": events.count("resumed"),
             "finished more than once": events.count("done") - frame.height,
-            "damaged checkpoints noticed": events.count("damaged_checkpoint"),
-            "watch from a shell saw the end": watch.returncode == 0,
-            "same verdict, word for word": words(run) == words(quiet),
-            "seconds undisturbed": round(quiet_seconds),
-            "seconds disturbed": round(time.monotonic() - begun),
+            "damaged checkpoints detected": events.count("damaged_checkpoint"),
+            "watch reported the end": watch.returncode == 0,
+            "same verdict, word for word": verdict_text(run) == verdict_text(undisturbed),
+            "seconds undisturbed": round(undisturbed_seconds),
+            "seconds disturbed": round(time.monotonic() - start),
         }
         options.out.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps({name: value for name, value in result.items() if name != "environment"}, indent=1))

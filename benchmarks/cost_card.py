@@ -1,15 +1,17 @@
-"""How right the cost card is: tokens a second and peak memory told from shrunken runs, beside those of whole runs.
+"""Accuracy of the cost card: speed and peak memory predicted from shrunken runs, compared with those of whole runs.
 
     python benchmarks/cost_card.py full:340m:16 gdn:340m:8 gdn+gdn+gdn+full:340m:8 nsa:340m:8     # on a GPU
-    python benchmarks/cost_card.py                                                            # small models on a CPU
+    python benchmarks/cost_card.py                                                    # small models on a CPU
 
-A case is PATTERN:SCALE:BATCH[:CONTEXT], as in train_throughput.py. Each is told (`workbench.training.probe.measure_shrunken`, real
-packed rows) and then trained by `workbench train`'s own function, as often as --repeats says: on a CPU in processes of their
-own, one after the other; on CUDA in one process a case, all of which get ready at once and then take turns. Peak memory is what
-torch's allocator counts on CUDA; on a CPU it is the largest sum of tensors (of the whole model, measured in the same way as the
-shrunken ones), with the growth of the process's resident memory beside it. Results go to results/benchmarks/cost_card.json, one
-entry a case and device, earlier entries of others kept. The last lines say which cases are within 5 % of the speed and 10 % of the
-memory, and which miss.
+A case is PATTERN:SCALE:BATCH[:CONTEXT], as in train_throughput.py. Each is predicted
+(`workbench.training.probe.measure_shrunken`, real packed rows) and then trained by the function behind
+`workbench train`, --repeats times: on a CPU in separate processes, one after the other; on CUDA in one process per
+case, which start up in parallel and then take turns.
+
+Peak memory on CUDA is that of torch's allocator. On a CPU it is the largest sum of tensors (of the whole model,
+measured in the same way as the shrunken ones); the growth of the process's resident memory is listed as well. Results
+go to results/benchmarks/cost_card.json, one entry per case and device; entries of other cases stay. The printed table
+says which cases are within 5 % of the speed and 10 % of the memory.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from measured import in_process, keep
+from common import merge_results, run_in_process
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 OUTPUT = ROOT / "results" / "benchmarks" / "cost_card.json"
-TIME, MEMORY = 0.05, 0.10
-"""What the card aims at: relative errors of tokens a second and of peak memory."""
+SPEED_TOLERANCE, MEMORY_TOLERANCE = 0.05, 0.10
+"""Largest relative errors of tokens per second and of peak memory that the card aims at."""
 
 
 def run_config(case: str, arguments: argparse.Namespace) -> Any:
@@ -61,8 +63,8 @@ def run_config(case: str, arguments: argparse.Namespace) -> Any:
     return RunConfig.parse(deep_merge(fields, json.loads(arguments.extra)))
 
 
-def tell(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the cost card says."""
+def predict(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Speed and memory by the cost card."""
     from workbench.ablation.cost.memory import activation_bytes
     from workbench.accounting import account
     from workbench.data import prepare
@@ -72,21 +74,21 @@ def tell(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     config = run_config(case, arguments)
     training = config.training
     data = prepare(config.data, config.model.vocabulary or 0, arguments.cache)
-    begun = time.perf_counter()
-    found = measure_shrunken(config, data.stream(context=training.context, seed=0))
+    start = time.perf_counter()
+    measured = measure_shrunken(config, data.stream(context=training.context, seed=0))
     cost = account(config.model, training.context)
     return {
-        "tokens_per_second": training.tokens_per_step / found.seconds,
-        "peak_bytes": found.peak_bytes,
-        "peaks": found.peaks,
-        "seconds_to_tell": time.perf_counter() - begun,
+        "tokens_per_second": training.tokens_per_step / measured.seconds,
+        "peak_bytes": measured.peak_bytes,
+        "peaks": measured.peaks,
+        "seconds_to_predict": time.perf_counter() - start,
         "parameters": cost.parameters,
         "traced_bytes": 8 * cost.parameters + optimiser_bytes(config) + activation_bytes(config),
     }
 
 
-def take(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the whole run takes."""
+def train_whole(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Speed and memory of the whole run."""
     import torch
 
     from workbench.accounting import account
@@ -95,32 +97,32 @@ def take(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = run_config(case, arguments)
     cuda = torch.cuda.is_available()
-    resident = _status("VmRSS")
+    resident_before = _status("VmRSS")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated() if cuda else 0
-    # the checkpoint at the end is copied and written as ever, but not to a disk, whose speed is not what is asked
-    memory = Path("/dev/shm")
-    room = memory.is_dir() and shutil.disk_usage(memory).free > 50 * account(config.model, 2).parameters
-    with tempfile.TemporaryDirectory(dir=memory if room else None) as folder:
+    allocated_before = torch.cuda.memory_allocated() if cuda else 0
+    # the checkpoint at the end is written to memory: the speed of the disk is not measured
+    shm = Path("/dev/shm")
+    fits = shm.is_dir() and shutil.disk_usage(shm).free > 50 * account(config.model, 2).parameters
+    with tempfile.TemporaryDirectory(dir=shm if fits else None) as folder:
         run = new_run(Path(folder) / "run", arguments.cache, config, stage="tuning")
         result = train(run.path, arguments.cache)
         if result["status"] != "done":
             return result
         rows = run.metrics()
-    grown = _status("VmHWM") - resident
+    growth = _status("VmHWM") - resident_before
     peak = torch.cuda.max_memory_allocated() if cuda else measure(config).peak_bytes
     speed = statistics.median(row["tokens_per_second"] for row in rows[1:-1])
     return {
         "tokens_per_second": speed,
         "peak_bytes": peak,
-        "resident_growth_bytes": None if cuda else grown,
-        "held_before_bytes": held,
+        "resident_growth_bytes": None if cuda else growth,
+        "allocated_before_bytes": allocated_before,
     }
 
 
 def _status(field: str) -> int:
-    """Bytes of a line of this process's status (Linux)."""
+    """Bytes of a field of /proc/self/status (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return 1024 * int(line.split()[1])
@@ -128,7 +130,7 @@ def _status(field: str) -> int:
 
 
 def both(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One after the other in this process, on a CUDA device, when its turn has come."""
+    """Prediction and whole run in this process on a CUDA device, one case at a time."""
     import torch
 
     from workbench.data import prepare
@@ -136,57 +138,92 @@ def both(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = run_config(case, arguments)
     prepare(config.data, config.model.vocabulary or 0, arguments.cache)
-    torch.zeros(1, device="cuda")  # the device is ready
-    with locked(Path(arguments.cache) / "turn.lock"):
-        begun = time.time()
-        sides: dict[str, list[dict[str, Any]]] = {"tell": [], "take": []}
+    torch.zeros(1, device="cuda")  # initialises the device
+    with locked(Path(arguments.cache) / "device.lock"):
+        start = time.time()
+        entries: dict[str, list[dict[str, Any]]] = {"predicted": [], "measured": []}
         for _ in range(arguments.repeats):
-            for mode, found in sides.items():
-                found.append(MODES[mode](case, arguments))
-        return {**sides, "seconds": time.time() - begun}
+            for mode, repeats in entries.items():
+                repeats.append(MODES[mode](case, arguments))
+        return {**entries, "seconds": time.time() - start}
 
 
 def one_by_one(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same, in processes of their own."""
-    begun = time.time()
-    sides: dict[str, list[dict[str, Any]]] = {"tell": [], "take": []}
+    """The same, in separate processes."""
+    start = time.time()
+    entries: dict[str, list[dict[str, Any]]] = {"predicted": [], "measured": []}
     for _ in range(arguments.repeats):
-        for mode, found in sides.items():
-            found.append(in_process(__file__, f"{mode}/{case}"))
-    return {**sides, "seconds": time.time() - begun}
+        for mode, repeats in entries.items():
+            repeats.append(run_in_process(__file__, f"{mode}/{case}"))
+    return {**entries, "seconds": time.time() - start}
 
 
-MODES = {"tell": tell, "take": take, "both": both}
+MODES = {"predicted": predict, "measured": train_whole, "both": both}
 
 
-def note(case: str, found: dict[str, Any], results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """Hold what was told of a case against what it took, and write it down."""
-    if "tell" not in found:  # its process ended
-        found = {"tell": [], "take": [], "seconds": 0.0, **found}
+def add_entry(case: str, outcome: dict[str, Any], results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Compare prediction and whole run of a case, and write the entry."""
+    if "predicted" not in outcome:  # its process failed
+        outcome = {"predicted": [], "measured": [], "seconds": 0.0, **outcome}
     entry: dict[str, Any] = {
         "case": case,
-        "told": found["tell"],
-        "taken": found["take"],
+        "predicted": outcome["predicted"],
+        "measured": outcome["measured"],
         "steps": arguments.steps,
         "extra": json.loads(arguments.extra),
-        "wall_seconds": round(found["seconds"], 1),
+        "wall_seconds": round(outcome["seconds"], 1),
     }
-    if found["tell"] and all("tokens_per_second" in one for one in found["tell"] + found["take"]):
-        told, taken = (
-            {name: statistics.median(one[name] for one in found[mode]) for name in ("tokens_per_second", "peak_bytes")}
-            for mode in ("tell", "take")
-        )
-        speed, peak = (told[name] / taken[name] - 1 for name in told)
+    repeats = outcome["predicted"] + outcome["measured"]
+    if outcome["predicted"] and all("tokens_per_second" in repeat for repeat in repeats):
+        predicted, measured = medians(entry)
+        speed, peak = (predicted[name] / measured[name] - 1 for name in predicted)
         entry |= {
             "error_of_tokens_per_second": speed,
             "error_of_peak_bytes": peak,
-            "within_aim": abs(speed) <= TIME and abs(peak) <= MEMORY,
+            "within_tolerance": abs(speed) <= SPEED_TOLERANCE and abs(peak) <= MEMORY_TOLERANCE,
         }
-    elif "error" in found:
-        entry["error"] = found["error"]
+    elif "error" in outcome:
+        entry["error"] = outcome["error"]
     results.append(entry)
     print(json.dumps(entry), flush=True)
-    keep(Path(arguments.output), results, lambda r: r["case"], threads=arguments.threads)
+    merge_results(Path(arguments.output), results, lambda r: r["case"], threads=arguments.threads)
+
+
+def medians(entry: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Of the repeats: predicted, measured."""
+    predicted, measured = (
+        {
+            name: statistics.median(repeat[name] for repeat in entry[side])
+            for name in ("tokens_per_second", "peak_bytes")
+        }
+        for side in ("predicted", "measured")
+    )
+    return predicted, measured
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    print(f"\n{'':28s} {'tokens/s':>25s} {'':7s} {'GiB':>17s}")
+    print(
+        f"{'case':28s} {'predicted':>14s} {'measured':>10s} {'error':>7s} "
+        f"{'predicted':>9s} {'measured':>8s} {'error':>7s}"
+    )
+    for r in results:
+        if "within_tolerance" not in r:
+            print(f"{r['case']:28s} failed: {r.get('error') or (r['predicted'] + r['measured'])[-1]}")
+            continue
+        predicted, measured = medians(r)
+        speed, peak = r["error_of_tokens_per_second"], r["error_of_peak_bytes"]
+        misses = [f"speed by {abs(speed):.1%}"] if abs(speed) > SPEED_TOLERANCE else []
+        misses += [f"memory by {abs(peak):.1%}"] if abs(peak) > MEMORY_TOLERANCE else []
+        print(
+            f"{r['case']:28s} {predicted['tokens_per_second']:14.0f} {measured['tokens_per_second']:10.0f} "
+            f"{speed:+7.1%} {predicted['peak_bytes'] / 2**30:9.2f} {measured['peak_bytes'] / 2**30:8.2f} {peak:+7.1%}  "
+            + (
+                f"MISSES {' and '.join(misses)}"
+                if misses
+                else f"within {SPEED_TOLERANCE:.0%} and {MEMORY_TOLERANCE:.0%}"
+            )
+        )
 
 
 def main() -> None:
@@ -196,7 +233,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", default=str(ROOT / "results" / "benchmarks" / "cache"))
-    parser.add_argument("--extra", default="{}", help="JSON laid over every run's fields")
+    parser.add_argument("--extra", default="{}", help="JSON merged into the fields of every run")
     parser.add_argument("--output", default=str(OUTPUT))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -213,36 +250,13 @@ def main() -> None:
     if torch.cuda.is_available():
         Path(arguments.cache).mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(len(cases)) as pool:
-            found = {pool.submit(in_process, __file__, f"both/{case}"): case for case in cases}
-            for future in as_completed(found):
-                note(found[future], future.result(), results, arguments)
+            futures = {pool.submit(run_in_process, __file__, f"both/{case}"): case for case in cases}
+            for future in as_completed(futures):
+                add_entry(futures[future], future.result(), results, arguments)
     else:
         for case in cases:
-            note(case, one_by_one(case, arguments), results, arguments)
-    print(
-        f"\n{'case':28s} {'tokens/s told':>14s} {'taken':>10s} {'error':>7s} {'GiB told':>9s} {'taken':>7s} {'error':>7s}"
-    )
-    for r in results:
-        if "within_aim" in r:
-            t, m = (
-                {name: statistics.median(one[name] for one in r[side]) for name in ("tokens_per_second", "peak_bytes")}
-                for side in ("told", "taken")
-            )
-            misses = [
-                f"{what} by {abs(r[error]):.1%}"
-                for what, error, aim in (
-                    ("speed", "error_of_tokens_per_second", TIME),
-                    ("memory", "error_of_peak_bytes", MEMORY),
-                )
-                if abs(r[error]) > aim
-            ]
-            print(
-                f"{r['case']:28s} {t['tokens_per_second']:14.0f} {m['tokens_per_second']:10.0f} {r['error_of_tokens_per_second']:+7.1%} "
-                f"{t['peak_bytes'] / 2**30:9.2f} {m['peak_bytes'] / 2**30:7.2f} {r['error_of_peak_bytes']:+7.1%}  "
-                + (f"MISSES {' and '.join(misses)}" if misses else f"within {TIME:.0%} and {MEMORY:.0%}")
-            )
-        else:
-            print(f"{r['case']:28s} failed: {r.get('error') or (r['told'] + r['taken'])[-1]}")
+            add_entry(case, one_by_one(case, arguments), results, arguments)
+    print_table(results)
 
 
 if __name__ == "__main__":

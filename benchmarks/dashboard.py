@@ -1,11 +1,11 @@
-"""How fast the dashboard draws and redraws an ablation of 1,000 finished runs of 2,000 points each.
+"""Time to draw and update a dashboard of 1,000 finished runs with 2,000 points each.
 
     python benchmarks/dashboard.py --output results/benchmarks/dashboard.json
 
-A store is made in a temporary folder (10 arms, 60 tuning and 40 confirmation runs each; the numbers are made up, the files
-are what a run writes), and a :class:`workbench.dashboards.Dashboard` is opened on it without a browser: everything up to the
-message that goes to the page is timed. "cold" reads every file for the first time in this process; "warm" is a second
-dashboard in the same kernel; an update follows new points of ten runs that are still going on.
+An ablation with random numbers is written to a temporary folder (10 arms, 60 tuning and 40 confirmation runs each, in
+the files that runs write), and a :class:`workbench.dashboards.Dashboard` is opened on it without a browser: everything
+up to the message to the page is timed. "cold" reads every file for the first time in this process; "warm" is a second
+dashboard in the same kernel; an update follows new points of ten unfinished runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ARMS, TRIALS, SEEDS, POINTS, DOCUMENTS = 10, 60, 40, 2_000, 30
 
 
 def make_store(folder: Path, arms: int, trials: int, seeds: int, points: int) -> list[Path]:
-    """Write the ablation; returns the folders of its runs."""
+    """Write the ablation. Returns the folders of its runs."""
     names = [f"arm-{i}" for i in range(arms)]
     write_json(
         folder / "ablation.json",
@@ -48,7 +48,7 @@ def make_store(folder: Path, arms: int, trials: int, seeds: int, points: int) ->
             "config": {
                 "name": "many",
                 "arms": {name: {} for name in names},
-                "question": "Does the dashboard keep up?",
+                "question": "Is the dashboard fast enough?",
                 "alpha": 0.05,
                 "margin": None,
                 "exploratory": None,
@@ -72,13 +72,13 @@ def make_store(folder: Path, arms: int, trials: int, seeds: int, points: int) ->
         },
     )
     random = np.random.default_rng(0)
-    selection, found = {}, []
+    selection, paths = {}, []
     for a, arm in enumerate(names):
         for number in range(trials + seeds):
             stage, seed = ("tuning", 1000) if number < trials else ("confirmation", number - trials)
             path = folder / "runs" / f"{stage}-{arm}-{number:03d}"
             path.mkdir(parents=True)
-            found.append(path)
+            paths.append(path)
             rate = float(10 ** random.uniform(-4, -2))
             about = {
                 "arm": arm,
@@ -112,7 +112,7 @@ def make_store(folder: Path, arms: int, trials: int, seeds: int, points: int) ->
         selection[arm] = {"run": f"tuning-{arm}-000", "hyperparameters": {}, "selection_value": 1.0}
     write_json(folder / "selection.json", selection)
     write_json(folder / "finished.json", {})
-    return found
+    return paths
 
 
 def line(step: int, loss: float, points: int) -> str:
@@ -135,50 +135,50 @@ def line(step: int, loss: float, points: int) -> str:
 def timed(
     action: Callable[[], object], times: int = 1, before: Callable[[], object] = lambda: None
 ) -> dict[str, float]:
-    """Median seconds on the clock and of this process's own work; where other programs want the same cores they differ."""
-    wall, work = [], []
+    """Median seconds of wall-clock and CPU time of this process; they differ on a busy machine."""
+    wall, cpu = [], []
     for _ in range(times):
         before()
-        begun, worked = time.perf_counter(), time.process_time()
+        wall_start, cpu_start = time.perf_counter(), time.process_time()
         action()
-        wall.append(time.perf_counter() - begun)
-        work.append(time.process_time() - worked)
-    return {"wall_s": round(statistics.median(wall), 4), "cpu_s": round(statistics.median(work), 4)}
+        wall.append(time.perf_counter() - wall_start)
+        cpu.append(time.process_time() - cpu_start)
+    return {"wall_s": round(statistics.median(wall), 4), "cpu_s": round(statistics.median(cpu), 4)}
 
 
 def measure(folder: Path, runs: list[Path], repeats: int, points: int) -> dict[str, object]:
     run = AblationRun(folder)
-    going, step = runs[-10:], points
-    for path in going:
-        (path / "status.json").write_text(json.dumps({"status": "interrupted", "reason": "goes on"}))
+    unfinished, step = runs[-10:], points
+    for path in unfinished:
+        (path / "status.json").write_text(json.dumps({"status": "interrupted", "reason": "resumes"}))
         (path / "result.json").unlink()
 
-    def more() -> None:
+    def add_points() -> None:
         nonlocal step
         step += 1
-        for path in going:
+        for path in unfinished:
             with open(path / "metrics.jsonl", "a") as file:
                 file.write(line(step, 1.0, points))
 
     cold = timed(lambda: Dashboard(run, refresh=0, panel="curves"))
     warm = timed(lambda: Dashboard(run, refresh=0, panel="curves"), repeats)
-    first, updates, sent = {}, {}, {}
+    opened, updates, sent = {}, {}, {}
     for cls in ordered_panels():
         panel = cls.Config.model_fields["kind"].default
         if not cls().applies(run):
             continue
         view = Dashboard(run, refresh=0, panel="cost")
-        first[panel] = timed(lambda: view.open_panel(panel))  # noqa: B023
-        if panel == "overview":  # a list that holds a finished ablation does not read it again
+        opened[panel] = timed(lambda: view.open_panel(panel))  # noqa: B023
+        if panel == "overview":  # the overview does not read finished ablations again
             (folder / "finished.json").unlink()
             view.refresh_once()
-        updates[panel], sent[panel] = timed(view.refresh_once, repeats, more), view.sent
+        updates[panel], sent[panel] = timed(view.refresh_once, repeats, add_points), view.sent
         write_json(folder / "finished.json", {})
         view.close()
     return {
         "cold_first_figure": cold,
         "warm_first_figure": warm,
-        "open_panel": first,
+        "open_panel": opened,
         "update": updates,
         "bytes_of_last_message": sent,
     }
@@ -192,25 +192,25 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "many"
-        place.mkdir()
-        runs = make_store(place, given.arms, given.trials, given.seeds, given.points)
-        found = measure(place, runs, given.repeats, given.points)
+        path = Path(folder) / "many"
+        path.mkdir()
+        runs = make_store(path, options.arms, options.trials, options.seeds, options.points)
+        measured = measure(path, runs, options.repeats, options.points)
     result = {
-        "what": "seconds to draw and redraw up to the message to the page, medians",
+        "what": "median seconds to draw and update, up to the message to the page",
         "runs": len(runs),
-        "points": given.points,
-        "arms": given.arms,
+        "points": options.points,
+        "arms": options.arms,
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "environment": environment(),
-        **found,
+        **measured,
     }
     print(json.dumps(result, indent=1))
-    if given.output:
-        write_json(given.output, result)
+    if options.output:
+        write_json(options.output, result)
 
 
 if __name__ == "__main__":

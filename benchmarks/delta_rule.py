@@ -1,12 +1,13 @@
-"""The delta rule on this GPU: every variant's operation by our kernels, beside the best matching one of
-flash-linear-attention where that is installed, in one go.
+"""The delta rule on this GPU: our kernels for every variant, compared with the best matching kernel of
+flash-linear-attention where that is installed.
 
     python benchmarks/delta_rule.py                              # 8 × 4096 and 1 × 32768, 8 heads of 128 × 128
     python benchmarks/delta_rule.py --shapes 4x8192x16x128 --variants gdn kda
 
-bf16, forward alone and forward with backward; medians of triton.testing.do_bench. Ours is first held against the recurrence in
-fp64 on a short piece, gradients included, and not timed where it disagrees. fla searches launch options at first use, for
-minutes. Results go to results/benchmarks/delta_rule.json, one entry a variant, shape and implementation.
+bf16, forward alone and forward with backward; medians of triton.testing.do_bench. Our kernels are first compared with
+the recurrence in fp64 on 300 tokens, gradients included, and not timed where they differ. fla searches launch options
+at first use, for minutes. Results go to results/benchmarks/delta_rule.json, one entry per variant, shape and
+implementation.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ALLOWED = 1e-2
 """Largest relative error in bf16."""
 
 VARIANTS = {
-    # decay, tied to one strength a head, an erase address of its own
+    # decay, whether there is one strength β per head, whether the erase key is separate from the write key
     "deltanet": ("none", True, False),
     "gdn": ("scalar", True, False),
     "kda": ("channel", True, False),
@@ -43,7 +44,7 @@ VARIANTS = {
 
 
 def inputs(variant: str, B: int, T: int, H: int, K: int) -> dict[str, Tensor]:
-    decay, strength, address = VARIANTS[variant]
+    decay, has_beta, has_erase_key = VARIANTS[variant]
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
@@ -51,28 +52,28 @@ def inputs(variant: str, B: int, T: int, H: int, K: int) -> dict[str, Tensor]:
     def unit(x: Tensor) -> Tensor:
         return F.normalize(x.float(), dim=-1).bfloat16()
 
-    made = {"q": unit(normal(B, T, H, K)) * K**-0.5, "p": unit(normal(B, T, H, K)), "z": normal(B, T, H, K)}
+    tensors = {"q": unit(normal(B, T, H, K)) * K**-0.5, "p": unit(normal(B, T, H, K)), "z": normal(B, T, H, K)}
     if decay != "none":
-        made["g"] = F.logsigmoid(torch.randn(*((B, T, H) if decay == "scalar" else (B, T, H, K)), device="cuda") + 3)
-    if strength:
-        made["beta_BTH"] = torch.rand(B, T, H, device="cuda")
-    elif not address:  # both factors of the edit carry the root of a gate
-        made["p"] = made["p"] * torch.rand(B, T, H, K, device="cuda", dtype=torch.bfloat16).sqrt()
-    if address:
-        made["erase_key_BTHK"] = made["p"] * torch.rand(B, T, H, K, device="cuda", dtype=torch.bfloat16)
-    return {name: x.detach().requires_grad_() for name, x in made.items()}
+        tensors["g"] = F.logsigmoid(torch.randn(*((B, T, H) if decay == "scalar" else (B, T, H, K)), device="cuda") + 3)
+    if has_beta:
+        tensors["beta_BTH"] = torch.rand(B, T, H, device="cuda")
+    elif not has_erase_key:  # both keys are scaled by the root of a gate
+        tensors["p"] = tensors["p"] * torch.rand(B, T, H, K, device="cuda", dtype=torch.bfloat16).sqrt()
+    if has_erase_key:
+        tensors["erase_key_BTHK"] = tensors["p"] * torch.rand(B, T, H, K, device="cuda", dtype=torch.bfloat16)
+    return {name: x.detach().requires_grad_() for name, x in tensors.items()}
 
 
 def ours(x: dict[str, Tensor], backend: str = "triton") -> Tensor:
     from workbench.ops.delta_rule import delta_rule
 
-    named = {name: tensor for name, tensor in x.items() if name not in "qpzg"}
-    return delta_rule(x["q"], x["p"], x["z"], x.get("g"), **named, backend=backend)[0]
+    erase_key, beta = x.get("erase_key_BTHK"), x.get("beta_BTH")
+    return delta_rule(x["q"], x["p"], x["z"], x.get("g"), erase_key_BTHK=erase_key, beta_BTH=beta, backend=backend)[0]
 
 
 def theirs(x: dict[str, Tensor]) -> Tensor:
-    """fla's best matching kernel; for an erase address of its own that is `chunk_gdn2`, which multiplies gates in itself. The
-    numbers of the address stand in for its erase gate and those of q for its write gate: only the time is wanted."""
+    """The best matching kernel of fla. With a separate erase key that is `chunk_gdn2`, which applies the gates itself:
+    the erase key is passed as its erase gate and q as its write gate, since only the time is measured."""
     if "erase_key_BTHK" not in x:
         return ours(x, "fla")
     from fla.ops.gdn2 import chunk_gdn2
@@ -81,28 +82,28 @@ def theirs(x: dict[str, Tensor]) -> Tensor:
 
 
 def check(variant: str, K: int) -> tuple[float, str]:
-    """Largest relative error of output and gradients on 300 tokens against the recurrence in fp64, and whose it is."""
+    """Largest relative error of output and gradients on 300 tokens against the recurrence in fp64, and its tensor."""
     x = inputs(variant, 1, 300, 2, K)
     exact = {name: tensor.detach().double().requires_grad_() for name, tensor in x.items()}
-    got, wanted = ours(x), ours(exact, "recurrent")
-    direction = torch.randn_like(wanted)
-    pairs = {"o": (got, wanted)}
+    actual, expected = ours(x), ours(exact, "recurrent")
+    direction = torch.randn_like(expected)
+    pairs = {"o": (actual, expected)}
     for name, a, b in zip(
         x,
-        torch.autograd.grad((got * direction).sum(), list(x.values())),
-        torch.autograd.grad((wanted * direction).sum(), list(exact.values())),
+        torch.autograd.grad((actual * direction).sum(), list(x.values())),
+        torch.autograd.grad((expected * direction).sum(), list(exact.values())),
     ):
         pairs[name] = (a, b)
     return max((float((a.double() - b).detach().norm() / b.detach().norm()), name) for name, (a, b) in pairs.items())
 
 
 def timed(call: Callable[[dict[str, Tensor]], Tensor], x: dict[str, Tensor]) -> dict[str, float]:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     upstream = torch.randn_like(call(x))
     leaves = list(x.values())
     torch.autograd.grad(call(x), leaves, upstream, allow_unused=True)
     torch.cuda.synchronize()
-    first = time.perf_counter() - begun
+    first_seconds = time.perf_counter() - start
     with torch.no_grad():
         forward = do_bench(lambda: call(x), warmup=20, rep=100, return_mode="median")
     both = do_bench(
@@ -111,7 +112,7 @@ def timed(call: Callable[[dict[str, Tensor]], Tensor], x: dict[str, Tensor]) -> 
         rep=200,
         return_mode="median",
     )
-    return {"forward_ms": forward, "forward_backward_ms": both, "seconds_of_first_use": first}
+    return {"forward_ms": forward, "forward_backward_ms": both, "seconds_of_first_use": first_seconds}
 
 
 def main() -> None:
@@ -126,23 +127,23 @@ def main() -> None:
     where = {**environment(), "fla": version("fla-core"), "date": time.strftime("%Y-%m-%d")}
     results: list[dict[str, Any]] = []
     implementations = {"ours": ours} if arguments.no_peers else {"ours": ours, "fla": theirs}
-    # ours for every case first: fla's search may outlast the time there is
+    # ours first for every case: the search of fla can take longer than the time available
     for name, variant, shape in itertools.product(implementations, arguments.variants, arguments.shapes):
         B, T, H, K = map(int, shape.split("x"))
         row: dict[str, Any] = {"variant": variant, "shape": shape, "implementation": name}
         try:
             if name == "ours":
-                error, whose = check(variant, K)
-                row |= {"relative_error": error, "of": whose}
+                error, tensor = check(variant, K)
+                row |= {"relative_error": error, "of": tensor}
                 if not error < ALLOWED:
-                    raise RuntimeError(f"wrong: relative error {error:.1e} of {whose}; not timed")
+                    raise RuntimeError(f"relative error {error:.1e} of {tensor}; not timed")
             row |= timed(implementations[name], inputs(variant, B, T, H, K))
-        except Exception as problem:  # the others are still wanted
+        except Exception as problem:  # the other cases are still measured
             row["error"] = f"{type(problem).__name__}: {problem}"[:300]
         results.append(row)
         print(json.dumps(row), flush=True)
-        written = {"environment": where, "results": results}
-        Path(arguments.output).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        report = {"environment": where, "results": results}
+        Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The delta rule in torch on this machine's CPU, beside the fallback of transformers for the gated delta rule, in one go.
+"""The delta rule in torch on a CPU, compared with the fallback of transformers for the gated delta rule.
 
     python benchmarks/delta_rule_cpu.py                       # transformers is timed where it is installed
     python benchmarks/delta_rule_cpu.py --threads 2 --shapes 1x2048x8x128
 
-fp32, forward and backward. The implementations take turns, so that what else the machine does hits them alike; figures
-are medians over the rounds of wall-clock time, and of the process's own CPU time, which says more on a busy machine.
-Every timed output is first held against the recurrence. Results go to results/benchmarks/delta_rule_cpu.json.
+fp32, forward and backward. The implementations alternate, so that other load on the machine affects all of them.
+Figures are medians over the rounds of wall-clock time and of the process's CPU time, which is more reliable on a busy
+machine. Every output is first compared with the recurrence. Results go to results/benchmarks/delta_rule_cpu.json.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ def implementations(chunks: list[int]) -> dict[str, tuple[str, Callable[..., Any
     """Name -> (decay, call); a call takes q (scaled), k, v, g, β and returns outputs and state."""
     from workbench.ops.delta_rule import delta_rule
 
-    found: dict[str, tuple[str, Callable[..., Any]]] = {}
+    calls: dict[str, tuple[str, Callable[..., Any]]] = {}
     try:
         from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
     except ImportError as error:
-        print(f"transformers is left out: {error}")
+        print(f"transformers is not timed: {error}")
     else:
         fallback = inspect.unwrap(torch_chunk_gated_delta_rule)
 
         def theirs(q: Any, k: Any, v: Any, g: Any, beta: Any) -> Any:
             return fallback(q * q.shape[-1] ** 0.5, k, v, g=g, beta=beta, output_final_state=True)
 
-        found[THEIRS] = ("scalar", theirs)
+        calls[THEIRS] = ("scalar", theirs)
     for decay in ("scalar", "channel"):
         for chunk in chunks:
 
             def ours(q: Any, k: Any, v: Any, g: Any, beta: Any, chunk: int = chunk) -> Any:
                 return delta_rule(q, k, v, g, beta_BTH=beta, chunk=chunk, backend="torch")
 
-            found[f"ours, {decay} decay, chunk {chunk}"] = (decay, ours)
-    return found
+            calls[f"ours, {decay} decay, chunk {chunk}"] = (decay, ours)
+    return calls
 
 
 def inputs(B: int, T: int, H: int, K: int, decay: str) -> list[Any]:
@@ -70,16 +70,16 @@ def inputs(B: int, T: int, H: int, K: int, decay: str) -> list[Any]:
 def once(call: Callable[..., Any], tensors: list[Any], upstream: Any) -> dict[str, float]:
     import torch
 
-    begun = time.perf_counter(), time.process_time()
+    start = time.perf_counter(), time.process_time()
     out, _ = call(*tensors)
     middle = time.perf_counter(), time.process_time()
     torch.autograd.grad(out, tensors, upstream)
-    ended = time.perf_counter(), time.process_time()
+    end = time.perf_counter(), time.process_time()
     return {
-        "forward_ms": 1e3 * (middle[0] - begun[0]),
-        "both_ms": 1e3 * (ended[0] - begun[0]),
-        "forward_cpu_ms": 1e3 * (middle[1] - begun[1]),
-        "both_cpu_ms": 1e3 * (ended[1] - begun[1]),
+        "forward_ms": 1e3 * (middle[0] - start[0]),
+        "both_ms": 1e3 * (end[0] - start[0]),
+        "forward_cpu_ms": 1e3 * (middle[1] - start[1]),
+        "both_cpu_ms": 1e3 * (end[1] - start[1]),
     }
 
 
@@ -106,20 +106,20 @@ def main() -> None:
         with torch.no_grad():
             for decay, (q, k, v, g, beta) in tensors.items():
                 exact, _ = delta_rule_recurrent(*(x.double() for x in (q, k, v, g)), beta_BTH=beta.double())
-                for name, (own, call) in calls.items():
-                    if own == decay:
-                        got, _ = call(q, k, v, g, beta)
-                        errors[name] = float((got - exact).norm() / exact.norm())
-                        assert errors[name] < 1e-5, f"{name}: relative error {errors[name]:.1e}; it is not timed"
+                for name, (call_decay, call) in calls.items():
+                    if call_decay == decay:
+                        actual, _ = call(q, k, v, g, beta)
+                        errors[name] = float((actual - exact).norm() / exact.norm())
+                        assert errors[name] < 1e-5, f"{name}: relative error {errors[name]:.1e}"
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
         for number in range(arguments.rounds + 1):
             for name, (decay, call) in calls.items():
                 measured = once(call, tensors[decay], upstream)
-                if number:  # the first round warms up
+                if number:  # the first round is a warm-up
                     rounds[name].append(measured)
         for name, rows in rounds.items():
-            middle = {key: round(statistics.median(row[key] for row in rows), 2) for key in rows[0]}
-            row: dict[str, Any] = {"case": name, "shape": text, "relative_error": errors[name], **middle}
+            medians = {key: round(statistics.median(row[key] for row in rows), 2) for key in rows[0]}
+            row: dict[str, Any] = {"case": name, "shape": text, "relative_error": errors[name], **medians}
             if THEIRS in rounds:
                 ratios = [theirs["both_ms"] / ours["both_ms"] for theirs, ours in zip(rounds[THEIRS], rows)]
                 cpu = [theirs["both_cpu_ms"] / ours["both_cpu_ms"] for theirs, ours in zip(rounds[THEIRS], rows)]

@@ -1,11 +1,12 @@
-"""One training run on 1, 2, 4 GPUs: how the speed grows, and whether the loss stays what one GPU gives.
+"""One training run on 1, 2, 4, … GPUs: speed-up, and whether the loss stays that of one GPU.
 
-    python benchmarks/devices.py full:340m:16                    # as many powers of two as there are GPUs
-    python benchmarks/devices.py full:tiny:4:256 --devices 1 2   # or CPU processes
+    python benchmarks/devices.py full:340m:16                    # all powers of two up to the number of GPUs
+    python benchmarks/devices.py full:tiny:4:256 --devices 1 2   # on a machine without GPUs: CPU processes
 
-A case is PATTERN:SCALE:BATCH[:CONTEXT], as in train_throughput.py; the batch is that of all devices together, and `workbench train
---devices N` trains each case from the same start on the same rows, so that losses at equal steps differ by rounding only. Results go
-to results/benchmarks/devices.json, one entry a case, number and kind of device.
+A case is PATTERN:SCALE:BATCH[:CONTEXT], as in train_throughput.py. The batch is shared by all devices, and
+`workbench train --devices N` trains each case from the same initial weights on the same rows, so that losses at equal
+steps differ by rounding only. Results go to results/benchmarks/devices.json, one entry per case, number and kind of
+device.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measured import ROOT, keep
+from common import ROOT, merge_results
 from train_throughput import run_config
 
 sys.path.insert(0, str(ROOT))
@@ -28,19 +29,19 @@ OUTPUT = ROOT / "results" / "benchmarks" / "devices.json"
 
 
 def train(file: Path, folder: Path, devices: int) -> dict[str, Any]:
-    """`workbench train`, and what its folder says."""
+    """Run `workbench train`; its speed and losses."""
     from workbench.results.store import RunFolder
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     call = [sys.executable, "-m", "workbench", "train", str(file), "--folder", str(folder), f"--devices={devices}"]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"error": (done.stderr or done.stdout)[-1500:]}
+    process = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    if process.returncode:
+        return {"error": (process.stderr or process.stdout)[-1500:]}
     rows = RunFolder(folder).metrics()
     return {
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in rows[1:-1]),
         "losses": {row["step"]: row["loss"] for row in rows},
-        "wall_seconds": round(time.perf_counter() - begun, 1),
+        "wall_seconds": round(time.perf_counter() - start, 1),
     }
 
 
@@ -49,10 +50,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", default=["full:340m:16"])
-    parser.add_argument("--devices", type=int, nargs="+", help="default: 1, 2, 4 and so on, as far as there are GPUs")
+    parser.add_argument("--devices", type=int, nargs="+", help="default: powers of two up to the number of GPUs")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--corpus-bytes", type=int, default=40_000_000)
-    parser.add_argument("--extra", default="{}", help="JSON laid over the run's fields")
+    parser.add_argument("--extra", default="{}", help="JSON merged into the fields of the run")
     parser.add_argument("--output", default=str(OUTPUT))
     arguments = parser.parse_args()
     numbers = arguments.devices or [n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()]
@@ -74,7 +75,7 @@ def main() -> None:
                     )
                 results.append(entry)
                 print(json.dumps(entry), flush=True)
-                keep(Path(arguments.output), results, lambda r: (r["case"], r["devices"]))
+                merge_results(Path(arguments.output), results, lambda r: (r["case"], r["devices"]))
 
 
 if __name__ == "__main__":

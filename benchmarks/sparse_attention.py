@@ -1,27 +1,30 @@
-"""Sparse attention on this GPU: our kernels, whole and in pieces, beside dense attention and fla's NSA, in one go (minutes).
+"""Sparse attention on this GPU: our kernels, whole and in parts, compared with dense attention and NSA in fla.
 
-    python benchmarks/sparse_attention.py                       # everything; results/benchmarks/sparse_attention.json
+    python benchmarks/sparse_attention.py                       # results/benchmarks/sparse_attention.json
     python benchmarks/sparse_attention.py --sections check layers
 
-Sections, in this order, the file written after every case:
+Sections, in this order; the file is written after every case:
 
-check      every kernel form that is timed, at 2,048 tokens, in bf16 against the chunked form in fp64: values, gradients, and, in
-           fp32, the selected sets. A form that fails is not timed.
-attention  bf16, 16 query heads of 64, 1 and 4 key–value heads, at 8 × 4,096, 32,768 and 65,536 tokens: pooled blocks, selection and
-           selected blocks together ("whole", as fla's parallel_nsa computes it) and each alone; the global layer of ASA on latents
-           (keys of 96 channels whose first 64 are the values); a window of 512; cuDNN, FlexAttention, fla.
-tune       (only when asked for) each kernel with a few other launch settings than those of workbench.ops.sparse_attention.kernels, on the
-           shapes of the tables; the best first, behind what is set. Settings that give other values are not timed.
-layers     mixers of width 1,024 as they are trained (compiled, bf16 autocast): an ASA pair, two NSA layers, two full layers.
-parts      the same layers by kernel: milliseconds of a step on the device, from torch's profiler.
+check      every kernel form that is timed, at 2,048 tokens, in bf16 against the chunked form in fp64: values,
+           gradients, and, in fp32, the selected sets. A form that fails is not timed.
+attention  bf16, 16 query heads of 64, 1 and 4 key–value heads, at 8 × 4,096, 32,768 and 65,536 tokens: pooled blocks,
+           selection and selected blocks together ("whole", as parallel_nsa of fla computes it) and each alone; the
+           global layer of ASA on latents (keys of 96 channels whose first 64 are the values); a window of 512; cuDNN,
+           FlexAttention, fla.
+tune       (only on request) each kernel with other launch settings than those of
+           workbench.ops.sparse_attention.kernels, on the shapes of the tables, fastest first, after the current ones.
+           Settings that change the values are not timed.
+layers     mixers of width 1,024 as in training (compiled, bf16 autocast): an ASA pair, two NSA layers, two full layers.
+parts      the same layers by kernel: milliseconds per step on the device, from the profiler of torch.
 
-Milliseconds are medians of triton.testing.do_bench (caches flushed between calls). "read" is what a program must fetch for the
-selected keys in one forward pass, not counting what neighbours share.
+Milliseconds are medians of triton.testing.do_bench (caches flushed between calls). "read_gb" is what programs must read
+of the selected keys and values in one forward pass, not counting what neighbouring programs share.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import sys
@@ -37,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 OUTPUT = ROOT / "results" / "benchmarks" / "sparse_attention.json"
 
-from measured import in_process  # noqa: E402
+from common import run_in_process  # noqa: E402
 
 from workbench.environment import environment, version  # noqa: E402
 from workbench.ops.dispatch import force_backend  # noqa: E402
@@ -57,7 +60,7 @@ ALLOWED = 2e-2
 
 
 class Form(NamedTuple):
-    """What is timed: block sizes, and the channels of keys and values (values among the keys where ``latent``)."""
+    """Block sizes, and channels of keys and values; where ``latent``, the values are channels of the keys."""
 
     name: str
     blocks: Blocks
@@ -85,51 +88,57 @@ def pooled(x: Any, blocks: Blocks) -> Any:
     return None if x is None else unfold_blocks(x, None, blocks.length, blocks.stride).mean(-1)
 
 
+def call_options(form: Form, start: Any) -> dict[str, Any]:
+    return {"start_BT": start, "value_dim": form.V}
+
+
 def whole(form: Form, q: Any, k: Any, v: Any, start: Any, indices: Any = None) -> tuple[Any, Any, Any]:
     """(pooled output, selected output, indices)."""
-    blocks, more = form.blocks, {"start_BT": start, "value_dim": form.V}
+    blocks, options = form.blocks, call_options(form, start)
     ck, cv = pooled(k, blocks), pooled(v, blocks)
-    o_cmp, lse = visible_block_attention(q, ck, cv, length=blocks.length, stride=blocks.stride, **more)
+    o_cmp, lse = visible_block_attention(q, ck, cv, length=blocks.length, stride=blocks.stride, **options)
     if indices is None:
         indices = select_blocks(q, ck, lse, blocks=blocks, start_BT=start, num_keys=q.shape[1])
-    o_slc, _ = selected_attention(q, k, v, indices, block=blocks.block, reuse=blocks.reuse, **more)
+    o_slc, _ = selected_attention(q, k, v, indices, block=blocks.block, reuse=blocks.reuse, **options)
     return o_cmp, o_slc, indices
 
 
-def relative(got: Any, wanted: Any) -> float:
-    got, wanted = got.detach().double(), wanted.detach().double()
-    there = wanted.isfinite()
-    return float((got - wanted)[there].norm() / wanted[there].norm())
+def relative_error(actual: Any, expected: Any) -> float:
+    actual, expected = actual.detach().double(), expected.detach().double()
+    finite = expected.isfinite()
+    return float((actual - expected)[finite].norm() / expected[finite].norm())
 
 
 def check(form: Form, G: int) -> dict[str, Any]:
     T = 2048
     start = document_starts(None, 1, T, torch.device("cuda"))
-    single = [None if x is None else x.detach() for x in inputs(form, 1, T, G, torch.float32)]
+    single: list[Any] = [None if x is None else x.detach() for x in inputs(form, 1, T, G, torch.float32)]
     blocks, ck = form.blocks, pooled(single[1], form.blocks)
-    more = {"length": blocks.length, "stride": blocks.stride, "value_dim": form.V, "start_BT": start}
+    options = {"length": blocks.length, "stride": blocks.stride, **call_options(form, start)}
     with force_backend("torch"):
-        _, lse = visible_block_attention(single[0], ck, None if form.latent else ck[..., : form.V], **more)
+        _, lse = visible_block_attention(single[0], ck, None if form.latent else ck[..., : form.V], **options)
     sets = []
     for backend in (None, "torch"):
         with force_backend(backend):
             sets.append(select_blocks(single[0], ck, lse, blocks=blocks, start_BT=start, num_keys=T))
-    same = float((sets[0] == sets[1]).all(-1).float().mean())
+    same_sets = float((sets[0] == sets[1]).all(-1).float().mean())
     half = [None if x is None else x.to(torch.bfloat16).requires_grad_() for x in single]
     exact = [None if x is None else x.detach().double().requires_grad_() for x in half]
-    errors, results = {}, []
+    results: list[list[Any]] = []
     for backend, tensors in ((None, half), ("torch", exact)):
         with force_backend(backend):
-            o_cmp, o_slc, _ = whole(form, *tensors, start, indices=sets[1])
+            q, k, v = tensors
+            o_cmp, o_slc, _ = whole(form, q, k, v, start, sets[1])
             if not results:
                 weights = [torch.randn_like(o_cmp), torch.randn_like(o_slc)]
-            loss = sum((o * w.to(o.dtype)).sum() for o, w in zip((o_cmp, o_slc), weights))
+            loss = torch.stack([(o * w.to(o.dtype)).sum() for o, w in zip((o_cmp, o_slc), weights)]).sum()
             leaves = [x for x in tensors if x is not None]
             results.append([o_cmp, o_slc, *torch.autograd.grad(loss, leaves)])
     names = ("pooled", "selected", "dq", "dk", "dv")
-    errors = {name: relative(a, b) for name, a, b in zip(names, *results)}
-    passed = max(errors.values()) < ALLOWED and same > 0.999
-    return {"section": "check", "form": form.name, "kv_heads": G, "passed": passed, "same_sets": same, "errors": errors}
+    errors = {name: relative_error(a, b) for name, a, b in zip(names, *results)}
+    passed = max(errors.values()) < ALLOWED and same_sets > 0.999
+    case = {"section": "check", "form": form.name, "kv_heads": G}
+    return {**case, "passed": passed, "same_sets": same_sets, "errors": errors}
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
@@ -140,12 +149,12 @@ def milliseconds(call: Callable[[], Any]) -> float:
 
 def timed(call: Callable[..., Any], tensors: list[Any]) -> dict[str, Any]:
     """Forward under no_grad, and forward with backward, of ``call(*tensors)``, which returns one tensor or several."""
-    there = [x for x in tensors if x is not None]
+    leaves = [x for x in tensors if x is not None]
 
     def both() -> None:
         outputs = call(*tensors)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        torch.autograd.grad(outputs, there, [torch.ones_like(o) for o in outputs], allow_unused=True)
+        torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs], allow_unused=True)
 
     try:
         with torch.no_grad():
@@ -156,7 +165,7 @@ def timed(call: Callable[..., Any], tensors: list[Any]) -> dict[str, Any]:
             "both_ms": milliseconds(both),
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
         }
-    except Exception as error:  # a peer that is missing or out of memory is a row, not the end
+    except Exception as error:  # a peer that is not installed, or runs out of memory, is a row with its error
         return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
@@ -164,11 +173,11 @@ def ours(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
     tensors, blocks = inputs(form, B, T, G), form.blocks
     start = document_starts(None, B, T, torch.device("cuda"))
     case = {"section": "attention", "form": form.name, "batch": B, "tokens": T, "kv_heads": G}
-    more = {"start_BT": start, "value_dim": form.V}
+    options = call_options(form, start)
     with torch.no_grad():
         ck = pooled(tensors[1], blocks)
         _, lse = visible_block_attention(
-            tensors[0], ck, pooled(tensors[2], blocks), length=blocks.length, stride=blocks.stride, **more
+            tensors[0], ck, pooled(tensors[2], blocks), length=blocks.length, stride=blocks.stride, **options
         )
         indices = select_blocks(tensors[0], ck, lse, blocks=blocks, start_BT=start, num_keys=T)
         select_ms = milliseconds(lambda: select_blocks(tensors[0], ck, lse, blocks=blocks, start_BT=start, num_keys=T))
@@ -183,7 +192,9 @@ def ours(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
             "read_gb": round(read / 1e9, 2),
             "forward_tflop": round(flops / 1e12, 3),
             **timed(
-                lambda q, k, v: selected_attention(q, k, v, indices, block=blocks.block, reuse=blocks.reuse, **more)[0],
+                lambda q, k, v: selected_attention(q, k, v, indices, block=blocks.block, reuse=blocks.reuse, **options)[
+                    0
+                ],
                 tensors,
             ),
         },
@@ -192,7 +203,7 @@ def ours(form: Form, B: int, T: int, G: int) -> list[dict[str, Any]]:
             "op": "pooled blocks alone",
             **timed(
                 lambda q, k, v: visible_block_attention(
-                    q, pooled(k, blocks), pooled(v, blocks), length=blocks.length, stride=blocks.stride, **more
+                    q, pooled(k, blocks), pooled(v, blocks), length=blocks.length, stride=blocks.stride, **options
                 )[0],
                 tensors,
             ),
@@ -216,7 +227,7 @@ def peers(B: int, T: int, G: int) -> list[dict[str, Any]]:
     def heads_first(*xs: Any) -> list[Any]:
         return [x.transpose(1, 2) for x in xs]
 
-    if G == 1:  # dense peers with a key head for every query head: what full attention costs
+    if G == 1:  # dense peers with a key head per query head: the cost of full attention
         dense = [torch.randn(B, H, T, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -233,10 +244,10 @@ def peers(B: int, T: int, G: int) -> list[dict[str, Any]]:
 def flex(T: int, tensors: list[Any]) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    def seen(b: Any, h: Any, q: Any, k: Any) -> Any:
+    def mask_mod(b: Any, h: Any, q: Any, k: Any) -> Any:
         return (k <= q) & (q - k < 512)
 
-    mask = create_block_mask(seen, None, None, T, T, device="cuda", _compile=True)
+    mask = create_block_mask(mask_mod, None, None, T, T, device="cuda", _compile=True)
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, block_mask=mask)
 
@@ -263,8 +274,7 @@ LAYERS = {
 
 
 def layer_pair(name: str, B: int, T: int) -> tuple[Callable[[Any], Any], Any]:
-    """Two compiled layers one behind the other, and an input."""
-    from workbench.contract import mixers
+    """Two compiled layers in sequence, and an input."""
     from workbench.model import LanguageModel, ModelConfig
 
     kinds = LAYERS[name]
@@ -276,7 +286,6 @@ def layer_pair(name: str, B: int, T: int) -> tuple[Callable[[Any], Any], Any]:
     torch._dynamo.reset()
     modules = [block.get_submodule("mixer") for block in LanguageModel(config, seed=0).cuda().blocks]
     calls = [torch.compile(module, fullgraph=True, dynamic=False) for module in modules]
-    assert all(kind in mixers for kind in kinds)
     x = torch.randn(B, T, 1024, device="cuda", requires_grad=True)
 
     def pair(x: Any) -> Any:
@@ -292,7 +301,7 @@ def layers(name: str, B: int, T: int) -> dict[str, Any]:
 
 
 def parts(name: str, B: int, T: int, steps: int = 5, shown: int = 20) -> list[dict[str, Any]]:
-    """The kernels of a forward and backward pass that take longest, and all others in one row."""
+    """The slowest kernels of a forward and backward pass, all others in one row, and the sum."""
     from torch.profiler import ProfilerActivity, profile
 
     pair, x = layer_pair(name, B, T)
@@ -313,18 +322,17 @@ def parts(name: str, B: int, T: int, steps: int = 5, shown: int = 20) -> list[di
         ((e.self_device_time_total / 1e3 / steps, e.count / steps, e.key) for e in profiler.key_averages()),
         reverse=True,
     )
-    rows = [{**case, "kernel": key[:90], "calls": count, "both_ms": round(ms, 3)} for ms, count, key in kernels[:shown]]
-    rest = {
-        "kernel": "all others",
-        "calls": sum(k[1] for k in kernels[shown:]),
-        "both_ms": round(sum(k[0] for k in kernels[shown:]), 3),
-    }
-    whole = {"kernel": "sum", "calls": sum(k[1] for k in kernels), "both_ms": round(sum(k[0] for k in kernels), 3)}
-    return [*rows, {**case, **rest}, {**case, **whole}]
+
+    def total(name: str, part: list[tuple[float, float, str]]) -> dict[str, Any]:
+        times, calls, _ = zip(*part) if part else ((), (), ())
+        return {**case, "kernel": name, "calls": sum(calls), "both_ms": round(sum(times), 3)}
+
+    rows = [total(kernel[2][:90], [kernel]) for kernel in kernels[:shown]]
+    return [*rows, total("all others", kernels[shown:]), total("sum", kernels)]
 
 
-def grid(**sides: tuple[int, ...]) -> list[dict[str, int]]:
-    return [dict(zip(sides, values)) for values in itertools.product(*sides.values())]
+def grid(**choices: tuple[int, ...]) -> list[dict[str, int]]:
+    return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
 
 
 CANDIDATES: dict[str, list[dict[str, int]]] = {
@@ -360,13 +368,13 @@ CANDIDATES: dict[str, list[dict[str, int]]] = {
         *grid(BT=(128,), BN=(128,), num_warps=(8,), num_stages=(1, 2)),
     ],
 }
-"""Settings that ``tune`` tries, one kernel at a time; what a device refuses is a row with its error."""
+"""Settings that ``tune`` tries, one kernel at a time. Unsupported settings give a row with the error."""
 
 
 class Shape(NamedTuple):
     """One call of ``tune``: selected blocks, pooled blocks or a window."""
 
-    what: str
+    op: str
     form: Form
     G: int
     B: int = 8
@@ -376,22 +384,23 @@ class Shape(NamedTuple):
 
 def shapes() -> list[Shape]:
     wide, _, _, latents = forms()
-    apart = Form("keys of 96, values of 64", wide.blocks, 96)
+    separate = Form("keys of 96, values of 64", wide.blocks, 96)
     return [
         Shape("selected", latents, 4),
         Shape("selected", latents, 1),
         Shape("selected", wide, 1),
         Shape("selected", wide, 4),
         Shape("visible", latents, 4, 1, 65_536),
-        Shape("visible", apart, H, 4, 8192, 512),
+        Shape("visible", separate, H, 4, 8192, 512),
         Shape("visible", wide, 4, 1, 65_536),
     ]
 
 
 def tune(shape: Shape) -> list[dict[str, Any]]:
-    """Each kernel of a call with the settings of CANDIDATES, the best first, behind what is set now. Those of other kernels stay.
+    """Each kernel of a call with the current settings, then with those of CANDIDATES, fastest first; the settings of
+    other kernels stay.
 
-    Forward passes are timed by themselves; both kernels of a backward pass in the whole pass.
+    Forward kernels are timed alone; the two kernels of a backward pass are timed within the whole pass.
     """
     from workbench.ops.sparse_attention import kernels
     from workbench.ops.sparse_attention.kernels.common import LAUNCH
@@ -399,23 +408,25 @@ def tune(shape: Shape) -> list[dict[str, Any]]:
     from workbench.ops.sparse_attention.layout import SelectedBlocks, VisibleBlocks, row_starts
 
     form, B, T, G = shape.form, shape.B, shape.T, shape.G
-    q, k, v = (None if x is None else x.detach() for x in inputs(form, B, T, G))
+    tensors: list[Any] = [None if x is None else x.detach() for x in inputs(form, B, T, G)]
+    q, k, v = tensors[:3]
     blocks, V, scale = form.blocks, form.V, form.K**-0.5
     start = document_starts(None, B, T, torch.device("cuda"))
-    ck, cv = (x if x is None else pooled(x, blocks).contiguous() for x in (k, v))
-    if shape.what == "selected":
+    ck = pooled(k, blocks).contiguous()
+    cv = None if v is None else pooled(v, blocks).contiguous()
+    if shape.op == "selected":
         _, lse = visible_block_attention(
             q, ck, cv, start_BT=start, length=blocks.length, stride=blocks.stride, value_dim=V
         )
-        chosen = select_blocks(q, ck, lse, blocks=blocks, start_BT=start, num_keys=T)
-        starts, more = (
-            row_starts(chosen, start, blocks.block),
-            (V, SelectedBlocks(0, blocks.block, blocks.reuse, scale)),
-        )
-        forward: Callable[[], Any] = lambda: kernels.selected_forward(q, k, v, starts, start, *more)  # noqa: E731
+        indices = select_blocks(q, ck, lse, blocks=blocks, start_BT=start, num_keys=T)
+        starts = row_starts(indices, start, blocks.block)
+        sizes: tuple[Any, ...] = (V, SelectedBlocks(0, blocks.block, blocks.reuse, scale))
+        forward: Callable[[], Any] = functools.partial(kernels.selected_forward, q, k, v, starts, start, *sizes)
         o, lse = forward()
-        do, dlse = torch.randn_like(o), torch.zeros_like(lse)
-        backward: Callable[[], Any] = lambda: kernels.selected_backward(do, dlse, q, k, v, starts, start, o, lse, *more)  # noqa: E731
+        upstream = torch.randn_like(o), torch.zeros_like(lse)
+        backward: Callable[[], Any] = functools.partial(
+            kernels.selected_backward, *upstream, q, k, v, starts, start, o, lse, *sizes
+        )
         rows = {
             "selected_forward": query_rows(blocks.reuse, H // G),
             "selected_keys": min(64, max(16, blocks.block)),
@@ -423,47 +434,46 @@ def tune(shape: Shape) -> list[dict[str, Any]]:
         rows["selected_queries"] = rows["selected_forward"]
     else:
         keys, values = (k, v) if shape.window else (ck, cv)
-        size = (1, 1) if shape.window else (blocks.length, blocks.stride)
-        visible = (V, VisibleBlocks(0, *size, shape.window, scale, 0.0))
-        forward = lambda: kernels.visible_forward(q, keys, values, start, *visible)  # noqa: E731
+        length, stride = (1, 1) if shape.window else (blocks.length, blocks.stride)
+        sizes = (V, VisibleBlocks(0, length, stride, shape.window, scale, 0.0))
+        forward = functools.partial(kernels.visible_forward, q, keys, values, start, *sizes)
         o, lse = forward()
-        do, dlse = torch.randn_like(o), torch.zeros_like(lse)
-        backward = lambda: kernels.visible_backward(do, dlse, q, keys, values, start, o, lse, *visible)  # noqa: E731
+        upstream = torch.randn_like(o), torch.zeros_like(lse)
+        backward = functools.partial(kernels.visible_backward, *upstream, q, keys, values, start, o, lse, *sizes)
         rows = {}
     case = {"section": "tune", "form": form.name, "batch": B, "tokens": T, "kv_heads": G}
-    exact = {call: [x.clone() for x in call()] for call in (forward, backward)}
-    made = []
-    for kernel in (name for name in CANDIDATES if name.startswith(shape.what)):
+    expected = {call: [x.clone() for x in call()] for call in (forward, backward)}
+    table: list[dict[str, Any]] = []
+    for kernel in (name for name in CANDIDATES if name.startswith(shape.op)):
         call = forward if kernel.endswith("forward") else backward
-        place = f"{kernel} {rows[kernel]}" if kernel in rows else kernel
-        before = LAUNCH.get(place)
-        made.append(
+        entry = f"{kernel} {rows[kernel]}" if kernel in rows else kernel
+        current = LAUNCH.get(entry)
+        table.append(
             {
                 **case,
-                "op": f"{place} as set",
+                "op": f"{entry}, current",
                 "forward_ms": milliseconds(call),
-                "settings": before or LAUNCH[kernel],
+                "settings": current or LAUNCH[kernel],
             }
         )
-        tried = []
+        tried: list[dict[str, Any]] = []
         for settings in CANDIDATES[kernel]:
-            LAUNCH[place] = settings
-            row = {**case, "op": place, "settings": settings}
+            LAUNCH[entry] = settings
+            row = {**case, "op": entry, "settings": settings}
             try:
-                wrong = max(relative(got, wanted) for got, wanted in zip(call(), exact[call]) if wanted.numel())
-                tried.append(
-                    {**row, "error": f"other values: {wrong:.1e}"}
-                    if wrong > ALLOWED
-                    else {**row, "forward_ms": milliseconds(call)}
-                )
-            except Exception as error:
-                tried.append({**row, "error": f"{type(error).__name__}: {str(error)[:120]}"})
-        if before is None:
-            del LAUNCH[place]
+                error = max(relative_error(a, b) for a, b in zip(call(), expected[call]) if b.numel())
+                if error > ALLOWED:
+                    tried.append({**row, "error": f"other values: relative error {error:.1e}"})
+                else:
+                    tried.append({**row, "forward_ms": milliseconds(call)})
+            except Exception as problem:
+                tried.append({**row, "error": f"{type(problem).__name__}: {str(problem)[:120]}"})
+        if current is None:
+            del LAUNCH[entry]
         else:
-            LAUNCH[place] = before
-        made += sorted(tried, key=lambda row: row.get("forward_ms", float("inf")))
-    return made
+            LAUNCH[entry] = current
+        table += sorted(tried, key=lambda row: float(row.get("forward_ms", "inf")))
+    return table
 
 
 def main() -> None:
@@ -480,16 +490,16 @@ def main() -> None:
         print("RESULT", json.dumps({"rows": tune(shapes()[arguments.one])}))
         return
     rows: list[dict[str, Any]] = []
-    begun = time.time()
+    start = time.time()
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
-        print(f"{time.time() - begun:6.1f} s", json.dumps(row), flush=True)
+        print(f"{time.time() - start:6.1f} s", json.dumps(row), flush=True)
         where = {**environment(), "fla": version("fla-core"), "date": time.strftime("%Y-%m-%d")}
         path = Path(arguments.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
-            json.dumps({"environment": where, "seconds": round(time.time() - begun, 1), "rows": rows}, indent=1) + "\n"
+            json.dumps({"environment": where, "seconds": round(time.time() - start, 1), "rows": rows}, indent=1) + "\n"
         )
 
     failed = set()
@@ -521,14 +531,14 @@ def main() -> None:
                         add(row)
                     torch.cuda.empty_cache()
     if "tune" in arguments.sections:
-        for job, shape in enumerate(shapes()):  # settings that end in an illegal access end a process, not the table
-            result = in_process(__file__, str(job))
+        for job, shape in enumerate(shapes()):  # an illegal memory access ends the process of one shape only
+            result = run_in_process(__file__, str(job))
             for row in result.get(
                 "rows",
                 [
                     {
                         "section": "tune",
-                        "op": shape.what,
+                        "op": shape.op,
                         "form": shape.form.name,
                         "batch": shape.B,
                         "tokens": shape.T,

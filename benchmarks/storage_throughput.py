@@ -1,9 +1,9 @@
-"""Optuna's storage under many workers: trials a second with trivial trials, and whether any was lost or failed.
+"""Throughput of Optuna's storage under many workers, with trivial trials, and whether any trial was lost or failed.
 
     python benchmarks/storage_throughput.py --postgresql postgresql://user@127.0.0.1/database
 
-Real trials take minutes; this says how far the storage is from mattering. Every worker is a process with a heartbeat, as in an
-ablation.
+Real trials take minutes; this measures how far the storage is from being a bottleneck. Every worker is a process with a
+heartbeat, as in an ablation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ WORKER = """
 import sys, time, optuna
 from pathlib import Path
 from workbench.ablation.execution.storage import open_storage
-folder, url, name, trials, start = Path(sys.argv[1]), sys.argv[2] or None, sys.argv[3], int(sys.argv[4]), Path(sys.argv[5])
+folder, url, name = Path(sys.argv[1]), sys.argv[2] or None, sys.argv[3]
+trials, start = int(sys.argv[4]), Path(sys.argv[5])
 study = optuna.load_study(storage=open_storage(folder, 10, url), study_name=name,
                           sampler=optuna.samplers.RandomSampler(), pruner=optuna.pruners.NopPruner())
 print("ready", flush=True)
@@ -47,9 +48,9 @@ def measure(kind: str, url: str | None, workers: int, trials: int) -> dict[str, 
         for process in processes:
             assert process.stdout and process.stdout.readline() == "ready\n"
         start.touch()
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         errors = [error for process in processes if (error := process.communicate()[1]) or process.returncode]
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start_time
         states = [
             trial.state.name for trial in optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
         ]
@@ -66,11 +67,11 @@ def measure(kind: str, url: str | None, workers: int, trials: int) -> dict[str, 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--postgresql", help="address of a database, measured beside SQLite")
+    parser.add_argument("--postgresql", help="address of a database to measure besides SQLite")
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--trials", type=int, default=200, help="for each worker")
+    parser.add_argument("--trials", type=int, default=200, help="trials per worker")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/storage_throughput.json"))
-    parser.add_argument("--note", default="", help="written into the result: other load on the machine")
+    parser.add_argument("--note", default="", help="note in the result, such as other load on the machine")
     options = parser.parse_args()
     kinds = {"sqlite (write-ahead log)": None, **({"postgresql": options.postgresql} if options.postgresql else {})}
     rows = [measure(kind, url, options.workers, options.trials) for kind, url in kinds.items()]

@@ -1,13 +1,16 @@
-"""Training speed of whole runs on this GPU, beside what a user could take instead, in one go.
+"""Training speed of whole runs on this GPU, compared with a plain transformer.
 
     python benchmarks/train_throughput.py full:340m:16 sliding:340m:16 full:1.3b:8 --peers plain:340m:16 plain:1.3b:8
 
-A case is PATTERN:SCALE:BATCH[:CONTEXT], the pattern's words joined by "+" (gdn+gdn+gdn+full). Each case is trained by
-`workbench train`'s own function in a process of its own: Lightning, rows packed from documents on disk, logging,
-evaluation and a checkpoint at the end; "deterministic" is the same with training.deterministic; "bare" is the same
-compiled model in a plain loop. Speeds are medians over the lines of the log after the first. Results go to
-results/benchmarks/train_throughput.json, one entry a case and device, earlier entries of others kept. Fields beside the case's
-are given as JSON, with a label:
+A case is PATTERN:SCALE:BATCH[:CONTEXT], the words of the pattern joined by "+" (gdn+gdn+gdn+full). Modes:
+
+stack          the function behind `workbench train`, in a separate process: Fabric, rows packed from documents on disk,
+               logging, evaluation, and a checkpoint at the end
+deterministic  the same with training.deterministic
+bare           the same compiled model in a plain loop
+
+Speeds are medians over the lines of the log after the first. Results go to results/benchmarks/train_throughput.json,
+one entry per case and device; entries of other cases stay. --extra sets further fields as JSON, --label names them:
 
     python benchmarks/train_throughput.py full:340m:8 --label moe --extra '{"model": {"feedforward": "moe",
         "feedforwards": {"moe": {"experts": 64, "top_k": 8, "hidden": 352}}}}'
@@ -25,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measured import in_process, keep
+from common import merge_results, run_in_process
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -61,8 +64,8 @@ def run_config(case: str, steps: int, corpus_bytes: int, extra: dict[str, Any]) 
 
 
 def stack(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One case through the whole stack."""
-    begun = time.perf_counter()
+    """One case as `workbench train` trains it."""
+    start = time.perf_counter()
     import torch
 
     from workbench.accounting import account
@@ -70,13 +73,14 @@ def stack(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = run_config(case, arguments.steps, arguments.corpus_bytes, json.loads(arguments.extra))
     with tempfile.TemporaryDirectory() as folder:
-        prepared = time.perf_counter()
+        prepare_start = time.perf_counter()
         run = new_run(Path(folder) / "run", arguments.cache, config, stage="tuning")
-        prepared = time.perf_counter() - prepared
+        prepare_seconds = time.perf_counter() - prepare_start
         result = train(run.path, arguments.cache)
         if result["status"] != "done":
             return {"case": case, "mode": "stack", **result}
-        rows, events = run.metrics(), {}
+        rows = run.metrics()
+        events: dict[str, dict[str, Any]] = {}  # the first of each name
         for line in (run.path / "events.jsonl").read_text().splitlines():
             event = json.loads(line)
             events.setdefault(event["event"], event)
@@ -93,8 +97,8 @@ def stack(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "loss": [rows[0]["loss"], rows[-1]["loss"]],
         "seconds_to_first_step": events["first_step"]["at"] - events["started"]["at"],
         "seconds_process_to_first_step": time.perf_counter()
-        - begun
-        - prepared
+        - start
+        - prepare_seconds
         - (time.time() - events["first_step"]["at"]),
         "seconds_of_compiled_step": events["first_step"]["seconds"],
         "slowest_over_median_window": max(spans) / statistics.median(spans),
@@ -102,7 +106,7 @@ def stack(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def deterministic(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The whole stack, refusing what does not repeat bit for bit."""
+    """As :func:`stack`, with training.deterministic."""
     from workbench.config import deep_merge
 
     arguments.extra = json.dumps(deep_merge(json.loads(arguments.extra), {"training": {"deterministic": True}}))
@@ -110,7 +114,7 @@ def deterministic(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same compiled model, batches and optimiser in the shortest loop; batches wait on the device."""
+    """The same compiled model, batches and optimiser in the shortest loop; the batches are on the device beforehand."""
     import torch
 
     from workbench.data import PreparedData
@@ -128,11 +132,11 @@ def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     model.compile_blocks()
     optimiser = build_optimiser(model, t)
     times: list[float] = []
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for step in range(arguments.steps // 5 * 5):
         if step == 1:
             torch.cuda.synchronize()
-            first = time.perf_counter() - begun
+            first_step_seconds = time.perf_counter() - start
         if step % 5 == 0:
             torch.cuda.synchronize()
             times.append(time.perf_counter())
@@ -153,7 +157,7 @@ def bare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "mode": "bare",
         "tokens_per_second": 5 * t.batch_size * t.context / statistics.median(spans),
         "loss": float(loss.detach()),
-        "seconds_of_compiled_step": first,
+        "seconds_of_compiled_step": first_step_seconds,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
 
@@ -163,7 +167,7 @@ def _profile(model: Any, optimiser: Any, batch: Any, path: str) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     tokens, targets, segments, _ = batch
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         with torch.autocast("cuda", torch.bfloat16):
             loss = model.loss(tokens, targets, segments=segments)
         loss.backward()
@@ -171,12 +175,12 @@ def _profile(model: Any, optimiser: Any, batch: Any, path: str) -> None:
         optimiser.zero_grad()
         torch.cuda.synchronize()
     Path(path).write_text(
-        recorded.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
+        profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
     )
 
 
 def plain(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A plain transformer compiled whole: no documents, no packing, no logging; what a skilled user writes in an hour."""
+    """A plain transformer compiled as a whole, as a user could write it: no documents, packing or logging."""
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -195,11 +199,12 @@ def plain(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
         def forward(self, x: Any, cos: Any, sin: Any) -> Any:
             q, k, v = self.qkv(self.norm_a(x)).view(B, T, 3, D // 128, 128).unbind(2)
 
-            def turned(y: Any) -> Any:
+            def rotate(y: Any) -> Any:
                 a, b = y.chunk(2, -1)
                 return torch.cat((a * cos - b * sin, a * sin + b * cos), -1).to(v.dtype)
 
-            o = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (turned(q), turned(k), v)), is_causal=True)
+            q, k, v = (y.transpose(1, 2) for y in (rotate(q), rotate(k), v))
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.out(o.transpose(1, 2).reshape(B, T, D))
             gate, value = self.up(self.norm_b(x)).chunk(2, -1)
             return x + self.down(F.silu(gate) * value)
@@ -254,7 +259,7 @@ def plain(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def ceiling(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """FLOP/s of a matrix product of 8192³ in bf16 on random data: what a rate of arithmetic can be held against."""
+    """FLOP/s of a bf16 matrix product of 8192³ on random data: a practical upper bound."""
     import torch
     from triton.testing import do_bench
 
@@ -271,21 +276,21 @@ MODES = {"stack": stack, "deterministic": deterministic, "bare": bare, "plain": 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", help="default full:340m:16, unless peers are named")
+    parser.add_argument("cases", nargs="*", help="default full:340m:16, unless --peers is given")
     parser.add_argument("--peers", nargs="*", default=[], help="plain:SCALE:BATCH")
     parser.add_argument(
         "--modes",
         nargs="+",
         default=["stack"],
         choices=["stack", "deterministic", "bare"],
-        help="how every case is timed",
+        help="how each case is trained",
     )
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--corpus-bytes", type=int, default=60_000_000)
     parser.add_argument("--cache", default=str(ROOT / "results" / "benchmarks" / "cache"))
-    parser.add_argument("--extra", default="{}", help="JSON laid over every run's fields")
-    parser.add_argument("--label", default="", help="what to call the cases with these fields, such as moe")
-    parser.add_argument("--profile", default="", help="file for a kernel table of the bare loop")
+    parser.add_argument("--extra", default="{}", help="JSON merged into the fields of every run")
+    parser.add_argument("--label", default="", help="name of the cases with these fields, such as moe")
+    parser.add_argument("--profile", default="", help="file for a table of the kernels of the bare loop")
     parser.add_argument("--output", default=str(OUTPUT))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -299,22 +304,24 @@ def main() -> None:
     jobs += [f"plain/{case}" for case in arguments.peers]
     results: list[dict[str, Any]] = []
     for job in jobs:
-        begun = time.time()
-        found = {"case": job, **in_process(__file__, job)}
+        start = time.time()
+        result = {"case": job, **run_in_process(__file__, job)}
         if arguments.label:
-            found |= {"case": f"{found['case']} {arguments.label}", "extra": json.loads(arguments.extra)}
-        results.append({**found, "wall_seconds": round(time.time() - begun, 1)})
+            result |= {"case": f"{result['case']} {arguments.label}", "extra": json.loads(arguments.extra)}
+        results.append({**result, "wall_seconds": round(time.time() - start, 1)})
         print(json.dumps(results[-1]), flush=True)
-        keep(Path(arguments.output), results, lambda r: (r.get("mode"), r["case"]))
-    top = next((r["flops_per_second"] for r in results if r.get("mode") == "ceiling"), None)
+        merge_results(Path(arguments.output), results, lambda r: (r.get("mode"), r["case"]))
+    ceiling_rate = next((r["flops_per_second"] for r in results if r.get("mode") == "ceiling"), None)
     print(
-        f"\n{'mode':7s} {'case':28s} {'tokens/s':>10s} {'TFLOP/s':>8s} {'of ceiling':>10s} {'peak GiB':>9s} {'first step s':>12s}"
+        f"\n{'mode':13s} {'case':28s} {'tokens/s':>10s} {'TFLOP/s':>8s} {'of ceiling':>10s} {'peak GiB':>9s} "
+        f"{'first step s':>12s}"
     )
     for r in results:
-        rate = r.get("flops_per_second")
+        rate = r.get("flops_per_second", 0.0)
         print(
-            f"{r.get('mode', '?'):7s} {r['case']:28s} {r.get('tokens_per_second', 0):10.0f} {(rate or 0) / 1e12:8.1f} "
-            f"{(rate or 0) / top if top else 0:10.1%} {r.get('peak_gib', 0):9.1f} {r.get('seconds_process_to_first_step', 0):12.1f}"
+            f"{r.get('mode', '?'):13s} {r['case']:28s} {r.get('tokens_per_second', 0):10.0f} {rate / 1e12:8.1f} "
+            f"{rate / ceiling_rate if ceiling_rate else 0:10.1%} {r.get('peak_gib', 0):9.1f} "
+            f"{r.get('seconds_process_to_first_step', 0):12.1f}"
         )
 
 

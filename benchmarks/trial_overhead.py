@@ -1,10 +1,10 @@
-"""What a trial costs beyond its training: process, imports, data, model, first step (compiling included), waiting, bookkeeping.
+"""Overhead of a trial beyond its training: process, imports, data, model, first step with compilation, bookkeeping.
 
     python benchmarks/trial_overhead.py --trials 8
 
-One worker takes tiny trials one after the other. The first pays for imports (its processes are forked from a server that has
-imported torch once); the others are what a trial costs on a warm machine. Stages are told apart by what the run's folder and
-Optuna say about when they happened.
+One worker runs tiny trials one after the other. The first includes the imports (its processes are forked from a server
+that has imported torch once); the others are the cost of a trial on a warm machine. Stages are separated by the times
+of events in the run's folder and in Optuna's study.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ def measure(trials: int) -> list[dict[str, float]]:
             folder,
         ).launch()
         assert run.wait()
-        rows, ends = [], []
+        rows, spans = [], []
         for trial in Plan(run.files).study("full", Stage.TUNING).trials:
             assert trial.datetime_start and trial.datetime_complete
             path = run.folder / "runs" / trial.user_attrs["run"]
-            begun, ended = trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()
+            start, end = trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()
             at = {event["event"]: event["at"] for event in read_jsonl(path / "events.jsonl")}
             rows.append(
                 {
-                    "process, imports, data, model": at["started"] - begun,
+                    "process, imports, data, model": at["started"] - start,
                     "first step": at["first_step"] - at["started"],
-                    "training after it, evaluation, files": at["done"] - at["first_step"],
-                    "end noticed": ended - at["done"],
+                    "training after the first step, evaluation, files": at["done"] - at["first_step"],
+                    "detection of the end": end - at["done"],
                 }
             )
-            ends.append((begun, ended))
-        for row, (before, after) in zip(rows[1:], pairwise(ends)):
+            spans.append((start, end))
+        for row, (before, after) in zip(rows[1:], pairwise(spans)):
             row["plan and database between two trials"] = after[0] - before[1]
         return rows
 
@@ -80,7 +80,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/trial_overhead.json"))
-    parser.add_argument("--note", default="", help="written into the result: other load on the machine")
+    parser.add_argument("--note", default="", help="note in the result, such as other load on the machine")
     options = parser.parse_args()
     first, *others = measure(options.trials)
     warm = {name: round(statistics.median(row[name] for row in others), 3) for name in others[0]}

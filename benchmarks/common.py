@@ -1,0 +1,54 @@
+"""Shared by the benchmark scripts: a job in a separate process, and a results file that keeps earlier entries."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_in_process(script: str, job: str) -> dict[str, Any]:
+    """Run ``script`` with this process's arguments and ``--one job``; return the JSON that it prints after "RESULT".
+
+    Returns:
+        the result, or ``{"error": …}`` with the end of the output where there is none.
+    """
+    call = [sys.executable, script, "--one", job, *sys.argv[1:]]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
+    lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
+    return json.loads(lines[-1][7:]) if lines else {"error": (process.stderr or process.stdout)[-1500:]}
+
+
+def merge_results(
+    path: Path, results: list[dict[str, Any]], key: Callable[[dict[str, Any]], Hashable], **more: Any
+) -> None:
+    """Write ``results`` with environment and date to a JSON file. Earlier entries stay, unless a new one has the same
+    key and device.
+
+    Args:
+        path: the file.
+        results: new entries.
+        key: identifies the case of an entry.
+        more: further fields of the environment.
+    """
+    from workbench.environment import environment
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(path.read_text())["results"] if path.exists() else []
+    where = {**environment(), **more, "date": time.strftime("%Y-%m-%d")}
+    new = [{**result, "environment": where} for result in results]
+
+    def key_and_device(result: dict[str, Any]) -> Hashable:
+        return key(result), result["environment"]["device"]
+
+    replaced = {key_and_device(result) for result in new}
+    unchanged = [result for result in earlier if key_and_device(result) not in replaced]
+    path.write_text(json.dumps({"results": unchanged + new}, indent=1) + "\n")
