@@ -31,8 +31,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Parts of torch, imported on first use: this module itself must not import torch.
 
-    ``TorchDispatchMode`` sees every operation of a training step, backward included; ``tree_leaves`` lists the tensors in
-    its arguments. Torch documents both, in private modules.
+    ``TorchDispatchMode`` sees every operation of a training step, backward included; ``tree_leaves`` lists the tensors
+    in its arguments. Torch documents both, in private modules.
     """
     if name == "TorchDispatchMode":
         from torch.utils._python_dispatch import TorchDispatchMode

@@ -1,7 +1,7 @@
 """Configuration: validated, frozen, read from YAML without executing code, identified by a hash.
 
-Every configuration of the workbench is a :class:`Config`. Mistakes raise one :class:`ConfigError` that lists, for each of them,
-the field path, the value it got, what was expected and what to do.
+Every configuration of the workbench is a :class:`Config`. Mistakes raise one :class:`ConfigError` that lists, for each
+of them, the field path, the value it got, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def require(condition: object, path: str, *, got: object, expected: str, do: str
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """``"Nearest valid name: 'x'."`` for the best match of ``name``; all valid names if none is close; "" if there is none."""
+    """``"Nearest valid name: 'x'."`` for the best match of ``name``; all valid names if none is close; "" if there is
+    none."""
     valid = sorted(valid)
     match = get_close_matches(str(name), valid, n=1, cutoff=0.5)
     if match:

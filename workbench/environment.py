@@ -28,8 +28,8 @@ def version(name: str) -> str:
 def code_version() -> str:
     """Version of this package and its commit.
 
-    The commit is that of the git checkout; for copies without git (a container image, a cluster's scratch folder) it is taken
-    from the environment variable WORKBENCH_CODE.
+    The commit is that of the git checkout; for copies without git (a container image, a cluster's scratch folder) it is
+    read from the environment variable WORKBENCH_CODE.
     """
     installed, commit = version("workbench"), os.environ.get("WORKBENCH_CODE", "")
     if (ROOT / ".git").exists():

@@ -29,14 +29,14 @@ PLUGIN_FILES = "WORKBENCH_PLUGINS"
 T = TypeVar("T", bound=type)
 
 broken_plugins: dict[str, str] = {}
-"""Entry points and plug-in files that failed to import -> reason. Shown by ``workbench doctor``; they break nothing else."""
+"""Entry points and plug-in files that failed to import -> reason. Shown by ``workbench doctor``; nothing else fails."""
 
 _loaded: set[str] = set()
 """Entry points and plug-in files imported so far, for all registries."""
 
 
 class Registry(Generic[T]):
-    """Classes of one sort by name. Each class has a nested ``Config`` whose field ``kind`` has that name as its default.
+    """Classes of one sort by name. Each class has a nested ``Config`` whose field ``kind`` defaults to that name.
 
     Args:
         noun: what is registered, for error messages ("mixer").
@@ -127,7 +127,8 @@ def _origin(cls: type) -> str:
 
 
 def plug_in(path: str | Path) -> None:
-    """Import the plug-ins in the Python file ``path``, in this process and in processes it starts. Call again after an edit.
+    """Import the plug-ins in the Python file ``path``, in this process and in processes it starts. Call again after an
+    edit.
 
     Raises:
         ConfigError: when the file does not exist. Exceptions raised by the file propagate.
