@@ -175,7 +175,7 @@ def _profile(model: Any, optimiser: Any, batch: Any, path: str) -> None:
         optimiser.zero_grad()
         torch.cuda.synchronize()
     Path(path).write_text(
-        profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
+        profiler.key_averages().table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=90)
     )
 
 
