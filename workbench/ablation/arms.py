@@ -250,7 +250,10 @@ def _check_run(arms: Arms, arm: Arm) -> None:
 
 
 def _space(config: AblationConfig, arm: Arm) -> dict[str, Range]:
-    """The fields that the arm's model has, of the declared space and, with ``tuning.variants``, of its components' and its optimiser's."""
+    """Search space of an arm: the declared fields that its model has.
+
+    With ``tuning.variants``, the search spaces of its components and of its optimiser as well.
+    """
     model = arm.run().model
     components = [(f"model.{path}.", cls, component) for path, cls, component in model.settings()]
 
