@@ -14,8 +14,8 @@ __all__ = ["parameter_roles", "rescaling_pairs"]
 def parameter_roles(model: nn.Module) -> dict[str, ParameterRole]:
     """Full parameter name -> role, in the order of ``model.named_parameters()``.
 
-    A parameter's role is looked up from the outermost module to the one that owns it, in the ``roles`` of each under the
-    name that the parameter has there. The first declaration wins, so that a mixer can override its layers.
+    The role is looked up from the outermost module to the one that owns the parameter, under the name that it
+    has in each. The first declaration wins, so that a mixer can override its layers.
 
     Raises:
         TypeError: naming the parameter that no module declares.
