@@ -1,4 +1,4 @@
-"""An ablation as data: arms under comparison, what is held equal, how they are tuned and confirmed.
+"""An ablation as data: arms under comparison, what is matched, how they are tuned and confirmed.
 
 Parsing checks the fields and how they agree with one another. What needs a model (arms, budget, search space) is
 checked by :func:`workbench.ablation.arms.resolve`.
@@ -34,7 +34,7 @@ class AblationConfig(Config):
     baseline: str | None = None
     """The arm the others are compared with. Default: the first."""
     budget: Budget = Budget()
-    """What is held equal."""
+    """What is matched between the arms."""
     tuning: Tuning = Tuning()
     """How each arm's hyper-parameters are searched."""
     confirmation: Confirmation = Confirmation()

@@ -1,4 +1,4 @@
-"""What is held equal between the arms."""
+"""The budget: what is matched between the arms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST_TOLERANCE = 0.02
 
 
 class Budget(Config):
-    """What is held equal between the arms, beside tokens and data."""
+    """What is matched between the arms, beside tokens and data."""
 
     axis: Literal["parameters", "active_parameters", "flops", "cache", "seconds"] = "parameters"
     """Matched quantity: non-embedding parameters, those active for one token, training FLOPs of the whole run, bytes of
