@@ -13,7 +13,6 @@ from workbench.model import LanguageModel, ModelConfig
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("pattern", sorted(mixers))
 @pytest.mark.parametrize("packed", [False, True])
 def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: bool) -> None:

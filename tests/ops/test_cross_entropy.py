@@ -87,7 +87,6 @@ def test_the_kernel_in_the_interpreter_is_the_definition() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_the_device_it_is_the_definition(dtype: torch.dtype) -> None:
     h_ND, weight_VD, targets_N, weights_N = inputs(1000, 128, 32_001, dtype, "cuda")

@@ -87,7 +87,6 @@ def test_the_kernels_in_the_interpreter_are_the_recurrence() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("options", [{"beta": True, "packed": True}, {"erase": True, "state": True, "bursts": 2e-4}])
 @pytest.mark.parametrize("channel", [False, True])
 @pytest.mark.parametrize(("K", "V"), [(128, 128), (32, 16), (96, 80), (256, 256)])

@@ -98,7 +98,6 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("case", CASES)
 def test_on_the_device_they_are_single_experts(case: str, poisoned_memory: None) -> None:
     assert worst_error(case, 1000, 136, torch.bfloat16, "cuda") < 1e-2
@@ -106,7 +105,6 @@ def test_on_the_device_they_are_single_experts(case: str, poisoned_memory: None)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_the_device_choices_are_sorted() -> None:
     check_routes("cuda", ((1, 1, 1), (5000, 7, 3), (70_000, 8, 96), (300, 2, 900)))
 

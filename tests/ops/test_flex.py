@@ -132,7 +132,6 @@ def test_flex_is_the_definition(window: int | None, groups: int, monkeypatch: py
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("window", [None, 200])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("groups", [4, 1])

@@ -63,7 +63,6 @@ def test_the_kernels_in_the_interpreter_are_products_and_choices() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("shape", [(3000, 1024, 64), (1000, 72, 12), (70, 200, 300)])
 def test_on_the_device_they_are_products_and_choices(shape: tuple[int, int, int]) -> None:
     N, D, C = shape

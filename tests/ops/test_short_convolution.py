@@ -70,7 +70,6 @@ def test_the_kernels_in_the_interpreter_are_the_definition() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("packed", [False, True])
 def test_on_the_device_they_are_the_definition(packed: bool) -> None:
     from workbench.ops.short_convolution.triton import short_convolution_triton

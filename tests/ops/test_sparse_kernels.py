@@ -28,7 +28,6 @@ def test_the_kernels_in_the_interpreter_are_the_chunked_form() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("part", ["small", "long", "pooled", *map(str, range(6))])  # minutes of compiling: for xdist
 def test_on_the_device_the_kernels_are_the_chunked_form(part: str, dtype: str) -> None:
@@ -51,7 +50,6 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("pattern", list(SMALL))
 def test_compiled_gradients_are_those_of_the_plain_model(pattern: str, packed: bool) -> None:
