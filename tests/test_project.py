@@ -19,6 +19,8 @@ from ruamel.yaml import YAML
 
 from workbench.environment import environment
 
+pytestmark = pytest.mark.docs
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "base.training.tokens=8192",

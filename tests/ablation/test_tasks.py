@@ -21,6 +21,8 @@ from workbench.dashboards.tables.recall import recall_table
 from workbench.data import tasks
 from workbench.metric import ANSWER_ERRORS
 
+pytestmark = pytest.mark.process
+
 DATA = {"kind": "mqar", "mixes": [{"length": 16, "pairs": 2}, {"length": 32, "pairs": 4}], "examples": 16}
 
 
@@ -57,11 +59,26 @@ def test_the_verdict_is_on_errors(run: wb.AblationRun) -> None:
     assert verdicts.Verdict.from_plain(verdict.plain()) == verdict
 
 
-def test_examples_are_stored_with_their_labels(run: wb.AblationRun) -> None:
-    for folder in run.runs()["folder"]:
-        frame = pl.read_parquet(Path(folder) / "report.parquet")
-        assert frame.columns == ["document", "nll_nats", "errors", "length", "pairs", "answers"] and len(frame) == 16
-        assert (frame["errors"] <= frame["answers"]).all() and frame["answers"].to_list() == frame["pairs"].to_list()
+@pytest.fixture
+def report(run: wb.AblationRun) -> pl.DataFrame:
+    """The report examples of one run."""
+    return pl.read_parquet(Path(run.runs()["folder"][-1]) / "report.parquet")
+
+
+def test_examples_are_stored_with_their_labels(report: pl.DataFrame) -> None:
+    assert report.columns == ["suite", "task", "document", "nll_nats", "errors", "length", "pairs", "answers"]
+
+
+def test_every_example_is_stored(run: wb.AblationRun) -> None:
+    assert {len(pl.read_parquet(Path(folder) / "report.parquet")) for folder in run.runs()["folder"]} == {16}
+
+
+def test_errors_are_at_most_the_answers(report: pl.DataFrame) -> None:
+    assert (report["errors"] <= report["answers"]).all()
+
+
+def test_every_pair_is_an_answer(report: pl.DataFrame) -> None:
+    assert report["answers"].to_list() == report["pairs"].to_list()
 
 
 def test_recall_is_drawn_from_the_stored_examples(run: wb.AblationRun) -> None:

@@ -16,6 +16,8 @@ from workbench.dashboards.panel import panels
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.view import EmptyRun, ResultsFolder, RunView, SingleRuns
 
+pytestmark = pytest.mark.process
+
 ARCHIVES = sorted(path.parent for path in Path(__file__).parents[2].glob("results/ablations/*/ablation.json"))
 MADE_UP: dict[str, Callable[[Path], RunView]] = {
     "empty": lambda folder: EmptyRun(folder, ["full", "gdn"]),

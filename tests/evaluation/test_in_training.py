@@ -15,6 +15,8 @@ from workbench.results.tables import EVALUATION_SCHEMA, evaluations
 from workbench.training import RunConfig
 from workbench.training.trial import new_run, train
 
+pytestmark = pytest.mark.process
+
 FIELDS = {
     "model": {"width": 32, "depth": 1, "vocabulary": 24},
     "data": {"kind": "mqar", "mixes": [{"length": 16, "pairs": 2}, {"length": 16, "pairs": 3}], "examples": 8},

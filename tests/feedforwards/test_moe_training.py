@@ -17,6 +17,8 @@ from workbench.training.export import export
 from workbench.training.trial import train
 from workbench.transforms import initialise_from
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:

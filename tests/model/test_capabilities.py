@@ -57,7 +57,7 @@ def test_an_embedding_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("model", [LIMITED, LIMITED_HEAD], ids=["layer", "multi-token head"])
 def test_packed_rows_refuse_components_that_mix_documents(model: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="model: got 'limited'; expected components that keep the packed documents"):
+    with pytest.raises(ConfigError, match="model: got 'limited'; expected components that separate"):
         RunConfig.parse({**run_fields(tmp_path), "model": model})
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from workbench.ops.cross_entropy import chunked, linear_cross_entropy
 from workbench.ops.cross_entropy.reference import linear_cross_entropy_reference
 
+pytestmark = pytest.mark.compile
+
 
 def inputs(N: int, D: int, V: int, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     h_ND = (torch.randn(N, D, dtype=torch.float64, device=device) * 2 / D**0.5).to(dtype).requires_grad_()

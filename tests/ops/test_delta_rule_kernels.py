@@ -11,6 +11,8 @@ import torch
 from interpreter import in_interpreter
 from torch import Tensor
 
+pytestmark = pytest.mark.compile
+
 Case = dict[str, Any]
 CASES: list[Case] = [
     {"T": 130, "K": 16, "V": 32, "decay": 1.0, "packed": True, "state": True, "beta": True},

@@ -17,6 +17,8 @@ from torch import Tensor
 from workbench.ops.dispatch import force_backend
 from workbench.ops.experts import routed_experts, sort_choices
 
+pytestmark = pytest.mark.compile
+
 CASES = {
     "mixed": (13, 3, 6, 6),
     "one choice": (9, 1, 4, 4),

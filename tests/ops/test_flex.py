@@ -12,6 +12,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from workbench.ops.attention import flex
 from workbench.ops.attention.reference import attention_reference, visible
 
+pytestmark = pytest.mark.compile
+
 
 def documents(B: int, T: int, *, mean: int, padded: int = 0) -> Tensor:
     """Random document numbers; the last ``padded`` positions hold -1."""

@@ -10,6 +10,8 @@ from interpreter import in_interpreter
 
 from workbench.ops import router
 
+pytestmark = pytest.mark.compile
+
 
 def check_logits(N: int, D: int, C: int, dtype: torch.dtype, device: str, allowed: float) -> None:
     from workbench.ops.router import triton as kernels

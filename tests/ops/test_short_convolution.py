@@ -14,6 +14,8 @@ from workbench.ops.short_convolution import Heads
 from workbench.ops.short_convolution.reference import short_convolution_reference
 from workbench.ops.short_convolution.torch import short_convolution_torch
 
+pytestmark = pytest.mark.compile
+
 
 def parts(C: int) -> list[Heads]:
     """Two heads scaled to one length, one to another, and the rest unscaled."""

@@ -13,6 +13,8 @@ import torch
 
 from workbench.model import LanguageModel, ModelConfig
 
+pytestmark = pytest.mark.compile
+
 SCRIPT = Path(__file__).with_name("sparse_kernels.py")
 
 

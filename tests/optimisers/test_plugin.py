@@ -17,6 +17,8 @@ from workbench.training.config import RunConfig
 from workbench.training.optimiser import optimiser_bytes
 from workbench.training.trial import train
 
+pytestmark = pytest.mark.process
+
 SGD = '''"""Stochastic gradient descent with momentum: a throw-away optimiser."""
 
 from typing import Literal

@@ -12,6 +12,8 @@ from helpers import ablation_fields, write_corpus
 
 from workbench.files import write_json
 
+pytestmark = pytest.mark.process
+
 VARIANT = '''"""Running mean of the document so far, gated: a throw-away mixer."""
 
 from typing import Literal

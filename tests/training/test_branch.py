@@ -18,6 +18,8 @@ from workbench.training.checkpoint import load_weights
 from workbench.training.schedule import rate_at
 from workbench.training.trial import train
 
+pytestmark = pytest.mark.process
+
 MakeRun = Callable[..., RunFolder]
 TRUNK = {"keep_trunk": True, "warmup": 0.1, "checkpoint_every": 1000, "log_every": 3}
 

@@ -19,6 +19,8 @@ from workbench.results import RunFolder
 from workbench.training.export import export
 from workbench.training.trial import train
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:

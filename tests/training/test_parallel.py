@@ -18,6 +18,8 @@ from workbench.files import write_json
 from workbench.results import RunFolder
 from workbench.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.process
+
 FIELDS = {
     # the multi-token head starts after the step from which runs are resumed below
     "model": {

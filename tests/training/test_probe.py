@@ -23,6 +23,8 @@ from workbench.training.probe import (
     shrunken,
 )
 
+pytestmark = pytest.mark.process
+
 TRAINING = {"batch_size": 2, "context": 32, "tokens": 6400}
 
 

@@ -22,6 +22,8 @@ from workbench.training import checkpoint
 from workbench.training.checkpoint import checkpoints_in, latest, load_checkpoint
 from workbench.training.trial import run_in_process, train
 
+pytestmark = pytest.mark.process
+
 VARIANTS: dict[str, Any] = {
     **{name: {"model": {"pattern": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in mixers},
     **{

@@ -19,6 +19,8 @@ from workbench.training.config import RunConfig
 from workbench.training.export import export
 from workbench.training.trial import new_run, train
 
+pytestmark = pytest.mark.process
+
 MakeRun = Callable[..., RunFolder]
 
 

@@ -24,6 +24,8 @@ from workbench.training.checkpoint import latest, load_checkpoint
 from workbench.training.trial import train
 from workbench.transforms import transforms
 
+pytestmark = pytest.mark.process
+
 PLUGIN = '''"""Halves the final gain and its moments: a throw-away transform."""
 
 from typing import Literal

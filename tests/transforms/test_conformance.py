@@ -1,7 +1,11 @@
 """Every registered transform in every check of the suite."""
 
+import pytest
+
 from workbench.testing import TransformConformance
 from workbench.transforms import transforms
+
+pytestmark = pytest.mark.conformance
 
 for _name in transforms:
     _title = f"TestTransform_{_name}"

@@ -16,6 +16,8 @@ from workbench.ablation.verdict.judge import Verdict
 from workbench.config import ConfigError
 from workbench.files import read_json
 
+pytestmark = pytest.mark.process
+
 ARCHIVES = sorted((Path(__file__).parents[3] / "results" / "ablations").glob("*/ablation.json"))
 
 

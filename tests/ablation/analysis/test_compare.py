@@ -14,6 +14,8 @@ from workbench.ablation.verdict.judge import ArmMeasurements, judge
 from workbench.config import ConfigError
 from workbench.metric import BITS_PER_BYTE
 
+pytestmark = pytest.mark.process
+
 
 def table(*verdicts: str) -> pl.DataFrame:
     values = {"better": 0.9, "worse": 1.1, "undecided": 0.999}

@@ -30,7 +30,7 @@ from workbench.files import write_json
 from workbench.results.tables import table
 from workbench.status import Stage
 
-pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Heartbeat of storage")]
 
 LONG = {"training": {"tokens": 300 * 64, "checkpoint_every": 25, "log_every": 5}}
 # where something else than the comparison is tested: one arm, one tuning trial, one seed

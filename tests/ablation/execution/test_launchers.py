@@ -24,7 +24,7 @@ from workbench.ablation.spec.launch import launchers
 from workbench.config import ConfigError
 from workbench.registry import plug_in
 
-pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Heartbeat of storage")]
 
 WAIT = 500
 FEW: dict[str, Any] = {

@@ -21,7 +21,7 @@ from workbench.files import write_json
 from workbench.results.store import RunFolder
 from workbench.status import Stage, Status
 
-pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Heartbeat of storage")]
 
 Make = Callable[..., Ablation]
 FEW: dict[str, Any] = {"arms": {"full": {}}, "confirmation": {"seeds": [0]}}

@@ -16,7 +16,7 @@ from workbench.ablation.execution.roster import JOB
 from workbench.ablation.execution.timing import Timing
 from workbench.ablation.folder import AblationFolder
 
-pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Heartbeat of storage")]
 
 
 class Queue(Launcher):

@@ -11,6 +11,8 @@ import pytest
 from workbench.ablation.execution.roster import JOB, Roster
 from workbench.ablation.folder import AblationFolder
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def roster(tmp_path: Path) -> Roster:

@@ -24,7 +24,7 @@ from workbench.ablation.execution.storage import open_storage
 from workbench.ablation.run import AblationRun
 from workbench.config import ConfigError
 
-pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Heartbeat of storage")]
 
 
 def binary(name: str) -> str | None:

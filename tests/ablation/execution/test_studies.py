@@ -26,7 +26,10 @@ from workbench.config import ConfigError
 from workbench.results.store import RunFolder
 from workbench.status import Stage, Status
 
-pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage", "ignore::optuna.exceptions.ExperimentalWarning")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore:Heartbeat of storage", "ignore::optuna.exceptions.ExperimentalWarning"),
+]
 
 RATE = {"training.learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}}
 HIDDEN = "model.feedforwards.swiglu.hidden"

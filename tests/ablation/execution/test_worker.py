@@ -19,7 +19,7 @@ from workbench.ablation.execution.worker import Worker
 from workbench.results.store import RunFolder
 from workbench.status import Stage, Status
 
-pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Heartbeat of storage")]
 
 MakeWorker = Callable[..., Worker]
 

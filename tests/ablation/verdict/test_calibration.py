@@ -12,6 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "benchmarks" / "verdict_calibration.py"
 
