@@ -16,6 +16,8 @@ from workbench.config import ConfigError
 from workbench.contract import feedforwards
 from workbench.registry import PLUGIN_FILES, Registry, plug_in
 
+pytestmark = pytest.mark.process
+
 SOURCE = """
 from typing import Literal
 from workbench.config import Config

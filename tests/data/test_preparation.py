@@ -16,6 +16,8 @@ from workbench.config import ConfigError
 from workbench.data import DataConfig, PreparedData, prepare
 from workbench.data.corpora.files import Files
 
+pytestmark = pytest.mark.process
+
 
 def config(path: Path, **more: object) -> DataConfig:
     return DataConfig.parse({"corpus": {"kind": "files", "path": str(path)}, "evaluation_documents": 3, **more})

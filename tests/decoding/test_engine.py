@@ -17,6 +17,8 @@ from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding import Engine, Sampling
 from workbench.model import LanguageModel
 
+pytestmark = pytest.mark.conformance
+
 GREEDY = Sampling(max_tokens=12, temperature=0)
 
 

@@ -18,6 +18,8 @@ from workbench.ops.delta_rule.reference import delta_rule_recurrent
 from workbench.ops.delta_rule.torch import delta_rule_torch
 from workbench.testing import count_flops
 
+pytestmark = pytest.mark.conformance
+
 B, H, K, V = 2, 2, 8, 12
 DECAYS = ["none", "0", "0.1", "5", "60", "mixed"]
 """Approximate nats per token; "mixed" is decays of 60 among weak ones."""

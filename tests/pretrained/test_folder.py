@@ -20,6 +20,8 @@ from workbench.decoding import Engine, Sampling
 from workbench.model import ModelConfig
 from workbench.pretrained import load, save
 
+pytestmark = pytest.mark.process
+
 MODELS = case_models()
 
 

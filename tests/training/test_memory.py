@@ -44,7 +44,10 @@ def run(mode: str) -> tuple[int, int]:
     return faults, returned
 
 
-pytestmark = pytest.mark.skipif(_glibc() is None or sys.platform != "linux", reason="the C library is not glibc")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(_glibc() is None or sys.platform != "linux", reason="the C library is not glibc"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from workbench.config import ConfigError
 from workbench.status import Stage
 from workbench.training.probe import Measured
 
+pytestmark = pytest.mark.process
+
 SECONDS = {"axis": "seconds", "free": ["training.tokens"], "tolerance": 0.02}
 MEASURED = {"full": Measured(0.010, {"forward": 1}), "sliding": Measured(0.008, {"forward": 1})}
 

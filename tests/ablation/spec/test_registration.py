@@ -19,7 +19,7 @@ from workbench.config import ConfigError
 from workbench.status import Stage
 from workbench.training.trial import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Heartbeat of storage")]
 
 Make = Callable[..., Ablation]
 SMALL: dict[str, Any] = {"tuning": {"trials": 0}, "confirmation": {"seeds": [0, 1]}, "question": "Is it so?"}
