@@ -11,19 +11,19 @@ import pytest
 from dashboards.browser import needs_browser, page
 from dashboards.fake import FakeRun
 
-from workbench.dashboards.live.board import HERE, SCRIPT
+from workbench.dashboards.live.board import HERE, Board
 from workbench.dashboards.live.widget import Dashboard
 
 pytestmark = [needs_browser, pytest.mark.browser]
 
-LOAD = """async script => {
+LOAD = """async ([script, plotly_js]) => {
   const url = URL.createObjectURL(new Blob([script], {type: "text/javascript"}));
   const start = performance.now();
   window.board = (await import(url)).default;
   window.loadSeconds = (performance.now() - start) / 1000;
   window.sent = [];
   const on = (name, receive) => { window.receive = receive; };
-  window.model = {on, off: () => {}, send: message => sent.push(message)};
+  window.model = {on, off: () => {}, send: message => sent.push(message), get: name => ({plotly_js})[name]};
   window.board.render({model: window.model, el: document.body});
 }"""
 
@@ -33,7 +33,7 @@ def board() -> Iterator[Any]:
     with page() as view:
         view.goto("about:blank")
         view.add_style_tag(path=HERE / "board.css")
-        view.evaluate(LOAD, SCRIPT)
+        view.evaluate(LOAD, [Board._esm, Board.plotly_js.default_value])
         yield view
         assert not view.errors
 
@@ -47,6 +47,15 @@ def show(view: Any, run: FakeRun, panel: str) -> None:
 
 def test_the_module_loads_before_anywidget_gives_up(board: Any) -> None:
     assert board.evaluate("window.loadSeconds") < 2
+
+
+def test_the_module_is_small() -> None:
+    assert len(Board._esm) < 50_000, "anywidget waits two seconds, also on a busy machine"
+
+
+def test_a_view_that_missed_its_blocks_asks_for_them_again(board: Any) -> None:
+    board.evaluate("""window.receive({text: '{"patch": {"id": "none", "traces": {}, "layout": null}}'})""")
+    assert board.evaluate("window.sent") == [{"event": "ready"}, {"event": "ready"}]
 
 
 def test_it_asks_for_its_blocks(board: Any) -> None:

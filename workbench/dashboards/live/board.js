@@ -2,7 +2,14 @@
 // The kernel sends {blocks}, a whole panel, or {patch}, the changes of one figure, as JSON in which traces and layouts are
 // encoded once more; the page sends what the reader does.
 
+// Plotly.js of this dashboard, isolated from other versions on the page; its source arrives with the model
+let source = "";
 let loaded = null;
+const loadPlotly = () => {
+  const module = {exports: {}};
+  new Function("module", "exports", "define", source)(module, module.exports, undefined);
+  return module.exports;
+};
 const plotly = () => (loaded ??= loadPlotly());
 
 const CONFIG = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]};
@@ -190,6 +197,7 @@ class GridBlock {
 const KINDS = {figure: FigureBlock, text: TextBlock, grid: GridBlock};
 
 function render({model, el}) {
+  source = model.get("plotly_js");
   const board = make("div", {class: "wb-board"});
   el.append(board);
   let shown = new Map();
@@ -213,7 +221,11 @@ function render({model, el}) {
   const receive = ({text}) => {
     const message = JSON.parse(text);
     if (message.blocks) showAll(message.blocks);
-    if (message.patch) shown.get(message.patch.id)?.patch(message.patch);
+    if (message.patch) {
+      const block = shown.get(message.patch.id);
+      if (block) block.patch(message.patch);
+      else send({event: "ready"}); // the message with this block was missed
+    }
     board.dataset.count = Number(board.dataset.count ?? 0) + 1;
   };
   model.on("msg:custom", receive);

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anywidget
+import traitlets
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 HERE = Path(__file__).parent
-SCRIPT = (
-    "const loadPlotly = () => {\nconst plotlyModule = {exports: {}};\n(function (module, exports, define) {"
-    + get_plotlyjs()
-    + "\n})(plotlyModule, plotlyModule.exports, undefined);\nreturn plotlyModule.exports;\n};\n"
-    + (HERE / "board.js").read_text(encoding="utf-8")
-)
-"""Plotly.js, isolated from other versions on the page, then the board. Plotly.js runs only when the first figure is
-drawn: anywidget gives up on a module that takes longer than two seconds to load, as Plotly.js does on a busy system."""
 
 
 class Board(anywidget.AnyWidget):
@@ -29,14 +23,18 @@ class Board(anywidget.AnyWidget):
         on_event: called with what the reader does: ``{"event": "mark", ...}`` or ``{"event": "act", ...}``.
     """
 
-    _esm = SCRIPT
+    _esm = (HERE / "board.js").read_text(encoding="utf-8")
     _css = HERE / "board.css"
+    plotly_js = traitlets.Unicode(get_plotlyjs(), read_only=True).tag(sync=True)
+    """Source of Plotly.js, which the page runs when it draws its first figure. It is not part of the module: anywidget
+    gives up on a module that is not loaded within two seconds, and on a busy machine 4 MB take longer than that."""
 
     def __init__(self, on_event: Callable[[dict[str, Any]], None]):
         self._on_event = on_event
         self.shown: list[dict[str, Any]] = []
         """The blocks on the page, as plain data."""
         self._figures: dict[str, tuple[list[str], str]] = {}  # block id -> its traces and its layout as JSON
+        self._lock = threading.RLock()  # a view may ask for everything while a thread shows new blocks
         self.sent = 0
         """Bytes of the last message to the page."""
         super().__init__(layout={"width": "100%", "min_height": "560px"})
@@ -44,6 +42,10 @@ class Board(anywidget.AnyWidget):
 
     def show(self, blocks: list[dict[str, Any]]) -> None:
         """Update the page to ``blocks``; what has not changed is not sent."""
+        with self._lock:
+            self._show(blocks)
+
+    def _show(self, blocks: list[dict[str, Any]]) -> None:
         previous = {block["id"]: block for block in self.shown}
         is_patch = [(b["id"], b["kind"]) for b in self.shown] == [(b["id"], b["kind"]) for b in blocks]
         figures: dict[str, tuple[list[str], str]] = {}
@@ -85,7 +87,8 @@ class Board(anywidget.AnyWidget):
         self.send({"text": text})
 
     def _on_message(self, widget: Any, message: dict[str, Any], buffers: Any) -> None:
-        if message.get("event") == "ready":  # a view was opened, the first or a further one
-            self._send_all()
+        if message.get("event") == "ready":  # a view was opened, or has missed a message
+            with self._lock:
+                self._send_all()
         else:
             self._on_event(message)
