@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -43,12 +48,110 @@ def test_a_text_file_is_a_document(tmp_path: Path) -> None:
         ("x.jsonl", b'{"txt": "a"}\n', "line 1 .*Nearest valid name: 'txt'"),
         ("y.jsonl", b"{no\n", "line 1: .*one JSON object a line"),
         ("bad.parquet", b"xxxx", "a Parquet file"),
+        ("digits.jsonl", b'{"text": "x", "id": ' + b"9" * 5000 + b"}\n", "digits.jsonl line 1: Exceeds the limit"),
+        ("deep.jsonl", b"[" * 200_000, "deep.jsonl line 1: .*recursion"),
+        ("cut.txt.gz", gzip.compress(b"word " * 999)[:-20], "cut.txt.gz: .*can be read"),
+        ("zst.jsonl.zst", b"\x28\xb5\x2f\xfd0000", "a Zstandard file"),
+        ("table.csv", b"text\nword\n", "table.csv, a table"),
+        ("settings.json", b'{"other": 1}', "JSON lines with the field 'text'"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["part.json", "part.JSONL", "part", "part.txt"])
+def test_json_lines_are_recognised_by_content(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    assert read(tmp_path) == TEXTS
+
+
+def test_an_array_of_objects(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in TEXTS], indent=1))
+    assert read(tmp_path) == TEXTS
+
+
+@pytest.mark.parametrize(("suffix", "library"), [("gz", gzip), ("bz2", bz2), ("xz", lzma)])
+def test_compressed_files(tmp_path: Path, suffix: str, library: Any) -> None:
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(library.compress(lines.encode()))
+    assert read(tmp_path) == TEXTS
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbftwo")
+    assert read(tmp_path) == ["one", "two"]
+
+
+def test_line_endings_are_not_translated(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree")
+    assert read(tmp_path) == ["one\r\ntwo\rthree"]
+
+
+def test_a_null_is_an_empty_text_in_every_format(tmp_path: Path) -> None:
+    rows = ["one", None, "two"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    (tmp_path / "b.json").write_text(json.dumps([{"text": row} for row in rows]))
+    pl.DataFrame({"text": rows}).write_parquet(tmp_path / "c.parquet")
+    assert read(tmp_path) == 3 * ["one", "", "two"]
+
+
+@pytest.mark.parametrize("column", [[["a", "b"]], [1], [b"caf\xe9"], [{"a": "b"}]])
+def test_a_column_that_is_no_text(tmp_path: Path, column: list[Any]) -> None:
+    pl.DataFrame({"text": column}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"data.corpus.field.*expected a column of strings"):
+        read(tmp_path)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    pl.DataFrame({"text": TEXTS * 20}).write_parquet(tmp_path / "a.parquet")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[20:90] = bytes(byte ^ 0x5A for byte in content[20:90])
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"a\.parquet"):
+        read(tmp_path)
+
+
+def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
+    for name, text in (("corpus[1].txt", "one"), ("corpus1.txt", "other")):
+        (tmp_path / name).write_text(text)
+    assert read(tmp_path / "corpus[1].txt") == ["one"]
+
+
+def test_a_parquet_path_is_no_pattern(tmp_path: Path) -> None:
+    for folder, text in (("x[1]", "one"), ("x1", "other")):
+        (tmp_path / folder).mkdir()
+        pl.DataFrame({"text": [text]}).write_parquet(tmp_path / folder / "a.parquet")
+    assert read(tmp_path / "x[1]") == ["one"]
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "b.txt").write_text("book")
+    (tmp_path / "texts" / "link").symlink_to(tmp_path / "books")
+    (tmp_path / "books" / "loop").symlink_to(tmp_path / "texts")
+    assert read(tmp_path / "texts") == ["book"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_are_streamed(tmp_path: Path, kind: str) -> None:
+    rows = [f"{i} " * 2_000 for i in range(3_000)]
+    if kind == "jsonl":
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    else:
+        pl.DataFrame({"text": rows}).write_parquet(tmp_path / "a.parquet", row_group_size=100)
+    total = sum(map(len, rows))
+    del rows
+    tracemalloc.start()
+    for _ in Files(Files.Config(path=str(tmp_path))).documents():
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < total / 3
 
 
 def test_a_parquet_file_without_the_field(tmp_path: Path) -> None:

@@ -1,49 +1,78 @@
-"""Local files: plain text (a file is a document), JSON lines or Parquet (a row is a document)."""
+"""Local files: plain text (a file is a document), JSON lines, JSON arrays or Parquet (a row is a document)."""
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
 import json
+import lzma
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 from workbench.config import ConfigError, nearest, require
 from workbench.data.corpora import Corpus, CorpusConfig, corpora
 
 ROWS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 """Suffixes of files with a document per row."""
+OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+"""First bytes of a compressed file -> what decompresses it."""
+REFUSED = {
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x89HDF": "an HDF5 file",
+    b"%PDF": "a PDF file",
+}
+"""First bytes -> formats that are not read."""
+TABLES = {".csv", ".tsv"}
+"""Suffixes of tables, whose rows are not documents unless the format says so."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+ROWS_READ_TOGETHER = 256
+"""Rows of a Parquet file in memory at a time."""
 
 
 @corpora.register
 class Files(Corpus):
-    """Text, JSONL or Parquet files by path."""
+    """Text, JSON or Parquet files by path; they may be compressed with gzip, bzip2 or xz.
+
+    Text keeps its bytes: line endings are not translated. A byte-order mark is not part of the text. A null is an empty
+    document, and is dropped as such.
+    """
 
     class Config(CorpusConfig):
         """Local files."""
 
         kind: Literal["files"] = "files"
         path: str | tuple[str, ...]
-        """A file, a folder (all files in it) or a pattern such as texts/**/*.txt; or several of them."""
-        format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-        """File format; auto goes by the suffix."""
+        """A file, a folder (all files in it that are not hidden, linked ones too) or a pattern such as texts/**/*.txt;
+        or several of them."""
+        format: Literal["auto", "text", "jsonl", "json", "parquet"] = "auto"
+        """File format. auto goes by suffix (.jsonl, .ndjson, .parquet) and content: a file whose first line is a JSON
+        object with the field is JSON lines, a .json file that begins with a bracket is an array of such objects."""
         field: str = "text"
-        """Field or column with the text (JSONL, Parquet)."""
+        """Field or column with the text (JSON, Parquet)."""
 
     def stamp(self) -> str:
         return "\n".join(f"{path.resolve()} {(s := path.stat()).st_size} {s.st_mtime_ns}" for path in self._paths())
 
     def documents(self) -> Iterator[str]:
+        readers = {"text": self._text, "jsonl": self._lines, "json": self._array, "parquet": self._column}
         for path in self._paths():
-            kind = ROWS.get(path.suffix, "text") if self.config.format == "auto" else self.config.format
-            if kind == "text":
-                yield self._read(path)
-            elif kind == "jsonl":
-                for number, line in enumerate(self._read(path).split("\n"), start=1):
-                    if line.strip():
-                        yield self._field(line, path, number)
-            else:
-                yield from self._column(path)
+            try:
+                yield from readers[self._format(path)](path)
+            except UnicodeDecodeError as error:
+                raise _error(
+                    f"{path}, which is not UTF-8 at byte {error.start}",
+                    "UTF-8 text",
+                    "Convert it, or choose files by a narrower pattern.",
+                ) from None
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                raise _error(f"{path}: {error}", "a file that can be read", "Copy or download it again.") from None
+
+    # -- paths -------------------------------------------------------------------------------------------------------
 
     def _paths(self) -> list[Path]:
         patterns = [self.config.path] if isinstance(self.config.path, str) else self.config.path
@@ -51,14 +80,14 @@ class Files(Corpus):
 
     @staticmethod
     def _matches(pattern: str) -> list[Path]:
-        """The files of one pattern; of a folder, all that are not hidden."""
+        """The files of one path or pattern. A path that exists is taken as it is, whatever characters it has."""
         root = Path(pattern).expanduser()
         if root.is_dir():
-            below = ((path, path.relative_to(root).parts) for path in root.rglob("*"))
-            candidates = [path for path, parts in below if not any(part.startswith(".") for part in parts)]
+            files = list(_walk(root, set()))
+        elif root.is_file():
+            files = [root]
         else:
-            candidates = [Path(name) for name in glob.glob(str(root), recursive=True)]
-        files = [path for path in candidates if path.is_file()]
+            files = [path for name in glob.glob(str(root), recursive=True) if (path := Path(name)).is_file()]
         missing = "" if root.exists() or glob.has_magic(pattern) else ", which does not exist"
         require(
             files,
@@ -69,45 +98,147 @@ class Files(Corpus):
         )
         return files
 
+    # -- formats -----------------------------------------------------------------------------------------------------
+
+    def _format(self, path: Path) -> str:
+        if self.config.format != "auto":
+            return self.config.format
+        with open(path, "rb") as file:
+            first = file.read(8)
+        if name := next((name for magic, name in REFUSED.items() if first.startswith(magic)), None):
+            raise _error(
+                f"{path}, which is {name}",
+                "text, JSON or Parquet, plain or compressed with gzip, bzip2 or xz",
+                "Unpack or convert it.",
+            )
+        suffixes = [suffix.lower() for suffix in path.suffixes]
+        if any(first.startswith(magic) for magic in OPENERS):
+            suffixes = suffixes[:-1]
+        suffix = suffixes[-1] if suffixes else ""
+        if first.startswith(b"PAR1"):
+            return "parquet"
+        if suffix in ROWS:
+            return ROWS[suffix]
+        if suffix in TABLES:
+            raise _error(
+                f"{path}, a table",
+                "text, JSON or Parquet",
+                "Convert it to Parquet, or set format=text if a whole file is a document.",
+            )
+        return self._by_content(path, is_json=suffix == ".json")
+
+    def _by_content(self, path: Path, is_json: bool) -> str:
+        """jsonl, json or text: by the first line that is not empty."""
+        with _open(path) as file:
+            line = next((line for line in file if line.strip()), b"").removeprefix(BYTE_ORDER_MARK).strip()
+        if line.startswith(b"{"):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = {}
+            if self.config.field in row:
+                return "jsonl"
+        if not is_json:
+            return "text"
+        if line.startswith(b"["):
+            return "json"
+        raise _error(
+            str(path),
+            f"JSON lines with the field {self.config.field!r}, or an array of such objects",
+            "Set field, or format=text if a whole file is a document.",
+        )
+
+    # -- readers -----------------------------------------------------------------------------------------------------
+
+    def _text(self, path: Path) -> Iterator[str]:
+        with _open(path) as file:
+            yield file.read().removeprefix(BYTE_ORDER_MARK).decode()
+
+    def _lines(self, path: Path) -> Iterator[str]:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(BYTE_ORDER_MARK)
+                if line.strip():
+                    yield self._field(_parse(line, f"{path} line {number}"), f"{path} line {number}")
+
+    def _array(self, path: Path) -> Iterator[str]:
+        with _open(path) as file:
+            rows = _parse(file.read().removeprefix(BYTE_ORDER_MARK), str(path))
+        require(isinstance(rows, list), "data.corpus.path", got=f"{path}, not an array", expected="an array of objects")
+        for number, row in enumerate(rows, start=1):
+            yield self._field(row, f"{path} row {number}")
+
+    def _field(self, row: Any, where: str) -> str:
+        """The text of a row; a null is an empty text."""
+        value = row.get(self.config.field, 0) if isinstance(row, dict) else 0
+        if value is None or isinstance(value, str):
+            return value or ""
+        raise self._no_field(row if isinstance(row, dict) else (), where)
+
     def _column(self, path: Path) -> Iterator[str]:
-        """The texts of a Parquet file."""
+        """The texts of a Parquet file, some rows at a time."""
         import polars as pl
 
+        field = self.config.field
         try:
-            columns = pl.read_parquet_schema(path)
+            schema = pl.read_parquet_schema(path)
+            if field not in schema:
+                raise self._no_field(schema, str(path))
+            require(
+                schema[field] in (pl.String, pl.Categorical, pl.Enum),
+                "data.corpus.field",
+                got=f"{field!r}, which {path} has as {schema[field]}",
+                expected="a column of strings",
+                do="Convert it, or choose another column.",
+            )
+            column = pl.scan_parquet(path, glob=False).select(pl.col(field).cast(pl.String))
+            for batch in column.collect_batches(chunk_size=ROWS_READ_TOGETHER, maintain_order=True):
+                yield from batch[field].fill_null("")
         except pl.exceptions.PolarsError as error:
-            raise ConfigError.at("data.corpus.path", got=f"{path}: {error}", expected="a Parquet file") from None
-        if self.config.field not in columns:
-            raise self._no_field(columns, str(path))
-        frame = pl.read_parquet(path, columns=[self.config.field])
-        yield from frame[self.config.field].drop_nulls().cast(pl.String)
-
-    def _read(self, path: Path) -> str:
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError.at(
-                "data.corpus.path",
-                got=f"{path}, which is not UTF-8 at byte {error.start}",
-                expected="UTF-8 text",
-                do="Convert it, or choose files by a narrower pattern.",
-            ) from None
-
-    def _field(self, line: str, path: Path, number: int) -> str:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError.at(
-                "data.corpus.path", got=f"{path} line {number}: {error}", expected="one JSON object a line"
-            ) from None
-        if not isinstance(row, dict) or not isinstance(row.get(self.config.field), str):
-            raise self._no_field(row if isinstance(row, dict) else (), f"{path} line {number}")
-        return row[self.config.field]
+            raise _error(f"{path}: {error}", "a Parquet file that can be read", "Copy or download it again.") from None
 
     def _no_field(self, names: object, where: str) -> ConfigError:
+        others = [name for name in names if name != self.config.field]  # type: ignore[attr-defined]
         return ConfigError.at(
             "data.corpus.field",
             got=f"{self.config.field!r}, which {where} does not have as text",
             expected="a field with text",
-            do=nearest(self.config.field, list(names)),  # type: ignore[call-overload]
+            do=nearest(self.config.field, others),
         )
+
+
+def _error(got: str, expected: str, do: str) -> ConfigError:
+    return ConfigError.at("data.corpus.path", got=got, expected=expected, do=do)
+
+
+def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
+    """Files below ``folder`` that are not hidden. Linked folders are followed, each folder is entered once."""
+    real = os.path.realpath(folder)
+    if real in visited:
+        return
+    visited.add(real)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, visited)
+        elif path.is_file():
+            yield path
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The file for reading, decompressed if it is compressed."""
+    with open(path, "rb") as file:
+        first = file.read(8)
+    opener = next((opener for magic, opener in OPENERS.items() if first.startswith(magic)), open)
+    return opener(path, "rb")
+
+
+def _parse(data: bytes, where: str) -> Any:
+    """JSON, or a ConfigError that names the file and the line."""
+    text = data.decode()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
+        raise ConfigError.at("data.corpus.path", got=f"{where}: {error}", expected="one JSON object a line") from None
