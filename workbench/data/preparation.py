@@ -22,10 +22,10 @@ from workbench.data.dedup import near_duplicates
 from workbench.data.disk_strings import DiskStrings
 from workbench.data.shards import ShardWriter
 from workbench.data.sources import digest, is_complete, write_card
-from workbench.data.splits import SPLITS, split_by_cluster
+from workbench.data.splits import SPLITS, MeasuredSplit, split_by_cluster
 from workbench.files import locked, read_json, replacing_folder, write_json
 
-FORMAT = 3
+FORMAT = 4
 """Part of the fingerprint; raised when the files or the rules change."""
 ENCODED_TOGETHER = 256
 """Documents encoded in one call, by the tokenizer's threads."""
@@ -93,9 +93,13 @@ def _write(
     if config.near_duplicates:
         progress("looking for near-duplicates")
         clusters = near_duplicates(texts)
-    fractions = {"selection": config.selection_fraction, "report": config.report_fraction}
-    splits = split_by_cluster(texts.sizes, texts.keys, clusters, fractions)  # type: ignore[arg-type]
-    tokenizer = _tokenizer(config, vocabulary, texts, splits["train"], progress)
+    fractions: dict[MeasuredSplit, float] = {
+        "selection": config.selection_fraction,
+        "report": config.report_fraction,
+        "pilot": config.report_fraction,
+    }
+    splits = split_by_cluster(texts.sizes, texts.keys, clusters, fractions, config.evaluation_documents)
+    tokenizer = _tokenizer(config, vocabulary, texts, splits.documents["train"], progress)
     tokenizer.save(str(folder / "tokenizer.json"))
     card: dict[str, Any] = {
         "kind": config.kind,
@@ -105,18 +109,18 @@ def _write(
         "documents_read": texts.added,
         "duplicates_dropped": texts.added - len(texts),
         "clusters": len(set(clusters)),
+        "unused": len(splits.unused),
         "splits": {},
     }
     for name in SPLITS:
         progress(f"encoding the {name} split")
-        members, max_bytes = splits[name], None
-        if name != "train":
-            members, max_bytes = members[: config.evaluation_documents], config.evaluation_bytes
+        members = splits.documents[name]
+        max_bytes = None if name == "train" else config.evaluation_bytes
         writer = ShardWriter(folder, name, vocabulary)
-        card["splits"][name] = {
-            **_write_split(texts, members, max_bytes, tokenizer, writer, progress),
-            "documents_in_split": len(splits[name]),
-        }
+        part = _write_split(texts, members, max_bytes, tokenizer, writer, progress)
+        clusters_D = splits.clusters[members]
+        np.save(folder / f"{name}.clusters.npy", clusters_D)
+        card["splits"][name] = {**part, "clusters": len(np.unique(clusters_D))}
     return card
 
 

@@ -1,7 +1,8 @@
 """Data sources: what a run is trained and evaluated on. Text is one; each synthetic task is one.
 
-A source is prepared once, into a folder of the cache. It then yields endless training rows and two splits to evaluate
-on: selection, which tuning looks at, and report, which only confirmation runs open.
+A source is prepared once, into a folder of the cache. It then yields endless training rows and three splits to evaluate
+on: selection, which tuning looks at; report, which only confirmation runs open; and pilot, drawn by the same rule as
+report, on which pilots measure the noise.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Source(ABC):
     """Between text and token ids; None without text."""
     selection: Split
     report: Split
+    pilot: Split
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -33,7 +33,7 @@ class RunRecord(BaseModel):
     parameters: int = 0
     metric: Metric = BITS_PER_BYTE
     """The primary metric."""
-    split: Literal["selection", "report"] = "report"
+    split: Literal["selection", "report", "pilot"] = "report"
     """The split that a confirmation run is measured on."""
     config: dict[str, Any] = {}
     """The :class:`workbench.training.RunConfig` as plain data."""

@@ -12,8 +12,8 @@
     events.jsonl        starts, resumes, stops
     result.json         the final numbers, written once at the end of the run
     report.parquet      every report document (confirmation runs): columns suite, task, document, then numerators and
-                        denominators (nll_nats and bytes, or errors and answers) and labels of the data source.
-                        Older folders have neither suite nor task.
+                        denominators (nll_nats and bytes, or errors and answers), cluster (documents of one number are
+                        alike) and labels of the data source. Older folders have no suite, task and cluster.
     checkpoint/         see workbench.training.checkpoint
     log.txt             output of the process
 

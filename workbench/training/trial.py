@@ -24,10 +24,10 @@ import torch
 
 from workbench.accounting import packed_flops
 from workbench.config import ConfigError
-from workbench.data import RowStream, Source, StepLoader, batch_plans
+from workbench.data import MeasuredSplit, RowStream, Source, StepLoader, batch_plans
 from workbench.data import prepare as prepare_data
 from workbench.environment import environment
-from workbench.evaluation import MeasuredSplit, Results, Settings, evaluate
+from workbench.evaluation import Results, Settings, evaluate
 from workbench.files import write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
@@ -283,7 +283,7 @@ def report(trial: Trial) -> dict[str, Any]:
 def open_report_split(trial: Trial) -> Results:
     """Measure the model on the report split. Only confirmation runs may, and nothing else in the workbench opens it.
 
-    A run with ``"split": "selection"`` in run.json measures the selection split instead.
+    A run whose run.json names another split measures that one instead.
     """
     assert trial.stage == Stage.CONFIRMATION
     return trial.evaluate(trial.folder.record().split, trial.config.training.steps)
