@@ -99,7 +99,7 @@ class Engine:
         model: in evaluation mode, on any device.
         tokenizer: for prompts and results as text. Without one, prompts are token ids.
         policy: a registered policy, by name or with settings; it decides what a step reads.
-        stop_tokens: ids that end a sequence. Default: the tokenizer's document symbol.
+        stop_tokens: ids that end a sequence. Default: the tokenizer's document symbol and the model's ``stop_tokens``.
 
     Raises:
         ConfigError: when the model cannot decode with caches, or the policy refuses one of its mixers.
@@ -119,7 +119,8 @@ class Engine:
         self.policy.check(model)
         self.document_symbol: int | None = None if tokenizer is None else tokenizer.token_to_id(DOCUMENT_SYMBOL)
         if stop_tokens is None:
-            stop_tokens = () if self.document_symbol is None else (self.document_symbol,)
+            symbols = () if self.document_symbol is None else (self.document_symbol,)
+            stop_tokens = model.stop_tokens.union(symbols)
         self.stop_tokens = frozenset(stop_tokens)
 
     def encode(self, prompt: str) -> list[int]:

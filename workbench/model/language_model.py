@@ -46,6 +46,8 @@ class LanguageModel(nn.Module):
         self.mtp = MultiTokenHead(config.mtp_layer, config.width) if config.mtp_layer else None
         self.recompute = False
         """Whether training recomputes the activations of blocks in the backward pass instead of keeping them."""
+        self.stop_tokens: frozenset[int] = frozenset()
+        """Ids that end a text beside the document symbol, where the folder that the model was read from names some."""
         if seed is not None:
             initialise(self, seed)
 
