@@ -35,7 +35,7 @@ __all__ = [
 
 
 MAX_INTEGER = 2**64 - 1
-"""Largest integer in a configuration (an unsigned 64-bit seed)."""
+"""Largest integer in a configuration (an unsigned one of 64 bits)."""
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[\w-]+)+")
 
 

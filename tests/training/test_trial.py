@@ -17,7 +17,7 @@ from workbench.model import LanguageModel
 from workbench.results import RunFolder
 from workbench.training.config import RunConfig
 from workbench.training.export import export
-from workbench.training.trial import new_run, train
+from workbench.training.trial import new_run, prepare, train
 
 pytestmark = pytest.mark.process
 
@@ -234,3 +234,18 @@ class TestDeterministic:
         before = torch.are_deterministic_algorithms_enabled()
         train(new(training={"deterministic": strict}).path, cache)
         assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def drawn(folder: RunFolder, cache: Path) -> dict[str, Any]:
+    """What each component of a run's randomness begins with."""
+    trial = prepare(folder, cache, 1)
+    weights = torch.cat([parameter.flatten() for parameter in trial.model.parameters()])
+    rows = [trial.stream.row(number)[0].tolist() for number in range(3)]
+    return {"init": weights.tolist(), "order": rows, "other": torch.rand(3).tolist()}
+
+
+@pytest.mark.parametrize("component", ["init", "order", "other"])
+def test_a_component_seed_changes_that_component_only(component: str, new: MakeRun, cache: Path) -> None:
+    one_seed, changed = new("one", seed=3), new("changed", seed=3, seeds={component: 4})
+    before, after = drawn(one_seed, cache), drawn(changed, cache)
+    assert [name for name in before if before[name] != after[name]] == [component]

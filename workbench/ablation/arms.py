@@ -40,7 +40,7 @@ class Arm:
 
     def __init__(self, config: AblationConfig, name: str, solved: Mapping[str, int]):
         self.name, self.solved = name, dict(solved)
-        self._seed = config.tuning.seed
+        self._seed, self._confirmation = config.tuning.seed, config.confirmation
         self._base, self._changes = expand_dotted(config.base), expand_dotted(config.arms[name])
         self._parsed = lru_cache(maxsize=256)(lambda key: self.parse(*json.loads(key)))
 
@@ -68,9 +68,11 @@ class Arm:
     def parse(self, values: Mapping[str, Any], seed: int | None = None) -> RunConfig:
         """The run with ``values`` merged into it, the solver's left out."""
         changes = expand_dotted(values)
-        merged = deep_merge(deep_merge(self._base, self._changes), changes)
+        seed = self._seed if seed is None else seed
+        seeds = {"seed": seed, "seeds": self._confirmation.component_seeds(seed)}
+        merged = deep_merge(deep_merge(deep_merge(self._base, self._changes), changes), seeds)
         try:
-            return RunConfig.parse({**merged, "seed": self._seed if seed is None else seed})
+            return RunConfig.parse(merged)
         except ConfigError as error:
             problems = [replace(p, path=f"{self._origin(p.path, changes)}.{p.path}") for p in error.problems]
             raise ConfigError(problems) from None
@@ -233,6 +235,13 @@ def _check_run(arms: Arms, arm: Arm) -> None:
         got=run.data.metric.unit,
         expected=f"the baseline's metric, {metric.unit}",
         do="Compare arms on one kind of data.",
+    )
+    first, second = (arm.run(seed).identity for seed in (config.tuning.seed, *config.confirmation.seeds)[:2])
+    require(
+        first != second,
+        "base.seeds",
+        got="a seed for every component, so that every run is the same",
+        expected="at least one of init, order, other left to the run's seed",
     )
     require(
         config.protocol.metric in (None, metric.unit),

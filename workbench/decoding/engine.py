@@ -17,6 +17,7 @@ from workbench.contract import Cache
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding.policy import PolicyConfig, policies
 from workbench.model import LanguageModel
+from workbench.seeding import Seed
 
 
 class Sampling(Config):
@@ -28,7 +29,7 @@ class Sampling(Config):
     """Temperature of the softmax that tokens are sampled from; 0 takes the most likely one."""
     top_k: Annotated[int | None, Field(ge=1)] = None
     """Sample from the k most likely tokens only. Default: from all."""
-    seed: int = 0
+    seed: Seed = 0
     """Same seed, model, prompts and device: same tokens."""
 
 

@@ -251,7 +251,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
             contextlib.closing(iter(loader)) as batches,
         ):
             warnings.simplefilter("ignore")
-            model = LanguageModel(config.model, seed=config.seed)
+            model = LanguageModel(config.model, seed=config.seed_of("init"))
             train_step, compiled = build_step(model, config, parallel.launch(devices=1), meter.on_phase)
             del model
             train_step.diagnose_at = set()  # few steps of a run write diagnostics

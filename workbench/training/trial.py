@@ -188,13 +188,14 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         write_json(folder.path / "environment.json", {**environment(), "devices": devices})
     dispatch.reset()
     # nothing of ours draws from the global generators; a variant may, and must get the same numbers every time
-    random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)
-    torch.manual_seed(config.seed)
+    other_seed = config.seed_of("other")
+    random.seed(other_seed)
+    np.random.seed(other_seed % 2**32)
+    torch.manual_seed(other_seed)
 
     data = Source.open(cache, record.data)
-    model = LanguageModel(config.model, seed=config.seed)
-    stream = data.stream(context=training.context, seed=config.seed)
+    model = LanguageModel(config.model, seed=config.seed_of("init"))
+    stream = data.stream(context=training.context, seed=config.seed_of("order"))
     rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
     document_lengths = [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]]
     checkpoint, damaged = latest(folder.path / "checkpoint")

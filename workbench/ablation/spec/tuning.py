@@ -9,6 +9,7 @@ from pydantic import Field
 
 from workbench.config import Config, ConfigError, require
 from workbench.ranges import Range
+from workbench.seeding import Seed
 
 __all__ = ["ADAPTIVE", "SMOOTHING", "Tuning"]
 
@@ -48,7 +49,7 @@ class Tuning(Config):
     pruner: Literal["none", "median", "hyperband"] = "none"
     """Stops hopeless trials early, only ever by comparison inside one arm, at equal tokens, after warm-up, on the mean
     of three evaluations."""
-    seed: int = 1000
+    seed: Seed = 1000
     """Seed of every tuning run; not one of the confirmation seeds."""
 
     def model_post_init(self, _context: Any) -> None:
@@ -84,7 +85,7 @@ class Tuning(Config):
     @staticmethod
     def check_field(name: str) -> None:
         """Raise ConfigError if a field may not be searched."""
-        if name.rpartition(".")[2] == "seed":
+        if {"seed", "seeds"} & set(name.split(".")):
             raise ConfigError.at(
                 "space",
                 got=name,

@@ -64,7 +64,7 @@ def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
         [arms[arm] for arm in record.order[1:]],
         alpha=config.alpha,
         margin=config.margin,
-        seeds=config.confirmation.seeds,
+        seeds=config.confirmation.independent_seeds,
         exploratory=_exploratory(folder, record),
         unit=record.metric.unit,
         effect=config.protocol.effect,

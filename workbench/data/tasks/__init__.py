@@ -26,7 +26,7 @@ from workbench.data.splits import MEASURED, SplitName
 from workbench.data.streams import IGNORE_INDEX, RowStream
 from workbench.files import locked, replacing_folder
 from workbench.metric import ANSWER_ERRORS, ANSWER_LOSS, Metric
-from workbench.seeding import counter_generator
+from workbench.seeding import Seed, counter_generator
 
 __all__ = ["Example", "Examples", "SplitName", "Task", "TaskConfig", "TaskStream", "sources"]
 
@@ -54,7 +54,7 @@ class TaskConfig(SourceConfig):
 
     examples: Annotated[int, Field(ge=1)] = 512
     """Examples in each of the selection, report and pilot splits; cases have equal shares."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the evaluation examples, which all runs share. Training examples derive from the seed of the run."""
     measure: Literal["errors", "loss"] = "errors"
     """The primary metric: the fraction of wrong answers, or the loss of an answer. Both are recorded."""
