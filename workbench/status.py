@@ -12,6 +12,8 @@ class Stage(StrEnum):
 
     TUNING = "tuning"
     """Searches an arm's hyper-parameters; measured on the selection split."""
+    REPEAT = "repeat"
+    """Repeats one of the best settings of an arm's search on a further seed; measured on the selection split."""
     CONFIRMATION = "confirmation"
     """Measures the chosen setting on a fresh seed; the only stage that may read the report split."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from workbench.ablation.spec.tuning import Tuning
 from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
 from workbench.dashboards.view import EmptyRun
 from workbench.results.tables import CURVE_SCHEMA, DIAGNOSTICS_SCHEMA, POINT_SCHEMA, RUN_SCHEMA, Line, Points
@@ -34,7 +35,7 @@ class FakeRun(EmptyRun):
         super().__init__(folder, arms)
         self.launched = True
         self.name, self.question = "a <b>name</b>", "Is <i>gdn</i> better & cheaper?"
-        self.seeds, self.tuning_trials = list(range(seeds)), trials
+        self.seeds, self.tuning = list(range(seeds)), Tuning(trials=trials)
         self.trials, self.points, self.progress = trials, points, progress
         self.status, self.confirmed = status, confirmed
         self.diagnosed = diagnosed

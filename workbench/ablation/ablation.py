@@ -191,6 +191,7 @@ class Ablation:
             config=config,
             canonical=config.canonical(),
             solved=arms.solved,
+            spaces={name: dict(arm.space) for name, arm in arms.items()},
             metric=arms.metric,
             data=fingerprints,
             data_cards={arm: source.card for arm, source in prepared.items()},

@@ -35,6 +35,7 @@ from workbench.ablation.spec.registration import Deviation, Registration, all_de
 from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
+from workbench.ranges import Range
 from workbench.results.store import RunFolder
 from workbench.results.tables import RUN_SCHEMA, runs
 from workbench.status import Stage, Status
@@ -57,6 +58,8 @@ class LaunchRecord(BaseModel):
     """What the identity is the hash of."""
     solved: dict[str, dict[str, int]] = {}
     """Arm -> fields that the budget's solver set at launch; never solved again."""
+    spaces: dict[str, dict[str, Range]] = {}
+    """Arm -> the fields that it tunes and their ranges."""
     metric: Metric
     """What arms are judged by."""
     data: dict[str, str] = {}
@@ -129,6 +132,16 @@ class LaunchRecord(BaseModel):
         """Whether the version that launched it registered ablations."""
         return "protocol" in self._raw.get("config", {})
 
+    def space(self, arm: str) -> dict[str, Range]:
+        """The fields that an arm tunes and their ranges; those declared for all arms where an earlier version did not
+        record them."""
+        return self.spaces.get(arm, self.config.tuning.space)
+
+    @property
+    def planned(self) -> dict[str, dict[Stage, int]]:
+        """Arm -> stage -> training runs."""
+        return {arm: self.config.planned(len(self.space(arm))) for arm in self.order}
+
     def all_deviations(self) -> list[Deviation]:
         """Every deviation from what was declared, an unrecorded change of the file included."""
         return all_deviations(self._raw, self.registration, self.deviations)
@@ -138,9 +151,15 @@ class Choice(BaseModel):
     """What ``selection.json`` holds for an arm: the setting chosen on the selection split, or why there is none."""
 
     run: str | None = None
-    """The tuning run that was chosen; None if nothing was tuned."""
+    """The tuning run that was chosen; None if nothing was tuned or the setting was interpolated."""
     hyperparameters: dict[str, Any] = {}
     selection_value: float | None = None
+    """Of the setting: of its trial, the mean over tuning seeds where it was repeated, or the fitted value where it was
+    interpolated."""
+    interpolated: bool = False
+    """Whether the setting is the optimum fitted between trials, so that no trial has it."""
+    seeds: int = 1
+    """Tuning seeds that the choice rests on."""
     done: int | None = None
     """Tuning trials that were done."""
     trials: int | None = None

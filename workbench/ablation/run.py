@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from workbench.ablation.folder import AblationFolder
+from workbench.ablation.spec.tuning import Tuning
 from workbench.metric import Metric
 from workbench.results.store import documents_of
 from workbench.results.tables import Line, curves, diagnostics, lines
+from workbench.status import Stage
 
 if TYPE_CHECKING:
     from workbench.ablation.execution.pool import WorkerPool
@@ -89,14 +91,19 @@ class AblationRun:
         return list(self.record.config.confirmation.seeds)
 
     @property
-    def tuning_trials(self) -> int:
-        """Tuning trials planned for each arm."""
-        return self.record.config.tuning.trials
+    def tuning(self) -> Tuning:
+        """The search as declared."""
+        return self.record.config.tuning
+
+    @property
+    def planned(self) -> dict[str, dict[Stage, int]]:
+        """Arm -> stage -> training runs planned."""
+        return self.record.planned
 
     @property
     def total(self) -> int:
-        """Training runs planned, tuning and confirmation."""
-        return self.record.config.total
+        """Training runs planned, of all arms and stages."""
+        return sum(sum(stages.values()) for stages in self.planned.values())
 
     @property
     def alpha(self) -> float:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import polars as pl
 
+from workbench.ablation.spec.tuning import Tuning
 from workbench.config import ConfigError
 from workbench.metric import BITS_PER_BYTE, Metric
 from workbench.results.store import RunFolder
@@ -25,6 +26,7 @@ from workbench.results.tables import (
     frame_of,
     points_of,
 )
+from workbench.status import Stage
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
@@ -68,12 +70,16 @@ class RunView(Protocol):
         """Seeds of the confirmation runs of each arm."""
 
     @property
-    def tuning_trials(self) -> int:
-        """Planned tuning trials of each arm."""
+    def tuning(self) -> Tuning:
+        """The search for each arm's setting, as declared."""
+
+    @property
+    def planned(self) -> Mapping[str, Mapping[Stage, int]]:
+        """Arm -> stage -> runs planned."""
 
     @property
     def total(self) -> int:
-        """Planned runs, tuning and confirmation."""
+        """Planned runs, of all arms and stages."""
 
     @property
     def metric(self) -> Metric: ...
@@ -153,7 +159,7 @@ class EmptyRun:
     identity = ""
     exists = True
     launched = False
-    tuning_trials = 0
+    tuning = Tuning(trials=0)
     metric = BITS_PER_BYTE
     alpha = 0.05
     allow_mismatch: str | None = None
@@ -175,8 +181,13 @@ class EmptyRun:
         return self.arms[0] if self.arms else ""
 
     @property
+    def planned(self) -> Mapping[str, Mapping[Stage, int]]:
+        stages = {Stage.TUNING: self.tuning.trials, Stage.CONFIRMATION: len(self.seeds)}
+        return dict.fromkeys(self.arms, stages)
+
+    @property
     def total(self) -> int:
-        return len(self.arms) * (self.tuning_trials + len(self.seeds))
+        return sum(sum(stages.values()) for stages in self.planned.values())
 
     def runs(self) -> pl.DataFrame:
         return pl.DataFrame(schema=RUN_SCHEMA)
@@ -229,11 +240,16 @@ class PlannedRun(EmptyRun):
         config = ablation.config
         super().__init__(ablation.folder.resolve(), config.order)
         self.name, self.question, self.identity = config.name, config.question, config.identity
-        self.seeds, self.tuning_trials = list(config.confirmation.seeds), config.tuning.trials
+        self.seeds, self.tuning = list(config.confirmation.seeds), config.tuning
+        self._planned = {name: arm.planned for name, arm in ablation.arms.items()}
         self.alpha, self.allow_mismatch = config.alpha, config.budget.allow_mismatch
         data = ablation.arms.baseline.run().data
         self.metric, self.views = data.metric, dict(data.views)
         self._cost = ablation.cost(measure=False)
+
+    @property
+    def planned(self) -> Mapping[str, Mapping[Stage, int]]:
+        return self._planned
 
     def cost(self) -> pl.DataFrame:
         return self._cost

@@ -16,6 +16,7 @@ from workbench.ablation.spec.launch import Launch
 from workbench.ablation.spec.protocol import Confirmation, Protocol
 from workbench.ablation.spec.tuning import Tuning
 from workbench.config import Config, expand_dotted, nearest, require
+from workbench.status import Stage
 
 __all__ = ["AblationConfig"]
 
@@ -76,13 +77,14 @@ class AblationConfig(Config):
             expected="the name of an arm",
             do=nearest(self.baseline, self.arms),
         )
-        require(
-            self.tuning.seed not in self.confirmation.seeds,
-            "tuning.seed",
-            got=self.tuning.seed,
-            expected="none of the confirmation seeds",
-            do="The report must not reuse the run that was selected.",
-        )
+        for seed in self.tuning.seeds:
+            require(
+                seed not in self.confirmation.seeds,
+                "tuning.seed" if seed == self.tuning.seed else "tuning.repeats.seeds",
+                got=seed,
+                expected="none of the confirmation seeds",
+                do="The report must not reuse the run that was selected.",
+            )
         require(
             self.margin is None or self.protocol.effect is None or self.margin <= self.protocol.effect,
             "margin",
@@ -119,10 +121,13 @@ class AblationConfig(Config):
         target = self.budget.target
         return self.order[0] if target is None else target if isinstance(target, str) else None
 
-    @property
-    def total(self) -> int:
-        """Training runs, tuning and confirmation."""
-        return len(self.arms) * (self.tuning.trials + len(self.confirmation.seeds))
+    def planned(self, fields: int) -> dict[Stage, int]:
+        """Stage -> runs of an arm that tunes so many fields."""
+        return {
+            Stage.TUNING: self.tuning.num_trials(fields),
+            Stage.REPEAT: self.tuning.num_repeats,
+            Stage.CONFIRMATION: len(self.confirmation.seeds),
+        }
 
     def canonical(self) -> dict[str, Any]:
         """Plain data without how the work is carried out; the identity is its hash."""

@@ -55,7 +55,11 @@ def preregistration(config: AblationConfig, metric: Metric) -> dict[str, Any]:
         "effect": protocol["effect"],
         "margin": config.margin,
         "seeds": plain["confirmation"]["seeds"],
-        "tuning": {name: tuning[name] for name in ("trials", "sampler", "space", "variants", "pruner")},
+        "tuning": {
+            name: tuning[name]
+            for name in ("trials", "policy", "sampler", "space", "variants", "pruner", "repeats", "interpolate")
+        },
+        "search": config.tuning.describe(),
         "test": "paired t over seeds, Holm over arms",
         "alpha": config.alpha,
         "stopping": protocol["stopping"],
@@ -149,6 +153,8 @@ def describe(registration: Registration | None, deviations: list[Deviation]) -> 
         f"{len(seeds)} paired seeds ({', '.join(map(str, seeds))}); stopping: {content['stopping']}; "
         f"exclusions: {content['exclusions']}.",
     ]
+    if "search" in content:
+        lines.append(f"Tuning: {content['search']}.")
     return (
         *lines,
         *(f"Deviation, {deviation.when}: {deviation.what} (why: {deviation.why})." for deviation in deviations),

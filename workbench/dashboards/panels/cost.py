@@ -25,6 +25,8 @@ QUANTITIES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "cache_bytes": ("cache, one sequence", formatting.size),
     "memory_bytes": ("training memory", formatting.size),
     "tokens": ("tokens, one run", formatting.count),
+    "tuned": ("tuned fields", formatting.count),
+    "searched": ("tuning trials", formatting.count),
     "trials": ("runs", formatting.count),
     "seconds_per_trial": ("time, one run, estimate", formatting.duration),
     "measured_seconds": ("time, one run, measured", formatting.duration),
