@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 COLUMNS = (
     "arm verdict value value_sd difference low high bootstrap_low bootstrap_high simultaneous_low simultaneous_high "
-    "p p_holm seeds failed rho detectable sentence"
+    "p p_holm seeds failed rho detectable sentence reservations"
 )
 BYTES = np.array([400, 1_000, 2_600])
 SPREAD = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])  # five seeds, mean zero, sd 1.58
@@ -290,6 +290,7 @@ def test_table(every_word):
     assert kinds == {
         **dict.fromkeys(("arm", "verdict", "sentence"), pl.String),
         **dict.fromkeys(("seeds", "failed"), pl.Int64),
+        "reservations": pl.List(pl.String),
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +28,7 @@ from workbench.ablation.verdict.statistics import (
     paired_interval,
     ratio_of_sums,
 )
+from workbench.ablation.verdict.subject import Subject
 from workbench.metric import BITS_PER_BYTE
 
 __all__ = ["WORDS", "ArmMeasurements", "ArmVerdict", "Verdict", "judge"]
@@ -50,11 +51,16 @@ class ArmMeasurements:
     """(D,), its denominator: bytes, answers."""
     failures: Mapping[int, str] = field(default_factory=dict)
     """Seed -> status of a run that did not finish, such as "diverged at step 1,200"."""
+    clusters_D: np.ndarray | None = None
+    """(D,), documents of one number are alike and are resampled together; None if every document is its own cluster."""
 
     def __post_init__(self) -> None:
         sizes_D = np.asarray(self.sizes_D)
         if sizes_D.ndim != 1 or sizes_D.size == 0 or not (np.isfinite(sizes_D) & (sizes_D > 0)).all():
             raise ValueError(f"arm {self.arm!r}: sizes_D: got {sizes_D}; expected one positive size per document.")
+        if self.clusters_D is not None and np.shape(self.clusters_D) != sizes_D.shape:
+            got = np.shape(self.clusters_D)
+            raise ValueError(f"arm {self.arm!r}: clusters_D: got shape {got}; expected {sizes_D.shape}.")
         for seed, amounts_D in self.amounts.items():
             where = f"arm {self.arm!r}, seed {seed}"
             if seed in self.failures:
@@ -117,6 +123,8 @@ class ArmVerdict:
     unknown (one seed) or zero."""
     sentence: str
     """The row in words."""
+    reservations: tuple[str, ...] = ()
+    """What limits the claim, in sentences: "the optimum lies at the edge of the grid"."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +146,12 @@ class Verdict:
     """Unit of the metric, of every number here."""
     declared: tuple[str, ...] = ()
     """What was declared before launch, and what was changed since, in sentences."""
+    subject: Subject | None = None
+    """What was compared, on which documents; None for archives of earlier versions."""
 
     def table(self) -> pl.DataFrame:
         """One row per arm; the columns are the fields of :class:`ArmVerdict`."""
-        kinds = {"str": pl.String, "int": pl.Int64, "float | None": pl.Float64}
+        kinds = {"str": pl.String, "int": pl.Int64, "float | None": pl.Float64, "tuple[str, ...]": pl.List(pl.String)}
         schema = {item.name: kinds[str(item.type)] for item in fields(ArmVerdict)}
         return pl.DataFrame([asdict(row) for row in self.rows], schema=schema, orient="row")
 
@@ -150,7 +160,7 @@ class Verdict:
         floor = self.noise_floor
         return {
             **asdict(self),
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [asdict(row) | {"reservations": list(row.reservations)} for row in self.rows],
             "declared": list(self.declared),
             "noise_floor": None if floor is None else list(floor),
         }
@@ -160,11 +170,17 @@ class Verdict:
         """The verdict whose :meth:`plain` is ``data``; numbers that an earlier version did not compute are None."""
         floor = data["noise_floor"]
         unknown = {item.name: None for item in fields(ArmVerdict) if item.type == "float | None"}
-        rows = tuple(ArmVerdict(**{**unknown, **row}) for row in data["rows"])
-        declared = tuple(data.get("declared", ()))
-        return cls(
-            **{**data, "rows": rows, "declared": declared, "noise_floor": None if floor is None else NoiseFloor(*floor)}
+        rows = tuple(
+            ArmVerdict(**{**unknown, **row, "reservations": tuple(row.get("reservations", ()))}) for row in data["rows"]
         )
+        subject = data.get("subject")
+        changes = {
+            "rows": rows,
+            "declared": tuple(data.get("declared", ())),
+            "noise_floor": None if floor is None else NoiseFloor(*floor),
+            "subject": None if subject is None else Subject(**subject),
+        }
+        return cls(**{**data, **changes})
 
     def __str__(self) -> str:
         return wording.table(self.rows, alpha=self.alpha, unit=self.unit, declared=self.declared)
@@ -182,6 +198,9 @@ def judge(
     unit: str = BITS_PER_BYTE.unit,
     effect: float | None = None,
     declared: tuple[str, ...] = (),
+    subject: Subject | None = None,
+    upper: float | None = None,
+    reservations: Mapping[str, Sequence[str]] | None = None,
 ) -> Verdict:
     """The verdict on ``arms`` against ``baseline``.
 
@@ -208,6 +227,9 @@ def judge(
         unit: of the metric, used in the sentences.
         effect: the smallest difference of interest; sentences say how a difference compares with it.
         declared: what was declared before launch, to be quoted.
+        subject: what was compared, on which documents.
+        upper: largest value of the metric (:attr:`workbench.metric.Metric.upper`).
+        reservations: arm -> sentences that limit the claim about it.
 
     Raises:
         ValueError: when arms were measured on different documents, or names or seeds repeat.
@@ -236,7 +258,9 @@ def judge(
         rows.append(_row(arm, seeds, word, text, exploratory, p=p, p_holm=p_holm, **numbers))
     value_S = baseline.values(seeds)
     floor = noise_floor(value_S) if len(value_S) > 1 else None
-    return Verdict(baseline.arm, tuple(rows), floor, alpha, margin, exploratory, unit, declared)
+    limits = reservations or {}
+    rows = [replace(row, reservations=tuple(limits.get(row.arm, ()))) for row in rows]
+    return Verdict(baseline.arm, tuple(rows), floor, alpha, margin, exploratory, unit, declared, subject)
 
 
 def _check(

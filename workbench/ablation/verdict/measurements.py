@@ -28,6 +28,7 @@ def measurements(folder: AblationFolder, record: LaunchRecord) -> dict[str, ArmM
     confirmations = folder.runs().filter(pl.col("stage") == Stage.CONFIRMATION)
     unconfirmed, seeds, metric = folder.failures(), record.config.confirmation.seeds, record.metric
     sizes: dict[str, Any] = {}
+    clusters: Any = None
     joined: dict[str, tuple[dict[int, Any], dict[int, str]]] = {}
     for arm in record.order:
         amounts: dict[int, Any] = {}
@@ -37,6 +38,8 @@ def measurements(folder: AblationFolder, record: LaunchRecord) -> dict[str, ArmM
                 documents = RunFolder(row["folder"]).report(metric)
                 amounts[row["seed"]] = metric.scale * documents[metric.numerator].to_numpy()
                 sizes[arm] = documents[metric.denominator].to_numpy()
+                if "cluster" in documents.columns and documents["cluster"].null_count() == 0:
+                    clusters = documents["cluster"].to_numpy()
             elif row["status"] in ENDED or finished:
                 failed[row["seed"]] = row["reason"] or row["status"]
         if not finished and len(amounts) + len(failed) < len(seeds):
@@ -44,7 +47,7 @@ def measurements(folder: AblationFolder, record: LaunchRecord) -> dict[str, ArmM
         joined[arm] = amounts, failed
     any_sizes = next(iter(sizes.values()), np.ones(1))  # of no importance for an arm without a finished run
     return {
-        arm: ArmMeasurements(arm, amounts, sizes.get(arm, any_sizes), failed)
+        arm: ArmMeasurements(arm, amounts, sizes.get(arm, any_sizes), failed, clusters)
         for arm, (amounts, failed) in joined.items()
     }
 
