@@ -107,7 +107,8 @@ class Ablation:
 
     def pilot(self, seeds: int = 8, arms: int = 1) -> Ablation:
         """A small ablation that measures the noise before this one: the baseline and the first ``arms`` others, nothing
-        tuned, on separate seeds, measured on the selection split so that the report split stays sealed."""
+        tuned, on separate seeds, measured on the pilot split: documents drawn like those of the report split, which
+        stays sealed."""
         config = self.config
         taken = {*config.confirmation.seeds, config.tuning.seed}
         free = [seed for seed in range(2_000, 2_000 + seeds + len(taken)) if seed not in taken][:seeds]
@@ -119,7 +120,7 @@ class Ablation:
                 arms={arm: config.arms[arm] for arm in names},
                 baseline=config.order[0],
                 tuning={"trials": 0},
-                confirmation={"seeds": free, "split": "selection"},
+                confirmation={"seeds": free, "split": "pilot"},
                 exploratory="a pilot",
             ),
             self.results,

@@ -78,7 +78,7 @@ def plan(
     sd: Annotated[float | None, typer.Option(help="Noise from elsewhere: sd over seeds, in the metric's unit.")] = None,
     rho: Annotated[float, typer.Option(help="Correlation of arms over paired seeds, with --sd.")] = 0.0,
 ) -> None:
-    """Print how many seeds the question needs, given a pilot's noise (exact power of the t-test)."""
+    """Print how many seeds the question needs, given a pilot's noise and how well the pilot knows it."""
     from workbench.ablation.ablation import Ablation
     from workbench.ablation.analysis.power import Pilot, pilot_of, plan_seeds, values_of
     from workbench.ablation.run import AblationRun
@@ -103,20 +103,23 @@ def plan(
         ) from None
     except ValueError as error:
         raise ConfigError.at("--pilot", got=str(error), expected="the noise of the metric over seeds") from None
-    unit = ablation.arms.metric.unit
+    metric = ablation.arms.metric
     seed_plan = plan_seeds(
         noise,
         arms=len(config.order) - 1,
         alpha=config.alpha,
         effect=config.protocol.effect,
         margin=config.margin,
-        unit=unit,
+        unit=metric.unit,
+        upper=getattr(metric, "upper", None),
     )
     print("\n".join(seed_plan.sentences()))
-    table = Table("seeds", f"detectable, {unit}", title="Detectable difference by number of paired seeds (80 % power)")
-    for seeds, detectable in seed_plan.table().iter_rows():
+    title = "By number of paired seeds: difference shown with 80 % power, expected power for the declared effect"
+    table = Table("seeds", f"detectable, {metric.unit}", "expected power", title=title)
+    for seeds, detectable, power in seed_plan.table().iter_rows():
         declared = " ← declared" if seeds == len(config.confirmation.seeds) else ""
-        table.add_row(f"{seeds}{declared}", f"{detectable:.3g}")
+        shown = "none possible" if detectable is None else f"{detectable:.3g}"
+        table.add_row(f"{seeds}{declared}", shown, "–" if power is None else f"{power:.0%}")
     console.print(table)
     print(f"Declared: {len(config.confirmation.seeds)} seeds.")
 

@@ -87,6 +87,6 @@ def _exploratory(folder: AblationFolder, record: LaunchRecord) -> str | None:
     config = record.config
     reasons = [config.exploratory, config.budget.allow_mismatch]
     if config.confirmation.split != "report":
-        reasons.append("measured on the selection split")
+        reasons.append(f"measured on the {config.confirmation.split} split")
     reasons += [f"deviation: {deviation.why}" for deviation in deviations(folder, record)]
     return "; ".join(reason for reason in reasons if reason) or None
