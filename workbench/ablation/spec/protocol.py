@@ -56,7 +56,7 @@ class Confirmation(Config):
     components: Components | None = None
     """Runs that cross seeds of single components, to learn what the noise consists of (`workbench components`). Run i
     has number ``seeds[i]``; level k of a component is ``seeds[k]``. Default of ``seeds``: 0, 1, 2, …"""
-    split: Literal["report", "pilot", "selection"] = "report"
+    split: Literal["report", "pilot"] = "report"
     """Where the arms are measured. A pilot measures on the pilot split, documents drawn like those of the report split:
     its noise is the report's noise, and the report split stays sealed."""
 
