@@ -23,6 +23,7 @@ LAYERS = [
         "formatting",
         "lazy",
         "metric",
+        "pooled",
         "ranges",
         "registry",
         "seeding",
