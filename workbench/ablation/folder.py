@@ -14,6 +14,7 @@ An archive (`workbench archive`) has no runs/ but:
 
     runs.csv          one row per run
     report.parquet    arm, seed and what was measured on every report document
+    curves.parquet    the evaluations of confirmation runs during training
     verdict.json      the verdict as data
     verdict.md        the verdict in words
 
@@ -37,7 +38,7 @@ from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
 from workbench.ranges import Range
 from workbench.results.store import RunFolder
-from workbench.results.tables import RUN_SCHEMA, runs
+from workbench.results.tables import KEY_SCHEMA, RUN_SCHEMA, Line, Points, lines, runs
 from workbench.status import Stage, Status
 
 __all__ = ["AblationFolder", "Choice", "LaunchRecord"]
@@ -294,6 +295,16 @@ class AblationFolder:
         frame = frame.with_columns(missing)
         frame = frame.with_columns(selected=pl.col("run").is_in(chosen), folder=pl.lit(str(self.path)))
         return frame.select(list(RUN_SCHEMA))
+
+    def lines(self) -> list[Line]:
+        """Every run with its logged points; of an archive, every confirmation run with its evaluations."""
+        if not self.is_archived:
+            return lines(self.path)
+        path = self.path / "curves.parquet"
+        if not path.exists():  # an archive of an earlier version
+            return []
+        parts = pl.read_parquet(path).partition_by(*KEY_SCHEMA, as_dict=True, include_key=False, maintain_order=True)
+        return [Line(*key, Points(points)) for key, points in parts.items()]
 
     def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
         """Arm, seed and ``report.parquet`` (all suites and tasks) of each confirmation run that is done."""

@@ -13,7 +13,7 @@ from workbench.ablation.folder import AblationFolder
 from workbench.ablation.spec.tuning import Tuning
 from workbench.metric import Metric
 from workbench.results.store import documents_of
-from workbench.results.tables import Line, curves, diagnostics, lines
+from workbench.results.tables import Line, diagnostics, frame_of
 from workbench.status import Stage
 
 if TYPE_CHECKING:
@@ -147,11 +147,11 @@ class AblationRun:
 
     def curves(self) -> pl.DataFrame:
         """Every logged point (columns: workbench.results.tables.CURVE_SCHEMA)."""
-        return curves(self.folder)
+        return frame_of(self.lines())
 
     def lines(self) -> list[Line]:
         """Every run with its logged points, without the copying of :meth:`curves`."""
-        return lines(self.folder)
+        return self.files.lines()
 
     def diagnostics(self) -> pl.DataFrame:
         """What layers logged about themselves (columns: workbench.results.tables.DIAGNOSTICS_SCHEMA)."""

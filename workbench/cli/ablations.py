@@ -204,6 +204,7 @@ def print_cost(frame: Any, workers: int) -> None:
 
 def _conclude(launched: AblationRun) -> None:
     """Print the verdict and write the report."""
+    from workbench.ablation.analysis.savings import savings_sentences
     from workbench.dashboards import write_report
 
     verdict = launched.verdict()
@@ -211,5 +212,6 @@ def _conclude(launched: AblationRun) -> None:
     if launched.question:
         console.print(launched.question, style="italic", markup=False)
     print(verdict if verdict is not None else "No verdict: no confirmation run has ended.")
+    print("\n".join(["", *savings_sentences(launched)]))
     path = write_report(launched, launched.folder / "report.html")
     print(f"\nReport: {path}")

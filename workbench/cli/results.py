@@ -14,6 +14,7 @@ from workbench.cli.output import Folder, Results, console
 def verdict(folder: Folder) -> None:
     """Print the verdict: which arm is better, by how much, with what certainty."""
     from workbench.ablation.analysis.diagnostics import notes
+    from workbench.ablation.analysis.savings import savings_sentences
     from workbench.ablation.run import AblationRun
 
     launched = AblationRun(folder)
@@ -21,7 +22,7 @@ def verdict(folder: Folder) -> None:
     if conclusion is None:
         console.print("No verdict yet: confirmation runs are missing.")
         raise typer.Exit(1)
-    print("\n".join([str(conclusion), "", *notes(launched)]).rstrip())
+    print("\n".join([str(conclusion), "", *savings_sentences(launched), "", *notes(launched)]).rstrip())
 
 
 def compare(

@@ -11,6 +11,7 @@ import pytest
 import workbench as wb
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.analysis.archive import archive
+from workbench.ablation.analysis.savings import savings
 from workbench.ablation.run import AblationRun
 from workbench.ablation.verdict.judge import Verdict
 from workbench.config import ConfigError
@@ -93,3 +94,8 @@ def test_the_verdict_of_a_shipped_archive_stands(path: Path) -> None:
 
 def test_there_are_shipped_archives() -> None:
     assert ARCHIVES
+
+
+def test_the_evaluations_of_confirmation_runs_are_archived(archived: Path, finished: AblationRun) -> None:
+    assert savings(AblationRun(archived)).equals(savings(finished))
+    assert len(savings(finished)) > 0

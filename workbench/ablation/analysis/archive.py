@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from workbench.ablation.analysis.savings import savings_sentences
 from workbench.config import ConfigError
 from workbench.files import write_json
 from workbench.results.store import RunFolder
@@ -22,7 +23,7 @@ LOCAL = ("folder", "selected")
 
 
 def archive(run: AblationRun, folder: str | Path) -> Path:
-    """Write a finished ablation without checkpoints, curves and logs to ``folder``; existing files are replaced.
+    """Write a finished ablation without checkpoints and logs to ``folder``; existing files are replaced.
 
     Returns:
         the folder.
@@ -55,6 +56,8 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
     ]
     if reports:
         pl.concat(reports, how="diagonal").write_parquet(folder / "report.parquet")
+    evaluated = (pl.col("stage") == Stage.CONFIRMATION) & pl.col("selection_value").is_not_null()
+    run.curves().filter(evaluated).write_parquet(folder / "curves.parquet")
     runs.drop(LOCAL).write_csv(folder / "runs.csv", float_precision=6)
     write_json(folder / "ablation.json", run.record.raw)
     write_json(folder / "selection.json", run.selection())
@@ -69,6 +72,7 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
         str(verdict),
         "```",
         "",
+        *(f"{sentence}\n" for sentence in savings_sentences(run)),
         "Our measurement; the runs were trained on and with:",
         "",
         *(f"- {line}" for line in environments),
