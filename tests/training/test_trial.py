@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,11 +197,20 @@ class TestStart:
     def test_the_identity_is_that_of_the_weights_not_of_their_folder(
         self, weights: Path, corpus: Path, tmp_path: Path
     ) -> None:
-        import shutil
-
         copy = shutil.copytree(weights, tmp_path / "elsewhere")
         runs = [RunConfig.parse(run_fields(corpus, start={"folder": str(path)})) for path in (weights, copy)]
         assert runs[0].identity == runs[1].identity
+
+    def test_a_started_run_resumes_without_its_initial_weights(
+        self, weights: Path, corpus: Path, cache: Path, tmp_path: Path
+    ) -> None:
+        moved = shutil.copytree(weights, tmp_path / "weights")
+        config = RunConfig.parse(run_fields(corpus, start={"folder": str(moved)}))
+        folder = new_run(tmp_path / "run", cache, config)
+        train(folder.path, cache, should_stop=lambda: True)
+        shutil.rmtree(moved)
+        resumed = new_run(tmp_path / "run", cache, RunConfig.parse(run_fields(corpus, start={"folder": str(moved)})))
+        assert train(resumed.path, cache)["status"] == "done"
 
     def test_a_folder_without_weights_is_refused(self, corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"start.folder.*config.json and"):

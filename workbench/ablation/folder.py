@@ -289,7 +289,7 @@ class AblationFolder:
         """One row per training run (columns: workbench.results.tables.RUN_SCHEMA)."""
         if not self.is_archived:
             return runs(self.path)
-        frame = pl.read_csv(self.path / "runs.csv", schema_overrides=RUN_SCHEMA)
+        frame = pl.read_csv(self.path / "runs.csv", schema_overrides=RUN_SCHEMA, glob=False)
         missing = [pl.lit(None, kind).alias(name) for name, kind in RUN_SCHEMA.items() if name not in frame.columns]
         chosen = [choice.run for choice in self.choices().values()]
         frame = frame.with_columns(missing)
@@ -309,7 +309,7 @@ class AblationFolder:
     def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
         """Arm, seed and ``report.parquet`` (all suites and tasks) of each confirmation run that is done."""
         if self.is_archived:
-            frame = pl.read_parquet(self.path / "report.parquet")
+            frame = pl.read_parquet(self.path / "report.parquet", glob=False)
             parts = frame.partition_by("arm", "seed", as_dict=True, include_key=False, maintain_order=True)
             for (arm, seed), part in parts.items():
                 yield arm, seed, part
@@ -318,4 +318,4 @@ class AblationFolder:
         for row in done.iter_rows(named=True):
             path = Path(row["folder"]) / "report.parquet"
             if path.exists():
-                yield row["arm"], row["seed"], pl.read_parquet(path)
+                yield row["arm"], row["seed"], pl.read_parquet(path, glob=False)

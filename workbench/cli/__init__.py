@@ -51,6 +51,8 @@ def main() -> None:
     """Run the command line. A user's mistake is reported without a traceback."""
     from workbench.config import ConfigError
 
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not end the work
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         app()
     except ConfigError as error:
@@ -59,7 +61,7 @@ def main() -> None:
     except OSError as error:
         import errno
 
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG):
             raise
         print(
             f"workbench: {error.strerror}: {error.filename or ''}. Nothing is lost; fix it and run the command again.",

@@ -258,11 +258,27 @@ class PlannedRun(EmptyRun):
         return {"ablation": self.identity}
 
 
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths, of one length, that differ from each other.
+
+    Raises:
+        ConfigError: when a folder is given twice.
+    """
+    if len(set(folders)) < len(folders):
+        raise ConfigError.at("folders", got=[str(path) for path in folders], expected="every folder once")
+    for length in range(1, max(len(path.parts) for path in folders) + 1):
+        names = ["/".join(path.parts[-length:]) for path in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
 class SingleRuns(EmptyRun):
     """Runs of ``workbench train`` side by side, each as an arm of its own.
 
     Args:
-        folders: folders of runs; a folder's name is the name of its arm.
+        folders: folders of runs; a folder's name is the name of its arm, with as many of its parents as it takes to
+            tell two runs apart.
 
     Raises:
         ConfigError: when a folder is not that of a run, or the runs differ in their metric.
@@ -278,13 +294,13 @@ class SingleRuns(EmptyRun):
                 got=f"runs measured in {', '.join(sorted({m.unit for m in metrics})) or 'nothing'}",
                 expected="at least one run, all with the same metric",
             )
-        super().__init__(self._folders[0].path.parent, [folder.path.name for folder in self._folders])
+        super().__init__(self._folders[0].path.parent, distinct_names([folder.path for folder in self._folders]))
         self.name, self.metric = ", ".join(self.arms), metrics[0]
 
     def lines(self) -> list[Line]:
         return [
-            Line(folder.path.name, record.stage, folder.path.name, record.seed, points_of(folder))
-            for folder, record in zip(self._folders, self._records)
+            Line(arm, record.stage, arm, record.seed, points_of(folder))
+            for arm, folder, record in zip(self.arms, self._folders, self._records)
         ]
 
     def curves(self) -> pl.DataFrame:

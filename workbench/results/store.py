@@ -172,7 +172,7 @@ class RunFolder:
         Raises:
             FileNotFoundError: before the report split was measured.
         """
-        return documents_of(pl.read_parquet(self.path / "report.parquet"), metric)
+        return documents_of(pl.read_parquet(self.path / "report.parquet", glob=False), metric)
 
 
 def documents_of(report: pl.DataFrame, metric: Metric) -> pl.DataFrame:

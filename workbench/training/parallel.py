@@ -35,6 +35,9 @@ from workbench.pooled import Deviation, Maximum, Mean, Pooled, Quantile
 
 RANK_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others in a collective operation before the run fails."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHED = "WORKBENCH_RANKS"
+"""Environment variable in the ranks of a run with several devices: their number."""
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 FULL_NOT_STRICT = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 """Not strict: parameters that have not been trained yet have no optimiser state."""
@@ -47,6 +50,11 @@ def launch(devices: int) -> Fabric:
     started them.
     """
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    if not _is_launched():  # variables that a cluster sets in every container say nothing about this run
+        for name in RANK_VARIABLES:
+            os.environ.pop(name, None)
+    if devices > 1:
+        os.environ[LAUNCHED] = str(devices)
     fabric = Fabric(
         accelerator="auto",
         devices=devices,
@@ -59,8 +67,15 @@ def launch(devices: int) -> Fabric:
     return fabric
 
 
+def _is_launched() -> bool:
+    """Whether another rank, or torchrun, started this process."""
+    return LAUNCHED in os.environ or TorchElasticEnvironment.detect()
+
+
 def launched_rank() -> int:
-    """The rank set in the environment by whoever started this process; 0 for the first and for a single process."""
+    """The rank that torchrun or the first rank gave this process; 0 for the first and for a single process."""
+    if not _is_launched():
+        return 0
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import json
 import os
 import random
 import signal
@@ -34,7 +35,7 @@ from workbench.ops import dispatch
 from workbench.results import RunFolder
 from workbench.status import Stage, Status
 from workbench.training import parallel
-from workbench.training.checkpoint import latest, step_of
+from workbench.training.checkpoint import checkpoints_in, latest, step_of
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import RunConfig, describe_run
 from workbench.training.health import Diverged
@@ -67,6 +68,8 @@ def new_run(
     """
     path = Path(path)
     data = prepare_data(config.data, config.model.vocabulary or 0, cache, progress)
+    if _has_started(RunFolder(path), config):
+        return RunFolder(path)
     folder = RunFolder.create(path, describe_run(config, data.fingerprint, arm=arm, stage=stage, **about))
     existing = folder.record()
     if existing.identity != config.identity:
@@ -79,6 +82,14 @@ def new_run(
             do="Choose another folder, or remove this one.",
         )
     return folder
+
+
+def _has_started(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether the run has this configuration and no longer needs its initial weights, which have been removed."""
+    if config.start is None or Path(config.start.folder).exists() or not folder.exists():
+        return False
+    is_same = folder.record().config == json.loads(json.dumps(config.plain()))
+    return is_same and bool(folder.result() or checkpoints_in(folder.path / "checkpoint"))
 
 
 def train(

@@ -21,6 +21,10 @@ from workbench.status import Stage
 __all__ = ["AblationConfig"]
 
 
+MAX_NAME = 80
+RESERVED_NAMES = ("cache", "runs")
+
+
 class AblationConfig(Config):
     """Everything about one ablation. Its hash is its identity."""
 
@@ -61,6 +65,19 @@ class AblationConfig(Config):
             "name",
             got=self.name,
             expected="letters, digits, dot, dash and underscore only",
+        )
+        longest = max((self.name, *self.arms), key=len)
+        require(
+            len(longest) <= MAX_NAME,
+            "name" if longest == self.name else f"arms.{longest[:20]}…",
+            got=f"a name of {len(longest)} characters",
+            expected=f"at most {MAX_NAME}: names become names of files",
+        )
+        require(
+            self.name not in RESERVED_NAMES,
+            "name",
+            got=self.name,
+            expected=f"another name than {' and '.join(RESERVED_NAMES)}, folders of every results folder",
         )
         require(self.arms, "arms", got="no arm", expected="at least one arm")
         for arm in self.arms:

@@ -175,7 +175,7 @@ class Examples:
             np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("tokens", "targets", "offsets")
         )
         self.columns: Mapping[str, np.ndarray] = {
-            column.name: column.to_numpy() for column in pl.read_parquet(folder / f"{name}.parquet")
+            column.name: column.to_numpy() for column in pl.read_parquet(folder / f"{name}.parquet", glob=False)
         }
 
     def __len__(self) -> int:
