@@ -24,6 +24,7 @@ from workbench.ablation.execution.studies import earlier_trials
 from workbench.ablation.folder import AblationFolder, LaunchRecord
 from workbench.ablation.run import AblationRun
 from workbench.ablation.spec.ablation import AblationConfig
+from workbench.ablation.spec.protocol import Components
 from workbench.ablation.spec.registration import Deviation, digest, record_deviation, register
 from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare
@@ -122,6 +123,20 @@ class Ablation:
                 tuning={"trials": 0},
                 confirmation={"seeds": free, "split": "pilot"},
                 exploratory="a pilot",
+            ),
+            self.results,
+        )
+
+    def components(self, init: int = 3, order: int = 3, other: int = 2, arms: int = 0) -> Ablation:
+        """A small ablation that shows what the noise consists of: a :meth:`pilot` that crosses ``init`` seeds of the
+        initial weights, ``order`` of the data order and ``other`` of everything else, one run for each combination."""
+        crossed = Components(init=init, order=order, other=other)
+        pilot = self.pilot(crossed.runs, arms).config
+        return Ablation(
+            pilot.changed(
+                name=f"{self.config.name}-components",
+                confirmation=pilot.confirmation.changed(components=crossed),
+                exploratory="a study of noise components",
             ),
             self.results,
         )

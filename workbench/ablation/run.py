@@ -18,6 +18,7 @@ from workbench.status import Stage
 
 if TYPE_CHECKING:
     from workbench.ablation.execution.pool import WorkerPool
+    from workbench.ablation.spec.protocol import Components
     from workbench.ablation.verdict.judge import Verdict
 
 __all__ = ["AblationRun"]
@@ -99,6 +100,11 @@ class AblationRun:
     def planned(self) -> dict[str, dict[Stage, int]]:
         """Arm -> stage -> training runs planned."""
         return self.record.planned
+
+    @property
+    def components(self) -> Components | None:
+        """How confirmation runs cross seeds of single components, if they do."""
+        return self.record.config.confirmation.components
 
     @property
     def total(self) -> int:

@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from workbench.cli.ablations import cost, pilot, plan, run, stop, watch, worker
+from workbench.cli.ablations import components, cost, pilot, plan, run, stop, watch, worker
 from workbench.cli.installed import doctor, variants
 from workbench.cli.results import archive, compare, report, serve, table, verdict
 from workbench.cli.training import branch, export, generate, prepare, train
@@ -28,6 +28,7 @@ COMMANDS = (
     generate,
     pilot,
     plan,
+    components,
     worker,
     watch,
     stop,

@@ -124,6 +124,44 @@ def plan(
     print(f"Declared: {len(config.confirmation.seeds)} seeds.")
 
 
+def components(
+    file: File,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+    init: Annotated[int, typer.Option(help="Seeds of the initial weights.")] = 3,
+    order: Annotated[int, typer.Option(help="Seeds of the data order.")] = 3,
+    other: Annotated[int, typer.Option(help="Seeds of everything else: dropout, router noise, sampling.")] = 2,
+    arms: Annotated[
+        int, typer.Option(help="Arms beside the baseline, the first ones; adds the noise of paired differences.")
+    ] = 0,
+) -> None:
+    """Measure what the noise consists of: every combination of a few seeds of each component is one run.
+
+    The runs are an ablation named NAME-components on the pilot's documents. Ctrl-C stops it; the same command resumes.
+    """
+    from workbench.ablation.ablation import Ablation
+    from workbench.ablation.analysis.components import component_table, sentences
+
+    study = Ablation.load(file, overrides or (), results).components(init, order, other, arms)
+    launched = study.create(note)
+    run_until_done(launched, study.workers)
+    headers = ("quantity", "component", "levels", f"sd, {launched.metric.unit}", "95 %", "share", "95 %")
+    table = Table(*headers, title="Components of the noise")
+    for row in component_table(launched).iter_rows(named=True):
+        known = row["share"] is not None
+        table.add_row(
+            row["quantity"],
+            row["component"],
+            str(row["levels"]),
+            f"{row['sd']:.2g}",
+            f"{row['sd_low']:.2g} to {row['sd_high']:.2g}",
+            f"{100 * row['share']:.0f} %" if known else "–",
+            f"{100 * row['share_low']:.0f} to {100 * row['share_high']:.0f} %" if known else "–",
+        )
+    console.print(table)
+    print("\n".join(sentences(launched)))
+
+
 def worker(folder: Folder) -> None:
     """Run trials of a launched ablation until none is left. Any number of workers may run at the same time."""
     from workbench.ablation.execution.process import work

@@ -30,6 +30,7 @@ from workbench.status import Stage
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
+    from workbench.ablation.spec.protocol import Components
     from workbench.ablation.verdict.judge import Verdict
 
 
@@ -76,6 +77,10 @@ class RunView(Protocol):
     @property
     def planned(self) -> Mapping[str, Mapping[Stage, int]]:
         """Arm -> stage -> runs planned."""
+
+    @property
+    def components(self) -> Components | None:
+        """How confirmation runs cross seeds of single components, if they do."""
 
     @property
     def total(self) -> int:
@@ -160,6 +165,7 @@ class EmptyRun:
     exists = True
     launched = False
     tuning = Tuning(trials=0)
+    components: Components | None = None
     metric = BITS_PER_BYTE
     alpha = 0.05
     allow_mismatch: str | None = None
@@ -243,6 +249,7 @@ class PlannedRun(EmptyRun):
         self.seeds, self.tuning = list(config.confirmation.seeds), config.tuning
         self._planned = {name: arm.planned for name, arm in ablation.arms.items()}
         self.alpha, self.allow_mismatch = config.alpha, config.budget.allow_mismatch
+        self.components = config.confirmation.components
         data = ablation.arms.baseline.run().data
         self.metric, self.views = data.metric, dict(data.views)
         self._cost = ablation.cost(measure=False)
