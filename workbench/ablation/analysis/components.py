@@ -10,9 +10,10 @@ Legend: I, J, K seeds of initial weights, data order, everything else; C cluster
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,9 +22,6 @@ from workbench.ablation.spec.protocol import Components
 from workbench.ablation.verdict.statistics import Floats, ratio_of_sums
 from workbench.metric import Metric
 from workbench.seeding import COMPONENTS
-
-if TYPE_CHECKING:
-    from workbench.dashboards.view import RunView
 
 __all__ = ["LABELS", "Estimate", "Term", "component_table", "sentences", "variance_terms"]
 
@@ -114,7 +112,7 @@ def _terms(factors: int) -> Iterator[Term]:
         yield from map(frozenset, itertools.combinations(range(factors), size))
 
 
-def component_table(run: RunView) -> pl.DataFrame:
+def component_table(run: Any) -> pl.DataFrame:
     """Variance components of each arm's value, and of each arm's paired difference to the baseline.
 
     Columns:
@@ -130,6 +128,9 @@ def component_table(run: RunView) -> pl.DataFrame:
 
     Of a design with failed runs the largest complete part counts: seeds are left out, those with most failures first.
     Empty while runs are missing, or if the ablation crosses no seeds.
+
+    Args:
+        run: any kind of run (:class:`workbench.dashboards.view.RunView`).
     """
     rows = []
     for quantity, values_IJK, clusters_IJKC in _quantities(run):
@@ -137,7 +138,7 @@ def component_table(run: RunView) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=COMPONENT_SCHEMA, orient="row")
 
 
-def sentences(run: RunView) -> list[str]:
+def sentences(run: Any) -> list[str]:
     """The table in words, one sentence per quantity."""
     lines = []
     for (quantity,), rows in component_table(run).group_by("quantity", maintain_order=True):
@@ -150,7 +151,7 @@ def sentences(run: RunView) -> list[str]:
             f"({100 * row['share_low']:.0f} to {100 * row['share_high']:.0f})"
             for row in between.iter_rows(named=True)
         ]
-        total = float(np.sqrt((between["sd"] ** 2).sum()))
+        total = math.hypot(*between["sd"])
         line = f"{quantity}: sd over runs {total:.2g} {run.metric.unit}, of its variance {', '.join(parts)}"
         for row in rows.filter(pl.col("component") == "documents").iter_rows(named=True):
             line += (
@@ -208,7 +209,7 @@ def _documents(clusters_IJKC: Floats) -> dict[str, tuple[int, Estimate]]:
     return {"documents": (clusters, Estimate(estimate.variance / clusters, estimate.draws_R / clusters))}
 
 
-def _quantities(run: RunView) -> Iterator[tuple[str, Floats, Floats]]:
+def _quantities(run: Any) -> Iterator[tuple[str, Floats, Floats]]:
     """Name, values (I, J, K) and values per cluster (I, J, K, C) of each quantity, of a complete design."""
     components = run.components
     if components is None:
@@ -255,7 +256,7 @@ def complete_design(components: Components, numbers: Sequence[int]) -> np.ndarra
     return grid if max(grid.shape) > 1 else None
 
 
-def _measured(run: RunView) -> dict[str, dict[int, tuple[Floats, Floats, np.ndarray]]]:
+def _measured(run: Any) -> dict[str, dict[int, tuple[Floats, Floats, np.ndarray]]]:
     """Arm -> seed -> amounts, sizes and clusters of the documents, (D,) each."""
     metric: Metric = run.metric
     measured: dict[str, dict[int, tuple[Floats, Floats, np.ndarray]]] = {}
