@@ -122,6 +122,7 @@ class Ablation:
                 baseline=config.order[0],
                 tuning={"trials": 0},
                 confirmation={"seeds": free, "split": "pilot"},
+                protocol=config.protocol.changed(stopping="fixed"),
                 exploratory="a pilot",
             ),
             self.results,

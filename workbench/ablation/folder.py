@@ -3,6 +3,7 @@
     ablation.json     LaunchRecord, written at launch: configuration, solved budget, cost card, data, provenance,
                       registration
     selection.json    arm -> Choice: the setting that is confirmed; rewritten as tuning ends
+    looks.json        the looks of a sequential design that were taken: seeds, arm -> word
     finished.json     exists once every planned run has ended
     study.db          Optuna's studies (SQLite), unless launch.storage names a database
     plan.lock         held by the process that changes the record, the studies or the choices
@@ -23,6 +24,7 @@ JSON files are replaced atomically, so a process may be killed at any moment.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -104,6 +106,9 @@ class LaunchRecord(BaseModel):
         if "options" in launch:
             launch.pop("options")
             launch.pop("launcher", None)
+        protocol = config.get("protocol", {})
+        if isinstance(protocol.get("stopping"), str):  # the text that was declared is in the registration
+            protocol["stopping"] = "fixed"
         return upgraded
 
     @classmethod
@@ -261,6 +266,22 @@ class AblationFolder:
     def failures(self) -> dict[str, str]:
         """Arms that could not be confirmed because every tuning trial failed -> why."""
         return {arm: choice.failed for arm, choice in self.choices().items() if choice.failed is not None}
+
+    def looks(self) -> list[dict[str, Any]]:
+        """The looks of a sequential design that were taken, oldest first: ``number``, ``seeds``, ``words`` (arm -> word
+        of its verdict), ``at``."""
+        return list(read_json(self.path / "looks.json").get("looks", []))
+
+    def add_look(self, seeds: int, words: Mapping[str, str]) -> None:
+        """Record a look. Call it with the plan's lock held."""
+        looks = self.looks()
+        entry = {
+            "number": len(looks) + 1,
+            "seeds": seeds,
+            "words": dict(words),
+            "at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+        write_json(self.path / "looks.json", {"looks": [*looks, entry]})
 
     def mark_finished(self, finished: bool) -> None:
         """Record whether every planned run has ended."""

@@ -89,7 +89,7 @@ class AblationRun:
     @property
     def seeds(self) -> list[int]:
         """Seeds of the confirmation runs."""
-        return list(self.record.config.confirmation.seeds)
+        return list(self.record.config.planned_seeds)
 
     @property
     def tuning(self) -> Tuning:

@@ -246,7 +246,7 @@ class PlannedRun(EmptyRun):
         config = ablation.config
         super().__init__(ablation.folder.resolve(), config.order)
         self.name, self.question, self.identity = config.name, config.question, config.identity
-        self.seeds, self.tuning = list(config.confirmation.seeds), config.tuning
+        self.seeds, self.tuning = list(config.planned_seeds), config.tuning
         self._planned = {name: arm.planned for name, arm in ablation.arms.items()}
         self.alpha, self.allow_mismatch = config.alpha, config.budget.allow_mismatch
         self.components = config.confirmation.components

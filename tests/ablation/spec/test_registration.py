@@ -43,11 +43,11 @@ def declared(run: AblationRun) -> str:
         "smallest difference of interest: 0.02 bits per byte",
         "±0.01 bits per byte",
         "2 paired seeds (0, 1)",
-        "stopping: two seeds",
+        "stopping: every declared seed is run, then the verdict is read once",
     ],
 )
 def test_the_declaration_is_quoted(ablation: Make, words: str) -> None:
-    protocol = {"metric": "bits per byte", "effect": 0.02, "stopping": "two seeds", "exclusions": "none"}
+    protocol = {"metric": "bits per byte", "effect": 0.02, "stopping": "fixed", "exclusions": "none"}
     assert words in declared(ablation(**SMALL, protocol=protocol, margin=0.01).create())
 
 

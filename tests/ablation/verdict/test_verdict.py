@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 COLUMNS = (
     "arm verdict value value_sd difference low high bootstrap_low bootstrap_high simultaneous_low simultaneous_high "
-    "p p_holm seeds failed rho detectable sentence reservations"
+    "p p_holm repeated_low repeated_high level seeds failed rho detectable sentence reservations"
 )
 BYTES = np.array([400, 1_000, 2_600])
 SPREAD = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])  # five seeds, mean zero, sd 1.58

@@ -30,6 +30,8 @@ from workbench.ablation.execution.timing import DEFAULT_TIMING, Timing
 from workbench.ablation.folder import AblationFolder, Choice
 from workbench.ablation.search.optimum import Setting, best, gather, interpolate, leading
 from workbench.ablation.search.samplers import make_pruner, make_sampler
+from workbench.ablation.verdict.measurements import looks_taken, take_look
+from workbench.ablation.verdict.sequential import decided, seeds_needed_now
 from workbench.config import ConfigError
 from workbench.results.store import RunFolder
 from workbench.status import LOST, RETRYABLE, Stage, Status
@@ -42,7 +44,7 @@ class Plan:
     """The work of one ablation.
 
     One Optuna study for each arm and stage. Tuning slots exist from the start; slots of repeats are added when the
-    arm's trials have ended, and those of confirmation when its tuning has.
+    arm's trials have ended, and those of confirmation when its tuning has: of a sequential design up to its next look.
 
     Args:
         folder: the launched ablation.
@@ -82,7 +84,16 @@ class Plan:
         Args:
             relaunch: the user launched the ablation (again): retry what was interrupted, crashed or killed.
         """
+        any_open = self._advance_arms(relaunch)
+        while not any_open and take_look(self.folder, self.record):
+            any_open = self._advance_arms(relaunch=False)
+        self.folder.mark_finished(not any_open)
+
+    def _advance_arms(self, relaunch: bool) -> bool:
+        """Bring every arm up to the next look, or to its last seed. Returns whether a trial is open."""
         any_open = False
+        taken = looks_taken(self.folder)
+        needed, stopped = seeds_needed_now(self.config, taken), decided(taken)
         for name, arm in self.arms.items():
             choice = self.folder.choices().get(name)
             is_chosen = choice is not None and choice.failed is None  # a trial retried now would come too late
@@ -97,9 +108,10 @@ class Plan:
             if choice is None or choice.failed is not None:
                 continue
             confirmation = self.study(name, Stage.CONFIRMATION)
-            self._fill(confirmation, [({}, {"seed": seed}) for seed in self.config.confirmation.seeds], relaunch)
+            seeds = self.config.planned_seeds[: needed[name]]
+            self._fill(confirmation, [({}, {"seed": seed}) for seed in seeds], relaunch and name not in stopped)
             any_open |= _any_open(confirmation)
-        self.folder.mark_finished(not any_open)
+        return any_open
 
     def _is_tuned(self, name: str, arm: Arm, relaunch: bool) -> bool:
         """Bring an arm's trials, and then the repeats of the best, up to date; whether all have ended.

@@ -102,6 +102,33 @@ class AblationConfig(Config):
                 expected="none of the confirmation seeds",
                 do="The report must not reuse the run that was selected.",
             )
+        stopping, num_seeds = self.protocol.stopping, len(self.confirmation.seeds)
+        require(
+            max(stopping.looks, default=0) <= num_seeds,
+            "protocol.stopping.looks",
+            got=list(stopping.looks),
+            expected=f"at most {num_seeds}, the number of confirmation seeds",
+            do="Declare more confirmation.seeds, or earlier looks.",
+        )
+        require(
+            not stopping.anytime or stopping.first <= num_seeds,
+            "protocol.stopping.first",
+            got=stopping.first,
+            expected=f"at most {num_seeds}, the number of confirmation seeds",
+        )
+        require(
+            not stopping.is_sequential or len(self.arms) > 1,
+            "protocol.stopping",
+            got="one arm",
+            expected="an arm beside the baseline, to be decided at a look",
+        )
+        require(
+            not (stopping.is_sequential and self.confirmation.components),
+            "confirmation.components",
+            got="runs that share seeds of components",
+            expected="a seed of its own for every run of a sequential design",
+            do="Use protocol.stopping=fixed.",
+        )
         require(
             self.margin is None or self.protocol.effect is None or self.margin <= self.protocol.effect,
             "margin",
@@ -143,8 +170,18 @@ class AblationConfig(Config):
         return {
             Stage.TUNING: self.tuning.num_trials(fields),
             Stage.REPEAT: self.tuning.num_repeats,
-            Stage.CONFIRMATION: len(self.confirmation.seeds),
+            Stage.CONFIRMATION: len(self.planned_seeds),
         }
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Paired seeds at every look of the declared design; one number if the verdict is read once."""
+        return self.protocol.stopping.looks_at(len(self.confirmation.seeds))
+
+    @property
+    def planned_seeds(self) -> tuple[int, ...]:
+        """Confirmation seeds up to the last look: the most that an arm is run on."""
+        return self.confirmation.seeds[: self.looks[-1]]
 
     def canonical(self) -> dict[str, Any]:
         """Plain data without how the work is carried out; the identity is its hash."""

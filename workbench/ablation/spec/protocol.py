@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from workbench.config import Config, ConfigError, require
 from workbench.seeding import COMPONENTS, Component, Seed
 
-__all__ = ["Components", "Confirmation", "Protocol"]
+__all__ = ["FIRST_LOOK", "Components", "Confirmation", "Protocol", "Stopping"]
+
+FIRST_LOOK = 4
+"""Fewest paired seeds at which a verdict may be read before the last."""
+
+
+DESIGNS = (
+    "`fixed` reads the verdict once; `{looks: [4, 6, 8]}` reads it at these numbers of paired seeds; "
+    "`{anytime: true}` adds seeds until it decides. Text declares no level, so nothing would keep alpha."
+)
 
 
 class Components(Config):
@@ -98,6 +109,75 @@ class Confirmation(Config):
         return tuple(seed for seed, level in zip(self.seeds, levels) if len({level[name] for name in varied}) == 1)
 
 
+class Stopping(Config):
+    """When the report values are read, and when runs stop being added. Three designs:
+
+    - *fixed*, the default (``fixed``, or no field): every declared seed is run, then the verdict is read once;
+    - *group-sequential* (``{looks: [4, 6, 8]}``): the verdict is read at these numbers of paired seeds, at levels that
+      keep alpha over all looks;
+    - *anytime-valid* (``{anytime: true}``): the verdict is read after the first seeds and after every further step, by
+      a confidence sequence that holds at all numbers of seeds at once, so that seeds may be added until it decides.
+
+    An arm that is decided at a look stops; the baseline runs as long as any arm does.
+    """
+
+    looks: tuple[Annotated[int, Field(ge=FIRST_LOOK)], ...] = ()
+    """Paired seeds at each look of a group-sequential design, increasing."""
+    anytime: bool = False
+    """Whether the design is anytime-valid."""
+    first: Annotated[int, Field(ge=FIRST_LOOK)] = FIRST_LOOK
+    """Paired seeds at the first look of an anytime-valid design."""
+    step: Annotated[int, Field(ge=1)] = 1
+    """Paired seeds between two looks of an anytime-valid design."""
+    scale: Annotated[float, Field(gt=0)] = 2.0
+    """Differences that an anytime-valid design is made for, in units of their sd over seeds. It holds alpha whatever
+    the scale, and decides soonest where the difference is about as large."""
+
+    def model_post_init(self, _context: Any) -> None:
+        require(
+            not (self.looks and self.anytime),
+            "",
+            got="both looks and anytime",
+            expected="one design",
+            do=DESIGNS,
+        )
+        require(
+            all(a < b for a, b in pairwise(self.looks)), "looks", got=list(self.looks), expected="increasing numbers"
+        )
+        given = {name: getattr(self, name) for name in ("first", "step", "scale")}
+        require(
+            self.anytime or all(value == type(self).model_fields[name].default for name, value in given.items()),
+            "anytime",
+            got=False,
+            expected="true, as first, step or scale is given",
+        )
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether the verdict may be read before the last seed."""
+        return self.anytime or bool(self.looks)
+
+    def looks_at(self, num_seeds: int) -> tuple[int, ...]:
+        """Paired seeds at every look of an ablation that declares ``num_seeds`` of them."""
+        if self.anytime:
+            return *range(self.first, num_seeds, self.step), num_seeds
+        return self.looks or (num_seeds,)
+
+    def sentence(self, num_seeds: int) -> str:
+        """The design in words."""
+        if self.anytime:
+            every = "each further one" if self.step == 1 else f"every {self.step} further ones"
+            return (
+                f"anytime-valid, a confidence sequence for the paired difference (scale {self.scale:g} sd): read after "
+                f"{self.first} seeds and after {every} up to {num_seeds}; a decided arm stops, and seeds may be added"
+            )
+        if self.looks:
+            *others, last = map(str, self.looks)
+            looks = f"{', '.join(others)} and {last}" if others else last
+            return f"group-sequential, read at {looks} paired seeds at levels that keep alpha; a decided arm stops"
+        return "every declared seed is run, then the verdict is read once"
+
+
 class Protocol(Config):
     """What is declared before the first run, beside question, budget, seeds, alpha and margin. Hashed at launch and
     quoted by the verdict; a later change is a deviation."""
@@ -106,7 +186,16 @@ class Protocol(Config):
     """Unit of the primary metric, checked against the data's: bits per byte."""
     effect: Annotated[float | None, Field(gt=0)] = None
     """Smallest difference of interest, in the unit of the metric: worth acting on."""
-    stopping: str = "every declared seed is run, then the verdict is read once"
-    """When runs stop being added."""
+    stopping: Stopping = Stopping()
+    """When the verdict is read and runs stop being added: ``fixed``, ``{looks: [4, 6, 8]}`` or ``{anytime: true}``."""
     exclusions: str = "none"
     """Runs or documents that are left out, and why."""
+
+    @field_validator("stopping", mode="before")
+    @classmethod
+    def _parse_stopping(cls, value: Any) -> Any:
+        if value == "fixed":
+            return Stopping()
+        if not isinstance(value, Stopping | Mapping):
+            raise ConfigError.at("", got=value, expected="a design: `fixed`, or one that keeps alpha", do=DESIGNS)
+        return Stopping.parse(value)

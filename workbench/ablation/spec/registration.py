@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from workbench.ablation.spec.ablation import AblationConfig
+from workbench.ablation.spec.protocol import Stopping
 from workbench.config import ConfigError, difference, require
 from workbench.metric import Metric
 
@@ -150,7 +151,8 @@ def describe(registration: Registration | None, deviations: list[Deviation]) -> 
         f"Declared at launch, {registration.at} (hash {registration.hash}): {question}",
         f"Primary: {unit} on the {content['split']} split, {content['test']}, alpha {content['alpha']:g}; "
         f"budget: {matched}; smallest difference of interest: {effect}; equivalence margin: {margin}; "
-        f"{len(seeds)} paired seeds ({', '.join(map(str, seeds))}); stopping: {content['stopping']}; "
+        f"{len(seeds)} paired seeds ({', '.join(map(str, seeds))}); "
+        f"stopping: {_stopping(content['stopping'], len(seeds))}; "
         f"exclusions: {content['exclusions']}.",
     ]
     if "search" in content:
@@ -159,6 +161,11 @@ def describe(registration: Registration | None, deviations: list[Deviation]) -> 
         *lines,
         *(f"Deviation, {deviation.when}: {deviation.what} (why: {deviation.why})." for deviation in deviations),
     )
+
+
+def _stopping(declared: str | Mapping[str, Any], num_seeds: int) -> str:
+    """The declared design in words; earlier versions declared text."""
+    return declared if isinstance(declared, str) else Stopping.parse(declared).sentence(num_seeds)
 
 
 def _now() -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from workbench.ablation.verdict import wording
+from workbench.ablation.verdict.sequential import Reading
 from workbench.ablation.verdict.statistics import (
     POWER,
     ROUNDING,
@@ -111,7 +112,14 @@ class ArmVerdict:
     p: float | None
     """Two-sided paired t-test; 1 for an arm that cannot be judged."""
     p_holm: float | None
-    """The same, adjusted over all arms: this one decides."""
+    """The same, adjusted over the looks of a sequential design and over all arms: this one decides."""
+    repeated_low: float | None
+    """Interval of a sequential design at this look: repeated confidence interval or confidence sequence, at level
+    1 − alpha over all looks, not corrected for the number of arms; None for a fixed design, and where it is
+    infinite."""
+    repeated_high: float | None
+    level: float | None
+    """Level of the paired t-test at this look that keeps alpha over all looks, for one arm; None for a fixed design."""
     seeds: int
     """Report seeds that finished."""
     failed: int
@@ -201,6 +209,7 @@ def judge(
     subject: Subject | None = None,
     upper: float | None = None,
     reservations: Mapping[str, Sequence[str]] | None = None,
+    readings: Mapping[str, Reading] | None = None,
 ) -> Verdict:
     """The verdict on ``arms`` against ``baseline``.
 
@@ -230,6 +239,9 @@ def judge(
         subject: what was compared, on which documents.
         upper: largest value of the metric (:attr:`workbench.metric.Metric.upper`).
         reservations: arm -> sentences that limit the claim about it.
+        readings: arm -> the look of a sequential design at which it is read, on the first of ``seeds``. Default: all
+            of ``seeds``, once. p-values are adjusted over looks before they are adjusted over arms
+            (:mod:`workbench.ablation.verdict.sequential`).
 
     Raises:
         ValueError: when arms were measured on different documents, or names or seeds repeat.
@@ -242,21 +254,28 @@ def judge(
     ['baseline', 'worse']
     """
     _check(baseline, arms, alpha, margin, seeds)
+    once = Reading(1, (len(seeds),))
+    at = {arm.arm: once if readings is None else readings[arm.arm] for arm in arms}
+    read = {arm: seeds[: reading.seeds] for arm, reading in at.items()}
     judged: dict[str, _Comparison] = {}
     for arm in arms:
-        if not (baseline.unfinished(seeds) or arm.unfinished(seeds)):
-            judged[arm.arm] = _Comparison(baseline, arm, seeds, len(arms), alpha, margin, replicates)
+        if not (baseline.unfinished(read[arm.arm]) or arm.unfinished(read[arm.arm])):
+            judged[arm.arm] = _Comparison(
+                baseline, arm, read[arm.arm], len(arms), alpha, margin, replicates, at[arm.arm]
+            )
     p_values = [judged[arm.arm].interval.p if arm.arm in judged else 1.0 for arm in arms]
-    rows = [_baseline_row(baseline, seeds, exploratory, unit)]
-    for arm, p, p_holm in zip(arms, p_values, holm(p_values).tolist(), strict=True):
+    repeated_p = [judged[arm.arm].repeated_p if arm.arm in judged else 1.0 for arm in arms]
+    baseline_seeds = max(read.values(), key=len, default=seeds)
+    rows = [_baseline_row(baseline, baseline_seeds, exploratory, unit)]
+    for arm, p, p_holm in zip(arms, p_values, holm(repeated_p).tolist(), strict=True):
         if comparison := judged.get(arm.arm):
             finding = comparison.finding(p_holm, unit, effect)
             word, text, numbers = finding.word, wording.sentence(finding), comparison.numbers()
         else:
             word, numbers = "failed", {}
-            text = _failure(arm, baseline, seeds)
-        rows.append(_row(arm, seeds, word, text, exploratory, p=p, p_holm=p_holm, **numbers))
-    value_S = baseline.values(seeds)
+            text = _failure(arm, baseline, read[arm.arm])
+        rows.append(_row(arm, read[arm.arm], word, text, exploratory, p=p, p_holm=p_holm, **numbers))
+    value_S = baseline.values(baseline_seeds)
     floor = noise_floor(value_S) if len(value_S) > 1 else None
     limits = reservations or {}
     rows = [replace(row, reservations=tuple(limits.get(row.arm, ()))) for row in rows]
@@ -299,16 +318,20 @@ class _Comparison:
         alpha: float,
         margin: float | None,
         replicates: int,
+        reading: Reading,
     ):
         differences_S = arm.values(seeds) - baseline.values(seeds)
         differences_S[np.abs(differences_S) < ROUNDING] = 0
         amounts = arm.finished(seeds), baseline.finished(seeds)
         self.arm, self.baseline, self.family, self.alpha, self.margin = arm.arm, baseline.arm, family, alpha, margin
         self.rho = paired_correlation(arm.values(seeds), baseline.values(seeds))
-        self.simultaneous = paired_interval(differences_S, alpha / family)
+        self.reading, self.level = reading, reading.nominal(alpha / family)
         self.interval = paired_interval(differences_S, alpha)
-        self.narrow = paired_interval(differences_S, 2 * alpha)
-        self.inside = margin is not None and equivalent(differences_S, margin, alpha)
+        self.simultaneous = paired_interval(differences_S, self.level)
+        self.repeated = paired_interval(differences_S, reading.nominal(alpha))
+        self.narrow = paired_interval(differences_S, reading.nominal(2 * alpha))
+        self.inside = margin is not None and equivalent(differences_S, margin, reading.nominal(2 * alpha) / 2)
+        self.repeated_p = reading.adjusted(self.interval.p)
         self.bootstrap = crossed_bootstrap(*amounts, arm.sizes_D, replicates=replicates, level=1 - alpha)
         # The same in all seeds: the change or the seed never reached the model, or a task has no room between the runs.
         self.constant = len(seeds) > 1 and bool(np.ptp(differences_S) < ROUNDING)
@@ -317,19 +340,22 @@ class _Comparison:
     def detectable(self) -> float | None:
         if self.interval.n < 2 or self.constant:
             return None
-        return self.interval.sd * detectable_difference(self.interval.n, self.alpha / self.family, POWER)
+        return self.interval.sd * detectable_difference(self.interval.n, self.level, POWER) if self.level else None
 
     def numbers(self) -> dict[str, float | None]:
         """What the arm's row shows of it."""
-        several = self.interval.n > 1
+        several, looks = self.interval.n > 1, self.reading.is_sequential
         return {
             "difference": self.interval.mean,
             "low": self.interval.low if several else None,
             "high": self.interval.high if several else None,
             "bootstrap_low": self.bootstrap.low if several else None,
             "bootstrap_high": self.bootstrap.high if several else None,
-            "simultaneous_low": self.simultaneous.low if several else None,
-            "simultaneous_high": self.simultaneous.high if several else None,
+            "simultaneous_low": _known(self.simultaneous.low),
+            "simultaneous_high": _known(self.simultaneous.high),
+            "repeated_low": _known(self.repeated.low) if looks else None,
+            "repeated_high": _known(self.repeated.high) if looks else None,
+            "level": self.reading.nominal(self.alpha) if looks else None,
             "rho": None if math.isnan(self.rho) else self.rho,
             "detectable": self.detectable,
         }
@@ -347,8 +373,10 @@ class _Comparison:
             alpha=self.alpha,
             family=self.family,
             p_holm=p_holm,
-            interval=self.interval,
+            interval=self.repeated,
             narrow=self.narrow,
+            reading=self.reading,
+            level=self.reading.nominal(self.alpha),
             bootstrap=self.bootstrap,
             margin=self.margin,
             inside=self.inside,
@@ -377,6 +405,9 @@ def _row(
             "bootstrap_high",
             "simultaneous_low",
             "simultaneous_high",
+            "repeated_low",
+            "repeated_high",
+            "level",
             "p",
             "p_holm",
             "rho",
@@ -393,6 +424,10 @@ def _row(
         sentence=sentence if exploratory is None else f"Exploratory ({exploratory}): {sentence}",
         **{**unknown, **numbers},
     )
+
+
+def _known(end: float) -> float | None:
+    return end if math.isfinite(end) else None
 
 
 def _baseline_row(baseline: ArmMeasurements, seeds: Sequence[int], exploratory: str | None, unit: str) -> ArmVerdict:

@@ -132,13 +132,14 @@ def paired_interval(differences_S: ArrayLike, alpha: float = 0.05) -> Interval:
 
     Args:
         differences_S: (S,), arm − baseline, one per seed pair, any unit.
-        alpha: error rate; the level of the interval is 1 − alpha.
+        alpha: error rate; the level of the interval is 1 − alpha. At 0 the interval is infinite.
 
     >>> paired_interval([0.011, 0.014, 0.009, 0.012, 0.014]).p < 0.05
     True
     """
     differences_S = _finite(differences_S, "differences_S")
-    _between(alpha, "alpha")
+    if alpha:
+        _between(alpha, "alpha")
     n, mean = differences_S.size, float(differences_S.mean())
     if n == 1:
         return Interval(mean, math.nan, 1, -math.inf, math.inf, 1.0)
@@ -146,7 +147,7 @@ def paired_interval(differences_S: ArrayLike, alpha: float = 0.05) -> Interval:
     if sd == 0:
         return Interval(mean, 0.0, n, mean, mean, float(mean == 0))
     error = sd / math.sqrt(n)
-    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error
+    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error if alpha else math.inf
     p = float(2 * special.stdtr(n - 1, -abs(mean) / error))
     return Interval(mean, sd, n, mean - half, mean + half, p)
 
@@ -247,7 +248,8 @@ def equivalent(differences_S: ArrayLike, margin: float, alpha: float = 0.05) -> 
         margin: positive, in the unit of the differences.
     """
     _between(margin, "margin", high=math.inf)
-    _between(alpha, "alpha", high=0.5)
+    if alpha:
+        _between(alpha, "alpha", high=0.5)
     interval = paired_interval(differences_S, 2 * alpha)
     return -margin < interval.low and interval.high < margin
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.ablation.verdict.sequential import Reading
 from workbench.ablation.verdict.statistics import (
     POWER,
     ROUNDING,
@@ -38,9 +39,13 @@ class Finding:
     """Arms beside the baseline."""
     p_holm: float
     interval: Interval
-    """Paired t-interval at level 1 − alpha."""
+    """Paired t-interval at level 1 − alpha; of a sequential design, over all its looks."""
     narrow: Interval
     """The same at level 1 − 2 alpha, which decides equivalence."""
+    reading: Reading
+    """The look of the declared design."""
+    level: float
+    """Level of the paired t-test at this look."""
     bootstrap: Bootstrap
     margin: float | None
     inside: bool
@@ -66,6 +71,8 @@ def sentence(finding: Finding) -> str:
     level, narrow_level = _percent(1 - finding.alpha), _percent(1 - 2 * finding.alpha)
     margin = f"the margin of ±{finding.margin:g}" if finding.margin is not None else ""
     p = f"Holm-adjusted p {'' if finding.p_holm < 0.001 else '= '}{_p(finding.p_holm)}, {n} paired seeds"
+    if finding.reading.is_sequential:
+        p += f", {finding.reading} (level {finding.level:.2g} at this look)"
     evidence = f"{level} interval {span(interval)}, {p}" if n > 1 else "1 paired seed"
     difference = f"{interval.mean:+z.{places}f} {unit}"
     arm, baseline = finding.arm, finding.baseline
