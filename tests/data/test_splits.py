@@ -17,7 +17,7 @@ CLUSTERS = [i % 30 for i in range(40)]
 FRACTIONS: dict[MeasuredSplit, float] = {"selection": 0.2, "report": 0.2, "pilot": 0.2}
 
 
-def split(most: int | None = None, **fractions: float) -> Assignment:
+def split(most: dict[MeasuredSplit, int] | None = None, **fractions: float) -> Assignment:
     return split_by_cluster(SIZES, KEYS, CLUSTERS, {**FRACTIONS, **fractions}, most)  # type: ignore[arg-type]
 
 
@@ -59,7 +59,7 @@ def test_a_split_has_about_its_fraction_of_the_bytes_of_one_document_per_cluster
 
 
 def test_a_split_has_at_most_so_many_documents() -> None:
-    splits = split(most=3)
+    splits = split(dict.fromkeys(MEASURED, 3))
     assert [len(splits.documents[name]) for name in MEASURED] == [3, 3, 3]
 
 

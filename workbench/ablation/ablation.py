@@ -30,6 +30,7 @@ from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare
 from workbench.environment import environment
 from workbench.model import describe_model
+from workbench.results.data_card import check_overlap, is_mostly_seen
 
 __all__ = ["Ablation"]
 
@@ -195,6 +196,7 @@ class Ablation:
         if not is_timed:  # before anything takes time
             check_budget(self.arms, residual_table(self.arms))
         prepared = {arm: self._prepare(arm, progress) for arm in self.arms}
+        cards = self._data_cards(prepared)
         arms, table = self._cost(measure=self.config.launch.measure or is_timed, data=prepared, progress=progress)
         check_budget(arms, table)
         _check_same_documents(prepared)
@@ -211,7 +213,7 @@ class Ablation:
             spaces={name: dict(arm.space) for name, arm in arms.items()},
             metric=arms.metric,
             data=fingerprints,
-            data_cards={arm: source.card for arm, source in prepared.items()},
+            data_cards=cards,
             views={name: list(columns) for name, columns in arms.baseline.run().data.views.items()},
             workers=self.workers,
             threads=self.threads,
@@ -321,6 +323,20 @@ class Ablation:
     def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
         run = self.arms[arm].run()
         return prepare(run.data, run.model.vocabulary or 0, self.results / "cache", progress)
+
+    def _data_cards(self, prepared: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
+        """The data card of every arm, with the reason to measure on data seen in training if one is needed.
+
+        Raises:
+            ConfigError: most of the measured split is in the training data, and no reason is given.
+        """
+        cards, split = {}, self.config.confirmation.split
+        for arm, source in prepared.items():
+            reason = self.arms[arm].run().data.allow_overlap
+            check_overlap(source.card, split, reason, f"arms.{arm}.data")
+            needed = {"allow_overlap": reason} if is_mostly_seen(source.card, split) else {}
+            cards[arm] = {**source.card, **needed}
+        return cards
 
     def _restore_data(self, data: Mapping[str, str], progress: Callable[[str], None]) -> None:
         """Prepare data again that was removed since the launch; later trials must see what the earlier ones saw."""

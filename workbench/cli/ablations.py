@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from workbench.cli.output import File, Folder, Overrides, Results, console, note
 from workbench.cli.watching import follow, run_until_done
 from workbench.formatting import count, duration, flops, share, size
+from workbench.results.data_card import describe, warnings
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -44,6 +45,7 @@ def run(
     ablation = Ablation.load(file, overrides or (), results).with_workers(workers)
     launched = ablation.create(note)
     print_cost(launched.cost(), ablation.workers)
+    print_data(launched.data_cards)
     if run_until_done(launched, ablation.workers if workers is None else workers, detach):
         _conclude(launched)
 
@@ -238,6 +240,18 @@ def print_cost(frame: Any, workers: int) -> None:
         console.print(
             f"Total training time: about {duration(total)} with {workers} worker(s), without start-up and evaluation."
         )
+
+
+def print_data(cards: Mapping[str, Any]) -> None:
+    """Print what is measured, and how much of it is also in training; arms with the same data share the lines."""
+    arms_of: dict[tuple[str, ...], list[str]] = {}
+    for arm, card in cards.items():
+        arms_of.setdefault((*describe(card), *(f"Caution: {line}" for line in warnings(card))), []).append(arm)
+    for lines, arms in arms_of.items():
+        if len(arms_of) > 1:
+            console.print(f"Data of {', '.join(arms)}", soft_wrap=True)
+        for line in lines:
+            console.print(line, soft_wrap=True, highlight=False)
 
 
 def _conclude(launched: AblationRun) -> None:

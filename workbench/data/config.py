@@ -20,16 +20,16 @@ class DataConfig(SourceConfig):
         default="stdlib", validate_default=True
     )
     """Where the text comes from: stdlib, packages, files, huggingface, or a registered corpus."""
-    near_duplicates: bool = True
-    """Keep documents that share half of their long lines in one split. Turn it off for streams of many gigabytes: its
-    memory grows with the number of lines. Exact duplicates are always dropped."""
     selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Fraction of the bytes in the selection split, which tuning looks at."""
-    report_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Fraction of the bytes in the report split, which only confirmation runs open."""
-    evaluation_documents: Annotated[int, Field(ge=1)] = 48
-    """Number of evaluated documents per split."""
-    evaluation_bytes: Annotated[int, Field(ge=16)] = 2048
+    """Most of the text in the selection split, which tuning looks at, as a fraction of all bytes."""
+    report_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Most of the text in the report split, which only confirmation runs open, and in the pilot split."""
+    evaluation_documents: Annotated[int, Field(ge=1)] = 256
+    """Documents in the report split and in the pilot split, at most; the others are trained on."""
+    selection_documents: Annotated[int, Field(ge=1)] = 32
+    """Documents in the selection split, at most, and no more than ``evaluation_documents``: it is evaluated again and
+    again during a run."""
+    evaluation_bytes: Annotated[int, Field(ge=16)] = 8192
     """Bytes evaluated per document, from its beginning."""
     tokenizer_file: str | None = None
     """A tokenizer to load (JSON of the `tokenizers` library). Default: train one on the training split."""
@@ -42,8 +42,8 @@ class DataConfig(SourceConfig):
 
     def model_post_init(self, _context: Any) -> None:
         require(
-            self.selection_fraction + self.report_fraction <= 0.6,
-            "selection_fraction",
-            got=self.selection_fraction,
+            self.selection_fraction + 2 * self.report_fraction <= 0.6,
+            "report_fraction",
+            got=f"{self.report_fraction} twice (report and pilot) beside selection_fraction={self.selection_fraction}",
             expected="most text left for training",
         )

@@ -27,6 +27,9 @@ class SourceConfig(Config):
     """Base of a data source's configuration. ``kind`` is the registered name."""
 
     kind: str
+    allow_overlap: str | None = None
+    """Reason to measure on data most of which is also in the training data. Such a verdict is exploratory; without a
+    reason the ablation is refused."""
     views: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Dashboard panels that show the evaluated documents by their labels: panel -> label columns. Evaluation adds a row
     for every combination of these labels."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -33,9 +33,9 @@ class Assignment(NamedTuple):
 def split_by_cluster(
     sizes: Sequence[int],
     keys: Sequence[bytes],
-    clusters: Sequence[int],
+    clusters: Iterable[int],
     fractions: Mapping[MeasuredSplit, float],
-    most: int | None = None,
+    most: Mapping[MeasuredSplit, int] | None = None,
 ) -> Assignment:
     """Distribute documents over the splits, whole clusters of near-duplicates at a time.
 
@@ -50,7 +50,7 @@ def split_by_cluster(
         keys: content hash of every document.
         clusters: cluster number of every document (:func:`workbench.data.dedup.near_duplicates`).
         fractions: bytes of a measured split as a fraction of the bytes of one document per cluster.
-        most: documents of a measured split, at most.
+        most: documents of each measured split, at most.
 
     Raises:
         ConfigError: fewer clusters than splits.
@@ -78,7 +78,7 @@ def split_by_cluster(
     unused: list[int] = []
     order = [name for name in MEASURED if name in fractions]
     for number, name in enumerate(order):
-        drawn = _draw(remaining, weights, fractions[name] * sum(weights), len(order) - number, most)
+        drawn = _draw(remaining, weights, fractions[name] * sum(weights), len(order) - number, (most or {}).get(name))
         taken = set(drawn)
         remaining = [group for group in remaining if group not in taken]
         documents[name] = [chosen[group] for group in drawn]

@@ -102,7 +102,7 @@ def is_lossless(tokenizer: Tokenizer, document: Encoded, text: str) -> bool:
     ids = document.ids[1:].tolist()
     if ids and ids[-1] == symbol:
         ids.pop()
-    return tokenizer.decode(ids, skip_special_tokens=False) == _cut(text, document.size)
+    return tokenizer.decode(ids, skip_special_tokens=False) == cut(text, document.size)
 
 
 def check_vocabulary(vocabulary: int) -> None:
@@ -152,7 +152,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_bytes: int | None = N
     """
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
     tokenizer.encode_special_tokens = True
-    pieces = [text if max_bytes is None else _cut(text, max_bytes) for text in texts]
+    pieces = [text if max_bytes is None else cut(text, max_bytes) for text in texts]
     encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
     documents = []
     for text, piece, encoding in zip(texts, pieces, encodings):
@@ -170,7 +170,7 @@ def _cut_words(text: str) -> list[str]:
     return [*filter(None, pieces), *words]
 
 
-def _cut(text: str, limit: int) -> str:
+def cut(text: str, limit: int) -> str:
     """The longest beginning of ``text`` of at most ``limit`` bytes of UTF-8."""
     data = text.encode()
     return text if len(data) <= limit else data[:limit].decode("utf-8", "ignore")

@@ -183,9 +183,9 @@ def test_splits_have_separate_streams(task: MultiQueryRecall) -> None:
     assert len(examples) == 4
 
 
-def overlap(card: dict[str, Any]) -> tuple[int, list[int]]:
-    """Training examples that were compared, and evaluation examples among them, by split."""
-    return card["training_examples_compared"], [split["seen_in_training"] for split in card["splits"].values()]
+def overlap(card: dict[str, Any]) -> tuple[int, list[float]]:
+    """Training examples that were compared, and the share of evaluation examples among them, by split."""
+    return card["training_examples_compared"], [split["overlap"] for split in card["splits"].values()]
 
 
 def test_long_examples_are_not_seen_in_training(task: MultiQueryRecall) -> None:
@@ -195,7 +195,7 @@ def test_long_examples_are_not_seen_in_training(task: MultiQueryRecall) -> None:
 def test_overlap_with_training_is_measured(tmp_path: Path) -> None:
     """One key, two values, and a filler of two: four different examples in all."""
     small = prepare(config(mixes=[{"length": 4, "pairs": 1}], examples=30), 4, tmp_path)
-    assert overlap(small.card) == (4, [30, 30, 30])
+    assert overlap(small.card) == (4, [1, 1, 1])
 
 
 def test_a_prepared_task_is_not_prepared_again(task: MultiQueryRecall) -> None:

@@ -94,7 +94,7 @@ class Task(Source):
     def prepare(cls, config: Any, vocabulary: int, cache: Path, progress: Callable[[str], None]) -> Task:
         card: dict[str, Any] = {
             "kind": config.kind,
-            "config": config.plain(),
+            "config": {name: value for name, value in config.plain().items() if name != "allow_overlap"},
             "vocabulary": vocabulary,
             "material": cls.material(config, vocabulary, cache, progress),
         }
@@ -152,7 +152,7 @@ class Task(Source):
                 "clusters": len(set(columns["cluster"])),
                 "tokens": int(offsets[-1]),
                 "answers": sum(columns["answers"]),
-                "seen_in_training": sum(example.tokens.tobytes() in trained for example in drawn),
+                "overlap": sum(example.tokens.tobytes() in trained for example in drawn) / len(drawn),
             }
         return {"training_examples_compared": len(trained), "splits": splits}
 
