@@ -21,9 +21,9 @@ class DataConfig(SourceConfig):
     )
     """Where the text comes from: stdlib, packages, files, huggingface, or a registered corpus."""
     selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Most of the text in the selection split, which tuning looks at, as a fraction of all bytes."""
-    report_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Most of the text in the report split, which only confirmation runs open, and in the pilot split."""
+    """Size of the selection split, which tuning looks at, as a fraction of the clusters of near-duplicates."""
+    report_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.125
+    """Size of the report split, which only confirmation runs open, and of the pilot split: clusters each."""
     evaluation_documents: Annotated[int, Field(ge=1)] = 256
     """Documents in the report split and in the pilot split, at most; the others are trained on."""
     selection_documents: Annotated[int, Field(ge=1)] = 32

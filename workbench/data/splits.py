@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -42,14 +43,15 @@ def split_by_cluster(
     Clusters are visited in the order of one hash of their whole content (the sorted keys of all members), so that every
     cluster has the same probability to be measured, whatever its number of members. The report split takes the first,
     the pilot split the next, the selection split the next. Of a measured cluster, the member with the least hash of
-    (cluster hash, key) is measured; the other members are in no split, neither measured nor trained on. The
-    result does not depend on the order of reading.
+    (cluster hash, key) is measured; the other members are in no split, neither measured nor trained on. A document that
+    holds more than twice its fraction of all text is left for training. The result does not depend on the order of
+    reading.
 
     Args:
         sizes: bytes of every document.
         keys: content hash of every document.
         clusters: cluster number of every document (:func:`workbench.data.dedup.near_duplicates`).
-        fractions: bytes of a measured split as a fraction of the bytes of one document per cluster.
+        fractions: clusters of a measured split as a fraction of all clusters.
         most: documents of each measured split, at most.
 
     Raises:
@@ -77,8 +79,10 @@ def split_by_cluster(
     documents: dict[SplitName, list[int]] = {name: [] for name in SPLITS}
     unused: list[int] = []
     order = [name for name in MEASURED if name in fractions]
-    for number, name in enumerate(order):
-        drawn = _draw(remaining, weights, fractions[name] * sum(weights), len(order) - number, (most or {}).get(name))
+    for left, name in zip(range(len(order), 0, -1), order):
+        number = max(1, round(fractions[name] * len(groups)))
+        number = min(number, len(remaining) - left, (most or {}).get(name, number))
+        drawn = _draw(remaining, weights, number, 2 * fractions[name] * sum(weights))
         taken = set(drawn)
         remaining = [group for group in remaining if group not in taken]
         documents[name] = [chosen[group] for group in drawn]
@@ -91,18 +95,7 @@ def _hash(*keys: bytes) -> bytes:
     return hashlib.sha256(b"".join(keys)).digest()
 
 
-def _draw(remaining: Sequence[int], weights: Sequence[int], target: float, leave: int, most: int | None) -> list[int]:
-    """Groups from the front of ``remaining`` until they weigh ``target`` or are ``most``; at least ``leave`` groups are
-    not drawn.
-
-    A group of more than twice the target is left for training, unless no other is left.
-    """
-    drawn: list[int] = []
-    weight = 0
-    for group in remaining:
-        if weight >= target or len(drawn) == most or len(remaining) - len(drawn) <= leave:
-            break
-        if weight + weights[group] <= 2 * target:
-            drawn.append(group)
-            weight += weights[group]
-    return drawn or [min(remaining, key=lambda group: weights[group])]
+def _draw(remaining: Sequence[int], weights: Sequence[int], number: int, heaviest: float) -> list[int]:
+    """The first ``number`` groups of ``remaining`` that weigh at most ``heaviest``; the lightest if there is none."""
+    light = (group for group in remaining if weights[group] <= heaviest)
+    return list(islice(light, number)) or [min(remaining, key=lambda group: weights[group])]
