@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import write_corpus
+from tokenizers import Tokenizer, models
 
 from workbench.config import ConfigError
 from workbench.data import DataConfig, PreparedData, prepare
@@ -147,6 +148,17 @@ def test_documents_of_a_split_have_their_clusters(tmp_path: Path) -> None:
 def test_a_reason_to_allow_overlap_is_no_other_data(corpus: Path, tmp_path: Path) -> None:
     first, second = (prepare(config(corpus, allow_overlap=reason), 300, tmp_path) for reason in (None, "a test"))
     assert first.fingerprint == second.fingerprint
+
+
+def test_documents_that_a_tokenizer_loses_are_counted(corpus: Path, tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"the": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.save(str(tmp_path / "words.json"))
+    data = prepare(config(corpus, tokenizer_file=str(tmp_path / "words.json")), 300, tmp_path / "cache")
+    assert data.card["splits"]["report"]["lossy_documents"] == len(data.report)
+
+
+def test_a_trained_tokenizer_loses_nothing(corpus: Path, tmp_path: Path) -> None:
+    assert prepare(config(corpus), 300, tmp_path).card["splits"]["report"]["lossy_documents"] == 0
 
 
 def test_nothing_half_prepared_is_left_by_a_killed_process(tmp_path: Path) -> None:

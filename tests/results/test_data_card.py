@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from workbench.config import ConfigError
-from workbench.results.data_card import check_overlap, describe, is_mostly_seen, warnings
+from workbench.results.data_card import check_lossless, check_overlap, describe, is_mostly_seen, warnings
 
 
 def card(overlap: float) -> dict[str, Any]:
@@ -46,3 +46,21 @@ def test_more_than_half_is_refused() -> None:
 def test_a_reason_overrides_the_refusal() -> None:
     check_overlap(card(0.9), "report", "copies on purpose", "arms.full.data")
     assert is_mostly_seen(card(0.9), "report") and not is_mostly_seen(card(0.5), "report")
+
+
+def lossy(documents: int) -> dict[str, Any]:
+    return {"splits": {"report": {"documents": 44, "bytes": 88_384, "lossy_documents": documents}}}
+
+
+def test_a_lossy_tokenizer_is_refused() -> None:
+    check_lossless(lossy(0), "report", None, "arms.full.data")
+    with pytest.raises(ConfigError, match="a tokenizer that is lossy on 3 report documents"):
+        check_lossless(lossy(3), "report", None, "arms.full.data")
+
+
+def test_a_reason_allows_a_lossy_tokenizer() -> None:
+    check_lossless(lossy(3), "report", "compared with itself", "arms.full.data")
+
+
+def test_a_lossy_tokenizer_is_a_warning() -> None:
+    assert len(warnings(lossy(1))) == 1 and not warnings(lossy(0))

@@ -30,7 +30,7 @@ from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare
 from workbench.environment import environment
 from workbench.model import describe_model
-from workbench.results.data_card import check_overlap, is_mostly_seen
+from workbench.results.data_card import check_lossless, check_overlap, is_lossy, is_mostly_seen
 
 __all__ = ["Ablation"]
 
@@ -325,17 +325,23 @@ class Ablation:
         return prepare(run.data, run.model.vocabulary or 0, self.results / "cache", progress)
 
     def _data_cards(self, prepared: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
-        """The data card of every arm, with the reason to measure on data seen in training if one is needed.
+        """The data card of every arm, with the reasons to measure on data seen in training, or with a lossy tokenizer,
+        where they are needed.
 
         Raises:
-            ConfigError: most of the measured split is in the training data, and no reason is given.
+            ConfigError: such a reason is needed and not given.
         """
         cards, split = {}, self.config.confirmation.split
         for arm, source in prepared.items():
-            reason = self.arms[arm].run().data.allow_overlap
-            check_overlap(source.card, split, reason, f"arms.{arm}.data")
-            needed = {"allow_overlap": reason} if is_mostly_seen(source.card, split) else {}
-            cards[arm] = {**source.card, **needed}
+            data = self.arms[arm].run().data
+            check_overlap(source.card, split, data.allow_overlap, f"arms.{arm}.data")
+            check_lossless(source.card, split, data.allow_lossy, f"arms.{arm}.data")
+            reasons = {}
+            if is_mostly_seen(source.card, split):
+                reasons["allow_overlap"] = data.allow_overlap
+            if is_lossy(source.card, split):
+                reasons["allow_lossy"] = data.allow_lossy
+            cards[arm] = {**source.card, **reasons}
         return cards
 
     def _restore_data(self, data: Mapping[str, str], progress: Callable[[str], None]) -> None:

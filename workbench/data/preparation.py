@@ -28,6 +28,8 @@ from workbench.files import locked, read_json, replacing_folder, write_json
 
 FORMAT = 4
 """Part of the fingerprint; raised when the files or the rules change."""
+REASONS = ("allow_overlap", "allow_lossy")
+"""Fields that change how the data may be used, not the data."""
 ENCODED_TOGETHER = 256
 """Documents encoded in one call, by the tokenizer's threads."""
 
@@ -48,7 +50,7 @@ def prepare_text(config: DataConfig, vocabulary: int, cache: Path, progress: Cal
         ConfigError: nothing to read, too few documents for the splits, or a vocabulary that does not fit.
     """
     corpus = corpora[config.corpus.kind](config.corpus)
-    settings = {name: value for name, value in config.plain().items() if name not in ("corpus", "allow_overlap")}
+    settings = {name: value for name, value in config.plain().items() if name not in ("corpus", *REASONS)}
     if config.tokenizer_file:
         settings["tokenizer_file"] = tokenizers.file_hash(config.tokenizer_file)
     # an unchanged source is recognised by its stamp, without reading it again
@@ -188,12 +190,15 @@ def _write_split(
 ) -> dict[str, Any]:
     """Encode documents and write them shard by shard. Returns their part of the card."""
     lengths, sizes = array("q"), array("q")
+    lossy = 0
     for start in range(0, len(members), ENCODED_TOGETHER):
         together = [texts[i] for i in members[start : start + ENCODED_TOGETHER]]
-        for ids, size in tokenizers.encode(tokenizer, together, max_bytes):
-            writer.add(ids)
-            lengths.append(len(ids))
-            sizes.append(size)
+        for document, text in zip(tokenizers.encode(tokenizer, together, max_bytes), together):
+            writer.add(document.ids)
+            lengths.append(len(document.ids))
+            sizes.append(document.size)
+            if max_bytes is not None:  # measured: bits per byte assume that the ids hold the whole text
+                lossy += not tokenizers.is_lossless(tokenizer, document, text)
         if start and start % (64 * ENCODED_TOGETHER) == 0:
             progress(f"encoding the {writer.name} split: {start:,} of {len(members):,} documents")
     writer.flush()
@@ -207,4 +212,5 @@ def _write_split(
         "tokens": tokens,
         "shards": writer.files,
         "bytes_per_token": total / max(1, tokens - len(lengths)),
+        **({} if max_bytes is None else {"lossy_documents": lossy}),
     }

@@ -30,6 +30,9 @@ class SourceConfig(Config):
     allow_overlap: str | None = None
     """Reason to measure on data most of which is also in the training data. Such a verdict is exploratory; without a
     reason the ablation is refused."""
+    allow_lossy: str | None = None
+    """Reason to measure bits per byte with a tokenizer whose ids do not give the measured text back. Such a verdict is
+    exploratory; without a reason the ablation is refused."""
     views: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Dashboard panels that show the evaluated documents by their labels: panel -> label columns. Evaluation adds a row
     for every combination of these labels."""

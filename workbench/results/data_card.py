@@ -14,7 +14,7 @@ from typing import Any
 from workbench import formatting
 from workbench.config import require
 
-__all__ = ["CAUTION", "LIMIT", "check_overlap", "describe", "is_mostly_seen", "warnings"]
+__all__ = ["CAUTION", "LIMIT", "check_lossless", "check_overlap", "describe", "is_lossy", "is_mostly_seen", "warnings"]
 
 MEASURED = ("report", "pilot", "selection")
 CAUTION = 0.2
@@ -31,12 +31,19 @@ def describe(card: Mapping[str, Any]) -> list[str]:
 
 def warnings(card: Mapping[str, Any]) -> list[str]:
     """A sentence per measured split that has too much in common with the training data."""
-    return [
+    seen = [
         f"{100 * overlap:.0f} % of the {name} split is also in the training data: its values measure memory as well as "
         "generalisation."
         for name in MEASURED
         if (overlap := _overlap(card, name)) > CAUTION
     ]
+    lossy = [
+        f"The tokenizer is lossy on {card['splits'][name]['lossy_documents']} documents of the {name} split: its ids "
+        "do not give the text back, so its bits per byte are too low."
+        for name in MEASURED
+        if is_lossy(card, name)
+    ]
+    return seen + lossy
 
 
 def is_mostly_seen(card: Mapping[str, Any], split: str) -> bool:
@@ -62,6 +69,32 @@ def check_overlap(card: Mapping[str, Any], split: str, reason: str | None, path:
         got=f"a {split} split of which {100 * _overlap(card, split):.0f} % is also in the training data",
         expected=f"at most {100 * LIMIT:.0f} %",
         do="Use text with fewer repeats, or give a reason in data.allow_overlap; the verdict is then exploratory.",
+    )
+
+
+def is_lossy(card: Mapping[str, Any], split: str) -> bool:
+    """Whether the tokenizer's ids do not give some measured document back."""
+    return bool(card.get("splits", {}).get(split, {}).get("lossy_documents"))
+
+
+def check_lossless(card: Mapping[str, Any], split: str, reason: str | None, path: str) -> None:
+    """Refuse a tokenizer that loses measured text: bits per byte would count bytes that it never encoded.
+
+    Args:
+        card: the data card.
+        split: the split on which arms are compared.
+        reason: ``data.allow_lossy``.
+        path: of the data configuration.
+
+    Raises:
+        ConfigError: decoding does not give some document of the split back, and no reason is given.
+    """
+    require(
+        reason is not None or not is_lossy(card, split),
+        path,
+        got=f"a tokenizer that is lossy on {card['splits'].get(split, {}).get('lossy_documents')} {split} documents",
+        expected="ids that decode to the measured text",
+        do="Use a byte-level tokenizer, or give a reason in data.allow_lossy; the verdict is then exploratory.",
     )
 
 

@@ -133,7 +133,8 @@ def _exploratory(folder: AblationFolder, record: LaunchRecord) -> str | None:
     reasons = [config.exploratory, config.budget.allow_mismatch]
     if config.confirmation.split != "report":
         reasons.append(f"measured on the {config.confirmation.split} split")
-    overlaps = [card.get("allow_overlap") for card in record.data_cards.values()]
-    reasons += [f"measured data mostly seen in training: {reason}" for reason in dict.fromkeys(overlaps) if reason]
+    for field, text in (("allow_overlap", "measured data mostly seen in training"), ("allow_lossy", "lossy tokenizer")):
+        stated = dict.fromkeys(card.get(field) for card in record.data_cards.values())
+        reasons += [f"{text}: {reason}" for reason in stated if reason]
     reasons += [f"deviation: {deviation.why}" for deviation in deviations(folder, record)]
     return "; ".join(reason for reason in reasons if reason) or None
