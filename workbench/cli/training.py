@@ -10,6 +10,7 @@ from rich.table import Table
 
 from workbench.cli.output import console, note, print_line
 from workbench.formatting import count, duration, flops
+from workbench.results.data_card import warnings
 from workbench.status import Stage, Status
 
 
@@ -110,6 +111,8 @@ def prepare(
     for name, split in splits.items():
         table.add_row(name, *(count(split.get(column)) if column in split else "" for column in columns))
     console.print(table)
+    for line in warnings(data.card):
+        console.print(f"Caution: {line}", soft_wrap=True)
 
 
 def export(

@@ -5,11 +5,15 @@ line breaks, indentation and the number of copies do not matter. It is estimated
 hashing: shingles are thrown into 126 bins and each bin keeps its least hash (Li, Owen and Zhang, 2012; empty bins are
 filled by optimal densification, Shrivastava, arXiv 1703.04664), of which 16 bits are stored (b-bit minwise hashing, Li
 and König, arXiv 0910.3349). Signatures are compared when one of 42 bands of 3 bins agrees (locality-sensitive hashing,
-Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4), and texts are joined when half of their bins agree.
+Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4), and texts are joined when 0.4 of their bins agree.
 
-A pair of similarity s agrees in a band with probability 1 − (1 − s³)⁴²: 0.996 at 0.5, 0.99996 at 0.6, 0.94 at 0.4; the
-estimate has a standard deviation of √(s (1 − s) / 126), 0.045 at 0.5. A pair of similarity 0.6 is missed with
-probability 0.012, one of 0.7 with 10⁻⁶. Clusters are connected components, so a copy of a copy is in the cluster too.
+A pair of similarity s agrees in a band with probability 1 − (1 − s³)⁴²: 0.94 at 0.4, 0.996 at 0.5, 0.99996 at 0.6. The
+estimate has a standard deviation of √(s (1 − s) / 126), 0.044 at 0.4 and 0.5. Together, a pair of similarity 0.5 is
+missed with probability 0.015 and one of 0.6 with less than 10⁻⁴. Clusters are connected components: a copy of a copy is
+in the cluster too, and a pair that is missed may still be joined by a third text.
+
+Texts are read once; memory is 252 bytes of signature per text and about 50 more while bands are sorted, whatever the
+length of the texts. One core takes 26 s per gigabyte (measured on 198 MB of packages, 19,367 texts, 24 MB).
 """
 
 from __future__ import annotations
