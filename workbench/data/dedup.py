@@ -9,7 +9,7 @@ Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4), and texts are 
 
 A pair of similarity s agrees in a band with probability 1 − (1 − s³)⁴²: 0.94 at 0.4, 0.996 at 0.5, 0.99996 at 0.6. The
 estimate has a standard deviation of √(s (1 − s) / 126), 0.044 at 0.4 and 0.5. Together, a pair of similarity 0.5 is
-missed with probability 0.015 and one of 0.6 with less than 10⁻⁴. Clusters are connected components: a copy of a copy is
+missed with probability 0.016 and one of 0.6 with less than 10⁻⁴. Clusters are connected components: a copy of a copy is
 in the cluster too, and a pair that is missed may still be joined by a third text.
 
 Texts are read once; memory is 252 bytes of signature per text and about 50 more while bands are sorted, whatever the
