@@ -54,7 +54,7 @@ ABLATION_LAYERS = [
     ["spec"],
     ["matching", "search"],
     ["arms"],
-    ["cost", "folder"],
+    ["cost", "folder", "looks"],
     ["verdict"],
     ["execution"],
     ["run"],

@@ -18,6 +18,7 @@ An archive (`workbench archive`) has no runs/ but:
     curves.parquet    the evaluations of confirmation runs during training
     verdict.json      the verdict as data
     verdict.md        the verdict in words
+    look.json         what the ledger of results knew of its openings (workbench.ablation.looks)
 
 JSON files are replaced atomically, so a process may be killed at any moment.
 """
@@ -84,6 +85,12 @@ class LaunchRecord(BaseModel):
     """The cost card at launch, one row per arm."""
     provenance: dict[str, str] = {}
     """Code, device, versions, data."""
+    launch: str = ""
+    """Identifier of this launch in the ledger of results; a folder that is launched anew has another one."""
+    ledger_head: str = ""
+    """SHA-256 of the last line of the ledger at launch."""
+    announced: list[str] = []
+    """What was reported before the launch: earlier looks at the report documents, known runs."""
     registration: Registration | None = None
     deviations: list[Deviation] = []
 
@@ -132,11 +139,6 @@ class LaunchRecord(BaseModel):
     def raw(self) -> dict[str, Any]:
         """The content on disk."""
         return self._raw
-
-    @property
-    def is_registered(self) -> bool:
-        """Whether the version that launched it registered ablations."""
-        return "protocol" in self._raw.get("config", {})
 
     def space(self, arm: str) -> dict[str, Range]:
         """The fields that an arm tunes and their ranges; those declared for all arms where an earlier version did not
@@ -189,6 +191,7 @@ class AblationFolder:
         self.path = Path(path).resolve()
         self.runs_path = self.path / "runs"
         self.workers_path = self.path / "workers"
+        self.look_path = self.path / "look.json"
         self.cache_path = self.path.parent / "cache"
 
     def __repr__(self) -> str:

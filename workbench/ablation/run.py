@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from workbench.status import Stage
 
 if TYPE_CHECKING:
     from workbench.ablation.execution.pool import WorkerPool
+    from workbench.ablation.looks import Look
     from workbench.ablation.spec.protocol import Components
     from workbench.ablation.verdict.judge import Verdict
 
@@ -141,15 +142,23 @@ class AblationRun:
 
     def deviations(self) -> list[dict[str, Any]]:
         """What was changed after launch in how the runs are read: ``what``, ``when``, ``why``."""
-        from workbench.ablation.verdict.measurements import deviations
+        return [deviation.model_dump() for deviation in self.record.all_deviations()]
 
-        return [deviation.model_dump() for deviation in deviations(self.files, self.record)]
+    def look(self) -> Look | None:
+        """How often its report documents were opened before, and which of its runs were known; None before it has
+        opened one, and of ablations that were launched without a ledger."""
+        from workbench.ablation.looks import look_of
+
+        return look_of(self.files, self.record)
 
     # -- what has happened ---------------------------------------------------------------------------------------
 
     def runs(self) -> pl.DataFrame:
-        """One row per training run (columns: workbench.results.tables.RUN_SCHEMA)."""
-        return self.files.runs()
+        """One row per training run (columns: workbench.results.tables.RUN_SCHEMA). ``report_value`` is null until the
+        ablation is finished, or a declared look is reached."""
+        from workbench.ablation.verdict.seal import sealed
+
+        return sealed(self.files.runs(), self._readable_seeds())
 
     def curves(self) -> pl.DataFrame:
         """Every logged point (columns: workbench.results.tables.CURVE_SCHEMA)."""
@@ -164,9 +173,17 @@ class AblationRun:
         return diagnostics(self.folder)
 
     def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
-        """Arm, seed and the report documents of the metric's task, for each confirmation run that is done."""
+        """Arm, seed and the report documents of the metric's task, for each confirmation run that is done and whose
+        values may be read (:meth:`runs`)."""
+        readable = self._readable_seeds()
         for arm, seed, report in self.files.reports():
-            yield arm, seed, documents_of(report, self.metric)
+            if readable is None or seed in readable:
+                yield arm, seed, documents_of(report, self.metric)
+
+    def _readable_seeds(self) -> Collection[int] | None:
+        from workbench.ablation.verdict.seal import readable_seeds
+
+        return readable_seeds(self.files, self.record)
 
     def selection(self) -> dict[str, dict[str, Any]]:
         """Arm -> its chosen setting, for arms whose tuning has ended (:class:`workbench.ablation.folder.Choice`)."""

@@ -24,5 +24,6 @@ def print_line(line: str) -> None:
 
 
 def note(line: str) -> None:
+    """Print a line about a step, or a whole sentence."""
     with contextlib.suppress(OSError):
-        typer.secho(f"{line} …", dim=True)
+        typer.secho(line if line.endswith(".") else f"{line} …", dim=True)

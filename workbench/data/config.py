@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -35,6 +35,8 @@ class DataConfig(SourceConfig):
     """A tokenizer to load (JSON of the `tokenizers` library). Default: train one on the training split."""
     tokenizer_bytes: Annotated[int, Field(ge=1)] = 8_000_000
     """Amount of the training split that the tokenizer is trained on."""
+
+    measured_only: ClassVar[frozenset[str]] = frozenset({"evaluation_documents", "evaluation_bytes"})
 
     @property
     def metric(self) -> Metric:

@@ -22,11 +22,11 @@ from workbench.data.dedup import near_duplicates
 from workbench.data.disk_strings import DiskStrings
 from workbench.data.overlap import overlap
 from workbench.data.shards import ShardWriter
-from workbench.data.sources import digest, is_complete, write_card
+from workbench.data.sources import content_digest, digest, is_complete, write_card
 from workbench.data.splits import MEASURED, SPLITS, Assignment, MeasuredSplit, SplitName, split_by_cluster
 from workbench.files import locked, read_json, replacing_folder, write_json
 
-FORMAT = 4
+FORMAT = 6
 """Part of the fingerprint; raised when the files or the rules change."""
 REASONS = ("allow_overlap", "allow_lossy")
 """Fields that change how the data may be used, not the data."""
@@ -125,6 +125,9 @@ def _write(
     for name in SPLITS:
         progress(f"encoding the {name} split")
         max_bytes = None if name == "train" else config.evaluation_bytes
+        if name != "train":
+            digests = [content_digest(b" ".join(texts[i].encode().split())) for i in members[name]]
+            np.save(folder / f"{name}.digests.npy", np.array(digests))
         writer = ShardWriter(folder, name, vocabulary)
         part = _write_split(texts, members[name], max_bytes, tokenizer, writer, progress)
         clusters_D = splits.clusters[members[name]]

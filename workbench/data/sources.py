@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from workbench.config import Config, require
 from workbench.data.streams import RowStream, Split
 from workbench.files import read_json, write_json
@@ -41,6 +43,9 @@ class SourceConfig(Config):
     def metric(self) -> Metric:
         """The primary metric of models on this source."""
         raise NotImplementedError(f"{type(self).__name__} defines no metric")
+
+    measured_only: ClassVar[frozenset[str]] = frozenset()
+    """Fields that decide what is measured and leave the training rows as they are."""
 
     def check(self, vocabulary: int, context: int) -> None:
         """Check that the source fits a model of ``vocabulary`` token ids and rows of ``context`` tokens.
@@ -105,6 +110,13 @@ class Source(ABC):
     def vocabulary(self) -> int:
         return self.card["vocabulary"]
 
+    def digests(self, split: str) -> list[str]:
+        """Content hashes of the documents of a measured split, in order: equal documents have equal ones, however the
+        data were prepared. Here the hash of a document's tokens and targets."""
+        documents: Split = getattr(self, split)
+        pieces = (documents.piece(index, 0, int(length)) for index, length in enumerate(documents.lengths))
+        return [content_digest(*(np.asarray(part, np.int64).tobytes() for part in piece)) for piece in pieces]
+
     @abstractmethod
     def stream(self, *, context: int, seed: int) -> RowStream:
         """Endless training rows of ``context`` tokens."""
@@ -138,6 +150,11 @@ def prepare(
 def digest(*parts: Any) -> str:
     """Sixteen hexadecimal digits that identify plain data."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def content_digest(*parts: bytes) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of bytes."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def is_complete(folder: Path) -> bool:

@@ -84,6 +84,11 @@ class PreparedData(Source):
     def pilot(self) -> Documents:  # type: ignore[override]
         return self._split("pilot")
 
+    def digests(self, split: str) -> list[str]:
+        """Hashes of whole texts without regard to white space, even of documents that are measured in part."""
+        path = self.folder / f"{split}.digests.npy"
+        return np.load(path).tolist() if path.exists() else super().digests(split)  # prepared by an earlier version
+
     def _split(self, name: str) -> Documents:
         shards = [self.folder / file for file in self.card["splits"][name]["shards"]]
         parts = (np.load(self.folder / f"{name}.{part}.npy") for part in ("offsets", "bytes", "clusters"))

@@ -24,6 +24,12 @@ class RunRecord(BaseModel):
     seed: int = 0
     identity: str = ""
     """Hash of the configuration."""
+    ablation: str = ""
+    """Name of the ablation; "" of a run of its own."""
+    launch: str = ""
+    """Identifier of the launch of that ablation."""
+    arm_identity: str = ""
+    """:attr:`workbench.training.RunConfig.setting` of the arm before tuning."""
     data: str = ""
     """Fingerprint of the prepared data: the name of its folder in the cache."""
     steps: int = 0

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
-from workbench.config import Config, ConfigError, require
+from workbench.config import Config, ConfigError, hash_of, require
 from workbench.data import BatchPlanConfig, SourceConfig, batch_plans, sources
 from workbench.evaluation import SuiteConfig, suites
 from workbench.model.config import ModelConfig
@@ -131,6 +131,10 @@ class Seeds(Config):
     """The global generators of Python, numpy and torch, from which a variant draws dropout, router noise or samples."""
 
 
+RECORDED_ONLY = ("log_every", "evaluations", "checkpoint_every", "keep_trunk")
+"""Fields of :class:`TrainingConfig` that decide what is recorded and leave the weights as they are."""
+
+
 class RunConfig(Config):
     """One training run. Its hash is the run's identity."""
 
@@ -200,6 +204,18 @@ class RunConfig(Config):
         if not plain["evaluation"]:
             del plain["evaluation"]
         return {**plain, "model": self.model.canonical(), "start": start}
+
+
+    @property
+    def setting(self) -> str:
+        """Twelve hexadecimal digits of what decides the trained weights, except the seed: two runs with the same setting
+        and seed have the same weights, whatever they are measured on and however often they are logged."""
+        plain = self.canonical()
+        for name in ("seed", "evaluation"):
+            plain.pop(name, None)
+        plain["data"] = {name: value for name, value in plain["data"].items() if name not in self.data.measured_only}
+        plain["training"] = {name: value for name, value in plain["training"].items() if name not in RECORDED_ONLY}
+        return hash_of(plain)
 
 
 def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about: Any) -> RunRecord:

@@ -33,6 +33,7 @@ from workbench.files import write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
 from workbench.results import RunFolder
+from workbench.results.ledger import FILE, Ledger, Opening, documents_fingerprint
 from workbench.status import Stage, Status
 from workbench.training import parallel
 from workbench.training.checkpoint import checkpoints_in, latest, step_of
@@ -195,8 +196,12 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     record = folder.record()
     config = RunConfig.parse(record.config)
     training = config.training
+    checkpoint, damaged = latest(folder.path / "checkpoint")
     if parallel.is_rank_zero():
-        write_json(folder.path / "environment.json", {**environment(), "devices": devices})
+        where = environment()
+        earlier = folder.environment().get("codes", []) if checkpoint else []
+        codes = list(dict.fromkeys([*earlier, where["code"]]))  # a run may be resumed by other code
+        write_json(folder.path / "environment.json", {**where, "codes": codes, "devices": devices})
     dispatch.reset()
     # nothing of ours draws from the global generators; a variant may, and must get the same numbers every time
     other_seed = config.seed_of("other")
@@ -209,7 +214,6 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     stream = data.stream(context=training.context, seed=config.seed_of("order"))
     rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
     document_lengths = [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]]
-    checkpoint, damaged = latest(folder.path / "checkpoint")
     if parallel.is_rank_zero():
         step = step_of(checkpoint) if checkpoint else 0
         for reason in damaged:
@@ -296,9 +300,33 @@ def open_report_split(trial: Trial) -> Results:
     """Measure the model on the report split. Only confirmation runs may, and nothing else in the workbench opens it.
 
     A run whose run.json names another split measures that one instead.
+    The opening is in the ledger of the results, beside the cache of prepared data, before the first document is read.
     """
     assert trial.stage == Stage.CONFIRMATION
-    return trial.evaluate(trial.folder.record().split, trial.config.training.steps)
+    split = trial.folder.record().split
+    if split == "report" and parallel.is_rank_zero():
+        _record_opening(trial)
+    return trial.evaluate(split, trial.config.training.steps)
+
+
+def _record_opening(trial: Trial) -> None:
+    """Enter the run in the ledger; its own events keep the hash of the line."""
+    folder, record = trial.folder, trial.folder.record()
+    digests = trial.data.digests("report")
+    opening = Opening(
+        ablation=record.ablation or folder.path.name,
+        launch=record.launch or record.identity,
+        run=folder.path.name,
+        arm=record.arm,
+        setting=trial.config.setting,
+        seed=record.seed,
+        documents=documents_fingerprint(digests),
+        arm_identity=record.arm_identity or trial.config.setting,
+        identity=record.identity,
+        code=folder.environment()["code"],
+    )
+    results = trial.data.folder.parent.parent
+    folder.event("report_split_opened", ledger_line=Ledger(results / FILE).open(opening, digests))
 
 
 @contextlib.contextmanager

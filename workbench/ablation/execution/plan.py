@@ -109,7 +109,8 @@ class Plan:
                 continue
             confirmation = self.study(name, Stage.CONFIRMATION)
             seeds = self.config.planned_seeds[: needed[name]]
-            self._fill(confirmation, [({}, {"seed": seed}) for seed in seeds], relaunch and name not in stopped)
+            wanted = [({}, {"seed": seed}) for seed in seeds]
+            self._fill(confirmation, wanted, relaunch and name not in stopped, once=self._run_again)
             any_open |= _any_open(confirmation)
         return any_open
 
@@ -156,17 +157,29 @@ class Plan:
                 restored[record.slot] = record.hyperparameters
         return restored
 
-    def _fill(self, study: optuna.Study, wanted: list[tuple[dict[str, Any], dict[str, Any]]], relaunch: bool) -> None:
-        """Add missing slots, and retry those that ended without a result where that is due."""
+    @property
+    def _run_again(self) -> tuple[Status, ...]:
+        """How a confirmation run may end to be run again once."""
+        return (*RETRYABLE, *([Status.DIVERGED] if self.config.protocol.rerun_diverged else []))
+
+    def _fill(
+        self,
+        study: optuna.Study,
+        wanted: list[tuple[dict[str, Any], dict[str, Any]]],
+        relaunch: bool,
+        once: tuple[Status, ...] = (),
+    ) -> None:
+        """Add missing slots, and retry those that ended without a result where that is due; those that ended as one of
+        ``once`` a first time."""
         fail_orphaned_trials(study, self.storage, self.timing.first_heartbeat)
         by_slot = slots(study)
         for slot, (params, attributes) in enumerate(wanted):
             if slot not in by_slot:
                 enqueue(study, slot, params, **attributes)
-            elif _is_retried(by_slot[slot], relaunch):
+            elif _is_retried(by_slot[slot], relaunch, once):
                 trial = by_slot[slot][-1]
                 if "run" in trial.user_attrs:
-                    self.folder.run(trial.user_attrs["run"]).reopen()
+                    self.folder.run(trial.user_attrs["run"]).reopen((*RETRYABLE, *once))
                 retry(study, trial)
 
     def _choose(self, name: str) -> Choice:
@@ -207,7 +220,8 @@ class Plan:
                     f"arms.{arm}",
                     got=f"another setting than the one it was confirmed with, {record.hyperparameters}",
                     expected="one opening of the report split per arm",
-                    do="Give the ablation another name (name=...), and other documents to report on.",
+                    do="Restore selection.json: the setting was chosen once, on the selection split. A confirmation of "
+                    "another setting takes an ablation with new seeds, and new documents where there are any.",
                 )
 
     # -- taking work ---------------------------------------------------------------------------------------------
@@ -254,6 +268,9 @@ class Plan:
             hyperparameters=dict(hyperparameters),
             solved=self.arms[arm].solved,
             split=self.config.confirmation.split,
+            ablation=self.record.name,
+            launch=self.record.launch,
+            arm_identity=self.arms[arm].run().setting,
             difference=json.loads(json.dumps(config.diff(self.arms.baseline.run(seed)))),
             slot=slot,
         )
@@ -265,16 +282,19 @@ def _any_open(study: optuna.Study) -> bool:
     return any(is_open(trials[-1]) for trials in slots(study).values())
 
 
-def _is_retried(trials: list[FrozenTrial], relaunch: bool) -> bool:
+def _is_retried(trials: list[FrozenTrial], relaunch: bool, once: tuple[Status, ...]) -> bool:
     """Whether a slot gets another trial.
 
     Args:
         trials: of the slot, oldest first.
         relaunch: whether the user launched the ablation again.
+        once: statuses after which it is tried once more.
     """
     if is_open(trials[-1]):
         return False
     status = status_of(trials[-1])
+    if status in once and sum(status_of(trial) in once for trial in trials) == 1:
+        return True
     if status in LOST and not relaunch:  # a trial's process died, its worker did not
         return sum(trial.user_attrs.get("status", Status.KILLED) in LOST for trial in trials) < ATTEMPTS
     return status == Status.INTERRUPTED or (relaunch and status in (*LOST, *RETRYABLE))

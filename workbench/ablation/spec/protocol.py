@@ -190,6 +190,9 @@ class Protocol(Config):
     """When the verdict is read and runs stop being added: ``fixed``, ``{looks: [4, 6, 8]}`` or ``{anytime: true}``."""
     exclusions: str = "none"
     """Runs or documents that are left out, and why."""
+    rerun_diverged: bool = False
+    """Whether a confirmation run that diverged is run again once, from its first step. One that crashed or ran out of
+    memory always is, from its checkpoint. The verdict names every run that was run again and how it ended before."""
 
     @field_validator("stopping", mode="before")
     @classmethod

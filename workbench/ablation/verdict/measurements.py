@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
-from workbench.ablation.spec.registration import Deviation, describe
+from workbench.ablation.verdict.disclosure import disclose, relabelled
 from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
 from workbench.ablation.verdict.sequential import Look, arm_readings, decided, readings, seeds_needed_now
 from workbench.files import read_json
 from workbench.results.store import RunFolder
 from workbench.status import ENDED, Stage, Status
 
-__all__ = ["deviations", "looks_taken", "measurements", "take_look", "verdict"]
+__all__ = ["looks_taken", "measurements", "take_look", "verdict"]
 
 
 def measurements(
@@ -89,10 +88,9 @@ def take_look(folder: AblationFolder, record: LaunchRecord) -> bool:
 
 def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
     """The verdict, or None while confirmation runs are missing. A sequential design has one from its first look on."""
-    declared = describe(record.registration, record.all_deviations())
+    disclosure = disclose(folder, record)
     if folder.is_archived:
-        archived = Verdict.from_plain(read_json(folder.path / "verdict.json"))
-        return replace(archived, exploratory=_exploratory(folder, record), declared=declared)
+        return relabelled(Verdict.from_plain(read_json(folder.path / "verdict.json")), disclosure)
     config, taken = record.config, looks_taken(folder)
     if config.protocol.stopping.is_sequential and not taken:
         return None
@@ -101,7 +99,7 @@ def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
     arms = measurements(folder, record, {record.order[0]: longest, **read})
     if arms is None:
         return None
-    return _judge(record, arms, taken, exploratory=_exploratory(folder, record), declared=declared)
+    return _judge(record, arms, taken, exploratory=disclosure.exploratory, declared=disclosure.sentences)
 
 
 def _judge(record: LaunchRecord, arms: Mapping[str, ArmMeasurements], taken: Sequence[Look], **options: Any) -> Verdict:
@@ -119,22 +117,3 @@ def _judge(record: LaunchRecord, arms: Mapping[str, ArmMeasurements], taken: Seq
         **options,
     )
 
-
-def deviations(folder: AblationFolder, record: LaunchRecord) -> list[Deviation]:
-    """What was changed after launch in how the runs are read."""
-    if folder.is_archived and not record.is_registered:  # archived before ablations were registered
-        return []
-    return record.all_deviations()
-
-
-def _exploratory(folder: AblationFolder, record: LaunchRecord) -> str | None:
-    """Why the verdict is exploratory; None if it is a confirmation."""
-    config = record.config
-    reasons = [config.exploratory, config.budget.allow_mismatch]
-    if config.confirmation.split != "report":
-        reasons.append(f"measured on the {config.confirmation.split} split")
-    for field, text in (("allow_overlap", "measured data mostly seen in training"), ("allow_lossy", "lossy tokenizer")):
-        stated = dict.fromkeys(card.get(field) for card in record.data_cards.values())
-        reasons += [f"{text}: {reason}" for reason in stated if reason]
-    reasons += [f"deviation: {deviation.why}" for deviation in deviations(folder, record)]
-    return "; ".join(reason for reason in reasons if reason) or None

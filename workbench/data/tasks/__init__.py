@@ -59,6 +59,8 @@ class TaskConfig(SourceConfig):
     measure: Literal["errors", "loss"] = "errors"
     """The primary metric: the fraction of wrong answers, or the loss of an answer. Both are recorded."""
 
+    measured_only: ClassVar[frozenset[str]] = frozenset({"examples", "seed", "measure"})
+
     @property
     def metric(self) -> Metric:
         return replace(ANSWER_ERRORS if self.measure == "errors" else ANSWER_LOSS, task=self.kind)
