@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
     from workbench.ablation.run import AblationRun
     from workbench.ablation.run import AblationRun as open
+    from workbench.ablation.run import table
     from workbench.ablation.spec.ablation import AblationConfig
     from workbench.config import ConfigError
     from workbench.dashboards import dashboard, write_report
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from workbench.dashboards.view import SingleRuns
     from workbench.model import LanguageModel, ModelConfig
     from workbench.registry import plug_in
-    from workbench.results.tables import table
     from workbench.training import RunConfig
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -196,9 +196,9 @@ class Ablation:
         return AblationRun(folder.path)
 
     def look(self, progress: Callable[[str], None] = lambda line: None) -> Look:
-        """What the ledger of results knows before the launch: how often the report documents were opened, and which runs
-        that tuning may choose are known already (of adaptive samplers only the settings fixed in advance). Prepares the
-        data.
+        """What the ledger of results knows before the launch: how often the report documents were opened, and which
+        runs that tuning may choose are known already (of adaptive samplers only the settings fixed in advance).
+        Prepares the data.
 
         Args:
             progress: called with a line about each step.

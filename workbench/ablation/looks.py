@@ -22,7 +22,7 @@ from workbench.files import read_json
 from workbench.results.ledger import ORIGIN, History, history
 from workbench.status import Stage, Status
 
-__all__ = ["Look", "Run", "look_at", "look_of"]
+__all__ = ["Look", "Run", "look_at", "look_of", "missing_lines"]
 
 
 class EarlierLook(BaseModel):
@@ -83,7 +83,7 @@ class Look(BaseModel):
         if self.known:
             lines.append(f"Known before: {_runs(self.known)}. A known run is no new draw; the verdict is exploratory.")
         arms_by_count: dict[int, list[str]] = {}
-        for arm, count in self.repeats.items():
+        for arm, count in self.repeats.items() if not self.known else ():
             arms_by_count.setdefault(count, []).append(arm)
         for count, arms in arms_by_count.items():
             tests = count + 1
@@ -185,7 +185,7 @@ def look_of(folder: AblationFolder, record: LaunchRecord) -> Look | None:
     if not record.launch or record.config.confirmation.split != "report":
         return None
     past = history(folder.path.parent)
-    faults = [*past.breaks, *_missing(folder, record, past)]
+    faults = [*past.breaks, *missing_lines(folder, record, past)]
     own = [(position, opening) for position, opening in enumerate(past.openings) if opening.launch == record.launch]
     if not own:
         return Look(number=1, documents=0, faults=tuple(faults)) if faults else None
@@ -196,10 +196,12 @@ def look_of(folder: AblationFolder, record: LaunchRecord) -> Look | None:
     return look_at(past, record.launch, digests, identities, runs, faults)
 
 
-def _missing(folder: AblationFolder, record: LaunchRecord, past: History) -> list[str]:
+def missing_lines(folder: AblationFolder, record: LaunchRecord, past: History) -> list[str]:
     """Lines that the launch or its runs keep the hash of, and that the ledger does not have."""
     hashes = {line for ledger in past.ledgers for line in ledger.hashes}
-    faults = []
+    faults: list[str] = []
+    if folder.is_archived:  # it has left its ledger
+        return faults
     if record.ledger_head not in ("", ORIGIN) and record.ledger_head not in hashes:
         faults.append("its last line at the launch of this ablation is gone")
     done = [run for run in folder.run_folders(Stage.CONFIRMATION) if run.result().get("status") == Status.DONE]

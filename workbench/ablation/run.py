@@ -11,9 +11,10 @@ import polars as pl
 
 from workbench.ablation.folder import AblationFolder
 from workbench.ablation.spec.tuning import Tuning
+from workbench.config import ConfigError
 from workbench.metric import Metric
 from workbench.results.store import documents_of
-from workbench.results.tables import Line, diagnostics, frame_of
+from workbench.results.tables import RUN_SCHEMA, Line, diagnostics, frame_of
 from workbench.status import Stage
 
 if TYPE_CHECKING:
@@ -22,7 +23,21 @@ if TYPE_CHECKING:
     from workbench.ablation.spec.protocol import Components
     from workbench.ablation.verdict.judge import Verdict
 
-__all__ = ["AblationRun"]
+__all__ = ["AblationRun", "table"]
+
+
+def table(results: str | Path = "results") -> pl.DataFrame:
+    """One row per run over all ablations below ``results``: the ablation's name, then the columns of
+    :meth:`AblationRun.runs`. Folders that cannot be read are left out."""
+    frames = []
+    for path in sorted(Path(results).glob("*/ablation.json")):
+        try:
+            runs = AblationRun(path.parent).runs()
+        except ConfigError:
+            continue
+        frames.append(runs.insert_column(0, pl.lit(path.parent.name).alias("ablation")))
+    frames = [frame for frame in frames if len(frame)]
+    return pl.concat(frames) if frames else pl.DataFrame(schema={"ablation": pl.String, **RUN_SCHEMA})
 
 
 class AblationRun:

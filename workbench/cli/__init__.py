@@ -15,7 +15,7 @@ import typer
 
 from workbench.cli.ablations import components, cost, pilot, plan, run, stop, watch, worker
 from workbench.cli.installed import doctor, variants
-from workbench.cli.results import archive, compare, report, serve, table, verdict
+from workbench.cli.results import archive, compare, ledger, report, serve, table, verdict
 from workbench.cli.training import branch, export, generate, prepare, train
 
 COMMANDS = (
@@ -38,6 +38,7 @@ COMMANDS = (
     serve,
     archive,
     table,
+    ledger,
     variants,
     doctor,
 )

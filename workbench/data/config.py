@@ -36,7 +36,7 @@ class DataConfig(SourceConfig):
     tokenizer_bytes: Annotated[int, Field(ge=1)] = 8_000_000
     """Amount of the training split that the tokenizer is trained on."""
 
-    measured_only: ClassVar[frozenset[str]] = frozenset({"evaluation_documents", "evaluation_bytes"})
+    measured_only: ClassVar[frozenset[str]] = frozenset({"evaluation_bytes"})
 
     @property
     def metric(self) -> Metric:

@@ -155,8 +155,8 @@ class Ledger:
                 str(self.path),
                 got=faults,
                 expected="lines that each hold the hash of the line before",
-                do="Restore the file from a copy. Nothing is lost: other lines are still read and new ones appended, but "
-                "every verdict in this folder is exploratory until then.",
+                do="Restore the file from a copy. Nothing is lost: other lines are still read and new ones appended, "
+                "but every verdict in this folder is exploratory until then.",
             )
 
     def open(self, opening: Opening, digests: Sequence[str]) -> str:

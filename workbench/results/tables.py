@@ -332,13 +332,3 @@ def _joined(frames: Iterable[tuple[Line, pl.DataFrame | None]], schema: dict[str
         if frame is not None and len(frame)
     ]
     return pl.concat(keyed) if keyed else pl.DataFrame(schema=schema)
-
-
-def table(results: str | Path = "results") -> pl.DataFrame:
-    """One row per run over all ablations below ``results``: the ablation's name, then ``RUN_SCHEMA``."""
-    frames = [
-        runs(path.parent).insert_column(0, pl.lit(path.parent.name).alias("ablation"))
-        for path in sorted(Path(results).glob("*/ablation.json"))
-    ]
-    frames = [frame for frame in frames if len(frame)]
-    return pl.concat(frames) if frames else pl.DataFrame(schema={"ablation": pl.String, **RUN_SCHEMA})

@@ -205,11 +205,10 @@ class RunConfig(Config):
             del plain["evaluation"]
         return {**plain, "model": self.model.canonical(), "start": start}
 
-
     @property
     def setting(self) -> str:
-        """Twelve hexadecimal digits of what decides the trained weights, except the seed: two runs with the same setting
-        and seed have the same weights, whatever they are measured on and however often they are logged."""
+        """Twelve hexadecimal digits of what decides the trained weights, except the seed: two runs with the same
+        setting and seed have the same weights, whatever they are measured on and however often they are logged."""
         plain = self.canonical()
         for name in ("seed", "evaluation"):
             plain.pop(name, None)

@@ -10,6 +10,7 @@ import polars as pl
 from workbench.ablation.analysis.savings import savings_sentences
 from workbench.config import ConfigError
 from workbench.files import write_json
+from workbench.results.ledger import FILE, Ledger, history
 from workbench.results.store import RunFolder
 from workbench.status import Stage, Status
 
@@ -62,6 +63,9 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
     write_json(folder / "ablation.json", run.record.raw)
     write_json(folder / "selection.json", run.selection())
     write_json(folder / "verdict.json", verdict.plain())
+    if look := run.look():
+        write_json(folder / "look.json", look.model_dump(mode="json"))
+        _copy_openings(run, folder.parent)
     environments = sorted({_environment(RunFolder(path)) for path in confirmed["folder"]})
     lines = [
         f"# {run.name}",
@@ -80,6 +84,14 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
     ]
     (folder / "verdict.md").write_text("\n".join(lines), encoding="utf-8")
     return folder
+
+
+def _copy_openings(run: AblationRun, archives: Path) -> None:
+    """Enter the openings of an ablation in the ledger of the folder of archives, so that they are counted there too."""
+    past, ledger = history(run.results), Ledger(archives / FILE)
+    for opening in past.openings:
+        if opening.launch == run.record.launch:
+            ledger.open(opening, sorted(past.documents[opening.documents]))
 
 
 def _environment(folder: RunFolder) -> str:

@@ -112,8 +112,8 @@ def record_deviation(old: Mapping[str, Any], new: Mapping[str, Any], why: str | 
             "deviation",
             got=f"no reason for the changes since the launch ({what})",
             expected="a reason, which the verdict quotes",
-            do='State the deviation: deviation="why". The verdict quotes it and is exploratory; a confirmation takes new '
-            "seeds, and new documents where there are any.",
+            do='State the deviation: deviation="why". The verdict quotes it and is exploratory; a confirmation takes '
+            "new seeds, and new documents where there are any.",
         )
     return Deviation(what=what, when=_now(), why=why)
 
