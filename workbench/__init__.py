@@ -21,9 +21,8 @@ from workbench.lazy import attach
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
-    from workbench.ablation.run import AblationRun
+    from workbench.ablation.run import AblationRun, table
     from workbench.ablation.run import AblationRun as open
-    from workbench.ablation.run import table
     from workbench.ablation.spec.ablation import AblationConfig
     from workbench.config import ConfigError
     from workbench.dashboards import dashboard, write_report

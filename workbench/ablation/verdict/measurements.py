@@ -116,4 +116,3 @@ def _judge(record: LaunchRecord, arms: Mapping[str, ArmMeasurements], taken: Seq
         readings=arm_readings(config, taken) if config.protocol.stopping.is_sequential else None,
         **options,
     )
-
