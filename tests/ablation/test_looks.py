@@ -125,9 +125,9 @@ class TestThroughAnAblation:
     def test_the_first_look_is_a_confirmation(self, opened: AblationRun) -> None:
         verdict = opened.verdict()
         assert verdict is not None and verdict.exploratory is None
-        assert any(line.startswith("Look 1 at these 2 report documents;") for line in verdict.declared)
+        assert any(line.startswith("Look 1 at these 3 report documents;") for line in verdict.declared)
         assert launch_table(opened.results).select("ablation", "runs", "seeds", "documents", "look").rows() == [
-            ("test", 4, "0, 1", 2, 1)
+            ("test", 4, "0, 1", 3, 1)
         ]
 
     def test_the_same_seeds_under_another_name(self, opened: AblationRun, ablation: Make) -> None:
@@ -165,7 +165,7 @@ class TestThroughAnAblation:
     def test_documents_match_whatever_the_tokenizer(self, opened: AblationRun, ablation: Make) -> None:
         base = {"model": {"vocabulary": 290}, "data": {"evaluation_bytes": 100}}
         look = ablation("other", base=base, tuning={"trials": 0}).look()
-        assert look.earlier[0].shared == 2 and not look.known
+        assert look.earlier[0].shared == 3 and not look.known
 
     def test_how_often_a_run_is_logged_is_no_new_draw(self, opened: AblationRun, ablation: Make) -> None:
         look = ablation("other", base={"training": {"log_every": 7, "evaluations": 1}}, **SMALL).look()

@@ -41,7 +41,7 @@ def end_one(plan: Plan, stage: Stage, status: Status, value: float = 1.0) -> Run
         folder.finish(status, selection_value=value)
         study.tell(trial, value)
     else:
-        folder.finish(status, "why") if status == Status.CRASHED else folder.set_status(status, "why")
+        folder.finish(status, "why") if status in (Status.CRASHED, Status.DIVERGED) else folder.set_status(status, "why")
         trial.set_user_attr("status", status)
         study.tell(trial, state=TrialState.FAIL)
     plan.advance()
@@ -100,12 +100,25 @@ def test_a_relaunch_retries_crashed_tuning_trials(plan: Plan, ablation: Make) ->
 def test_a_relaunch_retries_crashed_confirmations(plan: Plan, ablation: Make) -> None:
     for value in (1.0, 0.5):
         end_one(plan, Stage.TUNING, Status.DONE, value)
-    confirmation = end_one(plan, Stage.CONFIRMATION, Status.CRASHED)
+    for _ in range(2):  # once more by itself
+        assert not plan.folder.is_finished
+        confirmation = end_one(plan, Stage.CONFIRMATION, Status.CRASHED)
     assert plan.folder.is_finished
     assert not relaunch(ablation).finished
     assert not confirmation.result()
     end_one(plan, Stage.CONFIRMATION, Status.DONE)
     assert relaunch(ablation).finished
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_diverged_confirmation_is_run_again_once_where_declared(ablation: Make, declared: bool) -> None:
+    few = {**FEW, "tuning": {"trials": 0, "space": {}}, "protocol": {"rerun_diverged": declared}}
+    plan = Plan(ablation(**few).create().files)
+    for _ in range(1 + declared):
+        assert waiting_slots(plan, Stage.CONFIRMATION) == [0]
+        run = end_one(plan, Stage.CONFIRMATION, Status.DIVERGED)
+    assert plan.folder.is_finished
+    assert [event["was"] for event in run.events() if event["event"] == "reopened"] == ["diverged"] * declared
 
 
 def test_a_relaunch_does_not_change_a_choice(plan: Plan, ablation: Make) -> None:
