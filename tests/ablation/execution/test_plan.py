@@ -41,7 +41,9 @@ def end_one(plan: Plan, stage: Stage, status: Status, value: float = 1.0) -> Run
         folder.finish(status, selection_value=value)
         study.tell(trial, value)
     else:
-        folder.finish(status, "why") if status in (Status.CRASHED, Status.DIVERGED) else folder.set_status(status, "why")
+        folder.finish(status, "why") if status in (Status.CRASHED, Status.DIVERGED) else folder.set_status(
+            status, "why"
+        )
         trial.set_user_attr("status", status)
         study.tell(trial, state=TrialState.FAIL)
     plan.advance()
