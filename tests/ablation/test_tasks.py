@@ -66,7 +66,17 @@ def report(run: wb.AblationRun) -> pl.DataFrame:
 
 
 def test_examples_are_stored_with_their_labels(report: pl.DataFrame) -> None:
-    assert report.columns == ["suite", "task", "document", "nll_nats", "errors", "length", "pairs", "answers"]
+    assert report.columns == [
+        "suite",
+        "task",
+        "document",
+        "nll_nats",
+        "errors",
+        "length",
+        "pairs",
+        "answers",
+        "cluster",
+    ]
 
 
 def test_every_example_is_stored(run: wb.AblationRun) -> None:
