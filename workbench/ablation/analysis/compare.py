@@ -108,14 +108,14 @@ class Comparison:
         sizes = self.table.filter(pl.col("arm") == self.baseline)["x"]
         smallest, largest = (law.at(float(x or 0.0)).value for x in (sizes.min(), sizes.max()))  # type: ignore[arg-type]
         sentence = (
-            f"{arm} − {self.baseline}, laws with one floor over {law.points} sizes: {smallest:+.4f} {self.unit} at the "
-            f"smallest, {largest:+.4f} at the largest"
+            f"{arm} − {self.baseline}, difference of laws over {law.points} sizes ({', '.join(law.fits)}): "
+            f"{smallest:+.4f} {self.unit} at the smallest, {largest:+.4f} at the largest"
         )
         if self.at is not None:
             at = law.at(self.at)
             interval = "no interval because a size has one seed"
             if at.low is not None:
-                interval = f"95 % prediction interval {at.low:+.4f} to {at.high:+.4f}, with and without a floor"
+                interval = f"95 % prediction interval {at.low:+.4f} to {at.high:+.4f}"
             sentence += f"; predicted at {self.at:g}: {at.value:+.4f} ({interval})"
         return f"{sentence}."
 
@@ -124,7 +124,8 @@ class Comparison:
         rows = self.table.filter(pl.col("budget").abs() > BUDGET_NOTED * pl.col("difference").abs())
         return [
             f"{row['arm']} in {row['ablation']}: {row['x']:.4g} {self.x} against {row['baseline_x']:.4g} of "
-            f"{self.baseline}; by its law that alone is {row['budget']:+.4f} of the difference {row['difference']:+.4f}."
+            f"{self.baseline}; by its law that alone is {row['budget']:+.4f} of the difference of "
+            f"{row['difference']:+.4f}."
             for row in rows.iter_rows(named=True)
         ]
 

@@ -81,39 +81,37 @@ class Prediction(NamedTuple):
     """A predicted difference, arm − baseline, in the unit of the loss."""
 
     value: float
-    """By the laws with a shared floor."""
+    """Median over the replicates of all models; with one seed at some x, that of the first model."""
     low: float | None
     """95 % prediction interval of the mean difference, the choice of the model included; None if some x has one
     seed."""
     high: float | None
-    without_floor: float
-    """By the laws without a floor."""
 
 
 @dataclass(frozen=True)
 class PairedLaw:
-    """Difference of two laws with one floor, floor + A · x^(−α) − (floor + B · x^(−β)), fitted to both arms together.
+    """Difference of two laws, E + A · x^(−α) − (F + B · x^(−β)), fitted to an arm and its baseline.
 
-    The interval of a prediction is the middle 95 % of bootstrap replicates, seeds resampled in pairs, of several
-    models: with and without a floor; on all points, and leaving out each in turn; widened to hold both fits on all
-    points (ours). It is the interval of a mean over many seeds at that x, not of a single run.
+    The models (ours) have one floor E = F, a floor each, or none. A model is left out if the measured paired
+    differences reject it (F-test at 1 % against their noise over seeds), unless they reject all. The interval of a
+    prediction is the middle 95 % of bootstrap replicates of the models, seeds resampled in pairs, on all points and
+    leaving out each in turn; widened to hold every model's fit. It is the interval of a mean over many seeds at that x,
+    not of a single run.
     """
 
-    with_floor: Floats
-    """(2, 3): floor, log A, exponent of arm and baseline."""
-    without_floor: Floats
-    """(2, 3), floor 0."""
+    fits: Mapping[str, Floats]
+    """Model -> floor, log A, exponent of arm and baseline, (2, 3)."""
     points: int
     replicates: Floats
     """(R, 2, 3), of all models; none if some x has one seed."""
 
     def at(self, x: float) -> Prediction:
         """The difference at x."""
-        fits = [float(_difference(fit, x)) for fit in (self.with_floor, self.without_floor)]
-        low, high = _interval(_difference(self.replicates, x)[None])
-        if low is None or high is None:
-            return Prediction(fits[0], None, None, fits[1])
-        return Prediction(fits[0], min(low, *fits), max(high, *fits), fits[1])
+        fits = [float(_difference(fit, x)) for fit in self.fits.values()]
+        if not len(self.replicates):
+            return Prediction(fits[0], None, None)
+        low, value, high = np.quantile(_difference(self.replicates, x), [0.025, 0.5, 0.975]).tolist()
+        return Prediction(value, min(low, *fits), max(high, *fits))
 
 
 def fit_scaling_law(values: Mapping[float, Sequence[float]], replicates: int = 300, seed: int = 0) -> ScalingLaw:
@@ -159,16 +157,43 @@ def fit_paired_law(
         ValueError: with fewer than four x, with seeds that are not paired, or with values that are not positive.
     """
     xs, logs = _logs(values, least=MIN_POINTS)
-    fits = [_fit(xs, _means(logs), has_floor)[0] for has_floor in (True, False)]
+    fits = {model: _fit_pair(xs, _means(logs), model)[0] for model in MODELS}
     if min(group.shape[1] for group in logs) < 2:
-        return PairedLaw(fits[0], fits[1], len(xs), np.empty((0, 2, 3)))
-    rng, tables = np.random.default_rng(seed), []
-    subsets = [(np.arange(len(xs)), replicates // 4)]
-    subsets += [(np.delete(np.arange(len(xs)), i), max(1, replicates // 4 // len(xs))) for i in range(len(xs))]
-    for has_floor in (True, False):
-        for chosen, count in subsets:
-            tables.append(_fit(xs[chosen], _resampled([logs[i] for i in chosen], count, rng), has_floor))
-    return PairedLaw(fits[0], fits[1], len(xs), np.concatenate(tables))
+        return PairedLaw(fits, len(xs), np.empty((0, 2, 3)))
+    kept = [model for model in MODELS if _agrees(fits[model], xs, logs)] or list(MODELS)
+    rng, tables, every = np.random.default_rng(seed), [], range(len(xs))
+    for model in kept:
+        # a floor each is three parameters for an arm's points: with one point less they may have no solution
+        is_left_out = model != "a floor each" or len(xs) > MIN_POINTS
+        count = replicates // len(kept)
+        subsets = [(list(every), count // 2 if is_left_out else count)]
+        if is_left_out:
+            subsets += [([i for i in every if i != left], max(1, count // 2 // len(xs))) for left in every]
+        for chosen, number in subsets:
+            drawn = _resampled([logs[i] for i in chosen], number, rng)
+            tables.append(_fit_pair(xs[chosen], drawn, model))
+    return PairedLaw({model: fits[model] for model in kept}, len(xs), np.concatenate(tables))
+
+
+MODELS = ("one floor", "a floor each", "no floor")
+"""Models of a pair of laws."""
+
+
+def _fit_pair(xs: Floats, y_RAP: Floats, model: str) -> Floats:
+    """The fit of one model, (R, 2, 3)."""
+    if model == "a floor each":
+        return np.concatenate([_fit(xs, y_RAP[:, arm : arm + 1], True) for arm in (0, 1)], 1)
+    return _fit(xs, y_RAP, model == "one floor")
+
+
+def _agrees(fit: Floats, xs: Floats, logs: Sequence[Floats]) -> bool:
+    """Whether the measured log ratios of arm and baseline, relative to their noise, do not reject a fit at 1 %."""
+    ratios = [group[0] - group[1] for group in logs]
+    values_AP = fit[:, :1] + np.exp(fit[:, 1:2] - fit[:, 2:] * np.log(xs))
+    residuals = np.log(values_AP[0] / values_AP[1]) - [ratio.mean() for ratio in ratios]
+    sd, df = pooled_sd(ratios)
+    variance = sd**2 * float(np.mean([1 / ratio.size for ratio in ratios]))
+    return float((residuals**2).mean()) <= variance * float(stats.f.ppf(0.99, len(xs), df))
 
 
 def _logs(values: Mapping[float, Sequence[ArrayLike]], least: int) -> tuple[Floats, list[Floats]]:
@@ -264,7 +289,7 @@ def _fit(x: Floats, y_RAP: Floats, has_floor: bool) -> Floats:
 
 def _difference(fits: Floats, x: float) -> Floats:
     """Arm − baseline at x of fits (…, 2, 3)."""
-    values = np.exp(fits[..., 1] - fits[..., 2] * math.log(x))  # the floor is the same in both
+    values = fits[..., 0] + np.exp(fits[..., 1] - fits[..., 2] * math.log(x))
     return values[..., 0] - values[..., 1]
 
 

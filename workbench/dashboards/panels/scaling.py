@@ -23,7 +23,7 @@ from workbench.dashboards.figures.parts import (
 )
 from workbench.dashboards.panel import Block, Figure, FigurePanel, PanelConfig, Text, panels
 from workbench.dashboards.snapshot import Snapshot
-from workbench.dashboards.tables.quality import confirmed_values, frontier_table
+from workbench.dashboards.tables.quality import confirmed_runs, frontier_table
 from workbench.dashboards.templates import note, render
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
             same_task = ablation.metric == run.metric and ablation.views == run.views  # a task is known by its views
             if not same_task or not set(ablation.arms) & set(run.arms):
                 continue
-            table, runs = frontier_table(ablation, size), ablation.runs()
+            table, confirmed = frontier_table(ablation, size), confirmed_runs(ablation.runs())
         except (ConfigError, KeyError, OSError, TypeError):  # of an earlier version, or deleted this moment
             continue
         rows += [
@@ -161,7 +161,7 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
                 row["high"],
                 row["runs"],
                 row["stage"],
-                confirmed_values(runs.filter(pl.col("arm") == row["arm"])).to_list(),
+                *(confirmed.filter(pl.col("arm") == row["arm"])[name].to_list() for name in ("report_value", "seed")),
             )
             for row in table.iter_rows(named=True)
             if row["arm"] in run.arms
@@ -190,15 +190,15 @@ def _dash(law: ScalingLaw | None, look: style.ArmStyle) -> str:
 
 
 DIFFERENCES = (
-    "Paired differences to the baseline with their t-intervals over seeds. From four sizes on, the difference of two laws "
-    "with one floor; its band is the 95 % prediction interval, the choice of the model included (with and without a "
-    "floor, each size left out)."
+    "Paired differences to the baseline with their t-intervals over seeds. From four sizes on, the difference of two "
+    "laws; its band is the 95 % prediction interval, the choice of the model included (one floor, a floor each, no "
+    "floor, as far as the differences agree with them; each size left out)."
 )
 
 
 def difference_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
-    """The paired difference of each arm to the baseline at every size of :func:`scaling_table`, over the seeds that both
-    confirmed.
+    """The paired difference of each arm to the baseline at every size of :func:`scaling_table`, over the seeds that
+    both confirmed.
 
     Columns: arm, ablation, size (the baseline's), difference, low, high (t-interval at level 1 − alpha; null with one
     seed), seeds, arm_values, baseline_values (report values of these seeds).
@@ -274,7 +274,9 @@ def difference_figure(run: Snapshot, table: pl.DataFrame, title: str) -> go.Figu
                 y=rows["difference"].to_list(),
                 mode="markers",
                 marker={"size": 9, "color": look.colour},
-                error_y=error_bars(rows.with_columns(pl.col("low", "high").fill_null(pl.col("difference"))), "difference"),
+                error_y=error_bars(
+                    rows.with_columns(pl.col("low", "high").fill_null(pl.col("difference"))), "difference"
+                ),
                 customdata=[style.label(name) for name in rows["ablation"]],
                 hovertemplate="%{y:+.4f} at %{x:.4s} (%{customdata})",
                 **trace,
