@@ -113,7 +113,7 @@ def plan(
         effect=config.protocol.effect,
         margin=config.margin,
         unit=metric.unit,
-        upper=getattr(metric, "upper", None),
+        upper=metric.upper,
     )
     print("\n".join(seed_plan.sentences()))
     title = "By number of paired seeds: difference shown with 80 % power, expected power for the declared effect"
