@@ -3,9 +3,9 @@ simulation, and the share of variance that it would take away in archived ablati
 
     python benchmarks/control_variate.py                  # writes results/calibration/control_variate.json
 
-The archived runs hold the selection and report value of every report seed. Their correlation rho over paired seeds gives
-the variance with P earlier runs, 1 − rho² P / (S + P) of the plain one, for a known slope; archives have few seeds, so
-rho is rough and its square is biased upwards by about 1 / (S − 1).
+The archived runs hold the selection and report value of every report seed. Their correlation rho over paired seeds
+gives the variance with P earlier runs, 1 − rho² P / (S + P) of the plain one, for a known slope; archives have few
+seeds, so rho is rough and its square is biased upwards by about 1 / (S − 1).
 """
 
 from __future__ import annotations
