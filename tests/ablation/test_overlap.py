@@ -11,7 +11,7 @@ import pytest
 
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.folder import AblationFolder
-from workbench.ablation.verdict.measurements import _exploratory
+from workbench.ablation.verdict.disclosure import disclose
 from workbench.config import ConfigError
 
 pytestmark = pytest.mark.process
@@ -37,11 +37,11 @@ def test_mostly_seen_text_is_refused(ablation: Callable[..., Ablation], repetiti
 def test_a_reason_makes_the_verdict_exploratory(ablation: Callable[..., Ablation], repetitive: dict[str, Any]) -> None:
     data = {**repetitive, "allow_overlap": "copies on purpose"}
     run = ablation(base={"data": data}, tuning={"trials": 0}, launch={"measure": False}).create()
-    reason = _exploratory(AblationFolder(run.folder), AblationFolder(run.folder).record())
+    reason = disclose(AblationFolder(run.folder), AblationFolder(run.folder).record()).exploratory
     assert reason == "measured data mostly seen in training: copies on purpose"
 
 
 def test_a_reason_that_is_not_needed_changes_nothing(ablation: Callable[..., Ablation]) -> None:
     data = {"allow_overlap": "not needed"}
     run = ablation(base={"data": data}, tuning={"trials": 0}, launch={"measure": False}).create()
-    assert _exploratory(AblationFolder(run.folder), AblationFolder(run.folder).record()) is None
+    assert disclose(AblationFolder(run.folder), AblationFolder(run.folder).record()).exploratory is None
