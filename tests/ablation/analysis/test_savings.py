@@ -25,7 +25,7 @@ def power_law(scale: float, exponent: float = 0.2) -> np.ndarray:
 def points(losses: np.ndarray, flops: float = 6.0, seconds: float = 1e-3) -> Points:
     """Logged points with this many FLOPs and seconds per token."""
     columns = {"tokens": TOKENS, "flops": flops * TOKENS, "seconds": seconds * TOKENS, "selection_value": losses}
-    return Points(pl.DataFrame(columns).cast({"tokens": pl.Int64}))  # type: ignore[arg-type]
+    return Points(pl.DataFrame(columns).cast({"tokens": pl.Int64}))
 
 
 def curve(losses: np.ndarray, **per_token: float) -> LossCurve:

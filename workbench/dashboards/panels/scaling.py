@@ -222,7 +222,7 @@ def difference_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFram
             ends = (interval.low, interval.high) if interval.n > 1 else (None, None)
             values = [one[seed] for seed in shared], [other[seed] for seed in shared]
             rows.append((arm, row["ablation"], base[size], interval.mean, *ends, interval.n, *values))
-    schema = {
+    schema: dict[str, Any] = {
         "arm": pl.String,
         "ablation": pl.String,
         "size": pl.Float64,
