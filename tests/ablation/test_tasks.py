@@ -119,7 +119,7 @@ def test_report_and_command_line_name_the_unit(run: wb.AblationRun, tmp_path: Pa
         and 'id="recall_curves"' in page
     )
     assert "errors/answer" in page and "bits per byte" not in page and "bits/byte" not in page
-    assert "seen in training" in page and "first 20 training examples" in page
+    assert "Overlap: share of examples" in page and "first 20 training examples" in page
     for command in (["verdict", str(run.folder)], ["table", "--csv", "--results", str(run.folder.parent)]):
         done = subprocess.run([sys.executable, "-m", "workbench", *command], capture_output=True, text=True, check=True)
         assert "errors" in done.stdout and "bits" not in done.stdout
