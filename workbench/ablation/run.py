@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from workbench.ablation.execution.pool import WorkerPool
     from workbench.ablation.looks import Look
     from workbench.ablation.spec.protocol import Components
+    from workbench.ablation.verdict.effort import Effort
     from workbench.ablation.verdict.judge import Verdict
 
 __all__ = ["AblationRun", "table"]
@@ -203,6 +204,12 @@ class AblationRun:
     def selection(self) -> dict[str, dict[str, Any]]:
         """Arm -> its chosen setting, for arms whose tuning has ended (:class:`workbench.ablation.folder.Choice`)."""
         return {arm: choice.plain() for arm, choice in self.files.choices().items()}
+
+    def efforts(self) -> dict[str, Effort]:
+        """Arm -> how well it was tuned, for arms whose tuning has ended."""
+        from workbench.ablation.verdict.effort import efforts
+
+        return efforts(self.files, self.record)
 
     def failures(self) -> dict[str, str]:
         """Arms that could not be confirmed because every tuning trial failed -> why."""

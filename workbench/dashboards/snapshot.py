@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from workbench.files import stamp
 from workbench.results.tables import Line, frame_of
 
 if TYPE_CHECKING:
+    from workbench.ablation.verdict.effort import Effort
     from workbench.ablation.verdict.judge import Verdict
 
 
@@ -100,6 +101,9 @@ class Snapshot:
     def cost(self) -> pl.DataFrame:
         table = self._run.cost()
         return table.filter(pl.col("arm").is_in(self.arms)) if "arm" in table.columns else table
+
+    def efforts(self) -> Mapping[str, Effort]:
+        return {arm: effort for arm, effort in self._run.efforts().items() if arm in self.arms}
 
     def failures(self) -> dict[str, str]:
         return self._run.failures()

@@ -31,6 +31,7 @@ from workbench.status import Stage
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
     from workbench.ablation.spec.protocol import Components
+    from workbench.ablation.verdict.effort import Effort
     from workbench.ablation.verdict.judge import Verdict
 
 
@@ -135,6 +136,9 @@ class RunView(Protocol):
     def cost(self) -> pl.DataFrame:
         """The cost card, one row per arm."""
 
+    def efforts(self) -> Mapping[str, Effort]:
+        """Arm -> how well it was tuned, for arms whose tuning has ended."""
+
     def failures(self) -> dict[str, str]:
         """Arms that could not be confirmed -> reason."""
 
@@ -212,6 +216,9 @@ class EmptyRun:
 
     def cost(self) -> pl.DataFrame:
         return pl.DataFrame(schema={"arm": pl.String})
+
+    def efforts(self) -> Mapping[str, Effort]:
+        return {}
 
     def failures(self) -> dict[str, str]:
         return {}

@@ -19,7 +19,7 @@ __all__ = ["Edge", "Gap", "Setting", "Surface", "best", "edges", "fit_surface", 
 
 Floats = NDArray[np.float64]
 
-FITTED_SETTINGS = 5
+FITTED_SETTINGS = 3
 """Settings, at least, that a parabola over one field is fitted to (ours): those nearest to the best one, or half of all
 if that is more. Far from the optimum a curve of losses is no parabola."""
 OUTER = 0.05

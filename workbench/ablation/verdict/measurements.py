@@ -10,6 +10,7 @@ import polars as pl
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
 from workbench.ablation.verdict.disclosure import disclose, relabelled
+from workbench.ablation.verdict.effort import reservations
 from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
 from workbench.ablation.verdict.sequential import Look, arm_readings, decided, readings, seeds_needed_now
 from workbench.files import read_json
@@ -99,7 +100,14 @@ def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
     arms = measurements(folder, record, {record.order[0]: longest, **read})
     if arms is None:
         return None
-    return _judge(record, arms, taken, exploratory=disclosure.exploratory, declared=disclosure.sentences)
+    return _judge(
+        record,
+        arms,
+        taken,
+        exploratory=disclosure.exploratory,
+        declared=disclosure.sentences,
+        reservations=reservations(folder, record),
+    )
 
 
 def _judge(record: LaunchRecord, arms: Mapping[str, ArmMeasurements], taken: Sequence[Look], **options: Any) -> Verdict:
