@@ -9,7 +9,7 @@ import polars as pl
 
 from workbench.ablation.folder import AblationFolder
 from workbench.ablation.looks import missing_lines
-from workbench.config import ConfigError
+from workbench.config import ConfigError, Problem
 from workbench.results.ledger import history
 
 __all__ = ["launch_table", "opening_table", "verify"]
@@ -66,7 +66,7 @@ def verify(results: str | Path) -> int:
         ConfigError: naming the lines that were changed, and the ablations whose lines are gone.
     """
     past = history(results)
-    problems = []
+    problems: list[Problem] = []
     for ledger in past.ledgers:
         try:
             ledger.verify()
