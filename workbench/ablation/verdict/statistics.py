@@ -381,7 +381,8 @@ def pooled_sd(groups: Sequence[ArrayLike]) -> tuple[float, int]:
 def expected_best_of(values: ArrayLike, k: int, minimise: bool = True) -> float:
     """Expected best of k trials drawn without replacement from the n observed ones, for any k from 1 to n.
 
-    With values sorted best first y_(1..n): Σ_i y_(i) · C(n − i, k − 1) / C(n, k) (ours; i is the best of the k when the
+    With values sorted best first y_(1..n): Σ_i y_(i) · C(n − i, k − 1) / C(n, k) (Tang et al. 2020, arXiv 2004.13705,
+    without the bias of drawing with replacement; i is the best of the k when the
     other k − 1 come from the n − i behind it). Exact where trials are exchangeable, as in random search; the order of
     an adaptive sampler is not. A failed trial belongs in with its worst value, +inf when minimising: the expectation
     is infinite until k is large enough that one of the k must have finished.
