@@ -130,7 +130,7 @@ class AblationRun:
 
     @property
     def alpha(self) -> float:
-        """Family-wise error rate of the verdict."""
+        """Bound of the rates of false differences and of false equivalences in the verdict."""
         return self.record.config.alpha
 
     @property

@@ -45,7 +45,8 @@ class AblationConfig(Config):
     confirmation: Confirmation = Confirmation()
     """How the arms are measured."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Family-wise error rate of the verdict."""
+    """Bound of two error rates of the verdict, each over all comparisons: any false better or worse, any false
+    equivalent."""
     margin: Annotated[float, Field(gt=0)] | None = None
     """Equivalence margin in the unit of the data's metric (text: bits per byte); without one no arm can be called
     equivalent."""

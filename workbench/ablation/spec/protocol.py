@@ -186,6 +186,9 @@ class Protocol(Config):
     """Unit of the primary metric, checked against the data's: bits per byte."""
     effect: Annotated[float | None, Field(gt=0)] = None
     """Smallest difference of interest, in the unit of the metric: worth acting on."""
+    comparisons: Literal["baseline", "all_pairs"] = "baseline"
+    """Which differences are claimed: of each arm to the baseline, or of every two arms. All claims are one family, so
+    pairs need more seeds."""
     stopping: Stopping = Stopping()
     """When the verdict is read and runs stop being added: ``fixed``, ``{looks: [4, 6, 8]}`` or ``{anytime: true}``."""
     exclusions: str = "none"

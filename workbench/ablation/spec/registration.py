@@ -46,6 +46,8 @@ def preregistration(config: AblationConfig, metric: Metric) -> dict[str, Any]:
     """What an ablation declares, as plain data."""
     plain = config.plain()
     budget, tuning, protocol = plain["budget"], plain["tuning"], plain["protocol"]
+    exact = "exact tests over paired seeds (sign flips, share of seeds that solve the task)"
+    test = "paired t over seeds" if metric.upper is None else exact
     return {
         "question": config.question,
         "baseline": config.order[0],
@@ -61,7 +63,7 @@ def preregistration(config: AblationConfig, metric: Metric) -> dict[str, Any]:
             for name in ("trials", "policy", "sampler", "space", "variants", "pruner", "repeats", "interpolate")
         },
         "search": config.tuning.describe(),
-        "test": "paired t over seeds, Holm over arms",
+        "test": f"{test}, Holm over {'arms' if config.protocol.comparisons == 'baseline' else 'all pairs of arms'}",
         "alpha": config.alpha,
         "stopping": protocol["stopping"],
         "exclusions": protocol["exclusions"],

@@ -13,11 +13,12 @@ from workbench.ablation.verdict.disclosure import disclose, relabelled
 from workbench.ablation.verdict.effort import reservations
 from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
 from workbench.ablation.verdict.sequential import Look, arm_readings, decided, readings, seeds_needed_now
+from workbench.ablation.verdict.subject import Subject
 from workbench.files import read_json
 from workbench.results.store import RunFolder
 from workbench.status import ENDED, Stage, Status
 
-__all__ = ["looks_taken", "measurements", "take_look", "verdict"]
+__all__ = ["looks_taken", "measurements", "subject", "take_look", "verdict"]
 
 
 def measurements(
@@ -81,7 +82,7 @@ def take_look(folder: AblationFolder, record: LaunchRecord) -> bool:
     seeds = declared[len(taken)].seeds
     arms = measurements(folder, record, seeds_needed_now(config, taken), ended=True)
     assert arms is not None
-    rows = _judge(record, arms, [*taken, Look(seeds, {})], replicates=1).rows[1:]
+    rows = _judge(record, arms, [*taken, Look(seeds, {})], replicates=0).rows[1:]
     look = Look(seeds, {row.arm: row.verdict for row in rows})
     folder.add_look(look.seeds, look.words)
     return len(taken) + 1 < len(declared) and set(decided([*taken, look])) < set(record.order[1:])
@@ -107,6 +108,7 @@ def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
         exploratory=disclosure.exploratory,
         declared=disclosure.sentences,
         reservations=reservations(folder, record),
+        subject=subject(folder, record, arms),
     )
 
 
@@ -122,5 +124,27 @@ def _judge(record: LaunchRecord, arms: Mapping[str, ArmMeasurements], taken: Seq
         unit=record.metric.unit,
         effect=config.protocol.effect,
         readings=arm_readings(config, taken) if config.protocol.stopping.is_sequential else None,
+        upper=record.metric.upper,
+        comparisons=config.protocol.comparisons,
         **options,
+    )
+
+
+def subject(folder: AblationFolder, record: LaunchRecord, arms: Mapping[str, ArmMeasurements]) -> Subject:
+    """What the verdict is about: the chosen settings, and the measured documents as their data card describes them."""
+    split, baseline = record.config.confirmation.split, arms[record.order[0]]
+    card = record.data_cards.get(record.order[0], {})
+    corpus = card.get("corpus")
+    part = card.get("splits", {}).get(split, {})
+    source = corpus.get("kind") if isinstance(corpus, Mapping) else card.get("kind")
+    settings = {arm: choice.hyperparameters for arm, choice in folder.choices().items() if choice.hyperparameters}
+    return Subject(
+        settings=settings,
+        source=source or "",
+        split=split,
+        documents=int(np.size(baseline.sizes_D)) if any(arm.amounts for arm in arms.values()) else None,
+        clusters=baseline.num_clusters,
+        size=int(np.sum(baseline.sizes_D)),
+        size_unit=record.metric.denominator,
+        overlap=part.get("overlap"),
     )
