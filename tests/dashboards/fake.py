@@ -179,12 +179,13 @@ class FakeRun(EmptyRun):
     def verdict(self) -> Verdict | None:
         if not (self.finished and self.confirmed):
             return None
+        seeds = range(max(4, len(self.seeds)))  # fewer decide nothing
         noise, sizes = np.random.default_rng(0), np.array([900, 1200, 700])
-        base = noise.normal(0.7, 0.01, (len(self.seeds), 3))
+        base = noise.normal(0.7, 0.01, (len(seeds), 3))
         measured = []
         for a, arm in enumerate(self.arms):
             losses = sizes * (base + 0.02 * a + noise.normal(0, 5e-4, base.shape))
-            failed = {} if self.status == "done" else {seed: "diverged" for seed in self.seeds}
-            amounts = {} if failed else {seed: losses[i] for i, seed in enumerate(self.seeds)}
+            failed = {} if self.status == "done" else {seed: "diverged" for seed in seeds}
+            amounts = {} if failed else {seed: losses[i] for i, seed in enumerate(seeds)}
             measured.append(ArmMeasurements(arm, amounts, sizes, failed))
-        return judge(measured[0], measured[1:], seeds=self.seeds, replicates=200)
+        return judge(measured[0], measured[1:], seeds=seeds, replicates=200)

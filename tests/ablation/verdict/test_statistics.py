@@ -67,7 +67,7 @@ def test_paired_interval_edges():
 @pytest.mark.parametrize("differences", [[0.1, 0.1, 0.1], [0.0, 0.0]])
 def test_differences_without_spread_show_nothing(differences):
     same = paired_interval(differences)
-    assert (same.sd, same.low, same.high, same.p) == (0.0, -math.inf, math.inf, 1.0)
+    assert (same.sd, same.low, same.high, same.p) == (0.0, same.mean, same.mean, 1.0)
     assert same.mean == pytest.approx(differences[0])
 
 

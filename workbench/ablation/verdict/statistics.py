@@ -114,8 +114,8 @@ def paired_interval(differences_S: ArrayLike, alpha: float = 0.05) -> Interval:
     Two edges are decided rather than left to NaN:
 
     - n = 1: nothing is known about the noise, so the interval is infinite and p = 1.
-    - sd = 0 (up to rounding), n ≥ 2: the same. Equal differences are no sign of a noise of zero: the seed never reached
-      the runs, or the metric has too few values to show it. p is never 0.
+    - sd = 0 (up to rounding), n ≥ 2: the interval has no width and p = 1, never 0. Equal differences are no sign of a
+      noise of zero: the seed never reached the runs, or the metric has too few values to show it.
 
     Args:
         differences_S: (S,), arm − baseline, one per seed pair, any unit.
@@ -128,8 +128,10 @@ def paired_interval(differences_S: ArrayLike, alpha: float = 0.05) -> Interval:
     if alpha:
         require_between(alpha, "alpha")
     n, mean = differences_S.size, float(differences_S.mean())
-    if n == 1 or np.ptp(differences_S) < ROUNDING:
-        return Interval(mean, math.nan if n == 1 else 0.0, n, -math.inf, math.inf, 1.0)
+    if n == 1:
+        return Interval(mean, math.nan, 1, -math.inf, math.inf, 1.0)
+    if np.ptp(differences_S) < ROUNDING:
+        return Interval(mean, 0.0, n, mean, mean, 1.0)
     sd = _sd(differences_S)
     error = sd / math.sqrt(n)
     half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error if alpha else math.inf
@@ -169,7 +171,7 @@ def equivalent(differences_S: ArrayLike, margin: float, alpha: float = 0.05) -> 
     if alpha:
         require_between(alpha, "alpha", high=0.5)
     interval = paired_interval(differences_S, 2 * alpha)
-    return -margin < interval.low and interval.high < margin
+    return interval.sd > 0 and -margin < interval.low and interval.high < margin
 
 
 def noise_floor(values_S: ArrayLike, level: float = 0.95) -> NoiseFloor:
