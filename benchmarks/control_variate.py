@@ -30,7 +30,7 @@ DESIGNS = [(4, 4), (4, 8), (5, 8), (8, 8), (8, 4)]
 def simulate(noise: str, rho: float, seeds: int, pilot: int, count: int) -> dict[str, float]:
     """Rate of p < 0.05 without a difference, and variance and width of the interval relative to the plain paired one.
 
-    The formulas of :meth:`ControlVariate.interval` over many ablations at once.
+    The formulas of :class:`AdjustedTTest` over many ablations at once.
     """
     random = np.random.default_rng([seeds, pilot, round(100 * rho), len(noise)])
     shape = (3, count, seeds + pilot)

@@ -22,12 +22,13 @@ from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.roster import Roster
 from workbench.ablation.execution.storage import quarantine_corrupt_storage
 from workbench.ablation.execution.studies import earlier_trials
-from workbench.ablation.folder import AblationFolder, LaunchRecord
+from workbench.ablation.folder import AblationFolder, ControlRuns, LaunchRecord
 from workbench.ablation.looks import Look, Run, look_at
 from workbench.ablation.run import AblationRun
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.ablation.spec.protocol import Components
 from workbench.ablation.spec.registration import Deviation, digest, record_deviation, register
+from workbench.ablation.verdict.control import control_runs
 from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare
 from workbench.environment import environment
@@ -261,6 +262,7 @@ class Ablation:
             ledger_head=Ledger(self.results / FILE).head,
             storage_key=secrets.token_hex(4) if config.launch.storage else None,
             warm_start=self._warm_start(),
+            control=self._control_runs(),
             cost=table.to_dicts(),
             provenance={
                 "ablation": identity,
@@ -361,6 +363,19 @@ class Ablation:
             "ablation's ranges.",
         )
         return trials
+
+    def _control_runs(self) -> dict[str, ControlRuns]:
+        """Arm -> runs of the ablation that ``protocol.control_variate`` names."""
+        name, config = self.config.protocol.control_variate, self.config
+        if name is None:
+            return {}
+        path, unbounded = "protocol.control_variate", self.arms.metric.upper is None
+        require(
+            unbounded, path, got=name, expected="nothing for a metric that is tested exactly, such as an error rate"
+        )
+        is_simple = not config.protocol.stopping.is_sequential and config.protocol.comparisons == "baseline"
+        require(is_simple, path, got=name, expected="a fixed number of seeds, and comparisons with the baseline")
+        return control_runs(AblationFolder(self.results / name), {*config.confirmation.seeds, config.tuning.seed})
 
     def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
         run = self.arms[arm].run()

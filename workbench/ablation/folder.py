@@ -47,6 +47,21 @@ from workbench.status import Stage, Status
 __all__ = ["AblationFolder", "Choice", "LaunchRecord"]
 
 
+class ControlRuns(BaseModel):
+    """The finished runs of one arm in an earlier ablation, as recorded at launch."""
+
+    model_config = ConfigDict(frozen=True)
+
+    setting: dict[str, Any]
+    """Their configuration without its seeds."""
+    data: str
+    """Fingerprint of their prepared data."""
+    selection: dict[int, float]
+    """Seed -> metric on the selection split."""
+    measured: dict[int, float]
+    """Seed -> metric on the split that the earlier ablation measured."""
+
+
 class LaunchRecord(BaseModel):
     """What ``ablation.json`` holds. Files of earlier versions are read as well; fields that they lack have defaults."""
 
@@ -81,6 +96,8 @@ class LaunchRecord(BaseModel):
     """Distinguishes launches that share a database."""
     warm_start: dict[str, list[dict[str, Any]]] = {}
     """Arm -> trials of earlier ablations that its sampler starts from."""
+    control: dict[str, ControlRuns] = {}
+    """Arm -> runs of the ablation that ``protocol.control_variate`` names."""
     cost: list[dict[str, Any]] = []
     """The cost card at launch, one row per arm."""
     provenance: dict[str, str] = {}

@@ -186,6 +186,9 @@ class Protocol(Config):
     """Unit of the primary metric, checked against the data's: bits per byte."""
     effect: Annotated[float | None, Field(gt=0)] = None
     """Smallest difference of interest, in the unit of the metric: worth acting on."""
+    control_variate: str | None = None
+    """An earlier ablation in the same folder of results, such as ``NAME-pilot``, whose runs at the same settings on
+    other seeds take seed noise out of the differences. It must not have opened the report split."""
     comparisons: Literal["baseline", "all_pairs"] = "baseline"
     """Which differences are claimed: of each arm to the baseline, or of every two arms. All claims are one family, so
     pairs need more seeds."""

@@ -48,6 +48,8 @@ def preregistration(config: AblationConfig, metric: Metric) -> dict[str, Any]:
     budget, tuning, protocol = plain["budget"], plain["tuning"], plain["protocol"]
     exact = "exact tests over paired seeds (sign flips, share of seeds that solve the task)"
     test = "paired t over seeds" if metric.upper is None else exact
+    if protocol["control_variate"]:
+        test += f", adjusted by the control variate {protocol['control_variate']}"
     return {
         "question": config.question,
         "baseline": config.order[0],

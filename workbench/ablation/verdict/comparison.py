@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from workbench.ablation.verdict.bootstrap import Bootstrap, crossed_bootstrap
+from workbench.ablation.verdict.control import AdjustedTTest, ControlVariate
 from workbench.ablation.verdict.hypotheses import ExactTest, PairedTest, Side, TTest, fisher, skewness
 from workbench.ablation.verdict.sequential import Reading
 from workbench.ablation.verdict.statistics import (
@@ -46,6 +47,8 @@ class ArmMeasurements:
     """Seed -> status of a run that did not finish, such as "diverged at step 1,200"."""
     clusters_D: np.ndarray | None = None
     """(D,), documents of one number are alike and are resampled together; None if every document is its own cluster."""
+    control: ControlVariate | None = None
+    """What adjusts its difference to the baseline, declared as ``protocol.control_variate``."""
 
     def __post_init__(self) -> None:
         sizes_D = np.asarray(self.sizes_D)
@@ -155,12 +158,17 @@ class Comparison:
             answers, level = float(np.sum(arm.sizes_D)), rules.alpha / (2 * rules.family * len(self.reading.looks))
             self.test = ExactTest(self.arm_S, self.reference_S, rules.upper, answers, level)
         elif self.n:
-            self.test = TTest(self.differences_S)
+            self.test = self._t_test()
 
     @property
     def mean(self) -> float:
         """Mean paired difference."""
-        return float(self.differences_S.mean())
+        return self.test.mean if isinstance(self.test, AdjustedTTest) else float(self.differences_S.mean())
+
+    def _t_test(self) -> TTest:
+        if self.arm.control is None or not set(self.paired) <= set(self.arm.control.selection):
+            return TTest(self.differences_S)
+        return AdjustedTTest(dict(zip(self.paired, self.differences_S.tolist())), self.arm.control)
 
     @property
     def is_constant(self) -> bool:
@@ -266,8 +274,12 @@ class Comparison:
         return isinstance(self.test, ExactTest) and self.test.least_flip <= alpha * self.test.flip_weight
 
     def t_interval(self, alpha: float) -> Interval:
-        """The paired t-interval."""
-        return paired_interval(self.differences_S, alpha)
+        """The paired t-interval; with a control variate its ``sd`` is √n times the standard error."""
+        test = self.test
+        if not isinstance(test, AdjustedTTest):
+            return paired_interval(self.differences_S, alpha)
+        low, high, p = test.bound(-1, alpha / 2), test.bound(1, alpha / 2), 2 * min(test.p(-1), test.p(1))
+        return Interval(test.mean, math.sqrt(self.n) * test.error, self.n, low, high, p)
 
     @cached_property
     def bootstrap(self) -> Bootstrap | None:

@@ -15,85 +15,85 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict
-from scipy import special
 
-from workbench.ablation.folder import AblationFolder
-from workbench.ablation.verdict.statistics import Floats, Interval
+from workbench.ablation.folder import AblationFolder, ControlRuns, LaunchRecord
+from workbench.ablation.verdict.hypotheses import TTest
+from workbench.ablation.verdict.statistics import Floats
 from workbench.config import ConfigError, require
 from workbench.results.store import RunFolder
 from workbench.status import Stage
 
-__all__ = ["MIN_RUNS", "ControlRuns", "ControlVariate", "control_runs", "control_variate", "same_setting"]
+__all__ = [
+    "MIN_RUNS",
+    "AdjustedTTest",
+    "ControlVariate",
+    "control_runs",
+    "control_variate",
+    "control_variates",
+    "sentences",
+]
 
 MIN_RUNS = 4
 """Paired seeds that the earlier ablation needs; from fewer the slope is hardly known."""
-
-
-class ControlRuns(BaseModel):
-    """The finished runs of one arm in an earlier ablation, as recorded at launch."""
-
-    model_config = ConfigDict(frozen=True)
-
-    setting: dict[str, Any]
-    """Their configuration without its seeds."""
-    data: str
-    """Fingerprint of their prepared data."""
-    selection: dict[int, float]
-    """Seed -> metric on the selection split."""
-    measured: dict[int, float]
-    """Seed -> metric on the split that the earlier ablation measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class ControlVariate:
     """Paired selection differences of one arm, arm − baseline."""
 
-    selection_S: Floats
-    """(S,), of the report seeds."""
+    selection: Mapping[int, float]
+    """Report seed -> selection difference."""
     selection_P: Floats
     """(P,), of the earlier seeds."""
     measured_P: Floats
     """(P,), the differences that the earlier ablation measured: they give the slope."""
 
-    @property
-    def slope(self) -> float:
+    def slope(self, seeds: int) -> float:
         """Factor γ of the adjustment: β · P / (S + P), β from a least-squares line through the earlier runs.
 
         Any γ that does not depend on the report seeds leaves the estimate unbiased; this one has the least variance if
         the split that the earlier ablation measured is like the report split.
+
+        Args:
+            seeds: report seeds S.
         """
         x_P = self.selection_P - self.selection_P.mean()
         if not np.ptp(self.selection_P):
             return 0.0
         beta = float(x_P @ self.measured_P / (x_P @ x_P))
-        return beta * len(x_P) / (len(x_P) + len(self.selection_S))
+        return beta * len(x_P) / (len(x_P) + seeds)
 
-    def interval(self, differences_S: ArrayLike, alpha: float = 0.05) -> Interval:
-        """The two-sided interval of the mean difference, adjusted: mean over S of (D − γ X) + γ · mean over P of X.
+    def estimate(self, differences: Mapping[int, float]) -> tuple[float, float, int]:
+        """The adjusted mean difference, mean over S of (D − γ X) + γ · mean over P of X, with its standard error and
+        degrees of freedom.
 
-        Given the slope these are two independent samples with different variances, so t is Welch's. Its degrees of
-        freedom are the smaller of S − 1 and P − 1, with which the error rate is at most alpha for normal noise whatever
-        the two variances are (Mickey and Brown 1966). The interval's ``sd`` is √S · its standard error, comparable with
-        the sd of plain differences.
+        Given the slope these are two independent samples with different variances, so the error is Welch's. With the
+        smaller of S − 1 and P − 1 degrees of freedom the error rate of t is at most its level for normal noise whatever
+        the two variances are (Mickey and Brown 1966).
 
         Args:
-            differences_S: (S,), arm − baseline on the report split, in the order of ``selection_S``; S ≥ 2.
-            alpha: error rate; the level of the interval is 1 − alpha.
+            differences: report seed -> arm − baseline on the report split, at least two.
         """
-        differences_S, slope = np.asarray(differences_S, np.float64), self.slope
-        adjusted_S, n, p = differences_S - slope * self.selection_S, len(self.selection_S), len(self.selection_P)
+        n, earlier = len(differences), len(self.selection_P)
+        slope = self.slope(n)
+        adjusted_S = np.array([value - slope * self.selection[seed] for seed, value in differences.items()])
+        variance = adjusted_S.var(ddof=1) / n + slope**2 * self.selection_P.var(ddof=1) / earlier
         mean = float(adjusted_S.mean() + slope * self.selection_P.mean())
-        of_report, of_control = float(adjusted_S.var(ddof=1)) / n, slope**2 * float(self.selection_P.var(ddof=1)) / p
-        error = math.sqrt(of_report + of_control)
-        if error == 0:
-            return Interval(mean, 0.0, n, mean, mean, 1.0)
-        df = min(n, p) - 1
-        half = float(special.stdtrit(df, 1 - alpha / 2)) * error
-        return Interval(
-            mean, math.sqrt(n) * error, n, mean - half, mean + half, float(2 * special.stdtr(df, -abs(mean) / error))
-        )
+        return mean, math.sqrt(variance), min(n, earlier) - 1 if slope else n - 1
+
+
+class AdjustedTTest(TTest):
+    """The t-test of a difference that a control variate adjusts.
+
+    Args:
+        differences: report seed -> arm − baseline.
+        control: of the arm.
+    """
+
+    def __init__(self, differences: Mapping[int, float], control: ControlVariate):
+        super().__init__(list(differences.values()))
+        if self.decides:
+            self.mean, self.error, self.df = control.estimate(differences)
 
 
 def control_runs(folder: AblationFolder, taken: set[int]) -> dict[str, ControlRuns]:
@@ -134,10 +134,37 @@ def control_runs(folder: AblationFolder, taken: set[int]) -> dict[str, ControlRu
     return found
 
 
-def same_setting(runs: ControlRuns, run: RunFolder) -> bool:
-    """Whether a run has the configuration, seeds aside, and the data of earlier ``runs``."""
-    record = run.record()
-    return runs.data == record.data and runs.setting == _setting(record.config)
+def control_variates(record: LaunchRecord, runs: Mapping[str, Mapping[int, RunFolder]]) -> dict[str, ControlVariate]:
+    """Arm -> its control variate, of arms whose setting and data, like the baseline's, are those of the earlier runs.
+
+    Args:
+        runs: arm -> report seed -> its finished run.
+    """
+    earlier, (baseline, *arms) = record.control, record.order
+    same = {arm for arm in earlier if runs.get(arm) and all(_matches(earlier[arm], run) for run in runs[arm].values())}
+    if baseline not in same:
+        return {}
+    selection = {arm: {seed: run.result()["selection_value"] for seed, run in runs[arm].items()} for arm in same}
+    found = {
+        arm: control_variate(earlier[baseline], earlier[arm], selection[arm], selection[baseline])
+        for arm in arms
+        if arm in same
+    }
+    return {arm: control for arm, control in found.items() if control is not None}
+
+
+def sentences(record: LaunchRecord, controls: Mapping[str, ControlVariate | None]) -> list[str]:
+    """Which arms a declared control variate adjusts, for the head of a verdict."""
+    name, lines = record.config.protocol.control_variate, []
+    for arm in record.order[1:] if name is not None else ():
+        if control := controls.get(arm):
+            pairs = len(control.selection_P)
+            lines.append(f"{arm}: adjusted by the selection differences of {pairs} earlier pairs of runs ({name}).")
+        else:
+            lines.append(
+                f"{arm}: not adjusted, since {name} has no {MIN_RUNS} pairs of runs at the confirmed settings."
+            )
+    return lines
 
 
 def control_variate(
@@ -147,16 +174,21 @@ def control_variate(
 
     Args:
         baseline, arm: earlier runs of both.
-        selection, base_selection: seed -> selection value of the report runs, in the order of the report seeds.
+        selection, base_selection: report seed -> selection value.
     """
     seeds = _paired(baseline, arm)
-    if len(seeds) < MIN_RUNS or len(selection) < 2:
+    if len(seeds) < MIN_RUNS:
         return None
     return ControlVariate(
-        np.array([value - base_selection[seed] for seed, value in selection.items()]),
+        {seed: value - base_selection[seed] for seed, value in selection.items() if seed in base_selection},
         np.array([arm.selection[seed] - baseline.selection[seed] for seed in seeds]),
         np.array([arm.measured[seed] - baseline.measured[seed] for seed in seeds]),
     )
+
+
+def _matches(earlier: ControlRuns, run: RunFolder) -> bool:
+    record = run.record()
+    return earlier.data == record.data and earlier.setting == _setting(record.config)
 
 
 def _setting(config: Mapping[str, Any]) -> dict[str, Any]:

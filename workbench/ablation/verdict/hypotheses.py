@@ -77,6 +77,7 @@ class TTest:
     def __init__(self, differences_S: ArrayLike):
         differences_S = finite_array(differences_S, "differences_S")
         self.n, self.mean = differences_S.size, float(differences_S.mean())
+        self.df = self.n - 1
         self.varies = bool(np.ptp(differences_S) >= ROUNDING)
         self.error = float(differences_S.std(ddof=1)) / math.sqrt(self.n) if self.varies else math.nan
         self.decides = self.varies and self.n >= MIN_SEEDS
@@ -88,14 +89,14 @@ class TTest:
     def bound(self, side: Side, level: float) -> float:
         if not self.varies:
             return side * math.inf
-        return self.mean + side * float(special.stdtrit(self.n - 1, 1 - level)) * self.error
+        return self.mean + side * float(special.stdtrit(self.df, 1 - level)) * self.error
 
     def p_within(self, margin: float) -> float:
         return self._tail(margin - abs(self.mean)) if self.decides else 1.0
 
     def _tail(self, distance: float) -> float:
         """P(T ≥ distance / error), never exactly zero."""
-        return max(float(special.stdtr(self.n - 1, -distance / self.error)), float(np.finfo(np.float64).tiny))
+        return max(float(special.stdtr(self.df, -distance / self.error)), float(np.finfo(np.float64).tiny))
 
 
 class ExactTest:

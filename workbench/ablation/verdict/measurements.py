@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
+from workbench.ablation.verdict.control import control_variates, sentences
 from workbench.ablation.verdict.disclosure import disclose, relabelled
 from workbench.ablation.verdict.effort import reservations
 from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
@@ -39,13 +40,15 @@ def measurements(
     sizes: dict[str, Any] = {}
     clusters: Any = None
     joined: dict[str, tuple[dict[int, Any], dict[int, str]]] = {}
+    done: dict[str, dict[int, RunFolder]] = {}
     for arm in record.order:
         seeds = record.config.planned_seeds[: needed[arm]]
         amounts: dict[int, Any] = {}
         failed = {seed: unconfirmed[arm] for seed in seeds} if arm in unconfirmed else {}
         for row in confirmations.filter((pl.col("arm") == arm) & pl.col("seed").is_in(seeds)).iter_rows(named=True):
             if row["status"] == Status.DONE:
-                documents = RunFolder(row["folder"]).report(metric)
+                run = done.setdefault(arm, {})[row["seed"]] = RunFolder(row["folder"])
+                documents = run.report(metric)
                 amounts[row["seed"]] = metric.scale * documents[metric.numerator].to_numpy()
                 sizes[arm] = documents[metric.denominator].to_numpy()
                 if "cluster" in documents.columns and documents["cluster"].null_count() == 0:
@@ -55,9 +58,10 @@ def measurements(
         if not ended and len(amounts) + len(failed) < len(seeds):
             return None
         joined[arm] = amounts, failed
+    adjusting = control_variates(record, done)
     any_sizes = next(iter(sizes.values()), np.ones(1))  # of no importance for an arm without a finished run
     return {
-        arm: ArmMeasurements(arm, amounts, sizes.get(arm, any_sizes), failed, clusters)
+        arm: ArmMeasurements(arm, amounts, sizes.get(arm, any_sizes), failed, clusters, adjusting.get(arm))
         for arm, (amounts, failed) in joined.items()
     }
 
@@ -106,7 +110,7 @@ def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
         arms,
         taken,
         exploratory=disclosure.exploratory,
-        declared=disclosure.sentences,
+        declared=(*disclosure.sentences, *sentences(record, {arm: part.control for arm, part in arms.items()})),
         reservations=reservations(folder, record),
         subject=subject(folder, record, arms),
     )
