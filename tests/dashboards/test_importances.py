@@ -12,7 +12,7 @@ import pytest
 
 from workbench.dashboards.panels.importances import importance_table
 
-TRIALS = 20
+TRIALS = 40
 
 
 def table(weights: dict[str, float], seed: int = 0) -> dict[str, dict[str, Any]]:
