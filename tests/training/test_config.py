@@ -31,7 +31,7 @@ def test_errors_name_the_field(fields: dict[str, Any], path: str) -> None:
 
 
 def test_the_identity_of_the_defaults_is_stable() -> None:
-    assert RunConfig().identity == "473e57e66f25"
+    assert RunConfig().identity == "f7e9246ae0d2"
 
 
 @pytest.mark.parametrize("fields", [{"deterministic": True}, {"keep_trunk": True}, {"optimiser": {"epsilon": 1e-15}}])

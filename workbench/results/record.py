@@ -28,8 +28,10 @@ class RunRecord(BaseModel):
     """Name of the ablation; "" of a run of its own."""
     launch: str = ""
     """Identifier of the launch of that ablation."""
+    setting: str = ""
+    """Hash of what decides the trained weights, except the seed (:attr:`workbench.training.RunConfig.setting`)."""
     arm_identity: str = ""
-    """:attr:`workbench.training.RunConfig.setting` of the arm before tuning."""
+    """``setting`` of the arm before tuning."""
     data: str = ""
     """Fingerprint of the prepared data: the name of its folder in the cache."""
     steps: int = 0

@@ -231,6 +231,7 @@ def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about:
         stage=Stage(stage),
         seed=config.seed,
         identity=config.identity,
+        setting=config.setting,
         data=data,
         steps=config.training.steps,
         tokens=config.training.steps * config.training.tokens_per_step,

@@ -318,10 +318,10 @@ def _record_opening(trial: Trial) -> None:
         launch=record.launch or record.identity,
         run=folder.path.name,
         arm=record.arm,
-        setting=trial.config.setting,
+        setting=record.setting,
         seed=record.seed,
         documents=documents_fingerprint(digests),
-        arm_identity=record.arm_identity or trial.config.setting,
+        arm_identity=record.arm_identity or record.setting,
         identity=record.identity,
         code=folder.environment()["code"],
     )

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
+from workbench.ablation.looks import look_of
 from workbench.ablation.verdict.control import control_variates, sentences
 from workbench.ablation.verdict.disclosure import disclose, relabelled
 from workbench.ablation.verdict.effort import reservations
@@ -151,4 +152,5 @@ def subject(folder: AblationFolder, record: LaunchRecord, arms: Mapping[str, Arm
         size=int(np.sum(baseline.sizes_D)),
         size_unit=record.metric.denominator,
         overlap=part.get("overlap"),
+        look=look.number if (look := look_of(folder, record)) and look.documents else None,
     )
