@@ -11,6 +11,7 @@ import polars as pl
 
 from workbench.ablation.spec.tuning import Tuning
 from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
+from workbench.ablation.verdict.sequential import Reading
 from workbench.dashboards.view import EmptyRun
 from workbench.results.tables import CURVE_SCHEMA, DIAGNOSTICS_SCHEMA, POINT_SCHEMA, RUN_SCHEMA, Line, Points
 
@@ -31,13 +32,14 @@ class FakeRun(EmptyRun):
         confirmed: bool = True,
         diagnosed: bool = False,
         tuned: tuple[str, ...] = ("lr", "norm"),
+        looks: tuple[int, ...] = (),
     ):
         super().__init__(folder, arms)
         self.launched = True
         self.name, self.question = "a <b>name</b>", "Is <i>gdn</i> better & cheaper?"
         self.seeds, self.tuning = list(range(seeds)), Tuning(trials=trials)
         self.trials, self.points, self.progress = trials, points, progress
-        self.status, self.confirmed = status, confirmed
+        self.status, self.confirmed, self.looks = status, confirmed, looks
         self.diagnosed = diagnosed
         self.tuned, self.broken = tuned, False
 
@@ -188,4 +190,7 @@ class FakeRun(EmptyRun):
             failed = {} if self.status == "done" else {seed: "diverged" for seed in seeds}
             amounts = {} if failed else {seed: losses[i] for i, seed in enumerate(seeds)}
             measured.append(ArmMeasurements(arm, amounts, sizes, failed))
-        return judge(measured[0], measured[1:], seeds=seeds, replicates=200)
+        readings = None
+        if self.looks:
+            readings = dict.fromkeys(self.arms[1:], Reading(self.looks.index(len(seeds)) + 1, self.looks))
+        return judge(measured[0], measured[1:], seeds=seeds, replicates=200, readings=readings)

@@ -155,10 +155,18 @@ def test_selected_runs_are_lines_of_their_own(run: FakeRun) -> None:
 
 def test_effects_draw_the_verdict(run: FakeRun) -> None:
     row = table(run, "effects").row(1, named=True)
-    bootstrap, interval, marker, _ = figure(run, "effects").data
+    _, bootstrap, interval, marker, _ = figure(run, "effects").data
     assert list(bootstrap.x) == [row["bootstrap_low"], row["bootstrap_high"]]
     assert list(interval.x) == [row["low"], row["high"]]
     assert list(marker.x) == [row["difference"]]
+
+
+def test_effects_draw_the_interval_over_all_looks(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, seeds=6, looks=(4, 6, 8))
+    row = table(run, "effects").row(1, named=True)
+    repeated, _, interval, *_ = figure(run, "effects").data
+    assert list(repeated.x) == [row["repeated_low"], row["repeated_high"]]
+    assert repeated.x[0] < interval.x[0] and interval.x[1] < repeated.x[1]
 
 
 def test_effects_are_labelled_with_the_verdict(run: FakeRun) -> None:

@@ -19,6 +19,7 @@ An archive (`workbench archive`) has no runs/ but:
     verdict.json      the verdict as data
     verdict.md        the verdict in words
     look.json         what the ledger of results knew of its openings (workbench.ablation.looks)
+    looks.json        of a sequential design
 
 JSON files are replaced atomically, so a process may be killed at any moment.
 """

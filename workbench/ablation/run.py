@@ -115,8 +115,14 @@ class AblationRun:
 
     @property
     def planned(self) -> dict[str, dict[Stage, int]]:
-        """Arm -> stage -> training runs planned."""
-        return self.record.planned
+        """Arm -> stage -> training runs planned; in a sequential design, the most there can be after its looks."""
+        if not self.record.config.protocol.stopping.is_sequential:
+            return self.record.planned
+        from workbench.ablation.verdict.measurements import looks_taken
+        from workbench.ablation.verdict.sequential import seeds_needed_now
+
+        seeds = seeds_needed_now(self.record.config, looks_taken(self.files), at_most=True)
+        return {arm: {**planned, Stage.CONFIRMATION: seeds[arm]} for arm, planned in self.record.planned.items()}
 
     @property
     def components(self) -> Components | None:

@@ -183,3 +183,78 @@ def test_a_folder_without_an_ablation_names_the_nearest(ablation: Make) -> None:
     run = ablation(**FEW).create()
     with pytest.raises(ConfigError, match="Nearest valid name: 'test'"):
         AblationRun(run.folder.parent / "tset")
+
+
+# -- looks -----------------------------------------------------------------------------------------------------------
+
+LOOKS: dict[str, Any] = {
+    "tuning": {"trials": 0},
+    "confirmation": {"seeds": [0, 1, 2, 3, 4, 5]},
+    "protocol": {"stopping": {"looks": [4, 6]}},
+}
+
+
+def confirm(plan: Plan, run: AblationRun, shift: float) -> None:
+    """End every waiting confirmation run, in which ``sliding`` is worse by ``shift``."""
+    noise = [0.0, 0.1, -0.1, 0.05, -0.05, 0.02]
+    for arm in run.arms:
+        study = plan.study(arm, Stage.CONFIRMATION)
+        while any(trial.state == TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
+            trial = study.ask()
+            seed = trial.user_attrs["seed"]
+            folder = plan.create_run(arm, Stage.CONFIRMATION, seed, {})
+            value = 1.0 + noise[seed] + (shift + noise[-seed] if arm == "sliding" else 0)
+            measured = {run.metric.numerator: [10 * value], run.metric.denominator: [10]}
+            pl.DataFrame(measured).write_parquet(folder.path / "report.parquet")
+            folder.finish(Status.DONE, report_value=value)
+            trial.set_user_attr("run", folder.path.name)
+            study.tell(trial, value)
+    plan.advance()
+
+
+def confirmations(run: AblationRun) -> dict[str, int]:
+    return {
+        arm: run.runs().filter((pl.col("arm") == arm) & (pl.col("stage") == "confirmation")).height for arm in run.arms
+    }
+
+
+def test_seeds_are_planned_up_to_the_next_look(ablation: Make) -> None:
+    run = ablation(**LOOKS).create()
+    plan = Plan(run.files)
+    assert waiting_slots(plan, Stage.CONFIRMATION) == [0, 1, 2, 3]
+    assert run.verdict() is None
+    assert run.total == 12
+
+
+def test_an_ablation_stops_at_the_look_that_decides_it(ablation: Make) -> None:
+    run = ablation(**LOOKS).create()
+    confirm(Plan(run.files), run, shift=5.0)
+    assert run.finished
+    assert [(look["seeds"], look["words"]) for look in run.files.looks()] == [(4, {"sliding": "worse"})]
+    assert confirmations(run) == {"full": 4, "sliding": 4}
+    assert run.total == 8
+    assert "look 1 of 2" in str(run.verdict())
+
+
+def test_an_undecided_look_is_recorded_and_seeds_go_on(ablation: Make) -> None:
+    run = ablation(**LOOKS).create()
+    plan = Plan(run.files)
+    confirm(plan, run, shift=0.0)
+    assert not run.finished
+    assert run.files.looks()[0]["words"] == {"sliding": "undecided"}
+    assert waiting_slots(plan, Stage.CONFIRMATION) == [4, 5]
+    assert "look 1 of 2" in str(run.verdict())
+    confirm(plan, run, shift=0.0)
+    assert run.finished and len(run.files.looks()) == 2
+    assert "look 2 of 2" in str(run.verdict())
+
+
+def test_advancing_twice_takes_a_look_once(ablation: Make) -> None:
+    run = ablation(**LOOKS).create()
+    plan = Plan(run.files)
+    confirm(plan, run, shift=0.0)
+    looks = run.files.looks()
+    plan.advance()
+    ablation(**LOOKS).create()
+    assert run.files.looks() == looks
+    assert waiting_slots(plan, Stage.CONFIRMATION) == [4, 5]

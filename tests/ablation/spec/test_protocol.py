@@ -1,4 +1,4 @@
-"""Confirmation: which seeds a run gets when seeds of single components are crossed."""
+"""Which seeds a run gets when seeds of single components are crossed, and when a verdict is read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 
 from workbench.ablation.arms import resolve
 from workbench.ablation.spec.ablation import AblationConfig
-from workbench.ablation.spec.protocol import Confirmation
+from workbench.ablation.spec.protocol import Confirmation, Protocol
 from workbench.config import ConfigError
+from workbench.status import Stage
 
 CROSSED = Confirmation.parse({"components": {"init": 3, "order": 3, "other": 2}, "seeds": range(100, 118)})
 
@@ -61,3 +62,52 @@ def test_fixing_every_component_is_refused(fields: dict[str, object]) -> None:
     config = AblationConfig.parse({**fields, "base": {**fields["base"], "seeds": seeds}})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match=r"base\.seeds"):
         resolve(config)
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_is_read_once_by_default() -> None:
+    assert Protocol().stopping.looks_at(5) == (5,)
+
+
+def test_looks_are_paired_seeds() -> None:
+    assert Protocol.parse({"stopping": {"looks": [4, 6, 8]}}).stopping.looks_at(9) == (4, 6, 8)
+
+
+def test_an_anytime_design_looks_after_every_step() -> None:
+    stopping = Protocol.parse({"stopping": {"anytime": True, "first": 5, "step": 3}}).stopping
+    assert stopping.looks_at(12) == (5, 8, 11, 12)
+
+
+@pytest.mark.parametrize("text", ["add seeds until better", "two seeds", ["looks", 4]])
+def test_text_is_no_design(text: object) -> None:
+    with pytest.raises(ConfigError, match=r"stopping: got .*looks: \[4, 6, 8\].*anytime: true"):
+        Protocol.parse({"stopping": text})
+
+
+@pytest.mark.parametrize(
+    "stopping",
+    [
+        {"looks": [3, 6]},
+        {"looks": [6, 4]},
+        {"looks": [4, 6], "anytime": True},
+        {"anytime": True, "first": 3},
+        {"first": 5},
+    ],
+)
+def test_designs_that_cannot_be_are_refused(stopping: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="stopping"):
+        Protocol.parse({"stopping": stopping})
+
+
+def test_looks_need_their_seeds(fields: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="at most 3, the number of confirmation seeds"):
+        AblationConfig.parse({**fields, "protocol": {"stopping": {"looks": [4]}}})
+
+
+def test_no_run_is_planned_after_the_last_look(fields: dict[str, object]) -> None:
+    confirmation = {"seeds": [0, 1, 2, 3, 4, 5]}
+    config = AblationConfig.parse({**fields, "confirmation": confirmation, "protocol": {"stopping": {"looks": [4, 5]}}})
+    assert config.planned_seeds == (0, 1, 2, 3, 4)
+    assert config.planned(0)[Stage.CONFIRMATION] == 5

@@ -66,6 +66,8 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
     if look := run.look():
         write_json(folder / "look.json", look.model_dump(mode="json"))
         _copy_openings(run, folder.parent)
+    if looks := run.files.looks():
+        write_json(folder / "looks.json", {"looks": looks})
     environments = sorted({_environment(RunFolder(path)) for path in confirmed["folder"]})
     lines = [
         f"# {run.name}",

@@ -87,8 +87,8 @@ class Reading:
         return self.number == len(self.looks)
 
     def nominal(self, alpha: float, pairs: int | None = None) -> float:
-        """Level of the paired t-test at this look, two-sided, for a level ``alpha`` over all looks; 0 where the design
-        can reject nothing at this look.
+        """Level of the paired t-test at this look, two-sided, for a level ``alpha`` over all looks; 0 where the design can
+        reject nothing at this look.
 
         Args:
             alpha: between 0 and 1.
@@ -105,7 +105,7 @@ class Reading:
         """The repeated p-value: the level over all looks at which a two-sided p-value of this look rejects.
 
         Args:
-            p: of the paired t-test at this look.
+            p: of the test at this look.
             pairs: seed pairs that finished. Default: all of this look.
         """
         n = pairs or self.seeds
@@ -174,7 +174,7 @@ def _shapes(looks: tuple[int, ...]) -> tuple[float, ...]:
     return tuple((n / looks[-1]) ** (SHAPE - 0.5) for n in looks)
 
 
-def crossing_probability(levels: Sequence[float], looks: Sequence[int], points: int = 2**12) -> float:
+def crossing_probability(levels: Sequence[float], looks: Sequence[int], points: int = 2**13) -> float:
     """Probability that a one-sided t-test rejects at any look, for independent normal values of mean zero.
 
     The integral over the paths of sum and sum of squares, one look after the other: given the path so far and the new
@@ -295,14 +295,19 @@ def arm_readings(config: AblationConfig, taken: Sequence[Look]) -> dict[str, Rea
     return {arm: declared[numbers.get(arm, latest) - 1] for arm in arms} if latest else {}
 
 
-def seeds_needed_now(config: AblationConfig, taken: Sequence[Look]) -> dict[str, int]:
+def seeds_needed_now(config: AblationConfig, taken: Sequence[Look], *, at_most: bool = False) -> dict[str, int]:
     """Arm -> the number of confirmation seeds it is run on by the next look. The baseline runs as long as any arm
-    does."""
+    does.
+
+    Args:
+        taken: looks so far.
+        at_most: count to the last look instead, for arms that are open.
+    """
     declared = readings(config, taken)
-    following = declared[min(len(taken), len(declared) - 1)].seeds
-    stopped = {arm: declared[number - 1].seeds for arm, number in decided(taken[: len(declared)]).items()}
-    if not config.protocol.stopping.is_sequential:
-        stopped = {}
+    following = declared[-1 if at_most else min(len(taken), len(declared) - 1)].seeds
+    stopped = {}
+    if config.protocol.stopping.is_sequential:
+        stopped = {arm: declared[number - 1].seeds for arm, number in decided(taken[: len(declared)]).items()}
     baseline, *arms = config.order
     needed = {arm: stopped.get(arm, following) for arm in arms}
     return {baseline: max(needed.values(), default=following), **needed}
