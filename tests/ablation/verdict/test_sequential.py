@@ -90,7 +90,7 @@ def test_levels_rise_from_look_to_look() -> None:
 
 
 @pytest.mark.parametrize("scale", [None, 2.0])
-@pytest.mark.parametrize("alpha", [0.05, 0.01])
+@pytest.mark.parametrize("alpha", [0.05, 0.02])
 def test_adjusted_inverts_nominal(alpha: float, scale: float | None) -> None:
     for number in (1, 2, 3):
         reading = Reading(number, LOOKS, scale)
@@ -132,6 +132,7 @@ def test_too_few_seeds_reject_nothing_at_a_small_alpha() -> None:
     assert reading.nominal(0.05 / 6) == 0
     assert paired_interval([1.0, 1.1, 0.9, 1.0], reading.nominal(0.05 / 6)).low == -math.inf
     assert reading.adjusted(1e-15) > 0.05 / 6
+    assert reading.adjusted(0.0) == pytest.approx(1 / 17**1.5)  # (1 + n · scale²)^(−(n − 1) / 2)
 
 
 # -- verdicts --------------------------------------------------------------------------------------------------------

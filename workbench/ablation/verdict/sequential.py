@@ -109,11 +109,13 @@ class Reading:
             pairs: seed pairs that finished. Default: all of this look.
         """
         n = pairs or self.seeds
-        if p <= 0 or n < 2 or not self.is_sequential:
+        if n < 2 or not self.is_sequential:
             return p
-        if self.scale is not None:
-            t = float(special.stdtrit(n - 1, 1 - p / 2)) if p < 1 else 0.0
-            return float(min(1.0, math.exp(min(0.0, -log_e_value(t, n, self.scale)))))
+        if self.scale is not None:  # bounded away from zero, as the e-value of n values is
+            t = -float(special.stdtrit(n - 1, p / 2)) if p > 0 else math.inf
+            return float(min(1.0, math.exp(-log_e_value(t, n, self.scale))))
+        if p <= 0:
+            return p
         boundary = -float(special.ndtri(p / 2)) / self._shape
         levels = [2 * float(special.ndtr(-boundary * shape)) for shape in _shapes(self.looks)]
         overall = 2 * _overall(self.looks, boundary)

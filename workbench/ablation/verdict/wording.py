@@ -259,12 +259,14 @@ def _aligned(lines: list[list[str]]) -> list[str]:
 
 def _cells(row: ArmVerdict) -> list[str]:
     places = _places(row.value_sd) if row.difference is None else _places(_half(row), row.difference)
+    # that of a sequential design is the one over all its looks
+    low, high = (row.low, row.high) if row.level is None else (row.repeated_low, row.repeated_high)
     return [
         row.arm,
         row.verdict,
         "" if row.value is None else f"{row.value:.{places}f}",
         "" if row.difference is None else f"{row.difference:+z.{places}f}",
-        "" if row.low is None or row.high is None else _span(row.low, row.high, places),
+        "" if low is None or high is None else _span(low, high, places),
         "" if row.p_holm is None else _p(row.p_holm),
         f"{row.seeds} of {row.seeds + row.failed}",
     ]

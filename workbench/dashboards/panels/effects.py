@@ -48,7 +48,7 @@ class Effects(FigurePanel):
         title = f"difference to {style.label(run.baseline)} in {style.label(run.metric.unit)} (left of zero is better)"
         bars = f"thick: {level} t interval over seeds · thin: {level} bootstrap over seeds and documents"
         if any(row["level"] is not None for row in rows.values()):
-            bars += f"<br>dotted below: {level} at all looks of the declared design together; it decides"
+            bars += f"<br>dotted below: {level} interval over all looks of the declared design"
         figure.update_xaxes(
             title_text=f"{title}<br><span style='font-size:11px'>{bars}</span>",
             zeroline=bool(rows),
