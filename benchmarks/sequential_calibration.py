@@ -143,9 +143,9 @@ def draw(scenario: Scenario, ablations: int, rng: Generator) -> Floats:
 def words_of(scenario: Scenario, values_RAS: Floats) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
     """The rule of :func:`simulate` on many ablations at once: words (R, A − 1) and seeds (R, A).
 
-    Holm's procedure of one direction in terms of levels: with r arms claimed before in this direction, the i-th smallest
-    one-sided p among the open arms, i from 0, is compared with half the look's level for alpha / (arms − r − i). One arm
-    may have a margin.
+    Holm's procedure of one direction in terms of levels: with r arms claimed before in this direction, the i-th
+    smallest one-sided p among the open arms, i from 0, is compared with half the look's level for
+    alpha / (arms − r − i). One arm may have a margin.
     """
     config, arms = scenario.config(), scenario.arms
     difference_RAS = values_RAS[:, 1:] - values_RAS[:, :1]

@@ -87,8 +87,8 @@ class Reading:
         return self.number == len(self.looks)
 
     def nominal(self, alpha: float, pairs: int | None = None) -> float:
-        """Level of the paired t-test at this look, two-sided, for a level ``alpha`` over all looks; 0 where the design can
-        reject nothing at this look.
+        """Level of the two-sided paired t-test at this look for a level ``alpha`` over all looks; 0 where the design
+        can reject nothing at this look.
 
         Args:
             alpha: between 0 and 1.
