@@ -21,7 +21,7 @@ from workbench.lazy import attach
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
-    from workbench.ablation.run import AblationRun
+    from workbench.ablation.run import AblationRun, table
     from workbench.ablation.run import AblationRun as open
     from workbench.ablation.spec.ablation import AblationConfig
     from workbench.config import ConfigError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from workbench.dashboards.view import SingleRuns
     from workbench.model import LanguageModel, ModelConfig
     from workbench.registry import plug_in
-    from workbench.results.tables import table
     from workbench.training import RunConfig
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

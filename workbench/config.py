@@ -28,6 +28,7 @@ __all__ = [
     "apply_overrides",
     "deep_merge",
     "flatten",
+    "hash_of",
     "nearest",
     "read_yaml",
     "require",
@@ -35,7 +36,7 @@ __all__ = [
 
 
 MAX_INTEGER = 2**64 - 1
-"""Largest integer in a configuration (an unsigned 64-bit seed)."""
+"""Largest integer in a configuration (an unsigned one of 64 bits)."""
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[\w-]+)+")
 
 
@@ -217,12 +218,17 @@ class Config(BaseModel, metaclass=_ConfigMeta):
     @property
     def identity(self) -> str:
         """The first twelve hexadecimal digits of the SHA-256 of :meth:`canonical`."""
-        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return hash_of(self.canonical())
 
     def diff(self, parent: Config) -> dict[str, tuple[Any, Any]]:
         """Fields that differ from ``parent``: dotted path -> (value in ``parent``, value in this one)."""
         return difference(parent.canonical(), self.canonical())
+
+
+def hash_of(plain: Any) -> str:
+    """The first twelve hexadecimal digits of the SHA-256 of plain data."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.config import Config, ConfigError
+from workbench.pooled import Pooled
 from workbench.ranges import Range
 from workbench.registry import Registry
 
@@ -173,26 +174,46 @@ class Cost:
 
 @dataclass
 class AuxOutputs:
-    """Auxiliary outputs of one layer: losses, metrics and counts, appended by its modules during forward."""
+    """Auxiliary outputs of one layer: losses, metrics and counts, appended by its modules during forward.
+
+    A layer sees one micro-batch of a rank. Losses and metrics are of the whole optimiser step, all micro-batches and
+    ranks: losses and the inputs of step losses are shares of it, which are added; metrics are pooled. Positions of
+    padding (negative ``segments``) enter none of them.
+    """
 
     collect_metrics: bool = True
     """Whether to fill ``metrics``. Most training steps run without; the metrics of some enter the run's diagnostics."""
+    tokens: Tensor | None = None
+    """Tokens of the whole step without padding, by which a layer divides its sums over tokens: a scalar. Default: those
+    of this micro-batch."""
     losses: list[Tensor] = field(default_factory=list)
     """Scalars to add to the training loss, already multiplied by their weight."""
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Detached scalars or vectors by name."""
+    metrics: dict[str, Pooled] = field(default_factory=dict)
+    """Detached numbers by name."""
     counts: list[tuple[StepCounter, Tensor, Tensor]] = field(default_factory=list)
     """One entry per :class:`StepCounter` of the layer: the counter, its counts, the input of its step loss."""
+
+    def token_mean(self, values_N: Tensor, valid_N: Tensor | None) -> Tensor:
+        """Sum over the tokens of (N, …) divided by the tokens of the step: this micro-batch's share of their mean.
+
+        Args:
+            valid_N: (N,) where there is a token and no padding. Default: everywhere.
+        """
+        if valid_N is None:
+            return values_N.mean(0) if self.tokens is None else values_N.sum(0) / self.tokens.to(values_N.dtype)
+        tokens = valid_N.sum().clamp_min(1) if self.tokens is None else self.tokens
+        valid = valid_N.view(-1, *[1] * (values_N.dim() - 1))
+        return torch.where(valid, values_N, 0.0).sum(0) / tokens.to(values_N.dtype)
 
 
 class StepCounter(nn.Module):
     """A module that counts tokens and has a loss or a state that depends on the counts of a whole optimiser step.
 
     In training, forward appends ``(self, counts, loss_input)`` to ``AuxOutputs.counts``: integer counts (one axis, no
-    gradient) and a tensor of the module's choice (with gradient). The trainer sums the counts over ranks and over the
-    micro-batches of the step so far and calls :meth:`step_loss`; after the optimiser step it calls :meth:`update_state`
-    once. Forward itself is free of side effects: a block recomputed in the backward pass counts once, and a compiled
-    block stays a pure function.
+    gradient) and a tensor of the module's choice (with gradient), a share of a sum over the step. The trainer sums the
+    counts over ranks and micro-batches and calls :meth:`step_loss` for every micro-batch; after the optimiser step it
+    calls :meth:`update_state` once. Forward itself is free of side effects: a block recomputed in the backward pass
+    counts once, and a compiled block stays a pure function.
     """
 
     tap_size: int
@@ -200,14 +221,17 @@ class StepCounter(nn.Module):
     freeze_last: float = 0.0
     """Fraction of the run's steps, at its end, in which :meth:`update_state` leaves the state unchanged. Before that
     the state does not depend on the length of the run."""
+    counts_first: bool = False
+    """Whether :meth:`step_loss` needs the counts of the whole step. A step of several micro-batches then runs them all
+    without gradients beforehand, in order to count."""
     gradient_tap: Tensor | None = None
     """A zero tensor added to the gate values on diagnostic steps; its gradient is the gradient of the gates."""
 
     def step_loss(self, counts: Tensor, loss_input: Tensor) -> Tensor | None:
-        """A scalar to add to the loss of a micro-batch, already multiplied by its weight.
+        """A micro-batch's share of a loss of the step, a scalar already multiplied by its weight.
 
         Args:
-            counts: of the step so far, all ranks and micro-batches.
+            counts: all ranks, all micro-batches of the step; without :attr:`counts_first` those up to this one.
             loss_input: from this micro-batch's forward.
         """
         return None
@@ -230,8 +254,8 @@ class StepCounter(nn.Module):
         Args:
             counts: of the step.
             recent_counts: of all steps since the last diagnostics.
-            loss_input: from the last micro-batch of the step.
-            tap_gradient: gradient of that micro-batch's loss with respect to :attr:`gradient_tap`.
+            loss_input: summed over the step.
+            tap_gradient: gradient of the step's loss with respect to :attr:`gradient_tap`.
         """
         return {}
 
@@ -324,8 +348,8 @@ class Mixer(Variant):
 
         Args:
             x_BTD: normalised block input.
-            segments: (B, T) integers; positions see each other only where their numbers are equal. None means one
-                document per row. Not together with ``cache``.
+            segments: (B, T) integers; positions see each other only where their numbers are equal; negative where
+                padded. None means one document per row. Not together with ``cache``.
             cache: decode state; the T tokens follow the cached ones; updated in place.
             aux: collects losses, metrics and counts, if given.
 
@@ -342,8 +366,18 @@ class FeedForward(Variant):
     """A feed-forward: acts on each token separately, unless its capabilities exclude causality."""
 
     @abstractmethod
-    def forward(self, x_BTD: Tensor, *, aux: AuxOutputs | None = None) -> Tensor:
-        """(B, T, D) normalised block input -> (B, T, D), to be added to the residual stream."""
+    def forward(self, x_BTD: Tensor, *, segments: Tensor | None = None, aux: AuxOutputs | None = None) -> Tensor:
+        """Transform each token.
+
+        Args:
+            x_BTD: normalised block input.
+            segments: as for a :class:`Mixer`. A layer that routes or counts tokens leaves out those with a negative
+                number; the output there has no effect.
+            aux: collects losses, metrics and counts, if given.
+
+        Returns:
+            (B, T, D), to be added to the residual stream.
+        """
 
 
 class EmbeddingConfig(ComponentConfig):

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,29 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def apply_umask(path: Path) -> None:
+    """Give a file that a library created as private the permissions of any new file in its folder."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    try:
+        with open(probe, "wb") as file:
+            os.chmod(path, os.fstat(file.fileno()).st_mode & 0o777)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> str:
+    """CRC-32 of the content of a file, eight hexadecimal digits: detects damage, not intent.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -33,6 +33,9 @@ class Metric:
     """Registered suite that measures it (:mod:`workbench.evaluation.suites`)."""
     task: str = field(default="text", compare=False)
     """Task of the suite, by default the kind of the data source."""
+    upper: float | None = field(default=None, compare=False)
+    """Largest value it can take: 1 for error rates, whose seeds may be all right or all wrong, so that they are judged
+    by exact tests; None for a loss, which has no bound and is judged by t. The least is 0."""
 
     @property
     def short(self) -> str:
@@ -54,5 +57,5 @@ NATS_PER_TOKEN = Metric("loss", "nats per token", "nll_nats", "targets")
 """Loss of text as training reports it; depends on the tokenizer."""
 ANSWER_LOSS = Metric("loss", "bits per answer", "nll_nats", "answers", 1 / math.log(2), suite="answers")
 """Loss of answers, summed over the tokens of each."""
-ANSWER_ERRORS = Metric("error rate", "errors per answer", "errors", "answers", suite="answers")
+ANSWER_ERRORS = Metric("error rate", "errors per answer", "errors", "answers", suite="answers", upper=1.0)
 """1 − accuracy: an answer is right when each of its tokens is the most likely one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Any
 
 from workbench.config import Config, ConfigError
@@ -42,6 +44,31 @@ class Range(Config):
         """Whether an interval holds whole numbers only."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether it holds more than one number and nothing else, so that its values have an order and a distance."""
+        return not self.values or (
+            len(set(self.values)) > 1
+            and all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
+        )
+
+    @property
+    def is_logarithmic(self) -> bool:
+        """Whether distances on a numeric range are ratios: as declared, or where that spaces listed values more evenly
+        (ours): 1, 3, 9 is logarithmic, 1, 2, 3 is not."""
+        if not self.values:
+            return self.log
+        numbers = sorted({float(value) for value in self.values}) if self.is_numeric else [0.0]
+        if numbers[0] <= 0:
+            return False
+        return _unevenness([math.log(number) for number in numbers]) <= _unevenness(numbers)
+
     def describe(self) -> str:
         """The range in words."""
         return repr(list(self.values)) if self.values else f"{self.low!r} to {self.high!r}"
+
+
+def _unevenness(numbers: list[float]) -> float:
+    """The largest gap between neighbours relative to the smallest one."""
+    gaps = [high - low for low, high in pairwise(numbers)]
+    return max(gaps) / min(gaps)

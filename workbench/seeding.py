@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 if TYPE_CHECKING:
     from torch import Generator
 
-__all__ = ["counter_generator", "derived_seed", "generator"]
+__all__ = ["COMPONENTS", "Component", "Seed", "counter_generator", "derived_seed", "generator"]
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Type of every seed in a configuration: what torch, SQLite and the tables' 64-bit integers all hold."""
+Component = Literal["init", "order", "other"]
+"""What a run draws at random: initial weights; the order of the training data, of a task its examples; everything else
+(dropout, router noise, sampling)."""
+COMPONENTS: tuple[Component, ...] = ("init", "order", "other")
 
 
 def derived_seed(seed: int, *names: str) -> int:

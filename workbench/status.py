@@ -12,6 +12,8 @@ class Stage(StrEnum):
 
     TUNING = "tuning"
     """Searches an arm's hyper-parameters; measured on the selection split."""
+    REPEAT = "repeat"
+    """Repeats one of the best settings of an arm's search on a further seed; measured on the selection split."""
     CONFIRMATION = "confirmation"
     """Measures the chosen setting on a fresh seed; the only stage that may read the report split."""
 
@@ -31,7 +33,7 @@ class Status(StrEnum):
     """Killed because it made no progress; resumes from its last checkpoint."""
     DONE = "done"
     DIVERGED = "diverged"
-    """NaN or exploding loss: a result, never retried."""
+    """NaN or exploding loss: a result, run again only where the protocol declares it."""
     OUT_OF_MEMORY = "out_of_memory"
     CRASHED = "crashed"
     """Ended by an exception."""
@@ -46,7 +48,7 @@ class Status(StrEnum):
 ENDED = (Status.DONE, Status.DIVERGED, Status.OUT_OF_MEMORY, Status.CRASHED, Status.PRUNED)
 """A run with one of these has a result and is not resumed by itself."""
 RETRYABLE = (Status.CRASHED, Status.OUT_OF_MEMORY)
-"""Failures that say nothing about the model; launching again retries the run."""
+"""Failures that say nothing about the model; a confirmation run is run again once, any run when launched again."""
 LOST = (Status.KILLED, Status.HUNG)
 """The process is gone; the run resumes from its last checkpoint, a limited number of times."""
 FAILED = (Status.DIVERGED, Status.OUT_OF_MEMORY, Status.CRASHED, *LOST)

@@ -54,14 +54,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator
 
 
 class ScriptedWorker(Worker):
-    """A worker whose trials start no process and end as ``script`` says: slot -> outcome, by default done."""
+    """A worker whose trials start no process and end as ``script``, and their repeats as ``repeats``, says: slot ->
+    outcome, by default done."""
 
     script: dict[int, Outcome] = {}
+    repeats: dict[int, Outcome] = {}
 
     def run(self, trial: optuna.Trial, folder: RunFolder, stage: Stage) -> Outcome:
         outcome = Outcome(Status.DONE, report_value=1.0)
-        if stage == Stage.TUNING:
-            outcome = self.script.get(trial.user_attrs["slot"], Outcome(Status.DONE, selection_value=1.0))
+        if stage != Stage.CONFIRMATION:
+            script = self.script if stage == Stage.TUNING else self.repeats
+            outcome = script.get(trial.user_attrs["slot"], Outcome(Status.DONE, selection_value=1.0))
         values = {"selection_value": outcome.selection_value, "report_value": outcome.report_value}
         folder.finish(outcome.status, outcome.reason, **{k: v for k, v in values.items() if v is not None})
         return outcome
@@ -72,10 +75,13 @@ def work() -> Callable[..., ScriptedWorker]:
     """Run an ablation to its end in this process, without training."""
 
     def until_done(
-        folder: AblationFolder, script: dict[int, Outcome] | None = None, timing: Timing | None = None
+        folder: AblationFolder,
+        script: dict[int, Outcome] | None = None,
+        timing: Timing | None = None,
+        repeats: dict[int, Outcome] | None = None,
     ) -> ScriptedWorker:
         worker = ScriptedWorker(folder, timing or Timing(idle=0.01))
-        worker.script = script or {}
+        worker.script, worker.repeats = script or {}, repeats or {}
         worker.work_until_done()
         return worker
 

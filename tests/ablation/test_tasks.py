@@ -66,7 +66,17 @@ def report(run: wb.AblationRun) -> pl.DataFrame:
 
 
 def test_examples_are_stored_with_their_labels(report: pl.DataFrame) -> None:
-    assert report.columns == ["suite", "task", "document", "nll_nats", "errors", "length", "pairs", "answers"]
+    assert report.columns == [
+        "suite",
+        "task",
+        "document",
+        "nll_nats",
+        "errors",
+        "length",
+        "pairs",
+        "answers",
+        "cluster",
+    ]
 
 
 def test_every_example_is_stored(run: wb.AblationRun) -> None:
@@ -109,7 +119,7 @@ def test_report_and_command_line_name_the_unit(run: wb.AblationRun, tmp_path: Pa
         and 'id="recall_curves"' in page
     )
     assert "errors/answer" in page and "bits per byte" not in page and "bits/byte" not in page
-    assert "seen in training" in page and "first 20 training examples" in page
+    assert "Overlap: share of examples" in page and "first 20 training examples" in page
     for command in (["verdict", str(run.folder)], ["table", "--csv", "--results", str(run.folder.parent)]):
         done = subprocess.run([sys.executable, "-m", "workbench", *command], capture_output=True, text=True, check=True)
         assert "errors" in done.stdout and "bits" not in done.stdout

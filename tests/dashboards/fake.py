@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from workbench.ablation.spec.tuning import Tuning
 from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
+from workbench.ablation.verdict.sequential import Reading
 from workbench.dashboards.view import EmptyRun
 from workbench.results.tables import CURVE_SCHEMA, DIAGNOSTICS_SCHEMA, POINT_SCHEMA, RUN_SCHEMA, Line, Points
 
@@ -30,13 +32,14 @@ class FakeRun(EmptyRun):
         confirmed: bool = True,
         diagnosed: bool = False,
         tuned: tuple[str, ...] = ("lr", "norm"),
+        looks: tuple[int, ...] = (),
     ):
         super().__init__(folder, arms)
         self.launched = True
         self.name, self.question = "a <b>name</b>", "Is <i>gdn</i> better & cheaper?"
-        self.seeds, self.tuning_trials = list(range(seeds)), trials
+        self.seeds, self.tuning = list(range(seeds)), Tuning(trials=trials)
         self.trials, self.points, self.progress = trials, points, progress
-        self.status, self.confirmed = status, confirmed
+        self.status, self.confirmed, self.looks = status, confirmed, looks
         self.diagnosed = diagnosed
         self.tuned, self.broken = tuned, False
 
@@ -178,12 +181,16 @@ class FakeRun(EmptyRun):
     def verdict(self) -> Verdict | None:
         if not (self.finished and self.confirmed):
             return None
+        seeds = range(max(4, len(self.seeds)))  # fewer decide nothing
         noise, sizes = np.random.default_rng(0), np.array([900, 1200, 700])
-        base = noise.normal(0.7, 0.01, (len(self.seeds), 3))
+        base = noise.normal(0.7, 0.01, (len(seeds), 3))
         measured = []
         for a, arm in enumerate(self.arms):
             losses = sizes * (base + 0.02 * a + noise.normal(0, 5e-4, base.shape))
-            failed = {} if self.status == "done" else {seed: "diverged" for seed in self.seeds}
-            amounts = {} if failed else {seed: losses[i] for i, seed in enumerate(self.seeds)}
+            failed = {} if self.status == "done" else {seed: "diverged" for seed in seeds}
+            amounts = {} if failed else {seed: losses[i] for i, seed in enumerate(seeds)}
             measured.append(ArmMeasurements(arm, amounts, sizes, failed))
-        return judge(measured[0], measured[1:], seeds=self.seeds, replicates=200)
+        readings = None
+        if self.looks:
+            readings = dict.fromkeys(self.arms[1:], Reading(self.looks.index(len(seeds)) + 1, self.looks))
+        return judge(measured[0], measured[1:], seeds=seeds, replicates=200, readings=readings)

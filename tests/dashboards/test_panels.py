@@ -155,10 +155,18 @@ def test_selected_runs_are_lines_of_their_own(run: FakeRun) -> None:
 
 def test_effects_draw_the_verdict(run: FakeRun) -> None:
     row = table(run, "effects").row(1, named=True)
-    bootstrap, interval, marker, _ = figure(run, "effects").data
+    _, bootstrap, interval, marker, _ = figure(run, "effects").data
     assert list(bootstrap.x) == [row["bootstrap_low"], row["bootstrap_high"]]
     assert list(interval.x) == [row["low"], row["high"]]
     assert list(marker.x) == [row["difference"]]
+
+
+def test_effects_draw_the_interval_over_all_looks(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, seeds=6, looks=(4, 6, 8))
+    row = table(run, "effects").row(1, named=True)
+    repeated, _, interval, *_ = figure(run, "effects").data
+    assert list(repeated.x) == [row["repeated_low"], row["repeated_high"]]
+    assert repeated.x[0] < interval.x[0] and interval.x[1] < repeated.x[1]
 
 
 def test_effects_are_labelled_with_the_verdict(run: FakeRun) -> None:
@@ -237,6 +245,25 @@ def test_a_seed_is_a_name(run: FakeRun) -> None:
     assert {row.cells[2].text for row in blocks(run, "runs")[0].rows} == {"0", "1", "2", "1000"}
 
 
+# -- savings ---------------------------------------------------------------------------------------------------------
+
+
+def test_savings_have_a_row_for_each_arm_and_measure(run: FakeRun) -> None:
+    assert table(run, "savings")["measure"].to_list() == ["flops", "tokens", "seconds"]
+
+
+def test_savings_wait_for_the_verdict(tmp_path: Path) -> None:
+    unfinished = FakeRun(tmp_path, progress=0.5)
+    assert not len(table(unfinished, "savings"))
+    assert "The verdict follows" in figure(unfinished, "savings").layout.annotations[0].text
+
+
+def test_savings_are_drawn_with_their_intervals(run: FakeRun) -> None:
+    points, numbers, *_ = figure(run, "savings").data
+    assert len(points.x) == len(numbers.text) == 1
+    assert numbers.text[0].strip() == f"{points.x[0]:.2f}×"
+
+
 # -- scaling ---------------------------------------------------------------------------------------------------------
 
 
@@ -282,7 +309,26 @@ def test_every_size_is_a_row(tmp_path: Path) -> None:
 def test_two_sizes_make_no_law(tmp_path: Path) -> None:
     run = sized(tmp_path, 2)
     assert not scaling_laws(table(run, "scaling"))
-    assert "needs confirmation runs at 3 sizes" in blocks(run, "scaling")[1].html
+    assert "needs confirmation runs at 3 sizes" in blocks(run, "scaling")[-1].html
+
+
+def test_a_law_of_three_sizes_is_dashed_and_has_no_interval(tmp_path: Path) -> None:
+    band, _, line, *_ = figure(sized(tmp_path, 3), "scaling").data
+    assert not band.x and line.line.dash == "dash"
+
+
+def test_differences_over_sizes_have_a_law_from_four_sizes_on(tmp_path: Path) -> None:
+    for count, has_law in ((3, False), (4, True)):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        band, line, points = blocks(sized(folder, count), "scaling")[1].figure.data
+        assert list(points.y) == pytest.approx([0.05] * count)
+        assert bool(band.x) == has_law
+        assert (max(line.x) > max(points.x)) == has_law
+
+
+def test_one_size_has_no_differences_over_sizes(tmp_path: Path) -> None:
+    assert [block.name for block in blocks(sized(tmp_path, 1), "scaling")] == ["scaling", "laws"]
 
 
 def test_points_are_joined_where_there_is_no_law(tmp_path: Path) -> None:
@@ -306,4 +352,4 @@ def test_a_law_lies_within_its_interval(tmp_path: Path) -> None:
 
 
 def test_laws_are_written_out(tmp_path: Path) -> None:
-    assert blocks(sized(tmp_path, 4), "scaling")[1].html.count("exponent") == 2
+    assert blocks(sized(tmp_path, 4), "scaling")[-1].html.count("exponent") == 2

@@ -14,7 +14,7 @@ from workbench.dashboards import write_report
 from workbench.dashboards.live.widget import Dashboard
 from workbench.dashboards.panel import panels
 from workbench.dashboards.snapshot import Snapshot
-from workbench.dashboards.view import EmptyRun, ResultsFolder, RunView, SingleRuns
+from workbench.dashboards.view import EmptyRun, ResultsFolder, RunView, SingleRuns, distinct_names
 
 pytestmark = pytest.mark.process
 
@@ -82,6 +82,23 @@ def test_an_interrupted_ablation_can_be_resumed(real_runs: dict[str, RunView]) -
 
 def test_an_archive_cannot_be_launched(real_runs: dict[str, RunView]) -> None:
     assert Dashboard(real_runs["archived"], refresh=0).launch_button.disabled
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["x/run", "y/other"], ["run", "other"]),
+        (["x/run", "y/run"], ["x/run", "y/run"]),
+        (["a/x/run", "b/x/run", "a/y"], ["a/x/run", "b/x/run", "a/y"]),
+    ],
+)
+def test_runs_of_one_folder_name_are_told_apart(folders: list[str], names: list[str]) -> None:
+    assert distinct_names([Path(folder) for folder in folders]) == names
+
+
+def test_one_run_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="every folder once"):
+        distinct_names([Path("x/run"), Path("x/run")])
 
 
 def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def numbered_documents(seed: int) -> Documents:
     """Documents whose tokens are all different, so that a target is identified by its value."""
     generator = random.Random(seed)
     lengths = [generator.randint(2, 40) for _ in range(30)]
-    return Documents(np.arange(sum(lengths)), np.concatenate(([0], np.cumsum(lengths))), np.ones(30, np.int64))
+    return Documents(
+        np.arange(sum(lengths)), np.concatenate(([0], np.cumsum(lengths))), np.ones(30, np.int64), np.arange(30)
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**63, 2**64 - 2])

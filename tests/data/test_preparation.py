@@ -9,12 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import write_corpus
+from tokenizers import Tokenizer, models
 
 from workbench.config import ConfigError
 from workbench.data import DataConfig, PreparedData, prepare
 from workbench.data.corpora.files import Files
+from workbench.data.splits import MEASURED
 
 pytestmark = pytest.mark.process
 
@@ -103,12 +106,59 @@ def test_a_new_time_of_change_with_the_same_content_is_the_same_data(tmp_path: P
     assert prepare(config(corpus), 300, tmp_path / "cache").fingerprint == first.fingerprint
 
 
-@pytest.mark.parametrize(("near_duplicates", "clusters"), [(True, 12), (False, 13)])
-def test_near_duplicates_are_an_option(tmp_path: Path, near_duplicates: bool, clusters: int) -> None:
+def test_copies_of_a_measured_document_are_not_trained_on(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", 12)
-    (corpus / "copy.txt").write_text((corpus / "000.txt").read_text() + "\nand one more line than the original")
-    data = prepare(config(corpus, near_duplicates=near_duplicates), 300, tmp_path / "cache")
-    assert data.card["clusters"] == clusters
+    for path in sorted(corpus.iterdir()):
+        (corpus / f"copy-{path.name}").write_text(path.read_text() + "\nand one more line than the original")
+    card = prepare(config(corpus), 300, tmp_path / "cache").card
+    measured = sum(card["splits"][name]["documents"] for name in MEASURED)
+    assert (card["clusters"], card["near_duplicates_dropped"]) == (12, measured)
+    assert card["splits"]["train"]["documents"] == 24 - 2 * measured
+
+
+def test_documents_that_contain_a_measured_one_are_not_trained_on(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", 12)
+    everything = "\n".join(path.read_text() for path in sorted(corpus.iterdir()))
+    (corpus / "all.txt").write_text(everything)
+    data = prepare(config(corpus, evaluation_bytes=100_000), 300, tmp_path / "cache")
+    assert (data.card["clusters"], data.card["containing_dropped"]) == (13, 1)
+    assert [data.card["splits"][name]["overlap"] for name in MEASURED] == [0, 0, 0]
+
+
+def test_overlap_is_the_share_of_shingles_in_training(tmp_path: Path) -> None:
+    """Half of every document is one of four texts of 600 words, so that nobody is a near-duplicate."""
+    words = [f"w{i}" for i in range(60_000)]
+    shared = [" ".join(words[600 * i : 600 * i + 400]) for i in range(4)]
+    for i in range(60):
+        other = " ".join(words[5_000 + 600 * i : 5_000 + 600 * (i + 1)])
+        (tmp_path / f"{i:02d}.txt").write_text(f"{shared[i % 4]} {other}")
+    data = prepare(config(tmp_path, evaluation_bytes=100_000), 300, tmp_path / "cache")
+    assert data.card["clusters"] == 60
+    for name in MEASURED:
+        assert data.card["splits"][name]["overlap"] == pytest.approx((400 - 12) / (1000 - 12), abs=1e-6)
+
+
+def test_documents_of_a_split_have_their_clusters(tmp_path: Path) -> None:
+    data = prepare(config(write_corpus(tmp_path / "corpus", 12)), 300, tmp_path / "cache")
+    clusters = np.concatenate([data.train.clusters, *(getattr(data, name).clusters for name in MEASURED)])
+    assert sorted(clusters.tolist()) == list(range(12))
+    assert data.report.columns["cluster"].tolist() == data.report.clusters.tolist()
+
+
+def test_a_reason_to_allow_overlap_is_no_other_data(corpus: Path, tmp_path: Path) -> None:
+    first, second = (prepare(config(corpus, allow_overlap=reason), 300, tmp_path) for reason in (None, "a test"))
+    assert first.fingerprint == second.fingerprint
+
+
+def test_documents_that_a_tokenizer_loses_are_counted(corpus: Path, tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"the": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.save(str(tmp_path / "words.json"))
+    data = prepare(config(corpus, tokenizer_file=str(tmp_path / "words.json")), 300, tmp_path / "cache")
+    assert data.card["splits"]["report"]["lossy_documents"] == len(data.report)
+
+
+def test_a_trained_tokenizer_loses_nothing(corpus: Path, tmp_path: Path) -> None:
+    assert prepare(config(corpus), 300, tmp_path).card["splits"]["report"]["lossy_documents"] == 0
 
 
 def test_nothing_half_prepared_is_left_by_a_killed_process(tmp_path: Path) -> None:

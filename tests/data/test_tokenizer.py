@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from helpers import write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from workbench.config import ConfigError
 from workbench.data import DataConfig, prepare
-from workbench.data.tokenizer import DOCUMENT_SYMBOL, encode, load, train
+from workbench.data.tokenizer import DOCUMENT_SYMBOL, MAX_WORD, _cut_words, encode, is_lossless, load, train
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,70 @@ def test_no_character_is_cut_in_half(tokenizer: Tokenizer) -> None:
     assert encode(tokenizer, ["äöü"], max_bytes=5)[0].size == 4
 
 
+def test_settings_inside_a_file_are_reset(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    text = "the quick brown fox jumps over 7 lazy dogs " * 9
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.enable_truncation(4)
+    copy.enable_padding(length=500)
+    copy.model.dropout = 0.5
+    copy.save(str(tmp_path / "tokenizer.json"))
+    loaded = load(str(tmp_path / "tokenizer.json"), 300)
+    assert encode(loaded, [text])[0].ids.tolist() == encode(tokenizer, [text])[0].ids.tolist()
+
+
+def renumbered(tokenizer: Tokenizer, path: Path, shift: int) -> str:
+    """A copy whose last ten ids are larger by ``shift``."""
+    fields = json.loads(tokenizer.to_str())
+    vocabulary = fields["model"]["vocab"]
+    for token in sorted(vocabulary, key=vocabulary.__getitem__)[-10:]:
+        vocabulary[token] += shift
+    path.write_text(json.dumps(fields))
+    return str(path)
+
+
+def test_the_largest_id_must_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    largest = max(tokenizer.get_vocab().values()) + 500
+    with pytest.raises(ConfigError, match=f"has id {largest}"):
+        load(renumbered(tokenizer, tmp_path / "t.json", 500), largest)
+    assert load(renumbered(tokenizer, tmp_path / "t.json", 500), largest + 1)
+
+
+def test_the_document_symbol_shares_no_id(tmp_path: Path) -> None:
+    plain = Tokenizer(models.WordLevel({"a": 0, "b": 2, "c": 3}, unk_token="a"))
+    plain.save(str(tmp_path / "t.json"))
+    with pytest.raises(ConfigError, match=r"share id 3"):
+        load(str(tmp_path / "t.json"), 300)
+
+
+@pytest.mark.parametrize("text", ["the quick", "naïve über", "a\r\nb", f"x{DOCUMENT_SYMBOL}y"])
+def test_a_byte_level_tokenizer_is_lossless(tokenizer: Tokenizer, text: str) -> None:
+    (document,) = encode(tokenizer, [text])
+    assert is_lossless(tokenizer, document, text)
+
+
+def test_a_cut_text_is_compared_with_its_beginning(tokenizer: Tokenizer) -> None:
+    (document,) = encode(tokenizer, ["the quick brown fox"], max_bytes=9)
+    assert is_lossless(tokenizer, document, "the quick brown fox")
+
+
+def test_unknown_words_are_a_loss() -> None:
+    words = Tokenizer(models.WordLevel({"the": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens([DOCUMENT_SYMBOL])
+    (document,) = encode(words, ["the fox"])
+    assert not is_lossless(words, document, "the fox")
+
+
+def test_long_words_are_cut_for_training() -> None:
+    word = "ACGT" * 300
+    assert max(map(len, _cut_words(f"one {word} two"))) == MAX_WORD
+    assert sorted("".join(_cut_words(f"one {word} two"))) == sorted(f"one {word} two")
+
+
+def test_text_without_long_words_is_whole() -> None:
+    assert _cut_words("one two\nthree") == ["one two\nthree"]
+
+
 def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"data.tokenizer_file"):
@@ -60,7 +125,7 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
 
 def test_a_tokenizer_with_more_ids_than_the_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ConfigError, match=r"model.vocabulary: got 299; expected at least the tokenizer's 300 ids"):
+    with pytest.raises(ConfigError, match=r"model.vocabulary: got 299; expected at least 300"):
         load(str(tmp_path / "tokenizer.json"), 299)
 
 

@@ -124,8 +124,8 @@ def test_cost_counts_the_expected_experts() -> None:
 def test_measured_flops_are_those_of_the_realised_experts() -> None:
     module, x_BTD, aux = build(dtype=torch.float32, **WITH_ZERO), torch.randn(1, 64, WIDTH), AuxOutputs()
     flops = count_flops(lambda: module(x_BTD, aux=aux))
-    assert flops == pytest.approx(64 * float(aux.metrics["forward_flops"]), rel=1e-6)
-    realised, cost = float(aux.metrics["ffn_experts"]), MixtureOfExperts.cost(module.config, WIDTH, 64)
+    assert flops == pytest.approx(64 * float(aux.metrics["forward_flops"].value), rel=1e-6)
+    realised, cost = float(aux.metrics["ffn_experts"].value), MixtureOfExperts.cost(module.config, WIDTH, 64)
     assert flops == pytest.approx(64 * (cost.flops + (realised - 2.0) * 6 * WIDTH * 16), rel=1e-6)
 
 

@@ -39,15 +39,15 @@ def test_metrics_count_what_is_left(module: Any, x_BTD: Tensor) -> None:
     module(x_BTD, aux=aux)
     ids_NK = module.router(x_BTD.flatten(0, 1)).topk_expert_ids_NK
     dropped = int((ids_NK.flatten().bincount(minlength=4) - CAPACITY).clamp_min(0).sum())
-    assert float(aux.metrics["dropped_share"]) == pytest.approx(dropped / 64)
-    assert float(aux.metrics["ffn_experts"]) == pytest.approx((64 - dropped) / 32)
+    assert float(aux.metrics["dropped_share"].value) == pytest.approx(dropped / 64)
+    assert float(aux.metrics["ffn_experts"].value) == pytest.approx((64 - dropped) / 32)
 
 
 def test_cost_is_an_upper_bound_of_measured_flops(module: Any, x_BTD: Tensor) -> None:
     aux, cost = AuxOutputs(), module.cost(module.config, WIDTH, 16)
     flops = count_flops(lambda: module(x_BTD, aux=aux))
     assert cost.flops == 2 * (WIDTH * 4 + 1.0 * 3 * WIDTH * 16), "half of two experts per token"
-    assert flops == pytest.approx(32 * float(aux.metrics["forward_flops"]))
+    assert flops == pytest.approx(32 * float(aux.metrics["forward_flops"].value))
     assert flops <= 32 * cost.flops
 
 

@@ -25,24 +25,33 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("accumulate", "balance_over", "micro_batches_seen"),
+    [(1, "step", [1]), (2, "step", [2, 2]), (2, "running", [1, 2])],
+)
 def test_a_step_counts_every_choice_once(
-    accumulate: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    accumulate: int,
+    balance_over: str,
+    micro_batches_seen: list[int],
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With accumulation and recomputed blocks; the loss sees the counts of the step so far."""
+    """With accumulation and recomputed blocks; the loss sees the counts of the step, or of the step so far."""
     steps: list[list[int]] = []
     seen_by_loss: list[int] = []
     monkeypatch.setattr(Router, "update_state", lambda self, counts, *rest: steps.append(counts.tolist()))
     monkeypatch.setattr(Router, "step_loss", lambda self, counts, _: seen_by_loss.append(int(counts.sum())))
+    moe = {**WITH_ZERO, "bias": "sign", "balance_over": balance_over}
     fields = run_fields(
         corpus,
-        model={"feedforward": "moe", "depth": 1, "feedforwards": {"moe": {**WITH_ZERO, "bias": "sign"}}},
+        model={"feedforward": "moe", "depth": 1, "feedforwards": {"moe": moe}},
         training={"accumulate": accumulate, "recompute": True, "tokens": 6 * 64 * accumulate},
     )
     folder = make_run(tmp_path / "run", tmp_path / "cache", fields)
     train(folder.path, tmp_path / "cache")
     assert [sum(counts) for counts in steps] == [64 * accumulate * 3] * 6
-    assert seen_by_loss == [64 * 3 * (i + 1) for _ in range(6) for i in range(accumulate)]
+    assert seen_by_loss == [64 * 3 * seen for _ in range(6) for seen in micro_batches_seen]
     values = folder.diagnostics()[-1]["values"]
     assert values["zero_share"] == pytest.approx(sum(steps[-1][4:]) / sum(steps[-1]))
 

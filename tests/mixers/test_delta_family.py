@@ -182,7 +182,7 @@ def test_a_wrong_bias_of_the_decay_is_refused() -> None:
 def test_what_a_watcher_sees(name: str) -> None:
     aux = AuxOutputs()
     output(build(name), aux=aux)
-    metrics = {name: float(value) for name, value in aux.metrics.items()}
+    metrics = {name: float(number.value) for name, number in aux.metrics.items()}
     gates = {"edit"} if mixers[name].Config.model_fields["tied"].default else {"erase", "write"}
     expected = {"state_norm", "step_norm", *(f"{gate}_gate{end}" for gate in gates for end in ("_low", "", "_high"))}
     if name != "deltanet":

@@ -163,6 +163,14 @@ def test_colliding_tables_are_told() -> None:
     assert bad["purity"] < 0.8 * bad["random_purity"]
 
 
+def test_an_inspection_does_not_count_padding() -> None:
+    config = ModelConfig.parse({**HYBRID, "embedding": {"kind": "ngram", "order": 2, "size": 3}})
+    embedding, ids = LanguageModel(config, seed=0).embedding, torch.randint(300, (4, 50))
+    padded_ids, segments = torch.zeros(4, 80, dtype=torch.int64), torch.full((4, 80), -1)
+    padded_ids[:, :50], segments[:, :50] = ids, 0
+    assert embedding.inspect(padded_ids, segments) == embedding.inspect(ids, torch.zeros_like(ids))
+
+
 def test_identity_and_table() -> None:
     plain = ModelConfig.parse(HYBRID)
     assert plain.changed(embedding="token").identity == plain.identity and "embedding" not in describe_model(plain)

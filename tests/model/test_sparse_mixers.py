@@ -313,7 +313,7 @@ def test_diagnostics_tell_gates_and_distance() -> None:
         aux = AuxOutputs()
         build(name)(torch.randn(1, 90, 64, dtype=torch.float64), aux=aux)
         assert {"gate_compression", "gate_selection", "selected_distance"} <= set(aux.metrics)
-        assert all(value.dim() == 0 and value.isfinite() for value in aux.metrics.values())
+        assert all(number.value.dim() == 0 and number.value.isfinite() for number in aux.metrics.values())
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,13 @@ def random_segments(B: int, T: int, mean: float) -> Tensor:
     return (torch.rand(B, T) < 1 / mean).int().cumsum(1).int()
 
 
+@pytest.mark.parametrize("T", range(1, 17))
+def test_a_row_shorter_than_a_block_has_none(T: int) -> None:
+    segments = torch.zeros(2, T, dtype=torch.int64)
+    start_BT = document_starts(segments, 2, T, segments.device)
+    assert block_starts(start_BT, segments, 16, 8).shape == (2, int(T == 16))
+
+
 @pytest.mark.parametrize("mean", [1.5, 5, 30])
 def test_slots_hold_every_whole_block_once(mean: float) -> None:
     length, stride, T = 8, 4, 61

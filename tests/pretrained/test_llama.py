@@ -12,11 +12,13 @@ import pytest
 import torch
 from helpers import logits, random_tokens, small_model, small_tokenizer
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from torch import Tensor
 
 from workbench.config import ConfigError
+from workbench.decoding import Engine, Sampling
 from workbench.pretrained import import_llama, load, read, save
+from workbench.pretrained.folder import stop_tokens
 from workbench.testing.conformance import relative_error
 
 LLAMA: dict[str, Any] = {
@@ -173,6 +175,33 @@ def narrow(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return fields, tensors
 
 
+@pytest.mark.parametrize(("value", "expected"), [(None, set()), (2, {2}), ([2, 5], {2, 5})])
+def test_ids_that_end_a_text(value: Any, expected: set[int], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert stop_tokens(tmp_path) == expected
+
+
+def test_generation_config_adds_ids_that_end_a_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 2}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    assert stop_tokens(tmp_path) == {2, 7}
+
+
+def test_generation_ends_where_the_checkpoint_says(tmp_path: Path) -> None:
+    fields, _ = llama_checkpoint(tmp_path)
+    plain = Tokenizer(models.WordLevel({f"w{i}": i for i in range(fields["vocab_size"])}, unk_token="w0"))
+    plain.save(str(tmp_path / "tokenizer.json"))
+    greedy = Sampling(max_tokens=6, temperature=0)
+    first, *_ = Engine(load(tmp_path)[0]).generate([[3, 1]], greedy).tokens[0]
+    edit_config(tmp_path, lambda config: config.update(eos_token_id=first))
+    assert Engine(load(tmp_path)[0]).generate([[3, 1]], greedy).tokens == [[]]
+
+
+def test_rotary_positions_that_are_not_scaled_may_say_so(tmp_path: Path) -> None:
+    llama_checkpoint(tmp_path, rope_scaling={"rope_type": "default"})
+    assert import_llama(tmp_path)
+
+
 def test_a_checkpoint_in_bf16_becomes_fp32(narrow: Any, tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in import_llama(tmp_path).parameters()} == {torch.float32}
 
@@ -186,7 +215,7 @@ def test_a_checkpoint_in_bf16_keeps_its_function(narrow: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type"),
         ({"attention_bias": True}, "attention_bias"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}, "rope_parameters.rope_type"),
         ({"mlp_bias": True}, "mlp_bias"),

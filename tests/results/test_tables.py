@@ -20,7 +20,6 @@ from workbench.results.tables import (
     diagnostics,
     evaluations,
     runs,
-    table,
 )
 from workbench.status import Stage, Status
 
@@ -33,7 +32,6 @@ from workbench.status import Stage, Status
         (curves, CURVE_SCHEMA),
         (evaluations, EVALUATION_SCHEMA),
         (diagnostics, DIAGNOSTICS_SCHEMA),
-        (table, {"ablation": pl.String, **RUN_SCHEMA}),
     ],
 )
 def test_tables_without_runs_have_their_columns(tmp_path: Path, name: str, read: object, schema: dict) -> None:  # type: ignore[type-arg]

@@ -90,7 +90,7 @@ class SquaredReLU(FeedForward):
         super().__init__()
         self.up, self.down = Linear(width, config.hidden), Linear(config.hidden, width, writes_residual=True)
 
-    def forward(self, x_BTD, *, aux=None):
+    def forward(self, x_BTD, *, segments=None, aux=None):
         return self.down(self.up(x_BTD).relu().square())
 
     @classmethod

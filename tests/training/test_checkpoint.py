@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from workbench.config import ConfigError
 from workbench.training.checkpoint import (
     checkpoints_in,
     latest,
@@ -80,6 +81,58 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(file: str, tmp_path: 
     path, damaged = latest(tmp_path)
     assert path == older
     assert len(damaged) == 1 and damaged[0].startswith("step-20 is damaged")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.safetensors", "state.json"])
+def test_one_flipped_bit_is_damage(file: str, tmp_path: Path) -> None:
+    older, newest = save(tmp_path, 5), save(tmp_path, 20)
+    content = bytearray((newest / file).read_bytes())
+    content[-3] ^= 1
+    (newest / file).write_bytes(content)
+    path, damaged = latest(tmp_path)
+    assert path == older
+    assert damaged == [f"step-20 is damaged (the checksum of {file} differs)"]
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", "null", "{", '{"state.json": 3}'])
+def test_a_manifest_of_another_form_is_damage(content: str, tmp_path: Path) -> None:
+    older, newest = save(tmp_path, 5), save(tmp_path, 20)
+    (newest / "checksums.json").write_text(content)
+    assert latest(tmp_path)[0] == older
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 20)
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("workbench.training.checkpoint.checksum", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be read .Permission denied"):
+        latest(tmp_path)
+
+
+def test_another_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    newest = save(tmp_path, 5)
+    (tmp_path / "step-x").mkdir()
+    assert latest(tmp_path) == (newest, [])
+
+
+def test_files_have_the_permissions_of_new_files(tmp_path: Path) -> None:
+    newest = save(tmp_path, 5)
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode & 0o777 for path in newest.iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode & 0o777}
+
+
+def test_random_states_of_devices_that_are_missing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    restored: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.default_generators", (None,))
+    monkeypatch.setattr("torch.cuda.set_rng_state_all", lambda states: restored.append(len(states)))
+    monkeypatch.setattr("torch.cuda.get_rng_state_all", lambda: [])
+    set_random_state({**random_state(), "cuda": [torch.zeros(16, dtype=torch.uint8)] * 8})
+    assert restored == [1]
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from workbench.config import ConfigError
+from workbench.seeding import COMPONENTS
 from workbench.training.config import RunConfig
 
 
@@ -30,12 +31,38 @@ def test_errors_name_the_field(fields: dict[str, Any], path: str) -> None:
 
 
 def test_the_identity_of_the_defaults_is_stable() -> None:
-    assert RunConfig().identity == "473e57e66f25"
+    assert RunConfig().identity == "f7e9246ae0d2"
 
 
 @pytest.mark.parametrize("fields", [{"deterministic": True}, {"keep_trunk": True}, {"optimiser": {"epsilon": 1e-15}}])
 def test_settings_that_change_a_run_change_its_identity(fields: dict[str, Any]) -> None:
     assert RunConfig.parse({"training": fields}).identity != RunConfig().identity
+
+
+@pytest.mark.parametrize("seed", [2**63, -1])
+@pytest.mark.parametrize("path", ["seed", "seeds.init", "data.seed"])
+def test_seeds_outside_63_bits_are_refused(path: str, seed: int) -> None:
+    fields = {"data": {"kind": "mqar"}, "model": {"vocabulary": 64}}
+    outer, _, inner = path.partition(".")
+    fields[outer] = {**fields.get(outer, {}), inner: seed} if inner else seed  # type: ignore[assignment]
+    with pytest.raises(ConfigError) as raised:
+        RunConfig.parse(fields)
+    assert path in [problem.path for problem in raised.value.problems]
+
+
+def test_one_seed_drives_every_component_by_default() -> None:
+    config = RunConfig(seed=7)
+    assert [config.seed_of(component) for component in COMPONENTS] == [7, 7, 7]
+
+
+def test_a_component_seed_equal_to_the_seed_is_the_same_run() -> None:
+    assert RunConfig.parse({"seed": 7, "seeds": {"order": 7}}).identity == RunConfig(seed=7).identity
+
+
+def test_the_identity_depends_on_the_seeds_of_components_alone() -> None:
+    seeds = {"init": 1, "order": 2, "other": 3}
+    first, second = (RunConfig.parse({"seed": seed, "seeds": seeds}).identity for seed in (0, 9))
+    assert first == second != RunConfig.parse({"seeds": {**seeds, "order": 4}}).identity
 
 
 def test_an_optimiser_without_a_kind_is_adamw() -> None:

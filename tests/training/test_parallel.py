@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import run_fields
+from helpers import make_run, run_fields
 
 from workbench.files import write_json
 from workbench.results import RunFolder
 from workbench.training.checkpoint import load_checkpoint
+from workbench.training.trial import train
 
 pytestmark = pytest.mark.process
 
@@ -37,9 +38,22 @@ FIELDS = {
 }
 
 
-def trained(folder: Path, corpus: Path, devices: int) -> RunFolder:
+UNEQUAL = {
+    # rows of 1 to 12 targets, of which the short ones end with padding
+    "model": {
+        "pattern": "gdn",
+        "feedforward": "moe",
+        "feedforwards": {"moe": {"experts": 4, "bias": "proportional", "balance_weight": 0.1, "z_weight": 1e-2}},
+        "hidden_z": 1e-3,
+    },
+    "training": {"tokens": 4 * 8 * 56, "batch_size": 4, "accumulate": 2, "context": 56},
+}
+MIXES = [{"length": 48, "pairs": 1}, {"length": 48, "pairs": 12}, {"length": 20, "pairs": 5}]
+
+
+def trained(folder: Path, corpus: Path, devices: int, fields: dict[str, Any] | None = None) -> RunFolder:
     """A run trained by the command line, as a user would."""
-    write_json(folder.parent / "run.yaml", run_fields(corpus, **FIELDS))  # JSON is YAML
+    write_json(folder.parent / "run.yaml", fields or run_fields(corpus, **FIELDS))  # JSON is YAML
     call = [
         sys.executable,
         "-m",
@@ -146,6 +160,38 @@ def test_the_loader_and_skipped_steps_are_those_of_one_process(run: RunFolder, o
     state, exact = last_state(run), last_state(one)
     assert state["loader"] == exact["loader"]
     assert torch.equal(state["health"][-2:], exact["health"][-2:])
+
+
+@pytest.fixture(scope="module")
+def unequal(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder]:
+    """Rows with unequal numbers of targets and tokens, on one rank and on two; the second without accumulation."""
+    fields, path = run_fields(corpus, **UNEQUAL), tmp_path_factory.mktemp("unequal")
+    fields["data"] = {"kind": "mqar", "mixes": MIXES, "examples": 6}
+    one = make_run(path / "run", path / "cache", fields, seed=0)
+    train(one.path, path / "cache")
+    whole = {**fields["training"], "batch_size": 8, "accumulate": 1}
+    two = trained(tmp_path_factory.mktemp("unequal") / "run", corpus, 2, {**fields, "training": whole})
+    return one, two
+
+
+def test_unequal_rows_have_the_gradient_and_loss_of_one_process(unequal: tuple[RunFolder, RunFolder]) -> None:
+    lines = [run.metrics() for run in unequal]
+    assert [len(rows) for rows in lines] == [4, 4]
+    for name in ("gradient_norm", "loss", "hidden_z_excess"):
+        one, two = ([row[name] for row in rows] for rows in lines)
+        assert two[0] == pytest.approx(one[0], rel=1e-5), name
+        assert two == pytest.approx(one, rel=1e-3), name
+
+
+def test_unequal_rows_have_the_diagnostics_of_one_process(unequal: tuple[RunFolder, RunFolder]) -> None:
+    one, two = ([row["values"] for row in run.diagnostics() if row["step"] == 1] for run in unequal)
+    assert len(one) == 2
+    for layer, exact in zip(two, one, strict=True):
+        assert layer.keys() == exact.keys()
+        for name, value in exact.items():
+            if value is not None:
+                value = pytest.approx(value, rel=1e-3, abs=1e-6)
+            assert layer[name] == value, name
 
 
 @pytest.mark.parametrize(("name", "devices"), [("one_then_two", 2), ("four_then_one", 1)])

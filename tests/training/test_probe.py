@@ -124,13 +124,17 @@ class TestShrunken:
 class TestMeter:
     """The stopwatch of micro-batches, with times passed in."""
 
-    def run(self, accumulate: int, micro_batch: float, last: float, steps: int) -> Meter:
-        """Steps whose micro-batches take ``micro_batch`` seconds, the last one with the update ``last``."""
+    def run(self, accumulate: int, micro_batch: float, last: float, steps: int, count: float | None = None) -> Meter:
+        """Steps whose micro-batches take ``micro_batch`` seconds, the last one with the update ``last``; where it is
+        given, each counts before for ``count`` seconds."""
         clock = SimpleNamespace(seconds=0.0)
         meter = Meter(accumulate, now=lambda: clock.seconds)
         step: Any = SimpleNamespace(device=torch.device("cpu"))
         for _ in range(steps):
             meter.begin_step(step, compiled=True)
+            for _ in range(0 if count is None else accumulate):
+                clock.seconds += count or 0.0
+                meter.on_phase("count")
             for index in range(accumulate):
                 meter.on_phase("forward")
                 clock.seconds += micro_batch if index + 1 < accumulate else last
@@ -147,6 +151,11 @@ class TestMeter:
         meter = self.run(accumulate=2, micro_batch=1.0, last=1.5, steps=WARM_UP_STEPS + MIN_STEPS)
         meter.accumulate = 8
         assert meter.seconds == pytest.approx(8.5)
+
+    def test_passes_that_count_are_extrapolated_too(self) -> None:
+        meter = self.run(accumulate=2, micro_batch=1.0, last=1.5, steps=WARM_UP_STEPS + MIN_STEPS, count=0.25)
+        meter.accumulate = 8
+        assert meter.seconds == pytest.approx(8.5 + 8 * 0.25)
 
     def test_warm_up_steps_are_not_timed(self) -> None:
         assert self.run(accumulate=1, micro_batch=0.0, last=1.0, steps=WARM_UP_STEPS).last_seconds == []

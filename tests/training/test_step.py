@@ -124,9 +124,9 @@ def test_the_loss_window_restarts_when_it_is_taken() -> None:
     step, stream = step_of(), batches()
     for number in (1, 2):
         step(number, stream)
-    assert float(step.take_log_values()[0][1]) == 2
+    assert float(step.take_log_values()[0][1]) == 2 * 64, "targets of two steps"
     step(3, stream)
-    assert float(step.take_log_values()[0][1]) == 1
+    assert float(step.take_log_values()[0][1]) == 64
 
 
 def test_gradients_are_freed_after_the_update() -> None:

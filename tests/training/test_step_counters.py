@@ -32,7 +32,7 @@ class Recording(StepCounter):
         self, counts: Tensor, recent_counts: Tensor, loss_input: Tensor, tap_gradient: Tensor
     ) -> dict[str, Tensor]:
         self.diagnosed.append((counts.tolist(), recent_counts.tolist(), float(tap_gradient.sum())))
-        return {"counted": counts.sum()}
+        return {"counted": counts.sum(), "loss_input": loss_input}
 
 
 @pytest.fixture
@@ -47,28 +47,31 @@ def outputs(counter: StepCounter, *counts: int) -> AuxOutputs:
 def test_counts_add_up_over_micro_batches(model: Any) -> None:
     counters = StepCounters(model)
     counters.begin_step()
-    counters.collect([outputs(model[0], 1, 2)])
-    counters.collect([outputs(model[0], 3, 4)])
+    counters.count([outputs(model[0], 1, 2)])
+    counters.count([outputs(model[0], 3, 4)])
     assert counters.step_counts[0].tolist() == [4, 6]
 
 
-def test_step_losses_see_the_counts_so_far(model: Any) -> None:
-    counters = StepCounters(model)
+def test_step_losses_see_what_has_been_counted(model: Any) -> None:
+    counters, second = StepCounters(model), [outputs(model[0], 3, 4)]
     counters.begin_step()
-    counters.collect([outputs(model[0], 1, 2)])
-    assert [float(loss.detach()) for loss in counters.collect([outputs(model[0], 3, 4)])] == [5.0]
+    counters.count([outputs(model[0], 1, 2)])
+    counters.count(second)
+    assert [float(loss.detach()) for loss in counters.losses(second)] == [5.0]
 
 
 def test_counters_that_did_not_run_have_no_loss(model: Any) -> None:
     counters = StepCounters(model)
     counters.begin_step()
-    assert len(counters.collect([outputs(model[1], 1, 1)])) == 1
+    aux = [outputs(model[1], 1, 1)]
+    counters.count(aux)
+    assert len(counters.losses(aux)) == 1
 
 
 def test_a_new_step_starts_from_nothing(model: Any) -> None:
     counters = StepCounters(model)
     counters.begin_step()
-    counters.collect([outputs(model[0], 1, 2)])
+    counters.count([outputs(model[0], 1, 2)])
     counters.begin_step()
     assert counters.step_counts == {}
 
@@ -76,7 +79,7 @@ def test_a_new_step_starts_from_nothing(model: Any) -> None:
 def test_state_is_updated_once_per_step(model: Any) -> None:
     counters = StepCounters(model)
     counters.begin_step()
-    counters.collect([outputs(model[0], 1, 2)])
+    counters.count([outputs(model[0], 1, 2)])
     counters.update(0.5, 0.25, torch.tensor(1.0))
     assert model[0].updates == [([1, 2], 0.5, 0.25, 1.0)]
 
@@ -87,27 +90,36 @@ def test_recent_counts_reach_over_steps_until_diagnostics(model: Any) -> None:
         counters.begin_step()
         counters.attach_taps(torch.device("cpu"))
         layers = [outputs(model[0], 1, 2)]
-        counters.collect(layers)
+        counters.count(layers)
+        counters.losses(layers)
         counters.update(1.0, 0.0, torch.tensor(1.0))
-    counters.diagnostics(layers, gradient_scale=1.0)
+    counters.diagnostics(layers)
     assert model[0].diagnosed == [([1, 2], [3, 6], 0.0)]
     assert counters.recent_counts == {}
 
 
-def test_diagnostics_get_the_gradient_of_the_tap_unscaled(model: Any) -> None:
-    counters = StepCounters(model)
+def test_diagnostics_get_what_the_step_has_summed(model: Any) -> None:
+    counters, layers = StepCounters(model), [outputs(model[0], 1, 2)]
     counters.begin_step()
     counters.attach_taps(torch.device("cpu"))
-    (model[0].gradient_tap.sum() / 4).backward()
-    layers = [outputs(model[0], 1, 2)]
-    counters.collect(layers)
+    for _ in range(2):
+        (model[0].gradient_tap.sum() / 4).backward()
+        counters.count(layers)
+        counters.losses(layers)
     counters.update(1.0, 0.0, torch.tensor(1.0))
-    assert counters.diagnostics(layers, gradient_scale=4.0) == [{"counted": torch.tensor(3)}]
-    assert model[0].diagnosed[0][2] == pytest.approx(2.0)
+    assert counters.diagnostics(layers) == [{"counted": torch.tensor(6), "loss_input": torch.tensor(1.0)}]
+    assert model[0].diagnosed[0][2] == pytest.approx(2 * 2 / 4), "two micro-batches, two numbers"
 
 
 def test_taps_are_removed_after_diagnostics(model: Any) -> None:
     counters = StepCounters(model)
     counters.attach_taps(torch.device("cpu"))
-    counters.diagnostics([AuxOutputs()], gradient_scale=1.0)
+    counters.diagnostics([AuxOutputs()])
     assert model[0].gradient_tap is None
+
+
+def test_a_model_without_such_a_loss_is_not_counted_first(model: Any) -> None:
+    counters = StepCounters(model)
+    assert not counters.count_first
+    model[1].counts_first = True
+    assert counters.count_first

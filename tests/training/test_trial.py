@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from workbench.model import LanguageModel
 from workbench.results import RunFolder
 from workbench.training.config import RunConfig
 from workbench.training.export import export
-from workbench.training.trial import new_run, train
+from workbench.training.trial import new_run, prepare, train
 
 pytestmark = pytest.mark.process
 
@@ -196,11 +197,20 @@ class TestStart:
     def test_the_identity_is_that_of_the_weights_not_of_their_folder(
         self, weights: Path, corpus: Path, tmp_path: Path
     ) -> None:
-        import shutil
-
         copy = shutil.copytree(weights, tmp_path / "elsewhere")
         runs = [RunConfig.parse(run_fields(corpus, start={"folder": str(path)})) for path in (weights, copy)]
         assert runs[0].identity == runs[1].identity
+
+    def test_a_started_run_resumes_without_its_initial_weights(
+        self, weights: Path, corpus: Path, cache: Path, tmp_path: Path
+    ) -> None:
+        moved = shutil.copytree(weights, tmp_path / "weights")
+        config = RunConfig.parse(run_fields(corpus, start={"folder": str(moved)}))
+        folder = new_run(tmp_path / "run", cache, config)
+        train(folder.path, cache, should_stop=lambda: True)
+        shutil.rmtree(moved)
+        resumed = new_run(tmp_path / "run", cache, RunConfig.parse(run_fields(corpus, start={"folder": str(moved)})))
+        assert train(resumed.path, cache)["status"] == "done"
 
     def test_a_folder_without_weights_is_refused(self, corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"start.folder.*config.json and"):
@@ -234,3 +244,18 @@ class TestDeterministic:
         before = torch.are_deterministic_algorithms_enabled()
         train(new(training={"deterministic": strict}).path, cache)
         assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def drawn(folder: RunFolder, cache: Path) -> dict[str, Any]:
+    """What each component of a run's randomness begins with."""
+    trial = prepare(folder, cache, 1)
+    weights = torch.cat([parameter.flatten() for parameter in trial.model.parameters()])
+    rows = [trial.stream.row(number)[0].tolist() for number in range(3)]
+    return {"init": weights.tolist(), "order": rows, "other": torch.rand(3).tolist()}
+
+
+@pytest.mark.parametrize("component", ["init", "order", "other"])
+def test_a_component_seed_changes_that_component_only(component: str, new: MakeRun, cache: Path) -> None:
+    one_seed, changed = new("one", seed=3), new("changed", seed=3, seeds={component: 4})
+    before, after = drawn(one_seed, cache), drawn(changed, cache)
+    assert [name for name in before if before[name] != after[name]] == [component]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -21,14 +22,20 @@ from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.roster import Roster
 from workbench.ablation.execution.storage import quarantine_corrupt_storage
 from workbench.ablation.execution.studies import earlier_trials
-from workbench.ablation.folder import AblationFolder, LaunchRecord
+from workbench.ablation.folder import AblationFolder, ControlRuns, LaunchRecord
+from workbench.ablation.looks import Look, Run, look_at
 from workbench.ablation.run import AblationRun
 from workbench.ablation.spec.ablation import AblationConfig
+from workbench.ablation.spec.protocol import Components
 from workbench.ablation.spec.registration import Deviation, digest, record_deviation, register
+from workbench.ablation.verdict.control import control_runs
 from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare
 from workbench.environment import environment
 from workbench.model import describe_model
+from workbench.results.data_card import check_lossless, check_overlap, is_lossy, is_mostly_seen
+from workbench.results.ledger import FILE, Ledger, history
+from workbench.status import Stage
 
 __all__ = ["Ablation"]
 
@@ -107,7 +114,8 @@ class Ablation:
 
     def pilot(self, seeds: int = 8, arms: int = 1) -> Ablation:
         """A small ablation that measures the noise before this one: the baseline and the first ``arms`` others, nothing
-        tuned, on separate seeds, measured on the selection split so that the report split stays sealed."""
+        tuned, on separate seeds, measured on the pilot split: documents drawn like those of the report split, which
+        stays sealed."""
         config = self.config
         taken = {*config.confirmation.seeds, config.tuning.seed}
         free = [seed for seed in range(2_000, 2_000 + seeds + len(taken)) if seed not in taken][:seeds]
@@ -119,8 +127,23 @@ class Ablation:
                 arms={arm: config.arms[arm] for arm in names},
                 baseline=config.order[0],
                 tuning={"trials": 0},
-                confirmation={"seeds": free, "split": "selection"},
+                confirmation={"seeds": free, "split": "pilot"},
+                protocol=config.protocol.changed(stopping="fixed"),
                 exploratory="a pilot",
+            ),
+            self.results,
+        )
+
+    def components(self, init: int = 3, order: int = 3, other: int = 2, arms: int = 0) -> Ablation:
+        """A small ablation that shows what the noise consists of: a :meth:`pilot` that crosses ``init`` seeds of the
+        initial weights, ``order`` of the data order and ``other`` of everything else, one run for each combination."""
+        crossed = Components(init=init, order=order, other=other)
+        pilot = self.pilot(crossed.runs, arms).config
+        return Ablation(
+            pilot.changed(
+                name=f"{self.config.name}-components",
+                confirmation=pilot.confirmation.changed(components=crossed),
+                exploratory="a study of noise components",
             ),
             self.results,
         )
@@ -133,14 +156,14 @@ class Ablation:
         ablation.config = self.config.changed(launch=self.config.launch.changed(workers=workers))
         return ablation
 
-    def launch(self, workers: int | None = None, progress: Callable[[str], None] = lambda line: None) -> AblationRun:
+    def launch(self, workers: int | None = None, progress: Callable[[str], None] | None = None) -> AblationRun:
         """Start, or resume, this ablation. Returns at once; trials are processes of their own.
 
         A finished trial is never repeated. Runs that crashed or ran out of memory are retried.
 
         Args:
             workers: worker processes, those still alive from an earlier call included.
-            progress: called with a line about each step.
+            progress: as in :meth:`create`.
 
         Raises:
             ConfigError: as :meth:`create`.
@@ -150,21 +173,22 @@ class Ablation:
             run.start_workers(self.workers if workers is None else workers)
         return run
 
-    def create(self, progress: Callable[[str], None] = lambda line: None) -> AblationRun:
+    def create(self, progress: Callable[[str], None] | None = None) -> AblationRun:
         """The folder of this ablation, created or as an earlier call left it; starts nothing.
 
         Args:
-            progress: called with a line about each step.
+            progress: called with a line about each step, and with what the ledger of results knows of the report
+                documents and the runs. Default: the latter is a warning, the steps are not reported.
 
         Raises:
             ConfigError: if the folder holds an ablation with other content, if arms do not match the budget, or if the
                 data cannot be prepared.
         """
-        folder = AblationFolder(self.folder)
+        folder, progress = AblationFolder(self.folder), progress or _only_sentences
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.plan_lock():
             if not folder.has_record():
-                folder.write_record(self._create(progress))
+                folder.write_record(self._create(folder, progress))
             else:
                 self._relaunch(folder, folder.record(), progress)
             if not Roster(folder).live_workers():
@@ -172,15 +196,49 @@ class Ablation:
             Plan(folder).advance(relaunch=True)
         return AblationRun(folder.path)
 
-    def _create(self, progress: Callable[[str], None]) -> LaunchRecord:
+    def look(self, progress: Callable[[str], None] = lambda line: None) -> Look:
+        """What the ledger of results knows before the launch: how often the report documents were opened, and which
+        runs that tuning may choose are known already (of adaptive samplers only the settings fixed in advance).
+        Prepares the data.
+
+        Args:
+            progress: called with a line about each step.
+        """
+        return self._look(self._prepare(next(iter(self.arms)), progress), self.arms)
+
+    def _look(self, source: Source, arms: Arms, launch: str = "") -> Look:
+        settings = [
+            (name, arm.run(hyperparameters=point).setting) for name, arm in arms.items() for point in arm.points or [{}]
+        ]
+        runs = [Run(name, setting, seed) for name, setting in settings for seed in self.config.planned_seeds]
+        identities = {name: arm.run().setting for name, arm in arms.items()}
+        past = history(self.results)
+        return look_at(past, launch, source.digests("report"), identities, runs, past.breaks)
+
+    def _announcements(self, source: Source, arms: Arms, launch: str) -> list[str]:
+        """What the ledger knows of the report documents and the runs, in sentences; empty if it knows nothing."""
+        if self.config.confirmation.split != "report":
+            return []
+        look = self._look(source, arms, launch)
+        if look.number == 1 and not look.exploratory:
+            return []
+        advice = ["New seeds make this a confirmation."] if look.known else []
+        return [*look.sentences(self.config.alpha), *advice]
+
+    def _create(self, folder: AblationFolder, progress: Callable[[str], None]) -> LaunchRecord:
         """The record of a first launch."""
         is_timed = self.config.budget.axis == "seconds"
         if not is_timed:  # before anything takes time
             check_budget(self.arms, residual_table(self.arms))
         prepared = {arm: self._prepare(arm, progress) for arm in self.arms}
+        cards = self._data_cards(prepared)
         arms, table = self._cost(measure=self.config.launch.measure or is_timed, data=prepared, progress=progress)
         check_budget(arms, table)
         _check_same_documents(prepared)
+        launch = _earlier_launch(folder) or secrets.token_hex(6)
+        announced = self._announcements(prepared[self.config.order[0]], arms, launch)
+        for line in announced:
+            progress(line)
         fingerprints = {arm: source.fingerprint for arm, source in prepared.items()}
         where = environment()
         config, identity = self.config, self.config.identity
@@ -191,15 +249,20 @@ class Ablation:
             config=config,
             canonical=config.canonical(),
             solved=arms.solved,
+            spaces={name: dict(arm.space) for name, arm in arms.items()},
             metric=arms.metric,
             data=fingerprints,
-            data_cards={arm: source.card for arm, source in prepared.items()},
+            data_cards=cards,
             views={name: list(columns) for name, columns in arms.baseline.run().data.views.items()},
             workers=self.workers,
             threads=self.threads,
             gpus=visible_gpus(),
+            launch=launch,
+            announced=announced,
+            ledger_head=Ledger(self.results / FILE).head,
             storage_key=secrets.token_hex(4) if config.launch.storage else None,
             warm_start=self._warm_start(),
+            control=self._control_runs(),
             cost=table.to_dicts(),
             provenance={
                 "ablation": identity,
@@ -246,7 +309,8 @@ class Ablation:
             "name",
             got=f"{self.config.name!r}, which holds another ablation",
             expected="a separate name for every ablation",
-            do=f"Differences: {shown}. Give another name (name=...), or remove {self.folder}.",
+            do=f"Differences: {shown}. Continue {self.folder} with its configuration. A different ablation has its own "
+            "name and, as a confirmation, seeds that no earlier one used: the ledger counts its look.",
         )
 
     def _with_launch(self, folder: AblationFolder, record: LaunchRecord) -> LaunchRecord:
@@ -300,9 +364,42 @@ class Ablation:
         )
         return trials
 
+    def _control_runs(self) -> dict[str, ControlRuns]:
+        """Arm -> runs of the ablation that ``protocol.control_variate`` names."""
+        name, config = self.config.protocol.control_variate, self.config
+        if name is None:
+            return {}
+        path, unbounded = "protocol.control_variate", self.arms.metric.upper is None
+        require(
+            unbounded, path, got=name, expected="nothing for a metric that is tested exactly, such as an error rate"
+        )
+        is_simple = not config.protocol.stopping.is_sequential and config.protocol.comparisons == "baseline"
+        require(is_simple, path, got=name, expected="a fixed number of seeds, and comparisons with the baseline")
+        return control_runs(AblationFolder(self.results / name), {*config.confirmation.seeds, config.tuning.seed})
+
     def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
         run = self.arms[arm].run()
         return prepare(run.data, run.model.vocabulary or 0, self.results / "cache", progress)
+
+    def _data_cards(self, prepared: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
+        """The data card of every arm, with the reasons to measure on data seen in training, or with a lossy tokenizer,
+        where they are needed.
+
+        Raises:
+            ConfigError: such a reason is needed and not given.
+        """
+        cards, split = {}, self.config.confirmation.split
+        for arm, source in prepared.items():
+            data = self.arms[arm].run().data
+            check_overlap(source.card, split, data.allow_overlap, f"arms.{arm}.data")
+            check_lossless(source.card, split, data.allow_lossy, f"arms.{arm}.data")
+            reasons = {}
+            if is_mostly_seen(source.card, split):
+                reasons["allow_overlap"] = data.allow_overlap
+            if is_lossy(source.card, split):
+                reasons["allow_lossy"] = data.allow_lossy
+            cards[arm] = {**source.card, **reasons}
+        return cards
 
     def _restore_data(self, data: Mapping[str, str], progress: Callable[[str], None]) -> None:
         """Prepare data again that was removed since the launch; later trials must see what the earlier ones saw."""
@@ -316,8 +413,19 @@ class Ablation:
                 f"arms.{arm}.data",
                 got=f"data that has changed since the launch ({now})",
                 expected=f"the data of the launch ({fingerprint})",
-                do="Restore the text, or give the ablation another name (name=...).",
+                do="Restore the text: this ablation was trained and measured on it.",
             )
+
+
+def _only_sentences(line: str) -> None:
+    """Warn of what the ledger knows; steps, which are no sentences, are not reported."""
+    if line.endswith("."):
+        warnings.warn(line, stacklevel=2)
+
+
+def _earlier_launch(folder: AblationFolder) -> str:
+    """The launch that the runs in a folder belong to whose record is damaged; "" without runs."""
+    return next((run.record().launch for stage in Stage for run in folder.run_folders(stage)), "")
 
 
 def _check_same_documents(prepared: Mapping[str, Source]) -> None:

@@ -16,6 +16,7 @@ from workbench.config import ConfigError, Problem, deep_merge, expand_dotted, fl
 from workbench.metric import Metric
 from workbench.optimisers import optimisers
 from workbench.ranges import Range
+from workbench.status import Stage
 from workbench.training.config import RunConfig
 
 __all__ = ["Arm", "Arms", "resolve"]
@@ -40,7 +41,7 @@ class Arm:
 
     def __init__(self, config: AblationConfig, name: str, solved: Mapping[str, int]):
         self.name, self.solved = name, dict(solved)
-        self._seed = config.tuning.seed
+        self._seed, self._confirmation, self._planned = config.tuning.seed, config.confirmation, config.planned
         self._base, self._changes = expand_dotted(config.base), expand_dotted(config.arms[name])
         self._parsed = lru_cache(maxsize=256)(lambda key: self.parse(*json.loads(key)))
 
@@ -57,6 +58,11 @@ class Arm:
         key = json.dumps([{**self.solved, **(hyperparameters or {})}, self._seed if seed is None else seed])
         return self._parsed(key)
 
+    @property
+    def planned(self) -> dict[Stage, int]:
+        """Stage -> training runs."""
+        return self._planned(len(self.space))
+
     def first_run(self) -> RunConfig:
         """The run as its first tuning trial trains it."""
         return self.run(hyperparameters=self.points[0] if self.points else None)
@@ -68,9 +74,11 @@ class Arm:
     def parse(self, values: Mapping[str, Any], seed: int | None = None) -> RunConfig:
         """The run with ``values`` merged into it, the solver's left out."""
         changes = expand_dotted(values)
-        merged = deep_merge(deep_merge(self._base, self._changes), changes)
+        seed = self._seed if seed is None else seed
+        seeds = {"seed": seed, "seeds": self._confirmation.component_seeds(seed)}
+        merged = deep_merge(deep_merge(deep_merge(self._base, self._changes), changes), seeds)
         try:
-            return RunConfig.parse({**merged, "seed": self._seed if seed is None else seed})
+            return RunConfig.parse(merged)
         except ConfigError as error:
             problems = [replace(p, path=f"{self._origin(p.path, changes)}.{p.path}") for p in error.problems]
             raise ConfigError(problems) from None
@@ -234,6 +242,13 @@ def _check_run(arms: Arms, arm: Arm) -> None:
         expected=f"the baseline's metric, {metric.unit}",
         do="Compare arms on one kind of data.",
     )
+    first, second = (arm.run(seed).identity for seed in (config.tuning.seed, *config.confirmation.seeds)[:2])
+    require(
+        first != second,
+        "base.seeds",
+        got="a seed for every component, so that every run is the same",
+        expected="at least one of init, order, other left to the run's seed",
+    )
     require(
         config.protocol.metric in (None, metric.unit),
         "protocol.metric",
@@ -281,6 +296,8 @@ def _set_points(config: AblationConfig, arms: Mapping[str, Arm]) -> None:
     from_variants = sorted({name for space in spaces.values() for name in space} - set(config.tuning.space))
     names = [*config.tuning.space, *from_variants]
     try:
+        if config.tuning.interpolate:
+            _check_interpolated(spaces)
         check_enqueued(config.tuning, spaces)
         for arm, points in zip(
             arms.values(), _collect(lambda arm: fixed_points(config.tuning, arm.space, names), arms.values())
@@ -288,3 +305,17 @@ def _set_points(config: AblationConfig, arms: Mapping[str, Arm]) -> None:
             arm.points = points
     except ConfigError as error:
         raise error.under("tuning") from None
+
+
+def _check_interpolated(spaces: Mapping[str, Mapping[str, Range]]) -> None:
+    """Raise ConfigError if an arm tunes anything but one numeric field: it would be confirmed at a worse setting than
+    the arms that are interpolated."""
+    for arm, space in spaces.items():
+        is_fit = len(space) == 1 and all(choice.is_numeric for choice in space.values())
+        require(
+            is_fit
+            and not any(choice.values and all(isinstance(v, int) for v in choice.values) for choice in space.values()),
+            "interpolate",
+            got=f"{', '.join(space) or 'nothing'} tuned in arm {arm!r}",
+            expected="one numeric field in every arm, not listed as whole numbers",
+        )

@@ -3,6 +3,7 @@
     ablation.json     LaunchRecord, written at launch: configuration, solved budget, cost card, data, provenance,
                       registration
     selection.json    arm -> Choice: the setting that is confirmed; rewritten as tuning ends
+    looks.json        the looks of a sequential design that were taken: seeds, arm -> word
     finished.json     exists once every planned run has ended
     study.db          Optuna's studies (SQLite), unless launch.storage names a database
     plan.lock         held by the process that changes the record, the studies or the choices
@@ -14,14 +15,18 @@ An archive (`workbench archive`) has no runs/ but:
 
     runs.csv          one row per run
     report.parquet    arm, seed and what was measured on every report document
+    curves.parquet    the evaluations of confirmation runs during training
     verdict.json      the verdict as data
     verdict.md        the verdict in words
+    look.json         what the ledger of results knew of its openings (workbench.ablation.looks)
+    looks.json        of a sequential design
 
 JSON files are replaced atomically, so a process may be killed at any moment.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -35,11 +40,27 @@ from workbench.ablation.spec.registration import Deviation, Registration, all_de
 from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
+from workbench.ranges import Range
 from workbench.results.store import RunFolder
-from workbench.results.tables import RUN_SCHEMA, runs
+from workbench.results.tables import KEY_SCHEMA, RUN_SCHEMA, Line, Points, lines, runs
 from workbench.status import Stage, Status
 
 __all__ = ["AblationFolder", "Choice", "LaunchRecord"]
+
+
+class ControlRuns(BaseModel):
+    """The finished runs of one arm in an earlier ablation, as recorded at launch."""
+
+    model_config = ConfigDict(frozen=True)
+
+    setting: dict[str, Any]
+    """Their configuration without its seeds."""
+    data: str
+    """Fingerprint of their prepared data."""
+    selection: dict[int, float]
+    """Seed -> metric on the selection split."""
+    measured: dict[int, float]
+    """Seed -> metric on the split that the earlier ablation measured."""
 
 
 class LaunchRecord(BaseModel):
@@ -57,6 +78,8 @@ class LaunchRecord(BaseModel):
     """What the identity is the hash of."""
     solved: dict[str, dict[str, int]] = {}
     """Arm -> fields that the budget's solver set at launch; never solved again."""
+    spaces: dict[str, dict[str, Range]] = {}
+    """Arm -> the fields that it tunes and their ranges."""
     metric: Metric
     """What arms are judged by."""
     data: dict[str, str] = {}
@@ -74,10 +97,18 @@ class LaunchRecord(BaseModel):
     """Distinguishes launches that share a database."""
     warm_start: dict[str, list[dict[str, Any]]] = {}
     """Arm -> trials of earlier ablations that its sampler starts from."""
+    control: dict[str, ControlRuns] = {}
+    """Arm -> runs of the ablation that ``protocol.control_variate`` names."""
     cost: list[dict[str, Any]] = []
     """The cost card at launch, one row per arm."""
     provenance: dict[str, str] = {}
     """Code, device, versions, data."""
+    launch: str = ""
+    """Identifier of this launch in the ledger of results; a folder that is launched anew has another one."""
+    ledger_head: str = ""
+    """SHA-256 of the last line of the ledger at launch."""
+    announced: list[str] = []
+    """What was reported before the launch: earlier looks at the report documents, known runs."""
     registration: Registration | None = None
     deviations: list[Deviation] = []
 
@@ -100,6 +131,9 @@ class LaunchRecord(BaseModel):
         if "options" in launch:
             launch.pop("options")
             launch.pop("launcher", None)
+        protocol = config.get("protocol", {})
+        if isinstance(protocol.get("stopping"), str):  # the text that was declared is in the registration
+            protocol["stopping"] = "fixed"
         return upgraded
 
     @classmethod
@@ -124,10 +158,15 @@ class LaunchRecord(BaseModel):
         """The content on disk."""
         return self._raw
 
+    def space(self, arm: str) -> dict[str, Range]:
+        """The fields that an arm tunes and their ranges; those declared for all arms where an earlier version did not
+        record them."""
+        return self.spaces.get(arm, self.config.tuning.space)
+
     @property
-    def is_registered(self) -> bool:
-        """Whether the version that launched it registered ablations."""
-        return "protocol" in self._raw.get("config", {})
+    def planned(self) -> dict[str, dict[Stage, int]]:
+        """Arm -> stage -> training runs."""
+        return {arm: self.config.planned(len(self.space(arm))) for arm in self.order}
 
     def all_deviations(self) -> list[Deviation]:
         """Every deviation from what was declared, an unrecorded change of the file included."""
@@ -138,9 +177,15 @@ class Choice(BaseModel):
     """What ``selection.json`` holds for an arm: the setting chosen on the selection split, or why there is none."""
 
     run: str | None = None
-    """The tuning run that was chosen; None if nothing was tuned."""
+    """The tuning run that was chosen; None if nothing was tuned or the setting was interpolated."""
     hyperparameters: dict[str, Any] = {}
     selection_value: float | None = None
+    """Of the setting: of its trial, the mean over tuning seeds where it was repeated, or the fitted value where it was
+    interpolated."""
+    interpolated: bool = False
+    """Whether the setting is the optimum fitted between trials, so that no trial has it."""
+    seeds: int = 1
+    """Tuning seeds that the choice rests on."""
     done: int | None = None
     """Tuning trials that were done."""
     trials: int | None = None
@@ -164,6 +209,7 @@ class AblationFolder:
         self.path = Path(path).resolve()
         self.runs_path = self.path / "runs"
         self.workers_path = self.path / "workers"
+        self.look_path = self.path / "look.json"
         self.cache_path = self.path.parent / "cache"
 
     def __repr__(self) -> str:
@@ -242,6 +288,22 @@ class AblationFolder:
         """Arms that could not be confirmed because every tuning trial failed -> why."""
         return {arm: choice.failed for arm, choice in self.choices().items() if choice.failed is not None}
 
+    def looks(self) -> list[dict[str, Any]]:
+        """The looks of a sequential design that were taken, oldest first: ``number``, ``seeds``, ``words`` (arm -> word
+        of its verdict), ``at``."""
+        return list(read_json(self.path / "looks.json").get("looks", []))
+
+    def add_look(self, seeds: int, words: Mapping[str, str]) -> None:
+        """Record a look. Call it with the plan's lock held."""
+        looks = self.looks()
+        entry = {
+            "number": len(looks) + 1,
+            "seeds": seeds,
+            "words": dict(words),
+            "at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+        write_json(self.path / "looks.json", {"looks": [*looks, entry]})
+
     def mark_finished(self, finished: bool) -> None:
         """Record whether every planned run has ended."""
         path = self.path / "finished.json"
@@ -269,17 +331,27 @@ class AblationFolder:
         """One row per training run (columns: workbench.results.tables.RUN_SCHEMA)."""
         if not self.is_archived:
             return runs(self.path)
-        frame = pl.read_csv(self.path / "runs.csv", schema_overrides=RUN_SCHEMA)
+        frame = pl.read_csv(self.path / "runs.csv", schema_overrides=RUN_SCHEMA, glob=False)
         missing = [pl.lit(None, kind).alias(name) for name, kind in RUN_SCHEMA.items() if name not in frame.columns]
         chosen = [choice.run for choice in self.choices().values()]
         frame = frame.with_columns(missing)
         frame = frame.with_columns(selected=pl.col("run").is_in(chosen), folder=pl.lit(str(self.path)))
         return frame.select(list(RUN_SCHEMA))
 
+    def lines(self) -> list[Line]:
+        """Every run with its logged points; of an archive, every confirmation run with its evaluations."""
+        if not self.is_archived:
+            return lines(self.path)
+        path = self.path / "curves.parquet"
+        if not path.exists():  # an archive of an earlier version
+            return []
+        parts = pl.read_parquet(path).partition_by(*KEY_SCHEMA, as_dict=True, include_key=False, maintain_order=True)
+        return [Line(*key, Points(points)) for key, points in parts.items()]
+
     def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
         """Arm, seed and ``report.parquet`` (all suites and tasks) of each confirmation run that is done."""
         if self.is_archived:
-            frame = pl.read_parquet(self.path / "report.parquet")
+            frame = pl.read_parquet(self.path / "report.parquet", glob=False)
             parts = frame.partition_by("arm", "seed", as_dict=True, include_key=False, maintain_order=True)
             for (arm, seed), part in parts.items():
                 yield arm, seed, part
@@ -288,4 +360,4 @@ class AblationFolder:
         for row in done.iter_rows(named=True):
             path = Path(row["folder"]) / "report.parquet"
             if path.exists():
-                yield row["arm"], row["seed"], pl.read_parquet(path)
+                yield row["arm"], row["seed"], pl.read_parquet(path, glob=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +10,35 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from workbench.ablation.folder import AblationFolder
+from workbench.ablation.spec.tuning import Tuning
+from workbench.config import ConfigError
 from workbench.metric import Metric
 from workbench.results.store import documents_of
-from workbench.results.tables import Line, curves, diagnostics, lines
+from workbench.results.tables import RUN_SCHEMA, Line, diagnostics, frame_of
+from workbench.status import Stage
 
 if TYPE_CHECKING:
     from workbench.ablation.execution.pool import WorkerPool
+    from workbench.ablation.looks import Look
+    from workbench.ablation.spec.protocol import Components
+    from workbench.ablation.verdict.effort import Effort
     from workbench.ablation.verdict.judge import Verdict
 
-__all__ = ["AblationRun"]
+__all__ = ["AblationRun", "table"]
+
+
+def table(results: str | Path = "results") -> pl.DataFrame:
+    """One row per run over all ablations below ``results``: the ablation's name, then the columns of
+    :meth:`AblationRun.runs`. Folders that cannot be read are left out."""
+    frames = []
+    for path in sorted(Path(results).glob("*/ablation.json")):
+        try:
+            runs = AblationRun(path.parent).runs()
+        except ConfigError:
+            continue
+        frames.append(runs.insert_column(0, pl.lit(path.parent.name).alias("ablation")))
+    frames = [frame for frame in frames if len(frame)]
+    return pl.concat(frames) if frames else pl.DataFrame(schema={"ablation": pl.String, **RUN_SCHEMA})
 
 
 class AblationRun:
@@ -86,21 +106,37 @@ class AblationRun:
     @property
     def seeds(self) -> list[int]:
         """Seeds of the confirmation runs."""
-        return list(self.record.config.confirmation.seeds)
+        return list(self.record.config.planned_seeds)
 
     @property
-    def tuning_trials(self) -> int:
-        """Tuning trials planned for each arm."""
-        return self.record.config.tuning.trials
+    def tuning(self) -> Tuning:
+        """The search as declared."""
+        return self.record.config.tuning
+
+    @property
+    def planned(self) -> dict[str, dict[Stage, int]]:
+        """Arm -> stage -> training runs planned; in a sequential design, the most there can be after its looks."""
+        if not self.record.config.protocol.stopping.is_sequential:
+            return self.record.planned
+        from workbench.ablation.verdict.measurements import looks_taken
+        from workbench.ablation.verdict.sequential import seeds_needed_now
+
+        seeds = seeds_needed_now(self.record.config, looks_taken(self.files), at_most=True)
+        return {arm: {**planned, Stage.CONFIRMATION: seeds[arm]} for arm, planned in self.record.planned.items()}
+
+    @property
+    def components(self) -> Components | None:
+        """How confirmation runs cross seeds of single components, if they do."""
+        return self.record.config.confirmation.components
 
     @property
     def total(self) -> int:
-        """Training runs planned, tuning and confirmation."""
-        return self.record.config.total
+        """Training runs planned, of all arms and stages."""
+        return sum(sum(stages.values()) for stages in self.planned.values())
 
     @property
     def alpha(self) -> float:
-        """Family-wise error rate of the verdict."""
+        """Bound of the rates of false differences and of false equivalences in the verdict."""
         return self.record.config.alpha
 
     @property
@@ -128,36 +164,58 @@ class AblationRun:
 
     def deviations(self) -> list[dict[str, Any]]:
         """What was changed after launch in how the runs are read: ``what``, ``when``, ``why``."""
-        from workbench.ablation.verdict.measurements import deviations
+        return [deviation.model_dump() for deviation in self.record.all_deviations()]
 
-        return [deviation.model_dump() for deviation in deviations(self.files, self.record)]
+    def look(self) -> Look | None:
+        """How often its report documents were opened before, and which of its runs were known; None before it has
+        opened one, and of ablations that were launched without a ledger."""
+        from workbench.ablation.looks import look_of
+
+        return look_of(self.files, self.record)
 
     # -- what has happened ---------------------------------------------------------------------------------------
 
     def runs(self) -> pl.DataFrame:
-        """One row per training run (columns: workbench.results.tables.RUN_SCHEMA)."""
-        return self.files.runs()
+        """One row per training run (columns: workbench.results.tables.RUN_SCHEMA). ``report_value`` is null until the
+        ablation is finished, or a declared look is reached."""
+        from workbench.ablation.verdict.seal import sealed
+
+        return sealed(self.files.runs(), self._readable_seeds())
 
     def curves(self) -> pl.DataFrame:
         """Every logged point (columns: workbench.results.tables.CURVE_SCHEMA)."""
-        return curves(self.folder)
+        return frame_of(self.lines())
 
     def lines(self) -> list[Line]:
         """Every run with its logged points, without the copying of :meth:`curves`."""
-        return lines(self.folder)
+        return self.files.lines()
 
     def diagnostics(self) -> pl.DataFrame:
         """What layers logged about themselves (columns: workbench.results.tables.DIAGNOSTICS_SCHEMA)."""
         return diagnostics(self.folder)
 
     def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
-        """Arm, seed and the report documents of the metric's task, for each confirmation run that is done."""
+        """Arm, seed and the report documents of the metric's task, for each confirmation run that is done and whose
+        values may be read (:meth:`runs`)."""
+        readable = self._readable_seeds()
         for arm, seed, report in self.files.reports():
-            yield arm, seed, documents_of(report, self.metric)
+            if readable is None or seed in readable:
+                yield arm, seed, documents_of(report, self.metric)
+
+    def _readable_seeds(self) -> Collection[int] | None:
+        from workbench.ablation.verdict.seal import readable_seeds
+
+        return readable_seeds(self.files, self.record)
 
     def selection(self) -> dict[str, dict[str, Any]]:
         """Arm -> its chosen setting, for arms whose tuning has ended (:class:`workbench.ablation.folder.Choice`)."""
         return {arm: choice.plain() for arm, choice in self.files.choices().items()}
+
+    def efforts(self) -> dict[str, Effort]:
+        """Arm -> how well it was tuned, for arms whose tuning has ended."""
+        from workbench.ablation.verdict.effort import efforts
+
+        return efforts(self.files, self.record)
 
     def failures(self) -> dict[str, str]:
         """Arms that could not be confirmed because every tuning trial failed -> why."""

@@ -13,9 +13,9 @@ import sys
 
 import typer
 
-from workbench.cli.ablations import cost, pilot, plan, run, stop, watch, worker
+from workbench.cli.ablations import components, cost, pilot, plan, run, stop, watch, worker
 from workbench.cli.installed import doctor, variants
-from workbench.cli.results import archive, compare, report, serve, table, verdict
+from workbench.cli.results import archive, compare, ledger, report, serve, table, verdict
 from workbench.cli.training import branch, export, generate, prepare, train
 
 COMMANDS = (
@@ -28,6 +28,7 @@ COMMANDS = (
     generate,
     pilot,
     plan,
+    components,
     worker,
     watch,
     stop,
@@ -37,6 +38,7 @@ COMMANDS = (
     serve,
     archive,
     table,
+    ledger,
     variants,
     doctor,
 )
@@ -51,6 +53,8 @@ def main() -> None:
     """Run the command line. A user's mistake is reported without a traceback."""
     from workbench.config import ConfigError
 
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not end the work
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         app()
     except ConfigError as error:
@@ -59,7 +63,7 @@ def main() -> None:
     except OSError as error:
         import errno
 
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG):
             raise
         print(
             f"workbench: {error.strerror}: {error.filename or ''}. Nothing is lost; fix it and run the command again.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from workbench.cli.output import File, Folder, Overrides, Results, console, note
 from workbench.cli.watching import follow, run_until_done
 from workbench.formatting import count, duration, flops, share, size
+from workbench.results.data_card import describe, warnings
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -44,6 +45,7 @@ def run(
     ablation = Ablation.load(file, overrides or (), results).with_workers(workers)
     launched = ablation.create(note)
     print_cost(launched.cost(), ablation.workers)
+    print_data(launched.data_cards)
     if run_until_done(launched, ablation.workers if workers is None else workers, detach):
         _conclude(launched)
 
@@ -78,7 +80,7 @@ def plan(
     sd: Annotated[float | None, typer.Option(help="Noise from elsewhere: sd over seeds, in the metric's unit.")] = None,
     rho: Annotated[float, typer.Option(help="Correlation of arms over paired seeds, with --sd.")] = 0.0,
 ) -> None:
-    """Print how many seeds the question needs, given a pilot's noise (exact power of the t-test)."""
+    """Print how many seeds the question needs, given a pilot's noise and how well the pilot knows it."""
     from workbench.ablation.ablation import Ablation
     from workbench.ablation.analysis.power import Pilot, pilot_of, plan_seeds, values_of
     from workbench.ablation.run import AblationRun
@@ -103,22 +105,63 @@ def plan(
         ) from None
     except ValueError as error:
         raise ConfigError.at("--pilot", got=str(error), expected="the noise of the metric over seeds") from None
-    unit = ablation.arms.metric.unit
+    metric = ablation.arms.metric
     seed_plan = plan_seeds(
         noise,
         arms=len(config.order) - 1,
         alpha=config.alpha,
         effect=config.protocol.effect,
         margin=config.margin,
-        unit=unit,
+        unit=metric.unit,
+        upper=metric.upper,
     )
     print("\n".join(seed_plan.sentences()))
-    table = Table("seeds", f"detectable, {unit}", title="Detectable difference by number of paired seeds (80 % power)")
-    for seeds, detectable in seed_plan.table().iter_rows():
+    title = "By number of paired seeds: difference shown with 80 % power, expected power for the declared effect"
+    table = Table("seeds", f"detectable, {metric.unit}", "expected power", title=title)
+    for seeds, detectable, power in seed_plan.table().iter_rows():
         declared = " ← declared" if seeds == len(config.confirmation.seeds) else ""
-        table.add_row(f"{seeds}{declared}", f"{detectable:.3g}")
+        shown = "none possible" if detectable is None else f"{detectable:.3g}"
+        table.add_row(f"{seeds}{declared}", shown, "–" if power is None else f"{power:.0%}")
     console.print(table)
     print(f"Declared: {len(config.confirmation.seeds)} seeds.")
+
+
+def components(
+    file: File,
+    overrides: Overrides = None,
+    results: Results = Path("results"),
+    init: Annotated[int, typer.Option(help="Seeds of the initial weights.")] = 3,
+    order: Annotated[int, typer.Option(help="Seeds of the data order.")] = 3,
+    other: Annotated[int, typer.Option(help="Seeds of everything else: dropout, router noise, sampling.")] = 2,
+    arms: Annotated[
+        int, typer.Option(help="Arms beside the baseline, the first ones; adds the noise of paired differences.")
+    ] = 0,
+) -> None:
+    """Measure what the noise consists of: every combination of a few seeds of each component is one run.
+
+    The runs are an ablation named NAME-components on the pilot's documents. Ctrl-C stops it; the same command resumes.
+    """
+    from workbench.ablation.ablation import Ablation
+    from workbench.ablation.analysis.components import component_table, sentences
+
+    study = Ablation.load(file, overrides or (), results).components(init, order, other, arms)
+    launched = study.create(note)
+    run_until_done(launched, study.workers)
+    headers = ("quantity", "component", "levels", f"sd, {launched.metric.unit}", "95 %", "share", "95 %")
+    table = Table(*headers, title="Components of the noise")
+    for row in component_table(launched).iter_rows(named=True):
+        known = row["share"] is not None
+        table.add_row(
+            row["quantity"],
+            row["component"],
+            str(row["levels"]),
+            f"{row['sd']:.2g}",
+            f"{row['sd_low']:.2g} to {row['sd_high']:.2g}",
+            f"{100 * row['share']:.0f} %" if known else "–",
+            f"{100 * row['share_low']:.0f} to {100 * row['share_high']:.0f} %" if known else "–",
+        )
+    console.print(table)
+    print("\n".join(sentences(launched)))
 
 
 def worker(folder: Folder) -> None:
@@ -175,7 +218,8 @@ def print_cost(frame: Any, workers: int) -> None:
         "time": lambda row: duration(row["seconds_per_trial"]),
         "memory": lambda row: size(row["memory_bytes"]) + ("" if row.get("memory_measured") else " (estimate)"),
         "disk while running": lambda row: size(row.get("disk_bytes")),
-        "trials": lambda row: str(row["trials"]),
+        "tuning trials": lambda row: f"{row['searched']} ({row['tuned']} field{'s' * (row['tuned'] != 1)})",
+        "runs, repeats and confirmation too": lambda row: str(row["trials"]),
         "set by the budget": lambda row: row.get("solved") or "–",
         "mismatch to budget": lambda row: share(row["residual"]),
         "parameters vs baseline": lambda row: share(row.get("off_parameters")),
@@ -198,8 +242,21 @@ def print_cost(frame: Any, workers: int) -> None:
         )
 
 
+def print_data(cards: Mapping[str, Any]) -> None:
+    """Print what is measured, and how much of it is also in training; arms with the same data share the lines."""
+    arms_of: dict[tuple[str, ...], list[str]] = {}
+    for arm, card in cards.items():
+        arms_of.setdefault((*describe(card), *(f"Caution: {line}" for line in warnings(card))), []).append(arm)
+    for lines, arms in arms_of.items():
+        if len(arms_of) > 1:
+            console.print(f"Data of {', '.join(arms)}", soft_wrap=True)
+        for line in lines:
+            console.print(line, soft_wrap=True, highlight=False)
+
+
 def _conclude(launched: AblationRun) -> None:
     """Print the verdict and write the report."""
+    from workbench.ablation.analysis.savings import savings_sentences
     from workbench.dashboards import write_report
 
     verdict = launched.verdict()
@@ -207,5 +264,6 @@ def _conclude(launched: AblationRun) -> None:
     if launched.question:
         console.print(launched.question, style="italic", markup=False)
     print(verdict if verdict is not None else "No verdict: no confirmation run has ended.")
+    print("\n".join(["", *savings_sentences(launched)]))
     path = write_report(launched, launched.folder / "report.html")
     print(f"\nReport: {path}")

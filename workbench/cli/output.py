@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -16,5 +17,13 @@ Results = Annotated[Path, typer.Option(help="Folder of all results.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a launched ablation, such as results/quickstart.")]
 
 
+def print_line(line: str) -> None:
+    """Print without markup or wrapping. A terminal that has been closed does not end the work."""
+    with contextlib.suppress(OSError):
+        typer.echo(line)
+
+
 def note(line: str) -> None:
-    console.print(f"[dim]{line} …[/]")
+    """Print a line about a step, or a whole sentence."""
+    with contextlib.suppress(OSError):
+        typer.secho(line if line.endswith(".") else f"{line} …", dim=True)

@@ -14,6 +14,7 @@ from workbench.cli.output import Folder, Results, console
 def verdict(folder: Folder) -> None:
     """Print the verdict: which arm is better, by how much, with what certainty."""
     from workbench.ablation.analysis.diagnostics import notes
+    from workbench.ablation.analysis.savings import savings_sentences
     from workbench.ablation.run import AblationRun
 
     launched = AblationRun(folder)
@@ -21,7 +22,7 @@ def verdict(folder: Folder) -> None:
     if conclusion is None:
         console.print("No verdict yet: confirmation runs are missing.")
         raise typer.Exit(1)
-    print("\n".join([str(conclusion), "", *notes(launched)]).rstrip())
+    print("\n".join([str(conclusion), "", *savings_sentences(launched), "", *notes(launched)]).rstrip())
 
 
 def compare(
@@ -76,11 +77,37 @@ def archive(
     console.print(str(write_archive(AblationRun(folder), into)), soft_wrap=True)
 
 
+def ledger(
+    results: Annotated[Path, typer.Argument(help="Folder of all results.")] = Path("results"),
+    openings: Annotated[bool, typer.Option(help="Every opening instead of a line for each launch.")] = False,
+    csv: Annotated[bool, typer.Option(help="Every opening as CSV.")] = False,
+) -> None:
+    """List who opened which report documents with which runs, and verify that nothing was changed.
+
+    A chain that is broken exits with an error that names the line; every other line is listed all the same.
+    """
+    from workbench.ablation.analysis.looks import launch_table, opening_table, verify
+
+    frame = opening_table(results) if openings or csv else launch_table(results)
+    if csv:
+        print(frame.write_csv(), end="")
+    elif len(frame):
+        listed = Table(*(name.replace("_", " ") for name in frame.columns))
+        for row in frame.iter_rows():
+            listed.add_row(*("" if value is None else str(value) for value in row))
+        console.print(listed)
+    else:
+        console.print(f"No report document has been opened in {results}.", soft_wrap=True)
+    lines = verify(results)
+    if not csv:
+        console.print(f"{lines} lines, every one with the hash of the line before.", soft_wrap=True)
+
+
 def table(
     results: Results = Path("results"), csv: Annotated[bool, typer.Option(help="All columns as CSV.")] = False
 ) -> None:
     """Print all runs of all ablations."""
-    from workbench.results.tables import table as all_runs
+    from workbench.ablation.run import table as all_runs
 
     frame = all_runs(results)
     if not len(frame):

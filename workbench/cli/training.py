@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from workbench.cli.output import console, note
+from workbench.cli.output import console, note, print_line
 from workbench.formatting import count, duration, flops
+from workbench.results.data_card import warnings
 from workbench.status import Stage, Status
 
 
@@ -62,18 +63,18 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> None:
 
     record = RunFolder(path).record()
     signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: signals.append(number))
+    # SIGHUP: the terminal is closed; SIGUSR1: what schedulers send before they preempt a job
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it
+            signal.signal(number, lambda number, frame: signals.append(number))
     unit = record.metric.short
 
     def print_row(row: dict[str, Any]) -> None:
         left = (record.tokens - row["tokens"]) / max(1e-9, row["tokens_per_second"])
-        console.print(
+        print_line(
             f"step {row['step']}/{record.steps}  loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tokens/s  "
             f"{flops(row['flops_per_second'])}/s  {duration(left)} left"
-            + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else ""),
-            highlight=False,
-            soft_wrap=True,
+            + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else "")
         )
 
     result = train_run(
@@ -86,7 +87,7 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> None:
     if not is_rank_zero:
         return
     reason = f": {result['reason']}" if result.get("reason") else ""
-    console.print(f"{result['status']}{reason}  ({path})", highlight=False, soft_wrap=True)
+    print_line(f"{result['status']}{reason}  ({path})")
     if result["status"] != Status.DONE:
         raise typer.Exit(130 if result["status"] == Status.INTERRUPTED else 1)
 
@@ -110,6 +111,8 @@ def prepare(
     for name, split in splits.items():
         table.add_row(name, *(count(split.get(column)) if column in split else "" for column in columns))
     console.print(table)
+    for line in warnings(data.card):
+        console.print(f"Caution: {line}", soft_wrap=True)
 
 
 def export(

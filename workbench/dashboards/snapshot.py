@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from workbench.files import stamp
 from workbench.results.tables import Line, frame_of
 
 if TYPE_CHECKING:
+    from workbench.ablation.verdict.effort import Effort
     from workbench.ablation.verdict.judge import Verdict
 
 
@@ -32,7 +33,8 @@ class Snapshot:
         self._last_judgement = previous._newest_judgement if previous else None
         self._unfiltered: Snapshot | None = None  # the snapshot that this is a part of
         self.name, self.question, self.arms, self.baseline = source.name, source.question, source.arms, source.baseline
-        self.seeds, self.tuning_trials, self.total = source.seeds, source.tuning_trials, source.total
+        self.seeds, self.tuning, self.planned, self.total = source.seeds, source.tuning, source.planned, source.total
+        self.components = source.components
         self.folder, self.identity, self.metric, self.alpha = (
             source.folder,
             source.identity,
@@ -99,6 +101,9 @@ class Snapshot:
     def cost(self) -> pl.DataFrame:
         table = self._run.cost()
         return table.filter(pl.col("arm").is_in(self.arms)) if "arm" in table.columns else table
+
+    def efforts(self) -> Mapping[str, Effort]:
+        return {arm: effort for arm, effort in self._run.efforts().items() if arm in self.arms}
 
     def failures(self) -> dict[str, str]:
         return self._run.failures()

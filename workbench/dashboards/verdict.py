@@ -37,7 +37,7 @@ def verdict_blocks(run: Snapshot, title: str = "") -> list[Block]:
                 Cell(row["verdict"], row["verdict"], row["verdict"]),
                 Cell(formatting.metric(row["value"]), row["value"]),
                 Cell(formatting.metric(row["difference"], signed=True), row["difference"]),
-                Cell(_interval(row), row["low"]),
+                Cell(_interval(row), row["low" if row["level"] is None else "repeated_low"]),
                 Cell(_p_value(row["p_holm"]), row["p_holm"]),
                 Cell(f"{row['seeds']} of {row['seeds'] + row['failed']}", row["seeds"]),
             ],
@@ -49,9 +49,11 @@ def verdict_blocks(run: Snapshot, title: str = "") -> list[Block]:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    if row["low"] is None:
+    """The interval that agrees with the design: of a sequential one, the interval over all its looks."""
+    low, high = ("low", "high") if row["level"] is None else ("repeated_low", "repeated_high")
+    if row[low] is None:
         return formatting.UNKNOWN
-    return f"{formatting.metric(row['low'], signed=True)} to {formatting.metric(row['high'], signed=True)}"
+    return f"{formatting.metric(row[low], signed=True)} to {formatting.metric(row[high], signed=True)}"
 
 
 def _p_value(p: float | None) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import polars as pl
 
+from workbench.ablation.spec.tuning import Tuning
 from workbench.config import ConfigError
 from workbench.metric import BITS_PER_BYTE, Metric
 from workbench.results.store import RunFolder
@@ -25,9 +26,12 @@ from workbench.results.tables import (
     frame_of,
     points_of,
 )
+from workbench.status import Stage
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
+    from workbench.ablation.spec.protocol import Components
+    from workbench.ablation.verdict.effort import Effort
     from workbench.ablation.verdict.judge import Verdict
 
 
@@ -68,12 +72,20 @@ class RunView(Protocol):
         """Seeds of the confirmation runs of each arm."""
 
     @property
-    def tuning_trials(self) -> int:
-        """Planned tuning trials of each arm."""
+    def tuning(self) -> Tuning:
+        """The search for each arm's setting, as declared."""
+
+    @property
+    def planned(self) -> Mapping[str, Mapping[Stage, int]]:
+        """Arm -> stage -> runs planned."""
+
+    @property
+    def components(self) -> Components | None:
+        """How confirmation runs cross seeds of single components, if they do."""
 
     @property
     def total(self) -> int:
-        """Planned runs, tuning and confirmation."""
+        """Planned runs, of all arms and stages."""
 
     @property
     def metric(self) -> Metric: ...
@@ -124,6 +136,9 @@ class RunView(Protocol):
     def cost(self) -> pl.DataFrame:
         """The cost card, one row per arm."""
 
+    def efforts(self) -> Mapping[str, Effort]:
+        """Arm -> how well it was tuned, for arms whose tuning has ended."""
+
     def failures(self) -> dict[str, str]:
         """Arms that could not be confirmed -> reason."""
 
@@ -153,7 +168,8 @@ class EmptyRun:
     identity = ""
     exists = True
     launched = False
-    tuning_trials = 0
+    tuning = Tuning(trials=0)
+    components: Components | None = None
     metric = BITS_PER_BYTE
     alpha = 0.05
     allow_mismatch: str | None = None
@@ -175,8 +191,13 @@ class EmptyRun:
         return self.arms[0] if self.arms else ""
 
     @property
+    def planned(self) -> Mapping[str, Mapping[Stage, int]]:
+        stages = {Stage.TUNING: self.tuning.trials, Stage.CONFIRMATION: len(self.seeds)}
+        return dict.fromkeys(self.arms, stages)
+
+    @property
     def total(self) -> int:
-        return len(self.arms) * (self.tuning_trials + len(self.seeds))
+        return sum(sum(stages.values()) for stages in self.planned.values())
 
     def runs(self) -> pl.DataFrame:
         return pl.DataFrame(schema=RUN_SCHEMA)
@@ -195,6 +216,9 @@ class EmptyRun:
 
     def cost(self) -> pl.DataFrame:
         return pl.DataFrame(schema={"arm": pl.String})
+
+    def efforts(self) -> Mapping[str, Effort]:
+        return {}
 
     def failures(self) -> dict[str, str]:
         return {}
@@ -229,11 +253,17 @@ class PlannedRun(EmptyRun):
         config = ablation.config
         super().__init__(ablation.folder.resolve(), config.order)
         self.name, self.question, self.identity = config.name, config.question, config.identity
-        self.seeds, self.tuning_trials = list(config.confirmation.seeds), config.tuning.trials
+        self.seeds, self.tuning = list(config.planned_seeds), config.tuning
+        self._planned = {name: arm.planned for name, arm in ablation.arms.items()}
         self.alpha, self.allow_mismatch = config.alpha, config.budget.allow_mismatch
+        self.components = config.confirmation.components
         data = ablation.arms.baseline.run().data
         self.metric, self.views = data.metric, dict(data.views)
         self._cost = ablation.cost(measure=False)
+
+    @property
+    def planned(self) -> Mapping[str, Mapping[Stage, int]]:
+        return self._planned
 
     def cost(self) -> pl.DataFrame:
         return self._cost
@@ -242,11 +272,27 @@ class PlannedRun(EmptyRun):
         return {"ablation": self.identity}
 
 
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths, of one length, that differ from each other.
+
+    Raises:
+        ConfigError: when a folder is given twice.
+    """
+    if len(set(folders)) < len(folders):
+        raise ConfigError.at("folders", got=[str(path) for path in folders], expected="every folder once")
+    for length in range(1, max(len(path.parts) for path in folders) + 1):
+        names = ["/".join(path.parts[-length:]) for path in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
 class SingleRuns(EmptyRun):
     """Runs of ``workbench train`` side by side, each as an arm of its own.
 
     Args:
-        folders: folders of runs; a folder's name is the name of its arm.
+        folders: folders of runs; a folder's name is the name of its arm, with as many of its parents as it takes to
+            tell two runs apart.
 
     Raises:
         ConfigError: when a folder is not that of a run, or the runs differ in their metric.
@@ -262,13 +308,13 @@ class SingleRuns(EmptyRun):
                 got=f"runs measured in {', '.join(sorted({m.unit for m in metrics})) or 'nothing'}",
                 expected="at least one run, all with the same metric",
             )
-        super().__init__(self._folders[0].path.parent, [folder.path.name for folder in self._folders])
+        super().__init__(self._folders[0].path.parent, distinct_names([folder.path for folder in self._folders]))
         self.name, self.metric = ", ".join(self.arms), metrics[0]
 
     def lines(self) -> list[Line]:
         return [
-            Line(folder.path.name, record.stage, folder.path.name, record.seed, points_of(folder))
-            for folder, record in zip(self._folders, self._records)
+            Line(arm, record.stage, arm, record.seed, points_of(folder))
+            for arm, folder, record in zip(self.arms, self._folders, self._records)
         ]
 
     def curves(self) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from workbench.data.config import DataConfig
 from workbench.data.loader import StepLoader
 from workbench.data.packing import TrainingStream, evaluation_batches
 from workbench.data.sources import Source, SourceConfig, prepare, sources
+from workbench.data.splits import MeasuredSplit
 from workbench.data.streams import IGNORE_INDEX, Batch, RowStream, Split
 from workbench.data.text import Documents, PreparedData
 
@@ -15,6 +16,7 @@ __all__ = [
     "BatchPlanConfig",
     "DataConfig",
     "Documents",
+    "MeasuredSplit",
     "PreparedData",
     "RowStream",
     "Source",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -20,21 +20,23 @@ class DataConfig(SourceConfig):
         default="stdlib", validate_default=True
     )
     """Where the text comes from: stdlib, packages, files, huggingface, or a registered corpus."""
-    near_duplicates: bool = True
-    """Keep documents that share half of their long lines in one split. Turn it off for streams of many gigabytes: its
-    memory grows with the number of lines. Exact duplicates are always dropped."""
     selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Fraction of the bytes in the selection split, which tuning looks at."""
-    report_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Fraction of the bytes in the report split, which only confirmation runs open."""
-    evaluation_documents: Annotated[int, Field(ge=1)] = 48
-    """Number of evaluated documents per split."""
-    evaluation_bytes: Annotated[int, Field(ge=16)] = 2048
+    """Size of the selection split, which tuning looks at, as a fraction of the clusters of near-duplicates."""
+    report_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.125
+    """Size of the report split, which only confirmation runs open, and of the pilot split: clusters each."""
+    evaluation_documents: Annotated[int, Field(ge=1)] = 256
+    """Documents in the report split and in the pilot split, at most; the others are trained on."""
+    selection_documents: Annotated[int, Field(ge=1)] = 32
+    """Documents in the selection split, at most, and no more than ``evaluation_documents``: it is evaluated again and
+    again during a run."""
+    evaluation_bytes: Annotated[int, Field(ge=16)] = 8192
     """Bytes evaluated per document, from its beginning."""
     tokenizer_file: str | None = None
     """A tokenizer to load (JSON of the `tokenizers` library). Default: train one on the training split."""
     tokenizer_bytes: Annotated[int, Field(ge=1)] = 8_000_000
     """Amount of the training split that the tokenizer is trained on."""
+
+    measured_only: ClassVar[frozenset[str]] = frozenset({"evaluation_bytes"})
 
     @property
     def metric(self) -> Metric:
@@ -42,8 +44,8 @@ class DataConfig(SourceConfig):
 
     def model_post_init(self, _context: Any) -> None:
         require(
-            self.selection_fraction + self.report_fraction <= 0.6,
-            "selection_fraction",
-            got=self.selection_fraction,
+            self.selection_fraction + 2 * self.report_fraction <= 0.6,
+            "report_fraction",
+            got=f"{self.report_fraction} twice (report and pilot) beside selection_fraction={self.selection_fraction}",
             expected="most text left for training",
         )

@@ -16,7 +16,7 @@ from workbench.data.batching import BatchPlan, GlobalBatch
 from workbench.data.streams import Batch, RowStream
 
 PREFETCH = 2
-"""Micro-batches prepared in the background."""
+"""Micro-batches prepared in the background, or as many as a step has: it requests them at once."""
 
 
 class StepLoader:
@@ -50,8 +50,9 @@ class StepLoader:
         self.batch_size, self.accumulate, self.steps = batch_size, accumulate, steps
         self.position = 0
         self.history: dict[int, dict[str, Any]] = {}
-        # a step is planned up to PREFETCH micro-batches early, when the steps in between have not been measured
-        self._delay = -(-PREFETCH // accumulate) + 1
+        self._prefetch = max(PREFETCH, accumulate)
+        # a step is planned as many micro-batches early, when the steps in between have not been measured
+        self._delay = -(-self._prefetch // accumulate) + 1
 
     def __len__(self) -> int:
         """Micro-batches of the run."""
@@ -63,7 +64,7 @@ class StepLoader:
             submitted = self.position
             try:
                 while self.position < len(self):
-                    while submitted < min(len(self), self.position + PREFETCH + 1):
+                    while submitted < min(len(self), self.position + self._prefetch + 1):
                         pending.append(background.submit(self._prepare, submitted, self._history(submitted)))
                         submitted += 1
                     batch = pending.popleft().result()

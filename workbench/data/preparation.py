@@ -20,13 +20,16 @@ from workbench.data.config import DataConfig
 from workbench.data.corpora import Corpus, corpora
 from workbench.data.dedup import near_duplicates
 from workbench.data.disk_strings import DiskStrings
+from workbench.data.overlap import overlap
 from workbench.data.shards import ShardWriter
-from workbench.data.sources import digest, is_complete, write_card
-from workbench.data.splits import SPLITS, split_by_cluster
+from workbench.data.sources import content_digest, digest, is_complete, write_card
+from workbench.data.splits import MEASURED, SPLITS, Assignment, MeasuredSplit, SplitName, split_by_cluster
 from workbench.files import locked, read_json, replacing_folder, write_json
 
-FORMAT = 3
+FORMAT = 6
 """Part of the fingerprint; raised when the files or the rules change."""
+REASONS = ("allow_overlap", "allow_lossy")
+"""Fields that change how the data may be used, not the data."""
 ENCODED_TOGETHER = 256
 """Documents encoded in one call, by the tokenizer's threads."""
 
@@ -47,7 +50,7 @@ def prepare_text(config: DataConfig, vocabulary: int, cache: Path, progress: Cal
         ConfigError: nothing to read, too few documents for the splits, or a vocabulary that does not fit.
     """
     corpus = corpora[config.corpus.kind](config.corpus)
-    settings = {name: value for name, value in config.plain().items() if name != "corpus"}
+    settings = {name: value for name, value in config.plain().items() if name not in ("corpus", *REASONS)}
     if config.tokenizer_file:
         settings["tokenizer_file"] = tokenizers.file_hash(config.tokenizer_file)
     # an unchanged source is recognised by its stamp, without reading it again
@@ -89,13 +92,23 @@ def _write(
     config: DataConfig, vocabulary: int, texts: DiskStrings, folder: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Write tokenizer and splits. Returns the card."""
-    clusters: Sequence[int] = range(len(texts))
-    if config.near_duplicates:
-        progress("looking for near-duplicates")
-        clusters = near_duplicates(texts)
-    fractions = {"selection": config.selection_fraction, "report": config.report_fraction}
-    splits = split_by_cluster(texts.sizes, texts.keys, clusters, fractions)  # type: ignore[arg-type]
-    tokenizer = _tokenizer(config, vocabulary, texts, splits["train"], progress)
+    progress("looking for near-duplicates")
+    clusters = near_duplicates(texts)
+    fractions: dict[MeasuredSplit, float] = {
+        "selection": config.selection_fraction,
+        "report": config.report_fraction,
+        "pilot": config.report_fraction,
+    }
+    most: dict[MeasuredSplit, int] = {
+        "selection": min(config.selection_documents, config.evaluation_documents),
+        "report": config.evaluation_documents,
+        "pilot": config.evaluation_documents,
+    }
+    splits = split_by_cluster(texts.sizes, texts.keys, clusters, fractions, most)
+    progress("comparing the measured text with the training text")
+    shares, containing = _overlap(config, texts, splits)
+    members = {**splits.documents, "train": [i for i in splits.documents["train"] if i not in containing]}
+    tokenizer = _tokenizer(config, vocabulary, texts, members["train"], progress)
     tokenizer.save(str(folder / "tokenizer.json"))
     card: dict[str, Any] = {
         "kind": config.kind,
@@ -104,20 +117,56 @@ def _write(
         "vocabulary": vocabulary,
         "documents_read": texts.added,
         "duplicates_dropped": texts.added - len(texts),
-        "clusters": len(set(clusters)),
+        "clusters": len(np.unique(clusters)),
+        "near_duplicates_dropped": len(splits.unused),
+        "containing_dropped": len(containing),
         "splits": {},
     }
     for name in SPLITS:
         progress(f"encoding the {name} split")
-        members, max_bytes = splits[name], None
+        max_bytes = None if name == "train" else config.evaluation_bytes
         if name != "train":
-            members, max_bytes = members[: config.evaluation_documents], config.evaluation_bytes
+            digests = [content_digest(b" ".join(texts[i].encode().split())) for i in members[name]]
+            np.save(folder / f"{name}.digests.npy", np.array(digests))
         writer = ShardWriter(folder, name, vocabulary)
-        card["splits"][name] = {
-            **_write_split(texts, members, max_bytes, tokenizer, writer, progress),
-            "documents_in_split": len(splits[name]),
-        }
+        part = _write_split(texts, members[name], max_bytes, tokenizer, writer, progress)
+        clusters_D = splits.clusters[members[name]]
+        np.save(folder / f"{name}.clusters.npy", clusters_D)
+        card["splits"][name] = {**part, "clusters": len(np.unique(clusters_D)), **shares.get(name, {})}
     return card
+
+
+def _overlap(
+    config: DataConfig, texts: DiskStrings, splits: Assignment
+) -> tuple[dict[SplitName, dict[str, Any]], set[int]]:
+    """Entries of the card per measured split, and the training documents that contain a measured one."""
+    train = splits.documents["train"]
+    measured = [tokenizers.cut(texts[i], config.evaluation_bytes) for name in MEASURED for i in splits.documents[name]]
+    found = overlap(measured, _Members(texts, train))
+    entries: dict[SplitName, dict[str, Any]] = {}
+    first = 0
+    for name in MEASURED:
+        span = slice(first, first + len(splits.documents[name]))
+        seen_D, shingles_D = found.seen_M[span], found.shingles_M[span]
+        entries[name] = {
+            "overlap": round(float(seen_D.sum() / max(1, shingles_D.sum())), 6),
+            "documents_mostly_seen": int((2 * seen_D > shingles_D).sum()),
+        }
+        first = span.stop
+    return entries, {train[i] for i in found.containing}
+
+
+class _Members(Sequence[str]):
+    """Some of the texts."""
+
+    def __init__(self, texts: DiskStrings, members: Sequence[int]):
+        self._texts, self._members = texts, members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._texts[self._members[index]]
 
 
 def _tokenizer(
@@ -144,12 +193,15 @@ def _write_split(
 ) -> dict[str, Any]:
     """Encode documents and write them shard by shard. Returns their part of the card."""
     lengths, sizes = array("q"), array("q")
+    lossy = 0
     for start in range(0, len(members), ENCODED_TOGETHER):
         together = [texts[i] for i in members[start : start + ENCODED_TOGETHER]]
-        for ids, size in tokenizers.encode(tokenizer, together, max_bytes):
-            writer.add(ids)
-            lengths.append(len(ids))
-            sizes.append(size)
+        for document, text in zip(tokenizers.encode(tokenizer, together, max_bytes), together):
+            writer.add(document.ids)
+            lengths.append(len(document.ids))
+            sizes.append(document.size)
+            if max_bytes is not None:  # measured: bits per byte assume that the ids hold the whole text
+                lossy += not tokenizers.is_lossless(tokenizer, document, text)
         if start and start % (64 * ENCODED_TOGETHER) == 0:
             progress(f"encoding the {writer.name} split: {start:,} of {len(members):,} documents")
     writer.flush()
@@ -163,4 +215,5 @@ def _write_split(
         "tokens": tokens,
         "shards": writer.files,
         "bytes_per_token": total / max(1, tokens - len(lengths)),
+        **({} if max_bytes is None else {"lossy_documents": lossy}),
     }

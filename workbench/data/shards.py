@@ -44,6 +44,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, name: str, vocabulary: int, shard_tokens: int = SHARD_TOKENS):
         self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
+        self.vocabulary = vocabulary
         self.dtype = np.uint16 if vocabulary <= 2**16 else np.uint32
         self.files: list[str] = []
         """Names of the files written so far."""
@@ -51,7 +52,13 @@ class ShardWriter:
         self._buffered = 0
 
     def add(self, ids: np.ndarray) -> None:
-        """Add one document."""
+        """Add one document.
+
+        Raises:
+            ValueError: for an id beyond the vocabulary, which the files could not hold.
+        """
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocabulary:
+            raise ValueError(f"{self.name}: got token ids up to {ids.max()}; expected ids below {self.vocabulary}.")
         if self._buffered + len(ids) > self.shard_tokens:
             self.flush()
         self._buffer.append(ids.astype(self.dtype))

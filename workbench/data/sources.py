@@ -1,7 +1,8 @@
 """Data sources: what a run is trained and evaluated on. Text is one; each synthetic task is one.
 
-A source is prepared once, into a folder of the cache. It then yields endless training rows and two splits to evaluate
-on: selection, which tuning looks at, and report, which only confirmation runs open.
+A source is prepared once, into a folder of the cache. It then yields endless training rows and three splits to evaluate
+on: selection, which tuning looks at; report, which only confirmation runs open; and pilot, drawn by the same rule as
+report, on which pilots measure the noise.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from workbench.config import Config, require
 from workbench.data.streams import RowStream, Split
@@ -26,6 +29,12 @@ class SourceConfig(Config):
     """Base of a data source's configuration. ``kind`` is the registered name."""
 
     kind: str
+    allow_overlap: str | None = None
+    """Reason to measure on data most of which is also in the training data. Such a verdict is exploratory; without a
+    reason the ablation is refused."""
+    allow_lossy: str | None = None
+    """Reason to measure bits per byte with a tokenizer whose ids do not give the measured text back. Such a verdict is
+    exploratory; without a reason the ablation is refused."""
     views: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Dashboard panels that show the evaluated documents by their labels: panel -> label columns. Evaluation adds a row
     for every combination of these labels."""
@@ -34,6 +43,9 @@ class SourceConfig(Config):
     def metric(self) -> Metric:
         """The primary metric of models on this source."""
         raise NotImplementedError(f"{type(self).__name__} defines no metric")
+
+    measured_only: ClassVar[frozenset[str]] = frozenset()
+    """Fields that decide what is measured and leave the training rows as they are."""
 
     def check(self, vocabulary: int, context: int) -> None:
         """Check that the source fits a model of ``vocabulary`` token ids and rows of ``context`` tokens.
@@ -55,6 +67,7 @@ class Source(ABC):
     """Between text and token ids; None without text."""
     selection: Split
     report: Split
+    pilot: Split
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -97,6 +110,13 @@ class Source(ABC):
     def vocabulary(self) -> int:
         return self.card["vocabulary"]
 
+    def digests(self, split: str) -> list[str]:
+        """Content hashes of the documents of a measured split, in order: equal documents have equal ones, however the
+        data were prepared. Here the hash of a document's tokens and targets."""
+        documents: Split = getattr(self, split)
+        pieces = (documents.piece(index, 0, int(length)) for index, length in enumerate(documents.lengths))
+        return [content_digest(*(np.asarray(part, np.int64).tobytes() for part in piece)) for piece in pieces]
+
     @abstractmethod
     def stream(self, *, context: int, seed: int) -> RowStream:
         """Endless training rows of ``context`` tokens."""
@@ -130,6 +150,11 @@ def prepare(
 def digest(*parts: Any) -> str:
     """Sixteen hexadecimal digits that identify plain data."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def content_digest(*parts: bytes) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of bytes."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def is_complete(folder: Path) -> bool:

@@ -43,7 +43,8 @@ class Split(Protocol):
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
-        """Sizes and labels of the documents, (documents,) each; they do not depend on a model."""
+        """Sizes and labels of the documents, (documents,) each; they do not depend on a model. ``cluster`` numbers the
+        groups of documents that are alike, which resampling keeps together."""
 
     def piece(self, document: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and targets (negative: no loss) of positions ``first`` to ``first + count`` of a document."""

@@ -28,6 +28,8 @@ class Documents:
     """(documents + 1,) int64."""
     byte_counts: np.ndarray
     """(documents,) int64: bytes of UTF-8 text behind each document's targets."""
+    clusters: np.ndarray
+    """(documents,) int64: cluster of near-duplicates that each document belongs to, numbered over the whole corpus."""
     indivisible: bool = False
 
     def __len__(self) -> int:
@@ -40,7 +42,7 @@ class Documents:
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
-        return {"bytes": np.asarray(self.byte_counts, dtype=np.int64)}
+        return {"bytes": np.asarray(self.byte_counts, np.int64), "cluster": np.asarray(self.clusters, np.int64)}
 
     def piece(self, document: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """``count`` tokens of a document from position ``first`` on, and the token after each."""
@@ -78,7 +80,16 @@ class PreparedData(Source):
     def report(self) -> Documents:  # type: ignore[override]
         return self._split("report")
 
+    @cached_property
+    def pilot(self) -> Documents:  # type: ignore[override]
+        return self._split("pilot")
+
+    def digests(self, split: str) -> list[str]:
+        """Hashes of whole texts without regard to white space, even of documents that are measured in part."""
+        path = self.folder / f"{split}.digests.npy"
+        return np.load(path).tolist() if path.exists() else super().digests(split)  # prepared by an earlier version
+
     def _split(self, name: str) -> Documents:
         shards = [self.folder / file for file in self.card["splits"][name]["shards"]]
-        offsets, byte_counts = (np.load(self.folder / f"{name}.{part}.npy") for part in ("offsets", "bytes"))
-        return Documents(Tokens(shards), offsets, byte_counts)
+        parts = (np.load(self.folder / f"{name}.{part}.npy") for part in ("offsets", "bytes", "clusters"))
+        return Documents(Tokens(shards), *parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,14 @@ from workbench.config import ConfigError, require
 
 DOCUMENT_SYMBOL = "<|document|>"
 """Before and after every document; token id 0 of a trained tokenizer."""
+
+
+MAX_WORD = 256
+"""Characters of the longest word that BPE is trained on, whose time is quadratic in the length of a word; longer ones,
+as in genomes or encoded data, are cut."""
+
+
+LONG_WORD = re.compile(rf"\S{{{MAX_WORD + 1},}}")
 
 
 class Encoded(NamedTuple):
@@ -51,16 +60,49 @@ def load(path: str, vocabulary: int) -> Tokenizer:
         raise ConfigError.at(
             "data.tokenizer_file", got=f"{path}: {error}", expected="JSON that the `tokenizers` library wrote"
         ) from None
+    reset_settings(tokenizer)
+    ids_before = set(tokenizer.get_vocab().values())
+    is_new = tokenizer.token_to_id(DOCUMENT_SYMBOL) is None
     tokenizer.add_special_tokens([DOCUMENT_SYMBOL])
-    size = tokenizer.get_vocab_size()
+    symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
+    require(
+        not (is_new and symbol in ids_before),
+        "data.tokenizer_file",
+        got=f"ids with gaps: the document symbol would share id {symbol} with a token",
+        expected="ids without gaps, or a file that contains the document symbol",
+        do=f"Add the special token {DOCUMENT_SYMBOL} with an unused id to the file.",
+    )
+    size = max(tokenizer.get_vocab().values()) + 1
     require(
         size <= vocabulary,
         "model.vocabulary",
         got=vocabulary,
-        expected=f"at least the tokenizer's {size} ids",
+        expected=f"at least {size}, as the tokenizer has id {size - 1}",
         do=f"Set model.vocabulary={size} or more.",
     )
     return tokenizer
+
+
+def reset_settings(tokenizer: Tokenizer) -> None:
+    """Switch off what a file may carry and what changes a text's ids: truncation, padding, dropout of merges."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+
+
+def is_lossless(tokenizer: Tokenizer, document: Encoded, text: str) -> bool:
+    """Whether decoding gives the text back.
+
+    Args:
+        document: of :func:`encode`.
+        text: what was encoded; it may be longer, where ``document`` is its beginning.
+    """
+    symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
+    ids = document.ids[1:].tolist()
+    if ids and ids[-1] == symbol:
+        ids.pop()
+    return tokenizer.decode(ids, skip_special_tokens=False) == cut(text, document.size)
 
 
 def check_vocabulary(vocabulary: int) -> None:
@@ -94,7 +136,7 @@ def train(texts: Iterable[str], vocabulary: int, sample_characters: int) -> Toke
     for text in texts:
         if left <= 0:
             break
-        sample.append(text[:left])
+        sample += _cut_words(text[:left])
         left -= len(text)
     tokenizer.train_from_iterator(sample, trainer)
     return tokenizer
@@ -110,7 +152,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_bytes: int | None = N
     """
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
     tokenizer.encode_special_tokens = True
-    pieces = [text if max_bytes is None else _cut(text, max_bytes) for text in texts]
+    pieces = [text if max_bytes is None else cut(text, max_bytes) for text in texts]
     encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
     documents = []
     for text, piece, encoding in zip(texts, pieces, encodings):
@@ -119,7 +161,16 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_bytes: int | None = N
     return documents
 
 
-def _cut(text: str, limit: int) -> str:
+def _cut_words(text: str) -> list[str]:
+    """``text`` in pieces without a word of more than ``MAX_WORD`` characters; whole if it has none."""
+    if not LONG_WORD.search(text):
+        return [text]
+    pieces = LONG_WORD.split(text)
+    words = [word[i : i + MAX_WORD] for word in LONG_WORD.findall(text) for i in range(0, len(word), MAX_WORD)]
+    return [*filter(None, pieces), *words]
+
+
+def cut(text: str, limit: int) -> str:
     """The longest beginning of ``text`` of at most ``limit`` bytes of UTF-8."""
     data = text.encode()
     return text if len(data) <= limit else data[:limit].decode("utf-8", "ignore")

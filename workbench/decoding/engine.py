@@ -17,6 +17,7 @@ from workbench.contract import Cache
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding.policy import PolicyConfig, policies
 from workbench.model import LanguageModel
+from workbench.seeding import Seed
 
 
 class Sampling(Config):
@@ -28,7 +29,7 @@ class Sampling(Config):
     """Temperature of the softmax that tokens are sampled from; 0 takes the most likely one."""
     top_k: Annotated[int | None, Field(ge=1)] = None
     """Sample from the k most likely tokens only. Default: from all."""
-    seed: int = 0
+    seed: Seed = 0
     """Same seed, model, prompts and device: same tokens."""
 
 
@@ -99,7 +100,7 @@ class Engine:
         model: in evaluation mode, on any device.
         tokenizer: for prompts and results as text. Without one, prompts are token ids.
         policy: a registered policy, by name or with settings; it decides what a step reads.
-        stop_tokens: ids that end a sequence. Default: the tokenizer's document symbol.
+        stop_tokens: ids that end a sequence. Default: the tokenizer's document symbol and the model's ``stop_tokens``.
 
     Raises:
         ConfigError: when the model cannot decode with caches, or the policy refuses one of its mixers.
@@ -119,7 +120,8 @@ class Engine:
         self.policy.check(model)
         self.document_symbol: int | None = None if tokenizer is None else tokenizer.token_to_id(DOCUMENT_SYMBOL)
         if stop_tokens is None:
-            stop_tokens = () if self.document_symbol is None else (self.document_symbol,)
+            symbols = () if self.document_symbol is None else (self.document_symbol,)
+            stop_tokens = model.stop_tokens.union(symbols)
         self.stop_tokens = frozenset(stop_tokens)
 
     def encode(self, prompt: str) -> list[int]:

@@ -192,17 +192,19 @@ class NgramEmbedding(TokenEmbedding):
         return [RescalingPair("tables_mix", {"tables": rows}, {"mix": columns}, table_C)]
 
     def inspect(self, tokens_BT: Tensor, segments: Tensor) -> dict[str, Any]:
-        """Purity of the tables' rows on this sample (:func:`row_purity`), and that of random hashing.
+        """Purity of the tables' rows on this sample (:func:`row_purity`), and that of random hashing. Padding does not
+        count.
 
         Warns about tables below :data:`MIN_RELATIVE_PURITY`.
         """
         context_BTN = self.context(tokens_BT, segments)
-        rows_BTC = self.rows(context_BTN)
+        is_token_BT = segments >= 0
+        context_MN, rows_MC = context_BTN[is_token_BT], self.rows(context_BTN)[is_token_BT]
         tables = []
         for c, (n, modulus) in enumerate(zip(self.orders, self.moduli)):
-            grams = context_BTN[..., :n].reshape(-1, n).numpy()
+            grams = context_MN[:, :n].numpy()
             _, first, count = np.unique(grams, axis=0, return_index=True, return_counts=True)
-            purity = row_purity(rows_BTC[..., c].reshape(-1).numpy()[first], count)
+            purity = row_purity(rows_MC[:, c].numpy()[first], count)
             random = row_purity(np.random.default_rng(0).integers(modulus, size=len(count)), count)
             tables.append({"order": n, "rows": modulus, "purity": purity, "random_purity": random})
             if purity < MIN_RELATIVE_PURITY * random:

@@ -3,7 +3,6 @@
 from workbench.evaluation.suites import (
     DocumentSuite,
     Evaluation,
-    MeasuredSplit,
     Results,
     Settings,
     Suite,
@@ -15,7 +14,6 @@ from workbench.evaluation.suites import (
 __all__ = [
     "DocumentSuite",
     "Evaluation",
-    "MeasuredSplit",
     "Results",
     "Settings",
     "Suite",

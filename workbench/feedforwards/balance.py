@@ -40,9 +40,11 @@ class BalanceLoss:
     def __call__(self, counts_C: Tensor, mean_probability_C: Tensor) -> Tensor:
         """The scalar loss; its gradient flows through the probabilities alone.
 
+        It is linear in the probabilities: shares of their mean give shares of the loss.
+
         Args:
             counts_C: choices of each candidate.
-            mean_probability_C: over the tokens of a micro-batch.
+            mean_probability_C: mean over tokens, or a micro-batch's share of it.
         """
         return self.weight * (self.load_fractions(counts_C).to(mean_probability_C.dtype) * mean_probability_C).sum()
 

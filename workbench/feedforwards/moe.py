@@ -37,6 +37,7 @@ from workbench.feedforwards.router import Router, Routing
 from workbench.feedforwards.swiglu import SwiGLU, default_hidden
 from workbench.layers import INIT_SCALE
 from workbench.ops.experts import routed_experts
+from workbench.pooled import Mean
 
 BIAS_STEPS = {
     ("softmax", "proportional"): 0.2,
@@ -109,9 +110,12 @@ class MixtureOfExperts(FeedForward):
         dense SwiGLU."""
         balance_weight: Annotated[float, Field(ge=0)] = 0.01
         """Weight α of the balance loss; 0 disables it."""
-        balance_over: Literal["micro_batch", "step"] = "step"
-        """Tokens whose choices the balance loss counts: those of this micro-batch on this device, or of the step so far
-        on all devices (arXiv 2501.11873)."""
+        balance_over: Literal["step", "running", "micro_batch"] = "step"
+        """Tokens whose choices f_j of the balance loss counts. `step`: those of the optimiser step, whatever its
+        micro-batches and devices; with `accumulate` a step first runs its micro-batches without gradients, about a
+        third more FLOPs. `running`: those of the step up to this micro-batch, on all devices, the buffer of arXiv
+        2501.11873. `micro_batch`: those of this micro-batch on this device (GShard, Switch): the loss depends on
+        `accumulate` and on the number of devices. All agree where a step is one micro-batch on one device."""
         balance_groups: Annotated[int | None, Field(ge=1)] = None
         """Groups of neighbouring experts that the balance loss balances. Default: every expert is a group."""
         bias: Literal["none", "sign", "proportional"] = "none"
@@ -185,12 +189,17 @@ class MixtureOfExperts(FeedForward):
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         parameter.normal_(0.0, INIT_SCALE / math.sqrt(parameter.shape[1]), generator=generator)
 
-    def forward(self, x_BTD: Tensor, *, aux: AuxOutputs | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, *, segments: Tensor | None = None, aux: AuxOutputs | None = None) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
-        y_ND = self.mix(x_ND, self.router(x_ND, aux), aux)
+        valid_N = None if segments is None else segments.flatten() >= 0
+        y_ND = self.mix(x_ND, self.router(x_ND, aux, valid_N), aux)
         if aux is not None and aux.collect_metrics:
-            active = self._active_parameters(self.config, x_ND.shape[1], aux.metrics["ffn_experts"])
-            aux.metrics["forward_flops"] = 2.0 * active
+            experts = aux.metrics["ffn_experts"]
+            assert isinstance(experts, Mean)
+            none, one = (self._active_parameters(self.config, x_ND.shape[1], number) for number in (0, 1))
+            aux.metrics["forward_flops"] = Mean(
+                2.0 * (none * experts.weight + (one - none) * experts.total), experts.weight
+            )
         y_BTD = y_ND.view_as(x_BTD)
         return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
 

@@ -1,7 +1,8 @@
 """Mixture of experts with limited expert capacity (arXiv 2101.03961): a baseline that drops tokens in training.
 
-An expert takes the first ``capacity`` times its fair share of a micro-batch's choices; further choices are dropped, and
-the token passes with fewer experts. What is dropped depends on the rows trained together, never on later tokens of the
+An expert takes the first ``capacity`` times its fair share of the choices of a micro-batch on its device, as published;
+further choices are dropped, and the token passes with fewer experts. So what is trained depends on ``accumulate`` and
+on the number of devices. What is dropped depends on the rows trained together, never on later tokens of the
 same row. Evaluation and decoding drop nothing. Diagnostics count what is computed after dropping. Accounting assumes
 that all experts are chosen equally often (ours): min(1, capacity) of K_e experts per token, an upper bound, since no
 expert takes more than its capacity.
@@ -11,7 +12,6 @@ Legend: as in moe.py.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ from workbench.contract import AuxOutputs, Cost, feedforwards
 from workbench.feedforwards.moe import MixtureOfExperts
 from workbench.feedforwards.router import Routing
 from workbench.ops.experts import sort_choices
+from workbench.pooled import Mean, deviation_of, mean_of
 
 
 @feedforwards.register
@@ -42,21 +43,22 @@ class CapacityMixtureOfExperts(MixtureOfExperts):
         if not self.training:
             return super().mix(x_ND, routing, aux)
         config, routes, ids_NK = self.config, routing.routes, routing.topk_expert_ids_NK
-        capacity = math.ceil(config.capacity * config.expected_experts * len(x_ND) / config.experts)
+        num_candidates = self.router.num_candidates
+        tokens = routes.counts[:num_candidates].sum().double() / config.top_k
+        capacity = (config.capacity * config.expected_experts * tokens / config.experts).ceil()
         first_row_C = routes.counts.cumsum(0) - routes.counts
         is_expert_NK = ids_NK < config.experts
         dropped_NK = is_expert_NK & (routes.row_NK - first_row_C[ids_NK] >= capacity)
-        dropped_id = self.router.num_candidates
-        ids_NK = torch.where(dropped_NK, dropped_id, ids_NK)
+        ids_NK = torch.where(dropped_NK, num_candidates, ids_NK)
         scores_NK = torch.where(dropped_NK, 0.0, routing.topk_scores_NK)
         if aux is not None and aux.collect_metrics:
-            experts_N = (is_expert_NK & ~dropped_NK).sum(-1).to(scores_NK.dtype)
+            experts_N, valid_N = (is_expert_NK & ~dropped_NK).sum(-1), routing.topk_expert_ids_NK[:, 0] < num_candidates
             aux.metrics |= {
-                "dropped_share": dropped_NK.sum() / is_expert_NK.sum(),
-                "ffn_experts": experts_N.mean(),
-                "ffn_experts_sd": experts_N.std(correction=0),
+                "dropped_share": Mean(dropped_NK.sum(), is_expert_NK.sum()),
+                "ffn_experts": mean_of(experts_N, valid_N),
+                "ffn_experts_sd": deviation_of(experts_N, valid_N),
             }
-        return super().mix(x_ND, Routing(ids_NK, scores_NK, sort_choices(ids_NK, dropped_id + 1)), aux)
+        return super().mix(x_ND, Routing(ids_NK, scores_NK, sort_choices(ids_NK, num_candidates + 1)), aux)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

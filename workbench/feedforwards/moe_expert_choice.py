@@ -1,14 +1,14 @@
 """Expert choice (arXiv 2202.09368): every expert takes the tokens it scores highest. Not causal; a baseline.
 
     s = softmax(W_r x)
-    expert i takes the N K / E tokens with the largest s_i
+    expert i takes the N K / E of N tokens with the largest s_i
     y = Σ_{i that took the token} s_i E_i(x)
 
-Balanced by construction. Whether a token is taken depends on all tokens of the micro-batch, later ones included: in a
-language model this leaks the future, in training and in evaluation, so its loss cannot be compared with that of a
-causal model.
+Balanced by construction. The N tokens are those of a micro-batch on one device, without padding. Whether a token is
+taken depends on all of them, later ones included: in a language model this leaks the future, in training and in
+evaluation, so its loss cannot be compared with that of a causal model.
 
-Legend: N tokens, D model width, E experts, F hidden width of one expert, M tokens per expert, R = E·M rows.
+Legend: N positions, D model width, E experts, F hidden width of one expert, M tokens per expert, R = E·M rows.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from workbench.contract import AuxOutputs, Capabilities, Cost, FeedForward, Resc
 from workbench.feedforwards.moe import MixtureOfExperts, expert_pair
 from workbench.feedforwards.router import Router
 from workbench.ops.experts import swiglu_experts
+from workbench.pooled import deviation_of, mean_of
 
 
 @feedforwards.register
@@ -61,23 +62,30 @@ class ExpertChoice(FeedForward):
 
     init_parameter = MixtureOfExperts.init_parameter
 
-    def forward(self, x_BTD: Tensor, *, aux: AuxOutputs | None = None) -> Tensor:
-        x_ND, E = x_BTD.flatten(0, 1), self.config.experts
-        M = min(len(x_ND), -(-len(x_ND) * self.config.top_k // E))
+    def forward(self, x_BTD: Tensor, *, segments: Tensor | None = None, aux: AuxOutputs | None = None) -> Tensor:
+        x_ND, E, K = x_BTD.flatten(0, 1), self.config.experts, self.config.top_k
+        valid_N = None if segments is None else segments.flatten() >= 0
+        M = min(len(x_ND), -(-len(x_ND) * K // E))
         _, scores_NE = self.router.scores(x_ND)
-        gates_EM, token_EM = scores_NE.t().topk(M, dim=-1)
+        if valid_N is None:
+            gates_EM, token_EM = scores_NE.t().topk(M, dim=-1)
+            taken_EM = torch.ones_like(token_EM, dtype=torch.bool)
+        else:  # padding comes last, and of M tokens an expert takes its share of those that are none
+            token_EM = torch.where(valid_N[:, None], scores_NE, -1.0).t().topk(M, dim=-1).indices
+            tokens = valid_N.sum()
+            taken_M = torch.arange(M, device=x_ND.device) < torch.minimum(-(-tokens * K // E), tokens)
+            taken_EM = taken_M.expand(E, M)
+            gates_EM = torch.where(taken_EM, scores_NE.t().gather(1, token_EM), 0.0)
         token_R = token_EM.flatten()
         counts_E = torch.full((E,), M, device=x_ND.device)
         y_RD = swiglu_experts(x_ND[token_R], self.up, self.down, counts_E, gates_EM.flatten())
         y_ND = torch.zeros_like(x_ND, dtype=y_RD.dtype).index_add(0, token_R, y_RD)
         if aux is not None and aux.collect_metrics:
-            experts_N = torch.zeros(len(x_ND), device=x_ND.device).index_add(
-                0, token_R, torch.ones_like(token_R).float()
-            )
+            experts_N = torch.zeros(len(x_ND), device=x_ND.device).index_add(0, token_R, taken_EM.flatten().float())
             aux.metrics |= {
-                "ffn_experts": experts_N.mean(),
-                "ffn_experts_sd": experts_N.std(correction=0),
-                "dropped_share": (experts_N == 0).float().mean(),
+                "ffn_experts": mean_of(experts_N, valid_N),
+                "ffn_experts_sd": deviation_of(experts_N, valid_N),
+                "dropped_share": mean_of(experts_N == 0, valid_N),
             }
         return y_ND.view_as(x_BTD).to(x_BTD.dtype)
 

@@ -1,4 +1,4 @@
-"""What is logged about routing: per micro-batch from scores and choices, per diagnostic step from counts.
+"""What is logged about routing on diagnostic steps, from scores and choices and from counts.
 
 Legend: N tokens, C candidates (experts, then zero-computation experts), E experts, K choices per token, D model width.
 """
@@ -11,24 +11,35 @@ from statistics import NormalDist
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.pooled import Pooled, deviation_of, maximum_of, mean_of
+
 COLLAPSED = 0.5
 """A router has collapsed when more than this fraction of its experts got no token since the last diagnostics. Ours."""
 
 
 def routing_metrics(
-    logits_NC: Tensor, probability_NC: Tensor, topk_expert_ids_NK: Tensor, weight_CD: Tensor, num_experts: int
-) -> dict[str, Tensor]:
-    """Scalars of one micro-batch. Inputs are detached; ``probability_NC`` sums to one per token."""
-    experts_N = (topk_expert_ids_NK < num_experts).sum(-1).to(probability_NC.dtype)
+    logits_NC: Tensor,
+    probability_NC: Tensor,
+    topk_expert_ids_NK: Tensor,
+    weight_CD: Tensor,
+    num_experts: int,
+    valid_N: Tensor | None = None,
+) -> dict[str, Pooled]:
+    """Numbers over the tokens of a micro-batch. Inputs are detached; ``probability_NC`` sums to one per token.
+
+    Args:
+        valid_N: where there is a token and no padding. Default: everywhere.
+    """
+    experts_N = (topk_expert_ids_NK < num_experts).sum(-1)
     rows_CD, C = F.normalize(weight_CD, dim=-1), len(weight_CD)
     return {
-        "routing_entropy": -(probability_NC * probability_NC.clamp_min(1e-20).log()).sum(-1).mean(),
-        "top_k_mass": probability_NC.gather(1, topk_expert_ids_NK).sum(-1).mean(),
-        "ffn_experts": experts_N.mean(),
-        "ffn_experts_sd": experts_N.std(correction=0),
-        "router_cosine": (rows_CD.sum(0).square().sum() - C) / max(1, C * (C - 1)),
-        "router_logit_max": logits_NC.max(),
-        "router_z": logits_NC.logsumexp(-1).square().mean(),
+        "routing_entropy": mean_of(-(probability_NC * probability_NC.clamp_min(1e-20).log()).sum(-1), valid_N),
+        "top_k_mass": mean_of(probability_NC.gather(1, topk_expert_ids_NK).sum(-1), valid_N),
+        "ffn_experts": mean_of(experts_N, valid_N),
+        "ffn_experts_sd": deviation_of(experts_N, valid_N),
+        "router_cosine": mean_of((rows_CD.sum(0).square().sum() - C) / max(1, C * (C - 1))),
+        "router_logit_max": maximum_of(logits_NC.amax(-1), valid_N),
+        "router_z": mean_of(logits_NC.logsumexp(-1).square(), valid_N),
     }
 
 

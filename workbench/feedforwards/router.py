@@ -4,6 +4,8 @@
     S = top-K of s + b                            b: fp32 state without gradient, used in the selection alone
     g_i = s_i for i in S                          divided by their sum if ``renormalise``
 
+Padding is routed nowhere: its choices have the id C, which no category counts, and the gate 0.
+
 The router scores C = E + Z candidates: E experts, then Z zero-computation experts (arXiv 2509.01322), whose output is
 their input. Load balance is in balance.py, logged metrics are in monitors.py.
 
@@ -13,10 +15,11 @@ Legend: N tokens of a micro-batch, D model width, E experts, C candidates, K cho
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from workbench.contract import AuxOutputs, Role, StepCounter
@@ -32,11 +35,12 @@ class Routing:
     """Routing decision for N tokens."""
 
     topk_expert_ids_NK: Tensor
-    """Chosen candidates, int64; ids from E on are zero-computation experts."""
+    """Chosen candidates, int64; ids from E on are zero-computation experts, the id C is that of padding."""
     topk_scores_NK: Tensor
-    """Gate values g, without the factor γ."""
+    """Gate values g, without the factor γ; 0 for padding."""
     routes: Routes
-    """The N·K choices sorted by expert."""
+    """The N·K choices sorted by expert, with counts of the C candidates, and 0 for the id C where there may be
+    padding."""
 
 
 class Router(StepCounter):
@@ -59,6 +63,7 @@ class Router(StepCounter):
         self.balance_loss = BalanceLoss(config) if config.balance_weight > 0 else None
         self.bias_controller = BiasController(config) if config.bias != "none" else None
         self.freeze_last = FREEZE_LAST if self.bias_controller else 0.0
+        self.counts_first = self.balance_loss is not None and config.balance_over == "step"
         self.register_buffer("bias", torch.zeros(self.num_candidates) if self.bias_controller else None)
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
@@ -71,18 +76,25 @@ class Router(StepCounter):
             self.bias = bias.to(self.bias.device)  # stays fp32: one update is below the resolution of 16 bits
         return self
 
-    def forward(self, x_ND: Tensor, aux: AuxOutputs | None = None) -> Routing:
-        """Route (N, D) normalised tokens."""
+    def forward(self, x_ND: Tensor, aux: AuxOutputs | None = None, valid_N: Tensor | None = None) -> Routing:
+        """Route (N, D) normalised tokens; where ``valid_N`` is given and false there is padding."""
         logits_NC, scores_NC = self.scores(x_ND)
         topk_expert_ids_NK = self.select(scores_NC.detach(), logits_NC.detach())
         tapped_NC = scores_NC if self.gradient_tap is None else scores_NC + self.gradient_tap
         topk_scores_NK = gather_scores(tapped_NC, topk_expert_ids_NK)
         if self.config.renormalise:
             topk_scores_NK = topk_scores_NK / topk_scores_NK.sum(-1, keepdim=True)
-        routes = sort_choices(topk_expert_ids_NK, self.num_candidates)
+        if valid_N is None:
+            ids_NK, routes = topk_expert_ids_NK, sort_choices(topk_expert_ids_NK, self.num_candidates)
+        else:
+            ids_NK = torch.where(valid_N[:, None], topk_expert_ids_NK, self.num_candidates)
+            topk_scores_NK = torch.where(valid_N[:, None], topk_scores_NK, 0.0)
+            sorted_choices = sort_choices(ids_NK, self.num_candidates)
+            # one more category, without rows: what is sorted behind the last candidate is computed by nobody
+            routes = replace(sorted_choices, counts=F.pad(sorted_choices.counts, (0, 1)))
         if aux is not None:
-            self.record_aux(aux, logits_NC, scores_NC, topk_expert_ids_NK, routes.counts)
-        return Routing(topk_expert_ids_NK, topk_scores_NK, routes)
+            self.record_aux(aux, logits_NC, scores_NC, topk_expert_ids_NK, routes, valid_N)
+        return Routing(ids_NK, topk_scores_NK, routes)
 
     def scores(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and scores, (N, C) each, at least fp32."""
@@ -95,28 +107,40 @@ class Router(StepCounter):
         return topk_indices(scores_for_choice_NC, self.config.top_k)
 
     def record_aux(
-        self, aux: AuxOutputs, logits_NC: Tensor, scores_NC: Tensor, topk_expert_ids_NK: Tensor, counts_C: Tensor
+        self,
+        aux: AuxOutputs,
+        logits_NC: Tensor,
+        scores_NC: Tensor,
+        topk_expert_ids_NK: Tensor,
+        routes: Routes,
+        valid_N: Tensor | None,
     ) -> None:
         """Append losses, counts and metrics of this micro-batch to ``aux``."""
         softmax = self.config.score == "softmax"
         probability_NC = scores_NC if softmax else scores_NC / scores_NC.sum(-1, keepdim=True)
-        mean_probability_C = probability_NC.mean(0)
+        mean_probability_C = aux.token_mean(probability_NC, valid_N)
+        counts_C = routes.counts[: self.num_candidates]
         if self.training:
             aux.counts.append((self, counts_C, mean_probability_C))
         if self.balance_loss is not None and self.config.balance_over == "micro_batch":
             aux.losses.append(self.balance_loss(counts_C, mean_probability_C))
         if self.config.z_weight > 0:
-            aux.losses.append(self.config.z_weight * logits_NC.logsumexp(-1).square().mean())
+            aux.losses.append(self.config.z_weight * aux.token_mean(logits_NC.logsumexp(-1).square(), valid_N))
         if aux.collect_metrics:
             aux.metrics |= routing_metrics(
-                logits_NC.detach(), probability_NC.detach(), topk_expert_ids_NK, self.weight.detach(), self.num_experts
+                logits_NC.detach(),
+                probability_NC.detach(),
+                topk_expert_ids_NK,
+                self.weight.detach(),
+                self.num_experts,
+                valid_N,
             )
 
     # -- once per optimiser step -------------------------------------------------------------------------------------
 
     def step_loss(self, counts: Tensor, loss_input: Tensor) -> Tensor | None:
-        """The balance loss over the step so far; ``loss_input`` is the mean probability (C,)."""
-        if self.balance_loss is not None and self.config.balance_over == "step":
+        """The balance loss over the step; ``loss_input`` is the micro-batch's share of the mean probability (C,)."""
+        if self.balance_loss is not None and self.config.balance_over != "micro_batch":
             return self.balance_loss(counts, loss_input)
         return None
 

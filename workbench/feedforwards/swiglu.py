@@ -38,7 +38,7 @@ class SwiGLU(FeedForward):
         self.up = Linear(width, 2 * config.hidden)  # gate and value in one product
         self.down = Linear(config.hidden, width, writes_residual=True)
 
-    def forward(self, x_BTD: Tensor, *, aux: AuxOutputs | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, *, segments: Tensor | None = None, aux: AuxOutputs | None = None) -> Tensor:
         gate_BTF, value_BTF = self.up(x_BTD).chunk(2, dim=-1)
         return self.down(F.silu(gate_BTF) * value_BTF)
 

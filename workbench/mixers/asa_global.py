@@ -34,6 +34,7 @@ from workbench.ops.sparse_attention import (
     visible_block_attention,
     visible_pairs,
 )
+from workbench.pooled import is_token, mean_of
 
 
 @mixers.register
@@ -132,8 +133,8 @@ class ASAGlobal(Mixer):
         gates_BT2H = self.gate(x_BTD).view(B, T, 2, -1).sigmoid()
         if aux is not None and aux.collect_metrics:
             for index, branch in enumerate(("compression", "selection")):
-                aux.metrics[f"gate_{branch}"] = gates_BT2H[:, :, index].detach().float().mean()
-            selection.record_metrics(aux, self.blocks.block)
+                aux.metrics[f"gate_{branch}"] = mean_of(gates_BT2H[:, :, index], is_token(segments, 1))
+            selection.record_metrics(aux, self.blocks.block, segments)
         mixed_BTHC = torch.stack(outputs, dim=2).mul(gates_BT2H[..., None].to(outputs[0].dtype)).sum(2)
         return self.out(self.project.from_latents(mixed_BTHC).reshape(B, T, -1))
 

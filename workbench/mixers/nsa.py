@@ -39,6 +39,7 @@ from workbench.ops.sparse_attention import (
     visible_block_attention,
     visible_pairs,
 )
+from workbench.pooled import is_token, mean_of
 
 Branch = Literal["compression", "selection", "window"]
 BRANCHES: tuple[Branch, ...] = ("compression", "selection", "window")
@@ -240,9 +241,9 @@ class NSA(Mixer):
         gates_BTcH = gates_BTcH.softmax(dim=2) if self.gate_kind == "softmax" else gates_BTcH.sigmoid()
         if aux is not None and aux.collect_metrics:
             for index, branch in enumerate(self.branches):
-                aux.metrics[f"gate_{branch}"] = gates_BTcH[:, :, index].detach().float().mean()
+                aux.metrics[f"gate_{branch}"] = mean_of(gates_BTcH[:, :, index], is_token(segments, 1))
             if selection is not None:
-                selection.record_metrics(aux, self.blocks.block)
+                selection.record_metrics(aux, self.blocks.block, segments)
         o_BTHK = torch.stack(outputs, dim=2).mul(gates_BTcH[..., None].to(outputs[0].dtype)).sum(2)
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
 

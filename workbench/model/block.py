@@ -37,5 +37,5 @@ class Block(nn.Module):
         """(B, T, D) -> (B, T, D); with ``feeds_shortcut`` the pair (output, normalised feed-forward input)."""
         x_BTD = x_BTD + self.mixer(self.mixer_norm(x_BTD), segments=segments, cache=cache, aux=aux)
         u_BTD = self.feedforward_norm(x_BTD)
-        x_BTD = x_BTD + self.feedforward(u_BTD, aux=aux)
+        x_BTD = x_BTD + self.feedforward(u_BTD, segments=segments, aux=aux)
         return (x_BTD, u_BTD) if self.feeds_shortcut else x_BTD

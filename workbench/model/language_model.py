@@ -15,7 +15,15 @@ from workbench.layers import Linear, RMSNorm
 from workbench.model.block import Block
 from workbench.model.config import ModelConfig
 from workbench.model.initialise import initialise
-from workbench.model.objectives import MultiTokenHead, add_hidden_z_loss, add_mtp_loss, mean_loss, mtp_targets
+from workbench.model.objectives import (
+    MultiTokenHead,
+    StepTotals,
+    add_hidden_z_loss,
+    add_mtp_loss,
+    mtp_segments,
+    mtp_targets,
+    target_loss,
+)
 from workbench.ops.cross_entropy import linear_cross_entropy
 
 
@@ -46,6 +54,8 @@ class LanguageModel(nn.Module):
         self.mtp = MultiTokenHead(config.mtp_layer, config.width) if config.mtp_layer else None
         self.recompute = False
         """Whether training recomputes the activations of blocks in the backward pass instead of keeping them."""
+        self.stop_tokens: frozenset[int] = frozenset()
+        """Ids that end a text beside the document symbol, where the folder that the model was read from names some."""
         if seed is not None:
             initialise(self, seed)
 
@@ -81,7 +91,7 @@ class LanguageModel(nn.Module):
 
         Args:
             tokens_BT: token ids.
-            segments: (B, T) document numbers; documents in one row do not see each other.
+            segments: (B, T) document numbers, negative where padded; documents in one row do not see each other.
             caches: from :meth:`new_caches`; the tokens continue the cached ones.
             layer_aux: one :class:`AuxOutputs` per block, then one per shortcut.
         """
@@ -101,7 +111,7 @@ class LanguageModel(nn.Module):
             if self._feeds_shortcut(index):
                 x_BTD, u_BTD = x_BTD
                 shortcut_aux = None if layer_aux is None else layer_aux[len(self.blocks) + index // 2]
-                shortcut_BTD = self._run(self.shortcuts[index // 2], u_BTD, aux=shortcut_aux)
+                shortcut_BTD = self._run(self.shortcuts[index // 2], u_BTD, segments=segments, aux=shortcut_aux)
             if shortcut_BTD is not None and index % 2:
                 x_BTD, shortcut_BTD = x_BTD + shortcut_BTD, None
         return embedded_BTD, x_BTD
@@ -158,31 +168,37 @@ class LanguageModel(nn.Module):
         segments: Tensor | None = None,
         layer_aux: list[AuxOutputs] | None = None,
         objective_aux: AuxOutputs | None = None,
+        totals: StepTotals | None = None,
         progress: float = 1.0,
     ) -> Tensor:
         """Mean negative log-likelihood of the targets that are not negative, in nats, with gradient. Shapes as above.
 
         Args:
             objective_aux: collects losses and metrics of the other objectives (multi-token head, hidden z-loss).
+            totals: denominators of all objectives. Those of an optimiser step make the result this micro-batch's share
+                of the step's mean. Default: those of this batch.
             progress: fraction of the training done; the multi-token loss starts at ``mtp.start``.
         """
+        if totals is None:
+            totals = StepTotals.of(targets_BT, segments)
         embedded_BTD, x_BTD = self._states(tokens_BT, segments, None, layer_aux)
         if objective_aux is not None:
             mtp = self.config.mtp
             if self.mtp is not None and mtp is not None and progress >= mtp.start:
-                # the last position gets the row's first embedding; it has no target, and no earlier position sees it
+                # a document's last position gets a foreign embedding: it has no target, and counts as padding
                 hidden_BTD = self._run(
                     self.mtp,
                     x_BTD,
                     next_embedding_BTD=embedded_BTD.roll(-1, 1),
-                    segments=segments,
+                    segments=None if segments is None else mtp_segments(segments),
                     aux=objective_aux,
                 )
-                mtp_loss = mean_loss(hidden_BTD, self.head_weight, mtp_targets(targets_BT, segments))
-                add_mtp_loss(objective_aux, mtp_loss, mtp.weight)
+                after_BT = mtp_targets(targets_BT, segments)
+                mtp_loss = target_loss(hidden_BTD, self.head_weight, after_BT, totals.mtp_targets)
+                add_mtp_loss(objective_aux, mtp_loss, mtp.weight, after_BT, totals.mtp_targets)
             if self.config.hidden_z:
-                add_hidden_z_loss(objective_aux, x_BTD, self.config.hidden_z)
-        return mean_loss(self.norm(x_BTD), self.head_weight, targets_BT)
+                add_hidden_z_loss(objective_aux, x_BTD, self.config.hidden_z, segments, totals.tokens)
+        return target_loss(self.norm(x_BTD), self.head_weight, targets_BT, totals.targets)
 
     def new_caches(self, batch: int, length: int, cache_for: Callable[..., Cache] | None = None) -> list[Cache]:
         """Empty decode caches, one per block, then the embedding's, for ``batch`` sequences of up to ``length`` tokens.

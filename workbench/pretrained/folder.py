@@ -36,6 +36,7 @@ from workbench.pretrained.tensors import (
 )
 from workbench.pretrained.tokenizer import TOKENIZER, TOKENIZER_CONFIG, read_tokenizer, write_tokenizer
 
+GENERATION_CONFIG = "generation_config.json"
 FORMAT = 1
 """Version of the layout, for a reader that must refuse a later one."""
 SHARD_BYTES = 5_000_000_000
@@ -120,7 +121,31 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer]:
         got=f"token id {highest}",
         expected=f"ids below the model's vocabulary of {config.vocabulary}",
     )
-    return build(config, tensors), tokenizer
+    model = build(config, tensors)
+    model.stop_tokens = stop_tokens(folder)
+    return model, tokenizer
+
+
+def stop_tokens(folder: Path) -> frozenset[int]:
+    """Ids that end a text, as config.json and generation_config.json name them (``eos_token_id``).
+
+    Raises:
+        ConfigError: when one is no number.
+    """
+    ids: set[int] = set()
+    for file in (CONFIG, GENERATION_CONFIG):
+        if not (folder / file).is_file():
+            continue
+        value = read_json_file(folder / file).get("eos_token_id")
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        require(
+            all(isinstance(item, int) for item in values),
+            f"{folder / file}: eos_token_id",
+            got=value,
+            expected="a token id, or a list of them",
+        )
+        ids.update(values)
+    return frozenset(ids)
 
 
 def import_llama(folder: str | Path) -> LanguageModel:

@@ -67,7 +67,7 @@ class LlamaConfig(Config):
     """Base of the rotary frequencies; that of ``rope_parameters`` takes precedence."""
     rope_parameters: RopeParameters | None = None
     """Rotary positions as transformers ≥ 5 writes them."""
-    rope_scaling: None = None
+    rope_scaling: RopeParameters | None = None
     """Only unscaled rotary positions."""
     partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
     """Only rotation of every channel of a head."""

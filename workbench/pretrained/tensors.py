@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workbench.config import ConfigError, Problem, require
-from workbench.files import write_json
+from workbench.files import apply_umask, write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -60,6 +60,7 @@ def write_tensors(
             )
         except SafetensorError as error:  # it hides the operating system's error in its text
             raise OSError(f"{folder / file}: the weights could not be written: {error}") from error
+        apply_umask(folder / file)
     if count > 1:
         weight_map = {name: file for file, names in zip(files, shards) for name in names}
         write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
@@ -74,7 +75,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         try:
+            with open(folder / file, "rb"):  # the library takes a file that may not be read for a missing one
+                pass
             tensors |= load_file(folder / file)
+        except OSError as error:
+            raise ConfigError.at(str(folder / file), got=error.strerror, expected="a file that can be read") from None
         except SafetensorError as error:
             raise ConfigError.at(
                 str(folder / file),

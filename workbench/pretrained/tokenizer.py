@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, processors
 
 from workbench.config import ConfigError
-from workbench.data.tokenizer import DOCUMENT_SYMBOL
+from workbench.data.tokenizer import DOCUMENT_SYMBOL, reset_settings
 from workbench.files import write_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -43,6 +43,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
         raise ConfigError.at(str(path), got=str(error), expected=expected) from None
+    reset_settings(tokenizer)
     if tokenizer.token_to_id(DOCUMENT_SYMBOL) is not None:
         tokenizer.encode_special_tokens = True  # as in training: the symbol written out in a text is text
     return tokenizer

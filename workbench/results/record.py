@@ -24,6 +24,14 @@ class RunRecord(BaseModel):
     seed: int = 0
     identity: str = ""
     """Hash of the configuration."""
+    ablation: str = ""
+    """Name of the ablation; "" of a run of its own."""
+    launch: str = ""
+    """Identifier of the launch of that ablation."""
+    setting: str = ""
+    """Hash of what decides the trained weights, except the seed (:attr:`workbench.training.RunConfig.setting`)."""
+    arm_identity: str = ""
+    """``setting`` of the arm before tuning."""
     data: str = ""
     """Fingerprint of the prepared data: the name of its folder in the cache."""
     steps: int = 0
@@ -33,7 +41,7 @@ class RunRecord(BaseModel):
     parameters: int = 0
     metric: Metric = BITS_PER_BYTE
     """The primary metric."""
-    split: Literal["selection", "report"] = "report"
+    split: Literal["selection", "report", "pilot"] = "report"
     """The split that a confirmation run is measured on."""
     config: dict[str, Any] = {}
     """The :class:`workbench.training.RunConfig` as plain data."""

@@ -12,8 +12,8 @@
     events.jsonl        starts, resumes, stops
     result.json         the final numbers, written once at the end of the run
     report.parquet      every report document (confirmation runs): columns suite, task, document, then numerators and
-                        denominators (nll_nats and bytes, or errors and answers) and labels of the data source.
-                        Older folders have neither suite nor task.
+                        denominators (nll_nats and bytes, or errors and answers), cluster (documents of one number are
+                        alike) and labels of the data source. Older folders have no suite, task and cluster.
     checkpoint/         see workbench.training.checkpoint
     log.txt             output of the process
 
@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,22 @@ class RunFolder:
         self.set_status(status, reason)
         self.event(status, reason=reason)
 
-    def reopen(self) -> None:
-        """Remove a result that depends on the machine rather than the model (a crash), so that the run resumes."""
-        status = self.result().get("status")
-        if status in RETRYABLE:
-            self.event("reopened", was=status)
+    def reopen(self, statuses: Collection[Status] = RETRYABLE) -> None:
+        """Remove a result, so that the run is trained again; its events keep how it ended before.
+
+        A crash depends on the machine rather than the model, so the run resumes from its checkpoint. A run that
+        diverged starts again from its first step: its checkpoint is on the way to the same end.
+
+        Args:
+            statuses: results that are removed; others stay.
+        """
+        result = self.result()
+        if result.get("status") in statuses:
+            self.event("reopened", was=result["status"], reason=result.get("reason"))
+            if result["status"] == Status.DIVERGED:
+                shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
             (self.path / "result.json").unlink()
-            self.set_status(Status.INTERRUPTED, "tried again")
+            self.set_status(Status.INTERRUPTED, "run again")
 
     def lock(self) -> contextlib.AbstractContextManager[bool]:
         """Lock the run for this process; yields False if another process runs it."""
@@ -130,6 +140,9 @@ class RunFolder:
 
     def event(self, name: str, **more: Any) -> None:
         append_json(self.path / "events.jsonl", {"event": name, "at": time.time(), **more})
+
+    def events(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.path / "events.jsonl")
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         append_json(self.path / "metrics.jsonl", row)
@@ -172,7 +185,7 @@ class RunFolder:
         Raises:
             FileNotFoundError: before the report split was measured.
         """
-        return documents_of(pl.read_parquet(self.path / "report.parquet"), metric)
+        return documents_of(pl.read_parquet(self.path / "report.parquet", glob=False), metric)
 
 
 def documents_of(report: pl.DataFrame, metric: Metric) -> pl.DataFrame:

@@ -39,6 +39,8 @@ RUN_SCHEMA: dict[str, Any] = {
     "paths": pl.String,
     "selected": pl.Boolean,
     "reason": pl.String,
+    "code": pl.String,
+    "earlier_outcomes": pl.String,
     "folder": pl.String,
 }
 POINT_SCHEMA: dict[str, Any] = {
@@ -161,8 +163,14 @@ def _record(path: Path) -> RunRecord | None:
     return record and record.model_copy(update={"config": {}})
 
 
-def _paths(path: Path) -> str:
-    return json.dumps(read_json(path).get("paths", {}))
+def _codes(environment: dict[str, Any]) -> str | None:
+    codes = environment.get("codes") or [environment.get("code")]
+    return " → ".join(filter(None, codes)) or None
+
+
+def _earlier_outcomes(path: Path) -> str | None:
+    reopened = [event for event in read_jsonl(path) if event.get("event") == "reopened"]
+    return "; ".join(": ".join(filter(None, (event["was"], event.get("reason")))) for event in reopened) or None
 
 
 def _status(folder: RunFolder) -> dict[str, Any]:
@@ -195,6 +203,7 @@ def _run(path: str) -> _Run | None:
         return None
     state, points = _status(folder), points_of(folder)
     result = _cached(folder, "result.json", read_json) or {}
+    environment = _cached(folder, "environment.json", read_json) or {}
     step, seconds = points.last.get("step", 0), points.last.get("seconds", 0.0)
     running = step and state["status"] == Status.RUNNING
     row = {
@@ -217,9 +226,11 @@ def _run(path: str) -> _Run | None:
         "parameters": record.parameters,
         "flops": points.last.get("flops", 0.0),
         "hyperparameters": json.dumps(record.hyperparameters),
-        "paths": _cached(folder, "environment.json", _paths) or "{}",
+        "paths": json.dumps(environment.get("paths", {})),
         "selected": False,
         "reason": state.get("reason"),
+        "code": _codes(environment),
+        "earlier_outcomes": _cached(folder, "events.jsonl", _earlier_outcomes),
         "folder": path,
     }
     run = _Run(current, row, Line(record.arm, record.stage, folder.path.name, record.seed, points))
@@ -245,7 +256,8 @@ def runs(ablation: str | Path) -> pl.DataFrame:
     tokens: training tokens so far; seconds: training time (without start-up and evaluation); loss: nats per token;
     metric: unit of the primary metric; selection_value, report_value: its value on the selection split (last
     evaluation) and on the report split, from the table of evaluations; flops: training FLOPs so far; paths: the backend
-    that each operation used.
+    that each operation used; code: versions of the code that trained it (several if it was resumed by another one);
+    earlier_outcomes: how it ended before it was run again.
     """
     selection = read_json(Path(ablation) / "selection.json")
     rows = []
@@ -320,13 +332,3 @@ def _joined(frames: Iterable[tuple[Line, pl.DataFrame | None]], schema: dict[str
         if frame is not None and len(frame)
     ]
     return pl.concat(keyed) if keyed else pl.DataFrame(schema=schema)
-
-
-def table(results: str | Path = "results") -> pl.DataFrame:
-    """One row per run over all ablations below ``results``: the ablation's name, then ``RUN_SCHEMA``."""
-    frames = [
-        runs(path.parent).insert_column(0, pl.lit(path.parent.name).alias("ablation"))
-        for path in sorted(Path(results).glob("*/ablation.json"))
-    ]
-    frames = [frame for frame in frames if len(frame)]
-    return pl.concat(frames) if frames else pl.DataFrame(schema={"ablation": pl.String, **RUN_SCHEMA})

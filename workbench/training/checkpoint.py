@@ -1,8 +1,9 @@
 """Checkpoints that are complete or absent, and that need no pickle.
 
 A checkpoint is a folder: ``model.safetensors`` (the weights, under the model's own names), ``state.safetensors``
-(every other tensor) and ``state.json`` (everything else: step, schedule, random states). It is written to a temporary
-folder and renamed, so a kill at any moment leaves the previous one.
+(every other tensor), ``state.json`` (everything else: step, schedule, random states) and ``checksums.json``, which are
+verified before anything is used. It is written to a temporary folder and renamed, so a kill at any moment leaves the
+previous one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from workbench.config import ConfigError
+from workbench.files import apply_umask, checksum
+
+FILES = ("model.safetensors", "state.safetensors", "state.json")
+CHECKSUMS = "checksums.json"
+
+
+class DamagedCheckpoint(Exception):
+    """A file is missing, or its content is not what was written."""
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -42,7 +53,11 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         encoded = _encode(rest, tensors)
         save_file(weights, temporary / "model.safetensors")
         save_file(tensors, temporary / "state.safetensors")
+        for name in ("model.safetensors", "state.safetensors"):
+            apply_umask(temporary / name)
         (temporary / "state.json").write_text(json.dumps(encoded), encoding="utf-8")
+        checksums = {name: checksum(temporary / name) for name in FILES}
+        (temporary / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
         for file in temporary.iterdir():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
@@ -58,8 +73,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Inverse of :func:`save_checkpoint`, on the CPU.
 
     Raises:
-        OSError, ValueError, KeyError, SafetensorError: when a file is missing or damaged.
+        DamagedCheckpoint: when a file is missing or its checksum differs.
+        OSError: when a file cannot be read.
     """
+    verify(path)
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return {**_decode(state, load_file(path / "state.safetensors")), "model": load_weights(path)}
 
@@ -69,9 +86,25 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return load_file(path / "model.safetensors")
 
 
+def verify(path: Path) -> None:
+    """Compare every file of a checkpoint with its checksum.
+
+    Raises:
+        DamagedCheckpoint: when a file is missing or its checksum differs.
+        OSError: when a file cannot be read, which says nothing of its content.
+    """
+    try:
+        checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+        differing = [name for name in FILES if checksums[name] != checksum(path / name)]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{path.name} is damaged ({type(error).__name__}: {error})") from None
+    if differing:
+        raise DamagedCheckpoint(f"{path.name} is damaged (the checksum of {', '.join(differing)} differs)")
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """All checkpoints in ``folder``, by step."""
-    return sorted(folder.glob("step-*"), key=step_of)
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdecimal()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -80,13 +113,24 @@ def step_of(checkpoint: Path) -> int:
 
 
 def latest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest readable checkpoint in ``folder``, and a line on each newer one that is damaged."""
+    """The newest checkpoint in ``folder`` that is not damaged, and a line on each newer one that is.
+
+    Raises:
+        ConfigError: when one cannot be read. It may be whole, so nothing older is used in its place.
+    """
     damaged = []
     for path in reversed(checkpoints_in(folder)):
         try:
-            load_checkpoint(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            damaged.append(f"{path.name} is damaged ({type(error).__name__}: {error})")
+            verify(path)
+        except DamagedCheckpoint as error:
+            damaged.append(str(error))
+        except OSError as error:
+            raise ConfigError.at(
+                str(path),
+                got=f"a checkpoint that cannot be read ({error.strerror})",
+                expected="files that this user may read",
+                do="Give read permission, or wait until the file system answers; nothing was changed.",
+            ) from None
         else:
             return path, damaged
     return None, damaged
@@ -117,8 +161,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and torch.cuda.is_available():  # the checkpoint may be from a machine with more devices
+        torch.cuda.set_rng_state_all(state["cuda"][: len(torch.cuda.default_generators)])
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:

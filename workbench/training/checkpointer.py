@@ -14,6 +14,7 @@ from workbench.training.checkpoint import (
     random_state,
     save_checkpoint,
     set_random_state,
+    step_of,
 )
 from workbench.training.config import RunConfig
 from workbench.training.step import TrainStep
@@ -67,7 +68,8 @@ class Checkpointer:
             }
             folder = self.folder.path / "checkpoint"
             save_checkpoint(state, folder / f"step-{step}")
-            for old in checkpoints_in(folder)[:-RETAINED]:
+            # a newer one is damaged, or the run would have continued from it: it is left until its step is reached
+            for old in [path for path in checkpoints_in(folder) if step_of(path) <= step][:-RETAINED]:
                 shutil.rmtree(old, ignore_errors=True)
             if step == self.trunk_step:
                 save_checkpoint(state, self.folder.path / "trunk" / f"step-{step}")

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
-from workbench.config import Config, ConfigError, require
+from workbench.config import Config, ConfigError, hash_of, require
 from workbench.data import BatchPlanConfig, SourceConfig, batch_plans, sources
 from workbench.evaluation import SuiteConfig, suites
 from workbench.model.config import ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
 from workbench.results import RunRecord
+from workbench.seeding import COMPONENTS, Component, Seed
 from workbench.status import Stage
 from workbench.transforms import StartConfig, TransformSetting, build_transforms, check_transforms
 
@@ -119,6 +120,21 @@ def _source(data: object) -> Any:
     return sources.parse(data, default_kind="text")
 
 
+class Seeds(Config):
+    """Seeds of single components of a run's randomness. None: the run's ``seed``."""
+
+    init: Seed | None = None
+    """Initial weights."""
+    order: Seed | None = None
+    """Order of the training data; of a task, its training examples."""
+    other: Seed | None = None
+    """The global generators of Python, numpy and torch, from which a variant draws dropout, router noise or samples."""
+
+
+RECORDED_ONLY = ("log_every", "evaluations", "checkpoint_every", "keep_trunk")
+"""Fields of :class:`TrainingConfig` that decide what is recorded and leave the weights as they are."""
+
+
 class RunConfig(Config):
     """One training run. Its hash is the run's identity."""
 
@@ -132,9 +148,10 @@ class RunConfig(Config):
     """Trained weights to start from, and how they are transformed. Default: random weights."""
     evaluation: tuple[Annotated[SerializeAsAny[SuiteConfig], BeforeValidator(suites.parse)], ...] = ()
     """Further evaluation suites, run at every evaluation. The suite of the primary metric always runs."""
-    seed: int = 0
-    """Seed of the run; initial weights and data order are derived from it separately. Never tuned."""
-
+    seed: Seed = 0
+    """Seed of the run; initial weights, data order and everything else are derived from it separately. Never tuned."""
+    seeds: Seeds = Seeds()
+    """Seeds of single components instead: {order: 3} changes the data order and nothing else."""
     allow_document_leaks: bool = False
     """Whether components that cannot separate the packed documents of a row may train. The result carries a caution."""
 
@@ -144,6 +161,11 @@ class RunConfig(Config):
         primary = self.data.metric.suite
         further = {config.kind: config for config in self.evaluation}
         return (further.pop(primary, None) or suites.parse(primary), *further.values())
+
+    def seed_of(self, component: Component) -> int:
+        """The seed of initial weights (init), data order (order) or everything else (other)."""
+        seed: int | None = getattr(self.seeds, component)
+        return self.seed if seed is None else seed
 
     def model_post_init(self, _context: Any) -> None:
         without = self.model.lacking("segments")
@@ -169,6 +191,11 @@ class RunConfig(Config):
         plain = self.plain()
         if not self.allow_document_leaks:
             del plain["allow_document_leaks"]
+        del plain["seeds"]
+        if len(seeds := {self.seed_of(component) for component in COMPONENTS}) == 1:
+            plain["seed"] = seeds.pop()
+        else:
+            plain["seed"] = {component: self.seed_of(component) for component in COMPONENTS}
         for name in ("deterministic", "keep_trunk", "transforms"):
             if not plain["training"][name]:
                 del plain["training"][name]  # off: the run is the same
@@ -177,6 +204,17 @@ class RunConfig(Config):
         if not plain["evaluation"]:
             del plain["evaluation"]
         return {**plain, "model": self.model.canonical(), "start": start}
+
+    @property
+    def setting(self) -> str:
+        """Twelve hexadecimal digits of what decides the trained weights, except the seed: two runs with the same
+        setting and seed have the same weights, whatever they are measured on and however often they are logged."""
+        plain = self.canonical()
+        for name in ("seed", "evaluation"):
+            plain.pop(name, None)
+        plain["data"] = {name: value for name, value in plain["data"].items() if name not in self.data.measured_only}
+        plain["training"] = {name: value for name, value in plain["training"].items() if name not in RECORDED_ONLY}
+        return hash_of(plain)
 
 
 def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about: Any) -> RunRecord:
@@ -193,6 +231,7 @@ def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about:
         stage=Stage(stage),
         seed=config.seed,
         identity=config.identity,
+        setting=config.setting,
         data=data,
         steps=config.training.steps,
         tokens=config.training.steps * config.training.tokens_per_step,

@@ -69,10 +69,10 @@ class MetricLog:
         """
         assert self.staged is not None
         (row, copy, names), self.staged = self.staged, None
-        loss_sum, finite_steps, norm, *further = copy.wait().tolist()
+        loss_sum, targets, norm, *further = copy.wait().tolist()
         health = dict(zip(FIELDS, further))
         Health.check(health)
-        row |= {"loss": loss_sum / finite_steps if finite_steps else math.nan, "gradient_norm": norm}
+        row |= {"loss": loss_sum / targets if targets else math.nan, "gradient_norm": norm}
         row |= dict(zip(names, further[len(FIELDS) :]))
         if self.config.training.spike_factor is not None:
             row["skipped"] = int(health["skipped"])

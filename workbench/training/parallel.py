@@ -31,9 +31,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from workbench.model import LanguageModel
+from workbench.pooled import Deviation, Maximum, Mean, Pooled, Quantile
 
 RANK_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others in a collective operation before the run fails."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHED = "WORKBENCH_RANKS"
+"""Environment variable in the ranks of a run with several devices: their number."""
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 FULL_NOT_STRICT = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 """Not strict: parameters that have not been trained yet have no optimiser state."""
@@ -46,6 +50,11 @@ def launch(devices: int) -> Fabric:
     started them.
     """
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    if not _is_launched():  # variables that a cluster sets in every container say nothing about this run
+        for name in RANK_VARIABLES:
+            os.environ.pop(name, None)
+    if devices > 1:
+        os.environ[LAUNCHED] = str(devices)
     fabric = Fabric(
         accelerator="auto",
         devices=devices,
@@ -58,8 +67,15 @@ def launch(devices: int) -> Fabric:
     return fabric
 
 
+def _is_launched() -> bool:
+    """Whether another rank, or torchrun, started this process."""
+    return LAUNCHED in os.environ or TorchElasticEnvironment.detect()
+
+
 def launched_rank() -> int:
-    """The rank set in the environment by whoever started this process; 0 for the first and for a single process."""
+    """The rank that torchrun or the first rank gave this process; 0 for the first and for a single process."""
+    if not _is_launched():
+        return 0
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -80,29 +96,58 @@ def barrier() -> None:
 
 
 def shard(model: LanguageModel, mesh: Any) -> LanguageModel:
-    """Shard parameters over ``mesh`` (FSDP2): one group per unit, the rest (embedding, norm, head) in one group."""
+    """Shard parameters over ``mesh`` (FSDP2): one group per unit, the rest (embedding, norm, head) in one group.
+
+    Gradients are summed over ranks, not averaged: every rank's objective is its share of the step's.
+    """
     mesh = mesh["data_parallel"]
-    for unit in model.units:
-        fully_shard(unit, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for unit in (*model.units, model):
+        sharded: Any = fully_shard(unit, mesh=mesh)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # otherwise a reduction that only NCCL has
     for method in ("loss", "token_losses", "answer_losses"):  # called directly, not through the module's forward
         register_fsdp_forward_method(model, method)
     return model
 
 
-def all_mean(value: Tensor) -> Tensor:
-    """Mean over ranks of a tensor on the device."""
+def all_sum(value: Tensor) -> Tensor:
+    """Sum over ranks of a tensor on the device, in place."""
     if world_size() > 1:
         dist.all_reduce(value, op=dist.ReduceOp.SUM)
-        value = value / world_size()
     return value
 
 
-def all_sum(counts: Tensor) -> Tensor:
-    """Sum over ranks of integers on the device."""
-    if world_size() > 1:
-        dist.all_reduce(counts, op=dist.ReduceOp.SUM)
-    return counts
+def all_pooled(numbers: Sequence[Pooled]) -> list[Tensor]:
+    """Values of numbers that every rank has pooled over its own rows, of all ranks' rows; fp64, without gradient."""
+    if world_size() > 1 and numbers:
+        sums = [part for number in numbers if isinstance(number, Mean | Deviation) for part in number]
+        maxima = [number.largest for number in numbers if isinstance(number, Maximum)]
+        summed, largest = iter(_reduced(sums, dist.ReduceOp.SUM)), iter(_reduced(maxima, dist.ReduceOp.MAX))
+        numbers = [
+            Maximum(next(largest))
+            if isinstance(number, Maximum)
+            else Quantile(_gathered(number.sample), number.fraction)
+            if isinstance(number, Quantile)
+            else type(number)(*(next(summed) for _ in number))
+            for number in numbers
+        ]
+    return [number.value.double() for number in numbers]
+
+
+def _reduced(values: Sequence[Tensor], operation: Any) -> Sequence[Tensor]:
+    """Each tensor reduced over ranks, fp64; one message for all."""
+    if not values:
+        return []
+    flat = torch.cat([value.double().flatten() for value in values])
+    dist.all_reduce(flat, op=operation)
+    return [part.view(value.shape) for part, value in zip(flat.split([v.numel() for v in values]), values)]
+
+
+def _gathered(sample: Tensor) -> Tensor:
+    """The samples of all ranks, equally large, one after another."""
+    samples = [torch.empty_like(sample) for _ in range(world_size())]
+    dist.all_gather(samples, sample.contiguous())
+    return torch.cat(samples)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
@@ -117,15 +162,17 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 def root_mean_squares(tensors: Sequence[Tensor]) -> Tensor:
     """(tensors,) fp32: root mean square of each tensor over all its elements on all ranks."""
     # one small kernel per tensor, and no number from the host
-    scaled_norms = [
-        torch.linalg.vector_norm(tensor.to_local() if isinstance(tensor, DTensor) else tensor, dtype=torch.float32)
-        / math.sqrt(tensor.numel())
-        for tensor in tensors
-    ]
+    scaled_norms = [_local_norm(tensor) / math.sqrt(tensor.numel()) for tensor in tensors]
     squares = torch.stack(scaled_norms).square()
     if any(isinstance(tensor, DTensor) for tensor in tensors):
         dist.all_reduce(squares, op=dist.ReduceOp.SUM)
     return squares.sqrt()
+
+
+def _local_norm(tensor: Tensor) -> Tensor:
+    """Norm, fp32, of the elements on this rank."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return torch.linalg.vector_norm(local, dtype=torch.promote_types(local.dtype, torch.float32)).float()
 
 
 def full_tensor(value: Tensor) -> Tensor:

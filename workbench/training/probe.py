@@ -90,6 +90,8 @@ class Meter:
         self.accumulate, self.now = accumulate, now
         self.first_seconds: list[float] = []
         """Of timed micro-batches that only accumulate gradients."""
+        self.count_seconds: list[float] = []
+        """Of timed micro-batches that only count, which every micro-batch does once more in a step that needs it."""
         self.last_seconds: list[float] = []
         """Of timed micro-batches that end with the optimiser's update."""
         self.peaks = dict.fromkeys(PHASES, 0)
@@ -100,14 +102,14 @@ class Meter:
     def done(self) -> bool:
         """Whether enough steps have been timed."""
         timed_steps = len(self.last_seconds)
-        timed_seconds = sum(self.first_seconds) + sum(self.last_seconds)
+        timed_seconds = sum(self.count_seconds) + sum(self.first_seconds) + sum(self.last_seconds)
         return timed_steps >= MAX_STEPS or (timed_steps >= MIN_STEPS and timed_seconds >= MIN_TIMED_SECONDS)
 
     @property
     def seconds(self) -> float:
         """Of one step of ``accumulate`` micro-batches."""
-        first = float(np.median(self.first_seconds or [0.0]))
-        return float(np.median(self.last_seconds)) + (self.accumulate - 1) * first
+        first, count = (float(np.median(seconds or [0.0])) for seconds in (self.first_seconds, self.count_seconds))
+        return float(np.median(self.last_seconds)) + (self.accumulate - 1) * first + self.accumulate * count
 
     def begin_step(self, step: TrainStep, *, compiled: bool) -> None:
         """Call before every step. Memory is measured in the last warm-up step: all is allocated, nothing is timed."""
@@ -122,16 +124,18 @@ class Meter:
     def on_phase(self, phase: str) -> None:
         """Called by the training step after a phase of a micro-batch."""
         if self.memory is not None:
-            self.peaks[phase] = max(self.peaks[phase], self.memory.phase())
+            peaks_of = "forward" if phase == "count" else phase
+            self.peaks[peaks_of] = max(self.peaks[peaks_of], self.memory.phase())
         if phase == "backward":
             self.micro_batches += 1
         accumulates = phase == "backward" and self.micro_batches < self.accumulate
-        if not (accumulates or phase == "update"):
+        if not (accumulates or phase in ("count", "update")):
             return
         if self.on_cuda:
             torch.cuda.synchronize()
         if self.steps >= WARM_UP_STEPS:
-            (self.first_seconds if accumulates else self.last_seconds).append(self.now() - self.start)
+            seconds = self.first_seconds if accumulates else self.last_seconds
+            (self.count_seconds if phase == "count" else seconds).append(self.now() - self.start)
         self.start = self.now()
 
     def end_step(self, step: TrainStep) -> None:
@@ -251,7 +255,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
             contextlib.closing(iter(loader)) as batches,
         ):
             warnings.simplefilter("ignore")
-            model = LanguageModel(config.model, seed=config.seed)
+            model = LanguageModel(config.model, seed=config.seed_of("init"))
             train_step, compiled = build_step(model, config, parallel.launch(devices=1), meter.on_phase)
             del model
             train_step.diagnose_at = set()  # few steps of a run write diagnostics

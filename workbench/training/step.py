@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -19,6 +20,8 @@ from torch.optim import Optimizer
 from workbench.contract import AuxOutputs
 from workbench.data import Batch
 from workbench.model import LanguageModel
+from workbench.model.objectives import StepTotals, count_positions
+from workbench.pooled import Pooled
 from workbench.training import parallel
 from workbench.training.config import RunConfig
 from workbench.training.health import Health, gradient_rms_summary
@@ -33,13 +36,18 @@ DIAGNOSTIC_SNAPSHOTS = 20
 class TrainStep:
     """Next-token training of a :class:`LanguageModel`, one optimiser step per call.
 
+    The objective of a step is Σ numerators / Σ denominators over all its micro-batches and ranks, for every loss: the
+    next token's, the multi-token head's, auxiliary ones. Denominators are counted first; each micro-batch of each rank
+    then contributes its numerator divided by the step's denominator, and gradients are summed. So how a step is split
+    changes rounding alone, unless a variant is defined on micro-batches (the capacity of experts, ``balance_over``).
+
     Args:
         model: on its device, and sharded or compiled if it is to be.
         optimiser: over the model's parameters; every group has an ``initial_lr``.
         config: the run.
         device: of model and batches.
-        on_phase: called with ``"forward"`` and ``"backward"`` after these passes of every micro-batch, and with
-            ``"update"`` at the end of the step. For measurement.
+        on_phase: called with ``"forward"`` and ``"backward"`` after these passes of every micro-batch, with
+            ``"count"`` after a pass that only counts, and with ``"update"`` at the end of the step. For measurement.
     """
 
     def __init__(
@@ -58,10 +66,11 @@ class TrainStep:
         self.applied = torch.ones((), device=device)
         """0.0 where the optimiser skipped the newest step, else 1.0."""
         self.gradient_norm = torch.zeros((), device=device)
-        self.extra_metrics: dict[str, Tensor] = {}
-        """Further values to log: of this rank's newest micro-batch, and of the gradients on logged steps."""
+        self.gradient_metrics: dict[str, Tensor] = {}
+        """Root mean squares of the newest logged step's gradients."""
         self.loss_window = torch.zeros(2, dtype=torch.float64, device=device)
-        """Sum of the finite losses since the last logged step, and their number."""
+        """Losses of all targets since the last logged step, summed over the steps whose loss is finite, and their
+        number."""
         self.diagnostics: dict[int, dict[str, Tensor]] = {}
         """Values by name, by layer; empty where the newest step has no snapshot."""
 
@@ -71,15 +80,20 @@ class TrainStep:
         lr_factor = rate_at(step - 1, training)
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor
-        self.counters.begin_step()
+        micro_batches = [next(batches) for _ in range(training.accumulate)]
+        snapshot = step in self.diagnose_at
+        self._begin(micro_batches, (step - 1) / training.steps, snapshot)
+        counted = self.counters.count_first and training.accumulate > 1
+        for batch in micro_batches if counted else ():
+            with torch.no_grad():
+                self.counters.count(self._forward(batch, snapshot=False)[1])
+            self.on_phase("count")
         step_loss = torch.zeros((), device=self.device)
-        for micro_batch in range(1, training.accumulate + 1):
-            snapshot = step in self.diagnose_at and micro_batch == training.accumulate
-            loss, objective, layers = self._forward(next(batches), (step - 1) / training.steps, snapshot)
+        for batch in micro_batches:
+            objective, loss, layers = self._objective(batch, snapshot, counted)
             self.on_phase("forward")
-            # the one place where losses are normalised: the mean over micro-batches of their own means
-            (objective / training.accumulate).backward()
-            step_loss = step_loss + loss / training.accumulate
+            objective.backward()
+            step_loss = step_loss + loss
             self.on_phase("backward")
         self._update(step)
         self._follow(step, step_loss)
@@ -87,13 +101,43 @@ class TrainStep:
         self.diagnostics = self._diagnostics(layers) if snapshot else {}
         self.on_phase("update")
 
-    def _forward(self, batch: Batch, progress: float, snapshot: bool) -> tuple[Tensor, Tensor, list[AuxOutputs]]:
-        """Loss (detached), objective (loss plus auxiliary losses), auxiliary outputs of the layers."""
-        tokens_BT, targets_BT, segments_BT, _ = batch
-        layers = [AuxOutputs(collect_metrics=snapshot) for _ in (*self.model.blocks, *self.model.shortcuts)]
-        model_aux = AuxOutputs(collect_metrics=False)
+    def _begin(self, micro_batches: Sequence[Batch], progress: float, snapshot: bool) -> None:
+        """Forget the step before, and count what the losses of this one are divided by: known before any is
+        computed."""
+        self.progress = progress
+        counts = sum(count_positions(batch.targets_BT, batch.segments_BT) for batch in micro_batches)
+        assert isinstance(counts, Tensor)
+        self.totals = StepTotals.at_least_one(parallel.all_sum(counts.to(self.device, non_blocking=True)))
+        self.counters.begin_step()
+        self.objective_metrics: dict[str, Pooled] = {}
+        self.layer_metrics: list[dict[str, Pooled]] = [{} for _ in (*self.model.blocks, *self.model.shortcuts)]
         if snapshot:
             self.counters.attach_taps(self.device)
+
+    def _objective(self, batch: Batch, snapshot: bool, counted: bool) -> tuple[Tensor, Tensor, list[AuxOutputs]]:
+        """A micro-batch's share of the step's objective (loss plus auxiliary losses), its share of the loss (detached),
+        auxiliary outputs of the layers. Shares are added, over micro-batches and ranks.
+
+        Args:
+            snapshot: whether layers write metrics.
+            counted: whether the counts of the whole step are known.
+        """
+        with autocast(self.device, self.config.training.precision):
+            loss, aux = self._forward(batch, snapshot)
+            if not counted:
+                self.counters.count(aux)
+            objective = loss + sum(part for outputs in aux for part in outputs.losses) + sum(self.counters.losses(aux))
+        *layers, model_aux = aux
+        join(self.objective_metrics, model_aux.metrics)
+        for pooled, outputs in zip(self.layer_metrics, layers, strict=True):
+            join(pooled, outputs.metrics)
+        return objective, loss.detach(), layers
+
+    def _forward(self, batch: Batch, snapshot: bool) -> tuple[Tensor, list[AuxOutputs]]:
+        """A micro-batch's share of the loss; auxiliary outputs of the layers, then those of the model's objectives."""
+        tokens_BT, targets_BT, segments_BT, _ = batch
+        layers = [AuxOutputs(snapshot, self.totals.tokens) for _ in (*self.model.blocks, *self.model.shortcuts)]
+        model_aux = AuxOutputs(collect_metrics=False, tokens=self.totals.mtp_tokens)
         with autocast(self.device, self.config.training.precision):
             loss = self.model.loss(
                 tokens_BT.to(self.device, non_blocking=True),
@@ -101,12 +145,10 @@ class TrainStep:
                 segments=segments_BT.to(self.device, non_blocking=True),
                 layer_aux=layers,
                 objective_aux=model_aux,
-                progress=progress,
+                totals=self.totals,
+                progress=self.progress,
             )
-            aux = [*layers, model_aux]
-            objective = loss + sum(part for outputs in aux for part in outputs.losses) + sum(self.counters.collect(aux))
-        self.extra_metrics = model_aux.metrics
-        return loss.detach(), objective, layers
+        return loss, [*layers, model_aux]
 
     def _update(self, step: int) -> None:
         training = self.config.training
@@ -114,7 +156,7 @@ class TrainStep:
         self.gradient_norm = parallel.full_tensor(torch.nn.utils.clip_grad_norm_(parameters, training.clip))
         if step % training.log_every == 0:  # the gradients that the optimiser receives
             gradients = [p.grad for p in parameters if p.grad is not None]
-            self.extra_metrics |= gradient_rms_summary(parallel.root_mean_squares(gradients))
+            self.gradient_metrics = gradient_rms_summary(parallel.root_mean_squares(gradients))
         # the optimiser leaves weights and its state unchanged where `found_inf` is 1.0, on the device
         skipped = self.health.judge_gradient(self.gradient_norm)
         if skipped is not None:
@@ -124,19 +166,17 @@ class TrainStep:
         self.optimiser.zero_grad()
 
     def _follow(self, step: int, step_loss: Tensor) -> None:
-        loss = parallel.all_mean(step_loss.double())
+        loss, targets = parallel.all_sum(step_loss.double()), self.totals.targets
         self.health.record_step(step, loss, self.gradient_norm)
         finite = loss.isfinite()
-        self.loss_window = self.loss_window + torch.stack((torch.where(finite, loss, 0.0), finite.double()))
+        self.loss_window = self.loss_window + torch.stack(
+            (torch.where(finite, loss * targets, 0.0), torch.where(finite, targets, 0.0))
+        )
 
     def _diagnostics(self, layers: list[AuxOutputs]) -> dict[int, dict[str, Tensor]]:
-        metrics = [{name: value.detach().double() for name, value in aux.metrics.items()} for aux in layers]
-        values = [value for layer in metrics for value in layer.values()]
-        if values:  # each rank measured its own rows; one message
-            mean = parallel.all_mean(torch.cat([value.flatten() for value in values]))
-            parts = iter(mean.split([value.numel() for value in values]))
-            metrics = [{name: next(parts).view(value.shape) for name, value in layer.items()} for layer in metrics]
-        counted = self.counters.diagnostics(layers, gradient_scale=self.config.training.accumulate)
+        values = iter(parallel.all_pooled([number for layer in self.layer_metrics for number in layer.values()]))
+        metrics = [{name: next(values) for name in layer} for layer in self.layer_metrics]
+        counted = self.counters.diagnostics(layers)
         merged = [layer | {k: v.detach().double() for k, v in more.items()} for layer, more in zip(metrics, counted)]
         return {layer: values for layer, values in enumerate(merged) if values}
 
@@ -144,14 +184,22 @@ class TrainStep:
         """Values to log, as one float64 tensor on the device; starts a new loss window.
 
         Returns:
-            loss window (2 values), gradient norm, state of :class:`Health`, :attr:`extra_metrics`; the names of the
-            last.
+            loss window (2 values), gradient norm, state of :class:`Health`, then the metrics of the newest step's
+            objectives and gradients; the names of these metrics.
         """
-        extra = [value.double() for value in self.extra_metrics.values()]
-        means = [parallel.all_mean(torch.stack(extra))] if extra else []
-        values = torch.cat((self.loss_window, self.gradient_norm.double()[None], self.health.state, *means))
+        metrics = dict(zip(self.objective_metrics, parallel.all_pooled(list(self.objective_metrics.values()))))
+        metrics |= {name: value.double() for name, value in self.gradient_metrics.items()}
+        further = [torch.stack(list(metrics.values()))] if metrics else []
+        values = torch.cat((self.loss_window, self.gradient_norm.double()[None], self.health.state, *further))
         self.loss_window = torch.zeros_like(self.loss_window)
-        return values, list(self.extra_metrics)
+        return values, list(metrics)
+
+
+def join(pooled: dict[str, Pooled], more: Mapping[str, Pooled]) -> None:
+    """Add the numbers of a micro-batch to those of the step so far."""
+    for name, number in more.items():
+        before: Any = pooled.get(name)
+        pooled[name] = number if before is None else before.joined(number)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

@@ -21,32 +21,41 @@ class StepCounters:
         self.counters = [module for module in model.modules() if isinstance(module, StepCounter)]
         self.step_counts: dict[int, Tensor] = {}
         """Counts of this step, by the counter's index."""
+        self.loss_inputs: dict[int, Tensor] = {}
+        """Inputs of step losses on this rank, summed over the micro-batches of this step, by the counter's index."""
         self.recent_counts: dict[int, Tensor] = {}
         """Counts of all steps since the last diagnostics, by the counter's index. Part of a checkpoint."""
 
     def begin_step(self) -> None:
         """Forget the counts of the step before."""
-        self.step_counts = {}
+        self.step_counts, self.loss_inputs = {}, {}
 
-    def collect(self, aux: Sequence[AuxOutputs]) -> list[Tensor]:
-        """Add the counts of a micro-batch.
+    @property
+    def count_first(self) -> bool:
+        """Whether the losses of a micro-batch need the counts of the whole step."""
+        return any(counter.counts_first for counter in self.counters)
 
-        Returns:
-            The step losses of the micro-batch, which depend on the counts of the step so far.
-        """
-        entries = {id(counter): (counts, loss_input) for layer in aux for counter, counts, loss_input in layer.counts}
-        indices = [index for index, counter in enumerate(self.counters) if id(counter) in entries]
-        if not indices:
-            return []
-        counts_by_counter = [entries[id(self.counters[index])][0] for index in indices]
-        summed = parallel.all_sum(torch.cat(counts_by_counter))  # one message for all layers
-        parts = summed.split([len(counts) for counts in counts_by_counter])
-        self.step_counts = _add(self.step_counts, dict(zip(indices, parts)))
+    def count(self, aux: Sequence[AuxOutputs]) -> None:
+        """Add the counts of a micro-batch."""
+        counts_by_counter = {index: counts for index, (counts, _) in self._entries(aux).items()}
+        if not counts_by_counter:
+            return
+        summed = parallel.all_sum(torch.cat(list(counts_by_counter.values())))  # one message for all layers
+        parts = summed.split([len(counts) for counts in counts_by_counter.values()])
+        self.step_counts = _add(self.step_counts, dict(zip(counts_by_counter, parts)))
+
+    def losses(self, aux: Sequence[AuxOutputs]) -> list[Tensor]:
+        """Step losses of a micro-batch, which depend on what has been counted of the step."""
         losses = []
-        for index in indices:
-            counter = self.counters[index]
-            losses.append(counter.step_loss(self.step_counts[index], entries[id(counter)][1]))
+        for index, (_, loss_input) in self._entries(aux).items():
+            losses.append(self.counters[index].step_loss(self.step_counts[index], loss_input))
+            self.loss_inputs = _add(self.loss_inputs, {index: loss_input.detach()})
         return [loss for loss in losses if loss is not None]
+
+    def _entries(self, aux: Sequence[AuxOutputs]) -> dict[int, tuple[Tensor, Tensor]]:
+        """Counts and loss input of the counters that have run, by index, in its order."""
+        entries = {id(counter): (counts, loss_input) for layer in aux for counter, counts, loss_input in layer.counts}
+        return {i: entries[id(counter)] for i, counter in enumerate(self.counters) if id(counter) in entries}
 
     def update(self, lr_factor: float, remaining: float, applied: Tensor) -> None:
         """End a step: update the state of every counter (arguments as :meth:`StepCounter.update_state`)."""
@@ -55,30 +64,28 @@ class StepCounters:
         self.recent_counts = _add(self.recent_counts, self.step_counts)
 
     def attach_taps(self, device: torch.device) -> None:
-        """Give every counter a gradient tap for the next micro-batch."""
+        """Give every counter a gradient tap for this step."""
         for counter in self.counters:
             counter.gradient_tap = torch.zeros(counter.tap_size, device=device, requires_grad=True)
 
-    def diagnostics(self, layers: Sequence[AuxOutputs], gradient_scale: float) -> list[dict[str, Tensor]]:
-        """Diagnostics of every layer's counters, after a step whose last micro-batch had gradient taps.
+    def diagnostics(self, layers: Sequence[AuxOutputs]) -> list[dict[str, Tensor]]:
+        """Diagnostics of every layer's counters, after a step with gradient taps.
 
         Removes the taps and resets the recent counts.
 
         Args:
-            layers: auxiliary outputs of that micro-batch.
-            gradient_scale: factor that undoes the scaling of the micro-batch's loss.
+            layers: auxiliary outputs of a micro-batch of the step.
         """
         index_of = {id(counter): index for index, counter in enumerate(self.counters)}
         values: list[dict[str, Tensor]] = [{} for _ in layers]
         for layer, aux in enumerate(layers):
-            for counter, _, loss_input in aux.counts:
-                tap = counter.gradient_tap
+            for counter, _, _ in aux.counts:
+                tap, index = counter.gradient_tap, index_of[id(counter)]
                 assert tap is not None, "attach_taps comes before the forward pass"
                 gradient = torch.zeros_like(tap) if tap.grad is None else tap.grad
-                gradient = parallel.all_mean(gradient * gradient_scale)
-                index = index_of[id(counter)]
+                loss_input, gradient = (parallel.all_sum(part) for part in (self.loss_inputs[index], gradient))
                 values[layer] |= counter.diagnostics(
-                    self.step_counts[index], self.recent_counts[index], loss_input.detach(), gradient
+                    self.step_counts[index], self.recent_counts[index], loss_input, gradient
                 )
         for counter in self.counters:
             counter.gradient_tap = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import json
 import os
 import random
 import signal
@@ -24,17 +25,18 @@ import torch
 
 from workbench.accounting import packed_flops
 from workbench.config import ConfigError
-from workbench.data import RowStream, Source, StepLoader, batch_plans
+from workbench.data import MeasuredSplit, RowStream, Source, StepLoader, batch_plans
 from workbench.data import prepare as prepare_data
 from workbench.environment import environment
-from workbench.evaluation import MeasuredSplit, Results, Settings, evaluate
+from workbench.evaluation import Results, Settings, evaluate
 from workbench.files import write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
 from workbench.results import RunFolder
+from workbench.results.ledger import FILE, Ledger, Opening, documents_fingerprint
 from workbench.status import Stage, Status
 from workbench.training import parallel
-from workbench.training.checkpoint import latest, step_of
+from workbench.training.checkpoint import checkpoints_in, latest, step_of
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import RunConfig, describe_run
 from workbench.training.health import Diverged
@@ -67,6 +69,8 @@ def new_run(
     """
     path = Path(path)
     data = prepare_data(config.data, config.model.vocabulary or 0, cache, progress)
+    if _has_started(RunFolder(path), config):
+        return RunFolder(path)
     folder = RunFolder.create(path, describe_run(config, data.fingerprint, arm=arm, stage=stage, **about))
     existing = folder.record()
     if existing.identity != config.identity:
@@ -79,6 +83,14 @@ def new_run(
             do="Choose another folder, or remove this one.",
         )
     return folder
+
+
+def _has_started(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether the run has this configuration and no longer needs its initial weights, which have been removed."""
+    if config.start is None or Path(config.start.folder).exists() or not folder.exists():
+        return False
+    is_same = folder.record().config == json.loads(json.dumps(config.plain()))
+    return is_same and bool(folder.result() or checkpoints_in(folder.path / "checkpoint"))
 
 
 def train(
@@ -184,20 +196,24 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     record = folder.record()
     config = RunConfig.parse(record.config)
     training = config.training
+    checkpoint, damaged = latest(folder.path / "checkpoint")
     if parallel.is_rank_zero():
-        write_json(folder.path / "environment.json", {**environment(), "devices": devices})
+        where = environment()
+        earlier = folder.environment().get("codes", []) if checkpoint else []
+        codes = list(dict.fromkeys([*earlier, where["code"]]))  # a run may be resumed by other code
+        write_json(folder.path / "environment.json", {**where, "codes": codes, "devices": devices})
     dispatch.reset()
     # nothing of ours draws from the global generators; a variant may, and must get the same numbers every time
-    random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)
-    torch.manual_seed(config.seed)
+    other_seed = config.seed_of("other")
+    random.seed(other_seed)
+    np.random.seed(other_seed % 2**32)
+    torch.manual_seed(other_seed)
 
     data = Source.open(cache, record.data)
-    model = LanguageModel(config.model, seed=config.seed)
-    stream = data.stream(context=training.context, seed=config.seed)
+    model = LanguageModel(config.model, seed=config.seed_of("init"))
+    stream = data.stream(context=training.context, seed=config.seed_of("order"))
     rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
     document_lengths = [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]]
-    checkpoint, damaged = latest(folder.path / "checkpoint")
     if parallel.is_rank_zero():
         step = step_of(checkpoint) if checkpoint else 0
         for reason in damaged:
@@ -283,10 +299,34 @@ def report(trial: Trial) -> dict[str, Any]:
 def open_report_split(trial: Trial) -> Results:
     """Measure the model on the report split. Only confirmation runs may, and nothing else in the workbench opens it.
 
-    A run with ``"split": "selection"`` in run.json measures the selection split instead.
+    A run whose run.json names another split measures that one instead.
+    The opening is in the ledger of the results, beside the cache of prepared data, before the first document is read.
     """
     assert trial.stage == Stage.CONFIRMATION
-    return trial.evaluate(trial.folder.record().split, trial.config.training.steps)
+    split = trial.folder.record().split
+    if split == "report" and parallel.is_rank_zero():
+        _record_opening(trial)
+    return trial.evaluate(split, trial.config.training.steps)
+
+
+def _record_opening(trial: Trial) -> None:
+    """Enter the run in the ledger; its own events keep the hash of the line."""
+    folder, record = trial.folder, trial.folder.record()
+    digests = trial.data.digests("report")
+    opening = Opening(
+        ablation=record.ablation or folder.path.name,
+        launch=record.launch or record.identity,
+        run=folder.path.name,
+        arm=record.arm,
+        setting=record.setting,
+        seed=record.seed,
+        documents=documents_fingerprint(digests),
+        arm_identity=record.arm_identity or record.setting,
+        identity=record.identity,
+        code=folder.environment()["code"],
+    )
+    results = trial.data.folder.parent.parent
+    folder.event("report_split_opened", ledger_line=Ledger(results / FILE).open(opening, digests))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import pytest
 import workbench as wb
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.analysis.archive import archive
+from workbench.ablation.analysis.savings import savings
 from workbench.ablation.run import AblationRun
 from workbench.ablation.verdict.judge import Verdict
 from workbench.config import ConfigError
@@ -82,14 +83,19 @@ def test_a_shipped_archive_opens_with_its_verdict(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ARCHIVES, ids=lambda path: path.parent.name)
-def test_the_verdict_of_a_shipped_archive_stands(path: Path) -> None:
-    """An archive of a version without registrations is no exploratory one."""
+def test_a_shipped_archive_is_exploratory_if_it_was_not_registered(path: Path) -> None:
     opened = wb.open(path.parent)
     verdict = opened.verdict()
     assert verdict is not None
-    assert verdict.exploratory is None
+    is_registered = opened.record.registration is not None
+    assert verdict.exploratory == (None if is_registered else "deviation: not registered")
     assert opened.record.registration is not None or str(verdict).startswith("Not registered")
 
 
 def test_there_are_shipped_archives() -> None:
     assert ARCHIVES
+
+
+def test_the_evaluations_of_confirmation_runs_are_archived(archived: Path, finished: AblationRun) -> None:
+    assert savings(AblationRun(archived)).equals(savings(finished))
+    assert len(savings(finished)) > 0

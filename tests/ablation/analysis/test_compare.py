@@ -54,9 +54,9 @@ def finished(name: str, flops: float, gap: float, baseline: str = "full", solved
         values["gdn"][0] = 0.0
     arms = [ArmMeasurements(arm, {s: v * sizes for s, v in enumerate(losses)}, sizes) for arm, losses in values.items()]
     rows = [
-        {"arm": arm, "stage": "confirmation", "status": "done", "report_value": value}
+        {"arm": arm, "stage": "confirmation", "status": "done", "seed": seed, "report_value": value}
         for arm, losses in values.items()
-        for value in losses
+        for seed, value in enumerate(losses)
     ]
     return SimpleNamespace(
         name=name,
@@ -103,3 +103,27 @@ def test_ablations_of_one_name_are_told_apart_by_their_folders() -> None:
 def test_ablations_with_two_baselines_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"ablations against full, gdn'; expected one baseline"):
         compare([finished("small", 1e4, 0.0), finished("large", 1e6, 0.0, baseline="gdn")])
+
+
+def test_a_difference_is_predicted_from_four_sizes_on() -> None:
+    runs = [finished(str(flops), flops, 0.02) for flops in (1e3, 1e4, 1e5, 1e6)]
+    comparison = compare(runs, at=1e8)
+    at = comparison.paired["gdn"].at(1e8)
+    assert at.low is not None and at.high is not None and at.low < at.value < at.high
+    assert "95 % prediction interval" in str(comparison)
+
+
+def test_three_sizes_predict_no_difference() -> None:
+    runs = [finished(str(flops), flops, 0.02) for flops in (1e3, 1e4, 1e5)]
+    comparison = compare(runs, at=1e8)
+    assert not comparison.paired
+    assert "floor unknown and no interval" in str(comparison)
+
+
+def test_what_the_budget_gives_an_arm_is_in_the_units_of_the_metric() -> None:
+    """gdn trains with 1.1 times the FLOPs."""
+    comparison = compare([finished(str(flops), flops, 0.02) for flops in (1e3, 1e4, 1e5, 1e6)])
+    rows = comparison.table.filter(pl.col("arm") == "gdn")
+    expected = [5 * ((1.1 * flops) ** -0.2 - flops**-0.2) for flops in (1e3, 1e4, 1e5, 1e6)]
+    assert rows["budget"].to_list() == pytest.approx(expected, rel=0.1)
+    assert "by its law that alone is" in str(comparison)

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from workbench.ablation.analysis.diagnostics import best_of_table, drift
+from workbench.ablation.spec.tuning import Tuning
 
 
 def table(values: list[float], speeds: list[float], devices: list[str]) -> pl.DataFrame:
@@ -45,20 +46,42 @@ def test_one_run_shows_no_drift() -> None:
     assert drift(table([1.0], [1.0], ["gpu"])) == []
 
 
+class Run:
+    arms = ("full",)
+
+    def __init__(self, sampler: str = "random", pruned: int = 0):
+        self.tuning = Tuning.parse({"sampler": sampler})
+        self.pruned = pruned
+
+    def runs(self) -> pl.DataFrame:
+        return pl.DataFrame(
+            {
+                "arm": "full",
+                "stage": "tuning",
+                "status": ["done", "diverged", "done"] + ["pruned"] * self.pruned,
+                "selection_value": [2.0, None, 1.0] + [9.0] * self.pruned,
+            }
+        )
+
+
 def test_best_of_k_counts_failures() -> None:
-    class Run:
-        arms = ("full",)
-
-        def runs(self) -> pl.DataFrame:
-            return pl.DataFrame(
-                {
-                    "arm": ["full"] * 3,
-                    "stage": ["tuning"] * 3,
-                    "status": ["done", "diverged", "done"],
-                    "selection_value": [2.0, None, 1.0],
-                }
-            )
-
     best = best_of_table(Run())
     assert best["best"].to_list() == [None, pytest.approx((1 + 1 + 2) / 3), 1.0]
     assert best["finished"][0] == 2
+
+
+def test_best_of_k_leaves_pruned_trials_out() -> None:
+    best = best_of_table(Run(pruned=2))
+    assert best["best"].to_list() == best_of_table(Run())["best"].to_list()
+    assert best["pruned"].to_list() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_trials_that_are_not_exchangeable_have_no_best_of_k(sampler: str) -> None:
+    assert best_of_table(Run(sampler)).is_empty()
+
+
+def test_the_interval_of_a_best_of_k_is_that_of_resampled_trials() -> None:
+    best = best_of_table(Run())
+    assert best["low"][2] == 1.0  # all three drawn trials may be the best one
+    assert best["high"][2] in (2.0, None)

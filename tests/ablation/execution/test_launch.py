@@ -23,11 +23,10 @@ from workbench import cli
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.studies import slots
-from workbench.ablation.run import AblationRun
+from workbench.ablation.run import AblationRun, table
 from workbench.cli import watching
 from workbench.config import ConfigError
 from workbench.files import write_json
-from workbench.results.tables import table
 from workbench.status import Stage
 
 pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Heartbeat of storage")]

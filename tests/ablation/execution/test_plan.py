@@ -41,7 +41,9 @@ def end_one(plan: Plan, stage: Stage, status: Status, value: float = 1.0) -> Run
         folder.finish(status, selection_value=value)
         study.tell(trial, value)
     else:
-        folder.finish(status, "why") if status == Status.CRASHED else folder.set_status(status, "why")
+        folder.finish(status, "why") if status in (Status.CRASHED, Status.DIVERGED) else folder.set_status(
+            status, "why"
+        )
         trial.set_user_attr("status", status)
         study.tell(trial, state=TrialState.FAIL)
     plan.advance()
@@ -100,12 +102,25 @@ def test_a_relaunch_retries_crashed_tuning_trials(plan: Plan, ablation: Make) ->
 def test_a_relaunch_retries_crashed_confirmations(plan: Plan, ablation: Make) -> None:
     for value in (1.0, 0.5):
         end_one(plan, Stage.TUNING, Status.DONE, value)
-    confirmation = end_one(plan, Stage.CONFIRMATION, Status.CRASHED)
+    for _ in range(2):  # once more by itself
+        assert not plan.folder.is_finished
+        confirmation = end_one(plan, Stage.CONFIRMATION, Status.CRASHED)
     assert plan.folder.is_finished
     assert not relaunch(ablation).finished
     assert not confirmation.result()
     end_one(plan, Stage.CONFIRMATION, Status.DONE)
     assert relaunch(ablation).finished
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_diverged_confirmation_is_run_again_once_where_declared(ablation: Make, declared: bool) -> None:
+    few = {**FEW, "tuning": {"trials": 0, "space": {}}, "protocol": {"rerun_diverged": declared}}
+    plan = Plan(ablation(**few).create().files)
+    for _ in range(1 + declared):
+        assert waiting_slots(plan, Stage.CONFIRMATION) == [0]
+        run = end_one(plan, Stage.CONFIRMATION, Status.DIVERGED)
+    assert plan.folder.is_finished
+    assert [event["was"] for event in run.events() if event["event"] == "reopened"] == ["diverged"] * declared
 
 
 def test_a_relaunch_does_not_change_a_choice(plan: Plan, ablation: Make) -> None:
@@ -168,3 +183,78 @@ def test_a_folder_without_an_ablation_names_the_nearest(ablation: Make) -> None:
     run = ablation(**FEW).create()
     with pytest.raises(ConfigError, match="Nearest valid name: 'test'"):
         AblationRun(run.folder.parent / "tset")
+
+
+# -- looks -----------------------------------------------------------------------------------------------------------
+
+LOOKS: dict[str, Any] = {
+    "tuning": {"trials": 0},
+    "confirmation": {"seeds": [0, 1, 2, 3, 4, 5]},
+    "protocol": {"stopping": {"looks": [4, 6]}},
+}
+
+
+def confirm(plan: Plan, run: AblationRun, shift: float) -> None:
+    """End every waiting confirmation run, in which ``sliding`` is worse by ``shift``."""
+    noise = [0.0, 0.1, -0.1, 0.05, -0.05, 0.02]
+    for arm in run.arms:
+        study = plan.study(arm, Stage.CONFIRMATION)
+        while any(trial.state == TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
+            trial = study.ask()
+            seed = trial.user_attrs["seed"]
+            folder = plan.create_run(arm, Stage.CONFIRMATION, seed, {})
+            value = 1.0 + noise[seed] + (shift + noise[-seed] if arm == "sliding" else 0)
+            measured = {run.metric.numerator: [10 * value], run.metric.denominator: [10]}
+            pl.DataFrame(measured).write_parquet(folder.path / "report.parquet")
+            folder.finish(Status.DONE, report_value=value)
+            trial.set_user_attr("run", folder.path.name)
+            study.tell(trial, value)
+    plan.advance()
+
+
+def confirmations(run: AblationRun) -> dict[str, int]:
+    return {
+        arm: run.runs().filter((pl.col("arm") == arm) & (pl.col("stage") == "confirmation")).height for arm in run.arms
+    }
+
+
+def test_seeds_are_planned_up_to_the_next_look(ablation: Make) -> None:
+    run = ablation(**LOOKS).create()
+    plan = Plan(run.files)
+    assert waiting_slots(plan, Stage.CONFIRMATION) == [0, 1, 2, 3]
+    assert run.verdict() is None
+    assert run.total == 12
+
+
+def test_an_ablation_stops_at_the_look_that_decides_it(ablation: Make) -> None:
+    run = ablation(**LOOKS).create()
+    confirm(Plan(run.files), run, shift=5.0)
+    assert run.finished
+    assert [(look["seeds"], look["words"]) for look in run.files.looks()] == [(4, {"sliding": "worse"})]
+    assert confirmations(run) == {"full": 4, "sliding": 4}
+    assert run.total == 8
+    assert "look 1 of 2" in str(run.verdict())
+
+
+def test_an_undecided_look_is_recorded_and_seeds_go_on(ablation: Make) -> None:
+    run = ablation(**LOOKS).create()
+    plan = Plan(run.files)
+    confirm(plan, run, shift=0.0)
+    assert not run.finished
+    assert run.files.looks()[0]["words"] == {"sliding": "undecided"}
+    assert waiting_slots(plan, Stage.CONFIRMATION) == [4, 5]
+    assert "look 1 of 2" in str(run.verdict())
+    confirm(plan, run, shift=0.0)
+    assert run.finished and len(run.files.looks()) == 2
+    assert "look 2 of 2" in str(run.verdict())
+
+
+def test_advancing_twice_takes_a_look_once(ablation: Make) -> None:
+    run = ablation(**LOOKS).create()
+    plan = Plan(run.files)
+    confirm(plan, run, shift=0.0)
+    looks = run.files.looks()
+    plan.advance()
+    ablation(**LOOKS).create()
+    assert run.files.looks() == looks
+    assert waiting_slots(plan, Stage.CONFIRMATION) == [4, 5]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from helpers import ablation_fields
 from optuna.trial import TrialState
@@ -146,6 +147,14 @@ def test_an_ablation_on_postgresql_ends_like_one_on_sqlite(corpus: Path, tmp_pat
     # the same folder made anew has studies of its own in the same database
     shutil.rmtree(run.folder)
     assert len(studies(Ablation.parse(fields, tmp_path / "True").create())) == 3
+
+
+@pytest.mark.parametrize("name", ["50%25 done", "exp[1]", "a?b=c#d", "ü @:/"])
+def test_a_path_is_no_address(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    optuna.create_study(storage=open_storage(folder, 1), study_name="s")
+    assert optuna.get_all_study_names(open_storage(folder, 1)) == ["s"]
 
 
 def test_a_database_that_does_not_answer_is_reported_in_one_line(tmp_path: Path) -> None:

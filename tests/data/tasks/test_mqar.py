@@ -178,24 +178,24 @@ def test_the_rest_of_a_row_is_padding(batch: Batch, name: str, value: int) -> No
 
 
 def test_splits_have_separate_streams(task: MultiQueryRecall) -> None:
-    mix, splits = task.config.mixes[0], ("train", "selection", "report")
+    mix, splits = task.config.mixes[0], ("train", "selection", "report", "pilot")
     examples = {task.example(mix, "train", numbered(0, split, 0)).tokens.tobytes() for split in splits}  # type: ignore[arg-type]
-    assert len(examples) == 3
+    assert len(examples) == 4
 
 
-def overlap(card: dict[str, Any]) -> tuple[int, list[int]]:
-    """Training examples that were compared, and evaluation examples among them, by split."""
-    return card["training_examples_compared"], [split["seen_in_training"] for split in card["splits"].values()]
+def overlap(card: dict[str, Any]) -> tuple[int, list[float]]:
+    """Training examples that were compared, and the share of evaluation examples among them, by split."""
+    return card["training_examples_compared"], [split["overlap"] for split in card["splits"].values()]
 
 
 def test_long_examples_are_not_seen_in_training(task: MultiQueryRecall) -> None:
-    assert overlap(task.card) == (500, [0, 0])
+    assert overlap(task.card) == (500, [0, 0, 0])
 
 
 def test_overlap_with_training_is_measured(tmp_path: Path) -> None:
     """One key, two values, and a filler of two: four different examples in all."""
     small = prepare(config(mixes=[{"length": 4, "pairs": 1}], examples=30), 4, tmp_path)
-    assert overlap(small.card) == (4, [30, 30])
+    assert overlap(small.card) == (4, [1, 1, 1])
 
 
 def test_a_prepared_task_is_not_prepared_again(task: MultiQueryRecall) -> None:

@@ -76,7 +76,7 @@ def test_every_cell_of_a_view_has_its_rows(results: Results) -> None:
 
 
 def test_labels_are_columns_of_the_documents(results: Results) -> None:
-    assert set(results.documents["answers", "mqar"]) == {"nll_nats", "errors", "answers", "length", "pairs"}
+    assert set(results.documents["answers", "mqar"]) == {"nll_nats", "errors", "answers", "cluster", "length", "pairs"}
 
 
 class TwoExamples:

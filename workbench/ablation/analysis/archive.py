@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from workbench.ablation.analysis.savings import savings_sentences
 from workbench.config import ConfigError
 from workbench.files import write_json
+from workbench.results.ledger import FILE, Ledger, history
 from workbench.results.store import RunFolder
 from workbench.status import Stage, Status
 
@@ -22,7 +24,7 @@ LOCAL = ("folder", "selected")
 
 
 def archive(run: AblationRun, folder: str | Path) -> Path:
-    """Write a finished ablation without checkpoints, curves and logs to ``folder``; existing files are replaced.
+    """Write a finished ablation without checkpoints and logs to ``folder``; existing files are replaced.
 
     Returns:
         the folder.
@@ -55,10 +57,17 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
     ]
     if reports:
         pl.concat(reports, how="diagonal").write_parquet(folder / "report.parquet")
+    evaluated = (pl.col("stage") == Stage.CONFIRMATION) & pl.col("selection_value").is_not_null()
+    run.curves().filter(evaluated).write_parquet(folder / "curves.parquet")
     runs.drop(LOCAL).write_csv(folder / "runs.csv", float_precision=6)
     write_json(folder / "ablation.json", run.record.raw)
     write_json(folder / "selection.json", run.selection())
     write_json(folder / "verdict.json", verdict.plain())
+    if look := run.look():
+        write_json(folder / "look.json", look.model_dump(mode="json"))
+        _copy_openings(run, folder.parent)
+    if looks := run.files.looks():
+        write_json(folder / "looks.json", {"looks": looks})
     environments = sorted({_environment(RunFolder(path)) for path in confirmed["folder"]})
     lines = [
         f"# {run.name}",
@@ -69,6 +78,7 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
         str(verdict),
         "```",
         "",
+        *(f"{sentence}\n" for sentence in savings_sentences(run)),
         "Our measurement; the runs were trained on and with:",
         "",
         *(f"- {line}" for line in environments),
@@ -76,6 +86,14 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
     ]
     (folder / "verdict.md").write_text("\n".join(lines), encoding="utf-8")
     return folder
+
+
+def _copy_openings(run: AblationRun, archives: Path) -> None:
+    """Enter the openings of an ablation in the ledger of the folder of archives, so that they are counted there too."""
+    past, ledger = history(run.results), Ledger(archives / FILE)
+    for opening in past.openings:
+        if opening.launch == run.record.launch:
+            ledger.open(opening, sorted(past.documents[opening.documents]))
 
 
 def _environment(folder: RunFolder) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from scipy import stats
 
-from workbench.ablation.analysis.scaling import ScalingLaw, fit_scaling_law
+from workbench.ablation.analysis.scaling import PairedLaw, ScalingLaw, fit_paired_law, fit_scaling_law
 from workbench.config import ConfigError
 from workbench.status import Stage, Status
 
@@ -25,6 +25,10 @@ __all__ = ["Comparison", "X", "compare", "rank_stability"]
 
 X = {"flops": "training_flops", "parameters": "non_embedding", "tokens": "tokens"}
 """Variable of a scaling law -> column of the cost table."""
+
+
+BUDGET_NOTED = 0.1
+"""Share of a difference from which on the part that the budget's residual explains is written out."""
 
 
 def rank_stability(table: pl.DataFrame) -> list[str]:
@@ -63,12 +67,17 @@ class Comparison:
 
     table: pl.DataFrame
     """Columns: ablation (its folder's path if two have one name), arm, x, value, difference, verdict, rank (of the
-    value, 1 is best)."""
+    value, 1 is best), budget (the part of the difference that the baseline's law gives the arm for another x than the
+    baseline's; null without a law)."""
     laws: Mapping[str, ScalingLaw]
     """Arm -> its law, for arms that finished in at least two ablations with different x."""
+    paired: Mapping[str, PairedLaw]
+    """Arm -> the law of its paired difference to the baseline over the baseline's x, for arms that share seeds with it
+    in at least four ablations."""
     x: str
     at: float | None
     unit: str
+    baseline: str
     notes: tuple[str, ...] = ()
     """Arms without a law, and why."""
 
@@ -90,8 +99,35 @@ class Comparison:
                 span = "" if low is None else f" ({low:.4f} to {high:.4f})"
                 sentence += f"; extrapolated to {self.at:g}: {extrapolated:.4f}{span}"
             lines.append(f"{sentence}.")
-        lines += self.notes
-        return "\n".join(lines)
+        for arm, paired in self.paired.items():
+            lines.append(self._paired(arm, paired))
+        return "\n".join([*lines, *self._budgets(), *self.notes])
+
+    def _paired(self, arm: str, law: PairedLaw) -> str:
+        """The difference over sizes in words."""
+        sizes = self.table.filter(pl.col("arm") == self.baseline)["x"]
+        smallest, largest = (law.at(float(x or 0.0)).value for x in (sizes.min(), sizes.max()))  # type: ignore[arg-type]
+        sentence = (
+            f"{arm} − {self.baseline}, difference of laws over {law.points} sizes ({', '.join(law.fits)}): "
+            f"{smallest:+.4f} {self.unit} at the smallest, {largest:+.4f} at the largest"
+        )
+        if self.at is not None:
+            at = law.at(self.at)
+            interval = "no interval because a size has one seed"
+            if at.low is not None:
+                interval = f"95 % prediction interval {at.low:+.4f} to {at.high:+.4f}"
+            sentence += f"; predicted at {self.at:g}: {at.value:+.4f} ({interval})"
+        return f"{sentence}."
+
+    def _budgets(self) -> list[str]:
+        """What arms gain or lose by another x than the baseline's."""
+        rows = self.table.filter(pl.col("budget").abs() > BUDGET_NOTED * pl.col("difference").abs())
+        return [
+            f"{row['arm']} in {row['ablation']}: {row['x']:.4g} {self.x} against {row['baseline_x']:.4g} of "
+            f"{self.baseline}; by its law that alone is {row['budget']:+.4f} of the difference of "
+            f"{row['difference']:+.4f}."
+            for row in rows.iter_rows(named=True)
+        ]
 
 
 def compare(runs: Sequence[AblationRun], x: str = "flops", at: float | None = None) -> Comparison:
@@ -123,6 +159,7 @@ def compare(runs: Sequence[AblationRun], x: str = "flops", at: float | None = No
     ambiguous = len({run.name for run in runs}) < len(runs)
     rows: list[dict[str, Any]] = []
     seeds: dict[str, dict[float, list[float]]] = {}
+    pairs: dict[str, dict[float, tuple[list[float], list[float]]]] = {}
     for run in runs:
         verdict = run.verdict()
         if verdict is None:
@@ -142,11 +179,21 @@ def compare(runs: Sequence[AblationRun], x: str = "flops", at: float | None = No
                     "difference": r.difference,
                     "verdict": r.verdict,
                     "rank": ranks.get(r.arm),
+                    "baseline_x": float(costs[run.baseline]),
                 }
             )
         done = (pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE)
-        for arm, value in run.runs().filter(done).select("arm", "report_value").iter_rows():
+        by_arm: dict[str, dict[int, float]] = {}
+        for arm, seed, value in run.runs().filter(done).select("arm", "seed", "report_value").iter_rows():
             seeds.setdefault(arm, {}).setdefault(float(costs[arm]), []).append(value)
+            by_arm.setdefault(arm, {})[seed] = value
+        base = by_arm.get(run.baseline, {})
+        for arm, by_seed in by_arm.items():
+            shared = sorted(set(by_seed) & set(base)) if arm != run.baseline else []
+            if shared:
+                one, other = pairs.setdefault(arm, {}).setdefault(float(costs[run.baseline]), ([], []))
+                one += [by_seed[seed] for seed in shared]
+                other += [base[seed] for seed in shared]
     table = pl.DataFrame(rows, infer_schema_length=None).sort("x", maintain_order=True)
     first = {name: i for i, name in enumerate(table["ablation"].unique(maintain_order=True))}
     table = table.sort(pl.col("ablation").replace_strict(first), maintain_order=True)
@@ -157,4 +204,19 @@ def compare(runs: Sequence[AblationRun], x: str = "flops", at: float | None = No
                 laws[arm] = fit_scaling_law(points)
             except ValueError as error:  # a solved task has zero loss
                 notes.append(f"{arm}: no law. {error}")
-    return Comparison(table, laws, x, at, runs[0].metric.unit, tuple(notes))
+    paired = {}
+    for arm, by_size in pairs.items():
+        try:
+            paired[arm] = fit_paired_law(by_size)
+        except ValueError:  # fewer than four sizes, or zero loss, which a note above tells
+            continue
+    baseline = runs[0].baseline
+    table = table.with_columns(budget=pl.Series(_budget_part(table, laws.get(baseline)), dtype=pl.Float64))
+    return Comparison(table, laws, paired, x, at, runs[0].metric.unit, baseline, tuple(notes))
+
+
+def _budget_part(table: pl.DataFrame, law: ScalingLaw | None) -> list[float | None]:
+    """The difference that the baseline's law gives each row for its x."""
+    if law is None:
+        return [None] * len(table)
+    return [law.at(x)[0] - law.at(baseline_x)[0] for x, baseline_x in table.select("x", "baseline_x").iter_rows()]

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from workbench.ablation.spec.tuning import EXCHANGEABLE
 from workbench.ablation.verdict.statistics import expected_best_of
 from workbench.files import read_json, read_jsonl
 from workbench.status import ENDED, Stage, Status
@@ -25,34 +26,63 @@ SPEED_ALERT = 0.1
 """Relative change of the baseline's speed that is reported as drift."""
 
 
-def best_of_table(run: Any) -> pl.DataFrame:
-    """Expected best selection value of k tuning trials, for every arm and k; trials that failed or were pruned count as
-    infinitely bad, so that an arm pays for them.
+BEST_OF_DRAWS = 200
+"""Bootstrap draws behind the interval of a best of k."""
 
-    If curves cross, the order of the arms depends on the tuning effort. Columns: arm, k, best (null if it is infinite),
-    trials, finished.
+
+def best_of_table(run: Any) -> pl.DataFrame:
+    """Expected best selection value of k tuning trials, for every arm and k (Tang et al. 2020, arXiv 2004.13705).
+
+    Trials must be exchangeable: a grid, or a sampler that learns, has no rows, since a random part of its trials is no
+    shorter search. Trials that failed count as infinitely bad, so that an arm pays for them. Pruned ones are left out:
+    their values at the end are unknown, and the last ones before it are no bounds.
+
+    If curves cross, the order of the arms depends on the tuning effort. The interval, the middle 90 % over a bootstrap
+    of the trials, is too narrow where k is near their number (Dodge et al. 2021, arXiv 2110.00613, on the variance).
+    Columns: arm, k, best (null if it is infinite), low, high (null likewise), trials, finished, pruned.
     """
-    rows: list[dict[str, Any]] = []
+    schema: dict[str, Any] = {
+        "arm": pl.String,
+        "k": pl.Int64,
+        "best": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "trials": pl.Int64,
+        "finished": pl.Int64,
+        "pruned": pl.Int64,
+    }
+    if run.tuning.sampler not in EXCHANGEABLE:
+        return pl.DataFrame(schema=schema)
+    rows: list[tuple[Any, ...]] = []
     ended = run.runs().filter((pl.col("stage") == Stage.TUNING) & pl.col("status").is_in(ENDED))
     for arm in run.arms:
-        values = [
-            math.inf if status != Status.DONE or value is None else value
-            for status, value in ended.filter(pl.col("arm") == arm).select("status", "selection_value").iter_rows()
-        ]
-        for k in range(1, len(values) + 1):
-            best = expected_best_of(values, k)
-            rows.append(
-                {
-                    "arm": arm,
-                    "k": k,
-                    "best": best if math.isfinite(best) else None,
-                    "trials": len(values),
-                    "finished": sum(map(math.isfinite, values)),
-                }
-            )
-    return pl.DataFrame(
-        rows, schema={"arm": pl.String, "k": pl.Int64, "best": pl.Float64, "trials": pl.Int64, "finished": pl.Int64}
-    )
+        trials = ended.filter(pl.col("arm") == arm).select("status", "selection_value").rows()
+        values_n = np.array(
+            [
+                math.inf if status != Status.DONE or value is None else value
+                for status, value in trials
+                if status != Status.PRUNED
+            ]
+        )
+        n, random = len(values_n), np.random.default_rng(0)
+        drawn_Bn = values_n[random.integers(0, n, (BEST_OF_DRAWS, n))] if n else values_n
+        counts = n, int(np.isfinite(values_n).sum()), len(trials) - n
+        for k in range(1, n + 1):
+            numbers = expected_best_of(values_n, k), *_middle([expected_best_of(drawn, k) for drawn in drawn_Bn])
+            rows.append((arm, k, *(number if math.isfinite(number) else None for number in numbers), *counts))
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _middle(values: list[float]) -> tuple[float, float]:
+    """The middle 90 % of values, some of which may be infinite."""
+    ordered = sorted(values)
+    return ordered[int(0.05 * len(ordered))], ordered[int(0.95 * len(ordered))]
+
+
+def _spread(best: float | None, low: float | None, high: float | None) -> str:
+    if best is None:
+        return "–"
+    return f"{best:.4f}" if low is None or high is None else f"{best:.4f} ({low:.4f} to {high:.4f})"
 
 
 def drift_table(run: AblationRun) -> pl.DataFrame:
@@ -128,16 +158,17 @@ def drift(table: pl.DataFrame) -> list[str]:
 
 def notes(run: AblationRun) -> list[str]:
     """Lines to print beside the verdict: tuning effort, expected best of k, drift."""
-    lines = []
+    lines = [f"Tuning: {run.tuning.describe()}."]
     table = best_of_table(run)
     for arm in run.arms:
         trials = table.filter(pl.col("arm") == arm)
         if len(trials):
             best = ", ".join(
-                f"{k}: {'–' if b is None else f'{b:.4f}'}" for k, b in trials.select("k", "best").iter_rows()
+                f"{k}: {_spread(*row)}" for k, *row in trials.select("k", "best", "low", "high").iter_rows()
             )
+            pruned = f", {trials['pruned'][0]} pruned ones left out" if trials["pruned"][0] else ""
             lines.append(
-                f"{arm}: {trials['finished'][0]} of {trials['trials'][0]} tuning trials finished; "
+                f"{arm}: {trials['finished'][0]} of {trials['trials'][0]} tuning trials finished{pruned}; "
                 f"expected best of k ({run.metric.unit}, selection): {best}."
             )
     return lines + drift(drift_table(run))

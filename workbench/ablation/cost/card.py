@@ -12,6 +12,7 @@ from workbench.ablation.cost.memory import activation_bytes
 from workbench.ablation.matching.solver import quantity
 from workbench.accounting import account
 from workbench.config import ConfigError
+from workbench.status import Stage
 from workbench.training.checkpointer import RETAINED
 from workbench.training.config import RunConfig
 from workbench.training.optimiser import optimiser_bytes
@@ -26,7 +27,8 @@ def cost_table(arms: Arms, measured: Mapping[str, Measured] | None = None) -> pl
     Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
     flops_per_token (forward), training_flops (one trial);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
-    tokens (one trial); trials (tuning and confirmation); tokens_per_second, seconds_per_trial, seconds_total (training
+    tokens (one trial); tuned (fields that the arm tunes); searched (its trials before any repeat); trials (all runs:
+    tuning, repeats and confirmation); tokens_per_second, seconds_per_trial, seconds_total (training
     alone, one worker; null where not measured); memory_bytes (peak of all tensors: weights, gradients, optimiser state,
     activations); memory_measured (whether measured on this device; else estimated);
     disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
@@ -40,7 +42,7 @@ def cost_table(arms: Arms, measured: Mapping[str, Measured] | None = None) -> pl
         training = run.training
         cost = account(run.model, training.context, element_bytes=4 if training.precision == "fp32" else 2)
         step = (measured or {}).get(name)
-        trials = arms.config.tuning.trials + len(arms.config.confirmation.seeds)
+        trials = sum(arm.planned.values())
         seconds = None if step is None else step.seconds * training.steps
         peak = step.peak_bytes if step is not None else 0
         state_bytes = optimiser_bytes(run)
@@ -58,6 +60,8 @@ def cost_table(arms: Arms, measured: Mapping[str, Measured] | None = None) -> pl
             "cache_bytes": cost.cache_bytes,
             "unevicted_bytes": cost.unevicted_bytes,
             "tokens": training.steps * training.tokens_per_step,
+            "tuned": len(arm.space),
+            "searched": arm.planned[Stage.TUNING],
             "trials": trials,
             "tokens_per_second": None if step is None else training.tokens_per_step / step.seconds,
             "seconds_per_trial": seconds,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError
 
 from workbench.ablation.search.samplers import allow_experimental
@@ -38,7 +39,7 @@ def open_storage(folder: Path, heartbeat: float, url: str | None = None) -> RDBS
         with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
         engine: dict[str, Any] = {"connect_args": {"timeout": 60}}
-        url = f"sqlite:///{path}"
+        url = URL.create("sqlite", database=str(path)).render_as_string()
     else:  # connections that the server has dropped in the meantime are opened again
         engine = {"pool_pre_ping": True, "pool_size": 2}
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)

@@ -168,9 +168,8 @@ class Evaluations:
             latest = [row["selection_value"] for row in rows[max(0, number - SMOOTHING) : number]]
             self.trial.report(sum(latest) / len(latest), number)
             is_hopeless = self.trial.should_prune()  # asked for every trial: Hyperband counts those that pass
-            is_exempt = (
-                self.trial.user_attrs["slot"] < self.tuning.num_shared or number < SMOOTHING or step <= warmup_steps
-            )
+            is_shared = self.trial.user_attrs["slot"] < self.tuning.num_shared
+            is_exempt = is_shared or number < SMOOTHING or step <= warmup_steps
             if is_hopeless and not is_exempt and step < record.steps:
                 return (
                     f"the mean of its last {SMOOTHING} evaluations fell behind this arm's other trials "

@@ -143,7 +143,7 @@ class Worker:
         if stage == Stage.CONFIRMATION:
             seed, params = trial.user_attrs["seed"], self.plan.hyperparameters_of(arm)
         else:
-            seed = self.plan.config.tuning.seed
+            seed = trial.user_attrs.get("seed", self.plan.config.tuning.seed)
             params = {name: suggest(trial, name, choice) for name, choice in self.plan.arms[arm].space.items()}
         trial.set_user_attr("hyperparameters", json.dumps(params))
         try:

@@ -19,7 +19,7 @@ def fixed_points(tuning: Tuning, space: Mapping[str, Range], names: Sequence[str
     """The settings of an arm, one per trial; an empty mapping where an adaptive sampler decides.
 
     Args:
-        tuning: the search as declared.
+        tuning: the search as declared; ``tuning.policy`` decides the number of trials.
         space: the arm's fields and ranges.
         names: fields tuned in any arm, in an order that all arms share. A field's values depend on the sampler's seed
             and on ``names``, not on the arm, so that arms share them.
@@ -33,7 +33,8 @@ def fixed_points(tuning: Tuning, space: Mapping[str, Range], names: Sequence[str
         raise ConfigError.at("space", got="nothing to tune", expected="at least one field, or trials: 0")
     if tuning.sampler == "grid":
         return _grid(tuning, space)
-    num_drawn = tuning.num_shared if tuning.sampler in ADAPTIVE else tuning.trials
+    num_trials = tuning.num_trials(len(space))
+    num_drawn = tuning.num_shared if tuning.sampler in ADAPTIVE else num_trials
     if tuning.sampler == "random":
         columns = {name: _random(name, choice, num_drawn, tuning.sampler_seed) for name, choice in space.items()}
     else:
@@ -42,7 +43,7 @@ def fixed_points(tuning: Tuning, space: Mapping[str, Range], names: Sequence[str
     points = [{name: column[i] for name, column in columns.items()} for i in range(num_drawn)]
     for point, setting in zip(points, tuning.enqueue):
         point.update({name: value for name, value in setting.items() if name in space})
-    return points + [{} for _ in range(tuning.trials - num_drawn)]
+    return points + [{} for _ in range(num_trials - num_drawn)]
 
 
 def check_enqueued(tuning: Tuning, spaces: Mapping[str, Mapping[str, Range]]) -> None:

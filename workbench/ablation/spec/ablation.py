@@ -16,8 +16,13 @@ from workbench.ablation.spec.launch import Launch
 from workbench.ablation.spec.protocol import Confirmation, Protocol
 from workbench.ablation.spec.tuning import Tuning
 from workbench.config import Config, expand_dotted, nearest, require
+from workbench.status import Stage
 
 __all__ = ["AblationConfig"]
+
+
+MAX_NAME = 80
+RESERVED_NAMES = ("cache", "runs")
 
 
 class AblationConfig(Config):
@@ -40,7 +45,8 @@ class AblationConfig(Config):
     confirmation: Confirmation = Confirmation()
     """How the arms are measured."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Family-wise error rate of the verdict."""
+    """Bound of two error rates of the verdict, each over all comparisons: any false better or worse, any false
+    equivalent."""
     margin: Annotated[float, Field(gt=0)] | None = None
     """Equivalence margin in the unit of the data's metric (text: bits per byte); without one no arm can be called
     equivalent."""
@@ -61,6 +67,19 @@ class AblationConfig(Config):
             got=self.name,
             expected="letters, digits, dot, dash and underscore only",
         )
+        longest = max((self.name, *self.arms), key=len)
+        require(
+            len(longest) <= MAX_NAME,
+            "name" if longest == self.name else f"arms.{longest[:20]}…",
+            got=f"a name of {len(longest)} characters",
+            expected=f"at most {MAX_NAME}: names become names of files",
+        )
+        require(
+            self.name not in RESERVED_NAMES,
+            "name",
+            got=self.name,
+            expected=f"another name than {' and '.join(RESERVED_NAMES)}, folders of every results folder",
+        )
         require(self.arms, "arms", got="no arm", expected="at least one arm")
         for arm in self.arms:
             require(
@@ -76,12 +95,40 @@ class AblationConfig(Config):
             expected="the name of an arm",
             do=nearest(self.baseline, self.arms),
         )
+        for seed in self.tuning.seeds:
+            require(
+                seed not in self.confirmation.seeds,
+                "tuning.seed" if seed == self.tuning.seed else "tuning.repeats.seeds",
+                got=seed,
+                expected="none of the confirmation seeds",
+                do="The report must not reuse the run that was selected.",
+            )
+        stopping, num_seeds = self.protocol.stopping, len(self.confirmation.seeds)
         require(
-            self.tuning.seed not in self.confirmation.seeds,
-            "tuning.seed",
-            got=self.tuning.seed,
-            expected="none of the confirmation seeds",
-            do="The report must not reuse the run that was selected.",
+            max(stopping.looks, default=0) <= num_seeds,
+            "protocol.stopping.looks",
+            got=list(stopping.looks),
+            expected=f"at most {num_seeds}, the number of confirmation seeds",
+            do="Declare more confirmation.seeds, or earlier looks.",
+        )
+        require(
+            not stopping.anytime or stopping.first <= num_seeds,
+            "protocol.stopping.first",
+            got=stopping.first,
+            expected=f"at most {num_seeds}, the number of confirmation seeds",
+        )
+        require(
+            not stopping.is_sequential or len(self.arms) > 1,
+            "protocol.stopping",
+            got="one arm",
+            expected="an arm beside the baseline, to be decided at a look",
+        )
+        require(
+            not (stopping.is_sequential and self.confirmation.components),
+            "confirmation.components",
+            got="runs that share seeds of components",
+            expected="a seed of its own for every run of a sequential design",
+            do="Use protocol.stopping=fixed.",
         )
         require(
             self.margin is None or self.protocol.effect is None or self.margin <= self.protocol.effect,
@@ -119,10 +166,23 @@ class AblationConfig(Config):
         target = self.budget.target
         return self.order[0] if target is None else target if isinstance(target, str) else None
 
+    def planned(self, fields: int) -> dict[Stage, int]:
+        """Stage -> runs of an arm that tunes so many fields."""
+        return {
+            Stage.TUNING: self.tuning.num_trials(fields),
+            Stage.REPEAT: self.tuning.num_repeats,
+            Stage.CONFIRMATION: len(self.planned_seeds),
+        }
+
     @property
-    def total(self) -> int:
-        """Training runs, tuning and confirmation."""
-        return len(self.arms) * (self.tuning.trials + len(self.confirmation.seeds))
+    def looks(self) -> tuple[int, ...]:
+        """Paired seeds at every look of the declared design; one number if the verdict is read once."""
+        return self.protocol.stopping.looks_at(len(self.confirmation.seeds))
+
+    @property
+    def planned_seeds(self) -> tuple[int, ...]:
+        """Confirmation seeds up to the last look: the most that an arm is run on."""
+        return self.confirmation.seeds[: self.looks[-1]]
 
     def canonical(self) -> dict[str, Any]:
         """Plain data without how the work is carried out; the identity is its hash."""

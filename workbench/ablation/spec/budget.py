@@ -57,7 +57,7 @@ class Budget(Config):
         )
         for path in self.free:
             require(
-                path.rpartition(".")[2] != "seed",
+                not {"seed", "seeds"} & set(path.split(".")),
                 "free",
                 got=path,
                 expected="a size",

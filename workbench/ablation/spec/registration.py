@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from workbench.ablation.spec.ablation import AblationConfig
+from workbench.ablation.spec.protocol import Stopping
 from workbench.config import ConfigError, difference, require
 from workbench.metric import Metric
 
@@ -45,6 +46,10 @@ def preregistration(config: AblationConfig, metric: Metric) -> dict[str, Any]:
     """What an ablation declares, as plain data."""
     plain = config.plain()
     budget, tuning, protocol = plain["budget"], plain["tuning"], plain["protocol"]
+    exact = "exact tests over paired seeds (sign flips, share of seeds that solve the task)"
+    test = "paired t over seeds" if metric.upper is None else exact
+    if protocol["control_variate"]:
+        test += f", adjusted by the control variate {protocol['control_variate']}"
     return {
         "question": config.question,
         "baseline": config.order[0],
@@ -55,8 +60,12 @@ def preregistration(config: AblationConfig, metric: Metric) -> dict[str, Any]:
         "effect": protocol["effect"],
         "margin": config.margin,
         "seeds": plain["confirmation"]["seeds"],
-        "tuning": {name: tuning[name] for name in ("trials", "sampler", "space", "variants", "pruner")},
-        "test": "paired t over seeds, Holm over arms",
+        "tuning": {
+            name: tuning[name]
+            for name in ("trials", "policy", "sampler", "space", "variants", "pruner", "repeats", "interpolate")
+        },
+        "search": config.tuning.describe(),
+        "test": f"{test}, Holm over {'arms' if config.protocol.comparisons == 'baseline' else 'all pairs of arms'}",
         "alpha": config.alpha,
         "stopping": protocol["stopping"],
         "exclusions": protocol["exclusions"],
@@ -107,7 +116,8 @@ def record_deviation(old: Mapping[str, Any], new: Mapping[str, Any], why: str | 
             "deviation",
             got=f"no reason for the changes since the launch ({what})",
             expected="a reason, which the verdict quotes",
-            do='Add deviation="why", and the verdict is exploratory; or use another name (name=...).',
+            do='State the deviation: deviation="why". The verdict quotes it and is exploratory; a confirmation takes '
+            "new seeds, and new documents where there are any.",
         )
     return Deviation(what=what, when=_now(), why=why)
 
@@ -146,13 +156,21 @@ def describe(registration: Registration | None, deviations: list[Deviation]) -> 
         f"Declared at launch, {registration.at} (hash {registration.hash}): {question}",
         f"Primary: {unit} on the {content['split']} split, {content['test']}, alpha {content['alpha']:g}; "
         f"budget: {matched}; smallest difference of interest: {effect}; equivalence margin: {margin}; "
-        f"{len(seeds)} paired seeds ({', '.join(map(str, seeds))}); stopping: {content['stopping']}; "
+        f"{len(seeds)} paired seeds ({', '.join(map(str, seeds))}); "
+        f"stopping: {_stopping(content['stopping'], len(seeds))}; "
         f"exclusions: {content['exclusions']}.",
     ]
+    if "search" in content:
+        lines.append(f"Tuning: {content['search']}.")
     return (
         *lines,
         *(f"Deviation, {deviation.when}: {deviation.what} (why: {deviation.why})." for deviation in deviations),
     )
+
+
+def _stopping(declared: str | Mapping[str, Any], num_seeds: int) -> str:
+    """The declared design in words; earlier versions declared text."""
+    return declared if isinstance(declared, str) else Stopping.parse(declared).sentence(num_seeds)
 
 
 def _now() -> str:

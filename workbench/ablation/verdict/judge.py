@@ -7,76 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
+from typing import Any, Literal, Self
 
 import numpy as np
 import polars as pl
 
 from workbench.ablation.verdict import wording
-from workbench.ablation.verdict.statistics import (
-    POWER,
-    ROUNDING,
-    Floats,
-    NoiseFloor,
-    crossed_bootstrap,
-    detectable_difference,
-    equivalent,
-    holm,
-    noise_floor,
-    paired_correlation,
-    paired_interval,
-    ratio_of_sums,
-)
+from workbench.ablation.verdict.comparison import ArmMeasurements, Comparison, Rules
+from workbench.ablation.verdict.hypotheses import SOLVED, compatible_bounds, directional_holm
+from workbench.ablation.verdict.sequential import Reading
+from workbench.ablation.verdict.statistics import NoiseFloor, holm, noise_floor
+from workbench.ablation.verdict.subject import Subject
 from workbench.metric import BITS_PER_BYTE
 
-__all__ = ["WORDS", "ArmMeasurements", "ArmVerdict", "Verdict", "judge"]
+__all__ = ["WORDS", "ArmMeasurements", "ArmVerdict", "Claim", "PairVerdict", "Verdict", "claims", "judge"]
 
 WORDS = ("baseline", "better", "worse", "equivalent", "undecided", "failed")
 """Every verdict that a row can have."""
-
-
-@dataclass(frozen=True, eq=False)
-class ArmMeasurements:
-    """What the report runs of one arm measured on the sealed report documents.
-
-    A run that did not finish is a failure with its status, never a row of NaN.
-    """
-
-    arm: str
-    amounts: Mapping[int, np.ndarray]
-    """Seed -> (D,), the metric's numerator for each report document: bits, errors."""
-    sizes_D: np.ndarray
-    """(D,), its denominator: bytes, answers."""
-    failures: Mapping[int, str] = field(default_factory=dict)
-    """Seed -> status of a run that did not finish, such as "diverged at step 1,200"."""
-
-    def __post_init__(self) -> None:
-        sizes_D = np.asarray(self.sizes_D)
-        if sizes_D.ndim != 1 or sizes_D.size == 0 or not (np.isfinite(sizes_D) & (sizes_D > 0)).all():
-            raise ValueError(f"arm {self.arm!r}: sizes_D: got {sizes_D}; expected one positive size per document.")
-        for seed, amounts_D in self.amounts.items():
-            where = f"arm {self.arm!r}, seed {seed}"
-            if seed in self.failures:
-                raise ValueError(f"{where}: both measured and failed ({self.failures[seed]}). Keep one of the two.")
-            if np.shape(amounts_D) != sizes_D.shape:
-                raise ValueError(f"{where}: got amounts of shape {np.shape(amounts_D)}; expected {sizes_D.shape}.")
-            if not np.isfinite(amounts_D).all():
-                raise ValueError(f"{where}: got NaN or infinite amounts. Record the run in failures, as diverged.")
-
-    def unfinished(self, seeds: Sequence[int]) -> dict[int, str]:
-        """Those of ``seeds`` without a measurement -> status. A run that nobody recorded counts as failed."""
-        return {seed: self.failures.get(seed, "no result") for seed in seeds if seed not in self.amounts}
-
-    def finished(self, seeds: Sequence[int]) -> Floats:
-        """Amounts of those of ``seeds`` that finished, (S, D)."""
-        rows = [np.asarray(self.amounts[seed], np.float64) for seed in seeds if seed in self.amounts]
-        return np.array(rows).reshape(len(rows), np.size(self.sizes_D))
-
-    def values(self, seeds: Sequence[int]) -> Floats:
-        """The metric of those of ``seeds`` that finished, (S,)."""
-        amounts_SD = self.finished(seeds)
-        return ratio_of_sums(amounts_SD, self.sizes_D) if len(amounts_SD) else np.empty(0)
 
 
 @dataclass(frozen=True)
@@ -91,21 +40,24 @@ class ArmVerdict:
     value_sd: float | None
     """Standard deviation over them; from two seeds on."""
     difference: float | None
-    """Mean paired difference, arm − baseline; None for an arm that cannot be judged."""
+    """Mean difference, arm − baseline, over the seeds that both finished."""
     low: float | None
-    """Paired t-interval at level 1 − alpha, not corrected for the number of arms; from two seeds on."""
+    """Interval of it at level 1 − alpha, not corrected for the number of arms: paired t for a metric without an upper
+    bound; from sign flips for an error rate, inside its range."""
     high: float | None
     bootstrap_low: float | None
-    """Crossed bootstrap over seeds and documents, at the same level; from two seeds on."""
+    """Crossed bootstrap over seeds and clusters of documents, at the same level; from two seeds on."""
     bootstrap_high: float | None
     simultaneous_low: float | None
-    """Paired t-interval at level 1 − alpha / arms: all arms' intervals hold together at level 1 − alpha
-    (Bonferroni)."""
+    """Interval that agrees with the word: all arms' intervals hold together at level 1 − alpha
+    (:func:`workbench.ablation.verdict.hypotheses.compatible_bounds`). One that ends at 0 belongs to an arm that is
+    certainly on the other side, by an amount that the adjustment leaves open."""
     simultaneous_high: float | None
     p: float | None
-    """Two-sided paired t-test; 1 for an arm that cannot be judged."""
+    """Two-sided p-value of the test that decides; 1 where it can decide nothing."""
     p_holm: float | None
-    """The same, adjusted over all arms: this one decides."""
+    """The same, adjusted over the looks of a sequential design and over the family: a claim is made where it is at most
+    alpha."""
     seeds: int
     """Report seeds that finished."""
     failed: int
@@ -113,10 +65,55 @@ class ArmVerdict:
     rho: float | None
     """Correlation with the baseline over paired seeds; from three seeds on."""
     detectable: float | None
-    """The true difference shown with 80 % power at alpha / arms, given the sd of the differences; None if that is
-    unknown (one seed) or zero."""
+    """The true difference that t shows with 80 % power at alpha / family, given the sd of the differences; None if that
+    is unknown or outside the metric's range."""
     sentence: str
     """The row in words."""
+    reservations: tuple[str, ...] = ()
+    """What limits the claim, in sentences: "the optimum lies at the edge of the grid"."""
+    p_equivalence: float | None = None
+    """p-value of equivalence within the margin, adjusted over the family by Holm: equivalent where it is at most alpha
+    and no difference is claimed."""
+    least_p: float | None = None
+    """The least p-value that this number of seeds can reach."""
+    skewness: float | None = None
+    """Sample skewness of the differences; from three seeds on."""
+    imputed_low: float | None = None
+    """Difference over all declared seeds with missing runs at their best or worst (ours); None if none is missing. For
+    an error rate these are 0 and its upper bound, otherwise the best and the worst value that any arm measured."""
+    imputed_high: float | None = None
+    survival_p: float | None = None
+    """Fisher's exact test of the number of finished runs, against the baseline's; None if as many finished."""
+    solved: int | None = None
+    """Seeds that solve the task: an error rate of at most a tenth (ours); None for other metrics."""
+    repeated_low: float | None = None
+    """Interval of a sequential design at this look: repeated confidence interval or confidence sequence, at level
+    1 − alpha over all looks, not corrected for the number of arms; None for a fixed design, and where it is
+    infinite."""
+    repeated_high: float | None = None
+    level: float | None = None
+    """Level of the paired t-test at this look that keeps alpha over all looks, for one arm; None for a fixed design."""
+
+
+@dataclass(frozen=True)
+class PairVerdict:
+    """Two arms compared, in the unit of the metric; fields as in :class:`ArmVerdict`."""
+
+    arm: str
+    reference: str
+    verdict: str
+    """The word about ``arm``, compared with ``reference``."""
+    difference: float | None
+    low: float | None
+    high: float | None
+    simultaneous_low: float | None
+    simultaneous_high: float | None
+    p: float
+    p_holm: float
+    p_equivalence: float | None
+    seeds: int
+    """Seeds that both finished."""
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,8 @@ class Verdict:
     noise_floor: NoiseFloor | None
     """Standard deviation of the baseline over seeds with its 95 % interval; from two seeds on."""
     alpha: float
-    """Family-wise error rate."""
+    """Bound of two error rates, each over the whole family: the probability of any false ``better`` or ``worse`` (a
+    wrong sign counts), and that of any false ``equivalent``."""
     margin: float | None
     """Equivalence margin, if one was declared."""
     exploratory: str | None
@@ -138,19 +136,26 @@ class Verdict:
     """Unit of the metric, of every number here."""
     declared: tuple[str, ...] = ()
     """What was declared before launch, and what was changed since, in sentences."""
+    subject: Subject | None = None
+    """What was compared, on which documents; None for archives of earlier versions."""
+    pairs: tuple[PairVerdict, ...] = ()
+    """Every pair of arms, if all pairs are compared; they and the rows are one family."""
 
     def table(self) -> pl.DataFrame:
         """One row per arm; the columns are the fields of :class:`ArmVerdict`."""
-        kinds = {"str": pl.String, "int": pl.Int64, "float | None": pl.Float64}
-        schema = {item.name: kinds[str(item.type)] for item in fields(ArmVerdict)}
-        return pl.DataFrame([asdict(row) for row in self.rows], schema=schema, orient="row")
+        return _frame(self.rows, ArmVerdict)
+
+    def pair_table(self) -> pl.DataFrame:
+        """One row per pair of arms; the columns are the fields of :class:`PairVerdict`."""
+        return _frame(self.pairs, PairVerdict)
 
     def plain(self) -> dict[str, Any]:
         """The verdict as plain data, fit for JSON: finite numbers, strings, lists and None."""
         floor = self.noise_floor
         return {
             **asdict(self),
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [asdict(row) | {"reservations": list(row.reservations)} for row in self.rows],
+            "pairs": [asdict(pair) for pair in self.pairs],
             "declared": list(self.declared),
             "noise_floor": None if floor is None else list(floor),
         }
@@ -158,16 +163,35 @@ class Verdict:
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
         """The verdict whose :meth:`plain` is ``data``; numbers that an earlier version did not compute are None."""
-        floor = data["noise_floor"]
+        floor, subject = data["noise_floor"], data.get("subject")
         unknown = {item.name: None for item in fields(ArmVerdict) if item.type == "float | None"}
-        rows = tuple(ArmVerdict(**{**unknown, **row}) for row in data["rows"])
-        declared = tuple(data.get("declared", ()))
-        return cls(
-            **{**data, "rows": rows, "declared": declared, "noise_floor": None if floor is None else NoiseFloor(*floor)}
+        rows = tuple(
+            ArmVerdict(**{**unknown, **row, "reservations": tuple(row.get("reservations", ()))}) for row in data["rows"]
         )
+        changes = {
+            "rows": rows,
+            "pairs": tuple(PairVerdict(**pair) for pair in data.get("pairs", ())),
+            "declared": tuple(data.get("declared", ())),
+            "noise_floor": None if floor is None else NoiseFloor(*floor),
+            "subject": None if subject is None else Subject(**subject),
+        }
+        return cls(**{**data, **changes})
 
     def __str__(self) -> str:
-        return wording.table(self.rows, alpha=self.alpha, unit=self.unit, declared=self.declared)
+        return wording.text(self)
+
+
+def _frame(rows: Sequence[Any], kind: type) -> pl.DataFrame:
+    kinds: dict[str, Any] = {
+        "str": pl.String,
+        "int": pl.Int64,
+        "int | None": pl.Int64,
+        "float": pl.Float64,
+        "float | None": pl.Float64,
+        "tuple[str, ...]": pl.List(pl.String),
+    }
+    schema = {item.name: kinds[str(item.type)] for item in fields(kind)}
+    return pl.DataFrame([asdict(row) for row in rows], schema=schema, orient="row")
 
 
 def judge(
@@ -182,32 +206,50 @@ def judge(
     unit: str = BITS_PER_BYTE.unit,
     effect: float | None = None,
     declared: tuple[str, ...] = (),
+    subject: Subject | None = None,
+    upper: float | None = None,
+    reservations: Mapping[str, Sequence[str]] | None = None,
+    comparisons: Literal["baseline", "all_pairs"] = "baseline",
+    readings: Mapping[str, Reading] | None = None,
 ) -> Verdict:
-    """The verdict on ``arms`` against ``baseline``.
+    """The verdict on ``arms`` against ``baseline``, or on all pairs.
 
-    1. An arm with a report seed that did not finish is ``failed``, and so is every arm when the baseline is. It stays
-       in the family with p = 1; its value is the mean of the runs that survived.
-    2. Otherwise a paired t-test over seeds, adjusted by Holm over all arms, decides: ``better`` or ``worse`` where the
-       adjusted p < alpha.
-    3. Otherwise, if a margin was declared, ``equivalent`` if the 1 − 2 alpha interval lies inside it.
-    4. Otherwise ``undecided``, with the difference that would have been shown with 80 % power at alpha / arms (ours:
-       Holm's strictest threshold, which suffices whatever the other arms do) and the seeds needed to show the
-       observed difference.
+    1. Pairs are the seeds that both arms finished. A metric without an upper bound is tested by paired t, an error rate
+       by exact tests (:class:`workbench.ablation.verdict.hypotheses.ExactTest`); below four pairs nothing is claimed.
+    2. ``better`` or ``worse`` where p, adjusted by Holm over the family in each direction, is at most alpha.
+    3. Otherwise, if a margin was declared, ``equivalent`` where the p-value of two one-sided tests, adjusted by Holm
+       over the family, is at most alpha.
+    4. A run of the arm that failed leaves a claim only if it holds the sign with the missing run at its best and at its
+       worst; otherwise the arm is ``failed``. A failed run of the baseline removes its pair, and the bound is stated.
+       A test that cannot be made stays in the family with p = 1.
+    5. Otherwise ``undecided``, with the reason: too few seeds, no spread, or the difference that would have been shown
+       with 80 % power at alpha / family (ours: Holm's strictest threshold, which suffices whatever the other arms do).
 
-    The crossed bootstrap over seeds and documents decides nothing; if it disagrees with the t-interval about
+    So alpha bounds two rates: of any false ``better`` or ``worse``, and of any false ``equivalent``, in one verdict.
+    They hold for noise over seeds that is symmetric between arm and baseline; t also needs it to be about normal.
+
+    The crossed bootstrap over seeds and clusters of documents decides nothing; if it disagrees with the interval about
     excluding zero, the sentence says so.
 
     Args:
         baseline: measurements of the arm that all others are compared with.
         arms: the other arms, all of those declared.
-        alpha: family-wise error rate.
+        alpha: bound of each of the two error rates.
         margin: the largest difference that would not matter; None claims no equivalence.
         exploratory: the reason, if the ablation deviated from what was declared.
         seeds: the declared report seeds. Runs of other seeds are ignored: a failed seed has no substitute.
-        replicates: of the bootstrap.
+        replicates: of the bootstrap; 0 leaves it out.
         unit: of the metric, used in the sentences.
         effect: the smallest difference of interest; sentences say how a difference compares with it.
         declared: what was declared before launch, to be quoted.
+        subject: what was compared, on which documents.
+        upper: largest value of the metric (:attr:`workbench.metric.Metric.upper`).
+        reservations: arm -> sentences that limit the claim about it.
+        comparisons: "baseline" compares each arm with the baseline; "all_pairs" compares every two arms, and the claims
+            of all pairs are one family.
+        readings: arm -> the look of a sequential design at which it is read, on the first of ``seeds``. Default: all
+            of ``seeds``, once. p-values are adjusted over looks before they are adjusted over the family
+            (:mod:`workbench.ablation.verdict.sequential`). Two arms are compared at the earlier of their looks.
 
     Raises:
         ValueError: when arms were measured on different documents, or names or seeds repeat.
@@ -220,23 +262,74 @@ def judge(
     ['baseline', 'worse']
     """
     _check(baseline, arms, alpha, margin, seeds)
-    judged: dict[str, _Comparison] = {}
-    for arm in arms:
-        if not (baseline.unfinished(seeds) or arm.unfinished(seeds)):
-            judged[arm.arm] = _Comparison(baseline, arm, seeds, len(arms), alpha, margin, replicates)
-    p_values = [judged[arm.arm].interval.p if arm.arm in judged else 1.0 for arm in arms]
-    rows = [_baseline_row(baseline, seeds, exploratory, unit)]
-    for arm, p, p_holm in zip(arms, p_values, holm(p_values).tolist(), strict=True):
-        if comparison := judged.get(arm.arm):
-            finding = comparison.finding(p_holm, unit, effect)
-            word, text, numbers = finding.word, wording.sentence(finding), comparison.numbers()
-        else:
-            word, numbers = "failed", {}
-            text = _failure(arm, baseline, seeds)
-        rows.append(_row(arm, seeds, word, text, exploratory, p=p, p_holm=p_holm, **numbers))
-    value_S = baseline.values(seeds)
+    everyone, subject_or_none = [baseline, *arms], subject or Subject()
+    couples = [(baseline, arm) for arm in arms]
+    if comparisons == "all_pairs":
+        couples += list(combinations(arms, 2))
+    values = np.concatenate([part.values(seeds) for part in everyone])
+    least, most = (0.0, upper) if upper is not None else (min(values, default=0.0), max(values, default=math.inf))
+    rules = Rules(alpha, max(1, len(couples)), margin, effect, unit, upper, replicates, float(least), float(most))
+    once = Reading(1, (len(seeds),))
+    at = {part.arm: once if readings is None else readings[part.arm] for part in arms}
+    latest = max(at.values(), key=lambda reading: reading.seeds, default=once)
+    at[baseline.arm] = latest
+    compared = [
+        Comparison(reference, arm, seeds, rules, min(at[reference.arm], at[arm.arm], key=lambda reading: reading.seeds))
+        for reference, arm in couples
+    ]
+    judged = claims(compared, alpha)
+    rows = [_baseline_row(baseline, seeds[: latest.seeds], rules)]
+    limits = reservations or {}
+    for comparison, claim in zip(compared[: len(arms)], judged, strict=False):
+        rows.append(_arm_row(comparison, claim, subject_or_none, tuple(limits.get(comparison.arm.arm, ()))))
+    if exploratory is not None:
+        rows = [_relabelled(row, exploratory) for row in rows]
+    pairs: tuple[PairVerdict, ...] = ()
+    if comparisons == "all_pairs":
+        pairs = tuple(_pair(*both, subject_or_none) for both in zip(compared, judged, strict=True))
+    value_S = baseline.values(seeds[: latest.seeds])
     floor = noise_floor(value_S) if len(value_S) > 1 else None
-    return Verdict(baseline.arm, tuple(rows), floor, alpha, margin, exploratory, unit, declared)
+    return Verdict(
+        baseline.arm, tuple(rows), floor, alpha, margin, exploratory, unit, declared, subject=subject, pairs=pairs
+    )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The word about one comparison and the numbers that it follows from, adjusted over the family."""
+
+    word: str
+    p: float
+    p_holm: float
+    p_equivalence: float | None
+    simultaneous_low: float | None
+    simultaneous_high: float | None
+
+
+def claims(compared: Sequence[Comparison], alpha: float) -> list[Claim]:
+    """The words of a family of comparisons: Holm in each direction, Holm over equivalences, compatible intervals.
+
+    Args:
+        compared: the family, with the same rules.
+        alpha: bound of the error rate of differences, and of that of equivalences.
+    """
+    p_worse, p_better = ([comparison.repeated_p(side) for comparison in compared] for side in (1, -1))
+    worse_m, better_m = directional_holm(p_worse, p_better)
+    within = [comparison.p_equivalence for comparison in compared]
+    within_m = [None if p is None else float(q) for p, q in zip(within, holm([p or 0.0 for p in within]), strict=True)]
+    low_m = compatible_bounds(compared, worse_m, 1, alpha)
+    high_m = compatible_bounds(compared, better_m, -1, alpha)
+    judged = []
+    for i, comparison in enumerate(compared):
+        word = "failed" if comparison.n == 0 or comparison.arm.unfinished(comparison.seeds) else "undecided"
+        if within_m[i] is not None and within_m[i] <= alpha:  # type: ignore[operator]
+            word = "equivalent"
+        if min(worse_m[i], better_m[i]) <= alpha:
+            word = "worse" if worse_m[i] < better_m[i] else "better"
+        p = min(1.0, 2 * min(comparison.p(1), comparison.p(-1)))
+        low, high = (None if comparison.n < 2 or math.isinf(end) else end for end in (low_m[i], high_m[i]))
+        judged.append(Claim(word, p, float(min(worse_m[i], better_m[i])), within_m[i], low, high))
+    return judged
 
 
 def _check(
@@ -263,122 +356,76 @@ def _check(
             )
 
 
-class _Comparison:
-    """An arm against its baseline, both with all report seeds finished."""
-
-    def __init__(
-        self,
-        baseline: ArmMeasurements,
-        arm: ArmMeasurements,
-        seeds: Sequence[int],
-        family: int,
-        alpha: float,
-        margin: float | None,
-        replicates: int,
-    ):
-        differences_S = arm.values(seeds) - baseline.values(seeds)
-        differences_S[np.abs(differences_S) < ROUNDING] = 0
-        amounts = arm.finished(seeds), baseline.finished(seeds)
-        self.arm, self.baseline, self.family, self.alpha, self.margin = arm.arm, baseline.arm, family, alpha, margin
-        self.rho = paired_correlation(arm.values(seeds), baseline.values(seeds))
-        self.simultaneous = paired_interval(differences_S, alpha / family)
-        self.interval = paired_interval(differences_S, alpha)
-        self.narrow = paired_interval(differences_S, 2 * alpha)
-        self.inside = margin is not None and equivalent(differences_S, margin, alpha)
-        self.bootstrap = crossed_bootstrap(*amounts, arm.sizes_D, replicates=replicates, level=1 - alpha)
-        # The same in all seeds: the change or the seed never reached the model, or a task has no room between the runs.
-        self.constant = len(seeds) > 1 and bool(np.ptp(differences_S) < ROUNDING)
-
-    @property
-    def detectable(self) -> float | None:
-        if self.interval.n < 2 or self.constant:
-            return None
-        return self.interval.sd * detectable_difference(self.interval.n, self.alpha / self.family, POWER)
-
-    def numbers(self) -> dict[str, float | None]:
-        """What the arm's row shows of it."""
-        several = self.interval.n > 1
-        return {
-            "difference": self.interval.mean,
-            "low": self.interval.low if several else None,
-            "high": self.interval.high if several else None,
-            "bootstrap_low": self.bootstrap.low if several else None,
-            "bootstrap_high": self.bootstrap.high if several else None,
-            "simultaneous_low": self.simultaneous.low if several else None,
-            "simultaneous_high": self.simultaneous.high if several else None,
-            "rho": None if math.isnan(self.rho) else self.rho,
-            "detectable": self.detectable,
-        }
-
-    def finding(self, p_holm: float, unit: str, effect: float | None) -> wording.Finding:
-        """What the arm's sentence is made from."""
-        word = "equivalent" if self.inside else "undecided"
-        if p_holm < self.alpha:
-            word = "better" if self.interval.mean < 0 else "worse"
-        return wording.Finding(
-            arm=self.arm,
-            baseline=self.baseline,
-            word=word,
-            unit=unit,
-            alpha=self.alpha,
-            family=self.family,
-            p_holm=p_holm,
-            interval=self.interval,
-            narrow=self.narrow,
-            bootstrap=self.bootstrap,
-            margin=self.margin,
-            inside=self.inside,
-            effect=effect,
-            detectable=self.detectable,
-            constant=self.constant,
-        )
-
-
-def _row(
-    arm: ArmMeasurements,
-    seeds: Sequence[int],
-    word: str,
-    sentence: str,
-    exploratory: str | None,
-    **numbers: float | None,
-) -> ArmVerdict:
-    """A row with what every arm has: the metric and counts of the runs that finished."""
+def _counts(arm: ArmMeasurements, seeds: Sequence[int], upper: float | None) -> dict[str, Any]:
+    """What every row has: the metric and counts of the runs that finished."""
     value_S = arm.values(seeds)
-    unknown = dict.fromkeys(
-        [
-            "difference",
-            "low",
-            "high",
-            "bootstrap_low",
-            "bootstrap_high",
-            "simultaneous_low",
-            "simultaneous_high",
-            "p",
-            "p_holm",
-            "rho",
-            "detectable",
-        ]
-    )
+    return {
+        "arm": arm.arm,
+        "value": float(value_S.mean()) if len(value_S) else None,
+        "value_sd": float(value_S.std(ddof=1)) if len(value_S) > 1 else None,
+        "seeds": len(value_S),
+        "failed": len(seeds) - len(value_S),
+        "solved": None if upper is None else int((value_S <= SOLVED * upper).sum()),
+    }
+
+
+def _baseline_row(baseline: ArmMeasurements, seeds: Sequence[int], rules: Rules) -> ArmVerdict:
+    unknown = {item.name: None for item in fields(ArmVerdict) if item.type == "float | None"}
+    counts = _counts(baseline, seeds, rules.upper)
+    word = "baseline" if counts["seeds"] else "failed"
+    return ArmVerdict(**{**unknown, **counts, "verdict": word, "sentence": wording.baseline(baseline, seeds, rules)})
+
+
+def _arm_row(comparison: Comparison, claim: Claim, subject: Subject, reservations: tuple[str, ...]) -> ArmVerdict:
+    low, high = comparison.interval(comparison.rules.alpha)
+    bootstrap, imputation, reading = comparison.bootstrap, comparison.imputation, comparison.reading
+    repeated_low, repeated_high = comparison.repeated_interval
     return ArmVerdict(
-        arm=arm.arm,
-        verdict=word,
-        value=float(value_S.mean()) if len(value_S) else None,
-        value_sd=float(value_S.std(ddof=1)) if len(value_S) > 1 else None,
-        seeds=len(value_S),
-        failed=len(seeds) - len(value_S),
-        sentence=sentence if exploratory is None else f"Exploratory ({exploratory}): {sentence}",
-        **{**unknown, **numbers},
+        **_counts(comparison.arm, comparison.seeds, comparison.rules.upper),
+        verdict=claim.word,
+        difference=comparison.mean if comparison.n else None,
+        low=low,
+        high=high,
+        bootstrap_low=None if bootstrap is None else bootstrap.low,
+        bootstrap_high=None if bootstrap is None else bootstrap.high,
+        simultaneous_low=claim.simultaneous_low,
+        simultaneous_high=claim.simultaneous_high,
+        p=claim.p,
+        p_holm=claim.p_holm,
+        rho=comparison.rho,
+        detectable=comparison.detectable,
+        sentence=" ".join([wording.sentence(comparison, claim, subject), *reservations]),
+        reservations=reservations,
+        p_equivalence=claim.p_equivalence,
+        least_p=comparison.least,
+        skewness=comparison.skewness,
+        imputed_low=None if imputation is None or math.isinf(imputation.low) else imputation.low,
+        imputed_high=None if imputation is None or math.isinf(imputation.high) else imputation.high,
+        survival_p=comparison.survival_p,
+        repeated_low=repeated_low,
+        repeated_high=repeated_high,
+        level=reading.nominal(comparison.rules.alpha) if reading.is_sequential else None,
     )
 
 
-def _baseline_row(baseline: ArmMeasurements, seeds: Sequence[int], exploratory: str | None, unit: str) -> ArmVerdict:
-    if baseline.unfinished(seeds):
-        return _row(baseline, seeds, "failed", _failure(baseline, baseline, seeds), exploratory)
-    text = wording.baseline_sentence(baseline.arm, baseline.values(seeds), unit)
-    return _row(baseline, seeds, "baseline", text, exploratory)
+def _relabelled(row: ArmVerdict, exploratory: str) -> ArmVerdict:
+    return replace(row, sentence=f"Exploratory ({exploratory}): {row.sentence}")
 
 
-def _failure(arm: ArmMeasurements, baseline: ArmMeasurements, seeds: Sequence[int]) -> str:
-    return wording.failure_sentence(
-        arm.arm, arm.unfinished(seeds), baseline.arm, baseline.unfinished(seeds), len(seeds)
+def _pair(comparison: Comparison, claim: Claim, subject: Subject) -> PairVerdict:
+    low, high = comparison.interval(comparison.rules.alpha)
+    return PairVerdict(
+        arm=comparison.arm.arm,
+        reference=comparison.reference.arm,
+        verdict=claim.word,
+        difference=comparison.mean if comparison.n else None,
+        low=low,
+        high=high,
+        simultaneous_low=claim.simultaneous_low,
+        simultaneous_high=claim.simultaneous_high,
+        p=claim.p,
+        p_holm=claim.p_holm,
+        p_equivalence=claim.p_equivalence,
+        seeds=comparison.n,
+        sentence=wording.sentence(comparison, claim, subject),
     )

@@ -2,88 +2,155 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
-from workbench.ablation.spec.registration import Deviation, describe
+from workbench.ablation.looks import look_of
+from workbench.ablation.verdict.control import control_variates, sentences
+from workbench.ablation.verdict.disclosure import disclose, relabelled
+from workbench.ablation.verdict.effort import reservations
 from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
+from workbench.ablation.verdict.sequential import Look, arm_readings, decided, readings, seeds_needed_now
+from workbench.ablation.verdict.subject import Subject
 from workbench.files import read_json
 from workbench.results.store import RunFolder
 from workbench.status import ENDED, Stage, Status
 
-__all__ = ["deviations", "measurements", "verdict"]
+__all__ = ["looks_taken", "measurements", "subject", "take_look", "verdict"]
 
 
-def measurements(folder: AblationFolder, record: LaunchRecord) -> dict[str, ArmMeasurements] | None:
+def measurements(
+    folder: AblationFolder, record: LaunchRecord, needed: Mapping[str, int], ended: bool = False
+) -> dict[str, ArmMeasurements] | None:
     """Arm -> what its confirmation runs measured, every arm on the same seeds, failures included.
+
+    Args:
+        needed: arm -> number of confirmation seeds, from the first; others are left out.
+        ended: whether every run of these seeds has ended, so that one without a run counts as failed.
 
     Returns:
         None while confirmation runs are missing. In a finished ablation a seed without a run counts as failed.
     """
-    finished = folder.is_finished  # read before the runs: one that ends in between is not missing
+    ended = ended or folder.is_finished  # read before the runs: one that ends in between is not missing
     confirmations = folder.runs().filter(pl.col("stage") == Stage.CONFIRMATION)
-    unconfirmed, seeds, metric = folder.failures(), record.config.confirmation.seeds, record.metric
+    unconfirmed, metric = folder.failures(), record.metric
     sizes: dict[str, Any] = {}
+    clusters: Any = None
     joined: dict[str, tuple[dict[int, Any], dict[int, str]]] = {}
+    done: dict[str, dict[int, RunFolder]] = {}
     for arm in record.order:
+        seeds = record.config.planned_seeds[: needed[arm]]
         amounts: dict[int, Any] = {}
         failed = {seed: unconfirmed[arm] for seed in seeds} if arm in unconfirmed else {}
-        for row in confirmations.filter(pl.col("arm") == arm).iter_rows(named=True):
+        for row in confirmations.filter((pl.col("arm") == arm) & pl.col("seed").is_in(seeds)).iter_rows(named=True):
             if row["status"] == Status.DONE:
-                documents = RunFolder(row["folder"]).report(metric)
+                run = done.setdefault(arm, {})[row["seed"]] = RunFolder(row["folder"])
+                documents = run.report(metric)
                 amounts[row["seed"]] = metric.scale * documents[metric.numerator].to_numpy()
                 sizes[arm] = documents[metric.denominator].to_numpy()
-            elif row["status"] in ENDED or finished:
+                if "cluster" in documents.columns and documents["cluster"].null_count() == 0:
+                    clusters = documents["cluster"].to_numpy()
+            elif row["status"] in ENDED or ended:
                 failed[row["seed"]] = row["reason"] or row["status"]
-        if not finished and len(amounts) + len(failed) < len(seeds):
+        if not ended and len(amounts) + len(failed) < len(seeds):
             return None
         joined[arm] = amounts, failed
+    adjusting = control_variates(record, done)
     any_sizes = next(iter(sizes.values()), np.ones(1))  # of no importance for an arm without a finished run
     return {
-        arm: ArmMeasurements(arm, amounts, sizes.get(arm, any_sizes), failed)
+        arm: ArmMeasurements(arm, amounts, sizes.get(arm, any_sizes), failed, clusters, adjusting.get(arm))
         for arm, (amounts, failed) in joined.items()
     }
 
 
+def looks_taken(folder: AblationFolder) -> list[Look]:
+    """The looks of a sequential design that were taken, oldest first."""
+    return [Look(look["seeds"], look["words"]) for look in folder.looks()]
+
+
+def take_look(folder: AblationFolder, record: LaunchRecord) -> bool:
+    """Take the next look of a sequential design, and record it. Call it with the plan's lock held, when every run that
+    the look needs has ended.
+
+    Returns:
+        whether more seeds are to be run.
+    """
+    config, taken = record.config, looks_taken(folder)
+    declared = readings(config, taken)
+    is_over = len(taken) >= len(declared) or set(decided(taken)) == set(record.order[1:])
+    if not config.protocol.stopping.is_sequential or is_over:
+        return False
+    seeds = declared[len(taken)].seeds
+    arms = measurements(folder, record, seeds_needed_now(config, taken), ended=True)
+    assert arms is not None
+    rows = _judge(record, arms, [*taken, Look(seeds, {})], replicates=0).rows[1:]
+    look = Look(seeds, {row.arm: row.verdict for row in rows})
+    folder.add_look(look.seeds, look.words)
+    return len(taken) + 1 < len(declared) and set(decided([*taken, look])) < set(record.order[1:])
+
+
 def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
-    """The verdict, or None while confirmation runs are missing."""
-    declared = describe(record.registration, record.all_deviations())
+    """The verdict, or None while confirmation runs are missing. A sequential design has one from its first look on."""
+    disclosure = disclose(folder, record)
     if folder.is_archived:
-        archived = Verdict.from_plain(read_json(folder.path / "verdict.json"))
-        return replace(archived, exploratory=_exploratory(folder, record), declared=declared)
-    arms = measurements(folder, record)
+        return relabelled(Verdict.from_plain(read_json(folder.path / "verdict.json")), disclosure)
+    config, taken = record.config, looks_taken(folder)
+    if config.protocol.stopping.is_sequential and not taken:
+        return None
+    read = {arm: reading.seeds for arm, reading in arm_readings(config, taken).items()}
+    longest = max(read.values(), default=len(config.planned_seeds))
+    arms = measurements(folder, record, {record.order[0]: longest, **read})
     if arms is None:
         return None
+    return _judge(
+        record,
+        arms,
+        taken,
+        exploratory=disclosure.exploratory,
+        declared=(*disclosure.sentences, *sentences(record, {arm: part.control for arm, part in arms.items()})),
+        reservations=reservations(folder, record),
+        subject=subject(folder, record, arms),
+    )
+
+
+def _judge(record: LaunchRecord, arms: Mapping[str, ArmMeasurements], taken: Sequence[Look], **options: Any) -> Verdict:
+    """The verdict at the looks so far."""
     config = record.config
     return judge(
         arms[record.order[0]],
         [arms[arm] for arm in record.order[1:]],
         alpha=config.alpha,
         margin=config.margin,
-        seeds=config.confirmation.seeds,
-        exploratory=_exploratory(folder, record),
+        seeds=config.confirmation.independent_seeds,
         unit=record.metric.unit,
         effect=config.protocol.effect,
-        declared=declared,
+        readings=arm_readings(config, taken) if config.protocol.stopping.is_sequential else None,
+        upper=record.metric.upper,
+        comparisons=config.protocol.comparisons,
+        **options,
     )
 
 
-def deviations(folder: AblationFolder, record: LaunchRecord) -> list[Deviation]:
-    """What was changed after launch in how the runs are read."""
-    if folder.is_archived and not record.is_registered:  # archived before ablations were registered
-        return []
-    return record.all_deviations()
-
-
-def _exploratory(folder: AblationFolder, record: LaunchRecord) -> str | None:
-    """Why the verdict is exploratory; None if it is a confirmation."""
-    config = record.config
-    reasons = [config.exploratory, config.budget.allow_mismatch]
-    if config.confirmation.split != "report":
-        reasons.append("measured on the selection split")
-    reasons += [f"deviation: {deviation.why}" for deviation in deviations(folder, record)]
-    return "; ".join(reason for reason in reasons if reason) or None
+def subject(folder: AblationFolder, record: LaunchRecord, arms: Mapping[str, ArmMeasurements]) -> Subject:
+    """What the verdict is about: the chosen settings, and the measured documents as their data card describes them."""
+    split, baseline = record.config.confirmation.split, arms[record.order[0]]
+    card = record.data_cards.get(record.order[0], {})
+    corpus = card.get("corpus")
+    part = card.get("splits", {}).get(split, {})
+    source = corpus.get("kind") if isinstance(corpus, Mapping) else card.get("kind")
+    settings = {arm: choice.hyperparameters for arm, choice in folder.choices().items() if choice.hyperparameters}
+    return Subject(
+        settings=settings,
+        source=source or "",
+        split=split,
+        documents=int(np.size(baseline.sizes_D)) if any(arm.amounts for arm in arms.values()) else None,
+        clusters=baseline.num_clusters,
+        size=int(np.sum(baseline.sizes_D)),
+        size_unit=record.metric.denominator,
+        overlap=part.get("overlap"),
+        look=look.number if (look := look_of(folder, record)) and look.documents else None,
+    )

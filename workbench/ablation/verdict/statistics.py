@@ -1,6 +1,6 @@
 """Statistics of an ablation: plain functions of arrays, each with its formula and its source.
 
-Legend: S seeds, D documents, R bootstrap replicates. A seed is one unit: arm and baseline trained with the same seeds
+Legend: S seeds, D documents. A seed is one unit: arm and baseline trained with the same seeds
 (init, data order, noise) form one pair, and a repeat with the same seeds is no second unit. The metric is a ratio of
 sums over documents, Σ amounts / Σ sizes (bits over bytes, errors over answers); lower is better.
 """
@@ -18,12 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 __all__ = [
+    "MIN_SEEDS",
     "POWER",
     "ROUNDING",
-    "Bootstrap",
     "Interval",
     "NoiseFloor",
-    "crossed_bootstrap",
     "detectable_difference",
     "equivalence_power",
     "equivalent",
@@ -44,11 +43,12 @@ Floats = NDArray[np.float64]
 POWER = 0.8
 """Power at which detectable differences and needed seeds are stated."""
 
+MIN_SEEDS = 4
+"""With fewer paired seeds no difference and no equivalence is claimed: t rests on a normality that three values
+cannot show, and ties make its variance zero."""
+
 ROUNDING = 1e-12
 """Differences below this are rounding of the sums over documents, and count as zero."""
-
-WIDENED_BELOW = 20
-"""Percentile intervals over fewer seeds than this are too short and are widened."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,6 @@ class Interval:
     """Two-sided p-value of "the mean difference is zero"."""
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """Mean difference with its crossed-bootstrap interval, in the unit of the metric."""
-
-    mean: float
-    error: float
-    """Standard deviation over the replicates, not widened."""
-    low: float
-    high: float
-
-
 class NoiseFloor(NamedTuple):
     """Standard deviation over seeds with its interval, in the unit of the values."""
 
@@ -84,7 +73,7 @@ class NoiseFloor(NamedTuple):
     high: float
 
 
-def _finite(values: ArrayLike, name: str, dimensions: int = 1) -> Floats:
+def finite_array(values: ArrayLike, name: str, dimensions: int = 1) -> Floats:
     """``values`` as a non-empty float64 array of so many dimensions, without NaN or infinity."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != dimensions or array.size == 0:
@@ -95,7 +84,7 @@ def _finite(values: ArrayLike, name: str, dimensions: int = 1) -> Floats:
     return array
 
 
-def _between(value: float, name: str, low: float = 0.0, high: float = 1.0) -> None:
+def require_between(value: float, name: str, low: float = 0.0, high: float = 1.0) -> None:
     if not low < value < high:
         raise ValueError(f"{name}: got {value}; expected a number between {low:g} and {high:g}, ends excluded.")
 
@@ -112,7 +101,7 @@ def ratio_of_sums(amounts_SD: ArrayLike, sizes_D: ArrayLike) -> Floats:
         amounts_SD: (S, D), bits (or errors) per seed and document.
         sizes_D: (D,), bytes (or answers) per document, positive.
     """
-    amounts_SD, sizes_D = _finite(amounts_SD, "amounts_SD", 2), _finite(sizes_D, "sizes_D")
+    amounts_SD, sizes_D = finite_array(amounts_SD, "amounts_SD", 2), finite_array(sizes_D, "sizes_D")
     if amounts_SD.shape[1] != sizes_D.size or not (sizes_D > 0).all():
         got = f"shape {sizes_D.shape}, smallest {sizes_D.min():g}"
         raise ValueError(f"sizes_D: got {got}; expected ({amounts_SD.shape[1]},), one positive size per document.")
@@ -125,97 +114,29 @@ def paired_interval(differences_S: ArrayLike, alpha: float = 0.05) -> Interval:
     Two edges are decided rather than left to NaN:
 
     - n = 1: nothing is known about the noise, so the interval is infinite and p = 1.
-    - sd = 0, n ≥ 2: the limit of the formulas, an interval of width zero, with p = 0 where the mean is not zero
-      (t → ∞) and p = 1 where it is (no evidence of anything). The limit keeps the function continuous in its input:
-      differences equal up to rounding give practically the same answer. Equal differences usually mean that the seed
-      never reached the runs; the caller must report that, and the verdict does.
+    - sd = 0 (up to rounding), n ≥ 2: the interval has no width and p = 1, never 0. Equal differences are no sign of a
+      noise of zero: the seed never reached the runs, or the metric has too few values to show it.
 
     Args:
         differences_S: (S,), arm − baseline, one per seed pair, any unit.
-        alpha: error rate; the level of the interval is 1 − alpha.
+        alpha: error rate; the level of the interval is 1 − alpha. At 0 the interval is infinite.
 
     >>> paired_interval([0.011, 0.014, 0.009, 0.012, 0.014]).p < 0.05
     True
     """
-    differences_S = _finite(differences_S, "differences_S")
-    _between(alpha, "alpha")
+    differences_S = finite_array(differences_S, "differences_S")
+    if alpha:
+        require_between(alpha, "alpha")
     n, mean = differences_S.size, float(differences_S.mean())
     if n == 1:
         return Interval(mean, math.nan, 1, -math.inf, math.inf, 1.0)
+    if np.ptp(differences_S) < ROUNDING:
+        return Interval(mean, 0.0, n, mean, mean, 1.0)
     sd = _sd(differences_S)
-    if sd == 0:
-        return Interval(mean, 0.0, n, mean, mean, float(mean == 0))
     error = sd / math.sqrt(n)
-    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error
-    p = float(2 * special.stdtr(n - 1, -abs(mean) / error))
+    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error if alpha else math.inf
+    p = max(float(2 * special.stdtr(n - 1, -abs(mean) / error)), float(np.finfo(np.float64).tiny))
     return Interval(mean, sd, n, mean - half, mean + half, p)
-
-
-def crossed_bootstrap(
-    arm_SD: ArrayLike,
-    baseline_SD: ArrayLike,
-    sizes_D: ArrayLike,
-    *,
-    replicates: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Bootstrap:
-    """Interval of the mean over seeds of the metric's (arm − baseline), seeds and documents both resampled.
-
-    All seeds see the same documents, so the two factors are crossed (Owen 2007, "The pigeonhole bootstrap"): each
-    replicate draws S seeds and D documents with replacement, once, and recomputes with their multiplicities w and v
-
-        mean over s, weighted by w_s, of  Σ_d v_d (arm_sd − baseline_sd) / Σ_d v_d sizes_d.
-
-    For seed effects, document effects and interaction of variances σ_s², σ_d², σ_i² its variance is about
-    σ_s²/S + σ_d²/D + 3 σ_i²/(S·D): never too small, and too large only in the last, usually smallest, term.
-
-    Percentile intervals over few seeds are too short. Below 20 seeds both ends are moved away from the estimate by
-    √(n/(n − 1)) · t(n − 1) / z (ours; it repairs the seed part exactly for normal noise and is generous to the
-    document part). One seed gives an infinite interval. One document leaves only the seeds to vary.
-
-    Args:
-        arm_SD: (S, D), amounts per seed and document.
-        baseline_SD: (S, D), the same seeds and documents.
-        sizes_D: (D,), sizes of the documents, positive.
-        replicates: number of draws R. Time grows with R · D, memory does not: draws are made in blocks.
-        level: nominal coverage.
-        seed: of the draws; the same seed draws the same seeds and documents for every arm.
-    """
-    arm_SD, baseline_SD = _finite(arm_SD, "arm_SD", 2), _finite(baseline_SD, "baseline_SD", 2)
-    if arm_SD.shape != baseline_SD.shape:
-        raise ValueError(f"arm_SD: got shape {arm_SD.shape}; expected the baseline's, {baseline_SD.shape}.")
-    _between(level, "level")
-    estimate = float(ratio_of_sums(arm_SD - baseline_SD, sizes_D).mean())
-    seeds, documents = arm_SD.shape
-    # One matrix product per block gives the resampled sums of every seed's differences and of the sizes.
-    columns_DC = np.vstack([arm_SD - baseline_SD, np.asarray(sizes_D, np.float64)]).T
-    generator = np.random.default_rng(seed)
-    weights_RS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates) / seeds
-    statistic_R = np.empty(replicates)
-    block = max(1, 2**20 // documents)
-    for start in range(0, replicates, block):
-        rows = slice(start, min(start + block, replicates))
-        size = rows.stop - rows.start
-        drawn = generator.integers(documents, size=(size, documents)) + documents * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * documents).reshape(size, documents)
-        sums = counts.astype(np.float64) @ columns_DC
-        statistic_R[rows] = (weights_RS[rows] * sums[:, :-1]).sum(1) / sums[:, -1]
-    low, high = np.quantile(statistic_R, [(1 - level) / 2, (1 + level) / 2])
-    error = float(statistic_R.std())
-    if seeds == 1:
-        return Bootstrap(estimate, error, -math.inf, math.inf)
-    factor = _widening(seeds, level)
-    return Bootstrap(
-        estimate, error, float(estimate - factor * (estimate - low)), float(estimate + factor * (high - estimate))
-    )
-
-
-def _widening(n: int, level: float) -> float:
-    if n >= WIDENED_BELOW:
-        return 1.0
-    upper = (1 + level) / 2
-    return float(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, upper) / special.ndtri(upper))
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -239,17 +160,18 @@ def holm(p_values: ArrayLike) -> Floats:
 def equivalent(differences_S: ArrayLike, margin: float, alpha: float = 0.05) -> bool:
     """Whether the mean difference is shown to lie within ± ``margin``: two one-sided t-tests at ``alpha``.
 
-    Equivalent to the (1 − 2 alpha) interval lying strictly inside the margin (Schuirmann 1987). One seed
-    shows nothing.
+    Equivalent to the (1 − 2 alpha) interval lying strictly inside the margin (Schuirmann 1987). One seed, or
+    differences without any spread, show nothing.
 
     Args:
         differences_S: (S,), arm − baseline, one per seed pair.
         margin: positive, in the unit of the differences.
     """
-    _between(margin, "margin", high=math.inf)
-    _between(alpha, "alpha", high=0.5)
+    require_between(margin, "margin", high=math.inf)
+    if alpha:
+        require_between(alpha, "alpha", high=0.5)
     interval = paired_interval(differences_S, 2 * alpha)
-    return -margin < interval.low and interval.high < margin
+    return interval.sd > 0 and -margin < interval.low and interval.high < margin
 
 
 def noise_floor(values_S: ArrayLike, level: float = 0.95) -> NoiseFloor:
@@ -261,8 +183,8 @@ def noise_floor(values_S: ArrayLike, level: float = 0.95) -> NoiseFloor:
     Args:
         values_S: (S,), one value a seed, any unit.
     """
-    values_S = _finite(values_S, "values_S")
-    _between(level, "level")
+    values_S = finite_array(values_S, "values_S")
+    require_between(level, "level")
     df = values_S.size - 1
     if df == 0:
         return NoiseFloor(math.nan, 0.0, math.inf)
@@ -281,8 +203,8 @@ def power_of(n: int, effect_in_sd: float, alpha: float) -> float:
 
 
 def _check_rates(alpha: float, power: float) -> None:
-    _between(alpha, "alpha")
-    _between(power, "power", low=alpha)
+    require_between(alpha, "alpha")
+    require_between(power, "power", low=alpha)
 
 
 @lru_cache(maxsize=1024)
@@ -315,7 +237,7 @@ def seeds_needed(effect_in_sd: float, alpha: float = 0.05, power: float = 0.8) -
     10
     """
     _check_rates(alpha, power)
-    _between(abs(effect_in_sd), "effect_in_sd", high=math.inf)
+    require_between(abs(effect_in_sd), "effect_in_sd", high=math.inf)
     rough = ((special.ndtri(1 - alpha / 2) + special.ndtri(power)) / effect_in_sd) ** 2
     if rough > 1e6:
         return math.ceil(rough)
@@ -351,7 +273,7 @@ def seeds_for_equivalence(margin_in_sd: float, alpha: float = 0.05, power: float
     [11, 6, 4, 3]
     """
     _check_rates(alpha, power)
-    _between(margin_in_sd, "margin_in_sd", high=math.inf)
+    require_between(margin_in_sd, "margin_in_sd", high=math.inf)
     # both sides share the error
     rough = ((special.ndtri(1 - alpha) + special.ndtri((1 + power) / 2)) / margin_in_sd) ** 2
     if rough > 1e5:
@@ -369,7 +291,7 @@ def pooled_sd(groups: Sequence[ArrayLike]) -> tuple[float, int]:
 
     NaN and 0 where no group has two values.
     """
-    arrays = [_finite(group, "groups") for group in groups]
+    arrays = [finite_array(group, "groups") for group in groups]
     df = sum(array.size - 1 for array in arrays)
     if df == 0:
         return math.nan, 0
@@ -379,7 +301,8 @@ def pooled_sd(groups: Sequence[ArrayLike]) -> tuple[float, int]:
 def expected_best_of(values: ArrayLike, k: int, minimise: bool = True) -> float:
     """Expected best of k trials drawn without replacement from the n observed ones, for any k from 1 to n.
 
-    With values sorted best first y_(1..n): Σ_i y_(i) · C(n − i, k − 1) / C(n, k) (ours; i is the best of the k when the
+    With values sorted best first y_(1..n): Σ_i y_(i) · C(n − i, k − 1) / C(n, k) (Tang et al. 2020, arXiv 2004.13705,
+    without the bias of drawing with replacement; i is the best of the k when the
     other k − 1 come from the n − i behind it). Exact where trials are exchangeable, as in random search; the order of
     an adaptive sampler is not. A failed trial belongs in with its worst value, +inf when minimising: the expectation
     is infinite until k is large enough that one of the k must have finished.
@@ -412,7 +335,7 @@ def paired_correlation(arm_S: ArrayLike, baseline_S: ArrayLike) -> float:
         arm_S: (S,), one value per seed.
         baseline_S: (S,), the same seeds in the same order.
     """
-    arm_S, baseline_S = _finite(arm_S, "arm_S"), _finite(baseline_S, "baseline_S")
+    arm_S, baseline_S = finite_array(arm_S, "arm_S"), finite_array(baseline_S, "baseline_S")
     if arm_S.size != baseline_S.size:
         raise ValueError(f"arm_S: got {arm_S.size} seeds; expected the baseline's {baseline_S.size}.")
     if arm_S.size < 3 or np.ptp(arm_S) == 0 or np.ptp(baseline_S) == 0:

@@ -1,221 +1,290 @@
-"""Verdicts in words: plain numbers in, text out."""
+"""Verdicts in words: comparisons in, text out. One clause states one fact."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from workbench.ablation.verdict.statistics import (
-    POWER,
-    ROUNDING,
-    Bootstrap,
-    Floats,
-    Interval,
-    NoiseFloor,
-    noise_floor,
-    seeds_needed,
-)
+from workbench.ablation.verdict.hypotheses import SOLVED, ExactTest, fisher, sampling_sd, skewness_limit
+from workbench.ablation.verdict.statistics import MIN_SEEDS, POWER, ROUNDING, noise_floor, seeds_needed
+from workbench.ablation.verdict.subject import Subject
 
-__all__ = ["Finding", "baseline_sentence", "failure_sentence", "sentence", "table"]
+if TYPE_CHECKING:
+    from workbench.ablation.verdict.comparison import ArmMeasurements, Comparison, Rules
+    from workbench.ablation.verdict.judge import ArmVerdict, Claim, PairVerdict, Verdict
+
+__all__ = ["baseline", "sentence", "text"]
 
 MANY_SEEDS = 1_000
 """Above this, a sentence says "more than" instead of a count that nobody would run."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The numbers behind the sentence about one arm, in the unit of the metric."""
-
-    arm: str
-    baseline: str
-    word: str
-    """better, worse, equivalent or undecided."""
-    unit: str
-    alpha: float
-    family: int
-    """Arms beside the baseline."""
-    p_holm: float
-    interval: Interval
-    """Paired t-interval at level 1 − alpha."""
-    narrow: Interval
-    """The same at level 1 − 2 alpha, which decides equivalence."""
-    bootstrap: Bootstrap
-    margin: float | None
-    inside: bool
-    """Whether the narrow interval lies inside the margin."""
-    effect: float | None
-    """Smallest difference of interest."""
-    detectable: float | None
-    constant: bool
-    """Whether the difference is the same in all seeds."""
-
-
-def sentence(finding: Finding) -> str:
-    """The sentence about an arm that was judged."""
-    interval, bootstrap, narrow, n = finding.interval, finding.bootstrap, finding.narrow, finding.interval.n
-    word, unit = finding.word, finding.unit
-    places = _places((interval.high - interval.low) / 2, interval.mean)
-    sign = -1 if word == "better" else 1  # "better by 0.010 (0.008 to 0.012)", not by -0.010
-
-    def span(ends: Interval | Bootstrap) -> str:
-        low, high = sorted((sign * ends.low, sign * ends.high))
-        return _span(low, high, places)
-
-    level, narrow_level = _percent(1 - finding.alpha), _percent(1 - 2 * finding.alpha)
-    margin = f"the margin of ±{finding.margin:g}" if finding.margin is not None else ""
-    p = f"Holm-adjusted p {'' if finding.p_holm < 0.001 else '= '}{_p(finding.p_holm)}, {n} paired seeds"
-    evidence = f"{level} interval {span(interval)}, {p}" if n > 1 else "1 paired seed"
-    difference = f"{interval.mean:+z.{places}f} {unit}"
-    arm, baseline = finding.arm, finding.baseline
-    clauses = []
-    if word == "undecided":
-        clauses += [f"{arm} against {baseline} is undecided, no difference shown: {difference} ({evidence})"]
-    elif word == "equivalent":
-        clauses += [
-            f"{arm} is equivalent to {baseline}: the {narrow_level} interval of the difference, "
-            f"{span(narrow)} {unit}, lies inside {margin} ({difference}, {p})"
-        ]
-    else:
-        size = f"{abs(interval.mean):.{places}f} {unit}"
-        clauses += [f"{arm} is {word} than {baseline} by {size} ({evidence})"]
-        clauses += [f"its {narrow_level} interval lies inside {margin}"] * finding.inside
-    clauses += _interest(finding)
-    shown, confirmed = (ends.low > ROUNDING or ends.high < -ROUNDING for ends in (interval, bootstrap))
-    if shown and word in ("undecided", "equivalent"):
-        arms = f"{finding.family} arms"
-        clauses += [f"its interval alone excludes zero, but p does not survive Holm's correction over {arms}"]
-    if shown != confirmed:
-        outcome = "alone excludes zero" if confirmed else "does not confirm it"
-        clauses += [f"the document bootstrap {outcome} ({level} interval {span(bootstrap)})"]
-    if word == "undecided" and finding.margin is not None and n > 1:
-        clauses += [f"its {narrow_level} interval {span(narrow)} is not inside {margin}"]
-    if finding.constant:
-        clauses += [
-            f"the difference is the same in all {n} seeds: check that change and seed reach the model, and that what "
-            "is measured is not solved, or missed, by every run alike"
-        ]
-    elif word == "undecided":
-        clauses += [_outlook(finding, places)]
+def sentence(comparison: Comparison, claim: Claim, subject: Subject) -> str:
+    """The sentence about an arm that is compared with another."""
+    arm, reference = comparison.arm.arm, comparison.reference.arm
+    if not comparison.n:
+        lost = [part for part in (comparison.arm, comparison.reference) if part.unfinished(comparison.seeds)]
+        survival = "; ".join(f"{part.arm}: {_survival(part, comparison.seeds)}" for part in lost)
+        return f"{arm} cannot be compared with {reference}, no seed finished in both ({survival})."
+    clauses = [_head(comparison, claim, subject)]
+    if claim.word in ("better", "worse", "undecided"):
+        clauses += _interest(comparison, claim)
+    if claim.word in ("better", "worse") and claim.p_equivalence is not None:
+        clauses += ["the difference is within the margin"] * (claim.p_equivalence <= comparison.rules.alpha)
+    clauses += _shares(comparison)
+    clauses += _missing(comparison, claim)
+    clauses += _disagreements(comparison, claim)
+    if claim.word in ("undecided", "failed"):
+        clauses += _reasons(comparison, claim)
+    if comparison.is_constant:
+        clauses.append(
+            f"the difference is the same in all {comparison.n} seeds: check that change and seed reach the model, and "
+            "that what is measured is not solved, or missed, by every run alike"
+        )
+    clauses += _skew(comparison)
     return "; ".join(clauses) + "."
 
 
-def _interest(finding: Finding) -> list[str]:
+def _head(comparison: Comparison, claim: Claim, subject: Subject) -> str:
+    rules, n, mean = comparison.rules, comparison.n, comparison.mean
+    reading = comparison.reading
+    low, high = comparison.repeated_interval if reading.is_sequential else comparison.interval(rules.alpha)
+    places = _places(None if low is None or high is None else (high - low) / 2, mean)
+    arm, reference = subject.named(comparison.arm.arm), subject.named(comparison.reference.arm)
+    sign = -1 if claim.word == "better" else 1  # "better by 0.010 (0.008 to 0.012)", not by -0.010
+    evidence = []
+    if low is not None and high is not None:
+        approximate = rules.upper is not None and not comparison.has_exact_interval(rules.alpha)
+        kind = "approximate " if approximate and not comparison.is_constant else ""
+        span = _span(min(sign * low, sign * high), max(sign * low, sign * high), places)
+        evidence.append(f"{kind}{_percent(1 - rules.alpha)} interval {span}")
+    if comparison.least < 1:
+        exact = " of exact tests" if isinstance(comparison.test, ExactTest) else ""
+        least = f", least reachable {_p(min(1.0, comparison.least * rules.family))}" if exact else ""
+        evidence.append(f"Holm-adjusted p {_equals(claim.p_holm)}{exact}{least}")
+    evidence.append(f"{n} paired seed{'s' * (n > 1)}")
+    if reading.is_sequential:
+        evidence.append(f"{reading} (level {reading.nominal(rules.alpha):.2g} at this look)")
+    details = ", ".join(evidence)
+    if claim.word in ("better", "worse"):
+        return f"{arm} is {claim.word} than {reference} by {abs(mean):.{places}f} {rules.unit} ({details})"
+    difference = f"{mean:+z.{places}f} {rules.unit}"
+    if claim.word == "equivalent":
+        return (
+            f"{arm} is equivalent to {reference}: the difference lies within ±{rules.margin:g} {rules.unit} "
+            f"(Holm-adjusted p {_equals(claim.p_equivalence)} of two one-sided tests); it is {difference} ({details})"
+        )
+    if claim.word == "failed":
+        survival = _survival(comparison.arm, comparison.seeds)
+        return f"{arm} failed: {survival}; the {n} pairs left differ from {reference} by {difference}"
+    return f"{arm} against {reference} is undecided, no difference shown: {difference} ({details})"
+
+
+def _interest(comparison: Comparison, claim: Claim) -> list[str]:
     """How the difference compares with the smallest one of interest."""
-    effect, interval = finding.effect, finding.interval
-    if effect is None or interval.n < 2:
+    rules = comparison.rules
+    low, high = comparison.interval(rules.alpha)
+    if rules.effect is None or low is None or high is None:
         return []
-    least = f"the smallest difference of interest, {effect:g}"
-    if finding.word in ("better", "worse"):
-        if abs(interval.mean) < effect:
+    least = f"the smallest difference of interest, {rules.effect:g}"
+    if claim.word in ("better", "worse"):
+        if abs(comparison.mean) < rules.effect:
             return [f"that is less than {least}"]
-        if min(abs(interval.low), abs(interval.high)) >= effect:
+        if min(abs(low), abs(high)) >= rules.effect and low * high > 0:
             return [f"the whole interval is at least {least}"]
         return [f"that is more than {least}, but the interval also holds less"]
-    if finding.word == "undecided" and finding.detectable is not None and finding.detectable > effect:
-        needed = seeds_needed(effect / interval.sd, finding.alpha / finding.family, POWER)
+    if comparison.raw_detectable is not None and comparison.raw_detectable > rules.effect:
+        needed = seeds_needed(rules.effect / comparison.sd, rules.alpha / rules.family, POWER)
         count = f"{'more than ' if needed > MANY_SEEDS else ''}{min(needed, MANY_SEEDS):,}"
-        return [f"showing {least}, would take {count} seeds"]
+        return [f"showing {least}, would take {count} seeds if the noise is as measured"]
     return []
 
 
-def _outlook(finding: Finding, places: int) -> str:
-    """What an undecided ablation could have shown, and what it would take."""
-    if finding.detectable is None:
-        return "one seed can show no difference"
-    able = f"this ablation could have shown {finding.detectable:.{places}f} {finding.unit} ({_percent(POWER)} power)"
-    if not finding.interval.mean:
-        return able
-    effect_in_sd = finding.interval.mean / finding.interval.sd
-    needed = seeds_needed(effect_in_sd, finding.alpha / finding.family, POWER)
-    count = f"more than {MANY_SEEDS:,}" if needed > MANY_SEEDS else f"{needed:,}"
-    return f"{able}, and showing the observed difference, if true, would take {count} seeds"
+def _shares(comparison: Comparison) -> list[str]:
+    """How many seeds solve a task."""
+    test = comparison.test
+    if not isinstance(test, ExactTest):
+        return []
+    (arm, reference), n = test.solved, comparison.n
+    names = comparison.arm.arm, comparison.reference.arm
+    if arm == reference:
+        return [f"{names[0]} and {names[1]} solve the task on {arm} of {n} seeds each"] if 0 < arm < n else []
+    p = fisher(arm, n, reference, n)
+    return [
+        f"{names[0]} solves the task (error at most {SOLVED * test.upper:g}) on {arm} of {n} seeds, {names[1]} on "
+        f"{reference} (Fisher's exact p {_equals(p)})"
+    ]
 
 
-def baseline_sentence(baseline: str, values: Floats, unit: str) -> str:
-    """The sentence about a baseline that finished on all seeds, with its noise floor.
+def _missing(comparison: Comparison, claim: Claim) -> list[str]:
+    """What failed runs could change."""
+    bound, seeds = comparison.imputation, comparison.seeds
+    if bound is None:
+        return []
+    clauses = []
+    lost = [part for part in (comparison.arm, comparison.reference) if part.unfinished(seeds)]
+    named = [part for part in lost if claim.word != "failed" or part is not comparison.arm]
+    clauses += [f"{part.arm}: {_survival(part, seeds)}" for part in named]
+    if math.isfinite(bound.low) and math.isfinite(bound.high):
+        places = _places((bound.high - bound.low) / 2)
+        clauses.append(
+            f"with missing runs at their best and worst the difference is {_span(bound.low, bound.high, places)}"
+        )
+    if comparison.survival_p is not None:
+        clauses.append(f"survival differs with p {_equals(comparison.survival_p)} (Fisher's exact test)")
+    return clauses
 
-    Args:
-        values: (S,), one per seed.
-    """
-    if len(values) == 1:
-        return f"{baseline}, the baseline, has {values[0]:.4f} {unit}; one seed gives no noise floor."
-    floor: NoiseFloor = noise_floor(values)
+
+def _disagreements(comparison: Comparison, claim: Claim) -> list[str]:
+    """Where intervals and bootstrap do not agree with the word about excluding zero."""
+    rules = comparison.rules
+    low, high = comparison.interval(rules.alpha)
+    if low is None or high is None:
+        return []
+    clauses = []
+    shown, decided = low > ROUNDING or high < -ROUNDING, claim.word in ("better", "worse")
+    if shown and not decided and comparison.n >= MIN_SEEDS:
+        by = f"Holm's correction over {rules.family} comparisons" if claim.p <= rules.alpha else "the exact tests"
+        by = "the correction over looks and comparisons" if comparison.reading.is_sequential else by
+        clauses.append(f"its interval alone excludes zero, but p does not survive {by}")
+    if decided and not shown:
+        clauses.append("the claim rests on the share of seeds that solve the task; the interval of the mean holds zero")
+    if bootstrap := comparison.bootstrap:
+        confirmed = bootstrap.low > ROUNDING or bootstrap.high < -ROUNDING
+        if confirmed != shown:
+            sign = -1 if claim.word == "better" else 1
+            one, other = sign * bootstrap.low, sign * bootstrap.high
+            outcome = "alone excludes zero" if confirmed else "does not confirm it"
+            span = _span(min(one, other), max(one, other), _places((high - low) / 2, comparison.mean))
+            what = f"{_percent(1 - rules.alpha)} interval {span}"
+            clauses.append(f"the document bootstrap {outcome} ({what})")
+    return clauses
+
+
+def _reasons(comparison: Comparison, claim: Claim) -> list[str]:
+    """Why nothing is claimed, and what the ablation could have shown."""
+    rules, n = comparison.rules, comparison.n
+    if n < MIN_SEEDS:
+        return [f"fewer than {MIN_SEEDS} paired seeds show no difference and no equivalence"]
+    clauses = []
+    if claim.word == "undecided" and claim.p_equivalence is not None:
+        clauses.append(
+            f"nor is it shown to lie within ±{rules.margin:g} (Holm-adjusted p {_equals(claim.p_equivalence)})"
+        )
+    if comparison.is_constant or not comparison.may_claim:
+        return clauses
+    if comparison.least * rules.family > rules.alpha:
+        of = f" over {rules.family} comparisons" if rules.family > 1 else ""
+        return [*clauses, f"no outcome of {n} seeds is decisive{of}: more seeds are needed"]
+    places = _places(comparison.sd)
+    if comparison.detectable is not None:
+        able = f"{comparison.detectable:.{places}f} {rules.unit} ({_percent(POWER)} power)"
+        clauses.append(f"this ablation could have shown {able}")
+    elif comparison.raw_detectable is not None:
+        clauses.append(f"{_percent(POWER)} power would need a larger difference than can exist")
+    return clauses
+
+
+def _skew(comparison: Comparison) -> list[str]:
+    value = comparison.skewness
+    if value is None or comparison.n < MIN_SEEDS or isinstance(comparison.test, ExactTest):
+        return []
+    limit = skewness_limit(comparison.n)
+    if abs(value) <= limit:
+        return []
+    return [
+        f"the differences are skewed ({value:+.1f}; normal seeds stay within ±{limit:.1f} in 95 %), so that interval "
+        "and p are less certain"
+    ]
+
+
+def baseline(arm: ArmMeasurements, seeds: Sequence[int], rules: Rules) -> str:
+    """The sentence about the baseline, with its noise floor."""
+    value_S, unit = arm.values(seeds), rules.unit
+    if not len(value_S):
+        return f"{arm.arm}, the baseline, failed: {_survival(arm, seeds)}, so no arm can be judged."
+    lost = f"; {_survival(arm, seeds)}" if arm.unfinished(seeds) else ""
+    if len(value_S) == 1:
+        return f"{arm.arm}, the baseline, has {value_S[0]:.4f} {unit}; one seed gives no noise floor{lost}."
+    floor = noise_floor(value_S)
     places = _places(floor.sd)
+    counting = ""
+    if rules.upper is not None:
+        sampling = sampling_sd(value_S, rules.upper, float(arm.sizes_D.sum()))
+        counting = f"; counting {arm.sizes_D.sum():,.0f} answers alone has an sd of {sampling:.1g}"
     return (
-        f"{baseline}, the baseline, has {values.mean():.{places}f} {unit} over {len(values)} seeds; the noise "
-        f"floor, its sd over seeds, is {floor.sd:.{places}f} (95 % interval {_span(floor.low, floor.high, places)})."
+        f"{arm.arm}, the baseline, has {value_S.mean():.{places}f} {unit} over {len(value_S)} seeds; the noise "
+        f"floor, its sd over seeds, is {floor.sd:.{places}f} "
+        f"(95 % interval {_span(floor.low, floor.high, places)}){counting}{lost}."
     )
 
 
-def failure_sentence(
-    arm: str, failures: Mapping[int, str], baseline: str, baseline_failures: Mapping[int, str], num_seeds: int
-) -> str:
-    """The sentence about an arm, the baseline included, that cannot be judged.
-
-    Args:
-        failures: of the arm, seed -> status.
-        baseline_failures: of the baseline, seed -> status.
-        num_seeds: declared seeds.
-    """
-    if arm == baseline:
-        return f"{arm}, the baseline, failed: {_survival(failures, num_seeds)}, so no arm can be judged."
-    if not failures:
-        return f"{arm} cannot be judged: the baseline {baseline} failed, {_survival(baseline_failures, num_seeds)}."
-    also = f"; the baseline {baseline} failed as well" if baseline_failures else ""
-    return f"{arm} failed: {_survival(failures, num_seeds)}{also}."
-
-
-def _survival(failures: Mapping[int, str], num_seeds: int) -> str:
+def _survival(arm: ArmMeasurements, seeds: Sequence[int]) -> str:
     seeds_by_status: dict[str, list[str]] = {}
+    failures: Mapping[int, str] = arm.unfinished(seeds)
     for seed, status in failures.items():
         seeds_by_status.setdefault(status, []).append(str(seed))
     reasons = "; ".join(
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}: {status}" for status, seeds in seeds_by_status.items()
+        f"seed{'s' * (len(group) > 1)} {', '.join(group)}: {why}" for why, group in seeds_by_status.items()
     )
-    return f"{num_seeds - len(failures)} of {num_seeds} seeds finished ({reasons})"
+    return f"{len(seeds) - len(failures)} of {len(seeds)} seeds finished ({reasons})"
 
 
-def table(rows: Sequence[Any], *, alpha: float, unit: str, declared: Sequence[str]) -> str:
-    """A whole verdict as text: what was declared, the noise floor, the table, the sentences.
+def text(verdict: Verdict) -> str:
+    """A whole verdict as text: what was declared and measured, the noise floor, the tables, the sentences."""
+    if not verdict.rows:
+        return ""
+    head = list(verdict.declared)
+    head += [verdict.subject.sentence()] if verdict.subject is not None and verdict.subject.sentence() else []
+    floor, *sentences = (row.sentence for row in verdict.rows)  # the noise floor is read before any difference
+    unit = verdict.unit.replace(" per ", "/")
+    titles = ["arm", "verdict", unit, "difference", f"{_percent(1 - verdict.alpha)} interval", "p (Holm)", "seeds"]
+    lines = [*head, ""] if head else []
+    lines += [floor, "", *_aligned([titles, *map(_cells, verdict.rows)])]
+    lines += ["", *sentences] if sentences else []
+    others = [pair for pair in verdict.pairs if pair.reference != verdict.baseline]
+    if others:
+        titles = ["arm", "against", "verdict", "difference", f"{_percent(1 - verdict.alpha)} interval", "p (Holm)"]
+        lines += ["", "All pairs:", "", *_aligned([titles, *map(_pair_cells, verdict.pairs)])]
+        lines += ["", *(pair.sentence for pair in others)]
+    return "\n".join(lines)
 
-    Args:
-        rows: the baseline's first; with the fields of :class:`workbench.ablation.verdict.judge.ArmVerdict`.
-    """
-    lines = [
-        [
-            "arm",
-            "verdict",
-            unit.replace(" per ", "/"),
-            "difference",
-            f"{_percent(1 - alpha)} interval",
-            "p (Holm)",
-            "seeds",
-        ]
-    ]
-    for row in rows:
-        places = _places(row.value_sd) if row.difference is None else _places(_half(row), row.difference)
-        lines.append(
-            [
-                row.arm,
-                row.verdict,
-                "" if row.value is None else f"{row.value:.{places}f}",
-                "" if row.difference is None else f"{row.difference:+z.{places}f}",
-                "" if row.low is None or row.high is None else _span(row.low, row.high, places),
-                "" if row.p_holm is None else _p(row.p_holm),
-                f"{row.seeds} of {row.seeds + row.failed}",
-            ]
-        )
+
+def _aligned(lines: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    rule = "  ".join("-" * width for width in widths)
-    floor, *sentences = (row.sentence for row in rows)  # the noise floor is read before any difference
-    head = [*declared, ""] if declared else []
-    return "\n".join([*head, floor, "", aligned[0], rule, *aligned[1:], *([""] if sentences else []), *sentences])
+    title, *rest = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return [title, "  ".join("-" * width for width in widths), *rest]
 
 
-def _half(row: Any) -> float | None:
+def _cells(row: ArmVerdict) -> list[str]:
+    places = _places(row.value_sd) if row.difference is None else _places(_half(row), row.difference)
+    # that of a sequential design is the one over all its looks
+    low, high = (row.low, row.high) if row.level is None else (row.repeated_low, row.repeated_high)
+    return [
+        row.arm,
+        row.verdict,
+        "" if row.value is None else f"{row.value:.{places}f}",
+        "" if row.difference is None else f"{row.difference:+z.{places}f}",
+        "" if low is None or high is None else _span(low, high, places),
+        "" if row.p_holm is None else _p(row.p_holm),
+        f"{row.seeds} of {row.seeds + row.failed}",
+    ]
+
+
+def _pair_cells(pair: PairVerdict) -> list[str]:
+    places = _places(_half(pair), pair.difference)
+    return [
+        pair.arm,
+        pair.reference,
+        pair.verdict,
+        "" if pair.difference is None else f"{pair.difference:+z.{places}f}",
+        "" if pair.low is None or pair.high is None else _span(pair.low, pair.high, places),
+        _p(pair.p_holm),
+    ]
+
+
+def _half(row: ArmVerdict | PairVerdict) -> float | None:
     return None if row.low is None or row.high is None else (row.high - row.low) / 2
 
 
@@ -229,6 +298,11 @@ def _places(*scales: float | None) -> int:
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3g}"
+
+
+def _equals(p: float | None) -> str:
+    """ "= 0.03", or "< 0.001"."""
+    return "unknown" if p is None else _p(p) if p < 0.001 else f"= {_p(p)}"
 
 
 def _span(low: float, high: float, places: int) -> str:

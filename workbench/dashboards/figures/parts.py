@@ -131,6 +131,6 @@ def metric_title(run: Snapshot) -> str:
 
 def nothing_tuned(run: Snapshot, otherwise: str) -> str:
     """Why a figure of tuning trials is empty: no trial is planned, or ``otherwise``."""
-    if run.tuning_trials:
+    if run.tuning.trials:
         return otherwise
     return "Nothing is tuned: every arm trains with its given settings."

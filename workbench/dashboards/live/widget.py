@@ -261,12 +261,13 @@ class Dashboard(widgets.VBox):
                     expected = "an ablation to be open"
                     raise ConfigError.at("launch", got="no ablation", expected=expected, do="Open one in Ablations.")
                 ablation = Ablation(self.run.record.config, self.run.results)
-            run = ablation.launch(self.workers.value)
+            run = ablation.launch(self.workers.value, self._log)
             with self._lock:
                 self.run, self._snapshot = run, None
                 if self.panel_name == "cost":
                     self.open_panel("curves")
-            self._log("Every run has already ended." if run.finished else f"{len(run.workers())} workers are running.")
+            state = "Every run has already ended." if run.finished else f"{len(run.workers())} workers are running."
+            self._log(" ".join([state, *run.record.announced]))
             self._wake()
 
         self._do("Launching: preparing data, checking costs …", start)

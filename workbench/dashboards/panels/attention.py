@@ -84,6 +84,6 @@ def _load(folder: str) -> Any:
     if checkpoint is None:
         return None
     config = RunConfig.parse(RunFolder(folder).record().config)
-    model = LanguageModel(config.model, seed=config.seed)
+    model = LanguageModel(config.model, seed=config.seed_of("init"))
     model.load_state_dict(load_weights(checkpoint))
     return model

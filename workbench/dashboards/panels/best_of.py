@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from workbench.ablation.analysis.diagnostics import best_of_table
+from workbench.ablation.spec.tuning import EXCHANGEABLE
 from workbench.dashboards import style
 from workbench.dashboards.figures.parts import arm_trace, figure_of, legend, loss_title, nothing_tuned
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
@@ -24,7 +25,10 @@ class BestOf(FigurePanel):
     title = "best of k"
     tab = "Tuning"
     order = 53
-    note = "Expected best of k of an arm's trials: where the lines are flat, more tuning would change little."
+    note = (
+        "Expected best of k of an arm's trials, with the middle 90 % of a bootstrap over them: where the lines are "
+        "flat, more tuning would change little. Pruned trials are left out."
+    )
 
     def table(self, run: Snapshot) -> pl.DataFrame:
         return best_of_table(run)
@@ -39,11 +43,20 @@ class BestOf(FigurePanel):
                     y=rows["best"].to_list(),
                     mode="lines+markers",
                     line={"color": look.colour, "dash": look.dash, "width": 2},
+                    error_y={
+                        "type": "data",
+                        "symmetric": False,
+                        "array": (rows["high"] - rows["best"]).clip(0).to_list(),
+                        "arrayminus": (rows["best"] - rows["low"]).clip(0).to_list(),
+                        "thickness": 1,
+                    },
                     hovertemplate="%{y:.4f} with %{x} trials",
                     **arm_trace(run, arm),
                 )
             )
         missing = nothing_tuned(run, "No tuning trial has ended with a value yet.")
+        if run.tuning.trials and run.tuning.sampler not in EXCHANGEABLE:
+            missing = f"A random part of the trials of the sampler {run.tuning.sampler} is no shorter search."
         figure = figure_of(lines, "" if table["best"].count() else missing)
         most = max(table["k"].to_list(), default=0)
         figure.update_xaxes(title_text="trials k", dtick=1 if 0 < most <= 20 else None)

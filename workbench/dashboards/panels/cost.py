@@ -15,6 +15,7 @@ from workbench.dashboards.panel import Block, Cell, Column, Grid, Panel, PanelCo
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables.quality import cost_table
 from workbench.dashboards.templates import note, render
+from workbench.results.data_card import warnings
 
 QUANTITIES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("parameters", formatting.count),
@@ -25,6 +26,8 @@ QUANTITIES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "cache_bytes": ("cache, one sequence", formatting.size),
     "memory_bytes": ("training memory", formatting.size),
     "tokens": ("tokens, one run", formatting.count),
+    "tuned": ("tuned fields", formatting.count),
+    "searched": ("tuning trials", formatting.count),
     "trials": ("runs", formatting.count),
     "seconds_per_trial": ("time, one run, estimate", formatting.duration),
     "measured_seconds": ("time, one run, measured", formatting.duration),
@@ -101,10 +104,12 @@ def _data_blocks(run: Snapshot) -> list[Block]:
         title = f"Data of {', '.join(arms)}" if len(arms_of) > 1 else "Data"
         blocks.append(Grid(f"data{suffix}", columns, rows, table, title=title, sortable=False))
         if compared := card.get("training_examples_compared"):
-            overlap = (
-                f"Seen in training: examples that equal one of the first {compared:,} training examples of seed 0."
-            )
-            blocks.append(Text(f"overlap{suffix}", note(overlap)))
+            meaning = f"examples that equal one of the first {compared:,} training examples of seed 0."
+        else:
+            meaning = "13-token shingles of the measured text that are also in the training text."
+        if "overlap" in names:
+            blocks.append(Text(f"overlap{suffix}", note(f"Overlap: share of {meaning}")))
+        blocks += [Text(f"caution{suffix}-{i}", note(line)) for i, line in enumerate(warnings(card))]
     return blocks or [Text("data", note("No data has been prepared."), title="Data")]
 
 

@@ -36,7 +36,8 @@ class Effects(FigurePanel):
         return effect_table(run)
 
     def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
-        """Forest plot: the t interval over seeds thick, the bootstrap over seeds and documents thin."""
+        """Forest plot: the t interval over seeds thick, the bootstrap over seeds and documents thin; dotted below them,
+        the interval of a sequential design, which holds at all its looks together."""
         styles = style.arm_styles(run)
         rows = {row["arm"]: row for row in table.iter_rows(named=True)}
         arms = [arm for arm in run.arms if arm != run.baseline]
@@ -46,6 +47,8 @@ class Effects(FigurePanel):
         level = f"{100 * (1 - run.alpha):g} %"
         title = f"difference to {style.label(run.baseline)} in {style.label(run.metric.unit)} (left of zero is better)"
         bars = f"thick: {level} t interval over seeds · thin: {level} bootstrap over seeds and documents"
+        if any(row["level"] is not None for row in rows.values()):
+            bars += f"<br>dotted below: {level} interval over all looks of the declared design"
         figure.update_xaxes(
             title_text=f"{title}<br><span style='font-size:11px'>{bars}</span>",
             zeroline=bool(rows),
@@ -66,8 +69,14 @@ class Effects(FigurePanel):
 
 
 def _forest_row(row: dict[str, Any] | None, y: int, colour: str) -> list[go.Scatter]:
-    """Both intervals, the marker and the words of one arm; empty traces while there is no verdict."""
-    traces = []
+    """The intervals, the marker and the words of one arm; empty traces while there is no verdict."""
+    dotted = {"color": colour, "width": 2, "dash": "dot"}
+    tick = {"symbol": "line-ns", "size": 9, "line": {"color": colour, "width": 2}}
+    ends = [] if row is None or row["repeated_low"] is None else [row["repeated_low"], row["repeated_high"]]
+    below = [y + 0.24] * len(ends)
+    traces = [
+        go.Scatter(x=ends, y=below, mode="lines+markers", line=dotted, marker=tick, hoverinfo="skip", showlegend=False)
+    ]
     for low, high, width in (("bootstrap_low", "bootstrap_high", 1.5), ("low", "high", 7)):
         ends = [] if row is None or row[low] is None else [row[low], row[high]]
         line = {"color": colour, "width": width}
@@ -107,7 +116,8 @@ def _forest_row(row: dict[str, Any] | None, y: int, colour: str) -> list[go.Scat
 
 def _ends(row: dict[str, Any]) -> tuple[float, float]:
     """The smallest and the largest number drawn for an arm; zeros where there is none."""
-    values = [row[name] for name in ("difference", "low", "high", "bootstrap_low", "bootstrap_high")]
+    names = ("difference", "low", "high", "bootstrap_low", "bootstrap_high", "repeated_low", "repeated_high")
+    values = [row[name] for name in names]
     numbers = [value for value in values if value is not None] or [0.0]
     return min(numbers), max(numbers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,9 @@ from workbench.status import Stage, Status
 MIN_TRIALS = 6
 """Finished trials that an arm needs for importances."""
 RESAMPLES = 100
+TARGET_QUANTILE = 0.25
+"""The best quarter of the trials is compared with all of them (our choice): with Optuna's best tenth, two of twenty
+trials would decide, and a field that explains nearly everything could rarely be told from noise."""
 
 
 @panels.register
@@ -30,7 +34,11 @@ class Importances(FigurePanel):
     title = "importances"
     tab = "Tuning"
     order = 52
-    note = "PED-ANOVA within each arm; error bars hold 90 % of a bootstrap over trials."
+    note = (
+        "PED-ANOVA within each arm: the part of a field's share that exceeds what permuted values have in the mean. A "
+        "bar that ends before its grey mark, the 95 % quantile of permuted values, cannot be told from noise. Error "
+        "bars hold 90 % of a bootstrap over trials."
+    )
 
     def table(self, run: Snapshot) -> pl.DataFrame:
         return importance_table(run)
@@ -59,18 +67,32 @@ class Importances(FigurePanel):
                     **arm_trace(run, arm),
                 )
             )
+            bars.append(
+                go.Scatter(
+                    y=[style.label(name) for name in rows["hyperparameter"]],
+                    x=rows["null_high"].to_list(),
+                    mode="markers",
+                    marker={"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": "gray"}},
+                    hovertemplate="95 % of permuted values: %{x:.0%}",
+                    **{**arm_trace(run, arm), "showlegend": False},
+                )
+            )
         missing = nothing_tuned(run, f"Importances need {MIN_TRIALS} finished trials of an arm.")
         figure = figure_of(bars, "" if len(table) else missing)
-        figure.update_xaxes(title_text="importance (share)", tickformat=".0%", range=[0, 1.02])
+        figure.update_xaxes(title_text="importance (share above noise)", tickformat=".0%", range=[0, 1.02])
         figure.update_yaxes(title_text="hyperparameter")
         return figure.update_layout(legend=legend(run.arms), barmode="group")
 
 
 def importance_table(run: Snapshot) -> pl.DataFrame:
     """Importance of each hyperparameter in each arm's tuning: Optuna's PED-ANOVA (Watanabe et al. 2023), as shares of
-    1, with the middle 90 % over a bootstrap of the trials (seeded: the same trials give the same numbers).
+    the sum over fields, less the mean share that the field has with permuted selection values (ours): a field without
+    influence has about 0, not the whole because it is the only one.
 
-    Columns: arm, hyperparameter, importance, low, high, trials. Arms with fewer than 6 finished trials have no row.
+    low and high are the middle 90 % over a bootstrap of the trials, null_high the 95 % quantile over permutations, on
+    the same scale; p the share of permutations in which the field has at least as much (seeded: the same trials give
+    the same numbers). Columns: arm, hyperparameter, importance, low, high, null_high, p, trials. Arms with fewer than 6
+    finished trials have no row.
     """
     schema = {
         "arm": pl.String,
@@ -78,6 +100,8 @@ def importance_table(run: Snapshot) -> pl.DataFrame:
         "importance": pl.Float64,
         "low": pl.Float64,
         "high": pl.Float64,
+        "null_high": pl.Float64,
+        "p": pl.Float64,
         "trials": pl.Int64,
     }
     rows = []
@@ -91,17 +115,28 @@ def importance_table(run: Snapshot) -> pl.DataFrame:
         names = sorted({name for settings, _ in trials for name in settings})
         if len(trials) < MIN_TRIALS or not names:
             continue
-        values, random = _importances(trials, names), np.random.default_rng(0)
-        samples = [
-            _importances([trials[i] for i in random.integers(0, len(trials), len(trials))], names)
-            for _ in range(RESAMPLES)
-        ]
-        low, high = np.nanquantile(np.array(samples), (0.05, 0.95), axis=0)
-        rows += [(arm, name, *map(float, numbers), len(trials)) for name, *numbers in zip(names, values, low, high)]
+        raw, random = _importances(trials, names), np.random.default_rng(0)
+        settings, values = zip(*trials)
+        null = np.array(
+            [_importances(list(zip(settings, random.permutation(values))), names) for _ in range(RESAMPLES)]
+        )
+        resampled = np.array(
+            [
+                _importances([trials[i] for i in random.integers(0, len(trials), len(trials))], names)
+                for _ in range(RESAMPLES)
+            ]
+        )
+        total, noise = raw.sum() or math.nan, null.mean(0)
+        importance = np.maximum(raw - noise, 0) / total
+        low, high = np.quantile(np.maximum(resampled - noise, 0) / total, (0.05, 0.95), axis=0).clip(0, 1)
+        null_high = np.maximum(np.quantile(null, 0.95, axis=0) - noise, 0) / total
+        p = (1 + (null >= raw).sum(0)) / (1 + RESAMPLES)
+        columns = zip(names, importance, low, high, null_high, p)
+        rows += [(arm, name, *map(float, numbers), len(trials)) for name, *numbers in columns]
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _importances(trials: list[tuple[dict[str, Any], float]], names: list[str]) -> list[float]:
+def _importances(trials: list[tuple[dict[str, Any], float]], names: list[str]) -> np.ndarray:
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
@@ -121,6 +156,7 @@ def _importances(trials: list[tuple[dict[str, Any], float]], names: list[str]) -
         for settings, value in trials:
             params = {name: settings[name] for name in spaces}
             study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=value))
-        importances = optuna.importance.PedAnovaImportanceEvaluator(evaluate_on_local=False).evaluate(study)
-    total = sum(importances.values())
-    return [importances.get(name, 0.0) / total if total else float("nan") for name in names]
+        importances = optuna.importance.PedAnovaImportanceEvaluator(
+            target_quantile=TARGET_QUANTILE, evaluate_on_local=False
+        ).evaluate(study)
+    return np.array([importances.get(name, 0.0) for name in names])

@@ -23,15 +23,15 @@ from workbench.dashboards.figures.parts import (
 )
 from workbench.dashboards.panel import Block, Figure, FigurePanel, PanelConfig, Text, panels
 from workbench.dashboards.snapshot import Snapshot
-from workbench.dashboards.tables.quality import confirmed_values, frontier_table
+from workbench.dashboards.tables.quality import confirmed_runs, frontier_table
 from workbench.dashboards.templates import note, render
 
 if TYPE_CHECKING:
-    from workbench.ablation.analysis.scaling import ScalingLaw
+    from workbench.ablation.analysis.scaling import PairedLaw, ScalingLaw
 
 Size = Literal["non_embedding", "training_flops"]
 MIN_SIZES = 3
-"""Sizes that a scaling law needs (our choice): there is always a law through two."""
+"""Sizes from which on a law is drawn (our choice): there is always a law through two."""
 EXTRAPOLATION = 3.0
 """A law is drawn up to this factor beyond the largest size."""
 
@@ -57,8 +57,8 @@ class Scaling(FigurePanel):
         return scaling_table(run, self.settings.size)
 
     def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
-        """The fitted law of each arm with its 95 % interval over seeds where there are enough sizes, else a line
-        through the points."""
+        """The fitted law of each arm with its 95 % interval over seeds from four sizes on; dashed and without interval,
+        as its floor is unknown, with three; else a line through the points."""
         size, styles = self.settings.size, style.arm_styles(run)
         laws = scaling_laws(table, size)
         bands, curves, points = [], [], []
@@ -77,7 +77,7 @@ class Scaling(FigurePanel):
                     x=sizes,
                     y=middle,
                     mode="lines",
-                    line={"color": look.colour, "dash": look.dash, "width": 1.8},
+                    line={"color": look.colour, "dash": _dash(law, look), "width": 1.8},
                     hoverinfo="skip",
                     showlegend=False,
                     **trace,
@@ -103,11 +103,15 @@ class Scaling(FigurePanel):
 
     def blocks(self, run: Snapshot) -> list[Block]:
         table = self.table(run)
-        figure = Figure("scaling", self.figure(run, table), table, self.note)
+        figures: list[Block] = [Figure("scaling", self.figure(run, table), table, self.note)]
+        differences = difference_table(run, self.settings.size)
+        if differences["size"].n_unique() > 1:
+            drawn = difference_figure(run, differences, COST_TITLES[self.settings.size])
+            figures.append(Figure("differences", drawn, differences.drop("arm_values", "baseline_values"), DIFFERENCES))
         laws = scaling_laws(table, self.settings.size)
         if not laws:
-            missing = f"A scaling law needs confirmation runs at {MIN_SIZES} sizes or more."
-            return [figure, Text("laws", note(missing))]
+            missing = f"A scaling law needs confirmation runs at {MIN_SIZES} sizes or more, its interval at four."
+            return [*figures, Text("laws", note(missing))]
         x = {"non_embedding": "parameters", "training_flops": "FLOPs"}[self.settings.size]
         html = render(
             "laws.html",
@@ -115,7 +119,7 @@ class Scaling(FigurePanel):
             styles=style.arm_styles(run),
             extrapolation=f"{EXTRAPOLATION:g}",
         )
-        return [figure, Text("laws", html, title="Scaling laws")]
+        return [*figures, Text("laws", html, title="Scaling laws")]
 
 
 def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
@@ -123,7 +127,7 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
     names, the same metric and the same kind of data.
 
     Columns: arm, ablation, ``size`` under its name, value, low, high, runs, stage (as in ``frontier_table``), values
-    (the report value of every confirmation run that is done).
+    (the report value of every confirmation run that is done), seeds (of these runs).
     """
     schema: dict[str, Any] = {
         "arm": pl.String,
@@ -135,6 +139,7 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
         "runs": pl.Int64,
         "stage": pl.String,
         "values": pl.List(pl.Float64),
+        "seeds": pl.List(pl.Int64),
     }
     rows = []
     for folder in run.neighbours.folders():
@@ -143,7 +148,7 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
             same_task = ablation.metric == run.metric and ablation.views == run.views  # a task is known by its views
             if not same_task or not set(ablation.arms) & set(run.arms):
                 continue
-            table, runs = frontier_table(ablation, size), ablation.runs()
+            table, confirmed = frontier_table(ablation, size), confirmed_runs(ablation.runs())
         except (ConfigError, KeyError, OSError, TypeError):  # of an earlier version, or deleted this moment
             continue
         rows += [
@@ -156,7 +161,7 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
                 row["high"],
                 row["runs"],
                 row["stage"],
-                confirmed_values(runs.filter(pl.col("arm") == row["arm"])).to_list(),
+                *(confirmed.filter(pl.col("arm") == row["arm"])[name].to_list() for name in ("report_value", "seed")),
             )
             for row in table.iter_rows(named=True)
             if row["arm"] in run.arms
@@ -178,6 +183,132 @@ def scaling_laws(table: pl.DataFrame, size: str = "non_embedding") -> dict[str, 
         for arm, sizes in values_of.items()
         if len(sizes) >= MIN_SIZES
     }
+
+
+def _dash(law: ScalingLaw | None, look: style.ArmStyle) -> str:
+    return "dash" if law is not None and not law.is_floor_known else look.dash
+
+
+DIFFERENCES = (
+    "Paired differences to the baseline with their t-intervals over seeds. From four sizes on, the difference of two "
+    "laws; its band is the 95 % prediction interval, the choice of the model included (one floor, a floor each, no "
+    "floor, as far as the differences agree with them; each size left out)."
+)
+
+
+def difference_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
+    """The paired difference of each arm to the baseline at every size of :func:`scaling_table`, over the seeds that
+    both confirmed.
+
+    Columns: arm, ablation, size (the baseline's), difference, low, high (t-interval at level 1 − alpha; null with one
+    seed), seeds, arm_values, baseline_values (report values of these seeds).
+    """
+    from workbench.ablation.verdict.statistics import paired_interval
+
+    table, rows = scaling_table(run.unfiltered, size), []
+    groups = table.partition_by("ablation", maintain_order=True)
+    for group in groups:
+        measured = {row["arm"]: row for row in group.iter_rows(named=True)}
+        base = measured.get(run.baseline)
+        for arm in run.arms:
+            row = measured.get(arm)
+            if arm == run.baseline or row is None or base is None:
+                continue
+            one, other = (dict(zip(each["seeds"], each["values"])) for each in (row, base))
+            shared = [seed for seed in one if seed in other and math.isfinite(one[seed]) and math.isfinite(other[seed])]
+            if not shared:
+                continue
+            interval = paired_interval([one[seed] - other[seed] for seed in shared], run.alpha)
+            ends = (interval.low, interval.high) if interval.n > 1 else (None, None)
+            values = [one[seed] for seed in shared], [other[seed] for seed in shared]
+            rows.append((arm, row["ablation"], base[size], interval.mean, *ends, interval.n, *values))
+    schema: dict[str, Any] = {
+        "arm": pl.String,
+        "ablation": pl.String,
+        "size": pl.Float64,
+        "difference": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "seeds": pl.Int64,
+        "arm_values": pl.List(pl.Float64),
+        "baseline_values": pl.List(pl.Float64),
+    }
+    order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
+    return pl.DataFrame(rows, schema=schema, orient="row").sort(order, "size")
+
+
+def difference_figure(run: Snapshot, table: pl.DataFrame, title: str) -> go.Figure:
+    """Paired differences over sizes, with the law of each arm's difference where there is one.
+
+    Args:
+        run: the run.
+        table: of :func:`difference_table`.
+        title: of the horizontal axis.
+    """
+    bands, curves, points = [], [], []
+    styles = style.arm_styles(run)
+    for arm in run.arms:
+        rows, look, trace = table.filter(pl.col("arm") == arm), styles[arm], arm_trace(run, arm)
+        if arm == run.baseline or not len(rows):
+            continue
+        sizes: list[float] = rows["size"].to_list()
+        law = _paired_law(rows)
+        xs = sizes if law is None else np.geomspace(min(sizes), EXTRAPOLATION * max(sizes), 60).tolist()
+        predicted = [] if law is None else [law.at(x) for x in xs]
+        edges = [(x, at.low, at.high) for x, at in zip(xs, predicted) if at.low is not None]
+        bands.append(band(edges, look, len(styles), **trace))
+        curves.append(
+            go.Scatter(
+                x=xs,
+                y=[at.value for at in predicted] if law is not None else rows["difference"].to_list(),
+                mode="lines",
+                line={"color": look.colour, "dash": look.dash if law is not None else "dot", "width": 1.8},
+                hoverinfo="skip",
+                showlegend=False,
+                **trace,
+            )
+        )
+        points.append(
+            go.Scatter(
+                x=sizes,
+                y=rows["difference"].to_list(),
+                mode="markers",
+                marker={"size": 9, "color": look.colour},
+                error_y=error_bars(
+                    rows.with_columns(pl.col("low", "high").fill_null(pl.col("difference"))), "difference"
+                ),
+                customdata=[style.label(name) for name in rows["ablation"]],
+                hovertemplate="%{y:+.4f} at %{x:.4s} (%{customdata})",
+                **trace,
+            )
+        )
+    figure = figure_of([*bands, *curves, *points])
+    figure.add_hline(y=0, line={"color": style.INK, "width": 1.5}, layer="below")
+    figure.update_xaxes(title_text=title, type="log")
+    unit = style.label(run.metric.unit)
+    figure.update_yaxes(title_text=f"difference to {style.label(run.baseline)} ({unit})")
+    return figure.update_layout(legend=legend(run.arms), height=420)
+
+
+def _paired_law(rows: pl.DataFrame) -> PairedLaw | None:
+    """The law of an arm's difference; None with fewer than four sizes, or a loss of zero."""
+    sizes: dict[float, tuple[list[float], list[float]]] = {}
+    for x, one, other in rows.select("size", "arm_values", "baseline_values").iter_rows():
+        both = sizes.setdefault(x, ([], []))
+        both[0].extend(one)
+        both[1].extend(other)
+    try:
+        return _fit_paired(tuple((x, tuple(one), tuple(other)) for x, (one, other) in sizes.items()))
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=256)
+def _fit_paired(sizes: tuple[tuple[float, tuple[float, ...], tuple[float, ...]], ...]) -> PairedLaw:
+    """Cached, like :func:`_fit`."""
+    from workbench.ablation.analysis.scaling import fit_paired_law
+
+    return fit_paired_law({x: (one, other) for x, one, other in sizes})
 
 
 @lru_cache(maxsize=256)

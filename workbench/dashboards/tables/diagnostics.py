@@ -20,13 +20,15 @@ UNITS = {
 
 
 def diagnostic_table(run: Snapshot) -> pl.DataFrame:
-    """Layer diagnostics over training, the mean over an arm's confirmation runs (over its tuning trials while it has no
-    confirmation run).
+    """Layer diagnostics over training, the mean over an arm's confirmation runs (over its repeats, or else its
+    tuning trials, while it has no confirmation run).
 
     Columns: arm, step, layer, name, index (position in a vector such as the load of every expert, else null), value,
     runs.
     """
-    first_stage = pl.col("stage") == pl.col("stage").min().over("arm")  # "confirmation" sorts before "tuning"
+    first_stage = pl.col("stage") == pl.col("stage").min().over(
+        "arm"
+    )  # "confirmation" sorts before "repeat" and "tuning"
     return (
         run.diagnostics()
         .filter(first_stage & pl.col("value").is_not_null())

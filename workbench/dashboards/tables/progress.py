@@ -45,9 +45,15 @@ def progress_table(run: Snapshot) -> pl.DataFrame:
     for arm in run.arms:
         estimates = seconds_of.get(arm) or all_seconds
         seconds_per_run = float(np.median(estimates)) if estimates else None
-        confirmations = 0 if arm in unconfirmed else len(run.seeds)
-        for stage, planned in ((Stage.TUNING, run.tuning_trials), (Stage.CONFIRMATION, confirmations)):
+        is_tuned = arm in unconfirmed or (arm, Stage.CONFIRMATION) in runs_of
+        for stage, planned in run.planned[arm].items():
             runs = runs_of.get((arm, stage), [])
+            if stage == Stage.REPEAT and (is_tuned or not planned):  # fewer settings finished than were to be repeated
+                planned = len(runs)
+                if not planned:
+                    continue
+            elif stage == Stage.CONFIRMATION and arm in unconfirmed:
+                planned = 0
             count = Counter(status for status, _ in runs)
             ended = sum(count[status] for status in ENDED)
             started = sum(share for status, share in runs if status not in ENDED)

@@ -68,15 +68,15 @@ def frontier_table(run: Snapshot, x: CostAxis = "training_flops") -> pl.DataFram
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def confirmed_values(runs: pl.DataFrame) -> pl.Series:
-    """The report value of every confirmation run that is done."""
+def confirmed_runs(runs: pl.DataFrame) -> pl.DataFrame:
+    """The confirmation runs that are done, with a report value."""
     done = (pl.col("status") == Status.DONE) & (pl.col("stage") == Stage.CONFIRMATION)
-    return runs.filter(done)["report_value"].drop_nulls()
+    return runs.filter(done & pl.col("report_value").is_not_null())
 
 
 def _quality(runs: pl.DataFrame) -> tuple[float, float, float, int, str] | None:
     """Mean, smallest and largest value of an arm, the number of runs and their stage."""
-    values = confirmed_values(runs)
+    values = confirmed_runs(runs)["report_value"]
     if len(values):
         return values.mean(), values.min(), values.max(), len(values), Stage.CONFIRMATION  # type: ignore[return-value]
     trials = runs.filter(pl.col("stage") == Stage.TUNING).filter(pl.col("selection_value").is_finite())

@@ -1,10 +1,10 @@
 """Synthetic tasks, one file per task: token sequences in which some targets are answers.
 
 A task lists its cases and draws one example of a case. This module does the rest: endless training rows, generated on
-the fly; two splits for evaluation, written once; the card with their contents and their overlap with training.
+the fly; three splits for evaluation, written once; the card with their contents and their overlap with training.
 
 Training rows are drawn from (seed of the run, row number), the splits from (seed of the task, split, example number):
-three separate streams of a counter-based generator (Philox). A row depends on its number, never on earlier draws.
+four separate streams of a counter-based generator (Philox). A row depends on its number, never on earlier draws.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pydantic import Field
 
 from workbench.config import require
 from workbench.data.sources import Source, SourceConfig, digest, is_complete, sources, write_card
-from workbench.data.splits import SplitName
+from workbench.data.splits import MEASURED, SplitName
 from workbench.data.streams import IGNORE_INDEX, RowStream
 from workbench.files import locked, replacing_folder
 from workbench.metric import ANSWER_ERRORS, ANSWER_LOSS, Metric
-from workbench.seeding import counter_generator
+from workbench.seeding import Seed, counter_generator
 
 __all__ = ["Example", "Examples", "SplitName", "Task", "TaskConfig", "TaskStream", "sources"]
 
-STREAMS: dict[SplitName, int] = {"train": 0, "selection": 1, "report": 2}
+STREAMS: dict[SplitName, int] = {"train": 0, "selection": 1, "report": 2, "pilot": 3}
 """Split -> number of its random stream."""
-FORMAT = 1
+FORMAT = 2
 """Part of the fingerprint; raised when the files or the rules change."""
 OVERLAP_ROWS = 5_000
 """Training examples (of seed 0) among which evaluation examples are searched."""
@@ -53,11 +53,13 @@ class TaskConfig(SourceConfig):
     """Base of a task's configuration."""
 
     examples: Annotated[int, Field(ge=1)] = 512
-    """Examples in the selection split, and as many in the report split; cases have equal shares."""
-    seed: int = 0
+    """Examples in each of the selection, report and pilot splits; cases have equal shares."""
+    seed: Seed = 0
     """Seed of the evaluation examples, which all runs share. Training examples derive from the seed of the run."""
     measure: Literal["errors", "loss"] = "errors"
     """The primary metric: the fraction of wrong answers, or the loss of an answer. Both are recorded."""
+
+    measured_only: ClassVar[frozenset[str]] = frozenset({"examples", "seed", "measure"})
 
     @property
     def metric(self) -> Metric:
@@ -94,7 +96,7 @@ class Task(Source):
     def prepare(cls, config: Any, vocabulary: int, cache: Path, progress: Callable[[str], None]) -> Task:
         card: dict[str, Any] = {
             "kind": config.kind,
-            "config": config.plain(),
+            "config": {name: value for name, value in config.plain().items() if name != "allow_overlap"},
             "vocabulary": vocabulary,
             "material": cls.material(config, vocabulary, cache, progress),
         }
@@ -113,6 +115,11 @@ class Task(Source):
         generator = counter_generator(self.config.seed, STREAMS[split], number)
         return self.example(cases[number % len(cases)], split, generator)
 
+    def clusters(self, split: SplitName, examples: Sequence[Example]) -> list[int]:
+        """Cluster number of each example of an evaluation split. Default: examples are independent draws, one cluster
+        each."""
+        return list(range(len(examples)))
+
     def stream(self, *, context: int, seed: int) -> TaskStream:
         return TaskStream(self, context=context, seed=seed)
 
@@ -124,25 +131,30 @@ class Task(Source):
     def report(self) -> Examples:  # type: ignore[override]
         return Examples(self.folder, "report")
 
+    @cached_property
+    def pilot(self) -> Examples:  # type: ignore[override]
+        return Examples(self.folder, "pilot")
+
     def _write_splits(self) -> dict[str, Any]:
         """Write the evaluation examples. Returns their part of the card."""
         trained = {example.tokens.tobytes() for row in range(OVERLAP_ROWS) for example in self.row_examples(0, row, 0)}
         splits: dict[str, Any] = {}
-        names: tuple[SplitName, SplitName] = ("selection", "report")
-        for name in names:
+        for name in MEASURED:
             drawn = [self.draw(name, number) for number in range(self.config.examples)]
             columns: dict[str, list[Any]] = {key: [example.labels[key] for example in drawn] for key in drawn[0].labels}
             columns["answers"] = [int(answer_starts(example.targets).sum()) for example in drawn]
+            columns["cluster"] = self.clusters(name, drawn)
             offsets = np.cumsum([0, *(len(example.tokens) for example in drawn)])
             np.save(self.folder / f"{name}.offsets.npy", offsets)
             np.save(self.folder / f"{name}.tokens.npy", np.concatenate([e.tokens for e in drawn]).astype(np.int32))
             np.save(self.folder / f"{name}.targets.npy", np.concatenate([e.targets for e in drawn]).astype(np.int32))
             pl.DataFrame(columns).write_parquet(self.folder / f"{name}.parquet")
             splits[name] = {
-                "examples": len(drawn),
+                "documents": len(drawn),
+                "clusters": len(set(columns["cluster"])),
                 "tokens": int(offsets[-1]),
                 "answers": sum(columns["answers"]),
-                "seen_in_training": sum(example.tokens.tobytes() in trained for example in drawn),
+                "overlap": sum(example.tokens.tobytes() in trained for example in drawn) / len(drawn),
             }
         return {"training_examples_compared": len(trained), "splits": splits}
 
@@ -165,7 +177,7 @@ class Examples:
             np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("tokens", "targets", "offsets")
         )
         self.columns: Mapping[str, np.ndarray] = {
-            column.name: column.to_numpy() for column in pl.read_parquet(folder / f"{name}.parquet")
+            column.name: column.to_numpy() for column in pl.read_parquet(folder / f"{name}.parquet", glob=False)
         }
 
     def __len__(self) -> int:

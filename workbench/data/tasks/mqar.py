@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from workbench.config import Config, require
+from workbench.data.splits import MEASURED
 from workbench.data.streams import IGNORE_INDEX
 from workbench.data.tasks import Example, SplitName, Task, TaskConfig, check_lengths, sources
 
@@ -85,7 +86,7 @@ class MultiQueryRecall(Task):
     @cached_property
     def _mixes(self) -> dict[SplitName, Sequence[Mix]]:
         measured = tuple(dict.fromkeys(self.config.measured or self.config.mixes))
-        return {"train": self.config.mixes, "selection": measured, "report": measured}
+        return {"train": self.config.mixes, **dict.fromkeys(MEASURED, measured)}
 
     def cases(self, split: SplitName) -> Sequence[Mix]:
         return self._mixes[split]

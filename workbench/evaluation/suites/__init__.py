@@ -13,7 +13,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import Config
-from workbench.data import Batch, Source, Split, evaluation_batches
+from workbench.data import Batch, MeasuredSplit, Source, Split, evaluation_batches
 from workbench.metric import Metric
 from workbench.model import LanguageModel
 from workbench.registry import Registry
@@ -29,7 +29,6 @@ from workbench.registry import Registry
 __all__ = [
     "DocumentSuite",
     "Evaluation",
-    "MeasuredSplit",
     "Results",
     "Settings",
     "Suite",
@@ -39,10 +38,6 @@ __all__ = [
     "inference",
     "suites",
 ]
-
-
-MeasuredSplit: TypeAlias = Literal["selection", "report"]
-"""The split that tuning looks at, and the one that only confirmation runs open."""
 
 
 class SuiteConfig(Config):

@@ -37,14 +37,13 @@ from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Ran
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
 from workbench.ops.delta_rule import delta_rule, delta_rule_flops
 from workbench.ops.short_convolution import Heads, short_convolution
+from workbench.pooled import is_token, maximum_of, mean_of, quantiles_of
 
 CONV_WIDTH = 4
 XAVIER_GAIN = 2**-2.5
 """Of GDN-2's initial values (arXiv 2605.22791)."""
 MAX_DECAY = 5.0
 """Largest decay per token, in nats, with ``bounded_decay`` (flash-linear-attention's bound)."""
-METRIC_SAMPLE = 2**16
-"""Elements of a large tensor from which a metric takes quantiles."""
 WRITE_POWER = {"key": 1.0, "both": 0.5, "address": 0.0}
 """``erase_gate_on`` -> power of the write gate that multiplies the values."""
 
@@ -301,7 +300,7 @@ class DeltaRuleMixer(Mixer):
                 cache.tail_BWC = self.conv.next_tail(raw_BTC, cache.tail_BWC)
             cache.length += x_BTD.shape[1]
         if aux is not None and aux.collect_metrics:
-            self._record_metrics(aux, raw, g, state_BHKV, write_key_BTHK, erase_key_BTHK, beta_BTH)
+            self._record_metrics(aux, raw, g, state_BHKV, write_key_BTHK, erase_key_BTHK, beta_BTH, segments)
         y = self.norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)
         if config.output_gate != "none":
             y = y * (F.silu if config.output_gate == "silu" else torch.sigmoid)(raw["output"])
@@ -359,20 +358,27 @@ class DeltaRuleMixer(Mixer):
         write_key_BTHK: Tensor,
         erase_key_BTHK: Tensor | None,
         beta_BTH: Tensor | None,
+        segments: Tensor | None,
     ) -> None:
-        """Norm of the state, half-life in tokens, gates, and the largest factor by which one edit stretches the
-        state."""
+        """Norm of the state at the end of rows, half-life in tokens, gates, and the largest factor by which one edit
+        stretches the state. Padding does not count, nor do rows that end with it."""
         metrics = aux.metrics
-        metrics["state_norm"] = state_BHKV.norm(dim=(-2, -1)).mean()
+        ends_with_token = None if segments is None else is_token(segments[:, -1:])
+        metrics["state_norm"] = mean_of(state_BHKV.norm(dim=(-2, -1)), ends_with_token)
+
+        def add_quantiles(name: str, values: Tensor) -> None:
+            metrics.update(quantiles_of(name, values, is_token(segments, values.dim() - 2)))
+
         if g is not None:
-            _record_quantiles(metrics, "half_life", math.log(0.5) / g.clamp_max(-1e-6))
+            add_quantiles("half_life", math.log(0.5) / g.clamp_max(-1e-6))
         for name in ("edit", "erase", "write"):
             if name in raw:
-                _record_quantiles(metrics, f"{name}_gate", raw[name].float().sigmoid())
+                add_quantiles(f"{name}_gate", raw[name].float().sigmoid())
         erase_key_BTHK = write_key_BTHK if erase_key_BTHK is None else erase_key_BTHK
         if beta_BTH is not None:
             erase_key_BTHK = beta_BTH[..., None] * erase_key_BTHK
-        metrics["step_norm"] = step_norm(write_key_BTHK.float(), erase_key_BTHK.float()).max()
+        norm_BTH = step_norm(write_key_BTHK.float(), erase_key_BTHK.float())
+        metrics["step_norm"] = maximum_of(norm_BTH, is_token(segments, 1))
 
     # No rescaling pairs: q, k and v pass a SiLU (and q and k an L2 norm), o an RMS norm.
 
@@ -426,10 +432,3 @@ def step_norm(p: Tensor, e: Tensor) -> Tensor:
 def _scaled(x: Tensor, log_gate: Tensor, power: float) -> Tensor:
     """gate^power * x, in the type of ``x``."""
     return (x * (log_gate if power == 1 else power * log_gate).exp()).to(x.dtype)
-
-
-def _record_quantiles(metrics: dict[str, Tensor], name: str, x: Tensor) -> None:
-    """Median, tenth and ninetieth percentile of a sample."""
-    sample = x.flatten()[:: max(1, x.numel() // METRIC_SAMPLE)].float()
-    low, median, high = sample.quantile(torch.tensor([0.1, 0.5, 0.9], device=x.device))
-    metrics.update({f"{name}_low": low, name: median, f"{name}_high": high})

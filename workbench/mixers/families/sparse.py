@@ -25,6 +25,7 @@ from workbench.ops.sparse_attention import (
     select_blocks,
     selected_attention,
 )
+from workbench.pooled import is_token, mean_of
 
 
 def check_blocks(blocks: Blocks, path: dict[str, str]) -> None:
@@ -163,12 +164,13 @@ class Selection:
         output, _ = selected_attention(q_BTHK, k_BSGK, v_BSGV, self.indices, block=block, reuse=self.reuse, **settings)
         return output
 
-    def record_metrics(self, aux: AuxOutputs, block: int) -> None:
+    def record_metrics(self, aux: AuxOutputs, block: int, segments: Tensor | None) -> None:
         """Mean distance of the selected blocks from the query's own, in tokens."""
         own_block = self.indices.amax(-1, keepdim=True)  # always selected
         selected = self.indices >= 0
-        distance = ((own_block - self.indices) * selected).sum() / selected.sum().clamp_min(1)
-        aux.metrics["selected_distance"] = distance.float() * block
+        if (valid := is_token(segments, 2)) is not None:
+            selected = selected & valid
+        aux.metrics["selected_distance"] = mean_of((own_block - self.indices) * block, selected)
 
 
 Pool = Callable[..., list[Tensor]]

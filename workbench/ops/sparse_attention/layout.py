@@ -81,6 +81,8 @@ def block_starts(start_BT: Tensor, segments_BT: Tensor | None, length: int, stri
     N = num_blocks(T, length, stride)
     if segments_BT is None:
         return (torch.arange(N, device=start_BT.device) * stride).expand(B, N)
+    if N == 0:
+        return start_BT.new_empty((B, 0), dtype=torch.int64)
     row_T = torch.arange(T, device=start_BT.device)
     end = T - length + 1  # rows at which l tokens are left
     is_whole_BT = ((row_T - start_BT) % stride == 0)[:, :end] & (start_BT[:, length - 1 :] == start_BT[:, :end])

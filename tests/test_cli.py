@@ -1,0 +1,86 @@
+"""The command line in a process of its own: its surroundings do not end the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import run_fields, write_corpus
+
+from workbench.cli.output import note, print_line
+from workbench.training import parallel
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(folder: Path, *changes: str, **variables: str) -> subprocess.Popen[str]:
+    """``workbench train`` of a small run in ``folder / "run"``."""
+    (folder / "run.yaml").write_text(json.dumps(run_fields(write_corpus(folder / "corpus"))))
+    return subprocess.Popen(
+        [sys.executable, "-m", "workbench", "train", "run.yaml", *changes, "--folder", "run"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.process
+def test_an_ascii_terminal_and_foreign_ranks_change_nothing(tmp_path: Path) -> None:
+    ranks = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    output, _ = start(tmp_path, **ranks, **plain).communicate(timeout=300)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "done", output
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_stops_after_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
+    process = start(tmp_path, "training.tokens=64_000_000", "training.checkpoint_every=100_000")
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(number)
+    process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert list((tmp_path / "run" / "checkpoint").glob("step-*"))
+
+
+def test_a_closed_terminal_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed:
+        encoding = "utf-8"
+
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+        def flush(self) -> None:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    print_line("a line")
+    note("a note")
+
+
+def test_markup_in_a_path_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    print_line("done (results/[/b][bold]x)")
+    assert capsys.readouterr().out == "done (results/[/b][bold]x)\n"
+
+
+def test_ranks_of_a_cluster_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert parallel.launched_rank() == 0
+
+
+def test_ranks_of_a_launch_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv(parallel.LAUNCHED, "4")
+    assert parallel.launched_rank() == 3

@@ -1,0 +1,117 @@
+"""The data card in words: what is measured, and how much of it is in the training data.
+
+A card is plain data, written once by :meth:`workbench.data.Source.prepare`; reading it needs no other part of the data
+layer. ``splits`` has an entry per split; that of a
+measured split has ``documents``, ``clusters`` and ``overlap`` (share of it that is also in the training data), and
+``bytes`` if it is text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from workbench import formatting
+from workbench.config import require
+
+__all__ = ["CAUTION", "LIMIT", "check_lossless", "check_overlap", "describe", "is_lossy", "is_mostly_seen", "warnings"]
+
+MEASURED = ("report", "pilot", "selection")
+CAUTION = 0.2
+"""Overlap of a measured split above which it comes with a warning."""
+LIMIT = 0.5
+"""Overlap above which an ablation is refused, unless ``data.allow_overlap`` gives a reason."""
+
+
+def describe(card: Mapping[str, Any]) -> list[str]:
+    """A line per measured split: "report: 312 documents, 312 clusters, 620 kB, 7 % of 13-token shingles also in
+    training"."""
+    return [f"{name}: {_words(card['splits'][name])}" for name in MEASURED if name in card.get("splits", {})]
+
+
+def warnings(card: Mapping[str, Any]) -> list[str]:
+    """A sentence per measured split that has too much in common with the training data."""
+    seen = [
+        f"{100 * overlap:.0f} % of the {name} split is also in the training data: its values measure memory as well as "
+        "generalisation."
+        for name in MEASURED
+        if (overlap := _overlap(card, name)) > CAUTION
+    ]
+    lossy = [
+        f"The tokenizer is lossy on {card['splits'][name]['lossy_documents']} documents of the {name} split: its ids "
+        "do not give the text back, so its bits per byte are too low."
+        for name in MEASURED
+        if is_lossy(card, name)
+    ]
+    return seen + lossy
+
+
+def is_mostly_seen(card: Mapping[str, Any], split: str) -> bool:
+    """Whether the training data have more than half of a measured split."""
+    return _overlap(card, split) > LIMIT
+
+
+def check_overlap(card: Mapping[str, Any], split: str, reason: str | None, path: str) -> None:
+    """Refuse data whose measured split is mostly in the training data.
+
+    Args:
+        card: the data card.
+        split: the split on which arms are compared.
+        reason: ``data.allow_overlap``.
+        path: of the data configuration.
+
+    Raises:
+        ConfigError: more than half of the split is also in the training data, and no reason is given.
+    """
+    require(
+        reason is not None or not is_mostly_seen(card, split),
+        path,
+        got=f"a {split} split of which {100 * _overlap(card, split):.0f} % is also in the training data",
+        expected=f"at most {100 * LIMIT:.0f} %",
+        do="Use text with fewer repeats, or give a reason in data.allow_overlap; the verdict is then exploratory.",
+    )
+
+
+def is_lossy(card: Mapping[str, Any], split: str) -> bool:
+    """Whether the tokenizer's ids do not give some measured document back."""
+    return bool(card.get("splits", {}).get(split, {}).get("lossy_documents"))
+
+
+def check_lossless(card: Mapping[str, Any], split: str, reason: str | None, path: str) -> None:
+    """Refuse a tokenizer that loses measured text: bits per byte would count bytes that it never encoded.
+
+    Args:
+        card: the data card.
+        split: the split on which arms are compared.
+        reason: ``data.allow_lossy``.
+        path: of the data configuration.
+
+    Raises:
+        ConfigError: decoding does not give some document of the split back, and no reason is given.
+    """
+    require(
+        reason is not None or not is_lossy(card, split),
+        path,
+        got=f"a tokenizer that is lossy on {card['splits'].get(split, {}).get('lossy_documents')} {split} documents",
+        expected="ids that decode to the measured text",
+        do="Use a byte-level tokenizer, or give a reason in data.allow_lossy; the verdict is then exploratory.",
+    )
+
+
+def _overlap(card: Mapping[str, Any], split: str) -> float:
+    """0 for cards from before overlap was measured."""
+    return card.get("splits", {}).get(split, {}).get("overlap") or 0.0
+
+
+def _words(split: Mapping[str, Any]) -> str:
+    is_text = "bytes" in split
+    parts = [f"{split.get('documents', split.get('examples', 0)):,} {'documents' if is_text else 'examples'}"]
+    if "clusters" in split:
+        parts.append(f"{split['clusters']:,} clusters")
+    if is_text:
+        parts.append(formatting.size(split["bytes"]))
+    if "overlap" in split:
+        parts.append(
+            f"{100 * split['overlap']:.0f} % of {'13-token shingles' if is_text else 'examples'} also in training"
+        )
+    return ", ".join(parts)
