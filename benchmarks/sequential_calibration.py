@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from workbench.ablation.spec.ablation import AblationConfig
-from workbench.ablation.verdict.judge import ArmMeasurements, judge
+from workbench.ablation.verdict.comparison import ArmMeasurements
+from workbench.ablation.verdict.judge import judge
 from workbench.ablation.verdict.sequential import (
     Look,
     arm_readings,

@@ -32,8 +32,10 @@ import polars as pl
 from numpy.random import Generator
 from scipy import stats
 
-from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
+from workbench.ablation.verdict.comparison import ArmMeasurements
+from workbench.ablation.verdict.judge import judge
 from workbench.ablation.verdict.statistics import Floats, power_of
+from workbench.ablation.verdict.verdict import Verdict
 from workbench.environment import environment
 from workbench.status import Status
 

@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 
 from workbench.ablation.spec.tuning import Tuning
-from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
+from workbench.ablation.verdict.comparison import ArmMeasurements
+from workbench.ablation.verdict.judge import judge
 from workbench.ablation.verdict.sequential import Reading
+from workbench.ablation.verdict.verdict import Verdict
 from workbench.dashboards.view import EmptyRun
 from workbench.results.tables import CURVE_SCHEMA, DIAGNOSTICS_SCHEMA, POINT_SCHEMA, RUN_SCHEMA, Line, Points
 

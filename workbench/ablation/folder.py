@@ -18,7 +18,7 @@ An archive (`workbench archive`) has no runs/ but:
     curves.parquet    the evaluations of confirmation runs during training
     verdict.json      the verdict as data
     verdict.md        the verdict in words
-    look.json         what the ledger of results knew of its openings (workbench.ablation.looks)
+    openings.json     what the ledger of results knew of its openings (workbench.ablation.looks)
     looks.json        of a sequential design
 
 JSON files are replaced atomically, so a process may be killed at any moment.
@@ -209,7 +209,7 @@ class AblationFolder:
         self.path = Path(path).resolve()
         self.runs_path = self.path / "runs"
         self.workers_path = self.path / "workers"
-        self.look_path = self.path / "look.json"
+        self.openings_path = self.path / "openings.json"
         self.cache_path = self.path.parent / "cache"
 
     def __repr__(self) -> str:
@@ -346,7 +346,7 @@ class AblationFolder:
         if not path.exists():  # an archive of an earlier version
             return []
         parts = pl.read_parquet(path).partition_by(*KEY_SCHEMA, as_dict=True, include_key=False, maintain_order=True)
-        return [Line(*key, Points(points)) for key, points in parts.items()]
+        return [Line(arm, stage, run, seed, Points(points)) for (arm, stage, run, seed), points in parts.items()]
 
     def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
         """Arm, seed and ``report.parquet`` (all suites and tasks) of each confirmation run that is done."""

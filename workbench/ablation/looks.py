@@ -180,7 +180,7 @@ def look_of(folder: AblationFolder, record: LaunchRecord) -> Look | None:
     """The look that a launched ablation is; None before it has opened a report document, if it does not open any, or if
     it was launched by a version without a ledger."""
     if folder.is_archived:
-        plain = read_json(folder.look_path)
+        plain = read_json(folder.openings_path)
         return Look.model_validate(plain) if plain else None
     if not record.launch or record.config.confirmation.split != "report":
         return None

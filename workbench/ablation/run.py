@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from workbench.ablation.looks import Look
     from workbench.ablation.spec.protocol import Components
     from workbench.ablation.verdict.effort import Effort
-    from workbench.ablation.verdict.judge import Verdict
+    from workbench.ablation.verdict.verdict import Verdict
 
 __all__ = ["AblationRun", "table"]
 

@@ -16,7 +16,7 @@ from workbench.results.tables import Line, frame_of
 
 if TYPE_CHECKING:
     from workbench.ablation.verdict.effort import Effort
-    from workbench.ablation.verdict.judge import Verdict
+    from workbench.ablation.verdict.verdict import Verdict
 
 
 class Snapshot:

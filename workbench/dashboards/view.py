@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
     from workbench.ablation.spec.protocol import Components
     from workbench.ablation.verdict.effort import Effort
-    from workbench.ablation.verdict.judge import Verdict
+    from workbench.ablation.verdict.verdict import Verdict
 
 
 @runtime_checkable

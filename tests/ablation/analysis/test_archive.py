@@ -13,7 +13,7 @@ from workbench.ablation.ablation import Ablation
 from workbench.ablation.analysis.archive import archive
 from workbench.ablation.analysis.savings import savings
 from workbench.ablation.run import AblationRun
-from workbench.ablation.verdict.judge import Verdict
+from workbench.ablation.verdict.verdict import Verdict
 from workbench.config import ConfigError
 from workbench.files import read_json
 

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from workbench.ablation.analysis.compare import compare, rank_stability
-from workbench.ablation.verdict.judge import ArmMeasurements, judge
+from workbench.ablation.verdict.comparison import ArmMeasurements
+from workbench.ablation.verdict.judge import judge
 from workbench.config import ConfigError
 from workbench.metric import BITS_PER_BYTE
 

@@ -13,7 +13,8 @@ import pytest
 from scipy import integrate, stats
 
 from workbench.ablation.spec.ablation import AblationConfig
-from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
+from workbench.ablation.verdict.comparison import ArmMeasurements
+from workbench.ablation.verdict.judge import judge
 from workbench.ablation.verdict.sequential import (
     Look,
     Reading,
@@ -25,6 +26,7 @@ from workbench.ablation.verdict.sequential import (
     seeds_needed_now,
 )
 from workbench.ablation.verdict.statistics import paired_interval
+from workbench.ablation.verdict.verdict import Verdict
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "sequential_calibration.py"
 _spec = importlib.util.spec_from_file_location("sequential_calibration", BENCHMARK)

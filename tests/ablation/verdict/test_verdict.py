@@ -13,9 +13,11 @@ import pytest
 from scipy import stats
 
 from workbench.ablation.verdict import judge as module
-from workbench.ablation.verdict.judge import WORDS, ArmMeasurements, Verdict, judge
+from workbench.ablation.verdict.comparison import ArmMeasurements
+from workbench.ablation.verdict.judge import judge
 from workbench.ablation.verdict.statistics import detectable_difference, holm, paired_interval, power_of, seeds_needed
 from workbench.ablation.verdict.subject import Subject
+from workbench.ablation.verdict.verdict import WORDS, Verdict
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -64,7 +64,7 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
     write_json(folder / "selection.json", run.selection())
     write_json(folder / "verdict.json", verdict.plain())
     if look := run.look():
-        write_json(folder / "look.json", look.model_dump(mode="json"))
+        write_json(folder / "openings.json", look.model_dump(mode="json"))
         _copy_openings(run, folder.parent)
     if looks := run.files.looks():
         write_json(folder / "looks.json", {"looks": looks})

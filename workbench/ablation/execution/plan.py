@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -109,8 +109,12 @@ class Plan:
                 continue
             confirmation = self.study(name, Stage.CONFIRMATION)
             seeds = self.config.planned_seeds[: needed[name]]
-            wanted = [({}, {"seed": seed}) for seed in seeds]
-            self._fill(confirmation, wanted, relaunch and name not in stopped, once=self._run_again)
+            self._fill(
+                confirmation,
+                [({}, {"seed": seed}) for seed in seeds],
+                relaunch and name not in stopped,
+                once=self._run_again,
+            )
             any_open |= _any_open(confirmation)
         return any_open
 
@@ -165,7 +169,7 @@ class Plan:
     def _fill(
         self,
         study: optuna.Study,
-        wanted: list[tuple[dict[str, Any], dict[str, Any]]],
+        wanted: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
         relaunch: bool,
         once: tuple[Status, ...] = (),
     ) -> None:

@@ -45,9 +45,9 @@ def slots(study: optuna.Study) -> dict[int, list[FrozenTrial]]:
     return by_slot
 
 
-def enqueue(study: optuna.Study, slot: int, params: dict[str, Any], **attributes: Any) -> None:
+def enqueue(study: optuna.Study, slot: int, params: Mapping[str, Any], **attributes: Any) -> None:
     """Add the first trial of a slot."""
-    study.enqueue_trial(params, user_attrs={"slot": slot, **attributes})
+    study.enqueue_trial(dict(params), user_attrs={"slot": slot, **attributes})
 
 
 def retry(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -28,7 +28,7 @@ from workbench.ablation.verdict.statistics import (
     ratio_of_sums,
 )
 
-__all__ = ["ArmMeasurements", "Comparison", "Imputation", "Rules"]
+__all__ = ["ArmMeasurements", "Claim", "Comparison", "Imputation", "Rules"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,3 +333,15 @@ class Comparison:
         lost, others = (len(part.unfinished(self.seeds)) for part in (self.arm, self.reference))
         total = len(self.seeds)
         return None if lost == others else fisher(total - lost, total, total - others, total)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The word about one comparison and the numbers that it follows from, adjusted over the family."""
+
+    word: str
+    p: float
+    p_holm: float
+    p_equivalence: float | None
+    simultaneous_low: float | None
+    simultaneous_high: float | None

@@ -10,7 +10,7 @@ import polars as pl
 from workbench.ablation.folder import AblationFolder, LaunchRecord
 from workbench.ablation.looks import look_of
 from workbench.ablation.spec.registration import describe
-from workbench.ablation.verdict.judge import Verdict
+from workbench.ablation.verdict.verdict import Verdict
 from workbench.environment import same_code
 from workbench.status import Stage
 

@@ -10,12 +10,14 @@ import polars as pl
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
 from workbench.ablation.looks import look_of
+from workbench.ablation.verdict.comparison import ArmMeasurements
 from workbench.ablation.verdict.control import control_variates, sentences
 from workbench.ablation.verdict.disclosure import disclose, relabelled
 from workbench.ablation.verdict.effort import reservations
-from workbench.ablation.verdict.judge import ArmMeasurements, Verdict, judge
+from workbench.ablation.verdict.judge import judge
 from workbench.ablation.verdict.sequential import Look, arm_readings, decided, readings, seeds_needed_now
 from workbench.ablation.verdict.subject import Subject
+from workbench.ablation.verdict.verdict import Verdict
 from workbench.files import read_json
 from workbench.results.store import RunFolder
 from workbench.status import ENDED, Stage, Status

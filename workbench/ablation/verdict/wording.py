@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from workbench.ablation.verdict.comparison import ArmMeasurements, Claim, Comparison, Rules
 from workbench.ablation.verdict.hypotheses import SOLVED, ExactTest, fisher, sampling_sd, skewness_limit
 from workbench.ablation.verdict.statistics import MIN_SEEDS, POWER, ROUNDING, noise_floor, seeds_needed
 from workbench.ablation.verdict.subject import Subject
 
-if TYPE_CHECKING:
-    from workbench.ablation.verdict.comparison import ArmMeasurements, Comparison, Rules
-    from workbench.ablation.verdict.judge import ArmVerdict, Claim, PairVerdict, Verdict
-
-__all__ = ["baseline", "sentence", "text"]
+__all__ = ["baseline", "decimals", "interval_text", "p_value", "percent", "sentence"]
 
 MANY_SEEDS = 1_000
 """Above this, a sentence says "more than" instead of a count that nobody would run."""
@@ -50,18 +46,18 @@ def _head(comparison: Comparison, claim: Claim, subject: Subject) -> str:
     rules, n, mean = comparison.rules, comparison.n, comparison.mean
     reading = comparison.reading
     low, high = comparison.repeated_interval if reading.is_sequential else comparison.interval(rules.alpha)
-    places = _places(None if low is None or high is None else (high - low) / 2, mean)
+    places = decimals(None if low is None or high is None else (high - low) / 2, mean)
     arm, reference = subject.named(comparison.arm.arm), subject.named(comparison.reference.arm)
     sign = -1 if claim.word == "better" else 1  # "better by 0.010 (0.008 to 0.012)", not by -0.010
     evidence = []
     if low is not None and high is not None:
         approximate = rules.upper is not None and not comparison.has_exact_interval(rules.alpha)
         kind = "approximate " if approximate and not comparison.is_constant else ""
-        span = _span(min(sign * low, sign * high), max(sign * low, sign * high), places)
-        evidence.append(f"{kind}{_percent(1 - rules.alpha)} interval {span}")
+        span = interval_text(min(sign * low, sign * high), max(sign * low, sign * high), places)
+        evidence.append(f"{kind}{percent(1 - rules.alpha)} interval {span}")
     if comparison.least < 1:
         exact = " of exact tests" if isinstance(comparison.test, ExactTest) else ""
-        least = f", least reachable {_p(min(1.0, comparison.least * rules.family))}" if exact else ""
+        least = f", least reachable {p_value(min(1.0, comparison.least * rules.family))}" if exact else ""
         evidence.append(f"Holm-adjusted p {_equals(claim.p_holm)}{exact}{least}")
     evidence.append(f"{n} paired seed{'s' * (n > 1)}")
     if reading.is_sequential:
@@ -127,10 +123,9 @@ def _missing(comparison: Comparison, claim: Claim) -> list[str]:
     named = [part for part in lost if claim.word != "failed" or part is not comparison.arm]
     clauses += [f"{part.arm}: {_survival(part, seeds)}" for part in named]
     if math.isfinite(bound.low) and math.isfinite(bound.high):
-        places = _places((bound.high - bound.low) / 2)
-        clauses.append(
-            f"with missing runs at their best and worst the difference is {_span(bound.low, bound.high, places)}"
-        )
+        places = decimals((bound.high - bound.low) / 2)
+        span = interval_text(bound.low, bound.high, places)
+        clauses.append(f"with missing runs at their best and worst the difference is {span}")
     if comparison.survival_p is not None:
         clauses.append(f"survival differs with p {_equals(comparison.survival_p)} (Fisher's exact test)")
     return clauses
@@ -156,8 +151,8 @@ def _disagreements(comparison: Comparison, claim: Claim) -> list[str]:
             sign = -1 if claim.word == "better" else 1
             one, other = sign * bootstrap.low, sign * bootstrap.high
             outcome = "alone excludes zero" if confirmed else "does not confirm it"
-            span = _span(min(one, other), max(one, other), _places((high - low) / 2, comparison.mean))
-            what = f"{_percent(1 - rules.alpha)} interval {span}"
+            span = interval_text(min(one, other), max(one, other), decimals((high - low) / 2, comparison.mean))
+            what = f"{percent(1 - rules.alpha)} interval {span}"
             clauses.append(f"the document bootstrap {outcome} ({what})")
     return clauses
 
@@ -177,12 +172,12 @@ def _reasons(comparison: Comparison, claim: Claim) -> list[str]:
     if comparison.least * rules.family > rules.alpha:
         of = f" over {rules.family} comparisons" if rules.family > 1 else ""
         return [*clauses, f"no outcome of {n} seeds is decisive{of}: more seeds are needed"]
-    places = _places(comparison.sd)
+    places = decimals(comparison.sd)
     if comparison.detectable is not None:
-        able = f"{comparison.detectable:.{places}f} {rules.unit} ({_percent(POWER)} power)"
+        able = f"{comparison.detectable:.{places}f} {rules.unit} ({percent(POWER)} power)"
         clauses.append(f"this ablation could have shown {able}")
     elif comparison.raw_detectable is not None:
-        clauses.append(f"{_percent(POWER)} power would need a larger difference than can exist")
+        clauses.append(f"{percent(POWER)} power would need a larger difference than can exist")
     return clauses
 
 
@@ -208,7 +203,7 @@ def baseline(arm: ArmMeasurements, seeds: Sequence[int], rules: Rules) -> str:
     if len(value_S) == 1:
         return f"{arm.arm}, the baseline, has {value_S[0]:.4f} {unit}; one seed gives no noise floor{lost}."
     floor = noise_floor(value_S)
-    places = _places(floor.sd)
+    places = decimals(floor.sd)
     counting = ""
     if rules.upper is not None:
         sampling = sampling_sd(value_S, rules.upper, float(arm.sizes_D.sum()))
@@ -216,7 +211,7 @@ def baseline(arm: ArmMeasurements, seeds: Sequence[int], rules: Rules) -> str:
     return (
         f"{arm.arm}, the baseline, has {value_S.mean():.{places}f} {unit} over {len(value_S)} seeds; the noise "
         f"floor, its sd over seeds, is {floor.sd:.{places}f} "
-        f"(95 % interval {_span(floor.low, floor.high, places)}){counting}{lost}."
+        f"(95 % interval {interval_text(floor.low, floor.high, places)}){counting}{lost}."
     )
 
 
@@ -231,64 +226,7 @@ def _survival(arm: ArmMeasurements, seeds: Sequence[int]) -> str:
     return f"{len(seeds) - len(failures)} of {len(seeds)} seeds finished ({reasons})"
 
 
-def text(verdict: Verdict) -> str:
-    """A whole verdict as text: what was declared and measured, the noise floor, the tables, the sentences."""
-    if not verdict.rows:
-        return ""
-    head = list(verdict.declared)
-    head += [verdict.subject.sentence()] if verdict.subject is not None and verdict.subject.sentence() else []
-    floor, *sentences = (row.sentence for row in verdict.rows)  # the noise floor is read before any difference
-    unit = verdict.unit.replace(" per ", "/")
-    titles = ["arm", "verdict", unit, "difference", f"{_percent(1 - verdict.alpha)} interval", "p (Holm)", "seeds"]
-    lines = [*head, ""] if head else []
-    lines += [floor, "", *_aligned([titles, *map(_cells, verdict.rows)])]
-    lines += ["", *sentences] if sentences else []
-    others = [pair for pair in verdict.pairs if pair.reference != verdict.baseline]
-    if others:
-        titles = ["arm", "against", "verdict", "difference", f"{_percent(1 - verdict.alpha)} interval", "p (Holm)"]
-        lines += ["", "All pairs:", "", *_aligned([titles, *map(_pair_cells, verdict.pairs)])]
-        lines += ["", *(pair.sentence for pair in others)]
-    return "\n".join(lines)
-
-
-def _aligned(lines: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    title, *rest = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    return [title, "  ".join("-" * width for width in widths), *rest]
-
-
-def _cells(row: ArmVerdict) -> list[str]:
-    places = _places(row.value_sd) if row.difference is None else _places(_half(row), row.difference)
-    # that of a sequential design is the one over all its looks
-    low, high = (row.low, row.high) if row.level is None else (row.repeated_low, row.repeated_high)
-    return [
-        row.arm,
-        row.verdict,
-        "" if row.value is None else f"{row.value:.{places}f}",
-        "" if row.difference is None else f"{row.difference:+z.{places}f}",
-        "" if low is None or high is None else _span(low, high, places),
-        "" if row.p_holm is None else _p(row.p_holm),
-        f"{row.seeds} of {row.seeds + row.failed}",
-    ]
-
-
-def _pair_cells(pair: PairVerdict) -> list[str]:
-    places = _places(_half(pair), pair.difference)
-    return [
-        pair.arm,
-        pair.reference,
-        pair.verdict,
-        "" if pair.difference is None else f"{pair.difference:+z.{places}f}",
-        "" if pair.low is None or pair.high is None else _span(pair.low, pair.high, places),
-        _p(pair.p_holm),
-    ]
-
-
-def _half(row: ArmVerdict | PairVerdict) -> float | None:
-    return None if row.low is None or row.high is None else (row.high - row.low) / 2
-
-
-def _places(*scales: float | None) -> int:
+def decimals(*scales: float | None) -> int:
     """Decimals that show two significant digits of the first scale that is positive and finite, else four decimals."""
     for scale in scales:
         if scale is not None and 0 < abs(scale) < math.inf:
@@ -296,18 +234,18 @@ def _places(*scales: float | None) -> int:
     return 4
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3g}"
 
 
 def _equals(p: float | None) -> str:
     """ "= 0.03", or "< 0.001"."""
-    return "unknown" if p is None else _p(p) if p < 0.001 else f"= {_p(p)}"
+    return "unknown" if p is None else p_value(p) if p < 0.001 else f"= {p_value(p)}"
 
 
-def _span(low: float, high: float, places: int) -> str:
+def interval_text(low: float, high: float, places: int) -> str:
     return f"{low:z.{places}f} to {high:z.{places}f}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:g} %"

@@ -12,7 +12,7 @@ def effect_table(run: Snapshot) -> pl.DataFrame:
 
     Columns: the fields of :class:`workbench.ablation.verdict.judge.ArmVerdict`.
     """
-    from workbench.ablation.verdict.judge import Verdict
+    from workbench.ablation.verdict.verdict import Verdict
 
     table = (run.verdict() or Verdict(run.baseline, (), None, run.alpha, None, None)).table()
     return table.filter(pl.col("arm").is_in(run.arms))
