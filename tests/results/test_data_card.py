@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from workbench.config import ConfigError
-from workbench.results.data_card import check_lossless, check_overlap, describe, is_mostly_seen, warnings
+from workbench.results.data_card import check_lossless, check_overlap, describe, is_mostly_seen, repetition, warnings
 
 
 def card(overlap: float) -> dict[str, Any]:
@@ -64,3 +64,21 @@ def test_a_reason_allows_a_lossy_tokenizer() -> None:
 
 def test_a_lossy_tokenizer_is_a_warning() -> None:
     assert len(warnings(lossy(1))) == 1 and not warnings(lossy(0))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "sentences"),
+    [
+        ({"a": 0.8, "b": None}, []),
+        ({"a": None}, []),
+        ({"a": 2.52, "b": 2.49}, ["Training reads its text 2.5 times."]),
+        ({"a": 0.9, "b": 3.0}, ["Training reads its text 0.9 times (a), 3 times (b)."]),
+    ],
+)
+def test_epochs_in_words(epochs: dict[str, float | None], sentences: list[str]) -> None:
+    assert repetition(epochs) == sentences
+
+
+@pytest.mark.parametrize(("epochs", "count"), [(4.0, 1), (4.1, 2)])
+def test_more_than_four_epochs_are_a_warning(epochs: float, count: int) -> None:
+    assert len(repetition({"a": epochs})) == count

@@ -61,6 +61,21 @@ def test_a_confirmation_run_measures_the_report_split(finished: RunFolder) -> No
     assert finished.result()["report_value"] > 0
 
 
+def test_a_run_records_how_often_it_reads_its_text(
+    finished: RunFolder, cache: Path, events: Callable[..., list[Any]]
+) -> None:
+    data = PreparedData.open(cache, finished.record().data)
+    epochs = 120 * 64 / 32 / (int(data.train.lengths.sum()) // 32)
+    assert finished.result()["epochs"] == events(finished, "started")[0]["epochs"] == pytest.approx(epochs)
+
+
+def test_a_text_that_is_read_often_is_announced(corpus: Path, cache: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = RunConfig.parse(run_fields(corpus, training={"tokens": 2_000_000}))
+    new_run(tmp_path / "run", cache, config, progress=lines.append)
+    assert any(line.startswith("Training reads its text ") for line in lines)
+
+
 def test_no_file_of_a_run_needs_pickle(finished: RunFolder) -> None:
     suffixes = {path.suffix for path in finished.path.rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".parquet", ".txt", ""}

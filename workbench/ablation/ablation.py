@@ -30,7 +30,7 @@ from workbench.ablation.spec.protocol import Components
 from workbench.ablation.spec.registration import Deviation, digest, record_deviation, register
 from workbench.ablation.verdict.control import control_runs
 from workbench.config import ConfigError, difference, require
-from workbench.data import Source, prepare
+from workbench.data import Source, prepare, sources
 from workbench.environment import environment
 from workbench.model import describe_model
 from workbench.results.data_card import check_lossless, check_overlap, is_lossy, is_mostly_seen
@@ -110,7 +110,7 @@ class Ablation:
                 memory.
             progress: called with a line about each step.
         """
-        return self._cost(measure=measure, progress=progress)[1]
+        return self._cost(measure=measure, data=self._find_data(), progress=progress)[1]
 
     def pilot(self, seeds: int = 8, arms: int = 1) -> Ablation:
         """A small ablation that measures the noise before this one: the baseline and the first ``arms`` others, nothing
@@ -286,7 +286,7 @@ class Ablation:
         """The arms, a budget of seconds converted to tokens, and their cost card."""
         measured = measure_arms(self.arms, threads=self.threads, data=data, progress=progress) if measure else {}
         arms = match_seconds(self.arms, measured) if measure else self.arms
-        return arms, cost_table(arms, measured)
+        return arms, cost_table(arms, measured, data)
 
     def _relaunch(self, folder: AblationFolder, record: LaunchRecord, progress: Callable[[str], None]) -> None:
         """Update the record of an earlier launch, if this configuration may continue it."""
@@ -380,6 +380,20 @@ class Ablation:
     def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
         run = self.arms[arm].run()
         return prepare(run.data, run.model.vocabulary or 0, self.results / "cache", progress)
+
+    def _find_data(self) -> dict[str, Source]:
+        """The data of every arm; empty if that of some arm is not prepared."""
+        found: dict[str, Source] = {}
+        for arm in self.arms:
+            run = self.arms[arm].run()
+            try:
+                source = sources[run.data.kind].find(run.data, run.model.vocabulary or 0, self.results / "cache")
+            except ConfigError:  # its text is not on this machine
+                source = None
+            if source is None:
+                return {}
+            found[arm] = source
+        return found
 
     def _data_cards(self, prepared: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
         """The data card of every arm, with the reasons to measure on data seen in training, or with a lossy tokenizer,

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from workbench.cli.output import File, Folder, Overrides, Results, console, note
 from workbench.cli.watching import follow, run_until_done
 from workbench.formatting import count, duration, flops, share, size
-from workbench.results.data_card import describe, warnings
+from workbench.results.data_card import describe, repetition, times, warnings
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -214,6 +214,7 @@ def print_cost(frame: Any, workers: int) -> None:
         "decode cache": lambda row: size(row["cache_bytes"]),
         "… without eviction": lambda row: size(row.get("unevicted_bytes")),
         "training tokens": lambda row: count(row["tokens"]),
+        "… read from the text": lambda row: times(row["epochs"]) if row.get("epochs") else "–",
         "tokens per second": lambda row: count(row.get("tokens_per_second")),
         "time": lambda row: duration(row["seconds_per_trial"]),
         "memory": lambda row: size(row["memory_bytes"]) + ("" if row.get("memory_measured") else " (estimate)"),
@@ -235,6 +236,8 @@ def print_cost(frame: Any, workers: int) -> None:
         for name, text in rows.items():
             table.add_row(name, *(text(row) for row in part.iter_rows(named=True)))
         console.print(table)
+    for line in repetition({row["arm"]: row.get("epochs") for row in frame.iter_rows(named=True)}):
+        console.print(line, soft_wrap=True)
     if frame["seconds_total"].null_count() == 0:
         total = frame["seconds_total"].sum() / max(1, workers)
         console.print(

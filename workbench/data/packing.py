@@ -37,6 +37,8 @@ class TrainingStream(RowStream):
         ConfigError: the split does not fill one row.
     """
 
+    rows_in_epoch: int
+
     def __init__(self, documents: Split, *, context: int, seed: int):
         self.documents, self.context, self.seed = documents, context, seed
         self.lengths = documents.lengths

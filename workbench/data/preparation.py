@@ -7,7 +7,7 @@ time wait for each other.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,10 @@ def prepare_text(config: DataConfig, vocabulary: int, cache: Path, progress: Cal
         ConfigError: nothing to read, too few documents for the splits, or a vocabulary that does not fit.
     """
     corpus = corpora[config.corpus.kind](config.corpus)
-    settings = {name: value for name, value in config.plain().items() if name not in ("corpus", *REASONS)}
-    if config.tokenizer_file:
-        settings["tokenizer_file"] = tokenizers.file_hash(config.tokenizer_file)
-    # an unchanged source is recognised by its stamp, without reading it again
-    stamp = corpus.stamp()
-    known = cache / "known" / f"{digest(FORMAT, stamp, config.corpus.plain(), vocabulary, settings)}.json"
-    if stamp is not None:
-        folder = cache / read_json(known).get("fingerprint", "none")
-        if is_complete(folder):
-            return folder
+    stamp, settings = corpus.stamp(), _settings(config)
+    known = _known(config, vocabulary, cache, stamp, settings)
+    if folder := _found(known, cache, stamp):
+        return folder
     with locked(cache / f"{known.stem}.lock"), DiskStrings(cache / f".{known.stem}.texts") as texts:
         progress("reading the corpus")
         _read(corpus, texts)
@@ -73,6 +67,32 @@ def prepare_text(config: DataConfig, vocabulary: int, cache: Path, progress: Cal
             known.parent.mkdir(exist_ok=True)
             write_json(known, {"fingerprint": fingerprint})
     return folder
+
+
+def find_text(config: DataConfig, vocabulary: int, cache: Path) -> Path | None:
+    """The folder of :func:`prepare_text` if the corpus has been prepared and is unchanged, without reading it."""
+    stamp = corpora[config.corpus.kind](config.corpus).stamp()
+    return _found(_known(config, vocabulary, cache, stamp, _settings(config)), cache, stamp)
+
+
+def _settings(config: DataConfig) -> dict[str, Any]:
+    """What the prepared data depend on beside the text and the vocabulary."""
+    settings = {name: value for name, value in config.plain().items() if name not in ("corpus", *REASONS)}
+    if config.tokenizer_file:
+        settings["tokenizer_file"] = tokenizers.file_hash(config.tokenizer_file)
+    return settings
+
+
+def _known(config: DataConfig, vocabulary: int, cache: Path, stamp: str | None, settings: Mapping[str, Any]) -> Path:
+    """File with the fingerprint of an unchanged source, which its stamp identifies without reading it again."""
+    return cache / "known" / f"{digest(FORMAT, stamp, config.corpus.plain(), vocabulary, settings)}.json"
+
+
+def _found(known: Path, cache: Path, stamp: str | None) -> Path | None:
+    if stamp is None:
+        return None
+    folder = cache / read_json(known).get("fingerprint", "none")
+    return folder if is_complete(folder) else None
 
 
 def _read(corpus: Corpus, texts: DiskStrings) -> None:

@@ -86,6 +86,14 @@ class Source(ABC):
             progress: called with a line per phase.
         """
 
+    @classmethod
+    def find(cls, config: Any, vocabulary: int, cache: Path) -> Source | None:
+        """The data, if they have been prepared and can be recognised without reading their material. Default: None.
+
+        Arguments as of :meth:`prepare`.
+        """
+        return None
+
     @staticmethod
     def open(cache: str | Path, fingerprint: str) -> Any:
         """Prepared data of any kind, without preparing it again.

@@ -55,6 +55,13 @@ class Split(Protocol):
 class RowStream(ABC):
     """Endless training rows. A row is a function of (data, seed, row number), so a loader's state is one integer."""
 
+    rows_in_epoch: int | None = None
+    """Rows after which the data are read again; None where every row is new."""
+
+    def epochs(self, rows: int) -> float | None:
+        """How often ``rows`` rows read the data; None where every row is new."""
+        return None if self.rows_in_epoch is None else rows / self.rows_in_epoch
+
     @abstractmethod
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The r-th row of the stream: tokens, targets, segments, documents, each (T,)."""

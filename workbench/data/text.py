@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from workbench.data.config import DataConfig
 from workbench.data.packing import TrainingStream
-from workbench.data.preparation import prepare_text
+from workbench.data.preparation import find_text, prepare_text
 from workbench.data.shards import Tokens
 from workbench.data.sources import Source, sources
 
@@ -60,6 +60,11 @@ class PreparedData(Source):
     @classmethod
     def prepare(cls, config: Any, vocabulary: int, cache: Path, progress: Callable[[str], None]) -> PreparedData:
         return cls(prepare_text(config, vocabulary, cache, progress))
+
+    @classmethod
+    def find(cls, config: Any, vocabulary: int, cache: Path) -> PreparedData | None:
+        folder = find_text(config, vocabulary, cache)
+        return None if folder is None else cls(folder)
 
     def stream(self, *, context: int, seed: int) -> TrainingStream:
         return TrainingStream(self.train, context=context, seed=seed)

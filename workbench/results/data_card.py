@@ -14,11 +14,25 @@ from typing import Any
 from workbench import formatting
 from workbench.config import require
 
-__all__ = ["CAUTION", "LIMIT", "check_lossless", "check_overlap", "describe", "is_lossy", "is_mostly_seen", "warnings"]
+__all__ = [
+    "CAUTION",
+    "LIMIT",
+    "MANY_EPOCHS",
+    "check_lossless",
+    "check_overlap",
+    "describe",
+    "is_lossy",
+    "is_mostly_seen",
+    "repetition",
+    "times",
+    "warnings",
+]
 
 MEASURED = ("report", "pilot", "selection")
 CAUTION = 0.2
 """Overlap of a measured split above which it comes with a warning."""
+MANY_EPOCHS = 4
+"""Epochs up to which repeated text is worth about as much as new text (Muennighoff et al., arXiv 2305.16264)."""
 LIMIT = 0.5
 """Overlap above which an ablation is refused, unless ``data.allow_overlap`` gives a reason."""
 
@@ -44,6 +58,34 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
         if is_lossy(card, name)
     ]
     return seen + lossy
+
+
+def repetition(epochs: Mapping[str, float | None]) -> list[str]:
+    """How often training reads its text, in sentences; empty where no text is read twice.
+
+    Args:
+        epochs: arm -> epochs of a run; None where they are unknown or every row is new.
+    """
+    arms_of: dict[str, list[str]] = {}
+    for arm, number in epochs.items():
+        if number is not None:
+            arms_of.setdefault(times(number), []).append(arm)
+    most = max((number for number in epochs.values() if number is not None), default=0.0)
+    if most <= 1:
+        return []
+    parts = [f"{number} ({', '.join(arms)})" if len(arms_of) > 1 else number for number, arms in arms_of.items()]
+    sentences = [f"Training reads its text {', '.join(parts)}."]
+    if most > MANY_EPOCHS:
+        sentences.append(
+            f"That is more than {MANY_EPOCHS} epochs: repeated text teaches less than new text, and arms that memorise "
+            "may rank otherwise than on more text."
+        )
+    return sentences
+
+
+def times(epochs: float) -> str:
+    """ "2.5 times", "34 times"."""
+    return f"{epochs:.2g} times" if epochs < 10 else f"{epochs:,.0f} times"
 
 
 def is_mostly_seen(card: Mapping[str, Any], split: str) -> bool:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
-from workbench.data import BatchPlanConfig, SourceConfig, batch_plans, sources
+from workbench.data import BatchPlanConfig, Source, SourceConfig, batch_plans, sources
 from workbench.evaluation import SuiteConfig, suites
 from workbench.model.config import ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
@@ -204,6 +204,12 @@ class RunConfig(Config):
         if not plain["evaluation"]:
             del plain["evaluation"]
         return {**plain, "model": self.model.canonical(), "start": start}
+
+    def epochs(self, data: Source) -> float | None:
+        """How often training reads the text of ``data``; None for a task, whose rows are all new."""
+        training = self.training
+        rows = training.steps * training.batch_size * training.accumulate
+        return data.stream(context=training.context, seed=self.seed_of("order")).epochs(rows)
 
     @property
     def setting(self) -> str:

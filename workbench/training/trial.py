@@ -33,6 +33,7 @@ from workbench.files import write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
 from workbench.results import RunFolder
+from workbench.results.data_card import repetition
 from workbench.results.ledger import FILE, Ledger, Opening, documents_fingerprint
 from workbench.status import Stage, Status
 from workbench.training import parallel
@@ -69,6 +70,9 @@ def new_run(
     """
     path = Path(path)
     data = prepare_data(config.data, config.model.vocabulary or 0, cache, progress)
+    if progress:
+        for line in repetition({arm: config.epochs(data)}):
+            progress(line)
     if _has_started(RunFolder(path), config):
         return RunFolder(path)
     folder = RunFolder.create(path, describe_run(config, data.fingerprint, arm=arm, stage=stage, **about))
@@ -219,7 +223,8 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         for reason in damaged:
             folder.event("damaged_checkpoint", reason=reason)
         folder.truncate_after(step)
-        folder.event("resumed" if checkpoint else "started", step=step, devices=devices)
+        epochs = config.epochs(data)
+        folder.event("resumed" if checkpoint else "started", step=step, devices=devices, epochs=epochs)
         tokens, _, segments, _ = (torch.from_numpy(np.stack(part)) for part in zip(*rows))
         inspected = model.embedding.inspect(tokens, segments)
         if inspected and not checkpoint:
@@ -290,6 +295,8 @@ def report(trial: Trial) -> dict[str, Any]:
         "loss": metrics[-1]["loss"],
         "selection_value": [row["selection_value"] for row in metrics if row.get("selection_value") is not None][-1],
     }
+    if (epochs := config.epochs(trial.data)) is not None:
+        numbers["epochs"] = epochs
     if results is not None:
         numbers["report_value"] = results.value(config.data.metric)
         folder.write_report(results.report())

@@ -12,6 +12,7 @@ from workbench.ablation.cost.memory import activation_bytes
 from workbench.ablation.matching.solver import quantity
 from workbench.accounting import account
 from workbench.config import ConfigError
+from workbench.data import Source
 from workbench.status import Stage
 from workbench.training.checkpointer import RETAINED
 from workbench.training.config import RunConfig
@@ -21,14 +22,22 @@ from workbench.training.probe import Measured
 __all__ = ["check_budget", "cost_table", "residual_table"]
 
 
-def cost_table(arms: Arms, measured: Mapping[str, Measured] | None = None) -> pl.DataFrame:
+def cost_table(
+    arms: Arms, measured: Mapping[str, Measured] | None = None, data: Mapping[str, Source] | None = None
+) -> pl.DataFrame:
     """One row per arm, the baseline first.
+
+    Args:
+        arms: the arms.
+        measured: time and memory of a step, by arm.
+        data: prepared data, by arm.
 
     Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
     flops_per_token (forward), training_flops (one trial);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
-    tokens (one trial); tuned (fields that the arm tunes); searched (its trials before any repeat); trials (all runs:
-    tuning, repeats and confirmation); tokens_per_second, seconds_per_trial, seconds_total (training
+    tokens (one trial); epochs (how often a trial reads its training text; null where the data are not prepared, and
+    for tasks, whose rows are all new); tuned (fields that the arm tunes); searched (its trials before any repeat);
+    trials (all runs: tuning, repeats and confirmation); tokens_per_second, seconds_per_trial, seconds_total (training
     alone, one worker; null where not measured); memory_bytes (peak of all tensors: weights, gradients, optimiser state,
     activations); memory_measured (whether measured on this device; else estimated);
     disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
@@ -60,6 +69,7 @@ def cost_table(arms: Arms, measured: Mapping[str, Measured] | None = None) -> pl
             "cache_bytes": cost.cache_bytes,
             "unevicted_bytes": cost.unevicted_bytes,
             "tokens": training.steps * training.tokens_per_step,
+            "epochs": None if data is None or name not in data else run.epochs(data[name]),
             "tuned": len(arm.space),
             "searched": arm.planned[Stage.TUNING],
             "trials": trials,

@@ -12,6 +12,7 @@ from workbench.ablation.looks import look_of
 from workbench.ablation.spec.registration import describe
 from workbench.ablation.verdict.verdict import Verdict
 from workbench.environment import same_code
+from workbench.results.data_card import repetition
 from workbench.status import Stage
 
 __all__ = ["Disclosure", "disclose", "relabelled"]
@@ -54,6 +55,7 @@ def disclose(folder: AblationFolder, record: LaunchRecord) -> Disclosure:
     sentences += code
     reasons += changed
     sentences += _run_again(confirmed)
+    sentences += repetition({row["arm"]: row.get("epochs") for row in record.cost})
     return Disclosure(tuple(sentences), tuple(reason for reason in reasons if reason))
 
 

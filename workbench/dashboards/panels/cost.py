@@ -15,7 +15,7 @@ from workbench.dashboards.panel import Block, Cell, Column, Grid, Panel, PanelCo
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables.quality import cost_table
 from workbench.dashboards.templates import note, render
-from workbench.results.data_card import warnings
+from workbench.results.data_card import repetition, times, warnings
 
 QUANTITIES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("parameters", formatting.count),
@@ -26,6 +26,7 @@ QUANTITIES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "cache_bytes": ("cache, one sequence", formatting.size),
     "memory_bytes": ("training memory", formatting.size),
     "tokens": ("tokens, one run", formatting.count),
+    "epochs": ("its text is read", lambda epochs: formatting.UNKNOWN if epochs is None else times(epochs)),
     "tuned": ("tuned fields", formatting.count),
     "searched": ("tuning trials", formatting.count),
     "trials": ("runs", formatting.count),
@@ -56,7 +57,9 @@ class Cost(Panel):
         table = cost_table(run)
         if not len(table):
             return [Text("cost", note("No cost card was computed before launch.")), *_data_blocks(run)]
-        return [_cost_grid(run, table), Text("matching", _matching(run, table)), *_data_blocks(run)]
+        epochs = {row["arm"]: row.get("epochs") for row in table.iter_rows(named=True)}
+        repeated = [Text(f"epochs-{i}", note(line)) for i, line in enumerate(repetition(epochs))]
+        return [_cost_grid(run, table), Text("matching", _matching(run, table)), *repeated, *_data_blocks(run)]
 
 
 def _cost_grid(run: Snapshot, table: pl.DataFrame) -> Grid:
