@@ -1,7 +1,7 @@
 """Numbers of an optimiser step, pooled over its micro-batches and ranks.
 
-Each holds what can be added, compared or joined, and yields its value at the end alone. So no number of a step depends
-on how its rows are split: a mean is a sum of values over a sum of counts, never a mean of means.
+Each keeps what can be added, compared or joined; its value is computed at the end. So no number of a step depends on
+how its rows are split: a mean is a sum of values over a sum of counts, never a mean of means.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def quantiles_of(name: str, values: Tensor, valid: Tensor | None = None) -> dict
 
 
 def is_token(segments: Tensor | None, further_axes: int = 0) -> Tensor | None:
-    """(B, T, 1, …) where there is a token and no padding; None where nothing is known of padding.
+    """(B, T, 1, …) where there is a token and no padding; None without segments.
 
     Args:
         segments: (B, T) document numbers, negative where padded.

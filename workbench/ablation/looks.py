@@ -1,11 +1,11 @@
-"""Looks: how often the report documents of an ablation were opened, and whether its runs were known before.
+"""Looks: how often the report documents of an ablation were opened, and whether its runs were opened before.
 
 The rule (ours). A *look* is a launch that was measured on report documents; its number counts the launches before it
 that opened at least one of the same documents. A verdict is **exploratory** if one of its runs (setting and seed, hence
 the trained weights) was opened by an earlier launch, on whatever documents: the unit of the test is the seed, a known
 run is no new draw, and a good one is good on other documents too. New seeds are new draws, so the same arms may be
-tested again on the same documents: such a *repeat* is a confirmation of its own, but k tests of one comparison at level
-alpha have a chance of up to 1 − (1 − alpha)^k of a false claim among them, which the verdict states. Other arms on the
+tested again on the same documents: such a *repeat* is a confirmation, but k tests of one comparison at level alpha
+have a chance of up to 1 − (1 − alpha)^k of a false claim among them, which the verdict states. Other arms on the
 same documents are ordinary reuse of a benchmark; the number of the look is stated and nothing else follows. A verdict
 is exploratory as well if the ledger was changed, or lacks one of its openings.
 """
@@ -132,11 +132,11 @@ def look_at(
     runs: Sequence[Run],
     faults: Sequence[str] = (),
 ) -> Look:
-    """The look that a launch is.
+    """The look that a launch takes.
 
     Args:
         past: what the ledgers know.
-        launch: its identifier; its own openings are no earlier look.
+        launch: its identifier; its openings are not counted as an earlier look.
         digests: content hashes of its report documents.
         identities: arm -> setting before tuning, the baseline first.
         runs: its confirmation runs; before the launch every one that tuning may choose.
@@ -177,8 +177,8 @@ def look_at(
 
 
 def look_of(folder: AblationFolder, record: LaunchRecord) -> Look | None:
-    """The look that a launched ablation is; None before it has opened a report document, if it does not open any, or if
-    it was launched by a version without a ledger."""
+    """The look that a launched ablation takes; None before it has opened a report document, if it does not open any, or
+    if it was launched by a version without a ledger."""
     if folder.is_archived:
         plain = read_json(folder.openings_path)
         return Look.model_validate(plain) if plain else None

@@ -80,7 +80,7 @@ def plan(
     sd: Annotated[float | None, typer.Option(help="Noise from elsewhere: sd over seeds, in the metric's unit.")] = None,
     rho: Annotated[float, typer.Option(help="Correlation of arms over paired seeds, with --sd.")] = 0.0,
 ) -> None:
-    """Print how many seeds the question needs, given a pilot's noise and how well the pilot knows it."""
+    """Print how many seeds the question needs, given a pilot's noise and its uncertainty."""
     from workbench.ablation.ablation import Ablation
     from workbench.ablation.analysis.power import Pilot, pilot_of, plan_seeds, values_of
     from workbench.ablation.run import AblationRun

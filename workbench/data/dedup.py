@@ -40,7 +40,7 @@ _PROBES = (np.random.Philox(11).random_raw(1024 * BINS).reshape(-1, BINS) % np.u
 
 
 def near_duplicates(texts: Sequence[str]) -> np.ndarray:
-    """Cluster texts by the similarity of the module. Reads them once, in order.
+    """Cluster texts by the similarity defined in this module. Reads them once, in order.
 
     Returns:
         (D,) int64: a cluster number for every text.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 BATCH_BYTES = 2**19
-"""Text hashed in one go; bounds the memory and fits into a processor's cache."""
+"""Bytes hashed at once; bounds the memory and fits into a processor's cache."""
 
 _CONSTANTS = np.random.Philox(7).random_raw(256 + 64)
 _BYTES, _MULTIPLIERS = _CONSTANTS[:256].copy(), _CONSTANTS[256:] | np.uint64(1)

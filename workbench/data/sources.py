@@ -33,7 +33,7 @@ class SourceConfig(Config):
     """Reason to measure on data most of which is also in the training data. Such a verdict is exploratory; without a
     reason the ablation is refused."""
     allow_lossy: str | None = None
-    """Reason to measure bits per byte with a tokenizer whose ids do not give the measured text back. Such a verdict is
+    """Reason to measure bits per byte with a tokenizer whose ids do not decode to the measured text. Such a verdict is
     exploratory; without a reason the ablation is refused."""
     views: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Dashboard panels that show the evaluated documents by their labels: panel -> label columns. Evaluation adds a row

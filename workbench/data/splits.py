@@ -43,9 +43,9 @@ def split_by_cluster(
     Clusters are visited in the order of one hash of their whole content (the sorted keys of all members), so that every
     cluster has the same probability to be measured, whatever its number of members. The report split takes the first,
     the pilot split the next, the selection split the next. Of a measured cluster, the member with the least hash of
-    (cluster hash, key) is measured; the other members are in no split, neither measured nor trained on. A document that
-    holds more than twice its fraction of all text is left for training. The result does not depend on the order of
-    reading.
+    (cluster hash, key) is measured; the other members are in no split, neither measured nor trained on. A document
+    larger than twice the split's fraction of the text (one document per cluster) is left for training. The result does
+    not depend on the order of reading.
 
     Args:
         sizes: bytes of every document.

@@ -1,9 +1,8 @@
 """The data card in words: what is measured, and how much of it is in the training data.
 
 A card is plain data, written once by :meth:`workbench.data.Source.prepare`; reading it needs no other part of the data
-layer. ``splits`` has an entry per split; that of a
-measured split has ``documents``, ``clusters`` and ``overlap`` (share of it that is also in the training data), and
-``bytes`` if it is text.
+layer. ``splits`` has an entry per split; that of a measured split has ``documents``, ``clusters``, ``overlap`` (share
+of it that is also in the training data), and ``bytes`` if it is text.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
     ]
     lossy = [
         f"The tokenizer is lossy on {card['splits'][name]['lossy_documents']} documents of the {name} split: its ids "
-        "do not give the text back, so its bits per byte are too low."
+        "do not decode to the text, so its bits per byte are too low."
         for name in MEASURED
         if is_lossy(card, name)
     ]
@@ -89,7 +88,7 @@ def times(epochs: float) -> str:
 
 
 def is_mostly_seen(card: Mapping[str, Any], split: str) -> bool:
-    """Whether the training data have more than half of a measured split."""
+    """Whether the training data contain more than half of a measured split."""
     return _overlap(card, split) > LIMIT
 
 
@@ -115,7 +114,7 @@ def check_overlap(card: Mapping[str, Any], split: str, reason: str | None, path:
 
 
 def is_lossy(card: Mapping[str, Any], split: str) -> bool:
-    """Whether the tokenizer's ids do not give some measured document back."""
+    """Whether the ids of some measured document do not decode to it."""
     return bool(card.get("splits", {}).get(split, {}).get("lossy_documents"))
 
 

@@ -8,7 +8,7 @@ before it (``previous``), so that a changed, removed or inserted line is detecte
 
 The line is on disk before the run sees the first report document. A last line without line break, torn by a crash, is
 not part of the ledger; the run that wrote it has opened nothing. A chain does not show that its end was cut off or
-changed; every run therefore keeps the hash of its own line, and every launch that of the last line before it.
+changed; every run therefore keeps the hash of its line, and every launch that of the last line before it.
 
 All definitions are ours.
 """
@@ -80,8 +80,7 @@ class Opening:
 
 
 def documents_fingerprint(digests: Iterable[str]) -> str:
-    """Sixteen hexadecimal digits of a set of documents, given the content hash of each; their order is of no
-    importance."""
+    """Sixteen hexadecimal digits of a set of documents, given the content hash of each in any order."""
     return hashlib.sha256("\n".join(sorted(set(digests))).encode()).hexdigest()[:16]
 
 
@@ -284,6 +283,6 @@ class History:
 
 
 def history(results: str | Path) -> History:
-    """What a folder of results knows: its own ledger, and those of the folders of runs and archives directly in it."""
+    """The ledger of a folder of results with those of the folders directly in it (single runs, archives)."""
     results = Path(results)
     return History(tuple(map(Ledger, [results / FILE, *sorted(results.glob(f"*/{FILE}"))])))

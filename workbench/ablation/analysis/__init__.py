@@ -1,1 +1,1 @@
-"""What is asked of finished ablations: power, comparison, diagnostics, archives."""
+"""Analyses of finished ablations: noise, power, savings, scaling, comparison, diagnostics, archives."""

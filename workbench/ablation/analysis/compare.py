@@ -208,7 +208,7 @@ def compare(runs: Sequence[AblationRun], x: str = "flops", at: float | None = No
     for arm, by_size in pairs.items():
         try:
             paired[arm] = fit_paired_law(by_size)
-        except ValueError:  # fewer than four sizes, or zero loss, which a note above tells
+        except ValueError:  # fewer than four sizes, or zero loss, which is noted above
             continue
     baseline = runs[0].baseline
     table = table.with_columns(budget=pl.Series(_budget_part(table, laws.get(baseline)), dtype=pl.Float64))

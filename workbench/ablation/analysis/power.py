@@ -1,4 +1,4 @@
-"""How many seeds a question needs, given a pilot's noise and how well the pilot knows it. Imports no torch."""
+"""How many seeds a question needs, given a pilot's noise and its uncertainty. Imports no torch."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Pilot:
         """Quantiles of the true sd of paired differences, given the estimate, (Q,).
 
         sd · √(df / χ²(df)): the fiducial distribution of a normal sample's sd, which is also its posterior under the
-        prior 1/σ (Box & Tiao 1973, section 2.3). A degenerate one if the sd is assumed.
+        prior 1/σ (Box & Tiao 1973, section 2.3). All are equal if the sd is assumed.
 
         Args:
             shares: (Q,) probabilities.
@@ -85,7 +85,7 @@ class Pilot:
 
 @dataclass(frozen=True)
 class PlannedSeeds:
-    """Seeds for one aim, and how sure they are to reach it."""
+    """Seeds for one aim, and their power."""
 
     seeds: int
     """Fewest paired seeds, at least ``MIN_SEEDS``, with 80 % power if the true sd is the estimate."""

@@ -2,8 +2,8 @@
 
 Every run evaluates the selection split while it trains. For a pair of runs with one seed, the loss at which they are
 compared is the worse of their two final losses, which both of them reach; the ratio is what the baseline needed to
-reach it over what the arm needed. A ratio of 1.17 means that the arm is worth 1.17 times the baseline's training: the
-better arm is asked when it reached the baseline's final loss, the worse arm is asked when the baseline reached its own.
+reach it over what the arm needed. A ratio of 1.17 means that the arm is worth 1.17 times the baseline's training. A
+better arm is read where it reached the baseline's final loss, the baseline of a worse arm where it reached the arm's.
 Definition ours; "equal loss at fewer tokens" is how Chinchilla (arXiv 2203.15556) and the speed-runs of the field state
 gains.
 
@@ -57,8 +57,8 @@ class LossCurve:
     tokens: Floats
     """(E,) at each evaluation, increasing."""
     losses: Floats
-    """(E,) decreasing: isotonic regression of what was measured, so that noise between evaluations moves no crossing in
-    one direction."""
+    """(E,) decreasing: isotonic regression of the measured losses, so that noise between evaluations does not bias
+    crossings."""
     per_token: Mapping[Measure, float]
     """Training FLOPs and seconds per token; 1 for tokens."""
 
@@ -151,7 +151,7 @@ def _mean(ratios: Sequence[float], alpha: float, is_bound: bool) -> dict[str, fl
 
 
 def savings_sentences(run: Any) -> list[str]:
-    """What each arm is worth, in words, and how to read it; empty while there is no verdict or nothing to compare."""
+    """What each arm is worth, in words, and how to read it; empty without a verdict, or with nothing to compare."""
     if run.verdict() is None:
         return []
     table = savings(run)

@@ -21,7 +21,7 @@ __all__ = ["MIN_POINTS", "PairedLaw", "Prediction", "ScalingLaw", "fit_paired_la
 
 MIN_POINTS = 4
 """Points from which on the floor can be fitted. With fewer the law is a plain power law without intervals: if the true
-law has a floor, the plain one misses its exponent certainly, whatever the noise."""
+law has a floor, the plain one misses its exponent, whatever the noise."""
 
 
 @dataclass(frozen=True)

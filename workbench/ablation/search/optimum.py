@@ -78,7 +78,7 @@ def best(settings: Sequence[Setting], seeds: Sequence[int]) -> Setting | None:
 
 @dataclass(frozen=True)
 class Edge:
-    """A field whose chosen value lies at the edge of what was tried: its optimum may lie beyond."""
+    """A field whose chosen value is at the edge of what was tried: its optimum may be outside."""
 
     name: str
     value: int | float
@@ -203,7 +203,7 @@ class Surface:
 def fit_surface(settings: Sequence[Setting], space: Mapping[str, Range], near: Setting) -> Surface | None:
     """The quadratic through the settings around ``near`` with its non-numeric values, by least squares.
 
-    One field is fitted locally (``FITTED_SETTINGS``), several to all settings. Seeds have effects of their own, so that
+    One field is fitted locally (``FITTED_SETTINGS``), several to all settings. Each seed has an effect, so that
     a setting with one seed can be compared with one that was repeated.
 
     Returns:

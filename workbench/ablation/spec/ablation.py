@@ -127,7 +127,7 @@ class AblationConfig(Config):
             not (stopping.is_sequential and self.confirmation.components),
             "confirmation.components",
             got="runs that share seeds of components",
-            expected="a seed of its own for every run of a sequential design",
+            expected="a separate seed for every run of a sequential design",
             do="Use protocol.stopping=fixed.",
         )
         require(

@@ -116,7 +116,7 @@ class Stopping(Config):
     - *group-sequential* (``{looks: [4, 6, 8]}``): the verdict is read at these numbers of paired seeds, at levels that
       keep alpha over all looks;
     - *anytime-valid* (``{anytime: true}``): the verdict is read after the first seeds and after every further step, by
-      a confidence sequence that holds at all numbers of seeds at once, so that seeds may be added until it decides.
+      a confidence sequence that holds at all numbers of seeds at once; up to all declared seeds, or until it decides.
 
     An arm that is decided at a look stops; the baseline runs as long as any arm does.
     """
@@ -169,7 +169,7 @@ class Stopping(Config):
             every = "each further one" if self.step == 1 else f"every {self.step} further ones"
             return (
                 f"anytime-valid, a confidence sequence for the paired difference (scale {self.scale:g} sd): read after "
-                f"{self.first} seeds and after {every} up to {num_seeds}; a decided arm stops, and seeds may be added"
+                f"{self.first} seeds and after {every} up to {num_seeds}; a decided arm stops"
             )
         if self.looks:
             *others, last = map(str, self.looks)

@@ -63,7 +63,7 @@ def crossed_bootstrap(
         arm_SD: (S, D), amounts per seed and document.
         baseline_SD: (S, D), the same seeds and documents.
         sizes_D: (D,), sizes of the documents, positive.
-        clusters_D: (D,), documents of one number are drawn together; None if each is its own cluster.
+        clusters_D: (D,), documents of one number are drawn together. Default: one cluster per document.
         replicates: number of draws R. Time grows with R · D, memory does not: draws are made in blocks.
         level: nominal coverage.
         seed: of the draws; the same seed draws the same seeds and documents for every arm.

@@ -1,5 +1,5 @@
 """What a reader of a verdict must know beside its numbers: declaration, deviations, look, code, runs that were run
-again; and which of it makes the verdict exploratory."""
+again; and which of these make the verdict exploratory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Disclosure:
 
 
 def disclose(folder: AblationFolder, record: LaunchRecord) -> Disclosure:
-    """What is to be said about an ablation, as far as it has come."""
+    """The disclosure of an ablation with the runs so far."""
     config = record.config
     reasons = [config.exploratory, config.budget.allow_mismatch]
     if config.confirmation.split != "report":
@@ -60,14 +60,14 @@ def disclose(folder: AblationFolder, record: LaunchRecord) -> Disclosure:
 
 
 def relabelled(verdict: Verdict, disclosure: Disclosure) -> Verdict:
-    """An archived verdict with what is disclosed today."""
+    """An archived verdict with another disclosure."""
     old, new = (f"Exploratory ({why}): " if why else "" for why in (verdict.exploratory, disclosure.exploratory))
     rows = tuple(replace(row, sentence=new + row.sentence.removeprefix(old)) for row in verdict.rows)
     return replace(verdict, rows=rows, exploratory=disclosure.exploratory, declared=disclosure.sentences)
 
 
 def _code(confirmed: pl.DataFrame, tuned: pl.DataFrame) -> tuple[list[str], list[str]]:
-    """What to say about the code of the runs, and why that makes the verdict exploratory."""
+    """Sentences about the code of the runs, and the reasons for which it makes the verdict exploratory."""
     codes = _versions(confirmed)
     if not codes:
         return [], []
@@ -84,7 +84,7 @@ def _code(confirmed: pl.DataFrame, tuned: pl.DataFrame) -> tuple[list[str], list
 
 
 def _versions(runs: pl.DataFrame) -> dict[str, list[str]]:
-    """Version of the code, those with the same sources as one -> runs that it trained, also in part."""
+    """Version of the code -> runs that it trained, at least in part. Versions with equal sources are one."""
     versions: dict[str, list[str]] = {}
     for run, codes in runs.select("run", "code").drop_nulls().sort("run").iter_rows():
         for code in codes.split(" → "):
@@ -94,7 +94,7 @@ def _versions(runs: pl.DataFrame) -> dict[str, list[str]]:
 
 
 def _run_again(confirmed: pl.DataFrame) -> list[str]:
-    """The runs that ended otherwise before they were run again."""
+    """A sentence about the runs that were run again, with their earlier outcomes."""
     again = confirmed.drop_nulls("earlier_outcomes").sort("run")
     outcomes = [
         f"seed {row['seed']} of {row['arm']} ({row['earlier_outcomes']}; then {row['status']})"

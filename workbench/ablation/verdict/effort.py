@@ -4,13 +4,13 @@ A verdict compares settings. It extends to the architectures, as tuned in their 
 hardly have found better settings. The rule is ours; for the baseline and for the arm alike:
 
 - something was tuned, and every tuned field was tried at three values or more, with three finished trials a field;
-- no chosen value lies at the edge of what was tried (:func:`workbench.ablation.search.optimum.edges`);
+- no chosen value is at the edge of what was tried (:func:`workbench.ablation.search.optimum.edges`);
 - the choice rests on three tuning seeds or more (``tuning.repeats``), so that it is not the luck of one;
 - the tuning gap, the fitted value of the chosen setting above the arm's fitted optimum, is known and the upper end of
   its interval is at most the smallest difference of interest; where none is declared, the setting is interpolated.
 
 Otherwise the row of the verdict carries a reservation. The tuning gaps are stated beside it: a difference of their size
-may be one of tuning. How often a claim that the rule allows is false: benchmarks/tuning_claims.py.
+may be one of tuning. benchmarks/tuning_claims.py measures how often a claim that the rule allows is false.
 """
 
 from __future__ import annotations

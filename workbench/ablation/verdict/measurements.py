@@ -62,7 +62,7 @@ def measurements(
             return None
         joined[arm] = amounts, failed
     adjusting = control_variates(record, done)
-    any_sizes = next(iter(sizes.values()), np.ones(1))  # of no importance for an arm without a finished run
+    any_sizes = next(iter(sizes.values()), np.ones(1))  # not used for an arm without a finished run
     return {
         arm: ArmMeasurements(arm, amounts, sizes.get(arm, any_sizes), failed, clusters, adjusting.get(arm))
         for arm, (amounts, failed) in joined.items()

@@ -14,8 +14,9 @@ intervals of all looks hold together at level 1 − alpha.
 *Several arms.* Holm's procedure on the repeated p-values of the arms, an arm that is decided keeping the one of its
 look, controls the family-wise error rate over all looks (ours, short): each arm's smallest repeated p-value over all
 looks is a valid p-value; Holm on these smallest ones controls the error rate; the p-values used are never smaller, so
-nothing is rejected that they would not reject. An arm once rejected stays rejected: of any set of arms that holds it,
-the first in Holm's order among those rejected with it is rejected by Bonferroni, whatever the others' later p-values.
+nothing is rejected that they would not reject. An arm once rejected stays rejected: of any set of arms that contains
+it, the first in Holm's order among those rejected with it is rejected by Bonferroni, whatever the later p-values of the
+others are.
 The same holds for equivalence, where the p-value is the larger one of two one-sided tests. Maurer & Bretz (2013)
 reallocate alpha in the same way.
 
@@ -267,7 +268,7 @@ def readings(config: AblationConfig, taken: Sequence[Look] = ()) -> tuple[Readin
     """Every look of the declared design, at most; one if the verdict is read once.
 
     Args:
-        taken: looks so far. An anytime-valid design that was given more seeds goes on behind them.
+        taken: looks so far. An anytime-valid design that was given more seeds continues after them.
     """
     if not config.protocol.stopping.anytime:
         return tuple(Reading(number, config.looks) for number in range(1, len(config.looks) + 1))
