@@ -343,6 +343,8 @@ class Ablation:
             do=f"Stop them first: workbench stop {self.folder}.",
         )
         changed = record.changed(config=self.config, canonical=self.config.canonical(), identity=self.config.identity)
+        if self.config.protocol.control_variate != record.config.protocol.control_variate:
+            changed = changed.changed(control=self._control_runs())
         deviation = deviation.model_copy(update={"hash": digest(changed.plain())})
         return changed.changed(deviations=[*record.deviations, deviation])
 

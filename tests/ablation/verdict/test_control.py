@@ -144,6 +144,17 @@ def test_another_setting_than_the_pilots_is_not_adjusted(ablation: Make) -> None
     assert verdict is not None and any("not adjusted" in line for line in verdict.declared)
 
 
+def test_one_that_is_withdrawn_after_launch_adjusts_nothing(ablation: Make) -> None:
+    finish(ablation(**FIXED).pilot(8))
+    finish(ablation(**DECLARED))
+    run = ablation(**FIXED, deviation="other code").create()
+    verdict = run.verdict()
+    assert verdict is not None and "other code" in str(verdict.exploratory)
+    differences = [row.difference for row in verdict.rows[1:]]
+    values = {run.arms[i]: row.value for i, row in enumerate(verdict.rows)}
+    assert differences == pytest.approx([values[arm] - values[run.baseline] for arm in run.arms[1:]])  # type: ignore[operator]
+
+
 def test_a_missing_pilot_is_a_clear_error(ablation: Make) -> None:
     with pytest.raises(ConfigError, match="no ablation"):
         ablation(**DECLARED).create()
