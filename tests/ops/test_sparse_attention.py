@@ -102,13 +102,25 @@ def test_a_block_is_visible_when_it_ends_at_or_before_the_query(length: int, str
 def test_pairs_are_those_of_the_published_comparison() -> None:
     """Mean keys a query at l 32, d 16, l' 64, n 16, w 512 (our arithmetic)."""
     for T, cmp, slc, win in (
-        (4096, 127, 896, 480),
-        (8192, 255, 960, 496),
-        (32768, 1023, 1008, 508),
-        (65536, 2047, 1016, 510),
+        (4096, 127, 872.5, 480),
+        (8192, 255, 932.5, 496),
+        (32768, 1023, 977.5, 508),
+        (65536, 2047, 985, 510),
     ):
-        means = visible_pairs(T, T, 32, 16, 0) / T, selected_pairs(T, T, 1024) / T, visible_pairs(T, T, 1, 1, 512) / T
-        assert means == pytest.approx((cmp, slc, win), abs=0.7)
+        pairs = visible_pairs(T, T, 32, 16, 0), selected_pairs(T, T, 64, 16), visible_pairs(T, T, 1, 1, 512)
+        assert [count / T for count in pairs] == pytest.approx((cmp, slc, win), abs=0.7)
+
+
+@pytest.mark.parametrize("block", [1, 4, 7])
+@pytest.mark.parametrize("selected", [1, 2, 5])
+def test_selected_pairs_have_the_queries_block_up_to_the_query(block: int, selected: int) -> None:
+    T = 5 * block + 3
+    seen = [
+        sum(1 for s in range(p + 1) if s // block == p // block or s // block < selected - 1)  # any n - 1 other blocks
+        for p in range(T)
+    ]
+    for queries in range(T + 1):
+        assert selected_pairs(queries, T, block, selected) == sum(seen[T - queries :]), queries
 
 
 def random_segments(B: int, T: int, mean: float) -> Tensor:

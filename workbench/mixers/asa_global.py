@@ -201,7 +201,7 @@ class ASAGlobal(Mixer):
             linear_flops(*LatentProjections.shapes(config, width), (width, 2 * H), (H * N, width)) + 2 * C * 2 * H * N
         )
         pooled = sum(heads * Pooling.flops_of(config.compress, b.length, channels) for heads, channels in pooling)
-        scored, attended = visible_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.selected * b.block)
+        scored, attended = visible_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.block, b.selected)
         flops += pooled * num_blocks(T, b.length, b.stride) / T + 2 * H * (2 * C + R) * (scored + attended) / T
         flops += 2 * H * (C + R) * group_query_pairs(T, b.length, b.stride, b.reuse) / T
         cache_bytes = PooledCache.bytes_of(T, b, g * C + R, g, element_bytes) + (g * C + R) * T * element_bytes

@@ -125,7 +125,7 @@ class MoBA(Mixer):
         shapes = ((width, (H + 2 * G) * K), (H * K, width))
         parameters = sum(m * n for m, n in shapes) + (2 * K if config.qk_norm else 0)
         # blocks are scored twice, for the normaliser (which also weights values that are discarded) and for the ranking
-        scored, attended = visible_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.selected * b.block)
+        scored, attended = visible_pairs(T, T, b.length, b.stride, 0), selected_pairs(T, T, b.block, b.selected)
         flops = linear_flops(*shapes) + H * K * (6 * scored + 4 * attended) / T
         cache_bytes = PooledCache.bytes_of(T, b, G * K, G, element_bytes) + 2 * G * K * T * element_bytes
         return Cost(parameters, parameters, flops, cache_bytes)

@@ -391,7 +391,7 @@ class NSA(Mixer):
             unevicted = cache_bytes
         if "selection" in reads:
             flops += 2 * H * K * group_query_pairs(T, b.length, b.stride, b.reuse) / T
-            flops += 4 * H * K * selected_pairs(T, T, b.selected * b.block) / T
+            flops += 4 * H * K * selected_pairs(T, T, b.block, b.selected) / T
         if "window" in reads:
             flops += 4 * H * K * visible_pairs(T, T, 1, 1, config.window) / T
         token_bytes = 2 * G * K * element_bytes

@@ -124,9 +124,22 @@ def _pairs_before(positions: int, length: int, stride: int, window: int) -> int:
     return stride * groups * (groups + 1) // 2 + rest * (groups + 1) + (seeing - rising) * window
 
 
-def selected_pairs(queries: int, num_keys: int, limit: int) -> int:
-    """Pairs (query, selected token), at most ``limit`` per query."""
-    return visible_pairs(queries, num_keys, 1, 1, limit)
+def selected_pairs(queries: int, num_keys: int, block: int, selected: int) -> int:
+    """Pairs (query, selected token) of one document, of its last ``queries`` of ``num_keys`` rows.
+
+    A query at position p sees p mod l' + 1 tokens of its own block, which is always selected, and all tokens of
+    min(n - 1, floor(p / l')) earlier ones.
+    """
+    before = num_keys - queries
+    return _selected_before(num_keys, block, selected) - _selected_before(before, block, selected)
+
+
+def _selected_before(positions: int, block: int, selected: int) -> int:
+    whole, rest = divmod(positions, block)
+    rising = min(whole, selected - 1)  # blocks whose queries select every earlier block
+    earlier = rising * (rising - 1) // 2 + (whole - rising) * (selected - 1)
+    own = whole * block * (block + 1) // 2 + rest * (rest + 1) // 2
+    return own + block * (block * earlier + rest * rising)
 
 
 @cache

@@ -227,13 +227,13 @@ def _(do, dlse, q, k, v, start, o, lse, value_dim, offset, length, stride, windo
 
 @register_flop_formula(torch.ops.workbench.selected_attention)
 def _(q, k, v, starts, start, value_dim, offset, block, reuse, scale, **_) -> int:  # type: ignore[no-untyped-def]
-    pairs = selected_pairs(q[1], offset + q[1], starts[3] * block)
+    pairs = selected_pairs(q[1], offset + q[1], block, starts[3])
     return _flops(q, q[3], value_dim, pairs, backward=False)
 
 
 @register_flop_formula(torch.ops.workbench.selected_attention_backward)
 def _(do, dlse, q, k, v, starts, start, o, lse, value_dim, offset, block, reuse, scale, **_) -> int:  # type: ignore[no-untyped-def]
-    pairs = selected_pairs(q[1], offset + q[1], starts[3] * block)
+    pairs = selected_pairs(q[1], offset + q[1], block, starts[3])
     return _flops(q, q[3], value_dim, pairs, backward=True)
 
 
