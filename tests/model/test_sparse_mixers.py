@@ -12,7 +12,7 @@ from torch import Tensor
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, mixers
-from workbench.layers import Pooling
+from workbench.layers import INIT_SCALE, Pooling
 from workbench.mixers.families.sparse import Selection
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.sparse_attention.reference import attend_reference, select_reference, selected_tokens, window_tokens
@@ -49,9 +49,36 @@ def test_latents_are_multiplied_by_the_root_of_the_ratio_of_widths() -> None:
         build("mla", latent_dim=16, query_latent=4),
         build("mla", latent_dim=16, query_latent=4, latent_scale=True),
     )
+    scaled.load_state_dict(plain.state_dict())
     x_BTD = torch.randn(1, 5, 64, dtype=torch.float64)
     (q, _, c, _), (q_scaled, _, c_scaled, _) = plain.project(x_BTD), scaled.project(x_BTD)
     assert error(c_scaled, 2 * c) < 1e-14 and error(q_scaled, 4 * q) < 1e-14
+
+
+@pytest.mark.parametrize("latent_scale", [False, True])
+def test_keys_queries_and_values_start_equally_large_whatever_the_latents_width(latent_scale: bool) -> None:
+    """The standard deviation of all of them is INIT_SCALE, that of a projection of the normalised input."""
+    settings = {"latent_dim": 16, "query_latent": 64, "heads": 4, "head_dim": 64, "rotary_dim": 64}
+    module = build("mla", width=512, latent_scale=latent_scale, **settings)
+    q_n, q_r, c, kr = module.project(torch.randn(4, 500, 512, dtype=torch.float64))
+    keys, v = module.project.expanded(c, kr)
+    for name, part in {"q": q_n, "rotary q": q_r, "k": keys[..., :64], "rotary k": kr, "v": v}.items():
+        assert float(part.detach().std()) == pytest.approx(INIT_SCALE, rel=0.06), name
+
+
+def test_the_factor_changes_how_strongly_updates_act_and_not_the_start() -> None:
+    """The same random numbers, divided by the factor: without positions in the latent, the same function."""
+    settings = {"latent_dim": 16, "query_latent": 4}
+    plain, scaled = (build("mla", latent_scale=on, **settings) for on in (False, True))
+    x_BTD = torch.randn(1, 9, 64, dtype=torch.float64)
+    assert error(scaled(x_BTD), plain(x_BTD)) < 1e-13
+    step = torch.randn_like(plain.project.up.weight) * 1e-3
+    with torch.no_grad():
+        before = [module.project.expanded(*module.project(x_BTD)[2:])[1] for module in (plain, scaled)]
+        for module in (plain, scaled):
+            module.project.up.weight.add_(step)
+        after = [module.project.expanded(*module.project(x_BTD)[2:])[1] for module in (plain, scaled)]
+    assert error(after[1] - before[1], 2 * (after[0] - before[0])) < 1e-9
 
 
 def test_scaled_latent_attention_is_that_of_longcat_flash() -> None:

@@ -16,10 +16,14 @@ class Linear(nn.Linear):
     Args:
         writes_residual: whether its output is added to the residual stream; the model then scales its initial values by
             1/sqrt(2 · depth).
+        input_square: mean square of an input channel at the start, by whose root the initial values are divided.
     """
 
-    def __init__(self, d_in: int, d_out: int, *, bias: bool = False, writes_residual: bool = False):
+    def __init__(
+        self, d_in: int, d_out: int, *, bias: bool = False, writes_residual: bool = False, input_square: float = 1.0
+    ):
         super().__init__(d_in, d_out, bias=bias)
+        self.input_square = input_square
         self.roles = {"weight": ParameterRole(Role.HIDDEN, writes_residual=writes_residual), "bias": Role.BIAS}
 
     def reset_parameters(self) -> None:
@@ -29,7 +33,8 @@ class Linear(nn.Linear):
         if name == "bias":
             parameter.zero_()
         else:
-            parameter.normal_(0.0, INIT_SCALE / math.sqrt(self.in_features), generator=generator)
+            fan_in = self.in_features * self.input_square
+            parameter.normal_(0.0, INIT_SCALE / math.sqrt(fan_in), generator=generator)
 
 
 def linear_flops(*shapes: tuple[int, int]) -> int:

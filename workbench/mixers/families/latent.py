@@ -48,8 +48,11 @@ class LatentConfig(VariantConfig):
     query_latent: Annotated[int | None, Field(ge=1)] = None
     """Channels of a normalised latent that queries are computed from. Default: from the input."""
     latent_scale: bool = False
-    """Whether a normalised latent of d channels is multiplied by sqrt(D / d), which compensates for the smaller
-    variance that a small latent gives (LongCat-Flash, arXiv 2509.01322, §2)."""
+    """Whether a normalised latent of d channels is multiplied by sqrt(D / d) (LongCat-Flash, arXiv 2509.01322, eq. 7).
+    There all matrices start with one variance, so that without the factor what is computed from a small latent starts
+    smaller than what is computed from the input. Here a matrix starts by its fan-in, which makes them equal without
+    the factor; with it, the matrices out of the latent start as if their fan-in were D (ours). The start is thus the
+    same function either way, and an update of these matrices acts sqrt(D / d) times as strongly with the factor."""
 
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"head_dim": 16},
@@ -110,15 +113,18 @@ class LatentProjections(nn.Module):
         self.H, self.g, self.C = config.heads, config.latents, config.latent_dim
         self.N, self.R = config.head_dim, config.rotary_dim
         self.down = Linear(width, self.g * self.C + self.R)
-        self.norm = LatentNorm(self.g, self.C, math.sqrt(width / self.C) if config.latent_scale else 1.0)
-        self.up = Linear(self.C, 2 * self.H * self.N)  # of each head its keys, then its values
+        scale_square = width / self.C if config.latent_scale else 1.0
+        self.norm = LatentNorm(self.g, self.C, math.sqrt(scale_square))
+        # of each head its keys, then its values
+        self.up = Linear(self.C, 2 * self.H * self.N, input_square=scale_square)
         self.q_down = self.q_norm = None
-        source = width
+        source, scale_square = width, 1.0
         if config.query_latent:
             source = config.query_latent
+            scale_square = width / source if config.latent_scale else 1.0
             self.q_down = Linear(width, source)
-            self.q_norm = LatentNorm(1, source, math.sqrt(width / source) if config.latent_scale else 1.0)
-        self.q = Linear(source, self.H * (self.N + self.R))
+            self.q_norm = LatentNorm(1, source, math.sqrt(scale_square))
+        self.q = Linear(source, self.H * (self.N + self.R), input_square=scale_square)
         self.rotary = Rotary(self.R, config.rotary_theta) if self.R else None
         self.roles = {
             "down.weight": Role.LATENT_DOWN,
