@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 import types
@@ -109,6 +110,52 @@ def test_a_file_is_plugged_in_here_and_in_child_processes(tmp_path: Path, monkey
         assert answer.stdout == "2\n"
     finally:
         feedforwards.unregister("nothing_a")
-        sys.modules.pop("throwaway_variant", None)
     with pytest.raises(ConfigError, match="no such file"):
         plug_in(tmp_path / "throwaway_varian.py")
+
+
+THING = """
+from typing import Literal
+from workbench.contract import FeedForward, VariantConfig, feedforwards
+
+@feedforwards.register
+class Thing(FeedForward):
+    class Config(VariantConfig):
+        kind: Literal["thing_{0}"] = "thing_{0}"
+"""
+
+
+@pytest.mark.parametrize("by", ["plug_in", "environment"])
+def test_a_file_may_be_named_like_a_module(by: str, tmp_path: Path) -> None:
+    """Under these names torch finds the standard library's modules, whether it is imported before or afterwards."""
+    names = ("queue", "random", "secrets")
+    for folder, name in enumerate(("queue", "random", "secrets", "queue")):
+        (tmp_path / str(folder)).mkdir()
+        (tmp_path / str(folder) / f"{name}.py").write_text(THING.format(folder))
+    files = [f"{folder}/{name}.py" for folder, name in enumerate((*names, "queue"))]  # relative paths
+    script = f"""
+import os
+from workbench.registry import broken_plugins, plug_in
+if {by!r} == "plug_in":
+    for file in {files}:
+        plug_in(file)
+else:
+    os.environ["WORKBENCH_PLUGINS"] = os.pathsep.join({files})
+import queue, random, secrets
+from torch.utils.data import DataLoader
+from workbench.contract import feedforwards
+print(sorted(set(feedforwards) & {{"thing_0", "thing_1", "thing_2", "thing_3"}}), broken_plugins)
+print(len(list(DataLoader(range(4), num_workers=1))), queue.Queue and random.random and secrets.token_hex and "ok")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "WORKBENCH_PLUGINS": ""}
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert answer.stdout == "['thing_0', 'thing_1', 'thing_2', 'thing_3'] {}\n4 ok\n", answer.stdout + answer.stderr
+
+
+def test_a_listed_file_that_does_not_exist_is_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(PLUGIN_FILES, str(tmp_path / "absent.py"))
+    monkeypatch.setattr(registry_module, "broken_plugins", {})
+    empty_registry().names()
+    assert "No such file" in registry_module.broken_plugins[str(tmp_path / "absent.py")]

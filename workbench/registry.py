@@ -1,7 +1,12 @@
 """Registries of plug-ins by name, filled by scanning a package and by entry points.
 
 A plug-in inside the repository is one file in the registry's package. Outside of it, it is one entry point in the group
-``workbench.plugins`` whose value is the module to import. No other list of names exists.
+``workbench.plugins`` whose value is the module to import, or a file that belongs to no package: :func:`plug_in` loads
+it in a notebook or script, the environment variable ``WORKBENCH_PLUGINS`` in every command::
+
+    WORKBENCH_PLUGINS=my_mixer.py:tasks/my_task.py workbench run sweep.yaml
+
+Such a file may have any name, also that of an installed module. No other list of names exists.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import inspect
 import os
 import pkgutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,7 +30,8 @@ __all__ = ["ENTRY_POINT_GROUP", "PLUGIN_FILES", "Registry", "broken_plugins", "p
 ENTRY_POINT_GROUP = "workbench.plugins"
 
 PLUGIN_FILES = "WORKBENCH_PLUGINS"
-"""Environment variable listing plug-in files that belong to no package, separated as in PATH."""
+"""Environment variable with the plug-in files that belong to no package, separated as in PATH (":", on Windows ";").
+Relative paths count from the working directory."""
 
 T = TypeVar("T", bound=type)
 
@@ -143,20 +150,28 @@ def plug_in(path: str | Path) -> None:
 
 
 def _import_file(path: Path) -> None:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    # a name of its own: under the file's name, a plug-in queue.py would take the place of the standard library's queue
+    name = f"_workbench_plugin_{zlib.crc32(str(path).encode()):08x}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
 
 
 def _load_plugin_files() -> None:
     for name in os.environ.get(PLUGIN_FILES, "").split(os.pathsep):
         if name and name not in _loaded:
             _loaded.add(name)
+            path = Path(name).expanduser().resolve()
             try:
-                if not any(getattr(module, "__file__", None) == name for module in list(sys.modules.values())):
-                    _import_file(Path(name))
+                if not any(getattr(module, "__file__", None) == str(path) for module in list(sys.modules.values())):
+                    _import_file(path)
             except Exception as error:
                 broken_plugins[name] = f"{type(error).__name__}: {error}"
 

@@ -367,7 +367,7 @@ def test_transformers_computes_the_same_from_our_export(tied: bool, tokenizer: T
 def test_transformers_encodes_the_same_from_our_export(tokenizer: Tokenizer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     folder = save(small_model(**LLAMA), tokenizer, tmp_path / "export", format="llama")
-    text = "value of a gate é\n"
+    text = "value of a gate é\n<|document|> written out\n"  # text, as in training
     assert transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == load(folder)[1].encode(text).ids
 
 

@@ -26,6 +26,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
             single=f"{DOCUMENT_SYMBOL} $A", special_tokens=[(DOCUMENT_SYMBOL, symbol)]
         )
         config |= {"bos_token": DOCUMENT_SYMBOL, "eos_token": DOCUMENT_SYMBOL}
+        config["split_special_tokens"] = True  # as in training: the symbol written out in a text is text
     copy.save(str(folder / TOKENIZER))
     write_json(folder / TOKENIZER_CONFIG, config)
 
