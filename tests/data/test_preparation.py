@@ -157,6 +157,13 @@ def test_documents_that_a_tokenizer_loses_are_counted(corpus: Path, tmp_path: Pa
     assert data.card["splits"]["report"]["lossy_documents"] == len(data.report)
 
 
+def test_documents_without_text_are_counted(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": " "}\n')
+    paths = {"kind": "files", "path": [str(corpus), str(tmp_path / "a.jsonl")]}
+    card = prepare(DataConfig.parse({"corpus": paths}), 300, tmp_path / "cache").card
+    assert (card["documents_read"], card["empty_dropped"]) == (12, 2)
+
+
 def test_a_trained_tokenizer_loses_nothing(corpus: Path, tmp_path: Path) -> None:
     assert prepare(config(corpus), 300, tmp_path).card["splits"]["report"]["lossy_documents"] == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import write_corpus
@@ -107,10 +108,10 @@ def test_unknown_words_are_a_loss() -> None:
     assert not is_lossless(words, document, "the fox")
 
 
-def test_long_words_are_cut_for_training() -> None:
-    word = "ACGT" * 300
-    assert max(map(len, _cut_words(f"one {word} two"))) == MAX_WORD
-    assert sorted("".join(_cut_words(f"one {word} two"))) == sorted(f"one {word} two")
+@pytest.mark.parametrize("word", ["ACGT" * 300, "\n" * 1200])
+def test_long_words_and_white_space_are_cut_for_training(word: str) -> None:
+    assert max(map(len, _cut_words(f"one-{word}-two"))) == MAX_WORD
+    assert sorted("".join(_cut_words(f"one-{word}-two"))) == sorted(f"one-{word}-two")
 
 
 def test_text_without_long_words_is_whole() -> None:
@@ -142,3 +143,43 @@ def test_a_run_without_a_usable_tokenizer(
     corpus = {"kind": "files", "path": str(write_corpus(tmp_path / "corpus", 4))}
     with pytest.raises(ConfigError, match=message):
         prepare(DataConfig.parse({"corpus": corpus, **fields}), vocabulary, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("model", [models.WordLevel({"a": 0}), models.Unigram([("a", -1.0)], None, False)])
+def test_a_tokenizer_without_an_unknown_token_fails_with_a_clear_error(model: Any) -> None:
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens([DOCUMENT_SYMBOL])
+    with pytest.raises(ConfigError, match=r"data.tokenizer_file: got .a tokenizer that fails: "):
+        encode(tokenizer, ["the fox"])
+
+
+def test_a_panic_of_the_library_is_a_clear_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """An expression that backtracks without end."""
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "t.json").write_text(json.dumps({**json.loads(tokenizer.to_str()), "pre_tokenizer": split}))
+    loaded = load(str(tmp_path / "t.json"), 300)
+    with pytest.raises(ConfigError, match=r"a tokenizer that fails: .*retry-limit"):
+        encode(loaded, ["x" * 40])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"normalizer": {"type": "Lowercase"}},
+        {"normalizer": {"type": "NFC"}},
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        {"decoder": None},
+    ],
+)
+def test_normalised_text_is_a_loss(tokenizer: Tokenizer, tmp_path: Path, fields: dict[str, Any]) -> None:
+    (tmp_path / "t.json").write_text(json.dumps({**json.loads(tokenizer.to_str()), **fields}))
+    text = " The fox e\u0301 "
+    loaded = load(str(tmp_path / "t.json"), 300)
+    (document,) = encode(loaded, [text])
+    assert not is_lossless(loaded, document, text)
+
+
+@pytest.mark.parametrize("unit", [" ", "\n", "=", "ACGT", "的一是不"])
+def test_training_time_does_not_grow_with_the_length_of_a_run(unit: str) -> None:
+    """Quadratic training takes minutes for this text."""
+    train(["a word" + unit * (400_000 // len(unit))], 300, 10**6)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_run, run_fields
+from helpers import make_run, run_fields, small_tokenizer
 from safetensors.torch import load_file
 
 from workbench.config import ConfigError
@@ -230,6 +230,20 @@ class TestStart:
     def test_a_folder_without_weights_is_refused(self, corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"start.folder.*config.json and"):
             RunConfig.parse(run_fields(corpus, start={"folder": str(tmp_path)})).identity  # noqa: B018
+
+
+@pytest.mark.parametrize("asks_to_stop", [True, False])
+def test_a_run_needs_no_text_once_it_is_prepared(corpus: Path, cache: Path, tmp_path: Path, asks_to_stop: bool) -> None:
+    texts = Path(shutil.copytree(corpus, tmp_path / "texts"))
+    tokenizer = tmp_path / "tokenizer.json"
+    small_tokenizer().save(str(tokenizer))
+    config = RunConfig.parse(run_fields(texts, data={"tokenizer_file": str(tokenizer)}))
+    folder = new_run(tmp_path / "run", cache, config)
+    train(folder.path, cache, should_stop=lambda: asks_to_stop)
+    shutil.rmtree(texts)
+    tokenizer.unlink()
+    resumed = new_run(tmp_path / "run", cache, RunConfig.parse(config.plain()))
+    assert train(resumed.path, cache)["status"] == "done"
 
 
 class TestDeterministic:

@@ -26,7 +26,7 @@ from workbench.data.sources import content_digest, digest, is_complete, write_ca
 from workbench.data.splits import MEASURED, SPLITS, Assignment, MeasuredSplit, SplitName, split_by_cluster
 from workbench.files import locked, read_json, replacing_folder, write_json
 
-FORMAT = 6
+FORMAT = 7
 """Part of the fingerprint; raised when the files or the rules change."""
 REASONS = ("allow_overlap", "allow_lossy")
 """Fields that change how the data may be used, not the data."""
@@ -56,13 +56,13 @@ def prepare_text(config: DataConfig, vocabulary: int, cache: Path, progress: Cal
         return folder
     with locked(cache / f"{known.stem}.lock"), DiskStrings(cache / f".{known.stem}.texts") as texts:
         progress("reading the corpus")
-        _read(corpus, texts)
+        empty = _read(corpus, texts)
         fingerprint = digest(FORMAT, texts.digest, vocabulary, settings)
         folder = cache / fingerprint
         with locked(cache / f"{fingerprint}.lock"):
             if not is_complete(folder):
                 with replacing_folder(folder) as scratch:
-                    write_card(scratch, _write(config, vocabulary, texts, scratch, progress))
+                    write_card(scratch, _write(config, vocabulary, texts, empty, scratch, progress))
         if stamp is not None:
             known.parent.mkdir(exist_ok=True)
             write_json(known, {"fingerprint": fingerprint})
@@ -95,10 +95,14 @@ def _found(known: Path, cache: Path, stamp: str | None) -> Path | None:
     return folder if is_complete(folder) else None
 
 
-def _read(corpus: Corpus, texts: DiskStrings) -> None:
+def _read(corpus: Corpus, texts: DiskStrings) -> int:
+    """Store the documents of a corpus. Returns the number of those without text, which are left out."""
+    empty = 0
     for text in corpus.documents():
         if text.strip():
             texts.add(text)
+        else:
+            empty += 1
     require(
         len(texts),
         "data.corpus",
@@ -106,12 +110,18 @@ def _read(corpus: Corpus, texts: DiskStrings) -> None:
         expected="documents with text in them",
         do="Check the path and the field.",
     )
+    return empty
 
 
 def _write(
-    config: DataConfig, vocabulary: int, texts: DiskStrings, folder: Path, progress: Callable[[str], None]
+    config: DataConfig,
+    vocabulary: int,
+    texts: DiskStrings,
+    empty: int,
+    folder: Path,
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write tokenizer and splits. Returns the card."""
+    """Write tokenizer and splits. Returns the card. ``empty`` documents were left out."""
     progress("looking for near-duplicates")
     clusters = near_duplicates(texts)
     fractions: dict[MeasuredSplit, float] = {
@@ -136,6 +146,7 @@ def _write(
         "corpus_hash": texts.digest,
         "vocabulary": vocabulary,
         "documents_read": texts.added,
+        "empty_dropped": empty,
         "duplicates_dropped": texts.added - len(texts),
         "clusters": len(np.unique(clusters)),
         "near_duplicates_dropped": len(splits.unused),

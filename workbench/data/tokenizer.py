@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +16,10 @@ from workbench.config import ConfigError, require
 
 DOCUMENT_SYMBOL = "<|document|>"
 """Before and after every document; token id 0 of a trained tokenizer."""
-
-
 MAX_WORD = 256
-"""Characters of the longest word that BPE is trained on, whose time is quadratic in the length of a word; longer ones,
-as in genomes or encoded data, are cut."""
-
-
-LONG_WORD = re.compile(rf"\S{{{MAX_WORD + 1},}}")
+"""Characters of the longest word, or run of white space, that BPE is trained on, whose time is quadratic in their
+length; longer ones, as in genomes, encoded data or tables, are cut."""
+LONG_WORD = re.compile(rf"\S{{{MAX_WORD + 1},}}|\s{{{MAX_WORD + 1},}}")
 
 
 class Encoded(NamedTuple):
@@ -54,12 +51,8 @@ def load(path: str, vocabulary: int) -> Tokenizer:
     Raises:
         ConfigError: for another file, or more ids than ``vocabulary``.
     """
-    try:
+    with _refusing(path, "JSON that the `tokenizers` library wrote"):
         tokenizer = Tokenizer.from_file(path)
-    except Exception as error:  # the library raises nothing more precise
-        raise ConfigError.at(
-            "data.tokenizer_file", got=f"{path}: {error}", expected="JSON that the `tokenizers` library wrote"
-        ) from None
     reset_settings(tokenizer)
     ids_before = set(tokenizer.get_vocab().values())
     is_new = tokenizer.token_to_id(DOCUMENT_SYMBOL) is None
@@ -81,6 +74,18 @@ def load(path: str, vocabulary: int) -> Tokenizer:
         do=f"Set model.vocabulary={size} or more.",
     )
     return tokenizer
+
+
+@contextlib.contextmanager
+def _refusing(got: str, expected: str) -> Iterator[None]:
+    """Turn errors of the library into a ConfigError. It raises nothing more precise than Exception, and BaseException
+    where its Rust code panics."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ConfigError.at("data.tokenizer_file", got=f"{got}: {error}", expected=expected) from None
 
 
 def reset_settings(tokenizer: Tokenizer) -> None:
@@ -149,11 +154,15 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_bytes: int | None = N
         tokenizer: with a document symbol; the symbol written out in a text is encoded as text.
         texts: the texts.
         max_bytes: a longer text is cut to at most this many bytes and has no symbol at its end.
+
+    Raises:
+        ConfigError: the tokenizer fails, as one without an unknown token does at a character that it does not have.
     """
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
     tokenizer.encode_special_tokens = True
     pieces = [text if max_bytes is None else cut(text, max_bytes) for text in texts]
-    encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+    with _refusing("a tokenizer that fails", "one that encodes every text"):
+        encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
     documents = []
     for text, piece, encoding in zip(texts, pieces, encodings):
         end = [symbol] if len(piece) == len(text) else []
@@ -162,7 +171,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_bytes: int | None = N
 
 
 def _cut_words(text: str) -> list[str]:
-    """``text`` in pieces without a word of more than ``MAX_WORD`` characters; whole if it has none."""
+    """``text`` in pieces without a word or white space of more than ``MAX_WORD`` characters; whole if it has none."""
     if not LONG_WORD.search(text):
         return [text]
     pieces = LONG_WORD.split(text)

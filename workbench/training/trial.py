@@ -68,13 +68,13 @@ def new_run(
     Raises:
         ConfigError: when the folder contains a run of another configuration, or the data cannot be prepared.
     """
-    path = Path(path)
+    path, cache = Path(path), Path(cache)
+    if _is_self_contained(RunFolder(path), config, cache):
+        return RunFolder(path)
     data = prepare_data(config.data, config.model.vocabulary or 0, cache, progress)
     if progress:
         for line in repetition({arm: config.epochs(data)}):
             progress(line)
-    if _has_started(RunFolder(path), config):
-        return RunFolder(path)
     folder = RunFolder.create(path, describe_run(config, data.fingerprint, arm=arm, stage=stage, **about))
     existing = folder.record()
     if existing.identity != config.identity:
@@ -89,12 +89,24 @@ def new_run(
     return folder
 
 
-def _has_started(folder: RunFolder, config: RunConfig) -> bool:
-    """Whether the run has this configuration and no longer needs its initial weights, which have been removed."""
-    if config.start is None or Path(config.start.folder).exists() or not folder.exists():
+def _is_self_contained(folder: RunFolder, config: RunConfig, cache: Path) -> bool:
+    """Whether the folder has the run of this configuration, which needs nothing more from elsewhere: no text and
+    tokenizer once they are prepared, no initial weights once there is a checkpoint, and nothing once it has ended."""
+    if not folder.exists():
         return False
-    is_same = folder.record().config == json.loads(json.dumps(config.plain()))
-    return is_same and bool(folder.result() or checkpoints_in(folder.path / "checkpoint"))
+    record, ended = folder.record(), bool(folder.result())
+    weights_removed = config.start is not None and not Path(config.start.folder).exists()
+    if record.config != json.loads(json.dumps(config.plain())):
+        return False
+    if weights_removed:  # without them there is no identity
+        if not (ended or checkpoints_in(folder.path / "checkpoint")):
+            return False
+    elif record.identity != config.identity:
+        return False
+    try:
+        return ended or bool(Source.open(cache, record.data))
+    except ConfigError:
+        return False
 
 
 def train(

@@ -17,6 +17,7 @@ from workbench.config import ConfigError
 from workbench.data import DataConfig
 from workbench.data.corpora.files import Files
 
+TAR = b"a.txt".ljust(257, b"\0") + b"ustar" + b"\0" * 250
 TEXTS = [f"text number {i} with \u2028 and \x85 in it, word {i * i}" for i in range(8)]
 
 
@@ -54,6 +55,15 @@ def test_a_text_file_is_a_document(tmp_path: Path) -> None:
         ("zst.jsonl.zst", b"\x28\xb5\x2f\xfd0000", "a Zstandard file"),
         ("table.csv", b"text\nword\n", "table.csv, a table"),
         ("settings.json", b'{"other": 1}', "JSON lines with the field 'text'"),
+        ("latin.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n', "latin.jsonl line 2, which is not UTF-8 at byte 13"),
+        ("zero.bin", b"word\0word", "zero.bin, which is not text"),
+        ("old.tar", TAR, "old.tar, which is a tar archive"),
+        ("old.tar.gz", gzip.compress(TAR, mtime=0), "old.tar.gz, which is a tar archive"),
+        ("cut.json", b'[{"text": "a"}, {"text": "b', "cut.json: Unterminated string"),
+        ("open.json", b'[{"text": "a"}', "open.json: the end of the file where an array"),
+        ("number.json", b"[12345]", "number.json row 1 does not have as text"),
+        ("deep.json", b"[" * 200_000, "deep.json: .*recursion"),
+        ("digits.json", b'[{"text": "x", "id": ' + b"9" * 5000 + b"}]", "digits.json: Exceeds the limit"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -68,9 +78,18 @@ def test_json_lines_are_recognised_by_content(tmp_path: Path, name: str) -> None
     assert read(tmp_path) == TEXTS
 
 
-def test_an_array_of_objects(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in TEXTS], indent=1))
-    assert read(tmp_path) == TEXTS
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_of_objects(tmp_path: Path, indent: int | None) -> None:
+    texts = [*TEXTS, "long " * 100_000, "\u00fc" * 70_000]  # longer than what is read at a time
+    array = json.dumps([{"text": text} for text in texts], indent=indent, ensure_ascii=False)
+    (tmp_path / "a.json").write_text(f" \n{array}\n", encoding="utf-8")
+    assert read(tmp_path) == texts
+
+
+@pytest.mark.parametrize("array", ["[]", "[ ]", "\ufeff[\n]\n"])
+def test_an_empty_array(tmp_path: Path, array: str) -> None:
+    (tmp_path / "a.json").write_text(array, encoding="utf-8")
+    assert read(tmp_path) == []
 
 
 @pytest.mark.parametrize(("suffix", "library"), [("gz", gzip), ("bz2", bz2), ("xz", lzma)])
@@ -83,7 +102,9 @@ def test_compressed_files(tmp_path: Path, suffix: str, library: Any) -> None:
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbftwo")
-    assert read(tmp_path) == ["one", "two"]
+    (tmp_path / "c.json").write_bytes(b'\xef\xbb\xbf[{"text": "three"}]')
+    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbffour", mtime=0))
+    assert read(tmp_path) == ["one", "two", "three", "four"]
 
 
 def test_line_endings_are_not_translated(tmp_path: Path) -> None:
@@ -121,6 +142,13 @@ def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
     assert read(tmp_path / "corpus[1].txt") == ["one"]
 
 
+def test_a_folder_that_exists_is_no_pattern(tmp_path: Path) -> None:
+    for folder, text in (("x[1]", "one"), ("x1", "other")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(text)
+    assert read(tmp_path / "x[1]" / "*.txt") == ["one"]
+
+
 def test_a_parquet_path_is_no_pattern(tmp_path: Path) -> None:
     for folder, text in (("x[1]", "one"), ("x1", "other")):
         (tmp_path / folder).mkdir()
@@ -137,10 +165,30 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     assert read(tmp_path / "texts") == ["book"]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_file_is_read_once_whatever_names_it(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("one")
+    (tmp_path / "texts" / "loop").symlink_to(tmp_path / "texts")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "texts" / "a.txt")
+    paths = (str(tmp_path / "texts"), str(tmp_path / "**" / "*.txt"), str(tmp_path / "b.txt"))
+    assert list(Files(Files.Config(path=paths)).documents()) == ["one"]
+
+
+@pytest.mark.parametrize("pattern", ["texts", "texts/*.txt"])
+def test_a_link_to_nothing_is_refused(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("one")
+    (tmp_path / "texts" / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(ConfigError, match=r"b\.txt, a link to nothing.*gone\.txt"):
+        read(tmp_path / pattern)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 def test_rows_are_streamed(tmp_path: Path, kind: str) -> None:
     rows = [f"{i} " * 2_000 for i in range(3_000)]
-    if kind == "jsonl":
+    if kind == "json":
+        (tmp_path / "a.json").write_text(json.dumps([{"text": row} for row in rows]))
+    elif kind == "jsonl":
         (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     else:
         pl.DataFrame({"text": rows}).write_parquet(tmp_path / "a.parquet", row_group_size=100)

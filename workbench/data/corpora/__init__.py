@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from workbench.config import Config
 from workbench.registry import Registry
 
-__all__ = ["Corpus", "CorpusConfig", "corpora"]
+__all__ = ["BYTE_ORDER_MARK", "Corpus", "CorpusConfig", "corpora", "decoded"]
 
 
 class CorpusConfig(Config):
@@ -37,6 +37,18 @@ class Corpus(ABC):
         Raises:
             ConfigError: nothing to read, or it cannot be read.
         """
+
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def decoded(data: bytes) -> str:
+    """Text of a file: UTF-8 without a byte-order mark; line endings are not translated.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return data.removeprefix(BYTE_ORDER_MARK).decode()
 
 
 corpora: Registry[type[Corpus]] = Registry("corpus", "workbench.data.corpora")

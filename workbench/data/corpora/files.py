@@ -5,16 +5,18 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
+import io
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TextIO
 
 from workbench.config import ConfigError, nearest, require
-from workbench.data.corpora import Corpus, CorpusConfig, corpora
+from workbench.data.corpora import BYTE_ORDER_MARK, Corpus, CorpusConfig, corpora, decoded
 
 ROWS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 """Suffixes of files with a document per row."""
@@ -29,9 +31,13 @@ REFUSED = {
 """First bytes -> formats that are not read."""
 TABLES = {".csv", ".tsv"}
 """Suffixes of tables, whose rows are not documents unless the format says so."""
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+TAR = b"ustar"
+"""At byte 257 of a tar archive."""
 ROWS_READ_TOGETHER = 256
 """Rows of a Parquet file in memory at a time."""
+ARRAY_CHARACTERS = 2**16
+"""Characters of a JSON array read at a time, at least."""
+_DECODER, _SPACES = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
 
 
 @corpora.register
@@ -75,19 +81,31 @@ class Files(Corpus):
     # -- paths -------------------------------------------------------------------------------------------------------
 
     def _paths(self) -> list[Path]:
+        """Every file once, however often links or patterns name it."""
         patterns = [self.config.path] if isinstance(self.config.path, str) else self.config.path
-        return sorted({path for pattern in patterns for path in self._matches(pattern)})
+        try:
+            paths = sorted({path for pattern in patterns for path in self._matches(pattern)})
+        except OSError as error:
+            raise _error(
+                f"{error.filename}: {error.strerror}", "folders that can be read", "Change their rights."
+            ) from None
+        first_of = {os.path.realpath(path): path for path in reversed(paths)}
+        return sorted(first_of.values())
 
     @staticmethod
     def _matches(pattern: str) -> list[Path]:
-        """The files of one path or pattern. A path that exists is taken as it is, whatever characters it has."""
+        """The files of one path or pattern. What exists is taken as it is, whatever characters it has: in
+        ``runs[1]/*.txt`` only the name of the file is a pattern if there is a folder ``runs[1]``."""
         root = Path(pattern).expanduser()
         if root.is_dir():
             files = list(_walk(root, set()))
-        elif root.is_file():
+        elif root.exists():
             files = [root]
         else:
-            files = [path for name in glob.glob(str(root), recursive=True) if (path := Path(name)).is_file()]
+            folder = next(parent for parent in root.parents if parent.is_dir())
+            names = glob.glob(str(root.relative_to(folder)), root_dir=folder, recursive=True)
+            files = [folder / name for name in names if not (folder / name).is_dir()]
+        files = [path for path in files if _is_file(path)]
         missing = "" if root.exists() or glob.has_magic(pattern) else ", which does not exist"
         require(
             files,
@@ -114,6 +132,9 @@ class Files(Corpus):
         suffixes = [suffix.lower() for suffix in path.suffixes]
         if any(first.startswith(magic) for magic in OPENERS):
             suffixes = suffixes[:-1]
+        with _open(path) as file:
+            if file.read(257 + len(TAR)).endswith(TAR):
+                raise _error(f"{path}, which is a tar archive", "text, JSON or Parquet", "Unpack it.")
         suffix = suffixes[-1] if suffixes else ""
         if first.startswith(b"PAR1"):
             return "parquet"
@@ -130,17 +151,19 @@ class Files(Corpus):
     def _by_content(self, path: Path, is_json: bool) -> str:
         """jsonl, json or text: by the first line that is not empty."""
         with _open(path) as file:
-            line = next((line for line in file if line.strip()), b"").removeprefix(BYTE_ORDER_MARK).strip()
-        if line.startswith(b"{"):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = {}
-            if self.config.field in row:
-                return "jsonl"
+            start = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK).lstrip()
+            while not start and (more := file.read(1)):
+                start = more.strip()
+            if start.startswith(b"{"):
+                try:
+                    row = json.loads(start + file.readline())
+                except (ValueError, RecursionError):
+                    row = {}
+                if self.config.field in row:
+                    return "jsonl"
         if not is_json:
             return "text"
-        if line.startswith(b"["):
+        if start.startswith(b"["):
             return "json"
         raise _error(
             str(path),
@@ -152,7 +175,10 @@ class Files(Corpus):
 
     def _text(self, path: Path) -> Iterator[str]:
         with _open(path) as file:
-            yield file.read().removeprefix(BYTE_ORDER_MARK).decode()
+            data = file.read()
+        if b"\0" in data:
+            raise _error(f"{path}, which is not text: it has a zero byte", "UTF-8 text", "Choose files by a pattern.")
+        yield decoded(data)
 
     def _lines(self, path: Path) -> Iterator[str]:
         with _open(path) as file:
@@ -163,11 +189,9 @@ class Files(Corpus):
                     yield self._field(_parse(line, f"{path} line {number}"), f"{path} line {number}")
 
     def _array(self, path: Path) -> Iterator[str]:
-        with _open(path) as file:
-            rows = _parse(file.read().removeprefix(BYTE_ORDER_MARK), str(path))
-        require(isinstance(rows, list), "data.corpus.path", got=f"{path}, not an array", expected="an array of objects")
-        for number, row in enumerate(rows, start=1):
-            yield self._field(row, f"{path} row {number}")
+        with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(_JsonArray(file, path), start=1):
+                yield self._field(row, f"{path} row {number}")
 
     def _field(self, row: Any, where: str) -> str:
         """The text of a row; a null is an empty text."""
@@ -223,8 +247,19 @@ def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
             continue
         if path.is_dir():
             yield from _walk(path, visited)
-        elif path.is_file():
+        else:
             yield path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether ``path`` is a file, not a pipe or socket.
+
+    Raises:
+        ConfigError: a link to nothing, which would leave text out silently.
+    """
+    if not path.exists():
+        raise _error(f"{path}, a link to nothing", "files", f"Remove the link, or restore {os.path.realpath(path)}.")
+    return path.is_file()
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -237,8 +272,69 @@ def _open(path: Path) -> IO[bytes]:
 
 def _parse(data: bytes, where: str) -> Any:
     """JSON, or a ConfigError that names the file and the line."""
-    text = data.decode()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise _error(f"{where}, which is not UTF-8 at byte {error.start}", "UTF-8 text", "Convert it.") from None
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
         raise ConfigError.at("data.corpus.path", got=f"{where}: {error}", expected="one JSON object a line") from None
+
+
+class _JsonArray:
+    """The elements of a JSON array, one at a time: the file is never in memory as a whole.
+
+    Args:
+        file: the array.
+        path: its path, for messages.
+    """
+
+    def __init__(self, file: TextIO, path: Path):
+        self._file, self._path = file, path
+        self._text, self._position = "", 0
+        """What has been read since the last element, and how much of it has been parsed."""
+
+    def __iter__(self) -> Iterator[Any]:
+        self._take("[")
+        if self._next() == "]":
+            return
+        while True:
+            yield self._element()
+            if self._take(",]") == "]":
+                return
+
+    def _more(self) -> bool:
+        """Read at least as much as is left, so that a long element is parsed a few times only; False at the end."""
+        left = self._text[self._position :]
+        more = self._file.read(max(ARRAY_CHARACTERS, len(left)))
+        self._text, self._position = left + more, 0
+        return bool(more)
+
+    def _next(self) -> str:
+        """The next character that is not white space; empty at the end."""
+        while True:
+            self._position = _SPACES.match(self._text, self._position).end()  # type: ignore[union-attr]
+            if self._position < len(self._text) or not self._more():
+                return self._text[self._position : self._position + 1]
+
+    def _take(self, expected: str) -> str:
+        if not (found := self._next()) or found not in expected:
+            raise self._error(f"{found or 'the end of the file'} where an array has {' or '.join(expected)}")
+        self._position += 1
+        return found
+
+    def _element(self) -> Any:
+        while self._next():
+            try:
+                element, self._position = _DECODER.raw_decode(self._text, self._position)
+                return element
+            except json.JSONDecodeError as error:  # it may be cut off by the end of what has been read
+                if not self._more():
+                    raise self._error(error.msg) from None
+            except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits
+                raise self._error(error) from None
+        raise self._error("it ends within the array")
+
+    def _error(self, reason: object) -> ConfigError:
+        return _error(f"{self._path}: {reason}", "an array of objects", "Copy or download it again.")

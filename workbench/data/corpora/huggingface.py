@@ -56,20 +56,22 @@ class HuggingFace(Corpus):
             stream = datasets.load_dataset(
                 config.name, config.subset, split=config.split, revision=config.revision, streaming=True
             )
-            for row in islice(stream, config.documents):
+            for number, row in enumerate(islice(stream, config.documents), start=1):
+                text = row.get(config.field, 0)
                 require(
-                    isinstance(row.get(config.field), str),
+                    text is None or isinstance(text, str),
                     "data.corpus.field",
-                    got=config.field,
+                    got=f"{config.field!r}, which row {number} does not have as text",
                     expected="a column with text",
-                    do=nearest(config.field, row),
+                    do=nearest(config.field, [name for name in row if name != config.field]),
                 )
-                yield row[config.field]
+                yield text or ""  # a null is an empty document
         except ConfigError:
             raise
-        except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
+        except Exception as error:  # the library passes on what the network, the hub and its file formats raise
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             raise ConfigError.at(
-                "data.corpus.name", got=config.name, expected="a data set of the hub", do=str(error).splitlines()[0]
+                "data.corpus.name", got=f"{config.name} ({reason})", expected="a data set that the hub can stream"
             ) from None
 
     def _check_network(self, endpoint: str) -> None:

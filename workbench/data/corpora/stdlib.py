@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from workbench.config import require
-from workbench.data.corpora import Corpus, CorpusConfig, corpora
+from workbench.data.corpora import Corpus, CorpusConfig, corpora, decoded
 
 EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
 """Folders that are not read: installed packages, and tests (not on every machine)."""
@@ -27,7 +27,7 @@ def texts(paths: Iterable[Path], limit_bytes: int | None) -> Iterator[str]:
         if left is not None and left <= 0:
             return
         try:
-            text = path.read_text(encoding="utf-8")
+            text = decoded(path.read_bytes())
         except (UnicodeDecodeError, OSError):
             continue
         if left is not None:
