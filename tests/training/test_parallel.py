@@ -7,19 +7,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import make_run, run_fields
+from ranks import on_ranks
 
+from workbench.config import ConfigError
 from workbench.files import write_json
 from workbench.results import RunFolder
 from workbench.training.checkpoint import load_checkpoint
 from workbench.training.trial import train
 
 pytestmark = pytest.mark.process
+
+SEED = 3
 
 FIELDS = {
     # the multi-token head starts after the step from which runs are resumed below
@@ -38,73 +43,65 @@ FIELDS = {
 }
 
 
-UNEQUAL = {
-    # rows of 1 to 12 targets, of which the short ones end with padding
-    "model": {
-        "pattern": "gdn",
-        "feedforward": "moe",
-        "feedforwards": {"moe": {"experts": 4, "bias": "proportional", "balance_weight": 0.1, "z_weight": 1e-2}},
-        "hidden_z": 1e-3,
-    },
-    "training": {"tokens": 4 * 8 * 56, "batch_size": 4, "accumulate": 2, "context": 56},
-}
-MIXES = [{"length": 48, "pairs": 1}, {"length": 48, "pairs": 12}, {"length": 20, "pairs": 5}]
-
-
-def trained(folder: Path, corpus: Path, devices: int, fields: dict[str, Any] | None = None) -> RunFolder:
-    """A run trained by the command line, as a user would."""
-    write_json(folder.parent / "run.yaml", fields or run_fields(corpus, **FIELDS))  # JSON is YAML
-    call = [
-        sys.executable,
-        "-m",
-        "workbench",
-        "train",
-        str(folder.parent / "run.yaml"),
-        "--folder",
-        str(folder),
-        "--devices",
-        str(devices),
-        "--stage",
-        "confirmation",
-    ]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    done = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return RunFolder(folder)
-
-
 @pytest.fixture(scope="module")
 def one(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return trained(tmp_path_factory.mktemp("one") / "run", corpus, 1)
+    return trained(tmp_path_factory.mktemp("one"), corpus, 1)
 
 
 @pytest.fixture(scope="module")
 def four(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return trained(tmp_path_factory.mktemp("four") / "run", corpus, 4)
+    return trained(tmp_path_factory.mktemp("four"), corpus, 4)
 
 
 @pytest.fixture(scope="module")
 def two(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return trained(tmp_path_factory.mktemp("two") / "run", corpus, 2)
+    """Trained by the command line, as a user would."""
+    path = tmp_path_factory.mktemp("two")
+    write_json(path / "run.yaml", {**run_fields(corpus, **FIELDS), "seed": SEED})  # JSON is YAML
+    done = command_line("train", path / "run.yaml", "--folder", path / "run", "--devices", 2, "--stage", "confirmation")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunFolder(path / "run")
 
 
 @pytest.fixture(scope="module")
-def one_then_two(one: RunFolder, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return resumed(one, tmp_path_factory.mktemp("one_then_two"), corpus, 2)
+def one_then_two(one: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return resumed(one, tmp_path_factory.mktemp("one_then_two"), 2)
 
 
 @pytest.fixture(scope="module")
-def four_then_one(four: RunFolder, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return resumed(four, tmp_path_factory.mktemp("four_then_one"), corpus, 1)
+def four_then_one(four: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return resumed(four, tmp_path_factory.mktemp("four_then_one"), 1)
 
 
-def resumed(older: RunFolder, path: Path, corpus: Path, devices: int) -> RunFolder:
+def command_line(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    call = [sys.executable, "-m", "workbench", *map(str, arguments)]
+    return subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=500)
+
+
+def trained(path: Path, corpus: Path, devices: int) -> RunFolder:
+    """A run in ``path``, trained to its end."""
+    folder = make_run(path / "run", path / "cache", run_fields(corpus, **FIELDS), seed=SEED)
+    return finished(folder, devices)
+
+
+def finished(folder: RunFolder, devices: int) -> RunFolder:
+    cache = folder.path.parent / "cache"
+    if devices == 1:
+        result = train(folder.path, cache)
+    else:
+        result, *_ = on_ranks(devices, partial(train, devices=devices), folder.path, cache)
+    assert result["status"] == "done", result
+    return folder
+
+
+def resumed(older: RunFolder, path: Path, devices: int) -> RunFolder:
     """A copy of a run, resumed from step 16."""
-    folder = Path(shutil.copytree(older.path, path / "run"))
+    folder = RunFolder(shutil.copytree(older.path, path / "run"))
     shutil.copytree(older.path.parent / "cache", path / "cache")
-    shutil.rmtree(folder / "checkpoint" / "step-24")
-    (folder / "result.json").unlink()
-    return trained(folder, corpus, devices)
+    shutil.rmtree(folder.path / "checkpoint" / "step-24")
+    (folder.path / "result.json").unlink()
+    return finished(folder, devices)
 
 
 @pytest.fixture(params=["two", "four", "one_then_two", "four_then_one"])
@@ -162,38 +159,6 @@ def test_the_loader_and_skipped_steps_are_those_of_one_process(run: RunFolder, o
     assert torch.equal(state["health"][-2:], exact["health"][-2:])
 
 
-@pytest.fixture(scope="module")
-def unequal(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder]:
-    """Rows with unequal numbers of targets and tokens, on one rank and on two; the second without accumulation."""
-    fields, path = run_fields(corpus, **UNEQUAL), tmp_path_factory.mktemp("unequal")
-    fields["data"] = {"kind": "mqar", "mixes": MIXES, "examples": 6}
-    one = make_run(path / "run", path / "cache", fields, seed=0)
-    train(one.path, path / "cache")
-    whole = {**fields["training"], "batch_size": 8, "accumulate": 1}
-    two = trained(tmp_path_factory.mktemp("unequal") / "run", corpus, 2, {**fields, "training": whole})
-    return one, two
-
-
-def test_unequal_rows_have_the_gradient_and_loss_of_one_process(unequal: tuple[RunFolder, RunFolder]) -> None:
-    lines = [run.metrics() for run in unequal]
-    assert [len(rows) for rows in lines] == [4, 4]
-    for name in ("gradient_norm", "loss", "hidden_z_excess"):
-        one, two = ([row[name] for row in rows] for rows in lines)
-        assert two[0] == pytest.approx(one[0], rel=1e-5), name
-        assert two == pytest.approx(one, rel=1e-3), name
-
-
-def test_unequal_rows_have_the_diagnostics_of_one_process(unequal: tuple[RunFolder, RunFolder]) -> None:
-    one, two = ([row["values"] for row in run.diagnostics() if row["step"] == 1] for run in unequal)
-    assert len(one) == 2
-    for layer, exact in zip(two, one, strict=True):
-        assert layer.keys() == exact.keys()
-        for name, value in exact.items():
-            if value is not None:
-                value = pytest.approx(value, rel=1e-3, abs=1e-6)
-            assert layer[name] == value, name
-
-
 @pytest.mark.parametrize(("name", "devices"), [("one_then_two", 2), ("four_then_one", 1)])
 def test_a_run_resumes_with_another_number_of_ranks(
     name: str, devices: int, request: pytest.FixtureRequest, events: Callable[..., list[Any]]
@@ -203,19 +168,7 @@ def test_a_run_resumes_with_another_number_of_ranks(
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused_before_anything_starts(corpus: Path, tmp_path: Path) -> None:
-    write_json(tmp_path / "run.yaml", run_fields(corpus, **FIELDS))
-    call = [
-        sys.executable,
-        "-m",
-        "workbench",
-        "train",
-        str(tmp_path / "run.yaml"),
-        "--folder",
-        str(tmp_path / "run"),
-        "--devices",
-        "3",
-    ]
-    done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 2
-    assert "training.batch_size: got 4" in done.stderr
-    assert "Traceback" not in done.stderr
+    folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus, **FIELDS))
+    with pytest.raises(ConfigError, match=r"training.batch_size: got 4; expected a multiple of the 3 devices"):
+        train(folder.path, tmp_path / "cache", devices=3)
+    assert not (folder.path / "status.json").exists()
