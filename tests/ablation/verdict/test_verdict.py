@@ -207,6 +207,28 @@ def test_a_failed_baseline_seed_removes_a_pair():
     assert row.imputed_low is not None and "full: 4 of 5 seeds finished (seed 0: out of memory)" in row.sentence
 
 
+def test_missing_runs_count_as_the_least_favourable_that_their_arm_measured():
+    base_S, differences_S = 1.0 + 0.01 * SPREAD, 0.012 + 0.002 * SPREAD
+    full, gdn = measured("full", base_S, failures={0: "killed"}), measured("gdn", base_S + differences_S)
+    row = judge(full, [gdn], seeds=range(5), replicates=0).rows[1]
+    # pairs alone show "worse", but not with the baseline's missing run at 1.02, the worst that the baseline measured
+    assert paired_interval(differences_S[1:]).p < 0.05
+    imputed_S = np.append(base_S[0] + differences_S[0] - 1.02, differences_S[1:])
+    assert row.verdict == "undecided" and row.p == pytest.approx(paired_interval(imputed_S).p)
+    assert "p does not survive missing runs at the least favourable value of their arm" in row.sentence
+
+
+def test_missing_error_rates_count_as_the_least_favourable_that_their_arm_measured():
+    rate_S = np.array([0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.3])
+    full, gdn = errors("full", rate_S + 0.1), errors("gdn", rate_S)
+    failed = ArmMeasurements("gdn", {s: x for s, x in gdn.amounts.items() if s != 0}, gdn.sizes_D, {0: "killed"})
+    options = {"seeds": range(8), "unit": "errors per answer", "replicates": 0, "upper": 1.0}
+    row = judge(full, [failed], **options).rows[1]
+    imputed = judge(full, [errors("gdn", [0.6, *rate_S[1:]])], **options).rows[1]
+    without = judge(full, [failed], **{**options, "seeds": range(1, 8)}).rows[1]
+    assert row.p == pytest.approx(imputed.p) and row.p > without.p
+
+
 def test_a_baseline_without_a_run_leaves_nothing_to_judge():
     base_S = 1.0 + 0.001 * SPREAD
     full = measured("full", base_S, failures=dict.fromkeys(range(5), "killed"))

@@ -85,6 +85,12 @@ class ArmMeasurements:
         amounts_SD = self.finished(seeds)
         return ratio_of_sums(amounts_SD, self.sizes_D) if len(amounts_SD) else np.empty(0)
 
+    def imputed(self, seeds: Sequence[int], value: float) -> Floats:
+        """The metric of all ``seeds``, (S,), with ``value`` for a run that did not finish."""
+        value_S = np.full(len(seeds), value)
+        value_S[[seed in self.amounts for seed in seeds]] = self.values(seeds)
+        return value_S
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -154,11 +160,8 @@ class Comparison:
         self.differences_S: Floats = self.arm_S - self.reference_S
         self.differences_S[np.abs(self.differences_S) < ROUNDING] = 0
         self.test: PairedTest | None = None
-        if self.n and rules.upper is not None:
-            answers, level = float(np.sum(arm.sizes_D)), rules.alpha / (2 * rules.family * len(self.reading.looks))
-            self.test = ExactTest(self.arm_S, self.reference_S, rules.upper, answers, level)
-        elif self.n:
-            self.test = self._t_test()
+        if self.n:
+            self.test = self._t_test() if rules.upper is None else self._exact_test(self.arm_S, self.reference_S)
 
     @property
     def mean(self) -> float:
@@ -170,7 +173,13 @@ class Comparison:
             return TTest(self.differences_S)
         return AdjustedTTest(dict(zip(self.paired, self.differences_S.tolist())), self.arm.control)
 
-    @property
+    def _exact_test(self, arm_S: Floats, reference_S: Floats) -> ExactTest:
+        rules, answers = self.rules, float(np.sum(self.arm.sizes_D))
+        assert rules.upper is not None
+        level = rules.alpha / (2 * rules.family * len(self.reading.looks))
+        return ExactTest(arm_S, reference_S, rules.upper, answers, level)
+
+    @cached_property
     def is_constant(self) -> bool:
         """Whether the difference is the same in all seeds: the change or the seed never reached the model, or the task
         has no room between the runs."""
@@ -184,12 +193,8 @@ class Comparison:
         best, worst = self.rules.least, self.rules.most
 
         def mean(arm_value: float, reference_value: float) -> float:
-            ends = ((self.arm, arm_value), (self.reference, reference_value))
-            arm, reference = (
-                np.array([float(part.values([s])[0]) if s in part.amounts else value for s in self.seeds])
-                for part, value in ends
-            )
-            return float((arm - reference).mean())
+            arm_S = self.arm.imputed(self.seeds, arm_value)
+            return float((arm_S - self.reference.imputed(self.seeds, reference_value)).mean())
 
         return Imputation(mean(best, worst), mean(worst, best))
 
@@ -206,8 +211,31 @@ class Comparison:
         return margin is not None and (bound is None or max(-bound.low, bound.high) < margin)
 
     def p(self, side: Side) -> float:
-        """One-sided p-value of the claim at this look; 1 where none may be made."""
-        return self.test.p(side) if self.test is not None and self.may_claim else 1.0
+        """One-sided p-value of the claim at this look; 1 where none may be made.
+
+        Where runs are missing, it is the larger one of that of the pairs and of that of all seeds with every missing
+        run at the less favourable end of what its arm measured (ours): runs that failed because they were bad would
+        otherwise make claims too often.
+        """
+        if self.test is None or not self.may_claim:
+            return 1.0
+        p = self.test.p(side)
+        return p if self.n == len(self.seeds) or p == 1 else max(p, self._imputed_test(side).p(side))
+
+    @property
+    def rests_on_missing(self) -> bool:
+        """Whether the pairs alone show a difference, and missing runs are why none may be claimed."""
+        sides: tuple[Side, Side] = (1, -1)
+        if self.test is None or self.n == len(self.seeds):
+            return False
+        return any(2 * self.test.p(side) <= self.rules.alpha < 2 * self.p(side) for side in sides)
+
+    def _imputed_test(self, side: Side) -> PairedTest:
+        """The test of all seeds, with missing runs where they are least favourable to the claim of ``side``."""
+        best, worst = (np.min, np.max) if side > 0 else (np.max, np.min)
+        arm_S = self.arm.imputed(self.seeds, float(best(self.arm.values(self.seeds))))
+        reference_S = self.reference.imputed(self.seeds, float(worst(self.reference.values(self.seeds))))
+        return TTest(arm_S - reference_S) if self.rules.upper is None else self._exact_test(arm_S, reference_S)
 
     def repeated_p(self, side: Side) -> float:
         """The same, adjusted over looks."""
@@ -255,23 +283,26 @@ class Comparison:
         """The least two-sided p-value that the test can reach over all looks."""
         return 1.0 if self.test is None else min(1.0, 2 * self._over_looks(self.test.least / 2))
 
-    def interval(self, alpha: float) -> tuple[float | None, float | None]:
+    @cached_property
+    def interval(self) -> tuple[float | None, float | None]:
         """The two-sided interval at level 1 − alpha, inside the range of the metric; None where it is unknown.
 
         Exact tests with too few seeds for such an interval have the t-interval, which is approximate.
         """
         if self.test is None:
             return None, None
+        alpha = self.rules.alpha
         low, high = self.test.bound(-1, alpha / 2), self.test.bound(1, alpha / 2)
         upper = self.rules.upper
-        if upper is not None and not self.has_exact_interval(alpha) and not self.is_constant:
+        if upper is not None and not self.has_exact_interval and not self.is_constant:
             interval = self.t_interval(alpha)
             low, high = max(interval.low, -upper), min(interval.high, upper)
         return (None if self.n < 2 or math.isinf(low) else low, None if self.n < 2 or math.isinf(high) else high)
 
-    def has_exact_interval(self, alpha: float) -> bool:
+    @property
+    def has_exact_interval(self) -> bool:
         """Whether sign flips can give an interval at level 1 − alpha."""
-        return isinstance(self.test, ExactTest) and self.test.least_flip <= alpha * self.test.flip_weight
+        return isinstance(self.test, ExactTest) and self.test.least_flip <= self.rules.alpha * self.test.flip_weight
 
     def t_interval(self, alpha: float) -> Interval:
         """The paired t-interval; with a control variate its ``sd`` is √n times the standard error."""

@@ -52,7 +52,9 @@ def judge(
        over the family, is at most alpha.
     4. A run of the arm that failed leaves a claim only if it holds the sign with the missing run at its best and at its
        worst; otherwise the arm is ``failed``. A failed run of the baseline removes its pair, and the bound is stated.
-       A test that cannot be made stays in the family with p = 1.
+       Where runs are missing, claims also need the p-value of all seeds, with every missing run at the less favourable
+       end of what its arm measured (:meth:`workbench.ablation.verdict.comparison.Comparison.p`). A test that cannot be
+       made stays in the family with p = 1.
     5. Otherwise ``undecided``, with the reason: too few seeds, no spread, or the difference that would have been shown
        with 80 % power at alpha / family (ours: Holm's strictest threshold, which suffices whatever the other arms do).
 
@@ -196,7 +198,7 @@ def _baseline_row(baseline: ArmMeasurements, seeds: Sequence[int], rules: Rules)
 
 
 def _arm_row(comparison: Comparison, claim: Claim, subject: Subject, reservations: tuple[str, ...]) -> ArmVerdict:
-    low, high = comparison.interval(comparison.rules.alpha)
+    low, high = comparison.interval
     bootstrap, imputation, reading = comparison.bootstrap, comparison.imputation, comparison.reading
     repeated_low, repeated_high = comparison.repeated_interval
     return ArmVerdict(
@@ -232,7 +234,7 @@ def _relabelled(row: ArmVerdict, exploratory: str) -> ArmVerdict:
 
 
 def _pair(comparison: Comparison, claim: Claim, subject: Subject) -> PairVerdict:
-    low, high = comparison.interval(comparison.rules.alpha)
+    low, high = comparison.interval
     return PairVerdict(
         arm=comparison.arm.arm,
         reference=comparison.reference.arm,

@@ -45,13 +45,13 @@ def sentence(comparison: Comparison, claim: Claim, subject: Subject) -> str:
 def _head(comparison: Comparison, claim: Claim, subject: Subject) -> str:
     rules, n, mean = comparison.rules, comparison.n, comparison.mean
     reading = comparison.reading
-    low, high = comparison.repeated_interval if reading.is_sequential else comparison.interval(rules.alpha)
+    low, high = comparison.repeated_interval if reading.is_sequential else comparison.interval
     places = decimals(None if low is None or high is None else (high - low) / 2, mean)
     arm, reference = subject.named(comparison.arm.arm), subject.named(comparison.reference.arm)
     sign = -1 if claim.word == "better" else 1  # "better by 0.010 (0.008 to 0.012)", not by -0.010
     evidence = []
     if low is not None and high is not None:
-        approximate = rules.upper is not None and not comparison.has_exact_interval(rules.alpha)
+        approximate = rules.upper is not None and not comparison.has_exact_interval
         kind = "approximate " if approximate and not comparison.is_constant else ""
         span = interval_text(min(sign * low, sign * high), max(sign * low, sign * high), places)
         evidence.append(f"{kind}{percent(1 - rules.alpha)} interval {span}")
@@ -80,7 +80,7 @@ def _head(comparison: Comparison, claim: Claim, subject: Subject) -> str:
 def _interest(comparison: Comparison, claim: Claim) -> list[str]:
     """How the difference compares with the smallest one of interest."""
     rules = comparison.rules
-    low, high = comparison.interval(rules.alpha)
+    low, high = comparison.interval
     if rules.effect is None or low is None or high is None:
         return []
     least = f"the smallest difference of interest, {rules.effect:g}"
@@ -134,7 +134,7 @@ def _missing(comparison: Comparison, claim: Claim) -> list[str]:
 def _disagreements(comparison: Comparison, claim: Claim) -> list[str]:
     """Where intervals and bootstrap do not agree with the word about excluding zero."""
     rules = comparison.rules
-    low, high = comparison.interval(rules.alpha)
+    low, high = comparison.interval
     if low is None or high is None:
         return []
     clauses = []
@@ -142,6 +142,7 @@ def _disagreements(comparison: Comparison, claim: Claim) -> list[str]:
     if shown and not decided and comparison.n >= MIN_SEEDS:
         by = f"Holm's correction over {rules.family} comparisons" if claim.p <= rules.alpha else "the exact tests"
         by = "the correction over looks and comparisons" if comparison.reading.is_sequential else by
+        by = "missing runs at the least favourable value of their arm" if comparison.rests_on_missing else by
         clauses.append(f"its interval alone excludes zero, but p does not survive {by}")
     if decided and not shown:
         clauses.append("the claim rests on the share of seeds that solve the task; the interval of the mean holds zero")
