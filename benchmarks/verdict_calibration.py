@@ -319,7 +319,7 @@ class Cell:
     def _outcomes(self, verdict: Verdict, effects_A: Floats) -> set[str]:
         """Which of the counted outcomes the verdict has."""
         outcomes = set()
-        rows = verdict.pairs or verdict.rows[1:]
+        rows: tuple[ArmVerdict | PairVerdict, ...] = verdict.pairs or verdict.rows[1:]
         for number, row in enumerate(rows):
             reference = row.reference if isinstance(row, PairVerdict) else verdict.baseline
             difference = effects_A[int(row.arm)] - effects_A[int(reference)]
@@ -432,9 +432,13 @@ def _clustered_documents() -> Iterator[Coverage]:
     for seeds in (4, 5, 8):
         for clusters in (10, 20, 40, 80):
             for cluster_sd in (1.0, 3.0, 10.0):
-                bounds = {"bootstrap misses": MISSES, "t misses, these documents": BOUND}
-                as_is = {"bootstrap misses, clusters ignored": None, "t misses, any documents": None}
-                yield Coverage("clustered documents", seeds, clusters, cluster_sd, {**bounds, **as_is})
+                bounds: dict[str, float | None] = {
+                    "bootstrap misses": MISSES,
+                    "t misses, these documents": BOUND,
+                    "bootstrap misses, clusters ignored": None,
+                    "t misses, any documents": None,
+                }
+                yield Coverage("clustered documents", seeds, clusters, cluster_sd, bounds)
 
 
 def _failed_runs() -> Iterator[Cell]:
@@ -449,8 +453,8 @@ def _failed_runs() -> Iterator[Cell]:
     for failures in ("one of the baseline, at random", "the worst of each arm"):
         for seeds in (5, 6, 8):
             for effect in (2.0, 3.0):
-                bounds = {"detected": None}
-                yield Cell(f"power, {failures} failed", "normal", 1, seeds, (effect,), failures=failures, bounds=bounds)
+                as_is = {"detected": None}
+                yield Cell(f"power, {failures} failed", "normal", 1, seeds, (effect,), failures=failures, bounds=as_is)
 
 
 def _all_pairs() -> Iterator[Cell]:
@@ -552,6 +556,10 @@ def _is_open(row: Mapping[str, Any]) -> bool:
     return any(rate.get("bound") and rate["high"] > rate["bound"] for rate in row["rates"].values())
 
 
+def _distance(pair: tuple[Mapping[str, Any], dict[str, Any]]) -> float:
+    return float(abs(pair[1]["rate"] - pair[1].get("expected", 0.0)))
+
+
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The worst cell of every question, noise and rate: that of the highest rate, or of the one farthest from its plan.
 
@@ -564,8 +572,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             grouped.setdefault((row["question"], row["noise"], name), []).append((row, rate))
     lines = []
     for (question, noise, name), pairs in grouped.items():
-        row, rate = max(pairs, key=lambda pair: abs(pair[1]["rate"] - pair[1].get("expected", 0.0)))
+        row, rate = max(pairs, key=_distance)
         design = {k: v for k, v in row.items() if k not in ("question", "noise", "of", "rates", "first")}
+        limits: dict[str, float] = {k: rate[k] for k in ("low", "high", "bound", "expected") if k in rate}
         lines.append(
             {
                 "question": question,
@@ -576,7 +585,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "design": design,
                 "of": row["of"],
                 "value": rate["rate"],
-                **{k: rate[k] for k in ("low", "high", "bound", "expected") if k in rate},
+                **limits,
             }
         )
     return lines
