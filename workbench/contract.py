@@ -266,6 +266,8 @@ class ComponentConfig(Config):
     kind: str
     scales: ClassVar[dict[str, dict[str, Any]]] = {}
     """Defaults that depend on the named scale: ``{"tiny": {"window": 32}}``. Explicit fields win."""
+    implementation: ClassVar[frozenset[str]] = frozenset()
+    """Fields that choose how the function is computed: they change speed and rounding, not the function."""
 
     @classmethod
     def defaults_at(cls, scale: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from workbench.contract import AuxOutputs
 from workbench.model import LanguageModel, ModelConfig
 from workbench.model.objectives import mtp_targets
 from workbench.ops.hidden_z import hidden_z_floor, hidden_z_loss
-from workbench.testing import count_flops
-from workbench.testing.conformance import relative_error
+from workbench.testing import count_flops, relative_error
 
 
 def build(**changes: Any) -> LanguageModel:

@@ -16,7 +16,7 @@ from workbench.layers import INIT_SCALE, Pooling
 from workbench.mixers.families.sparse import Selection
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.sparse_attention.reference import attend_reference, select_reference, selected_tokens, window_tokens
-from workbench.testing.conformance import MixerConformance
+from workbench.testing import MixerConformance
 
 
 def build(name: str, width: int = 64, **settings: Any) -> Any:

@@ -19,7 +19,7 @@ from workbench.config import ConfigError
 from workbench.decoding import Engine, Sampling
 from workbench.pretrained import import_llama, load, read, save
 from workbench.pretrained.folder import stop_tokens
-from workbench.testing.conformance import relative_error
+from workbench.testing import relative_error
 
 LLAMA: dict[str, Any] = {
     "mixers": {"full": {"heads": 4, "kv_heads": 2, "rotary_theta": 5e5}},

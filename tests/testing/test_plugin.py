@@ -46,25 +46,27 @@ class RunningMean(Mixer):
 
     def forward(self, x_BTD, *, segments=None, cache=None, aux=None):
         B, T, D = x_BTD.shape
+        wide = torch.promote_types(x_BTD.dtype, torch.float32)  # a sum in bf16 stops growing
         start_B1D = 0 if cache is None else cache.total_BD[:, None]
         if segments is None:
             seen = torch.arange(1, T + 1) + (0 if cache is None else cache.length)
-            mean_BTD = (start_B1D + x_BTD.cumsum(1)) / seen[:, None]
+            mean_BTD = (start_B1D + x_BTD.cumsum(1, dtype=wide)) / seen[:, None]
         else:
             same_BTT = (segments[:, :, None] == segments[:, None, :]).tril().to(x_BTD.dtype)
             mean_BTD = same_BTT @ x_BTD / same_BTT.sum(-1, keepdim=True)
         if cache is not None:
-            cache.total_BD, cache.length = cache.total_BD + x_BTD.sum(1), cache.length + T
-        return self.out(mean_BTD * self.gate(x_BTD).sigmoid())
+            cache.total_BD, cache.length = cache.total_BD + x_BTD.sum(1, dtype=wide), cache.length + T
+        return self.out(mean_BTD.to(x_BTD.dtype) * self.gate(x_BTD).sigmoid())
 
     capabilities = Capabilities(flops_check="decode")
 
     def new_cache(self, batch, length, device, dtype):
-        return MeanCache(torch.zeros(batch, self.gate.in_features, device=device, dtype=dtype))
+        wide = torch.promote_types(dtype, torch.float32)
+        return MeanCache(torch.zeros(batch, self.gate.in_features, device=device, dtype=wide))
 
     @classmethod
     def cost(cls, config, width, length, element_bytes=2):
-        return Cost(2 * width**2, 2 * width**2, flops=4 * width**2, cache_bytes=width * element_bytes)
+        return Cost(2 * width**2, 2 * width**2, flops=4 * width**2, cache_bytes=width * max(4, element_bytes))
 '''
 
 

@@ -128,6 +128,7 @@ class MixtureOfExperts(FeedForward):
         backend: Literal["grouped_mm", "loop"] = "grouped_mm"
         """Matrix products of all experts at once, or one by one (reference; slow, synchronises with the device)."""
 
+        implementation = frozenset({"backend"})
         scales: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"experts": 4}}
 
         def resolved(self, width: int) -> Self:

@@ -10,15 +10,12 @@ In a test module of your own package::
 or, anywhere (a notebook cell, say), ``workbench.testing.check("my_mixer")``, which returns what failed.
 """
 
-from workbench.testing.conformance import (
-    ComponentConformance,
-    EmbeddingConformance,
-    FeedForwardConformance,
-    MixerConformance,
-    check,
-    count_flops,
-    registered_suites,
-)
+from workbench.testing.component import ComponentConformance
+from workbench.testing.conformance import check, registered_suites
+from workbench.testing.embeddings import EmbeddingConformance
+from workbench.testing.feedforwards import FeedForwardConformance
+from workbench.testing.measure import count_flops, relative_error
+from workbench.testing.mixers import MixerConformance
 from workbench.testing.transforms import TransformConformance
 
 __all__ = [
@@ -30,4 +27,5 @@ __all__ = [
     "check",
     "count_flops",
     "registered_suites",
+    "relative_error",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.model import LanguageModel, ModelConfig
-from workbench.testing.conformance import assert_close
+from workbench.testing.measure import assert_close
 
 MODEL: dict[str, Any] = {"width": 64, "depth": 2, "vocabulary": 300}
 """Fields of every model of a case, where the case does not set them."""

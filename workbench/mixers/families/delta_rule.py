@@ -90,6 +90,7 @@ class DeltaRuleConfig(VariantConfig):
     backend: Literal["auto", "recurrent", "torch", "triton", "fla"] = "auto"
     """Implementation of the operation; changes speed and rounding, not the function. fla is flash-linear-attention."""
 
+    implementation = frozenset({"chunk", "backend"})
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"head_dim": 32},
         "340m": {"head_dim": 128},

@@ -358,6 +358,8 @@ class LatentAttention(Mixer):
 class LatentAttentionConfig(LatentConfig):
     """Fields of attention over latents by itself."""
 
+    implementation = frozenset({"form"})
+
     window: Annotated[int | None, Field(ge=1)] = None
     """Keys that a query sees, its own included. Default: all."""
     sink: bool = False
