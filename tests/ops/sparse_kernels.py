@@ -2,6 +2,8 @@
 
     python tests/ops/sparse_kernels.py SEED [DEVICE [PART DTYPE]]
 
+Several parts in one process are separated by commas.
+
 A script of tests/ops/test_sparse_kernels.py, since TRITON_INTERPRET is read when triton is imported.
 """
 
@@ -190,6 +192,17 @@ def check_visible_kernels(dtype: torch.dtype, tolerance: float) -> None:
     check_visible(Shape(7, 2, 2, 16, 16), length=8, stride=4, mean=0, offset=0, **pooled)
 
 
+def check_16_bits(dtype: torch.dtype, tolerance: float) -> None:
+    """A few small sizes, for the interpreter."""
+    common = {"offset": 0, "dtype": dtype, "tolerance": tolerance}
+    check_visible(Shape(30, 4, 2, 16, 16), length=1, stride=1, window=9, softcap=2.0, mean=12, **common)
+    check_visible(
+        Shape(30, 2, 1, 24, 16), length=8, stride=4, window=0, softcap=0.0, mean=0, separate_values=False, **common
+    )
+    check_selected(Shape(19, 4, 2, 16, 16), block=8, n=2, reuse=1, mean=9, **common)
+    check_selected(Shape(17, 4, 1, 24, 16), block=4, n=4, reuse=4, mean=0, separate_values=False, **common)
+
+
 def check_selection_kernels(dtype: torch.dtype) -> None:
     check_selection(Shape(25, 4, 2, 16), blocks=Blocks(8, 4, 16, 2, 0, 1), mean=0, dtype=dtype)
     check_selection(Shape(25, 3, 1, 16), blocks=Blocks(4, 2, 4, 4), mean=12, dtype=dtype)
@@ -242,12 +255,14 @@ def check_pooled(dtype: torch.dtype, tolerance: float) -> None:
 
 
 def check(part: str, dtype: torch.dtype, tolerance: float) -> None:
-    """One part per process, since nearly all the time on a GPU is compilation: small, long, pooled, or a number of
-    GROUPS."""
+    """One part per process, since nearly all the time on a GPU is compilation: small, 16 bits, long, pooled, or a
+    number of GROUPS."""
     if part == "small":
         check_visible_kernels(dtype, tolerance)
         check_selected_kernels(dtype, tolerance)
         check_selection_kernels(torch.float32)
+    elif part == "16 bits":
+        check_16_bits(dtype, tolerance)
     elif part.isdecimal():
         check_group(int(part), dtype, tolerance)
     else:
@@ -259,7 +274,9 @@ def main() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     part, dtype = sys.argv[3:] or ("small", "float32")
-    check(part, getattr(torch, dtype), {"float32": 3e-6, "bfloat16": 1e-2}[dtype])
+    for one in part.split(","):
+        name = "bfloat16" if one == "16 bits" else dtype
+        check(one, getattr(torch, name), {"float32": 3e-6, "bfloat16": 1e-2}[name])
     print("kernels agree")
 
 

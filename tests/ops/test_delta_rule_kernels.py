@@ -32,6 +32,10 @@ CASES: list[Case] = [
     {"T": 1, "K": 16, "V": 16, "decay": 0.0, "state": True},
 ]
 """Sizes; decay: nats per token, at most; bursts: share of tokens that lose 80 nats; block: channels of a tile."""
+CASES_16_BITS: list[Case] = [
+    {"T": 40, "K": 16, "V": 32, "decay": 1.0, "packed": True, "state": True, "beta": True, "block": 16},
+    {"T": 20, "K": 16, "V": 16, "channel": True, "decay": 2.0, "bursts": 1e-2, "erase": True, "state": True},
+]
 
 
 def inputs(case: Case, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
@@ -104,4 +108,8 @@ if __name__ == "__main__":
         # differences of running sums lose digits after strong decays per head; decays per channel use none
         error, name = worst_error(one, torch.float32, "cpu")
         assert error < (1e-4 if one.get("channel") else 2e-5), f"{name}: relative error {error:.1e} in {one}"
+    for one in CASES_16_BITS:
+        for dtype, allowed in ((torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
+            error, name = worst_error(one, dtype, "cpu")
+            assert error < allowed, f"{name}: relative error {error:.1e} in {one}, {dtype}"
     print("kernels agree")

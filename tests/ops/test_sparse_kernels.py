@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from interpreter import in_interpreter
 
 from workbench.model import LanguageModel, ModelConfig
 
@@ -18,22 +18,18 @@ pytestmark = pytest.mark.compile
 SCRIPT = Path(__file__).with_name("sparse_kernels.py")
 
 
-def run(*arguments: str, **variables: str) -> None:
-    call = [sys.executable, str(SCRIPT), str(torch.initial_seed()), *arguments]
-    done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, **variables}, check=False)
-    assert "kernels agree" in done.stdout, done.stderr[-3000:]
-
-
 def test_the_kernels_in_the_interpreter_are_the_chunked_form() -> None:
-    pytest.importorskip("triton")
-    run("cpu", TRITON_INTERPRET="1")  # read when triton is imported
+    printed = in_interpreter(str(SCRIPT), str(torch.initial_seed()), "cpu", "small,16 bits", "float32")
+    assert "kernels agree" in printed, printed[-3000:]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("part", ["small", "long", "pooled", *map(str, range(6))])  # minutes of compiling: for xdist
 def test_on_the_device_the_kernels_are_the_chunked_form(part: str, dtype: str) -> None:
-    run("cuda", part, dtype)
+    call = [sys.executable, str(SCRIPT), str(torch.initial_seed()), "cuda", part, dtype]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert "kernels agree" in done.stdout, done.stderr[-3000:]
 
 
 SMALL: dict[str, Any] = {
