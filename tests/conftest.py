@@ -22,7 +22,7 @@ def _seed(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(seed)
 
 
-OTHER_THAN_UNIT = ("process", "compile", "conformance", "docs", "browser", "gpu", "slow")
+OTHER_THAN_UNIT = ("process", "compile", "conformance", "docs", "browser", "gpu", "reference", "slow")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

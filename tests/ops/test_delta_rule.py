@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import sys
 import types
@@ -335,43 +334,6 @@ def test_errors_list_the_backends() -> None:
         ValueError, match="backend: got 'cuda'; expected 'auto' or one of recurrent, torch, triton, fla"
     ):
         delta_rule(**inputs(5), backend="cuda")
-
-
-@pytest.mark.parametrize("T", [5, 130])
-def test_transformers_agrees(T: int) -> None:
-    """The torch functions of Qwen3-Next, an implementation that is not ours; they normalise nothing and scale q
-    themselves."""
-    reason = "transformers with its Qwen3-Next model is not installed"
-    theirs = pytest.importorskip(
-        "transformers.models.qwen3_next.modeling_qwen3_next", reason=reason, exc_type=ImportError
-    )
-    t = {name: x.detach().float() for name, x in inputs(T, "0.1", "scalar").items()}
-    arguments = {"key": t["write_key_BTHK"], "value": t["value_BTHV"], "g": t["g"], "beta": t["beta_BTH"]}
-    for name in ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"):
-        # unwrapped: where flash-linear-attention is installed, its kernels would be called instead
-        expected = inspect.unwrap(getattr(theirs, name))(
-            query=t["q_BTHK"] * K**0.5, **arguments, initial_state=t["state_BHKV"], output_final_state=True
-        )
-        compare(list(delta_rule(**t)), list(expected), 5e-6)
-
-
-@pytest.mark.parametrize("T", [5, 130])
-def test_flash_linear_attention_agrees(T: int) -> None:
-    """Its definitions in torch, which are not ours either; its kernels need a CUDA device."""
-    reason = "flash-linear-attention (fla-core) is not installed"
-    theirs = pytest.importorskip("fla.ops.kda.naive", reason=reason, exc_type=ImportError)
-    t = {name: x.detach().float() for name, x in inputs(T).items()}
-    expected = theirs.naive_recurrent_kda(
-        q=t["q_BTHK"],
-        k=t["write_key_BTHK"],
-        v=t["value_BTHV"],
-        g=t["g"],
-        beta=t["beta_BTH"],
-        scale=1.0,
-        initial_state=t["state_BHKV"],
-        output_final_state=True,
-    )
-    compare(list(delta_rule(**t)), list(expected), 5e-6)
 
 
 def fake_module(name: str) -> types.ModuleType:

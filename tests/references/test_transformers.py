@@ -1,0 +1,183 @@
+"""Layers and operators against the modeling code of transformers, with its weights.
+
+Parts of it compute in fp32. Legend: B batch, T time, D model width, H heads, K key channels, R rotary channels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from outside import outside
+from torch import Tensor, nn
+
+from workbench.ops.delta_rule import delta_rule
+from workbench.testing import FeedForwardConformance, MixerConformance, relative_error
+
+pytestmark = pytest.mark.reference
+B, T, D = 2, 23, 64
+ALLOWED = 5e-6
+"""Relative error of what is computed in fp32 in parts."""
+
+
+def theirs(model: str) -> Any:
+    return outside(f"transformers.models.{model}.modeling_{model}", "transformers")
+
+
+def config(model: str, name: str, **fields: Any) -> Any:
+    module = outside(f"transformers.models.{model}.configuration_{model}", "transformers")
+    made = getattr(module, name)(hidden_size=D, **fields)
+    made._attn_implementation = made._experts_implementation = "eager"
+    return made
+
+
+def with_random_weights(layer: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(0, 0.3)
+    return layer.double().eval()
+
+
+def ours(name: str, **settings: Any) -> Any:
+    suite: Any = type("Suite", (MixerConformance,), {"name": name})()
+    return suite.build(settings)
+
+
+def rotation(channels: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (1, T, R/2) at the base 10,000."""
+    frequency = 10_000.0 ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+    angle = torch.outer(torch.arange(T, dtype=torch.float64), frequency)[None]
+    return angle.cos(), angle.sin()
+
+
+def twice(x: Tensor) -> Tensor:
+    return torch.cat((x, x), dim=-1)
+
+
+def causal_mask(window: int = T) -> Tensor:
+    """(1, 1, T, T), added to scores."""
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    return torch.zeros(T, T, dtype=torch.float64).masked_fill((distance < 0) | (distance >= window), -torch.inf)[
+        None, None
+    ]
+
+
+def load(module: nn.Module, **tensors: Tensor) -> None:
+    """Parameters by name, with "__" for the dot."""
+    state = {name.replace("__", "."): tensor.detach() for name, tensor in tensors.items()}
+    module.load_state_dict({**module.state_dict(), **{k: v.view_as(module.state_dict()[k]) for k, v in state.items()}})
+
+
+def stacked(layer: Any) -> Tensor:
+    return torch.cat((layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight))
+
+
+def test_sinks_in_a_window_are_those_of_gpt_oss() -> None:
+    fields = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attention_bias": False}
+    settings = config("gpt_oss", "GptOssConfig", num_hidden_layers=1, sliding_window=7, **fields)
+    layer, x_BTD = with_random_weights(theirs("gpt_oss").GptOssAttention(settings, 0)), torch.randn(B, T, D).double()
+    expected, _ = layer(x_BTD, rotation(16), causal_mask(7))
+    module = ours("sliding", heads=4, kv_heads=2, head_dim=16, window=7, sink=True)
+    load(module, qkv__weight=stacked(layer), out__weight=layer.o_proj.weight, sink=layer.sinks)
+    assert relative_error(module(x_BTD), expected) < 1e-12
+
+
+def test_the_soft_cap_is_that_of_gemma_2() -> None:
+    fields = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attention_bias": False}
+    settings = config(
+        "gemma2", "Gemma2Config", num_hidden_layers=1, attn_logit_softcapping=3.0, query_pre_attn_scalar=16, **fields
+    )
+    layer, x_BTD = with_random_weights(theirs("gemma2").Gemma2Attention(settings, 0)), torch.randn(B, T, D).double()
+    expected, _ = layer(x_BTD, tuple(map(twice, rotation(16))), causal_mask())
+    module = ours("full", heads=4, kv_heads=2, head_dim=16, softcap=3.0)
+    load(module, qkv__weight=stacked(layer), out__weight=layer.o_proj.weight)
+    assert relative_error(module(x_BTD), expected) < ALLOWED  # its softmax is in fp32
+
+
+def test_queries_and_keys_are_normalised_as_in_qwen3() -> None:
+    fields = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attention_bias": False}
+    settings = config("qwen3", "Qwen3Config", num_hidden_layers=1, rms_norm_eps=1e-6, **fields)
+    layer, x_BTD = with_random_weights(theirs("qwen3").Qwen3Attention(settings, 0)), torch.randn(B, T, D).double()
+    expected, _ = layer(x_BTD, tuple(map(twice, rotation(16))), causal_mask())
+    module = ours("full", heads=4, kv_heads=2, head_dim=16, qk_norm=True)
+    load(
+        module,
+        qkv__weight=stacked(layer),
+        out__weight=layer.o_proj.weight,
+        q_norm__weight=layer.q_norm.weight,
+        k_norm__weight=layer.k_norm.weight,
+    )
+    assert relative_error(module(x_BTD), expected) < ALLOWED
+
+
+@pytest.mark.parametrize("form", ["expanded", "absorbed"])
+def test_latent_attention_is_that_of_longcat_flash(form: str) -> None:
+    """With its factors on the latents; it rotates neighbouring channels, we rotate channels half a head apart."""
+    H, K, R, C, Q = 4, 16, 8, 24, 20
+    settings = config(
+        "longcat_flash",
+        "LongcatFlashConfig",
+        num_layers=1,
+        num_attention_heads=H,
+        q_lora_rank=Q,
+        kv_lora_rank=C,
+        qk_nope_head_dim=K,
+        qk_rope_head_dim=R,
+        v_head_dim=K,
+    )
+    layer = with_random_weights(theirs("longcat_flash").LongcatFlashMLA(settings, 0))
+    x_BTD = torch.randn(B, T, D).double()
+    expected, _ = layer(x_BTD, tuple(map(twice, rotation(R))), causal_mask())
+    halves = torch.cat((torch.arange(0, R, 2), torch.arange(1, R, 2)))
+    down = layer.kv_a_proj_with_mqa.weight
+    q = layer.q_b_proj.weight.view(H, K + R, Q)
+    sizes = {"heads": H, "head_dim": K, "rotary_dim": R, "latent_dim": C, "query_latent": Q}
+    module = ours("mla", form=form, latent_scale=True, **sizes)
+    load(
+        module,
+        project__down__weight=torch.cat((down[:C], down[C:][halves])),
+        project__norm__weight=layer.kv_a_layernorm.weight,
+        project__up__weight=layer.kv_b_proj.weight,
+        project__q_down__weight=layer.q_a_proj.weight,
+        project__q_norm__weight=layer.q_a_layernorm.weight,
+        project__q__weight=torch.cat((q[:, :K], q[:, K:][:, halves]), dim=1),
+        out__weight=layer.o_proj.weight,
+    )
+    assert relative_error(module(x_BTD), expected) < ALLOWED
+
+
+def test_experts_are_those_of_mixtral() -> None:
+    settings = config(
+        "mixtral",
+        "MixtralConfig",
+        intermediate_size=40,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        num_hidden_layers=1,
+    )
+    layer = with_random_weights(theirs("mixtral").MixtralSparseMoeBlock(settings))
+    suite: Any = type("Suite", (FeedForwardConformance,), {"name": "moe"})()
+    module, x_BTD = suite.build({"experts": 6, "top_k": 2, "hidden": 40}), torch.randn(B, T, D).double()
+    load(
+        module,
+        router__weight=layer.gate.weight,
+        up=layer.experts.gate_up_proj.transpose(1, 2).contiguous(),
+        down=layer.experts.down_proj.transpose(1, 2).contiguous(),
+    )
+    assert relative_error(module(x_BTD), layer(x_BTD)) < ALLOWED
+
+
+@pytest.mark.parametrize("name", ["torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"])
+@pytest.mark.parametrize("tokens", [5, 130])
+def test_the_delta_rule_is_that_of_qwen3_next(tokens: int, name: str) -> None:
+    H, K, V = 3, 16, 24
+    q, k, v = (torch.randn(B, tokens, H, channels) for channels in (K, K, V))
+    k, beta, g = nn.functional.normalize(k, dim=-1), torch.rand(B, tokens, H), -torch.rand(B, tokens, H)
+    state = torch.randn(B, H, K, V)
+    # unwrapped: where flash-linear-attention is installed, its kernels would be called instead; it scales q itself
+    function = inspect.unwrap(getattr(theirs("qwen3_next"), name))
+    expected = function(query=q * K**0.5, key=k, value=v, g=g, beta=beta, initial_state=state, output_final_state=True)
+    for a, b in zip(delta_rule(q, k, v, g, beta_BTH=beta, state_BHKV=state), expected, strict=True):
+        assert relative_error(a, b) < ALLOWED
