@@ -92,7 +92,7 @@ def ablation_fields(corpus: Path, name: str = "test", **changes: Any) -> dict[st
         "arms": {"full": {}, "sliding": {"model.pattern": "sliding", "model.mixers.sliding.window": 4}},
         "tuning": {"trials": 2, "sampler": "grid", "space": {"training.learning_rate": {"values": [2e-3, 8e-3]}}},
         "confirmation": {"seeds": [0, 1, 2]},
-        "launch": {"workers": 2, "heartbeat": 1},
+        "launch": {"workers": 2, "heartbeat": 1, "measure": False},
     }
     merged = deep_merge(fields, changes)
     merged["arms"] = changes.get("arms", fields["arms"])

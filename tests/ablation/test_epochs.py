@@ -13,7 +13,7 @@ from workbench.ablation.verdict.disclosure import disclose
 
 pytestmark = pytest.mark.process
 TIMES_READ = 12
-FIELDS: dict[str, Any] = {"tuning": {"trials": 0}, "launch": {"measure": False}}
+FIELDS: dict[str, Any] = {"tuning": {"trials": 0}}
 
 
 @pytest.fixture

@@ -31,17 +31,17 @@ def repetitive(tmp_path: Path) -> dict[str, Any]:
 
 def test_mostly_seen_text_is_refused(ablation: Callable[..., Ablation], repetitive: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"report split of which \d\d % is also in the training data"):
-        ablation(base={"data": repetitive}, tuning={"trials": 0}, launch={"measure": False}).create()
+        ablation(base={"data": repetitive}, tuning={"trials": 0}).create()
 
 
 def test_a_reason_makes_the_verdict_exploratory(ablation: Callable[..., Ablation], repetitive: dict[str, Any]) -> None:
     data = {**repetitive, "allow_overlap": "copies on purpose"}
-    run = ablation(base={"data": data}, tuning={"trials": 0}, launch={"measure": False}).create()
+    run = ablation(base={"data": data}, tuning={"trials": 0}).create()
     reason = disclose(AblationFolder(run.folder), AblationFolder(run.folder).record()).exploratory
     assert reason == "measured data mostly seen in training: copies on purpose"
 
 
 def test_a_reason_that_is_not_needed_changes_nothing(ablation: Callable[..., Ablation]) -> None:
     data = {"allow_overlap": "not needed"}
-    run = ablation(base={"data": data}, tuning={"trials": 0}, launch={"measure": False}).create()
+    run = ablation(base={"data": data}, tuning={"trials": 0}).create()
     assert disclose(AblationFolder(run.folder), AblationFolder(run.folder).record()).exploratory is None

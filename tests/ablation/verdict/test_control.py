@@ -116,7 +116,8 @@ def finish(ablation: Ablation, noise: float = 0.01) -> AblationRun:
     """Let every run end without training, with values whose seed noise both splits share."""
     run = ablation.create()
     random = np.random.default_rng(len(run.name))
-    for folder in [Plan(run.files).create_run(arm, Stage.CONFIRMATION, s, {}) for arm in run.arms for s in run.seeds]:
+    plan = Plan(run.files)
+    for folder in [plan.create_run(arm, Stage.CONFIRMATION, s, {}) for arm in run.arms for s in run.seeds]:
         value = float(2 + random.normal(0, noise))
         sizes = np.full(3, 100.0)
         bits = {run.metric.numerator: value * sizes / run.metric.scale, run.metric.denominator: sizes}
