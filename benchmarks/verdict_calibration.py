@@ -283,8 +283,7 @@ class Cell:
         """Counts of ablations in which
 
         - ``false difference``: any arm is better or worse that is not;
-        - ``false equivalence``: any arm is shown to lie within the margin that differs by it or more, also where the
-          word is better or worse, which goes first;
+        - ``false equivalence``: any arm is shown to lie within the margin that differs by it or more;
         - ``detected``: the first arm has the right one of better and worse; ``equivalent``: it is equivalent.
         """
         noise, names = NOISES[self.noise], [str(number) for number in range(self.arms + 1)]

@@ -112,9 +112,15 @@ def test_equivalence_is_adjusted_over_arms():
     assert (one.verdict, three.verdict) == ("equivalent", "undecided")
 
 
-def test_a_shown_difference_inside_the_margin_is_still_shown():
+def test_a_difference_inside_the_margin_was_declared_not_to_matter():
     row = against(0.012 + 0.002 * SPREAD, margin=0.1)
-    assert row.verdict == "worse" and row.sentence.endswith("; the difference is within the margin.")
+    assert row.verdict == "equivalent" and row.p_holm < 0.05
+    assert row.sentence.endswith("; there is a difference, too small to matter by the declared margin.")
+
+
+def test_a_difference_that_reaches_the_margin_is_claimed():
+    row = against(0.012 + 0.002 * SPREAD, margin=0.012)
+    assert row.verdict == "worse"
 
 
 def test_holm_decides_not_the_interval():

@@ -47,9 +47,9 @@ def judge(
 
     1. Pairs are the seeds that both arms finished. A metric without an upper bound is tested by paired t, an error rate
        by exact tests (:class:`workbench.ablation.verdict.hypotheses.ExactTest`); below four pairs nothing is claimed.
-    2. ``better`` or ``worse`` where p, adjusted by Holm over the family in each direction, is at most alpha.
-    3. Otherwise, if a margin was declared, ``equivalent`` where the p-value of two one-sided tests, adjusted by Holm
-       over the family, is at most alpha.
+    2. If a margin was declared, ``equivalent`` where the p-value of two one-sided tests, adjusted by Holm over the
+       family, is at most alpha: also where the difference is not zero, since it was declared not to matter.
+    3. Otherwise ``better`` or ``worse`` where p, adjusted by Holm over the family in each direction, is at most alpha.
     4. A run of the arm that failed leaves a claim only if it holds the sign with the missing run at its best and at its
        worst; otherwise the arm is ``failed``. A failed run of the baseline removes its pair, and the bound is stated.
        Where runs are missing, claims also need the p-value of all seeds, with every missing run at the less favourable
@@ -143,10 +143,10 @@ def claims(compared: Sequence[Comparison], alpha: float) -> list[Claim]:
     judged = []
     for i, comparison in enumerate(compared):
         word = "failed" if comparison.n == 0 or comparison.arm.unfinished(comparison.seeds) else "undecided"
-        if within_m[i] is not None and within_m[i] <= alpha:  # type: ignore[operator]
-            word = "equivalent"
         if min(worse_m[i], better_m[i]) <= alpha:
             word = "worse" if worse_m[i] < better_m[i] else "better"
+        if within_m[i] is not None and within_m[i] <= alpha:  # even where zero is excluded: it was declared not to matter
+            word = "equivalent"
         p = min(1.0, 2 * min(comparison.p(1), comparison.p(-1)))
         low, high = (None if comparison.n < 2 or math.isinf(end) else end for end in (low_m[i], high_m[i]))
         judged.append(Claim(word, p, float(min(worse_m[i], better_m[i])), within_m[i], low, high))

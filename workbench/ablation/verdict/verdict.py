@@ -63,8 +63,8 @@ class ArmVerdict:
     reservations: tuple[str, ...] = ()
     """What limits the claim, in sentences: "the optimum lies at the edge of the grid"."""
     p_equivalence: float | None = None
-    """p-value of equivalence within the margin, adjusted over the family by Holm: equivalent where it is at most alpha
-    and no difference is claimed."""
+    """p-value of equivalence within the margin, adjusted over the family by Holm: equivalent where it is at most
+    alpha."""
     least_p: float | None = None
     """The least p-value that this number of seeds can reach."""
     skewness: float | None = None

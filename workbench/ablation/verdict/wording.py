@@ -26,8 +26,8 @@ def sentence(comparison: Comparison, claim: Claim, subject: Subject) -> str:
     clauses = [_head(comparison, claim, subject)]
     if claim.word in ("better", "worse", "undecided"):
         clauses += _interest(comparison, claim)
-    if claim.word in ("better", "worse") and claim.p_equivalence is not None:
-        clauses += ["the difference is within the margin"] * (claim.p_equivalence <= comparison.rules.alpha)
+    if claim.word == "equivalent" and claim.p_holm <= comparison.rules.alpha:
+        clauses.append("there is a difference, too small to matter by the declared margin")
     clauses += _shares(comparison)
     clauses += _missing(comparison, claim)
     clauses += _disagreements(comparison, claim)
@@ -138,7 +138,7 @@ def _disagreements(comparison: Comparison, claim: Claim) -> list[str]:
     if low is None or high is None:
         return []
     clauses = []
-    shown, decided = low > ROUNDING or high < -ROUNDING, claim.word in ("better", "worse")
+    shown, decided = low > ROUNDING or high < -ROUNDING, claim.p_holm <= rules.alpha
     if shown and not decided and comparison.n >= MIN_SEEDS:
         by = f"Holm's correction over {rules.family} comparisons" if claim.p <= rules.alpha else "the exact tests"
         by = "the correction over looks and comparisons" if comparison.reading.is_sequential else by
