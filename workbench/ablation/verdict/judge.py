@@ -145,7 +145,7 @@ def claims(compared: Sequence[Comparison], alpha: float) -> list[Claim]:
         word = "failed" if comparison.n == 0 or comparison.arm.unfinished(comparison.seeds) else "undecided"
         if min(worse_m[i], better_m[i]) <= alpha:
             word = "worse" if worse_m[i] < better_m[i] else "better"
-        if within_m[i] is not None and within_m[i] <= alpha:  # even where zero is excluded: it was declared not to matter
+        if within_m[i] is not None and within_m[i] <= alpha:  # declared not to matter, whatever its sign
             word = "equivalent"
         p = min(1.0, 2 * min(comparison.p(1), comparison.p(-1)))
         low, high = (None if comparison.n < 2 or math.isinf(end) else end for end in (low_m[i], high_m[i]))
