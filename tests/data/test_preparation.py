@@ -54,6 +54,24 @@ def test_a_torn_file_is_prepared_again(corpus: Path, tmp_path: Path, name: str) 
     assert {path: path.read_bytes() for path in again.folder.iterdir()} == contents
 
 
+@pytest.mark.parametrize("name", ["train.tokens.00000.npy", "report.offsets.npy", "tokenizer.json"])
+def test_a_file_with_a_flipped_bit_is_prepared_again(corpus: Path, tmp_path: Path, name: str) -> None:
+    data = prepare(config(corpus), 300, tmp_path)
+    content = (data.folder / name).read_bytes()
+    (data.folder / name).write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    prepare(config(corpus), 300, tmp_path)
+    assert (data.folder / name).read_bytes() == content
+
+
+@pytest.mark.parametrize(("name", "thorough"), [("report.tokens.00000.npy", False), ("train.tokens.00000.npy", True)])
+def test_data_with_a_flipped_bit_cannot_be_opened(corpus: Path, tmp_path: Path, name: str, thorough: bool) -> None:
+    data = prepare(config(corpus), 300, tmp_path)
+    content = (data.folder / name).read_bytes()
+    (data.folder / name).write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    with pytest.raises(ConfigError, match=f"damaged prepared data: {name}"):
+        PreparedData.open(tmp_path, data.fingerprint, thorough=thorough)
+
+
 def test_no_temporary_file_is_left(corpus: Path, tmp_path: Path) -> None:
     prepare(config(corpus), 300, tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == []

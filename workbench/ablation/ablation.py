@@ -421,7 +421,7 @@ class Ablation:
         """Prepare data again that was removed since the launch; later trials must see what the earlier ones saw."""
         for arm, fingerprint in data.items():
             try:
-                now = Source.open(self.results / "cache", fingerprint).fingerprint
+                now = Source.open(self.results / "cache", fingerprint, thorough=True).fingerprint
             except ConfigError:
                 now = self._prepare(arm, progress).fingerprint
             require(

@@ -22,7 +22,7 @@ from workbench.data.dedup import near_duplicates
 from workbench.data.disk_strings import DiskStrings
 from workbench.data.overlap import overlap
 from workbench.data.shards import ShardWriter
-from workbench.data.sources import content_digest, digest, is_complete, write_card
+from workbench.data.sources import content_digest, digest, is_complete, is_intact, write_card
 from workbench.data.splits import MEASURED, SPLITS, Assignment, MeasuredSplit, SplitName, split_by_cluster
 from workbench.files import locked, read_json, replacing_folder, write_json
 
@@ -52,15 +52,15 @@ def prepare_text(config: DataConfig, vocabulary: int, cache: Path, progress: Cal
     corpus = corpora[config.corpus.kind](config.corpus)
     stamp, settings = corpus.stamp(), _settings(config)
     known = _known(config, vocabulary, cache, stamp, settings)
-    if folder := _found(known, cache, stamp):
-        return folder
+    if (found := _found(known, cache, stamp)) and is_intact(found):
+        return found
     with locked(cache / f"{known.stem}.lock"), DiskStrings(cache / f".{known.stem}.texts") as texts:
         progress("reading the corpus")
         empty = _read(corpus, texts)
         fingerprint = digest(FORMAT, texts.digest, vocabulary, settings)
         folder = cache / fingerprint
         with locked(cache / f"{fingerprint}.lock"):
-            if not is_complete(folder):
+            if not is_intact(folder):
                 with replacing_folder(folder) as scratch:
                     write_card(scratch, _write(config, vocabulary, texts, empty, scratch, progress))
         if stamp is not None:
@@ -91,7 +91,7 @@ def _known(config: DataConfig, vocabulary: int, cache: Path, stamp: str | None, 
 def _found(known: Path, cache: Path, stamp: str | None) -> Path | None:
     if stamp is None:
         return None
-    folder = cache / read_json(known).get("fingerprint", "none")
+    folder = cache / str(read_json(known).get("fingerprint", "none"))
     return folder if is_complete(folder) else None
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-SHARD_TOKENS = 2**27
-"""Default number of tokens in one file."""
+SHARD_TOKENS = 2**25
+"""Default number of tokens in one file, which is in memory while it is filled: at most 256 MB in all."""
 
 
 class Tokens:

@@ -18,7 +18,7 @@ import numpy as np
 
 from workbench.config import Config, require
 from workbench.data.streams import RowStream, Split
-from workbench.files import read_json, write_json
+from workbench.files import checksum, read_json, write_json
 from workbench.metric import Metric
 from workbench.registry import Registry
 
@@ -95,11 +95,17 @@ class Source(ABC):
         return None
 
     @staticmethod
-    def open(cache: str | Path, fingerprint: str) -> Any:
+    def open(cache: str | Path, fingerprint: str, *, thorough: bool = False) -> Any:
         """Prepared data of any kind, without preparing it again.
 
+        Args:
+            cache: folder of prepared data.
+            fingerprint: of the data.
+            thorough: whether the content of the training tokens is verified too, at about a second per gigabyte;
+                that of all other files always is.
+
         Raises:
-            ConfigError: if it, or other data that it is made of, is missing or incomplete.
+            ConfigError: if it, or other data that it is made of, is missing, incomplete or damaged.
         """
         folder = Path(cache) / fingerprint
         require(
@@ -109,9 +115,17 @@ class Source(ABC):
             expected="data prepared before",
             do="Start the ablation again; it prepares the data.",
         )
+        damaged = damaged_files(folder, thorough=thorough)
+        require(
+            not damaged,
+            "data",
+            got=f"damaged prepared data: {', '.join(damaged)} in {folder}",
+            expected="files as they were written",
+            do="Start the ablation again; it prepares the data.",
+        )
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         for material in card.get("material", {}).values():
-            Source.open(cache, material)
+            Source.open(cache, material, thorough=thorough)
         return sources[card["kind"]](folder)
 
     @property
@@ -169,12 +183,33 @@ def is_complete(folder: Path) -> bool:
     """Whether ``folder`` holds prepared data, every file at its full size."""
     files = read_json(folder / "card.json").get("files")
     try:
-        return files is not None and all((folder / name).stat().st_size == size for name, size in files.items())
+        return isinstance(files, dict) and all((folder / name).stat().st_size == size for name, size in files.items())
     except OSError:
         return False
 
 
+def damaged_files(folder: Path, *, thorough: bool) -> list[str]:
+    """Files of prepared data whose content is not what was written.
+
+    Args:
+        folder: with a card; that of an earlier version has no checksums.
+        thorough: whether the training tokens are read too.
+    """
+    checksums = read_json(folder / "card.json").get("checksums", {})
+    names = [name for name in checksums if thorough or not name.startswith("train.tokens.")]
+    return [name for name in names if checksum(folder / name) != checksums[name]]
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether ``folder`` holds prepared data, every file with the content that was written."""
+    return is_complete(folder) and not damaged_files(folder, thorough=True)
+
+
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """Write ``card.json`` with the sizes of all other files. Called last: :func:`is_complete` relies on it."""
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != "card.json"}
-    write_json(folder / "card.json", {**card, "files": files})
+    """Write ``card.json`` with sizes and checksums of all other files. Called last: :func:`is_complete` relies on
+    it."""
+    paths = [path for path in sorted(folder.iterdir()) if path.name != "card.json"]
+    sizes = {path.name: path.stat().st_size for path in paths}
+    write_json(
+        folder / "card.json", {**card, "files": sizes, "checksums": {path.name: checksum(path) for path in paths}}
+    )

@@ -21,7 +21,7 @@ import polars as pl
 from pydantic import Field
 
 from workbench.config import require
-from workbench.data.sources import Source, SourceConfig, digest, is_complete, sources, write_card
+from workbench.data.sources import Source, SourceConfig, digest, is_intact, sources, write_card
 from workbench.data.splits import MEASURED, SplitName
 from workbench.data.streams import IGNORE_INDEX, RowStream
 from workbench.files import locked, replacing_folder
@@ -102,7 +102,7 @@ class Task(Source):
         }
         folder = cache / digest(FORMAT, card)
         with locked(cache / f"{folder.name}.lock"):
-            if not is_complete(folder):
+            if not is_intact(folder):
                 with replacing_folder(folder) as scratch:
                     write_card(scratch, card)
                     progress(f"drawing the evaluation examples of {config.kind}")
