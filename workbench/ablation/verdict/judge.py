@@ -136,8 +136,8 @@ def claims(compared: Sequence[Comparison], alpha: float) -> list[Claim]:
     """
     p_worse, p_better = ([comparison.repeated_p(side) for comparison in compared] for side in (1, -1))
     worse_m, better_m = directional_holm(p_worse, p_better)
-    within = [comparison.p_equivalence for comparison in compared]
-    within_m = [None if p is None else float(q) for p, q in zip(within, holm([p or 0.0 for p in within]), strict=True)]
+    raw = [comparison.p_equivalence for comparison in compared]
+    within_m = [None if p is None else float(q) for p, q in zip(raw, holm([p or 0.0 for p in raw]), strict=True)]
     low_m = compatible_bounds(compared, worse_m, 1, alpha)
     high_m = compatible_bounds(compared, better_m, -1, alpha)
     judged = []
@@ -145,7 +145,7 @@ def claims(compared: Sequence[Comparison], alpha: float) -> list[Claim]:
         word = "failed" if comparison.n == 0 or comparison.arm.unfinished(comparison.seeds) else "undecided"
         if min(worse_m[i], better_m[i]) <= alpha:
             word = "worse" if worse_m[i] < better_m[i] else "better"
-        if within_m[i] is not None and within_m[i] <= alpha:  # declared not to matter, whatever its sign
+        if (within := within_m[i]) is not None and within <= alpha:  # declared not to matter, whatever its sign
             word = "equivalent"
         p = min(1.0, 2 * min(comparison.p(1), comparison.p(-1)))
         low, high = (None if comparison.n < 2 or math.isinf(end) else end for end in (low_m[i], high_m[i]))
