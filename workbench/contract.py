@@ -361,7 +361,12 @@ class Mixer(Variant):
 
     @abstractmethod
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> Cache:
-        """An empty cache for ``batch`` sequences of at most ``length`` tokens."""
+        """An empty cache for ``batch`` sequences of at most ``length`` tokens.
+
+        Args:
+            dtype: of the model, for tensors that are only read later; a state that every token changes has at least
+                fp32, in which the changes of a long sequence are not lost.
+        """
 
 
 class FeedForward(Variant):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.accounting import account
 from workbench.config import ConfigError
@@ -16,7 +17,7 @@ from workbench.layers import INIT_SCALE, Pooling
 from workbench.mixers.families.sparse import Selection
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.sparse_attention.reference import attend_reference, select_reference, selected_tokens, window_tokens
-from workbench.testing import MixerConformance
+from workbench.testing import MixerConformance, count_flops
 
 
 def build(name: str, width: int = 64, **settings: Any) -> Any:
@@ -114,6 +115,15 @@ def test_scaled_latent_attention_is_that_of_longcat_flash() -> None:
     scores = (scores / (N + R) ** 0.5).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
     wanted = torch.einsum("hts,shn->thn", scores.softmax(-1), v).reshape(T, -1) @ state["out.weight"].T
     assert error(module(x[None])[0], wanted) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["nsa", "moba", "asa_global"])
+def test_the_operators_register_the_flops_that_are_counted(name: str) -> None:
+    """For one document, as torch's counter sees only shapes."""
+    module, x_BTD = build(name), torch.randn(2, 90, 64, dtype=torch.float64)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(x_BTD)
+    assert counter.get_total_flops() == count_flops(lambda: module(x_BTD))
 
 
 PLAIN: dict[str, Any] = {

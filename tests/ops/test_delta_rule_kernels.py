@@ -33,7 +33,7 @@ CASES: list[Case] = [
 ]
 """Sizes; decay: nats per token, at most; bursts: share of tokens that lose 80 nats; block: channels of a tile."""
 CASES_16_BITS: list[Case] = [
-    {"T": 40, "K": 16, "V": 32, "decay": 1.0, "packed": True, "state": True, "beta": True, "block": 16},
+    {"T": 20, "K": 16, "V": 32, "decay": 1.0, "packed": True, "state": True, "beta": True, "block": 16},
     {"T": 20, "K": 16, "V": 16, "channel": True, "decay": 2.0, "bursts": 1e-2, "erase": True, "state": True},
 ]
 

@@ -86,7 +86,9 @@ if __name__ == "__main__":
     torch.manual_seed(int(sys.argv[1]) % 2**63)
     kernels.ROWS, kernels.COLUMNS = 16, 8
     for T, C, W, packed in ((37, 12, 4, True), (16, 8, 4, False), (1, 12, 2, True)):
-        for dtype, allowed in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
-            error = worst_error(kernels.short_convolution_triton, T, C, W, packed, dtype, "cpu")
-            assert error < allowed, f"relative error {error:.1e} with T={T}, C={C}, W={W}, packed={packed}, {dtype}"
+        error = worst_error(kernels.short_convolution_triton, T, C, W, packed, torch.float32, "cpu")
+        assert error < 1e-6, f"relative error {error:.1e} with T={T}, C={C}, W={W}, packed={packed}"
+    for dtype, allowed in ((torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
+        error = worst_error(kernels.short_convolution_triton, 19, 8, 4, True, dtype, "cpu")
+        assert error < allowed, f"relative error {error:.1e} in {dtype}"
     print("kernels agree")
