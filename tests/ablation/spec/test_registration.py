@@ -15,6 +15,7 @@ from workbench.ablation.execution.studies import slots
 from workbench.ablation.folder import Choice
 from workbench.ablation.run import AblationRun
 from workbench.ablation.spec.registration import describe
+from workbench.ablation.verdict.disclosure import disclose
 from workbench.config import ConfigError
 from workbench.files import read_jsonl
 from workbench.status import Stage
@@ -69,6 +70,16 @@ def test_declared_seeds_stay(ablation: Make) -> None:
     ablation(**SMALL).create()
     with pytest.raises(ConfigError, match="declared seeds"):
         ablation(**{**SMALL, "confirmation": {"seeds": [0, 2]}}, deviation="x").create()
+
+
+def test_an_anytime_design_may_add_seeds(ablation: Make) -> None:
+    anytime: dict[str, Any] = {"tuning": {"trials": 0}, "protocol": {"stopping": {"anytime": True}}}
+    ablation(**anytime, confirmation={"seeds": [0, 1, 2, 3]}).create()
+    run = ablation(**anytime, confirmation={"seeds": [0, 1, 2, 3, 4]}).create()
+    assert run.seeds == [0, 1, 2, 3, 4]
+    assert [deviation["planned"] for deviation in run.deviations()] == [True]
+    assert "an anytime-valid design may add seeds" in declared(run) and "Deviation" not in declared(run)
+    assert disclose(run.files, run.record).exploratory is None
 
 
 MORE: dict[str, Any] = {

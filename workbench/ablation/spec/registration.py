@@ -40,6 +40,8 @@ class Deviation(BaseModel):
     why: str = "not given"
     hash: str | None = None
     """:func:`digest` after the change; None if nobody recorded it."""
+    planned: bool = False
+    """Whether the declared design allows it: further seeds of an anytime-valid one. The verdict is not exploratory."""
 
 
 def preregistration(config: AblationConfig, metric: Metric) -> dict[str, Any]:
@@ -91,6 +93,8 @@ def register(record: Mapping[str, Any], config: AblationConfig, metric: Metric) 
 def record_deviation(old: Mapping[str, Any], new: Mapping[str, Any], why: str | None) -> Deviation | None:
     """The deviation that a changed configuration is; None if it changes what is run.
 
+    Seeds added to an anytime-valid design are no deviation in substance: they are recorded as planned.
+
     Args:
         old: canonical configuration of the launch.
         new: canonical configuration now.
@@ -111,6 +115,8 @@ def record_deviation(old: Mapping[str, Any], new: Mapping[str, Any], why: str | 
         do="Seeds may be added, as a deviation; declared ones stay.",
     )
     what = "; ".join(f"{path}: {before!r} → {after!r}" for path, (before, after) in changes.items())
+    if _is_anytime(old) and all(path.startswith("confirmation.seeds[") for path in changes):
+        return Deviation(what=what, when=_now(), why="an anytime-valid design may add seeds", planned=True)
     if not why:
         raise ConfigError.at(
             "deviation",
@@ -120,6 +126,11 @@ def record_deviation(old: Mapping[str, Any], new: Mapping[str, Any], why: str | 
             "new seeds, and new documents where there are any.",
         )
     return Deviation(what=what, when=_now(), why=why)
+
+
+def _is_anytime(config: Mapping[str, Any]) -> bool:
+    stopping = config["protocol"]["stopping"]
+    return isinstance(stopping, Mapping) and bool(stopping.get("anytime"))
 
 
 def all_deviations(
@@ -164,7 +175,11 @@ def describe(registration: Registration | None, deviations: list[Deviation]) -> 
         lines.append(f"Tuning: {content['search']}.")
     return (
         *lines,
-        *(f"Deviation, {deviation.when}: {deviation.what} (why: {deviation.why})." for deviation in deviations),
+        *(
+            f"{'Extension' if deviation.planned else 'Deviation'}, {deviation.when}: {deviation.what} "
+            f"(why: {deviation.why})."
+            for deviation in deviations
+        ),
     )
 
 

@@ -42,7 +42,7 @@ def disclose(folder: AblationFolder, record: LaunchRecord) -> Disclosure:
         stated = dict.fromkeys(card.get(field) for card in record.data_cards.values())
         reasons += [f"{text}: {reason}" for reason in stated if reason]
     deviations = record.all_deviations()
-    reasons += [f"deviation: {deviation.why}" for deviation in deviations]
+    reasons += [f"deviation: {deviation.why}" for deviation in deviations if not deviation.planned]
     sentences = list(describe(record.registration, deviations))
     if look := look_of(folder, record):
         sentences += look.sentences(config.alpha)
