@@ -10,6 +10,7 @@ import pytest
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.folder import AblationFolder
 from workbench.ablation.verdict.disclosure import disclose
+from workbench.data import tasks
 
 pytestmark = pytest.mark.process
 TIMES_READ = 12
@@ -46,7 +47,8 @@ def test_epochs_are_unknown_before_the_data_are_prepared(ablation: Callable[...,
     assert ablation(**FIELDS).cost(measure=False)["epochs"].to_list() == [None, None]
 
 
-def test_rows_of_a_task_are_new(ablation: Callable[..., Ablation]) -> None:
+def test_rows_of_a_task_are_new(ablation: Callable[..., Ablation], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "OVERLAP_ROWS", 10)
     task = {"kind": "mqar", "mixes": [{"length": 32, "pairs": 4}], "examples": 6}
     fields = ablation(**FIELDS).config.plain()
     fields["base"]["data"] = task

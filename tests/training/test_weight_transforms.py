@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import make_run, run_fields, write_corpus
+from ranks import on_ranks
 
 from workbench.config import ConfigError
-from workbench.files import write_json
 from workbench.model import ModelConfig
-from workbench.registry import PLUGIN_FILES
+from workbench.registry import plug_in
 from workbench.results import RunFolder
 from workbench.training import RunConfig
 from workbench.training.checkpoint import latest, load_checkpoint
@@ -162,25 +160,18 @@ def test_a_resumed_run_has_the_same_bits(step: int, halve: Any, corpus: Path, tm
         assert all(torch.equal(value, second["optimiser"]["state"][index][key]) for key, value in entry.items())
 
 
-def test_two_ranks_transform_as_one_does(plugin: Path, corpus: Path, tmp_path: Path) -> None:
-    values = []
-    for devices in (1, 2):
-        fields = run_fields(corpus, training={"transforms": [{"kind": "halve"}, {"kind": "halve", "every": 6}]})
-        write_json(tmp_path / "run.yaml", fields)  # JSON is YAML
-        folder = RunFolder(tmp_path / f"run{devices}")
-        call = [sys.executable, "-m", "workbench", "train", str(tmp_path / "run.yaml"), "--folder", str(folder.path)]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-        done = subprocess.run(
-            [*call, "--devices", str(devices), "--stage", "confirmation"],
-            env={**environment, PLUGIN_FILES: str(plugin)},
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        values.append(losses(folder))
-    assert values[1] == pytest.approx(values[0], rel=1e-4)
+def train_plugged_in(plugin: Path, path: Path, cache: Path, devices: int) -> None:
+    """Train on one of ``devices`` ranks, in a process that has not loaded the plug-in."""
+    plug_in(plugin)
+    train(path, cache, devices=devices)
+
+
+def test_two_ranks_transform_as_one_does(halve: Any, plugin: Path, corpus: Path, tmp_path: Path) -> None:
+    fields = run_fields(corpus, training={"transforms": [{"kind": "halve"}, {"kind": "halve", "every": 6}]})
+    one, two = (make_run(tmp_path / name, corpus.parent / "cache", fields) for name in ("one", "two"))
+    train(one.path, corpus.parent / "cache")
+    on_ranks(2, train_plugged_in, plugin, two.path, corpus.parent / "cache", 2)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
 
 
 def test_a_refusal_names_the_transform(halve: Any, corpus: Path) -> None:
