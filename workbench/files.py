@@ -28,9 +28,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,19 +47,30 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
+    if old.exists() and not path.exists():  # an earlier call was killed between its two renames
+        os.replace(old, path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         for name in temporary.iterdir():
-            with open(name, "rb") as file:
-                os.fsync(file.fileno())
+            sync(name)
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():  # a folder that is not empty cannot be renamed over
             os.replace(path, old)
         os.replace(temporary, path)
+        sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Write what the system holds of a file, or of the names in a folder, to the disk: it survives a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def apply_umask(path: Path) -> None:
@@ -92,10 +103,10 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in ``path``; empty if the file is missing or damaged."""
+    """The mapping in ``path``; empty if the file is missing or damaged, or a folder has its name."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -126,11 +137,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every complete line of ``path``, without damaged ones; empty if there is no such file."""
     try:
         lines = path.read_bytes().split(b"\n")
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return []
     rows = []
     for line in lines[:-1]:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
 
@@ -139,7 +150,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def locked(path: Path, *, timeout: float = math.inf) -> Iterator[bool]:
     """Hold an exclusive lock on the file ``path``, which is created if missing; its folder must exist.
 
-    The operating system releases the lock when the process ends, however it ends.
+    The operating system releases the lock when the process ends, however it ends. Whoever may only read the file can
+    lock it as well, to see whether somebody holds it.
 
     Args:
         path: the lock file.
@@ -149,7 +161,8 @@ def locked(path: Path, *, timeout: float = math.inf) -> Iterator[bool]:
         Whether the lock was acquired.
     """
     deadline = time.monotonic() + timeout
-    with open(path, "a") as file:
+    mode = "a" if not path.exists() or os.access(path, os.W_OK) else "r"
+    with open(path, mode) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if timeout == math.inf else fcntl.LOCK_NB))

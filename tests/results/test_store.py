@@ -10,6 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from workbench.config import ConfigError
+from workbench.files import read_json, write_json
 from workbench.metric import ANSWER_ERRORS, BITS_PER_BYTE
 from workbench.results import RunFolder, RunRecord
 from workbench.status import Status
@@ -134,3 +136,66 @@ def test_a_report_of_several_tasks_is_filtered_by_the_metric(folder: RunFolder) 
 def test_an_older_report_is_that_of_the_metric(folder: RunFolder) -> None:
     folder.write_report(pl.DataFrame({"document": [0, 1]}))
     assert len(folder.report(BITS_PER_BYTE)) == 2
+
+
+# -- killed between two files ----------------------------------------------------------------------------------------
+
+
+def test_a_result_decides_the_status(folder: RunFolder) -> None:
+    folder.set_status(Status.RUNNING, pid=1)
+    write_json(folder.path / "result.json", {"status": "done", "reason": None, "report_value": 1.0})
+    assert folder.status()["status"] == Status.DONE
+
+
+def test_the_status_is_settled_by_the_result(folder: RunFolder) -> None:
+    folder.set_status(Status.RUNNING, pid=1)
+    write_json(folder.path / "result.json", {"status": "done", "reason": "why"})
+    assert folder.settle()["status"] == Status.DONE
+    assert read_json(folder.path / "status.json")["status"] == Status.DONE
+    assert [event["event"] for event in folder.events()] == [Status.DONE]
+
+
+def test_without_a_result_nothing_has_ended(folder: RunFolder) -> None:
+    folder.finish(Status.DONE, None, steps=3)
+    (folder.path / "result.json").unlink()
+    assert folder.status()["status"] == Status.INTERRUPTED
+
+
+def test_a_reopening_that_was_interrupted_is_one_event(folder: RunFolder) -> None:
+    folder.finish(Status.CRASHED, "why")
+    result = (folder.path / "result.json").read_bytes()
+    folder.reopen()
+    (folder.path / "result.json").write_bytes(result)  # as if it had been killed before this was removed
+    folder.reopen()
+    assert [event["event"] for event in folder.events()].count("reopened") == 1
+
+
+def test_what_was_measured_after_the_training_is_dropped(folder: RunFolder) -> None:
+    for split in ("selection", "report"):
+        folder.add_evaluations(5, split, [{"suite": "loss", "value": 1.0}])
+    folder.truncate_after(5)
+    assert [row["split"] for row in folder.evaluations()] == ["selection"]
+
+
+@pytest.mark.parametrize("content", ['{"status": 3}', '{"status": "gone"}', "[]", '{"status": {"a": 1}}', "{"])
+def test_a_status_of_another_form_is_none(folder: RunFolder, content: str) -> None:
+    (folder.path / "status.json").write_text(content)
+    assert folder.status()["status"] == Status.WAITING
+
+
+@pytest.mark.parametrize("content", ['{"status": "running"}', '{"status": "done", "report_value": "x"}', "[1]"])
+def test_a_result_of_another_form_is_none(folder: RunFolder, content: str) -> None:
+    (folder.path / "result.json").write_text(content)
+    assert folder.result() == {}
+
+
+def test_one_flipped_bit_of_a_report_is_damage(folder: RunFolder) -> None:
+    checksum = folder.write_report(pl.DataFrame({"document": [0, 1]}))
+    folder.finish(Status.DONE, None, report_checksum=checksum)
+    assert folder.damage() is None
+    content = bytearray((folder.path / "report.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder.path / "report.parquet").write_bytes(content)
+    assert folder.damage() == "report.parquet"
+    with pytest.raises(ConfigError, match=r"report.parquet: got .*checksum.*measures it again"):
+        folder.report(BITS_PER_BYTE)

@@ -87,3 +87,30 @@ def test_a_line_has_finite_points_only() -> None:
 def test_the_last_of_equal_points_counts() -> None:
     xs, ys = points(step=[1, 2, 2], loss=[3.0, 2.0, 1.0]).line("step", "loss")
     assert np.array_equal([xs, ys], [[1, 2], [3, 1]])
+
+
+DAMAGED = ['{"a": 1}', "[1, 2]", '"text"', "null", '{"status": 3, "codes": 4, "paths": 5}', "{", "\0" * 9, "[" * 10_000]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+@pytest.mark.parametrize("file", ["run.json", "status.json", "result.json", "environment.json", "metrics.jsonl"])
+def test_a_damaged_file_leaves_the_other_runs_alone(file: str, content: str, folder: RunFolder, tmp_path: Path) -> None:
+    whole = RunFolder.create(tmp_path / "runs" / "two", folder.record())
+    whole.finish(Status.DONE, None, selection_value=1.0)
+    (folder.path / file).write_text(content + "\n")
+    rows = {row["run"]: row["selection_value"] for row in runs(tmp_path).iter_rows(named=True)}
+    assert rows.get("two") == 1.0
+    curves(tmp_path), evaluations(tmp_path), diagnostics(tmp_path)
+
+
+def test_a_folder_in_the_place_of_a_file_is_no_file(folder: RunFolder, tmp_path: Path) -> None:
+    (folder.path / "result.json").mkdir()
+    assert runs(tmp_path)["status"].to_list() == [Status.WAITING]
+
+
+def test_lines_of_other_types_are_left_out(folder: RunFolder, tmp_path: Path) -> None:
+    lines = ['{"step": "x", "loss": "NaN?"}', '{"step": 1, "loss": {}}', '{"values": 3, "layer": 1, "step": 2}']
+    for name in ("metrics.jsonl", "diagnostics.jsonl", "evaluations.jsonl", "events.jsonl"):
+        (folder.path / name).write_text("".join(f"{line}\n" for line in lines))
+    assert len(runs(tmp_path)) == 1
+    curves(tmp_path), evaluations(tmp_path), diagnostics(tmp_path)

@@ -261,3 +261,27 @@ def test_a_second_process_on_the_same_run_is_refused(new: MakeRun, cache: Path) 
     with folder.lock() as acquired:
         assert acquired
         assert train(folder.path, cache)["status"] == "busy"
+
+
+def test_a_stop_between_two_lines_adds_none(new: MakeRun, cache: Path) -> None:
+    training = {"log_every": 5, "checkpoint_every": 10, "evaluations": 1}
+    whole, parts = (new(name, training=training) for name in ("whole", "parts"))
+    train(whole.path, cache)
+    for steps in (3, 4, 6):  # to steps 3, 7 and 13
+        assert train(parts.path, cache, stop_after(steps))["status"] == "interrupted"
+    train(parts.path, cache)
+    assert [row["step"] for row in parts.metrics()] == [5, 10, 15, 20]
+    assert curve(parts) == curve(whole)
+    assert parts.diagnostics() == whole.diagnostics()
+    assert_same_bits(state(parts), state(whole))
+
+
+@pytest.mark.parametrize("message", ["[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory"])
+def test_a_cpu_without_memory_is_out_of_memory(
+    message: str, new: MakeRun, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("workbench.training.trial.fit", fail)
+    assert train(new().path, cache)["status"] == "out_of_memory"

@@ -1,14 +1,20 @@
-"""The typed record of a run, ``run.json``."""
+"""The typed records of a run: ``run.json``, ``status.json``, ``result.json``.
+
+Readers are tolerant of files of earlier versions and strict about types: a file whose values have other types than
+these is damaged, and a damaged file is read like a missing one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from workbench.files import read_json
 from workbench.metric import BITS_PER_BYTE, Metric
-from workbench.status import Stage
+from workbench.status import ENDED, Stage, Status
 
 
 class RunRecord(BaseModel):
@@ -58,11 +64,71 @@ class RunRecord(BaseModel):
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Self | None:
-        """The record in plain data; None if there is none, or if it comes from a version before metrics had names."""
+        """The record in plain data; None if there is none, if it is damaged, or if it comes from a version before
+        metrics had names."""
         if "metric" not in data:
             return None
-        return cls.model_validate({name: value for name, value in data.items() if name in cls.model_fields})
+        try:
+            return cls.model_validate({name: value for name, value in data.items() if name in cls.model_fields})
+        except ValidationError:
+            return None
 
     def plain(self) -> dict[str, Any]:
         """Plain data, fit for JSON."""
         return self.model_dump(mode="json")
+
+
+class _State(BaseModel):
+    """``status.json``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: Status
+    reason: str | None = None
+    pid: int | None = None
+
+
+class _Result(BaseModel):
+    """``result.json``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: Literal[ENDED]  # type: ignore[valid-type]
+    reason: str | None = None
+    step: int | None = None
+    selection_value: float | None = None
+    report_value: float | None = None
+
+
+class _Environment(BaseModel):
+    """``environment.json``, as far as tables read it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str | None = None
+    codes: list[str] = []
+    paths: dict[str, Any] = {}
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The content of ``status.json``; empty if it is missing or damaged."""
+    return _typed(path, _State)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of ``result.json``; empty if it is missing or damaged."""
+    return _typed(path, _Result)
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """The content of ``environment.json``; empty if it is missing or damaged."""
+    return _typed(path, _Environment)
+
+
+def _typed(path: Path, model: type[BaseModel]) -> dict[str, Any]:
+    data = read_json(path)
+    try:
+        model.model_validate(data)
+    except ValidationError:
+        return {}
+    return data

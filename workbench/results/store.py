@@ -33,10 +33,13 @@ from typing import Any
 import polars as pl
 
 from workbench.config import ConfigError
-from workbench.files import append_json, locked, read_json, read_jsonl, replacing, write_json
+from workbench.files import append_json, checksum, locked, read_json, read_jsonl, replacing, sync, write_json
 from workbench.metric import Metric
-from workbench.results.record import RunRecord
-from workbench.status import RETRYABLE, Status
+from workbench.results.record import RunRecord, read_environment, read_result, read_state
+from workbench.status import ENDED, RETRYABLE, Stage, Status
+
+REPORT = "report.parquet"
+LOGS = ("metrics.jsonl", "evaluations.jsonl", "diagnostics.jsonl")
 
 
 class RunFolder:
@@ -50,7 +53,7 @@ class RunFolder:
         """The folder of a run; an existing record is left as it is."""
         folder = cls(path)
         path.mkdir(parents=True, exist_ok=True)
-        if not read_json(path / "run.json"):
+        if not folder.exists():
             write_json(path / "run.json", record.plain())
         return folder
 
@@ -77,28 +80,62 @@ class RunFolder:
     # -- status ------------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """``{"status": …, "reason": …, …}``. A running run whose process is gone has status killed."""
-        state = read_json(self.path / "status.json") or {"status": Status.WAITING}
-        if state["status"] != Status.RUNNING or self.is_locked():
-            return state
-        state = read_json(self.path / "status.json")  # it may have ended between reading and testing the lock
-        if state.get("status", Status.RUNNING) == Status.RUNNING:
-            reason = "its process disappeared; it resumes from its checkpoint"
-            state = {**state, "status": Status.KILLED, "reason": reason}
-        return state
+        """``{"status": …, "reason": …, …}``.
+
+        A result decides: the process may have been killed before it wrote the status that follows it. Without a result
+        nothing has ended, and a running run whose process is gone has status killed.
+        """
+        state = read_state(self.path / "status.json") or {"status": Status.WAITING}
+        if state["status"] == Status.RUNNING and not self.is_locked():
+            # it may have ended between reading and testing the lock
+            state = read_state(self.path / "status.json") or state
+            if state["status"] == Status.RUNNING:
+                reason = "its process disappeared; it resumes from its checkpoint"
+                state = {**state, "status": Status.KILLED, "reason": reason}
+        return decided(state, self.result())
 
     def set_status(self, status: Status, reason: str | None = None, **more: Any) -> None:
         write_json(self.path / "status.json", {"status": Status(status), "reason": reason, "at": time.time(), **more})
 
     def result(self) -> dict[str, Any]:
         """The final numbers; empty until the run has ended."""
-        return read_json(self.path / "result.json")
+        return read_result(self.path / "result.json")
 
     def finish(self, status: Status, reason: str | None = None, **numbers: Any) -> None:
-        """Write the final numbers, then the status: a process that sees the status can read the numbers."""
+        """Write the final numbers, then the status: a process that sees the status can read the numbers, and one that
+        sees the numbers needs no status (:meth:`status`)."""
         write_json(self.path / "result.json", {"status": status, "reason": reason, **numbers})
         self.set_status(status, reason)
         self.event(status, reason=reason)
+
+    def damage(self) -> str | None:
+        """The file of a finished run that is missing or damaged, if there is one."""
+        if not self.exists():
+            return "run.json"
+        result = self.result()
+        if not result:
+            return "result.json"
+        if result["status"] != Status.DONE or self.record().stage != Stage.CONFIRMATION:
+            return None
+        try:
+            self._read_report()
+        except ConfigError:
+            return REPORT
+        return None
+
+    def discard_result(self, damage: str) -> None:
+        """Remove the result of a run of which a file is damaged, so that the run resumes from its last checkpoint."""
+        self.event("damaged", file=damage)
+        (self.path / "result.json").unlink(missing_ok=True)
+        self.set_status(Status.INTERRUPTED, f"{damage} is damaged")
+
+    def settle(self) -> dict[str, Any]:
+        """Write the status that the result decides, where a process was killed between the two; the result."""
+        result = self.result()
+        if read_state(self.path / "status.json").get("status") != result["status"]:
+            self.set_status(result["status"], result.get("reason"))
+            self.event(result["status"], reason=result.get("reason"))
+        return result
 
     def reopen(self, statuses: Collection[Status] = RETRYABLE) -> None:
         """Remove a result, so that the run is trained again; its events keep how it ended before.
@@ -111,7 +148,9 @@ class RunFolder:
         """
         result = self.result()
         if result.get("status") in statuses:
-            self.event("reopened", was=result["status"], reason=result.get("reason"))
+            events = self.events()
+            if not events or events[-1].get("event") != "reopened":  # else a process was killed on the way from here
+                self.event("reopened", was=result["status"], reason=result.get("reason"))
             if result["status"] == Status.DIVERGED:
                 shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
             (self.path / "result.json").unlink()
@@ -132,7 +171,7 @@ class RunFolder:
 
     def environment(self) -> dict[str, Any]:
         """Where the run was last started; empty before."""
-        return read_json(self.path / "environment.json")
+        return read_environment(self.path / "environment.json")
 
     def add_to_environment(self, **more: Any) -> None:
         """Add what is known only after the first step."""
@@ -165,27 +204,68 @@ class RunFolder:
     def diagnostics(self) -> list[dict[str, Any]]:
         return read_jsonl(self.path / "diagnostics.jsonl")
 
+    def sync_logs(self) -> None:
+        """Write the lines so far to the disk."""
+        for name in LOGS:
+            if (self.path / name).exists():
+                sync(self.path / name)
+
     def truncate_after(self, step: int) -> None:
-        """Drop metrics, evaluations and diagnostics after ``step``: a resumed run writes them again."""
-        for name in ("metrics.jsonl", "evaluations.jsonl", "diagnostics.jsonl"):
-            rows = [row for row in read_jsonl(self.path / name) if row["step"] <= step]
+        """Drop metrics, evaluations and diagnostics after ``step``, and what was measured after the training: a resumed
+        run writes them again."""
+        for name in LOGS:
+            rows = [row for row in read_jsonl(self.path / name) if _is_before(row, step)]
             with replacing(self.path / name) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     # -- report documents --------------------------------------------------------------------------------------------
 
-    def write_report(self, documents: pl.DataFrame) -> None:
-        """Replace ``report.parquet``."""
-        with replacing(self.path / "report.parquet") as temporary:
+    def write_report(self, documents: pl.DataFrame) -> str:
+        """Replace ``report.parquet``; its checksum, to be a number of the result (``report_checksum``)."""
+        with replacing(self.path / REPORT) as temporary:
             documents.write_parquet(temporary)
+        return checksum(self.path / REPORT)
 
     def report(self, metric: Metric) -> pl.DataFrame:
         """The report documents of a metric's suite and task; for the columns see the module.
 
         Raises:
-            FileNotFoundError: before the report split was measured.
+            ConfigError: before the report split was measured, or if the file is damaged.
         """
-        return documents_of(pl.read_parquet(self.path / "report.parquet", glob=False), metric)
+        return documents_of(self._read_report(), metric)
+
+    def _read_report(self) -> pl.DataFrame:
+        path, reason = self.path / REPORT, ""
+        try:
+            if checksum(path) != self.result().get("report_checksum", checksum(path)):
+                reason = "another checksum than that of its run's result"
+            else:
+                return pl.read_parquet(path, glob=False)
+        except FileNotFoundError:
+            reason = "no such file"
+        except (pl.exceptions.PolarsError, IsADirectoryError) as error:
+            reason = str(error).splitlines()[0]
+        raise ConfigError.at(
+            str(path),
+            got=f"a damaged file: {reason}",
+            expected="the report documents of a finished run",
+            do="`workbench run` with the ablation's file measures it again, from the last checkpoint.",
+        )
+
+
+def decided(state: dict[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a run, given the content of ``status.json`` and of ``result.json``."""
+    if result:
+        return {**state, "status": result["status"], "reason": result.get("reason")}
+    if state["status"] in ENDED:
+        return {**state, "status": Status.INTERRUPTED, "reason": "it has no result; it resumes from its checkpoint"}
+    return state
+
+
+def _is_before(row: Mapping[str, Any], step: int) -> bool:
+    """Whether a row was logged up to ``step`` of the training."""
+    number = row.get("step")
+    return isinstance(number, int) and number <= step and row.get("split", "selection") == "selection"
 
 
 def documents_of(report: pl.DataFrame, metric: Metric) -> pl.DataFrame:

@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 
 from workbench.files import read_json, read_jsonl, stamp
-from workbench.results.record import RunRecord
-from workbench.results.store import RunFolder
+from workbench.results.record import RunRecord, read_environment, read_result, read_state
+from workbench.results.store import RunFolder, decided
 from workbench.status import ENDED, Stage, Status
 
 KEY_SCHEMA: dict[str, Any] = {"arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64}
@@ -40,6 +40,7 @@ RUN_SCHEMA: dict[str, Any] = {
     "selected": pl.Boolean,
     "reason": pl.String,
     "code": pl.String,
+    "machine": pl.String,
     "earlier_outcomes": pl.String,
     "folder": pl.String,
 }
@@ -115,8 +116,8 @@ class Points:
         except FileNotFoundError:
             frame = pl.DataFrame(schema=POINT_SCHEMA)
         except pl.exceptions.PolarsError:  # NaN, which Python's json module writes although JSON does not define it
-            rows = [{name: row.get(name) for name in POINT_SCHEMA} for row in read_jsonl(path)]
-            frame = pl.DataFrame(rows, schema=POINT_SCHEMA, orient="row")
+            rows = [{name: _number(row.get(name)) for name in POINT_SCHEMA} for row in read_jsonl(path)]
+            frame = pl.DataFrame(rows, schema=POINT_SCHEMA, orient="row", strict=False)
         return cls(frame)
 
     def line(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
@@ -168,15 +169,36 @@ def _codes(environment: dict[str, Any]) -> str | None:
     return " → ".join(filter(None, codes)) or None
 
 
+def _machine(environment: dict[str, Any]) -> str | None:
+    libraries = environment.get("libraries")
+    torch = libraries.get("torch") if isinstance(libraries, dict) else None
+    return ", torch ".join(str(part) for part in (environment.get("device"), torch) if part) or None
+
+
 def _earlier_outcomes(path: Path) -> str | None:
     reopened = [event for event in read_jsonl(path) if event.get("event") == "reopened"]
-    return "; ".join(": ".join(filter(None, (event["was"], event.get("reason")))) for event in reopened) or None
+    outcomes = ([str(event[name]) for name in ("was", "reason") if event.get(name)] for event in reopened)
+    return "; ".join(map(": ".join, outcomes)) or None
 
 
-def _status(folder: RunFolder) -> dict[str, Any]:
-    state = _cached(folder, "status.json", read_json) or {"status": Status.WAITING}
-    # whether the process is alive is not in the file
-    return folder.status() if state.get("status") == Status.RUNNING else state
+def _number(value: Any) -> int | float | None:
+    """A number of a log line; None for anything else, which only a damaged line has."""
+    return value if isinstance(value, int | float) else None
+
+
+def _of_kind(value: Any, kind: Any) -> Any:
+    """A value of a log line for a column of this kind; None for another type, which only a damaged line has."""
+    return (value if isinstance(value, str) else None) if kind == pl.String else _number(value)
+
+
+def _outcome(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Status and result; the latter is written first, so it is read last."""
+    state = _cached(folder, "status.json", read_state) or {"status": Status.WAITING}
+    result = _cached(folder, "result.json", read_result)
+    if not result and state["status"] == Status.RUNNING:  # whether the process is alive is not in the file
+        state = folder.status()
+        result = _cached(folder, "result.json", read_result)
+    return decided(state, result or {}), result or {}
 
 
 class _Run(NamedTuple):
@@ -201,9 +223,9 @@ def _run(path: str) -> _Run | None:
     record = _cached(folder, "run.json", _record)
     if record is None:
         return None
-    state, points = _status(folder), points_of(folder)
-    result = _cached(folder, "result.json", read_json) or {}
-    environment = _cached(folder, "environment.json", read_json) or {}
+    state, result = _outcome(folder)
+    points = points_of(folder)
+    environment = _cached(folder, "environment.json", read_environment) or {}
     step, seconds = points.last.get("step", 0), points.last.get("seconds", 0.0)
     running = step and state["status"] == Status.RUNNING
     row = {
@@ -230,6 +252,7 @@ def _run(path: str) -> _Run | None:
         "selected": False,
         "reason": state.get("reason"),
         "code": _codes(environment),
+        "machine": _machine(environment),
         "earlier_outcomes": _cached(folder, "events.jsonl", _earlier_outcomes),
         "folder": path,
     }
@@ -257,12 +280,14 @@ def runs(ablation: str | Path) -> pl.DataFrame:
     metric: unit of the primary metric; selection_value, report_value: its value on the selection split (last
     evaluation) and on the report split, from the table of evaluations; flops: training FLOPs so far; paths: the backend
     that each operation used; code: versions of the code that trained it (several if it was resumed by another one);
+    machine: the device and the version of torch that it was last started with;
     earlier_outcomes: how it ended before it was run again.
     """
     selection = read_json(Path(ablation) / "selection.json")
     rows = []
     for row in (run.row for run in _runs(ablation)):
-        selected = row["stage"] == Stage.TUNING and selection.get(row["arm"], {}).get("run") == row["run"]
+        choice = selection.get(row["arm"])
+        selected = row["stage"] == Stage.TUNING and isinstance(choice, dict) and choice.get("run") == row["run"]
         rows.append({**row, "selected": True} if selected else row)
     return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
 
@@ -295,8 +320,8 @@ def evaluations(ablation: str | Path) -> pl.DataFrame:
 
 def _evaluations(path: Path) -> pl.DataFrame:
     schema = {name: kind for name, kind in EVALUATION_SCHEMA.items() if name not in KEY_SCHEMA}
-    rows = [{name: row.get(name) for name in schema} for row in read_jsonl(path)]
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    rows = [{name: _of_kind(row.get(name), kind) for name, kind in schema.items()} for row in read_jsonl(path)]
+    return pl.DataFrame(rows, schema=schema, orient="row", strict=False)
 
 
 def diagnostics(ablation: str | Path) -> pl.DataFrame:
@@ -317,11 +342,14 @@ def diagnostics_of(runs: Iterable[tuple[Line, RunFolder]]) -> pl.DataFrame:
 def _diagnostics(path: Path) -> pl.DataFrame:
     rows = []
     for row in read_jsonl(path):
-        for name, value in row["values"].items():
+        step, layer, values = row.get("step"), row.get("layer"), row.get("values")
+        if not isinstance(step, int) or not isinstance(layer, int) or not isinstance(values, dict):
+            continue
+        for name, value in values.items():
             numbers = enumerate(value) if isinstance(value, list) else [(None, value)]
-            rows += [(row["step"], row["layer"], name, index, number) for index, number in numbers]
+            rows += [(step, layer, name, index, _number(number)) for index, number in numbers]
     schema = {name: kind for name, kind in DIAGNOSTICS_SCHEMA.items() if name not in KEY_SCHEMA}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    return pl.DataFrame(rows, schema=schema, orient="row", strict=False)
 
 
 def _joined(frames: Iterable[tuple[Line, pl.DataFrame | None]], schema: dict[str, Any]) -> pl.DataFrame:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workbench.config import ConfigError
-from workbench.files import apply_umask, checksum
+from workbench.files import apply_umask, checksum, sync
 
 FILES = ("model.safetensors", "state.safetensors", "state.json")
 CHECKSUMS = "checksums.json"
@@ -59,10 +59,10 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         checksums = {name: checksum(temporary / name) for name in FILES}
         (temporary / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
         for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+            sync(file)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
+        sync(path.parent)
     except SafetensorError as error:  # it hides the operating system's error in its text
         raise OSError(f"{path}: the checkpoint could not be written: {error}") from error
     finally:

@@ -63,25 +63,35 @@ class Checkpointer:
                 "optimiser": optimiser,
                 "counters": self.train_step.counters.recent_counts,
                 "health": self.train_step.health.state,
+                "loss_window": self.train_step.loss_window,
                 "loader": self.loader.state_dict(),
                 "random_state": random_state(),
             }
             folder = self.folder.path / "checkpoint"
+            self.folder.sync_logs()  # what a checkpoint continues is on the disk before it
             save_checkpoint(state, folder / f"step-{step}")
-            # a newer one is damaged, or the run would have continued from it: it is left until its step is reached
-            for old in [path for path in checkpoints_in(folder) if step_of(path) <= step][:-RETAINED]:
-                shutil.rmtree(old, ignore_errors=True)
+            self._remove_old(step)
             if step == self.trunk_step:
                 save_checkpoint(state, self.folder.path / "trunk" / f"step-{step}")
         parallel.barrier()  # a rank that exits while rank 0 still writes would count as failed
 
+    def _remove_old(self, step: int) -> None:
+        """Remove the checkpoints that are no longer retained after ``step``."""
+        # a newer one is damaged, or the run would have continued from it: it is left until its step is reached
+        older = [path for path in checkpoints_in(self.folder.path / "checkpoint") if step_of(path) <= step]
+        for path in older[:-RETAINED]:
+            shutil.rmtree(path, ignore_errors=True)
+
     def restore(self, path: Path) -> None:
         """Continue from the checkpoint ``path``, saved by any number of ranks."""
+        if parallel.is_rank_zero():
+            self._remove_old(step_of(path))  # a process was killed after the save and before, or while, they went
         state = load_checkpoint(path)
         step, device = self.train_step, self.train_step.device
         parallel.load_full_state(step.model, step.optimiser, state["model"], state["optimiser"])
         step.counters.recent_counts = {index: counts.to(device) for index, counts in state["counters"].items()}
         step.health.state = state["health"].to(device)
+        step.loss_window = state["loss_window"].to(device)
         self.loader.load_state_dict(state["loader"])
         self.throughput.seconds = state["seconds"]
         set_random_state(state["random_state"])

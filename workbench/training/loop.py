@@ -35,7 +35,8 @@ def train_loop(
     """Train from the step after ``after`` to the last one.
 
     Steps do not synchronise with the device; logged steps copy their values to the host beside it. Only evaluations and
-    checkpoints wait. A checkpoint falls on a logged step, so that a resumed run writes the same lines.
+    checkpoints wait. A scheduled checkpoint falls on a logged step; one that a stop request causes anywhere else adds
+    no line, and carries what has been summed for the next one. So a resumed run writes the same lines.
 
     Args:
         batches: micro-batches, from the first of step ``after`` + 1.
@@ -64,24 +65,25 @@ def train_loop(
 
         asks = parallel.world_size() == 1 or step % training.log_every == 0
         stops = asks and parallel.any_rank(should_stop(), train_step.device)
-        saves = stops or checkpointer.due(step)
-        evaluates = step in evaluate_at
-        if step % training.log_every == 0 or evaluates or saves:
+        is_due, evaluates = checkpointer.due(step), step in evaluate_at
+        if step % training.log_every == 0 or evaluates or is_due:
             log.flush()
             values, names = train_step.take_log_values()
             copy = HostCopy(values)
-            if evaluates or saves:
-                copy.wait()
+            if evaluates or is_due or stops:
+                copy.wait()  # the time of the line includes the work on the device
             row = throughput.row(step)
             row["learning_rate"] = training.learning_rate * rate_at(step - 1, training)
             log.stage(row, copy, names)
-        if evaluates or saves:
+        if evaluates:
             row = log.complete()  # raises if the run diverged: neither evaluated nor saved
-            if evaluates:
-                with throughput.paused():
-                    row["selection_value"] = evaluate(step)
+            with throughput.paused():
+                row["selection_value"] = evaluate(step)
             log.write(row)
-        if saves:
+        if is_due or stops:
+            log.flush()  # raises as well
+            log.write_diagnostics(step)
+            throughput.tick(step)
             checkpointer.save(step)
         if stops and step < training.steps:
             raise Stopped(f"asked to stop; step {step} is saved")

@@ -81,19 +81,24 @@ class MetricLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a complete line, and the snapshots up to its step."""
-        ready = [snapshot for snapshot in self.diagnostics if snapshot[0] <= row["step"]]
-        self.diagnostics = [snapshot for snapshot in self.diagnostics if snapshot[0] > row["step"]]
+        if parallel.is_rank_zero():
+            self.folder.add_metrics(row)
+        self.write_diagnostics(row["step"])
+        if self.on_row is not None and parallel.is_rank_zero():
+            self.on_row(row)
+
+    def write_diagnostics(self, until: int) -> None:
+        """Append the snapshots up to a step."""
+        ready = [snapshot for snapshot in self.diagnostics if snapshot[0] <= until]
+        self.diagnostics = [snapshot for snapshot in self.diagnostics if snapshot[0] > until]
         if not parallel.is_rank_zero():
             return
-        self.folder.add_metrics(row)
         for step, layers, copy in ready:
             values = iter(copy.wait().split([value.numel() for layer in layers.values() for value in layer.values()]))
             self.folder.add_diagnostics(
                 {"step": step, "layer": layer, "values": {name: _plain(next(values), named[name]) for name in named}}
                 for layer, named in layers.items()
             )
-        if self.on_row is not None:
-            self.on_row(row)
 
     def flush(self) -> None:
         """Write the staged line, if there is one.

@@ -56,6 +56,11 @@ class Throughput:
         yield
         self.origin += self.now() - start
 
+    def tick(self, step: int) -> None:
+        """Count the time up to ``step``, for a checkpoint."""
+        if step > self.last_step:
+            self.row(step)
+
     def row(self, step: int) -> dict[str, Any]:
         """Progress after ``step`` steps, and speed since the last call."""
         seconds = self.now() - self.origin

@@ -49,6 +49,8 @@ from workbench.training.throughput import Throughput
 from workbench.training.weight_transforms import ScheduledTransforms
 from workbench.transforms import build_transforms, initialise_from
 
+CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
+"""Of the message of the plain RuntimeError that torch raises where a CPU has no memory left."""
 SAMPLED_ROWS = 64
 """Rows of the training stream from which the lengths of documents are estimated."""
 
@@ -144,7 +146,7 @@ def train(
             if not acquired:
                 return {"status": "busy", "reason": "another process is training it"}
             if folder.result():
-                return folder.result()
+                return folder.settle()
             folder.set_status(Status.RUNNING, pid=os.getpid())
             try:
                 return _train(folder, Path(cache), should_stop, devices, on_row)
@@ -155,13 +157,15 @@ def train(
             except Diverged as error:
                 return _finish(folder, Status.DIVERGED, str(error), step=error.step)
             except (MemoryError, torch.OutOfMemoryError) as error:
-                return _finish(folder, Status.OUT_OF_MEMORY, f"{type(error).__name__}: {error}".split("\n")[0])
+                return _finish(folder, Status.OUT_OF_MEMORY, _first_line(error))
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
                     return _finish(folder, Status.CRASHED, _explain(error))
                 # not a result: the run resumes from its last checkpoint once there is space again
                 return _interrupt(folder, f"the disk is full ({error}); free some space and start again")
             except Exception as error:
+                if CPU_OUT_OF_MEMORY in str(error):
+                    return _finish(folder, Status.OUT_OF_MEMORY, _first_line(error))
                 traceback.print_exc()
                 return _finish(folder, Status.CRASHED, _explain(error))
 
@@ -311,7 +315,7 @@ def report(trial: Trial) -> dict[str, Any]:
         numbers["epochs"] = epochs
     if results is not None:
         numbers["report_value"] = results.value(config.data.metric)
-        folder.write_report(results.report())
+        numbers["report_checksum"] = folder.write_report(results.report())
     return _finish(folder, Status.DONE, _caution(config, folder), **numbers)
 
 
@@ -382,8 +386,12 @@ def _check_devices(devices: int, config: RunConfig) -> None:
         )
 
 
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
 def _explain(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}; see log.txt"
+    return f"{_first_line(error)}; see log.txt"
 
 
 def _finish(folder: RunFolder, status: Status, reason: str | None, **numbers: Any) -> dict[str, Any]:
