@@ -89,3 +89,21 @@ def test_a_dispatch_mode_sees_the_tensors_of_every_operation() -> None:
     with Record():
         torch.ones(2, 3) + torch.ones(3)
     assert shapes == [(2, 3), (3,)]
+
+
+def test_a_lost_database_is_found_behind_an_error_of_optuna() -> None:
+    from optuna.exceptions import StorageInternalError
+
+    def end_a_trial() -> None:
+        try:
+            raise StorageInternalError("down")
+        except StorageInternalError:
+            raise UnboundLocalError("updated_state")  # noqa: B904 as optuna.study does
+
+    with pytest.raises(UnboundLocalError) as raised:
+        end_a_trial()
+    assert str(compat.lost_storage(raised.value)) == "down"
+
+
+def test_another_error_is_no_lost_database() -> None:
+    assert compat.lost_storage(UnboundLocalError("x")) is None

@@ -21,6 +21,7 @@ __all__ = [
     "ModelMetaclass",
     "TorchDispatchMode",
     "is_taken_over",
+    "lost_storage",
     "storage_key",
     "tree_leaves",
     "trial_id",
@@ -88,3 +89,19 @@ def is_taken_over(error: BaseException) -> bool:
     return isinstance(error, UpdateFinishedTrialError) or (
         isinstance(error, ValueError) and str(error).startswith("Cannot tell a ")
     )
+
+
+def lost_storage(error: BaseException | None) -> BaseException | None:
+    """The error of a database that did not answer, however it is wrapped; None if ``error`` is another one.
+
+    When a connection breaks while a trial ends, Optuna raises an ``UnboundLocalError`` of its own while it handles
+    ``StorageInternalError``; a query outside its sessions raises SQLAlchemy's error as it is.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import DBAPIError
+
+    while error is not None:
+        if isinstance(error, StorageInternalError | DBAPIError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

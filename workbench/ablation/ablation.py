@@ -20,7 +20,7 @@ from workbench.ablation.cost.timing import match_seconds, measure_arms
 from workbench.ablation.execution.placement import usable_cores, visible_gpus
 from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.roster import Roster
-from workbench.ablation.execution.storage import quarantine_corrupt_storage
+from workbench.ablation.execution.storage import open_storage, quarantine_corrupt_storage
 from workbench.ablation.execution.studies import earlier_trials
 from workbench.ablation.folder import AblationFolder, ControlRuns, LaunchRecord
 from workbench.ablation.looks import Look, Run, look_at
@@ -184,9 +184,12 @@ class Ablation:
             ConfigError: if the folder holds an ablation with other content, if arms do not match the budget, or if the
                 data cannot be prepared.
         """
+        asked_at = time.time()
         folder, progress = AblationFolder(self.folder), progress or _only_sentences
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.plan_lock():
+            if self.config.launch.storage is not None:  # before anything takes time
+                open_storage(folder.path, self.config.launch.heartbeat, self.config.launch.storage)
             if not folder.has_record():
                 folder.write_record(self._create(folder, progress))
             else:
@@ -194,7 +197,7 @@ class Ablation:
             if not Roster(folder).live_workers():
                 quarantine_corrupt_storage(folder.path)
             Plan(folder).advance(relaunch=True)
-        return AblationRun(folder.path)
+        return AblationRun(folder.path, asked_at)
 
     def look(self, progress: Callable[[str], None] = lambda line: None) -> Look:
         """What the ledger of results knows before the launch: how often the report documents were opened, and which
@@ -274,7 +277,12 @@ class Ablation:
                 **where["libraries"],
             },
         )
-        return record.changed(registration=register(record.plain(), config, record.metric))
+        registration = register(record.plain(), config, record.metric)
+        if not _has_runs(folder):
+            return record.changed(registration=registration)
+        what = "ablation.json was missing or damaged after the first run; this is a later declaration"
+        lost = Deviation(what=what, when=registration.at, why="the first declaration is lost", hash=registration.hash)
+        return record.changed(registration=registration, deviations=[lost])
 
     def _cost(
         self,
@@ -437,6 +445,11 @@ def _only_sentences(line: str) -> None:
     """Warn of what the ledger knows; steps, which are no sentences, are not reported."""
     if line.endswith("."):
         warnings.warn(line, stacklevel=2)
+
+
+def _has_runs(folder: AblationFolder) -> bool:
+    """Whether a run was created in the folder."""
+    return folder.runs_path.is_dir() and any(folder.runs_path.iterdir())
 
 
 def _earlier_launch(folder: AblationFolder) -> str:

@@ -26,6 +26,7 @@ JSON files are replaced atomically, so a process may be killed at any moment.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -198,6 +199,22 @@ class Choice(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+class LookRecord(BaseModel):
+    """A look of a sequential design that was taken."""
+
+    number: int
+    seeds: int
+    words: dict[str, str]
+    """Arm -> word of its verdict."""
+    at: str
+
+
+class Looks(BaseModel):
+    """What ``looks.json`` holds."""
+
+    looks: list[LookRecord]
+
+
 class AblationFolder:
     """The folder of a launched ablation.
 
@@ -251,7 +268,10 @@ class AblationFolder:
                 expected="a folder that `workbench run` created",
                 do=nearest(self.name, others),
             )
-        do = "`workbench run` with the ablation's file writes it again; no run is lost."
+        do = (
+            "Restore it from a copy. Without one, `workbench run` with the ablation's file writes it again: no run is "
+            "lost, and the verdict is exploratory, because the registration is."
+        )
         data = read_json(path)
         if not data:
             raise ConfigError.at(str(path), got="a damaged file", expected="the record of a launch", do=do)
@@ -263,7 +283,16 @@ class AblationFolder:
 
     def has_record(self) -> bool:
         """Whether there is a readable record."""
-        return bool(read_json(self.path / "ablation.json"))
+        try:
+            LaunchRecord.parse(read_json(self.path / "ablation.json"))
+        except ValidationError:
+            return False
+        return True
+
+    def damaged_runs(self) -> list[str]:
+        """Folders in ``runs/`` whose record is missing or damaged."""
+        paths = sorted(self.runs_path.iterdir()) if self.runs_path.is_dir() else []
+        return [path.name for path in paths if path.is_dir() and not RunFolder(path).exists()]
 
     def write_record(self, record: LaunchRecord) -> LaunchRecord:
         """Write the record; returns it as it is on disk."""
@@ -272,8 +301,13 @@ class AblationFolder:
         return LaunchRecord.parse(plain)
 
     def choices(self) -> dict[str, Choice]:
-        """Arm -> its chosen setting, for arms whose tuning has ended."""
-        return {arm: Choice.model_validate(data) for arm, data in read_json(self.path / "selection.json").items()}
+        """Arm -> its chosen setting, for arms whose tuning has ended. Damaged entries are left out, like those of arms
+        that are still tuned: the next launch chooses from the studies again."""
+        choices = {}
+        for arm, data in read_json(self.path / "selection.json").items():
+            with contextlib.suppress(ValidationError):
+                choices[arm] = Choice.model_validate(data)
+        return choices
 
     def choose(self, arm: str, choice: Choice | None) -> None:
         """Record, or remove, the setting that an arm is confirmed with. Call it with the plan's lock held."""
@@ -290,8 +324,20 @@ class AblationFolder:
 
     def looks(self) -> list[dict[str, Any]]:
         """The looks of a sequential design that were taken, oldest first: ``number``, ``seeds``, ``words`` (arm -> word
-        of its verdict), ``at``."""
-        return list(read_json(self.path / "looks.json").get("looks", []))
+        of its verdict), ``at``.
+
+        Raises:
+            ConfigError: if the file is damaged; what was decided at a look cannot be decided again.
+        """
+        path = self.path / "looks.json"
+        if not path.exists():
+            return []
+        try:
+            return Looks.model_validate(read_json(path)).model_dump()["looks"]
+        except ValidationError:
+            raise ConfigError.at(
+                str(path), got="a damaged file", expected="the looks that were taken", do="Restore it from a copy."
+            ) from None
 
     def add_look(self, seeds: int, words: Mapping[str, str]) -> None:
         """Record a look. Call it with the plan's lock held."""
@@ -345,8 +391,9 @@ class AblationFolder:
         path = self.path / "curves.parquet"
         if not path.exists():  # an archive of an earlier version
             return []
-        parts = pl.read_parquet(path).partition_by(*KEY_SCHEMA, as_dict=True, include_key=False, maintain_order=True)
-        return [Line(arm, stage, run, seed, Points(points)) for (arm, stage, run, seed), points in parts.items()]
+        points = pl.read_parquet(path, glob=False)
+        parts = points.partition_by(*KEY_SCHEMA, as_dict=True, include_key=False, maintain_order=True)
+        return [Line(arm, stage, run, seed, Points(part)) for (arm, stage, run, seed), part in parts.items()]
 
     def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
         """Arm, seed and ``report.parquet`` (all suites and tasks) of each confirmation run that is done."""

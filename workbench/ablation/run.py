@@ -46,13 +46,14 @@ class AblationRun:
 
     Args:
         folder: ``results/<name>``, or an archive.
+        asked_at: when the launch began that this is part of, in seconds of ``time.time``.
 
     Raises:
         ConfigError: if there is no ablation in that folder.
     """
 
-    def __init__(self, folder: str | Path):
-        self.files = AblationFolder(folder)
+    def __init__(self, folder: str | Path, asked_at: float | None = None):
+        self.files, self._asked_at = AblationFolder(folder), asked_at
         self.folder = self.files.path
         self.record = self.files.record()
 
@@ -263,7 +264,8 @@ class AblationRun:
     def start_workers(self, count: int | None = None) -> list[str]:
         """Start workers until there are ``count``, live and waiting ones included. They outlive this process.
 
-        Concurrent calls wait for one another, so that together they start no more than one would.
+        Concurrent calls wait for one another, so that together they start no more than one would. During a launch, a
+        stop that was requested since its beginning is respected.
 
         Args:
             count: default the number in the ablation's ``launch.workers``.
@@ -271,7 +273,8 @@ class AblationRun:
         Returns:
             the launcher's identifiers of the new jobs.
         """
-        return self.pool.start(self.record.workers if count is None else count)
+        asked_at, self._asked_at = self._asked_at, None
+        return self.pool.start(self.record.workers if count is None else count, asked_at)
 
     def stop(self, wait: float = 60.0) -> list[int]:
         """Ask every worker to stop, wherever it runs: running trials write a checkpoint and can be resumed. One that

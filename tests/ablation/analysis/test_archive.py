@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,3 +100,46 @@ def test_there_are_shipped_archives() -> None:
 def test_the_evaluations_of_confirmation_runs_are_archived(archived: Path, finished: AblationRun) -> None:
     assert savings(AblationRun(archived)).equals(savings(finished))
     assert len(savings(finished)) > 0
+
+
+# -- where to --------------------------------------------------------------------------------------------------------
+
+
+def test_an_archive_of_the_same_ablation_is_replaced(finished: AblationRun, tmp_path: Path) -> None:
+    folder = archive(finished, tmp_path / "test")
+    (folder / "verdict.md").write_text("old")
+    archive(finished, folder)
+    assert (folder / "verdict.md").read_text() != "old"
+
+
+@pytest.mark.parametrize("name", ["ablation.json", "notes.txt"])
+def test_a_folder_with_anything_else_is_refused(name: str, finished: AblationRun, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ConfigError, match=r"folder: got .*nothing was written"):
+        archive(finished, tmp_path)
+    assert (tmp_path / name).read_text() == "{}"
+
+
+def test_the_folder_of_a_run_is_refused(finished: AblationRun) -> None:
+    with pytest.raises(ConfigError, match="nothing was written"):
+        archive(finished, finished.folder)
+
+
+def test_a_link_in_an_earlier_archive_is_replaced_not_followed(finished: AblationRun, tmp_path: Path) -> None:
+    folder = archive(finished, tmp_path / "test")
+    (tmp_path / "mine").write_text("mine")
+    (folder / "verdict.md").unlink()
+    (folder / "verdict.md").symlink_to(tmp_path / "mine")
+    archive(finished, folder)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", '{"rows": 3, "noise_floor": null}', '{"rows": [{}], "noise_floor": 1}']
+)
+def test_a_damaged_verdict_is_named(content: str, archived: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "test"
+    shutil.copytree(archived, folder)
+    (folder / "verdict.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"verdict.json: got .*a damaged file"):
+        AblationRun(folder).verdict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,13 +124,87 @@ def test_a_diverged_confirmation_is_run_again_once_where_declared(ablation: Make
     assert [event["was"] for event in run.events() if event["event"] == "reopened"] == ["diverged"] * declared
 
 
-def test_a_relaunch_does_not_change_a_choice(plan: Plan, ablation: Make) -> None:
+def test_a_relaunch_tries_a_crashed_trial_again_before_its_arm_is_confirmed(plan: Plan, ablation: Make) -> None:
+    end_one(plan, Stage.TUNING, Status.CRASHED)
+    end_one(plan, Stage.TUNING, Status.DONE)
+    assert plan.folder.choices()
+    relaunch(ablation)
+    assert not plan.folder.choices()
+    assert len(waiting_slots(plan, Stage.TUNING)) == 1
+
+
+def test_a_relaunch_does_not_change_a_choice_that_is_confirmed(plan: Plan, ablation: Make) -> None:
     end_one(plan, Stage.TUNING, Status.CRASHED)
     end_one(plan, Stage.TUNING, Status.DONE)
     choices = plan.folder.choices()
+    plan.create_run("full", Stage.CONFIRMATION, 0, choices["full"].hyperparameters)
     relaunch(ablation)
     assert plan.folder.choices() == choices
     assert not waiting_slots(plan, Stage.TUNING)
+
+
+class TestDamaged:
+    """A file of a run that is done is lost or damaged, and the ablation is launched again."""
+
+    @pytest.fixture
+    def done(self, plan: Plan) -> RunFolder:
+        """The confirmation run, done."""
+        end_one(plan, Stage.TUNING, Status.DONE)
+        end_one(plan, Stage.TUNING, Status.DONE)
+        study = plan.study("full", Stage.CONFIRMATION)
+        trial = study.ask()
+        setting = plan.hyperparameters_of("full")
+        run = plan.create_run("full", Stage.CONFIRMATION, 0, setting, slot=trial.user_attrs["slot"])
+        for name, value in {"run": run.path.name, "hyperparameters": json.dumps(setting), "status": "done"}.items():
+            trial.set_user_attr(name, value)
+        checksum = run.write_report(pl.DataFrame({"document": [0, 1], "nll_nats": [1.0, 2.0], "bytes": [3, 4]}))
+        run.finish(Status.DONE, report_value=1.0, report_checksum=checksum)
+        study.tell(trial, 1.0)
+        plan.advance()
+        assert plan.folder.is_finished
+        return run
+
+    def test_a_lost_record_is_restored(self, done: RunFolder, ablation: Make) -> None:
+        record = done.record()
+        (done.path / "run.json").write_bytes(b"\0" * 100)
+        run = relaunch(ablation)
+        assert run.finished
+        assert done.record() == record
+
+    def test_a_verdict_names_a_lost_record(self, done: RunFolder, plan: Plan) -> None:
+        (done.path / "run.json").write_text("[]")
+        with pytest.raises(ConfigError, match=r"run.json is missing or damaged.*restores it"):
+            AblationRun(plan.folder.path).verdict()
+
+    @pytest.mark.parametrize("file", ["result.json", "report.parquet"])
+    def test_what_cannot_be_restored_is_measured_again(
+        self, file: str, done: RunFolder, plan: Plan, ablation: Make
+    ) -> None:
+        content = (done.path / file).read_bytes()
+        (done.path / file).write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:-5])
+        run = relaunch(ablation)
+        assert not run.finished
+        assert (done.result(), done.status()["status"]) == ({}, Status.INTERRUPTED)
+        assert [event["file"] for event in done.events() if event["event"] == "damaged"] == [file]
+        assert waiting_slots(plan, Stage.CONFIRMATION) == [0]
+
+    def test_the_result_decides_where_the_status_is_lost(self, done: RunFolder, plan: Plan, ablation: Make) -> None:
+        (done.path / "status.json").write_bytes(b"\0" * 50)
+        assert plan.folder.runs().filter(pl.col("stage") == Stage.CONFIRMATION)["status"].to_list() == ["done"]
+        assert relaunch(ablation).finished
+
+    @pytest.mark.usefixtures("done")
+    def test_a_lost_declaration_is_a_deviation(self, plan: Plan, ablation: Make) -> None:
+        (plan.folder.path / "ablation.json").write_text("{}")
+        deviations = relaunch(ablation).record.all_deviations()
+        assert [deviation.why for deviation in deviations] == ["the first declaration is lost"]
+
+
+def test_arms_of_similar_names_have_runs_of_their_own(ablation: Make) -> None:
+    run = ablation(arms={"a b": {}, "a_b": {}, "a:b": {}}, tuning={"trials": 0}).create()
+    plan = Plan(run.files)
+    names = {plan.create_run(arm, Stage.CONFIRMATION, 0, {}).path.name for arm in run.arms}
+    assert len(names) == 3
 
 
 def test_a_relaunch_records_how_the_work_is_carried_out(

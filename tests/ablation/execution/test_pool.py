@@ -106,3 +106,13 @@ def test_stopping_cancels_jobs_that_have_not_started(pool: WorkerPool, queue: Qu
     assert pool.stop(wait=0) == []
     assert list(queue.states) == ["1"]
     assert pool.waiting() == []
+
+
+def test_a_launch_that_is_stopped_before_it_starts_workers_starts_none(
+    ablation: Callable[..., Ablation], queue: Queue
+) -> None:
+    run = ablation(arms={"full": {}}, tuning={"trials": 0}, confirmation={"seeds": [0]}).create()
+    run.pool = WorkerPool(run.files, launcher=queue)
+    WorkerPool(run.files, launcher=Queue()).stop(0)
+    assert run.start_workers(2) == []
+    assert len(run.start_workers(2)) == 2, "asked for after the stop"

@@ -8,31 +8,47 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from workbench.ablation.analysis.savings import savings_sentences
-from workbench.config import ConfigError
-from workbench.files import write_json
+from workbench.ablation.folder import AblationFolder
+from workbench.config import ConfigError, require
+from workbench.files import replacing_folder, write_json
 from workbench.results.ledger import FILE, Ledger, history
 from workbench.results.store import RunFolder
 from workbench.status import Stage, Status
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
+    from workbench.ablation.verdict.verdict import Verdict
 
 __all__ = ["archive"]
 
+FILES = {
+    "ablation.json",
+    "selection.json",
+    "runs.csv",
+    "report.parquet",
+    "curves.parquet",
+    "verdict.json",
+    "verdict.md",
+    "openings.json",
+    "looks.json",
+    "report.html",
+}
+"""What an archive may contain; the last one is written by `workbench report`."""
 LOCAL = ("folder", "selected")
 """Columns of the table of runs that mean nothing on another machine."""
 
 
 def archive(run: AblationRun, folder: str | Path) -> Path:
-    """Write a finished ablation without checkpoints and logs to ``folder``; existing files are replaced.
+    """Write a finished ablation without checkpoints and logs to ``folder``, atomically. An earlier archive of the same
+    ablation is replaced.
 
     Returns:
         the folder.
 
     Raises:
-        ConfigError: if the ablation is not finished, or is an archive.
+        ConfigError: if the ablation is not finished or is an archive, or if ``folder`` contains anything else.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if run.archived:
         raise ConfigError.at(
             "folder",
@@ -48,7 +64,39 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
             expected="a finished ablation",
             do="The same `workbench run` command resumes it.",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_replaceable(folder, run)
+    with replacing_folder(folder) as temporary:
+        _write(run, verdict, temporary)
+    if run.look():
+        _copy_openings(run, folder.parent)
+    return folder
+
+
+def _check_replaceable(folder: Path, run: AblationRun) -> None:
+    """Check that nothing but an archive of the same ablation would be lost.
+
+    Raises:
+        ConfigError: if there is anything else.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        archived = AblationFolder(folder)
+        is_same = archived.is_archived and archived.has_record() and archived.record().name == run.name
+        others = {path.name for path in folder.iterdir()} - FILES
+        reason = "" if is_same and not others else f"a folder that contains {min(others or FILES)!r}"
+        reason = reason or ("" if is_same else "another ablation")
+    else:
+        reason = "a file" if folder.exists() and not folder.is_dir() else ""
+    require(
+        not reason,
+        "folder",
+        got=f"{folder}, {reason}",
+        expected="a new or empty folder, or an earlier archive of this ablation",
+        do="Choose another folder; nothing was written.",
+    )
+
+
+def _write(run: AblationRun, verdict: Verdict, folder: Path) -> None:
+    """Write the files of an archive."""
     runs = run.runs()
     confirmed = runs.filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
     reports = [
@@ -65,7 +113,6 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
     write_json(folder / "verdict.json", verdict.plain())
     if look := run.look():
         write_json(folder / "openings.json", look.model_dump(mode="json"))
-        _copy_openings(run, folder.parent)
     if looks := run.files.looks():
         write_json(folder / "looks.json", {"looks": looks})
     environments = sorted({_environment(RunFolder(path)) for path in confirmed["folder"]})
@@ -85,7 +132,6 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
         "",
     ]
     (folder / "verdict.md").write_text("\n".join(lines), encoding="utf-8")
-    return folder
 
 
 def _copy_openings(run: AblationRun, archives: Path) -> None:

@@ -14,6 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from workbench.ablation.arms import Arm, resolve
+from workbench.ablation.execution.roster import Roster
 from workbench.ablation.execution.storage import ATTEMPTS, open_storage
 from workbench.ablation.execution.studies import (
     add_earlier_trials,
@@ -32,7 +33,7 @@ from workbench.ablation.search.optimum import Setting, best, gather, interpolate
 from workbench.ablation.search.samplers import make_pruner, make_sampler
 from workbench.ablation.verdict.measurements import looks_taken, take_look
 from workbench.ablation.verdict.sequential import decided, seeds_needed_now
-from workbench.config import ConfigError
+from workbench.config import ConfigError, hash_of
 from workbench.results.store import RunFolder
 from workbench.status import LOST, RETRYABLE, Stage, Status
 from workbench.training.config import describe_run
@@ -84,6 +85,8 @@ class Plan:
         Args:
             relaunch: the user launched the ablation (again): retry what was interrupted, crashed or killed.
         """
+        if relaunch:
+            self._restore_records()
         any_open = self._advance_arms(relaunch)
         while not any_open and take_look(self.folder, self.record):
             any_open = self._advance_arms(relaunch=False)
@@ -96,8 +99,10 @@ class Plan:
         needed, stopped = seeds_needed_now(self.config, taken), decided(taken)
         for name, arm in self.arms.items():
             choice = self.folder.choices().get(name)
-            is_chosen = choice is not None and choice.failed is None  # a trial retried now would come too late
-            if not self._is_tuned(name, arm, relaunch and not is_chosen):
+            is_chosen = choice is not None and choice.failed is None
+            # once the arm is confirmed, a trial that is tried again would come too late
+            is_final = is_chosen and (self._is_confirmed(name) or bool(Roster(self.folder).live_workers()))
+            if not self._is_tuned(name, arm, relaunch and not is_final):
                 any_open = True
                 self.folder.choose(name, None)
                 continue
@@ -161,6 +166,30 @@ class Plan:
                 restored[record.slot] = record.hyperparameters
         return restored
 
+    def _is_damaged(self, trial: FrozenTrial) -> bool:
+        """Whether a trial is done and its run can no longer be read; it then resumes from its last checkpoint."""
+        name = trial.user_attrs.get("run")
+        if name is None or trial.state != TrialState.COMPLETE or trial.user_attrs.get("status") != Status.DONE:
+            return False
+        run = self.folder.run(name)
+        if damage := run.damage():
+            run.discard_result(damage)
+        return bool(damage)
+
+    def _restore_records(self) -> None:
+        """Write run.json again where it was lost: the studies hold all that it is made of."""
+        for arm in self.arms:
+            for stage in Stage:
+                if stage == Stage.REPEAT and self.config.tuning.repeats is None:
+                    continue
+                for trial in self.study(arm, stage).get_trials(deepcopy=False):
+                    attributes = trial.user_attrs
+                    path = self.folder.runs_path / attributes.get("run", "")
+                    if "run" in attributes and path.is_dir() and not RunFolder(path).exists():
+                        seed = attributes.get("seed", self.config.tuning.seed)
+                        params = json.loads(attributes.get("hyperparameters", "null")) or trial.params
+                        self.create_run(arm, stage, seed, params, slot=attributes.get("slot"))
+
     @property
     def _run_again(self) -> tuple[Status, ...]:
         """How a confirmation run may end to be run again once."""
@@ -180,7 +209,7 @@ class Plan:
         for slot, (params, attributes) in enumerate(wanted):
             if slot not in by_slot:
                 enqueue(study, slot, params, **attributes)
-            elif _is_retried(by_slot[slot], relaunch, once):
+            elif _is_retried(by_slot[slot], relaunch, once) or (relaunch and self._is_damaged(by_slot[slot][-1])):
                 trial = by_slot[slot][-1]
                 if "run" in trial.user_attrs:
                     self.folder.run(trial.user_attrs["run"]).reopen((*RETRYABLE, *once))
@@ -214,6 +243,10 @@ class Plan:
         except ConfigError:
             return False
         return True
+
+    def _is_confirmed(self, arm: str) -> bool:
+        """Whether a confirmation run of the arm was created."""
+        return any(run.record().arm == arm for run in self.folder.run_folders(Stage.CONFIRMATION))
 
     def _check_sealed(self, arm: str, choice: Choice) -> None:
         """Raise ConfigError if the arm was confirmed with another setting: the report split is opened once."""
@@ -263,6 +296,7 @@ class Plan:
         self.arms.check_setting(arm, hyperparameters)
         config = self.arms[arm].run(seed, hyperparameters)
         slug = "".join(c if c.isalnum() or c in ".+-" else "_" for c in arm)
+        slug += "" if slug == arm else f".{hash_of(arm)[:4]}"  # `a b` and `a_b` are two arms
         name = f"{stage}-{slug}-{config.identity[:8]}-seed{seed}"
         record = describe_run(
             config,

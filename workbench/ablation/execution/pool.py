@@ -53,15 +53,21 @@ class WorkerPool:
             if job["state"] == JobState.QUEUED or not self.roster.has_started(name)
         ]
 
-    def start(self, count: int) -> list[str]:
+    def start(self, count: int, asked_at: float | None = None) -> list[str]:
         """Start workers until there are ``count``, live and waiting ones included.
 
         Concurrent calls wait for one another, so that together they start no more than one would.
+
+        Args:
+            count: the number.
+            asked_at: when the launch began; after a stop since then no worker is started.
 
         Returns:
             the launcher's identifiers of the new jobs.
         """
         with self.roster.start_lock():
+            if asked_at is not None and self.roster.stopped_at() > asked_at:
+                return []
             jobs = self._jobs()
             missing = max(0, count - len(self.workers()) - len(self.waiting()))
             if not missing:
@@ -81,9 +87,10 @@ class WorkerPool:
         Returns:
             process numbers of the workers that have not ended yet.
         """
-        if waiting := self.waiting():
-            self.launcher.cancel(self.folder, waiting)
-        self.roster.request_stop()
+        with self.roster.start_lock():  # workers that are being started are there when it is acquired
+            if waiting := self.waiting():
+                self.launcher.cancel(self.folder, waiting)
+            self.roster.request_stop()
         deadline = time.monotonic() + wait
         while (workers := self.workers()) and time.monotonic() < deadline:
             time.sleep(0.1)

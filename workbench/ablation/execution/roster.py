@@ -5,6 +5,7 @@ workers/HOST-PID.lock     locked by the worker; the system unlocks it when the p
 workers/HOST-PID.stop     asks the worker to stop
 workers/JOB.begun         the worker of a launcher's job has registered
 workers/jobs.json         jobs that were submitted
+workers/stopped           its time of change is that of the last stop request
 workers/log.txt           output of local workers
 """
 
@@ -23,6 +24,7 @@ from workbench.files import locked, read_json, write_json
 
 __all__ = ["JOB", "Roster"]
 
+STOPPED = "stopped"
 JOB = "WORKBENCH_JOB"
 """Environment variable with the name of the launcher's job that runs a worker."""
 
@@ -70,9 +72,17 @@ class Roster:
                     path.with_suffix(suffix).unlink(missing_ok=True)
 
     def request_stop(self) -> None:
-        """Ask every live worker to stop."""
+        """Ask every live worker to stop, and a launch that has not started its workers to start none."""
+        (self.path / STOPPED).touch()
         for name in self.live_workers():
             (self.path / f"{name}.stop").touch()
+
+    def stopped_at(self) -> float:
+        """When a stop was last requested, in seconds of ``time.time``; 0.0 if never."""
+        try:
+            return (self.path / STOPPED).stat().st_mtime
+        except OSError:
+            return 0.0
 
     def is_stop_requested(self) -> bool:
         """Whether the worker in this process has been asked to stop."""

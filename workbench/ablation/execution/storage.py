@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy import URL
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.ablation.search.samplers import allow_experimental
-from workbench.config import ConfigError
+from workbench.config import ConfigError, Problem
 
 __all__ = ["ATTEMPTS", "open_storage", "quarantine_corrupt_storage"]
 
@@ -36,8 +38,11 @@ def open_storage(folder: Path, heartbeat: float, url: str | None = None) -> RDBS
     interval = max(1, round(heartbeat))
     if url is None:
         path = folder / "study.db"
-        with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.Error as error:
+            raise _unusable(path, error) from None
         engine: dict[str, Any] = {"connect_args": {"timeout": 60}}
         url = URL.create("sqlite", database=str(path)).render_as_string()
     else:  # connections that the server has dropped in the meantime are opened again
@@ -55,15 +60,35 @@ def open_storage(folder: Path, heartbeat: float, url: str | None = None) -> RDBS
                     ATTEMPTS, inherit_intermediate_values=False
                 ),
             )
-    except (ImportError, OperationalError) as error:
-        if url.startswith("sqlite"):
-            raise
+    except ImportError as error:
         raise ConfigError.at(
             "launch.storage",
-            got=str(error).splitlines()[0],
-            expected="a database that answers",
-            do="Its driver: pip install 'workbench[postgresql]'.",
+            got=str(error),
+            expected="the driver of the database",
+            do="pip install 'workbench[postgresql]'.",
         ) from None
+    except (SQLAlchemyError, StorageInternalError) as error:
+        if url.startswith("sqlite"):
+            raise _unusable(folder / "study.db", error) from None
+        raise ConfigError(
+            [Problem("launch.storage", _reason(error), "a database that answers and accepts this user")]
+        ) from None
+
+
+def _unusable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError.at(
+        str(path),
+        got=_reason(error),
+        expected="a database that this user may write, on a disk with space left",
+        do="Nothing is lost; the same command resumes.",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The driver's own words, from the end of its message: the beginning repeats the address."""
+    cause = getattr(error, "orig", None) or error.__cause__ or error
+    lines = [line for line in str(getattr(cause, "orig", None) or cause).splitlines() if line.strip()]
+    return textwrap.shorten(lines[-1] if lines else repr(cause), 300)
 
 
 def quarantine_corrupt_storage(folder: Path) -> None:

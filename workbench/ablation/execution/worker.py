@@ -13,12 +13,12 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
 
 from workbench import compat
 from workbench.ablation.execution.placement import claim_gpu
@@ -71,6 +71,7 @@ class Worker:
         """Run trials until every run has ended, or until SIGTERM."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        threading.excepthook = self._on_thread_error
         assigned = self.plan.config.launch.launcher.assigns_gpus
         with claim_gpu(self.folder, () if assigned else self.plan.record.gpus):
             self.work_until_done()
@@ -83,11 +84,16 @@ class Worker:
                 if not self.take_trial():
                     return
                 failing_since = None
-            except StorageInternalError as error:  # a restarting server, a full disk
-                failing_since = failing_since or time.monotonic()
+            except Exception as error:
+                lost = compat.lost_storage(error)
+                if lost is None:
+                    raise
+                failing_since = failing_since or time.monotonic()  # a restarting server, a full disk
+                reason = str(lost.__cause__ or lost).partition("\n")[0]
                 if time.monotonic() - failing_since > self.timing.storage_timeout:
-                    self._log(f"ends: the studies cannot be reached: {error.__cause__ or error}")
+                    self._log(f"ends: the studies cannot be reached: {reason}")
                     return
+                self._log(f"waits for the studies' database ({reason})")
                 time.sleep(self.timing.idle)
 
     def take_trial(self) -> bool:
@@ -128,11 +134,28 @@ class Worker:
         evaluations = Evaluations(trial, folder, self.plan.config.tuning)
         with RunningTrial(folder, start, self.plan.config.launch.hung_after, self.timing) as running:
             while running.poll(self.should_stop()):
-                if not running.is_blocked and (reason := evaluations.report()):
+                try:
+                    reason = None if running.is_blocked else evaluations.report()
+                except Exception as error:
+                    if not compat.lost_storage(error):
+                        raise
+                    continue  # the run goes on without its database; the evaluation is reported later
+                if reason:
                     running.prune(reason)
-        if not running.is_blocked and (reason := evaluations.report()):
+        if not running.is_blocked and (reason := self._patiently(evaluations.report)):
             running.prune(reason)
         return running.outcome()
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """The result of a call to the studies' database, repeated while that does not answer."""
+        deadline = time.monotonic() + self.timing.storage_timeout
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                if not compat.lost_storage(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(self.timing.idle)
 
     def _objective(self, trial: optuna.Trial, arm: str, stage: Stage) -> float:
         """Run one trial; its value."""
@@ -171,7 +194,7 @@ class Worker:
             TrialEnded: if it ended without a value.
         """
         status = outcome.status
-        trial.set_user_attr("status", status)
+        self._patiently(lambda: trial.set_user_attr("status", status))
         if outcome.reason:
             trial.set_user_attr("reason", outcome.reason)
         if stage == Stage.CONFIRMATION:
@@ -191,6 +214,13 @@ class Worker:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.stopping = True
+
+    def _on_thread_error(self, arguments: threading.ExceptHookArgs) -> None:
+        """Report the error of a thread: of Optuna's heartbeat, when the database is gone."""
+        if compat.lost_storage(arguments.exc_value):
+            self._log("a heartbeat was not recorded: the studies' database does not answer")
+        else:
+            threading.__excepthook__(arguments)
 
     @staticmethod
     def _log(message: str) -> None:

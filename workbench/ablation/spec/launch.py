@@ -16,6 +16,14 @@ launchers: Registry[Any] = Registry("launcher", "workbench.ablation.execution.la
 """Launchers by name (:class:`workbench.ablation.execution.launchers.base.Launcher`)."""
 
 
+ADDRESS = re.compile(
+    r"postgresql(\+psycopg)?://([\w.%-]+@)?([\w.-]*|\[[\da-f:]+\])(:\d{1,5})?/[\w.%-]+"
+    r"(\?((?!password|sslpassword)[a-z_]+=[^&\s]*&?)+)?",
+    re.ASCII | re.IGNORECASE,
+)
+"""Addresses of PostgreSQL databases without a password."""
+
+
 class LauncherConfig(Config):
     """Base of a launcher's configuration; a launcher's nested ``Config`` adds ``kind`` and its own fields."""
 
@@ -34,7 +42,7 @@ class LauncherConfig(Config):
 class Launch(Config):
     """How the work is carried out. Does not change the result and is not part of the identity."""
 
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Worker processes; 0 means one per GPU, or two on a CPU with two cores or more. More workers than GPUs share them
     evenly: small models fill a GPU only several at a time (benchmarks/trials_per_gpu.py)."""
     heartbeat: Annotated[float, Field(gt=0, le=86_400)] = 10.0
@@ -59,18 +67,11 @@ class Launch(Config):
 
     def model_post_init(self, _context: Any) -> None:
         require(
-            self.storage is None or re.fullmatch(r"postgresql(\+\w+)?://.+", self.storage),
+            self.storage is None or ADDRESS.fullmatch(self.storage),
             "storage",
-            got=self.storage,
-            expected="postgresql://user@host/database",
-            do="Leave it out for SQLite in the ablation's folder.",
-        )
-        require(
-            self.storage is None or not re.match(r"[^/]+//[^/@]*:[^/@]*@", self.storage),
-            "storage",
-            got="an address with a password",
-            expected="one without, because it is saved",
-            do="Put the password in ~/.pgpass or PGPASSWORD.",
+            got="an address of another form, or one with a password",  # not repeated, as it may hold one
+            expected="postgresql://user@host/database, without a password, because the address is saved",
+            do="Put the password in ~/.pgpass or PGPASSWORD. Leave storage out for SQLite in the ablation's folder.",
         )
         require(
             self.launcher.one_machine or self.storage is not None,

@@ -10,6 +10,7 @@ import polars as pl
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
 from workbench.ablation.looks import look_of
+from workbench.ablation.verdict.circumstances import with_circumstances
 from workbench.ablation.verdict.comparison import ArmMeasurements
 from workbench.ablation.verdict.control import control_variates, sentences
 from workbench.ablation.verdict.disclosure import disclose, relabelled
@@ -18,6 +19,7 @@ from workbench.ablation.verdict.judge import judge
 from workbench.ablation.verdict.sequential import Look, arm_readings, decided, readings, seeds_needed_now
 from workbench.ablation.verdict.subject import Subject
 from workbench.ablation.verdict.verdict import Verdict
+from workbench.config import ConfigError
 from workbench.files import read_json
 from workbench.results.store import RunFolder
 from workbench.status import ENDED, Stage, Status
@@ -38,6 +40,13 @@ def measurements(
         None while confirmation runs are missing. In a finished ablation a seed without a run counts as failed.
     """
     ended = ended or folder.is_finished  # read before the runs: one that ends in between is not missing
+    if damaged := folder.damaged_runs():
+        raise ConfigError.at(
+            str(folder.runs_path / damaged[0]),
+            got="a run whose run.json is missing or damaged",
+            expected="every run of the ablation",
+            do="`workbench run` with the ablation's file restores it; nothing is trained again.",
+        )
     confirmations = folder.runs().filter(pl.col("stage") == Stage.CONFIRMATION)
     unconfirmed, metric = folder.failures(), record.metric
     sizes: dict[str, Any] = {}
@@ -97,9 +106,14 @@ def take_look(folder: AblationFolder, record: LaunchRecord) -> bool:
 
 def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
     """The verdict, or None while confirmation runs are missing. A sequential design has one from its first look on."""
-    disclosure = disclose(folder, record)
+    disclosure = with_circumstances(disclose(folder, record), folder)
     if folder.is_archived:
-        return relabelled(Verdict.from_plain(read_json(folder.path / "verdict.json")), disclosure)
+        path = folder.path / "verdict.json"
+        try:
+            return relabelled(Verdict.from_plain(read_json(path)), disclosure)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"a damaged file ({type(error).__name__}: {error})"
+            raise ConfigError.at(str(path), got=reason, expected="an archived verdict") from None
     config, taken = record.config, looks_taken(folder)
     if config.protocol.stopping.is_sequential and not taken:
         return None

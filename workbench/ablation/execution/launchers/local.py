@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from workbench.ablation.execution.launchers.base import JobState, Launcher
-from workbench.ablation.execution.roster import JOB, Roster
+from workbench.ablation.execution.launchers.base import JobState, Launcher, worker_environment
+from workbench.ablation.execution.roster import Roster
 from workbench.ablation.folder import AblationFolder
 from workbench.ablation.spec.launch import LauncherConfig, launchers
 
@@ -69,7 +69,7 @@ def _start(folder: AblationFolder, name: str) -> int:
         return os.posix_spawn(
             sys.executable,
             [sys.executable, "-m", "workbench", "worker", str(folder.path)],
-            {**os.environ, JOB: name},
+            {**os.environ, **worker_environment(name)},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),

@@ -6,7 +6,9 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from workbench.ablation.execution.launchers.base import JobState, Launcher, rejected, required_package
 from workbench.ablation.execution.roster import JOB
@@ -24,10 +26,14 @@ class Ray(Launcher):
         kind: Literal["ray"] = "ray"
         address: str = "http://127.0.0.1:8265"
         """Of the cluster's job server."""
-        parameters: dict[str, Any] = {}
-        """Parameters of a job: {entrypoint_num_gpus: 0.5, entrypoint_num_cpus: 4}; one CPU if none is given, because a
-        job without resources runs on the head. Ray drops a job that waits for more than RAY_JOB_START_TIMEOUT_SECONDS
-        (15 minutes): do not ask for more workers than there is room for."""
+        parameters: dict[
+            Literal["entrypoint_num_cpus", "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources"],
+            Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]],
+        ] = {}
+        """Resources of a job: {entrypoint_num_gpus: 0.5, entrypoint_num_cpus: 4}; one CPU if none is given, because a
+        job without resources runs on the head. Nothing here can name a command or an environment. Ray drops a job that
+        waits for more than RAY_JOB_START_TIMEOUT_SECONDS (15 minutes): do not ask for more workers than there is room
+        for."""
 
         assigns_gpus: ClassVar[bool] = True
 
@@ -35,7 +41,7 @@ class Ray(Launcher):
         super().__init__(config)
         required_package("ray", "ray")
         job_submission = required_package("ray.job_submission", "ray")
-        self.parameters = dict(config.parameters)
+        self.parameters: dict[str, Any] = {str(name): value for name, value in config.parameters.items()}
         if not any(name.startswith("entrypoint_") for name in self.parameters):
             self.parameters["entrypoint_num_cpus"] = 1
         try:
@@ -44,7 +50,7 @@ class Ray(Launcher):
             raise rejected(error) from None
 
     def submit(self, folder: AblationFolder, names: Sequence[str]) -> list[str]:
-        command = shlex.join([sys.executable, "-m", "workbench", "worker", str(folder.path)])
+        command = shlex.join([sys.executable, "-P", "-m", "workbench", "worker", str(folder.path)])
         try:
             return [self.client.submit_job(entrypoint=f"{JOB}={name} {command}", **self.parameters) for name in names]
         except (RuntimeError, TypeError, ValueError) as error:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
-from workbench.ablation.execution.launchers.base import JobState, Launcher, rejected, required_package
+from workbench.ablation.execution.launchers.base import (
+    JobState,
+    Launcher,
+    rejected,
+    required_package,
+    worker_environment,
+)
 from workbench.ablation.execution.process import work
 from workbench.ablation.execution.roster import JOB, Roster
 from workbench.ablation.folder import AblationFolder
 from workbench.ablation.spec.launch import LauncherConfig, launchers
+from workbench.config import require
 
 __all__ = ["Slurm"]
+
+RUNS_COMMANDS = re.compile(r".*(setup|python|srun_args|additional_parameters).*")
+"""Parameters of submitit that end up as commands in a shell script."""
 
 
 @launchers.register
@@ -24,9 +36,28 @@ class Slurm(Launcher):
         cluster: Literal["slurm", "local", "debug"] = "slurm"
         """slurm, or one of submitit's stand-ins for it on this machine."""
         parameters: dict[str, Any] = {}
-        """Parameters of submitit: {slurm_partition: gpu, timeout_min: 600, gpus_per_node: 1, cpus_per_task: 8}."""
+        """Parameters of submitit: {slurm_partition: gpu, timeout_min: 600, gpus_per_node: 1, cpus_per_task: 8}. Those
+        that run commands (`slurm_setup`, `slurm_srun_args` …) are refused, because reading a configuration must not run
+        code: load modules in the shell that launches, whose environment the jobs inherit."""
 
         assigns_gpus: ClassVar[bool] = True
+
+        def model_post_init(self, _context: Any) -> None:
+            for name, value in self.parameters.items():
+                require(
+                    re.fullmatch(r"[a-z_]+", name) and not RUNS_COMMANDS.fullmatch(name),
+                    f"parameters.{name}",
+                    got="a parameter that can run commands",
+                    expected="resources of a job, such as slurm_partition or timeout_min",
+                    do="Set up the environment in the shell that launches; jobs inherit it.",
+                )
+                require(
+                    isinstance(value, bool | int | float)
+                    or (isinstance(value, str) and re.fullmatch(r"[\w.,:=@/+\[\]() -]*", value, re.ASCII)),
+                    f"parameters.{name}",
+                    got=value,
+                    expected="a number, or a text of letters, digits and . , : = @ / + - [ ] ( )",
+                )
 
         @property
         def one_machine(self) -> bool:
@@ -42,7 +73,8 @@ class Slurm(Launcher):
             executor.update_parameters(**{"name": "workbench", "timeout_min": 24 * 60, **self.config.parameters})
         except (NameError, RuntimeError, TypeError, ValueError) as error:
             raise rejected(error) from None
-        return [executor.submit(WorkerJob(str(folder.path), name)).job_id for name in names]
+        with _environment({name: value for name, value in worker_environment("").items() if name != JOB}):
+            return [executor.submit(WorkerJob(str(folder.path), name)).job_id for name in names]
 
     def state(self, folder: AblationFolder, job: str) -> JobState:
         state = self._job(folder, job).state
@@ -64,6 +96,20 @@ class Slurm(Launcher):
     @staticmethod
     def _logs(folder: AblationFolder) -> Any:
         return folder.workers_path / "jobs"
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for what is submitted inside: sbatch, and submitit's stand-ins, pass theirs on."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 class WorkerJob:
