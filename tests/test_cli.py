@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import run_fields, write_corpus
 
+from workbench.cli import output
 from workbench.cli.output import note, print_line
 from workbench.training import parallel
 
@@ -30,7 +31,6 @@ def start(folder: Path, *changes: str, **variables: str) -> subprocess.Popen[str
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where tests run under nohup
     )
 
 
@@ -85,3 +85,8 @@ def test_ranks_of_a_launch_are_believed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setenv(parallel.LAUNCHED, "4")
     assert parallel.launched_rank() == 3
+
+
+def test_brackets_in_a_path_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    output.console.print("results/a[bold]/b[/b]", soft_wrap=True)
+    assert capsys.readouterr().out == "results/a[bold]/b[/b]\n"

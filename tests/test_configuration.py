@@ -217,3 +217,45 @@ def test_any_mapping_gives_an_ablation_or_a_config_error(data: Any, arms: Any) -
         resolve(AblationConfig.parse({"name": "n", "arms": arms, **data}))
     except ConfigError as error:
         assert error.problems
+
+
+# -- size ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [100, 5_000, 100_000])
+@pytest.mark.parametrize("brackets", ["[]", ("{a: ", "}")])
+def test_nesting_without_end_is_refused_at_once(depth: int, brackets: Any, tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(f"name: {brackets[0] * depth}{brackets[1] * depth}")
+    assert "levels" in problems(read_yaml, path)
+
+
+def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]))
+    assert "every alias written out" in problems(read_yaml, path)
+
+
+def test_an_alias_of_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "loop.yaml"
+    path.write_text("a: &a {b: *a}")
+    assert "nested without end" in problems(read_yaml, path)
+
+
+def test_aliases_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a {b: 1}\nc: *a\nd: {<<: *a, e: 2}")
+    assert read_yaml(path)["d"] == {"b": 1, "e": 2}
+
+
+def test_data_of_a_program_are_checked_too() -> None:
+    nested: Any = 1
+    for _ in range(5_000):
+        nested = {"a": nested}
+    assert "levels" in problems(Outer.parse, nested)
+
+
+def test_a_file_of_megabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: " + "x" * 2**21)
+    assert "characters" in problems(read_yaml, path)

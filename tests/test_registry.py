@@ -15,7 +15,7 @@ import pytest
 from workbench import registry as registry_module
 from workbench.config import ConfigError
 from workbench.contract import feedforwards
-from workbench.registry import PLUGIN_FILES, Registry, plug_in
+from workbench.registry import PLUGIN_FILES, Registry, import_variables, plug_in
 
 pytestmark = pytest.mark.process
 
@@ -159,3 +159,26 @@ def test_a_listed_file_that_does_not_exist_is_recorded(monkeypatch: pytest.Monke
     monkeypatch.setattr(registry_module, "broken_plugins", {})
     empty_registry().names()
     assert "No such file" in registry_module.broken_plugins[str(tmp_path / "absent.py")]
+
+
+def test_a_path_that_cannot_be_passed_on_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "a:b" / "x.py").touch()
+    with pytest.raises(ConfigError, match="a path with ':'"):
+        plug_in(tmp_path / "a:b" / "x.py")
+
+
+def test_a_process_imports_nothing_from_the_folder_it_starts_in(tmp_path: Path) -> None:
+    (tmp_path / "optuna.py").write_text("print('foreign')")
+    code = "import optuna, workbench; print(optuna.__file__); print(workbench.__file__)"
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, **import_variables()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    optuna, package = process.stdout.split()
+    assert not optuna.startswith(str(tmp_path))
+    assert package == registry_module.__file__.replace("registry.py", "__init__.py")

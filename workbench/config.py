@@ -18,6 +18,7 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from workbench.compat import ModelMetaclass
 
@@ -37,6 +38,8 @@ __all__ = [
 
 MAX_INTEGER = 2**64 - 1
 """Largest integer in a configuration (an unsigned one of 64 bits)."""
+MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 40, 20_000
+"""Largest YAML file, deepest nesting, most values with every alias written out; far beyond any configuration."""
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[\w-]+)+")
 
 
@@ -189,6 +192,7 @@ class Config(BaseModel, metaclass=_ConfigMeta):
             return data
         if not isinstance(data, Mapping):
             raise ConfigError.at("", got=data, expected="a mapping of field names to values")
+        _check_size(data)
         try:
             return cls.model_validate(dict(data))
         except ValidationError as error:
@@ -296,9 +300,48 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     return merged
 
 
+def _check_size(data: object, path: str = "") -> None:
+    """Check that plain data are not nested without end, and small with every alias written out.
+
+    Raises:
+        ConfigError: for data that no configuration needs, before anything walks through them.
+    """
+    sizes: dict[int, int] = {}  # of shared parts, counted once
+
+    def size(value: object, depth: int) -> int:
+        if depth > MAX_DEPTH:
+            raise ConfigError.at(path, got="values nested without end", expected=f"at most {MAX_DEPTH} levels")
+        if not isinstance(value, Mapping | list | tuple):
+            return 1
+        if id(value) not in sizes:
+            parts = value.values() if isinstance(value, Mapping) else value
+            sizes[id(value)] = 1 + sum(size(part, depth + 1) for part in parts)
+        return sizes[id(value)]
+
+    count = size(data, 0)
+    if count > MAX_VALUES:
+        raise ConfigError.at(path, got=f"{count} values", expected=f"at most {MAX_VALUES}, every alias written out")
+
+
+def _check_nesting(yaml: YAML, text: str, origin: str) -> None:
+    """Check the depth of YAML before it is built, which takes time that grows with the square of the depth."""
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ConfigError.at(origin, got="deeper nesting", expected=f"at most {MAX_DEPTH} levels")
+
+
 def _yaml(text: str, origin: str) -> Any:
+    if len(text) > MAX_BYTES:
+        raise ConfigError.at(origin, got=f"{len(text):,} characters", expected=f"at most {MAX_BYTES:,}")
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        _check_nesting(YAML(typ="safe", pure=True), text, origin)
+        data = YAML(typ="safe", pure=True).load(text)
+        _check_size(data, origin)
+        return data
+    except ConfigError:
+        raise
     except (YAMLError, ValueError) as error:  # ValueError: a date such as 2020-13-45
         mark = getattr(error, "problem_mark", None)
         where = origin if mark is None else f"{origin}, line {mark.line + 1}"

@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import site
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from typing import Any, Generic, TypeVar
 
 from workbench.config import Config, ConfigError, nearest
 
-__all__ = ["ENTRY_POINT_GROUP", "PLUGIN_FILES", "Registry", "broken_plugins", "plug_in"]
+__all__ = ["ENTRY_POINT_GROUP", "PLUGIN_FILES", "Registry", "broken_plugins", "import_variables", "plug_in"]
 
 ENTRY_POINT_GROUP = "workbench.plugins"
 
@@ -134,16 +135,24 @@ def _origin(cls: type) -> str:
 
 
 def plug_in(path: str | Path) -> None:
-    """Import the plug-ins in the Python file ``path``, in this process and in processes it starts. Call again after an
-    edit.
+    """Import the plug-ins in the Python file ``path``, in this process and in processes it starts (through the
+    environment variable :data:`PLUGIN_FILES`). Call again after an edit. The file runs as code of this user.
 
     Raises:
-        ConfigError: when the file does not exist. Exceptions raised by the file propagate.
+        ConfigError: when the file does not exist, or its path cannot be passed on. Exceptions raised by the file
+            propagate.
     """
     path = Path(path).resolve()
     if not path.is_file():
         siblings = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise ConfigError.at(str(path), got="no such file", expected="a Python file", do=nearest(path.name, siblings))
+    if os.pathsep in str(path):
+        raise ConfigError.at(
+            str(path),
+            got=f"a path with {os.pathsep!r}",
+            expected="one without, because processes get a list of paths",
+            do="Move the file.",
+        )
     _import_file(path)
     listed = [name for name in os.environ.get(PLUGIN_FILES, "").split(os.pathsep) if name]
     os.environ[PLUGIN_FILES] = os.pathsep.join(dict.fromkeys([*listed, str(path)]))
@@ -186,3 +195,14 @@ def _load_entry_points() -> None:
             load()
         except Exception as error:  # somebody else's broken plug-in must not stop this process
             broken_plugins[point.name] = f"{type(error).__name__}: {error}"
+
+
+def import_variables() -> dict[str, str]:
+    """Environment variables for a process that has to import the code that starts it, and nothing from the folder that
+    it happens to start in."""
+    package = str(Path(__file__).parents[1])
+    variables = {"PYTHONSAFEPATH": "1"}
+    if package not in (*site.getsitepackages(), site.getusersitepackages()):  # a checkout
+        paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        variables["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return variables

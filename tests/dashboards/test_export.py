@@ -54,3 +54,21 @@ def test_images_carry_their_provenance(tmp_path: Path) -> None:
     assert "code 1.0+&#60;script&#62;" in svg and "training tokens" in svg
     assert drawn.to_json() == before, "the figure is not changed"
     assert export_figure(drawn, tmp_path / "f.png", LINE).read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+1+cmd|x", "-1+cmd|x", "\t=1"])
+def test_a_text_that_looks_like_a_formula_is_no_formula(text: str, tmp_path: Path) -> None:
+    path = export_table(pl.DataFrame({"arm": [text]}), tmp_path / "t.csv", LINE)
+    assert next(csv.DictReader(path.read_text().splitlines()[1:]))["arm"] == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["-1.5", "+0.25", "-1e-3", "full"])
+def test_a_number_in_a_text_column_stays(text: str, tmp_path: Path) -> None:
+    path = export_table(pl.DataFrame({"arm": [text]}), tmp_path / "t.csv", LINE)
+    assert next(csv.DictReader(path.read_text().splitlines()[1:]))["arm"] == text
+
+
+def test_a_provenance_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(tmp_path)
+    monkeypatch.setattr(run, "provenance", lambda: {"code": "1\n\\input{secret}"}, raising=False)
+    assert "\n" not in provenance_line(run)

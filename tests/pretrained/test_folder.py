@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,48 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(export: Path, token
     larger.save(str(export / "tokenizer.json"))
     with pytest.raises(ConfigError, match="expected ids below the model's vocabulary of 300"):
         load(export)
+
+
+# -- folders of strangers --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    return save(small_model(), tokenizer, tmp_path / "export")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(exported: Path, value: float) -> None:
+    tensors = load_file(exported / "model.safetensors")
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, exported / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"not finite: {name}"):
+        load(exported)
+
+
+def test_a_pipe_is_no_configuration(exported: Path) -> None:
+    (exported / "config.json").unlink()
+    os.mkfifo(exported / "config.json")
+    with pytest.raises(ConfigError, match="no regular file"):
+        load(exported)
+
+
+def test_a_device_is_no_configuration(exported: Path) -> None:
+    (exported / "config.json").unlink()
+    (exported / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="no regular file"):
+        load(exported)
+
+
+def test_nested_json_is_refused(exported: Path) -> None:
+    (exported / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="valid JSON"):
+        load(exported)
+
+
+def test_a_file_of_gigabytes_is_not_read(exported: Path) -> None:
+    with open(exported / "config.json", "r+b") as file:
+        file.truncate(2**32)
+    with pytest.raises(ConfigError, match="at most"):
+        load(exported)

@@ -9,6 +9,7 @@ Every command that takes an ablation takes the same YAML file, followed by overr
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import typer
@@ -44,6 +45,21 @@ COMMANDS = (
 )
 """Every command, in the order of the help; a function's name is its command's, its docstring the help."""
 
+MACHINE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ESTALE,
+    errno.EIO,
+    errno.EMFILE,
+)
+"""Errors of the file system that are no fault of the program: reported in one line."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 for command in COMMANDS:
     app.command()(command)
@@ -61,9 +77,7 @@ def main() -> None:
         print(f"workbench: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        import errno
-
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG):
+        if error.errno not in MACHINE:
             raise
         print(
             f"workbench: {error.strerror}: {error.filename or ''}. Nothing is lost; fix it and run the command again.",

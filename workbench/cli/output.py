@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-console = Console()
+console = Console(markup=False)
+"""Text is printed as it is: a path may contain brackets."""
 
 File = Annotated[Path, typer.Argument(help="Ablation as YAML, such as sweeps/quickstart.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Fields to change: base.model.width=256.")]

@@ -56,7 +56,7 @@ def serve(
     ip: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback admits other machines.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The first free port from this one on is used.")] = 8866,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="The first free port from this one on is used.")] = 8866,
     token: Annotated[str | None, typer.Option(help="Required by the page. Default: a new random one.")] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:

@@ -36,7 +36,7 @@ def run_until_done(launched: AblationRun, workers: int, detach: bool = False) ->
         )
         raise typer.Exit(130) from None
     if not launched.finished:
-        console.print("[bold]Not finished:[/] no worker is left.")
+        console.print("Not finished: no worker is left.", style="bold")
         console.print(_stop_reason(launched), markup=False, highlight=False, soft_wrap=True)
         console.print("The same command resumes.")
         raise typer.Exit(1)
@@ -52,10 +52,10 @@ def follow(launched: AblationRun) -> None:
     from workbench.config import ConfigError
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[numbers]}", markup=False),
     )
     live = console.is_terminal
     printed: dict[str, str] = {}

@@ -32,7 +32,8 @@ def provenance_line(run: RunView) -> str:
     names = ("code", "data", "device", "created", "torch")
     parts = [f"{name} {provenance[name]}" for name in names if name in provenance]
     identity = run.identity or provenance.get("ablation", "")
-    return " · ".join([f"{run.name} {identity}".strip(), *parts])
+    line = " · ".join([f"{run.name} {identity}".strip(), *parts])
+    return " ".join(line.split())  # an archive's line break would end the comment that the line is part of a file as
 
 
 def export_figure(figure: go.Figure, path: str | Path, provenance: str, width: int = WIDTH) -> Path:
@@ -108,8 +109,15 @@ def _checked(path: str | Path, kinds: tuple[str, ...]) -> Path:
     return path
 
 
+FORMULA = r"^[=@\t\r]|^[+-].*[^0-9.eE+-]"
+"""Texts that a spreadsheet would take for a formula."""
+
+
 def _csv(table: pl.DataFrame, provenance: str) -> str:
     flat = table.with_columns(pl.col(name).cast(pl.String) for name, kind in table.schema.items() if kind.is_nested())
+    for name in (name for name, kind in flat.schema.items() if kind == pl.String):
+        formula = pl.col(name).str.contains(FORMULA)
+        flat = flat.with_columns(pl.when(formula).then("'" + pl.col(name)).otherwise(name).alias(name))
     buffer = io.BytesIO()
     flat.write_csv(buffer)
     return f"# {provenance}\n{buffer.getvalue().decode()}"

@@ -22,6 +22,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 CONFIG = "config.json"
+MAX_JSON = 2**26
+"""Bytes of a JSON file that are read; the index of a thousand shards has a fraction of it."""
 
 
 def write_tensors(
@@ -112,14 +114,14 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
-    """Check names and shapes of ``tensors``.
+    """Check names, shapes and values of ``tensors``.
 
     Args:
         shapes: of all expected tensors, by name.
         source: folder of the tensors, for messages.
 
     Raises:
-        ConfigError: naming the tensors that are missing, unknown or of another shape.
+        ConfigError: naming the tensors that are missing, unknown, of another shape, or hold NaN or infinity.
     """
     differences = {
         "without": [name for name in shapes if name not in tensors],
@@ -128,6 +130,9 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int,
             f"{name} {tuple(tensors[name].shape)}, not {tuple(shape)}"
             for name, shape in shapes.items()
             if name in tensors and tuple(tensors[name].shape) != tuple(shape)
+        ],
+        "that are not finite:": [
+            name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
         ],
     }
     problems = [
@@ -145,11 +150,16 @@ def read_json_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: when it is missing, is not JSON or is not a mapping.
     """
+    require(path.is_file() or not path.exists(), str(path), got="no regular file", expected="a JSON file")
     try:
+        size = path.stat().st_size
+        require(size <= MAX_JSON, str(path), got=f"{size:,} bytes", expected=f"at most {MAX_JSON:,}")
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError.at(str(path), got=error.strerror, expected="a JSON file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError.at(str(path), got=str(error), expected="valid JSON") from None
     if not isinstance(data, dict):
         raise ConfigError.at(str(path), got=data, expected="a mapping at the top level")

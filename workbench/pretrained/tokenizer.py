@@ -42,7 +42,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         raise ConfigError.at(str(path), got="no such file", expected=expected)
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing more precise, and a panic is no Exception
         raise ConfigError.at(str(path), got=str(error), expected=expected) from None
     reset_settings(tokenizer)
     if tokenizer.token_to_id(DOCUMENT_SYMBOL) is not None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from jupyter_core.utils import ensure_async
 
 from workbench.config import ConfigError
+from workbench.registry import import_variables
 
 PAGE = Path(__file__).parent / "page"
 """A notebook of one cell, and templates that replace those of Voilà."""
 RESULTS_VARIABLE = "WORKBENCH_RESULTS"
 """Environment variable that tells the page what to show."""
+CHECK_SECONDS, UNUSED_SECONDS = 15, 120
+"""Between two looks for kernels without a page, and how long one may be without: opening takes a while."""
 
 
 def serve(
@@ -40,15 +48,32 @@ def serve(
         )
     token, port = token or secrets.token_urlsafe(24), _free(ip, port)
     os.environ[RESULTS_VARIABLE] = str(what)
+    os.environ |= import_variables()
     # the kernel inherits this environment, and must be started by the Python that runs the server
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    print(f"{what} at http://{ip}:{port}/?token={token}   (Ctrl-C stops the server; training continues)", flush=True)
+    from jupyter_server.log import log_request
+    from tornado.ioloop import IOLoop, PeriodicCallback
     from voila.app import Voila
 
     class Page(Voila):
         def setup_template_dirs(self) -> None:
             super().setup_template_dirs()
             self.template_paths.insert(0, str(PAGE))
+
+        def start(self) -> None:
+            # unlike Tornado's own, this log leaves out the token of an address
+            self.tornado_settings = {"log_function": partial(log_request, record_prometheus_metrics=False)}
+            super().start()
+
+        def listen(self) -> None:
+            def announce() -> None:  # once it listens
+                address = f"http://{ip}:{self.port}/?token={token}"
+                print(f"{what} at {address}   (Ctrl-C stops the server; training continues)", flush=True)
+
+            unused = UnusedKernels(self.kernel_manager)
+            IOLoop.current().add_callback(announce)
+            PeriodicCallback(unused.shut_down, 1000 * CHECK_SECONDS).start()
+            super().listen()
 
     Page.launch_instance(
         [
@@ -61,6 +86,30 @@ def serve(
             *([] if browser else ["--no-browser"]),
         ]
     )
+
+
+class UnusedKernels:
+    """Shuts down kernels without a page: Voilà starts one for every reload and closed pages leave theirs behind.
+
+    Args:
+        manager: of the kernels.
+    """
+
+    def __init__(self, manager: Any):
+        self.manager = manager
+        self._checks: dict[str, int] = {}  # kernel -> checks in a row that found no connection
+
+    async def shut_down(self) -> None:
+        """Shut down what has had no connection for :data:`UNUSED_SECONDS`. Call it every :data:`CHECK_SECONDS`."""
+        unused = [name for name in self.manager.list_kernel_ids() if not self._connections(name)]
+        self._checks = {name: self._checks.get(name, 0) + 1 for name in unused}
+        for name, checks in self._checks.items():
+            if checks > UNUSED_SECONDS / CHECK_SECONDS:
+                with contextlib.suppress(KeyError):  # it has ended by itself
+                    await ensure_async(self.manager.shutdown_kernel(name, now=True))
+
+    def _connections(self, name: str) -> int:
+        return int(self.manager.kernel_model(name)["connections"])
 
 
 def _free(ip: str, port: int) -> int:

@@ -260,6 +260,10 @@ class Dashboard(widgets.VBox):
                 if not isinstance(self.run, AblationRun):
                     expected = "an ablation to be open"
                     raise ConfigError.at("launch", got="no ablation", expected=expected, do="Open one in Ablations.")
+                name = self.run.record.config.name
+                if name != self.run.folder.name:
+                    do = f"Rename the folder to {name}: a launch would create another one."
+                    raise ConfigError.at("name", got=self.run.folder.name, expected=name, do=do)
                 ablation = Ablation(self.run.record.config, self.run.results)
             run = ablation.launch(self.workers.value, self._log)
             with self._lock:
@@ -359,6 +363,9 @@ class Dashboard(widgets.VBox):
             self.panel.settings = settings.changed(log="" if settings.log == key else key)
         elif message["action"] == "open":
             try:
+                known = {str(path.parent) for path in self.run.results.glob("*/ablation.json")}
+                if key not in known:  # a page may ask for any folder
+                    raise ConfigError.at(key, got="no ablation in this folder of results", expected="one of its rows")
                 self.show(key)
             except ConfigError as error:
                 self._log(str(error))
