@@ -224,24 +224,28 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, also after it was killed, and wait until it answers."""
+        deadline = time.monotonic() + 120
+        self._spawn()
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:  # processes of the one that was killed are still there
+                self._spawn()
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.1)
+        raise TimeoutError(self.log.read_text())
+
+    def _spawn(self) -> None:
         call = [_binary("postgres"), "-D", str(self.data), "-p", str(self.port), "-h", "127.0.0.1"]
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 [*call, "-k", str(self.data.parent)], stdout=log, stderr=log, cwd=self.data.parent, **self.as_user
             )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            time.sleep(0.1)
-        raise TimeoutError(self.log.read_text())
 
     def kill_and_restart(self) -> bool:
         """Kill it with all its connections, leave it dead for two seconds, start it again."""
         self.process.kill()
         self.process.wait()
         time.sleep(2)
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
         self.start()
         return True
 
