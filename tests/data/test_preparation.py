@@ -15,8 +15,9 @@ from helpers import write_corpus
 from tokenizers import Tokenizer, models
 
 from workbench.config import ConfigError
-from workbench.data import DataConfig, PreparedData, prepare
+from workbench.data import DataConfig, PreparedData, preparation, prepare
 from workbench.data.corpora.files import Files
+from workbench.data.disk_strings import DiskStrings
 from workbench.data.splits import MEASURED
 
 pytestmark = pytest.mark.process
@@ -209,3 +210,12 @@ def test_a_corpus_without_text(tmp_path: Path) -> None:
 def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(f'{{"text": "{i} \\ud800 {i * i}"}}' for i in range(5)))
     assert prepare(config(tmp_path / "a.jsonl"), 300, tmp_path / "cache").card["documents_read"] == 5
+
+
+def test_batches_of_documents_are_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "ENCODED_TOGETHER", 10)
+    with DiskStrings(tmp_path / "texts") as texts:
+        for text in ("one", "two", "three", "a longer text", "four"):
+            texts.add(text)
+        batches = [["one", "two", "three"], ["a longer text"], ["four"]]
+        assert list(preparation._batches(texts, range(5))) == batches
