@@ -88,12 +88,13 @@ class Worker:
                 lost = compat.lost_storage(error)
                 if lost is None:
                     raise
-                failing_since = failing_since or time.monotonic()  # a restarting server, a full disk
                 reason = str(lost.__cause__ or lost).partition("\n")[0]
+                if failing_since is None:  # a restarting server, a full disk
+                    failing_since = time.monotonic()
+                    self._log(f"waits for the studies' database ({reason})")
                 if time.monotonic() - failing_since > self.timing.storage_timeout:
                     self._log(f"ends: the studies cannot be reached: {reason}")
                     return
-                self._log(f"waits for the studies' database ({reason})")
                 time.sleep(self.timing.idle)
 
     def take_trial(self) -> bool:
