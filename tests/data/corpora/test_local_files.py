@@ -149,6 +149,13 @@ def test_a_folder_that_exists_is_no_pattern(tmp_path: Path) -> None:
     assert read(tmp_path / "x[1]" / "*.txt") == ["one"]
 
 
+def test_a_parquet_file_without_rows_is_named(tmp_path: Path) -> None:
+    pl.DataFrame({"text": TEXTS}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"text": []}, schema={"text": pl.String}).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(ConfigError, match=r"b\.parquet, which has no rows"):
+        read(tmp_path)
+
+
 def test_a_parquet_path_is_no_pattern(tmp_path: Path) -> None:
     for folder, text in (("x[1]", "one"), ("x1", "other")):
         (tmp_path / folder).mkdir()

@@ -217,10 +217,14 @@ class Files(Corpus):
                 do="Convert it, or choose another column.",
             )
             column = pl.scan_parquet(path, glob=False).select(pl.col(field).cast(pl.String))
+            count = 0
             for batch in column.collect_batches(chunk_size=ROWS_READ_TOGETHER, maintain_order=True):
+                count += len(batch)
                 yield from batch[field].fill_null("")
         except pl.exceptions.PolarsError as error:
             raise _error(f"{path}: {error}", "a Parquet file that can be read", "Copy or download it again.") from None
+        if not count:  # some damaged footers read as a file without rows
+            raise _error(f"{path}, which has no rows", "a Parquet file with rows", "Remove it, or download it again.")
 
     def _no_field(self, names: object, where: str) -> ConfigError:
         others = [name for name in names if name != self.config.field]  # type: ignore[attr-defined]
