@@ -158,8 +158,8 @@ def test_a_ray_cluster_that_does_not_answer_is_reported(fake_ray: None) -> None:
 
 
 def test_parameters_that_ray_rejects_are_named(fake_ray: None, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"launch.launcher: got .*nonsense"):
-        ray_cluster(nonsense=1).submit(AblationFolder(tmp_path), ["one"])
+    with pytest.raises(ConfigError, match=r"launch.launcher: got .*entrypoint_memory"):
+        ray_cluster(entrypoint_memory=1).submit(AblationFolder(tmp_path), ["one"])
 
 
 # -- a plug-in ---------------------------------------------------------------------------------------------------------
