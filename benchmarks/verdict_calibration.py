@@ -7,10 +7,10 @@
 *Resampled runs* are ablations assembled from a pool of real training runs of one setting (and of one with a planted
 fault) on many seeds. Both are decided by `workbench.ablation.verdict.judge.judge`.
 
-Every cell of the grid is drawn ``--ablations`` times. Where the exact 95 % interval of a rate reaches beyond the bound
-of that rate, the cell is drawn again, ``--refined`` times from other random numbers, and the second rate replaces the
-first: of hundreds of cells at a rate of alpha, a few would exceed the bound by chance. Random numbers depend on
-``--seed`` and the cell, not on the number of processes. The models are our own definitions. The result goes to
+Every cell of the grid is drawn ``--ablations`` times. Where a rate is not at least one standard error below its bound,
+the cell is drawn again, ``--refined`` times from other random numbers, and the second rate replaces the first: of
+hundreds of cells at a rate of alpha, many would exceed the bound by chance. Random numbers depend on ``--seed`` and the
+cell, not on the number of processes. The models are our own definitions. The result goes to
 results/calibration/calibration.json.
 
 Legend: R ablations, A arms with the baseline first, S seeds, D documents, K clusters of documents. Effects, margins and
@@ -433,7 +433,7 @@ def _clustered_documents() -> Iterator[Coverage]:
             for cluster_sd in (1.0, 3.0, 10.0):
                 bounds: dict[str, float | None] = {
                     "bootstrap misses": MISSES,
-                    "t misses, these documents": BOUND,
+                    "t misses, these documents": MISSES,
                     "bootstrap misses, clusters ignored": None,
                     "t misses, any documents": None,
                 }
@@ -514,7 +514,7 @@ def calibrate_grid(
 
     Args:
         ablations: of every cell.
-        refined: of a cell that has a rate whose interval reaches beyond its bound.
+        refined: of a cell that has a rate less than one standard error below its bound.
         seed: of the random numbers.
         grid: the cells. Default: all.
         processes: that simulate at the same time.
@@ -551,8 +551,11 @@ def _described(cell: Cell | Coverage, counts: Counter[str], of: int) -> dict[str
 
 
 def _is_open(row: Mapping[str, Any]) -> bool:
-    """Whether the interval of a rate reaches beyond its bound. Where nothing may be claimed, one claim is enough."""
-    return any(rate.get("bound") and rate["high"] > rate["bound"] for rate in row["rates"].values())
+    """Whether a rate is less than one standard error below its bound; never where nothing may be claimed."""
+    rates = [rate for rate in row["rates"].values() if rate.get("bound")]
+    return any(
+        rate["rate"] + math.sqrt(rate["rate"] * (1 - rate["rate"]) / row["of"]) > rate["bound"] for rate in rates
+    )
 
 
 def _distance(pair: tuple[Mapping[str, Any], dict[str, Any]]) -> float:

@@ -33,6 +33,7 @@ SMALL = [
     "base.data.evaluation_bytes=200",
     "tuning.trials=1",
     "tuning.sampler=random",
+    "tuning.interpolate=false",
     "confirmation.seeds=[0,1]",
     "budget.allow_mismatch=a_test",
     "launch.workers=2",

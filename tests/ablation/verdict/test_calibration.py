@@ -164,8 +164,8 @@ def test_random_numbers_depend_on_the_cell_and_not_on_processes() -> None:
     assert calibration.calibrate_grid(60, 0, seed=1, grid=grid)[0] != one[0]
 
 
-def test_a_rate_that_may_be_above_its_bound_is_drawn_again() -> None:
-    tight, loose = (calibration.Cell("x", bounds={"false difference": bound}) for bound in (0.055, 0.9))
+def test_a_rate_that_is_not_clearly_below_its_bound_is_drawn_again() -> None:
+    tight, loose = (calibration.Cell("x", effects=(4.0,), bounds={"detected": bound}) for bound in (0.5, 1.0))
     again, kept = calibration.calibrate_grid(20, 40, grid=[tight, loose])
     assert (again["of"], again["first"]["of"]) == (40, 20)
     assert kept["of"] == 20 and "first" not in kept

@@ -148,10 +148,11 @@ class Tuning(Config):
             do="The trials have that seed already.",
         )
         require(
-            not self.interpolate or self.trials >= 3,
+            not self.interpolate or self.trials == 0 or self.trials >= 3,
             "interpolate",
             got=f"{self.trials} trials",
-            expected="at least 3 to fit a parabola to",
+            expected="at least 3 to fit a parabola to, or none",
+            do="Set tuning.interpolate to false, or try more settings.",
         )
 
     @staticmethod
