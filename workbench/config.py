@@ -96,7 +96,7 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 
 def _show(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _join(prefix: str, path: str) -> str:

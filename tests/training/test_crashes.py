@@ -94,7 +94,7 @@ def watched(corpus: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory)
     path = tmp_path_factory.mktemp("watched")
     model = {"depth": 1}
     training = {"tokens": 3 * 2 * 32, "checkpoint_every": 1, "evaluations": 1}
-    folder = make_run(path / "run", cache, run_fields(corpus, model=model, training=training))
+    folder = make_run(path / "watched", cache, run_fields(corpus, model=model, training=training))
     with pytest.MonkeyPatch.context() as patch:
         watch = Watch(folder.path, path / "copies")
         watch.patch(patch)

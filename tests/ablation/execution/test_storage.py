@@ -146,7 +146,8 @@ def test_an_ablation_on_postgresql_ends_like_one_on_sqlite(corpus: Path, tmp_pat
     assert verdicts[0] == verdicts[1]
     # the same folder made anew has studies of its own in the same database
     shutil.rmtree(run.folder)
-    assert len(studies(Ablation.parse(fields, tmp_path / "True").create())) == 3
+    names = studies(Ablation.parse(fields, tmp_path / "True").create())
+    assert len({name.split("/")[1] for name in names}) == 2
 
 
 @pytest.mark.parametrize("name", ["50%25 done", "exp[1]", "a?b=c#d", "ü @:/"])
