@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from helpers import ablation_fields
 from optuna.trial import TrialState
@@ -66,6 +67,8 @@ def repeated(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Ab
     def end(trial: Any, folder: Any, stage: Stage) -> Outcome:
         order.append(stage)
         value = values[stage][trial.user_attrs["slot"]]
+        if stage == Stage.CONFIRMATION:
+            folder.write_report(pl.DataFrame({"document": [0]}))
         folder.finish(Status.DONE, selection_value=value, report_value=value)
         return Outcome(Status.DONE, selection_value=value, report_value=value)
 
