@@ -1,4 +1,4 @@
-"""Shared by the benchmark scripts: a job in a separate process, and a results file that keeps earlier entries."""
+"""Shared by the benchmark scripts: a job in a separate process, a results file that keeps earlier entries, a report."""
 
 from __future__ import annotations
 
@@ -39,11 +39,9 @@ def merge_results(
         key: identifies the case of an entry.
         more: further fields of the environment.
     """
-    from workbench.environment import environment
-
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(path.read_text())["results"] if path.exists() else []
-    where = {**environment(), **more, "date": time.strftime("%Y-%m-%d")}
+    where = provenance(**more)
     new = [{**result, "environment": where} for result in results]
 
     def key_and_device(result: dict[str, Any]) -> Hashable:
@@ -52,3 +50,18 @@ def merge_results(
     replaced = {key_and_device(result) for result in new}
     unchanged = [result for result in earlier if key_and_device(result) not in replaced]
     path.write_text(json.dumps({"results": unchanged + new}, indent=1) + "\n")
+
+
+def provenance(**more: Any) -> dict[str, Any]:
+    """Environment and date of a measurement, and further fields."""
+    from workbench.environment import environment
+
+    return {**environment(), **more, "date": time.strftime("%Y-%m-%d")}
+
+
+def write_report(path: Path, report: dict[str, Any], started: float) -> None:
+    """Write ``report`` with its provenance, and the seconds since ``started`` (``time.perf_counter``), as JSON."""
+    from workbench.files import write_json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**report, "environment": provenance(seconds=round(time.perf_counter() - started, 1))})

@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write_report
 from scipy import special
 
 from workbench.ablation.analysis.power import MIN_SEEDS, Pilot, pilot_of, plan_seeds
 from workbench.ablation.verdict.statistics import POWER, power_of, seeds_needed
-from workbench.environment import environment
-from workbench.files import write_json
 
 OUTPUT = Path(__file__).parents[1] / "results" / "calibration" / "plans.json"
 ALPHA = 0.05
@@ -126,7 +125,7 @@ def main() -> None:
     parser.add_argument("--pilots", type=int, default=2_000)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    start, cells, bins = time.monotonic(), [], []
+    started, cells, bins = time.perf_counter(), [], []
     for cell in BINNED:
         found = calibrate(cell, arguments.pilots)
         bins += [{**asdict(cell), **row} for row in found]
@@ -142,11 +141,8 @@ def main() -> None:
         "least_assured": min(row["assured"] for row in cells),
         "bins": bins,
         "cells": cells,
-        "seconds": time.monotonic() - start,
-        "environment": environment(),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.output, result)
+    write_report(arguments.output, result, started)
     print({name: round(value, 3) for name, value in result.items() if isinstance(value, float)}, arguments.output)
 
 

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write_report
 
 from workbench.ablation.analysis.scaling import MIN_POINTS, fit_paired_law, fit_scaling_law
-from workbench.environment import environment
-from workbench.files import write_json
 
 OUTPUT = Path(__file__).parents[1] / "results" / "calibration" / "scaling.json"
 REACH = 10.0
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--laws", type=int, default=1_000)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    start, rows = time.monotonic(), []
+    started, rows = time.perf_counter(), []
     for case in CASES:
         found = simulate(case, arguments.laws)
         rows.append({**asdict(case), **found})
@@ -98,11 +97,8 @@ def main() -> None:
         "laws": arguments.laws,
         "least_coverage": least,
         "cases": rows,
-        "seconds": time.monotonic() - start,
-        "environment": environment(),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.output, result)
+    write_report(arguments.output, result, started)
     print(f"least coverage {least}: {arguments.output}")
 
 

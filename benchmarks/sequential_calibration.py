@@ -14,7 +14,6 @@ Legend: R ablations, A arms with the baseline, S seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write_report
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special, stats
@@ -40,7 +40,6 @@ from workbench.ablation.verdict.sequential import (
     seeds_needed_now,
 )
 from workbench.ablation.verdict.statistics import Floats
-from workbench.environment import environment
 
 OUTPUT = Path(__file__).parents[1] / "results" / "calibration" / "sequential.json"
 SIZE_D = np.ones(1)
@@ -248,14 +247,8 @@ def write(output: Path, ablations: int, checked: int, progress: Callable[[str], 
         "continuous": [continuous(seeds) for seeds in (20, 50)],
         "alpha": 0.05,
         "intervals": "exact (Clopper-Pearson), 95 %",
-        "environment": {
-            **environment(),
-            "date": time.strftime("%Y-%m-%d"),
-            "seconds": round(time.perf_counter() - started, 1),
-        },
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_report(output, report, started)
     return report
 
 

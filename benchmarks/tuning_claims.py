@@ -16,7 +16,6 @@ reservation (workbench.ablation.verdict.effort). Rates are given for the whole p
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -25,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write_report
 from numpy.random import Generator
 from scipy import stats
 
 from workbench.ablation.search.optimum import Setting, best, edges, fit_surface, interpolate, leading
 from workbench.ablation.verdict.effort import MIN_SEEDS, MIN_VALUES
-from workbench.environment import environment
 from workbench.ranges import Range
 
 OUTPUT = Path(__file__).parents[1] / "results" / "calibration" / "tuning_claims.json"
@@ -193,14 +192,8 @@ def write(output: Path, ablations: int) -> dict[str, Any]:
         "one_against_four_fields": policies,
         "confirmation_seeds": CONFIRMATION_SEEDS,
         "effect": EFFECT,
-        "environment": {
-            **environment(),
-            "date": time.strftime("%Y-%m-%d"),
-            "seconds": round(time.perf_counter() - started, 1),
-        },
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_report(output, report, started)
     return report
 
 

@@ -38,6 +38,7 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from common import provenance
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special, stats
@@ -46,7 +47,6 @@ from workbench.ablation.verdict.comparison import ArmMeasurements
 from workbench.ablation.verdict.judge import judge
 from workbench.ablation.verdict.statistics import MIN_SEEDS, Floats, equivalence_power, power_of
 from workbench.ablation.verdict.verdict import ArmVerdict, PairVerdict, Verdict
-from workbench.environment import environment
 from workbench.status import Status
 
 OUTPUT = Path(__file__).parents[1] / "results" / "calibration"
@@ -771,7 +771,7 @@ def write(
         "intervals": "exact (Clopper-Pearson), 95 %",
         "noises": {name: noise.about for name, noise in NOISES.items() if noise.about},
         "settings": settings,
-        "environment": {**environment(), "date": time.strftime("%Y-%m-%d"), "seconds": round(seconds, 1)},
+        "environment": provenance(seconds=round(seconds, 1)),
     }
 
     def lines(value: Any) -> str:

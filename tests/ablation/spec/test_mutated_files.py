@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
+import fuzz_configurations as fuzz
 import pytest
-
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "fuzz_configurations.py"
-_spec = importlib.util.spec_from_file_location("fuzz_configurations", SCRIPT)
-assert _spec is not None and _spec.loader is not None
-fuzz = importlib.util.module_from_spec(_spec)
-sys.modules["fuzz_configurations"] = fuzz
-_spec.loader.exec_module(fuzz)
 
 
 @pytest.mark.parametrize("seed", range(8))

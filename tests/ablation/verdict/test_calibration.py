@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections import Counter
@@ -12,17 +11,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import verdict_calibration as calibration
 
 pytestmark = pytest.mark.process
-
-ROOT = Path(__file__).parents[3]
-SCRIPT = ROOT / "benchmarks" / "verdict_calibration.py"
-
-_spec = importlib.util.spec_from_file_location("verdict_calibration", SCRIPT)
-assert _spec is not None and _spec.loader is not None
-calibration = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = calibration
-_spec.loader.exec_module(calibration)
 
 CONTINUOUS = [name for name, noise in calibration.NOISES.items() if noise.answers is None and "tuned" not in name]
 RATES = [name for name, noise in calibration.NOISES.items() if noise.answers is not None]
@@ -197,8 +188,8 @@ def test_a_pool_needs_disjoint_seeds_for_every_arm() -> None:
 def test_the_benchmark_writes_cells_summary_and_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool(24, 0.02).write_parquet(tmp_path / "pool.parquet")
     options = f"--output {tmp_path} --ablations 20 --refined 0 --every 200 --processes 1"
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options.split()])
-    monkeypatch.setattr(calibration, "environment", lambda: {"code": "1.0"})
+    monkeypatch.setattr(sys, "argv", ["verdict_calibration.py", *options.split()])
+    monkeypatch.setattr("workbench.environment.environment", lambda: {"code": "1.0"})
     calibration.main()
     report = json.loads((tmp_path / "calibration.json").read_text())
     assert len(report["grid"]) == -(-len(list(calibration.cells())) // 200)

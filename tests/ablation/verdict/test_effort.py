@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
+import tuning_claims
 
 from workbench.ablation.folder import Choice
 from workbench.ablation.search.optimum import Gap
@@ -126,16 +124,10 @@ def test_the_gap_is_that_of_the_parabola_through_three_rates() -> None:
 
 
 def test_repeats_and_interpolation_make_fewer_false_claims() -> None:
-    path = Path(__file__).parents[3] / "benchmarks" / "tuning_claims.py"
-    spec = importlib.util.spec_from_file_location("tuning_claims", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    landscape = module.Landscape(64.0)
+    landscape = tuning_claims.Landscape(64.0)
     coarse, fitted = (
-        module.claims((search, search), (landscape, landscape), 100)
-        for search in (module.Search(3), module.Search(3, 3, 2, True))
+        tuning_claims.claims((search, search), (landscape, landscape), 100)
+        for search in (tuning_claims.Search(3), tuning_claims.Search(3, 3, 2, True))
     )
     assert coarse["claims"] > 0.3  # 0.483 of 1,000
     assert fitted["claims"] < 0.15  # 0.047 of 1,000

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import sequential_calibration as calibration
 from scipy import integrate, stats
 
 from workbench.ablation.spec.ablation import AblationConfig
@@ -27,13 +25,6 @@ from workbench.ablation.verdict.sequential import (
 )
 from workbench.ablation.verdict.statistics import paired_interval
 from workbench.ablation.verdict.verdict import Verdict
-
-BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "sequential_calibration.py"
-_spec = importlib.util.spec_from_file_location("sequential_calibration", BENCHMARK)
-assert _spec is not None and _spec.loader is not None
-calibration = importlib.util.module_from_spec(_spec)
-sys.modules["sequential_calibration"] = calibration
-_spec.loader.exec_module(calibration)
 
 LOOKS = (4, 6, 8)
 
