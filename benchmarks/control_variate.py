@@ -10,19 +10,19 @@ seeds, so rho is rough and its square is biased upwards by about 1 / (S − 1).
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 import typer
+from common import ROOT, write_report
 from scipy import special
 
 from workbench.ablation.run import AblationRun
-from workbench.files import write_json
 from workbench.status import Stage, Status
 
-ROOT = Path(__file__).parents[1]
 DESIGNS = [(4, 4), (4, 8), (5, 8), (8, 8), (8, 4)]
 """Report seeds, earlier paired seeds."""
 
@@ -86,7 +86,7 @@ def main(
     / "results/calibration/control_variate.json",
 ) -> None:
     """Simulate, read the archives, write both."""
-    cells = []
+    started, cells = time.perf_counter(), []
     for noise in ("normal", "t3", "lognormal"):
         for rho in (0.0, 0.5, 0.9):
             for seeds, pilot in DESIGNS:
@@ -100,7 +100,8 @@ def main(
         print(f"{row['ablation']}, {row['arm']}: rho {row['rho']:+.2f} over {row['seeds']} seeds, {left}")
     median = float(np.median([row["variance_with_8"] for row in archives]))
     print(f"median over {len(archives)} arms: {median:.0%} of the variance left")
-    write_json(out, {"count": count, "simulated": cells, "archived": archives, "median_variance_with_8": median})
+    report = {"count": count, "simulated": cells, "archived": archives, "median_variance_with_8": median}
+    write_report(out, report, started)
 
 
 if __name__ == "__main__":

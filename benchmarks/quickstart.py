@@ -21,13 +21,12 @@ from queue import Queue
 from typing import Annotated, Any
 
 import typer
+from common import ROOT, write_report
 
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.run import AblationRun
 from workbench.ablation.spec.ablation import AblationConfig
-from workbench.files import write_json
 
-ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "sweeps/quickstart.yaml"
 CERTAIN, OPEN = {"better", "worse"}, {"undecided", "equivalent"}
 
@@ -80,6 +79,7 @@ def main(
     for start in range(0, max(len(usable) - cores + 1, 1), cores):
         free.put(set(usable[start : start + cores]))
     finished: list[dict[str, Any]] = []
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         begin = time.monotonic()
         Ablation.load(SWEEP, overrides or [], Path(scratch) / "prepared").create()  # the text is prepared once
@@ -105,7 +105,7 @@ def main(
                 "overrides": overrides or [],
                 "runs": sorted(finished, key=lambda row: row["number"]),
             }
-            write_json(out, summary)  # after each, so that an interruption leaves what was measured
+            write_report(out, summary, started)  # after each, so that an interruption leaves what was measured
             return result
 
         with ThreadPoolExecutor(free.qsize()) as pool:
