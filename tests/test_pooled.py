@@ -61,3 +61,10 @@ def test_negative_documents_are_padding() -> None:
     assert mask is not None
     assert mask.tolist() == [[[True], [True], [False]]]
     assert is_token(None) is None
+
+
+def test_every_part_is_on_the_device_of_the_values() -> None:
+    values = torch.empty(8, device="meta")
+    for pooled in (mean_of(values), deviation_of(values), maximum_of(values), *quantiles_of("x", values).values()):
+        assert {part.device.type for part in pooled} == {"meta"}
+        assert pooled.value.device.type == "meta"

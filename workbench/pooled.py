@@ -118,7 +118,9 @@ def quantiles_of(name: str, values: Tensor, valid: Tensor | None = None) -> dict
         values = torch.where(valid, values, torch.nan)
     sample = values.flatten()[:: max(1, values.numel() // SAMPLE)]
     fractions = {f"{name}_low": 0.1, name: 0.5, f"{name}_high": 0.9}
-    return {key: Quantile(sample, torch.full((), fraction)) for key, fraction in fractions.items()}
+    return {
+        key: Quantile(sample, torch.full((), fraction, device=sample.device)) for key, fraction in fractions.items()
+    }
 
 
 def is_token(segments: Tensor | None, further_axes: int = 0) -> Tensor | None:
