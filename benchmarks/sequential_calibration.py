@@ -74,10 +74,6 @@ class Scenario:
         )
 
 
-LOOKS: dict[str, Any] = {"looks": [4, 6, 8]}
-ANYTIME: dict[str, Any] = {"anytime": True}
-
-
 DESIGNS: tuple[tuple[str, Any, int], ...] = (
     ("fixed", "fixed", 8),
     ("looks 4, 6, 8", {"looks": [4, 6, 8]}, 8),
@@ -156,6 +152,10 @@ def words_of(scenario: Scenario, values_RAS: Floats) -> tuple[NDArray[np.str_], 
         mean_RA = difference_RAS[..., :n].mean(-1)
         error_RA = difference_RAS[..., :n].std(-1, ddof=1) / math.sqrt(n)
         open_RA, now_RA = words_RA == "undecided", np.zeros(words_RA.shape, bool)
+        if scenario.margin is not None:  # goes first
+            reach_RA = -special.stdtrit(n - 1, reading.nominal(2 * config.alpha) / 2) * error_RA
+            now_RA = open_RA & (np.abs(mean_RA) + reach_RA < scenario.margin)
+            words_RA, open_RA = np.where(now_RA, "equivalent", words_RA), open_RA & ~now_RA
         levels = np.array([0.0, *(reading.nominal(config.alpha / size) / 2 for size in range(1, arms + 1))])
         for side, word in ((1, "worse"), (-1, "better")):
             p_RA = np.where(open_RA, special.stdtr(n - 1, -side * mean_RA / error_RA), 2.0)
@@ -166,10 +166,6 @@ def words_of(scenario: Scenario, values_RAS: Floats) -> tuple[NDArray[np.str_], 
             claims_RA = np.zeros_like(open_RA)
             np.put_along_axis(claims_RA, order_RA, passed_RA, 1)
             words_RA, now_RA = np.where(claims_RA, word, words_RA), now_RA | claims_RA
-        if scenario.margin is not None:
-            reach_RA = -special.stdtrit(n - 1, reading.nominal(2 * config.alpha) / 2) * error_RA
-            inside_RA = open_RA & ~now_RA & (np.abs(mean_RA) + reach_RA < scenario.margin)
-            words_RA, now_RA = np.where(inside_RA, "equivalent", words_RA), now_RA | inside_RA
         seeds_RA = np.where(now_RA, n, seeds_RA)
     return words_RA, np.concatenate([seeds_RA.max(1, keepdims=True), seeds_RA], axis=1)
 

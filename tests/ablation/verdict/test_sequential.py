@@ -173,9 +173,9 @@ def test_a_fixed_design_has_no_repeated_interval() -> None:
     assert "look" not in row.sentence
 
 
-@pytest.mark.parametrize("scenario", [9, 12])
+@pytest.mark.parametrize("scenario", [9, 12, 30])
 def test_the_entry_points_follow_the_rule_that_is_calibrated(scenario: int) -> None:
-    """Looks at 4, 6 and 8 seeds, no effect, one arm and three."""
+    """Looks at 4, 6 and 8 seeds: no effect, one arm and three; one arm that differs by the margin."""
     row = calibration.calibrate(calibration.SCENARIOS[scenario], ablations=4_000, checked=25)
     assert row["differing"] == 0
     assert row["rates"]["false"]["low"] < 0.05 and row["rates"]["false"]["rate"] < 0.06

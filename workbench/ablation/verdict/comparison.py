@@ -21,7 +21,6 @@ from workbench.ablation.verdict.statistics import (
     POWER,
     ROUNDING,
     Floats,
-    Interval,
     detectable_difference,
     paired_correlation,
     paired_interval,
@@ -295,7 +294,7 @@ class Comparison:
         low, high = self.test.bound(-1, alpha / 2), self.test.bound(1, alpha / 2)
         upper = self.rules.upper
         if upper is not None and not self.has_exact_interval and not self.is_constant:
-            interval = self.t_interval(alpha)
+            interval = paired_interval(self.differences_S, alpha)
             low, high = max(interval.low, -upper), min(interval.high, upper)
         return (None if self.n < 2 or math.isinf(low) else low, None if self.n < 2 or math.isinf(high) else high)
 
@@ -303,14 +302,6 @@ class Comparison:
     def has_exact_interval(self) -> bool:
         """Whether sign flips can give an interval at level 1 − alpha."""
         return isinstance(self.test, ExactTest) and self.test.least_flip <= self.rules.alpha * self.test.flip_weight
-
-    def t_interval(self, alpha: float) -> Interval:
-        """The paired t-interval; with a control variate its ``sd`` is √n times the standard error."""
-        test = self.test
-        if not isinstance(test, AdjustedTTest):
-            return paired_interval(self.differences_S, alpha)
-        low, high, p = test.bound(-1, alpha / 2), test.bound(1, alpha / 2), 2 * min(test.p(-1), test.p(1))
-        return Interval(test.mean, math.sqrt(self.n) * test.error, self.n, low, high, p)
 
     @cached_property
     def bootstrap(self) -> Bootstrap | None:

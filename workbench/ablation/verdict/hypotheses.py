@@ -222,7 +222,7 @@ def fisher(first: int, of_first: int, second: int, of_second: int) -> float:
 
 
 def directional_holm(p_worse: Sequence[float], p_better: Sequence[float]) -> tuple[Floats, Floats]:
-    """Holm's adjusted p-values of a family in both directions, doubled: a claim is made where one is at most alpha.
+    """Holm's adjusted p-values of a family in both directions, doubled: a difference is shown where one is ≤ alpha.
 
     Each direction is a family of m one-sided hypotheses at alpha / 2, so the probability of any false claim, a claim
     with the wrong sign included, is at most alpha (Holm 1979; Bonferroni over the two directions).

@@ -18,7 +18,8 @@ nothing is rejected that they would not reject. An arm once rejected stays rejec
 it, the first in Holm's order among those rejected with it is rejected by Bonferroni, whatever the later p-values of the
 others are.
 The same holds for equivalence, where the p-value is the larger one of two one-sided tests. Maurer & Bretz (2013)
-reallocate alpha in the same way.
+reallocate alpha in the same way. Equivalence goes first in the verdict: an arm that stopped as better or worse is
+called equivalent at the end if Holm's procedure rejects its equivalence p-value at a later look.
 
 Legend: n paired seeds, K looks, R points of an integral.
 """
@@ -81,11 +82,6 @@ class Reading:
     def is_sequential(self) -> bool:
         """Whether the design has several looks, or may be continued."""
         return self.scale is not None or len(self.looks) > 1
-
-    @property
-    def is_last(self) -> bool:
-        """Whether no look follows."""
-        return self.number == len(self.looks)
 
     def nominal(self, alpha: float, pairs: int | None = None) -> float:
         """Level of the two-sided paired t-test at this look for a level ``alpha`` over all looks; 0 where the design

@@ -47,8 +47,8 @@ class ArmVerdict:
     p: float | None
     """Two-sided p-value of the test that decides; 1 where it can decide nothing."""
     p_holm: float | None
-    """The same, adjusted over the looks of a sequential design and over the family: a claim is made where it is at most
-    alpha."""
+    """The same, adjusted over the looks of a sequential design and over the family. Where it is at most alpha, the
+    arm is better or worse, unless it is equivalent."""
     seeds: int
     """Report seeds that finished."""
     failed: int

@@ -138,13 +138,13 @@ def _disagreements(comparison: Comparison, claim: Claim) -> list[str]:
     if low is None or high is None:
         return []
     clauses = []
-    shown, decided = low > ROUNDING or high < -ROUNDING, claim.p_holm <= rules.alpha
-    if shown and not decided and comparison.n >= MIN_SEEDS:
+    shown = low > ROUNDING or high < -ROUNDING
+    if shown and claim.p_holm > rules.alpha and comparison.n >= MIN_SEEDS:
         by = f"Holm's correction over {rules.family} comparisons" if claim.p <= rules.alpha else "the exact tests"
         by = "the correction over looks and comparisons" if comparison.reading.is_sequential else by
         by = "missing runs at the least favourable value of their arm" if comparison.rests_on_missing else by
         clauses.append(f"its interval alone excludes zero, but p does not survive {by}")
-    if decided and not shown:
+    if claim.word in ("better", "worse") and not shown:
         clauses.append("the claim rests on the share of seeds that solve the task; the interval of the mean holds zero")
     if bootstrap := comparison.bootstrap:
         confirmed = bootstrap.low > ROUNDING or bootstrap.high < -ROUNDING
