@@ -114,11 +114,6 @@ def fields(corpus: str, options: argparse.Namespace, **launch: Any) -> dict[str,
     }
 
 
-def windowed(window: int) -> dict[str, Any]:
-    """An arm with sliding windows."""
-    return {"model.pattern": "sliding", "model.mixers.sliding.window": window}
-
-
 def write_corpus(folder: Path) -> Path:
     generator = random.Random(0)
     folder.mkdir()

@@ -427,7 +427,8 @@ class Ablation:
 
     def _restore_data(self, data: Mapping[str, str], progress: Callable[[str], None]) -> None:
         """Prepare data again that was removed since the launch; later trials must see what the earlier ones saw."""
-        for arm, fingerprint in data.items():
+        arms = {fingerprint: arm for arm, fingerprint in reversed(data.items())}  # the first that uses these data
+        for fingerprint, arm in arms.items():
             try:
                 now = Source.open(self.results / "cache", fingerprint, thorough=True).fingerprint
             except ConfigError:

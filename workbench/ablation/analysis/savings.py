@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import polars as pl
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["CAVEAT", "MEASURES", "LossCurve", "savings", "savings_sentences", "worth"]
 
 Measure: TypeAlias = Literal["flops", "tokens", "seconds"]
-MEASURES: dict[Measure, str] = {"flops": "training FLOPs", "tokens": "tokens", "seconds": "training time"}
-"""What is saved -> in words."""
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+"""What is saved."""
 
 SCHEMA: dict[str, Any] = {
     "arm": pl.String,

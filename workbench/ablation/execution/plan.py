@@ -100,9 +100,8 @@ class Plan:
         for name, arm in self.arms.items():
             choice = self.folder.choices().get(name)
             is_chosen = choice is not None and choice.failed is None
-            # once the arm is confirmed, a trial that is tried again would come too late
-            is_final = is_chosen and (self._is_confirmed(name) or bool(Roster(self.folder).live_workers()))
-            if not self._is_tuned(name, arm, relaunch and not is_final):
+            may_retry = relaunch and not (is_chosen and self._is_final(name))
+            if not self._is_tuned(name, arm, may_retry):
                 any_open = True
                 self.folder.choose(name, None)
                 continue
@@ -122,6 +121,10 @@ class Plan:
             )
             any_open |= _any_open(confirmation)
         return any_open
+
+    def _is_final(self, name: str) -> bool:
+        """Whether a trial that is tried again would come too late: the arm is confirmed, or may be at any moment."""
+        return self._is_confirmed(name) or bool(Roster(self.folder).live_workers())
 
     def _is_tuned(self, name: str, arm: Arm, relaunch: bool) -> bool:
         """Bring an arm's trials, and then the repeats of the best, up to date; whether all have ended.

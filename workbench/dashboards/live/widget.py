@@ -23,7 +23,7 @@ from workbench.dashboards.live.board import Board
 from workbench.dashboards.live.controls import controls_of
 from workbench.dashboards.panel import Block, Figure, Grid, Panel, Text, ordered_panels
 from workbench.dashboards.report.render import write_report
-from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.snapshot import Neighbours, Snapshot
 from workbench.dashboards.tables.progress import overall_progress
 from workbench.dashboards.templates import caption, render
 from workbench.dashboards.view import PlannedRun, ResultsFolder, RunView
@@ -363,8 +363,7 @@ class Dashboard(widgets.VBox):
             self.panel.settings = settings.changed(log="" if settings.log == key else key)
         elif message["action"] == "open":
             try:
-                known = {str(path.parent) for path in self.run.results.glob("*/ablation.json")}
-                if key not in known:  # a page may ask for any folder
+                if key not in map(str, Neighbours(self.run.results).folders()):  # a page may ask for any folder
                     raise ConfigError.at(key, got="no ablation in this folder of results", expected="one of its rows")
                 self.show(key)
             except ConfigError as error:

@@ -10,7 +10,7 @@ from workbench.dashboards.snapshot import Snapshot
 def effect_table(run: Snapshot) -> pl.DataFrame:
     """The verdict, one row per arm; no row while there is no verdict.
 
-    Columns: the fields of :class:`workbench.ablation.verdict.judge.ArmVerdict`.
+    Columns: the fields of :class:`workbench.ablation.verdict.verdict.ArmVerdict`.
     """
     from workbench.ablation.verdict.verdict import Verdict
 

@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from workbench.ablation.execution.roster import JOB
 from workbench.ablation.folder import AblationFolder
 from workbench.ablation.spec.launch import LauncherConfig
 from workbench.config import ConfigError
-from workbench.registry import import_variables
 
-__all__ = ["JobState", "Launcher", "rejected", "required_package", "worker_environment"]
+__all__ = ["JobState", "Launcher", "rejected", "required_package"]
 
 
 class JobState(StrEnum):
@@ -71,14 +69,6 @@ class Launcher(ABC):
     @abstractmethod
     def cancel(self, folder: AblationFolder, jobs: Sequence[str]) -> None:
         """Cancel jobs whose workers have not started."""
-
-
-def worker_environment(name: str) -> dict[str, str]:
-    """Environment variables of the worker that runs job ``name``, beside those of the process that launches it.
-
-    It imports the code that launched it (:func:`workbench.registry.import_variables`).
-    """
-    return {JOB: name, **import_variables()}
 
 
 def required_package(module: str, extra: str) -> Any:

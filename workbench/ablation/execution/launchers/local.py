@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from workbench.ablation.execution.launchers.base import JobState, Launcher, worker_environment
-from workbench.ablation.execution.roster import Roster
+from workbench.ablation.execution.launchers.base import JobState, Launcher
+from workbench.ablation.execution.roster import JOB, Roster
 from workbench.ablation.folder import AblationFolder
 from workbench.ablation.spec.launch import LauncherConfig, launchers
+from workbench.registry import import_variables
 
 __all__ = ["Local"]
 
@@ -69,7 +70,7 @@ def _start(folder: AblationFolder, name: str) -> int:
         return os.posix_spawn(
             sys.executable,
             [sys.executable, "-m", "workbench", "worker", str(folder.path)],
-            {**os.environ, **worker_environment(name)},
+            {**os.environ, JOB: name, **import_variables()},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),

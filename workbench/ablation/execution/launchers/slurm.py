@@ -13,13 +13,13 @@ from workbench.ablation.execution.launchers.base import (
     Launcher,
     rejected,
     required_package,
-    worker_environment,
 )
 from workbench.ablation.execution.process import work
 from workbench.ablation.execution.roster import JOB, Roster
 from workbench.ablation.folder import AblationFolder
 from workbench.ablation.spec.launch import LauncherConfig, launchers
 from workbench.config import require
+from workbench.registry import import_variables
 
 __all__ = ["Slurm"]
 
@@ -73,7 +73,7 @@ class Slurm(Launcher):
             executor.update_parameters(**{"name": "workbench", "timeout_min": 24 * 60, **self.config.parameters})
         except (NameError, RuntimeError, TypeError, ValueError) as error:
             raise rejected(error) from None
-        with _environment({name: value for name, value in worker_environment("").items() if name != JOB}):
+        with _environment(import_variables()):
             return [executor.submit(WorkerJob(str(folder.path), name)).job_id for name in names]
 
     def state(self, folder: AblationFolder, job: str) -> JobState:
