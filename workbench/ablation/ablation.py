@@ -427,7 +427,9 @@ class Ablation:
 
     def _restore_data(self, data: Mapping[str, str], progress: Callable[[str], None]) -> None:
         """Prepare data again that was removed since the launch; later trials must see what the earlier ones saw."""
-        arms = {fingerprint: arm for arm, fingerprint in reversed(data.items())}  # the first that uses these data
+        arms: dict[str, str] = {}
+        for arm, fingerprint in data.items():
+            arms.setdefault(fingerprint, arm)
         for fingerprint, arm in arms.items():
             try:
                 now = Source.open(self.results / "cache", fingerprint, thorough=True).fingerprint
