@@ -32,10 +32,12 @@ from workbench.ablation.verdict.control import control_runs
 from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare, sources
 from workbench.environment import environment
+from workbench.evaluation import check_suites
 from workbench.model import describe_model
 from workbench.results.data_card import check_lossless, check_overlap, is_lossy, is_mostly_seen
 from workbench.results.ledger import FILE, Ledger, history
 from workbench.status import Stage
+from workbench.training.suites import suite_conditions
 
 __all__ = ["Ablation"]
 
@@ -235,6 +237,7 @@ class Ablation:
             check_budget(self.arms, residual_table(self.arms))
         prepared = {arm: self._prepare(arm, progress) for arm in self.arms}
         cards = self._data_cards(prepared)
+        self._check_suites(prepared)
         arms, table = self._cost(measure=self.config.launch.measure or is_timed, data=prepared, progress=progress)
         check_budget(arms, table)
         _check_same_documents(prepared)
@@ -390,6 +393,15 @@ class Ablation:
     def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
         run = self.arms[arm].run()
         return prepare(run.data, run.model.vocabulary or 0, self.results / "cache", progress)
+
+    def _check_suites(self, prepared: Mapping[str, Source]) -> None:
+        """Raise ConfigError for an evaluation suite whose data are missing, or that an arm does not fit."""
+        for arm, source in prepared.items():
+            run = self.arms[arm].run()
+            try:
+                check_suites(run.evaluation, suite_conditions(run, source))
+            except ConfigError as error:
+                raise error.under(f"arms.{arm}") from None
 
     def _find_data(self) -> dict[str, Source]:
         """The data of every arm; empty if that of some arm is not prepared."""

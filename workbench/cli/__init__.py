@@ -17,7 +17,7 @@ import typer
 from workbench.cli.ablations import components, cost, pilot, plan, run, stop, watch, worker
 from workbench.cli.installed import doctor, variants
 from workbench.cli.results import archive, compare, ledger, report, serve, table, verdict
-from workbench.cli.training import branch, export, generate, prepare, train
+from workbench.cli.training import branch, evaluate, export, generate, prepare, train
 
 COMMANDS = (
     cost,
@@ -27,6 +27,7 @@ COMMANDS = (
     prepare,
     export,
     generate,
+    evaluate,
     pilot,
     plan,
     components,

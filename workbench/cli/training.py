@@ -150,3 +150,57 @@ def generate(
     for text in engine.complete(prompt, sampling):
         print(text, end="", flush=True)
     print()
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="An ablation, a finished run, or an exported model.")],
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names, YAML such as '{kind: ruler, lengths: [4096]}', or files with `evaluation:`."),
+    ] = None,
+    into: Annotated[Path | None, typer.Option(help="Folder of the tables of an exported model.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")] = None,
+) -> None:
+    """Measure trained models with evaluation suites. Ctrl-C keeps what was measured; the same command goes on.
+
+    Without suites, those of the runs' configuration. What a run was judged on is left as it is.
+    """
+    import signal
+
+    from workbench.results.scores import read_scores
+    from workbench.training.loop import Stopped
+    from workbench.training.suites import evaluate_export, evaluate_run, finished_runs, parse_suites
+
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: signals.append(number))
+    options: dict[str, Any] = {"device": device, "should_stop": lambda: bool(signals), "progress": note}
+    configs = parse_suites(suites or ())
+    try:
+        if (folder / "config.json").is_file():
+            tables = into or Path("results") / "suites" / folder.name
+            evaluate_export(folder, tables, configs, **options)
+            frames = {folder.name: read_scores(tables)}
+        else:
+            frames = {}
+            for run in finished_runs(folder):
+                note(f"run {run.path.name}")
+                evaluate_run(run.path, configs, **options)
+                frames[run.path.name] = run.scores()
+    except Stopped as stop:
+        print_line(f"interrupted: {stop}")
+        raise typer.Exit(130) from None
+    _print_scores(frames)
+
+
+def _print_scores(frames: dict[str, Any]) -> None:
+    """Print the newest scores of every run, without single documents."""
+    import polars as pl
+
+    table = Table("run", "suite", "task", "metric", "value", "count")
+    for name, frame in frames.items():
+        newest = frame.filter(pl.col("document").is_null() & (pl.col("step") == pl.col("step").max().over("suite")))
+        for row in newest.iter_rows(named=True):
+            table.add_row(name, row["suite"], row["task"], row["metric"], f"{row['value']:.4f}", f"{row['count']:g}")
+    console.print(table)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
 from workbench.data import BatchPlanConfig, Source, SourceConfig, batch_plans, sources
-from workbench.evaluation import SuiteConfig, suites
+from workbench.evaluation import DocumentSuite, Suite, SuiteConfig, suites
 from workbench.model.config import ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
 from workbench.results import RunRecord
@@ -131,6 +131,23 @@ class Seeds(Config):
     """The global generators of Python, numpy and torch, from which a variant draws dropout, router noise or samples."""
 
 
+SuiteSettings: TypeAlias = tuple[Annotated[SerializeAsAny[SuiteConfig], BeforeValidator(suites.parse)], ...]
+"""Suites by name, or as mappings with their ``kind``."""
+
+
+def check_names(configs: tuple[SuiteConfig, ...]) -> None:
+    """Raise ConfigError when two suites have one name."""
+    names = [config.label for config in configs]
+    for index, name in enumerate(names):
+        require(
+            name not in names[:index],
+            f"evaluation[{index}].name",
+            got=name,
+            expected="a separate name for every suite",
+            do="Two suites of one kind need names: {kind: …, name: …}.",
+        )
+
+
 RECORDED_ONLY = ("log_every", "evaluations", "checkpoint_every", "keep_trunk")
 """Fields of :class:`TrainingConfig` that decide what is recorded and leave the weights as they are."""
 
@@ -146,8 +163,10 @@ class RunConfig(Config):
     """The training."""
     start: StartConfig | None = None
     """Trained weights to start from, and how they are transformed. Default: random weights."""
-    evaluation: tuple[Annotated[SerializeAsAny[SuiteConfig], BeforeValidator(suites.parse)], ...] = ()
-    """Further evaluation suites, run at every evaluation. The suite of the primary metric always runs."""
+    evaluation: SuiteSettings = ()
+    """Suites that measure the run beside the primary metric, at its end or after the steps that they name. Their
+    results are in separate tables and change nothing that the run is judged on. In an ablation they measure
+    confirmation runs only."""
     seed: Seed = 0
     """Seed of the run; initial weights, data order and everything else are derived from it separately. Never tuned."""
     seeds: Seeds = Seeds()
@@ -156,11 +175,16 @@ class RunConfig(Config):
     """Whether components that cannot separate the packed documents of a row may train. The result carries a caution."""
 
     @property
-    def evaluation_suites(self) -> tuple[SuiteConfig, ...]:
-        """The suites of every evaluation, that of the primary metric first."""
-        primary = self.data.metric.suite
-        further = {config.kind: config for config in self.evaluation}
-        return (further.pop(primary, None) or suites.parse(primary), *further.values())
+    def primary_suite(self) -> DocumentSuite:
+        """The suite of the primary metric, which runs at every evaluation."""
+        kind = self.data.metric.suite
+        suite: Suite = suites[kind](suites.parse(kind))
+        assert isinstance(suite, DocumentSuite)
+        return suite
+
+    def suites_at(self, moment: int | Literal["end"]) -> tuple[SuiteConfig, ...]:
+        """The suites that measure the run after an optimiser step, or at its end."""
+        return tuple(config for config in self.evaluation if moment in config.when)
 
     def seed_of(self, component: Component) -> int:
         """The seed of initial weights (init), data order (order) or everything else (other)."""
@@ -180,6 +204,19 @@ class RunConfig(Config):
             self.data.check(self.model.vocabulary or 0, self.training.context)
         except ConfigError as error:
             raise error.under("data") from None
+        check_names(self.evaluation)
+        for index, suite in enumerate(self.evaluation):
+            try:
+                suite.check(self.model.vocabulary or 0, self.training.context)
+            except ConfigError as error:
+                raise error.under(f"evaluation[{index}]") from None
+            late = [moment for moment in suite.when if moment != "end" and moment >= self.training.steps]
+            require(
+                not late,
+                f"evaluation[{index}].when",
+                got=late,
+                expected=f"steps before the last one ({self.training.steps}), or end",
+            )
         for index, transform in enumerate(build_transforms(self.training.transforms)):
             try:
                 check_transforms([transform], self.model, self.model)

@@ -42,12 +42,10 @@ def export(
             the folder contains something else, or the model cannot be written in this format.
     """
     path = Path(run_or_checkpoint).absolute()
-    run, checkpoint = _run_and_checkpoint(path)
+    run, checkpoint = run_and_checkpoint(path)
     record = run.record()
     config = RunConfig.parse(record.config)
-    caches = [Path(cache)] if cache is not None else [parent / "cache" for parent in run.path.parents]
-    data_cache = next((candidate for candidate in caches if (candidate / record.data).is_dir()), caches[0])
-    tokenizer = Source.open(data_cache, record.data).tokenizer
+    tokenizer = open_data(run, cache).tokenizer
     if tokenizer is None:
         raise ConfigError.at(
             "run",
@@ -83,7 +81,27 @@ def export(
     )
 
 
-def _run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
+def open_data(run: RunFolder, cache: str | Path | None = None) -> Source:
+    """The prepared data of a run.
+
+    Args:
+        run: its folder.
+        cache: folder of prepared data. Default: the nearest ``cache`` beside or above the run that contains its data.
+
+    Raises:
+        ConfigError: when the data are missing or damaged.
+    """
+    fingerprint = run.record().data
+    caches = [Path(cache)] if cache is not None else [parent / "cache" for parent in run.path.absolute().parents]
+    return Source.open(next((path for path in caches if (path / fingerprint).is_dir()), caches[0]), fingerprint)
+
+
+def run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
+    """A finished run with its last checkpoint, or the run of a checkpoint and this.
+
+    Raises:
+        ConfigError: when there is no such run, it has not finished, or its last checkpoint is missing.
+    """
     if path.is_dir() and path.match("checkpoint/step-*") and (path.parent.parent / "run.json").is_file():
         return RunFolder(path.parent.parent), path
     if not (path / "run.json").is_file():

@@ -29,6 +29,7 @@ def train_loop(
     checkpointer: Checkpointer,
     weight_transforms: Callable[[int], None],
     evaluate: Callable[[int], float],
+    measure: Callable[[int], None],
     should_stop: Callable[[], bool],
     on_first_step: Callable[[], None],
 ) -> None:
@@ -43,6 +44,7 @@ def train_loop(
         after: steps already trained.
         weight_transforms: called after every step with its number, and with 0 before the first.
         evaluate: step -> value on the selection split.
+        measure: called after every step with its number; runs the suites that are due.
         should_stop: asked after every step; with several ranks, after every ``log_every`` steps, where they wait for
             each other.
         on_first_step: called after the first step of this process.
@@ -80,6 +82,8 @@ def train_loop(
             with throughput.paused():
                 row["selection_value"] = evaluate(step)
             log.write(row)
+        with throughput.paused():
+            measure(step)
         if is_due or stops:
             log.flush()  # raises as well
             log.write_diagnostics(step)

@@ -196,6 +196,18 @@ def full_state(model: nn.Module, optimiser: Optimizer) -> tuple[dict[str, Any], 
     return weights, _by_index(by_name) if is_rank_zero() else by_name
 
 
+def plain_model(model: LanguageModel) -> LanguageModel | None:
+    """The model as a single process has it, neither compiled nor sharded, in evaluation mode: on rank 0; None on the
+    others. Called by every rank. Of a single process it shares the weights of ``model``."""
+    weights = model.state_dict() if world_size() == 1 else get_model_state_dict(model, options=FULL)
+    if not is_rank_zero():
+        return None
+    plain = LanguageModel(model.config)
+    plain.load_state_dict(weights, assign=True)
+    plain.stop_tokens = model.stop_tokens
+    return plain.requires_grad_(False).to(model.embedding.weight.device).eval()
+
+
 def load_full_state(model: nn.Module, optimiser: Optimizer, weights: dict[str, Any], state: Mapping[str, Any]) -> None:
     """Inverse of :func:`full_state`, for any number of ranks. Called by every rank with the whole state."""
     if world_size() == 1:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,16 +28,15 @@ from workbench.config import ConfigError
 from workbench.data import MeasuredSplit, RowStream, Source, StepLoader, batch_plans
 from workbench.data import prepare as prepare_data
 from workbench.environment import environment
-from workbench.evaluation import Results, Settings, evaluate
+from workbench.evaluation import Results, check_suites
 from workbench.files import write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
 from workbench.results import RunFolder
 from workbench.results.data_card import repetition
-from workbench.results.ledger import FILE, Ledger, Opening, documents_fingerprint
 from workbench.status import Stage, Status
 from workbench.training import parallel
-from workbench.training.checkpoint import checkpoints_in, latest, step_of
+from workbench.training.checkpoint import checkpoints_in, latest, random_state, set_random_state, step_of
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import RunConfig, describe_run
 from workbench.training.health import Diverged
@@ -45,6 +44,14 @@ from workbench.training.loop import Stopped, train_loop
 from workbench.training.memory import retain_freed_memory
 from workbench.training.metric_log import MetricLog
 from workbench.training.step import build_step
+from workbench.training.suites import (
+    measure_run,
+    measures_suites,
+    record_opening,
+    run_settings,
+    suite_conditions,
+    suite_split,
+)
 from workbench.training.throughput import Throughput
 from workbench.training.weight_transforms import ScheduledTransforms
 from workbench.transforms import build_transforms, initialise_from
@@ -74,6 +81,7 @@ def new_run(
     if _is_self_contained(RunFolder(path), config, cache):
         return RunFolder(path)
     data = prepare_data(config.data, config.model.vocabulary or 0, cache, progress)
+    check_suites(config.evaluation, suite_conditions(config, data))
     if progress:
         for line in repetition({arm: config.epochs(data)}):
             progress(line)
@@ -181,7 +189,9 @@ def _train(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit(trial, should_stop, on_row)
-    return report(trial)
+    results = open_report_split(trial) if trial.stage == Stage.CONFIRMATION else None
+    trial.measure("end", should_stop)
+    return report(trial, results)
 
 
 @dataclass
@@ -202,13 +212,39 @@ class Trial:
     devices: int
 
     def evaluate(self, split: MeasuredSplit, step: int) -> Results:
-        """Run the evaluation suites on ``split`` and add their rows to the folder; every rank takes part."""
-        training = self.config.training
-        settings = Settings(training.batch_size, training.context, training.precision)
-        results = evaluate(self.model, self.data, split, self.config.evaluation_suites, settings)
+        """Measure the primary metric on ``split`` and add its rows to the folder; every rank takes part."""
+        results = self.config.primary_suite.run(self.model, self.data, split, run_settings(self.config))
         if parallel.is_rank_zero():
             self.folder.add_evaluations(step, split, map(asdict, results.rows))
         return results
+
+    def measure(self, moment: int | Literal["end"], should_stop: Callable[[], bool]) -> None:
+        """Run the suites that are due after a step or at the end; every rank takes part.
+
+        A suite that fails is an event of the run and no failure of it: `workbench evaluate` measures again.
+
+        Raises:
+            Stopped: when asked to stop; the tables keep what was measured.
+        """
+        due = self.config.suites_at(moment) if measures_suites(self.folder) else ()
+        if not due:
+            return
+        model = parallel.plain_model(self.model)
+        if model is not None:
+            step = self.config.training.steps if moment == "end" else moment
+            state = random_state()  # libraries seed the global generators, which a variant may draw from
+            for suite in due:
+                split = suite_split(self.folder, suite) if moment == "end" else "selection"
+                try:
+                    measure_run(self.folder, self.config, self.data, model, suite, split, step, should_stop)
+                except Stopped:
+                    raise
+                except Exception as error:
+                    if not isinstance(error, ConfigError):
+                        traceback.print_exc()
+                    self.folder.event("suite_failed", suite=suite.label, step=step, reason=_first_line(error))
+            set_random_state(state)
+        parallel.barrier()
 
 
 def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
@@ -293,15 +329,15 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
             checkpointer=checkpointer,
             weight_transforms=ScheduledTransforms(config, train_step),
             evaluate=lambda step: trial.evaluate("selection", step).value(config.data.metric),
+            measure=lambda step: trial.measure(step, should_stop),
             should_stop=should_stop,
             on_first_step=on_first_step,
         )
 
 
-def report(trial: Trial) -> dict[str, Any]:
-    """Measure the trained model and write the result of the run."""
+def report(trial: Trial, results: Results | None) -> dict[str, Any]:
+    """Write the result of the run; ``results`` are those of :func:`open_report_split` in a confirmation run."""
     folder, config = trial.folder, trial.config
-    results = open_report_split(trial) if trial.stage == Stage.CONFIRMATION else None
     if not parallel.is_rank_zero():
         return {}
     metrics = folder.metrics()
@@ -328,28 +364,8 @@ def open_report_split(trial: Trial) -> Results:
     assert trial.stage == Stage.CONFIRMATION
     split = trial.folder.record().split
     if split == "report" and parallel.is_rank_zero():
-        _record_opening(trial)
+        record_opening(trial.folder, trial.data)
     return trial.evaluate(split, trial.config.training.steps)
-
-
-def _record_opening(trial: Trial) -> None:
-    """Enter the run in the ledger; its own events keep the hash of the line."""
-    folder, record = trial.folder, trial.folder.record()
-    digests = trial.data.digests("report")
-    opening = Opening(
-        ablation=record.ablation or folder.path.name,
-        launch=record.launch or record.identity,
-        run=folder.path.name,
-        arm=record.arm,
-        setting=record.setting,
-        seed=record.seed,
-        documents=documents_fingerprint(digests),
-        arm_identity=record.arm_identity or record.setting,
-        identity=record.identity,
-        code=folder.environment()["code"],
-    )
-    results = trial.data.folder.parent.parent
-    folder.event("report_split_opened", ledger_line=Ledger(results / FILE).open(opening, digests))
 
 
 @contextlib.contextmanager

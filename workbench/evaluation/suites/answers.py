@@ -12,7 +12,7 @@ import torch
 
 from workbench.data import Split
 from workbench.data.tasks import answer_starts
-from workbench.evaluation.suites import DocumentSuite, Settings, SuiteConfig, device_batches, inference, suites
+from workbench.evaluation.suites import DocumentConfig, DocumentSuite, Settings, device_batches, inference, suites
 from workbench.metric import ANSWER_ERRORS, ANSWER_LOSS
 from workbench.model import LanguageModel
 
@@ -25,14 +25,14 @@ class Answers(DocumentSuite):
     answer is therefore the one that greedy decoding gives.
     """
 
-    class Config(SuiteConfig):
+    class Config(DocumentConfig):
         """Answers of a synthetic task."""
 
         kind: Literal["answers"] = "answers"
 
     metrics = (ANSWER_ERRORS, ANSWER_LOSS)
 
-    def measure(self, model: LanguageModel, documents: Split, settings: Settings) -> dict[str, np.ndarray]:
+    def columns(self, model: LanguageModel, documents: Split, settings: Settings) -> dict[str, np.ndarray]:
         """Columns ``nll_nats`` (loss of the answers in nats), ``errors`` (wrong answers), then the columns of the split
         (``answers`` and labels)."""
         nll_D = torch.zeros(len(documents), dtype=torch.float64)
