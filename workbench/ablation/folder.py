@@ -16,6 +16,7 @@ An archive (`workbench archive`) has no runs/ but:
     runs.csv          one row per run
     report.parquet    arm, seed and what was measured on every report document
     curves.parquet    the evaluations of confirmation runs during training
+    scores.parquet    what evaluation suites measured, if there were any
     verdict.json      the verdict as data
     verdict.md        the verdict in words
     openings.json     what the ledger of results knew of its openings (workbench.ablation.looks)
@@ -43,10 +44,14 @@ from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
 from workbench.ranges import Range
 from workbench.results.store import RunFolder
-from workbench.results.tables import KEY_SCHEMA, RUN_SCHEMA, Line, Points, lines, runs
+from workbench.results.tables import KEY_SCHEMA, RUN_SCHEMA, Line, Points, lines, runs, scores
 from workbench.status import Stage, Status
 
 __all__ = ["AblationFolder", "Choice", "LaunchRecord"]
+
+
+SCORES = "scores.parquet"
+"""File of an archive with what evaluation suites measured."""
 
 
 class ControlRuns(BaseModel):
@@ -383,6 +388,11 @@ class AblationFolder:
         frame = frame.with_columns(missing)
         frame = frame.with_columns(selected=pl.col("run").is_in(chosen), folder=pl.lit(str(self.path)))
         return frame.select(list(RUN_SCHEMA))
+
+    def scores(self) -> pl.DataFrame:
+        """What evaluation suites measured; columns in :data:`workbench.results.tables.SCORES_SCHEMA`, then labels."""
+        path = self.path / SCORES
+        return pl.read_parquet(path, glob=False) if self.is_archived and path.exists() else scores(self.path)
 
     def lines(self) -> list[Line]:
         """Every run with its logged points; of an archive, every confirmation run with its evaluations."""

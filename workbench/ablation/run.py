@@ -14,7 +14,7 @@ from workbench.ablation.spec.tuning import Tuning
 from workbench.config import ConfigError
 from workbench.metric import Metric
 from workbench.results.store import documents_of
-from workbench.results.tables import RUN_SCHEMA, Line, diagnostics, frame_of, scores
+from workbench.results.tables import RUN_SCHEMA, Line, diagnostics, frame_of
 from workbench.status import Stage
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class AblationRun:
     def scores(self) -> pl.DataFrame:
         """What evaluation suites measured (columns: workbench.results.tables.SCORES_SCHEMA, then labels of documents).
         Rows of the report split are left out until they may be read (:meth:`runs`)."""
-        frame, readable = scores(self.folder), self._readable_seeds()
+        frame, readable = self.files.scores(), self._readable_seeds()
         if readable is None:
             return frame
         return frame.filter((pl.col("split") != "report") | pl.col("seed").is_in(list(readable)))

@@ -132,10 +132,7 @@ class Engine:
         """
         if self.tokenizer is None:
             raise ConfigError.at("prompt", got=prompt, expected="token ids, as the engine has no tokenizer")
-        if self.document_symbol is None:  # other tokenizers mark the beginning of a text in their own way
-            return self.tokenizer.encode(prompt).ids
-        # in training the symbol precedes every document
-        return [self.document_symbol, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
+        return encode_prompt(self.tokenizer, prompt)
 
     def decode(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """Text of the ``new`` token ids that follow ``prompt``."""
@@ -239,6 +236,15 @@ class Engine:
             )
             for length, positions in by_length.items()
         ]
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Token ids of ``prompt`` as the beginning of a document."""
+    symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
+    if symbol is None:  # other tokenizers mark the beginning of a text in their own way
+        return tokenizer.encode(prompt).ids
+    # in training the symbol precedes every document
+    return [symbol, *tokenizer.encode(prompt, add_special_tokens=False).ids]
 
 
 def sample(scores_BV: Tensor, sampling: Sampling, generator: Generator) -> Tensor:

@@ -25,6 +25,7 @@ def check_suites(suite_configs: Sequence[SuiteConfig], conditions: Conditions) -
     tasks: dict[str, list[str]] = {}
     for index, config in enumerate(suite_configs):
         try:
+            config.check(conditions.vocabulary, conditions.settings.context)
             tasks[config.label] = list(suites[config.kind](config).tasks(conditions))
         except ConfigError as error:
             problems += error.under(f"evaluation[{index}]").problems
