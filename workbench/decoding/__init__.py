@@ -10,4 +10,14 @@
 from workbench.decoding.engine import Engine, Generation, Metrics, Sampling, Stream, encode_prompt
 from workbench.decoding.policy import Policy, PolicyConfig, policies
 
-__all__ = ["Engine", "Generation", "Metrics", "Policy", "PolicyConfig", "Sampling", "Stream", "encode_prompt", "policies"]
+__all__ = [
+    "Engine",
+    "Generation",
+    "Metrics",
+    "Policy",
+    "PolicyConfig",
+    "Sampling",
+    "Stream",
+    "encode_prompt",
+    "policies",
+]

@@ -341,17 +341,21 @@ class Generator:
         common, rare, example_words, example_common, example_rare = (
             (6, 1, 20, 3, 1) if length < SHORT else (30, 3, 40, 10, 3)
         )
-        single = [*ADJECTIVES, *NOUNS]
+        single = list(dict.fromkeys([*ADJECTIVES, *NOUNS]))
         order = [single[i] for i in generator.permutation(len(single))]
         pairs = generator.permutation(KEYS)
         seeds = generator.integers(2**32, size=2)
 
+        def word(number: int) -> str:
+            """Different words: single ones, then names of two words, then of three."""
+            if number < len(order):
+                return order[number]
+            times, index = divmod(number - len(order), KEYS)
+            name = _two_words(int(pairs[index]))
+            return f"{ADJECTIVES[times - 1]}-{name}" if times else name
+
         def words(start: int, count: int) -> list[str]:
-            """Different words; two-word names once single ones run out."""
-            return [
-                order[i] if i < len(order) else _two_words(int(pairs[(i - len(order)) % KEYS]))
-                for i in range(start, start + count)
-            ]
+            return [word(number) for number in range(start, start + count)]
 
         def part(top: list[str], other: list[str], times: int, other_times: int, extra: int, seed: int) -> str:
             entries = [*top * times, *other * other_times]

@@ -29,7 +29,7 @@ def config(tmp_path: Path, **fields: Any) -> Any:
         {
             "kind": "ruler",
             "tasks": ["niah_single_1", "niah_single_2"],
-            "lengths": [256, 384],
+            "lengths": [400, 512],
             "documents": 3,
             "answer_tokens": 12,
             "text": [str(text)],
@@ -38,28 +38,27 @@ def config(tmp_path: Path, **fields: Any) -> Any:
     )
 
 
-def perfect(monkeypatch: pytest.MonkeyPatch, asked: list[int] | None = None) -> None:
-    """Answer every prompt with the seven digits after "is" in its text."""
+def answering(monkeypatch: pytest.MonkeyPatch, asked: list[int] | None = None) -> None:
+    """Answer every prompt with its number of tokens."""
 
     def generate(self: TextModel, prompts: Any, max_tokens: int, until: Any = (), sampling: Any = None) -> Any:
         for number, ids in enumerate(prompts):
             if asked is not None:
                 asked.append(len(ids))
-            text = self.tokenizer.decode(ids)
-            yield number, text.split(" is ")[-2 if text.endswith(" is") else -1].split(".")[0] if " is " in text else ""
+            yield number, str(len(ids))
 
     monkeypatch.setattr(TextModel, "generate", generate)
 
 
 def test_every_task_length_and_depth_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    perfect(monkeypatch)
+    answering(monkeypatch)
     measure_suite(small_model(), config(tmp_path), conditions(), tmp_path / "out", 1)
     rows = read_scores(tmp_path / "out").filter(pl.col("document").is_not_null())
     keys = rows.select("task", "length", "depth").rows()
     assert keys == [
         (task, length, depth)
         for task in ("niah_single_1", "niah_single_2")
-        for length in (256, 384)
+        for length in (400, 512)
         for depth in (0.0, 50.0, 100.0)
     ]
     assert all(0.98 * length <= tokens + 12 <= length for length, tokens in rows.select("length", "tokens").rows())
@@ -67,7 +66,7 @@ def test_every_task_length_and_depth_is_a_row(tmp_path: Path, monkeypatch: pytes
 
 def test_an_interrupted_task_asks_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    perfect(monkeypatch, asked)
+    answering(monkeypatch, asked)
     left = iter([None, None])
 
     def stop() -> None:
@@ -84,7 +83,7 @@ def test_an_interrupted_task_asks_only_what_is_missing(tmp_path: Path, monkeypat
 
 def test_a_model_answers_with_its_own_text(tmp_path: Path) -> None:
     measure_suite(
-        small_model(), config(tmp_path, tasks=["niah_single_1"], lengths=[256]), conditions(), tmp_path / "out", 1
+        small_model(), config(tmp_path, tasks=["niah_single_1"], lengths=[400]), conditions(), tmp_path / "out", 1
     )
     frame = read_scores(tmp_path / "out")
     assert frame["higher_is_better"].all() and frame["metric"].unique().to_list() == ["accuracy"]
@@ -94,7 +93,7 @@ def test_a_model_answers_with_its_own_text(tmp_path: Path) -> None:
 def test_splits_have_other_prompts(tmp_path: Path) -> None:
     suite: Any = Ruler(config(tmp_path))
     made = [
-        suite._generator(conditions(split=split)).prompt("niah_single_1", 256, 0) for split in ("selection", "report")
+        suite._generator(conditions(split=split)).prompt("niah_single_1", 400, 0) for split in ("selection", "report")
     ]
     assert made[0].answers != made[1].answers
 

@@ -21,6 +21,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -183,6 +184,14 @@ class LongBench(Suite):
             got=f"no file {', '.join(f'{task}.jsonl' for task in missing)} in {folder}",
             expected="a file for every task",
             do=f"Copy them there, or name the tasks that are there. {nearest(missing[0], present) if missing else ''}",
+        )
+        scored = [task for task in self.config.tasks if DEFINITIONS[task].score is rouge_l]
+        require(
+            not scored or find_spec("rouge"),
+            "tasks",
+            got=f"{', '.join(scored)} without the library rouge",
+            expected="the extra `eval`",
+            do="pip install 'workbench[eval]'",
         )
         for task in self.config.tasks:
             self._documents(task, first=1)
