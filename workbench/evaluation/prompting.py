@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,31 +14,41 @@ from workbench.evaluation.suites import Conditions, Journal, SuiteConfig
 from workbench.evaluation.text_model import TextModel
 from workbench.model import LanguageModel
 
-__all__ = ["PromptConfig", "answers", "digests", "text_model"]
+__all__ = ["CutPromptConfig", "PromptConfig", "answers", "digests", "local_texts", "text_model"]
 
 
 class PromptConfig(SuiteConfig):
     """Base of the configuration of a suite that asks in prompts."""
 
-    max_length: Annotated[int | None, Field(ge=2)] = None
-    """Tokens of a prompt and its answer, at most. Default: the context of training."""
     extrapolate: bool = False
     """Whether prompts may be longer than the context of training."""
+    length_field: ClassVar[str] = "max_length"
+    """Field that decides how long prompts are."""
 
     @property
     def longest(self) -> int | None:
-        """Tokens of the longest prompt with its answer that the configuration asks for."""
-        return self.max_length
+        """Tokens of the longest prompt with its answer; None: the context of training."""
+        return None
 
     def check(self, vocabulary: int, context: int) -> None:
-        longest = self.longest or context
         require(
-            self.extrapolate or longest <= context,
-            "max_length" if longest == self.max_length else "lengths",
-            got=longest,
+            self.extrapolate or (self.longest or 0) <= context,
+            self.length_field,
+            got=self.longest,
             expected=f"at most {context} tokens, the context that the model is trained with",
             do="Set extrapolate: true to measure beyond it.",
         )
+
+
+class CutPromptConfig(PromptConfig):
+    """Base of the configuration of a suite that cuts prompts which are too long."""
+
+    max_length: Annotated[int | None, Field(ge=2)] = None
+    """Tokens of a prompt and its answer, at most. Default: the context of training."""
+
+    @property
+    def longest(self) -> int | None:
+        return self.max_length
 
 
 def text_model(model: LanguageModel, conditions: Conditions, config: PromptConfig) -> TextModel:

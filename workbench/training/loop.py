@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+
+import torch
 
 from workbench.data import Batch
 from workbench.training import parallel
@@ -30,6 +32,7 @@ def train_loop(
     weight_transforms: Callable[[int], None],
     evaluate: Callable[[int], float],
     measure: Callable[[int], None],
+    measure_at: Collection[int],
     should_stop: Callable[[], bool],
     on_first_step: Callable[[], None],
 ) -> None:
@@ -44,7 +47,8 @@ def train_loop(
         after: steps already trained.
         weight_transforms: called after every step with its number, and with 0 before the first.
         evaluate: step -> value on the selection split.
-        measure: called after every step with its number; runs the suites that are due.
+        measure: runs the suites that are due after a step.
+        measure_at: steps after which some are.
         should_stop: asked after every step; with several ranks, after every ``log_every`` steps, where they wait for
             each other.
         on_first_step: called after the first step of this process.
@@ -82,8 +86,11 @@ def train_loop(
             with throughput.paused():
                 row["selection_value"] = evaluate(step)
             log.write(row)
-        with throughput.paused():
-            measure(step)
+        if step in measure_at:
+            if train_step.device.type == "cuda":
+                torch.cuda.synchronize()  # the step's work on the device is training time
+            with throughput.paused():
+                measure(step)
         if is_due or stops:
             log.flush()  # raises as well
             log.write_diagnostics(step)

@@ -226,8 +226,8 @@ class Trial:
         Raises:
             Stopped: when asked to stop; the tables keep what was measured.
         """
-        due = self.config.suites_at(moment) if measures_suites(self.folder) else ()
-        if not due:
+        due = self.config.suites_at(moment)
+        if not due or not measures_suites(self.folder):
             return
         model = parallel.plain_model(self.model)
         if model is not None:
@@ -330,6 +330,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
             weight_transforms=ScheduledTransforms(config, train_step),
             evaluate=lambda step: trial.evaluate("selection", step).value(config.data.metric),
             measure=lambda step: trial.measure(step, should_stop),
+            measure_at={moment for suite in config.evaluation for moment in suite.when if moment != "end"},
             should_stop=should_stop,
             on_first_step=on_first_step,
         )

@@ -32,7 +32,7 @@ from pydantic import Field
 
 from workbench.config import ConfigError, nearest, require
 from workbench.decoding import Sampling
-from workbench.evaluation.prompting import PromptConfig, digests, text_model
+from workbench.evaluation.prompting import CutPromptConfig, digests, text_model
 from workbench.evaluation.suites import Conditions, Journal, Measured, Score, Suite, suites
 from workbench.evaluation.text_model import TextModel
 from workbench.model import LanguageModel
@@ -46,7 +46,7 @@ DEFAULT_ANSWER = 256
 class Harness(Suite):
     """Tasks of lm-evaluation-harness with their published metrics, of every document."""
 
-    class Config(PromptConfig):
+    class Config(CutPromptConfig):
         """Tasks of lm-evaluation-harness."""
 
         kind: Literal["harness"] = "harness"

@@ -29,7 +29,7 @@ import polars as pl
 from pydantic import Field
 
 from workbench.config import ConfigError, nearest, require
-from workbench.evaluation.prompting import PromptConfig, answers, digests, text_model
+from workbench.evaluation.prompting import CutPromptConfig, answers, digests, text_model
 from workbench.evaluation.suites import Conditions, Journal, Measured, Score, Suite, suites
 from workbench.model import LanguageModel
 
@@ -161,7 +161,7 @@ class Document(NamedTuple):
 class LongBench(Suite):
     """The fourteen English tasks of LongBench, with their metrics, from local files."""
 
-    class Config(PromptConfig):
+    class Config(CutPromptConfig):
         """English tasks of LongBench."""
 
         kind: Literal["longbench"] = "longbench"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import polars as pl
 from pydantic import Field
@@ -49,6 +49,7 @@ class Ruler(Suite):
         """A file in the form of HotpotQA, for qa_2. Default: questions about the text."""
         seed: Seed = 0
         """Seed of the prompts."""
+        length_field: ClassVar[str] = "lengths"
 
         @property
         def longest(self) -> int:
