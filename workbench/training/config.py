@@ -200,6 +200,13 @@ class RunConfig(Config):
             expected="components that separate the packed documents of a row",
             do="Choose others, or set allow_document_leaks: true to train across documents.",
         )
+        require(
+            self.model.readout == self.data.readout,
+            "model.readout",
+            got=self.model.readout,
+            expected=f"{self.data.readout} with data of kind {self.data.kind!r}",
+            do=f"Set model.readout: {self.data.readout}." if self.data.readout else "Leave model.readout out.",
+        )
         try:
             self.data.check(self.model.vocabulary or 0, self.training.context)
         except ConfigError as error:
