@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -120,3 +121,23 @@ def test_a_metric_of_nothing_is_refused() -> None:
 def test_an_unknown_suite_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"got 'answer'.*'answers'"):
         suites.parse("answer")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"kind": "compression"}, r"data.kind: got 'compression'"),
+        (
+            {"kind": "word_problem", "group": "S5"},
+            r"data.group: got .120 symbols.; expected at most .*=64",
+        ),
+    ],
+)
+def test_data_that_the_model_cannot_read_are_refused(data: dict[str, Any], message: str) -> None:
+    config = suites.parse({"kind": "answers", "data": data})
+    with pytest.raises(ConfigError, match=message):
+        config.check(64, 32)
+
+
+def test_examples_of_a_suite_may_be_longer_than_the_context() -> None:
+    suites.parse({"kind": "answers", "data": {"kind": "copying", "lengths": [512]}}).check(64, 32)

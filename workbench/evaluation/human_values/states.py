@@ -44,7 +44,7 @@ def batches(rows: Sequence[Sequence[int]], settings: Settings) -> Iterator[list[
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     first = 0
     while first < len(order):
-        count = max(1, settings.batch_size * settings.context // max(1, len(rows[order[first]])))
+        count = settings.rows(len(rows[order[first]]))
         yield order[first : first + count]
         first += count
 

@@ -325,6 +325,10 @@ class Results:
         return pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
 
 
+NO_LIMIT = 2**62
+"""Tokens of a row that no example exceeds."""
+
+
 def _source(data: object) -> Any:
     return None if data is None else sources.parse(data, default_kind="text")
 
@@ -335,6 +339,20 @@ class DocumentConfig(SuiteConfig):
     data: Annotated[SerializeAsAny[SourceConfig] | None, BeforeValidator(_source)] = None
     """Data to measure, such as {kind: mqar, …}. Default: the data of the run. Examples may be longer than the context
     of training, to measure extrapolation."""
+
+    def check(self, vocabulary: int, context: int) -> None:
+        if self.data is None:
+            return
+        require(
+            self.data.readout is None,
+            "data.kind",
+            got=self.data.kind,
+            expected="a task without a readout of its own, which the model would have to be trained with",
+        )
+        try:
+            self.data.check(vocabulary, NO_LIMIT)  # it is not trained on
+        except ConfigError as error:
+            raise error.under("data") from None
 
 
 class DocumentSuite(Suite):
@@ -376,10 +394,7 @@ class DocumentSuite(Suite):
 
     def measure(self, model: LanguageModel, task: str, conditions: Conditions, journal: Journal) -> Measured:
         documents: Split = getattr(self._data(conditions), conditions.split)
-        settings, longest = conditions.settings, int(documents.lengths.max())
-        if documents.indivisible and longest > settings.context:
-            settings = Settings(settings.rows(longest), longest, settings.precision)
-        columns = self.columns(model, documents, settings)
+        columns = self.columns(model, documents, conditions.settings)
         sums = {name for metric in self.metrics for name in (metric.numerator, metric.denominator)}
         labels = pl.DataFrame({name: values for name, values in columns.items() if name not in sums})
         scores = []
