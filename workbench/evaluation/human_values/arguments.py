@@ -126,7 +126,7 @@ def read(folder: str | Path) -> dict[str, Arguments]:
     folder = Path(folder)
     require(folder.is_dir(), str(folder), got="no such folder", expected="the files of Touché23-ValueEval", do=FETCH)
     sets = {}
-    for path in sorted(folder.glob("arguments-*.tsv")):
+    for path in sorted(folder.glob("arguments-*.tsv"), key=lambda path: path.stem):
         name = path.stem.removeprefix("arguments-")
         if (folder / f"labels-{name}.tsv").is_file():
             sets[name] = _join(path, folder / f"labels-{name}.tsv")
