@@ -81,7 +81,7 @@ def test_memorised_facts_are_the_same_everywhere(make: Callable[..., SyntheticTa
         (int(example.tokens[p - 1]), int(example.targets[p]))
         for split in ("train", "report")
         for n in range(30)
-        for example in [task.sample(20, split, np.random.default_rng(n))]  # type: ignore[arg-type]
+        for example in [task.sample(20, split, np.random.default_rng(n))]
         for p in np.flatnonzero(example.targets >= 0)
     }
     assert len(facts) == 10 and len({value for _, value in facts}) == 10

@@ -36,7 +36,7 @@ class RecallCurves(FigurePanel):
         return "recall_curves" in run.views
 
     def _labels(self, run: Snapshot) -> tuple[str, ...]:
-        return self.settings.labels or run.views.get("recall_curves", ()) or ("pairs", "length")
+        return tuple(self.settings.labels or run.views.get("recall_curves", ()) or ("pairs", "length"))
 
     def table(self, run: Snapshot) -> pl.DataFrame:
         return recall_table(run, *self._labels(run))

@@ -89,7 +89,8 @@ HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {"linear": LinearHead, 
 def parameter_groups(model: LanguageModel, head: nn.Module, recipe: Recipe, rate: float) -> list[dict[str, Any]]:
     """One group per parameter with its learning rate: ``rate`` for the head, the final norm and the last block, times
     ``layer_decay`` for every block below, and once more for the embedding. Vectors have no weight decay."""
-    depth, below = len(model.blocks), {}
+    depth = len(model.blocks)
+    below: dict[int, int] = {}
     for index, block in enumerate(model.blocks):
         below |= {id(parameter): depth - 1 - index for parameter in block.parameters()}
     below |= {id(parameter): depth for parameter in model.embedding.parameters()}
