@@ -56,6 +56,8 @@ class SGD(Optimiser):
         momentum: float = 0.9
         """Decay rate of the running sum of gradients."""
 
+    gradient_powers = {"momentum": 1}
+
     def build(self, groups):
         return DecoupledSGD([group.settings() for group in groups], self.config.momentum)
 

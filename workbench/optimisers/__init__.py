@@ -5,14 +5,16 @@
 Schedules, gradient clipping and the decision to skip a step belong to training; an optimiser only updates parameters.
 """
 
-from workbench.optimisers.base import Optimiser, OptimiserConfig, OptimiserSetting, optimisers
+from workbench.optimisers.base import AVERAGE, Optimiser, OptimiserConfig, OptimiserSetting, SettingFactors, optimisers
 from workbench.optimisers.groups import ParameterGroup, parameter_groups
 
 __all__ = [
+    "AVERAGE",
     "Optimiser",
     "OptimiserConfig",
     "OptimiserSetting",
     "ParameterGroup",
+    "SettingFactors",
     "optimisers",
     "parameter_groups",
 ]

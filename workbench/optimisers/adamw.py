@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from workbench.contract import Range
-from workbench.optimisers.base import Optimiser, OptimiserConfig, optimisers
+from workbench.contract import ParameterRole, Range
+from workbench.optimisers.base import Optimiser, OptimiserConfig, SettingFactors, optimisers
 from workbench.optimisers.groups import ParameterGroup
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -29,6 +29,7 @@ class AdamW(Optimiser):
         """Added to the root of the second moment."""
 
     skips_on_found_inf = True
+    gradient_powers: ClassVar[dict[str, int]] = {"exp_avg": 1, "exp_avg_sq": 2}
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         config = self.config
@@ -38,6 +39,9 @@ class AdamW(Optimiser):
     def state_bytes(self, group: ParameterGroup) -> int:
         """Two fp32 moments per parameter, and one fp32 step count per tensor."""
         return sum(8 * parameter.numel() + 4 for parameter in group.parameters.values())
+
+    def compensation(self, role: ParameterRole, factor: float) -> SettingFactors:
+        return SettingFactors(lr=factor, weight_decay=1 / factor, epsilon=1 / factor)
 
     @property
     def epsilon(self) -> float:

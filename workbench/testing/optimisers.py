@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from workbench.contract import ParameterRole, Role
 from workbench.model import LanguageModel, ModelConfig
 from workbench.optimisers import Optimiser, ParameterGroup, parameter_groups
 
@@ -115,6 +116,54 @@ class OptimiserConformance:
         model, optimiser = self.build()
         self.step(model, optimiser, number=0)
         assert _plain(optimiser.state_dict())
+
+    def test_gradient_powers_name_entries_of_the_parameters_shape(self) -> None:
+        model, optimiser = self.build()
+        self.step(model, optimiser, number=0)
+        for parameter, entries in optimiser.state.items():
+            elementwise = {name for name, value in entries.items() if getattr(value, "shape", None) == parameter.shape}
+            assert elementwise == entries.keys() & self.optimiser.gradient_powers.keys()
+
+    def test_a_compensated_rescaling_changes_nothing(self) -> None:
+        if self.instance().compensation(ParameterRole.of(Role.HIDDEN), 2.0) is None:
+            pytest.skip("makes no such claim")
+        plain, scaled = (self.trajectory(factor) for factor in (1.0, 4.0))
+        assert torch.equal(plain * 4.0, scaled)
+
+    def test_remapped_state_follows_its_parameter(self) -> None:
+        plain, flipped = (self.trajectory(flip=flip) for flip in (False, True))
+        torch.testing.assert_close(plain.flip(0), flipped, rtol=1e-2, atol=1e-5)
+
+    def trajectory(self, factor: float = 1.0, flip: bool = False) -> Tensor:
+        """A matrix (8, 6) after ten steps with given gradients; after five it is rescaled, or its rows are flipped."""
+        role, generator = ParameterRole.of(Role.HIDDEN), torch.Generator().manual_seed(0)
+        parameter = nn.Parameter(torch.randn(8, 6, generator=generator))
+        group = ParameterGroup(lr=LEARNING_RATE, weight_decay=0.1, parameters={"w": parameter}, roles={"w": role})
+        claims = self.instance()
+        optimiser = claims.build([group])
+        for number in range(10):
+            gradient = torch.randn(8, 6, generator=generator)
+            if number >= 5:
+                gradient = gradient.flip(0) if flip else gradient / factor
+            parameter.grad = gradient
+            optimiser.step()
+            if number == 4:
+                entry = optimiser.state[parameter]
+                if flip:
+                    parameter.data = parameter.data.flip(0)
+                    optimiser.state[parameter] = claims.remapped_state(entry, lambda tensor: tensor.flip(0))
+                if factor != 1.0:
+                    parameter.data *= factor
+                    entry = claims.rescaled_state(entry, parameter=factor, gradient=1 / factor)
+                    optimiser.state[parameter] = entry
+                    settings = claims.compensation(role, factor)
+                    assert settings is not None
+                    for torch_group in optimiser.param_groups:
+                        torch_group["lr"] *= settings.lr
+                        torch_group["weight_decay"] *= settings.weight_decay
+                        if "eps" in torch_group:
+                            torch_group["eps"] *= settings.epsilon
+        return parameter.detach()
 
     def test_found_inf_skips_a_step(self) -> None:
         if not self.optimiser.skips_on_found_inf:
