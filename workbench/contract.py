@@ -314,6 +314,12 @@ class Component(nn.Module):
         """Fields of the configuration that a sweep may vary, with sensible ranges; the defaults lie inside."""
         return {}
 
+    def transfer_constants(self) -> Mapping[str, float]:
+        """Numbers in the function or the initial values that depend on sizes and that no rule of a parametrisation
+        follows, by the setting they come from. A parametrisation other than the standard one refuses a base model in
+        which they differ."""
+        return {}
+
     def rescaling_pairs(self) -> list[RescalingPair]:
         """Exact rescalings of this component, the finest granularity of each.
 

@@ -187,6 +187,9 @@ class MixtureOfExperts(FeedForward):
         self.down = nn.Parameter(torch.empty(E, F, width))
         self.shared = SwiGLU(SwiGLU.Config(hidden=config.shared * F), width) if config.shared else None
 
+    def transfer_constants(self) -> dict[str, float]:
+        return {name: getattr(self.config, name) for name in ("experts", "zero_experts", "top_k", "gamma")}
+
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         parameter.normal_(0.0, INIT_SCALE / math.sqrt(parameter.shape[1]), generator=generator)
 

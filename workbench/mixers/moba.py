@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
-from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
+from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import HeadsConfig, stacked_pairs
 from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
 from workbench.ops.sparse_attention import (
@@ -31,7 +31,7 @@ from workbench.ops.sparse_attention import (
 
 
 @mixers.register
-class MoBA(Mixer):
+class MoBA(ScaledScores, Mixer):
     """Mixture of block attention: softmax over the k best blocks of every head, ranked by mean keys."""
 
     capabilities = Capabilities(flops_check="forward")
@@ -64,6 +64,7 @@ class MoBA(Mixer):
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.H, self.G, self.K, self.blocks = config.heads, config.kv_heads, config.head_dim, config.blocks
+        self.score_channels = self.K
         self.qkv = Linear(width, (self.H + 2 * self.G) * self.K)
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
@@ -89,7 +90,7 @@ class MoBA(Mixer):
         positions, blocks = Positions.of(x_BTD, segments, cache), self.blocks
         heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)
         q, k, v = heads.split((self.H, self.G, self.G), dim=2)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.scaled(self.q_norm(q)), self.k_norm(k)
         if self.rotary is not None:
             q, k = self.rotary(q, positions.offset), self.rotary(k, positions.offset)
         pooled_cache = None if cache is None else cache.pooled

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
-from workbench.layers import Linear, Pooling, RMSNorm, Rotary, RowCache, linear_flops
+from workbench.layers import Linear, Pooling, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import HeadsConfig, channel_scales, heads_of
 from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
 from workbench.ops.sparse_attention import (
@@ -72,7 +72,7 @@ def layout(config: Any) -> Layout:
 
 
 @mixers.register
-class NSA(Mixer):
+class NSA(ScaledScores, Mixer):
     """Native sparse attention: compression, selection and window branches, gated."""
 
     capabilities = Capabilities(flops_check="forward")
@@ -206,6 +206,7 @@ class NSA(Mixer):
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.H, self.G, self.K = config.heads, config.kv_heads, config.head_dim
+        self.score_channels = self.K
         self.branches, self.gate_kind, self.window = config.branches, config.gate, config.window
         self.blocks: Blocks = config.blocks
         self.rope_first, self.importance_scaled = config.compress_rope == "before", config.importance_scaled
@@ -290,7 +291,8 @@ class NSA(Mixer):
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
         """Rotated queries (B, T, H, K); keys and values (B, T, G, K) of each set, keys unrotated and rotated."""
         B, T, _ = x_BTD.shape
-        q = self._rotated(self.q_norm(self.q(x_BTD).view(B, T, self.H, self.K)), **positions.rotary)
+        q = self.scaled(self.q_norm(self.q(x_BTD).view(B, T, self.H, self.K)))
+        q = self._rotated(q, **positions.rotary)
         kv = self.kv(x_BTD).view(B, T, len(self.layout.sets), 2, self.G, self.K)
         unrotated = {name: (self.k_norm(kv[:, :, i, 0]), kv[:, :, i, 1]) for i, name in enumerate(self.layout.sets)}
         rotated = {name: (self._rotated(k, **positions.rotary), v) for name, (k, v) in unrotated.items()}

@@ -33,7 +33,7 @@ class AdamW(Optimiser):
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         config = self.config
-        settings = [group.settings() for group in groups]
+        settings = [group.settings(eps=config.epsilon * group.epsilon_factor) for group in groups]
         return torch.optim.AdamW(settings, betas=config.betas, eps=config.epsilon, fused=True)
 
     def state_bytes(self, group: ParameterGroup) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.config import Config
 from workbench.contract import ParameterRole, Range
 from workbench.optimisers.groups import ParameterGroup
+from workbench.parametrisations import UpdateFamily
 from workbench.registry import Registry
 
 
@@ -108,6 +109,11 @@ class Optimiser(ABC):
             None where the optimiser has no such settings. Default.
         """
         return None
+
+    def update_family(self, role: ParameterRole) -> UpdateFamily:
+        """How large the updates of parameters of this role are, by which a parametrisation chooses the factors of their
+        learning rates and weight decay. Default: as Adam's."""
+        return "sign"
 
     @property
     def epsilon(self) -> float | None:

@@ -14,6 +14,7 @@ from workbench.contract import ParameterRole, Range
 from workbench.optimisers.base import Optimiser, OptimiserConfig, SettingFactors, optimisers
 from workbench.optimisers.groups import ParameterGroup
 from workbench.optimisers.tensors import assign, local
+from workbench.parametrisations import UpdateFamily
 
 
 @optimisers.register
@@ -42,6 +43,9 @@ class SGD(Optimiser):
     def state_bytes(self, group: ParameterGroup) -> int:
         """One fp32 number per parameter; none without momentum."""
         return sum(4 * parameter.numel() for parameter in group.parameters.values()) if self.config.momentum else 0
+
+    def update_family(self, role: ParameterRole) -> UpdateFamily:
+        return "gradient"
 
     def compensation(self, role: ParameterRole, factor: float) -> SettingFactors:
         return SettingFactors(lr=factor**2, weight_decay=1 / factor**2)

@@ -17,6 +17,7 @@ def groups_of(model: nn.Module, training: TrainingConfig) -> list[ParameterGroup
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         lr_factors=training.lr_factors,
+        family=optimisers[training.optimiser.kind](training.optimiser).update_family,
     )
 
 

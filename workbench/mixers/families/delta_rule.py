@@ -250,6 +250,10 @@ class DeltaRuleMixer(Mixer):
         self.norm = RMSNorm(V)
         self.out = _projection(H * V, {"out": width}, xavier, writes_residual=True)
 
+    def transfer_constants(self) -> dict[str, float]:
+        # Xavier's variance follows the sum of fan-in and fan-out
+        return {"initialisation": self.qkv.in_features} if self.config.initialisation == "xavier" else {}
+
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         if name == "A_log" and self.config.bounded_decay:
             parameter.zero_()

@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 
 from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
-from workbench.layers import Linear, Rotary, RowCache, linear_flops
+from workbench.layers import Linear, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import channel_scales, heads_of, nearest_divisor
 from workbench.ops.sparse_attention import document_starts, visible_block_attention, visible_pairs
 
@@ -105,13 +105,14 @@ class LatentNorm(nn.Module):
         ).to(c_BTgC.dtype)
 
 
-class LatentProjections(nn.Module):
+class LatentProjections(ScaledScores, nn.Module):
     """Queries, latents and rotated keys of the tokens, and the two ways to heads and back."""
 
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.H, self.g, self.C = config.heads, config.latents, config.latent_dim
         self.N, self.R = config.head_dim, config.rotary_dim
+        self.score_channels = self.N + self.R
         self.down = Linear(width, self.g * self.C + self.R)
         scale_square = width / self.C if config.latent_scale else 1.0
         self.norm = LatentNorm(self.g, self.C, math.sqrt(scale_square))
@@ -135,8 +136,13 @@ class LatentProjections(nn.Module):
 
     @property
     def scale(self) -> float:
-        """1/sqrt(dn + dr), in both forms."""
-        return 1 / math.sqrt(self.N + self.R)
+        """Factor of the scores, in both forms: 1/sqrt(dn + dr), unless a parametrisation multiplies it."""
+        return self.score_multiplier / math.sqrt(self.N + self.R)
+
+    def transfer_constants(self) -> dict[str, float]:
+        """See :meth:`workbench.contract.Component.transfer_constants`."""
+        of_queries = {} if self.q_norm is None else {"query_latent": self.q_norm.factor}
+        return {"latent_scale": self.norm.factor, **of_queries}
 
     def forward(self, x_BTD: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries (B, T, H, N) and (B, T, H, R), latents (B, T, g, C), rotated keys (B, T, 1, R)."""

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
-from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
+from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.ops.attention import attention
 from workbench.ops.sparse_attention import document_starts, visible_block_attention
 
@@ -176,7 +176,7 @@ class KeyValueCache(RowCache):
         return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK))
 
 
-class SoftmaxAttention(Mixer):
+class SoftmaxAttention(ScaledScores, Mixer):
     """Causal softmax attention; ``window`` is None for full attention."""
 
     capabilities = Capabilities(flops_check="decode")
@@ -190,6 +190,7 @@ class SoftmaxAttention(Mixer):
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.H, self.G, self.K = config.heads, config.kv_heads, config.head_dim
+        self.score_channels = self.K
         self.window: int | None = getattr(config, "window", None)
         self.qkv = Linear(width, (self.H + 2 * self.G) * self.K)
         self.out = Linear(self.H * self.K, width, writes_residual=True)
@@ -213,7 +214,7 @@ class SoftmaxAttention(Mixer):
         B, T, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)
         q_BTHK, k_BTGK, v_BTGK = heads.split((self.H, self.G, self.G), dim=2)
-        q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+        q_BTHK, k_BTGK = self.scaled(self.q_norm(q_BTHK)), self.k_norm(k_BTGK)
         if self.rotary is not None:
             offset = 0 if cache is None else cache.length
             q_BTHK, k_BTGK = self.rotary(q_BTHK, offset), self.rotary(k_BTGK, offset)
