@@ -112,6 +112,9 @@ class ParameterRole:
     """Axis of the output channels, from the end."""
     fan_in: int | None = -1
     """Axis of the input channels, from the end; None where every output has one number, or is looked up."""
+    parts: tuple[tuple[int, int], ...] = ()
+    """(heads, channels of one) of every matrix that is stored in this one along its output channels, in order; empty
+    where it is one without heads."""
 
     @classmethod
     def of(cls, role: Role) -> Self:

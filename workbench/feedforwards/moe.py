@@ -14,6 +14,7 @@ Legend: B batch, T time, N = B·T tokens, D model width, E experts, F hidden wid
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -48,6 +49,7 @@ BIAS_STEPS = {
 """Default step μ of the bias by score and rule. Ours, from a synthetic router (docs/moe.md); 1e-3 is published."""
 MAX_CANDIDATES = 2**15 - 2
 """Choices are sorted as 16-bit integers, with one id for dropped choices."""
+EXPERT_UP = ParameterRole(Role.EXPERT, fan_in=-2, fan_out=-1)
 
 
 def expert_pair(experts: int, hidden: int) -> RescalingPair:
@@ -64,7 +66,7 @@ class MixtureOfExperts(FeedForward):
 
     router_class: ClassVar[type[Router]] = Router
     roles = {
-        "up": ParameterRole(Role.EXPERT, fan_in=-2, fan_out=-1),
+        "up": EXPERT_UP,
         "down": ParameterRole(Role.EXPERT, fan_in=-2, fan_out=-1, writes_residual=True),
     }
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -185,6 +187,8 @@ class MixtureOfExperts(FeedForward):
         self.router = self.router_class(config, width)
         self.up = nn.Parameter(torch.empty(E, width, 2 * F))  # gate and value in one product
         self.down = nn.Parameter(torch.empty(E, F, width))
+        # gate and value of every expert
+        self.roles = {**type(self).roles, "up": replace(EXPERT_UP, parts=((1, F),) * 2)}
         self.shared = SwiGLU(SwiGLU.Config(hidden=config.shared * F), width) if config.shared else None
 
     def transfer_constants(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch import Generator, Tensor, nn
 
@@ -16,15 +17,28 @@ class Linear(nn.Linear):
     Args:
         writes_residual: whether its output is added to the residual stream; the model then scales its initial values by
             1/sqrt(2 · depth).
+        parts: (heads, channels of one) of every projection that is stored in this one, in order; default: one.
         input_square: mean square of an input channel at the start, by whose root the initial values are divided.
     """
 
     def __init__(
-        self, d_in: int, d_out: int, *, bias: bool = False, writes_residual: bool = False, input_square: float = 1.0
+        self,
+        d_in: int,
+        d_out: int,
+        *,
+        bias: bool = False,
+        writes_residual: bool = False,
+        input_square: float = 1.0,
+        parts: tuple[tuple[int, int], ...] = (),
     ):
         super().__init__(d_in, d_out, bias=bias)
         self.input_square = input_square
-        self.roles = {"weight": ParameterRole(Role.HIDDEN, writes_residual=writes_residual), "bias": Role.BIAS}
+        weight = ParameterRole(Role.HIDDEN, writes_residual=writes_residual, parts=parts)
+        self.roles = {"weight": weight, "bias": ParameterRole.of(Role.BIAS)}
+
+    def role(self, role: Role) -> ParameterRole:
+        """The weight's declaration with another role."""
+        return replace(self.roles["weight"], role=role)
 
     def reset_parameters(self) -> None:
         """Does nothing: the model initialises parameters by name."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
-from workbench.mixers.families.softmax import HeadsConfig, stacked_pairs
+from workbench.mixers.families.softmax import HeadsConfig, qkv_parts, stacked_pairs
 from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
@@ -65,7 +65,7 @@ class MoBA(ScaledScores, Mixer):
         super().__init__()
         self.H, self.G, self.K, self.blocks = config.heads, config.kv_heads, config.head_dim, config.blocks
         self.score_channels = self.K
-        self.qkv = Linear(width, (self.H + 2 * self.G) * self.K)
+        self.qkv = Linear(width, (self.H + 2 * self.G) * self.K, parts=qkv_parts(self.H, self.G, self.K))
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()

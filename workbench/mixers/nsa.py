@@ -211,8 +211,10 @@ class NSA(ScaledScores, Mixer):
         self.blocks: Blocks = config.blocks
         self.rope_first, self.importance_scaled = config.compress_rope == "before", config.importance_scaled
         self.layout = layout(config)
-        self.q = Linear(width, self.H * self.K)
-        self.kv = Linear(width, len(self.layout.sets) * 2 * self.G * self.K)
+        self.q = Linear(width, self.H * self.K, parts=((self.H, self.K),))
+        self.kv = Linear(
+            width, len(self.layout.sets) * 2 * self.G * self.K, parts=((self.G, self.K),) * (2 * len(self.layout.sets))
+        )
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.gate = Linear(width, len(self.branches) * (1 if self.gate_kind == "token" else self.H), bias=True)
         if "pooled" in self.layout.reads:

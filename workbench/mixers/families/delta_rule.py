@@ -176,7 +176,8 @@ class StackedLinear(Linear):
     """
 
     def __init__(self, d_in: int, sizes: Mapping[str, int], *, xavier: bool, **options: Any):
-        super().__init__(d_in, sum(sizes.values()), **options)
+        parts = options.pop("parts", tuple((1, channels) for channels in sizes.values()))
+        super().__init__(d_in, sum(sizes.values()), parts=parts, **options)
         self.sizes, self.xavier = dict(sizes), xavier
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
@@ -241,7 +242,8 @@ class DeltaRuleMixer(Mixer):
         self.config = config
         H, K, V = self.H, self.K, self.V = config.heads, config.head_dim, config.value_dim
         xavier = config.initialisation == "xavier"
-        self.qkv = _projection(width, {"q": H * K, "k": H * K, "v": H * V}, xavier)
+        parts = (H, K), (H, K), (H, V)
+        self.qkv = _projection(width, {"q": H * K, "k": H * K, "v": H * V}, xavier, parts=parts)
         self.conv = ShortConvolution(H * (2 * K + V), CONV_WIDTH) if config.short_convolution else None
         self.gates = Gates(width, gate_shapes(config), xavier)
         if config.decay != "none":

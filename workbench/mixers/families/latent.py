@@ -113,11 +113,11 @@ class LatentProjections(ScaledScores, nn.Module):
         self.H, self.g, self.C = config.heads, config.latents, config.latent_dim
         self.N, self.R = config.head_dim, config.rotary_dim
         self.score_channels = self.N + self.R
-        self.down = Linear(width, self.g * self.C + self.R)
+        self.down = Linear(width, self.g * self.C + self.R, parts=((self.g, self.C), (1, self.R)))
         scale_square = width / self.C if config.latent_scale else 1.0
         self.norm = LatentNorm(self.g, self.C, math.sqrt(scale_square))
         # of each head its keys, then its values
-        self.up = Linear(self.C, 2 * self.H * self.N, input_square=scale_square)
+        self.up = Linear(self.C, 2 * self.H * self.N, input_square=scale_square, parts=((2 * self.H, self.N),))
         self.q_down = self.q_norm = None
         source, scale_square = width, 1.0
         if config.query_latent:
@@ -125,13 +125,15 @@ class LatentProjections(ScaledScores, nn.Module):
             scale_square = width / source if config.latent_scale else 1.0
             self.q_down = Linear(width, source)
             self.q_norm = LatentNorm(1, source, math.sqrt(scale_square))
-        self.q = Linear(source, self.H * (self.N + self.R), input_square=scale_square)
+        self.q = Linear(
+            source, self.H * (self.N + self.R), input_square=scale_square, parts=((self.H, self.N + self.R),)
+        )
         self.rotary = Rotary(self.R, config.rotary_theta) if self.R else None
         self.roles = {
-            "down.weight": Role.LATENT_DOWN,
+            "down.weight": self.down.role(Role.LATENT_DOWN),
             "q_down.weight": Role.LATENT_DOWN,
-            "up.weight": Role.LATENT_UP,
-            "q.weight": Role.LATENT_UP if config.query_latent else Role.HIDDEN,
+            "up.weight": self.up.role(Role.LATENT_UP),
+            "q.weight": self.q.role(Role.LATENT_UP if config.query_latent else Role.HIDDEN),
         }
 
     @property

@@ -113,6 +113,11 @@ def nearest_divisor(number: int, target: int) -> int:
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - target))
 
 
+def qkv_parts(H: int, G: int, K: int) -> tuple[tuple[int, int], ...]:
+    """Heads and their channels of queries, keys and values in one matrix."""
+    return (H, K), (G, K), (G, K)
+
+
 def channel_scales(heads: int, channels: int, rotary: Rotary | None = None) -> Tensor:
     """(heads, channels) index of the scale of every channel; the two channels that a rotation mixes share one."""
     half = 0 if rotary is None else rotary.channels // 2
@@ -192,7 +197,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
         self.H, self.G, self.K = config.heads, config.kv_heads, config.head_dim
         self.score_channels = self.K
         self.window: int | None = getattr(config, "window", None)
-        self.qkv = Linear(width, (self.H + 2 * self.G) * self.K)
+        self.qkv = Linear(width, (self.H + 2 * self.G) * self.K, parts=qkv_parts(self.H, self.G, self.K))
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
