@@ -5,6 +5,10 @@ learning rates inside them by m^(α - 1), weight decay of hidden matrices by s, 
 1/(2 L) of the initial variance. Ours: the matrices that write the residual stream start as in the base model, so that
 the base is the same model in every parametrisation; epsilon outside of the branches has no factor of the depth, as
 gradients there have none.
+
+At the start branches add up at random: with m^-1 their sum shrinks as m^-1/2, so that the residual stream keeps its
+size over the depth only where the embedding carries it. An embedding of this workbench starts at 0.5 / sqrt(base width)
+and needs an input_multiplier of about 2 · sqrt(base width) for unit size, or the embedding's amplify: norm.
 """
 
 from __future__ import annotations
