@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from workbench.contract import ParameterRole, Role
 from workbench.layers.initial_values import INIT_SCALE
+from workbench.ops.scaled_linear import Scaling, scaled_linear
 
 
 class Linear(nn.Linear):
@@ -20,6 +21,11 @@ class Linear(nn.Linear):
         parts: (heads, channels of one) of every projection that is stored in this one, in order; default: one.
         input_square: mean square of an input channel at the start, by whose root the initial values are divided.
     """
+
+    sensitive = False
+    """Whether its products stay in the precision of the model where others are computed in eight bits."""
+    fp8: Scaling | None = None
+    """Scaling of products in eight bits in training (:mod:`workbench.ops.scaled_linear`); None for none."""
 
     def __init__(
         self,
@@ -35,6 +41,11 @@ class Linear(nn.Linear):
         self.input_square = input_square
         weight = ParameterRole(Role.HIDDEN, writes_residual=writes_residual, parts=parts)
         self.roles = {"weight": weight, "bias": ParameterRole.of(Role.BIAS)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fp8 is None or not self.training:
+            return super().forward(x)
+        return scaled_linear(x, self.weight, self.bias, self.fp8)
 
     def role(self, role: Role) -> ParameterRole:
         """The weight's declaration with another role."""

@@ -63,6 +63,10 @@ class TrainingConfig(Config):
     so many steps, except the last."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the forward and backward pass; weights and optimiser state stay fp32."""
+    fp8: Literal["row", "tensor"] | None = None
+    """Whether projections multiply in eight bits in training, with one scale per row or per tensor; needs precision
+    bf16 and a GPU from Hopper on. Embeddings, heads, routers, experts and the gates of recurrent states stay in bf16,
+    as does evaluation. Default: not."""
     compile: bool | None = None
     """Whether to compile blocks with torch.compile. Default: on CUDA devices."""
     recompute: bool = False
@@ -91,6 +95,18 @@ class TrainingConfig(Config):
             "decay",
             got=self.decay,
             expected=f"at most 1 - warmup ({1 - self.warmup:g})",
+        )
+        require(
+            self.fp8 is None or self.precision == "bf16",
+            "fp8",
+            got=f"{self.fp8!r} with precision {self.precision}",
+            expected="precision: bf16",
+        )
+        require(
+            self.fp8 is None or self.batch_size * self.context % 16 == 0,
+            "fp8",
+            got=f"{self.batch_size} rows of {self.context} tokens",
+            expected="a micro-batch of a multiple of 16 tokens",
         )
         require(
             self.spike_factor is None or optimisers[self.optimiser.kind].skips_on_found_inf,
@@ -196,7 +212,7 @@ class RunConfig(Config):
             plain["seed"] = seeds.pop()
         else:
             plain["seed"] = {component: self.seed_of(component) for component in COMPONENTS}
-        for name in ("deterministic", "keep_trunk", "transforms"):
+        for name in ("deterministic", "fp8", "keep_trunk", "transforms"):
             if not plain["training"][name]:
                 del plain["training"][name]  # off: the run is the same
         if plain["training"]["batch_plan"]["kind"] == "contiguous":

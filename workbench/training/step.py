@@ -21,9 +21,11 @@ from workbench.contract import AuxOutputs
 from workbench.data import Batch
 from workbench.model import LanguageModel
 from workbench.model.objectives import StepTotals, count_positions
+from workbench.ops.scaled_linear import check_device
 from workbench.pooled import Pooled
 from workbench.training import parallel
 from workbench.training.config import RunConfig
+from workbench.training.fp8 import use_fp8
 from workbench.training.health import Health, gradient_rms_summary
 from workbench.training.optimiser import build_optimiser
 from workbench.training.schedule import rate_at
@@ -223,6 +225,9 @@ def build_step(
     """
     training = config.training
     model.recompute = training.recompute
+    if training.fp8 is not None:
+        check_device(fabric.device, training.fp8)
+        use_fp8(model, training.fp8)
     fabric.setup_module(model)  # its wrapper of `forward` is not needed
     compiled = fabric.device.type == "cuda" if training.compile is None else training.compile
     if compiled:

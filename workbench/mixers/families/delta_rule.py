@@ -204,6 +204,7 @@ class Gates(nn.Module):
         super().__init__()
         first = {name: shape.rank or shape.channels for name, shape in shapes.items()}
         self.first = StackedLinear(width, first, xavier=xavier)
+        self.first.sensitive = True  # decay and write strength compound over a whole document
         self.second = nn.ModuleDict(
             {
                 name: StackedLinear(shape.rank, {name: shape.channels}, xavier=xavier, bias=shape.bias)
@@ -211,6 +212,8 @@ class Gates(nn.Module):
                 if shape.rank
             }
         )
+        for second in self.second.values():
+            second.sensitive = True
 
     def forward(self, x_BTD: Tensor) -> dict[str, Tensor]:
         """Name -> (B, T, channels), before any activation."""
