@@ -204,7 +204,6 @@ class Gates(nn.Module):
         super().__init__()
         first = {name: shape.rank or shape.channels for name, shape in shapes.items()}
         self.first = StackedLinear(width, first, xavier=xavier)
-        self.first.sensitive = True  # decay and write strength compound over a whole document
         self.second = nn.ModuleDict(
             {
                 name: StackedLinear(shape.rank, {name: shape.channels}, xavier=xavier, bias=shape.bias)
@@ -212,8 +211,9 @@ class Gates(nn.Module):
                 if shape.rank
             }
         )
-        for second in self.second.values():
-            second.sensitive = True
+        for projection in (self.first, *self.second.values()):
+            assert isinstance(projection, Linear)
+            projection.sensitive = True  # decay and write strength compound over a whole document
 
     def forward(self, x_BTD: Tensor) -> dict[str, Tensor]:
         """Name -> (B, T, channels), before any activation."""
