@@ -10,7 +10,7 @@ Legend for shape suffixes: B batch, T time, D model width, H heads, K key channe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self
@@ -330,6 +330,19 @@ class Component(nn.Module):
         """
         return []
 
+    widens: ClassVar[tuple[str, ...]] = ()
+    """Whole-number settings that growth in width may multiply, all by one number: roles say what they are an axis of,
+    and every unit (a hidden channel, a head with its keys) computes the same beside copies of it."""
+
+    def width_obstacle(self) -> str | None:
+        """Why the channels of the residual stream cannot be repeated here; None where they can. Constants that follow
+        the width are declared by :meth:`transfer_constants`."""
+        return None
+
+    def rescaling_obstacles(self) -> dict[str, str]:
+        """Name of a pair that other components have and this one lacks -> what stands between its tensors."""
+        return {}
+
 
 class Variant(Component):
     """A mixer or feed-forward. Built as ``cls(config, width)`` from a *resolved* configuration."""
@@ -341,6 +354,17 @@ class Variant(Component):
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
         """Accounting of one layer at sequence length ``length``; cached tensors in the model's type take
         ``element_bytes`` bytes per element."""
+
+    def silencers(self, writers: Sequence[str]) -> tuple[str, ...]:
+        """Parameters at whose zeros the output is zero for every input, by name. Default: ``writers``.
+
+        Args:
+            writers: the parameters that write the residual stream.
+
+        Raises:
+            ConfigError: when no values of the parameters silence the output.
+        """
+        return tuple(writers)
 
 
 class Mixer(Variant):

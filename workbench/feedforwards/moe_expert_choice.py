@@ -33,6 +33,7 @@ class ExpertChoice(FeedForward):
 
     capabilities = Capabilities(causal=False, segments=False, decode=False)
     roles = MixtureOfExperts.roles
+    widens = MixtureOfExperts.widens
 
     class Config(VariantConfig):
         """Mixture in which experts choose tokens; not causal."""

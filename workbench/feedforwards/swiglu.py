@@ -33,6 +33,8 @@ class SwiGLU(FeedForward):
         def resolved(self, width: int) -> Self:
             return self.changed(hidden=self.hidden or default_hidden(width))
 
+    widens = ("hidden",)
+
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.up = Linear(width, 2 * config.hidden, parts=((1, config.hidden),) * 2)  # gate and value in one product

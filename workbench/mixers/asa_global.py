@@ -178,6 +178,12 @@ class ASAGlobal(Mixer):
             pairs = [pair for pair in pairs if pair.name != "qk_rotary"]
         return pairs
 
+    def rescaling_obstacles(self) -> dict[str, str]:
+        if self.pool_r is not None and self.pool_r.kind != "mean":
+            learned = "the learned map of a block (compress) adds positions and mixes channels of rotated keys"
+            return {"qk_rotary": learned}
+        return {}
+
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         shapes: list[tuple[int, ...]] = [(self.project.g, self.project.C), (1, self.project.R)]
         pooled = PooledCache(batch, length, self.blocks, shapes, self.project.g, device, dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
-from workbench.mixers.families.softmax import HeadsConfig, qkv_parts, stacked_pairs
+from workbench.mixers.families.softmax import QK_NORM_OBSTACLE, HeadsConfig, qkv_parts, stacked_pairs
 from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
@@ -35,6 +35,7 @@ class MoBA(ScaledScores, Mixer):
     """Mixture of block attention: softmax over the k best blocks of every head, ranked by mean keys."""
 
     capabilities = Capabilities(flops_check="forward")
+    widens = ("heads", "kv_heads")
     conformance_cases = ({"block": 8, "top_k": 3, "kv_heads": 2},)
 
     class Config(HeadsConfig):
@@ -115,6 +116,9 @@ class MoBA(ScaledScores, Mixer):
     def rescaling_pairs(self) -> list[RescalingPair]:
         # blocks are ranked by the mean of their keys, which scales as the keys do
         return stacked_pairs(self.H, self.G, self.K, rotary=self.rotary, qk_norm=isinstance(self.q_norm, RMSNorm))
+
+    def rescaling_obstacles(self) -> dict[str, str]:
+        return {"qk": QK_NORM_OBSTACLE} if isinstance(self.q_norm, RMSNorm) else {}
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         pooled = PooledCache(batch, length, self.blocks, [(self.G, self.K)], self.G, device, dtype)

@@ -19,6 +19,7 @@ n selected blocks, c branches.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -26,9 +27,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
+from workbench.contract import (
+    AuxOutputs,
+    Cache,
+    Capabilities,
+    Cost,
+    Mixer,
+    ParameterRole,
+    Range,
+    RescalingPair,
+    Role,
+    mixers,
+)
 from workbench.layers import Linear, Pooling, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
-from workbench.mixers.families.softmax import HeadsConfig, channel_scales, heads_of
+from workbench.mixers.families.softmax import QK_NORM_OBSTACLE, HeadsConfig, channel_scales, heads_of
 from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
 from workbench.ops.sparse_attention import (
     Blocks,
@@ -76,6 +88,7 @@ class NSA(ScaledScores, Mixer):
     """Native sparse attention: compression, selection and window branches, gated."""
 
     capabilities = Capabilities(flops_check="forward")
+    widens = ("heads", "kv_heads")
     conformance_cases = (
         {"select_blocks": 4, "local_blocks": 1},
         {
@@ -216,7 +229,13 @@ class NSA(ScaledScores, Mixer):
             width, len(self.layout.sets) * 2 * self.G * self.K, parts=((self.G, self.K),) * (2 * len(self.layout.sets))
         )
         self.out = Linear(self.H * self.K, width, writes_residual=True)
-        self.gate = Linear(width, len(self.branches) * (1 if self.gate_kind == "token" else self.H), bias=True)
+        per_branch = 1 if self.gate_kind == "token" else self.H
+        self.gate = Linear(width, len(self.branches) * per_branch, bias=True)
+        gate_parts = ((1, per_branch),) * len(self.branches)
+        self.roles = {
+            f"gate.{name}": replace(ParameterRole.of(role), parts=gate_parts)
+            for name, role in (("weight", Role.HIDDEN), ("bias", Role.BIAS))
+        }
         if "pooled" in self.layout.reads:
             self.pool_k = Pooling(config.compress, config.compress_length, self.K)
             self.pool_v = Pooling(config.compress, config.compress_length, self.K)
@@ -360,6 +379,12 @@ class NSA(ScaledScores, Mixer):
         return (
             [vo] if isinstance(self.q_norm, RMSNorm) else [RescalingPair("qk", queries, keys, heads_of(scale_GK)), vo]
         )
+
+    def rescaling_obstacles(self) -> dict[str, str]:
+        if "pooled" in self.layout.reads and self.pool_k.kind != "mean":
+            learned = "the learned map of a block (compress) adds positions and mixes channels: it does not scale"
+            return {"qk": learned, "vo": learned}
+        return {"qk": QK_NORM_OBSTACLE} if isinstance(self.q_norm, RMSNorm) else {}
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         shapes: list[tuple[int, ...]] = [(self.G, self.K)] * 2

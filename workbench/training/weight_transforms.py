@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from workbench.training import parallel
 from workbench.training.config import RunConfig
+from workbench.training.optimiser import optimiser_of
 from workbench.training.step import TrainStep
 from workbench.transforms import apply_transforms, build_transforms
 
@@ -26,7 +27,7 @@ class ScheduledTransforms:
     def __init__(self, config: RunConfig, train_step: TrainStep):
         self.model_config, self.steps = config.model, config.training.steps
         self.train_step = train_step
-        self.transforms = build_transforms(config.training.transforms)
+        self.transforms = build_transforms(config.training.transforms, optimiser_of(config.training))
 
     def __call__(self, step: int) -> None:
         """Apply the transforms that are due after ``step``, in order; 0 is before the first step.

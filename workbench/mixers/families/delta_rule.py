@@ -269,6 +269,12 @@ class DeltaRuleMixer(Mixer):
             step = parameter.uniform_(math.log(1e-3), math.log(0.1), generator=generator).exp().clamp_min(1e-4)
             parameter.copy_(step + torch.log(-torch.expm1(-step)))
 
+    def rescaling_obstacles(self) -> dict[str, str]:
+        qk = "keys enter the delta rule twice, to erase and to write"
+        if self.config.qk_norm == "l2":
+            qk = "queries and keys are scaled to unit length, which undoes any scale"
+        return {"qk": qk, "vo": "the RMS norm between the heads and `out` undoes any scale of the values"}
+
     def forward(
         self,
         x_BTD: Tensor,

@@ -131,6 +131,9 @@ def heads_of(scales: Tensor) -> Tensor:
     return torch.arange(len(scales)).repeat_interleave(int(scales.max() + 1) // len(scales))
 
 
+QK_NORM_OBSTACLE = "the RMS norms of queries and keys (qk_norm) undo any scale: only the effective rates would change"
+
+
 def stacked_pairs(H: int, G: int, K: int, *, rotary: Rotary | None, qk_norm: bool) -> list[RescalingPair]:
     """Pairs of attention whose ``qkv.weight`` stacks queries, keys and values, and whose ``out.weight`` reads the
     heads.
@@ -186,6 +189,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
 
     capabilities = Capabilities(flops_check="decode")
     roles = {"sink": Role.VECTOR}
+    widens = ("heads", "kv_heads")
     conformance_cases = (
         {},
         {"kv_heads": 1, "softcap": 2.0, "sink": True, "rotary_dim": 8},
@@ -253,6 +257,9 @@ class SoftmaxAttention(ScaledScores, Mixer):
 
     def rescaling_pairs(self) -> list[RescalingPair]:
         return stacked_pairs(self.H, self.G, self.K, rotary=self.rotary, qk_norm=isinstance(self.q_norm, RMSNorm))
+
+    def rescaling_obstacles(self) -> dict[str, str]:
+        return {"qk": QK_NORM_OBSTACLE} if isinstance(self.q_norm, RMSNorm) else {}
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> KeyValueCache:
         return KeyValueCache(self, batch, length, device, dtype)
