@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -16,7 +16,7 @@ from workbench.optimisers import OptimiserSetting, optimisers
 from workbench.results import RunRecord
 from workbench.seeding import COMPONENTS, Component, Seed
 from workbench.status import Stage
-from workbench.transforms import StartConfig, TransformSetting, build_transforms, check_transforms
+from workbench.transforms import GrowthConfig, StartConfig, TransformSetting, build_transforms, check_transforms
 
 
 class TrainingConfig(Config):
@@ -136,6 +136,16 @@ def _source(data: object) -> Any:
     return sources.parse(data, default_kind="text")
 
 
+class Phase(NamedTuple):
+    """Steps of a run that train one model."""
+
+    model: ModelConfig
+    first: int
+    """Steps before this phase."""
+    last: int
+    """The phase's last step, from 1."""
+
+
 class Seeds(Config):
     """Seeds of single components of a run's randomness. None: the run's ``seed``."""
 
@@ -162,6 +172,8 @@ class RunConfig(Config):
     """The training."""
     start: StartConfig | None = None
     """Trained weights to start from, and how they are transformed. Default: random weights."""
+    growth: GrowthConfig | None = None
+    """A smaller model that the run trains first, and how it grows into ``model``. Default: none."""
     evaluation: tuple[Annotated[SerializeAsAny[SuiteConfig], BeforeValidator(suites.parse)], ...] = ()
     """Further evaluation suites, run at every evaluation. The suite of the primary metric always runs."""
     seed: Seed = 0
@@ -196,9 +208,21 @@ class RunConfig(Config):
             self.data.check(self.model.vocabulary or 0, self.training.context)
         except ConfigError as error:
             raise error.under("data") from None
+        if self.growth is not None:
+            require(
+                self.training.steps > 1,
+                "training.tokens",
+                got=self.training.tokens,
+                expected="two steps: one per model",
+            )
+            try:
+                self.growth.check(self.model)
+            except ConfigError as error:
+                raise error.under("growth") from None
         for index, transform in enumerate(build_transforms(self.training.transforms)):
             try:
-                check_transforms([transform], self.model, self.model)
+                for phase in self.phases:
+                    check_transforms([transform], phase.model, phase.model)
             except ConfigError as error:
                 raise error.under(f"training.transforms[{index}]") from None
 
@@ -219,7 +243,37 @@ class RunConfig(Config):
             del plain["training"]["batch_plan"]
         if not plain["evaluation"]:
             del plain["evaluation"]
+        if self.growth is None:
+            del plain["growth"]
+        else:
+            plain["growth"]["model"] = self.growth.small(self.model).canonical()
         return {**plain, "model": self.model.canonical(), "start": start}
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What the run trains, in order: its model, or a small one and then its model."""
+        steps = self.training.steps
+        if self.growth is None:
+            return (Phase(self.model, 0, steps),)
+        grows = self.growth.step(steps)
+        return Phase(self.growth.small(self.model), 0, grows), Phase(self.model, grows, steps)
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase whose model a checkpoint of ``step`` contains; that of the step at which it ends is written before
+        the model grows."""
+        return next(phase for phase in self.phases if step <= phase.last)
+
+    def of(self, phase: Phase) -> RunConfig:
+        """The run as it is in one of its phases: with the model of that phase."""
+        return self if phase.model is self.model else self.model_copy(update={"model": phase.model, "growth": None})
+
+    @property
+    def training_flops(self) -> float:
+        """FLOPs of the whole training, those of a small model included."""
+        training = self.training
+        per_token = [account(phase.model, training.context).training_flops for phase in self.phases]
+        steps = [phase.last - phase.first for phase in self.phases]
+        return sum(flops * number * training.tokens_per_step for flops, number in zip(per_token, steps))
 
     def epochs(self, data: Source) -> float | None:
         """How often training reads the text of ``data``; None for a task, whose rows are all new."""

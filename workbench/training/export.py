@@ -56,8 +56,9 @@ def export(
             do="A task without text has no tokenizer to export.",
         )
     tensors = read_tensors(checkpoint)
-    check_against(config.model, tensors, checkpoint)
     step = step_of(checkpoint)
+    model = config.phase_at(step).model
+    check_against(model, tensors, checkpoint)
     provenance: dict[str, Any] = {
         "run": record.identity,
         "name": run.path.name,
@@ -73,7 +74,7 @@ def export(
         "exported_by": code_version(),
     }
     return save(
-        build(config.model, tensors),
+        build(model, tensors),
         tokenizer,
         folder,
         format=format,

@@ -24,6 +24,7 @@ from workbench.model.objectives import StepTotals, count_positions
 from workbench.ops.scaled_linear import check_device
 from workbench.pooled import Pooled
 from workbench.training import parallel
+from workbench.training.compensation import without_rescaling
 from workbench.training.config import RunConfig
 from workbench.training.fp8 import use_fp8
 from workbench.training.health import Health, gradient_rms_summary
@@ -67,6 +68,8 @@ class TrainStep:
         self.health = Health(config.training.spike_factor, device)
         self.applied = torch.ones((), device=device)
         """0.0 where the optimiser skipped the newest step, else 1.0."""
+        self.lr_factor = 0.0
+        """Learning rate of the newest step as a fraction of the peak."""
         self.gradient_norm = torch.zeros((), device=device)
         self.gradient_metrics: dict[str, Tensor] = {}
         """Root mean squares of the newest logged step's gradients."""
@@ -79,7 +82,11 @@ class TrainStep:
     def __call__(self, step: int, batches: Iterator[Batch]) -> None:
         """Train on the next ``accumulate`` micro-batches as optimiser step ``step`` (from 1)."""
         training = self.config.training
+        growth = self.config.growth
         lr_factor = rate_at(step - 1, training)
+        if growth is not None:
+            lr_factor *= growth.rate_factor(step - 1, training.steps)
+        self.lr_factor = lr_factor
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor
         micro_batches = [next(batches) for _ in range(training.accumulate)]
@@ -97,7 +104,8 @@ class TrainStep:
             objective.backward()
             step_loss = step_loss + loss
             self.on_phase("backward")
-        self._update(step)
+        with without_rescaling(self.optimiser):
+            self._update(step)
         self._follow(step, step_loss)
         self.counters.update(lr_factor, 1 - step / training.steps, self.applied)
         self.diagnostics = self._diagnostics(layers) if snapshot else {}

@@ -40,6 +40,7 @@ from workbench.training import parallel
 from workbench.training.checkpoint import checkpoints_in, latest, step_of
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import RunConfig, describe_run
+from workbench.training.growth import grow
 from workbench.training.health import Diverged
 from workbench.training.loop import Stopped, train_loop
 from workbench.training.memory import retain_freed_memory
@@ -186,7 +187,8 @@ def _train(
 
 @dataclass
 class Trial:
-    """A run with all that training needs, on the host; no device or process group has been used yet."""
+    """A run with all that training needs, on the host; no device or process group has been used yet. ``model`` is that
+    of the phase at which training begins or resumes."""
 
     folder: RunFolder
     config: RunConfig
@@ -195,8 +197,8 @@ class Trial:
     model: LanguageModel
     stream: RowStream
     """Training rows."""
-    seen_flops: float
-    """Training FLOPs per token, counting attention within documents only."""
+    seen_flops: list[float]
+    """Training FLOPs per token of every phase, counting attention within documents only."""
     checkpoint: Path | None
     """To resume from."""
     devices: int
@@ -230,7 +232,8 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     torch.manual_seed(other_seed)
 
     data = Source.open(cache, record.data)
-    model = LanguageModel(config.model, seed=config.seed_of("init"))
+    phase = config.phase_at(step_of(checkpoint) if checkpoint else 0)
+    model = LanguageModel(phase.model, seed=config.seed_of("init"))
     stream = data.stream(context=training.context, seed=config.seed_of("order"))
     rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
     document_lengths = [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]]
@@ -249,7 +252,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         missing = initialise_from(model, config.start.folder, build_transforms(config.start.transforms))
         if parallel.is_rank_zero():
             folder.event("weights_loaded", folder=config.start.folder, random_weights=missing)
-    seen_flops = packed_flops(config.model, document_lengths)
+    seen_flops = [packed_flops(phase.model, document_lengths) for phase in config.phases]
     return Trial(folder, config, record.stage, data, model, stream, seen_flops, checkpoint, devices)
 
 
@@ -257,7 +260,9 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
     """Train the model of ``trial`` to its last step; afterwards it is on its device."""
     config, folder, training = trial.config, trial.folder, trial.config.training
     fabric = parallel.launch(trial.devices)
-    train_step, compiled = build_step(trial.model, config, fabric)
+    checkpoint = fabric.broadcast(trial.checkpoint)
+    step = step_of(checkpoint) if checkpoint else 0
+    train_step, compiled = build_step(trial.model, config.of(config.phase_at(step)), fabric)
     throughput = Throughput(config, trial.seen_flops)
     loader = StepLoader(
         trial.stream,
@@ -269,10 +274,9 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
         world=trial.devices,
     )
     checkpointer = Checkpointer(folder, config, train_step, loader, throughput)
-    step = 0
-    if checkpoint := fabric.broadcast(trial.checkpoint):
-        step = step_of(checkpoint)
+    if checkpoint:
         checkpointer.restore(checkpoint)
+    log = MetricLog(folder, config, on_row)
 
     def on_first_step() -> None:
         if fabric.device.type == "cuda":
@@ -283,19 +287,31 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
             folder.add_to_environment(paths=dispatch.recorded())
 
     with contextlib.closing(iter(loader)) as batches:
-        train_loop(
-            training,
-            train_step,
-            batches,
-            after=step,
-            throughput=throughput,
-            log=MetricLog(folder, config, on_row),
-            checkpointer=checkpointer,
-            weight_transforms=ScheduledTransforms(config, train_step),
-            evaluate=lambda step: trial.evaluate("selection", step).value(config.data.metric),
-            should_stop=should_stop,
-            on_first_step=on_first_step,
-        )
+        for phase in config.phases:
+            if step > phase.last:
+                continue
+            if step == phase.first > 0:
+                throughput.tick(step)
+                with throughput.paused():
+                    train_step, compiled = grow(train_step, config, fabric)
+                checkpointer.train_step, trial.model = train_step, train_step.model
+                if parallel.is_rank_zero():
+                    folder.event("grown", step=step, parameters=sum(p.numel() for p in trial.model.parameters()))
+            train_loop(
+                training,
+                train_step,
+                batches,
+                after=step,
+                until=phase.last,
+                throughput=throughput,
+                log=log,
+                checkpointer=checkpointer,
+                weight_transforms=ScheduledTransforms(config.of(phase), train_step),
+                evaluate=lambda step: trial.evaluate("selection", step).value(config.data.metric),
+                should_stop=should_stop,
+                on_first_step=on_first_step,
+            )
+            step = phase.last
 
 
 def report(trial: Trial) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def cost_table(
         data: prepared data, by arm.
 
     Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
-    flops_per_token (forward), training_flops (one trial);
+    flops_per_token (forward), training_flops (one trial, the
+    smaller model of one that grows included);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
     tokens (one trial); epochs (how often a trial reads its training text; null where the data are not prepared, and
     for tasks, whose rows are all new); tuned (fields that the arm tunes); searched (its trials before any repeat);
@@ -65,7 +66,7 @@ def cost_table(
             "non_embedding": cost.non_embedding,
             "active": cost.active,
             "flops_per_token": cost.forward_flops,
-            "training_flops": cost.training_flops * training.steps * training.tokens_per_step,
+            "training_flops": run.training_flops,
             "cache_bytes": cost.cache_bytes,
             "unevicted_bytes": cost.unevicted_bytes,
             "tokens": training.steps * training.tokens_per_step,
