@@ -135,3 +135,15 @@ def test_a_router_bias_that_would_be_frozen_inside_the_trunk_is_refused() -> Non
 @pytest.mark.parametrize(("decay", "bias"), [(0.02, "none"), (0.03, "proportional")])
 def test_a_router_bias_that_is_not_frozen_inside_the_trunk_may_branch(decay: float, bias: str) -> None:
     assert branched(with_experts(decay, bias), 400 * 2048).training.steps == 400
+
+
+def test_a_branch_grows_at_the_same_step() -> None:
+    fields = {"model": {"depth": 4}, "growth": {"model": {"depth": 2}, "at": 0.2}, "training": {"tokens": 100 * 2048}}
+    longer = branched(RunConfig.parse(fields), 300 * 2048)
+    assert [phase.last for phase in longer.phases] == [20, 300]
+
+
+def test_a_branch_from_before_growth_is_refused() -> None:
+    fields = {"model": {"depth": 4}, "growth": {"model": {"depth": 2}, "at": 0.9}, "training": {"tokens": 100 * 2048}}
+    with pytest.raises(ConfigError, match=r"growth.at: got .*growth after step 90, inside the decay"):
+        branched(RunConfig.parse(fields), 300 * 2048)

@@ -24,7 +24,8 @@ __all__ = ["branch", "branched"]
 def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunConfig:
     """The run that trains on ``tokens`` and equals ``config`` until the decay of ``config`` begins.
 
-    The number of warm-up steps is unchanged; the decay takes the same fraction of the steps, or ``decay``.
+    The numbers of warm-up steps and of a small model's steps are unchanged; the decay takes the same fraction of the
+    steps, or ``decay``.
 
     Raises:
         ConfigError: when the two differ before that step: in the learning rate, the start of the multi-token head, or a
@@ -35,7 +36,10 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunC
     warmup_steps = math.ceil(old.warmup * old.steps)
     warmup = (warmup_steps - 0.5) / steps if warmup_steps and steps else 0.0  # rounded up it is as many steps
     decay = old.decay if decay is None else decay
-    config = config.changed(training=old.changed(tokens=tokens, warmup=warmup, decay=decay))
+    growth = config.growth
+    if growth is not None and steps > 1:
+        growth = growth.changed(at=growth.step(old.steps) / steps, rewarm=growth.rewarm * old.steps / steps)
+    config = config.changed(training=old.changed(tokens=tokens, warmup=warmup, decay=decay), growth=growth)
     new, trunk = config.training, old.trunk_steps
     require(
         old.schedule == "wsd" and all(rate_at(step, old) == rate_at(step, new) for step in range(trunk)),
@@ -43,6 +47,13 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunC
         got=tokens,
         expected=f"a wsd schedule that is the same for its first {trunk} steps",
         do=f"More than {old.tokens} tokens, or a shorter decay.",
+    )
+    require(
+        growth is None or growth.step(new.steps) <= trunk,
+        "growth.at",
+        got=f"growth after step {growth.step(new.steps) if growth else 0}, inside the decay",
+        expected=f"growth within the first {trunk} steps",
+        do="Grow earlier.",
     )
     start = config.model.mtp.start if config.model.mtp else 0.0
     require(

@@ -38,7 +38,7 @@ class StartConfig(Config):
             require(
                 not transform.needs_optimiser,
                 f"transforms[{index}]",
-                got=f"{transform.kind!r}, which acts on the optimiser's state",
+                got=f"{transform.kind}, which acts on the optimiser's state",
                 expected="a transform of weights: exported weights have no optimiser",
                 do="Apply it in training.transforms, before the first step.",
             )
