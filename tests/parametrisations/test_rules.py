@@ -26,7 +26,7 @@ def test_every_role_has_a_rule(kind):
 def test_at_the_base_every_learning_rate_is_the_tuned_one(kind):
     shape = Shape(64, 128)
     for role in Role:
-        for family in ("sign", "spectral", "rms"):
+        for family in ("sign", "orthogonal", "spectral", "rms"):
             assert learning_rate_factor(build(kind), role, family, shape, shape, 1.0) == 1
 
 
@@ -40,13 +40,13 @@ def test_adam_divides_hidden_rates_by_the_ratio(kind):
 
 
 def test_standard_keeps_every_rate():
-    for family in ("sign", "spectral", "rms", "gradient"):
+    for family in ("sign", "orthogonal", "spectral", "rms", "gradient"):
         assert factor("standard", family, Shape(256, 256), Shape(64, 64)) == 1
 
 
 def test_muon_keeps_the_rate_where_both_sides_grow():
-    assert factor("mup", "spectral", Shape(256, 1024), Shape(64, 256)) == 1
-    assert factor("mup", "spectral", Shape(1024, 256), Shape(256, 64)) == 1
+    assert factor("mup", "orthogonal", Shape(256, 1024), Shape(64, 256)) == 1
+    assert factor("mup", "orthogonal", Shape(1024, 256), Shape(256, 64)) == 1
 
 
 def test_muon_like_adamw_divides_by_the_root_of_the_ratio():
@@ -55,7 +55,12 @@ def test_muon_like_adamw_divides_by_the_root_of_the_ratio():
 
 def test_muon_into_a_fixed_latent():
     # sqrt(in / out) a channel: four times the fan-in doubles it
-    assert factor("mup", "spectral", Shape(256, 16), Shape(64, 16)) == pytest.approx(0.5)
+    assert factor("mup", "orthogonal", Shape(256, 16), Shape(64, 16)) == pytest.approx(0.5)
+
+
+def test_updates_of_the_spectral_condition_keep_the_rate_whatever_grows():
+    assert factor("mup", "spectral", Shape(256, 16), Shape(64, 16)) == 1
+    assert factor("mup", "spectral", Shape(64, 256), Shape(64, 64)) == 1
 
 
 def test_sgd_in_mup():

@@ -106,7 +106,8 @@ class Muon(Optimiser):
     def update_family(self, role: ParameterRole) -> UpdateFamily:
         if role.role not in MATRICES:
             return "sign"
-        return "rms" if self.config.scale == "match_rms" else "spectral"
+        families: dict[Scale, UpdateFamily] = {"match_rms": "rms", "original": "orthogonal", "spectral": "spectral"}
+        return families[self.config.scale]
 
     def compensation(self, role: ParameterRole, factor: float) -> SettingFactors:
         # the step does not depend on the size of the gradient

@@ -17,11 +17,12 @@ from workbench.config import Config, require
 from workbench.contract import Role
 from workbench.registry import Registry
 
-UpdateFamily: TypeAlias = Literal["sign", "spectral", "rms", "gradient"]
+UpdateFamily: TypeAlias = Literal["sign", "orthogonal", "spectral", "rms", "gradient"]
 """How large an optimiser's update is, before the learning rate:
 
 - ``sign``: every number has a size of about 1 (Adam, Lion);
-- ``spectral``: a semi-orthogonal matrix times sqrt(max(1, out / in)) (Muon);
+- ``orthogonal``: a semi-orthogonal matrix times sqrt(max(1, out / in)) (Muon);
+- ``spectral``: a semi-orthogonal matrix times sqrt(out / in) (the spectral condition);
 - ``rms``: a semi-orthogonal matrix times a constant · sqrt(max(out, in)) (Muon with the root mean square of AdamW);
 - ``gradient``: the gradient, or a running sum of it (SGD).
 """
@@ -59,9 +60,20 @@ class Rule(NamedTuple):
     """Of the constant in the denominator of an update."""
 
 
-def rules(default: Rule, **by_role: Rule) -> dict[Role, Rule]:
-    """A rule for every role."""
-    return {role: default for role in Role} | {Role(name): rule for name, rule in by_role.items()}
+BY_FAN_IN = Rule(variance=Power(-1), learning_rate=Power(-1))
+"""Variance and learning rate of a matrix whose inputs keep their size."""
+
+
+def rules(default: Rule, matrices: Rule | None = None, **by_role: Rule) -> dict[Role, Rule]:
+    """A rule for every role.
+
+    Args:
+        default: of vectors, embeddings and the head.
+        matrices: of the other :data:`MATRICES`; default: ``default``.
+        by_role: of single roles, by their names.
+    """
+    of_matrices = {} if matrices is None else dict.fromkeys(MATRICES - {Role.HEAD}, matrices)
+    return dict.fromkeys(Role, default) | of_matrices | {Role(name): rule for name, rule in by_role.items()}
 
 
 class ParametrisationConfig(Config):
@@ -182,7 +194,8 @@ def update_effect(family: UpdateFamily, shape: Shape) -> float:
     fan_in, fan_out = shape
     return {
         "sign": fan_in,
-        "spectral": math.sqrt(fan_in / fan_out * max(1.0, fan_out / fan_in)),
+        "orthogonal": math.sqrt(fan_in / fan_out * max(1.0, fan_out / fan_in)),
+        "spectral": 1.0,
         "rms": math.sqrt(fan_in / fan_out * max(fan_in, fan_out)),
         "gradient": fan_in / fan_out,
     }[family]

@@ -44,13 +44,6 @@ class CompleteP(Mup):
         epsilon = Power(-1, -alpha) if config.scale_epsilon else Power()
         vector = Rule(learning_rate=Power(0, alpha - 1), epsilon=epsilon)
         matrix = Rule(variance=Power(-1), learning_rate=Power(-1, alpha - 1), epsilon=epsilon)
-        self.rules = rules(
-            vector,
-            hidden=matrix,
-            latent_down=matrix,
-            latent_up=matrix,
-            expert=matrix,
-            router=matrix,
-        )
+        self.rules = rules(vector, matrix)
         self.branches = Power(0, -alpha)
         self.gradient = Power(1, 2 * alpha - 1)

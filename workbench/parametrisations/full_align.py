@@ -10,15 +10,13 @@ from __future__ import annotations
 from typing import Literal
 
 from workbench.parametrisations.base import (
+    BY_FAN_IN,
     Parametrisation,
     ParametrisationConfig,
-    Power,
     Rule,
     parametrisations,
     rules,
 )
-
-MATRIX = Rule(variance=Power(-1), learning_rate=Power(-1))
 
 
 @parametrisations.register
@@ -30,13 +28,5 @@ class FullAlign(Parametrisation):
 
         kind: Literal["full_align"] = "full_align"
 
-    rules = rules(
-        Rule(),
-        hidden=MATRIX,
-        latent_down=MATRIX,
-        latent_up=MATRIX,
-        expert=MATRIX,
-        router=MATRIX,
-        head=MATRIX,
-    )
+    rules = rules(Rule(), BY_FAN_IN, head=BY_FAN_IN)
     tied_head = False

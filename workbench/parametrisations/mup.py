@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from workbench.parametrisations.base import (
+    BY_FAN_IN,
     Parametrisation,
     ParametrisationConfig,
     Power,
@@ -20,8 +21,6 @@ from workbench.parametrisations.base import (
     parametrisations,
     rules,
 )
-
-MATRIX = Rule(variance=Power(-1), learning_rate=Power(-1))
 
 
 class MupConfig(ParametrisationConfig):
@@ -42,14 +41,7 @@ class Mup(Parametrisation):
 
         kind: Literal["mup"] = "mup"
 
-    rules = rules(
-        Rule(),
-        hidden=MATRIX,
-        latent_down=MATRIX,
-        latent_up=MATRIX,
-        expert=MATRIX,
-        router=MATRIX,
-    )
+    rules = rules(Rule(), BY_FAN_IN)
     logits = Power(-1)
     scores = Power(-0.5)
     gradient = Power(1)

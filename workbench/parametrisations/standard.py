@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from workbench.contract import Role
 from workbench.parametrisations.base import (
     Parametrisation,
     ParametrisationConfig,
@@ -18,18 +17,9 @@ from workbench.parametrisations.base import (
     rules,
 )
 
-BY_FAN_IN = Rule(variance=Power(-1))
+VARIANCE = Rule(variance=Power(-1))
 
-MODULE_RULES = rules(
-    Rule(),
-    embedding=BY_FAN_IN,  # as if the width were its fan-in
-    hidden=BY_FAN_IN,
-    latent_down=BY_FAN_IN,
-    latent_up=BY_FAN_IN,
-    expert=BY_FAN_IN,
-    router=BY_FAN_IN,
-    head=BY_FAN_IN,
-)
+MODULE_RULES = rules(Rule(), VARIANCE, head=VARIANCE, embedding=VARIANCE)  # an embedding by the width
 """Initial variances that modules set."""
 
 
@@ -43,6 +33,3 @@ class Standard(Parametrisation):
         kind: Literal["standard"] = "standard"
 
     rules = MODULE_RULES
-
-
-assert set(MODULE_RULES) == set(Role)

@@ -127,15 +127,20 @@ class OptimiserConformance:
     def test_a_compensated_rescaling_changes_nothing(self) -> None:
         if self.instance().compensation(ParameterRole.of(Role.HIDDEN), 2.0) is None:
             pytest.skip("makes no such claim")
-        plain, scaled = (self.trajectory(factor) for factor in (1.0, 4.0))
+        (plain, _), (scaled, _) = (self.trajectory(factor) for factor in (1.0, 4.0))
         assert torch.equal(plain * 4.0, scaled)
 
     def test_remapped_state_follows_its_parameter(self) -> None:
-        plain, flipped = (self.trajectory(flip=flip) for flip in (False, True))
-        torch.testing.assert_close(plain.flip(0), flipped, rtol=0, atol=LEARNING_RATE / 50)
+        (plain, state), (flipped, flipped_state) = (self.trajectory(flip=flip) for flip in (False, True))
+        remapped = self.instance().remapped_state(state, lambda tensor: tensor.flip(0))
+        assert remapped.keys() == flipped_state.keys()
+        assert all(torch.equal(value, flipped_state[name]) for name, value in remapped.items())
+        # updates that are matrix products round in bf16, by up to 2^-8 of the learning rate in each of five steps
+        torch.testing.assert_close(plain.flip(0), flipped, rtol=0, atol=5 * 2**-8 * LEARNING_RATE)
 
-    def trajectory(self, factor: float = 1.0, flip: bool = False) -> Tensor:
-        """A matrix (8, 6) after ten steps with given gradients; after five it is rescaled, or its rows are flipped."""
+    def trajectory(self, factor: float = 1.0, flip: bool = False) -> tuple[Tensor, dict[str, Any]]:
+        """A matrix (8, 6) and its state after ten steps with given gradients; after five it is rescaled, or its rows
+        are flipped."""
         role, generator = ParameterRole.of(Role.HIDDEN), torch.Generator().manual_seed(0)
         parameter = nn.Parameter(torch.randn(8, 6, generator=generator))
         group = ParameterGroup(lr=LEARNING_RATE, weight_decay=0.1, parameters={"w": parameter}, roles={"w": role})
@@ -163,7 +168,7 @@ class OptimiserConformance:
                         torch_group["weight_decay"] *= settings.weight_decay
                         if "eps" in torch_group:
                             torch_group["eps"] *= settings.epsilon
-        return parameter.detach()
+        return parameter.detach(), dict(optimiser.state[parameter])
 
     def test_found_inf_skips_a_step(self) -> None:
         if not self.optimiser.skips_on_found_inf:

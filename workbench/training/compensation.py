@@ -26,8 +26,10 @@ def without_rescaling(optimiser: Optimizer) -> Iterator[None]:
             parameter.div_(scale)
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
-    yield
-    with torch.no_grad():
-        for parameter, scale in scales.items():
-            parameter.mul_(scale)
-            optimiser.state[parameter][SCALE] = scale
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, scale in scales.items():
+                parameter.mul_(scale)
+                optimiser.state[parameter][SCALE] = scale

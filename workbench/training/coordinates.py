@@ -203,5 +203,5 @@ def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     """95 % t-interval of the mean."""
     if len(values) < 2:
         return None, None
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    return float(low), float(high)

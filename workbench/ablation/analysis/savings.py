@@ -60,7 +60,7 @@ class LossCurve:
     """(E,) decreasing: isotonic regression of the measured losses, so that noise between evaluations does not bias
     crossings."""
     per_token: Mapping[Measure, float]
-    """Seconds per token; 1 for tokens."""
+    """Training FLOPs and seconds per token, means over the run; 1 for tokens."""
     flops: tuple[Floats, Floats] = (np.empty(0), np.empty(0))
     """Tokens and the FLOPs spent until then, at each logged step: a model that grows costs more per token later."""
 

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
-from workbench.ablation.verdict.statistics import Floats
+from workbench.ablation.verdict.statistics import Floats, paired_interval
 from workbench.config import deep_merge, expand_dotted, require
 from workbench.status import Stage, Status
 
@@ -220,8 +219,7 @@ def transfer_of(
 
 def _interval(values: Sequence[float] | Floats) -> tuple[float | None, float | None]:
     """95 % t-interval of the mean."""
-    array = np.asarray(values, np.float64)
-    if len(array) < 2 or not np.isfinite(array).all():
+    if len(values) < 2 or not np.isfinite(values).all():
         return None, None
-    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
-    return float(array.mean()) - half, float(array.mean()) + half
+    found = paired_interval(values)
+    return found.low, found.high

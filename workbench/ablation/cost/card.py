@@ -33,8 +33,7 @@ def cost_table(
         data: prepared data, by arm.
 
     Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
-    flops_per_token (forward), training_flops (one trial, the
-    smaller model of one that grows included);
+    flops_per_token (forward), training_flops (one trial, that of a smaller model which grows included);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
     tokens (one trial); epochs (how often a trial reads its training text; null where the data are not prepared, and
     for tasks, whose rows are all new); tuned (fields that the arm tunes); searched (its trials before any repeat);
