@@ -39,7 +39,13 @@ FIELDS = {
         "mtp": {"start": 0.7},
         "embedding": {"kind": "ngram", "size": 2},
     },
-    "training": {"tokens": 24 * 4 * 32, "batch_size": 4, "checkpoint_every": 8, "spike_factor": 100.0},
+    "training": {
+        "tokens": 24 * 4 * 32,
+        "batch_size": 4,
+        "checkpoint_every": 8,
+        "spike_factor": 100.0,
+        "ema": {"decay": 0.9},
+    },
 }
 
 

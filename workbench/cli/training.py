@@ -120,15 +120,23 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to write config.json, weights and tokenizer.")],
     format: Annotated[str, typer.Option(help="workbench, or llama for software that knows only that.")] = "workbench",
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    weights: Annotated[
+        str, typer.Option(help="measured: those that the results are of; trained; average: with training.ema.")
+    ] = "measured",
 ) -> None:
     """Write a trained model as a folder in the layout of Hugging Face."""
     from workbench.config import ConfigError, nearest
     from workbench.training.export import export as write
 
-    for name, value, valid in (("format", format, ("workbench", "llama")), ("dtype", dtype, ("fp32", "bf16"))):
+    for name, value, valid in (
+        ("format", format, ("workbench", "llama")),
+        ("dtype", dtype, ("fp32", "bf16")),
+        ("weights", weights, ("measured", "trained", "average")),
+    ):
         if value not in valid:
             raise ConfigError.at(name, got=value, expected=" or ".join(valid), do=nearest(value, valid))
-    console.print(str(write(run, folder, format=format, dtype=dtype)), soft_wrap=True)  # type: ignore[arg-type]
+    path = write(run, folder, format=format, dtype=dtype, weights=weights)  # type: ignore[arg-type]
+    console.print(str(path), soft_wrap=True)
 
 
 def generate(

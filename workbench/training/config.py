@@ -16,6 +16,7 @@ from workbench.optimisers import OptimiserSetting, optimisers
 from workbench.results import RunRecord
 from workbench.seeding import COMPONENTS, Component, Seed
 from workbench.status import Stage
+from workbench.training.average import AverageConfig
 from workbench.transforms import GrowthConfig, StartConfig, TransformSetting, build_transforms, check_transforms
 
 
@@ -58,6 +59,8 @@ class TrainingConfig(Config):
     spike_factor: Annotated[float | None, Field(gt=1)] = None
     """Skip optimiser steps whose gradient norm is not finite or more than this many times its running mean. Skipped
     steps are counted; 20 in a row end the run as diverged. Default: no step is skipped."""
+    ema: AverageConfig | None = None
+    """An exponential moving average of the weights, with which the run is measured: {decay: 0.999}. Default: none."""
     transforms: tuple[TransformSetting, ...] = ()
     """Weight transforms of the model to itself, in order: once before the first step, or with ``every`` after every
     so many steps, except the last."""
@@ -236,7 +239,7 @@ class RunConfig(Config):
             plain["seed"] = seeds.pop()
         else:
             plain["seed"] = {component: self.seed_of(component) for component in COMPONENTS}
-        for name in ("deterministic", "fp8", "keep_trunk", "transforms"):
+        for name in ("deterministic", "ema", "fp8", "keep_trunk", "transforms"):
             if not plain["training"][name]:
                 del plain["training"][name]  # off: the run is the same
         if plain["training"]["batch_plan"]["kind"] == "contiguous":

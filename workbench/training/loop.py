@@ -28,7 +28,7 @@ def train_loop(
     log: MetricLog,
     checkpointer: Checkpointer,
     weight_transforms: Callable[[int], None],
-    evaluate: Callable[[int], float],
+    evaluate: Callable[[int], dict[str, float]],
     should_stop: Callable[[], bool],
     on_first_step: Callable[[], None],
 ) -> None:
@@ -43,7 +43,7 @@ def train_loop(
         after: steps already trained.
         until: last step; that of the run, or the last of a phase, after which its model is replaced.
         weight_transforms: called after every step with its number, and with 0 before the first.
-        evaluate: step -> value on the selection split.
+        evaluate: step -> values on the selection split, by the names that the line gives them.
         should_stop: asked after every step; with several ranks, after every ``log_every`` steps, where they wait for
             each other.
         on_first_step: called after the first step of this process.
@@ -79,7 +79,7 @@ def train_loop(
         if evaluates:
             row = log.complete()  # raises if the run diverged: neither evaluated nor saved
             with throughput.paused():
-                row["selection_value"] = evaluate(step)
+                row |= evaluate(step)
             log.write(row)
         if is_due or stops:
             log.flush()  # raises as well

@@ -35,8 +35,9 @@ def build_optimiser(model: nn.Module, training: TrainingConfig) -> torch.optim.O
 
 
 def optimiser_bytes(config: RunConfig) -> int:
-    """Bytes of the optimiser's state. Allocates nothing."""
+    """Bytes of the optimiser's state, and of the moving average of the weights beside it. Allocates nothing."""
     with torch.device("meta"):
         model = LanguageModel(config.model)
     optimiser = optimiser_of(config.training)
-    return sum(optimiser.state_bytes(group) for group in groups_of(model, config.training))
+    average = 0 if config.training.ema is None else sum(4 * parameter.numel() for parameter in model.parameters())
+    return average + sum(optimiser.state_bytes(group) for group in groups_of(model, config.training))

@@ -206,8 +206,20 @@ def load_full_state(model: nn.Module, optimiser: Optimizer, weights: dict[str, A
     by_name = _by_name(state, model, optimiser)
     set_optimizer_state_dict(model, optimiser, by_name, options=FULL_NOT_STRICT)
     for name, parameter in model.named_parameters():
-        if name not in by_name["state"]:  # not trained yet; torch has made zeros, whose step count would be wrong
-            optimiser.state.pop(parameter, None)
+        # torch makes zeros of what a parameter that is not trained yet lacks, with a step count that would be wrong,
+        # and leaves out entries that the optimiser does not make itself
+        saved, entry = by_name["state"].get(name, {}), optimiser.state.pop(parameter, {})
+        kept = {key: entry[key] if key in entry else _placed(value, parameter) for key, value in saved.items()}
+        if kept:
+            optimiser.state[parameter] = kept
+
+
+def _placed(value: Any, parameter: nn.Parameter) -> Any:
+    """An entry of the optimiser's state, sharded as ``parameter`` is where it has its shape."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.to(parameter.device)
+    return sharded_like(value, parameter) if value.shape == parameter.shape else value
 
 
 def _by_index(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from workbench.model.objectives import StepTotals, count_positions
 from workbench.ops.scaled_linear import check_device
 from workbench.pooled import Pooled
 from workbench.training import parallel
+from workbench.training.average import averaging
 from workbench.training.compensation import without_rescaling
 from workbench.training.config import RunConfig
 from workbench.training.fp8 import use_fp8
@@ -104,7 +105,8 @@ class TrainStep:
             objective.backward()
             step_loss = step_loss + loss
             self.on_phase("backward")
-        with without_rescaling(self.optimiser):
+        share = training.ema.share(step, training.tokens_per_step) if training.ema is not None else None
+        with averaging(self.optimiser, share), without_rescaling(self.optimiser):
             self._update(step)
         self._follow(step, step_loss)
         self.counters.update(lr_factor, 1 - step / training.steps, self.applied)

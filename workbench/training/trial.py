@@ -37,6 +37,7 @@ from workbench.results.data_card import repetition
 from workbench.results.ledger import FILE, Ledger, Opening, documents_fingerprint
 from workbench.status import Stage, Status
 from workbench.training import parallel
+from workbench.training.average import averaged
 from workbench.training.checkpoint import checkpoints_in, latest, step_of
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import RunConfig, describe_run
@@ -45,7 +46,7 @@ from workbench.training.health import Diverged
 from workbench.training.loop import Stopped, train_loop
 from workbench.training.memory import retain_freed_memory
 from workbench.training.metric_log import MetricLog
-from workbench.training.step import build_step
+from workbench.training.step import TrainStep, build_step
 from workbench.training.throughput import Throughput
 from workbench.training.weight_transforms import ScheduledTransforms
 from workbench.transforms import build_transforms, initialise_from
@@ -202,15 +203,32 @@ class Trial:
     checkpoint: Path | None
     """To resume from."""
     devices: int
+    train_step: TrainStep | None = None
+    """The step of the model, once it is on its device."""
 
     def evaluate(self, split: MeasuredSplit, step: int) -> Results:
-        """Run the evaluation suites on ``split`` and add their rows to the folder; every rank takes part."""
-        training = self.config.training
-        settings = Settings(training.batch_size, training.context, training.precision)
-        results = evaluate(self.model, self.data, split, self.config.evaluation_suites, settings)
+        """Run the evaluation suites on ``split`` and add their rows to the folder; every rank takes part. With
+        ``ema.evaluate`` instead, what is measured is the average of the weights."""
+        ema = self.config.training.ema
+        results = self._measure(split, averages=ema is not None and ema.evaluate == "instead")
         if parallel.is_rank_zero():
             self.folder.add_evaluations(step, split, map(asdict, results.rows))
         return results
+
+    def selection_values(self, step: int) -> dict[str, float]:
+        """The primary metric on the selection split after ``step``, by the names of a line of metrics.jsonl."""
+        ema, metric = self.config.training.ema, self.config.data.metric
+        values = {"selection_value": self.evaluate("selection", step).value(metric)}
+        if ema is not None and ema.evaluate == "beside":
+            values["selection_value_ema"] = self._measure("selection", averages=True).value(metric)
+        return values
+
+    def _measure(self, split: MeasuredSplit, *, averages: bool) -> Results:
+        training = self.config.training
+        settings = Settings(training.batch_size, training.context, training.precision)
+        assert self.train_step is not None
+        with averaged(self.model, self.train_step.optimiser) if averages else contextlib.nullcontext():
+            return evaluate(self.model, self.data, split, self.config.evaluation_suites, settings)
 
 
 def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
@@ -263,6 +281,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
     checkpoint = fabric.broadcast(trial.checkpoint)
     step = step_of(checkpoint) if checkpoint else 0
     train_step, compiled = build_step(trial.model, config.of(config.phase_at(step)), fabric)
+    trial.train_step = train_step
     throughput = Throughput(config, trial.seen_flops)
     loader = StepLoader(
         trial.stream,
@@ -294,7 +313,8 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
                 throughput.tick(step)
                 with throughput.paused():
                     train_step, compiled = grow(train_step, config, fabric)
-                checkpointer.train_step, trial.model = train_step, train_step.model
+                checkpointer.train_step = trial.train_step = train_step
+                trial.model = train_step.model
                 if parallel.is_rank_zero():
                     folder.event("grown", step=step, parameters=sum(p.numel() for p in trial.model.parameters()))
             train_loop(
@@ -307,7 +327,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
                 log=log,
                 checkpointer=checkpointer,
                 weight_transforms=ScheduledTransforms(config.of(phase), train_step),
-                evaluate=lambda step: trial.evaluate("selection", step).value(config.data.metric),
+                evaluate=trial.selection_values,
                 should_stop=should_stop,
                 on_first_step=on_first_step,
             )
@@ -329,6 +349,10 @@ def report(trial: Trial) -> dict[str, Any]:
     }
     if (epochs := config.epochs(trial.data)) is not None:
         numbers["epochs"] = epochs
+    if config.training.ema is not None and config.training.ema.evaluate == "beside":
+        numbers["selection_value_ema"] = [row for row in metrics if "selection_value_ema" in row][-1][
+            "selection_value_ema"
+        ]
     if results is not None:
         numbers["report_value"] = results.value(config.data.metric)
         numbers["report_checksum"] = folder.write_report(results.report())
