@@ -195,6 +195,9 @@ class AuxOutputs:
     """Detached numbers by name."""
     counts: list[tuple[StepCounter, Tensor, Tensor]] = field(default_factory=list)
     """One entry per :class:`StepCounter` of the layer: the counter, its counts, the input of its step loss."""
+    score_maxima: list[Tensor] | None = None
+    """Where a list is given, mixers without a :meth:`Mixer.score_obstacle` append (H,) the largest attention score of
+    each head, before a soft-cap, padding left out; detached."""
 
     def token_mean(self, values_N: Tensor, valid_N: Tensor | None) -> Tensor:
         """Sum over the tokens of (N, …) divided by the tokens of the step: this micro-batch's share of their mean.
@@ -400,6 +403,22 @@ class Mixer(Variant):
             dtype: of the model, for tensors that are only read later; a state that every token changes has at least
                 fp32, in which the changes of a long sequence are not lost.
         """
+
+    def score_obstacle(self) -> str | None:
+        """Why the largest attention score of a head is not measured, or no factor of the weights scales the scores of
+        one head alone; None where :meth:`score_factors` does."""
+        return "it does not measure the scores of its heads"
+
+    def score_factors(self, factors_H: Tensor) -> dict[str, Tensor]:
+        """Parameters and what multiplies them so that the scores of every head are multiplied by one factor each.
+
+        Args:
+            factors_H: positive; a head with the factor 1 keeps its scores.
+
+        Returns:
+            name -> a tensor that broadcasts against the parameter, with its full length along the first axis.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: {self.score_obstacle()}")
 
 
 class FeedForward(Variant):

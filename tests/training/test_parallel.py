@@ -45,6 +45,7 @@ FIELDS = {
         "checkpoint_every": 8,
         "spike_factor": 100.0,
         "ema": {"decay": 0.9},
+        "qk_clip": {"threshold": 0.5, "missing": "skip"},
     },
 }
 

@@ -24,7 +24,15 @@ from torch import Tensor
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
 from workbench.layers import Linear, Pooling, RowCache, linear_flops
 from workbench.mixers.families.latent import LatentConfig, LatentProjections
-from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
+from workbench.mixers.families.sparse import (
+    SCORE_OBSTACLE,
+    PooledCache,
+    Positions,
+    Selection,
+    SparseCache,
+    check_blocks,
+    pooled_blocks,
+)
 from workbench.ops.sparse_attention import (
     Blocks,
     group_query_pairs,
@@ -170,6 +178,9 @@ class ASAGlobal(Mixer):
         """Pooled latents (B, N, g, C) and rotated keys (B, N, 1, R)."""
         c, kr = (unfold_blocks(x, rows_BN, self.blocks.length, self.blocks.stride) for x in raw)
         return [self.pool_c(c), kr.mean(-1) if self.pool_r is None else self.pool_r(kr)]
+
+    def score_obstacle(self) -> str:
+        return SCORE_OBSTACLE
 
     def rescaling_pairs(self) -> list[RescalingPair]:
         pairs = self.project.rescaling_pairs()

@@ -20,7 +20,15 @@ from torch import Tensor
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import QK_NORM_OBSTACLE, HeadsConfig, qkv_parts, stacked_pairs
-from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
+from workbench.mixers.families.sparse import (
+    SCORE_OBSTACLE,
+    PooledCache,
+    Positions,
+    Selection,
+    SparseCache,
+    check_blocks,
+    pooled_blocks,
+)
 from workbench.ops.sparse_attention import (
     Blocks,
     selected_pairs,
@@ -112,6 +120,9 @@ class MoBA(ScaledScores, Mixer):
     def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
         """Mean keys (B, N, G, K)."""
         return [unfold_blocks(x, rows_BN, self.blocks.length, self.blocks.stride).mean(-1) for x in raw]
+
+    def score_obstacle(self) -> str:
+        return SCORE_OBSTACLE
 
     def rescaling_pairs(self) -> list[RescalingPair]:
         # blocks are ranked by the mean of their keys, which scales as the keys do

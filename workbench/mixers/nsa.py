@@ -41,7 +41,15 @@ from workbench.contract import (
 )
 from workbench.layers import Linear, Pooling, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import QK_NORM_OBSTACLE, HeadsConfig, channel_scales, heads_of
-from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
+from workbench.mixers.families.sparse import (
+    SCORE_OBSTACLE,
+    PooledCache,
+    Positions,
+    Selection,
+    SparseCache,
+    check_blocks,
+    pooled_blocks,
+)
 from workbench.ops.sparse_attention import (
     Blocks,
     group_query_pairs,
@@ -356,6 +364,9 @@ class NSA(ScaledScores, Mixer):
             return [ck, cv]
 
         return pooled_blocks(kv, pool, positions, self.blocks, cache)
+
+    def score_obstacle(self) -> str:
+        return SCORE_OBSTACLE
 
     def rescaling_pairs(self) -> list[RescalingPair]:
         H, G, K = self.H, self.G, self.K

@@ -27,6 +27,11 @@ class OptimiserConfig(Config):
 
 AVERAGE = "average"
 """Entry of a parameter's state that is a moving average of its values, where training keeps one; of every optimiser."""
+SCALE = "scale"
+"""Entry of the state of a parameter whose rescaling is compensated: the parameter over the value that the optimiser
+updates (:mod:`workbench.training.compensation`)."""
+OF_TRAINING = frozenset({AVERAGE, SCALE})
+"""Entries that training adds to those of the optimiser, which does not see them in its step."""
 
 
 @dataclass(frozen=True)

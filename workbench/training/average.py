@@ -6,9 +6,9 @@ with w_n the weights after step n. The division, that of Adam's moments, leaves 
 average is one of trained weights from the first step on.
 
 The average is an entry of the optimiser's state (:data:`workbench.optimisers.AVERAGE`), fp32, four bytes per parameter:
-sharded, saved and restored with it, rescaled by weight transforms and copied in growth. Where a transform gives a
-parameter a fresh state, as for new layers, its average starts again at its weights. Buffers, such as the selection
-biases of routers, are not averaged.
+sharded, saved and restored with it, rescaled by weight transforms and copied in growth. Where growth gives a
+parameter a fresh state, its average starts again at its weights. Buffers, such as the selection biases of routers, are
+not averaged.
 """
 
 from __future__ import annotations
@@ -73,10 +73,11 @@ def averaging(optimiser: Optimizer, share: float | None) -> Iterator[None]:
         yield
         return
     averages = {p: entry.pop(AVERAGE) for p, entry in optimiser.state.items() if AVERAGE in entry}
+    trained = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None or p in averages]
     yield
     moved: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+        for parameter in trained:
             if parameter in averages:
                 moved.append((local(averages[parameter]), local(parameter)))
             else:

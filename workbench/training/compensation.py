@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch.optim import Optimizer
 
-from workbench.transforms.pairs import SCALE
+from workbench.optimisers import SCALE
 
 
 @contextlib.contextmanager

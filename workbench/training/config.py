@@ -17,6 +17,7 @@ from workbench.results import RunRecord
 from workbench.seeding import COMPONENTS, Component, Seed
 from workbench.status import Stage
 from workbench.training.average import AverageConfig
+from workbench.training.qk_clip import QKClipConfig
 from workbench.transforms import GrowthConfig, StartConfig, TransformSetting, build_transforms, check_transforms
 
 
@@ -59,6 +60,8 @@ class TrainingConfig(Config):
     spike_factor: Annotated[float | None, Field(gt=1)] = None
     """Skip optimiser steps whose gradient norm is not finite or more than this many times its running mean. Skipped
     steps are counted; 20 in a row end the run as diverged. Default: no step is skipped."""
+    qk_clip: QKClipConfig | None = None
+    """Bounds on attention scores through the weights, after every step: {threshold: 100}. Default: none."""
     ema: AverageConfig | None = None
     """An exponential moving average of the weights, with which the run is measured: {decay: 0.999}. Default: none."""
     transforms: tuple[TransformSetting, ...] = ()
@@ -222,6 +225,12 @@ class RunConfig(Config):
                 self.growth.check(self.model)
             except ConfigError as error:
                 raise error.under("growth") from None
+        if self.training.qk_clip is not None:
+            try:
+                for phase in self.phases:
+                    self.training.qk_clip.check(phase.model)
+            except ConfigError as error:
+                raise error.under("training.qk_clip") from None
         for index, transform in enumerate(build_transforms(self.training.transforms)):
             try:
                 for phase in self.phases:
@@ -239,7 +248,7 @@ class RunConfig(Config):
             plain["seed"] = seeds.pop()
         else:
             plain["seed"] = {component: self.seed_of(component) for component in COMPONENTS}
-        for name in ("deterministic", "ema", "fp8", "keep_trunk", "transforms"):
+        for name in ("deterministic", "ema", "fp8", "keep_trunk", "qk_clip", "transforms"):
             if not plain["training"][name]:
                 del plain["training"][name]  # off: the run is the same
         if plain["training"]["batch_plan"]["kind"] == "contiguous":

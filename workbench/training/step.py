@@ -30,6 +30,7 @@ from workbench.training.config import RunConfig
 from workbench.training.fp8 import use_fp8
 from workbench.training.health import Health, gradient_rms_summary
 from workbench.training.optimiser import build_optimiser
+from workbench.training.qk_clip import QKClip
 from workbench.training.schedule import rate_at
 from workbench.training.step_counters import StepCounters
 
@@ -67,6 +68,8 @@ class TrainStep:
         self.diagnose_at = {math.ceil(steps * i / DIAGNOSTIC_SNAPSHOTS) for i in range(1, DIAGNOSTIC_SNAPSHOTS + 1)}
         self.counters = StepCounters(model)
         self.health = Health(config.training.spike_factor, device)
+        clip = config.training.qk_clip
+        self.qk_clip = None if clip is None else QKClip(model, clip)
         self.applied = torch.ones((), device=device)
         """0.0 where the optimiser skipped the newest step, else 1.0."""
         self.lr_factor = 0.0
@@ -106,8 +109,11 @@ class TrainStep:
             step_loss = step_loss + loss
             self.on_phase("backward")
         share = training.ema.share(step, training.tokens_per_step) if training.ema is not None else None
-        with averaging(self.optimiser, share), without_rescaling(self.optimiser):
-            self._update(step)
+        with averaging(self.optimiser, share):
+            with without_rescaling(self.optimiser):
+                self._update(step)
+            if self.qk_clip is not None:
+                self.qk_clip(self.applied)
         self._follow(step, step_loss)
         self.counters.update(lr_factor, 1 - step / training.steps, self.applied)
         self.diagnostics = self._diagnostics(layers) if snapshot else {}
@@ -121,6 +127,8 @@ class TrainStep:
         assert isinstance(counts, Tensor)
         self.totals = StepTotals.at_least_one(parallel.all_sum(counts.to(self.device, non_blocking=True)))
         self.counters.begin_step()
+        if self.qk_clip is not None:
+            self.qk_clip.begin_step()
         self.objective_metrics: dict[str, Pooled] = {}
         self.layer_metrics: list[dict[str, Pooled]] = [{} for _ in (*self.model.blocks, *self.model.shortcuts)]
         if snapshot:
@@ -140,6 +148,8 @@ class TrainStep:
                 self.counters.count(aux)
             objective = loss + sum(part for outputs in aux for part in outputs.losses) + sum(self.counters.losses(aux))
         *layers, model_aux = aux
+        if self.qk_clip is not None:
+            self.qk_clip.record(layers, model_aux)
         join(self.objective_metrics, model_aux.metrics)
         for pooled, outputs in zip(self.layer_metrics, layers, strict=True):
             join(pooled, outputs.metrics)
@@ -148,8 +158,12 @@ class TrainStep:
     def _forward(self, batch: Batch, snapshot: bool) -> tuple[Tensor, list[AuxOutputs]]:
         """A micro-batch's share of the loss; auxiliary outputs of the layers, then those of the model's objectives."""
         tokens_BT, targets_BT, segments_BT, _ = batch
-        layers = [AuxOutputs(snapshot, self.totals.tokens) for _ in (*self.model.blocks, *self.model.shortcuts)]
-        model_aux = AuxOutputs(collect_metrics=False, tokens=self.totals.mtp_tokens)
+        clips = self.qk_clip is not None
+        layers = [
+            AuxOutputs(snapshot, self.totals.tokens, score_maxima=[] if clips else None)
+            for _ in (*self.model.blocks, *self.model.shortcuts)
+        ]
+        model_aux = AuxOutputs(False, self.totals.mtp_tokens, score_maxima=[] if clips else None)
         with autocast(self.device, self.config.training.precision):
             loss = self.model.loss(
                 tokens_BT.to(self.device, non_blocking=True),
@@ -201,6 +215,8 @@ class TrainStep:
         """
         metrics = dict(zip(self.objective_metrics, parallel.all_pooled(list(self.objective_metrics.values()))))
         metrics |= {name: value.double() for name, value in self.gradient_metrics.items()}
+        if self.qk_clip is not None:
+            metrics |= self.qk_clip.metrics
         further = [torch.stack(list(metrics.values()))] if metrics else []
         values = torch.cat((self.loss_window, self.gradient_norm.double()[None], self.health.state, *further))
         self.loss_window = torch.zeros_like(self.loss_window)

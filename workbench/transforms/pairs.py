@@ -11,16 +11,13 @@ from torch import Tensor
 from workbench.config import ConfigError, Problem, nearest, require
 from workbench.contract import Component, FeedForward, Mixer, RescalingPair
 from workbench.model import LanguageModel, ModelConfig, rescaling_pairs
-from workbench.optimisers import AVERAGE
+from workbench.optimisers import AVERAGE, SCALE
 from workbench.transforms.base import OptimiserState, Transform, TransformConfig, Weights
 
 ATTENTION = ("qk", "qk_rotary", "vo")
 """Pairs of a mixer."""
 EXPECTED: tuple[tuple[type[Component], tuple[str, ...]], ...] = ((Mixer, ("qk", "vo")), (FeedForward, ("up_down",)))
 """Pairs that every component of a kind has, unless something stands between the tensors."""
-SCALE = "scale"
-"""Entry of the optimiser's state of a compensated parameter: the parameter over the value that the optimiser updates
-(:mod:`workbench.training.compensation`)."""
 
 
 class PairConfig(TransformConfig):

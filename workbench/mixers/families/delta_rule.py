@@ -406,6 +406,9 @@ class DeltaRuleMixer(Mixer):
             torch.zeros(batch, past, self.H * (2 * self.K + self.V), device=device, dtype=dtype),
         )
 
+    def score_obstacle(self) -> str:
+        return "a recurrent state has no softmax over keys"
+
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
         H, K, V = config.heads, config.head_dim, config.value_dim

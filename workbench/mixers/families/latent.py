@@ -26,6 +26,7 @@ from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
 from workbench.layers import Linear, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import channel_scales, heads_of, nearest_divisor
+from workbench.ops.attention import score_maxima
 from workbench.ops.sparse_attention import document_starts, visible_block_attention, visible_pairs
 
 
@@ -291,6 +292,10 @@ class LatentAttention(Mixer):
         B, T, _ = x_BTD.shape
         q_n, q_r, c, kr = self.project(x_BTD, offset=0 if cache is None else cache.length)
         if cache is None:
+            if aux is not None and aux.score_maxima is not None:
+                queries, (k, v) = torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), self.project.expanded(c, kr)
+                settings = {"scale": self.project.scale, "window": self.window, "segments": segments}
+                aux.score_maxima.append(score_maxima(queries.to(v.dtype), k, **settings))
             o = self.attend(q_n, q_r, c, kr, segments=segments)
         else:
             assert isinstance(cache, LatentCache)
@@ -334,6 +339,19 @@ class LatentAttention(Mixer):
 
     def rescaling_pairs(self) -> list[RescalingPair]:
         return self.project.rescaling_pairs()
+
+    def score_obstacle(self) -> str | None:
+        return None
+
+    def score_factors(self, factors_H: Tensor) -> dict[str, Tensor]:
+        N, R = self.project.N, self.project.R
+        content_HN = factors_H.sqrt()[:, None].expand(-1, N)
+        queries = torch.cat((content_HN, factors_H[:, None].expand(-1, R)), dim=1)  # all heads share the rotated key
+        keys_and_values = torch.cat((content_HN, torch.ones_like(content_HN)), dim=1)
+        return {
+            "project.q.weight": queries.reshape(-1, 1),
+            "project.up.weight": keys_and_values.reshape(-1, 1),
+        }
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> LatentCache:
         return LatentCache(self, batch, length, device, dtype)

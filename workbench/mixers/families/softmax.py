@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
-from workbench.ops.attention import attention
+from workbench.ops.attention import attention, score_maxima
 from workbench.ops.sparse_attention import document_starts, visible_block_attention
 
 
@@ -228,6 +228,9 @@ class SoftmaxAttention(ScaledScores, Mixer):
             offset = 0 if cache is None else cache.length
             q_BTHK, k_BTGK = self.rotary(q_BTHK, offset), self.rotary(k_BTGK, offset)
         if cache is None:
+            if aux is not None and aux.score_maxima is not None and self.score_obstacle() is None:
+                queries = q_BTHK.to(v_BTGK.dtype)
+                aux.score_maxima.append(score_maxima(queries, k_BTGK, window=self.window, segments=segments))
             o_BTHK = self.attend(q_BTHK, k_BTGK, v_BTGK, segments=segments)
         else:
             assert isinstance(cache, KeyValueCache)
@@ -260,6 +263,14 @@ class SoftmaxAttention(ScaledScores, Mixer):
 
     def rescaling_obstacles(self) -> dict[str, str]:
         return {"qk": QK_NORM_OBSTACLE} if isinstance(self.q_norm, RMSNorm) else {}
+
+    def score_obstacle(self) -> str | None:
+        return QK_NORM_OBSTACLE if isinstance(self.q_norm, RMSNorm) else None
+
+    def score_factors(self, factors_H: Tensor) -> dict[str, Tensor]:
+        q_H, k_G = (factors_H, factors_H.new_ones(self.G)) if self.G < self.H else (factors_H.sqrt(), factors_H.sqrt())
+        rows = torch.cat((q_H, k_G, torch.ones_like(k_G))).repeat_interleave(self.K)
+        return {"qkv.weight": rows[:, None]}
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> KeyValueCache:
         return KeyValueCache(self, batch, length, device, dtype)
