@@ -3,8 +3,9 @@
     python benchmarks/fp8.py                       # bf16 twice (two seeds), fp8 by rows and by tensors, 300 steps each
     python benchmarks/fp8.py --case full:1.3b:8 --steps 300 --modes bf16 row
 
-Every run trains in its own process as `workbench train` does. The two bf16 seeds measure the noise of the loss; the
-gap of an fp8 run is to the bf16 run of its seed. Results go to results/benchmarks/fp8.json.
+Every run trains in its own process as `workbench train` does, except that it writes no checkpoint. The two bf16 seeds
+measure the noise of the loss; the gap of an fp8 run is to the bf16 run of its seed. Modes of one case may be run one
+after another: results go to results/benchmarks/fp8.json, and those of the case on this device are compared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from common import merge_results, run_in_process
+from common import merge_results, provenance, run_in_process
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -32,8 +33,11 @@ def measured(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run."""
     from train_throughput import run_config
 
+    from workbench.training.checkpointer import Checkpointer
     from workbench.training.trial import new_run, train
 
+    # nothing is resumed, and 16 GB take as long to write as a hundred steps
+    Checkpointer.save = lambda self, step: None  # type: ignore[method-assign]
     scaling, seed = MODES[mode]
     extra: dict[str, Any] = {"seed": seed, "training": {"fp8": scaling}}
     config = run_config(arguments.case, arguments.steps, arguments.corpus_bytes, extra)
@@ -46,6 +50,7 @@ def measured(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "case": arguments.case,
         "mode": mode,
+        "steps": arguments.steps,
         "tokens_per_second": median(row["tokens_per_second"] for row in rows[1:-1]),
         "final_loss": mean(row["loss"] for row in rows[-LAST_LINES:]),
         "losses": [row["loss"] for row in rows],
@@ -81,7 +86,14 @@ def main() -> None:
         return
     results = [{"case": arguments.case, "mode": mode, **run_in_process(__file__, mode)} for mode in arguments.modes]
     merge_results(Path(arguments.output), results, lambda result: (result["mode"], result["case"]))
-    print("\n".join(compared(results) or [json.dumps(results, indent=1)]))
+    device = provenance()["device"]
+    stored = [
+        result
+        for result in json.loads(Path(arguments.output).read_text())["results"]
+        if result["case"] == arguments.case and result["environment"]["device"] == device
+    ]
+    failed = [result for result in results if "final_loss" not in result]
+    print("\n".join([*compared(stored), *(json.dumps(result, indent=1) for result in failed)]))
 
 
 if __name__ == "__main__":
