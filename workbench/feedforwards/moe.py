@@ -130,7 +130,7 @@ class MixtureOfExperts(FeedForward):
         """Step μ of the bias. Default by score and rule: softmax 0.2 proportional, 1e-4 sign; sigmoid 2.0 and 1e-3."""
         z_weight: Annotated[float, Field(ge=0)] = 0.0
         """Weight of the router's z-loss, the mean of logsumexp(l)²."""
-        gate: Annotated[bool, Field(exclude_if=lambda value: not value)] = False  # absent where off: identities stay
+        gate: bool = False
         """Whether the routed sum has a learned factor, 1 at the start. At 0 it is silent whatever the router chooses,
         zero-computation experts included; growth that preserves the function needs it."""
         backend: Literal["grouped_mm", "loop"] = "grouped_mm"
@@ -185,6 +185,12 @@ class MixtureOfExperts(FeedForward):
                 bias_step=self.bias_step or BIAS_STEPS.get((self.score, self.bias)),
                 balance_groups=groups,
             )
+
+        def canonical(self) -> dict[str, Any]:
+            plain = self.plain()
+            if not self.gate:
+                del plain["gate"]  # off: the model is the same
+            return plain
 
     def __init__(self, config: Any, width: int):
         super().__init__()

@@ -43,6 +43,10 @@ class Layer:
         """As plain data."""
         return {"mixer": self.mixer.plain(), "feedforward": self.feedforward.plain()}
 
+    def canonical(self) -> dict[str, Any]:
+        """Plain data that is equal for equivalent layers."""
+        return {"mixer": self.mixer.canonical(), "feedforward": self.feedforward.canonical()}
+
 
 class Span(NamedTuple):
     """What repeats over the depth: a layer, or a pair of layers with its shortcut."""
@@ -326,15 +330,15 @@ class ModelConfig(Config):
             "width": self.width,
             "vocabulary": self.vocabulary,
             "tied": self.tied,
-            "layers": [layer.plain() for layer in self.layers],
+            "layers": [layer.canonical() for layer in self.layers],
         }
         if self.embedding_config != embeddings["token"].Config():
-            canonical["embedding"] = self.embedding_config.plain()
+            canonical["embedding"] = self.embedding_config.canonical()
         if self.shortcuts:
-            shortcuts = [config.plain() for config in self.shortcuts]
+            shortcuts = [config.canonical() for config in self.shortcuts]
             canonical["shortcut"] = {"from": self.shortcut_from, "feedforwards": shortcuts}
         if self.mtp is not None and self.mtp_layer is not None:
-            canonical["mtp"] = {**self.mtp.plain(), **self.mtp_layer.plain()}
+            canonical["mtp"] = {**self.mtp.plain(), **self.mtp_layer.canonical()}
         if self.hidden_z:
             canonical["hidden_z"] = self.hidden_z
         if self.parametrisation.kind != "standard":
