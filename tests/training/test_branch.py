@@ -113,6 +113,21 @@ def test_a_head_that_would_start_at_another_step_is_refused() -> None:
         branched(late, 200 * 2048)
 
 
+def test_several_decays_share_a_trunk(corpus: Path) -> None:
+    config = RunConfig.parse(run_fields(corpus, training=TRUNK))
+    tokens, trunk = config.training.tokens, config.training.trunk_steps
+    decays = [
+        branched(config, tokens, decay_shape="sqrt"),
+        branched(config, tokens, decay=0.1),
+        branched(config, 2 * tokens),
+    ]
+    for other in decays:
+        assert [rate_at(step, other.training) for step in range(trunk)] == [
+            rate_at(step, config.training) for step in range(trunk)
+        ]
+    assert len({other.identity for other in (config, *decays)}) == 4
+
+
 def test_a_head_that_trains_from_the_beginning_may_branch() -> None:
     early = RunConfig.parse({"model": {"mtp": {}}, "training": {"tokens": 100 * 2048}})
     assert branched(early, 200 * 2048).training.steps == 200

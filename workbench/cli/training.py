@@ -42,15 +42,18 @@ def branch(
     decay: Annotated[
         float | None, typer.Option(help="Share of its steps spent decaying. Default: as in the shorter run.")
     ] = None,
+    decay_shape: Annotated[
+        str | None, typer.Option(help="linear, sqrt or cosine. Default: as in the shorter run.")
+    ] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
 ) -> None:
-    """Train to a longer horizon from the trunk of a shorter run, which is not trained again."""
+    """Train with another horizon or decay from the trunk of a run, which is not trained again."""
     from workbench.training import parallel
     from workbench.training.branch import branch as begin
 
     is_rank_zero = parallel.is_rank_zero()
     path = folder or run.with_name(f"{run.name}-{tokens}")
-    begin(run, path, path.parent / "cache", tokens, decay, note if is_rank_zero else None)
+    begin(run, path, path.parent / "cache", tokens, decay, decay_shape, note if is_rank_zero else None)
     _train_in_foreground(path, devices, is_rank_zero)
 
 

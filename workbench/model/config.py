@@ -20,6 +20,7 @@ from workbench.contract import (
     feedforwards,
     mixers,
 )
+from workbench.model.lora import LoraConfig
 from workbench.model.pattern import check_names, tile
 from workbench.parametrisations import Parametrisation, ParametrisationSetting, parametrisations
 from workbench.registry import Registry
@@ -123,6 +124,8 @@ class ModelConfig(Config):
     tuned: standard, full_align, mup, complete_p."""
     mtp: MultiTokenConfig | None = None
     """Multi-token prediction in training. Default: none."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters, which alone are trained: {rank: 8, alpha: 16}. Default: none, all parameters are trained."""
     hidden_z: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the hidden z-loss, which keeps the last hidden states from growing (arXiv 2509.01322, eq. 10)."""
 
@@ -339,6 +342,8 @@ class ModelConfig(Config):
             canonical["shortcut"] = {"from": self.shortcut_from, "feedforwards": shortcuts}
         if self.mtp is not None and self.mtp_layer is not None:
             canonical["mtp"] = {**self.mtp.plain(), **self.mtp_layer.canonical()}
+        if self.lora is not None:
+            canonical["lora"] = self.lora.canonical()
         if self.hidden_z:
             canonical["hidden_z"] = self.hidden_z
         if self.parametrisation.kind != "standard":

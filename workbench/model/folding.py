@@ -1,4 +1,4 @@
-"""Multipliers of a parametrisation folded into weights, for software that knows no multipliers."""
+"""Multipliers of a parametrisation and low-rank adapters folded into weights, for software that knows neither."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from workbench.config import ConfigError
 from workbench.layers import ScaledScores
 from workbench.model.config import ModelConfig
 from workbench.model.language_model import LanguageModel
+from workbench.model.lora import merged
 from workbench.model.roles import parameter_roles
 
 
 def folded(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The same function without multipliers: a model of the standard parametrisation and its tensors.
+    """The same function without multipliers and adapters: a model of the standard parametrisation and its tensors.
 
     The branch multiplier goes into the matrices that write the residual stream, that of the logits into the gains of
     the final norms, that of the embedding into its rows. Exact but for one rounding of each weight; where a multiplier
@@ -24,6 +25,8 @@ def folded(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelCon
     Raises:
         ConfigError: naming what cannot be folded.
     """
+    if config.lora is not None:
+        config, tensors = config.changed(lora=None), merged(tensors, config.lora)
     if config.parametrisation.kind == "standard":
         return config, dict(tensors)
     with torch.device("meta"):

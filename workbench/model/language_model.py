@@ -15,6 +15,7 @@ from workbench.layers import Linear, RMSNorm
 from workbench.model.block import Block, times
 from workbench.model.config import ModelConfig
 from workbench.model.initialise import initialise
+from workbench.model.lora import adapt
 from workbench.model.objectives import (
     MultiTokenHead,
     StepTotals,
@@ -25,6 +26,7 @@ from workbench.model.objectives import (
     target_loss,
 )
 from workbench.model.parametrisation import Multipliers, apply_multipliers
+from workbench.model.roles import parameter_roles
 from workbench.ops.cross_entropy import linear_cross_entropy
 
 
@@ -59,6 +61,8 @@ class LanguageModel(nn.Module):
         """Ids that end a text beside the document symbol, where the folder that the model was read from names some."""
         self.multipliers = Multipliers()
         """Constants that the parametrisation sets."""
+        if config.lora is not None:
+            adapt(self, config.lora, parameter_roles(self))
         apply_multipliers(self)
         if seed is not None:
             initialise(self, seed)

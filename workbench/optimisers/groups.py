@@ -45,7 +45,7 @@ def parameter_groups(
     lr_factors: Mapping[str, float],
     family: Callable[[ParameterRole], UpdateFamily] = lambda role: "sign",
 ) -> list[ParameterGroup]:
-    """Groups of all parameters of ``model``.
+    """Groups of all parameters of ``model`` that are trained.
 
     Whether a parameter decays is a property of its role (:class:`workbench.contract.ParameterRole`); how its settings
     follow the size of the model is a property of the parametrisation (:mod:`workbench.parametrisations`).
@@ -73,6 +73,8 @@ def parameter_groups(
     factors = parameter_factors(model, family)
     groups: dict[tuple[bool, float, float, float], ParameterGroup] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         role, by_size = roles[name], factors[name]
         given = (value for pattern, value in lr_factors.items() if fnmatch(name, pattern))
         factor = math.prod(given, start=by_size.learning_rate)

@@ -47,11 +47,14 @@ class TrainingConfig(Config):
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Maximum global gradient norm."""
     schedule: Literal["wsd", "cosine"] = "wsd"
-    """Learning-rate schedule: warm-up–stable–decay with linear decay, or warm-up and cosine."""
+    """Learning-rate schedule: warm-up, a constant rate and decay (wsd), or warm-up and cosine."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Fraction of the steps spent on warm-up."""
     decay: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Fraction of the steps spent on decay (wsd)."""
+    decay_shape: Literal["linear", "sqrt", "cosine"] = "linear"
+    """How the rate falls over the decay of a wsd schedule, of which a fraction x is done: 1 - x, 1 - sqrt(x) (arXiv
+    2405.18392), or half a cosine."""
     keep_trunk: bool = False
     """Whether to keep the checkpoint at which the decay of a wsd schedule begins, from which longer runs can branch
     (`workbench branch`)."""
@@ -210,6 +213,13 @@ class RunConfig(Config):
             expected="components that separate the packed documents of a row",
             do="Choose others, or set allow_document_leaks: true to train across documents.",
         )
+        require(
+            self.model.lora is None or self.start is not None,
+            "model.lora",
+            got="adapters of random weights",
+            expected="trained weights to start from",
+            do="Give start.folder, or leave the adapters out.",
+        )
         try:
             self.data.check(self.model.vocabulary or 0, self.training.context)
         except ConfigError as error:
@@ -251,6 +261,8 @@ class RunConfig(Config):
         for name in ("deterministic", "ema", "fp8", "keep_trunk", "qk_clip", "transforms"):
             if not plain["training"][name]:
                 del plain["training"][name]  # off: the run is the same
+        if self.training.schedule == "cosine" or self.training.decay_shape == "linear":
+            del plain["training"]["decay_shape"]
         if plain["training"]["batch_plan"]["kind"] == "contiguous":
             del plain["training"]["batch_plan"]
         if not plain["evaluation"]:

@@ -39,5 +39,5 @@ def optimiser_bytes(config: RunConfig) -> int:
     with torch.device("meta"):
         model = LanguageModel(config.model)
     optimiser = optimiser_of(config.training)
-    average = 0 if config.training.ema is None else sum(4 * parameter.numel() for parameter in model.parameters())
+    average = 0 if config.training.ema is None else sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
     return average + sum(optimiser.state_bytes(group) for group in groups_of(model, config.training))

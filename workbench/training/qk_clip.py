@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from workbench.config import Config, ConfigError, Problem, require
 from workbench.contract import AuxOutputs, Mixer
 from workbench.model import LanguageModel, ModelConfig
+from workbench.model.lora import adapter_factor
 from workbench.optimisers.tensors import local
 from workbench.training import parallel
 
@@ -119,7 +120,8 @@ class QKClip:
             mixer = self.mixers[index]
             parameters = dict(mixer.named_parameters())
             for name, factor in mixer.score_factors(factors_H).items():
-                _multiply(parameters[name], factor)
+                for scaled, by in {name: factor, **adapter_factor(name, factor, parameters)}.items():
+                    _multiply(parameters[scaled], by)
         self.metrics = {"score_max": joined.max(), "clipped_heads": exceeds.sum().double()}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from workbench.config import ConfigError, Problem, nearest, require
 from workbench.contract import Component, FeedForward, Mixer, RescalingPair
 from workbench.model import LanguageModel, ModelConfig, rescaling_pairs
+from workbench.model.lora import adapter_factor
 from workbench.optimisers import AVERAGE, SCALE
 from workbench.transforms.base import OptimiserState, Transform, TransformConfig, Weights
 
@@ -94,14 +95,18 @@ class PairRescaling(Transform):
         factors: dict[str, Tensor] = {}
         for pair in (pair for _, pair in rescaling_pairs(structure) if pair.name in self.names):
             for name, factor in pair.factors(self.scales(pair, weights)):
-                factors[name] = factors[name] * factor if name in factors else factor
+                for scaled, by in {name: factor, **adapter_factor(name, factor, weights)}.items():
+                    factors[scaled] = factors[scaled] * by if scaled in factors else by
         new = dict(weights)
         for name, factor in factors.items():
             new[name] = weights[name] * factor.to(weights[name])
         if optimiser_state is None:
             return new, None
         state = {name: dict(entry) for name, entry in optimiser_state.items()}
+        trained = {name for name, parameter in structure.named_parameters() if parameter.requires_grad}
         for name, factor in factors.items():
+            if name not in trained:
+                continue
             entry = self._entry(state.pop(name, {}), factor.to(weights[name]), weights[name])
             if entry:
                 state[name] = entry

@@ -56,7 +56,7 @@ def cost_table(
         peak = step.peak_bytes if step is not None else 0
         state_bytes = optimiser_bytes(run)
         # weights and gradients in fp32
-        memory = peak or 8 * cost.parameters + state_bytes + activation_bytes(run)
+        memory = peak or 4 * (cost.parameters + cost.trainable) + state_bytes + activation_bytes(run)
         row: dict[str, Any] = {
             "arm": name,
             "parameters": cost.parameters,
