@@ -11,7 +11,7 @@ optimiser's state stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -24,7 +24,6 @@ from workbench.contract import AuxOutputs, Mixer
 from workbench.model import LanguageModel, ModelConfig
 from workbench.model.lora import adapter_factor
 from workbench.optimisers.tensors import local
-from workbench.training import parallel
 
 
 class QKClipConfig(Config):
@@ -80,10 +79,16 @@ class QKClip:
     Args:
         model: sharded, if it is to be.
         config: the threshold.
+        all_maximum: maximum over ranks of a tensor.
     """
 
-    def __init__(self, model: LanguageModel, config: QKClipConfig):
-        self.threshold = config.threshold
+    def __init__(
+        self,
+        model: LanguageModel,
+        config: QKClipConfig,
+        all_maximum: Callable[[Tensor], Tensor] = lambda value: value,
+    ):
+        self.threshold, self.all_maximum = config.threshold, all_maximum
         self.mixers = {i: mixer for i, mixer in enumerate(_mixers(model)) if mixer.score_obstacle() is None}
         self.multi_token_index = len(model.blocks)
         self.maxima: dict[int, Tensor] = {}
@@ -113,7 +118,7 @@ class QKClip:
         if not self.maxima:
             return
         sizes = [len(maxima_H) for maxima_H in self.maxima.values()]
-        joined = parallel.all_maximum(torch.cat([maxima_H.double() for maxima_H in self.maxima.values()]))
+        joined = self.all_maximum(torch.cat([maxima_H.double() for maxima_H in self.maxima.values()]))
         exceeds = joined.isfinite() & (joined > self.threshold) & (applied > 0)
         factors = torch.where(exceeds, self.threshold / joined, 1.0)
         for index, factors_H in zip(self.maxima, factors.split(sizes)):

@@ -69,7 +69,7 @@ class TrainStep:
         self.counters = StepCounters(model)
         self.health = Health(config.training.spike_factor, device)
         clip = config.training.qk_clip
-        self.qk_clip = None if clip is None else QKClip(model, clip)
+        self.qk_clip = None if clip is None else QKClip(model, clip, parallel.all_maximum)
         self.applied = torch.ones((), device=device)
         """0.0 where the optimiser skipped the newest step, else 1.0."""
         self.lr_factor = 0.0
