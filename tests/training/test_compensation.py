@@ -9,8 +9,9 @@ import pytest
 import torch
 from helpers import make_run, random_tokens, run_fields, small_model, write_corpus
 
+from workbench.contract import ParameterRole, Role
 from workbench.model import LanguageModel
-from workbench.optimisers import optimisers, parameter_groups
+from workbench.optimisers import ParameterGroup, optimisers, parameter_groups
 from workbench.training.compensation import without_rescaling
 from workbench.training.trial import train
 from workbench.transforms import apply_transforms, transforms
@@ -58,6 +59,36 @@ def test_compensation_leaves_the_trajectory(kind: str, granularity: str) -> None
     torch.testing.assert_close(scores(compensated), scores(plain), rtol=1e-6, atol=1e-7)
     name = "blocks.0.mixer.out.weight"
     assert not torch.allclose(compensated.state_dict()[name], plain.state_dict()[name], rtol=0.05)
+
+
+POWERS = {"adamw": (1, -1, -1), "muon": (1, -1, 0), "sgd": (2, -2, 0)}
+"""Powers of s in the learning rate, weight decay and epsilon of a matrix that is multiplied by s."""
+
+
+def settings_trajectory(kind: str, s: float) -> torch.Tensor:
+    """A matrix after ten steps, the last five of which train s times it with such settings."""
+    role, generator = ParameterRole.of(Role.HIDDEN), torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(8, 6, generator=generator))
+    claims = optimisers[kind](optimisers[kind].Config())
+    group = ParameterGroup(lr=1e-2, weight_decay=0.1, parameters={"w": parameter}, roles={"w": role})
+    optimiser = claims.build([group])
+    for number in range(10):
+        if number == 5:
+            parameter.data *= s
+            state = claims.rescaled_state(optimiser.state[parameter], parameter=s, gradient=1 / s)
+            optimiser.state[parameter] = state
+            for name, power in zip(("lr", "weight_decay", "eps"), POWERS[kind]):
+                if name in optimiser.param_groups[0]:
+                    optimiser.param_groups[0][name] *= s**power
+        parameter.grad = torch.randn(8, 6, generator=generator) / (s if number >= 5 else 1.0)
+        optimiser.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("kind", POWERS)
+def test_compensation_is_a_change_of_settings(kind: str) -> None:
+    """What the transform does without compensation is the inverse change of rate, decay and epsilon."""
+    assert torch.equal(settings_trajectory(kind, 1.0) * 4.0, settings_trajectory(kind, 4.0))
 
 
 @pytest.mark.parametrize("state", ["keep", "rescale", "reset"])

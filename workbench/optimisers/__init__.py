@@ -12,7 +12,6 @@ from workbench.optimisers.base import (
     Optimiser,
     OptimiserConfig,
     OptimiserSetting,
-    SettingFactors,
     optimisers,
 )
 from workbench.optimisers.groups import ParameterGroup, parameter_groups
@@ -25,7 +24,6 @@ __all__ = [
     "OptimiserConfig",
     "OptimiserSetting",
     "ParameterGroup",
-    "SettingFactors",
     "optimisers",
     "parameter_groups",
 ]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from workbench.contract import ParameterRole, Range
-from workbench.optimisers.base import Optimiser, OptimiserConfig, SettingFactors, optimisers
+from workbench.contract import Range
+from workbench.optimisers.base import Optimiser, OptimiserConfig, optimisers
 from workbench.optimisers.groups import ParameterGroup
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -39,9 +39,6 @@ class AdamW(Optimiser):
     def state_bytes(self, group: ParameterGroup) -> int:
         """Two fp32 moments per parameter, and one fp32 step count per tensor."""
         return sum(8 * parameter.numel() + 4 for parameter in group.parameters.values())
-
-    def compensation(self, role: ParameterRole, factor: float) -> SettingFactors:
-        return SettingFactors(lr=factor, weight_decay=1 / factor, epsilon=1 / factor)
 
     @property
     def epsilon(self) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, TypeAlias
 
@@ -32,15 +31,6 @@ SCALE = "scale"
 updates (:mod:`workbench.training.compensation`)."""
 OF_TRAINING = frozenset({AVERAGE, SCALE})
 """Entries that training adds to those of the optimiser, which does not see them in its step."""
-
-
-@dataclass(frozen=True)
-class SettingFactors:
-    """Factors of the settings of one parameter."""
-
-    lr: float = 1.0
-    weight_decay: float = 1.0
-    epsilon: float = 1.0
 
 
 class Optimiser(ABC):
@@ -97,23 +87,8 @@ class Optimiser(ABC):
             remap: what is done to the parameter, a function of a tensor of its shape; applied to every entry of one
                 number per element.
         """
-        elementwise = {*self.gradient_powers, AVERAGE}
+        elementwise = {*self.gradient_powers, *OF_TRAINING}
         return {name: remap(value) if name in elementwise else value for name, value in entry.items()}
-
-    def compensation(self, role: ParameterRole, factor: float) -> SettingFactors | None:
-        """Settings under which a rescaled parameter moves as it would have without the rescaling.
-
-        With the state of :meth:`rescaled_state` and these factors, the parameter multiplied by ``factor``, with its
-        gradients divided by it, stays ``factor`` times the untransformed one at every later step.
-
-        Args:
-            role: of the parameter.
-            factor: of all its elements. No factor per row or column has this property in general.
-
-        Returns:
-            None where the optimiser has no such settings. Default.
-        """
-        return None
 
     def update_family(self, role: ParameterRole) -> UpdateFamily:
         """How large the updates of parameters of this role are, by which a parametrisation chooses the factors of their

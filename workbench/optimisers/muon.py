@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from workbench.contract import ParameterRole, Range, Role
 from workbench.optimisers.adamw import AdamW, Beta
-from workbench.optimisers.base import Optimiser, OptimiserConfig, SettingFactors, optimisers
+from workbench.optimisers.base import Optimiser, OptimiserConfig, optimisers
 from workbench.optimisers.groups import ParameterGroup
 from workbench.optimisers.tensors import assign, local
 from workbench.parametrisations import UpdateFamily
@@ -108,11 +108,6 @@ class Muon(Optimiser):
             return "sign"
         families: dict[Scale, UpdateFamily] = {"match_rms": "rms", "original": "orthogonal", "spectral": "spectral"}
         return families[self.config.scale]
-
-    def compensation(self, role: ParameterRole, factor: float) -> SettingFactors:
-        # the step does not depend on the size of the gradient
-        epsilon = 1.0 if role.role in MATRICES else 1 / factor
-        return SettingFactors(lr=factor, weight_decay=1 / factor, epsilon=epsilon)
 
     @property
     def epsilon(self) -> float:

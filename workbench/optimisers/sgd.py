@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.config import require
 from workbench.contract import ParameterRole, Range
-from workbench.optimisers.base import Optimiser, OptimiserConfig, SettingFactors, optimisers
+from workbench.optimisers.base import Optimiser, OptimiserConfig, optimisers
 from workbench.optimisers.groups import ParameterGroup
 from workbench.optimisers.tensors import assign, local
 from workbench.parametrisations import UpdateFamily
@@ -46,9 +46,6 @@ class SGD(Optimiser):
 
     def update_family(self, role: ParameterRole) -> UpdateFamily:
         return "gradient"
-
-    def compensation(self, role: ParameterRole, factor: float) -> SettingFactors:
-        return SettingFactors(lr=factor**2, weight_decay=1 / factor**2)
 
     @classmethod
     def search_space(cls, config: Any) -> dict[str, Range]:

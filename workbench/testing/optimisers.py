@@ -124,11 +124,11 @@ class OptimiserConformance:
             elementwise = {name for name, value in entries.items() if getattr(value, "shape", None) == parameter.shape}
             assert elementwise == entries.keys() & self.optimiser.gradient_powers.keys()
 
-    def test_a_compensated_rescaling_changes_nothing(self) -> None:
-        if self.instance().compensation(ParameterRole.of(Role.HIDDEN), 2.0) is None:
-            pytest.skip("makes no such claim")
-        (plain, _), (scaled, _) = (self.trajectory(factor) for factor in (1.0, 4.0))
-        assert torch.equal(plain * 4.0, scaled)
+    def test_a_rescaled_state_is_that_of_rescaled_gradients(self) -> None:
+        (_, state), (_, of_smaller) = (self.trajectory(gradient=factor) for factor in (1.0, 0.25))
+        rescaled = self.instance().rescaled_state(state, parameter=4.0, gradient=0.25)
+        assert rescaled.keys() == of_smaller.keys()
+        assert all(torch.equal(value, of_smaller[name]) for name, value in rescaled.items())
 
     def test_remapped_state_follows_its_parameter(self) -> None:
         (plain, state), (flipped, flipped_state) = (self.trajectory(flip=flip) for flip in (False, True))
@@ -138,36 +138,27 @@ class OptimiserConformance:
         # updates that are matrix products round in bf16, by up to 2^-8 of the learning rate in each of five steps
         torch.testing.assert_close(plain.flip(0), flipped, rtol=0, atol=5 * 2**-8 * LEARNING_RATE)
 
-    def trajectory(self, factor: float = 1.0, flip: bool = False) -> tuple[Tensor, dict[str, Any]]:
-        """A matrix (8, 6) and its state after ten steps with given gradients; after five it is rescaled, or its rows
-        are flipped."""
+    def trajectory(self, gradient: float = 1.0, flip: bool = False) -> tuple[Tensor, dict[str, Any]]:
+        """A matrix (8, 6) and its state after ten steps; after five its rows are flipped.
+
+        Args:
+            gradient: factor of the gradients.
+            flip: whether rows are flipped.
+        """
         role, generator = ParameterRole.of(Role.HIDDEN), torch.Generator().manual_seed(0)
         parameter = nn.Parameter(torch.randn(8, 6, generator=generator))
         group = ParameterGroup(lr=LEARNING_RATE, weight_decay=0.1, parameters={"w": parameter}, roles={"w": role})
         claims = self.instance()
         optimiser = claims.build([group])
         for number in range(10):
-            gradient = torch.randn(8, 6, generator=generator)
-            if number >= 5:
-                gradient = gradient.flip(0) if flip else gradient / factor
-            parameter.grad = gradient
+            parameter.grad = gradient * torch.randn(8, 6, generator=generator)
+            if flip and number >= 5:
+                parameter.grad = parameter.grad.flip(0)
             optimiser.step()
-            if number == 4:
+            if flip and number == 4:
                 entry = optimiser.state[parameter]
-                if flip:
-                    parameter.data = parameter.data.flip(0)
-                    optimiser.state[parameter] = claims.remapped_state(entry, lambda tensor: tensor.flip(0))
-                if factor != 1.0:
-                    parameter.data *= factor
-                    entry = claims.rescaled_state(entry, parameter=factor, gradient=1 / factor)
-                    optimiser.state[parameter] = entry
-                    settings = claims.compensation(role, factor)
-                    assert settings is not None
-                    for torch_group in optimiser.param_groups:
-                        torch_group["lr"] *= settings.lr
-                        torch_group["weight_decay"] *= settings.weight_decay
-                        if "eps" in torch_group:
-                            torch_group["eps"] *= settings.epsilon
+                parameter.data = parameter.data.flip(0)
+                optimiser.state[parameter] = claims.remapped_state(entry, lambda tensor: tensor.flip(0))
         return parameter.detach(), dict(optimiser.state[parameter])
 
     def test_found_inf_skips_a_step(self) -> None:
