@@ -7,6 +7,7 @@ time wait for each other.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from workbench.data.sources import content_digest, digest, is_complete, is_intac
 from workbench.data.splits import MEASURED, SPLITS, Assignment, MeasuredSplit, SplitName, split_by_cluster
 from workbench.files import locked, read_json, replacing_folder, write_json
 
-FORMAT = 7
+FORMAT = 8
 """Part of the fingerprint; raised when the files or the rules change."""
 REASONS = ("allow_overlap", "allow_lossy")
 """Fields that change how the data may be used, not the data."""
@@ -240,14 +241,14 @@ def _write_split(
 ) -> dict[str, Any]:
     """Encode documents and write them shard by shard. Returns their part of the card."""
     lengths, sizes = array("q"), array("q")
-    lossy = 0
+    outcomes: Counter[tokenizers.RoundTrip] = Counter()
     for together in _batches(texts, members):
         for document, text in zip(tokenizers.encode(tokenizer, together, max_bytes), together):
             writer.add(document.ids)
             lengths.append(len(document.ids))
             sizes.append(document.size)
             if max_bytes is not None:  # measured: bits per byte assume that the ids hold the whole text
-                lossy += not tokenizers.is_lossless(tokenizer, document, text)
+                outcomes[tokenizers.round_trip(tokenizer, document, text)] += 1
         if len(lengths) // PROGRESS_EVERY > (len(lengths) - len(together)) // PROGRESS_EVERY:
             progress(f"encoding the {writer.name} split: {len(lengths):,} of {len(members):,} documents")
     writer.flush()
@@ -261,5 +262,11 @@ def _write_split(
         "tokens": tokens,
         "shards": writer.files,
         "bytes_per_token": total / max(1, tokens - len(lengths)),
-        **({} if max_bytes is None else {"lossy_documents": lossy}),
+        **({} if max_bytes is None else _losses(outcomes)),
     }
+
+
+def _losses(outcomes: Counter[tokenizers.RoundTrip]) -> dict[str, int]:
+    """Measured documents that do not decode to their text, as entries of the card."""
+    spaces = outcomes[tokenizers.RoundTrip.SPACE]
+    return {"lossy_documents": outcomes[tokenizers.RoundTrip.LOSSY], **({"space_documents": spaces} if spaces else {})}

@@ -182,8 +182,10 @@ def _earlier_outcomes(path: Path) -> str | None:
 
 
 def _number(value: Any) -> int | float | None:
-    """A number of a log line; None for anything else, which only a damaged line has."""
-    return value if isinstance(value, int | float) else None
+    """A number of a log line; None for anything else and for integers beyond 64 bits, which only a damaged line has."""
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else None
+    return value if isinstance(value, float) else None
 
 
 def _of_kind(value: Any, kind: Any) -> Any:
@@ -343,7 +345,7 @@ def _diagnostics(path: Path) -> pl.DataFrame:
     rows = []
     for row in read_jsonl(path):
         step, layer, values = row.get("step"), row.get("layer"), row.get("values")
-        if not isinstance(step, int) or not isinstance(layer, int) or not isinstance(values, dict):
+        if _number(step) is None or _number(layer) is None or not isinstance(values, dict):
             continue
         for name, value in values.items():
             numbers = enumerate(value) if isinstance(value, list) else [(None, value)]

@@ -36,6 +36,8 @@ from workbench.pooled import Deviation, Maximum, Mean, Pooled, Quantile
 RANK_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others in a collective operation before the run fails."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+FABRIC_VARIABLE = "LT_CLI_USED"
+"""With it Fabric takes devices and precision from further variables, or fails."""
 LAUNCHED = "WORKBENCH_RANKS"
 """Environment variable in the ranks of a run with several devices: their number."""
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -50,6 +52,7 @@ def launch(devices: int) -> Fabric:
     started them.
     """
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    os.environ.pop(FABRIC_VARIABLE, None)
     if not _is_launched():  # variables that a cluster sets in every container say nothing about this run
         for name in RANK_VARIABLES:
             os.environ.pop(name, None)
