@@ -340,3 +340,12 @@ def test_an_export_keeps_the_ends_of_text_of_an_imported_model(tokenizer: Tokeni
     model.stop_tokens = frozenset((5, 7))
     loaded, _ = load(save(model, tokenizer, tmp_path / "export"))
     assert loaded.stop_tokens == {5, 7, tokenizer.token_to_id(DOCUMENT_SYMBOL)}
+
+
+def test_a_truncation_inside_a_file_cuts_no_prompt(exported: Path) -> None:
+    path = exported / "tokenizer.json"
+    limited = Tokenizer.from_file(str(path))
+    limited.enable_truncation(3)
+    limited.save(str(path))
+    model, loaded = load(exported)
+    assert len(Engine(model, loaded).encode("query key value head")) > 4

@@ -71,5 +71,5 @@ def test_an_optimiser_without_a_kind_is_adamw() -> None:
 
 
 def test_counts_beyond_63_bits_are_refused() -> None:
-    with pytest.raises(ConfigError, match="training.tokens"):
+    with pytest.raises(ConfigError, match=r"training\.tokens"):
         RunConfig.parse({"training": {"tokens": 2**63}})

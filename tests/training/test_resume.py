@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,7 @@ VARIANTS: dict[str, Any] = {
 
 
 MakeRun = Callable[..., RunFolder]
+Events = Callable[[RunFolder, str], list[dict[str, Any]]]
 
 
 def state(folder: RunFolder) -> dict[str, Any]:
@@ -290,7 +292,7 @@ def test_a_cpu_without_memory_is_out_of_memory(
 
 @pytest.mark.parametrize("module", ["workbench.training.checkpoint", "workbench.data.sources"])
 def test_files_that_cannot_be_read_for_a_moment_are_no_result(
-    module: str, new: MakeRun, cache: Path, monkeypatch: pytest.MonkeyPatch
+    module: str, new: MakeRun, cache: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
@@ -298,7 +300,7 @@ def test_files_that_cannot_be_read_for_a_moment_are_no_result(
     folder = new()
     train(folder.path, cache, stop_after(7))
     with monkeypatch.context() as patch:
-        patch.setattr(f"{module}.checksum", refuse)
+        patch.setattr(sys.modules[module], "checksum", refuse)  # the package has a registry of that name
         assert train(folder.path, cache)["status"] == "interrupted"
     assert not folder.result()
     assert train(folder.path, cache)["status"] == "done"
