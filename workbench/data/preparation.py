@@ -55,7 +55,7 @@ def prepare_text(config: DataConfig, vocabulary: int, cache: Path, progress: Cal
     corpus = corpora[config.corpus.kind](config.corpus)
     stamp, settings = corpus.stamp(), _settings(config)
     known = _known(config, vocabulary, cache, stamp, settings)
-    if (found := _found(known, cache, stamp)) and is_intact(found):
+    if is_intact(found := _known_folder(known, cache)):
         return found
     with locked(cache / f"{known.stem}.lock"), DiskStrings(cache / f".{known.stem}.texts") as texts:
         progress("reading the corpus")
@@ -75,7 +75,8 @@ def prepare_text(config: DataConfig, vocabulary: int, cache: Path, progress: Cal
 def find_text(config: DataConfig, vocabulary: int, cache: Path) -> Path | None:
     """The folder of :func:`prepare_text` if the corpus has been prepared and is unchanged, without reading it."""
     stamp = corpora[config.corpus.kind](config.corpus).stamp()
-    return _found(_known(config, vocabulary, cache, stamp, _settings(config)), cache, stamp)
+    folder = _known_folder(_known(config, vocabulary, cache, stamp, _settings(config)), cache)
+    return folder if is_complete(folder) else None
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
@@ -91,11 +92,9 @@ def _known(config: DataConfig, vocabulary: int, cache: Path, stamp: str | None, 
     return cache / "known" / f"{digest(FORMAT, stamp, config.corpus.plain(), vocabulary, settings)}.json"
 
 
-def _found(known: Path, cache: Path, stamp: str | None) -> Path | None:
-    if stamp is None:
-        return None
-    folder = cache / str(read_json(known).get("fingerprint", "none"))
-    return folder if is_complete(folder) else None
+def _known_folder(known: Path, cache: Path) -> Path:
+    """The folder that the file ``known`` names; without such a file, one that does not exist."""
+    return cache / str(read_json(known).get("fingerprint", "none"))
 
 
 def _read(corpus: Corpus, texts: DiskStrings) -> int:

@@ -52,9 +52,7 @@ def load(path: str, vocabulary: int) -> Tokenizer:
     Raises:
         ConfigError: for another file, or more ids than ``vocabulary``.
     """
-    with _refusing(path, "JSON that the `tokenizers` library wrote"):
-        tokenizer = Tokenizer.from_file(path)
-    reset_settings(tokenizer)
+    tokenizer = read(path, field="data.tokenizer_file")
     ids_before = set(tokenizer.get_vocab().values())
     is_new = tokenizer.token_to_id(DOCUMENT_SYMBOL) is None
     tokenizer.add_special_tokens([DOCUMENT_SYMBOL])
@@ -77,8 +75,27 @@ def load(path: str, vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
+def read(path: str, field: str) -> Tokenizer:
+    """The tokenizer in a file, without what changes a text's ids: truncation, padding, dropout of merges.
+
+    Args:
+        path: JSON of the `tokenizers` library.
+        field: named in the error.
+
+    Raises:
+        ConfigError: when the library cannot read the file.
+    """
+    with _refusing(field, path, "JSON that the `tokenizers` library wrote"):
+        tokenizer = Tokenizer.from_file(path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+    return tokenizer
+
+
 @contextlib.contextmanager
-def _refusing(got: str, expected: str) -> Iterator[None]:
+def _refusing(field: str, got: str, expected: str) -> Iterator[None]:
     """Turn errors of the library into a ConfigError. It raises nothing more precise than Exception, and BaseException
     where its Rust code panics."""
     try:
@@ -86,15 +103,7 @@ def _refusing(got: str, expected: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise ConfigError.at("data.tokenizer_file", got=f"{got}: {error}", expected=expected) from None
-
-
-def reset_settings(tokenizer: Tokenizer) -> None:
-    """Switch off what a file may carry and what changes a text's ids: truncation, padding, dropout of merges."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if getattr(tokenizer.model, "dropout", None):
-        tokenizer.model.dropout = None
+        raise ConfigError.at(field, got=f"{got}: {error}", expected=expected) from None
 
 
 class RoundTrip(Enum):
@@ -177,7 +186,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_bytes: int | None = N
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
     tokenizer.encode_special_tokens = True
     pieces = [text if max_bytes is None else cut(text, max_bytes) for text in texts]
-    with _refusing("a tokenizer that fails", "one that encodes every text"):
+    with _refusing("data.tokenizer_file", "a tokenizer that fails", "one that encodes every text"):
         encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
     documents = []
     for text, piece, encoding in zip(texts, pieces, encodings):
