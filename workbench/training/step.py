@@ -85,7 +85,7 @@ class TrainStep:
         self._begin(micro_batches, (step - 1) / training.steps, snapshot)
         counted = self.counters.count_first and training.accumulate > 1
         for batch in micro_batches if counted else ():
-            with torch.no_grad():
+            with torch.no_grad(), autocast(self.device, training.precision):
                 self.counters.count(self._forward(batch, snapshot=False)[1])
             self.on_phase("count")
         step_loss = torch.zeros((), device=self.device)
@@ -138,16 +138,15 @@ class TrainStep:
         tokens_BT, targets_BT, segments_BT, _ = batch
         layers = [AuxOutputs(snapshot, self.totals.tokens) for _ in (*self.model.blocks, *self.model.shortcuts)]
         model_aux = AuxOutputs(collect_metrics=False, tokens=self.totals.mtp_tokens)
-        with autocast(self.device, self.config.training.precision):
-            loss = self.model.loss(
-                tokens_BT.to(self.device, non_blocking=True),
-                targets_BT.to(self.device, non_blocking=True),
-                segments=segments_BT.to(self.device, non_blocking=True),
-                layer_aux=layers,
-                objective_aux=model_aux,
-                totals=self.totals,
-                progress=self.progress,
-            )
+        loss = self.model.loss(
+            tokens_BT.to(self.device, non_blocking=True),
+            targets_BT.to(self.device, non_blocking=True),
+            segments=segments_BT.to(self.device, non_blocking=True),
+            layer_aux=layers,
+            objective_aux=model_aux,
+            totals=self.totals,
+            progress=self.progress,
+        )
         return loss, [*layers, model_aux]
 
     def _update(self, step: int) -> None:

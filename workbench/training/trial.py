@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
-import json
 import os
 import random
 import signal
@@ -107,7 +106,7 @@ def _is_self_contained(folder: RunFolder, config: RunConfig, cache: Path) -> boo
         return False
     record, ended = folder.record(), bool(folder.result())
     weights_removed = config.start is not None and not Path(config.start.folder).exists()
-    if record.config != json.loads(json.dumps(config.plain())):
+    if record.config != config.plain():
         return False
     if weights_removed:  # without them there is no identity
         if not (ended or checkpoints_in(folder.path / "checkpoint")):
@@ -267,7 +266,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         for reason in damaged:
             folder.event("damaged_checkpoint", reason=reason)
         folder.truncate_after(step)
-        epochs = config.epochs(data)
+        epochs = stream.epochs(training.rows)
         folder.event("resumed" if checkpoint else "started", step=step, devices=devices, epochs=epochs)
         tokens, _, segments, _ = (torch.from_numpy(np.stack(part)) for part in zip(*rows))
         inspected = model.embedding.inspect(tokens, segments)
@@ -341,7 +340,7 @@ def report(trial: Trial) -> dict[str, Any]:
         "loss": metrics[-1]["loss"],
         "selection_value": [row["selection_value"] for row in metrics if row.get("selection_value") is not None][-1],
     }
-    if (epochs := config.epochs(trial.data)) is not None:
+    if (epochs := trial.stream.epochs(config.training.rows)) is not None:
         numbers["epochs"] = epochs
     if results is not None:
         numbers["report_value"] = results.value(config.data.metric)
