@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from common import provenance
+from common import exact_rate, provenance
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special, stats
@@ -71,14 +71,7 @@ class Rate:
     of: int
 
     def plain(self) -> dict[str, Any]:
-        low, high = stats.binomtest(self.count, self.of).proportion_ci(0.95, method="exact")
-        return {
-            "count": self.count,
-            "of": self.of,
-            "rate": self.count / self.of,
-            "low": float(low),
-            "high": float(high),
-        }
+        return exact_rate(self.count, self.of)
 
     def within(self, rate: float) -> bool:
         """Whether the count lies inside the central 95 % of Binomial(of, rate)."""
