@@ -137,6 +137,11 @@ class Points:
         return self._lines[x, y]
 
 
+def confirmed(runs: pl.DataFrame) -> pl.DataFrame:
+    """The confirmation runs that are done."""
+    return runs.filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
+
+
 @cache
 def _no_points() -> Points:
     # not at import: trials are forked from a process that has imported this module, and polars' threads do not survive
