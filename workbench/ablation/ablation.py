@@ -326,13 +326,7 @@ class Ablation:
         """The record with how the work is carried out from now on, on this machine."""
         launch, key = self.config.launch, record.storage_key
         if launch.storage != record.config.launch.storage:
-            require(
-                not Roster(folder).live_workers(),
-                "launch.storage",
-                got="another database, while workers use the old one",
-                expected="a stopped ablation",
-                do=f"First: workbench stop {self.folder}.",
-            )
+            _require_stopped(folder, "launch.storage", "another database, while workers use the old one")
             key = secrets.token_hex(4) if launch.storage else None
         return record.changed(
             config=record.config.changed(launch=launch),
@@ -344,13 +338,7 @@ class Ablation:
 
     def _with_analysis(self, folder: AblationFolder, record: LaunchRecord, deviation: Deviation) -> LaunchRecord:
         """The record with a changed analysis, beside what was declared at launch."""
-        require(
-            not Roster(folder).live_workers(),
-            "deviation",
-            got="workers that are still at work",
-            expected="a stopped ablation",
-            do=f"Stop them first: workbench stop {self.folder}.",
-        )
+        _require_stopped(folder, "deviation", "workers that are still at work")
         changed = record.changed(config=self.config, canonical=self.config.canonical(), identity=self.config.identity)
         if self.config.protocol.control_variate != record.config.protocol.control_variate:
             changed = changed.changed(control=self._control_runs())
@@ -458,6 +446,16 @@ def _only_sentences(line: str) -> None:
     """Warn of what the ledger knows; steps, which are no sentences, are not reported."""
     if line.endswith("."):
         warnings.warn(line, stacklevel=2)
+
+
+def _require_stopped(folder: AblationFolder, path: str, got: str) -> None:
+    require(
+        not Roster(folder).live_workers(),
+        path,
+        got=got,
+        expected="a stopped ablation",
+        do=f"First: workbench stop {folder.path}.",
+    )
 
 
 def _has_runs(folder: AblationFolder) -> bool:
