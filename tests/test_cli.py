@@ -16,6 +16,7 @@ from helpers import run_fields, write_corpus
 from workbench.cli import output
 from workbench.cli.output import note, print_line
 from workbench.training import parallel
+from workbench.training.trial import stop_signals
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +45,7 @@ def test_an_ascii_terminal_and_foreign_ranks_change_nothing(tmp_path: Path) -> N
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_stops_after_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
     process = start(tmp_path, "training.tokens=64_000_000", "training.checkpoint_every=100_000")
     log = tmp_path / "run" / "metrics.jsonl"
@@ -91,3 +92,21 @@ def test_ranks_of_a_launch_are_believed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_brackets_in_a_path_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     output.console.print("results/a[bold]/b[/b]", soft_wrap=True)
     assert capsys.readouterr().out == "results/a[bold]/b[/b]\n"
+
+
+@pytest.mark.process
+def test_a_closed_output_ends_nothing(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m workbench variants >&-"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        received = stop_signals([signal.SIGHUP])
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)

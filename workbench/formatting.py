@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["count", "duration", "flops", "metric", "share", "size"]
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["count", "duration", "flops", "metric", "setting", "share", "size"]
 
 UNKNOWN = "–"
 
@@ -71,6 +74,16 @@ def metric(value: float | None, *, signed: bool = False) -> str:
     '+0.0041'
     """
     return UNKNOWN if value is None else f"{value:{'+' if signed else ''}z.4f}"
+
+
+def setting(values: Mapping[str, Any]) -> str:
+    """Values of dotted fields, each by the last part of its name; three digits.
+
+    >>> setting({"training.learning_rate": 0.00312, "training.batch_size": 8})
+    'learning_rate 0.00312, batch_size 8'
+    """
+    shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in values.items()}
+    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in shown.items())
 
 
 def share(value: float | None) -> str:

@@ -91,3 +91,21 @@ def test_tokens_of_the_step_divide_the_sums_of_a_micro_batch(x_BTD: Tensor) -> N
     tokens = int((SEGMENTS_BT >= 0).sum())
     for share, mean in zip(aux.losses, alone_aux.losses, strict=True):
         assert float(share.detach()) == pytest.approx(float(mean.detach()) * tokens / 300, rel=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("autocast", [False, True])
+def test_on_the_device_padding_is_no_token(module: Any, x_BTD: Tensor, autocast: bool) -> None:
+    """Outputs and gradients of the kernels, whose sums have another order with other numbers of rows."""
+    module, x_BTD, segments_BT = module.to("cuda", torch.float32), x_BTD.cuda().float(), SEGMENTS_BT.cuda()
+    results = []
+    for x, segments in ((x_BTD, segments_BT), (x_BTD[segments_BT >= 0][None], None)):
+        module.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            y_BTD, aux = run(module, x, segments)
+        y_BTD = y_BTD if segments is None else y_BTD[segments >= 0][None]
+        (y_BTD.float().square().sum() + sum(aux.losses)).backward()
+        results.append([y_BTD.detach(), *(p.grad.clone() for p in module.parameters())])
+    for padded, exact in zip(*results):
+        assert padded.isfinite().all()
+        assert float((padded.double() - exact.double()).norm() / exact.double().norm()) < 1e-2

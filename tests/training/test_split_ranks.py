@@ -1,7 +1,7 @@
 """One optimiser step is the same on one rank and on two, however many micro-batches it has.
 
 Rows come from the streams of real data: of tasks, whose rows have unequal numbers of targets and end with padding, and
-of text.
+of text. Where there are two GPUs, the ranks use them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ranks import on_ranks
 
 from workbench.data import Source, StepLoader, batch_plans, prepare, tasks
@@ -19,7 +20,10 @@ from workbench.training import parallel
 from workbench.training.config import RunConfig
 from workbench.training.step import build_step
 
-pytestmark = pytest.mark.process
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks do not share the only GPU"),
+]
 
 ROWS = 8
 PARTS = 1, 2, 4
@@ -104,7 +108,7 @@ def _step(fields: dict[str, Any], data: Source, parts: int, world: int, fabric: 
     step.optimiser.register_step_pre_hook(
         lambda *_: gradient.update(
             {
-                n: parallel.full_tensor(p.grad).numpy().copy()
+                n: parallel.full_tensor(p.grad).cpu().numpy().copy()
                 for n, p in step.model.named_parameters()
                 if p.grad is not None
             }
@@ -116,7 +120,8 @@ def _step(fields: dict[str, Any], data: Source, parts: int, world: int, fabric: 
     logged = dict(zip(["loss_sum", "targets", "gradient_norm"], numbers))
     logged |= dict(zip(names, numbers[len(numbers) - len(names) :]))
     diagnosed = {f"{i}.{name}": v.tolist() for i, layer in step.diagnostics.items() for name, v in layer.items()}
-    buffers = {name: buffer.numpy().copy() for name, buffer in step.model.named_buffers() if name.endswith("bias")}
+    biases = {name: buffer for name, buffer in step.model.named_buffers() if name.endswith("bias")}
+    buffers = {name: bias.cpu().numpy().copy() for name, bias in biases.items()}
     return gradient, logged, diagnosed, buffers
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from workbench.data import Batch
+from workbench.mixers import mixers
 from workbench.model import LanguageModel
 from workbench.training import parallel
 from workbench.training.config import RunConfig
@@ -158,3 +159,16 @@ def test_phases_are_announced_in_order() -> None:
     step.on_phase = phases.append
     step(1, batches())
     assert phases == ["forward", "backward", "forward", "backward", "update"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mixer", sorted(mixers))
+def test_diagnostics_of_a_step_on_the_device(mixer: str) -> None:
+    step = step_of({"width": 128, "pattern": mixer, "feedforward": "moe"}, context=256, tokens=20 * 512)
+    tokens_BT = torch.randint(300, (2, 256), device="cuda")
+    segments_BT = torch.zeros_like(tokens_BT, dtype=torch.int32)
+    segments_BT[:, 100:] = 1
+    segments_BT[1, 200:] = -1
+    step(1, iter([Batch(tokens_BT, tokens_BT.roll(-1, 1), segments_BT, segments_BT.long())]))
+    assert step.take_log_values()[0].isfinite().all()
+    assert all(torch.isfinite(value).any() for layer in step.diagnostics.values() for value in layer.values())

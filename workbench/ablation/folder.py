@@ -43,8 +43,8 @@ from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
 from workbench.ranges import Range
 from workbench.results.store import RunFolder
-from workbench.results.tables import KEY_SCHEMA, RUN_SCHEMA, Line, Points, lines, runs
-from workbench.status import Stage, Status
+from workbench.results.tables import KEY_SCHEMA, RUN_SCHEMA, Line, Points, confirmed, lines, runs
+from workbench.status import Stage
 
 __all__ = ["AblationFolder", "Choice", "LaunchRecord"]
 
@@ -403,8 +403,7 @@ class AblationFolder:
             for (arm, seed), part in parts.items():
                 yield arm, seed, part
             return
-        done = self.runs().filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
-        for row in done.iter_rows(named=True):
+        for row in confirmed(self.runs()).iter_rows(named=True):
             path = Path(row["folder"]) / "report.parquet"
             if path.exists():
                 yield row["arm"], row["seed"], pl.read_parquet(path, glob=False)

@@ -9,7 +9,8 @@ Every command that takes an ablation takes the same YAML file, followed by overr
 
 from __future__ import annotations
 
-import errno
+import io
+import os
 import sys
 
 import typer
@@ -49,21 +50,6 @@ COMMANDS = (
 )
 """Every command, in the order of the help; a function's name is its command's, its docstring the help."""
 
-MACHINE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ESTALE,
-    errno.EIO,
-    errno.EMFILE,
-)
-"""Errors of the file system that are no fault of the program: reported in one line."""
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 for command in COMMANDS:
     app.command()(command)
@@ -72,9 +58,14 @@ for command in COMMANDS:
 def main() -> None:
     """Run the command line. A user's mistake is reported without a traceback."""
     from workbench.config import ConfigError
+    from workbench.files import MACHINE
 
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not end the work
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
+        elif isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character must not end the work
+            stream.reconfigure(errors="replace")
     try:
         app()
     except ConfigError as error:

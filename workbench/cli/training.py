@@ -62,14 +62,13 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> None:
     import signal
 
     from workbench.results import RunFolder
+    from workbench.training.trial import STOP_SIGNALS, stop_signals
     from workbench.training.trial import train as train_run
 
     record = RunFolder(path).record()
-    signals: list[int] = []
-    # SIGHUP: the terminal is closed; SIGUSR1: what schedulers send before they preempt a job
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it
-            signal.signal(number, lambda number, frame: signals.append(number))
+    if is_rank_zero:
+        RunFolder(path).reopen()  # a crash says nothing about the model
+    signals = stop_signals((signal.SIGINT, signal.SIGUSR1, *STOP_SIGNALS))
     unit = record.metric.short
 
     def print_row(row: dict[str, Any]) -> None:

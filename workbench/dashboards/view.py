@@ -278,7 +278,7 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     Raises:
         ConfigError: when a folder is given twice.
     """
-    if len(set(folders)) < len(folders):
+    if len({path.resolve() for path in folders}) < len(folders):  # links and dots included
         raise ConfigError.at("folders", got=[str(path) for path in folders], expected="every folder once")
     for length in range(1, max(len(path.parts) for path in folders) + 1):
         names = ["/".join(path.parts[-length:]) for path in folders]

@@ -237,7 +237,8 @@ class RunFolder:
     def _read_report(self) -> pl.DataFrame:
         path, reason = self.path / REPORT, ""
         try:
-            if checksum(path) != self.result().get("report_checksum", checksum(path)):
+            actual = checksum(path)
+            if self.result().get("report_checksum", actual) != actual:
                 reason = "another checksum than that of its run's result"
             else:
                 return pl.read_parquet(path, glob=False)

@@ -136,6 +136,11 @@ class TrainingConfig(Config):
         return self.tokens // self.tokens_per_step
 
     @property
+    def rows(self) -> int:
+        """Rows of all optimiser steps."""
+        return self.steps * self.batch_size * self.accumulate
+
+    @property
     def trunk_steps(self) -> int:
         """Steps before the decay of a wsd schedule."""
         return self.steps - math.ceil(self.decay * self.steps)
@@ -301,9 +306,7 @@ class RunConfig(Config):
 
     def epochs(self, data: Source) -> float | None:
         """How often training reads the text of ``data``; None for a task, whose rows are all new."""
-        training = self.training
-        rows = training.steps * training.batch_size * training.accumulate
-        return data.stream(context=training.context, seed=self.seed_of("order")).epochs(rows)
+        return data.stream(context=self.training.context, seed=self.seed_of("order")).epochs(self.training.rows)
 
     @property
     def setting(self) -> str:

@@ -98,7 +98,7 @@ class TrainStep:
         self._begin(micro_batches, (step - 1) / training.steps, snapshot)
         counted = self.counters.count_first and training.accumulate > 1
         for batch in micro_batches if counted else ():
-            with torch.no_grad():
+            with torch.no_grad(), autocast(self.device, training.precision):
                 self.counters.count(self._forward(batch, snapshot=False)[1])
             self.on_phase("count")
         step_loss = torch.zeros((), device=self.device)
@@ -164,16 +164,15 @@ class TrainStep:
             for _ in (*self.model.blocks, *self.model.shortcuts)
         ]
         model_aux = AuxOutputs(False, self.totals.mtp_tokens, score_maxima=[] if clips else None)
-        with autocast(self.device, self.config.training.precision):
-            loss = self.model.loss(
-                tokens_BT.to(self.device, non_blocking=True),
-                targets_BT.to(self.device, non_blocking=True),
-                segments=segments_BT.to(self.device, non_blocking=True),
-                layer_aux=layers,
-                objective_aux=model_aux,
-                totals=self.totals,
-                progress=self.progress,
-            )
+        loss = self.model.loss(
+            tokens_BT.to(self.device, non_blocking=True),
+            targets_BT.to(self.device, non_blocking=True),
+            segments=segments_BT.to(self.device, non_blocking=True),
+            layer_aux=layers,
+            objective_aux=model_aux,
+            totals=self.totals,
+            progress=self.progress,
+        )
         return loss, [*layers, model_aux]
 
     def _update(self, step: int) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
-import json
 import os
 import random
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from workbench.data import MeasuredSplit, RowStream, Source, StepLoader, batch_p
 from workbench.data import prepare as prepare_data
 from workbench.environment import environment
 from workbench.evaluation import Results, Settings, evaluate
-from workbench.files import write_json
+from workbench.files import MACHINE, write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
 from workbench.results import RunFolder
@@ -53,6 +52,11 @@ from workbench.transforms import build_transforms, initialise_from
 
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
 """Of the message of the plain RuntimeError that torch raises where a CPU has no memory left."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of errors of a full disk."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
+"""Signals on which a run writes a checkpoint and ends. SIGHUP: its terminal is closed; SIGUSR2: a scheduler is about to
+preempt it, which Slurm sends to every process of a job; SIGXCPU: its CPU time is used up."""
 SAMPLED_ROWS = 64
 """Rows of the training stream from which the lengths of documents are estimated."""
 
@@ -73,6 +77,10 @@ def new_run(
         ConfigError: when the folder contains a run of another configuration, or the data cannot be prepared.
     """
     path, cache = Path(path), Path(cache)
+    if path.resolve() == cache.resolve():
+        raise ConfigError.at(
+            "folder", got=str(path), expected="another folder than that of prepared data", do="Choose another name."
+        )
     if _is_self_contained(RunFolder(path), config, cache):
         return RunFolder(path)
     data = prepare_data(config.data, config.model.vocabulary or 0, cache, progress)
@@ -100,7 +108,7 @@ def _is_self_contained(folder: RunFolder, config: RunConfig, cache: Path) -> boo
         return False
     record, ended = folder.record(), bool(folder.result())
     weights_removed = config.start is not None and not Path(config.start.folder).exists()
-    if record.config != json.loads(json.dumps(config.plain())):
+    if record.config != config.plain():
         return False
     if weights_removed:  # without them there is no identity
         if not (ended or checkpoints_in(folder.path / "checkpoint")):
@@ -160,11 +168,15 @@ def train(
                 return _finish(folder, Status.DIVERGED, str(error), step=error.step)
             except (MemoryError, torch.OutOfMemoryError) as error:
                 return _finish(folder, Status.OUT_OF_MEMORY, _first_line(error))
+            except Unavailable as error:
+                return _interrupt(folder, str(error))
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+                is_full = error.errno in FULL or "No space left" in str(error)
+                if error.errno not in MACHINE and not is_full:
                     return _finish(folder, Status.CRASHED, _explain(error))
-                # not a result: the run resumes from its last checkpoint once there is space again
-                return _interrupt(folder, f"the disk is full ({error}); free some space and start again")
+                # not a result: the run resumes from its last checkpoint once the file system answers
+                what = "the disk is full" if is_full else "a file cannot be read or written"
+                return _interrupt(folder, f"{what} ({error}); mend that and start again")
             except Exception as error:
                 if CPU_OUT_OF_MEMORY in str(error):
                     return _finish(folder, Status.OUT_OF_MEMORY, _first_line(error))
@@ -184,6 +196,19 @@ def _train(
         warnings.simplefilter("ignore")
         fit(trial, should_stop, on_row)
     return report(trial)
+
+
+class Unavailable(Exception):
+    """What a run needs cannot be read: no result, the run resumes once it can."""
+
+
+@contextlib.contextmanager
+def _needed() -> Iterator[None]:
+    """Around reading a checkpoint, data or initial weights: a ConfigError says nothing about the model there."""
+    try:
+        yield
+    except ConfigError as error:
+        raise Unavailable(str(error)) from error
 
 
 @dataclass
@@ -236,7 +261,8 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     record = folder.record()
     config = RunConfig.parse(record.config)
     training = config.training
-    checkpoint, damaged = latest(folder.path / "checkpoint")
+    with _needed():
+        checkpoint, damaged = latest(folder.path / "checkpoint")
     if parallel.is_rank_zero():
         where = environment()
         earlier = folder.environment().get("codes", []) if checkpoint else []
@@ -249,7 +275,8 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     np.random.seed(other_seed % 2**32)
     torch.manual_seed(other_seed)
 
-    data = Source.open(cache, record.data)
+    with _needed():
+        data = Source.open(cache, record.data)
     phase = config.phase_at(step_of(checkpoint) if checkpoint else 0)
     model = LanguageModel(phase.model, seed=config.seed_of("init"))
     stream = data.stream(context=training.context, seed=config.seed_of("order"))
@@ -260,13 +287,15 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         for reason in damaged:
             folder.event("damaged_checkpoint", reason=reason)
         folder.truncate_after(step)
-        epochs = config.epochs(data)
+        epochs = stream.epochs(training.rows)
         folder.event("resumed" if checkpoint else "started", step=step, devices=devices, epochs=epochs)
         tokens, _, segments, _ = (torch.from_numpy(np.stack(part)) for part in zip(*rows))
         inspected = model.embedding.inspect(tokens, segments)
         if inspected and not checkpoint:
             folder.event("embedding", **inspected)
     if config.start is not None and not checkpoint:
+        with _needed():
+            config.start.canonical()  # reads them
         missing = initialise_from(model, config.start.folder, build_transforms(config.start.transforms))
         if parallel.is_rank_zero():
             folder.event("weights_loaded", folder=config.start.folder, random_weights=missing)
@@ -347,7 +376,7 @@ def report(trial: Trial) -> dict[str, Any]:
         "loss": metrics[-1]["loss"],
         "selection_value": [row["selection_value"] for row in metrics if row.get("selection_value") is not None][-1],
     }
-    if (epochs := config.epochs(trial.data)) is not None:
+    if (epochs := trial.stream.epochs(config.training.rows)) is not None:
         numbers["epochs"] = epochs
     if config.training.ema is not None and config.training.ema.evaluate == "beside":
         numbers["selection_value_ema"] = [row for row in metrics if "selection_value_ema" in row][-1][
@@ -458,16 +487,25 @@ def _caution(config: RunConfig, folder: RunFolder) -> str | None:
     return "; ".join(cautions) or None
 
 
+def stop_signals(numbers: Sequence[signal.Signals]) -> list[int]:
+    """The list to which this process adds each of these signals that it gets, except ignored ones (`nohup`)."""
+    received: list[int] = []
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: received.append(number))
+    return received
+
+
 def run_in_process(path: str, cache: str, threads: int) -> None:
-    """Entry point of a trial's process: log to the run's folder, stop on SIGTERM or when the parent process is gone."""
+    """Entry point of a trial's process: log to the run's folder; stop on :data:`STOP_SIGNALS`, or when the parent
+    process is gone."""
     import multiprocessing
 
     log = os.open(Path(path) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(threads)
-    signals: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    signals = stop_signals(STOP_SIGNALS)
     faulthandler.register(signal.SIGUSR1)  # a worker that suspects a hang requests stack traces in log.txt
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the worker decides
     parent = multiprocessing.parent_process()

@@ -133,7 +133,3 @@ def test_the_worth_in_words() -> None:
     assert sentence.startswith("gdn is worth 1.28× compute (95 % interval 1.28 to 1.28), 1.28× tokens (95 %")
     assert sentence.endswith("against full, 2 paired seeds.")
     assert caveat == CAVEAT
-
-
-def test_nothing_is_told_before_the_verdict() -> None:
-    assert savings_sentences(run(verdict=None)) == []

@@ -59,6 +59,7 @@ def test_a_text_file_is_a_document(tmp_path: Path) -> None:
         ("zero.bin", b"word\0word", "zero.bin, which is not text"),
         ("old.tar", TAR, "old.tar, which is a tar archive"),
         ("old.tar.gz", gzip.compress(TAR, mtime=0), "old.tar.gz, which is a tar archive"),
+        ("named.txt", TAR, "named.txt, which is a tar archive"),
         ("cut.json", b'[{"text": "a"}, {"text": "b', "cut.json: Unterminated string"),
         ("open.json", b'[{"text": "a"}', "open.json: the end of the file where an array"),
         ("number.json", b"[12345]", "number.json row 1 does not have as text"),
@@ -70,6 +71,13 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, me
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["ustar", "Archives of the format ustar", "ustar".rjust(261), "ustar".rjust(263)])
+def test_text_that_names_the_tar_format(tmp_path: Path, text: str) -> None:
+    """No archive: the word is not at byte 257."""
+    (tmp_path / "a.txt").write_text(text)
+    assert read(tmp_path) == [text]
 
 
 @pytest.mark.parametrize("name", ["part.json", "part.JSONL", "part", "part.txt"])

@@ -23,7 +23,7 @@ import polars as pl
 from scipy import optimize
 
 from workbench.ablation.verdict.statistics import Floats, paired_interval
-from workbench.status import Stage, Status
+from workbench.results.tables import confirmed
 
 if TYPE_CHECKING:
     from workbench.results.tables import Points
@@ -117,8 +117,7 @@ def savings(run: Any) -> pl.DataFrame:
     seed or a bound); seeds; bound ("at least" or "at most" where the loss was reached before the first evaluation of a
     run, else ""). Arms without a common loss have no row.
     """
-    done = run.runs().filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
-    finished = set(done["run"])
+    finished = set(confirmed(run.runs())["run"])
     curves: dict[str, dict[int, LossCurve]] = {}
     for line in run.lines():
         if line.run in finished and (curve := LossCurve.of(line.points)) is not None:
@@ -161,9 +160,7 @@ def _mean(ratios: Sequence[float], alpha: float, is_bound: bool) -> dict[str, fl
 
 
 def savings_sentences(run: Any) -> list[str]:
-    """What each arm is worth, in words, and how to read it; empty without a verdict, or with nothing to compare."""
-    if run.verdict() is None:
-        return []
+    """What each arm is worth, in words, and how to read it; empty with nothing to compare."""
     table = savings(run)
     sentences = []
     for arm in table["arm"].unique(maintain_order=True):

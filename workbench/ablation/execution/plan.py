@@ -312,7 +312,7 @@ class Plan:
             ablation=self.record.name,
             launch=self.record.launch,
             arm_identity=self.arms[arm].run().setting,
-            difference=json.loads(json.dumps(config.diff(self.arms.baseline.run(seed)))),
+            difference=config.diff(self.arms.baseline.run(seed)),
             slot=slot,
         )
         return RunFolder.create(self.folder.runs_path / name, record)

@@ -99,13 +99,13 @@ def band(edges: Iterable[tuple[float, Any, Any]], arm: style.ArmStyle, arms: int
     )
 
 
-def error_bars(table: pl.DataFrame, middle: str, **fields: Any) -> dict[str, Any]:
+def error_bars(table: pl.DataFrame, middle: str, low: str = "low", high: str = "high", **fields: Any) -> dict[str, Any]:
     """Error bars from column ``low`` to column ``high`` of ``table`` around column ``middle``."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": (table["high"] - table[middle]).to_list(),
-        "arrayminus": (table[middle] - table["low"]).to_list(),
+        "array": (table[high] - table[middle]).clip(0).to_list(),
+        "arrayminus": (table[middle] - table[low]).clip(0).to_list(),
         **fields,
     }
 

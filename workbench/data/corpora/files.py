@@ -133,7 +133,7 @@ class Files(Corpus):
         if any(first.startswith(magic) for magic in OPENERS):
             suffixes = suffixes[:-1]
         with _open(path) as file:
-            if file.read(257 + len(TAR)).endswith(TAR):
+            if file.read(257 + len(TAR))[257:] == TAR:
                 raise _error(f"{path}, which is a tar archive", "text, JSON or Parquet", "Unpack it.")
         suffix = suffixes[-1] if suffixes else ""
         if first.startswith(b"PAR1"):
