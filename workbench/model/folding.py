@@ -25,8 +25,9 @@ def folded(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelCon
     Raises:
         ConfigError: naming what cannot be folded.
     """
-    if config.lora is not None:
-        config, tensors = config.changed(lora=None), merged(tensors, config.lora)
+    adapters = config.lora
+    if adapters is not None:
+        config, tensors = config.changed(lora=None), merged(tensors, adapters)
     if config.parametrisation.kind == "standard":
         return config, dict(tensors)
     with torch.device("meta"):
