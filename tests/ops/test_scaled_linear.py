@@ -122,3 +122,33 @@ def test_evaluation_keeps_the_precision_of_the_model() -> None:
     layer.fp8 = "row"
     assert torch.equal(layer.eval()(torch.ones(16, 32)), plain)
     assert not torch.equal(layer.train()(torch.ones(16, 32)).float(), plain)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_compiled_products_are_one_graph_with_the_same_numbers(scaling: Any) -> None:
+    results = []
+    for product in (scaled_linear, torch.compile(scaled_linear, backend="aot_eager", fullgraph=True)):
+        x, weight, gradient = operands()
+        x.requires_grad_(), weight.requires_grad_()
+        y = product(x, weight, None, scaling)
+        y.backward(gradient)
+        results.append((y, x.grad, weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*results))  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_on_the_device_products_are_those_of_the_quantised_operands(scaling: Any) -> None:
+    x, weight, gradient = (
+        torch.randn(*shape, device="cuda").bfloat16() for shape in ((512, 256), (384, 256), (512, 384))
+    )
+    results = []
+    for device in ("cuda", "cpu"):
+        x, weight = (operand.detach().to(device).requires_grad_() for operand in (x, weight))
+        product = torch.compile(scaled_linear) if device == "cuda" else scaled_linear
+        y = product(x, weight, None, scaling)
+        y.backward(gradient.to(device))
+        results.append([part.detach().cpu().double() for part in (y, x.grad, weight.grad)])
+    for ours, right in zip(*results):
+        assert float((ours - right).norm() / right.norm()) < 5e-3

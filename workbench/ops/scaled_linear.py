@@ -72,20 +72,39 @@ def _product(a: Tensor, b: Tensor, scaling: Scaling, a_kind: Any, b_kind: Any, *
     forward pass."""
     a8, a_scale = quantised(a, scaling, a_kind, axis=1)
     b8, b_scale = quantised(b, scaling, b_kind, axis=0)
-    if not a.is_cuda:
+    # the kernels read rows of the first and columns of the second operand; here the compiler quantises into that layout
+    return scaled_mm(a8.contiguous(), b8.t().contiguous().t(), a_scale, b_scale, fast)
+
+
+@torch.library.custom_op("workbench::scaled_mm", mutates_args=())
+def scaled_mm(a8: Tensor, b8: Tensor, a_scale: Tensor, b_scale: Tensor, fast: bool) -> Tensor:
+    """(a8 b8) · a_scale · b_scale in bf16. A custom operator, since torch 2.11 does not trace `scaled_mm`.
+
+    Args:
+        a8: (R, K), contiguous rows.
+        b8: (K, C), contiguous columns.
+        a_scale: (R, 1), or a scalar.
+        b_scale: (1, C), or a scalar.
+        fast: sum partial products with fewer bits.
+    """
+    if not a8.is_cuda:
         return ((a8.float() @ b8.float()) * a_scale * b_scale).bfloat16()
-    recipe = F.ScalingType.RowWise if scaling == "row" else F.ScalingType.TensorWise
-    # the kernels read rows of the first and columns of the second operand
+    recipe = F.ScalingType.RowWise if a_scale.dim() else F.ScalingType.TensorWise
     return F.scaled_mm(
         a8.contiguous(),
         b8.t().contiguous().t(),
-        a_scale,
+        a_scale.contiguous(),
         recipe,
-        b_scale,
+        b_scale.contiguous(),
         recipe,
         output_dtype=torch.bfloat16,
         use_fast_accum=fast,
     )
+
+
+@scaled_mm.register_fake
+def _(a8: Tensor, b8: Tensor, a_scale: Tensor, b_scale: Tensor, fast: bool) -> Tensor:
+    return a8.new_empty((a8.shape[0], b8.shape[1]), dtype=torch.bfloat16)
 
 
 def quantised(values: Tensor, scaling: Scaling, kind: torch.dtype, axis: int) -> tuple[Tensor, Tensor]:
