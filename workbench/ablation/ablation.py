@@ -59,7 +59,8 @@ class Ablation:
 
     def __init__(self, config: AblationConfig, results: str | Path = "results"):
         self.config, self.results = config, Path(results)
-        self.arms: Arms = resolve(config)
+        launched = AblationFolder(self.folder)  # initial weights may be elsewhere by now
+        self.arms: Arms = resolve(config, weights=launched.record().weights if launched.has_record() else {})
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), results: str | Path = "results") -> Ablation:
@@ -256,6 +257,7 @@ class Ablation:
             spaces={name: dict(arm.space) for name, arm in arms.items()},
             metric=arms.metric,
             data=fingerprints,
+            weights=arms.weights,
             data_cards=cards,
             views={name: list(columns) for name, columns in arms.baseline.run().data.views.items()},
             workers=self.workers,

@@ -85,6 +85,8 @@ class LaunchRecord(BaseModel):
     """What arms are judged by."""
     data: dict[str, str] = {}
     """Arm -> fingerprint of its prepared data."""
+    weights: dict[str, str] = {}
+    """Fingerprints of initial weights, by folder."""
     data_cards: dict[str, dict[str, Any]] = {}
     """Arm -> description of its prepared data."""
     views: dict[str, list[str]] = {}
