@@ -94,8 +94,6 @@ class LaunchRecord(BaseModel):
     workers: int = 1
     threads: int = 1
     """Threads of one trial."""
-    gpus: list[str] = []
-    """GPUs that workers spread over, as CUDA_VISIBLE_DEVICES names them."""
     storage_key: str | None = None
     """Distinguishes launches that share a database."""
     warm_start: dict[str, list[dict[str, Any]]] = {}

@@ -23,8 +23,8 @@ class StartConfig(Config):
     transforms: tuple[TransformSetting, ...] = Field(default=({"kind": "start_from"},), validate_default=True)
     """What turns them into weights of the run's model, in order."""
     fingerprint: str | None = None
-    """What the folder contains (:func:`workbench.pretrained.fingerprint`). Default: read from it, once; a launch and the
-    record of a run keep it, so that the folder is needed at step 0 only."""
+    """What the folder contains (:func:`workbench.pretrained.fingerprint`). Default: read from it once; a launch and the
+    record of a run keep it, so that the folder is needed for the first step only."""
 
     def model_post_init(self, _context: Any) -> None:
         require(

@@ -217,11 +217,10 @@ def test_the_longest_name_of_a_run_is_the_name_of_a_file() -> None:
 def test_a_relaunch_records_how_the_work_is_carried_out(
     plan: Plan, ablation: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(12)))
     record = ablation(**FEW, launch={"workers": 3}).create().record
     assert record.config.launch.workers == 3
-    assert (record.workers, record.threads, record.gpus) == (3, 4, ["4", "7"])
+    assert (record.workers, record.threads) == (3, 4)
 
 
 def test_a_finished_ablation_has_a_verdict_though_a_run_never_started(ablation: Make) -> None:
