@@ -70,7 +70,7 @@ def duration(seconds: float | None) -> str:
 def metric(value: float | None, *, signed: bool = False) -> str:
     """A value of the metric (bits, errors), or a difference of two, with four decimals.
 
-    >>> metric(0.00405, signed=True)
+    >>> metric(0.00406, signed=True)
     '+0.0041'
     """
     return UNKNOWN if value is None else f"{value:{'+' if signed else ''}z.4f}"
