@@ -17,7 +17,7 @@ import torch
 from workbench.ablation.arms import Arms, resolve
 from workbench.ablation.cost.card import check_budget, cost_table, residual_table
 from workbench.ablation.cost.timing import match_seconds, measure_arms
-from workbench.ablation.execution.placement import usable_cores, visible_gpus
+from workbench.ablation.execution.placement import usable_cores
 from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.roster import Roster
 from workbench.ablation.execution.storage import open_storage, quarantine_corrupt_storage
@@ -59,7 +59,8 @@ class Ablation:
 
     def __init__(self, config: AblationConfig, results: str | Path = "results"):
         self.config, self.results = config, Path(results)
-        self.arms: Arms = resolve(config)
+        launched = AblationFolder(self.folder)  # initial weights may be elsewhere by now
+        self.arms: Arms = resolve(config, weights=launched.record().weights if launched.has_record() else {})
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), results: str | Path = "results") -> Ablation:
@@ -256,11 +257,11 @@ class Ablation:
             spaces={name: dict(arm.space) for name, arm in arms.items()},
             metric=arms.metric,
             data=fingerprints,
+            weights=arms.weights,
             data_cards=cards,
             views={name: list(columns) for name, columns in arms.baseline.run().data.views.items()},
             workers=self.workers,
             threads=self.threads,
-            gpus=visible_gpus(),
             launch=launch,
             announced=announced,
             ledger_head=Ledger(self.results / FILE).head,
@@ -333,7 +334,6 @@ class Ablation:
             storage_key=key,
             workers=self.workers,
             threads=self.threads,
-            gpus=visible_gpus(),
         )
 
     def _with_analysis(self, folder: AblationFolder, record: LaunchRecord, deviation: Deviation) -> LaunchRecord:

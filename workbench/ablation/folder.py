@@ -85,6 +85,8 @@ class LaunchRecord(BaseModel):
     """What arms are judged by."""
     data: dict[str, str] = {}
     """Arm -> fingerprint of its prepared data."""
+    weights: dict[str, str] = {}
+    """Fingerprints of initial weights, by folder."""
     data_cards: dict[str, dict[str, Any]] = {}
     """Arm -> description of its prepared data."""
     views: dict[str, list[str]] = {}
@@ -92,8 +94,6 @@ class LaunchRecord(BaseModel):
     workers: int = 1
     threads: int = 1
     """Threads of one trial."""
-    gpus: list[str] = []
-    """GPUs that workers spread over, as CUDA_VISIBLE_DEVICES names them."""
     storage_key: str | None = None
     """Distinguishes launches that share a database."""
     warm_start: dict[str, list[dict[str, Any]]] = {}

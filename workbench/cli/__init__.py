@@ -9,40 +9,39 @@ Every command that takes an ablation takes the same YAML file, followed by overr
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 
 import typer
 
 from workbench.cli.ablations import components, cost, pilot, plan, run, stop, watch, worker
 from workbench.cli.installed import doctor, variants
+from workbench.cli.output import open_streams, unattended
 from workbench.cli.results import archive, compare, ledger, report, serve, table, verdict
 from workbench.cli.training import branch, export, generate, prepare, train
 from workbench.cli.transfer import coordinates, parametrisation, transfer
 
 COMMANDS = (
     cost,
-    run,
-    train,
-    branch,
-    prepare,
-    export,
+    unattended(run),
+    unattended(train),
+    unattended(branch),
+    unattended(prepare),
+    unattended(export),
     generate,
     parametrisation,
     coordinates,
     transfer,
-    pilot,
+    unattended(pilot),
     plan,
-    components,
-    worker,
+    unattended(components),
+    unattended(worker),
     watch,
-    stop,
+    unattended(stop),
     verdict,
     compare,
-    report,
-    serve,
-    archive,
+    unattended(report),
+    unattended(serve),
+    unattended(archive),
     table,
     ledger,
     variants,
@@ -60,12 +59,7 @@ def main() -> None:
     from workbench.config import ConfigError
     from workbench.files import MACHINE
 
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed, as by `>&-`
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
-        elif isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character must not end the work
-            stream.reconfigure(errors="replace")
+    open_streams()
     try:
         app()
     except ConfigError as error:

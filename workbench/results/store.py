@@ -46,7 +46,7 @@ class RunFolder:
     """The files of one run."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # polars would expand a relative path that begins with ~
 
     @classmethod
     def create(cls, path: Path, record: RunRecord) -> RunFolder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -304,6 +305,19 @@ class RunConfig(Config):
         steps = [phase.last - phase.first for phase in self.phases]
         return sum(flops * number * training.tokens_per_step for flops, number in zip(per_token, steps))
 
+    def pinned(self, weights: Mapping[str, str] | None = None) -> RunConfig:
+        """With the fingerprint of the initial weights, so that its identity needs no files.
+
+        Args:
+            weights: folder -> fingerprint; default what the folder contains. Folders that it lacks stay as they are.
+        """
+        if self.start is None or self.start.fingerprint:
+            return self
+        if weights is None:
+            return self.changed(start=self.start.pinned())
+        known = weights.get(self.start.folder)
+        return self if known is None else self.changed(start=self.start.changed(fingerprint=known))
+
     def epochs(self, data: Source) -> float | None:
         """How often training reads the text of ``data``; None for a task, whose rows are all new."""
         return data.stream(context=self.training.context, seed=self.seed_of("order")).epochs(self.training.rows)
@@ -329,6 +343,7 @@ def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about:
         arm, stage: its role in the ablation.
         about: further fields of :class:`RunRecord`.
     """
+    config = config.pinned()
     return RunRecord(
         arm=arm,
         stage=Stage(stage),

@@ -107,13 +107,10 @@ def _is_self_contained(folder: RunFolder, config: RunConfig, cache: Path) -> boo
     if not folder.exists():
         return False
     record, ended = folder.record(), bool(folder.result())
-    weights_removed = config.start is not None and not Path(config.start.folder).exists()
-    if record.config != config.plain():
-        return False
-    if weights_removed:  # without them there is no identity
-        if not (ended or checkpoints_in(folder.path / "checkpoint")):
-            return False
-    elif record.identity != config.identity:
+    started, known = ended or bool(checkpoints_in(folder.path / "checkpoint")), RunConfig.parse(record.config).start
+    if started and config.start and known and known.fingerprint and not Path(config.start.folder).exists():
+        config = config.pinned({config.start.folder: known.fingerprint})
+    if record.identity != config.identity or record.config != config.pinned().plain():
         return False
     try:
         return ended or bool(Source.open(cache, record.data))
@@ -295,7 +292,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
             folder.event("embedding", **inspected)
     if config.start is not None and not checkpoint:
         with _needed():
-            config.start.canonical()  # reads them
+            config.start.check()
         missing = initialise_from(model, config.start.folder, build_transforms(config.start.transforms))
         if parallel.is_rank_zero():
             folder.event("weights_loaded", folder=config.start.folder, random_weights=missing)

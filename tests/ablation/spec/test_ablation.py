@@ -34,6 +34,7 @@ def problem(fields: dict[str, Any], **changes: Any) -> str:
         ({"confirmation": {"components": {"init": 3}, "seeds": [1, 2]}}, "one for each of the 3 runs"),
         ({"arms": {}}, "no arm"),
         ({"name": "../x"}, "name: got '../x'"),
+        ({"name": "x" * 81 + "-pilot"}, "a name of 81 bytes'"),
         ({"name": "x" * 300}, "a name of 300 bytes'"),
         ({"arms": {"y" * 200: {}}, "baseline": None}, "a name of 200 bytes'"),
         ({"arms": {"漢" * 80: {}}, "baseline": None}, "a name of 240 bytes"),

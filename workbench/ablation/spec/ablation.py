@@ -25,6 +25,8 @@ __all__ = ["AblationConfig"]
 
 MAX_NAME = 80
 """Bytes of a name: a folder of a run is named by stage, arm, identity and seed, in at most 255."""
+DERIVED = ("-pilot", "-components")
+"""Suffixes of the ablations that are made from another one; its name may have all of :data:`MAX_NAME`."""
 RESERVED_NAMES = ("cache", "runs", FILE, Path(FILE).with_suffix(".lock").name)
 
 
@@ -74,10 +76,12 @@ class AblationConfig(Config):
             got=self.name,
             expected="letters, digits, dot, dash and underscore only",
         )
-        longest = max((self.name, *self.arms), key=_size)
+        suffix = next(filter(self.name.endswith, DERIVED), "")
+        own_name = self.name.removesuffix(suffix)
+        longest = max((own_name, *self.arms), key=_size)
         require(
             _size(longest) <= MAX_NAME,
-            "name" if longest == self.name else f"arms.{longest[:20]}…",
+            "name" if longest == own_name else f"arms.{longest[:20]}…",
             got=f"…{longest[-20:]}, a name of {_size(longest)} bytes",
             expected=f"at most {MAX_NAME}: names become names of files",
         )

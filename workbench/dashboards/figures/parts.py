@@ -72,7 +72,7 @@ def subplots(
 
 def arm_trace(run: Snapshot, arm: str, suffix: str = "") -> dict[str, Any]:
     """The fields that make a trace one of an arm: its name in the legend, and the group that is switched with it."""
-    return {"name": style.label(arm) + suffix, "legendgroup": f"arm {run.all_arms.index(arm)}"}
+    return {"name": style.labels(run.all_arms)[arm] + suffix, "legendgroup": f"arm {run.all_arms.index(arm)}"}
 
 
 def band(edges: Iterable[tuple[float, Any, Any]], arm: style.ArmStyle, arms: int, **fields: Any) -> go.Scatter:

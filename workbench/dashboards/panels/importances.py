@@ -45,12 +45,12 @@ class Importances(FigurePanel):
         return importance_table(run)
 
     def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
-        bars = []
+        bars, labels = [], style.labels(table["hyperparameter"])
         for arm, look in style.arm_styles(run).items():
             rows = table.filter(pl.col("arm") == arm)
             bars.append(
                 go.Bar(
-                    y=[style.label(name) for name in rows["hyperparameter"]],
+                    y=[labels[name] for name in rows["hyperparameter"]],
                     x=rows["importance"].to_list(),
                     orientation="h",
                     marker={"color": look.colour},
@@ -62,7 +62,7 @@ class Importances(FigurePanel):
             )
             bars.append(
                 go.Scatter(
-                    y=[style.label(name) for name in rows["hyperparameter"]],
+                    y=[labels[name] for name in rows["hyperparameter"]],
                     x=rows["null_high"].to_list(),
                     mode="markers",
                     marker={"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": "gray"}},
