@@ -75,18 +75,13 @@ def averaging(optimiser: Optimizer, share: float | None) -> Iterator[None]:
     averages = {p: entry.pop(AVERAGE) for p, entry in optimiser.state.items() if AVERAGE in entry}
     trained = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None or p in averages]
     yield
-    moved: list[Tensor] = []
-    weights: list[Tensor] = []
     with torch.no_grad():
         for parameter in trained:
             if parameter in averages:
-                moved.append(local(averages[parameter]))
-                weights.append(local(parameter))
+                local(averages[parameter]).lerp_(local(parameter), share)
             else:
                 averages[parameter] = parameter.detach().clone()
             optimiser.state[parameter][AVERAGE] = averages[parameter]
-        if moved:
-            torch._foreach_lerp_(moved, weights, share)
 
 
 @contextlib.contextmanager

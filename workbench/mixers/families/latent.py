@@ -294,8 +294,9 @@ class LatentAttention(Mixer):
         if cache is None:
             if aux is not None and aux.score_maxima is not None:
                 queries, (k, v) = torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), self.project.expanded(c, kr)
-                settings = {"scale": self.project.scale, "window": self.window, "segments": segments}
-                aux.score_maxima.append(score_maxima(queries.to(v.dtype), k, **settings))
+                scale, window = self.project.scale, self.window
+                maxima_H = score_maxima(queries.to(v.dtype), k, scale=scale, window=window, segments=segments)
+                aux.score_maxima.append(maxima_H)
             o = self.attend(q_n, q_r, c, kr, segments=segments)
         else:
             assert isinstance(cache, LatentCache)
