@@ -16,6 +16,7 @@ from workbench.model import LanguageModel, ModelConfig
 from workbench.model.folding import folded
 from workbench.model.lora import AdaptedLinear, adapter_factor
 from workbench.pretrained import load
+from workbench.results import RunFolder
 from workbench.training import RunConfig
 from workbench.training.checkpoint import latest, load_checkpoint
 from workbench.training.export import export
@@ -122,26 +123,49 @@ def test_the_identity_has_no_adapters_by_default() -> None:
     assert "lora" not in ModelConfig().canonical()
 
 
-@pytest.mark.process
-def test_a_run_adapts_exported_weights_and_exports_one_model(tmp_path: Path) -> None:
-    corpus, cache = write_corpus(tmp_path / "texts"), tmp_path / "cache"
-    first = make_run(tmp_path / "first", cache, run_fields(corpus, training={"tokens": 4 * 64}))
-    assert train(first.path, cache)["status"] == "done"
-    base = export(first.path, tmp_path / "base", cache=cache)
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model; beside it the texts and the cache of prepared data."""
+    folder = tmp_path_factory.mktemp("base")
+    fields = run_fields(write_corpus(folder / "texts"), training={"tokens": 4 * 64})
+    run = make_run(folder / "run", folder / "cache", fields)
+    assert train(run.path, folder / "cache")["status"] == "done"
+    return export(run.path, folder / "export", cache=folder / "cache")
+
+
+def adapting(base: Path, path: Path) -> RunFolder:
+    """A finished run that adapts the model ``base``."""
+    corpus, cache = base.parent / "texts", base.parent / "cache"
     fields = run_fields(corpus, model={"lora": LORA}, start={"folder": str(base)}, training={"ema": {"decay": 0.9}})
-    second = make_run(tmp_path / "second", cache, fields)
-    assert train(second.path, cache)["status"] == "done"
-    path, _ = latest(second.path / "checkpoint")
+    run = make_run(path, cache, fields)
+    assert train(run.path, cache)["status"] == "done"
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return adapting(base, tmp_path_factory.mktemp("adapting") / "run")
+
+
+def last_state(run: RunFolder) -> dict[str, Any]:
+    path, _ = latest(run.path / "checkpoint")
     assert path is not None
-    state = load_checkpoint(path)
-    start = load(base)[0]
+    return load_checkpoint(path)
+
+
+@pytest.mark.process
+def test_trained_weights_stay(run: RunFolder, base: Path) -> None:
+    state, start = last_state(run), load(base)[0].state_dict()
     frozen = {name: tensor for name, tensor in state["model"].items() if "lora" not in name}
-    assert all(torch.equal(tensor, start.state_dict()[name]) for name, tensor in frozen.items())
+    assert all(torch.equal(tensor, start[name]) for name, tensor in frozen.items())
     assert len(state["optimiser"]["state"]) == len(state["model"]) - len(frozen)
-    adapted_model = LanguageModel(RunConfig.parse(second.record().config).model).eval()
-    adapted_model.load_state_dict(state["model"])
-    merged = load(export(second.path, tmp_path / "merged", cache=cache, weights="trained"))[0].eval()
-    assert merged.config.lora is None
-    tokens_BT = random_tokens(2, 20)
-    torch.testing.assert_close(logits(merged, tokens_BT), logits(adapted_model, tokens_BT))
-    assert not torch.allclose(logits(merged, tokens_BT), logits(start.eval(), tokens_BT))
+
+
+@pytest.mark.process
+def test_an_export_is_one_model(run: RunFolder, base: Path, tmp_path: Path) -> None:
+    model, tokens_BT = LanguageModel(RunConfig.parse(run.record().config).model).eval(), random_tokens(2, 20)
+    model.load_state_dict(last_state(run)["model"])
+    exported = load(export(run.path, tmp_path / "merged", cache=base.parent / "cache", weights="trained"))[0].eval()
+    assert exported.config.lora is None
+    torch.testing.assert_close(logits(exported, tokens_BT), logits(model, tokens_BT))
+    assert not torch.allclose(logits(exported, tokens_BT), logits(load(base)[0].eval(), tokens_BT))
