@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ __all__ = [
     "Range",
     "RescalingPair",
     "Role",
+    "Scores",
     "StepCounter",
     "Variant",
     "VariantConfig",
@@ -370,8 +371,29 @@ class Variant(Component):
         return tuple(writers)
 
 
+class Scores(NamedTuple):
+    """What the scores of a softmax over tokens are made of: scale · q_t · k_s, over keys s ≤ t of the same document."""
+
+    q_BTHK: Tensor
+    """Queries (B, T, H, K)."""
+    k_BTGK: Tensor
+    """Keys (B, T, G, K), H a multiple of G."""
+    scale: float | None = None
+    """Default: 1/sqrt(K)."""
+    window: int | None = None
+    """Keys that a query sees, its own included. Default: all."""
+
+
 class Mixer(Variant):
     """A sequence mixer: the only part of a block in which tokens see each other."""
+
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        """Queries and keys of every softmax over tokens, from the mixer's input, before a soft-cap. Arguments as of
+        :meth:`forward`.
+
+        A sparse mixer gives all keys that a query may select, and leaves out blocks that it pools. Default: none.
+        """
+        return []
 
     @abstractmethod
     def forward(

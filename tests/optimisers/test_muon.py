@@ -183,7 +183,7 @@ FIELDS: dict[str, Any] = {
         "context": 32,
         "evaluations": 1,
         "optimiser": {"kind": "muon", "precision": "fp32"},
-        "spike_factor": 100.0,
+        "guards": [{"kind": "ratio", "factor": 100.0}],
     },
 }
 

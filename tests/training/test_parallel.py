@@ -43,7 +43,7 @@ FIELDS = {
         "tokens": 24 * 4 * 32,
         "batch_size": 4,
         "checkpoint_every": 8,
-        "spike_factor": 100.0,
+        "guards": [{"kind": "ratio", "factor": 100.0}],
         "ema": {"decay": 0.9},
         "qk_clip": {"threshold": 0.5, "missing": "skip"},
     },

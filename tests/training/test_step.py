@@ -73,7 +73,7 @@ def test_recomputed_activations_change_no_bit() -> None:
 @pytest.mark.parametrize("factor", [1e6, float("nan")])
 def test_a_spike_leaves_the_weights_unchanged(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {2: factor})
-    step, stream = step_of(spike_factor=50.0), batches()
+    step, stream = step_of(guards=[{"kind": "ratio", "factor": 50.0}]), batches()
     step(1, stream)
     before = weights(step)
     step(2, stream)
@@ -82,7 +82,7 @@ def test_a_spike_leaves_the_weights_unchanged(factor: float, monkeypatch: pytest
 
 def test_a_spike_is_not_counted_as_a_step_of_the_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {2: 1e6})
-    step, stream = step_of(spike_factor=50.0), batches()
+    step, stream = step_of(guards=[{"kind": "ratio", "factor": 50.0}]), batches()
     for number in (1, 2, 3):
         step(number, stream)
     assert {float(state["step"]) for state in step.optimiser.state.values()} == {2.0}
@@ -90,7 +90,7 @@ def test_a_spike_is_not_counted_as_a_step_of_the_optimiser(monkeypatch: pytest.M
 
 def test_the_step_after_a_spike_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {2: 1e6})
-    step, stream = step_of(spike_factor=50.0), batches()
+    step, stream = step_of(guards=[{"kind": "ratio", "factor": 50.0}]), batches()
     for number in (1, 2):
         step(number, stream)
     before = weights(step)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Scores, mixers
 from workbench.layers import Linear, Pooling, RowCache, linear_flops
 from workbench.mixers.families.latent import LatentConfig, LatentProjections
 from workbench.mixers.families.sparse import (
@@ -145,6 +145,9 @@ class ASAGlobal(Mixer):
             selection.record_metrics(aux, self.blocks.block, segments)
         mixed_BTHC = torch.stack(outputs, dim=2).mul(gates_BT2H[..., None].to(outputs[0].dtype)).sum(2)
         return self.out(self.project.from_latents(mixed_BTHC).reshape(B, T, -1))
+
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        return self.project.scores(x_BTD, **Positions.of(x_BTD, segments, None).rotary)
 
     @torch.no_grad()
     def selection(self, x_BTD: Tensor, segments: Tensor | None = None) -> Selection:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Scores, mixers
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import QK_NORM_OBSTACLE, HeadsConfig, qkv_parts, stacked_pairs
 from workbench.mixers.families.sparse import (
@@ -97,11 +97,7 @@ class MoBA(ScaledScores, Mixer):
         B, T, _ = x_BTD.shape
         assert cache is None or isinstance(cache, SparseCache)
         positions, blocks = Positions.of(x_BTD, segments, cache), self.blocks
-        heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)
-        q, k, v = heads.split((self.H, self.G, self.G), dim=2)
-        q, k = self.scaled(self.q_norm(q)), self.k_norm(k)
-        if self.rotary is not None:
-            q, k = self.rotary(q, positions.offset), self.rotary(k, positions.offset)
+        q, k, v = self._project(x_BTD, positions.offset)
         pooled_cache = None if cache is None else cache.pooled
         (ck,) = pooled_blocks([k], self._pooled, positions, blocks, pooled_cache)
         if cache is not None:
@@ -116,6 +112,19 @@ class MoBA(ScaledScores, Mixer):
             selection = Selection.by_scores(q, ck, lse, positions, blocks, None)
         o = selection.attend(q, k, v, positions, blocks.block)
         return self.out(o.reshape(B, T, self.H * self.K))
+
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        q, k, _ = self._project(x_BTD, 0)
+        return [Scores(q, k)]
+
+    def _project(self, x_BTD: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B, T, H, K) and keys (B, T, G, K), and values (B, T, G, K)."""
+        heads = self.qkv(x_BTD).view(*x_BTD.shape[:2], self.H + 2 * self.G, self.K)
+        q, k, v = heads.split((self.H, self.G, self.G), dim=2)
+        q, k = self.scaled(self.q_norm(q)), self.k_norm(k)
+        if self.rotary is not None:
+            q, k = self.rotary(q, offset), self.rotary(k, offset)
+        return q, k, v
 
     def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
         """Mean keys (B, N, G, K)."""

@@ -37,6 +37,7 @@ from workbench.contract import (
     Range,
     RescalingPair,
     Role,
+    Scores,
     mixers,
 )
 from workbench.layers import Linear, Pooling, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
@@ -276,6 +277,12 @@ class NSA(ScaledScores, Mixer):
                 selection.record_metrics(aux, self.blocks.block, segments)
         o_BTHK = torch.stack(outputs, dim=2).mul(gates_BTcH[..., None].to(outputs[0].dtype)).sum(2)
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
+
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        q, _, rotated = self._project(x_BTD, Positions.of(x_BTD, segments, None))
+        windows = {"selection": None, "window": self.window}
+        reads = {branch: keys for branch, keys in self.layout.reads.items() if branch in windows}
+        return [Scores(q, rotated[keys][0], window=windows[branch]) for branch, keys in reads.items()]
 
     @torch.no_grad()
     def selection(self, x_BTD: Tensor, segments: Tensor | None = None) -> Selection:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from workbench.contract import Range
 from workbench.optimisers.base import Optimiser, OptimiserConfig, optimisers
@@ -40,6 +41,9 @@ class AdamW(Optimiser):
         """Two fp32 moments per parameter, and one fp32 step count per tensor."""
         return sum(8 * parameter.numel() + 4 for parameter in group.parameters.values())
 
+    def denominator(self, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
+        return adamw_denominator(entry, group)
+
     @property
     def epsilon(self) -> float:
         return float(self.config.epsilon)
@@ -47,3 +51,8 @@ class AdamW(Optimiser):
     @classmethod
     def search_space(cls, config: Any) -> dict[str, Range]:
         return {"epsilon": Range(low=1e-16, high=1e-6, log=True)}
+
+
+def adamw_denominator(entry: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    """Root of a parameter's second moment without its bias towards zero, to which epsilon is added."""
+    return (entry["exp_avg_sq"] / (1 - group["betas"][1] ** entry["step"])).sqrt()

@@ -43,7 +43,7 @@ class Optimiser(ABC):
     Config: ClassVar[type[OptimiserConfig]]
     skips_on_found_inf: ClassVar[bool] = False
     """Whether a step leaves parameters and state unchanged where the attribute ``found_inf`` of the torch optimiser
-    is a tensor of 1.0, without synchronising with the device. ``training.spike_factor`` needs it."""
+    is a tensor of 1.0, without synchronising with the device. Guards that skip steps need it."""
     gradient_powers: ClassVar[Mapping[str, int]] = {}
     """Entries of the state with one number per element of the parameter, with the power of the gradient that they are
     of: 1 for momentum, 2 for a second moment. All other entries, such as step counts, belong to the whole tensor."""
@@ -94,6 +94,18 @@ class Optimiser(ABC):
         """How large the updates of parameters of this role are, by which a parametrisation chooses the factors of their
         learning rates and weight decay. Default: as Adam's."""
         return "sign"
+
+    def denominator(self, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
+        """What ``group["eps"]`` is added to in the update of one parameter: (of its shape), not negative.
+
+        Args:
+            entry: the parameter's state.
+            group: its group of the torch optimiser.
+
+        Returns:
+            None where no epsilon is added. Default.
+        """
+        return None
 
     @property
     def epsilon(self) -> float | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 from workbench.contract import ParameterRole, Range, Role
-from workbench.optimisers.adamw import AdamW, Beta
+from workbench.optimisers.adamw import AdamW, Beta, adamw_denominator
 from workbench.optimisers.base import Optimiser, OptimiserConfig, optimisers
 from workbench.optimisers.groups import ParameterGroup
 from workbench.optimisers.tensors import assign, local
@@ -108,6 +108,9 @@ class Muon(Optimiser):
             return "sign"
         families: dict[Scale, UpdateFamily] = {"match_rms": "rms", "original": "orthogonal", "spectral": "spectral"}
         return families[self.config.scale]
+
+    def denominator(self, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
+        return adamw_denominator(entry, group) if "eps" in group else None
 
     @property
     def epsilon(self) -> float:

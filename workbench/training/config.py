@@ -12,6 +12,7 @@ from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
 from workbench.data import BatchPlanConfig, Source, SourceConfig, batch_plans, sources
 from workbench.evaluation import SuiteConfig, suites
+from workbench.guards import GuardSetting
 from workbench.model.config import ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
 from workbench.results import RunRecord
@@ -61,9 +62,13 @@ class TrainingConfig(Config):
     (`workbench branch`)."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Final learning rate as a fraction of the peak."""
-    spike_factor: Annotated[float | None, Field(gt=1)] = None
-    """Skip optimiser steps whose gradient norm is not finite or more than this many times its running mean. Skipped
-    steps are counted; 20 in a row end the run as diverged. Default: no step is skipped."""
+    guards: tuple[GuardSetting, ...] = ()
+    """What watches losses and gradients, each with an action for the steps that it rejects: {kind: spike, action:
+    skip}. Rejected steps are counted; 20 skipped in a row end the run as diverged. Default: none; a loss or gradient
+    that is not finite ends the run."""
+    window: Annotated[int, Field(ge=2)] = 50
+    """Steps that a guard with action roll_back undoes together; it returns to one to two windows before the rejected
+    step."""
     qk_clip: QKClipConfig | None = None
     """Bounds on attention scores through the weights, after every step: {threshold: 100}. Default: none."""
     ema: AverageConfig | None = None
@@ -118,13 +123,26 @@ class TrainingConfig(Config):
             got=f"{self.batch_size} rows of {self.context} tokens",
             expected="a micro-batch of a multiple of 16 tokens",
         )
+        acting = [guard.name for guard in self.guards if guard.action != "count"]
         require(
-            self.spike_factor is None or optimisers[self.optimiser.kind].skips_on_found_inf,
-            "spike_factor",
-            got=f"{self.spike_factor} with optimiser {self.optimiser.kind!r}",
+            not acting or optimisers[self.optimiser.kind].skips_on_found_inf,
+            "guards",
+            got=f"{', '.join(acting)} with optimiser {self.optimiser.kind!r}",
             expected="an optimiser that can skip a step on the device",
-            do="Choose another optimiser, or leave spike_factor out.",
+            do="Choose another optimiser, or only count: action: count.",
         )
+        require(
+            not self.rolls_back or all(transform.every is None for transform in self.transforms),
+            "guards",
+            got="action roll_back with transforms that are applied during training",
+            expected="transforms before the first step only: a return to earlier weights would undo them",
+            do="Choose action: skip, or leave `every` out.",
+        )
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether a guard may return the run to earlier weights."""
+        return any(guard.action == "roll_back" for guard in self.guards)
 
     @property
     def tokens_per_step(self) -> int:
@@ -269,6 +287,10 @@ class RunConfig(Config):
                 del plain["training"][name]  # off: the run is the same
         if self.training.schedule == "cosine" or self.training.decay_shape == "linear":
             del plain["training"]["decay_shape"]
+        if not self.training.rolls_back:
+            del plain["training"]["window"]
+        # under the name of the field that was here first, so that runs without guards keep their identity
+        plain["training"]["spike_factor"] = plain["training"].pop("guards") or None
         if plain["training"]["batch_plan"]["kind"] == "contiguous":
             del plain["training"]["batch_plan"]
         if not plain["evaluation"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from lightning.fabric import Fabric
 
 from workbench.model import LanguageModel
@@ -16,9 +17,9 @@ from workbench.transforms import apply_transforms, build_transforms
 def grow(small: TrainStep, config: RunConfig, fabric: Fabric) -> tuple[TrainStep, bool]:
     """The step of the run's model after the last step of its small model.
 
-    Every rank computes the transforms on full tensors. Losses since the last logged line, skipped steps and running
-    means of the gradient norm are carried over; counts of experts since the last diagnostics start again, as there are
-    other layers.
+    Every rank computes the transforms on full tensors. Losses since the last logged line, rejected steps and what
+    guards remember are carried over; counts of experts since the last diagnostics start again, as there are other
+    layers. A window that guards may roll back ends before.
 
     Args:
         small: step of the small model.
@@ -29,6 +30,7 @@ def grow(small: TrainStep, config: RunConfig, fabric: Fabric) -> tuple[TrainStep
         the step, and whether its model is compiled.
     """
     assert config.growth is not None
+    small.end_window(config.phases[0].last, torch.zeros((), device=small.device), is_last=True)
     transforms = build_transforms(config.growth.transforms, optimiser_of(config.training))
     weights, state = full_weights_and_state(small)
     source = small.model.config
@@ -38,6 +40,7 @@ def grow(small: TrainStep, config: RunConfig, fabric: Fabric) -> tuple[TrainStep
     model.load_state_dict(new_weights)  # copies: tensors may be shared
     large, compiled = build_step(model, config, fabric)
     write_state(large, {}, new_state)
-    large.loss_window, large.health.state = small.loss_window, small.health.state
+    large.loss_window = small.loss_window
+    large.health.load_state_dict(small.health.state_dict())
     parallel.barrier()
     return large, compiled

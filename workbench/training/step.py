@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches, losses, clipping, spike skipping, update.
+"""One optimiser step: micro-batches, losses, clipping, guards, update.
 
 Nothing here synchronises with the device.
 
@@ -29,8 +29,10 @@ from workbench.training.compensation import without_rescaling
 from workbench.training.config import RunConfig
 from workbench.training.fp8 import use_fp8
 from workbench.training.health import Health, gradient_rms_summary
-from workbench.training.optimiser import build_optimiser
+from workbench.training.layer_monitors import epsilon_values, gradient_values, layers_of, watching
+from workbench.training.optimiser import build_optimiser, optimiser_of
 from workbench.training.qk_clip import QKClip
+from workbench.training.roll_back import RollBack
 from workbench.training.schedule import rate_at
 from workbench.training.step_counters import StepCounters
 
@@ -67,7 +69,10 @@ class TrainStep:
         steps = config.training.steps
         self.diagnose_at = {math.ceil(steps * i / DIAGNOSTIC_SNAPSHOTS) for i in range(1, DIAGNOSTIC_SNAPSHOTS + 1)}
         self.counters = StepCounters(model)
-        self.health = Health(config.training.spike_factor, device)
+        self.health = Health(config.training.guards, device)
+        self.roll_back = (
+            RollBack(model, optimiser, config.training.window, device) if config.training.rolls_back else None
+        )
         clip = config.training.qk_clip
         self.qk_clip = None if clip is None else QKClip(model, clip, parallel.all_maximum)
         self.applied = torch.ones((), device=device)
@@ -77,6 +82,8 @@ class TrainStep:
         self.gradient_norm = torch.zeros((), device=device)
         self.gradient_metrics: dict[str, Tensor] = {}
         """Root mean squares of the newest logged step's gradients."""
+        self.layer_gradients: list[dict[str, Tensor]] = []
+        """Gradient norms by layer, of the newest step that writes diagnostics."""
         self.loss_window = torch.zeros(2, dtype=torch.float64, device=device)
         """Losses of all targets since the last logged step, summed over the steps whose loss is finite, and their
         number."""
@@ -108,13 +115,15 @@ class TrainStep:
             objective.backward()
             step_loss = step_loss + loss
             self.on_phase("backward")
+        loss = parallel.all_sum(step_loss.double())
         share = training.ema.share(step, training.tokens_per_step) if training.ema is not None else None
         with averaging(self.optimiser, share):
             with without_rescaling(self.optimiser):
-                self._update(step)
+                self._update(step, loss)
             if self.qk_clip is not None:
                 self.qk_clip(self.applied)
-        self._follow(step, step_loss)
+        if self.roll_back is not None:
+            self.end_window(step, self.health.wants_roll_back, is_last=step == training.steps)
         self.counters.update(lr_factor, 1 - step / training.steps, self.applied)
         self.diagnostics = self._diagnostics(layers) if snapshot else {}
         self.on_phase("update")
@@ -130,7 +139,7 @@ class TrainStep:
         if self.qk_clip is not None:
             self.qk_clip.begin_step()
         self.objective_metrics: dict[str, Pooled] = {}
-        self.layer_metrics: list[dict[str, Pooled]] = [{} for _ in (*self.model.blocks, *self.model.shortcuts)]
+        self.layer_metrics: list[dict[str, Pooled]] = [{} for _ in layers_of(self.model)]
         if snapshot:
             self.counters.attach_taps(self.device)
 
@@ -142,8 +151,10 @@ class TrainStep:
             snapshot: whether layers write metrics.
             counted: whether the counts of the whole step are known.
         """
+        watches = watching(self.model, self._record) if snapshot else contextlib.nullcontext()
         with autocast(self.device, self.config.training.precision):
-            loss, aux = self._forward(batch, snapshot)
+            with watches:
+                loss, aux = self._forward(batch, snapshot)
             if not counted:
                 self.counters.count(aux)
             objective = loss + sum(part for outputs in aux for part in outputs.losses) + sum(self.counters.losses(aux))
@@ -155,13 +166,15 @@ class TrainStep:
             join(pooled, outputs.metrics)
         return objective, loss.detach(), layers
 
+    def _record(self, layer: int, values: Mapping[str, Pooled]) -> None:
+        join(self.layer_metrics[layer], values)
+
     def _forward(self, batch: Batch, snapshot: bool) -> tuple[Tensor, list[AuxOutputs]]:
         """A micro-batch's share of the loss; auxiliary outputs of the layers, then those of the model's objectives."""
         tokens_BT, targets_BT, segments_BT, _ = batch
         clips = self.qk_clip is not None
         layers = [
-            AuxOutputs(snapshot, self.totals.tokens, score_maxima=[] if clips else None)
-            for _ in (*self.model.blocks, *self.model.shortcuts)
+            AuxOutputs(snapshot, self.totals.tokens, score_maxima=[] if clips else None) for _ in layers_of(self.model)
         ]
         model_aux = AuxOutputs(False, self.totals.mtp_tokens, score_maxima=[] if clips else None)
         loss = self.model.loss(
@@ -175,49 +188,73 @@ class TrainStep:
         )
         return loss, [*layers, model_aux]
 
-    def _update(self, step: int) -> None:
+    def _update(self, step: int, loss: Tensor) -> None:
+        """Clip the gradients and update the weights, unless a guard rejects the step.
+
+        Args:
+            step: number of the step.
+            loss: its loss, of all ranks.
+        """
         training = self.config.training
         parameters = list(self.model.parameters())
+        if step in self.diagnose_at:
+            self.layer_gradients = gradient_values(layers_of(self.model))
         self.gradient_norm = parallel.full_tensor(torch.nn.utils.clip_grad_norm_(parameters, training.clip))
         if step % training.log_every == 0:  # the gradients that the optimiser receives
             gradients = [p.grad for p in parameters if p.grad is not None]
             self.gradient_metrics = gradient_rms_summary(parallel.root_mean_squares(gradients))
         # the optimiser leaves weights and its state unchanged where `found_inf` is 1.0, on the device
-        skipped = self.health.judge_gradient(self.gradient_norm)
+        skipped = self.health.judge(loss, self.gradient_norm)
         if skipped is not None:
             self.optimiser.found_inf = skipped  # type: ignore[attr-defined]
             self.applied = 1 - skipped
         self.optimiser.step()
         self.optimiser.zero_grad()
-
-    def _follow(self, step: int, step_loss: Tensor) -> None:
-        loss, targets = parallel.all_sum(step_loss.double()), self.totals.targets
         self.health.record_step(step, loss, self.gradient_norm)
-        finite = loss.isfinite()
+        finite, targets = loss.isfinite(), self.totals.targets
         self.loss_window = self.loss_window + torch.stack(
             (torch.where(finite, loss * targets, 0.0), torch.where(finite, targets, 0.0))
         )
 
+    def end_window(self, step: int, rejected: Tensor, *, is_last: bool) -> None:
+        """Let a window of steps end, if it does with ``step``. Arguments as of :meth:`RollBack.end_step`."""
+        undone = self.roll_back.end_step(step, rejected, is_last=is_last) if self.roll_back is not None else None
+        if undone is not None:
+            self.health.record_window(step, undone)
+
     def _diagnostics(self, layers: list[AuxOutputs]) -> dict[int, dict[str, Tensor]]:
         values = iter(parallel.all_pooled([number for layer in self.layer_metrics for number in layer.values()]))
         metrics = [{name: next(values) for name in layer} for layer in self.layer_metrics]
-        counted = self.counters.diagnostics(layers)
-        merged = [layer | {k: v.detach().double() for k, v in more.items()} for layer, more in zip(metrics, counted)]
+        optimiser = optimiser_of(self.config.training)
+        of_epsilon = epsilon_values(layers_of(self.model), self.optimiser, optimiser, self.device)
+        further = zip(self.counters.diagnostics(layers), self.layer_gradients, of_epsilon, strict=True)
+        merged = [
+            layer | {name: value.detach().double() for values in more for name, value in values.items()}
+            for layer, more in zip(metrics, further, strict=True)
+        ]
         return {layer: values for layer, values in enumerate(merged) if values}
 
     def take_log_values(self) -> tuple[Tensor, list[str]]:
         """Values to log, as one float64 tensor on the device; starts a new loss window.
 
         Returns:
-            loss window (2 values), gradient norm, state of :class:`Health`, then the metrics of the newest step's
-            objectives and gradients; the names of these metrics.
+            loss window (2 values), gradient norm, state of :class:`Health`, the metrics of the newest step's objectives
+            and gradients, the guards' rejections of the steps since the last call; the names of these metrics.
         """
         metrics = dict(zip(self.objective_metrics, parallel.all_pooled(list(self.objective_metrics.values()))))
         metrics |= {name: value.double() for name, value in self.gradient_metrics.items()}
         if self.qk_clip is not None:
             metrics |= self.qk_clip.metrics
         further = [torch.stack(list(metrics.values()))] if metrics else []
-        values = torch.cat((self.loss_window, self.gradient_norm.double()[None], self.health.state, *further))
+        values = torch.cat(
+            (
+                self.loss_window,
+                self.gradient_norm.double()[None],
+                self.health.state,
+                *further,
+                self.health.take_rejections(),
+            )
+        )
         self.loss_window = torch.zeros_like(self.loss_window)
         return values, list(metrics)
 

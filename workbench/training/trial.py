@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -473,10 +473,25 @@ def _interrupt(folder: RunFolder, reason: str) -> dict[str, Any]:
     return {"status": Status.INTERRUPTED, "reason": reason}
 
 
+def interventions(row: Mapping[str, Any], steps: int) -> list[str]:
+    """What guards have done, in words; nothing where there was no reason.
+
+    Args:
+        row: last line of metrics.jsonl.
+        steps: of the run.
+    """
+    skipped, rolled_back, undone = (row.get(name, 0) for name in ("skipped", "rolled_back", "undone"))
+    words = [f"guards skipped {skipped} of {steps} steps"] if skipped else []
+    if rolled_back:
+        words.append(f"guards rolled back {rolled_back} time{'s' * (rolled_back > 1)}, undoing {undone} steps")
+    return words
+
+
 def _caution(config: RunConfig, folder: RunFolder) -> str | None:
     """What a reader of the result must know, if anything."""
     cautions = [f"not causal: {name} sees later tokens" for name in config.model.lacking("causal")]
     cautions += [f"{name} sees the other documents of a row" for name in config.model.lacking("segments")]
+    cautions += interventions(folder.metrics()[-1], config.training.steps)
     rows = folder.diagnostics()
     collapsed = [row["layer"] for row in rows if row["step"] == rows[-1]["step"] and row["values"].get("collapsed")]
     if collapsed:

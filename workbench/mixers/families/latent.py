@@ -23,7 +23,18 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
+from workbench.contract import (
+    AuxOutputs,
+    Cache,
+    Capabilities,
+    Cost,
+    Mixer,
+    Range,
+    RescalingPair,
+    Role,
+    Scores,
+    VariantConfig,
+)
 from workbench.layers import Linear, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import channel_scales, heads_of, nearest_divisor
 from workbench.ops.attention import score_maxima
@@ -165,6 +176,11 @@ class LatentProjections(ScaledScores, nn.Module):
         weight = self.up.weight.view(self.g, self.H // self.g, 2 * self.N, self.C)
         return weight[:, :, : self.N], weight[:, :, self.N :]
 
+    def scores(self, x_BTD: Tensor, window: int | None = None, **positions: Any) -> list[Scores]:
+        """Queries and keys in the expanded form. Arguments as of :meth:`forward`, and the window."""
+        q_n, q_r, c, kr = self.forward(x_BTD, **positions)
+        return [Scores(torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), self.expanded(c, kr)[0], self.scale, window)]
+
     def expanded(self, c_BSgC: Tensor, kr_BS1R: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (B, S, H, N + R) and values (B, S, H, N)."""
         weight = self.up.weight.view(self.g, -1, self.C)
@@ -302,6 +318,9 @@ class LatentAttention(Mixer):
             assert isinstance(cache, LatentCache)
             o = cache.attend(q_n, q_r, c, kr)
         return self.out(o.reshape(B, T, -1))
+
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        return self.project.scores(x_BTD, self.window, offset=0)
 
     def attend(
         self,

@@ -15,7 +15,18 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
+from workbench.contract import (
+    AuxOutputs,
+    Cache,
+    Capabilities,
+    Cost,
+    Mixer,
+    Range,
+    RescalingPair,
+    Role,
+    Scores,
+    VariantConfig,
+)
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.ops.attention import attention, score_maxima
 from workbench.ops.sparse_attention import document_starts, visible_block_attention
@@ -221,12 +232,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
         aux: AuxOutputs | None = None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
-        heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)
-        q_BTHK, k_BTGK, v_BTGK = heads.split((self.H, self.G, self.G), dim=2)
-        q_BTHK, k_BTGK = self.scaled(self.q_norm(q_BTHK)), self.k_norm(k_BTGK)
-        if self.rotary is not None:
-            offset = 0 if cache is None else cache.length
-            q_BTHK, k_BTGK = self.rotary(q_BTHK, offset), self.rotary(k_BTGK, offset)
+        q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, 0 if cache is None else cache.length)
         if cache is None:
             if aux is not None and aux.score_maxima is not None and self.score_obstacle() is None:
                 queries = q_BTHK.to(v_BTGK.dtype)
@@ -236,6 +242,19 @@ class SoftmaxAttention(ScaledScores, Mixer):
             assert isinstance(cache, KeyValueCache)
             o_BTHK = cache.attend(q_BTHK, k_BTGK, v_BTGK)
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
+
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        q_BTHK, k_BTGK, _ = self._project(x_BTD, 0)
+        return [Scores(q_BTHK, k_BTGK, window=self.window)]
+
+    def _project(self, x_BTD: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B, T, H, K) and keys (B, T, G, K), and values (B, T, G, K)."""
+        heads = self.qkv(x_BTD).view(*x_BTD.shape[:2], self.H + 2 * self.G, self.K)
+        q_BTHK, k_BTGK, v_BTGK = heads.split((self.H, self.G, self.G), dim=2)
+        q_BTHK, k_BTGK = self.scaled(self.q_norm(q_BTHK)), self.k_norm(k_BTGK)
+        if self.rotary is not None:
+            q_BTHK, k_BTGK = self.rotary(q_BTHK, offset), self.rotary(k_BTGK, offset)
+        return q_BTHK, k_BTGK, v_BTGK
 
     def attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, segments: Tensor | None = None) -> Tensor:
         """Attention of T queries over S ≥ T keys, the last T of which belong to the queries: (B, T, H, K).
