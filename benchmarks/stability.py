@@ -117,7 +117,7 @@ def run_fields(steps: int, data: dict[str, Any]) -> dict[str, Any]:
             "log_every": 5,
             "evaluations": 1,
             "checkpoint_every": steps,
-            "window": max(2, steps // 16),
+            "roll_back_window": max(2, steps // 16),
         },
     }
 

@@ -175,7 +175,7 @@ def lines(folder: RunFolder) -> list[dict[str, Any]]:
 class TestRun:
     """Runs of 20 steps in windows of 5, whose seventh step has a fault."""
 
-    TRAINING = {"guards": ROLL_BACK, "window": 5, "log_every": 5}
+    TRAINING = {"guards": ROLL_BACK, "roll_back_window": 5, "log_every": 5}
 
     @pytest.mark.parametrize("fault", [1e6, float("nan")])
     def test_a_fault_is_rolled_back_counted_and_named(

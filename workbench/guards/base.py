@@ -18,7 +18,7 @@ class GuardConfig(Config):
     kind: str
     action: Literal["skip", "roll_back", "count"] = "skip"
     """What follows a rejected step: skip leaves weights and optimiser state as they are; roll_back also returns them to
-    what they were one to two windows before (``training.window``); count only counts."""
+    what they were one to two windows before (``training.roll_back_window``); count only counts."""
 
     @property
     def name(self) -> str:

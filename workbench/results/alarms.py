@@ -22,7 +22,7 @@ class Alarm:
 ALARMS = (
     # the threshold of QK-clip (Kimi K2, arXiv 2507.20534)
     Alarm("attention_score_max", 100.0, "attention saturates; qk_norm, a soft-cap or a lower rate bounds the scores"),
-    # arXiv 2509.01322, §3.2.2
+    # arXiv 2509.01322, eq. 9
     Alarm("r_g", 0.1, "the balance loss outweighs the training loss in the router; lower balance_weight"),
     # ours: where exp(-x) of the other scores is below the resolution of bf16 by far
     Alarm("router_logit_max", 50.0, "router scores saturate; z_weight bounds them"),

@@ -66,7 +66,7 @@ class TrainingConfig(Config):
     """What watches losses and gradients, each with an action for the steps that it rejects: {kind: spike, action:
     skip}. Rejected steps are counted; 20 skipped in a row end the run as diverged. Default: none; a loss or gradient
     that is not finite ends the run."""
-    window: Annotated[int, Field(ge=2)] = 50
+    roll_back_window: Annotated[int, Field(ge=2)] = 50
     """Steps that a guard with action roll_back undoes together; it returns to one to two windows before the rejected
     step."""
     qk_clip: QKClipConfig | None = None
@@ -288,7 +288,7 @@ class RunConfig(Config):
         if self.training.schedule == "cosine" or self.training.decay_shape == "linear":
             del plain["training"]["decay_shape"]
         if not self.training.rolls_back:
-            del plain["training"]["window"]
+            del plain["training"]["roll_back_window"]
         # under the name of the field that was here first, so that runs without guards keep their identity
         plain["training"]["spike_factor"] = plain["training"].pop("guards") or None
         if plain["training"]["batch_plan"]["kind"] == "contiguous":

@@ -71,7 +71,7 @@ class TrainStep:
         self.counters = StepCounters(model)
         self.health = Health(config.training.guards, device)
         self.roll_back = (
-            RollBack(model, optimiser, config.training.window, device) if config.training.rolls_back else None
+            RollBack(model, optimiser, config.training.roll_back_window, device) if config.training.rolls_back else None
         )
         clip = config.training.qk_clip
         self.qk_clip = None if clip is None else QKClip(model, clip, parallel.all_maximum)
