@@ -99,6 +99,18 @@ def test_a_spike_of_the_loss_does_not_watch_the_norm() -> None:
     assert rejections(setting, [1.0] * 9 + [99.0], of="loss")[-1]
 
 
+def test_a_falling_loss_has_spikes_in_the_scale_of_its_noise() -> None:
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0)).mul(0.05).tolist()
+    falling = [6 - 0.08 * step + error for step, error in enumerate(noise)]
+    spike = {"kind": "spike", "of": "loss"}
+    assert not any(rejections(spike, falling, of="loss"))
+    assert rejections(spike, [*falling, 6.0], of="loss")[-1]
+
+
+def test_a_gradient_norm_that_rises_for_good_is_no_spike() -> None:
+    assert not any(rejections({"kind": "spike"}, [1.0 + 0.05 * step for step in range(100)]))
+
+
 def test_a_ratio_is_to_the_running_mean() -> None:
     assert rejections({"kind": "ratio", "factor": 4.0}, [1.0, 3.0, 8.1]) == [False, False, True]
     assert rejections({"kind": "ratio", "factor": 4.0}, [1.0, 3.0, 7.9]) == [False, False, False]

@@ -1,14 +1,18 @@
 """A guard against spikes of the loss or the gradient norm, by a median and its absolute deviation.
 
-    x_t > m + k · max(1.4826 · median |x_s - m|, FLOOR · |m|),   m = median x_s
+    x_t > m + k · max(d, FLOOR · |m|),   m = median x_s,   d = 1.4826 · median |x_s - m|
 
 over the last steps s that were made. 1.4826 times the median absolute deviation is the standard deviation of normal
-values. Public runs count steps beyond seven standard deviations of a running mean (the spike score of OLMo 2, arXiv
+values. A loss falls, which widens d by no noise: of a loss, d is at most 1.4826 / √2 · median |x_s - x_{s-1}|, the
+same standard deviation from differences of neighbours. Of a gradient norm, which may rise for good, it is not.
+
+Public runs count steps beyond seven standard deviations of a running mean (the spike score of OLMo 2, arXiv
 2501.00656); medians, unlike these, do not follow the spikes. The rule is ours.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -49,8 +53,11 @@ class Spike(Guard):
     def rejects(self, state: Tensor, loss: Tensor, norm: Tensor) -> Tensor:
         median = state.nanmedian()
         deviation = TO_DEVIATION * (state - median).abs().nanmedian()
-        limit = median + self.config.deviations * torch.maximum(deviation, FLOOR * median.abs())
+        if self.config.of == "loss":
+            from_neighbours = TO_DEVIATION / math.sqrt(2) * (state[1:] - state[:-1]).abs().nanmedian()
+            deviation = torch.minimum(deviation, from_neighbours)
         is_known = state.isfinite().sum() >= min(self.config.after, self.config.memory)
+        limit = median + self.config.deviations * torch.maximum(deviation, FLOOR * median.abs())
         return is_known & (self._watched(loss, norm) > limit)
 
     def advanced(self, state: Tensor, loss: Tensor, norm: Tensor) -> Tensor:
