@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plants", nargs="+", choices=PLANTS, default=list(PLANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--cache", default=str(ROOT / "results" / "benchmarks" / "cache"))
     parser.add_argument("--output", default=str(OUTPUT))
     arguments = parser.parse_args()
