@@ -39,7 +39,7 @@ class Stability(FigurePanel):
 
     settings: Config
     title = "Stability"
-    order = 85
+    order = 86
     labels = {"gradient_norm": "Gradient norm", "loss": "Training loss"}
     report = {"Stability": {}}
     report_switch = "y"
@@ -57,7 +57,7 @@ class Stability(FigurePanel):
             rows, trace = table.filter(pl.col("arm") == arm), arm_trace(run, arm)
             for number, line in enumerate(rows.partition_by("run", maintain_order=True)):
                 traces.append(
-                    go.Scattergl(
+                    go.Scatter(
                         x=line["tokens"].to_list(),
                         y=line["value"].to_list(),
                         mode="lines",
