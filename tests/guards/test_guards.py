@@ -65,7 +65,7 @@ def test_ordinary_steps_are_not_rejected(name: str) -> None:
 def test_the_limit_of_a_spike_is_in_deviations_of_the_median() -> None:
     median = sorted(NORMAL)[(len(NORMAL) - 1) // 2]
     deviation = 1.4826 * sorted(abs(x - median) for x in NORMAL)[(len(NORMAL) - 1) // 2]
-    setting = {"kind": "spike", "memory": len(NORMAL), "after": len(NORMAL), "deviations": 8.0}
+    setting = {"kind": "spike", "of": "gradient_norm", "memory": len(NORMAL), "after": len(NORMAL), "deviations": 8.0}
     for offset, expected in ((-1e-6, False), (1e-6, True)):
         assert rejections(setting, [*NORMAL, median + 8.0 * deviation + offset])[-1] is expected
 
@@ -78,23 +78,26 @@ def test_a_spike_is_in_the_scale_of_a_standard_deviation() -> None:
 
 
 def test_a_spike_needs_a_memory() -> None:
-    assert rejections({"kind": "spike", "after": 5}, [1.0] * 4 + [99.0])[-1] is False
-    assert rejections({"kind": "spike", "after": 5}, [1.0] * 5 + [99.0])[-1] is True
+    assert rejections({"kind": "spike", "of": "gradient_norm", "after": 5}, [1.0] * 4 + [99.0])[-1] is False
+    assert rejections({"kind": "spike", "of": "gradient_norm", "after": 5}, [1.0] * 5 + [99.0])[-1] is True
 
 
 def test_a_spike_forgets_what_is_older_than_its_memory() -> None:
     values = [1.0] * 8 + [50.0] * 3 + [1.0] * 8
-    assert rejections({"kind": "spike", "memory": 8, "after": 3}, values) == [False] * 8 + [True] * 3 + [False] * 8
+    assert (
+        rejections({"kind": "spike", "of": "gradient_norm", "memory": 8, "after": 3}, values)
+        == [False] * 8 + [True] * 3 + [False] * 8
+    )
 
 
 def test_hardly_varying_values_have_no_spike_of_a_small_change() -> None:
-    setting = {"kind": "spike", "after": 3, "deviations": 10.0}
+    setting = {"kind": "spike", "of": "gradient_norm", "after": 3, "deviations": 10.0}
     assert rejections(setting, [1.0] * 5 + [1.09])[-1] is False
     assert rejections(setting, [1.0] * 5 + [1.11])[-1] is True
 
 
 def test_a_spike_of_the_loss_does_not_watch_the_norm() -> None:
-    setting = {"kind": "spike", "of": "loss", "after": 5}
+    setting = {"kind": "spike", "after": 5}
     assert not any(rejections(setting, [1.0] * 9 + [99.0]))
     assert rejections(setting, [1.0] * 9 + [99.0], of="loss")[-1]
 
@@ -102,13 +105,13 @@ def test_a_spike_of_the_loss_does_not_watch_the_norm() -> None:
 def test_a_falling_loss_has_spikes_in_the_scale_of_its_noise() -> None:
     noise = torch.randn(40, generator=torch.Generator().manual_seed(0)).mul(0.05).tolist()
     falling = [6 - 0.08 * step + error for step, error in enumerate(noise)]
-    spike = {"kind": "spike", "of": "loss"}
+    spike = {"kind": "spike"}
     assert not any(rejections(spike, falling, of="loss"))
     assert rejections(spike, [*falling, 6.0], of="loss")[-1]
 
 
 def test_a_gradient_norm_that_rises_for_good_is_no_spike() -> None:
-    assert not any(rejections({"kind": "spike"}, [1.0 + 0.05 * step for step in range(100)]))
+    assert not any(rejections({"kind": "spike", "of": "gradient_norm"}, [1.0 + 0.05 * step for step in range(100)]))
 
 
 def test_a_ratio_is_to_the_running_mean() -> None:

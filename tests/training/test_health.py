@@ -123,6 +123,11 @@ def test_skips_in_a_row_diverge() -> None:
         Health.check(after([1.0] * len(norms), norms, RATIO))
 
 
+def test_steps_that_are_rolled_back_are_no_skips_in_a_row() -> None:
+    norms = [1.0] + [math.inf] * SKIPS_IN_A_ROW
+    Health.check(after([1.0] * len(norms), norms, {**RATIO, "action": "roll_back"}))
+
+
 def test_windows_rolled_back_in_a_row_diverge() -> None:
     health = health_with({**RATIO, "action": "roll_back"})
     for window in range(1, ROLL_BACKS_IN_A_ROW + 1):

@@ -34,8 +34,9 @@ class Spike(Guard):
         """Far above the recent median."""
 
         kind: Literal["spike"] = "spike"
-        of: Literal["loss", "gradient_norm"] = "gradient_norm"
-        """What is watched: the loss of a step, or the norm of its gradient before clipping."""
+        of: Literal["loss", "gradient_norm"] = "loss"
+        """What is watched: the loss of a step, or the norm of its gradient before clipping, whose ordinary values have
+        far outliers too."""
         memory: Annotated[int, Field(ge=8)] = 100
         """Steps of which the median is taken; steps that were skipped are not among them."""
         after: Annotated[int, Field(ge=3)] = 20

@@ -13,7 +13,7 @@ from workbench.guards import GuardConfig, guards
 RISING_STEPS = 200
 """A loss above its first value for this many steps in a row counts as divergence."""
 SKIPS_IN_A_ROW = 20
-"""This many optimiser steps skipped in a row count as divergence."""
+"""This many optimiser steps skipped in a row count as divergence; those that are rolled back are not among them."""
 ROLL_BACKS_IN_A_ROW = 5
 """This many windows rolled back in a row count as divergence."""
 EPSILON_FRACTION = 1e-3
@@ -89,7 +89,7 @@ class Health:
         ]
         if not self.stops_spikes:
             return None
-        in_a_row = torch.where(skip, self._field("skipped_in_a_row") + 1, 0.0)
+        in_a_row = torch.where(skip, self._field("skipped_in_a_row") + ~(rejected & self.rolls_back).any(), 0.0)
         self._set(skipped=self._field("skipped") + skip, skipped_in_a_row=in_a_row)
         return skip.float()
 
