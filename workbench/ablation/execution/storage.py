@@ -20,8 +20,8 @@ from workbench.files import apply_umask
 
 __all__ = ["ATTEMPTS", "open_storage", "quarantine_corrupt_storage"]
 
-CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""Codes of SQLite for a damaged file; others are those of a locked one, or of one that cannot be read."""
+CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ)
+"""Codes of SQLite for a damaged or truncated file; others are those of a locked one, or of one that cannot be read."""
 ATTEMPTS = 3
 """Times that a trial is started whose process or worker died, or that hung, before it counts as killed."""
 
@@ -114,7 +114,8 @@ def quarantine_corrupt_storage(folder: Path) -> None:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         intact = intact and (not tables or "studies" in tables)
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", None) not in CORRUPT:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code not in CORRUPT and code & 0xFF not in CORRUPT:  # the low byte of an extended code is its kind
             raise _unusable(path, error) from None
         intact = False
     if not intact:
