@@ -59,6 +59,14 @@ def provenance(**more: Any) -> dict[str, Any]:
     return {**environment(), **more, "date": time.strftime("%Y-%m-%d")}
 
 
+def exact_rate(count: int, of: int) -> dict[str, Any]:
+    """A count among ``of`` and its share, with the exact (Clopper–Pearson) 95 % interval of that."""
+    from scipy import stats
+
+    low, high = stats.binomtest(int(count), of).proportion_ci(0.95, method="exact")
+    return {"count": int(count), "of": of, "rate": int(count) / of, "low": float(low), "high": float(high)}
+
+
 def write_report(path: Path, report: dict[str, Any], started: float) -> None:
     """Write ``report`` with its provenance, and the seconds since ``started`` (``time.perf_counter``), as JSON."""
     from workbench.files import write_json

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write_report
+from common import exact_rate, write_report
 from numpy.random import Generator
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.ablation.verdict.comparison import ArmMeasurements
@@ -195,18 +195,12 @@ def calibrate(scenario: Scenario, ablations: int = 20_000, checked: int = 100, s
     counts = {"false": false_R, "detected": first_R == "worse", "equivalent": first_R == "equivalent"}
     return {
         **asdict(scenario),
-        "rates": {name: rate(int(rows_R.sum()), ablations) for name, rows_R in counts.items()},
+        "rates": {name: exact_rate(rows_R.sum(), ablations) for name, rows_R in counts.items()},
         "mean_seeds_of_first_arm": float(seeds_RA[:, 1].mean()),
         "mean_seeds_of_all_arms": float(seeds_RA.mean()),
         "checked": checked,
         "differing": differing,
     }
-
-
-def rate(count: int, of: int) -> dict[str, float]:
-    """A count of ablations with its exact (Clopper–Pearson) 95 % interval."""
-    low, high = stats.binomtest(int(count), of).proportion_ci(0.95, method="exact")
-    return {"count": int(count), "of": of, "rate": count / of, "low": float(low), "high": float(high)}
 
 
 def continuous(
@@ -224,8 +218,8 @@ def continuous(
     return {
         "seeds": seeds,
         "scale": scale,
-        "ever_rejects": rate((log_e_RS >= -math.log(alpha)).any(1).sum(), paths),
-        "ever_rejects_upper_at_2_alpha": rate(upper, paths),
+        "ever_rejects": exact_rate((log_e_RS >= -math.log(alpha)).any(1).sum(), paths),
+        "ever_rejects_upper_at_2_alpha": exact_rate(upper, paths),
     }
 
 

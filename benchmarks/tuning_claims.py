@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write_report
+from common import exact_rate, write_report
 from numpy.random import Generator
 from scipy import stats
 
@@ -151,8 +151,8 @@ def claims(
         regret += sum(losses) / 2
     rates: dict[str, Any] = {name: int(count) / ablations for name, count in counts.items()}
     for name in ("claims", "worse", "allowed_claims"):
-        interval = stats.binomtest(int(counts[name]), ablations).proportion_ci(0.95, method="exact")
-        rates[f"{name}_interval"] = [round(float(end), 4) for end in interval]
+        rate = exact_rate(counts[name], ablations)
+        rates[f"{name}_interval"] = [round(rate[end], 4) for end in ("low", "high")]
     return {**rates, "regret": round(regret / ablations, 4), "ablations": ablations}
 
 

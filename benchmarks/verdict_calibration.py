@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from common import provenance
+from common import exact_rate, provenance
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special, stats
@@ -71,14 +71,7 @@ class Rate:
     of: int
 
     def plain(self) -> dict[str, Any]:
-        low, high = stats.binomtest(self.count, self.of).proportion_ci(0.95, method="exact")
-        return {
-            "count": self.count,
-            "of": self.of,
-            "rate": self.count / self.of,
-            "low": float(low),
-            "high": float(high),
-        }
+        return exact_rate(self.count, self.of)
 
     def within(self, rate: float) -> bool:
         """Whether the count lies inside the central 95 % of Binomial(of, rate)."""
@@ -509,6 +502,7 @@ def calibrate_grid(
     grid: Sequence[Cell | Coverage] | None = None,
     processes: int = 1,
     progress: Callable[[str], None] = lambda line: None,
+    keep: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """Simulate every cell. Returns its design, and its rates with intervals, bounds and planned values.
 
@@ -519,6 +513,7 @@ def calibrate_grid(
         grid: the cells. Default: all.
         processes: that simulate at the same time.
         progress: receives a line before each stage.
+        keep: receives the rows before any cell is drawn again, so that an interruption leaves them.
     """
     grid = list(cells()) if grid is None else grid
     with ProcessPoolExecutor(processes) if processes > 1 else nullcontext() as pool:
@@ -528,6 +523,7 @@ def calibrate_grid(
             _described(cell, counts, ablations)
             for cell, counts in zip(grid, _counts_of(grid, ablations, seed, 0, map_), strict=True)
         ]
+        keep(rows)
         again = [number for number, row in enumerate(rows) if refined and _is_open(row)]
         progress(f"{len(again)} cells of {refined:,} ablations")
         refinement = _counts_of([grid[number] for number in again], refined, seed, 1, map_)
@@ -802,17 +798,21 @@ def main() -> None:
         print(f"{time.perf_counter() - started:6.1f} s  {line}", file=sys.stderr, flush=True)
 
     options.output.mkdir(parents=True, exist_ok=True)
+    settings = {k: getattr(options, k) for k in ("ablations", "refined", "seed", "only", "every")}
+
+    def keep(rows: list[dict[str, Any]], resampled: Sequence[dict[str, Any]] = ()) -> None:
+        write(options.output, rows, list(resampled), time.perf_counter() - started, **settings)
+
     chosen = [cell for cell in cells() if options.only in cell.question or options.only in cell.noise]
     grid = calibrate_grid(
-        options.ablations, options.refined, options.seed, chosen[:: options.every], options.processes, progress
+        options.ablations, options.refined, options.seed, chosen[:: options.every], options.processes, progress, keep
     )
     path = options.output / "pool.parquet"
     if options.train:
         train_pool(options.train, progress).write_parquet(path)
     progress("resampled real runs")
     resampled = calibrate_pool(pl.read_parquet(path), max(20, options.ablations // 5)) if path.exists() else []
-    settings = {k: getattr(options, k) for k in ("ablations", "refined", "seed", "only", "every")}
-    write(options.output, grid, resampled, time.perf_counter() - started, **settings)
+    keep(grid, resampled)
     print(summary_text(summary(grid)))
     for row in resampled:
         rates = ", ".join(f"{name} {_rate(row['rates'][name])}" for name in ("claims", "detected", "equivalent"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ import pytest
 from helpers import run_fields, write_corpus
 
 from workbench.cli import output
-from workbench.cli.output import note, print_line
+from workbench.cli.output import print_line
 from workbench.training import parallel
+from workbench.training.trial import stop_signals
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +46,7 @@ def test_an_ascii_terminal_and_foreign_ranks_change_nothing(tmp_path: Path) -> N
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_stops_after_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
     process = start(tmp_path, "training.tokens=64_000_000", "training.checkpoint_every=100_000")
     log = tmp_path / "run" / "metrics.jsonl"
@@ -57,19 +59,29 @@ def test_a_signal_stops_after_a_checkpoint(number: signal.Signals, tmp_path: Pat
     assert list((tmp_path / "run" / "checkpoint").glob("step-*"))
 
 
-def test_a_closed_terminal_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Closed:
-        encoding = "utf-8"
+@pytest.mark.process
+@pytest.mark.parametrize(("command", "code"), [("prepare run.yaml --cache cache", 0), ("variants", 1)])
+def test_a_reader_that_has_gone_ends_output_and_no_work(command: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(json.dumps(run_fields(write_corpus(tmp_path / "corpus"))))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workbench", *command.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=300) == code
+    assert process.stderr.read() == b""
 
-        def write(self, text: str) -> int:
-            raise OSError(5, "Input/output error")
 
-        def flush(self) -> None:
-            raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(sys, "stdout", Closed())
-    print_line("a line")
-    note("a note")
+def test_output_that_cannot_be_written_is_dropped() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = io.TextIOWrapper(io.BufferedWriter(output._Lossy(writer, "w")), line_buffering=True)
+    print("a line", file=stream)
+    stream.close()
 
 
 def test_markup_in_a_path_is_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,3 +103,21 @@ def test_ranks_of_a_launch_are_believed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_brackets_in_a_path_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     output.console.print("results/a[bold]/b[/b]", soft_wrap=True)
     assert capsys.readouterr().out == "results/a[bold]/b[/b]\n"
+
+
+@pytest.mark.process
+def test_a_closed_output_ends_nothing(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m workbench variants >&-"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        received = stop_signals([signal.SIGHUP])
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 
-MAX_INTEGER = 2**64 - 1
-"""Largest integer in a configuration (an unsigned one of 64 bits)."""
+MAX_INTEGER = 2**63 - 1
+"""Largest integer in a configuration: what torch, SQLite and the tables' 64-bit integers all hold."""
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 40, 20_000
 """Largest YAML file, deepest nesting, most values with every alias written out; far beyond any configuration."""
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[\w-]+)+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -13,6 +14,26 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+MACHINE = frozenset(
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.ESTALE,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ETIMEDOUT,
+    )
+)
+"""Numbers of errors of the file system that are no fault of the program, and say nothing about a model."""
 
 
 @contextlib.contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["count", "duration", "flops", "metric", "share", "size"]
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["count", "distinct_ends", "duration", "flops", "metric", "setting", "share", "size"]
 
 UNKNOWN = "–"
 
@@ -67,10 +70,21 @@ def duration(seconds: float | None) -> str:
 def metric(value: float | None, *, signed: bool = False) -> str:
     """A value of the metric (bits, errors), or a difference of two, with four decimals.
 
-    >>> metric(0.00405, signed=True)
+    >>> metric(0.00406, signed=True)
     '+0.0041'
     """
     return UNKNOWN if value is None else f"{value:{'+' if signed else ''}z.4f}"
+
+
+def setting(values: Mapping[str, Any]) -> str:
+    """Values of dotted fields, each by the end of its name; three digits.
+
+    >>> setting({"training.learning_rate": 0.00312, "training.batch_size": 8})
+    'learning_rate 0.00312, batch_size 8'
+    """
+    names = distinct_ends([name.split(".") for name in values], ".")
+    shown = (f"{value:.3g}" if isinstance(value, float) else value for value in values.values())
+    return ", ".join(f"{name} {value}" for name, value in zip(names, shown))
 
 
 def share(value: float | None) -> str:
@@ -80,3 +94,17 @@ def share(value: float | None) -> str:
     '-9.3 %'
     """
     return UNKNOWN if value is None else f"{100 * value:+z.1f} %"
+
+
+def distinct_ends(paths: Sequence[Sequence[str]], separator: str) -> list[str]:
+    """The shortest ends of paths, of one length, that differ from each other; the whole paths if none do.
+
+    >>> distinct_ends([("model", "moe", "heads"), ("model", "gqa", "heads")], ".")
+    ['moe.heads', 'gqa.heads']
+    """
+    ends: list[str] = []
+    for length in range(1, max(map(len, paths), default=0) + 1):
+        ends = [separator.join(path[-length:]) for path in paths]
+        if len(set(ends)) == len(ends):
+            break
+    return ends

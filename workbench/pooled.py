@@ -11,7 +11,18 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Deviation", "Maximum", "Mean", "Pooled", "Quantile"]
+__all__ = [
+    "Deviation",
+    "Maximum",
+    "Mean",
+    "Pooled",
+    "Quantile",
+    "deviation_of",
+    "is_token",
+    "maximum_of",
+    "mean_of",
+    "quantiles_of",
+]
 
 SAMPLE = 2**16
 """Values of one tensor, evenly spaced, from which quantiles are estimated."""

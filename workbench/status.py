@@ -26,7 +26,8 @@ class Status(StrEnum):
     RUNNING = "running"
     """A process is training it."""
     INTERRUPTED = "interrupted"
-    """Stopped on request, or by a full disk, after a checkpoint; resumes with the next launch."""
+    """Stopped on request after a checkpoint, or by files that cannot be read or written; resumes with the next
+    launch."""
     KILLED = "killed"
     """Its process died; resumes from its last checkpoint."""
     HUNG = "hung"

@@ -23,7 +23,7 @@ def repeating(ablation: Callable[..., Ablation]) -> Ablation:
     small = {"base": {"training": {"context": 32, "batch_size": 2, "tokens": 64 * 2_000}}}
     plan = ablation(**FIELDS, **small)
     rows = 64 * 2_000 // 32
-    epochs = plan.arms["full"].run().epochs(plan._prepare("full", lambda line: None))
+    epochs = plan.arms["full"].run().epochs(plan._prepare(["full"], lambda line: None)["full"])
     assert epochs is not None
     tokens = 64 * round(rows / epochs * TIMES_READ / 2)
     arms = {"full": {}, "longer": {"training.tokens": 2 * tokens}}

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from workbench.dashboards.panels import importances
 from workbench.dashboards.panels.importances import importance_table
 
 TRIALS = 40
@@ -47,3 +48,9 @@ def test_a_field_with_influence_exceeds_its_permutations() -> None:
     assert rows["rate"]["importance"] > rows["rate"]["null_high"]
     assert rows["rate"]["p"] < 0.05
     assert rows["decay"]["importance"] <= rows["decay"]["null_high"]
+
+
+def test_the_same_trials_are_analysed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = table({"rate": 60.0}, seed=7)
+    monkeypatch.setattr(importances, "_importances", lambda *_: pytest.fail("analysed again"))
+    assert table({"rate": 60.0}, seed=7) == first

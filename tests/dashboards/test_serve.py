@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,15 @@ def test_a_port_beyond_its_range_is_refused(port: str) -> None:
     result = CliRunner().invoke(cli.app, ["serve", "--port", port])
     assert result.exit_code == 2
     assert "--port" in result.output
+
+
+def test_the_current_folder_configures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Voilà would run a `voila.py` there, which may be a stranger's."""
+    voila = pytest.importorskip("voila.app")
+    pages: list[Any] = []
+    monkeypatch.setattr(voila.Voila, "launch_instance", classmethod(lambda cls, arguments: pages.append(cls)))
+    monkeypatch.setattr("os.environ", {**os.environ})
+    monkeypatch.chdir(tmp_path)
+    serve(tmp_path, browser=False)
+    assert pages[0]().config_file_paths
+    assert str(tmp_path) not in pages[0]().config_file_paths

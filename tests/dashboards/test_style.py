@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.dashboards.style import label, styles_of
+from workbench.dashboards.style import label, labels, styles_of
 
 
 def test_forty_arms_look_different() -> None:
@@ -15,4 +15,9 @@ def test_colours_repeat_with_another_dash() -> None:
 
 
 def test_labels_are_escaped_and_shortened() -> None:
-    assert label("<b>" + "x" * 100, 8) == "&lt;b&gt;xxxx…"
+    assert label("<b>" + "x" * 100, 8) == "&lt;b&gt;…xxxx"
+
+
+def test_labels_of_different_texts_differ() -> None:
+    texts = ["x" * 30 + end + "x" * 30 for end in "ab"] + ["y" * 60]
+    assert list(labels(texts).values()) == [*texts[:2], "y" * 23 + "…" + "y" * 24]

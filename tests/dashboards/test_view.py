@@ -104,3 +104,10 @@ def test_one_run_twice_is_refused() -> None:
 def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the folder of a run"):
         SingleRuns(tmp_path)
+
+
+def test_a_link_to_a_run_is_the_same_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    with pytest.raises(ConfigError, match="every folder once"):
+        distinct_names([tmp_path / "run", tmp_path / "link"])

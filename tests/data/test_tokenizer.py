@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from workbench.config import ConfigError
 from workbench.data import DataConfig, prepare
-from workbench.data.tokenizer import DOCUMENT_SYMBOL, MAX_WORD, _cut_words, encode, is_lossless, load, train
+from workbench.data.tokenizer import DOCUMENT_SYMBOL, MAX_WORD, RoundTrip, _cut_words, encode, load, round_trip, train
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +92,12 @@ def test_the_document_symbol_shares_no_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["the quick", "naïve über", "a\r\nb", f"x{DOCUMENT_SYMBOL}y"])
 def test_a_byte_level_tokenizer_is_lossless(tokenizer: Tokenizer, text: str) -> None:
     (document,) = encode(tokenizer, [text])
-    assert is_lossless(tokenizer, document, text)
+    assert round_trip(tokenizer, document, text) is RoundTrip.EXACT
 
 
 def test_a_cut_text_is_compared_with_its_beginning(tokenizer: Tokenizer) -> None:
     (document,) = encode(tokenizer, ["the quick brown fox"], max_bytes=9)
-    assert is_lossless(tokenizer, document, "the quick brown fox")
+    assert round_trip(tokenizer, document, "the quick brown fox") is RoundTrip.EXACT
 
 
 def test_unknown_words_are_a_loss() -> None:
@@ -105,7 +105,18 @@ def test_unknown_words_are_a_loss() -> None:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.add_special_tokens([DOCUMENT_SYMBOL])
     (document,) = encode(words, ["the fox"])
-    assert not is_lossless(words, document, "the fox")
+    assert round_trip(words, document, "the fox") is RoundTrip.LOSSY
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("the fox", RoundTrip.SPACE), (" the fox", RoundTrip.EXACT), ("  the fox", RoundTrip.EXACT)],
+)
+def test_a_space_put_before_every_text_is_no_loss(text: str, expected: RoundTrip) -> None:
+    tokenizer = train([text], 300, 10_000)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    (document,) = encode(tokenizer, [text])
+    assert round_trip(tokenizer, document, text) is expected
 
 
 @pytest.mark.parametrize("word", ["ACGT" * 300, "\n" * 1200])
@@ -176,7 +187,7 @@ def test_normalised_text_is_a_loss(tokenizer: Tokenizer, tmp_path: Path, fields:
     text = " The fox e\u0301 "
     loaded = load(str(tmp_path / "t.json"), 300)
     (document,) = encode(loaded, [text])
-    assert not is_lossless(loaded, document, text)
+    assert round_trip(loaded, document, text) is RoundTrip.LOSSY
 
 
 @pytest.mark.parametrize("unit", [" ", "\n", "=", "ACGT", "的一是不"])

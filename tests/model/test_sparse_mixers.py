@@ -17,16 +17,12 @@ from workbench.layers import INIT_SCALE, Pooling
 from workbench.mixers.families.sparse import Selection
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.sparse_attention.reference import attend_reference, select_reference, selected_tokens, window_tokens
-from workbench.testing import MixerConformance, count_flops
+from workbench.testing import MixerConformance, count_flops, relative_error
 
 
 def build(name: str, width: int = 64, **settings: Any) -> Any:
     suite = type("Suite", (MixerConformance,), {"name": name, "width": width})()
     return suite.build(settings)
-
-
-def error(got: Tensor, wanted: Tensor) -> float:
-    return float((got - wanted).detach().norm() / wanted.detach().norm())
 
 
 @pytest.mark.parametrize("name", ["mla", "grouped_latent", "asa_local"])
@@ -37,12 +33,12 @@ def test_absorbed_is_expanded_in_values_and_gradients(name: str, settings: dict[
     pair = [build(name, form=form, **settings) for form in ("expanded", "absorbed")]
     x_BTD = torch.randn(2, 21, 64, dtype=torch.float64).requires_grad_()
     outputs = [module(x_BTD) for module in pair]
-    assert error(*outputs) < 1e-12
+    assert relative_error(*outputs) < 1e-12
     weight = torch.randn_like(outputs[0])
     names = [name for name, _ in pair[0].named_parameters()]
     a, b = (torch.autograd.grad((y * weight).sum(), [x_BTD, *m.parameters()]) for y, m in zip(outputs, pair))
     for name, got, wanted in zip(["x", *names], a, b):
-        assert error(got, wanted) < 1e-11, name
+        assert relative_error(got, wanted) < 1e-11, name
 
 
 def test_latents_are_multiplied_by_the_root_of_the_ratio_of_widths() -> None:
@@ -53,7 +49,7 @@ def test_latents_are_multiplied_by_the_root_of_the_ratio_of_widths() -> None:
     scaled.load_state_dict(plain.state_dict())
     x_BTD = torch.randn(1, 5, 64, dtype=torch.float64)
     (q, _, c, _), (q_scaled, _, c_scaled, _) = plain.project(x_BTD), scaled.project(x_BTD)
-    assert error(c_scaled, 2 * c) < 1e-14 and error(q_scaled, 4 * q) < 1e-14
+    assert relative_error(c_scaled, 2 * c) < 1e-14 and relative_error(q_scaled, 4 * q) < 1e-14
 
 
 @pytest.mark.parametrize("latent_scale", [False, True])
@@ -72,14 +68,14 @@ def test_the_factor_changes_how_strongly_updates_act_and_not_the_start() -> None
     settings = {"latent_dim": 16, "query_latent": 4}
     plain, scaled = (build("mla", latent_scale=on, **settings) for on in (False, True))
     x_BTD = torch.randn(1, 9, 64, dtype=torch.float64)
-    assert error(scaled(x_BTD), plain(x_BTD)) < 1e-13
+    assert relative_error(scaled(x_BTD), plain(x_BTD)) < 1e-13
     step = torch.randn_like(plain.project.up.weight) * 1e-3
     with torch.no_grad():
         before = [module.project.expanded(*module.project(x_BTD)[2:])[1] for module in (plain, scaled)]
         for module in (plain, scaled):
             module.project.up.weight.add_(step)
         after = [module.project.expanded(*module.project(x_BTD)[2:])[1] for module in (plain, scaled)]
-    assert error(after[1] - before[1], 2 * (after[0] - before[0])) < 1e-9
+    assert relative_error(after[1] - before[1], 2 * (after[0] - before[0])) < 1e-9
 
 
 def test_scaled_latent_attention_is_that_of_longcat_flash() -> None:
@@ -114,7 +110,7 @@ def test_scaled_latent_attention_is_that_of_longcat_flash() -> None:
     scores = torch.einsum("thn,shn->hts", q[..., :N], k) + torch.einsum("thr,sr->hts", rotated(q[..., N:]), rotated(kr))
     scores = (scores / (N + R) ** 0.5).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
     wanted = torch.einsum("hts,shn->thn", scores.softmax(-1), v).reshape(T, -1) @ state["out.weight"].T
-    assert error(module(x[None])[0], wanted) < 1e-12
+    assert relative_error(module(x[None])[0], wanted) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["nsa", "moba", "asa_global"])
@@ -161,7 +157,7 @@ def test_nsa_is_the_sum_of_its_gated_branches(kv: str, gate: str) -> None:
     raw = (module.gate(x_TD)).view(T, 3, -1)
     gates = raw.softmax(1) if gate == "softmax" else raw.sigmoid()
     wanted = module.out(sum(b * gates[:, i, :, None] for i, b in enumerate(branches)).reshape(T, H * K))
-    assert error(module(x_TD[None])[0], wanted) < 1e-12
+    assert relative_error(module(x_TD[None])[0], wanted) < 1e-12
     selection = module.selection(x_TD[None]).indices[0]
     picked = [[[j for j in row if j >= 0] for row in groups] for groups in selection.tolist()]
     assert picked == chosen
@@ -195,7 +191,7 @@ def test_all_blocks_are_dense_selection() -> None:
     module, x_BTD = build("nsa", **PLAIN), torch.randn(2, 30, 64, dtype=torch.float64)
     everything = torch.arange(4, dtype=torch.int32).expand(2, 30, 2, 4)
     dense = build("nsa", **{**PLAIN, "select_blocks": 4})
-    assert error(module(x_BTD, selection=Selection(everything)), dense(x_BTD)) < 1e-12
+    assert relative_error(module(x_BTD, selection=Selection(everything)), dense(x_BTD)) < 1e-12
 
 
 @pytest.mark.parametrize("branch", ["compression", "selection", "window"])
@@ -216,7 +212,7 @@ def test_a_branch_left_out_is_a_branch_whose_gate_is_closed(branch: str) -> None
             }
         )
     x_BTD = torch.randn(1, 30, 64, dtype=torch.float64)
-    assert error(part(x_BTD), whole(x_BTD)) < 1e-13
+    assert relative_error(part(x_BTD), whole(x_BTD)) < 1e-13
 
 
 @pytest.mark.parametrize("kind", ["mean", "linear", "mlp"])
@@ -273,7 +269,7 @@ def test_prefill_is_decode_at_every_length_near_a_block(
                 module(x_BTD[:, :cut], cache=cache),
                 *(module(x_BTD[:, t : t + 1], cache=cache) for t in range(cut, 22)),
             ]
-            assert error(torch.cat(parts, 1), wanted) < 1e-10, cut
+            assert relative_error(torch.cat(parts, 1), wanted) < 1e-10, cut
 
 
 SHIPPED = ["full", "sliding", "mla", "grouped_latent", "nsa", "asa_local", "asa_global", "moba"]

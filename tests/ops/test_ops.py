@@ -12,12 +12,7 @@ from workbench.ops.attention import attention
 from workbench.ops.attention.reference import attention_reference
 from workbench.ops.experts import swiglu_experts
 from workbench.ops.experts.reference import swiglu_experts_reference
-from workbench.testing import count_flops
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.isfinite().all()
-    return float((actual - expected).detach().norm() / expected.detach().norm().clamp_min(1e-30))
+from workbench.testing import count_flops, relative_error
 
 
 def random(*shape: int) -> Tensor:
@@ -34,7 +29,7 @@ def test_attention_is_its_definition(window: int | None, heads: int, groups: int
     tensors = [random(2, 17, n, 8).requires_grad_() for n in (heads, groups, groups)]
     segments = SEGMENTS if packed else None
     actual, expected = (op(*tensors, window=window, segments=segments) for op in (attention, attention_reference))
-    assert error(actual, expected) < 1e-13
+    assert relative_error(actual, expected) < 1e-13
     weight = torch.randn_like(actual)
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), tensors) for y in (actual, expected))):
         assert (a - b).norm() < 1e-12 * max(1.0, float(b.norm()))
@@ -45,7 +40,7 @@ def test_attention_is_its_definition(window: int | None, heads: int, groups: int
 def test_attention_decode_is_the_end_of_the_full_pass(window: int | None, T: int) -> None:
     q, k, v = random(2, 17, 4, 8), random(2, 17, 2, 8), random(2, 17, 2, 8)
     full = attention_reference(q, k, v, window=window)
-    assert error(attention(q[:, -T:], k, v, window=window), full[:, -T:]) < 1e-13
+    assert relative_error(attention(q[:, -T:], k, v, window=window), full[:, -T:]) < 1e-13
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 12, 13])
@@ -70,7 +65,7 @@ def test_grouped_experts_are_single_experts(counts: list[int]) -> None:
     assert torch.equal(actual, expected)
     weight = torch.randn_like(actual)
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), tensors) for y in (actual, expected))):
-        assert error(a, b) < 1e-6  # sums over rows may be taken in another order
+        assert relative_error(a, b) < 1e-6  # sums over rows may be taken in another order
 
 
 def test_expert_flops_are_counted() -> None:

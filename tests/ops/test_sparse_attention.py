@@ -31,6 +31,7 @@ from workbench.ops.sparse_attention.reference import (
     selected_tokens,
     window_tokens,
 )
+from workbench.testing import relative_error
 
 
 @pytest.fixture(params=[0, 4], ids=["gathered", "masked"])
@@ -40,11 +41,6 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 SIZES = [(32, 16, 64), (16, 16, 64), (32, 32, 32), (64, 16, 64), (32, 8, 64)]
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.isfinite().all()
-    return float((actual - expected).detach().norm() / expected.detach().norm().clamp_min(1e-30))
 
 
 def random(*shape: int) -> Tensor:
@@ -184,7 +180,7 @@ def test_visible_block_attention_is_its_definition(
     )
     keys = window_tokens(T, G, window) if window else [[compression_blocks(p, T, length, stride)] * G for p in range(T)]
     expected = attend_reference(q[0], ck, cv, keys, K**-0.5)[None]
-    assert error(actual, expected) < 1e-13
+    assert relative_error(actual, expected) < 1e-13
     blind = torch.tensor([not row[0] for row in keys])
     assert not actual[0, blind].any()
     assert (lse[0, blind] == -torch.inf).all()
@@ -205,7 +201,7 @@ def test_soft_cap_and_sink(softcap: float | None, window: int | None) -> None:
     scores = scores.masked_fill((s > t) | (s <= t - (window or T)), -torch.inf)
     weights = torch.cat((scores, sink[None, :, None, None].expand(2, H, T, 1)), -1).softmax(-1)[..., :-1]
     expected = torch.einsum("bhts,bsk->bthk", weights, v[:, :, 0])
-    assert error(actual, expected) < 1e-13
+    assert relative_error(actual, expected) < 1e-13
     same_gradients(actual, expected, [q, k, v, sink])
 
 
@@ -266,7 +262,7 @@ def test_selection_and_its_attention_are_the_definition(case: tuple[int, ...], c
         assert [[[j for j in row if j >= 0] for row in groups] for groups in indices[0, a:b].tolist()] == sets
         documents.append(attend_reference(qd, kd, vd, selected_tokens(sets, block), K**-0.5))
     expected = torch.cat(documents)[None]
-    assert error(actual, expected) < 1e-13
+    assert relative_error(actual, expected) < 1e-13
     same_gradients(actual, expected, [q, k, v])
 
 
@@ -277,7 +273,7 @@ def test_selecting_everything_is_dense(T: int) -> None:
     blocks = Blocks(8, 4, 8, -(-T // 8))
     indices, actual = select_and_attend(q, k, v, blocks._replace(initial=0, local=1), None)
     dense, _ = visible_block_attention(q, k, v, start_BT=document_starts(None, 2, T, q.device))
-    assert error(actual, dense) < 1e-13
+    assert relative_error(actual, dense) < 1e-13
     assert int(indices.max()) == (T - 1) // 8
 
 
@@ -313,7 +309,7 @@ def test_rows_that_select_nothing_are_zero_with_zero_gradients() -> None:
     assert dq[0, 16:].any()
     assert all(g.isfinite().all() for g in (dq, dk, dv))
     expected = attend_reference(q[0], k[0], v[0], selected_tokens(indices[0].tolist(), 8), 6**-0.5)
-    assert error(o[0], expected) < 1e-13
+    assert relative_error(o[0], expected) < 1e-13
 
 
 @pytest.mark.usefixtures("form")
@@ -346,7 +342,7 @@ def test_the_last_queries_alone_select_and_attend_as_in_the_full_pass(reuse: int
     actual = select_blocks(q[:, -T:], ck, lse, blocks=blocks, num_keys=S, previous_BGn=indices[:, S - T - 1], **more)
     assert torch.equal(actual, indices[:, -T:])
     o, _ = selected_attention(q[:, -T:], k, v, actual, block=4, reuse=reuse, **more)
-    assert error(o, full[:, -T:]) < 1e-13
+    assert relative_error(o, full[:, -T:]) < 1e-13
 
 
 def test_a_reused_selection_is_causal() -> None:
@@ -359,4 +355,4 @@ def test_a_reused_selection_is_causal() -> None:
         q2[:, t + 1 :], k2[:, t + 1 :] = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
         after, o2 = select_and_attend(q2, k2, v.detach(), blocks, None)
         assert torch.equal(after[:, : t + 1], before[:, : t + 1])
-        assert error(o2[:, : t + 1], o[:, : t + 1]) < 1e-12
+        assert relative_error(o2[:, : t + 1], o[:, : t + 1]) < 1e-12

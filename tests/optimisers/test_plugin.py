@@ -56,6 +56,8 @@ class SGD(Optimiser):
         momentum: float = 0.9
         """Decay rate of the running sum of gradients."""
 
+    gradient_powers = {"momentum": 1}
+
     def build(self, groups):
         return DecoupledSGD([group.settings() for group in groups], self.config.momentum)
 
@@ -99,8 +101,8 @@ def test_its_state_is_in_the_cost_card(plugin: str) -> None:
 
 
 def test_skipping_of_spikes_is_refused_where_it_is_not_claimed(plugin: str) -> None:
-    with pytest.raises(ConfigError, match=r"training.spike_factor: got .*throwaway_sgd"):
-        RunConfig.parse({"training": {**_training(plugin), "spike_factor": 10.0}})
+    with pytest.raises(ConfigError, match=r"training.guards: got .*throwaway_sgd"):
+        RunConfig.parse({"training": {**_training(plugin), "guards": [{"kind": "ratio", "factor": 10.0}]}})
 
 
 def _training(kind: str) -> dict[str, Any]:

@@ -333,3 +333,19 @@ def test_a_file_of_gigabytes_is_not_read(exported: Path) -> None:
         file.truncate(2**32)
     with pytest.raises(ConfigError, match="at most"):
         load(exported)
+
+
+def test_an_export_keeps_the_ends_of_text_of_an_imported_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = small_model()
+    model.stop_tokens = frozenset((5, 7))
+    loaded, _ = load(save(model, tokenizer, tmp_path / "export"))
+    assert loaded.stop_tokens == {5, 7, tokenizer.token_to_id(DOCUMENT_SYMBOL)}
+
+
+def test_a_truncation_inside_a_file_cuts_no_prompt(exported: Path) -> None:
+    path = exported / "tokenizer.json"
+    limited = Tokenizer.from_file(str(path))
+    limited.enable_truncation(3)
+    limited.save(str(path))
+    model, loaded = load(exported)
+    assert len(Engine(model, loaded).encode("query key value head")) > 4

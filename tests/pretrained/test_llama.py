@@ -389,3 +389,14 @@ def test_we_compute_the_same_from_transformers_checkpoint(tied: bool, tmp_path: 
     llama.save_pretrained(tmp_path / "export", max_shard_size="100KB")
     with torch.no_grad():
         assert relative_error(logits(import_llama(tmp_path / "export"), tokens_BT), llama(tokens_BT).logits) < 1e-5
+
+
+def test_the_default_end_of_text_is_that_of_transformers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert stop_tokens(tmp_path) == {2}
+
+
+def test_a_flag_is_no_end_of_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": True}))
+    with pytest.raises(ConfigError, match="eos_token_id"):
+        stop_tokens(tmp_path)

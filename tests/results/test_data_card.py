@@ -82,3 +82,9 @@ def test_epochs_in_words(epochs: dict[str, float | None], sentences: list[str]) 
 @pytest.mark.parametrize(("epochs", "count"), [(4.0, 1), (4.1, 2)])
 def test_more_than_four_epochs_are_a_warning(epochs: float, count: int) -> None:
     assert len(repetition({"a": epochs})) == count
+
+
+def test_a_space_more_or_less_is_stated_and_no_loss() -> None:
+    card = {"splits": {"report": {"documents": 44, "lossy_documents": 0, "space_documents": 44}}}
+    assert "44 documents of the report split decode with one space more or less" in "".join(warnings(card))
+    check_lossless(card, "report", None, "data")

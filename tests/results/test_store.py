@@ -199,3 +199,18 @@ def test_one_flipped_bit_of_a_report_is_damage(folder: RunFolder) -> None:
     assert folder.damage() == "report.parquet"
     with pytest.raises(ConfigError, match=r"report.parquet: got .*checksum.*measures it again"):
         folder.report(BITS_PER_BYTE)
+
+
+def test_a_tilde_in_a_path_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checksum = RunFolder.create(Path("~/run"), RunRecord(arm="a")).write_report(pl.DataFrame({"document": [0]}))
+    assert checksum and (tmp_path / "~" / "run" / "report.parquet").exists()
+
+
+def test_brackets_in_a_path_are_no_pattern(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "runs[1]", RunRecord(arm="a"))
+    frame = pl.DataFrame({"suite": ["loss"], "task": ["text"], "document": [0]})
+    checksum = folder.write_report(frame)
+    folder.finish(Status.DONE, report_checksum=checksum)
+    assert folder.damage() is None
+    assert len(folder._read_report()) == 1

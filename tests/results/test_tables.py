@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,21 @@ def test_lines_of_other_types_are_left_out(folder: RunFolder, tmp_path: Path) ->
         (folder.path / name).write_text("".join(f"{line}\n" for line in lines))
     assert len(runs(tmp_path)) == 1
     curves(tmp_path), evaluations(tmp_path), diagnostics(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["seed", "tokens", "steps", "parameters"])
+def test_a_record_beyond_64_bits_leaves_the_other_runs_readable(tmp_path: Path, name: str) -> None:
+    for run, fields in (("whole", {}), ("foreign", {name: 2**63})):
+        folder = RunFolder.create(tmp_path / "runs" / run, RunRecord(arm="a"))
+        (folder.path / "run.json").write_text(json.dumps({**RunRecord(arm="a").plain(), **fields}))
+    assert runs(tmp_path)["run"].to_list() == ["whole"]
+
+
+def test_log_lines_beyond_64_bits_are_damaged(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "runs" / "a", RunRecord(arm="a"))
+    folder.add_metrics({"step": 2**70, "loss": 1.0})
+    folder.add_evaluations(1, "selection", [{"suite": "loss", "task": "t", "metric": "m", "value": 1.0, "n": 2**70}])
+    folder.add_diagnostics([{"step": 1, "layer": 2**70, "values": {"a": 1.0}}])
+    assert curves(tmp_path)["step"].to_list() == [None]
+    assert evaluations(tmp_path)["n"].to_list() == [None]
+    assert len(diagnostics(tmp_path)) == 0

@@ -68,3 +68,8 @@ def test_the_identity_depends_on_the_seeds_of_components_alone() -> None:
 def test_an_optimiser_without_a_kind_is_adamw() -> None:
     fields = {"training": {"optimiser": {"epsilon": 1e-15}}}
     assert RunConfig.parse(fields).training.optimiser.kind == "adamw"
+
+
+def test_counts_beyond_63_bits_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"training\.tokens"):
+        RunConfig.parse({"training": {"tokens": 2**63}})

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from helpers import make_run, run_fields
 
+from workbench.config import ConfigError
 from workbench.contract import feedforwards, mixers
 from workbench.results import RunFolder
 from workbench.training import checkpoint
@@ -47,10 +49,12 @@ VARIANTS: dict[str, Any] = {
         },
         "training": {"accumulate": 2, "schedule": "cosine"},
     },
+    "averaged and clipped": {"training": {"ema": {"decay": 0.9, "evaluate": "beside"}, "qk_clip": {"threshold": 0.1}}},
 }
 
 
 MakeRun = Callable[..., RunFolder]
+Events = Callable[[RunFolder, str], list[dict[str, Any]]]
 
 
 def state(folder: RunFolder) -> dict[str, Any]:
@@ -285,3 +289,25 @@ def test_a_cpu_without_memory_is_out_of_memory(
 
     monkeypatch.setattr("workbench.training.trial.fit", fail)
     assert train(new().path, cache)["status"] == "out_of_memory"
+
+
+@pytest.mark.parametrize("module", ["workbench.training.checkpoint", "workbench.data.sources"])
+def test_files_that_cannot_be_read_for_a_moment_are_no_result(
+    module: str, new: MakeRun, cache: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    folder = new()
+    train(folder.path, cache, stop_after(7))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[module], "checksum", refuse)  # the package has a registry of that name
+        assert train(folder.path, cache)["status"] == "interrupted"
+    assert not folder.result()
+    assert train(folder.path, cache)["status"] == "done"
+    assert [event["step"] for event in events(folder, "resumed")] == [7]
+
+
+def test_a_run_is_no_folder_of_prepared_data(corpus: Path, cache: Path) -> None:
+    with pytest.raises(ConfigError, match="prepared data"):
+        make_run(cache, cache, run_fields(corpus))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from workbench.data import Batch
+from workbench.mixers import mixers
 from workbench.model import LanguageModel
 from workbench.training import parallel
 from workbench.training.config import RunConfig
@@ -72,7 +73,7 @@ def test_recomputed_activations_change_no_bit() -> None:
 @pytest.mark.parametrize("factor", [1e6, float("nan")])
 def test_a_spike_leaves_the_weights_unchanged(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {2: factor})
-    step, stream = step_of(spike_factor=50.0), batches()
+    step, stream = step_of(guards=[{"kind": "ratio", "factor": 50.0}]), batches()
     step(1, stream)
     before = weights(step)
     step(2, stream)
@@ -81,7 +82,7 @@ def test_a_spike_leaves_the_weights_unchanged(factor: float, monkeypatch: pytest
 
 def test_a_spike_is_not_counted_as_a_step_of_the_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {2: 1e6})
-    step, stream = step_of(spike_factor=50.0), batches()
+    step, stream = step_of(guards=[{"kind": "ratio", "factor": 50.0}]), batches()
     for number in (1, 2, 3):
         step(number, stream)
     assert {float(state["step"]) for state in step.optimiser.state.values()} == {2.0}
@@ -89,7 +90,7 @@ def test_a_spike_is_not_counted_as_a_step_of_the_optimiser(monkeypatch: pytest.M
 
 def test_the_step_after_a_spike_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {2: 1e6})
-    step, stream = step_of(spike_factor=50.0), batches()
+    step, stream = step_of(guards=[{"kind": "ratio", "factor": 50.0}]), batches()
     for number in (1, 2):
         step(number, stream)
     before = weights(step)
@@ -149,7 +150,7 @@ def test_a_step_without_a_snapshot_has_no_diagnostics() -> None:
 def test_a_snapshot_has_values_by_layer() -> None:
     step, stream = step_of(tokens=2 * DIAGNOSTIC_SNAPSHOTS * 64), batches()
     step(2, stream)
-    assert list(step.diagnostics) == [0]
+    assert list(step.diagnostics) == [0, 1]
 
 
 def test_phases_are_announced_in_order() -> None:
@@ -158,3 +159,16 @@ def test_phases_are_announced_in_order() -> None:
     step.on_phase = phases.append
     step(1, batches())
     assert phases == ["forward", "backward", "forward", "backward", "update"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mixer", sorted(mixers))
+def test_diagnostics_of_a_step_on_the_device(mixer: str) -> None:
+    step = step_of({"width": 128, "pattern": mixer, "feedforward": "moe"}, context=256, tokens=20 * 512)
+    tokens_BT = torch.randint(300, (2, 256), device="cuda")
+    segments_BT = torch.zeros_like(tokens_BT, dtype=torch.int32)
+    segments_BT[:, 100:] = 1
+    segments_BT[1, 200:] = -1
+    step(1, iter([Batch(tokens_BT, tokens_BT.roll(-1, 1), segments_BT, segments_BT.long())]))
+    assert step.take_log_values()[0].isfinite().all()
+    assert all(torch.isfinite(value).any() for layer in step.diagnostics.values() for value in layer.values())

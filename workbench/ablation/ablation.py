@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from workbench.ablation.arms import Arms, resolve
 from workbench.ablation.cost.card import check_budget, cost_table, residual_table
 from workbench.ablation.cost.timing import match_seconds, measure_arms
-from workbench.ablation.execution.placement import usable_cores, visible_gpus
+from workbench.ablation.execution.placement import usable_cores
 from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.roster import Roster
 from workbench.ablation.execution.storage import open_storage, quarantine_corrupt_storage
@@ -61,7 +61,8 @@ class Ablation:
 
     def __init__(self, config: AblationConfig, results: str | Path = "results"):
         self.config, self.results = config, Path(results)
-        self.arms: Arms = resolve(config)
+        launched = AblationFolder(self.folder)  # initial weights may be elsewhere by now
+        self.arms: Arms = resolve(config, weights=launched.record().weights if launched.has_record() else {})
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), results: str | Path = "results") -> Ablation:
@@ -209,7 +210,8 @@ class Ablation:
         Args:
             progress: called with a line about each step.
         """
-        return self._look(self._prepare(next(iter(self.arms)), progress), self.arms)
+        first = next(iter(self.arms))
+        return self._look(self._prepare([first], progress)[first], self.arms)
 
     def _look(self, source: Source, arms: Arms, launch: str = "") -> Look:
         settings = [
@@ -235,7 +237,7 @@ class Ablation:
         is_timed = self.config.budget.axis == "seconds"
         if not is_timed:  # before anything takes time
             check_budget(self.arms, residual_table(self.arms))
-        prepared = {arm: self._prepare(arm, progress) for arm in self.arms}
+        prepared = self._prepare(self.arms, progress)
         cards = self._data_cards(prepared)
         self._check_suites(prepared)
         arms, table = self._cost(measure=self.config.launch.measure or is_timed, data=prepared, progress=progress)
@@ -258,11 +260,11 @@ class Ablation:
             spaces={name: dict(arm.space) for name, arm in arms.items()},
             metric=arms.metric,
             data=fingerprints,
+            weights=arms.weights,
             data_cards=cards,
             views={name: list(columns) for name, columns in arms.baseline.run().data.views.items()},
             workers=self.workers,
             threads=self.threads,
-            gpus=visible_gpus(),
             launch=launch,
             announced=announced,
             ledger_head=Ledger(self.results / FILE).head,
@@ -328,31 +330,18 @@ class Ablation:
         """The record with how the work is carried out from now on, on this machine."""
         launch, key = self.config.launch, record.storage_key
         if launch.storage != record.config.launch.storage:
-            require(
-                not Roster(folder).live_workers(),
-                "launch.storage",
-                got="another database, while workers use the old one",
-                expected="a stopped ablation",
-                do=f"First: workbench stop {self.folder}.",
-            )
+            _require_stopped(folder, "launch.storage", "another database, while workers use the old one")
             key = secrets.token_hex(4) if launch.storage else None
         return record.changed(
             config=record.config.changed(launch=launch),
             storage_key=key,
             workers=self.workers,
             threads=self.threads,
-            gpus=visible_gpus(),
         )
 
     def _with_analysis(self, folder: AblationFolder, record: LaunchRecord, deviation: Deviation) -> LaunchRecord:
         """The record with a changed analysis, beside what was declared at launch."""
-        require(
-            not Roster(folder).live_workers(),
-            "deviation",
-            got="workers that are still at work",
-            expected="a stopped ablation",
-            do=f"Stop them first: workbench stop {self.folder}.",
-        )
+        _require_stopped(folder, "deviation", "workers that are still at work")
         changed = record.changed(config=self.config, canonical=self.config.canonical(), identity=self.config.identity)
         if self.config.protocol.control_variate != record.config.protocol.control_variate:
             changed = changed.changed(control=self._control_runs())
@@ -390,9 +379,18 @@ class Ablation:
         require(is_simple, path, got=name, expected="a fixed number of seeds, and comparisons with the baseline")
         return control_runs(AblationFolder(self.results / name), {*config.confirmation.seeds, config.tuning.seed})
 
-    def _prepare(self, arm: str, progress: Callable[[str], None]) -> Source:
-        run = self.arms[arm].run()
-        return prepare(run.data, run.model.vocabulary or 0, self.results / "cache", progress)
+    def _prepare(self, arms: Iterable[str], progress: Callable[[str], None]) -> dict[str, Source]:
+        """The data of arms; what several of them share is prepared, and verified, once."""
+        prepared: dict[tuple[str, int], Source] = {}
+        by_arm = {}
+        for arm in arms:
+            run = self.arms[arm].run()
+            vocabulary = run.model.vocabulary or 0
+            key = run.data.identity, vocabulary
+            if key not in prepared:
+                prepared[key] = prepare(run.data, vocabulary, self.results / "cache", progress)
+            by_arm[arm] = prepared[key]
+        return by_arm
 
     def _check_suites(self, prepared: Mapping[str, Source]) -> None:
         """Raise ConfigError for an evaluation suite whose data are missing, or that an arm does not fit."""
@@ -446,7 +444,7 @@ class Ablation:
             try:
                 now = Source.open(self.results / "cache", fingerprint, thorough=True).fingerprint
             except ConfigError:
-                now = self._prepare(arm, progress).fingerprint
+                now = self._prepare([arm], progress)[arm].fingerprint
             require(
                 now == fingerprint,
                 f"arms.{arm}.data",
@@ -460,6 +458,16 @@ def _only_sentences(line: str) -> None:
     """Warn of what the ledger knows; steps, which are no sentences, are not reported."""
     if line.endswith("."):
         warnings.warn(line, stacklevel=2)
+
+
+def _require_stopped(folder: AblationFolder, path: str, got: str) -> None:
+    require(
+        not Roster(folder).live_workers(),
+        path,
+        got=got,
+        expected="a stopped ablation",
+        do=f"First: workbench stop {folder.path}.",
+    )
 
 
 def _has_runs(folder: AblationFolder) -> bool:

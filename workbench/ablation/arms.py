@@ -31,6 +31,7 @@ class Arm:
         config: the ablation.
         name: of the arm.
         solved: fields that the budget's solver sets in it.
+        weights: fingerprints of initial weights, by folder, as they were at launch.
     """
 
     space: Mapping[str, Range] = {}
@@ -39,8 +40,8 @@ class Arm:
     """The settings that are fixed before launch, one per tuning trial; empty mappings where an adaptive sampler
     decides. Arms share a field's values."""
 
-    def __init__(self, config: AblationConfig, name: str, solved: Mapping[str, int]):
-        self.name, self.solved = name, dict(solved)
+    def __init__(self, config: AblationConfig, name: str, solved: Mapping[str, int], weights: Mapping[str, str]):
+        self.name, self.solved, self._weights = name, dict(solved), weights
         self._seed, self._confirmation, self._planned = config.tuning.seed, config.confirmation, config.planned
         self._base, self._changes = expand_dotted(config.base), expand_dotted(config.arms[name])
         self._parsed = lru_cache(maxsize=256)(lambda key: self.parse(*json.loads(key)))
@@ -78,7 +79,7 @@ class Arm:
         seeds = {"seed": seed, "seeds": self._confirmation.component_seeds(seed)}
         merged = deep_merge(deep_merge(deep_merge(self._base, self._changes), changes), seeds)
         try:
-            return RunConfig.parse(merged)
+            return RunConfig.parse(merged).pinned(self._weights)
         except ConfigError as error:
             problems = [replace(p, path=f"{self._origin(p.path, changes)}.{p.path}") for p in error.problems]
             raise ConfigError(problems) from None
@@ -126,6 +127,13 @@ class Arms(Mapping[str, Arm]):
         """Arm -> fields that the budget's solver sets in it; arms without any are left out."""
         return {name: arm.solved for name, arm in self.items() if arm.solved}
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """Fingerprints of the initial weights of all settings that are fixed before launch, by folder."""
+        runs = (arm.run(hyperparameters=point) for arm in self.values() for point in ({}, *arm.points))
+        starts = (run.pinned().start for run in runs)
+        return {start.folder: start.fingerprint for start in starts if start is not None and start.fingerprint}
+
     def check_setting(self, name: str, hyperparameters: Mapping[str, Any]) -> None:
         """Raise ConfigError if a setting makes no valid run of an arm, or moves it off the budget beyond the tolerance.
 
@@ -159,18 +167,23 @@ class Arms(Mapping[str, Arm]):
         )
 
 
-def resolve(config: AblationConfig, solved: Mapping[str, Mapping[str, int]] | None = None) -> Arms:
+def resolve(
+    config: AblationConfig,
+    solved: Mapping[str, Mapping[str, int]] | None = None,
+    weights: Mapping[str, str] | None = None,
+) -> Arms:
     """Resolve an ablation's description: parse every arm's run, match the budget, derive search spaces and settings.
 
     Args:
         config: the description.
         solved: what the budget's solver found when the ablation was launched; without it the solver runs now. Values
             for seconds have to be measured first (:mod:`workbench.ablation.cost.timing`).
+        weights: fingerprints of initial weights, by folder, as recorded at launch; others are read from the folders.
 
     Raises:
         ConfigError: with the mistakes of all arms at once, each with its field path.
     """
-    arms = {name: Arm(config, name, (solved or {}).get(name, {})) for name in config.order}
+    arms = {name: Arm(config, name, (solved or {}).get(name, {}), weights or {}) for name in config.order}
     _collect(lambda arm: arm.parse({}), arms.values())
     target = _match_budget(config, arms, solved is not None)
     resolved = Arms(config, arms, target)

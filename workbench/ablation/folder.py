@@ -44,8 +44,18 @@ from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
 from workbench.ranges import Range
 from workbench.results.store import RunFolder
-from workbench.results.tables import KEY_SCHEMA, RUN_SCHEMA, Line, Points, lines, runs, scores
-from workbench.status import Stage, Status
+from workbench.results.tables import (
+    KEY_SCHEMA,
+    POINT_SCHEMA,
+    RUN_SCHEMA,
+    Line,
+    Points,
+    confirmed,
+    lines,
+    runs,
+    scores,
+)
+from workbench.status import Stage
 
 __all__ = ["AblationFolder", "Choice", "LaunchRecord"]
 
@@ -90,6 +100,8 @@ class LaunchRecord(BaseModel):
     """What arms are judged by."""
     data: dict[str, str] = {}
     """Arm -> fingerprint of its prepared data."""
+    weights: dict[str, str] = {}
+    """Fingerprints of initial weights, by folder."""
     data_cards: dict[str, dict[str, Any]] = {}
     """Arm -> description of its prepared data."""
     views: dict[str, list[str]] = {}
@@ -97,8 +109,6 @@ class LaunchRecord(BaseModel):
     workers: int = 1
     threads: int = 1
     """Threads of one trial."""
-    gpus: list[str] = []
-    """GPUs that workers spread over, as CUDA_VISIBLE_DEVICES names them."""
     storage_key: str | None = None
     """Distinguishes launches that share a database."""
     warm_start: dict[str, list[dict[str, Any]]] = {}
@@ -382,10 +392,8 @@ class AblationFolder:
         """One row per training run (columns: workbench.results.tables.RUN_SCHEMA)."""
         if not self.is_archived:
             return runs(self.path)
-        frame = pl.read_csv(self.path / "runs.csv", schema_overrides=RUN_SCHEMA, glob=False)
-        missing = [pl.lit(None, kind).alias(name) for name, kind in RUN_SCHEMA.items() if name not in frame.columns]
+        frame = completed(pl.read_csv(self.path / "runs.csv", schema_overrides=RUN_SCHEMA, glob=False), RUN_SCHEMA)
         chosen = [choice.run for choice in self.choices().values()]
-        frame = frame.with_columns(missing)
         frame = frame.with_columns(selected=pl.col("run").is_in(chosen), folder=pl.lit(str(self.path)))
         return frame.select(list(RUN_SCHEMA))
 
@@ -401,7 +409,7 @@ class AblationFolder:
         path = self.path / "curves.parquet"
         if not path.exists():  # an archive of an earlier version
             return []
-        points = pl.read_parquet(path, glob=False)
+        points = completed(pl.read_parquet(path, glob=False), POINT_SCHEMA)
         parts = points.partition_by(*KEY_SCHEMA, as_dict=True, include_key=False, maintain_order=True)
         return [Line(arm, stage, run, seed, Points(part)) for (arm, stage, run, seed), part in parts.items()]
 
@@ -413,8 +421,13 @@ class AblationFolder:
             for (arm, seed), part in parts.items():
                 yield arm, seed, part
             return
-        done = self.runs().filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
-        for row in done.iter_rows(named=True):
+        for row in confirmed(self.runs()).iter_rows(named=True):
             path = Path(row["folder"]) / "report.parquet"
             if path.exists():
                 yield row["arm"], row["seed"], pl.read_parquet(path, glob=False)
+
+
+def completed(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
+    """A frame of an archive with the columns of ``schema`` that an earlier version did not write, null."""
+    missing = [pl.lit(None, kind).alias(name) for name, kind in schema.items() if name not in frame.columns]
+    return frame.with_columns(missing)

@@ -9,57 +9,46 @@ Every command that takes an ablation takes the same YAML file, followed by overr
 
 from __future__ import annotations
 
-import errno
 import sys
 
 import typer
 
 from workbench.cli.ablations import components, cost, pilot, plan, run, stop, watch, worker
 from workbench.cli.installed import doctor, variants
+from workbench.cli.output import open_streams, unattended
 from workbench.cli.results import archive, compare, ledger, report, serve, table, verdict
 from workbench.cli.training import branch, evaluate, export, generate, prepare, train
+from workbench.cli.transfer import coordinates, parametrisation, transfer
 
 COMMANDS = (
     cost,
-    run,
-    train,
-    branch,
-    prepare,
-    export,
+    unattended(run),
+    unattended(train),
+    unattended(branch),
+    unattended(prepare),
+    unattended(export),
     generate,
-    evaluate,
-    pilot,
+    unattended(evaluate),
+    parametrisation,
+    coordinates,
+    transfer,
+    unattended(pilot),
     plan,
-    components,
-    worker,
+    unattended(components),
+    unattended(worker),
     watch,
-    stop,
+    unattended(stop),
     verdict,
     compare,
-    report,
-    serve,
-    archive,
+    unattended(report),
+    unattended(serve),
+    unattended(archive),
     table,
     ledger,
     variants,
     doctor,
 )
 """Every command, in the order of the help; a function's name is its command's, its docstring the help."""
-
-MACHINE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ESTALE,
-    errno.EIO,
-    errno.EMFILE,
-)
-"""Errors of the file system that are no fault of the program: reported in one line."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 for command in COMMANDS:
@@ -69,9 +58,9 @@ for command in COMMANDS:
 def main() -> None:
     """Run the command line. A user's mistake is reported without a traceback."""
     from workbench.config import ConfigError
+    from workbench.files import MACHINE
 
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not end the work
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    open_streams()
     try:
         app()
     except ConfigError as error:

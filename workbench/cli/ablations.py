@@ -149,7 +149,8 @@ def components(
     run_until_done(launched, study.workers)
     headers = ("quantity", "component", "levels", f"sd, {launched.metric.unit}", "95 %", "share", "95 %")
     table = Table(*headers, title="Components of the noise")
-    for row in component_table(launched).iter_rows(named=True):
+    estimates = component_table(launched)
+    for row in estimates.iter_rows(named=True):
         known = row["share"] is not None
         table.add_row(
             row["quantity"],
@@ -161,7 +162,7 @@ def components(
             f"{100 * row['share_low']:.0f} to {100 * row['share_high']:.0f} %" if known else "–",
         )
     console.print(table)
-    print("\n".join(sentences(launched)))
+    print("\n".join(sentences(estimates, launched.metric.unit)))
 
 
 def worker(folder: Folder) -> None:
@@ -266,7 +267,9 @@ def _conclude(launched: AblationRun) -> None:
     console.rule(f"Verdict: {launched.name}")
     if launched.question:
         console.print(launched.question, style="italic", markup=False)
-    print(verdict if verdict is not None else "No verdict: no confirmation run has ended.")
-    print("\n".join(["", *savings_sentences(launched)]))
+    if verdict is None:
+        print("No verdict: no confirmation run has ended.")
+    else:
+        print("\n".join([str(verdict), "", *savings_sentences(launched)]))
     path = write_report(launched, launched.folder / "report.html")
     print(f"\nReport: {path}")

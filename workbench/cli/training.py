@@ -42,15 +42,18 @@ def branch(
     decay: Annotated[
         float | None, typer.Option(help="Share of its steps spent decaying. Default: as in the shorter run.")
     ] = None,
+    decay_shape: Annotated[
+        str | None, typer.Option(help="linear, sqrt or cosine. Default: as in the shorter run.")
+    ] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
 ) -> None:
-    """Train to a longer horizon from the trunk of a shorter run, which is not trained again."""
+    """Train with another horizon or decay from the trunk of a run, which is not trained again."""
     from workbench.training import parallel
     from workbench.training.branch import branch as begin
 
     is_rank_zero = parallel.is_rank_zero()
     path = folder or run.with_name(f"{run.name}-{tokens}")
-    begin(run, path, path.parent / "cache", tokens, decay, note if is_rank_zero else None)
+    begin(run, path, path.parent / "cache", tokens, decay, decay_shape, note if is_rank_zero else None)
     _train_in_foreground(path, devices, is_rank_zero)
 
 
@@ -59,14 +62,13 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> None:
     import signal
 
     from workbench.results import RunFolder
+    from workbench.training.trial import STOP_SIGNALS, stop_signals
     from workbench.training.trial import train as train_run
 
     record = RunFolder(path).record()
-    signals: list[int] = []
-    # SIGHUP: the terminal is closed; SIGUSR1: what schedulers send before they preempt a job
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it
-            signal.signal(number, lambda number, frame: signals.append(number))
+    if is_rank_zero:
+        RunFolder(path).reopen()  # a crash says nothing about the model
+    signals = stop_signals((signal.SIGINT, signal.SIGUSR1, *STOP_SIGNALS))
     unit = record.metric.short
 
     def print_row(row: dict[str, Any]) -> None:
@@ -120,15 +122,23 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to write config.json, weights and tokenizer.")],
     format: Annotated[str, typer.Option(help="workbench, or llama for software that knows only that.")] = "workbench",
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    weights: Annotated[
+        str, typer.Option(help="measured: those that the results are of; trained; average: with training.ema.")
+    ] = "measured",
 ) -> None:
     """Write a trained model as a folder in the layout of Hugging Face."""
     from workbench.config import ConfigError, nearest
     from workbench.training.export import export as write
 
-    for name, value, valid in (("format", format, ("workbench", "llama")), ("dtype", dtype, ("fp32", "bf16"))):
+    for name, value, valid in (
+        ("format", format, ("workbench", "llama")),
+        ("dtype", dtype, ("fp32", "bf16")),
+        ("weights", weights, ("measured", "trained", "average")),
+    ):
         if value not in valid:
             raise ConfigError.at(name, got=value, expected=" or ".join(valid), do=nearest(value, valid))
-    console.print(str(write(run, folder, format=format, dtype=dtype)), soft_wrap=True)  # type: ignore[arg-type]
+    path = write(run, folder, format=format, dtype=dtype, weights=weights)  # type: ignore[arg-type]
+    console.print(str(path), soft_wrap=True)
 
 
 def generate(

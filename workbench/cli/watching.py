@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from workbench.cli.output import console
-from workbench.formatting import count, duration
+from workbench.formatting import count, duration, setting
 from workbench.status import ENDED, LOST, Stage, Status
 
 if TYPE_CHECKING:
@@ -104,10 +104,7 @@ def _setting(row: dict[str, Any]) -> str:
     """The seed of a confirmation run, the hyper-parameters of a tuning run."""
     if row["stage"] == Stage.CONFIRMATION:
         return f"seed {row['seed']}"
-    return ", ".join(
-        f"{name.rsplit('.', 1)[-1]}={value:.3g}" if isinstance(value, float) else f"{name.rsplit('.', 1)[-1]}={value}"
-        for name, value in json.loads(row["hyperparameters"]).items()
-    )
+    return setting(json.loads(row["hyperparameters"]))
 
 
 def _numbers(row: dict[str, Any]) -> str:

@@ -26,9 +26,5 @@ def status_text(status: str) -> str:
 
 
 def hyperparameters(text: str | None) -> str:
-    """Tuned values in short: the last part of each name, four digits."""
-    values = json.loads(text or "{}")
-    return ", ".join(
-        f"{name.rpartition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}"
-        for name, value in values.items()
-    )
+    """Tuned values in short."""
+    return formatting.setting(json.loads(text or "{}"))

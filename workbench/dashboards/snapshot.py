@@ -103,7 +103,11 @@ class Snapshot:
         return table.filter(pl.col("arm").is_in(self.arms)) if "arm" in table.columns else table
 
     def efforts(self) -> Mapping[str, Effort]:
-        return {arm: effort for arm, effort in self._run.efforts().items() if arm in self.arms}
+        return {arm: effort for arm, effort in self.unfiltered._efforts.items() if arm in self.arms}
+
+    @cached_property
+    def _efforts(self) -> Mapping[str, Effort]:
+        return self._run.efforts()
 
     def failures(self) -> dict[str, str]:
         return self._run.failures()

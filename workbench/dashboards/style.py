@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,15 @@ TEMPLATE = go.layout.Template(
 
 
 def label(text: str, max_length: int = 48) -> str:
-    """``text`` for Plotly: markup escaped, shortened to ``max_length`` characters."""
-    short = text if len(text) <= max_length else text[: max_length - 1] + "…"
+    """``text`` for Plotly: markup escaped, shortened in the middle to ``max_length`` characters."""
+    head, tail = (max_length - 1) // 2, max_length // 2
+    short = text if len(text) <= max_length else f"{text[:head]}…{text[-tail:]}"
     return html.escape(short, quote=False)
+
+
+def labels(texts: Iterable[str], max_length: int = 48) -> dict[str, str]:
+    """Text -> its :func:`label`; those that would have the label of another are not shortened. Plotly draws what has
+    one label at one place."""
+    shortened = {text: label(text, max_length) for text in texts}
+    counts = Counter(shortened.values())
+    return {text: short if counts[short] == 1 else label(text, len(text)) for text, short in shortened.items()}

@@ -15,6 +15,7 @@ import polars as pl
 
 from workbench.ablation.spec.tuning import Tuning
 from workbench.config import ConfigError
+from workbench.formatting import distinct_ends
 from workbench.metric import BITS_PER_BYTE, Metric
 from workbench.results.store import RunFolder
 from workbench.results.tables import (
@@ -278,13 +279,9 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     Raises:
         ConfigError: when a folder is given twice.
     """
-    if len(set(folders)) < len(folders):
+    if len({path.resolve() for path in folders}) < len(folders):  # links and dots included
         raise ConfigError.at("folders", got=[str(path) for path in folders], expected="every folder once")
-    for length in range(1, max(len(path.parts) for path in folders) + 1):
-        names = ["/".join(path.parts[-length:]) for path in folders]
-        if len(set(names)) == len(names):
-            break
-    return names
+    return distinct_ends([path.parts for path in folders], "/")
 
 
 class SingleRuns(EmptyRun):

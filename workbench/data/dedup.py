@@ -105,7 +105,7 @@ def _pairs(signatures_DS: np.ndarray, band: int, clusters_D: np.ndarray) -> tupl
         unknown = np.flatnonzero(~similar_E)
         for start in range(0, len(unknown), 2**14):
             part = unknown[start : start + 2**14]
-            similar_E[part] = 2 * (signatures_DS[a_E[part]] == signatures_DS[b_E[part]]).sum(1) >= 2 * SIMILAR * BINS
+            similar_E[part] = (signatures_DS[a_E[part]] == signatures_DS[b_E[part]]).sum(1) >= SIMILAR * BINS
         joins = similar_E & (clusters_D[a_E] != clusters_D[b_E])
         pairs.append((a_E[joins], b_E[joins]))
         order, keys = order[others[~similar_E]], keys[others[~similar_E]]

@@ -7,6 +7,7 @@ time wait for each other.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from workbench.data.sources import content_digest, digest, is_complete, is_intac
 from workbench.data.splits import MEASURED, SPLITS, Assignment, MeasuredSplit, SplitName, split_by_cluster
 from workbench.files import locked, read_json, replacing_folder, write_json
 
-FORMAT = 7
+FORMAT = 8
 """Part of the fingerprint; raised when the files or the rules change."""
 REASONS = ("allow_overlap", "allow_lossy")
 """Fields that change how the data may be used, not the data."""
@@ -54,7 +55,7 @@ def prepare_text(config: DataConfig, vocabulary: int, cache: Path, progress: Cal
     corpus = corpora[config.corpus.kind](config.corpus)
     stamp, settings = corpus.stamp(), _settings(config)
     known = _known(config, vocabulary, cache, stamp, settings)
-    if (found := _found(known, cache, stamp)) and is_intact(found):
+    if is_intact(found := _known_folder(known, cache)):
         return found
     with locked(cache / f"{known.stem}.lock"), DiskStrings(cache / f".{known.stem}.texts") as texts:
         progress("reading the corpus")
@@ -74,7 +75,8 @@ def prepare_text(config: DataConfig, vocabulary: int, cache: Path, progress: Cal
 def find_text(config: DataConfig, vocabulary: int, cache: Path) -> Path | None:
     """The folder of :func:`prepare_text` if the corpus has been prepared and is unchanged, without reading it."""
     stamp = corpora[config.corpus.kind](config.corpus).stamp()
-    return _found(_known(config, vocabulary, cache, stamp, _settings(config)), cache, stamp)
+    folder = _known_folder(_known(config, vocabulary, cache, stamp, _settings(config)), cache)
+    return folder if is_complete(folder) else None
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
@@ -90,11 +92,9 @@ def _known(config: DataConfig, vocabulary: int, cache: Path, stamp: str | None, 
     return cache / "known" / f"{digest(FORMAT, stamp, config.corpus.plain(), vocabulary, settings)}.json"
 
 
-def _found(known: Path, cache: Path, stamp: str | None) -> Path | None:
-    if stamp is None:
-        return None
-    folder = cache / str(read_json(known).get("fingerprint", "none"))
-    return folder if is_complete(folder) else None
+def _known_folder(known: Path, cache: Path) -> Path:
+    """The folder that the file ``known`` names; without such a file, one that does not exist."""
+    return cache / str(read_json(known).get("fingerprint", "none"))
 
 
 def _read(corpus: Corpus, texts: DiskStrings) -> int:
@@ -240,14 +240,14 @@ def _write_split(
 ) -> dict[str, Any]:
     """Encode documents and write them shard by shard. Returns their part of the card."""
     lengths, sizes = array("q"), array("q")
-    lossy = 0
+    outcomes: Counter[tokenizers.RoundTrip] = Counter()
     for together in _batches(texts, members):
         for document, text in zip(tokenizers.encode(tokenizer, together, max_bytes), together):
             writer.add(document.ids)
             lengths.append(len(document.ids))
             sizes.append(document.size)
             if max_bytes is not None:  # measured: bits per byte assume that the ids hold the whole text
-                lossy += not tokenizers.is_lossless(tokenizer, document, text)
+                outcomes[tokenizers.round_trip(tokenizer, document, text)] += 1
         if len(lengths) // PROGRESS_EVERY > (len(lengths) - len(together)) // PROGRESS_EVERY:
             progress(f"encoding the {writer.name} split: {len(lengths):,} of {len(members):,} documents")
     writer.flush()
@@ -261,5 +261,11 @@ def _write_split(
         "tokens": tokens,
         "shards": writer.files,
         "bytes_per_token": total / max(1, tokens - len(lengths)),
-        **({} if max_bytes is None else {"lossy_documents": lossy}),
+        **({} if max_bytes is None else _losses(outcomes)),
     }
+
+
+def _losses(outcomes: Counter[tokenizers.RoundTrip]) -> dict[str, int]:
+    """Measured documents that do not decode to their text, as entries of the card."""
+    spaces = outcomes[tokenizers.RoundTrip.SPACE]
+    return {"lossy_documents": outcomes[tokenizers.RoundTrip.LOSSY], **({"space_documents": spaces} if spaces else {})}

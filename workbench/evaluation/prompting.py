@@ -102,7 +102,7 @@ def local_texts(paths: Sequence[str], field: str) -> Iterator[str]:
 def digests(paths: Sequence[str | Path | None]) -> dict[str, Any]:
     """Name of each file, or file in a folder, -> the beginning of the SHA-256 of its content."""
     found = {}
-    for path in map(Path, filter(None, paths)):
+    for path in (Path(name) for name in paths if name is not None):
         for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
             if file.is_file():
                 found[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]

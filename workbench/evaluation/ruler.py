@@ -163,11 +163,11 @@ class Generator:
     _passages: list[str] = field(default_factory=list, init=False)
     _questions: dict[str, list[Question]] = field(default_factory=dict, init=False)
 
-    def prompt(self, task: TaskName, length: int, number: int, documents: int = 1, answer_tokens: int = 0) -> Prompt:
+    def prompt(self, task: str, length: int, number: int, documents: int = 1, answer_tokens: int = 0) -> Prompt:
         """Prompt ``number`` of ``documents`` of a task.
 
         Args:
-            task: its name.
+            task: its name, one of :data:`TASKS`.
             length: tokens of the prompt and its answer.
             number: from 0; decides what is drawn.
             documents: number of prompts, over which depths are spread evenly.

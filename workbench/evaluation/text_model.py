@@ -121,7 +121,10 @@ class TextModel:
         for row, tokens in enumerate(rows):
             tokens_BT[row, : len(tokens)] = torch.tensor(tokens)
             segments_BT[row, : len(tokens)] = 0
-        numbers, sizes, at_N, target_N = [], [], [], []
+        numbers: list[int] = []
+        sizes: list[int] = []
+        at_N: list[int] = []
+        target_N: list[int] = []
         for row, (tokens, continuations) in enumerate(zip(rows, targets)):
             for number, continuation in continuations:
                 numbers.append(number)

@@ -23,6 +23,7 @@ from workbench.contract import VariantConfig
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.files import replacing_folder, write_json
 from workbench.model import LanguageModel, ModelConfig
+from workbench.model.folding import folded
 from workbench.pretrained.llama import LlamaConfig, from_llama, to_llama
 from workbench.pretrained.tensors import (
     CONFIG,
@@ -37,6 +38,8 @@ from workbench.pretrained.tensors import (
 from workbench.pretrained.tokenizer import TOKENIZER, TOKENIZER_CONFIG, read_tokenizer, write_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
+LLAMA_END = 2
+"""``eos_token_id`` of transformers' LlamaConfig."""
 FORMAT = 1
 """Version of the layout, for a reader that must refuse a later one."""
 SHARD_BYTES = 5_000_000_000
@@ -56,6 +59,8 @@ def save(
 ) -> Path:
     """Write ``model`` into ``folder``, atomically. An earlier export in ``folder`` is replaced.
 
+    Multipliers of a parametrisation are folded into the weights; the folder has a model of the standard one.
+
     Args:
         model: fp32; any device.
         tokenizer: of the data it was trained on.
@@ -72,14 +77,15 @@ def save(
     """
     require(dtype in DTYPES, "dtype", got=dtype, expected=" or ".join(DTYPES))
     require(format in ("workbench", "llama"), "format", got=format, expected="workbench or llama")
-    config, tensors = model.config, model.state_dict()
+    config, tensors = folded(model.config, model.state_dict())
     provenance = dict(provenance or {})
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
+    ends = sorted(model.stop_tokens.union(() if symbol is None else (symbol,)))
     # transformers 4 reads torch_dtype, 5 dtype
     dtype_name = str(DTYPES[dtype]).removeprefix("torch.")
     fields: dict[str, Any] = {
         "bos_token_id": symbol,
-        "eos_token_id": symbol,
+        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
         "dtype": dtype_name,
         "torch_dtype": dtype_name,
         "workbench": {"format": FORMAT, "provenance": provenance},
@@ -140,7 +146,8 @@ def provenance(folder: str | Path) -> dict[str, Any]:
 
 
 def stop_tokens(folder: Path) -> frozenset[int]:
-    """Ids that end a text, as config.json and generation_config.json name them (``eos_token_id``).
+    """Ids that end a text, as config.json and generation_config.json name them (``eos_token_id``). A Llama
+    configuration without the field has transformers' default.
 
     Raises:
         ConfigError: when one is no number.
@@ -149,10 +156,12 @@ def stop_tokens(folder: Path) -> frozenset[int]:
     for file in (CONFIG, GENERATION_CONFIG):
         if not (folder / file).is_file():
             continue
-        value = read_json_file(folder / file).get("eos_token_id")
+        fields = read_json_file(folder / file)
+        default = LLAMA_END if file == CONFIG and fields.get("model_type") == "llama" else None
+        value = fields.get("eos_token_id", default)
         values = value if isinstance(value, list) else [] if value is None else [value]
         require(
-            all(isinstance(item, int) for item in values),
+            all(isinstance(item, int) and not isinstance(item, bool) for item in values),
             f"{folder / file}: eos_token_id",
             got=value,
             expected="a token id, or a list of them",
@@ -171,7 +180,9 @@ def import_llama(folder: str | Path) -> LanguageModel:
     Raises:
         ConfigError: naming the fields that this workbench cannot express, missing files, or tensors that do not fit.
     """
-    return build(*_read_llama(Path(folder)))
+    model = build(*_read_llama(Path(folder)))
+    model.stop_tokens = stop_tokens(Path(folder))
+    return model
 
 
 def read(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:

@@ -184,7 +184,9 @@ def fingerprint(folder: str | Path) -> str:
     """
     files = sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob(CONFIG)])
     if len(files) < 2:
-        raise ConfigError.at("start.folder", got=str(folder), expected="a folder with config.json and *.safetensors")
+        raise ConfigError.at(
+            "start.folder", got=str(Path(folder).absolute()), expected="a folder with config.json and *.safetensors"
+        )
     digest = hashlib.sha256()
     for file in files:
         stat = file.stat()

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, processors
 
-from workbench.config import ConfigError
-from workbench.data.tokenizer import DOCUMENT_SYMBOL, reset_settings
+from workbench.data.tokenizer import DOCUMENT_SYMBOL, read
 from workbench.files import write_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -37,16 +36,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         ConfigError: when the file is missing, or the ``tokenizers`` library cannot read it.
     """
-    path, expected = folder / TOKENIZER, "JSON that the `tokenizers` library wrote"
-    if not path.is_file():
-        raise ConfigError.at(str(path), got="no such file", expected=expected)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises nothing more precise, and a panic is no Exception
-        raise ConfigError.at(str(path), got=str(error), expected=expected) from None
-    reset_settings(tokenizer)
+    path = str(folder / TOKENIZER)
+    tokenizer = read(path, field=path)
     if tokenizer.token_to_id(DOCUMENT_SYMBOL) is not None:
         tokenizer.encode_special_tokens = True  # as in training: the symbol written out in a text is text
     return tokenizer

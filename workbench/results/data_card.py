@@ -56,7 +56,13 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
         for name in MEASURED
         if is_lossy(card, name)
     ]
-    return seen + lossy
+    spaces = [
+        f"The tokenizer does not keep whether a text begins with a space: {count} documents of the {name} split decode "
+        "with one space more or less in front, at most one bit each."
+        for name in MEASURED
+        if (count := card.get("splits", {}).get(name, {}).get("space_documents"))
+    ]
+    return seen + lossy + spaces
 
 
 def repetition(epochs: Mapping[str, float | None]) -> list[str]:

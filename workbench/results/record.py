@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.files import read_json
 from workbench.metric import BITS_PER_BYTE, Metric
 from workbench.status import ENDED, Stage, Status
+
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""An integer that the tables hold: a record with a larger one is damaged, and must not take every table with it."""
 
 
 class RunRecord(BaseModel):
@@ -27,7 +30,7 @@ class RunRecord(BaseModel):
 
     arm: str = ""
     stage: Stage = Stage.CONFIRMATION
-    seed: int = 0
+    seed: Integer = 0
     identity: str = ""
     """Hash of the configuration."""
     ablation: str = ""
@@ -40,11 +43,11 @@ class RunRecord(BaseModel):
     """``setting`` of the arm before tuning."""
     data: str = ""
     """Fingerprint of the prepared data: the name of its folder in the cache."""
-    steps: int = 0
+    steps: Integer = 0
     """Optimiser steps."""
-    tokens: int = 0
+    tokens: Integer = 0
     """Training tokens."""
-    parameters: int = 0
+    parameters: Integer = 0
     metric: Metric = BITS_PER_BYTE
     """The primary metric."""
     split: Literal["selection", "report", "pilot"] = "report"
@@ -57,7 +60,7 @@ class RunRecord(BaseModel):
     """Values that budget matching chose: dotted field -> value."""
     difference: dict[str, Any] = {}
     """Fields that differ from the baseline: dotted field -> (baseline's value, value)."""
-    slot: int | None = None
+    slot: Integer | None = None
     """Number of the tuning trial within its study."""
     branched_from: dict[str, str] | None = None
     """Run, identity and checkpoint of the trunk that this run continues."""
@@ -95,7 +98,7 @@ class _Result(BaseModel):
 
     status: Literal[ENDED]  # type: ignore[valid-type]
     reason: str | None = None
-    step: int | None = None
+    step: Integer | None = None
     selection_value: float | None = None
     report_value: float | None = None
 

@@ -48,7 +48,7 @@ class RunFolder:
     """The files of one run."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # polars would expand a relative path that begins with ~
 
     @classmethod
     def create(cls, path: Path, record: RunRecord) -> RunFolder:
@@ -249,7 +249,8 @@ class RunFolder:
     def _read_report(self) -> pl.DataFrame:
         path, reason = self.path / REPORT, ""
         try:
-            if checksum(path) != self.result().get("report_checksum", checksum(path)):
+            actual = checksum(path)
+            if self.result().get("report_checksum", actual) != actual:
                 reason = "another checksum than that of its run's result"
             else:
                 return pl.read_parquet(path, glob=False)

@@ -55,8 +55,11 @@ POINT_SCHEMA: dict[str, Any] = {
     "gradient_norm": pl.Float64,
     "tokens_per_second": pl.Float64,
     "selection_value": pl.Float64,
+    "skipped": pl.Int64,
+    "rolled_back": pl.Int64,
+    "undone": pl.Int64,
 }
-"""Columns of one run's logged points."""
+"""Columns of one run's logged points. The last three count what guards have done so far, null in runs without them."""
 CURVE_SCHEMA: dict[str, Any] = {**KEY_SCHEMA, **POINT_SCHEMA}
 EVALUATION_SCHEMA: dict[str, Any] = {
     **KEY_SCHEMA,
@@ -140,6 +143,11 @@ class Points:
         return self._lines[x, y]
 
 
+def confirmed(runs: pl.DataFrame) -> pl.DataFrame:
+    """The confirmation runs that are done."""
+    return runs.filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
+
+
 @cache
 def _no_points() -> Points:
     # not at import: trials are forked from a process that has imported this module, and polars' threads do not survive
@@ -185,8 +193,10 @@ def _earlier_outcomes(path: Path) -> str | None:
 
 
 def _number(value: Any) -> int | float | None:
-    """A number of a log line; None for anything else, which only a damaged line has."""
-    return value if isinstance(value, int | float) else None
+    """A number of a log line; None for anything else and for integers beyond 64 bits, which only a damaged line has."""
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else None
+    return value if isinstance(value, float) else None
 
 
 def _of_kind(value: Any, kind: Any) -> Any:
@@ -355,7 +365,7 @@ def _diagnostics(path: Path) -> pl.DataFrame:
     rows = []
     for row in read_jsonl(path):
         step, layer, values = row.get("step"), row.get("layer"), row.get("values")
-        if not isinstance(step, int) or not isinstance(layer, int) or not isinstance(values, dict):
+        if _number(step) is None or _number(layer) is None or not isinstance(values, dict):
             continue
         for name, value in values.items():
             numbers = enumerate(value) if isinstance(value, list) else [(None, value)]

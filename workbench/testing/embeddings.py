@@ -12,8 +12,14 @@ from torch import Generator, Tensor
 
 from workbench.contract import Cost, embeddings
 from workbench.testing.component import ComponentConformance
-from workbench.testing.measure import assert_close, check_gradients, count_flops, reachable_tensors
-from workbench.testing.mixers import documents
+from workbench.testing.measure import (
+    assert_close,
+    assert_lists_every_tensor,
+    check_gradients,
+    count_flops,
+    document_lengths,
+    document_numbers,
+)
 
 
 class EmbeddingConformance(ComponentConformance):
@@ -99,10 +105,9 @@ class EmbeddingConformance(ComponentConformance):
         if not self.component().capabilities.segments:
             return
         module, T = self.build(case), 24
-        rows = [sorted({cut, min(T, cut + 3), T}) for cut in self.cuts]
-        lengths = [[b - a for a, b in zip([0, *ends], ends)] for ends in rows] + [[1, 1, 2, 1, 3, 5, 11]]
+        lengths = [*document_lengths(self.cuts, T), [1, 1, 2, 1, 3, 5, 11]]
         ids = self.ids(len(lengths), T)
-        segments = torch.stack([documents(row, first) for first, row in enumerate(lengths)])
+        segments = torch.stack([document_numbers(row, first) for first, row in enumerate(lengths)])
         for row, (e_TD, ids_T) in enumerate(zip(module(ids, segments=segments), ids)):
             separate = torch.cat([module(part[None])[0] for part in ids_T.split(lengths[row])])
             assert_close(e_TD, separate, f"packed output, row {row} with documents of {lengths[row]} tokens")
@@ -128,6 +133,4 @@ class EmbeddingConformance(ComponentConformance):
             measured = sum(t.numel() * t.element_size() for t in cache.tensors())
             formula = self.cost(case, T).cache_bytes
             assert B * formula == measured, f"cost gives {formula} cache bytes, {B} caches have {measured}"
-            listed = {t.untyped_storage().data_ptr() for t in (*cache.tensors(), *module.state_dict().values())}
-            hidden = [p for p, t in reachable_tensors(cache).items() if t.untyped_storage().data_ptr() not in listed]
-            assert not hidden, f"tensors() leaves out {', '.join(hidden)}"
+            assert_lists_every_tensor(cache, module)

@@ -6,7 +6,7 @@ Counts are taken from what runs, never from the formulas that they check.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -67,6 +67,17 @@ def check_gradients(value: Callable[[], Tensor], tensors: dict[str, Tensor]) -> 
         assert abs(float(numeric - analytic)) < 1e-5 * scale, (
             f"{name}: {analytic:.6e}, but differences give {numeric:.6e}"
         )
+
+
+def document_lengths(cuts: Sequence[int], T: int) -> list[list[int]]:
+    """Lengths of the documents of rows of ``T`` tokens, a row per cut: documents end at it and three tokens later."""
+    rows = [sorted({cut, min(T, cut + 3), T}) for cut in cuts]
+    return [[b - a for a, b in zip([0, *ends], ends)] for ends in rows]
+
+
+def document_numbers(lengths: Sequence[int], first: int = 0) -> Tensor:
+    """(T,) numbers of documents of these lengths, counted from ``first``."""
+    return torch.repeat_interleave(torch.arange(first, first + len(lengths)), torch.tensor(lengths))
 
 
 @contextlib.contextmanager
@@ -193,6 +204,18 @@ def reachable_tensors(value: Any, path: str = "cache") -> dict[str, Tensor]:
         if isinstance(item, Tensor):
             found[where] = item
     return found
+
+
+def assert_lists_every_tensor(cache: Any, module: nn.Module) -> None:
+    """Raise AssertionError if ``cache.tensors()`` leaves out memory that is reachable from the cache of ``module`` and
+    is not the module's."""
+    listed = {t.untyped_storage().data_ptr() for t in (*cache.tensors(), *module.state_dict().values())}
+    hidden = [
+        path
+        for path, tensor in reachable_tensors(cache).items()
+        if tensor.numel() and tensor.untyped_storage().data_ptr() not in listed
+    ]
+    assert not hidden, f"tensors() leaves out {', '.join(hidden)}"
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:

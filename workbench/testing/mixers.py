@@ -15,8 +15,10 @@ from workbench.testing.component import LENGTHS, VariantConformance
 from workbench.testing.measure import (
     NarrowOperations,
     assert_close,
+    assert_lists_every_tensor,
     counting_flops,
-    reachable_tensors,
+    document_lengths,
+    document_numbers,
     typical_error,
 )
 
@@ -95,10 +97,9 @@ class MixerConformance(VariantConformance):
         if not self.component().capabilities.segments:
             return
         module, T = self.build(case), 80
-        rows = [sorted({cut, min(T, cut + 3), T}) for cut in self.cuts]
-        lengths = [[b - a for a, b in zip([0, *ends], ends)] for ends in rows] + [list(row) for row in DOCUMENTS]
+        lengths = document_lengths(self.cuts, T) + [list(row) for row in DOCUMENTS]
         x_BTD = self.random(len(lengths), T).requires_grad_()
-        segments = torch.stack([documents(row, first) for first, row in enumerate(lengths)])
+        segments = torch.stack([document_numbers(row, first) for first, row in enumerate(lengths)])
         segments[-1, -5:] = -1  # the last document is padding
         packed = module(x_BTD, segments=segments)
         separate = torch.stack(
@@ -121,7 +122,7 @@ class MixerConformance(VariantConformance):
             for lengths in ([1], [1, 1], [2, 1], [4, 1], [8, 1], [13, 1], [130, LONG - 130]):
                 x_BTD = self.random(1, sum(lengths))
                 separate = torch.cat([module(part) for part in x_BTD.split(lengths, dim=1)], dim=1)
-                packed = module(x_BTD, segments=documents(lengths)[None])
+                packed = module(x_BTD, segments=document_numbers(lengths)[None])
                 assert_close(packed, separate, f"a row with documents of {lengths} tokens")
 
     def test_prefill_then_decode(self, case: dict[str, Any]) -> None:
@@ -165,13 +166,7 @@ class MixerConformance(VariantConformance):
         cache = module.new_cache(2, 40, "cpu", torch.float32)
         with torch.no_grad():
             module(self.random(2, 30, dtype=torch.float32), cache=cache)
-        listed = {t.untyped_storage().data_ptr() for t in (*cache.tensors(), *module.state_dict().values())}
-        hidden = [
-            path
-            for path, tensor in reachable_tensors(cache).items()
-            if tensor.numel() and tensor.untyped_storage().data_ptr() not in listed
-        ]
-        assert not hidden, f"tensors() leaves out {', '.join(hidden)}"
+        assert_lists_every_tensor(cache, module)
 
     def test_bf16_keeps_states_and_decays_wide(self, case: dict[str, Any]) -> None:
         """In a bf16 model, exponentials and running sums have at least fp32, and a state survives a pass in pieces."""
@@ -188,8 +183,3 @@ class MixerConformance(VariantConformance):
         assert error <= STATE_ERROR, (
             f"in bf16, a pass in pieces of 7 tokens differs from a single one by {error:.4f}; expected a state in fp32"
         )
-
-
-def documents(lengths: list[int], first: int = 0) -> Tensor:
-    """(T,) numbers of documents of these lengths, counted from ``first``."""
-    return torch.repeat_interleave(torch.arange(first, first + len(lengths)), torch.tensor(lengths))

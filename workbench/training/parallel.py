@@ -31,11 +31,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from workbench.model import LanguageModel
-from workbench.pooled import Deviation, Maximum, Mean, Pooled, Quantile
+from workbench.optimisers import OF_TRAINING
+from workbench.pooled import Pooled
 
 RANK_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others in a collective operation before the run fails."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+FABRIC_VARIABLE = "LT_CLI_USED"
+"""With it Fabric takes devices and precision from further variables, or fails."""
 LAUNCHED = "WORKBENCH_RANKS"
 """Environment variable in the ranks of a run with several devices: their number."""
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -50,6 +53,7 @@ def launch(devices: int) -> Fabric:
     started them.
     """
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    os.environ.pop(FABRIC_VARIABLE, None)
     if not _is_launched():  # variables that a cluster sets in every container say nothing about this run
         for name in RANK_VARIABLES:
             os.environ.pop(name, None)
@@ -117,37 +121,27 @@ def all_sum(value: Tensor) -> Tensor:
     return value
 
 
+def all_maximum(value: Tensor) -> Tensor:
+    """Maximum over ranks of a tensor on the device, in place."""
+    if world_size() > 1:
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
 def all_pooled(numbers: Sequence[Pooled]) -> list[Tensor]:
     """Values of numbers that every rank has pooled over its own rows, of all ranks' rows; fp64, without gradient."""
     if world_size() > 1 and numbers:
-        sums = [part for number in numbers if isinstance(number, Mean | Deviation) for part in number]
-        maxima = [number.largest for number in numbers if isinstance(number, Maximum)]
-        summed, largest = iter(_reduced(sums, dist.ReduceOp.SUM)), iter(_reduced(maxima, dist.ReduceOp.MAX))
-        numbers = [
-            Maximum(next(largest))
-            if isinstance(number, Maximum)
-            else Quantile(_gathered(number.sample), number.fraction)
-            if isinstance(number, Quantile)
-            else type(number)(*(next(summed) for _ in number))
-            for number in numbers
-        ]
+        local = [part for number in numbers for part in number]
+        flat = torch.cat([part.double().flatten() for part in local])  # one message for all
+        flat_by_rank = [torch.empty_like(flat) for _ in range(world_size())]
+        dist.all_gather(flat_by_rank, flat)
+        pooled: list[Any] = []
+        for flat in flat_by_rank:
+            parts = iter(flat.split([part.numel() for part in local]))
+            of_rank = [type(number)(*(next(parts).view(part.shape) for part in number)) for number in numbers]
+            pooled = [a.joined(b) for a, b in zip(pooled, of_rank)] if pooled else of_rank
+        numbers = pooled
     return [number.value.double() for number in numbers]
-
-
-def _reduced(values: Sequence[Tensor], operation: Any) -> Sequence[Tensor]:
-    """Each tensor reduced over ranks, fp64; one message for all."""
-    if not values:
-        return []
-    flat = torch.cat([value.double().flatten() for value in values])
-    dist.all_reduce(flat, op=operation)
-    return [part.view(value.shape) for part, value in zip(flat.split([v.numel() for v in values]), values)]
-
-
-def _gathered(sample: Tensor) -> Tensor:
-    """The samples of all ranks, equally large, one after another."""
-    samples = [torch.empty_like(sample) for _ in range(world_size())]
-    dist.all_gather(samples, sample.contiguous())
-    return torch.cat(samples)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
@@ -210,16 +204,27 @@ def plain_model(model: LanguageModel) -> LanguageModel | None:
 
 def load_full_state(model: nn.Module, optimiser: Optimizer, weights: dict[str, Any], state: Mapping[str, Any]) -> None:
     """Inverse of :func:`full_state`, for any number of ranks. Called by every rank with the whole state."""
+    of_optimiser = {
+        index: {key: value for key, value in entry.items() if key not in OF_TRAINING}
+        for index, entry in state["state"].items()
+    }
+    # torch takes an entry for a parameter that the optimiser has stepped
+    stepped = {**state, "state": {index: entry for index, entry in of_optimiser.items() if entry}}
     if world_size() == 1:
         model.load_state_dict(weights)
-        optimiser.load_state_dict(dict(state))
-        return
-    set_model_state_dict(model, weights, options=FULL)
-    by_name = _by_name(state, model, optimiser)
-    set_optimizer_state_dict(model, optimiser, by_name, options=FULL_NOT_STRICT)
-    for name, parameter in model.named_parameters():
-        if name not in by_name["state"]:  # not trained yet; torch has made zeros, whose step count would be wrong
-            optimiser.state.pop(parameter, None)
+        optimiser.load_state_dict(stepped)
+    else:
+        set_model_state_dict(model, weights, options=FULL)
+        by_name = _by_name(stepped, model, optimiser)
+        set_optimizer_state_dict(model, optimiser, by_name, options=FULL_NOT_STRICT)
+        for name, parameter in model.named_parameters():
+            if name not in by_name["state"]:  # torch has made zeros, whose step count would be wrong
+                optimiser.state.pop(parameter, None)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for index, entry in state["state"].items():
+        for key in OF_TRAINING & entry.keys():
+            parameter = parameters[index]
+            optimiser.state[parameter][key] = sharded_like(entry[key].to(parameter.device), parameter)
 
 
 def _by_index(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -292,7 +292,8 @@ def shrunken(spans: Sequence[Span]) -> list[tuple[tuple[Span, ...], Span | None,
 def measure_shrunken(
     config: RunConfig, stream: RowStream | None = None, measure: Callable[..., Measured] = measure
 ) -> Measured:
-    """Time and memory of a step of ``config``, from shrunken runs of it.
+    """Time and memory of a step of ``config``, from shrunken runs of it; of a run that grows, the mean time over its
+    steps and the memory of its large model.
 
     Args:
         config: the run.
@@ -302,6 +303,14 @@ def measure_shrunken(
     Raises:
         torch.OutOfMemoryError: when even a shrunken run does not fit.
     """
+    if config.growth is not None:
+        phases = config.phases
+        parts = [
+            measure_shrunken(config.model_copy(update={"model": phase.model, "growth": None}), stream, measure)
+            for phase in phases
+        ]
+        seconds = sum(part.seconds * (phase.last - phase.first) for part, phase in zip(parts, phases))
+        return Measured(seconds / config.training.steps, parts[-1].peaks)
     counts = Counter(config.model.spans)
     runs = shrunken(config.model.spans)
     if sum(len(spans) for spans, _, _ in runs) >= len(config.model.spans):

@@ -22,7 +22,8 @@ class StepCounters:
         self.step_counts: dict[int, Tensor] = {}
         """Counts of this step, by the counter's index."""
         self.loss_inputs: dict[int, Tensor] = {}
-        """Inputs of step losses on this rank, summed over the micro-batches of this step, by the counter's index."""
+        """Inputs of step losses on this rank, summed over the micro-batches of this step, by the counter's index.
+        Only where the step has gradient taps."""
         self.recent_counts: dict[int, Tensor] = {}
         """Counts of all steps since the last diagnostics, by the counter's index. Part of a checkpoint."""
 
@@ -48,8 +49,10 @@ class StepCounters:
         """Step losses of a micro-batch, which depend on what has been counted of the step."""
         losses = []
         for index, (_, loss_input) in self._entries(aux).items():
-            losses.append(self.counters[index].step_loss(self.step_counts[index], loss_input))
-            self.loss_inputs = _add(self.loss_inputs, {index: loss_input.detach()})
+            counter = self.counters[index]
+            losses.append(counter.step_loss(self.step_counts[index], loss_input))
+            if counter.gradient_tap is not None:
+                self.loss_inputs = _add(self.loss_inputs, {index: loss_input.detach()})
         return [loss for loss in losses if loss is not None]
 
     def _entries(self, aux: Sequence[AuxOutputs]) -> dict[int, tuple[Tensor, Tensor]]:

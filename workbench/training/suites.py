@@ -13,13 +13,12 @@ from workbench.data import MeasuredSplit, Source
 from workbench.evaluation import Conditions, Settings, SuiteConfig, check_suites, measure_suite
 from workbench.model import LanguageModel
 from workbench.pretrained import load
-from workbench.pretrained.folder import build, provenance
-from workbench.pretrained.tensors import read_tensors
+from workbench.pretrained.folder import provenance
 from workbench.results import RunFolder
 from workbench.results.ledger import FILE, Ledger, Opening, documents_fingerprint
 from workbench.status import Stage, Status
 from workbench.training.config import RunConfig, SuiteSettings, check_names
-from workbench.training.export import open_data, run_and_checkpoint
+from workbench.training.export import open_data, run_and_checkpoint, trained_model
 from workbench.training.loop import Stopped
 
 
@@ -194,7 +193,7 @@ def evaluate_run(
     with run.lock() as acquired:
         if not acquired:
             raise ConfigError.at("run", got=f"{path}, which another process measures", expected="one process at a time")
-        model = _on_device(build(config.model, read_tensors(checkpoint)), device)
+        model = _on_device(trained_model(config, checkpoint)[0], device)
         step = config.training.steps
         return sum(
             measure_run(run, config, data, model, suite, suite_split(run, suite), step, should_stop, progress)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
-import json
 import os
 import random
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,21 +28,23 @@ from workbench.data import MeasuredSplit, RowStream, Source, StepLoader, batch_p
 from workbench.data import prepare as prepare_data
 from workbench.environment import environment
 from workbench.evaluation import Results, check_suites
-from workbench.files import write_json
+from workbench.files import MACHINE, write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
 from workbench.results import RunFolder
 from workbench.results.data_card import repetition
 from workbench.status import Stage, Status
 from workbench.training import parallel
+from workbench.training.average import averaged
 from workbench.training.checkpoint import checkpoints_in, latest, random_state, set_random_state, step_of
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import RunConfig, describe_run
+from workbench.training.growth import grow
 from workbench.training.health import Diverged
 from workbench.training.loop import Stopped, train_loop
 from workbench.training.memory import retain_freed_memory
 from workbench.training.metric_log import MetricLog
-from workbench.training.step import build_step
+from workbench.training.step import TrainStep, build_step
 from workbench.training.suites import (
     measure_run,
     measures_suites,
@@ -58,6 +59,11 @@ from workbench.transforms import build_transforms, initialise_from
 
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
 """Of the message of the plain RuntimeError that torch raises where a CPU has no memory left."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of errors of a full disk."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
+"""Signals on which a run writes a checkpoint and ends. SIGHUP: its terminal is closed; SIGUSR2: a scheduler is about to
+preempt it, which Slurm sends to every process of a job; SIGXCPU: its CPU time is used up."""
 SAMPLED_ROWS = 64
 """Rows of the training stream from which the lengths of documents are estimated."""
 
@@ -78,6 +84,10 @@ def new_run(
         ConfigError: when the folder contains a run of another configuration, or the data cannot be prepared.
     """
     path, cache = Path(path), Path(cache)
+    if path.resolve() == cache.resolve():
+        raise ConfigError.at(
+            "folder", got=str(path), expected="another folder than that of prepared data", do="Choose another name."
+        )
     if _is_self_contained(RunFolder(path), config, cache):
         return RunFolder(path)
     data = prepare_data(config.data, config.model.vocabulary or 0, cache, progress)
@@ -105,13 +115,10 @@ def _is_self_contained(folder: RunFolder, config: RunConfig, cache: Path) -> boo
     if not folder.exists():
         return False
     record, ended = folder.record(), bool(folder.result())
-    weights_removed = config.start is not None and not Path(config.start.folder).exists()
-    if record.config != json.loads(json.dumps(config.plain())):
-        return False
-    if weights_removed:  # without them there is no identity
-        if not (ended or checkpoints_in(folder.path / "checkpoint")):
-            return False
-    elif record.identity != config.identity:
+    started, known = ended or bool(checkpoints_in(folder.path / "checkpoint")), RunConfig.parse(record.config).start
+    if started and config.start and known and known.fingerprint and not Path(config.start.folder).exists():
+        config = config.pinned({config.start.folder: known.fingerprint})
+    if record.identity != config.identity or record.config != config.pinned().plain():
         return False
     try:
         return ended or bool(Source.open(cache, record.data))
@@ -166,11 +173,15 @@ def train(
                 return _finish(folder, Status.DIVERGED, str(error), step=error.step)
             except (MemoryError, torch.OutOfMemoryError) as error:
                 return _finish(folder, Status.OUT_OF_MEMORY, _first_line(error))
+            except Unavailable as error:
+                return _interrupt(folder, str(error))
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+                is_full = error.errno in FULL or "No space left" in str(error)
+                if error.errno not in MACHINE and not is_full:
                     return _finish(folder, Status.CRASHED, _explain(error))
-                # not a result: the run resumes from its last checkpoint once there is space again
-                return _interrupt(folder, f"the disk is full ({error}); free some space and start again")
+                # not a result: the run resumes from its last checkpoint once the file system answers
+                what = "the disk is full" if is_full else "a file cannot be read or written"
+                return _interrupt(folder, f"{what} ({error}); mend that and start again")
             except Exception as error:
                 if CPU_OUT_OF_MEMORY in str(error):
                     return _finish(folder, Status.OUT_OF_MEMORY, _first_line(error))
@@ -194,9 +205,23 @@ def _train(
     return report(trial, results)
 
 
+class Unavailable(Exception):
+    """What a run needs cannot be read: no result, the run resumes once it can."""
+
+
+@contextlib.contextmanager
+def _needed() -> Iterator[None]:
+    """Around reading a checkpoint, data or initial weights: a ConfigError says nothing about the model there."""
+    try:
+        yield
+    except ConfigError as error:
+        raise Unavailable(str(error)) from error
+
+
 @dataclass
 class Trial:
-    """A run with all that training needs, on the host; no device or process group has been used yet."""
+    """A run with all that training needs, on the host; no device or process group has been used yet. ``model`` is that
+    of the phase at which training begins or resumes."""
 
     folder: RunFolder
     config: RunConfig
@@ -205,21 +230,33 @@ class Trial:
     model: LanguageModel
     stream: RowStream
     """Training rows."""
-    seen_flops: float
-    """Training FLOPs per token, counting attention within documents only."""
+    seen_flops: list[float]
+    """Training FLOPs per token of every phase, counting attention within documents only."""
     checkpoint: Path | None
     """To resume from."""
     devices: int
+    train_step: TrainStep | None = None
+    """The step of the model, once it is on its device."""
 
     def evaluate(self, split: MeasuredSplit, step: int) -> Results:
-        """Measure the primary metric on ``split`` and add its rows to the folder; every rank takes part."""
-        results = self.config.primary_suite.run(self.model, self.data, split, run_settings(self.config))
+        """Measure the primary metric on ``split`` and add its rows to the folder; every rank takes part. With
+        ``ema.evaluate`` instead, what is measured is the average of the weights."""
+        results = self._primary(split, averages=self._measures_averages)
         if parallel.is_rank_zero():
             self.folder.add_evaluations(step, split, map(asdict, results.rows))
         return results
 
+    def selection_values(self, step: int) -> dict[str, float]:
+        """The primary metric on the selection split after ``step``, by the names of a line of metrics.jsonl."""
+        ema, metric = self.config.training.ema, self.config.data.metric
+        values = {"selection_value": self.evaluate("selection", step).value(metric)}
+        if ema is not None and ema.evaluate == "beside":
+            values["selection_value_ema"] = self._primary("selection", averages=True).value(metric)
+        return values
+
     def measure(self, moment: int | Literal["end"], should_stop: Callable[[], bool]) -> None:
-        """Run the suites that are due after a step or at the end; every rank takes part.
+        """Run the suites that are due after a step or at the end, on the weights that :meth:`evaluate` measures; every
+        rank takes part.
 
         A suite that fails is an event of the run and no failure of it: `workbench evaluate` measures again.
 
@@ -229,22 +266,36 @@ class Trial:
         due = self.config.suites_at(moment)
         if not due or not measures_suites(self.folder):
             return
-        model = parallel.plain_model(self.model)
-        if model is not None:
-            step = self.config.training.steps if moment == "end" else moment
-            state = random_state()  # libraries seed the global generators, which a variant may draw from
-            for suite in due:
-                split = suite_split(self.folder, suite) if moment == "end" else "selection"
-                try:
-                    measure_run(self.folder, self.config, self.data, model, suite, split, step, should_stop)
-                except Stopped:
-                    raise
-                except Exception as error:
-                    if not isinstance(error, ConfigError):
-                        traceback.print_exc()
-                    self.folder.event("suite_failed", suite=suite.label, step=step, reason=_first_line(error))
-            set_random_state(state)
-        parallel.barrier()
+        with self._weights(averages=self._measures_averages):
+            model = parallel.plain_model(self.model)
+            if model is not None:
+                step = self.config.training.steps if moment == "end" else moment
+                state = random_state()  # libraries seed the global generators, which a variant may draw from
+                for suite in due:
+                    split = suite_split(self.folder, suite) if moment == "end" else "selection"
+                    try:
+                        measure_run(self.folder, self.config, self.data, model, suite, split, step, should_stop)
+                    except Stopped:
+                        raise
+                    except Exception as error:
+                        if not isinstance(error, ConfigError):
+                            traceback.print_exc()
+                        self.folder.event("suite_failed", suite=suite.label, step=step, reason=_first_line(error))
+                set_random_state(state)
+            parallel.barrier()
+
+    @property
+    def _measures_averages(self) -> bool:
+        ema = self.config.training.ema
+        return ema is not None and ema.evaluate == "instead"
+
+    def _primary(self, split: MeasuredSplit, *, averages: bool) -> Results:
+        with self._weights(averages=averages):
+            return self.config.primary_suite.run(self.model, self.data, split, run_settings(self.config))
+
+    def _weights(self, *, averages: bool) -> contextlib.AbstractContextManager[None]:
+        assert self.train_step is not None
+        return averaged(self.model, self.train_step.optimiser) if averages else contextlib.nullcontext()
 
 
 def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
@@ -252,7 +303,8 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     record = folder.record()
     config = RunConfig.parse(record.config)
     training = config.training
-    checkpoint, damaged = latest(folder.path / "checkpoint")
+    with _needed():
+        checkpoint, damaged = latest(folder.path / "checkpoint")
     if parallel.is_rank_zero():
         where = environment()
         earlier = folder.environment().get("codes", []) if checkpoint else []
@@ -265,8 +317,10 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     np.random.seed(other_seed % 2**32)
     torch.manual_seed(other_seed)
 
-    data = Source.open(cache, record.data)
-    model = LanguageModel(config.model, seed=config.seed_of("init"))
+    with _needed():
+        data = Source.open(cache, record.data)
+    phase = config.phase_at(step_of(checkpoint) if checkpoint else 0)
+    model = LanguageModel(phase.model, seed=config.seed_of("init"))
     stream = data.stream(context=training.context, seed=config.seed_of("order"))
     rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
     document_lengths = [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]]
@@ -275,17 +329,19 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         for reason in damaged:
             folder.event("damaged_checkpoint", reason=reason)
         folder.truncate_after(step)
-        epochs = config.epochs(data)
+        epochs = stream.epochs(training.rows)
         folder.event("resumed" if checkpoint else "started", step=step, devices=devices, epochs=epochs)
         tokens, _, segments, _ = (torch.from_numpy(np.stack(part)) for part in zip(*rows))
         inspected = model.embedding.inspect(tokens, segments)
         if inspected and not checkpoint:
             folder.event("embedding", **inspected)
     if config.start is not None and not checkpoint:
+        with _needed():
+            config.start.check()
         missing = initialise_from(model, config.start.folder, build_transforms(config.start.transforms))
         if parallel.is_rank_zero():
             folder.event("weights_loaded", folder=config.start.folder, random_weights=missing)
-    seen_flops = packed_flops(config.model, document_lengths)
+    seen_flops = [packed_flops(phase.model, document_lengths) for phase in config.phases]
     return Trial(folder, config, record.stage, data, model, stream, seen_flops, checkpoint, devices)
 
 
@@ -293,7 +349,10 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
     """Train the model of ``trial`` to its last step; afterwards it is on its device."""
     config, folder, training = trial.config, trial.folder, trial.config.training
     fabric = parallel.launch(trial.devices)
-    train_step, compiled = build_step(trial.model, config, fabric)
+    checkpoint = fabric.broadcast(trial.checkpoint)
+    step = step_of(checkpoint) if checkpoint else 0
+    train_step, compiled = build_step(trial.model, config.of(config.phase_at(step)), fabric)
+    trial.train_step = train_step
     throughput = Throughput(config, trial.seen_flops)
     loader = StepLoader(
         trial.stream,
@@ -305,10 +364,9 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
         world=trial.devices,
     )
     checkpointer = Checkpointer(folder, config, train_step, loader, throughput)
-    step = 0
-    if checkpoint := fabric.broadcast(trial.checkpoint):
-        step = step_of(checkpoint)
+    if checkpoint:
         checkpointer.restore(checkpoint)
+    log = MetricLog(folder, config, on_row)
 
     def on_first_step() -> None:
         if fabric.device.type == "cuda":
@@ -319,21 +377,34 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
             folder.add_to_environment(paths=dispatch.recorded())
 
     with contextlib.closing(iter(loader)) as batches:
-        train_loop(
-            training,
-            train_step,
-            batches,
-            after=step,
-            throughput=throughput,
-            log=MetricLog(folder, config, on_row),
-            checkpointer=checkpointer,
-            weight_transforms=ScheduledTransforms(config, train_step),
-            evaluate=lambda step: trial.evaluate("selection", step).value(config.data.metric),
-            measure=lambda step: trial.measure(step, should_stop),
-            measure_at={moment for suite in config.evaluation for moment in suite.when if moment != "end"},
-            should_stop=should_stop,
-            on_first_step=on_first_step,
-        )
+        for phase in config.phases:
+            if step > phase.last:
+                continue
+            if step == phase.first > 0:
+                throughput.tick(step)
+                with throughput.paused():
+                    train_step, compiled = grow(train_step, config, fabric)
+                checkpointer.train_step = trial.train_step = train_step
+                trial.model = train_step.model
+                if parallel.is_rank_zero():
+                    folder.event("grown", step=step, parameters=sum(p.numel() for p in trial.model.parameters()))
+            train_loop(
+                training,
+                train_step,
+                batches,
+                after=step,
+                until=phase.last,
+                throughput=throughput,
+                log=log,
+                checkpointer=checkpointer,
+                weight_transforms=ScheduledTransforms(config.of(phase), train_step),
+                evaluate=trial.selection_values,
+                measure=lambda step: trial.measure(step, should_stop),
+                measure_at={moment for suite in config.evaluation for moment in suite.when if moment != "end"},
+                should_stop=should_stop,
+                on_first_step=on_first_step,
+            )
+            step = phase.last
 
 
 def report(trial: Trial, results: Results | None) -> dict[str, Any]:
@@ -348,8 +419,12 @@ def report(trial: Trial, results: Results | None) -> dict[str, Any]:
         "loss": metrics[-1]["loss"],
         "selection_value": [row["selection_value"] for row in metrics if row.get("selection_value") is not None][-1],
     }
-    if (epochs := config.epochs(trial.data)) is not None:
+    if (epochs := trial.stream.epochs(config.training.rows)) is not None:
         numbers["epochs"] = epochs
+    if config.training.ema is not None and config.training.ema.evaluate == "beside":
+        numbers["selection_value_ema"] = [row for row in metrics if "selection_value_ema" in row][-1][
+            "selection_value_ema"
+        ]
     if results is not None:
         numbers["report_value"] = results.value(config.data.metric)
         numbers["report_checksum"] = folder.write_report(results.report())
@@ -424,10 +499,25 @@ def _interrupt(folder: RunFolder, reason: str) -> dict[str, Any]:
     return {"status": Status.INTERRUPTED, "reason": reason}
 
 
+def interventions(row: Mapping[str, Any], steps: int) -> list[str]:
+    """What guards have done, in words; nothing where there was no reason.
+
+    Args:
+        row: last line of metrics.jsonl.
+        steps: of the run.
+    """
+    skipped, rolled_back, undone = (row.get(name, 0) for name in ("skipped", "rolled_back", "undone"))
+    words = [f"guards skipped {skipped} of {steps} steps"] if skipped else []
+    if rolled_back:
+        words.append(f"guards rolled back {rolled_back} time{'s' * (rolled_back > 1)}, undoing {undone} steps")
+    return words
+
+
 def _caution(config: RunConfig, folder: RunFolder) -> str | None:
     """What a reader of the result must know, if anything."""
     cautions = [f"not causal: {name} sees later tokens" for name in config.model.lacking("causal")]
     cautions += [f"{name} sees the other documents of a row" for name in config.model.lacking("segments")]
+    cautions += interventions(folder.metrics()[-1], config.training.steps)
     rows = folder.diagnostics()
     collapsed = [row["layer"] for row in rows if row["step"] == rows[-1]["step"] and row["values"].get("collapsed")]
     if collapsed:
@@ -435,16 +525,25 @@ def _caution(config: RunConfig, folder: RunFolder) -> str | None:
     return "; ".join(cautions) or None
 
 
+def stop_signals(numbers: Sequence[signal.Signals]) -> list[int]:
+    """The list to which this process adds each of these signals that it gets, except ignored ones (`nohup`)."""
+    received: list[int] = []
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: received.append(number))
+    return received
+
+
 def run_in_process(path: str, cache: str, threads: int) -> None:
-    """Entry point of a trial's process: log to the run's folder, stop on SIGTERM or when the parent process is gone."""
+    """Entry point of a trial's process: log to the run's folder; stop on :data:`STOP_SIGNALS`, or when the parent
+    process is gone."""
     import multiprocessing
 
     log = os.open(Path(path) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(threads)
-    signals: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    signals = stop_signals(STOP_SIGNALS)
     faulthandler.register(signal.SIGUSR1)  # a worker that suspects a hang requests stack traces in log.txt
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the worker decides
     parent = multiprocessing.parent_process()

@@ -22,6 +22,9 @@ class StartConfig(Config):
     """Folder of the weights: an export of this workbench, or a plain Llama checkpoint."""
     transforms: tuple[TransformSetting, ...] = Field(default=({"kind": "start_from"},), validate_default=True)
     """What turns them into weights of the run's model, in order."""
+    fingerprint: str | None = None
+    """What the folder contains (:func:`workbench.pretrained.fingerprint`). Default: read from it once; a launch and the
+    record of a run keep it, so that the folder is needed for the first step only."""
 
     def model_post_init(self, _context: Any) -> None:
         require(
@@ -35,13 +38,35 @@ class StartConfig(Config):
                 expected="nothing: at the start a transform is applied once",
                 do="training.transforms are applied every so many steps.",
             )
+            require(
+                not transform.needs_optimiser,
+                f"transforms[{index}]",
+                got=f"{transform.kind}, which acts on the optimiser's state",
+                expected="a transform of weights: exported weights have no optimiser",
+                do="Apply it in training.transforms, before the first step.",
+            )
 
     def canonical(self) -> dict[str, Any]:
         """The content of the weights instead of their location."""
         return {
-            "weights": fingerprint(self.folder),
+            "weights": self.fingerprint or fingerprint(self.folder),
             "transforms": [transform.canonical() for transform in self.transforms],
         }
+
+    def pinned(self) -> StartConfig:
+        """With the fingerprint of what the folder contains now, unless there is one."""
+        return self if self.fingerprint else self.changed(fingerprint=fingerprint(self.folder))
+
+    def check(self) -> None:
+        """Raise ConfigError if the folder is missing, or contains something else than when it was pinned."""
+        found = fingerprint(self.folder)
+        require(
+            self.fingerprint in (None, found),
+            "start.folder",
+            got=f"{Path(self.folder).absolute()}, which contains other weights now ({found})",
+            expected=f"those of the first start ({self.fingerprint})",
+            do="Restore them: nothing is lost, the same command resumes. Other weights are another run.",
+        )
 
 
 @torch.no_grad()

@@ -115,12 +115,13 @@ def test_documents_add_the_variance_of_their_mean(tmp_path: Path) -> None:
 def test_runs_that_do_not_differ_have_no_shares(tmp_path: Path) -> None:
     run = study(tmp_path, (2, 2, 1), full=np.ones((2, 2, 1)))
     assert shares(run, "full") == {}
-    assert "do not differ" in sentences(run)[0]
+    assert "do not differ" in sentences(component_table(run), run.metric.unit)[0]
 
 
 def test_a_sentence_names_the_largest_component_first(tmp_path: Path) -> None:
     values = np.broadcast_to(np.array([1.0, 1.1, 1.3])[:, None], (3, 3, 2))
-    [sentence] = sentences(study(tmp_path, (3, 3, 2), full=values))
+    run = study(tmp_path, (3, 3, 2), full=values)
+    [sentence] = sentences(component_table(run), run.metric.unit)
     assert "of its variance data order 100 % (" in sentence
 
 

@@ -247,6 +247,12 @@ def test_a_pilot_holds_the_baseline_and_the_first_arm(pilot: AblationConfig) -> 
     assert pilot.order == ["sliding", "full"]
 
 
+def test_a_pilot_of_the_longest_name_can_be_named(tmp_path: Path) -> None:
+    ablation = Ablation.parse(ablation_fields(tmp_path, "x" * 80))
+    assert ablation.pilot().config.name == "x" * 80 + "-pilot"
+    assert ablation.components().config.name == "x" * 80 + "-components"
+
+
 def test_a_pilot_tunes_nothing(pilot: AblationConfig) -> None:
     assert pilot.tuning.trials == 0
 

@@ -178,7 +178,8 @@ def test_a_killed_worker_is_replaced_and_its_trial_resumes(ablation: Make) -> No
     # the resumed trial and the verdict are those of an undisturbed ablation
     whole = ablation("whole", base=LONG, **FEW).launch()
     assert whole.wait(WAIT)
-    (same,) = Plan(whole.files).study("full", Stage.TUNING).get_trials()
+    # on a loaded machine a heartbeat may be missed, so that this trial is taken up again as well
+    (same,) = Plan(whole.files).study("full", Stage.TUNING).get_trials(states=[TrialState.COMPLETE])
     assert same.params == retried.params
     assert same.intermediate_values == retried.intermediate_values
     assert same.value == retried.value

@@ -86,6 +86,12 @@ def test_parameters_that_submitit_rejects_are_named(create: Callable[..., Ablati
         run.start_workers(1)
 
 
+def test_a_path_that_slurm_would_change_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(ConfigError, match=r"launch.launcher: got .*50%25"):
+        Slurm(Slurm.Config(cluster="local")).submit(AblationFolder(tmp_path / "50%25"), ["name"])
+
+
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match=r"pip install 'workbench\[slurm\]'"):

@@ -39,6 +39,14 @@ def test_a_gpu_is_free_again_when_its_worker_ends(tmp_path: Path, monkeypatch: p
             assert claimed == "3"
 
 
+def test_machines_that_share_a_folder_number_their_gpus_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with claim_gpu(AblationFolder(tmp_path), ["0", "1"]):
+        monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+        with claim_gpu(AblationFolder(tmp_path), ["0", "1"]) as claimed:
+            assert claimed == "0"
+
+
 def test_without_gpus_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with claim_gpu(AblationFolder(tmp_path), []) as claimed:

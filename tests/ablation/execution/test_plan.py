@@ -10,17 +10,19 @@ from typing import Any
 
 import polars as pl
 import pytest
-from helpers import ablation_fields, write_corpus
+from helpers import ablation_fields, small_model, small_tokenizer, write_corpus
 from optuna.trial import TrialState
 
 from workbench.ablation.ablation import Ablation
-from workbench.ablation.execution.plan import Plan
+from workbench.ablation.execution.plan import Plan, run_name
 from workbench.ablation.execution.studies import slots
 from workbench.ablation.run import AblationRun
 from workbench.config import ConfigError
 from workbench.files import write_json
+from workbench.pretrained import save
 from workbench.results.store import RunFolder
 from workbench.status import Stage, Status
+from workbench.training.trial import train
 
 pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Heartbeat of storage")]
 
@@ -207,14 +209,18 @@ def test_arms_of_similar_names_have_runs_of_their_own(ablation: Make) -> None:
     assert len(names) == 3
 
 
+def test_the_longest_name_of_a_run_is_the_name_of_a_file() -> None:
+    name = run_name(Stage.CONFIRMATION, "\N{CJK UNIFIED IDEOGRAPH-6F22} " * 20, "0123456789ab", 2**63 - 1)
+    assert len(name.encode()) == len("confirmation--0123456789ab-seed9223372036854775807") + 80 + len(".12345678")
+
+
 def test_a_relaunch_records_how_the_work_is_carried_out(
     plan: Plan, ablation: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(12)))
     record = ablation(**FEW, launch={"workers": 3}).create().record
     assert record.config.launch.workers == 3
-    assert (record.workers, record.threads, record.gpus) == (3, 4, ["4", "7"])
+    assert (record.workers, record.threads) == (3, 4)
 
 
 def test_a_finished_ablation_has_a_verdict_though_a_run_never_started(ablation: Make) -> None:
@@ -245,6 +251,50 @@ def test_data_that_changed_since_the_launch_are_refused(tmp_path: Path) -> None:
     (corpus / "000.txt").write_text("something else")
     with pytest.raises(ConfigError, match=r"arms.full.data: got 'data that has changed since the launch"):
         Ablation.parse(fields, tmp_path / "results").create()
+
+
+class TestStart:
+    """Arms that start from trained weights."""
+
+    @pytest.fixture
+    def weights(self, tmp_path: Path) -> Path:
+        return save(small_model(width=32), small_tokenizer(), tmp_path / "weights")
+
+    @pytest.fixture
+    def make(self, ablation: Make, weights: Path) -> Callable[[], Plan]:
+        changes = {"base": {"start": {"folder": str(weights)}}, "tuning": {"trials": 0}}
+        return lambda: Plan(ablation(**changes).create().files)
+
+    @staticmethod
+    def replace(weights: Path) -> None:
+        shutil.rmtree(weights)
+        save(small_model(width=32), small_tokenizer(), weights)
+
+    def test_runs_are_those_of_the_launch(self, make: Callable[[], Plan], weights: Path) -> None:
+        before = make().create_run("full", Stage.CONFIRMATION, 0, {})
+        shutil.rmtree(weights)
+        plan = make()
+        assert plan.create_run("full", Stage.CONFIRMATION, 0, {}).path == before.path
+        assert plan.create_run("full", Stage.CONFIRMATION, 1, {}).record().setting == before.record().setting
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [(shutil.rmtree, "expected a folder with config.json"), (replace, "contains other weights now")],
+        ids=["missing", "changed"],
+    )
+    def test_a_trial_waits_for_them(
+        self, make: Callable[[], Plan], weights: Path, change: Callable[[Path], None], reason: str
+    ) -> None:
+        kept = shutil.copytree(weights, weights.with_name("kept"))
+        plan = make()
+        run = plan.create_run("full", Stage.CONFIRMATION, 0, {})
+        change(weights)
+        outcome = train(run.path, plan.folder.cache_path)
+        assert outcome["status"] == Status.INTERRUPTED
+        assert reason in outcome["reason"]
+        shutil.rmtree(weights, ignore_errors=True)
+        kept.rename(weights)
+        assert train(run.path, plan.folder.cache_path)["status"] == Status.DONE
 
 
 def test_a_damaged_record_is_reported(ablation: Make) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from optuna.trial import TrialState
 
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.execution.plan import Plan
-from workbench.ablation.execution.storage import open_storage
+from workbench.ablation.execution.storage import open_storage, quarantine_corrupt_storage
 from workbench.ablation.run import AblationRun
 from workbench.config import ConfigError
 
@@ -162,3 +163,29 @@ def test_a_database_that_does_not_answer_is_reported_in_one_line(tmp_path: Path)
     pytest.importorskip("psycopg")
     with pytest.raises(ConfigError, match=r"launch.storage: got .*expected a database that answers"):
         open_storage(tmp_path, 5, "postgresql://nobody@127.0.0.1:9/none")
+
+
+def test_others_may_write_what_the_umask_gives_them(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        open_storage(tmp_path, 60)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "study.db").stat().st_mode & 0o777 == 0o664
+
+
+def test_a_database_that_cannot_be_read_is_not_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    open_storage(tmp_path, 60)
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    with pytest.raises(ConfigError, match="unable to open database file"):
+        quarantine_corrupt_storage(tmp_path)
+    assert (tmp_path / "study.db").exists()
+
+
+def test_a_corrupt_database_is_renamed(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(b"no database" * 1000)
+    quarantine_corrupt_storage(tmp_path)
+    assert [path.name[:8] for path in tmp_path.iterdir()] == ["damaged-"]

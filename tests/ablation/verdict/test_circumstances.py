@@ -10,7 +10,6 @@ import pytest
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.folder import AblationFolder
 from workbench.ablation.run import AblationRun
-from workbench.ablation.verdict.circumstances import with_circumstances
 from workbench.ablation.verdict.disclosure import Disclosure, disclose
 from workbench.files import write_json
 from workbench.status import Stage, Status
@@ -37,8 +36,7 @@ def add_run(run: AblationRun, stage: Stage, arm: str, seed: int, status: Status,
 
 
 def disclosed(run: AblationRun) -> Disclosure:
-    folder = AblationFolder(run.folder)
-    return with_circumstances(disclose(folder, run.record), folder)
+    return disclose(AblationFolder(run.folder), run.record)
 
 
 @pytest.mark.parametrize("status", [Status.KILLED, Status.HUNG, Status.CRASHED])

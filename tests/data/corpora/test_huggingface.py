@@ -56,6 +56,15 @@ def test_errors_of_the_library_are_clear(streamed: Callable[..., list[str]], err
         streamed(error)
 
 
+def test_a_path_is_no_data_set_of_the_hub(
+    streamed: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"data.corpus.name: got .owner/name, which is also a path here"):
+        streamed([])
+
+
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match="the library `datasets`"):

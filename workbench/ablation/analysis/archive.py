@@ -13,9 +13,11 @@ from workbench.config import ConfigError, require
 from workbench.files import replacing_folder, write_json
 from workbench.results.ledger import FILE, Ledger, history
 from workbench.results.store import RunFolder
-from workbench.status import Stage, Status
+from workbench.results.tables import confirmed
+from workbench.status import Stage
 
 if TYPE_CHECKING:
+    from workbench.ablation.looks import Look
     from workbench.ablation.run import AblationRun
     from workbench.ablation.verdict.verdict import Verdict
 
@@ -66,9 +68,10 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
             do="The same `workbench run` command resumes it.",
         )
     _check_replaceable(folder, run)
+    look = run.look()
     with replacing_folder(folder) as temporary:
-        _write(run, verdict, temporary)
-    if run.look():
+        _write(run, verdict, look, temporary)
+    if look:
         _copy_openings(run, folder.parent)
     return folder
 
@@ -96,10 +99,9 @@ def _check_replaceable(folder: Path, run: AblationRun) -> None:
     )
 
 
-def _write(run: AblationRun, verdict: Verdict, folder: Path) -> None:
+def _write(run: AblationRun, verdict: Verdict, look: Look | None, folder: Path) -> None:
     """Write the files of an archive."""
     runs = run.runs()
-    confirmed = runs.filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
     reports = [
         frame.select(pl.lit(arm).alias("arm"), pl.lit(seed).alias("seed"), pl.all())
         for arm, seed, frame in run.files.reports()
@@ -114,11 +116,11 @@ def _write(run: AblationRun, verdict: Verdict, folder: Path) -> None:
     write_json(folder / "ablation.json", run.record.raw)
     write_json(folder / "selection.json", run.selection())
     write_json(folder / "verdict.json", verdict.plain())
-    if look := run.look():
+    if look:
         write_json(folder / "openings.json", look.model_dump(mode="json"))
     if looks := run.files.looks():
         write_json(folder / "looks.json", {"looks": looks})
-    environments = sorted({_environment(RunFolder(path)) for path in confirmed["folder"]})
+    environments = sorted({_environment(RunFolder(path)) for path in confirmed(runs)["folder"]})
     lines = [
         f"# {run.name}",
         "",

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from scipy import stats
 
+from workbench.ablation.analysis.power import values_of
 from workbench.ablation.analysis.scaling import PairedLaw, ScalingLaw, fit_paired_law, fit_scaling_law
 from workbench.config import ConfigError
-from workbench.status import Stage, Status
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -182,13 +182,10 @@ def compare(runs: Sequence[AblationRun], x: str = "flops", at: float | None = No
                     "baseline_x": float(costs[run.baseline]),
                 }
             )
-        done = (pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE)
-        by_arm: dict[str, dict[int, float]] = {}
-        for arm, seed, value in run.runs().filter(done).select("arm", "seed", "report_value").iter_rows():
-            seeds.setdefault(arm, {}).setdefault(float(costs[arm]), []).append(value)
-            by_arm.setdefault(arm, {})[seed] = value
+        by_arm = values_of([run])
         base = by_arm.get(run.baseline, {})
         for arm, by_seed in by_arm.items():
+            seeds.setdefault(arm, {}).setdefault(float(costs[arm]), []).extend(by_seed.values())
             shared = sorted(set(by_seed) & set(base)) if arm != run.baseline else []
             if shared:
                 one, other = pairs.setdefault(arm, {}).setdefault(float(costs[run.baseline]), ([], []))

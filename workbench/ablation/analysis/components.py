@@ -138,10 +138,14 @@ def component_table(run: Any) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=COMPONENT_SCHEMA, orient="row")
 
 
-def sentences(run: Any) -> list[str]:
-    """The table in words, one sentence per quantity."""
+def sentences(table: pl.DataFrame, unit: str) -> list[str]:
+    """A :func:`component_table` in words, one sentence per quantity.
+
+    Args:
+        unit: of the metric.
+    """
     lines = []
-    for (quantity,), rows in component_table(run).group_by("quantity", maintain_order=True):
+    for (quantity,), rows in table.group_by("quantity", maintain_order=True):
         between = rows.filter(pl.col("component") != "documents").sort("share", descending=True)
         if between["share"].null_count():
             lines.append(f"{quantity}: the runs do not differ; the seeds do not reach what is measured.")
@@ -152,7 +156,7 @@ def sentences(run: Any) -> list[str]:
             for row in between.iter_rows(named=True)
         ]
         total = math.hypot(*between["sd"])
-        line = f"{quantity}: sd over runs {total:.2g} {run.metric.unit}, of its variance {', '.join(parts)}"
+        line = f"{quantity}: sd over runs {total:.2g} {unit}, of its variance {', '.join(parts)}"
         for row in rows.filter(pl.col("component") == "documents").iter_rows(named=True):
             line += (
                 f"; a fresh sample of {row['levels']} clusters of documents adds sd {row['sd']:.2g} "

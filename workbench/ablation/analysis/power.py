@@ -24,7 +24,7 @@ from workbench.ablation.verdict.statistics import (
     seeds_for_equivalence,
     seeds_needed,
 )
-from workbench.status import Stage, Status
+from workbench.results.tables import confirmed
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -265,8 +265,7 @@ def values_of(runs: Sequence[AblationRun]) -> dict[str, dict[int, float]]:
     """Arm -> seed -> what confirmation runs measured, over several earlier ablations."""
     values: dict[str, dict[int, float]] = {}
     for run in runs:
-        done = (pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE)
-        rows: Any = run.runs().filter(done).select("arm", "seed", "report_value").iter_rows()
+        rows: Any = confirmed(run.runs()).select("arm", "seed", "report_value").iter_rows()
         for arm, seed, value in rows:
             values.setdefault(arm, {})[seed] = value
     return values

@@ -23,7 +23,7 @@ import polars as pl
 from scipy import optimize
 
 from workbench.ablation.verdict.statistics import Floats, paired_interval
-from workbench.status import Stage, Status
+from workbench.results.tables import confirmed
 
 if TYPE_CHECKING:
     from workbench.results.tables import Points
@@ -60,7 +60,9 @@ class LossCurve:
     """(E,) decreasing: isotonic regression of the measured losses, so that noise between evaluations does not bias
     crossings."""
     per_token: Mapping[Measure, float]
-    """Training FLOPs and seconds per token; 1 for tokens."""
+    """Training FLOPs and seconds per token, means over the run; 1 for tokens."""
+    flops: tuple[Floats, Floats] = (np.empty(0), np.empty(0))
+    """Tokens and the FLOPs spent until then, at each logged step: a model that grows costs more per token later."""
 
     @classmethod
     def of(cls, points: Points) -> Self | None:
@@ -70,7 +72,15 @@ class LossCurve:
             return None
         last = points.last
         per_token = {measure: float(last.get(measure) or math.nan) / last["tokens"] for measure in MEASURES}
-        return cls(tokens, optimize.isotonic_regression(losses, increasing=False).x, per_token)
+        isotonic = optimize.isotonic_regression(losses, increasing=False).x
+        return cls(tokens, isotonic, per_token, points.line("tokens", "flops"))
+
+    def spent(self, measure: Measure, tokens: float) -> float:
+        """How much of a measure the first ``tokens`` took; NaN where it is unknown."""
+        logged, flops = self.flops
+        if measure != "flops" or not len(logged):
+            return tokens * self.per_token[measure]
+        return float(np.interp(tokens, np.concatenate(([0.0], logged)), np.concatenate(([0.0], flops))))
 
     def needed(self, loss: float) -> tuple[float, bool]:
         """Tokens until ``loss``, which the run reaches, by linear interpolation over log tokens; and whether that is
@@ -92,7 +102,7 @@ def worth(arm: LossCurve, baseline: LossCurve) -> tuple[dict[Measure, float], st
     loss = max(arm.losses[-1], baseline.losses[-1])
     (needed, is_bound), (reference, is_reference_bound) = arm.needed(loss), baseline.needed(loss)
     bound = {(False, False): "", (True, False): "at least", (False, True): "at most", (True, True): "unknown"}
-    ratios = {m: reference * baseline.per_token[m] / (needed * arm.per_token[m]) for m in MEASURES}
+    ratios = {m: baseline.spent(m, reference) / arm.spent(m, needed) for m in MEASURES}
     return ratios, bound[is_bound, is_reference_bound]
 
 
@@ -107,8 +117,7 @@ def savings(run: Any) -> pl.DataFrame:
     seed or a bound); seeds; bound ("at least" or "at most" where the loss was reached before the first evaluation of a
     run, else ""). Arms without a common loss have no row.
     """
-    done = run.runs().filter((pl.col("stage") == Stage.CONFIRMATION) & (pl.col("status") == Status.DONE))
-    finished = set(done["run"])
+    finished = set(confirmed(run.runs())["run"])
     curves: dict[str, dict[int, LossCurve]] = {}
     for line in run.lines():
         if line.run in finished and (curve := LossCurve.of(line.points)) is not None:
@@ -151,9 +160,7 @@ def _mean(ratios: Sequence[float], alpha: float, is_bound: bool) -> dict[str, fl
 
 
 def savings_sentences(run: Any) -> list[str]:
-    """What each arm is worth, in words, and how to read it; empty without a verdict, or with nothing to compare."""
-    if run.verdict() is None:
-        return []
+    """What each arm is worth, in words, and how to read it; empty with nothing to compare."""
     table = savings(run)
     sentences = []
     for arm in table["arm"].unique(maintain_order=True):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from workbench.ablation.verdict.statistics import Floats, pooled_sd
+from workbench.ablation.verdict.statistics import Floats, pooled_sd, widening
 
 __all__ = ["MIN_POINTS", "PairedLaw", "Prediction", "ScalingLaw", "fit_paired_law", "fit_scaling_law"]
 
@@ -238,10 +238,9 @@ def _resampled(logs: Sequence[Floats], replicates: int, rng: np.random.Generator
     means = []
     for group in logs:
         seeds = group.shape[1]
-        widening = math.sqrt(seeds / (seeds - 1)) * float(stats.t.ppf(0.975, seeds - 1) / stats.norm.ppf(0.975))
         drawn = group[:, rng.integers(seeds, size=(replicates, seeds))].mean(-1).T  # (R, A)
         centre = group.mean(1)
-        means.append(np.exp(centre + widening * (drawn - centre)))
+        means.append(np.exp(centre + widening(seeds, 0.95) * (drawn - centre)))
     return np.stack(means, -1)
 
 

@@ -33,7 +33,7 @@ def cost_table(
         data: prepared data, by arm.
 
     Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
-    flops_per_token (forward), training_flops (one trial);
+    flops_per_token (forward), training_flops (one trial, that of a smaller model which grows included);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
     tokens (one trial); epochs (how often a trial reads its training text; null where the data are not prepared, and
     for tasks, whose rows are all new); tuned (fields that the arm tunes); searched (its trials before any repeat);
@@ -56,7 +56,7 @@ def cost_table(
         peak = step.peak_bytes if step is not None else 0
         state_bytes = optimiser_bytes(run)
         # weights and gradients in fp32
-        memory = peak or 8 * cost.parameters + state_bytes + activation_bytes(run)
+        memory = peak or 4 * (cost.parameters + cost.trainable) + state_bytes + activation_bytes(run)
         row: dict[str, Any] = {
             "arm": name,
             "parameters": cost.parameters,
@@ -65,7 +65,7 @@ def cost_table(
             "non_embedding": cost.non_embedding,
             "active": cost.active,
             "flops_per_token": cost.forward_flops,
-            "training_flops": cost.training_flops * training.steps * training.tokens_per_step,
+            "training_flops": run.training_flops,
             "cache_bytes": cost.cache_bytes,
             "unevicted_bytes": cost.unevicted_bytes,
             "tokens": training.steps * training.tokens_per_step,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import socket
 from collections.abc import Iterator, Sequence
 
 from workbench.ablation.folder import AblationFolder
@@ -32,13 +33,14 @@ def claim_gpu(folder: AblationFolder, gpus: Sequence[str]) -> Iterator[str | Non
 
     Args:
         folder: the ablation whose workers share the GPUs.
-        gpus: their names; with none, nothing is set.
+        gpus: their names on this machine; with none, nothing is set.
     """
     folder.workers_path.mkdir(exist_ok=True)
     for turn in itertools.count() if gpus else ():
         for gpu in gpus:
             name = "".join(c if c.isalnum() else "_" for c in gpu)
-            with locked(folder.workers_path / f"gpu-{name}-{turn}.lock", timeout=0) as is_free:
+            # machines that share the folder number their GPUs alike
+            with locked(folder.workers_path / f"gpu-{socket.gethostname()}-{name}-{turn}.lock", timeout=0) as is_free:
                 if is_free:
                     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when a trial's process first asks for a device
                     yield gpu

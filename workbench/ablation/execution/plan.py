@@ -59,7 +59,7 @@ class Plan:
         self.folder, self.timing = folder, timing
         self.record = folder.record()
         self.config = self.record.config
-        self.arms = resolve(self.config, self.record.solved)
+        self.arms = resolve(self.config, self.record.solved, self.record.weights)
         self.storage = open_storage(folder.path, self.config.launch.heartbeat, self.config.launch.storage)
 
     def study_name(self, arm: str, stage: Stage) -> str:
@@ -298,9 +298,6 @@ class Plan:
         """
         self.arms.check_setting(arm, hyperparameters)
         config = self.arms[arm].run(seed, hyperparameters)
-        slug = "".join(c if c.isalnum() or c in ".+-" else "_" for c in arm)
-        slug += "" if slug == arm else f".{hash_of(arm)[:4]}"  # `a b` and `a_b` are two arms
-        name = f"{stage}-{slug}-{config.identity[:8]}-seed{seed}"
         record = describe_run(
             config,
             self.record.data[arm],
@@ -312,10 +309,17 @@ class Plan:
             ablation=self.record.name,
             launch=self.record.launch,
             arm_identity=self.arms[arm].run().setting,
-            difference=json.loads(json.dumps(config.diff(self.arms.baseline.run(seed)))),
+            difference=config.diff(self.arms.baseline.run(seed)),
             slot=slot,
         )
-        return RunFolder.create(self.folder.runs_path / name, record)
+        return RunFolder.create(self.folder.runs_path / run_name(stage, arm, config.identity, seed), record)
+
+
+def run_name(stage: Stage, arm: str, identity: str, seed: int) -> str:
+    """Name of a run's folder, at most 140 bytes: different for different arms, configurations and seeds."""
+    slug = "".join(c if c.isalnum() or c in ".+-" else "_" for c in arm)
+    slug += "" if slug == arm else f".{hash_of(arm)[:8]}"  # `a b` and `a_b` are two arms
+    return f"{stage}-{slug}-{identity}-seed{seed}"
 
 
 def _any_open(study: optuna.Study) -> bool:

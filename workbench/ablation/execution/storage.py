@@ -16,9 +16,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.ablation.search.samplers import allow_experimental
 from workbench.config import ConfigError, Problem
+from workbench.files import apply_umask
 
 __all__ = ["ATTEMPTS", "open_storage", "quarantine_corrupt_storage"]
 
+CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ)
+"""Codes of SQLite for a damaged or truncated file; others are those of a locked one, or of one that cannot be read."""
 ATTEMPTS = 3
 """Times that a trial is started whose process or worker died, or that hung, before it counts as killed."""
 
@@ -39,9 +42,12 @@ def open_storage(folder: Path, heartbeat: float, url: str | None = None) -> RDBS
     if url is None:
         path = folder / "study.db"
         try:
+            is_new = not path.exists()
             with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.Error as error:
+            if is_new:  # SQLite gives nobody else the right to write, whatever the umask
+                apply_umask(path)
+        except (sqlite3.Error, OSError) as error:
             raise _unusable(path, error) from None
         engine: dict[str, Any] = {"connect_args": {"timeout": 60}}
         url = URL.create("sqlite", database=str(path)).render_as_string()
@@ -95,6 +101,9 @@ def quarantine_corrupt_storage(folder: Path) -> None:
     """Rename a corrupt study.db. The studies can be rebuilt from the run folders.
 
     Call it with the plan's lock held and no live worker.
+
+    Raises:
+        ConfigError: if it cannot be read, which says nothing of its content.
     """
     path = folder / "study.db"
     if not path.exists():
@@ -104,7 +113,10 @@ def quarantine_corrupt_storage(folder: Path) -> None:
             intact = connection.execute("PRAGMA quick_check").fetchone()[0] == "ok"
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         intact = intact and (not tables or "studies" in tables)
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code not in CORRUPT and code & 0xFF not in CORRUPT:  # the low byte of an extended code is its kind
+            raise _unusable(path, error) from None
         intact = False
     if not intact:
         for part in folder.glob("study.db*"):

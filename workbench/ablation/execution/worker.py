@@ -21,7 +21,7 @@ from typing import Any
 import optuna
 
 from workbench import compat
-from workbench.ablation.execution.placement import claim_gpu
+from workbench.ablation.execution.placement import claim_gpu, visible_gpus
 from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.roster import Roster
 from workbench.ablation.execution.timing import DEFAULT_TIMING, Timing
@@ -68,12 +68,13 @@ class Worker:
             self._processes.set_forkserver_preload(["workbench.training.trial", __name__])
 
     def work(self) -> None:
-        """Run trials until every run has ended, or until SIGTERM."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        """Run trials until every run has ended, or until a signal to stop."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU):  # SIGUSR2 is submitit's
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         threading.excepthook = self._on_thread_error
         assigned = self.plan.config.launch.launcher.assigns_gpus
-        with claim_gpu(self.folder, () if assigned else self.plan.record.gpus):
+        with claim_gpu(self.folder, () if assigned else visible_gpus()):
             self.work_until_done()
 
     def work_until_done(self) -> None:

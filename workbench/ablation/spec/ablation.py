@@ -7,6 +7,7 @@ checked by :func:`workbench.ablation.arms.resolve`.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -16,13 +17,21 @@ from workbench.ablation.spec.launch import Launch
 from workbench.ablation.spec.protocol import Confirmation, Protocol
 from workbench.ablation.spec.tuning import Tuning
 from workbench.config import Config, expand_dotted, nearest, require
+from workbench.results.ledger import FILE
 from workbench.status import Stage
 
 __all__ = ["AblationConfig"]
 
 
 MAX_NAME = 80
-RESERVED_NAMES = ("cache", "runs")
+"""Bytes of a name: a folder of a run is named by stage, arm, identity and seed, in at most 255."""
+DERIVED = ("-pilot", "-components")
+"""Suffixes of the ablations that are made from another one; its name may have all of :data:`MAX_NAME`."""
+RESERVED_NAMES = ("cache", "runs", FILE, Path(FILE).with_suffix(".lock").name)
+
+
+def _size(name: str) -> int:
+    return len(name.encode())
 
 
 class AblationConfig(Config):
@@ -67,18 +76,20 @@ class AblationConfig(Config):
             got=self.name,
             expected="letters, digits, dot, dash and underscore only",
         )
-        longest = max((self.name, *self.arms), key=len)
+        suffix = next(filter(self.name.endswith, DERIVED), "")
+        own_name = self.name.removesuffix(suffix)
+        longest = max((own_name, *self.arms), key=_size)
         require(
-            len(longest) <= MAX_NAME,
-            "name" if longest == self.name else f"arms.{longest[:20]}…",
-            got=f"a name of {len(longest)} characters",
+            _size(longest) <= MAX_NAME,
+            "name" if longest == own_name else f"arms.{longest[:20]}…",
+            got=f"…{longest[-20:]}, a name of {_size(longest)} bytes",
             expected=f"at most {MAX_NAME}: names become names of files",
         )
         require(
             self.name not in RESERVED_NAMES,
             "name",
             got=self.name,
-            expected=f"another name than {' and '.join(RESERVED_NAMES)}, folders of every results folder",
+            expected=f"another name than {', '.join(RESERVED_NAMES)}, which every results folder has",
         )
         require(self.arms, "arms", got="no arm", expected="at least one arm")
         for arm in self.arms:

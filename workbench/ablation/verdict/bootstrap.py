@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
-from workbench.ablation.verdict.statistics import finite_array, ratio_of_sums, require_between
+from workbench.ablation.verdict.statistics import finite_array, ratio_of_sums, require_between, widening
 
 __all__ = ["Bootstrap", "crossed_bootstrap"]
 
@@ -101,14 +100,8 @@ def crossed_bootstrap(
     error = float(statistic_R.std())
     if seeds == 1:
         return Bootstrap(estimate, error, -math.inf, math.inf)
-    factor = _widening(min(seeds, documents) if documents > 1 else seeds, level)
+    units = min(seeds, documents) if documents > 1 else seeds
+    factor = widening(units, level) if units < WIDENED_BELOW else 1.0
     return Bootstrap(
         estimate, error, float(estimate - factor * (estimate - low)), float(estimate + factor * (high - estimate))
     )
-
-
-def _widening(n: int, level: float) -> float:
-    if n >= WIDENED_BELOW:
-        return 1.0
-    upper = (1 + level) / 2
-    return float(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, upper) / special.ndtri(upper))

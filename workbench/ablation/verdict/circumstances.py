@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import polars as pl
 
-from workbench.ablation.folder import AblationFolder
-from workbench.ablation.verdict.disclosure import Disclosure
 from workbench.status import LOST, Stage, Status
 
-__all__ = ["with_circumstances"]
+__all__ = ["circumstances"]
 
 
-def with_circumstances(disclosure: Disclosure, folder: AblationFolder) -> Disclosure:
-    """``disclosure`` with what happened to the runs of an ablation.
+def circumstances(runs: pl.DataFrame) -> tuple[list[str], list[str]]:
+    """Sentences about how the runs of an ablation were carried out, and the reasons for which that makes the verdict
+    exploratory.
 
     A tuning trial that the machine ended (killed, hung, or crashed in the end) makes the verdict exploratory: its arm
     was searched less than declared. One that diverged, was pruned or found no memory is a result of its setting.
     """
-    runs = folder.runs()
     confirmed = runs.filter(pl.col("stage") == Stage.CONFIRMATION)
     tuned = runs.filter((pl.col("stage") == Stage.TUNING) & pl.col("arm").is_in(confirmed["arm"].implode()))
-    sentences, reasons = [*disclosure.sentences, *_machines(confirmed)], list(disclosure.reasons)
+    sentences, reasons = _machines(confirmed), []
     if lost := _lost_trials(tuned):
         sentences.append(f"Tuning trials that did not finish: {lost}; these arms were searched less than declared.")
         reasons.append(f"unequal tuning: {lost} did not finish")
-    return replace(disclosure, sentences=tuple(sentences), reasons=tuple(reasons))
+    return sentences, reasons
 
 
 def _lost_trials(tuned: pl.DataFrame) -> str:

@@ -81,8 +81,13 @@ class ArmMeasurements:
 
     def values(self, seeds: Sequence[int]) -> Floats:
         """The metric of those of ``seeds`` that finished, (S,)."""
-        amounts_SD = self.finished(seeds)
-        return ratio_of_sums(amounts_SD, self.sizes_D) if len(amounts_SD) else np.empty(0)
+        return np.array([self._metric[seed] for seed in seeds if seed in self._metric])
+
+    @cached_property
+    def _metric(self) -> dict[int, float]:
+        """Seed -> the metric."""
+        seeds = list(self.amounts)
+        return dict(zip(seeds, ratio_of_sums(self.finished(seeds), self.sizes_D).tolist())) if seeds else {}
 
     def imputed(self, seeds: Sequence[int], value: float) -> Floats:
         """The metric of all ``seeds``, (S,), with ``value`` for a run that did not finish."""

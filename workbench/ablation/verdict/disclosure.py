@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
-from workbench.ablation.looks import look_of
+from workbench.ablation.looks import Look, look_of
 from workbench.ablation.spec.registration import describe
+from workbench.ablation.verdict.circumstances import circumstances
 from workbench.ablation.verdict.verdict import Verdict
 from workbench.environment import same_code
 from workbench.results.data_card import repetition
@@ -25,6 +26,8 @@ class Disclosure:
     sentences: tuple[str, ...]
     reasons: tuple[str, ...]
     """Why the verdict is exploratory; empty if it is a confirmation."""
+    look: Look | None
+    """The look that the ablation takes; None if looks were not counted."""
 
     @property
     def exploratory(self) -> str | None:
@@ -44,7 +47,8 @@ def disclose(folder: AblationFolder, record: LaunchRecord) -> Disclosure:
     deviations = record.all_deviations()
     reasons += [f"deviation: {deviation.why}" for deviation in deviations if not deviation.planned]
     sentences = list(describe(record.registration, deviations))
-    if look := look_of(folder, record):
+    look = look_of(folder, record)
+    if look:
         sentences += look.sentences(config.alpha)
         reasons += look.exploratory
     elif config.confirmation.split == "report" and (folder.is_archived or not record.launch):
@@ -52,11 +56,12 @@ def disclose(folder: AblationFolder, record: LaunchRecord) -> Disclosure:
     runs = folder.runs()
     confirmed = runs.filter(pl.col("stage") == Stage.CONFIRMATION)
     code, changed = _code(confirmed, runs.filter(pl.col("stage") == Stage.TUNING))
-    sentences += code
-    reasons += changed
-    sentences += _run_again(confirmed)
+    carried_out, cut_short = circumstances(runs)
+    sentences += [*code, *_run_again(confirmed)]
     sentences += repetition({row["arm"]: row.get("epochs") for row in record.cost})
-    return Disclosure(tuple(sentences), tuple(reason for reason in reasons if reason))
+    sentences += carried_out
+    reasons += [*changed, *cut_short]
+    return Disclosure(tuple(sentences), tuple(reason for reason in reasons if reason), look)
 
 
 def relabelled(verdict: Verdict, disclosure: Disclosure) -> Verdict:

@@ -25,6 +25,7 @@ import polars as pl
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
 from workbench.ablation.search.optimum import Edge, Gap, Setting, best, edges, fit_surface, gather
+from workbench.formatting import distinct_ends
 from workbench.status import Stage, Status
 
 __all__ = ["Effort", "efforts", "reservations"]
@@ -63,7 +64,8 @@ class Effort:
         if not self.setting:
             return [f"{self.arm} was not tuned"]
         found = [f"{self.arm} at {edge}" for edge in self.edges]
-        few = [name.rpartition(".")[2].replace("_", " ") for name, count in self.values.items() if count < MIN_VALUES]
+        ends = distinct_ends([name.split(".") for name in self.values], ".")
+        few = [name.replace("_", " ") for name, count in zip(ends, self.values.values()) if count < MIN_VALUES]
         if few:
             found.append(f"{self.arm} with fewer than {MIN_VALUES} values of {', '.join(few)} tried")
         elif self.trials < MIN_VALUES * len(self.values):

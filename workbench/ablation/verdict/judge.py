@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -191,33 +191,23 @@ def _counts(arm: ArmMeasurements, seeds: Sequence[int], upper: float | None) -> 
 
 
 def _baseline_row(baseline: ArmMeasurements, seeds: Sequence[int], rules: Rules) -> ArmVerdict:
-    unknown = {item.name: None for item in fields(ArmVerdict) if item.type == "float | None"}
     counts = _counts(baseline, seeds, rules.upper)
     word = "baseline" if counts["seeds"] else "failed"
-    return ArmVerdict(**{**unknown, **counts, "verdict": word, "sentence": wording.baseline(baseline, seeds, rules)})
+    return ArmVerdict(**counts, verdict=word, sentence=wording.baseline(baseline, seeds, rules))
 
 
 def _arm_row(comparison: Comparison, claim: Claim, subject: Subject, reservations: tuple[str, ...]) -> ArmVerdict:
-    low, high = comparison.interval
     bootstrap, imputation, reading = comparison.bootstrap, comparison.imputation, comparison.reading
     repeated_low, repeated_high = comparison.repeated_interval
     return ArmVerdict(
         **_counts(comparison.arm, comparison.seeds, comparison.rules.upper),
-        verdict=claim.word,
-        difference=comparison.mean if comparison.n else None,
-        low=low,
-        high=high,
+        **_judged(comparison, claim),
         bootstrap_low=None if bootstrap is None else bootstrap.low,
         bootstrap_high=None if bootstrap is None else bootstrap.high,
-        simultaneous_low=claim.simultaneous_low,
-        simultaneous_high=claim.simultaneous_high,
-        p=claim.p,
-        p_holm=claim.p_holm,
         rho=comparison.rho,
         detectable=comparison.detectable,
         sentence=" ".join([wording.sentence(comparison, claim, subject), *reservations]),
         reservations=reservations,
-        p_equivalence=claim.p_equivalence,
         least_p=comparison.least,
         skewness=comparison.skewness,
         imputed_low=None if imputation is None or math.isinf(imputation.low) else imputation.low,
@@ -229,24 +219,31 @@ def _arm_row(comparison: Comparison, claim: Claim, subject: Subject, reservation
     )
 
 
+def _judged(comparison: Comparison, claim: Claim) -> dict[str, Any]:
+    """What the rows of arms and of pairs have in common."""
+    low, high = comparison.interval
+    return {
+        "verdict": claim.word,
+        "difference": comparison.mean if comparison.n else None,
+        "low": low,
+        "high": high,
+        "simultaneous_low": claim.simultaneous_low,
+        "simultaneous_high": claim.simultaneous_high,
+        "p": claim.p,
+        "p_holm": claim.p_holm,
+        "p_equivalence": claim.p_equivalence,
+    }
+
+
 def _relabelled(row: ArmVerdict, exploratory: str) -> ArmVerdict:
     return replace(row, sentence=f"Exploratory ({exploratory}): {row.sentence}")
 
 
 def _pair(comparison: Comparison, claim: Claim, subject: Subject) -> PairVerdict:
-    low, high = comparison.interval
     return PairVerdict(
         arm=comparison.arm.arm,
         reference=comparison.reference.arm,
-        verdict=claim.word,
-        difference=comparison.mean if comparison.n else None,
-        low=low,
-        high=high,
-        simultaneous_low=claim.simultaneous_low,
-        simultaneous_high=claim.simultaneous_high,
-        p=claim.p,
-        p_holm=claim.p_holm,
-        p_equivalence=claim.p_equivalence,
+        **_judged(comparison, claim),
         seeds=comparison.n,
         sentence=wording.sentence(comparison, claim, subject),
     )

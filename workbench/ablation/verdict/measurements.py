@@ -9,8 +9,6 @@ import numpy as np
 import polars as pl
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
-from workbench.ablation.looks import look_of
-from workbench.ablation.verdict.circumstances import with_circumstances
 from workbench.ablation.verdict.comparison import ArmMeasurements
 from workbench.ablation.verdict.control import control_variates, sentences
 from workbench.ablation.verdict.disclosure import disclose, relabelled
@@ -106,7 +104,7 @@ def take_look(folder: AblationFolder, record: LaunchRecord) -> bool:
 
 def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
     """The verdict, or None while confirmation runs are missing. A sequential design has one from its first look on."""
-    disclosure = with_circumstances(disclose(folder, record), folder)
+    disclosure = disclose(folder, record)
     if folder.is_archived:
         path = folder.path / "verdict.json"
         try:
@@ -122,6 +120,7 @@ def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
     arms = measurements(folder, record, {record.order[0]: longest, **read})
     if arms is None:
         return None
+    look = disclosure.look
     return _judge(
         record,
         arms,
@@ -129,7 +128,7 @@ def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
         exploratory=disclosure.exploratory,
         declared=(*disclosure.sentences, *sentences(record, {arm: part.control for arm, part in arms.items()})),
         reservations=reservations(folder, record),
-        subject=subject(folder, record, arms),
+        subject=subject(folder, record, arms, look.number if look and look.documents else None),
     )
 
 
@@ -151,8 +150,14 @@ def _judge(record: LaunchRecord, arms: Mapping[str, ArmMeasurements], taken: Seq
     )
 
 
-def subject(folder: AblationFolder, record: LaunchRecord, arms: Mapping[str, ArmMeasurements]) -> Subject:
-    """What the verdict is about: the chosen settings, and the measured documents as their data card describes them."""
+def subject(
+    folder: AblationFolder, record: LaunchRecord, arms: Mapping[str, ArmMeasurements], look: int | None
+) -> Subject:
+    """What the verdict is about: the chosen settings, and the measured documents as their data card describes them.
+
+    Args:
+        look: how many times these documents have been opened; None if looks were not counted.
+    """
     split, baseline = record.config.confirmation.split, arms[record.order[0]]
     card = record.data_cards.get(record.order[0], {})
     corpus = card.get("corpus")
@@ -168,5 +173,5 @@ def subject(folder: AblationFolder, record: LaunchRecord, arms: Mapping[str, Arm
         size=int(np.sum(baseline.sizes_D)),
         size_unit=record.metric.denominator,
         overlap=part.get("overlap"),
-        look=look.number if (look := look_of(folder, record)) and look.documents else None,
+        look=look,
     )

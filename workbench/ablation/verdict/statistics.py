@@ -36,6 +36,7 @@ __all__ = [
     "ratio_of_sums",
     "seeds_for_equivalence",
     "seeds_needed",
+    "widening",
 ]
 
 Floats = NDArray[np.float64]
@@ -296,6 +297,13 @@ def pooled_sd(groups: Sequence[ArrayLike]) -> tuple[float, int]:
     if df == 0:
         return math.nan, 0
     return math.sqrt(sum(float(((array - array.mean()) ** 2).sum()) for array in arrays) / df), df
+
+
+def widening(n: int, level: float) -> float:
+    """√(n/(n − 1)) · t(n − 1) / z: the length of a t-interval for the mean of ``n`` normal values, relative to that of
+    their percentile bootstrap."""
+    upper = (1 + level) / 2
+    return float(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, upper) / special.ndtri(upper))
 
 
 def expected_best_of(values: ArrayLike, k: int, minimise: bool = True) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from workbench import formatting
+
 __all__ = ["Subject"]
 
 
@@ -32,8 +34,7 @@ class Subject:
 
     def setting(self, arm: str) -> str:
         """The arm's setting in words: "learning_rate 0.003, warmup 0.1"; empty if nothing was tuned."""
-        chosen = self.settings.get(arm, {})
-        return ", ".join(f"{path.rpartition('.')[2]} {_number(value)}" for path, value in chosen.items())
+        return formatting.setting(self.settings.get(arm, {}))
 
     def named(self, arm: str) -> str:
         """The arm with its setting: "full at learning_rate 0.003"."""
@@ -55,7 +56,3 @@ class Subject:
         if self.look is not None:
             clauses.append(f"look {self.look} at these documents")
         return f"{'; '.join(clauses)}. The verdict is about the chosen setting of each arm on these documents."
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

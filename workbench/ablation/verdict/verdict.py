@@ -19,43 +19,43 @@ WORDS = ("baseline", "better", "worse", "equivalent", "undecided", "failed")
 """Every verdict that a row can have."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArmVerdict:
     """One row of a verdict, in the unit of the metric; None if a number does not apply or cannot be known."""
 
     arm: str
     verdict: str
     """One of ``WORDS``."""
-    value: float | None
+    value: float | None = None
     """Mean over the finished report seeds."""
-    value_sd: float | None
+    value_sd: float | None = None
     """Standard deviation over them; from two seeds on."""
-    difference: float | None
+    difference: float | None = None
     """Mean difference, arm − baseline, over the seeds that both finished."""
-    low: float | None
+    low: float | None = None
     """Interval of it at level 1 − alpha, not corrected for the number of arms: paired t for a metric without an upper
     bound; from sign flips for an error rate, inside its range."""
-    high: float | None
-    bootstrap_low: float | None
+    high: float | None = None
+    bootstrap_low: float | None = None
     """Crossed bootstrap over seeds and clusters of documents, at the same level; from two seeds on."""
-    bootstrap_high: float | None
-    simultaneous_low: float | None
+    bootstrap_high: float | None = None
+    simultaneous_low: float | None = None
     """Interval that agrees with the word: all arms' intervals hold together at level 1 − alpha
     (:func:`workbench.ablation.verdict.hypotheses.compatible_bounds`). One that ends at 0 belongs to an arm that is
     certainly on the other side, by an amount that the adjustment leaves open."""
-    simultaneous_high: float | None
-    p: float | None
+    simultaneous_high: float | None = None
+    p: float | None = None
     """Two-sided p-value of the test that decides; 1 where it can decide nothing."""
-    p_holm: float | None
+    p_holm: float | None = None
     """The same, adjusted over the looks of a sequential design and over the family. Where it is at most alpha, the
     arm is better or worse, unless it is equivalent."""
     seeds: int
     """Report seeds that finished."""
     failed: int
     """Report seeds that did not."""
-    rho: float | None
+    rho: float | None = None
     """Correlation with the baseline over paired seeds; from three seeds on."""
-    detectable: float | None
+    detectable: float | None = None
     """The true difference that t shows with 80 % power at alpha / family, given the sd of the differences; None if that
     is unknown or outside the metric's range."""
     sentence: str
@@ -155,10 +155,7 @@ class Verdict:
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
         """The verdict whose :meth:`plain` is ``data``; numbers that an earlier version did not compute are None."""
         floor, subject = data["noise_floor"], data.get("subject")
-        unknown = {item.name: None for item in fields(ArmVerdict) if item.type == "float | None"}
-        rows = tuple(
-            ArmVerdict(**{**unknown, **row, "reservations": tuple(row.get("reservations", ()))}) for row in data["rows"]
-        )
+        rows = tuple(ArmVerdict(**{**row, "reservations": tuple(row.get("reservations", ()))}) for row in data["rows"])
         changes = {
             "rows": rows,
             "pairs": tuple(PairVerdict(**pair) for pair in data.get("pairs", ())),

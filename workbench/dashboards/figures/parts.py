@@ -72,7 +72,7 @@ def subplots(
 
 def arm_trace(run: Snapshot, arm: str, suffix: str = "") -> dict[str, Any]:
     """The fields that make a trace one of an arm: its name in the legend, and the group that is switched with it."""
-    return {"name": style.label(arm) + suffix, "legendgroup": f"arm {run.all_arms.index(arm)}"}
+    return {"name": style.labels(run.all_arms)[arm] + suffix, "legendgroup": f"arm {run.all_arms.index(arm)}"}
 
 
 def band(edges: Iterable[tuple[float, Any, Any]], arm: style.ArmStyle, arms: int, **fields: Any) -> go.Scatter:
@@ -99,13 +99,13 @@ def band(edges: Iterable[tuple[float, Any, Any]], arm: style.ArmStyle, arms: int
     )
 
 
-def error_bars(table: pl.DataFrame, middle: str, **fields: Any) -> dict[str, Any]:
+def error_bars(table: pl.DataFrame, middle: str, low: str = "low", high: str = "high", **fields: Any) -> dict[str, Any]:
     """Error bars from column ``low`` to column ``high`` of ``table`` around column ``middle``."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": (table["high"] - table[middle]).to_list(),
-        "arrayminus": (table[middle] - table["low"]).to_list(),
+        "array": (table[high] - table[middle]).clip(0).to_list(),
+        "arrayminus": (table[middle] - table[low]).clip(0).to_list(),
         **fields,
     }
 

@@ -51,11 +51,17 @@ def serve(
     os.environ |= import_variables()
     # the kernel inherits this environment, and must be started by the Python that runs the server
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    from jupyter_core.paths import jupyter_config_path
     from jupyter_server.log import log_request
     from tornado.ioloop import IOLoop, PeriodicCallback
+    from traitlets import default
     from voila.app import Voila
 
     class Page(Voila):
+        @default("config_file_paths")
+        def _config_file_paths_default(self) -> list[str]:
+            return jupyter_config_path()  # Voilà's own begin with the current folder, whose voila.py it would run
+
         def setup_template_dirs(self) -> None:
             super().setup_template_dirs()
             self.template_paths.insert(0, str(PAGE))

@@ -10,7 +10,7 @@ import polars as pl
 from workbench.ablation.analysis.diagnostics import best_of_table
 from workbench.ablation.spec.tuning import EXCHANGEABLE
 from workbench.dashboards import style
-from workbench.dashboards.figures.parts import arm_trace, figure_of, legend, loss_title, nothing_tuned
+from workbench.dashboards.figures.parts import arm_trace, error_bars, figure_of, legend, loss_title, nothing_tuned
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
 from workbench.dashboards.snapshot import Snapshot
 
@@ -43,13 +43,7 @@ class BestOf(FigurePanel):
                     y=rows["best"].to_list(),
                     mode="lines+markers",
                     line={"color": look.colour, "dash": look.dash, "width": 2},
-                    error_y={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": (rows["high"] - rows["best"]).clip(0).to_list(),
-                        "arrayminus": (rows["best"] - rows["low"]).clip(0).to_list(),
-                        "thickness": 1,
-                    },
+                    error_y=error_bars(rows, "best", thickness=1),
                     hovertemplate="%{y:.4f} with %{x} trials",
                     **arm_trace(run, arm),
                 )

@@ -9,7 +9,7 @@ import polars as pl
 
 from workbench.ablation.analysis.components import LABELS, component_table
 from workbench.dashboards import style
-from workbench.dashboards.figures.parts import figure_of
+from workbench.dashboards.figures.parts import error_bars, figure_of
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.view import RunView
@@ -41,22 +41,15 @@ class ComponentShares(FigurePanel):
         points = []
         for (quantity,), rows in shown.group_by("quantity", maintain_order=True):
             arm = next(name for name in run.all_arms if quantity == name or str(quantity).startswith(f"{name} − "))
-            look, share = style.arm_styles(run)[arm], rows["share"]
+            look = style.arm_styles(run)[arm]
             points.append(
                 go.Scatter(
-                    x=share.to_list(),
+                    x=rows["share"].to_list(),
                     y=[LABELS[name] for name in rows["component"]],
                     name=style.label(str(quantity)),
                     mode="markers",
                     marker={"color": look.colour, "size": 9, "symbol": "circle" if quantity == arm else "diamond"},
-                    error_x={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": (rows["share_high"] - share).clip(0).to_list(),
-                        "arrayminus": (share - rows["share_low"]).clip(0).to_list(),
-                        "thickness": 1.5,
-                        "color": look.colour,
-                    },
+                    error_x=error_bars(rows, "share", "share_low", "share_high", thickness=1.5, color=look.colour),
                     customdata=rows["sd"].to_list(),
                     hovertemplate=f"%{{x:.0%}} of the variance, sd %{{customdata:.2g}} {run.metric.unit}",
                 )

@@ -59,7 +59,7 @@ class Effects(FigurePanel):
         )
         figure.update_yaxes(
             tickvals=list(range(len(arms))),
-            ticktext=[style.label(arm) for arm in arms],
+            ticktext=list(style.labels(arms).values()),
             title_text="arm",
             range=[len(arms) - 0.4, -0.75],
             showgrid=False,

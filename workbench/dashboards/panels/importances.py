@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from workbench.dashboards import style
-from workbench.dashboards.figures.parts import arm_trace, figure_of, legend, nothing_tuned
+from workbench.dashboards.figures.parts import arm_trace, error_bars, figure_of, legend, nothing_tuned
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
 from workbench.dashboards.snapshot import Snapshot
 from workbench.status import Stage, Status
@@ -44,32 +45,24 @@ class Importances(FigurePanel):
         return importance_table(run)
 
     def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
-        bars = []
+        bars, labels = [], style.labels(table["hyperparameter"])
         for arm, look in style.arm_styles(run).items():
             rows = table.filter(pl.col("arm") == arm)
-            value = rows["importance"]
             bars.append(
                 go.Bar(
-                    y=[style.label(name) for name in rows["hyperparameter"]],
-                    x=value.to_list(),
+                    y=[labels[name] for name in rows["hyperparameter"]],
+                    x=rows["importance"].to_list(),
                     orientation="h",
                     marker={"color": look.colour},
                     customdata=rows["trials"].to_list(),
-                    error_x={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": (rows["high"] - value).clip(0).to_list(),
-                        "arrayminus": (value - rows["low"]).clip(0).to_list(),
-                        "thickness": 1,
-                        "color": style.INK,
-                    },
+                    error_x=error_bars(rows, "importance", thickness=1, color=style.INK),
                     hovertemplate="%{x:.0%} of %{y} (%{customdata} trials)",
                     **arm_trace(run, arm),
                 )
             )
             bars.append(
                 go.Scatter(
-                    y=[style.label(name) for name in rows["hyperparameter"]],
+                    y=[labels[name] for name in rows["hyperparameter"]],
                     x=rows["null_high"].to_list(),
                     mode="markers",
                     marker={"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": "gray"}},
@@ -107,33 +100,38 @@ def importance_table(run: Snapshot) -> pl.DataFrame:
     rows = []
     done = run.runs().filter((pl.col("stage") == Stage.TUNING) & (pl.col("status") == Status.DONE))
     for arm in run.arms:
-        trials = [
-            (json.loads(row["hyperparameters"]), row["selection_value"])
-            for row in done.filter(pl.col("arm") == arm).iter_rows(named=True)
-            if row["selection_value"] is not None
-        ]
-        names = sorted({name for settings, _ in trials for name in settings})
-        if len(trials) < MIN_TRIALS or not names:
-            continue
-        raw, random = _importances(trials, names), np.random.default_rng(0)
-        settings, values = zip(*trials)
-        null = np.array(
-            [_importances(list(zip(settings, random.permutation(values))), names) for _ in range(RESAMPLES)]
-        )
-        resampled = np.array(
-            [
-                _importances([trials[i] for i in random.integers(0, len(trials), len(trials))], names)
-                for _ in range(RESAMPLES)
-            ]
-        )
-        total, noise = raw.sum() or math.nan, null.mean(0)
-        importance = np.maximum(raw - noise, 0) / total
-        low, high = np.quantile(np.maximum(resampled - noise, 0) / total, (0.05, 0.95), axis=0).clip(0, 1)
-        null_high = np.maximum(np.quantile(null, 0.95, axis=0) - noise, 0) / total
-        p = (1 + (null >= raw).sum(0)) / (1 + RESAMPLES)
-        columns = zip(names, importance, low, high, null_high, p)
-        rows += [(arm, name, *map(float, numbers), len(trials)) for name, *numbers in columns]
+        trials = done.filter(pl.col("arm") == arm).drop_nulls("selection_value")
+        rows += [(arm, *row) for row in _rows(tuple(trials.select("hyperparameters", "selection_value").iter_rows()))]
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+@lru_cache
+def _rows(finished: tuple[tuple[str, float], ...]) -> list[tuple[Any, ...]]:
+    """Rows of :func:`importance_table` of one arm, without its name. Slow, so the same trials are analysed once.
+
+    Args:
+        finished: setting, as JSON, and selection value of each trial.
+    """
+    trials = [(json.loads(setting), value) for setting, value in finished]
+    names = sorted({name for setting, _ in trials for name in setting})
+    if len(trials) < MIN_TRIALS or not names:
+        return []
+    raw, random = _importances(trials, names), np.random.default_rng(0)
+    settings, values = zip(*trials)
+    null = np.array([_importances(list(zip(settings, random.permutation(values))), names) for _ in range(RESAMPLES)])
+    resampled = np.array(
+        [
+            _importances([trials[i] for i in random.integers(0, len(trials), len(trials))], names)
+            for _ in range(RESAMPLES)
+        ]
+    )
+    total, noise = raw.sum() or math.nan, null.mean(0)
+    importance = np.maximum(raw - noise, 0) / total
+    low, high = np.quantile(np.maximum(resampled - noise, 0) / total, (0.05, 0.95), axis=0).clip(0, 1)
+    null_high = np.maximum(np.quantile(null, 0.95, axis=0) - noise, 0) / total
+    p = (1 + (null >= raw).sum(0)) / (1 + RESAMPLES)
+    columns = zip(names, importance, low, high, null_high, p)
+    return [(name, *map(float, numbers), len(trials)) for name, *numbers in columns]
 
 
 def _importances(trials: list[tuple[dict[str, Any], float]], names: list[str]) -> np.ndarray:

@@ -13,6 +13,7 @@ from workbench.dashboards.figures.parts import figure_of, message, nothing_tuned
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables.tuning import tuning_table
+from workbench.formatting import distinct_ends
 
 MAX_TICKS = 6
 """Up to this many different values each has a tick."""
@@ -49,10 +50,13 @@ class Parallel(FigurePanel):
             "label": "arm",
             "values": [position[arm] for arm, _ in trials.values()],
             "tickvals": list(position.values()),
-            "ticktext": [style.label(arm, 16) for arm in position],
+            "ticktext": list(style.labels(position, 16).values()),
             "range": [-0.2, max(len(position) - 0.8, 0.2)],
         }
-        axes = [_axis(name, [settings.get(name) for settings in settings_of.values()]) for name in names]
+        axes = [
+            _axis(end, [settings.get(name) for settings in settings_of.values()])
+            for name, end in zip(names, distinct_ends([name.split(".") for name in names], "."))
+        ]
         value_axis = {"label": style.label(run.metric.short, 22), "values": [value for _, value in trials.values()]}
         last = max(len(position) - 1, 1)
         colours = [[i / last, look.colour] for i, look in enumerate(styles.values())]
@@ -77,14 +81,14 @@ class Parallel(FigurePanel):
 
 
 def _axis(name: str, values: list[Any]) -> dict[str, Any]:
-    label = style.label(name.rpartition(".")[2], 22)
+    label = style.label(name, 22)
     if any(not isinstance(value, int | float) for value in values):
         words = sorted({str(value) for value in values})
         return {
             "label": label,
             "values": [words.index(str(value)) for value in values],
             "tickvals": list(range(len(words))),
-            "ticktext": [style.label(word, 16) for word in words],
+            "ticktext": list(style.labels(words, 16).values()),
         }
     low, high = min(values), max(values)
     if low > 0 and high / low > 5:

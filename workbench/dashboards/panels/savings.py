@@ -72,7 +72,7 @@ class Savings(FigurePanel):
         figure.add_vline(x=1, line={"color": style.INK, "width": 1.5}, layer="below")
         figure.update_yaxes(
             tickvals=list(range(len(arms))),
-            ticktext=[style.label(arm) for arm in arms],
+            ticktext=list(style.labels(arms).values()),
             title_text="arm",
             range=[len(arms) - 0.4, -0.6],
             showgrid=False,

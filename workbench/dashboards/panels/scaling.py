@@ -23,8 +23,9 @@ from workbench.dashboards.figures.parts import (
 )
 from workbench.dashboards.panel import Block, Figure, FigurePanel, PanelConfig, Text, panels
 from workbench.dashboards.snapshot import Snapshot
-from workbench.dashboards.tables.quality import confirmed_runs, frontier_table
+from workbench.dashboards.tables.quality import frontier_table
 from workbench.dashboards.templates import note, render
+from workbench.results.tables import confirmed
 
 if TYPE_CHECKING:
     from workbench.ablation.analysis.scaling import PairedLaw, ScalingLaw
@@ -148,7 +149,8 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
             same_task = ablation.metric == run.metric and ablation.views == run.views  # a task is known by its views
             if not same_task or not set(ablation.arms) & set(run.arms):
                 continue
-            table, confirmed = frontier_table(ablation, size), confirmed_runs(ablation.runs())
+            table = frontier_table(ablation, size)
+            measured = confirmed(ablation.runs()).drop_nulls("report_value")
         except (ConfigError, KeyError, OSError, TypeError):  # of an earlier version, or deleted this moment
             continue
         rows += [
@@ -161,7 +163,7 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
                 row["high"],
                 row["runs"],
                 row["stage"],
-                *(confirmed.filter(pl.col("arm") == row["arm"])[name].to_list() for name in ("report_value", "seed")),
+                *(measured.filter(pl.col("arm") == row["arm"])[name].to_list() for name in ("report_value", "seed")),
             )
             for row in table.iter_rows(named=True)
             if row["arm"] in run.arms

@@ -83,9 +83,7 @@ def gap_table(run: Snapshot) -> pl.DataFrame:
     rows = [
         {
             "arm": arm,
-            "setting": ", ".join(
-                f"{name.rpartition('.')[2]} {_value(value)}" for name, value in effort.setting.items()
-            ),
+            "setting": formatting.setting(effort.setting),
             "interpolated": effort.interpolated,
             "trials": effort.trials,
             "seeds": effort.seeds,
@@ -99,10 +97,6 @@ def gap_table(run: Snapshot) -> pl.DataFrame:
         if effort.setting
     ]
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _span(row: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 import polars as pl
 
 from workbench.dashboards.snapshot import Snapshot
+from workbench.results.tables import confirmed
 from workbench.status import Stage, Status
 
 CostAxis: TypeAlias = Literal["training_flops", "non_embedding", "active", "cache_bytes", "measured_rate"]
@@ -68,15 +69,9 @@ def frontier_table(run: Snapshot, x: CostAxis = "training_flops") -> pl.DataFram
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def confirmed_runs(runs: pl.DataFrame) -> pl.DataFrame:
-    """The confirmation runs that are done, with a report value."""
-    done = (pl.col("status") == Status.DONE) & (pl.col("stage") == Stage.CONFIRMATION)
-    return runs.filter(done & pl.col("report_value").is_not_null())
-
-
 def _quality(runs: pl.DataFrame) -> tuple[float, float, float, int, str] | None:
     """Mean, smallest and largest value of an arm, the number of runs and their stage."""
-    values = confirmed_runs(runs)["report_value"]
+    values = confirmed(runs)["report_value"].drop_nulls()
     if len(values):
         return values.mean(), values.min(), values.max(), len(values), Stage.CONFIRMATION  # type: ignore[return-value]
     trials = runs.filter(pl.col("stage") == Stage.TUNING).filter(pl.col("selection_value").is_finite())

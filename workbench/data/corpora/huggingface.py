@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -41,6 +42,13 @@ class HuggingFace(Corpus):
 
     def documents(self) -> Iterator[str]:
         config = self.config
+        require(
+            not Path(config.name).exists(),
+            "data.corpus.name",
+            got=f"{config.name}, which is also a path here",
+            expected="a data set of the hub: the library would read the path",
+            do="Use corpus 'files' for the path, or start from another folder.",
+        )
         try:
             import datasets
             from huggingface_hub import constants

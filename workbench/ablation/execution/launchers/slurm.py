@@ -68,6 +68,13 @@ class Slurm(Launcher):
         self.submitit = required_package("submitit", "slurm")
 
     def submit(self, folder: AblationFolder, names: Sequence[str]) -> list[str]:
+        require(
+            "%" not in str(folder.path),
+            "launch.launcher",
+            got=f"slurm, for the folder {folder.path}",
+            expected="a path without %, which Slurm replaces in names of logs",
+            do="Choose another --results.",
+        )
         try:
             executor = self.submitit.AutoExecutor(folder=self._logs(folder), cluster=self.config.cluster)
             executor.update_parameters(**{"name": "workbench", "timeout_min": 24 * 60, **self.config.parameters})
