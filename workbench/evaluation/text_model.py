@@ -71,10 +71,13 @@ class TextModel:
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of a context and of what follows it, which is encoded together with it. White space at the end of
-        the context belongs to the continuation, as tokenizers put it before a word (lm-evaluation-harness)."""
+        the context belongs to the continuation, as tokenizers put it before a word (lm-evaluation-harness); a token
+        over the boundary does as well, where there is no other."""
         stripped = context.rstrip()
-        whole, before = self.encode(context + continuation), self.encode(stripped)
-        return whole[: len(before)], whole[len(before) :]
+        whole, before = self.encode(context + continuation), len(self.encode(stripped))
+        if context + continuation != stripped:
+            before = min(before, len(whole) - 1)
+        return whole[:before], whole[before:]
 
     # -- likelihoods -------------------------------------------------------------------------------------------------
 
