@@ -59,8 +59,8 @@ class LossCurve:
     per_token: Mapping[Measure, float]
     """Training FLOPs and seconds per token, means over the run; 1 for tokens."""
     flops: tuple[Floats, Floats] = (np.empty(0), np.empty(0))
-    """Tokens and the FLOPs spent until then, at each evaluation, since archives have no other points: a model that grows
-    costs more per token later."""
+    """Tokens and the FLOPs spent until then, at each evaluation, since archives have no other points: a model that
+    grows costs more per token later."""
 
     @classmethod
     def of(cls, points: Points) -> Self | None:
