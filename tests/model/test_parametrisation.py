@@ -61,6 +61,29 @@ def test_complete_p_by_hand():
     assert model.multipliers.logits == 1 / 4
 
 
+def test_of_the_multi_token_head_the_block_is_a_branch():
+    factors = parameter_factors(LanguageModel(config("complete_p", width=256, depth=8, mtp={})))
+    outside = ("mtp.norm.weight", "mtp.hidden_norm.weight", "mtp.embedding_norm.weight", "mtp.project.weight")
+    assert {factors[name].epsilon for name in outside} == {1 / 4}
+    assert factors["mtp.block.mixer_norm.weight"].epsilon == factors["mtp.block.mixer.qkv.weight"].epsilon == 1 / 16
+
+
+def test_epsilon_follows_the_width_where_the_fan_in_does_not():
+    # a gradient falls as 1/s whatever the parameter sums over: a latent of constant size, taps of a convolution
+    latent = LanguageModel(config("complete_p", width=256, pattern="mla", mixers={"mla": {"latent_dim": 32}}))
+    up = parameter_factors(latent)["blocks.0.mixer.project.up.weight"]
+    assert (up.fan_in, up.base_fan_in, up.learning_rate, up.epsilon) == (32, 32, 1, 1 / 4)
+    recurrent = parameter_factors(LanguageModel(config("complete_p", width=256, pattern="gdn")))
+    assert {f.epsilon for name, f in recurrent.items() if "conv" in name} == {1 / 4}
+
+
+def test_taps_of_a_convolution_are_vectors_for_sgd():
+    model = LanguageModel(config("mup", width=256, pattern="gdn"))
+    factors = parameter_factors(model, lambda role: "gradient")
+    taps = {f.learning_rate for name, f in factors.items() if "conv" in name}
+    assert taps == {factors["norm.weight"].learning_rate} == {4}
+
+
 def test_optimiser_groups_have_the_factors():
     model = LanguageModel(config("complete_p", width=256, depth=8))
     groups = parameter_groups(model, learning_rate=1e-2, weight_decay=0.1, lr_factors={"blocks.0.mixer.*": 0.5})

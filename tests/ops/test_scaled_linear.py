@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import ConfigError
+from workbench.contract import mixers
 from workbench.layers import Linear
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.scaled_linear import check_device, quantised, scaled_linear
@@ -76,6 +77,22 @@ def test_zeros_stay_zero() -> None:
 def test_a_bias_is_added() -> None:
     y = scaled_linear(torch.zeros(2, 8, 16), torch.zeros(32, 16), torch.ones(32), "row")
     assert y.shape == (2, 8, 32) and bool((y == 1).all())
+
+
+def test_other_sizes_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"training.fp8: got .*20 rows.*\(16, 16\)"):
+        scaled_linear(torch.zeros(4, 5, 16), torch.zeros(16, 16), None, "row")
+
+
+@pytest.mark.parametrize("pattern", sorted(mixers))
+def test_every_mixer_trains_with_quantised_products(pattern: str) -> None:
+    fields = {"nsa": {"compress": "mlp"}, "asa_global": {"compress": "mlp"}}.get(pattern, {})
+    config = ModelConfig(width=64, depth=1, pattern=pattern, mixers={pattern: fields} if fields else {})
+    model = LanguageModel(config, seed=0)
+    assert use_fp8(model, "row")
+    tokens_BT = torch.randint(2048, (1, 81), generator=torch.Generator().manual_seed(0))  # 80 = 5 · 16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:]).isfinite()
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)

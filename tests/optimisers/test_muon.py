@@ -79,6 +79,12 @@ def test_zero_matrices_stay_zero() -> None:
     assert torch.equal(orthogonalise(torch.zeros(1, 4, 6)), torch.zeros(1, 4, 6))
 
 
+@pytest.mark.parametrize("size", [1e-18, 1e-24, 1e-38])
+def test_matrices_whose_squares_vanish_have_no_larger_update(size: float) -> None:
+    result = orthogonalise(normal(1, 16, 16) * size)
+    assert result.isfinite().all() and torch.linalg.matrix_norm(result, 2) < 1.3
+
+
 def test_the_size_of_a_gradient_does_not_matter() -> None:
     matrix = normal(1, 16, 16)
     assert torch.equal(orthogonalise(matrix), orthogonalise(matrix * 2.0**-40))

@@ -158,6 +158,17 @@ def test_a_branch_grows_at_the_same_step() -> None:
     assert [phase.last for phase in longer.phases] == [20, 300]
 
 
+def test_the_rate_of_a_branch_rises_again_over_as_many_steps() -> None:
+    growth = {"model": {"depth": 2}, "at": 0.2, "rewarm": 0.1}
+    config = RunConfig.parse({"model": {"depth": 4}, "growth": growth, "training": {"tokens": 140 * 2048}})
+    longer = branched(config, 200 * 2048)  # (0.1 · 140 / 200) · 200 is a little more than 14
+    assert config.growth is not None and longer.growth is not None
+    assert config.growth.rising_steps(140) == longer.growth.rising_steps(200) == 14
+    assert [longer.growth.rate_factor(step, 200) for step in range(98)] == [
+        config.growth.rate_factor(step, 140) for step in range(98)
+    ]
+
+
 def test_a_branch_from_before_growth_is_refused() -> None:
     fields = {"model": {"depth": 4}, "growth": {"model": {"depth": 2}, "at": 0.9}, "training": {"tokens": 100 * 2048}}
     with pytest.raises(ConfigError, match=r"growth.at: got .*growth after step 90, inside the decay"):

@@ -80,6 +80,12 @@ def test_the_last_window_may_be_shorter() -> None:
     assert trained.undone[14] == 6 and trained.is_at(14, like=8)
 
 
+def test_a_window_ends_once() -> None:
+    trained = Trained(window=4)
+    trained.run(range(1, 5))
+    assert trained.roll_back.end_step(4, torch.zeros(()), is_last=True) is None, "as where a model grows after step 4"
+
+
 def test_steps_are_undone_once() -> None:
     trained = Trained(window=4)
     trained.run(range(1, 21), rejected={14, 18})

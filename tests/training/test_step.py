@@ -98,6 +98,18 @@ def test_the_step_after_a_spike_is_made(monkeypatch: pytest.MonkeyPatch) -> None
     assert not same(before, weights(step))
 
 
+def test_a_return_to_earlier_weights_is_one_to_earlier_router_biases(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, {6: float("nan")})
+    moe = {"feedforward": "moe", "feedforwards": {"moe": {"experts": 4, "top_k": 1, "bias": "sign"}}}
+    step = step_of(moe, guards=[{"kind": "not_finite", "action": "roll_back"}], roll_back_window=2)
+    stream, states = batches(), {}
+    for number in range(1, 7):
+        step(number, stream)
+        states[number] = {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
+    assert any(name.endswith("bias") for name in states[2])
+    assert same(states[6], states[2]) and not same(states[5], states[2])
+
+
 def test_the_learning_rate_follows_the_schedule() -> None:
     step, stream = step_of(warmup=0.5, decay=0.0, lr_factors={"embedding.*": 0.5}, learning_rate=1e-2), batches()
     step(3, stream)

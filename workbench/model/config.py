@@ -232,13 +232,18 @@ class ModelConfig(Config):
         """The rules of the parametrisation."""
         return parametrisations[self.parametrisation.kind](self.parametrisation)
 
-    @cached_property
+    @property
     def base_model(self) -> ModelConfig:
         """The model on which settings are tuned; this one in the standard parametrisation.
 
         Raises:
             ConfigError: naming the setting with which it cannot be built.
         """
+        # no cached self: pydantic compares cached values as well, without end
+        return self if self.parametrisation.kind == "standard" else self._base_model
+
+    @cached_property
+    def _base_model(self) -> ModelConfig:
         return self.base_model_at(None)
 
     def base_model_at(self, depth: int | None) -> ModelConfig:

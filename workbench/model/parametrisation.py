@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from workbench.config import require
-from workbench.contract import ParameterRole
+from workbench.contract import ParameterRole, Role
 from workbench.layers import ScaledScores
 from workbench.model.config import ModelConfig
 from workbench.model.roles import parameter_roles
@@ -42,7 +42,7 @@ class ParameterFactors:
     """Factors of one parameter's settings relative to those of the base model."""
 
     fan_in: int | None = None
-    """None for parameters without one, which follow the model's width."""
+    """None for parameters without one, and for the taps of a convolution, which follow the model's width."""
     base_fan_in: int | None = None
     initial: float = 1.0
     """Of the initial values that its module sets."""
@@ -146,7 +146,7 @@ def _factors(
 ) -> ParameterFactors:
     parametrisation: Parametrisation = config.parametrised
     rule, modules_rule = parametrisation.rules[role.role], MODULE_RULES[role.role]
-    is_in_branch = name.split(".")[0] in ("blocks", "shortcuts", "mtp")
+    is_in_branch = name.startswith(("blocks.", "shortcuts.", "mtp.block."))
     depth_ratio = config.depth / config.base_model.depth
     own_depth_ratio = depth_ratio if is_in_branch else 1.0
     fans, base_fans = _fans(role, shape, config.width), _fans(role, base_shape, config.base_model.width)
@@ -159,15 +159,24 @@ def _factors(
     if parametrisation.keeps_decay and role.role in MATRICES:
         weight_decay = 1 / learning_rate_factor(parametrisation, role.role, family, fans, base_fans, 1.0)
     return ParameterFactors(
-        fan_in=None if role.fan_in is None else fans.fan_in,
-        base_fan_in=None if role.fan_in is None else base_fans.fan_in,
+        fan_in=fans.fan_in if _sums(role) else None,
+        base_fan_in=base_fans.fan_in if _sums(role) else None,
         initial=math.sqrt(variance),
         learning_rate=learning_rate,
         weight_decay=weight_decay,
-        epsilon=rule.epsilon.at(ratio, own_depth_ratio),
+        epsilon=rule.epsilon.at(config.width / config.base_model.width, own_depth_ratio),
     )
 
 
+def _sums(role: ParameterRole) -> bool:
+    """Whether the parameter sums over input channels, whose number may follow the width. The taps of a convolution do
+    not."""
+    return role.fan_in is not None and role.role != Role.CONVOLUTION
+
+
 def _fans(role: ParameterRole, shape: tuple[int, ...], width: int) -> Shape:
-    """Fan-in and fan-out; of a parameter without a fan-in the model's width for both."""
-    return Shape(width, width) if role.fan_in is None else Shape(shape[role.fan_in], shape[role.fan_out])
+    """Fan-in and fan-out; of a parameter that sums over no channels the model's width for both."""
+    if not _sums(role):
+        return Shape(width, width)
+    assert role.fan_in is not None
+    return Shape(shape[role.fan_in], shape[role.fan_out])

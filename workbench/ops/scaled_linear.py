@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.config import require
+from workbench.config import ConfigError, require
 
 Scaling: TypeAlias = Literal["row", "tensor"]
 
@@ -44,7 +44,19 @@ def check_device(device: torch.device, scaling: Scaling) -> None:
 
 
 def scaled_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, scaling: Scaling) -> Tensor:
-    """(…, I) -> (…, O) in bf16. All but the last axis of ``x`` together are a multiple of 16, as are I and O."""
+    """(…, I) -> (…, O) in bf16. All but the last axis of ``x`` together are a multiple of 16, as are I and O.
+
+    Raises:
+        ConfigError: when they are not.
+    """
+    rows = x.shape[:-1].numel()
+    if rows % MULTIPLE or weight_OI.shape[0] % MULTIPLE or weight_OI.shape[1] % MULTIPLE:
+        raise ConfigError.at(
+            "training.fp8",
+            got=f"a product of {rows} rows with a weight {tuple(weight_OI.shape)}",
+            expected=f"multiples of {MULTIPLE}",
+            do="Set `sensitive` of the projection, which keeps it in bf16.",
+        )
     y_NO: Tensor = _ScaledProduct.apply(x.flatten(0, -2).bfloat16(), weight_OI.bfloat16(), scaling)
     y = y_NO.unflatten(0, x.shape[:-1])
     return y if bias_O is None else y + bias_O.to(y.dtype)

@@ -34,6 +34,9 @@ MATRICES = frozenset({Role.HIDDEN, Role.LATENT_DOWN, Role.LATENT_UP, Role.EXPERT
 """Roles that Muon updates; AdamW updates the others."""
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """K. Jordan's coefficients: five iterations bring singular values from 0.003 to 1 into about 0.7 to 1.2."""
+SMALLEST_NORM = 1e-15
+"""Matrices of a smaller Frobenius norm get a smaller update. Squares of numbers below 1e-19 vanish in fp32, and with
+them the norm by which the iterations need to be divided."""
 BATCH_NUMBERS = 2**26
 """Matrices of one shape are orthogonalised together, at most this many numbers at a time."""
 
@@ -266,7 +269,7 @@ def orthogonalise(matrices_NRC: Tensor, iterations: int = 5, precision: str = "b
     a, b, c = QUINTIC
     # a power of two as a factor of the matrix changes no bit of the result
     norms_N11 = torch.linalg.matrix_norm(matrices_NRC, keepdim=True)
-    X = matrices_NRC / norms_N11.clamp_min(torch.finfo(norms_N11.dtype).tiny)
+    X = matrices_NRC / norms_N11.clamp_min(SMALLEST_NORM)
     if precision == "bf16":
         X = X.bfloat16()
     is_tall = X.shape[-2] > X.shape[-1]

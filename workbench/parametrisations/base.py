@@ -1,7 +1,7 @@
 """The contract of a parametrisation: rules by which initial values and optimiser settings follow width and depth.
 
 A rule is a power of two ratios to a base model, on which the settings are tuned: of the parameter's fan-in (the width
-for parameters without one), written s, and of the depth, written m. At the base every factor is 1.
+for parameters without one and for convolutions), written s, and of the depth, written m. At the base every factor is 1.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Rule(NamedTuple):
     learning_rate: Power = Power()
     """Of the update family ``sign``; :func:`learning_rate_factor` has the others."""
     epsilon: Power = Power()
-    """Of the constant in the denominator of an update."""
+    """Of the constant in the denominator of an update. s is the ratio of the model's widths for every parameter, as the
+    gradients of all of them shrink with it."""
 
 
 BY_FAN_IN = Rule(variance=Power(-1), learning_rate=Power(-1))

@@ -4,7 +4,7 @@ Published (abstract): α = 1. Read in public code (nanoGPT-mup, branch completep
 learning rates inside them by m^(α - 1), weight decay of hidden matrices by s, Adam's epsilon by s^-1 m^-α, no factor
 1/(2 L) of the initial variance. Ours: the matrices that write the residual stream start as in the base model, so that
 the base is the same model in every parametrisation; epsilon outside of the branches has no factor of the depth, as
-gradients there have none.
+gradients there have none. The multi-token head's projection and norms are outside; its block is a branch.
 
 At the start branches add up at random: with m^-1 their sum shrinks as m^-1/2, so that the residual stream keeps its
 size over the depth only where the embedding carries it. An embedding of this workbench starts at 0.5 / sqrt(base width)

@@ -38,7 +38,9 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None, decay_s
     decay = old.decay if decay is None else decay
     growth = config.growth
     if growth is not None and steps > 1:
-        growth = growth.changed(at=growth.step(old.steps) / steps, rewarm=growth.rewarm * old.steps / steps)
+        rising = growth.rising_steps(old.steps)
+        rewarm = (rising - 0.5) / steps if rising else 0.0
+        growth = growth.changed(at=growth.step(old.steps) / steps, rewarm=rewarm)
     shape = decay_shape or old.decay_shape
     training = old.changed(tokens=tokens, warmup=warmup, decay=decay, decay_shape=shape)
     config = config.changed(training=training, growth=growth)

@@ -56,13 +56,14 @@ class RollBack:
         Args:
             step: its number, from 1.
             rejected: 1.0 on the device where a guard demands to roll back, else 0.0.
-            is_last: whether the window ends with this step, whatever its number.
+            is_last: whether the window ends with this step, whatever its number. A window that has ended with it does
+                not end again.
 
         Returns:
             Steps that were undone, on the device, 0 if none; None within a window.
         """
         self.is_rejected = torch.maximum(self.is_rejected, rejected)
-        if self.newer and step % self.window and not is_last:
+        if self.newer and (step == self.copied_at or (step % self.window and not is_last)):
             return None
         if not self.newer:  # after the first step, which creates the optimiser's state
             self.older, self.newer = ({key: _copy(tensor) for key, tensor in self._tensors()} for _ in range(2))

@@ -122,9 +122,9 @@ class TrainStep:
                 self._update(step, loss)
             if self.qk_clip is not None:
                 self.qk_clip(self.applied)
-        if self.roll_back is not None:
-            self.end_window(step, self.health.wants_roll_back, is_last=step == training.steps)
         self.counters.update(lr_factor, 1 - step / training.steps, self.applied)
+        if self.roll_back is not None:  # after the counters, whose buffers are part of the copies
+            self.end_window(step, self.health.wants_roll_back, is_last=step == training.steps)
         self.diagnostics = self._diagnostics(layers) if snapshot else {}
         self.on_phase("update")
 

@@ -72,7 +72,11 @@ class GrowthConfig(Config):
         """Steps of a run of ``steps`` that train the small model."""
         return min(max(1, round(self.at * steps)), steps - 1)
 
+    def rising_steps(self, steps: int) -> int:
+        """Steps of a run of ``steps`` in which the learning rate rises after growth."""
+        return math.ceil(self.rewarm * steps)
+
     def rate_factor(self, step: int, steps: int) -> float:
         """Factor of the learning rate of step ``step`` (from 0) of a run of ``steps``."""
-        since, rising = step - self.step(steps), math.ceil(self.rewarm * steps)
+        since, rising = step - self.step(steps), self.rising_steps(steps)
         return (since + 1) / rising if 0 <= since < rising else 1.0

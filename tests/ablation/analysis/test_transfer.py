@@ -54,6 +54,22 @@ def test_the_interval_of_a_drift_pairs_seeds():
     assert row["drift_low"] == pytest.approx(-2) and row["drift_high"] == pytest.approx(-2)
 
 
+def test_the_interval_is_around_the_drift_of_the_mean_curves():
+    shifts = (0.0, 0.3, -0.2)
+    curves = {
+        "small": ("mup", 64.0, parabola(8e-3, (0.0, 0.0, 0.0)), [0, 1, 2]),
+        "large": ("mup", 128.0, parabola(4e-3, shifts), [0, 1, 2]),
+    }
+    row = transfer_of(curves, "training.learning_rate", "width", "nats").table.row(1, named=True)
+    # parabolas of one height: the optimum of the mean is the mean of the optima, and the jackknife is the t-interval
+    drifts = -2 + 2 * np.array(shifts)
+    half = 4.302653 * drifts.std(ddof=1) / math.sqrt(3)  # t quantile of two degrees of freedom
+    assert row["drift"] == pytest.approx(drifts.mean(), abs=1e-6)
+    assert (row["drift_low"], row["drift_high"]) == pytest.approx(
+        (drifts.mean() - half, drifts.mean() + half), rel=1e-5
+    )
+
+
 def test_a_rate_at_which_the_large_model_diverges_costs_everything():
     large = parabola(2e-3)
     large.loss_GS[6:] = np.inf  # from 8e-3 on

@@ -16,17 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import polars as pl
 from scipy import optimize
 
 from workbench.ablation.verdict.statistics import Floats, paired_interval
-from workbench.results.tables import confirmed
-
-if TYPE_CHECKING:
-    from workbench.results.tables import Points
+from workbench.results.tables import Points, confirmed
 
 __all__ = ["CAVEAT", "MEASURES", "LossCurve", "savings", "savings_sentences", "worth"]
 
@@ -62,7 +59,8 @@ class LossCurve:
     per_token: Mapping[Measure, float]
     """Training FLOPs and seconds per token, means over the run; 1 for tokens."""
     flops: tuple[Floats, Floats] = (np.empty(0), np.empty(0))
-    """Tokens and the FLOPs spent until then, at each logged step: a model that grows costs more per token later."""
+    """Tokens and the FLOPs spent until then, at each evaluation, since archives have no other points: a model that
+    grows costs more per token later."""
 
     @classmethod
     def of(cls, points: Points) -> Self | None:
@@ -73,14 +71,15 @@ class LossCurve:
         last = points.last
         per_token = {measure: float(last.get(measure) or math.nan) / last["tokens"] for measure in MEASURES}
         isotonic = optimize.isotonic_regression(losses, increasing=False).x
-        return cls(tokens, isotonic, per_token, points.line("tokens", "flops"))
+        evaluations = Points(points.frame.filter(pl.col("selection_value").is_not_null()))
+        return cls(tokens, isotonic, per_token, evaluations.line("tokens", "flops"))
 
     def spent(self, measure: Measure, tokens: float) -> float:
         """How much of a measure the first ``tokens`` took; NaN where it is unknown."""
-        logged, flops = self.flops
-        if measure != "flops" or not len(logged):
+        evaluated, flops = self.flops
+        if measure != "flops" or not len(evaluated):
             return tokens * self.per_token[measure]
-        return float(np.interp(tokens, np.concatenate(([0.0], logged)), np.concatenate(([0.0], flops))))
+        return float(np.interp(tokens, np.concatenate(([0.0], evaluated)), np.concatenate(([0.0], flops))))
 
     def needed(self, loss: float) -> tuple[float, bool]:
         """Tokens until ``loss``, which the run reaches, by linear interpolation over log tokens; and whether that is

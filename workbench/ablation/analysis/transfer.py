@@ -85,7 +85,8 @@ class Transfer:
     table: pl.DataFrame
     """One row per arm. Columns: parametrisation, arm, size, optimum, at_edge, drift (of the optimum from the proxy's,
     in factors of sqrt 2), drift_low, drift_high, given_away (loss at the proxy's optimum minus loss at the arm's own),
-    given_away_low, given_away_high (95 % t-intervals over seeds; null with one seed, and for the proxy), seeds."""
+    given_away_low, given_away_high (95 % t-intervals over seeds, of the drift by the jackknife; null with one seed, and
+    for the proxy), seeds."""
     curves: pl.DataFrame
     """Columns: parametrisation, arm, size, value, seed, loss."""
     field: str
@@ -196,13 +197,10 @@ def transfer_of(
             if arm == arms[0]:
                 row += [None] * 6
             else:
-                drifts = [
-                    2 * (curve.optimum([seeds.index(seed)]) - proxy.optimum([proxy_seeds.index(seed)]))
-                    for seed in seeds
-                    if seed in proxy_seeds
-                ]
                 lost_S = curve.loss_at(proxy_optimum) - curve.loss_at(optimum)
-                row += [2 * (optimum - proxy_optimum), *_interval(drifts), float(lost_S.mean()), *_interval(lost_S)]
+                drift = 2 * (optimum - proxy_optimum)
+                row += [drift, *_drift_interval(drift, (proxy, proxy_seeds), (curve, seeds))]
+                row += [float(lost_S.mean()), *_interval(lost_S)]
             rows.append((*row, len(seeds)))
     names = ["parametrisation", "arm", "size", "optimum", "at_edge", "drift", "drift_low", "drift_high"]
     names += ["given_away", "given_away_low", "given_away_high", "seeds"]
@@ -218,8 +216,28 @@ def transfer_of(
 
 
 def _interval(values: Sequence[float] | Floats) -> tuple[float | None, float | None]:
-    """95 % t-interval of the mean."""
+    """95 % t-interval of the mean, None with one value."""
     if len(values) < 2 or not np.isfinite(values).all():
         return None, None
     found = paired_interval(values)
     return found.low, found.high
+
+
+def _drift_interval(
+    drift: float, proxy: tuple[Curve, Sequence[int]], larger: tuple[Curve, Sequence[int]]
+) -> tuple[float | None, float | None]:
+    """95 % t-interval around the drift of the mean curves, with the jackknife's standard error over seeds: optima of
+    single seeds jump between neighbouring values of a flat curve, and their mean is not the optimum of the mean."""
+    shared = sorted(set(proxy[1]) & set(larger[1]))
+    if len(shared) < 2:
+        return None, None
+    without = []
+    for left_out in shared:
+        kept = [seed for seed in shared if seed != left_out]
+        optima = [curve.optimum([seeds.index(seed) for seed in kept]) for curve, seeds in (proxy, larger)]
+        without.append(2 * (optima[1] - optima[0]))
+    low, high = _interval([len(shared) * drift - (len(shared) - 1) * value for value in without])  # pseudo-values
+    if low is None or high is None:
+        return None, None
+    half = (high - low) / 2
+    return drift - half, drift + half
