@@ -48,6 +48,7 @@ from workbench.results.tables import (
     KEY_SCHEMA,
     POINT_SCHEMA,
     RUN_SCHEMA,
+    SCORES_SCHEMA,
     Line,
     Points,
     confirmed,
@@ -400,7 +401,9 @@ class AblationFolder:
     def scores(self) -> pl.DataFrame:
         """What evaluation suites measured; columns in :data:`workbench.results.tables.SCORES_SCHEMA`, then labels."""
         path = self.path / SCORES
-        return pl.read_parquet(path, glob=False) if self.is_archived and path.exists() else scores(self.path)
+        if not self.is_archived or not path.exists():
+            return scores(self.path)
+        return completed(pl.read_parquet(path, glob=False), SCORES_SCHEMA)
 
     def lines(self) -> list[Line]:
         """Every run with its logged points; of an archive, every confirmation run with its evaluations."""

@@ -221,7 +221,10 @@ class LongBench(Suite):
                 "answer": [found[document.name] for document in documents],
             }
         )
-        return Measured([Score(DEFINITIONS[task].metric, values, higher_is_better=True)], labels)
+        return Measured([Score(DEFINITIONS[task].metric, values, higher_is_better=True, upper=1)], labels)
+
+    def metric_names(self, task: str) -> Sequence[str]:
+        return [DEFINITIONS[task].metric]
 
     def material(self, conditions: Conditions) -> Mapping[str, Any]:
         folder = Path(self.config.path)
