@@ -204,12 +204,15 @@ class ScoreMetric(Config):
         )
 
     @property
+    def subject(self) -> str:
+        """What is measured, in words: ``ruler vt, length 4096``."""
+        named = " ".join(filter(None, (self.suite, self.task)))
+        return ", ".join([named, *(f"{name} {value}" for name, value in self.where.items())])
+
+    @property
     def label(self) -> str:
         """The score in words: ``ruler vt, length 4096: accuracy``."""
-        labels = [
-            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in self.where.items()
-        ]
-        return f"{', '.join([' '.join(filter(None, (self.suite, self.task))), *labels])}: {self.metric}"
+        return f"{self.subject}: {self.metric}"
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -83,7 +83,7 @@ def measured_score(
     unit = metric.metric
     if is_better:
         unit = f"−{unit}" if upper is None else f"{upper:g} − {unit}"
-    return Score(measured, unit, upper, metric.margin, metric.effect, metric.label)
+    return Score(measured, unit, upper, metric.margin, metric.effect, f"{metric.subject}: {unit}")
 
 
 def secondary(

@@ -235,12 +235,10 @@ def _secondary_lines(verdict: Verdict, interval: str) -> list[str]:
     if any(row.reservations for row in verdict.rows):
         lines.append("The reservations about an arm hold for its secondary metrics as well.")
     cells = [
-        [part.label if row is part.rows[0] else "", part.unit if row is part.rows[0] else "", *_cells(row)]
-        for part in verdict.secondary
-        for row in part.rows
+        [part.label if row is part.rows[0] else "", *_cells(row)] for part in verdict.secondary for row in part.rows
     ]
     if cells:
-        titles = ["metric", "unit", "arm", "verdict", "value", "difference", interval, "p (adjusted)", "seeds"]
+        titles = ["metric", "arm", "verdict", "value", "difference", interval, "p (adjusted)", "seeds"]
         lines += ["", *_aligned([titles, *cells])]
     lines += ["", *(f"{part.label} was not measured." for part in verdict.secondary if not part.rows)]
     for part in verdict.secondary:
