@@ -43,6 +43,7 @@ from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
 from workbench.ranges import Range
+from workbench.results.scores import FOLDER
 from workbench.results.store import RunFolder
 from workbench.results.tables import (
     KEY_SCHEMA,
@@ -107,6 +108,8 @@ class LaunchRecord(BaseModel):
     """Arm -> description of its prepared data."""
     views: dict[str, list[str]] = {}
     """Dashboard panels that the data source asks for -> columns of report.parquet that they draw."""
+    contexts: dict[str, int] = {}
+    """Arm -> tokens of the rows that it is trained on; empty in records of earlier versions."""
     workers: int = 1
     threads: int = 1
     """Threads of one trial."""
@@ -397,6 +400,13 @@ class AblationFolder:
         chosen = [choice.run for choice in self.choices().values()]
         frame = frame.with_columns(selected=pl.col("run").is_in(chosen), folder=pl.lit(str(self.path)))
         return frame.select(list(RUN_SCHEMA))
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether evaluation suites have measured anything."""
+        if self.is_archived:
+            return (self.path / SCORES).exists()
+        return any(self.runs_path.glob(f"*/{FOLDER}/*.parquet"))
 
     def scores(self) -> pl.DataFrame:
         """What evaluation suites measured; columns in :data:`workbench.results.tables.SCORES_SCHEMA`, then labels."""

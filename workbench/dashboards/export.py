@@ -149,6 +149,8 @@ SPECIAL = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "–": "--",
+    "−": r"$-$",
+    "±": r"$\pm$",
     "²": r"\textsuperscript{2}",
 }
 
