@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,6 +12,11 @@ from workbench.cli.output import console, note, print_line
 from workbench.formatting import count, duration, flops
 from workbench.results.data_card import warnings
 from workbench.status import Stage, Status
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from workbench.results import RunFolder
 
 
 def train(
@@ -177,6 +182,8 @@ def evaluate(
     """
     import signal
 
+    import polars as pl
+
     from workbench.results.scores import read_scores
     from workbench.training.loop import Stopped
     from workbench.training.suites import evaluate_export, evaluate_run, finished_runs, parse_suites
@@ -191,26 +198,45 @@ def evaluate(
         if (folder / "config.json").is_file():
             tables = into or Path("results") / "suites" / folder.name
             evaluate_export(folder, tables, configs, **options)
-            frames = {folder.name: read_scores(tables)}
+            scores = read_scores(tables).with_columns(arm=pl.lit(folder.name))
         else:
-            frames = {}
-            for run in finished_runs(folder):
+            runs = finished_runs(folder)
+            for run in runs:
                 note(f"run {run.path.name}")
                 evaluate_run(run.path, configs, **options)
-                frames[run.path.name] = run.scores()
+            scores = _readable_scores(runs)
     except Stopped as stop:
         print_line(f"interrupted: {stop}")
         raise typer.Exit(130) from None
-    _print_scores(frames)
+    _print_scores(scores)
 
 
-def _print_scores(frames: dict[str, Any]) -> None:
-    """Print the newest scores of every run, without single documents."""
+def _readable_scores(runs: list[RunFolder]) -> pl.DataFrame:
+    """The scores of a run, or of runs of one ablation, without those that are sealed until it ends."""
     import polars as pl
 
-    table = Table("run", "suite", "task", "metric", "value", "count")
-    for name, frame in frames.items():
-        newest = frame.filter(pl.col("document").is_null() & (pl.col("step") == pl.col("step").max().over("suite")))
-        for row in newest.iter_rows(named=True):
-            table.add_row(name, row["suite"], row["task"], row["metric"], f"{row['value']:.4f}", f"{row['count']:g}")
+    from workbench.ablation.run import AblationRun
+
+    ablation = runs[0].path.absolute().parent.parent
+    if not (ablation / "ablation.json").is_file():
+        return runs[0].scores().with_columns(arm=pl.lit(runs[0].path.name))
+    return AblationRun(ablation).scores().filter(pl.col("run").is_in([run.path.name for run in runs]))
+
+
+def _print_scores(scores: pl.DataFrame) -> None:
+    """Print the scores of every task after the newest step, a column per arm with its mean over runs."""
+    import polars as pl
+
+    newest = pl.col("step") == pl.col("step").max().over("suite", "split")
+    of_tasks = scores.filter(pl.col("document").is_null() & newest)
+    if of_tasks.is_empty():
+        print_line("Measured. Values of the report split can be read once the ablation has ended.")
+        return
+    key = ["suite", "split", "task", "metric"]
+    wide = of_tasks.group_by(*key, "arm", maintain_order=True).agg(pl.col("value").mean()).pivot("arm", index=key)
+    arms = wide.columns[len(key) :]
+    table = Table(*key, *arms)
+    for row in wide.iter_rows(named=True):
+        values = ("" if row[arm] is None else f"{row[arm]:.4f}" for arm in arms)
+        table.add_row(*(row[name] for name in key), *values)
     console.print(table)

@@ -132,7 +132,7 @@ class Harness(Suite):
                 got=name,
                 expected="a task of the folders in include, or the path of a task file",
                 do=nearest(name, manager.all_tasks)
-                + ("" if self.config.defaults else " (defaults: true adds the library's.)"),
+                or ("" if self.config.defaults else "Set defaults: true for the tasks of the library."),
             )
             with _offline(), _naming(path, name):
                 found: dict[str, Any] = manager.load([str(Path(name).resolve()) if is_file else name])["tasks"]
