@@ -154,7 +154,12 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
 
 def test_latex_has_booktabs_and_plus_minus(run: FakeRun, tmp_path: Path) -> None:
     text = export_table(table(run, "suite_scores"), tmp_path / "t.tex", "x").read_text()
-    assert r"\toprule" in text and r"$\pm$" in text and r"ruler niah\_single\_1" in text
+    assert (
+        r"\begin{tabular}{llrrr}" in text
+        and r"\toprule" in text
+        and r"$\pm$" in text
+        and r"ruler niah\_single\_1" in text
+    )
 
 
 def test_csv_keeps_every_digit(run: FakeRun, tmp_path: Path) -> None:
@@ -168,7 +173,8 @@ def test_csv_keeps_every_digit(run: FakeRun, tmp_path: Path) -> None:
 
 
 def test_effects_have_a_plot_for_each_secondary_metric(run: FakeRun) -> None:
-    *_, drawn, text, grid, sentences = make_panel("effects").blocks(Snapshot(run))
+    blocks: list[Any] = make_panel("effects").blocks(Snapshot(run))
+    *_, drawn, text, grid, sentences = blocks
     assert [note.text for note in drawn.figure.layout.annotations] == [
         "ruler vt, length 1024: 1 − accuracy",
         "loss: bits per byte",

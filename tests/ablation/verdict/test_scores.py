@@ -24,6 +24,7 @@ from workbench.ablation.verdict.judge import Score, judge, judge_in_order
 from workbench.ablation.verdict.scores import final_scores, measured_score
 from workbench.ablation.verdict.statistics import holm, holm_in_order
 from workbench.ablation.verdict.verdict import Verdict
+from workbench.cli.results import scores as scores_command
 from workbench.config import ConfigError
 from workbench.files import read_json
 from workbench.results.scores import ScoreTable
@@ -347,7 +348,7 @@ def finished_suites(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> A
             folder.write_report(pl.DataFrame(report))
             folder.finish(Status.DONE, None, selection_value=2.0, report_value=2.0)
             errors = np.full(20, 0.9 - 0.8 * number) + 0.01 * seed * (1 - 2 * number)
-            about = {"better": False, "step": folder.record().steps}
+            about: dict[str, Any] = {"better": False, "step": folder.record().steps}
             recall = rows(arm, seed, errors.tolist(), metric="errors per answer", length=[32] * 20, **about)
             losses = random.normal(3, 0.01, 4).tolist()
             nats = rows(arm, seed, losses, metric="nats per token", upper=None, **about)
@@ -397,6 +398,16 @@ def test_an_archive_keeps_them(finished_suites: AblationRun, tmp_path: Path) -> 
     assert "Secondary metrics." in (folder / "verdict.md").read_text(encoding="utf-8")
     assert len(read_json(folder / "verdict.json")["secondary"]) == 2
     assert archived.scores().equals(finished_suites.scores())
+
+
+def test_the_command_prints_and_writes_the_table(
+    finished_suites: AblationRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores_command(finished_suites.folder, tmp_path / "t.csv", arms=False, lengths=True, metrics=False)
+    assert "recall mqar, 32" in capsys.readouterr().out
+    written = pl.read_csv(tmp_path / "t.csv", comment_prefix="#")
+    assert written.columns == ["task", "metric", "full", "sliding"]
+    assert written["full"].to_list()[1].startswith("0.935 ±")
 
 
 @pytest.mark.parametrize(
