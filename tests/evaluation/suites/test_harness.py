@@ -185,6 +185,11 @@ def test_a_task_without_documents_is_refused(folder: Path) -> None:
         measured(folder, "choose")
 
 
+def test_an_answer_must_leave_room(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_length: got 7; .* 6 tokens of an answer to write"):
+        measured(folder, "write", max_length=7)
+
+
 def test_a_damaged_task_file_is_named(folder: Path) -> None:
     path = folder / "tasks" / "choose.yaml"
     path.write_text(path.read_text().replace("multiple_choice", "oracle"))

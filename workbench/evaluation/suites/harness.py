@@ -32,7 +32,7 @@ from pydantic import Field
 
 from workbench.config import ConfigError, nearest, require
 from workbench.decoding import Sampling
-from workbench.evaluation.prompting import CutPromptConfig, digests, text_model
+from workbench.evaluation.prompting import CutPromptConfig, check_room, digests, text_model
 from workbench.evaluation.suites import Conditions, Journal, Measured, Score, Suite, suites
 from workbench.evaluation.text_model import TextModel
 from workbench.model import LanguageModel
@@ -73,6 +73,10 @@ class Harness(Suite):
         conditions.text("harness")
         if not self._loaded:
             self._loaded = self._load()
+        for name, task in self._loaded.items():
+            if task.OUTPUT_TYPE == "generate_until":
+                settings = task.get_config("generation_kwargs") or {}
+                check_room(self.config, conditions, name, generation_settings(settings)[0])
         return list(self._loaded)
 
     def measure(self, model: LanguageModel, task: str, conditions: Conditions, journal: Journal) -> Measured:
