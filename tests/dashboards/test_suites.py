@@ -174,7 +174,7 @@ def test_csv_keeps_every_digit(run: FakeRun, tmp_path: Path) -> None:
 
 def test_effects_have_a_plot_for_each_secondary_metric(run: FakeRun) -> None:
     blocks: list[Any] = make_panel("effects").blocks(Snapshot(run))
-    *_, drawn, text, grid, sentences = blocks
+    *_, text, drawn, grid, sentences = blocks
     assert [note.text for note in drawn.figure.layout.annotations] == [
         "ruler vt, length 1024: 1 − accuracy",
         "loss: bits per byte",

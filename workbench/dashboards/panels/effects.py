@@ -17,8 +17,8 @@ from workbench.dashboards.tables.effects import effect_table, secondary_table
 from workbench.dashboards.verdict import secondary_blocks, verdict_blocks
 
 SECONDARY = (
-    "Secondary metrics in the declared order; left of zero is better. Thick: interval of one comparison over seeds; "
-    "thin: bootstrap over seeds and documents."
+    "Differences to the baseline; left of zero is better. Thick: interval of one comparison over seeds; thin: "
+    "bootstrap over seeds and documents."
 )
 
 
@@ -40,15 +40,16 @@ class Effects(FigurePanel):
 
     def _secondary(self, run: Snapshot) -> list[Block]:
         """The secondary metrics: a forest plot and a table; empty where none is declared."""
-        table = secondary_table(run)
+        blocks, table = secondary_blocks(run), secondary_table(run)
         if not len(table):
-            return secondary_blocks(run)
+            return blocks
         arms = [arm for arm in run.arms if arm != run.baseline]
         parts = table.partition_by("metric", maintain_order=True)
         titles = [style.label(part["metric"][0], 100) for part in parts]
         rows = max(1, len(arms))
-        grid = make_subplots(len(parts), 1, subplot_titles=titles, vertical_spacing=min(0.2, 0.55 / len(parts)))
-        grid.update_layout(template=style.TEMPLATE)
+        height = 80 + len(parts) * (96 + 36 * rows)
+        grid = make_subplots(len(parts), 1, subplot_titles=titles, vertical_spacing=68 / (height - 80))
+        grid.update_layout(template=style.TEMPLATE, height=height, margin={"t": 36, "b": 44})
         styles, ticks = style.arm_styles(run), list(style.labels(arms).values())
         for number, part in enumerate(parts, 1):
             found = {row["arm"]: row for row in part.iter_rows(named=True)}
@@ -72,8 +73,7 @@ class Effects(FigurePanel):
                 row=number,
             )
         grid.update_annotations(font={"size": 12}, x=0, xanchor="left")
-        grid.update_layout(height=80 + len(parts) * (84 + 36 * rows), margin={"t": 36})
-        return [Figure("secondary-effects", grid, table, SECONDARY), *secondary_blocks(run)]
+        return [blocks[0], Figure("secondary-effects", grid, table, SECONDARY), *blocks[1:]]
 
     def table(self, run: Snapshot) -> pl.DataFrame:
         return effect_table(run)

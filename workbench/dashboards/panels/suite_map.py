@@ -42,8 +42,8 @@ class SuiteMap(FigurePanel):
     report = {"Suites": {}}
     report_switch = "shown"
     note = (
-        "Means over confirmation runs, in the published unit of each task; hover for intervals. Colours span the whole "
-        "range of a rate, and the arms of a row for any other score. Only declared secondary metrics are judged."
+        "Means over confirmation runs, in the published unit of each task; hover for intervals. Colours span the range "
+        "of a rate; scores without a range are grey. Only declared secondary metrics are judged."
     )
 
     def applies(self, run: RunView) -> bool:
@@ -60,8 +60,8 @@ class SuiteMap(FigurePanel):
         return table if self.settings.every_metric else main_scores(table)
 
     def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
-        """A row per task, a column per arm. Colours go from worse to better: of a rate over its whole range, of any
-        other score over the arms of its row; of differences from the largest loss to the largest gain of its unit."""
+        """A row per task, a column per arm. Colours go from worse to better: of a rate over its whole range; of a
+        difference up to the largest one of its unit, or of all rates."""
         is_gap = self.settings.shown == "difference"
         arms = [arm for arm in run.arms if not (is_gap and arm == run.baseline)]
         if not len(table) or not arms:
@@ -75,7 +75,7 @@ class SuiteMap(FigurePanel):
                 go.Heatmap(
                     x=list(style.labels(arms).values()),
                     y=list(style.labels(f"{name} · {metric}" for name, metric in tasks).values()),
-                    z=[_gains(row, table) if is_gap else _levels(row) for row in rows],
+                    z=[_gains(row, table) if is_gap else [_level(cell) for cell in row] for row in rows],
                     text=[[_cell(cell, is_gap) for cell in row] for row in rows],
                     hovertext=[[_hover(cell, run) for cell in row] for row in rows],
                     texttemplate="%{text}",
@@ -96,16 +96,12 @@ class SuiteMap(FigurePanel):
         return figure.update_layout(height=height, margin={"t": 48, "b": 24}, coloraxis={**scale, "colorbar": bar})
 
 
-def _levels(row: list[dict[str, Any] | None]) -> list[float | None]:
-    """Shades from 0, the worst, to 1."""
-    values = [cell["value"] for cell in row if cell is not None]
-    upper = next((cell["upper"] for cell in row if cell is not None), None)
-    low, high = (0.0, upper) if upper is not None else (min(values), max(values))
-    shades: list[float | None] = []
-    for cell in row:
-        share = None if cell is None else 0.5 if high == low else (cell["value"] - low) / (high - low)
-        shades.append(share if share is None or cell is None or cell["higher_is_better"] else 1 - share)
-    return shades
+def _level(cell: dict[str, Any] | None) -> float | None:
+    """Shade from 0, the worst value of a rate, to 1; in the middle for a score without a range."""
+    if cell is None or cell["upper"] is None:
+        return None if cell is None else 0.5
+    share = float(cell["value"] / cell["upper"])
+    return share if cell["higher_is_better"] else 1 - share
 
 
 def _gains(row: list[dict[str, Any] | None], table: pl.DataFrame) -> list[float | None]:
