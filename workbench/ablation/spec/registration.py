@@ -21,8 +21,8 @@ ANALYSIS = ("question", "alpha", "margin", "exploratory", "protocol", "confirmat
 """Fields that affect how runs are read, not what is run: these may be changed after launch, as a deviation."""
 
 SECONDARY_TEST = (
-    "They are tested over paired seeds as the primary metric is, those of an arm in this order, with a family-wise error "
-    "rate of alpha over arms and metrics, apart from the primary metric's (Bretz et al. 2009)."
+    "They are tested over paired seeds as the primary metric is, those of an arm in this order, with a family-wise "
+    "error rate of alpha over arms and metrics, apart from the primary metric's (Bretz et al. 2009)."
 )
 LIMITS = {"effect": "smallest difference of interest", "margin": "equivalence margin"}
 
