@@ -11,6 +11,7 @@ import pytest
 import torch
 from ranks import on_ranks
 
+from workbench.cli.training import evaluate
 from workbench.config import ConfigError
 from workbench.data import tasks
 from workbench.evaluation.suites import suites
@@ -233,3 +234,43 @@ def test_suites_on_the_command_line(tmp_path: Path) -> None:
         ("answers", "recall"),
         ("loss", "text"),
     ]
+
+
+@pytest.fixture
+def command(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """`workbench evaluate` of a run in tmp_path, beside the cache; signals keep their handlers."""
+    (tmp_path / "cache").symlink_to(cache)
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)
+    return lambda run: evaluate(run, [])
+
+
+def test_the_command_prints_a_table_of_the_scores(
+    trained: RunFolder, command: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(trained.path)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("recall", "mqar", "errors per answer", trained.path.name, "1.0000"))
+
+
+def test_the_command_prints_no_value_that_is_sealed(
+    trained: RunFolder,
+    command: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Running:
+        """An ablation whose values of the report split may not be read."""
+
+        def __init__(self, folder: Path):
+            assert folder == tmp_path / "ablation"
+
+        def scores(self) -> pl.DataFrame:
+            return scores(tmp_path / "ablation").clear()
+
+    (tmp_path / "ablation" / "runs").mkdir(parents=True)
+    (tmp_path / "ablation" / "ablation.json").write_text("{}")
+    run = trained.path.rename(tmp_path / "ablation" / "runs" / "one")
+    monkeypatch.setattr("workbench.ablation.run.AblationRun", Running)
+    command(run)
+    assert "once the ablation has ended" in capsys.readouterr().out
