@@ -15,7 +15,7 @@ from helpers import small_model, small_tokenizer
 from workbench.config import ConfigError
 from workbench.evaluation import Conditions, Settings, measure_suite, suites
 from workbench.evaluation.measure import check_suites
-from workbench.evaluation.suites.harness import generation_settings
+from workbench.evaluation.suites.harness import Harness, generation_settings
 from workbench.evaluation.text_model import TextModel
 from workbench.results.scores import read_scores
 
@@ -120,6 +120,13 @@ def test_bits_per_byte_is_a_weighted_mean_of_documents(folder: Path) -> None:
 def test_perplexities_belong_to_no_document(folder: Path) -> None:
     frame = measured(folder, "roll").filter(pl.col("metric") == "byte_perplexity")
     assert frame["document"].to_list() == [None]
+
+
+@pytest.mark.parametrize("name", ["choose", "roll", "write"])
+def test_metrics_are_known_before(folder: Path, name: str) -> None:
+    suite = Harness(suites.parse({"kind": "harness", "tasks": [name], "include": [str(folder / "tasks")]}))
+    suite.tasks(CONDITIONS)
+    assert set(measured(folder, name)["metric"]) == set(suite.metric_names(name))
 
 
 def test_generation_equals_the_engine(folder: Path) -> None:
