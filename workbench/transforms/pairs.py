@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
@@ -55,6 +56,31 @@ class PairRescaling(Transform):
     def preserves_function(self, source: ModelConfig, target: ModelConfig) -> bool:
         return True
 
+    def compensated(self, source: ModelConfig) -> frozenset[str]:
+        if self.config.state != "compensate":
+            return frozenset()
+        with torch.device("meta"):
+            structure = LanguageModel(source)
+        names = {name for name, _ in structure.named_parameters()}
+        return frozenset(self._factors(structure, names, lambda pair: torch.ones(len(pair.heads))))
+
+    def _factors(
+        self, structure: LanguageModel, names: Collection[str], scales: Callable[[RescalingPair], Tensor]
+    ) -> dict[str, Tensor]:
+        """Parameter -> what multiplies it, adapters included.
+
+        Args:
+            structure: the model, on any device.
+            names: of its parameters.
+            scales: of a pair.
+        """
+        factors: dict[str, Tensor] = {}
+        for pair in (pair for _, pair in rescaling_pairs(structure) if pair.name in self.names):
+            for name, factor in pair.factors(scales(pair)):
+                for scaled, by in {name: factor, **adapter_factor(name, factor, names)}.items():
+                    factors[scaled] = factors[scaled] * by if scaled in factors else by
+        return factors
+
     def check(self, source: ModelConfig, target: ModelConfig) -> None:
         with torch.device("meta"):
             model = LanguageModel(source)
@@ -92,11 +118,7 @@ class PairRescaling(Transform):
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]] | None]:
         with torch.device("meta"):
             structure = LanguageModel(source)
-        factors: dict[str, Tensor] = {}
-        for pair in (pair for _, pair in rescaling_pairs(structure) if pair.name in self.names):
-            for name, factor in pair.factors(self.scales(pair, weights)):
-                for scaled, by in {name: factor, **adapter_factor(name, factor, weights)}.items():
-                    factors[scaled] = factors[scaled] * by if scaled in factors else by
+        factors = self._factors(structure, weights.keys(), lambda pair: self.scales(pair, weights))
         new = dict(weights)
         for name, factor in factors.items():
             new[name] = weights[name] * factor.to(weights[name])
