@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ ATTENTION = ("qk", "qk_rotary", "vo")
 """Pairs of a mixer."""
 EXPECTED: tuple[tuple[type[Component], tuple[str, ...]], ...] = ((Mixer, ("qk", "vo")), (FeedForward, ("up_down",)))
 """Pairs that every component of a kind has, unless something stands between the tensors."""
+NAMES = frozenset({*ATTENTION, "up_down", "tables_mix", "lora"})
+"""Pairs of the workbench's components, which a model need not have."""
 
 
 class PairConfig(TransformConfig):
@@ -48,6 +50,9 @@ class PairRescaling(Transform):
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """Pairs that are rescaled."""
+
+    names_field: ClassVar[str]
+    """Field of the configuration in which they are named."""
 
     @abstractmethod
     def scales(self, pair: RescalingPair, weights: Weights) -> Tensor:
@@ -85,11 +90,13 @@ class PairRescaling(Transform):
         with torch.device("meta"):
             model = LanguageModel(source)
         present = {pair.name for _, pair in rescaling_pairs(model)}
+        known = set(present | NAMES)
         problems: dict[tuple[str, str], Problem] = {}
         for module in model.modules():
             if not isinstance(module, Component):
                 continue
             obstacles, declared = module.rescaling_obstacles(), {pair.name for pair in module.rescaling_pairs()}
+            known |= obstacles.keys()
             expected = {name for kind, names in EXPECTED if isinstance(module, kind) for name in names}
             for name in self.names:
                 if name in declared or name not in expected | obstacles.keys():
@@ -103,14 +110,22 @@ class PairRescaling(Transform):
                     f"components with the pairs {', '.join(self.names)}",
                     "Name other pairs, or set missing: skip to leave such layers unchanged.",
                 )
+        for name in self.names:
+            require(
+                name in known,
+                self.names_field,
+                got=name,
+                expected=f"a pair: {', '.join(sorted(known))}",
+                do=nearest(name, known),
+            )
         if problems and self.config.missing == "refuse":
             raise ConfigError(list(problems.values()))
         require(
             present & set(self.names),
-            "pairs",
+            self.names_field,
             got=list(self.names),
             expected=f"a pair of this model: {', '.join(sorted(present)) or 'it has none'}",
-            do=nearest(self.names[0], present) if present else "Choose components with exact rescalings.",
+            do="" if present else "Choose components with exact rescalings.",
         )
 
     def __call__(
