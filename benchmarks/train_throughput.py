@@ -14,6 +14,7 @@ one entry per case and device; entries of other cases stay. --extra sets further
 
     python benchmarks/train_throughput.py full:340m:8 --label moe --extra '{"model": {"feedforward": "moe",
         "feedforwards": {"moe": {"experts": 64, "top_k": 8, "hidden": 352}}}}'
+    python benchmarks/train_throughput.py full:340m:16 --label muon --extra '{"training": {"optimiser": "muon"}}'
 """
 
 from __future__ import annotations

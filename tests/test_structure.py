@@ -30,10 +30,11 @@ LAYERS = [
         "status",
     ],
     ["contract"],
+    ["parametrisations"],
     ["layers", "ops"],
     ["mixers", "feedforwards", "embeddings"],
     ["model", "accounting"],
-    ["optimisers"],
+    ["optimisers", "guards"],
     ["data"],
     ["testing"],
     ["results"],
@@ -46,7 +47,19 @@ LAYERS = [
 ]
 """From low to high. A package imports packages of its layer and of lower ones; some are restricted further below."""
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
-MODEL_FREE = {"model", "accounting", "mixers", "feedforwards", "embeddings", "layers", "ops", "contract", "optimisers"}
+MODEL_FREE = {
+    "accounting",
+    "contract",
+    "embeddings",
+    "feedforwards",
+    "guards",
+    "layers",
+    "mixers",
+    "model",
+    "ops",
+    "optimisers",
+    "parametrisations",
+}
 RESTRICTED = {"data": MODEL_FREE, "results": MODEL_FREE}
 """Packages that know nothing of models, although these are lower."""
 

@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from workbench.contract import embeddings, feedforwards, mixers
 from workbench.layers import linear_flops
-from workbench.model.config import ModelConfig
+from workbench.model import LanguageModel, ModelConfig
 
 __all__ = ["ModelCost", "account", "packed_flops"]
 
@@ -39,6 +41,13 @@ class ModelCost:
     """Parameters used in training only (the multi-token head); stored, in neither ``non_embedding`` nor ``active``."""
     auxiliary_flops: float = 0.0
     """Forward FLOPs per token of training only, averaged over a training in which the multi-token head starts later."""
+    adapters: int = 0
+    """Parameters of low-rank adapters, which an export merges into others; counted in ``parameters`` alone."""
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that are trained: all, or the adapters."""
+        return self.adapters or self.parameters
 
     @property
     def training_flops(self) -> float:
@@ -56,8 +65,9 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
     head, looked_up = config.width * config.vocabulary, entry.parameters - entry.active_parameters
     non_embedding = sum(cost.parameters for cost in costs) + norms + entry.active_parameters
     auxiliary, auxiliary_flops = _multi_token_head(config, length)
+    adapters = _adapters(config)
     return ModelCost(
-        parameters=non_embedding + auxiliary + looked_up + (0 if config.tied else head),
+        parameters=non_embedding + auxiliary + adapters + looked_up + (0 if config.tied else head),
         embedding=looked_up,
         non_embedding=non_embedding,
         active=sum(cost.active_parameters for cost in costs) + norms + entry.active_parameters,
@@ -68,7 +78,16 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
         ),
         auxiliary=auxiliary,
         auxiliary_flops=auxiliary_flops,
+        adapters=adapters,
     )
+
+
+def _adapters(config: ModelConfig) -> int:
+    if config.lora is None:
+        return 0
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _multi_token_head(config: ModelConfig, length: int) -> tuple[int, float]:

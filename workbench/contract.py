@@ -10,10 +10,10 @@ Legend for shape suffixes: B batch, T time, D model width, H heads, K key channe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ __all__ = [
     "Range",
     "RescalingPair",
     "Role",
+    "Scores",
     "StepCounter",
     "Variant",
     "VariantConfig",
@@ -112,6 +113,9 @@ class ParameterRole:
     """Axis of the output channels, from the end."""
     fan_in: int | None = -1
     """Axis of the input channels, from the end; None where every output has one number, or is looked up."""
+    parts: tuple[tuple[int, int], ...] = ()
+    """(heads, channels of one) of every matrix that is stored in this one along its output channels, in order; empty
+    where it is one without heads."""
 
     @classmethod
     def of(cls, role: Role) -> Self:
@@ -192,6 +196,9 @@ class AuxOutputs:
     """Detached numbers by name."""
     counts: list[tuple[StepCounter, Tensor, Tensor]] = field(default_factory=list)
     """One entry per :class:`StepCounter` of the layer: the counter, its counts, the input of its step loss."""
+    score_maxima: list[Tensor] | None = None
+    """Where a list is given, mixers without a :meth:`Mixer.score_obstacle` append (H,) the largest attention score of
+    each head, before a soft-cap, padding left out; detached."""
 
     def token_mean(self, values_N: Tensor, valid_N: Tensor | None) -> Tensor:
         """Sum over the tokens of (N, …) divided by the tokens of the step: this micro-batch's share of their mean.
@@ -314,12 +321,31 @@ class Component(nn.Module):
         """Fields of the configuration that a sweep may vary, with sensible ranges; the defaults lie inside."""
         return {}
 
+    def transfer_constants(self) -> Mapping[str, float]:
+        """Numbers in the function or the initial values that depend on sizes and that no rule of a parametrisation
+        follows, by the setting they come from. A parametrisation other than the standard one refuses a base model in
+        which they differ."""
+        return {}
+
     def rescaling_pairs(self) -> list[RescalingPair]:
         """Exact rescalings of this component, the finest granularity of each.
 
         A pair is left out where there is a norm, a nonlinearity or a rotation of unequal scales between its tensors.
         """
         return []
+
+    widens: ClassVar[tuple[str, ...]] = ()
+    """Whole-number settings that growth in width may multiply, all by one number: roles say what they are an axis of,
+    and every unit (a hidden channel, a head with its keys) computes the same beside copies of it."""
+
+    def width_obstacle(self) -> str | None:
+        """Why the channels of the residual stream cannot be repeated here; None where they can. Constants that follow
+        the width are declared by :meth:`transfer_constants`."""
+        return None
+
+    def rescaling_obstacles(self) -> dict[str, str]:
+        """Name of a pair that other components have and this one lacks -> what stands between its tensors."""
+        return {}
 
 
 class Variant(Component):
@@ -333,9 +359,41 @@ class Variant(Component):
         """Accounting of one layer at sequence length ``length``; cached tensors in the model's type take
         ``element_bytes`` bytes per element."""
 
+    def silencers(self, writers: Sequence[str]) -> tuple[str, ...]:
+        """Parameters at whose zeros the output is zero for every input, by name. Default: ``writers``.
+
+        Args:
+            writers: the parameters that write the residual stream.
+
+        Raises:
+            ConfigError: when no values of the parameters silence the output.
+        """
+        return tuple(writers)
+
+
+class Scores(NamedTuple):
+    """What the scores of a softmax over tokens are made of: scale · q_t · k_s, over keys s ≤ t of the same document."""
+
+    q_BTHK: Tensor
+    """Queries (B, T, H, K)."""
+    k_BTGK: Tensor
+    """Keys (B, T, G, K), H a multiple of G."""
+    scale: float | None = None
+    """Default: 1/sqrt(K)."""
+    window: int | None = None
+    """Keys that a query sees, its own included. Default: all."""
+
 
 class Mixer(Variant):
     """A sequence mixer: the only part of a block in which tokens see each other."""
+
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        """Queries and keys of every softmax over tokens, from the mixer's input, before a soft-cap. Arguments as of
+        :meth:`forward`.
+
+        A sparse mixer gives all keys that a query may select, and leaves out blocks that it pools. Default: none.
+        """
+        return []
 
     @abstractmethod
     def forward(
@@ -367,6 +425,22 @@ class Mixer(Variant):
             dtype: of the model, for tensors that are only read later; a state that every token changes has at least
                 fp32, in which the changes of a long sequence are not lost.
         """
+
+    def score_obstacle(self) -> str | None:
+        """Why the largest attention score of a head is not measured, or no factor of the weights scales the scores of
+        one head alone; None where :meth:`score_factors` does."""
+        return "it does not measure the scores of its heads"
+
+    def score_factors(self, factors_H: Tensor) -> dict[str, Tensor]:
+        """Parameters and what multiplies them so that the scores of every head are multiplied by one factor each.
+
+        Args:
+            factors_H: positive; a head with the factor 1 keeps its scores.
+
+        Returns:
+            name -> a tensor that broadcasts against the parameter, with its full length along the first axis.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: {self.score_obstacle()}")
 
 
 class FeedForward(Variant):

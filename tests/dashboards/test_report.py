@@ -34,6 +34,7 @@ def test_sections_are_in_order(page: str) -> None:
         "What the difference is worth",
         "Tuning",
         "Tuning gap",
+        "Stability",
         "Cost",
         "Failures",
         "Every run",

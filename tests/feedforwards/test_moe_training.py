@@ -61,6 +61,10 @@ def test_diagnostics_contain_every_monitor(corpus: Path, tmp_path: Path) -> None
     folder = make_run(tmp_path / "run", tmp_path / "cache", run_fields(corpus, model=model, training={"tokens": 64}))
     train(folder.path, tmp_path / "cache")
     assert {
+        "activation_max",
+        "activation_rms",
+        "attention_score_max",
+        "below_epsilon",
         "bias_high",
         "bias_low",
         "bias_sd",
@@ -69,6 +73,8 @@ def test_diagnostics_contain_every_monitor(corpus: Path, tmp_path: Path) -> None
         "ffn_experts",
         "ffn_experts_sd",
         "forward_flops",
+        "gradient_norm",
+        "hidden_z_excess",
         "load",
         "load_entropy",
         "max_violation_floor_recent",

@@ -14,7 +14,7 @@ from workbench.optimisers import optimisers
 from workbench.registry import PLUGIN_FILES, plug_in
 from workbench.testing.optimisers import OptimiserConformance
 from workbench.training.config import RunConfig
-from workbench.training.optimiser import optimiser_bytes
+from workbench.training.optimiser import training_state_bytes
 from workbench.training.trial import train
 
 pytestmark = pytest.mark.process
@@ -56,6 +56,8 @@ class SGD(Optimiser):
         momentum: float = 0.9
         """Decay rate of the running sum of gradients."""
 
+    gradient_powers = {"momentum": 1}
+
     def build(self, groups):
         return DecoupledSGD([group.settings() for group in groups], self.config.momentum)
 
@@ -94,13 +96,13 @@ def test_it_trains_a_run(plugin: str, tmp_path: Path) -> None:
 
 
 def test_its_state_is_in_the_cost_card(plugin: str) -> None:
-    state_bytes = [optimiser_bytes(RunConfig.parse({"training": _training(kind)})) for kind in (plugin, "adamw")]
+    state_bytes = [training_state_bytes(RunConfig.parse({"training": _training(kind)})) for kind in (plugin, "adamw")]
     assert state_bytes[0] < 0.51 * state_bytes[1]
 
 
 def test_skipping_of_spikes_is_refused_where_it_is_not_claimed(plugin: str) -> None:
-    with pytest.raises(ConfigError, match=r"training.spike_factor: got .*throwaway_sgd"):
-        RunConfig.parse({"training": {**_training(plugin), "spike_factor": 10.0}})
+    with pytest.raises(ConfigError, match=r"training.guards: got .*throwaway_sgd"):
+        RunConfig.parse({"training": {**_training(plugin), "guards": [{"kind": "ratio", "factor": 10.0}]}})
 
 
 def _training(kind: str) -> dict[str, Any]:

@@ -113,6 +113,21 @@ def test_a_head_that_would_start_at_another_step_is_refused() -> None:
         branched(late, 200 * 2048)
 
 
+def test_several_decays_share_a_trunk(corpus: Path) -> None:
+    config = RunConfig.parse(run_fields(corpus, training=TRUNK))
+    tokens, trunk = config.training.tokens, config.training.trunk_steps
+    decays = [
+        branched(config, tokens, decay_shape="sqrt"),
+        branched(config, tokens, decay=0.1),
+        branched(config, 2 * tokens),
+    ]
+    for other in decays:
+        assert [rate_at(step, other.training) for step in range(trunk)] == [
+            rate_at(step, config.training) for step in range(trunk)
+        ]
+    assert len({other.identity for other in (config, *decays)}) == 4
+
+
 def test_a_head_that_trains_from_the_beginning_may_branch() -> None:
     early = RunConfig.parse({"model": {"mtp": {}}, "training": {"tokens": 100 * 2048}})
     assert branched(early, 200 * 2048).training.steps == 200
@@ -135,3 +150,26 @@ def test_a_router_bias_that_would_be_frozen_inside_the_trunk_is_refused() -> Non
 @pytest.mark.parametrize(("decay", "bias"), [(0.02, "none"), (0.03, "proportional")])
 def test_a_router_bias_that_is_not_frozen_inside_the_trunk_may_branch(decay: float, bias: str) -> None:
     assert branched(with_experts(decay, bias), 400 * 2048).training.steps == 400
+
+
+def test_a_branch_grows_at_the_same_step() -> None:
+    fields = {"model": {"depth": 4}, "growth": {"model": {"depth": 2}, "at": 0.2}, "training": {"tokens": 100 * 2048}}
+    longer = branched(RunConfig.parse(fields), 300 * 2048)
+    assert [phase.last for phase in longer.phases] == [20, 300]
+
+
+def test_the_rate_of_a_branch_rises_again_over_as_many_steps() -> None:
+    growth = {"model": {"depth": 2}, "at": 0.2, "rewarm": 0.1}
+    config = RunConfig.parse({"model": {"depth": 4}, "growth": growth, "training": {"tokens": 140 * 2048}})
+    longer = branched(config, 200 * 2048)  # (0.1 · 140 / 200) · 200 is a little more than 14
+    assert config.growth is not None and longer.growth is not None
+    assert config.growth.rising_steps(140) == longer.growth.rising_steps(200) == 14
+    assert [longer.growth.rate_factor(step, 200) for step in range(98)] == [
+        config.growth.rate_factor(step, 140) for step in range(98)
+    ]
+
+
+def test_a_branch_from_before_growth_is_refused() -> None:
+    fields = {"model": {"depth": 4}, "growth": {"model": {"depth": 2}, "at": 0.9}, "training": {"tokens": 100 * 2048}}
+    with pytest.raises(ConfigError, match=r"growth.at: got .*growth after step 90, inside the decay"):
+        branched(RunConfig.parse(fields), 300 * 2048)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,19 @@ def log_in(folder: RunFolder, on_row: Any = None, **training: Any) -> MetricLog:
     return MetricLog(folder, RunConfig.parse({"training": training}), on_row)
 
 
-def stage(log: MetricLog, step: int, *, losses: tuple[float, float] = (6.0, 2.0), **extra: float) -> None:
-    """Stage a line: sum and number of losses, a gradient norm of 5, a healthy state unless ``bad_step`` is given."""
+def stage(
+    log: MetricLog,
+    step: int,
+    *,
+    losses: tuple[float, float] = (6.0, 2.0),
+    rejections: Sequence[Sequence[float]] = (),
+    **extra: float,
+) -> None:
+    """Stage a line: sum and number of losses, a gradient norm of 5, a healthy state unless ``bad_step`` is given, the
+    guards' rejections by step."""
     state = [extra.pop(field, 0.0) for field in FIELDS]
-    values = torch.tensor([*losses, 5.0, *state, *extra.values()], dtype=torch.float64)
+    flags = [flag for step_flags in rejections for flag in step_flags]
+    values = torch.tensor([*losses, 5.0, *state, *extra.values(), *flags], dtype=torch.float64)
     log.stage({"step": step}, HostCopy(values), list(extra))
 
 
@@ -70,9 +79,15 @@ def test_a_diverged_line_is_raised_not_written(folder: RunFolder) -> None:
 
 
 def test_skipped_steps_are_logged_where_steps_may_be_skipped(folder: RunFolder) -> None:
-    log = log_in(folder, spike_factor=10.0)
+    log = log_in(folder, guards=[{"kind": "ratio"}])
     stage(log, 1, skipped=2.0)
     assert log.complete()["skipped"] == 2
+
+
+def test_rejected_steps_are_logged_by_guard(folder: RunFolder) -> None:
+    log = log_in(folder, guards=[{"kind": "ratio"}, {"kind": "spike", "of": "loss"}])
+    stage(log, 10, rejections=[[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # of steps 8, 9, 10
+    assert log.complete()["rejected"] == {"ratio": [10], "loss_spike": [9, 10]}
 
 
 def test_on_row_gets_every_line(folder: RunFolder) -> None:
@@ -111,4 +126,18 @@ def test_an_epsilon_near_the_gradients_is_reported_once(
     for step in (1, 2):
         stage(log, step, gradient_rms_min=1e-3)
         log.flush()
-    assert len(events(folder, "epsilon_near_gradients")) == warnings
+    raised = events(folder, "alarm")
+    assert [(alarm["of"], alarm["step"]) for alarm in raised] == [("gradient_rms_min", 1)] * warnings
+
+
+def test_a_diagnostic_beyond_its_limit_raises_an_alarm_once(
+    folder: RunFolder, events: Callable[..., list[Any]]
+) -> None:
+    log = log_in(folder)
+    folder.event("started")
+    for step, largest in ((1, [3.0, 99.0]), (2, [3.0, 101.0]), (3, [3.0, 200.0])):
+        log.add_diagnostics(step, {4: {"attention_score_max": torch.tensor(largest)}})
+        stage(log, step)
+        log.flush()
+    (alarm,) = events(folder, "alarm")
+    assert (alarm["of"], alarm["step"], alarm["layer"], alarm["limit"]) == ("attention_score_max", 2, 4, 100.0)

@@ -49,6 +49,7 @@ VARIANTS: dict[str, Any] = {
         },
         "training": {"accumulate": 2, "schedule": "cosine"},
     },
+    "averaged and clipped": {"training": {"ema": {"decay": 0.9, "evaluate": "beside"}, "qk_clip": {"threshold": 0.1}}},
 }
 
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from workbench.training.config import TrainingConfig
+from workbench.training.config import RunConfig, TrainingConfig
 from workbench.training.schedule import rate_at
 
 WSD = TrainingConfig(tokens=100 * 2048, warmup=0.1, decay=0.2, final=0.1)
@@ -27,6 +27,23 @@ def test_wsd_is_stable_between_warm_up_and_decay() -> None:
 
 def test_wsd_decays_from_the_trunk_on() -> None:
     assert all(a > b for a, b in itertools.pairwise(rates(WSD)[WSD.trunk_steps :]))
+
+
+@pytest.mark.parametrize(
+    "shape,remaining", [("linear", [1, 0.75, 0.5, 0.25]), ("sqrt", [1, 0.5, 1 - 0.5**0.5, 1 - 0.75**0.5])]
+)
+def test_shapes_of_the_decay(shape: str, remaining: list[float]) -> None:
+    config = WSD.changed(decay_shape=shape, final=0.0)
+    assert rates(config)[80::5] == pytest.approx(remaining)
+
+
+def test_a_cosine_decay_is_half_way_in_its_middle() -> None:
+    assert rates(WSD.changed(decay_shape="cosine"))[80::10] == pytest.approx([1.0, 0.55])
+
+
+def test_a_linear_decay_changes_no_identity() -> None:
+    assert "decay_shape" not in RunConfig().canonical()["training"]
+    assert RunConfig.parse({"training": {"decay_shape": "sqrt"}}).canonical()["training"]["decay_shape"] == "sqrt"
 
 
 def test_wsd_ends_near_its_final_rate() -> None:

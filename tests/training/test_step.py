@@ -73,7 +73,7 @@ def test_recomputed_activations_change_no_bit() -> None:
 @pytest.mark.parametrize("factor", [1e6, float("nan")])
 def test_a_spike_leaves_the_weights_unchanged(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {2: factor})
-    step, stream = step_of(spike_factor=50.0), batches()
+    step, stream = step_of(guards=[{"kind": "ratio", "factor": 50.0}]), batches()
     step(1, stream)
     before = weights(step)
     step(2, stream)
@@ -82,7 +82,7 @@ def test_a_spike_leaves_the_weights_unchanged(factor: float, monkeypatch: pytest
 
 def test_a_spike_is_not_counted_as_a_step_of_the_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {2: 1e6})
-    step, stream = step_of(spike_factor=50.0), batches()
+    step, stream = step_of(guards=[{"kind": "ratio", "factor": 50.0}]), batches()
     for number in (1, 2, 3):
         step(number, stream)
     assert {float(state["step"]) for state in step.optimiser.state.values()} == {2.0}
@@ -90,12 +90,24 @@ def test_a_spike_is_not_counted_as_a_step_of_the_optimiser(monkeypatch: pytest.M
 
 def test_the_step_after_a_spike_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {2: 1e6})
-    step, stream = step_of(spike_factor=50.0), batches()
+    step, stream = step_of(guards=[{"kind": "ratio", "factor": 50.0}]), batches()
     for number in (1, 2):
         step(number, stream)
     before = weights(step)
     step(3, stream)
     assert not same(before, weights(step))
+
+
+def test_a_return_to_earlier_weights_is_one_to_earlier_router_biases(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, {6: float("nan")})
+    moe = {"feedforward": "moe", "feedforwards": {"moe": {"experts": 4, "top_k": 1, "bias": "sign"}}}
+    step = step_of(moe, guards=[{"kind": "not_finite", "action": "roll_back"}], roll_back_window=2)
+    stream, states = batches(), {}
+    for number in range(1, 7):
+        step(number, stream)
+        states[number] = {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
+    assert any(name.endswith("bias") for name in states[2])
+    assert same(states[6], states[2]) and not same(states[5], states[2])
 
 
 def test_the_learning_rate_follows_the_schedule() -> None:
@@ -150,7 +162,7 @@ def test_a_step_without_a_snapshot_has_no_diagnostics() -> None:
 def test_a_snapshot_has_values_by_layer() -> None:
     step, stream = step_of(tokens=2 * DIAGNOSTIC_SNAPSHOTS * 64), batches()
     step(2, stream)
-    assert list(step.diagnostics) == [0]
+    assert list(step.diagnostics) == [0, 1]
 
 
 def test_phases_are_announced_in_order() -> None:

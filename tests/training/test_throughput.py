@@ -92,7 +92,7 @@ def test_paused_time_is_not_training_time(clock: Clock) -> None:
 
 
 def test_flops_per_second_count_what_is_seen(clock: Clock) -> None:
-    throughput = started(clock, seen_flops=7.0)
+    throughput = started(clock, seen_flops=[7.0])
     clock.seconds += 1
     row = throughput.row(1)
     assert row["flops_per_second"] == pytest.approx(7.0 * row["tokens_per_second"])

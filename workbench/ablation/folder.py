@@ -43,7 +43,7 @@ from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
 from workbench.ranges import Range
 from workbench.results.store import RunFolder
-from workbench.results.tables import KEY_SCHEMA, RUN_SCHEMA, Line, Points, confirmed, lines, runs
+from workbench.results.tables import KEY_SCHEMA, POINT_SCHEMA, RUN_SCHEMA, Line, Points, confirmed, lines, runs
 from workbench.status import Stage
 
 __all__ = ["AblationFolder", "Choice", "LaunchRecord"]
@@ -377,10 +377,8 @@ class AblationFolder:
         """One row per training run (columns: workbench.results.tables.RUN_SCHEMA)."""
         if not self.is_archived:
             return runs(self.path)
-        frame = pl.read_csv(self.path / "runs.csv", schema_overrides=RUN_SCHEMA, glob=False)
-        missing = [pl.lit(None, kind).alias(name) for name, kind in RUN_SCHEMA.items() if name not in frame.columns]
+        frame = completed(pl.read_csv(self.path / "runs.csv", schema_overrides=RUN_SCHEMA, glob=False), RUN_SCHEMA)
         chosen = [choice.run for choice in self.choices().values()]
-        frame = frame.with_columns(missing)
         frame = frame.with_columns(selected=pl.col("run").is_in(chosen), folder=pl.lit(str(self.path)))
         return frame.select(list(RUN_SCHEMA))
 
@@ -391,7 +389,7 @@ class AblationFolder:
         path = self.path / "curves.parquet"
         if not path.exists():  # an archive of an earlier version
             return []
-        points = pl.read_parquet(path, glob=False)
+        points = completed(pl.read_parquet(path, glob=False), POINT_SCHEMA)
         parts = points.partition_by(*KEY_SCHEMA, as_dict=True, include_key=False, maintain_order=True)
         return [Line(arm, stage, run, seed, Points(part)) for (arm, stage, run, seed), part in parts.items()]
 
@@ -407,3 +405,9 @@ class AblationFolder:
             path = Path(row["folder"]) / "report.parquet"
             if path.exists():
                 yield row["arm"], row["seed"], pl.read_parquet(path, glob=False)
+
+
+def completed(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
+    """A frame of an archive with the columns of ``schema`` that an earlier version did not write, null."""
+    missing = [pl.lit(None, kind).alias(name) for name, kind in schema.items() if name not in frame.columns]
+    return frame.with_columns(missing)

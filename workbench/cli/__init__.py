@@ -18,6 +18,7 @@ from workbench.cli.installed import doctor, variants
 from workbench.cli.output import open_streams, unattended
 from workbench.cli.results import archive, compare, ledger, report, serve, table, verdict
 from workbench.cli.training import branch, export, generate, prepare, train
+from workbench.cli.transfer import coordinates, parametrisation, transfer
 
 COMMANDS = (
     cost,
@@ -27,6 +28,9 @@ COMMANDS = (
     unattended(prepare),
     unattended(export),
     generate,
+    parametrisation,
+    coordinates,
+    transfer,
     unattended(pilot),
     plan,
     unattended(components),

@@ -37,20 +37,22 @@ def train(
 
 def branch(
     run: Annotated[Path, typer.Argument(help="Folder of a run with training.keep_trunk=true whose decay has started.")],
-    tokens: Annotated[int, typer.Argument(help="Tokens of the longer run, counted from its start.")],
-    folder: Annotated[Path | None, typer.Option(help="Folder of the longer run; default RUN-TOKENS.")] = None,
-    decay: Annotated[
-        float | None, typer.Option(help="Share of its steps spent decaying. Default: as in the shorter run.")
+    tokens: Annotated[int, typer.Argument(help="Tokens of the new run, counted from its start.")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of the new run; default RUN-TOKENS, then the options given.")
     ] = None,
+    decay: Annotated[float | None, typer.Option(help="Share of its steps spent decaying. Default: as in RUN.")] = None,
+    decay_shape: Annotated[str | None, typer.Option(help="linear, sqrt or cosine. Default: as in RUN.")] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
 ) -> None:
-    """Train to a longer horizon from the trunk of a shorter run, which is not trained again."""
+    """Train with another horizon or decay from the trunk of a run, which is not trained again."""
     from workbench.training import parallel
     from workbench.training.branch import branch as begin
 
     is_rank_zero = parallel.is_rank_zero()
-    path = folder or run.with_name(f"{run.name}-{tokens}")
-    begin(run, path, path.parent / "cache", tokens, decay, note if is_rank_zero else None)
+    given = [str(option) for option in (decay, decay_shape) if option is not None]
+    path = folder or run.with_name("-".join((run.name, str(tokens), *given)))
+    begin(run, path, path.parent / "cache", tokens, decay, decay_shape, note if is_rank_zero else None)
     _train_in_foreground(path, devices, is_rank_zero)
 
 
@@ -119,15 +121,23 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to write config.json, weights and tokenizer.")],
     format: Annotated[str, typer.Option(help="workbench, or llama for software that knows only that.")] = "workbench",
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    weights: Annotated[
+        str, typer.Option(help="measured: those that the results are of; trained; average: with training.ema.")
+    ] = "measured",
 ) -> None:
     """Write a trained model as a folder in the layout of Hugging Face."""
     from workbench.config import ConfigError, nearest
     from workbench.training.export import export as write
 
-    for name, value, valid in (("format", format, ("workbench", "llama")), ("dtype", dtype, ("fp32", "bf16"))):
+    for name, value, valid in (
+        ("format", format, ("workbench", "llama")),
+        ("dtype", dtype, ("fp32", "bf16")),
+        ("weights", weights, ("measured", "trained", "average")),
+    ):
         if value not in valid:
             raise ConfigError.at(name, got=value, expected=" or ".join(valid), do=nearest(value, valid))
-    console.print(str(write(run, folder, format=format, dtype=dtype)), soft_wrap=True)  # type: ignore[arg-type]
+    path = write(run, folder, format=format, dtype=dtype, weights=weights)  # type: ignore[arg-type]
+    console.print(str(path), soft_wrap=True)
 
 
 def generate(

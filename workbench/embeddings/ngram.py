@@ -184,6 +184,9 @@ class NgramEmbedding(TokenEmbedding):
     def new_cache(self, batch: int, device: torch.device | str) -> Cache:
         return TokenCache(batch, self.N - 1, device)
 
+    def width_obstacle(self) -> str | None:
+        return "tables of n-grams share the channels of the width"
+
     def rescaling_pairs(self) -> list[RescalingPair]:
         # one scale per table: one per channel would be exact too, but its index would be as large as the tables
         table_C = torch.arange(len(self.moduli))

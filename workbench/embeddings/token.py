@@ -54,6 +54,9 @@ class TokenEmbedding(Embedding):
             return self.norm(e_BTD)
         return e_BTD * self.factor if self.factor != 1 else e_BTD
 
+    def transfer_constants(self) -> dict[str, float]:
+        return {"amplify": self.factor}
+
     def new_cache(self, batch: int, device: torch.device | str) -> Cache:
         return EmptyCache()
 

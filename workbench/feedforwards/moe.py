@@ -14,6 +14,8 @@ Legend: B batch, T time, N = B·T tokens, D model width, E experts, F hidden wid
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -48,6 +50,7 @@ BIAS_STEPS = {
 """Default step μ of the bias by score and rule. Ours, from a synthetic router (docs/moe.md); 1e-3 is published."""
 MAX_CANDIDATES = 2**15 - 2
 """Choices are sorted as 16-bit integers, with one id for dropped choices."""
+EXPERT_UP = ParameterRole(Role.EXPERT, fan_in=-2, fan_out=-1)
 
 
 def expert_pair(experts: int, hidden: int) -> RescalingPair:
@@ -64,9 +67,11 @@ class MixtureOfExperts(FeedForward):
 
     router_class: ClassVar[type[Router]] = Router
     roles = {
-        "up": ParameterRole(Role.EXPERT, fan_in=-2, fan_out=-1),
+        "up": EXPERT_UP,
         "down": ParameterRole(Role.EXPERT, fan_in=-2, fan_out=-1, writes_residual=True),
+        "gate": Role.VECTOR,
     }
+    widens = ("hidden",)
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {
@@ -80,7 +85,7 @@ class MixtureOfExperts(FeedForward):
             "balance_groups": 2,
             "shared": 1,
         },
-        {"zero_experts": 2, "top_k": 6, "bias": "proportional", "renormalise": False, "z_weight": 1e-3},
+        {"zero_experts": 2, "top_k": 6, "bias": "proportional", "renormalise": False, "z_weight": 1e-3, "gate": True},
     )
 
     class Config(VariantConfig):
@@ -125,6 +130,9 @@ class MixtureOfExperts(FeedForward):
         """Step μ of the bias. Default by score and rule: softmax 0.2 proportional, 1e-4 sign; sigmoid 2.0 and 1e-3."""
         z_weight: Annotated[float, Field(ge=0)] = 0.0
         """Weight of the router's z-loss, the mean of logsumexp(l)²."""
+        gate: bool = False
+        """Whether the routed sum has a learned factor, 1 at the start. At 0 it is silent whatever the router chooses,
+        zero-computation experts included; growth that preserves the function needs it."""
         backend: Literal["grouped_mm", "loop"] = "grouped_mm"
         """Matrix products of all experts at once, or one by one (reference; slow, synchronises with the device)."""
 
@@ -178,6 +186,12 @@ class MixtureOfExperts(FeedForward):
                 balance_groups=groups,
             )
 
+        def canonical(self) -> dict[str, Any]:
+            plain = self.plain()
+            if not self.gate:
+                del plain["gate"]  # off: the model is the same
+            return plain
+
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.config = config
@@ -185,15 +199,38 @@ class MixtureOfExperts(FeedForward):
         self.router = self.router_class(config, width)
         self.up = nn.Parameter(torch.empty(E, width, 2 * F))  # gate and value in one product
         self.down = nn.Parameter(torch.empty(E, F, width))
+        # gate and value of every expert
+        self.roles = {**type(self).roles, "up": replace(EXPERT_UP, parts=((1, F),) * 2)}
         self.shared = SwiGLU(SwiGLU.Config(hidden=config.shared * F), width) if config.shared else None
+        self.gate = nn.Parameter(torch.empty(1)) if config.gate else None
+
+    def transfer_constants(self) -> dict[str, float]:
+        return {name: getattr(self.config, name) for name in ("experts", "zero_experts", "top_k", "gamma")}
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
-        parameter.normal_(0.0, INIT_SCALE / math.sqrt(parameter.shape[1]), generator=generator)
+        if name == "gate":
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(0.0, INIT_SCALE / math.sqrt(parameter.shape[1]), generator=generator)
+
+    def silencers(self, writers: Sequence[str]) -> tuple[str, ...]:
+        if self.gate is not None:
+            return ("gate", *(name for name in writers if name != "down"))
+        require(
+            not self.config.zero_experts,
+            "gate",
+            got=f"false with zero_experts={self.config.zero_experts}, which pass their input on",
+            expected="true: only a gate silences zero-computation experts",
+            do="Set gate: true, in the small model too.",
+        )
+        return tuple(writers)
 
     def forward(self, x_BTD: Tensor, *, segments: Tensor | None = None, aux: AuxOutputs | None = None) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
         valid_N = None if segments is None else segments.flatten() >= 0
         y_ND = self.mix(x_ND, self.router(x_ND, aux, valid_N), aux)
+        if self.gate is not None:
+            y_ND = y_ND * self.gate.to(y_ND.dtype)
         if aux is not None and aux.collect_metrics:
             experts = aux.metrics["ffn_experts"]
             assert isinstance(experts, Mean)
@@ -229,7 +266,8 @@ class MixtureOfExperts(FeedForward):
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
         active = cls._active_parameters(config, width, config.expected_experts)
-        return Cost(cls._active_parameters(config, width, config.experts), round(active), flops=2.0 * active)
+        stored, gate = cls._active_parameters(config, width, config.experts), int(config.gate)
+        return Cost(stored + gate, round(active) + gate, flops=2.0 * active)
 
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:

@@ -13,6 +13,7 @@ Legend: N positions, D model width, E experts, F hidden width of one expert, M t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -20,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.contract import AuxOutputs, Capabilities, Cost, FeedForward, RescalingPair, VariantConfig, feedforwards
-from workbench.feedforwards.moe import MixtureOfExperts, expert_pair
+from workbench.feedforwards.moe import EXPERT_UP, MixtureOfExperts, expert_pair
 from workbench.feedforwards.router import Router
 from workbench.ops.experts import swiglu_experts
 from workbench.pooled import deviation_of, mean_of
@@ -32,6 +33,7 @@ class ExpertChoice(FeedForward):
 
     capabilities = Capabilities(causal=False, segments=False, decode=False)
     roles = MixtureOfExperts.roles
+    widens = MixtureOfExperts.widens
 
     class Config(VariantConfig):
         """Mixture in which experts choose tokens; not causal."""
@@ -59,6 +61,8 @@ class ExpertChoice(FeedForward):
         self.router = Router(config.as_token_choice().resolved(width), width)
         self.up = nn.Parameter(torch.empty(config.experts, width, 2 * config.hidden))
         self.down = nn.Parameter(torch.empty(config.experts, config.hidden, width))
+        # gate and value of every expert
+        self.roles = {**type(self).roles, "up": replace(EXPERT_UP, parts=((1, config.hidden),) * 2)}
 
     init_parameter = MixtureOfExperts.init_parameter
 

@@ -33,9 +33,11 @@ class SwiGLU(FeedForward):
         def resolved(self, width: int) -> Self:
             return self.changed(hidden=self.hidden or default_hidden(width))
 
+    widens = ("hidden",)
+
     def __init__(self, config: Any, width: int):
         super().__init__()
-        self.up = Linear(width, 2 * config.hidden)  # gate and value in one product
+        self.up = Linear(width, 2 * config.hidden, parts=((1, config.hidden),) * 2)  # gate and value in one product
         self.down = Linear(config.hidden, width, writes_residual=True)
 
     def forward(self, x_BTD: Tensor, *, segments: Tensor | None = None, aux: AuxOutputs | None = None) -> Tensor:

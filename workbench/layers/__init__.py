@@ -7,6 +7,7 @@ from workbench.layers.norms import RMSNorm
 from workbench.layers.pooling import Pooling
 from workbench.layers.projections import Linear, linear_flops
 from workbench.layers.rotary import Rotary, rotary_table
+from workbench.layers.scores import ScaledScores
 
 __all__ = [
     "INIT_SCALE",
@@ -15,6 +16,7 @@ __all__ = [
     "RMSNorm",
     "Rotary",
     "RowCache",
+    "ScaledScores",
     "ShortConvolution",
     "linear_flops",
     "rotary_table",

@@ -41,6 +41,7 @@ class Pooling(nn.Module):
             self.mix = nn.Parameter(torch.empty(channels, channels * length))
         elif kind == "mlp":
             self.into = Linear(channels * length, 4 * channels, bias=True)
+            self.into.sensitive = True  # its blocks choose tokens, and their number need not be a multiple of 16
             self.out = nn.Parameter(torch.empty(channels, 4 * channels))
             self.out_bias = nn.Parameter(torch.empty(channels))
 

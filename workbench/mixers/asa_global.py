@@ -21,10 +21,18 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Scores, mixers
 from workbench.layers import Linear, Pooling, RowCache, linear_flops
 from workbench.mixers.families.latent import LatentConfig, LatentProjections
-from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
+from workbench.mixers.families.sparse import (
+    SCORE_OBSTACLE,
+    PooledCache,
+    Positions,
+    Selection,
+    SparseCache,
+    check_blocks,
+    pooled_blocks,
+)
 from workbench.ops.sparse_attention import (
     Blocks,
     group_query_pairs,
@@ -138,6 +146,9 @@ class ASAGlobal(Mixer):
         mixed_BTHC = torch.stack(outputs, dim=2).mul(gates_BT2H[..., None].to(outputs[0].dtype)).sum(2)
         return self.out(self.project.from_latents(mixed_BTHC).reshape(B, T, -1))
 
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        return self.project.scores(x_BTD, **Positions.of(x_BTD, segments, None).rotary)
+
     @torch.no_grad()
     def selection(self, x_BTD: Tensor, segments: Tensor | None = None) -> Selection:
         """The blocks that each query selects, per latent."""
@@ -171,12 +182,21 @@ class ASAGlobal(Mixer):
         c, kr = (unfold_blocks(x, rows_BN, self.blocks.length, self.blocks.stride) for x in raw)
         return [self.pool_c(c), kr.mean(-1) if self.pool_r is None else self.pool_r(kr)]
 
+    def score_obstacle(self) -> str:
+        return SCORE_OBSTACLE
+
     def rescaling_pairs(self) -> list[RescalingPair]:
         pairs = self.project.rescaling_pairs()
         if self.pool_r is not None and self.pool_r.kind != "mean":
             # a learned map of rotated keys adds positions and mixes channels: it does not scale with the keys
             pairs = [pair for pair in pairs if pair.name != "qk_rotary"]
         return pairs
+
+    def rescaling_obstacles(self) -> dict[str, str]:
+        if self.pool_r is not None and self.pool_r.kind != "mean":
+            learned = "the learned map of a block (compress) adds positions and mixes channels of rotated keys"
+            return {"qk_rotary": learned}
+        return {}
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         shapes: list[tuple[int, ...]] = [(self.project.g, self.project.C), (1, self.project.R)]

@@ -17,10 +17,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
-from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
-from workbench.mixers.families.softmax import HeadsConfig, stacked_pairs
-from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Scores, mixers
+from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
+from workbench.mixers.families.softmax import QK_NORM_OBSTACLE, HeadsConfig, qkv_parts, stacked_pairs
+from workbench.mixers.families.sparse import (
+    SCORE_OBSTACLE,
+    PooledCache,
+    Positions,
+    Selection,
+    SparseCache,
+    check_blocks,
+    pooled_blocks,
+)
 from workbench.ops.sparse_attention import (
     Blocks,
     selected_pairs,
@@ -31,10 +39,11 @@ from workbench.ops.sparse_attention import (
 
 
 @mixers.register
-class MoBA(Mixer):
+class MoBA(ScaledScores, Mixer):
     """Mixture of block attention: softmax over the k best blocks of every head, ranked by mean keys."""
 
     capabilities = Capabilities(flops_check="forward")
+    widens = ("heads", "kv_heads")
     conformance_cases = ({"block": 8, "top_k": 3, "kv_heads": 2},)
 
     class Config(HeadsConfig):
@@ -64,7 +73,8 @@ class MoBA(Mixer):
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.H, self.G, self.K, self.blocks = config.heads, config.kv_heads, config.head_dim, config.blocks
-        self.qkv = Linear(width, (self.H + 2 * self.G) * self.K)
+        self.score_channels = self.K
+        self.qkv = Linear(width, (self.H + 2 * self.G) * self.K, parts=qkv_parts(self.H, self.G, self.K))
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
@@ -87,11 +97,7 @@ class MoBA(Mixer):
         B, T, _ = x_BTD.shape
         assert cache is None or isinstance(cache, SparseCache)
         positions, blocks = Positions.of(x_BTD, segments, cache), self.blocks
-        heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)
-        q, k, v = heads.split((self.H, self.G, self.G), dim=2)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if self.rotary is not None:
-            q, k = self.rotary(q, positions.offset), self.rotary(k, positions.offset)
+        q, k, v = self._project(x_BTD, positions.offset)
         pooled_cache = None if cache is None else cache.pooled
         (ck,) = pooled_blocks([k], self._pooled, positions, blocks, pooled_cache)
         if cache is not None:
@@ -107,13 +113,32 @@ class MoBA(Mixer):
         o = selection.attend(q, k, v, positions, blocks.block)
         return self.out(o.reshape(B, T, self.H * self.K))
 
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        q, k, _ = self._project(x_BTD, 0)
+        return [Scores(q, k)]
+
+    def _project(self, x_BTD: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B, T, H, K) and keys (B, T, G, K), and values (B, T, G, K)."""
+        heads = self.qkv(x_BTD).view(*x_BTD.shape[:2], self.H + 2 * self.G, self.K)
+        q, k, v = heads.split((self.H, self.G, self.G), dim=2)
+        q, k = self.scaled(self.q_norm(q)), self.k_norm(k)
+        if self.rotary is not None:
+            q, k = self.rotary(q, offset), self.rotary(k, offset)
+        return q, k, v
+
     def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
         """Mean keys (B, N, G, K)."""
         return [unfold_blocks(x, rows_BN, self.blocks.length, self.blocks.stride).mean(-1) for x in raw]
 
+    def score_obstacle(self) -> str:
+        return SCORE_OBSTACLE
+
     def rescaling_pairs(self) -> list[RescalingPair]:
         # blocks are ranked by the mean of their keys, which scales as the keys do
         return stacked_pairs(self.H, self.G, self.K, rotary=self.rotary, qk_norm=isinstance(self.q_norm, RMSNorm))
+
+    def rescaling_obstacles(self) -> dict[str, str]:
+        return {"qk": QK_NORM_OBSTACLE} if isinstance(self.q_norm, RMSNorm) else {}
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         pooled = PooledCache(batch, length, self.blocks, [(self.G, self.K)], self.G, device, dtype)

@@ -19,6 +19,7 @@ n selected blocks, c branches.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -26,10 +27,30 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, mixers
-from workbench.layers import Linear, Pooling, RMSNorm, Rotary, RowCache, linear_flops
-from workbench.mixers.families.softmax import HeadsConfig, channel_scales, heads_of
-from workbench.mixers.families.sparse import PooledCache, Positions, Selection, SparseCache, check_blocks, pooled_blocks
+from workbench.contract import (
+    AuxOutputs,
+    Cache,
+    Capabilities,
+    Cost,
+    Mixer,
+    ParameterRole,
+    Range,
+    RescalingPair,
+    Role,
+    Scores,
+    mixers,
+)
+from workbench.layers import Linear, Pooling, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
+from workbench.mixers.families.softmax import QK_NORM_OBSTACLE, HeadsConfig, channel_scales, heads_of
+from workbench.mixers.families.sparse import (
+    SCORE_OBSTACLE,
+    PooledCache,
+    Positions,
+    Selection,
+    SparseCache,
+    check_blocks,
+    pooled_blocks,
+)
 from workbench.ops.sparse_attention import (
     Blocks,
     group_query_pairs,
@@ -72,10 +93,11 @@ def layout(config: Any) -> Layout:
 
 
 @mixers.register
-class NSA(Mixer):
+class NSA(ScaledScores, Mixer):
     """Native sparse attention: compression, selection and window branches, gated."""
 
     capabilities = Capabilities(flops_check="forward")
+    widens = ("heads", "kv_heads")
     conformance_cases = (
         {"select_blocks": 4, "local_blocks": 1},
         {
@@ -206,14 +228,23 @@ class NSA(Mixer):
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.H, self.G, self.K = config.heads, config.kv_heads, config.head_dim
+        self.score_channels = self.K
         self.branches, self.gate_kind, self.window = config.branches, config.gate, config.window
         self.blocks: Blocks = config.blocks
         self.rope_first, self.importance_scaled = config.compress_rope == "before", config.importance_scaled
         self.layout = layout(config)
-        self.q = Linear(width, self.H * self.K)
-        self.kv = Linear(width, len(self.layout.sets) * 2 * self.G * self.K)
+        self.q = Linear(width, self.H * self.K, parts=((self.H, self.K),))
+        self.kv = Linear(
+            width, len(self.layout.sets) * 2 * self.G * self.K, parts=((self.G, self.K),) * (2 * len(self.layout.sets))
+        )
         self.out = Linear(self.H * self.K, width, writes_residual=True)
-        self.gate = Linear(width, len(self.branches) * (1 if self.gate_kind == "token" else self.H), bias=True)
+        per_branch = 1 if self.gate_kind == "token" else self.H
+        self.gate = Linear(width, len(self.branches) * per_branch, bias=True)
+        gate_parts = ((1, per_branch),) * len(self.branches)
+        self.roles = {
+            f"gate.{name}": replace(ParameterRole.of(role), parts=gate_parts)
+            for name, role in (("weight", Role.HIDDEN), ("bias", Role.BIAS))
+        }
         if "pooled" in self.layout.reads:
             self.pool_k = Pooling(config.compress, config.compress_length, self.K)
             self.pool_v = Pooling(config.compress, config.compress_length, self.K)
@@ -246,6 +277,12 @@ class NSA(Mixer):
                 selection.record_metrics(aux, self.blocks.block, segments)
         o_BTHK = torch.stack(outputs, dim=2).mul(gates_BTcH[..., None].to(outputs[0].dtype)).sum(2)
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
+
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        q, _, rotated = self._project(x_BTD, Positions.of(x_BTD, segments, None))
+        windows = {"selection": None, "window": self.window}
+        reads = {branch: keys for branch, keys in self.layout.reads.items() if branch in windows}
+        return [Scores(q, rotated[keys][0], window=windows[branch]) for branch, keys in reads.items()]
 
     @torch.no_grad()
     def selection(self, x_BTD: Tensor, segments: Tensor | None = None) -> Selection:
@@ -290,7 +327,8 @@ class NSA(Mixer):
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
         """Rotated queries (B, T, H, K); keys and values (B, T, G, K) of each set, keys unrotated and rotated."""
         B, T, _ = x_BTD.shape
-        q = self._rotated(self.q_norm(self.q(x_BTD).view(B, T, self.H, self.K)), **positions.rotary)
+        q = self.scaled(self.q_norm(self.q(x_BTD).view(B, T, self.H, self.K)))
+        q = self._rotated(q, **positions.rotary)
         kv = self.kv(x_BTD).view(B, T, len(self.layout.sets), 2, self.G, self.K)
         unrotated = {name: (self.k_norm(kv[:, :, i, 0]), kv[:, :, i, 1]) for i, name in enumerate(self.layout.sets)}
         rotated = {name: (self._rotated(k, **positions.rotary), v) for name, (k, v) in unrotated.items()}
@@ -334,6 +372,9 @@ class NSA(Mixer):
 
         return pooled_blocks(kv, pool, positions, self.blocks, cache)
 
+    def score_obstacle(self) -> str:
+        return SCORE_OBSTACLE
+
     def rescaling_pairs(self) -> list[RescalingPair]:
         H, G, K = self.H, self.G, self.K
         if "pooled" in self.layout.reads and self.pool_k.kind != "mean":
@@ -356,6 +397,12 @@ class NSA(Mixer):
         return (
             [vo] if isinstance(self.q_norm, RMSNorm) else [RescalingPair("qk", queries, keys, heads_of(scale_GK)), vo]
         )
+
+    def rescaling_obstacles(self) -> dict[str, str]:
+        if "pooled" in self.layout.reads and self.pool_k.kind != "mean":
+            learned = "the learned map of a block (compress) adds positions and mixes channels: it does not scale"
+            return {"qk": learned, "vo": learned}
+        return {"qk": QK_NORM_OBSTACLE} if isinstance(self.q_norm, RMSNorm) else {}
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         shapes: list[tuple[int, ...]] = [(self.G, self.K)] * 2

@@ -11,12 +11,20 @@ from workbench.layers import RMSNorm
 from workbench.model.config import Layer
 
 
+def times(multiplier: float, x: Tensor) -> Tensor:
+    """``multiplier * x``, without an operation where it is 1."""
+    return x if multiplier == 1 else multiplier * x
+
+
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + feedforward(norm(x)).
+    """x + c · mixer(norm(x)), then x + c · feedforward(norm(x)), with c = 1 unless a parametrisation sets it.
 
     Args:
         feeds_shortcut: whether to return the normalised input of the feed-forward too, for a shortcut.
     """
+
+    branch_multiplier: float = 1.0
+    """c."""
 
     def __init__(self, layer: Layer, width: int, *, feeds_shortcut: bool = False):
         super().__init__()
@@ -35,7 +43,8 @@ class Block(nn.Module):
         aux: AuxOutputs | None = None,
     ) -> Any:
         """(B, T, D) -> (B, T, D); with ``feeds_shortcut`` the pair (output, normalised feed-forward input)."""
-        x_BTD = x_BTD + self.mixer(self.mixer_norm(x_BTD), segments=segments, cache=cache, aux=aux)
+        c = self.branch_multiplier
+        x_BTD = x_BTD + times(c, self.mixer(self.mixer_norm(x_BTD), segments=segments, cache=cache, aux=aux))
         u_BTD = self.feedforward_norm(x_BTD)
-        x_BTD = x_BTD + self.feedforward(u_BTD, segments=segments, aux=aux)
+        x_BTD = x_BTD + times(c, self.feedforward(u_BTD, segments=segments, aux=aux))
         return (x_BTD, u_BTD) if self.feeds_shortcut else x_BTD

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from workbench.config import Config, ConfigError, nearest, require
+from workbench.config import Config, ConfigError, deep_merge, nearest, require
 from workbench.contract import (
     Component,
     ComponentConfig,
@@ -20,7 +20,9 @@ from workbench.contract import (
     feedforwards,
     mixers,
 )
+from workbench.model.lora import LoraConfig
 from workbench.model.pattern import check_names, tile
+from workbench.parametrisations import Parametrisation, ParametrisationSetting, parametrisations
 from workbench.registry import Registry
 
 SCALES: dict[str, dict[str, int]] = {
@@ -41,6 +43,10 @@ class Layer:
     def plain(self) -> dict[str, Any]:
         """As plain data."""
         return {"mixer": self.mixer.plain(), "feedforward": self.feedforward.plain()}
+
+    def canonical(self) -> dict[str, Any]:
+        """Plain data that is equal for equivalent layers."""
+        return {"mixer": self.mixer.canonical(), "feedforward": self.feedforward.canonical()}
 
 
 class Span(NamedTuple):
@@ -113,8 +119,13 @@ class ModelConfig(Config):
     """How token ids become vectors: token, or ngram."""
     tied: bool = True
     """Whether the output head shares the embedding's weights."""
+    parametrisation: ParametrisationSetting = Field(default="standard", validate_default=True)
+    """How initial values and optimiser settings follow width and depth, relative to a base model on which they are
+    tuned: standard, full_align, mup, complete_p."""
     mtp: MultiTokenConfig | None = None
     """Multi-token prediction in training. Default: none."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters, which alone are trained: {rank: 8, alpha: 16}. Default: none, all parameters are trained."""
     hidden_z: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the hidden z-loss, which keeps the last hidden states from growing (arXiv 2509.01322, eq. 10)."""
 
@@ -126,7 +137,14 @@ class ModelConfig(Config):
 
     def model_post_init(self, _context: Any) -> None:
         # expanded now, so that a mistake is reported at construction
-        _ = self.layers, self.shortcuts, self.mtp_layer, self.embedding_config
+        _ = self.layers, self.shortcuts, self.mtp_layer, self.embedding_config, self.base_model
+        require(
+            self.parametrised.tied_head or not self.tied,
+            "tied",
+            got=True,
+            expected=f"false with parametrisation {self.parametrisation.kind}: embedding and head have different rules",
+            do="Set tied: false, or choose mup or complete_p.",
+        )
 
     # -- the expanded model ------------------------------------------------------------------------------------------
 
@@ -199,6 +217,36 @@ class ModelConfig(Config):
             return config_class.parse({**defaults, **settings}).resolved(self.width or 0, self.vocabulary or 0)
         except ConfigError as error:
             raise error.under("embedding") from None
+
+    @cached_property
+    def parametrised(self) -> Parametrisation:
+        """The rules of the parametrisation."""
+        return parametrisations[self.parametrisation.kind](self.parametrisation)
+
+    @property
+    def base_model(self) -> ModelConfig:
+        """The model on which settings are tuned; this one in the standard parametrisation.
+
+        Raises:
+            ConfigError: naming the setting with which it cannot be built.
+        """
+        # no cached self: pydantic compares cached values as well, without end
+        return self if self.parametrisation.kind == "standard" else self._base_model
+
+    @cached_property
+    def _base_model(self) -> ModelConfig:
+        return self.base_model_at(None)
+
+    def base_model_at(self, depth: int | None) -> ModelConfig:
+        """The base model with another depth than its own, as whose layers those of a deeper model can be compared."""
+        if self.parametrisation.kind == "standard":
+            return self
+        given = {name: getattr(self, name) for name in self.model_fields_set if name != "parametrisation"}
+        fields = deep_merge(given, {**self.parametrisation.base, **({} if depth is None else {"depth": depth})})
+        try:
+            return type(self).parse(fields)
+        except ConfigError as error:
+            raise error.under("parametrisation.base") from None
 
     def _expand(
         self,
@@ -278,6 +326,7 @@ class ModelConfig(Config):
             feedforward_at={},
             shortcut=" ".join(names[len(layers) :]),
             mtp=mtp,
+            parametrisation={"kind": "standard"},  # changes no size and no speed
         )
 
     # -- what it is --------------------------------------------------------------------------------------------------
@@ -289,17 +338,21 @@ class ModelConfig(Config):
             "width": self.width,
             "vocabulary": self.vocabulary,
             "tied": self.tied,
-            "layers": [layer.plain() for layer in self.layers],
+            "layers": [layer.canonical() for layer in self.layers],
         }
         if self.embedding_config != embeddings["token"].Config():
-            canonical["embedding"] = self.embedding_config.plain()
+            canonical["embedding"] = self.embedding_config.canonical()
         if self.shortcuts:
-            shortcuts = [config.plain() for config in self.shortcuts]
+            shortcuts = [config.canonical() for config in self.shortcuts]
             canonical["shortcut"] = {"from": self.shortcut_from, "feedforwards": shortcuts}
         if self.mtp is not None and self.mtp_layer is not None:
-            canonical["mtp"] = {**self.mtp.plain(), **self.mtp_layer.plain()}
+            canonical["mtp"] = {**self.mtp.plain(), **self.mtp_layer.canonical()}
+        if self.lora is not None:
+            canonical["lora"] = self.lora.canonical()
         if self.hidden_z:
             canonical["hidden_z"] = self.hidden_z
+        if self.parametrisation.kind != "standard":
+            canonical["parametrisation"] = {**self.parametrisation.plain(), "base": self.base_model.canonical()}
         return canonical
 
     def variants(self) -> list[tuple[type[Variant], VariantConfig]]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from workbench import seeding
+from workbench.model.parametrisation import parameter_factors
 from workbench.model.roles import parameter_roles
 
 
@@ -17,13 +18,13 @@ def initialise(model: nn.Module, seed: int) -> None:
     """Set every parameter by ``init_parameter`` of the module that owns it, from a generator keyed by seed and name.
 
     Parameters that two models share start equal in both. Those that write the residual stream are scaled by
-    1/sqrt(2 · depth).
+    1/sqrt(2 · depth), and all of them by the factors of the model's parametrisation.
 
     Raises:
         TypeError: when a module owns parameters but declares no role or no initial values for them.
     """
     residual_scale = 1.0 / math.sqrt(2 * len(model.get_submodule("blocks")))  # type: ignore[arg-type]
-    roles = parameter_roles(model)
+    roles, factors = parameter_roles(model), parameter_factors(model)
 
     @torch.no_grad()  # per thread
     def set_values(path: str, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -36,6 +37,8 @@ def initialise(model: nn.Module, seed: int) -> None:
         init_parameter(name, value, seeding.generator(seed, full_name))
         if roles[full_name].writes_residual:
             value.mul_(residual_scale)
+        if (factor := factors[full_name].initial) != 1:
+            value.mul_(factor)
         parameter.copy_(value)
 
     # a generator fills its tensor in one thread: the 1.7 billion parameters of 64 experts take one thread over 20 s

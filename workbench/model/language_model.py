@@ -12,9 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Role, embeddings, feedforwards
 from workbench.layers import Linear, RMSNorm
-from workbench.model.block import Block
+from workbench.model.block import Block, times
 from workbench.model.config import ModelConfig
 from workbench.model.initialise import initialise
+from workbench.model.lora import adapt
 from workbench.model.objectives import (
     MultiTokenHead,
     StepTotals,
@@ -24,6 +25,8 @@ from workbench.model.objectives import (
     mtp_targets,
     target_loss,
 )
+from workbench.model.parametrisation import Multipliers, apply_multipliers
+from workbench.model.roles import parameter_roles
 from workbench.ops.cross_entropy import linear_cross_entropy
 
 
@@ -56,6 +59,11 @@ class LanguageModel(nn.Module):
         """Whether training recomputes the activations of blocks in the backward pass instead of keeping them."""
         self.stop_tokens: frozenset[int] = frozenset()
         """Ids that end a text beside the document symbol, where the folder that the model was read from names some."""
+        self.multipliers = Multipliers()
+        """Constants that the parametrisation sets."""
+        if config.lora is not None:
+            adapt(self, config.lora, parameter_roles(self))
+        apply_multipliers(self)
         if seed is not None:
             initialise(self, seed)
 
@@ -87,7 +95,8 @@ class LanguageModel(nn.Module):
         caches: list[Cache] | None = None,
         layer_aux: list[AuxOutputs] | None = None,
     ) -> Tensor:
-        """Final hidden states (B, T, D), normalised; :meth:`logits` turns them into scores.
+        """Final hidden states (B, T, D), normalised, times the multiplier of the logits; :meth:`logits` turns them into
+        scores.
 
         Args:
             tokens_BT: token ids.
@@ -95,14 +104,15 @@ class LanguageModel(nn.Module):
             caches: from :meth:`new_caches`; the tokens continue the cached ones.
             layer_aux: one :class:`AuxOutputs` per block, then one per shortcut.
         """
-        return self.norm(self._states(tokens_BT, segments, caches, layer_aux)[1])
+        return times(self.multipliers.logits, self.norm(self._states(tokens_BT, segments, caches, layer_aux)[1]))
 
     def _states(
         self, tokens_BT: Tensor, segments: Tensor | None, caches: list[Cache] | None, layer_aux: list[AuxOutputs] | None
     ) -> tuple[Tensor, Tensor]:
         """Embeddings and the last block's output, (B, T, D) each."""
         cache = None if caches is None else caches[-1]
-        embedded_BTD = x_BTD = self.embedding(tokens_BT, segments=segments, cache=cache)
+        embedded_BTD = times(self.multipliers.input, self.embedding(tokens_BT, segments=segments, cache=cache))
+        x_BTD = embedded_BTD
         shortcut_BTD: Tensor | None = None  # a shortcut's output, until the end of its pair of layers
         for index, block in enumerate(self.blocks):
             aux = None if layer_aux is None else layer_aux[index]
@@ -113,7 +123,7 @@ class LanguageModel(nn.Module):
                 shortcut_aux = None if layer_aux is None else layer_aux[len(self.blocks) + index // 2]
                 shortcut_BTD = self._run(self.shortcuts[index // 2], u_BTD, segments=segments, aux=shortcut_aux)
             if shortcut_BTD is not None and index % 2:
-                x_BTD, shortcut_BTD = x_BTD + shortcut_BTD, None
+                x_BTD, shortcut_BTD = x_BTD + times(self.multipliers.branch, shortcut_BTD), None
         return embedded_BTD, x_BTD
 
     def _run(self, unit: nn.Module, x_BTD: Tensor, **inputs: Any) -> Any:
@@ -193,12 +203,14 @@ class LanguageModel(nn.Module):
                     segments=None if segments is None else mtp_segments(segments),
                     aux=objective_aux,
                 )
+                hidden_BTD = times(self.multipliers.logits, hidden_BTD)
                 after_BT = mtp_targets(targets_BT, segments)
                 mtp_loss = target_loss(hidden_BTD, self.head_weight, after_BT, totals.mtp_targets)
                 add_mtp_loss(objective_aux, mtp_loss, mtp.weight, after_BT, totals.mtp_targets)
             if self.config.hidden_z:
                 add_hidden_z_loss(objective_aux, x_BTD, self.config.hidden_z, segments, totals.tokens)
-        return target_loss(self.norm(x_BTD), self.head_weight, targets_BT, totals.targets)
+        hidden_BTD = times(self.multipliers.logits, self.norm(x_BTD))
+        return target_loss(hidden_BTD, self.head_weight, targets_BT, totals.targets)
 
     def new_caches(self, batch: int, length: int, cache_for: Callable[..., Cache] | None = None) -> list[Cache]:
         """Empty decode caches, one per block, then the embedding's, for ``batch`` sequences of up to ``length`` tokens.

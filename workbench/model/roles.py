@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from workbench.contract import Component, ParameterRole, RescalingPair, Role
+from workbench.model.lora import AdaptedLinear
 
 __all__ = ["parameter_roles", "rescaling_pairs"]
 
@@ -38,7 +39,7 @@ def _role_of(name: str, modules: Mapping[str, nn.Module]) -> ParameterRole:
 
 
 def rescaling_pairs(model: nn.Module) -> list[tuple[str, RescalingPair]]:
-    """Path of each component and its exact rescalings, with full parameter names."""
+    """Path of each component, or adapted projection, and its exact rescalings, with full parameter names."""
     pairs: list[tuple[str, RescalingPair]] = []
     paths: list[str] = []
     for path, module in model.named_modules():
@@ -46,4 +47,6 @@ def rescaling_pairs(model: nn.Module) -> list[tuple[str, RescalingPair]]:
         if isinstance(module, Component) and not inside:
             paths.append(path)
             pairs += [(path, pair.under(path)) for pair in module.rescaling_pairs()]
+        if isinstance(module, AdaptedLinear):
+            pairs.append((path, module.adapter_pair().under(path)))
     return pairs

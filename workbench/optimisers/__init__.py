@@ -5,10 +5,21 @@
 Schedules, gradient clipping and the decision to skip a step belong to training; an optimiser only updates parameters.
 """
 
-from workbench.optimisers.base import Optimiser, OptimiserConfig, OptimiserSetting, optimisers
+from workbench.optimisers.base import (
+    AVERAGE,
+    OF_TRAINING,
+    SCALE,
+    Optimiser,
+    OptimiserConfig,
+    OptimiserSetting,
+    optimisers,
+)
 from workbench.optimisers.groups import ParameterGroup, parameter_groups
 
 __all__ = [
+    "AVERAGE",
+    "OF_TRAINING",
+    "SCALE",
     "Optimiser",
     "OptimiserConfig",
     "OptimiserSetting",

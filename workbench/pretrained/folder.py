@@ -23,6 +23,7 @@ from workbench.contract import VariantConfig
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.files import replacing_folder, write_json
 from workbench.model import LanguageModel, ModelConfig
+from workbench.model.folding import folded
 from workbench.pretrained.llama import LlamaConfig, from_llama, to_llama
 from workbench.pretrained.tensors import (
     CONFIG,
@@ -58,6 +59,8 @@ def save(
 ) -> Path:
     """Write ``model`` into ``folder``, atomically. An earlier export in ``folder`` is replaced.
 
+    Multipliers of a parametrisation are folded into the weights; the folder has a model of the standard one.
+
     Args:
         model: fp32; any device.
         tokenizer: of the data it was trained on.
@@ -74,7 +77,7 @@ def save(
     """
     require(dtype in DTYPES, "dtype", got=dtype, expected=" or ".join(DTYPES))
     require(format in ("workbench", "llama"), "format", got=format, expected="workbench or llama")
-    config, tensors = model.config, model.state_dict()
+    config, tensors = folded(model.config, model.state_dict())
     provenance = dict(provenance or {})
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
     ends = sorted(model.stop_tokens.union(() if symbol is None else (symbol,)))

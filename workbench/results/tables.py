@@ -54,8 +54,11 @@ POINT_SCHEMA: dict[str, Any] = {
     "gradient_norm": pl.Float64,
     "tokens_per_second": pl.Float64,
     "selection_value": pl.Float64,
+    "skipped": pl.Int64,
+    "rolled_back": pl.Int64,
+    "undone": pl.Int64,
 }
-"""Columns of one run's logged points."""
+"""Columns of one run's logged points. The last three count what guards have done so far, null in runs without them."""
 CURVE_SCHEMA: dict[str, Any] = {**KEY_SCHEMA, **POINT_SCHEMA}
 EVALUATION_SCHEMA: dict[str, Any] = {
     **KEY_SCHEMA,

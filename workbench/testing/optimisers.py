@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from workbench.contract import ParameterRole, Role
 from workbench.model import LanguageModel, ModelConfig
 from workbench.optimisers import Optimiser, ParameterGroup, parameter_groups
 
@@ -115,6 +116,50 @@ class OptimiserConformance:
         model, optimiser = self.build()
         self.step(model, optimiser, number=0)
         assert _plain(optimiser.state_dict())
+
+    def test_gradient_powers_name_entries_of_the_parameters_shape(self) -> None:
+        model, optimiser = self.build()
+        self.step(model, optimiser, number=0)
+        for parameter, entries in optimiser.state.items():
+            elementwise = {name for name, value in entries.items() if getattr(value, "shape", None) == parameter.shape}
+            assert elementwise == entries.keys() & self.optimiser.gradient_powers.keys()
+
+    def test_a_rescaled_state_is_that_of_rescaled_gradients(self) -> None:
+        (_, state), (_, of_smaller) = (self.trajectory(gradient=factor) for factor in (1.0, 0.25))
+        rescaled = self.instance().rescaled_state(state, parameter=4.0, gradient=0.25)
+        assert rescaled.keys() == of_smaller.keys()
+        assert all(torch.equal(value, of_smaller[name]) for name, value in rescaled.items())
+
+    def test_remapped_state_follows_its_parameter(self) -> None:
+        (plain, state), (flipped, flipped_state) = (self.trajectory(flip=flip) for flip in (False, True))
+        remapped = self.instance().remapped_state(state, lambda tensor: tensor.flip(0))
+        assert remapped.keys() == flipped_state.keys()
+        assert all(torch.equal(value, flipped_state[name]) for name, value in remapped.items())
+        # updates that are matrix products round in bf16, by up to 2^-8 of the learning rate in each of five steps
+        torch.testing.assert_close(plain.flip(0), flipped, rtol=0, atol=5 * 2**-8 * LEARNING_RATE)
+
+    def trajectory(self, gradient: float = 1.0, flip: bool = False) -> tuple[Tensor, dict[str, Any]]:
+        """A matrix (8, 6) and its state after ten steps; after five its rows are flipped.
+
+        Args:
+            gradient: factor of the gradients.
+            flip: whether rows are flipped.
+        """
+        role, generator = ParameterRole.of(Role.HIDDEN), torch.Generator().manual_seed(0)
+        parameter = nn.Parameter(torch.randn(8, 6, generator=generator))
+        group = ParameterGroup(lr=LEARNING_RATE, weight_decay=0.1, parameters={"w": parameter}, roles={"w": role})
+        claims = self.instance()
+        optimiser = claims.build([group])
+        for number in range(10):
+            parameter.grad = gradient * torch.randn(8, 6, generator=generator)
+            if flip and number >= 5:
+                parameter.grad = parameter.grad.flip(0)
+            optimiser.step()
+            if flip and number == 4:
+                entry = optimiser.state[parameter]
+                parameter.data = parameter.data.flip(0)
+                optimiser.state[parameter] = claims.remapped_state(entry, lambda tensor: tensor.flip(0))
+        return parameter.detach(), dict(optimiser.state[parameter])
 
     def test_found_inf_skips_a_step(self) -> None:
         if not self.optimiser.skips_on_found_inf:

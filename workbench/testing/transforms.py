@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
+from workbench.config import ConfigError
+from workbench.contract import embeddings, feedforwards, mixers
 from workbench.model import LanguageModel, ModelConfig
+from workbench.optimisers import optimisers
 from workbench.testing.measure import assert_close
 
 MODEL: dict[str, Any] = {"width": 64, "depth": 2, "vocabulary": 300}
@@ -26,6 +30,10 @@ class TransformConformance:
     def pytest_generate_tests(self, metafunc: Any) -> None:
         if "case" in metafunc.fixturenames:
             metafunc.parametrize("case", self.transform.conformance_cases if self.transform else ())
+        if "variant" in metafunc.fixturenames:
+            metafunc.parametrize("variant", variant_models())
+        if "fields" in metafunc.fixturenames:
+            metafunc.parametrize("fields", self.transform.variant_configs if self.transform else ())
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
@@ -33,10 +41,15 @@ class TransformConformance:
         """The transform, its source and its target, which it has accepted."""
         source = ModelConfig.parse({**MODEL, **case["source"]})
         final = ModelConfig.parse({**MODEL, **case.get("target", case["source"])})
-        transform = self.transform(self.transform.Config.parse(case.get("config", {})))
+        transform = self.instance(case.get("config", {}))
         target = transform.target(source, final)
         transform.check(source, target)
         return transform, source, target
+
+    def instance(self, fields: dict[str, Any]) -> Any:
+        """The transform with these fields, in a run with AdamW."""
+        adamw = optimisers["adamw"]
+        return self.transform(self.transform.Config.parse(fields), adamw(adamw.Config()))
 
     def weights(self, config: ModelConfig) -> dict[str, Tensor]:
         """Weights of a model in fp64, every gain and bias away from its initial value."""
@@ -104,9 +117,45 @@ class TransformConformance:
         before, after = (logits(config, w, tokens_BT) for config, w in ((source, weights), (target, new_weights)))
         assert_close(after, before, "logits after the transform")
 
+    def test_it_keeps_the_function_of_every_variant_or_refuses_it(
+        self, fields: dict[str, Any], variant: dict[str, Any]
+    ) -> None:
+        source, transform = ModelConfig.parse({**MODEL, **variant}), self.instance(fields)
+        try:
+            target = transform.example_target(source)
+            transform.check(source, target)
+        except ConfigError as error:
+            assert all(problem.path and problem.expected for problem in error.problems)
+            return
+        assert transform.preserves_function(source, target)
+        weights, tokens_BT = self.weights(source), torch.randint(0, source.vocabulary or 0, (2, 40))
+        new_weights, _ = transform(weights, None, source, target)
+        before, after = (logits(config, w, tokens_BT) for config, w in ((source, weights), (target, new_weights)))
+        assert_close(after, before, "logits after the transform")
+
     def test_config_round_trip(self, case: dict[str, Any]) -> None:
         config = self.transform.Config.parse(case.get("config", {}))
         assert type(config).parse(config.plain()) == config
+
+
+def variant_models() -> list[Any]:
+    """Fields of a model of every registered mixer, feed-forward and embedding, in every case of its conformance
+    suite."""
+    places: tuple[tuple[Any, str, str], ...] = (
+        (mixers, "pattern", "mixers"),
+        (feedforwards, "feedforward", "feedforwards"),
+    )
+    models = [
+        pytest.param({pattern: name, settings: {name: case} if case else {}}, id=f"{name}-{number}")
+        for registry, pattern, settings in places
+        for name in registry
+        for number, case in enumerate(registry[name].conformance_cases)
+    ]
+    return models + [
+        pytest.param({"embedding": {"kind": name, **case}}, id=f"{name}-{number}")
+        for name in embeddings
+        for number, case in enumerate(embeddings[name].conformance_cases)
+    ]
 
 
 @torch.no_grad()

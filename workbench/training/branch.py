@@ -21,10 +21,11 @@ from workbench.training.trial import new_run
 __all__ = ["branch", "branched"]
 
 
-def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunConfig:
+def branched(config: RunConfig, tokens: int, decay: float | None = None, decay_shape: str | None = None) -> RunConfig:
     """The run that trains on ``tokens`` and equals ``config`` until the decay of ``config`` begins.
 
-    The number of warm-up steps is unchanged; the decay takes the same fraction of the steps, or ``decay``.
+    The numbers of warm-up steps and of a small model's steps are unchanged; the decay takes the same fraction of the
+    steps, or ``decay``; it has the same shape, or ``decay_shape``.
 
     Raises:
         ConfigError: when the two differ before that step: in the learning rate, the start of the multi-token head, or a
@@ -35,7 +36,14 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunC
     warmup_steps = math.ceil(old.warmup * old.steps)
     warmup = (warmup_steps - 0.5) / steps if warmup_steps and steps else 0.0  # rounded up it is as many steps
     decay = old.decay if decay is None else decay
-    config = config.changed(training=old.changed(tokens=tokens, warmup=warmup, decay=decay))
+    growth = config.growth
+    if growth is not None and steps > 1:
+        rising = growth.rising_steps(old.steps)
+        rewarm = (rising - 0.5) / steps if rising else 0.0
+        growth = growth.changed(at=growth.step(old.steps) / steps, rewarm=rewarm)
+    shape = decay_shape or old.decay_shape
+    training = old.changed(tokens=tokens, warmup=warmup, decay=decay, decay_shape=shape)
+    config = config.changed(training=training, growth=growth)
     new, trunk = config.training, old.trunk_steps
     require(
         old.schedule == "wsd" and all(rate_at(step, old) == rate_at(step, new) for step in range(trunk)),
@@ -43,6 +51,13 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None) -> RunC
         got=tokens,
         expected=f"a wsd schedule that is the same for its first {trunk} steps",
         do=f"More than {old.tokens} tokens, or a shorter decay.",
+    )
+    require(
+        growth is None or growth.step(new.steps) <= trunk,
+        "growth.at",
+        got=f"growth after step {growth.step(new.steps) if growth else 0}, inside the decay",
+        expected=f"growth within the first {trunk} steps",
+        do="Grow earlier.",
     )
     start = config.model.mtp.start if config.model.mtp else 0.0
     require(
@@ -71,6 +86,7 @@ def branch(
     cache: str | Path,
     tokens: int,
     decay: float | None = None,
+    decay_shape: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> RunFolder:
     """Create the folder of a longer run that starts with the trunk of ``run``.
@@ -84,6 +100,7 @@ def branch(
         cache: folder of prepared data.
         tokens: of the new run, counted from its beginning.
         decay: fraction of its steps spent decaying; default as in ``run``.
+        decay_shape: of its decay, linear, sqrt or cosine; default as in ``run``.
 
     Raises:
         ConfigError: when the run has no trunk, or the new schedule differs from it too early.
@@ -99,7 +116,7 @@ def branch(
         do="Train with training.keep_trunk=true.",
     )
     trunk = trunks[-1]
-    config = branched(RunConfig.parse(record.config), tokens, decay)
+    config = branched(RunConfig.parse(record.config), tokens, decay, decay_shape)
     origin = {"run": old.path.name, "identity": record.identity, "checkpoint": trunk.name}
     folder = new_run(path, cache, config, arm=record.arm, stage=record.stage, progress=progress, branched_from=origin)
     if not (folder.path / "checkpoint").exists():

@@ -54,16 +54,19 @@ class Checkpointer:
 
     def save(self, step: int) -> None:
         """Save after ``step``: every rank takes part, rank 0 writes."""
-        weights, optimiser = parallel.full_state(self.train_step.model, self.train_step.optimiser)
+        train_step = self.train_step
+        weights, optimiser = parallel.full_state(train_step.model, train_step.optimiser)
+        copies = {} if train_step.roll_back is None else {"roll_back": train_step.roll_back.state_dict()}
         if parallel.is_rank_zero():
             state = {
                 "step": step,
                 "seconds": self.throughput.seconds,
                 "model": weights,
                 "optimiser": optimiser,
-                "counters": self.train_step.counters.recent_counts,
-                "health": self.train_step.health.state,
-                "loss_window": self.train_step.loss_window,
+                "counters": train_step.counters.recent_counts,
+                "health": train_step.health.state_dict(),
+                "loss_window": train_step.loss_window,
+                **copies,
                 "loader": self.loader.state_dict(),
                 "random_state": random_state(),
             }
@@ -90,7 +93,9 @@ class Checkpointer:
         step, device = self.train_step, self.train_step.device
         parallel.load_full_state(step.model, step.optimiser, state["model"], state["optimiser"])
         step.counters.recent_counts = {index: counts.to(device) for index, counts in state["counters"].items()}
-        step.health.state = state["health"].to(device)
+        step.health.load_state_dict(state["health"])
+        if step.roll_back is not None:
+            step.roll_back.load_state_dict(state["roll_back"])
         step.loss_window = state["loss_window"].to(device)
         self.loader.load_state_dict(state["loader"])
         self.throughput.seconds = state["seconds"]

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
+from workbench.contract import ParameterRole, Role
 from workbench.data import BatchPlanConfig, Source, SourceConfig, batch_plans, sources
 from workbench.evaluation import SuiteConfig, suites
+from workbench.guards import GuardSetting
 from workbench.model.config import ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
+from workbench.parametrisations import Shape, learning_rate_factor
 from workbench.results import RunRecord
 from workbench.seeding import COMPONENTS, Component, Seed
 from workbench.status import Stage
-from workbench.transforms import StartConfig, TransformSetting, build_transforms, check_transforms
+from workbench.training.average import AverageConfig
+from workbench.training.qk_clip import QKClipConfig
+from workbench.transforms import GrowthConfig, StartConfig, TransformSetting, build_transforms, check_transforms
 
 
 class TrainingConfig(Config):
@@ -46,24 +51,39 @@ class TrainingConfig(Config):
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Maximum global gradient norm."""
     schedule: Literal["wsd", "cosine"] = "wsd"
-    """Learning-rate schedule: warm-up–stable–decay with linear decay, or warm-up and cosine."""
+    """Learning-rate schedule: warm-up, a constant rate and decay (wsd), or warm-up and cosine."""
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Fraction of the steps spent on warm-up."""
     decay: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Fraction of the steps spent on decay (wsd)."""
+    decay_shape: Literal["linear", "sqrt", "cosine"] = "linear"
+    """How the rate falls over the decay of a wsd schedule, of which a fraction x is done: 1 - x, 1 - sqrt(x) (arXiv
+    2405.18392), or half a cosine."""
     keep_trunk: bool = False
     """Whether to keep the checkpoint at which the decay of a wsd schedule begins, from which longer runs can branch
     (`workbench branch`)."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Final learning rate as a fraction of the peak."""
-    spike_factor: Annotated[float | None, Field(gt=1)] = None
-    """Skip optimiser steps whose gradient norm is not finite or more than this many times its running mean. Skipped
-    steps are counted; 20 in a row end the run as diverged. Default: no step is skipped."""
+    guards: tuple[GuardSetting, ...] = ()
+    """What watches losses and gradients, each with an action for the steps that it rejects: {kind: spike, action:
+    skip}. Rejected steps are counted; 20 skipped in a row end the run as diverged. Default: none; a loss or gradient
+    that is not finite ends the run."""
+    roll_back_window: Annotated[int, Field(ge=2)] = 50
+    """Steps that a guard with action roll_back undoes together; it returns to one to two windows before the rejected
+    step."""
+    qk_clip: QKClipConfig | None = None
+    """Bounds on attention scores through the weights, after every step: {threshold: 100}. Default: none."""
+    ema: AverageConfig | None = None
+    """An exponential moving average of the weights, with which the run is measured: {decay: 0.999}. Default: none."""
     transforms: tuple[TransformSetting, ...] = ()
     """Weight transforms of the model to itself, in order: once before the first step, or with ``every`` after every
     so many steps, except the last."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the forward and backward pass; weights and optimiser state stay fp32."""
+    fp8: Literal["row", "tensor"] | None = None
+    """Whether projections multiply in eight bits in training, with one scale per row or per tensor; needs precision
+    bf16 and a GPU from Hopper on. Embeddings, heads, routers, experts and the gates of recurrent states stay in bf16,
+    as does evaluation. Default: not."""
     compile: bool | None = None
     """Whether to compile blocks with torch.compile. Default: on CUDA devices."""
     recompute: bool = False
@@ -94,12 +114,37 @@ class TrainingConfig(Config):
             expected=f"at most 1 - warmup ({1 - self.warmup:g})",
         )
         require(
-            self.spike_factor is None or optimisers[self.optimiser.kind].skips_on_found_inf,
-            "spike_factor",
-            got=f"{self.spike_factor} with optimiser {self.optimiser.kind!r}",
-            expected="an optimiser that can skip a step on the device",
-            do="Choose another optimiser, or leave spike_factor out.",
+            self.fp8 is None or self.precision == "bf16",
+            "fp8",
+            got=f"{self.fp8!r} with precision {self.precision}",
+            expected="precision: bf16",
         )
+        require(
+            self.fp8 is None or self.batch_size * self.context % 16 == 0,
+            "fp8",
+            got=f"{self.batch_size} rows of {self.context} tokens",
+            expected="a micro-batch of a multiple of 16 tokens",
+        )
+        acting = [guard.name for guard in self.guards if guard.action != "count"]
+        require(
+            not acting or optimisers[self.optimiser.kind].skips_on_found_inf,
+            "guards",
+            got=f"{', '.join(acting)} with optimiser {self.optimiser.kind!r}",
+            expected="an optimiser that can skip a step on the device",
+            do="Choose another optimiser, or only count: action: count.",
+        )
+        require(
+            not self.rolls_back or all(transform.every is None for transform in self.transforms),
+            "guards",
+            got="action roll_back with transforms that are applied during training",
+            expected="transforms before the first step only: a return to earlier weights would undo them",
+            do="Choose action: skip, or leave `every` out.",
+        )
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether a guard may return the run to earlier weights."""
+        return any(guard.action == "roll_back" for guard in self.guards)
 
     @property
     def tokens_per_step(self) -> int:
@@ -124,6 +169,16 @@ class TrainingConfig(Config):
 
 def _source(data: object) -> Any:
     return sources.parse(data, default_kind="text")
+
+
+class Phase(NamedTuple):
+    """Steps of a run that train one model."""
+
+    model: ModelConfig
+    first: int
+    """Steps before this phase."""
+    last: int
+    """The phase's last step, from 1."""
 
 
 class Seeds(Config):
@@ -152,6 +207,8 @@ class RunConfig(Config):
     """The training."""
     start: StartConfig | None = None
     """Trained weights to start from, and how they are transformed. Default: random weights."""
+    growth: GrowthConfig | None = None
+    """A smaller model that the run trains first, and how it grows into ``model``. Default: none."""
     evaluation: tuple[Annotated[SerializeAsAny[SuiteConfig], BeforeValidator(suites.parse)], ...] = ()
     """Further evaluation suites, run at every evaluation. The suite of the primary metric always runs."""
     seed: Seed = 0
@@ -182,13 +239,39 @@ class RunConfig(Config):
             expected="components that separate the packed documents of a row",
             do="Choose others, or set allow_document_leaks: true to train across documents.",
         )
+        require(
+            self.model.lora is None or self.start is not None,
+            "model.lora",
+            got="adapters of random weights",
+            expected="trained weights to start from",
+            do="Give start.folder, or leave the adapters out.",
+        )
         try:
             self.data.check(self.model.vocabulary or 0, self.training.context)
         except ConfigError as error:
             raise error.under("data") from None
+        family = optimisers[self.training.optimiser.kind](self.training.optimiser).update_family
+        one = Shape(1, 1)
+        for role in Role:  # raises where the parametrisation has no rule for updates of this optimiser
+            learning_rate_factor(self.model.parametrised, role, family(ParameterRole.of(role)), one, one, 1.0)
+        if self.growth is not None:
+            require(
+                self.training.steps > 1,
+                "training.tokens",
+                got=self.training.tokens,
+                expected="two steps: one per model",
+            )
+            self.growth.check(self.model)
+        if self.training.qk_clip is not None:
+            try:
+                for phase in self.phases:
+                    self.training.qk_clip.check(phase.model)
+            except ConfigError as error:
+                raise error.under("training.qk_clip") from None
         for index, transform in enumerate(build_transforms(self.training.transforms)):
             try:
-                check_transforms([transform], self.model, self.model)
+                for phase in self.phases:
+                    check_transforms([transform], phase.model, phase.model)
             except ConfigError as error:
                 raise error.under(f"training.transforms[{index}]") from None
 
@@ -202,14 +285,50 @@ class RunConfig(Config):
             plain["seed"] = seeds.pop()
         else:
             plain["seed"] = {component: self.seed_of(component) for component in COMPONENTS}
-        for name in ("deterministic", "keep_trunk", "transforms"):
+        for name in ("deterministic", "ema", "fp8", "keep_trunk", "qk_clip", "transforms"):
             if not plain["training"][name]:
                 del plain["training"][name]  # off: the run is the same
+        if self.training.schedule == "cosine" or self.training.decay_shape == "linear":
+            del plain["training"]["decay_shape"]
+        if not self.training.rolls_back:
+            del plain["training"]["roll_back_window"]
+        # under the name of the field that was here first, so that runs without guards keep their identity
+        plain["training"]["spike_factor"] = plain["training"].pop("guards") or None
         if plain["training"]["batch_plan"]["kind"] == "contiguous":
             del plain["training"]["batch_plan"]
         if not plain["evaluation"]:
             del plain["evaluation"]
+        if self.growth is None:
+            del plain["growth"]
+        else:
+            plain["growth"]["model"] = self.growth.small(self.model).canonical()
         return {**plain, "model": self.model.canonical(), "start": start}
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What the run trains, in order: its model, or a small one and then its model."""
+        steps = self.training.steps
+        if self.growth is None:
+            return (Phase(self.model, 0, steps),)
+        grows = self.growth.step(steps)
+        return Phase(self.growth.small(self.model), 0, grows), Phase(self.model, grows, steps)
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase whose model a checkpoint of ``step`` contains; that of the step at which it ends is written before
+        the model grows."""
+        return next(phase for phase in self.phases if step <= phase.last)
+
+    def of(self, phase: Phase) -> RunConfig:
+        """The run as it is in one of its phases: with the model of that phase."""
+        return self if phase.model is self.model else self.model_copy(update={"model": phase.model, "growth": None})
+
+    @property
+    def training_flops(self) -> float:
+        """FLOPs of the whole training, those of a small model included."""
+        training = self.training
+        per_token = [account(phase.model, training.context).training_flops for phase in self.phases]
+        steps = [phase.last - phase.first for phase in self.phases]
+        return sum(flops * number * training.tokens_per_step for flops, number in zip(per_token, steps))
 
     def pinned(self, weights: Mapping[str, str] | None = None) -> RunConfig:
         """With the fingerprint of the initial weights, so that its identity needs no files.

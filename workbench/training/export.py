@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from workbench.config import ConfigError
 from workbench.data import Source
 from workbench.environment import code_version
+from workbench.model import LanguageModel
+from workbench.optimisers import AVERAGE
 from workbench.pretrained.folder import SHARD_BYTES, build, check_against, save
 from workbench.pretrained.tensors import read_tensors
 from workbench.results import RunFolder
 from workbench.status import Status
-from workbench.training.checkpoint import latest, step_of
-from workbench.training.config import RunConfig
+from workbench.training.checkpoint import latest, load_checkpoint, step_of
+from workbench.training.config import RunConfig, TrainingConfig
+from workbench.training.optimiser import build_optimiser
 
 
 def export(
@@ -24,6 +29,7 @@ def export(
     format: Literal["workbench", "llama"] = "workbench",
     dtype: Literal["fp32", "bf16"] = "fp32",
     shard_bytes: int = SHARD_BYTES,
+    weights: Literal["measured", "trained", "average"] = "measured",
 ) -> Path:
     """Write the trained model of a run as a Hugging Face-style folder (:mod:`workbench.pretrained.folder`).
 
@@ -33,13 +39,14 @@ def export(
         folder: where to write; an existing export is replaced.
         cache: folder of prepared data. Default: the nearest ``cache`` beside or above the run that contains its data.
         format, dtype, shard_bytes: see :func:`workbench.pretrained.save`.
+        weights: those that the run's results are of (the default), those of the last step, or their moving average.
 
     Returns:
         The folder.
 
     Raises:
         ConfigError: when there is no such run, it has not finished, its last checkpoint or its tokenizer is missing,
-            the folder contains something else, or the model cannot be written in this format.
+            the folder contains something else, the run keeps no average, or the model cannot be written in this format.
     """
     path = Path(run_or_checkpoint).absolute()
     run, checkpoint = _run_and_checkpoint(path)
@@ -56,8 +63,14 @@ def export(
             do="A task without text has no tokenizer to export.",
         )
     tensors = read_tensors(checkpoint)
-    check_against(config.model, tensors, checkpoint)
     step = step_of(checkpoint)
+    model = config.phase_at(step).model
+    check_against(model, tensors, checkpoint)
+    ema = config.training.ema
+    is_average = weights == "average" or (weights == "measured" and ema is not None and ema.evaluate == "instead")
+    trained = build(model, tensors)
+    if is_average:
+        trained.load_state_dict(averages(checkpoint, trained, config.training), strict=False)
     provenance: dict[str, Any] = {
         "run": record.identity,
         "name": run.path.name,
@@ -68,12 +81,13 @@ def export(
         "steps": record.steps,
         "tokens": step * config.training.tokens_per_step,
         "context": config.training.context,
+        **({} if ema is None else {"weights": "average" if is_average else "trained"}),
         "data": record.data,
         "code": run.environment().get("code"),
         "exported_by": code_version(),
     }
     return save(
-        build(config.model, tensors),
+        trained,
         tokenizer,
         folder,
         format=format,
@@ -81,6 +95,28 @@ def export(
         shard_bytes=shard_bytes,
         provenance=provenance,
     )
+
+
+def averages(checkpoint: Path, model: LanguageModel, training: TrainingConfig) -> dict[str, Tensor]:
+    """The moving averages in a checkpoint, by parameter name.
+
+    Args:
+        checkpoint: its folder.
+        model: of the checkpoint.
+        training: of the run.
+
+    Raises:
+        ConfigError: when the run keeps none.
+    """
+    if training.ema is None:
+        raise ConfigError.at(
+            "weights", got="average", expected="a run with training.ema", do="Leave the option out, or train with one."
+        )
+    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    groups = build_optimiser(model, training).param_groups
+    names = [name_of[parameter] for group in groups for parameter in group["params"]]
+    state = load_checkpoint(checkpoint)["optimiser"]["state"]
+    return {names[index]: entry[AVERAGE] for index, entry in state.items()}
 
 
 def _run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:

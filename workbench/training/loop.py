@@ -9,7 +9,6 @@ from workbench.training import parallel
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import TrainingConfig
 from workbench.training.metric_log import HostCopy, MetricLog
-from workbench.training.schedule import rate_at
 from workbench.training.step import TrainStep
 from workbench.training.throughput import Throughput
 
@@ -24,15 +23,16 @@ def train_loop(
     batches: Iterator[Batch],
     *,
     after: int,
+    until: int,
     throughput: Throughput,
     log: MetricLog,
     checkpointer: Checkpointer,
     weight_transforms: Callable[[int], None],
-    evaluate: Callable[[int], float],
+    evaluate: Callable[[int], dict[str, float]],
     should_stop: Callable[[], bool],
     on_first_step: Callable[[], None],
 ) -> None:
-    """Train from the step after ``after`` to the last one.
+    """Train from the step after ``after`` to step ``until``.
 
     Steps do not synchronise with the device; logged steps copy their values to the host beside it. Only evaluations and
     checkpoints wait. A scheduled checkpoint falls on a logged step; one that a stop request causes anywhere else adds
@@ -41,8 +41,9 @@ def train_loop(
     Args:
         batches: micro-batches, from the first of step ``after`` + 1.
         after: steps already trained.
+        until: last step; that of the run, or the last of a phase, after which its model is replaced.
         weight_transforms: called after every step with its number, and with 0 before the first.
-        evaluate: step -> value on the selection split.
+        evaluate: step -> values on the selection split, by the names that the line gives them.
         should_stop: asked after every step; with several ranks, after every ``log_every`` steps, where they wait for
             each other.
         on_first_step: called after the first step of this process.
@@ -55,7 +56,7 @@ def train_loop(
     if after == 0:
         weight_transforms(0)
     throughput.start(after)
-    for step in range(after + 1, training.steps + 1):
+    for step in range(after + 1, until + 1):
         train_step(step, batches)
         weight_transforms(step)
         if train_step.diagnostics:
@@ -73,12 +74,12 @@ def train_loop(
             if evaluates or is_due or stops:
                 copy.wait()  # the time of the line includes the work on the device
             row = throughput.row(step)
-            row["learning_rate"] = training.learning_rate * rate_at(step - 1, training)
+            row["learning_rate"] = training.learning_rate * train_step.lr_factor
             log.stage(row, copy, names)
         if evaluates:
             row = log.complete()  # raises if the run diverged: neither evaluated nor saved
             with throughput.paused():
-                row["selection_value"] = evaluate(step)
+                row |= evaluate(step)
             log.write(row)
         if is_due or stops:
             log.flush()  # raises as well

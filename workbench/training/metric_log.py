@@ -11,9 +11,10 @@ from torch import Tensor
 
 from workbench.optimisers import optimisers
 from workbench.results import RunFolder
+from workbench.results.alarms import alarms_of
 from workbench.training import parallel
 from workbench.training.config import RunConfig
-from workbench.training.health import EPSILON_FRACTION, FIELDS, Health
+from workbench.training.health import EPSILON_FRACTION, FIELDS, Health, guard_names
 
 
 class HostCopy:
@@ -50,7 +51,9 @@ class MetricLog:
         self.staged: tuple[dict[str, Any], HostCopy, list[str]] | None = None
         self.diagnostics: list[tuple[int, dict[int, dict[str, Tensor]], HostCopy]] = []
         self.epsilon = optimisers[config.training.optimiser.kind](config.training.optimiser).epsilon
-        self.epsilon_warned = False
+        self.raised: set[str] = set()
+        """Names of the alarms that this process has raised."""
+        self.guards = guard_names(config.training.guards)
 
     def add_diagnostics(self, step: int, layers: dict[int, dict[str, Tensor]]) -> None:
         """Copy a snapshot (values by name, by layer); written with the next line."""
@@ -73,9 +76,11 @@ class MetricLog:
         health = dict(zip(FIELDS, further))
         Health.check(health)
         row |= {"loss": loss_sum / targets if targets else math.nan, "gradient_norm": norm}
-        row |= dict(zip(names, further[len(FIELDS) :]))
-        if self.config.training.spike_factor is not None:
-            row["skipped"] = int(health["skipped"])
+        metrics, rejections = further[len(FIELDS) :][: len(names)], further[len(FIELDS) + len(names) :]
+        row |= dict(zip(names, metrics))
+        if self.guards:
+            row |= {name: int(health[name]) for name in ("skipped", "rolled_back", "undone")}
+            row["rejected"] = self._rejected(row["step"], rejections)
         self._check_epsilon(row)
         return row
 
@@ -95,10 +100,14 @@ class MetricLog:
             return
         for step, layers, copy in ready:
             values = iter(copy.wait().split([value.numel() for layer in layers.values() for value in layer.values()]))
-            self.folder.add_diagnostics(
+            rows: list[dict[str, Any]] = [
                 {"step": step, "layer": layer, "values": {name: _plain(next(values), named[name]) for name in named}}
                 for layer, named in layers.items()
-            )
+            ]
+            self.folder.add_diagnostics(rows)
+            for row in rows:
+                for alarm in alarms_of(row["values"]):
+                    self._raise(alarm.diagnostic, step=step, layer=row["layer"], limit=alarm.limit, means=alarm.meaning)
 
     def flush(self) -> None:
         """Write the staged line, if there is one.
@@ -109,14 +118,26 @@ class MetricLog:
         if self.staged is not None:
             self.write(self.complete())
 
+    def _rejected(self, step: int, rejections: list[float]) -> dict[str, list[int]]:
+        """Steps that guards have rejected, by guard: those of the line of ``step``."""
+        count = len(self.guards)
+        first = step - len(rejections) // count + 1
+        flags = {name: rejections[index::count] for index, name in enumerate(self.guards)}
+        steps = {name: [first + i for i, flag in enumerate(of_guard) if flag] for name, of_guard in flags.items()}
+        return {name: numbers for name, numbers in steps.items() if numbers}
+
     def _check_epsilon(self, row: dict[str, Any]) -> None:
-        """Warn once when the optimiser's epsilon is near the smallest gradients."""
+        """Raise an alarm when the optimiser's epsilon is near the smallest gradients."""
         smallest, epsilon = row.get("gradient_rms_min", 0.0), self.epsilon
-        if self.epsilon_warned or not smallest or epsilon is None or not parallel.is_rank_zero():
-            return
-        if epsilon > EPSILON_FRACTION * smallest:
-            self.epsilon_warned = True
-            self.folder.event("epsilon_near_gradients", step=row["step"], epsilon=epsilon, gradient_rms_min=smallest)
+        if smallest and epsilon is not None and epsilon > EPSILON_FRACTION * smallest:
+            means = f"the optimiser's epsilon {epsilon:g} is near the smallest gradients {smallest:.3g}"
+            self._raise("gradient_rms_min", step=row["step"], limit=epsilon / EPSILON_FRACTION, means=means)
+
+    def _raise(self, name: str, **about: Any) -> None:
+        """Write an alarm as an event, each once per process."""
+        if name not in self.raised and parallel.is_rank_zero():
+            self.raised.add(name)
+            self.folder.event("alarm", of=name, **about)
 
 
 def _plain(values: Tensor, like: Tensor) -> float | list[float | None] | None:

@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from workbench.model import LanguageModel
+from workbench.optimisers import OF_TRAINING
 from workbench.pooled import Pooled
 
 RANK_TIMEOUT = timedelta(minutes=30)
@@ -120,6 +121,13 @@ def all_sum(value: Tensor) -> Tensor:
     return value
 
 
+def all_maximum(value: Tensor) -> Tensor:
+    """Maximum over ranks of a tensor on the device, in place."""
+    if world_size() > 1:
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
 def all_pooled(numbers: Sequence[Pooled]) -> list[Tensor]:
     """Values of numbers that every rank has pooled over its own rows, of all ranks' rows; fp64, without gradient."""
     if world_size() > 1 and numbers:
@@ -184,16 +192,27 @@ def full_state(model: nn.Module, optimiser: Optimizer) -> tuple[dict[str, Any], 
 
 def load_full_state(model: nn.Module, optimiser: Optimizer, weights: dict[str, Any], state: Mapping[str, Any]) -> None:
     """Inverse of :func:`full_state`, for any number of ranks. Called by every rank with the whole state."""
+    of_optimiser = {
+        index: {key: value for key, value in entry.items() if key not in OF_TRAINING}
+        for index, entry in state["state"].items()
+    }
+    # torch takes an entry for a parameter that the optimiser has stepped
+    stepped = {**state, "state": {index: entry for index, entry in of_optimiser.items() if entry}}
     if world_size() == 1:
         model.load_state_dict(weights)
-        optimiser.load_state_dict(dict(state))
-        return
-    set_model_state_dict(model, weights, options=FULL)
-    by_name = _by_name(state, model, optimiser)
-    set_optimizer_state_dict(model, optimiser, by_name, options=FULL_NOT_STRICT)
-    for name, parameter in model.named_parameters():
-        if name not in by_name["state"]:  # not trained yet; torch has made zeros, whose step count would be wrong
-            optimiser.state.pop(parameter, None)
+        optimiser.load_state_dict(stepped)
+    else:
+        set_model_state_dict(model, weights, options=FULL)
+        by_name = _by_name(stepped, model, optimiser)
+        set_optimizer_state_dict(model, optimiser, by_name, options=FULL_NOT_STRICT)
+        for name, parameter in model.named_parameters():
+            if name not in by_name["state"]:  # torch has made zeros, whose step count would be wrong
+                optimiser.state.pop(parameter, None)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for index, entry in state["state"].items():
+        for key in OF_TRAINING & entry.keys():
+            parameter = parameters[index]
+            optimiser.state[parameter][key] = sharded_like(entry[key].to(parameter.device), parameter)
 
 
 def _by_index(state: Mapping[str, Any]) -> dict[str, Any]:

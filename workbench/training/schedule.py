@@ -18,4 +18,8 @@ def rate_at(step: int, config: TrainingConfig) -> float:
         return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * progress))
     if step < config.trunk_steps:
         return 1.0
-    return config.final + (1 - config.final) * (steps - step) / max(1, steps - config.trunk_steps)
+    done = (step - config.trunk_steps) / max(1, steps - config.trunk_steps)
+    if config.decay_shape == "linear":
+        return config.final + (1 - config.final) * (steps - step) / max(1, steps - config.trunk_steps)
+    remaining = 1 - math.sqrt(done) if config.decay_shape == "sqrt" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.final + (1 - config.final) * remaining

@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches, losses, clipping, spike skipping, update.
+"""One optimiser step: micro-batches, losses, clipping, guards, update.
 
 Nothing here synchronises with the device.
 
@@ -21,11 +21,18 @@ from workbench.contract import AuxOutputs
 from workbench.data import Batch
 from workbench.model import LanguageModel
 from workbench.model.objectives import StepTotals, count_positions
+from workbench.ops.scaled_linear import check_device
 from workbench.pooled import Pooled
 from workbench.training import parallel
+from workbench.training.average import averaging
+from workbench.training.compensation import without_rescaling
 from workbench.training.config import RunConfig
+from workbench.training.fp8 import use_fp8
 from workbench.training.health import Health, gradient_rms_summary
-from workbench.training.optimiser import build_optimiser
+from workbench.training.layer_monitors import epsilon_values, gradient_values, layers_of, watching
+from workbench.training.optimiser import build_optimiser, optimiser_of
+from workbench.training.qk_clip import QKClip
+from workbench.training.roll_back import RollBack
 from workbench.training.schedule import rate_at
 from workbench.training.step_counters import StepCounters
 
@@ -62,12 +69,21 @@ class TrainStep:
         steps = config.training.steps
         self.diagnose_at = {math.ceil(steps * i / DIAGNOSTIC_SNAPSHOTS) for i in range(1, DIAGNOSTIC_SNAPSHOTS + 1)}
         self.counters = StepCounters(model)
-        self.health = Health(config.training.spike_factor, device)
+        self.health = Health(config.training.guards, device)
+        self.roll_back = (
+            RollBack(model, optimiser, config.training.roll_back_window, device) if config.training.rolls_back else None
+        )
+        clip = config.training.qk_clip
+        self.qk_clip = None if clip is None else QKClip(model, clip, parallel.all_maximum)
         self.applied = torch.ones((), device=device)
         """0.0 where the optimiser skipped the newest step, else 1.0."""
+        self.lr_factor = 0.0
+        """Learning rate of the newest step as a fraction of the peak."""
         self.gradient_norm = torch.zeros((), device=device)
         self.gradient_metrics: dict[str, Tensor] = {}
         """Root mean squares of the newest logged step's gradients."""
+        self.layer_gradients: list[dict[str, Tensor]] = []
+        """Gradient norms by layer, of the newest step that writes diagnostics."""
         self.loss_window = torch.zeros(2, dtype=torch.float64, device=device)
         """Losses of all targets since the last logged step, summed over the steps whose loss is finite, and their
         number."""
@@ -77,7 +93,11 @@ class TrainStep:
     def __call__(self, step: int, batches: Iterator[Batch]) -> None:
         """Train on the next ``accumulate`` micro-batches as optimiser step ``step`` (from 1)."""
         training = self.config.training
+        growth = self.config.growth
         lr_factor = rate_at(step - 1, training)
+        if growth is not None:
+            lr_factor *= growth.rate_factor(step - 1, training.steps)
+        self.lr_factor = lr_factor
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor
         micro_batches = [next(batches) for _ in range(training.accumulate)]
@@ -95,9 +115,16 @@ class TrainStep:
             objective.backward()
             step_loss = step_loss + loss
             self.on_phase("backward")
-        self._update(step)
-        self._follow(step, step_loss)
+        loss = parallel.all_sum(step_loss.double())
+        share = training.ema.share(step, training.tokens_per_step) if training.ema is not None else None
+        with averaging(self.optimiser, share):
+            with without_rescaling(self.optimiser):
+                self._update(step, loss)
+            if self.qk_clip is not None:
+                self.qk_clip(self.applied)
         self.counters.update(lr_factor, 1 - step / training.steps, self.applied)
+        if self.roll_back is not None:  # after the counters, whose buffers are part of the copies
+            self.end_window(step, self.health.wants_roll_back, is_last=step == training.steps)
         self.diagnostics = self._diagnostics(layers) if snapshot else {}
         self.on_phase("update")
 
@@ -109,8 +136,10 @@ class TrainStep:
         assert isinstance(counts, Tensor)
         self.totals = StepTotals.at_least_one(parallel.all_sum(counts.to(self.device, non_blocking=True)))
         self.counters.begin_step()
+        if self.qk_clip is not None:
+            self.qk_clip.begin_step()
         self.objective_metrics: dict[str, Pooled] = {}
-        self.layer_metrics: list[dict[str, Pooled]] = [{} for _ in (*self.model.blocks, *self.model.shortcuts)]
+        self.layer_metrics: list[dict[str, Pooled]] = [{} for _ in layers_of(self.model)]
         if snapshot:
             self.counters.attach_taps(self.device)
 
@@ -122,22 +151,32 @@ class TrainStep:
             snapshot: whether layers write metrics.
             counted: whether the counts of the whole step are known.
         """
+        watches = watching(self.model, self._record) if snapshot else contextlib.nullcontext()
         with autocast(self.device, self.config.training.precision):
-            loss, aux = self._forward(batch, snapshot)
+            with watches:
+                loss, aux = self._forward(batch, snapshot)
             if not counted:
                 self.counters.count(aux)
             objective = loss + sum(part for outputs in aux for part in outputs.losses) + sum(self.counters.losses(aux))
         *layers, model_aux = aux
+        if self.qk_clip is not None:
+            self.qk_clip.record(layers, model_aux)
         join(self.objective_metrics, model_aux.metrics)
         for pooled, outputs in zip(self.layer_metrics, layers, strict=True):
             join(pooled, outputs.metrics)
         return objective, loss.detach(), layers
 
+    def _record(self, layer: int, values: Mapping[str, Pooled]) -> None:
+        join(self.layer_metrics[layer], values)
+
     def _forward(self, batch: Batch, snapshot: bool) -> tuple[Tensor, list[AuxOutputs]]:
         """A micro-batch's share of the loss; auxiliary outputs of the layers, then those of the model's objectives."""
         tokens_BT, targets_BT, segments_BT, _ = batch
-        layers = [AuxOutputs(snapshot, self.totals.tokens) for _ in (*self.model.blocks, *self.model.shortcuts)]
-        model_aux = AuxOutputs(collect_metrics=False, tokens=self.totals.mtp_tokens)
+        clips = self.qk_clip is not None
+        layers = [
+            AuxOutputs(snapshot, self.totals.tokens, score_maxima=[] if clips else None) for _ in layers_of(self.model)
+        ]
+        model_aux = AuxOutputs(False, self.totals.mtp_tokens, score_maxima=[] if clips else None)
         loss = self.model.loss(
             tokens_BT.to(self.device, non_blocking=True),
             targets_BT.to(self.device, non_blocking=True),
@@ -149,47 +188,73 @@ class TrainStep:
         )
         return loss, [*layers, model_aux]
 
-    def _update(self, step: int) -> None:
+    def _update(self, step: int, loss: Tensor) -> None:
+        """Clip the gradients and update the weights, unless a guard rejects the step.
+
+        Args:
+            step: number of the step.
+            loss: its loss, of all ranks.
+        """
         training = self.config.training
         parameters = list(self.model.parameters())
+        if step in self.diagnose_at:
+            self.layer_gradients = gradient_values(layers_of(self.model))
         self.gradient_norm = parallel.full_tensor(torch.nn.utils.clip_grad_norm_(parameters, training.clip))
         if step % training.log_every == 0:  # the gradients that the optimiser receives
             gradients = [p.grad for p in parameters if p.grad is not None]
             self.gradient_metrics = gradient_rms_summary(parallel.root_mean_squares(gradients))
         # the optimiser leaves weights and its state unchanged where `found_inf` is 1.0, on the device
-        skipped = self.health.judge_gradient(self.gradient_norm)
+        skipped = self.health.judge(loss, self.gradient_norm)
         if skipped is not None:
             self.optimiser.found_inf = skipped  # type: ignore[attr-defined]
             self.applied = 1 - skipped
         self.optimiser.step()
         self.optimiser.zero_grad()
-
-    def _follow(self, step: int, step_loss: Tensor) -> None:
-        loss, targets = parallel.all_sum(step_loss.double()), self.totals.targets
         self.health.record_step(step, loss, self.gradient_norm)
-        finite = loss.isfinite()
+        finite, targets = loss.isfinite(), self.totals.targets
         self.loss_window = self.loss_window + torch.stack(
             (torch.where(finite, loss * targets, 0.0), torch.where(finite, targets, 0.0))
         )
 
+    def end_window(self, step: int, rejected: Tensor, *, is_last: bool) -> None:
+        """Let a window of steps end, if it does with ``step``. Arguments as of :meth:`RollBack.end_step`."""
+        undone = self.roll_back.end_step(step, rejected, is_last=is_last) if self.roll_back is not None else None
+        if undone is not None:
+            self.health.record_window(step, undone)
+
     def _diagnostics(self, layers: list[AuxOutputs]) -> dict[int, dict[str, Tensor]]:
         values = iter(parallel.all_pooled([number for layer in self.layer_metrics for number in layer.values()]))
         metrics = [{name: next(values) for name in layer} for layer in self.layer_metrics]
-        counted = self.counters.diagnostics(layers)
-        merged = [layer | {k: v.detach().double() for k, v in more.items()} for layer, more in zip(metrics, counted)]
+        optimiser = optimiser_of(self.config.training)
+        of_epsilon = epsilon_values(layers_of(self.model), self.optimiser, optimiser, self.device)
+        further = zip(self.counters.diagnostics(layers), self.layer_gradients, of_epsilon, strict=True)
+        merged = [
+            layer | {name: value.detach().double() for values in more for name, value in values.items()}
+            for layer, more in zip(metrics, further, strict=True)
+        ]
         return {layer: values for layer, values in enumerate(merged) if values}
 
     def take_log_values(self) -> tuple[Tensor, list[str]]:
         """Values to log, as one float64 tensor on the device; starts a new loss window.
 
         Returns:
-            loss window (2 values), gradient norm, state of :class:`Health`, then the metrics of the newest step's
-            objectives and gradients; the names of these metrics.
+            loss window (2 values), gradient norm, state of :class:`Health`, the metrics of the newest step's objectives
+            and gradients, the guards' rejections of the steps since the last call; the names of these metrics.
         """
         metrics = dict(zip(self.objective_metrics, parallel.all_pooled(list(self.objective_metrics.values()))))
         metrics |= {name: value.double() for name, value in self.gradient_metrics.items()}
+        if self.qk_clip is not None:
+            metrics |= self.qk_clip.metrics
         further = [torch.stack(list(metrics.values()))] if metrics else []
-        values = torch.cat((self.loss_window, self.gradient_norm.double()[None], self.health.state, *further))
+        values = torch.cat(
+            (
+                self.loss_window,
+                self.gradient_norm.double()[None],
+                self.health.state,
+                *further,
+                self.health.take_rejections(),
+            )
+        )
         self.loss_window = torch.zeros_like(self.loss_window)
         return values, list(metrics)
 
@@ -222,6 +287,9 @@ def build_step(
     """
     training = config.training
     model.recompute = training.recompute
+    if training.fp8 is not None:
+        check_device(fabric.device, training.fp8)
+        use_fp8(model, training.fp8)
     fabric.setup_module(model)  # its wrapper of `forward` is not needed
     compiled = fabric.device.type == "cuda" if training.compile is None else training.compile
     if compiled:

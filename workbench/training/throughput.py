@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from workbench.accounting import account
@@ -16,20 +16,20 @@ class Throughput:
 
     Args:
         config: the run.
-        seen_flops: training FLOPs per token within the documents that rows are packed from; default as if every row
-            were one document.
+        seen_flops: training FLOPs per token within the documents that rows are packed from, of every phase of the run;
+            default as if every row were one document.
         now: current time in seconds.
     """
 
     def __init__(
-        self, config: RunConfig, seen_flops: float | None = None, now: Callable[[], float] = time.perf_counter
+        self, config: RunConfig, seen_flops: Sequence[float] | None = None, now: Callable[[], float] = time.perf_counter
     ):
         self.now = now
         training = config.training
         self.tokens_per_step = training.tokens_per_step
-        cost = account(config.model, training.context)
-        self.flops_per_step = cost.training_flops * self.tokens_per_step
-        self.seen_flops = cost.training_flops if seen_flops is None else seen_flops
+        self.phases = config.phases
+        self.flops_per_token = [account(phase.model, training.context).training_flops for phase in self.phases]
+        self.seen_flops = self.flops_per_token if seen_flops is None else seen_flops
         self.seconds = 0.0
         """Training time up to the last :meth:`row`, over all processes of the run. Part of a checkpoint."""
         self.last_step = 0
@@ -65,14 +65,22 @@ class Throughput:
         """Progress after ``step`` steps, and speed since the last call."""
         seconds = self.now() - self.origin
         steps, elapsed = step - self.last_step, seconds - self.seconds
+        seen_flops = next(flops for phase, flops in zip(self.phases, self.seen_flops) if step <= phase.last)
         timed_steps = steps - self.untimed_steps
         rate = timed_steps / max(1e-9, elapsed) if timed_steps else steps / self.first_step_seconds
         self.seconds, self.last_step, self.untimed_steps = seconds, step, 0
         return {
             "step": step,
             "tokens": step * self.tokens_per_step,
-            "flops": step * self.flops_per_step,
+            "flops": self.flops_until(step),
             "seconds": seconds,
             "tokens_per_second": rate * self.tokens_per_step,
-            "flops_per_second": rate * self.tokens_per_step * self.seen_flops,
+            "flops_per_second": rate * self.tokens_per_step * seen_flops,
         }
+
+    def flops_until(self, step: int) -> float:
+        """Training FLOPs of the first ``step`` steps, those of a small model included."""
+        return sum(
+            max(0, min(step, phase.last) - phase.first) * (flops * self.tokens_per_step)
+            for phase, flops in zip(self.phases, self.flops_per_token)
+        )

@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,22 @@ from workbench.evaluation import Results, Settings, evaluate
 from workbench.files import MACHINE, write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
+from workbench.ops.scaled_linear import check_device
 from workbench.results import RunFolder
 from workbench.results.data_card import repetition
 from workbench.results.ledger import FILE, Ledger, Opening, documents_fingerprint
 from workbench.status import Stage, Status
 from workbench.training import parallel
+from workbench.training.average import averaged
 from workbench.training.checkpoint import checkpoints_in, latest, step_of
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import RunConfig, describe_run
+from workbench.training.growth import grow
 from workbench.training.health import Diverged
 from workbench.training.loop import Stopped, train_loop
 from workbench.training.memory import retain_freed_memory
 from workbench.training.metric_log import MetricLog
-from workbench.training.step import build_step
+from workbench.training.step import TrainStep, build_step
 from workbench.training.throughput import Throughput
 from workbench.training.weight_transforms import ScheduledTransforms
 from workbench.transforms import build_transforms, initialise_from
@@ -208,7 +211,8 @@ def _needed() -> Iterator[None]:
 
 @dataclass
 class Trial:
-    """A run with all that training needs, on the host; no device or process group has been used yet."""
+    """A run with all that training needs, on the host; no device or process group has been used yet. ``model`` is that
+    of the phase at which training begins or resumes."""
 
     folder: RunFolder
     config: RunConfig
@@ -217,20 +221,37 @@ class Trial:
     model: LanguageModel
     stream: RowStream
     """Training rows."""
-    seen_flops: float
-    """Training FLOPs per token, counting attention within documents only."""
+    seen_flops: list[float]
+    """Training FLOPs per token of every phase, counting attention within documents only."""
     checkpoint: Path | None
     """To resume from."""
     devices: int
+    train_step: TrainStep | None = None
+    """The step of the model, once it is on its device."""
 
     def evaluate(self, split: MeasuredSplit, step: int) -> Results:
-        """Run the evaluation suites on ``split`` and add their rows to the folder; every rank takes part."""
-        training = self.config.training
-        settings = Settings(training.batch_size, training.context, training.precision)
-        results = evaluate(self.model, self.data, split, self.config.evaluation_suites, settings)
+        """Run the evaluation suites on ``split`` and add their rows to the folder; every rank takes part. With
+        ``ema.evaluate`` instead, what is measured is the average of the weights."""
+        ema = self.config.training.ema
+        results = self._measure(split, averages=ema is not None and ema.evaluate == "instead")
         if parallel.is_rank_zero():
             self.folder.add_evaluations(step, split, map(asdict, results.rows))
         return results
+
+    def selection_values(self, step: int) -> dict[str, float]:
+        """The primary metric on the selection split after ``step``, by the names of a line of metrics.jsonl."""
+        ema, metric = self.config.training.ema, self.config.data.metric
+        values = {"selection_value": self.evaluate("selection", step).value(metric)}
+        if ema is not None and ema.evaluate == "beside":
+            values["selection_value_ema"] = self._measure("selection", averages=True).value(metric)
+        return values
+
+    def _measure(self, split: MeasuredSplit, *, averages: bool) -> Results:
+        training = self.config.training
+        settings = Settings(training.batch_size, training.context, training.precision)
+        assert self.train_step is not None
+        with averaged(self.model, self.train_step.optimiser) if averages else contextlib.nullcontext():
+            return evaluate(self.model, self.data, split, self.config.evaluation_suites, settings)
 
 
 def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
@@ -254,7 +275,8 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
 
     with _needed():
         data = Source.open(cache, record.data)
-    model = LanguageModel(config.model, seed=config.seed_of("init"))
+    phase = config.phase_at(step_of(checkpoint) if checkpoint else 0)
+    model = LanguageModel(phase.model, seed=config.seed_of("init"))
     stream = data.stream(context=training.context, seed=config.seed_of("order"))
     rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
     document_lengths = [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]]
@@ -275,7 +297,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         missing = initialise_from(model, config.start.folder, build_transforms(config.start.transforms))
         if parallel.is_rank_zero():
             folder.event("weights_loaded", folder=config.start.folder, random_weights=missing)
-    seen_flops = packed_flops(config.model, document_lengths)
+    seen_flops = [packed_flops(phase.model, document_lengths) for phase in config.phases]
     return Trial(folder, config, record.stage, data, model, stream, seen_flops, checkpoint, devices)
 
 
@@ -283,7 +305,10 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
     """Train the model of ``trial`` to its last step; afterwards it is on its device."""
     config, folder, training = trial.config, trial.folder, trial.config.training
     fabric = parallel.launch(trial.devices)
-    train_step, compiled = build_step(trial.model, config, fabric)
+    checkpoint = fabric.broadcast(trial.checkpoint)
+    step = step_of(checkpoint) if checkpoint else 0
+    train_step, compiled = build_step(trial.model, config.of(config.phase_at(step)), fabric)
+    trial.train_step = train_step
     throughput = Throughput(config, trial.seen_flops)
     loader = StepLoader(
         trial.stream,
@@ -295,10 +320,9 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
         world=trial.devices,
     )
     checkpointer = Checkpointer(folder, config, train_step, loader, throughput)
-    step = 0
-    if checkpoint := fabric.broadcast(trial.checkpoint):
-        step = step_of(checkpoint)
+    if checkpoint:
         checkpointer.restore(checkpoint)
+    log = MetricLog(folder, config, on_row)
 
     def on_first_step() -> None:
         if fabric.device.type == "cuda":
@@ -309,19 +333,32 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
             folder.add_to_environment(paths=dispatch.recorded())
 
     with contextlib.closing(iter(loader)) as batches:
-        train_loop(
-            training,
-            train_step,
-            batches,
-            after=step,
-            throughput=throughput,
-            log=MetricLog(folder, config, on_row),
-            checkpointer=checkpointer,
-            weight_transforms=ScheduledTransforms(config, train_step),
-            evaluate=lambda step: trial.evaluate("selection", step).value(config.data.metric),
-            should_stop=should_stop,
-            on_first_step=on_first_step,
-        )
+        for phase in config.phases:
+            if step > phase.last:
+                continue
+            if step == phase.first > 0:
+                throughput.tick(step)
+                with throughput.paused():
+                    train_step, compiled = grow(train_step, config, fabric)
+                checkpointer.train_step = trial.train_step = train_step
+                trial.model = train_step.model
+                if parallel.is_rank_zero():
+                    folder.event("grown", step=step, parameters=sum(p.numel() for p in trial.model.parameters()))
+            train_loop(
+                training,
+                train_step,
+                batches,
+                after=step,
+                until=phase.last,
+                throughput=throughput,
+                log=log,
+                checkpointer=checkpointer,
+                weight_transforms=ScheduledTransforms(config.of(phase), train_step),
+                evaluate=trial.selection_values,
+                should_stop=should_stop,
+                on_first_step=on_first_step,
+            )
+            step = phase.last
 
 
 def report(trial: Trial) -> dict[str, Any]:
@@ -339,6 +376,10 @@ def report(trial: Trial) -> dict[str, Any]:
     }
     if (epochs := trial.stream.epochs(config.training.rows)) is not None:
         numbers["epochs"] = epochs
+    if config.training.ema is not None and config.training.ema.evaluate == "beside":
+        numbers["selection_value_ema"] = [row for row in metrics if "selection_value_ema" in row][-1][
+            "selection_value_ema"
+        ]
     if results is not None:
         numbers["report_value"] = results.value(config.data.metric)
         numbers["report_checksum"] = folder.write_report(results.report())
@@ -410,6 +451,8 @@ def _check_devices(devices: int, config: RunConfig) -> None:
             expected=f"a multiple of the {devices} devices",
             do=f"Nearest: {nearest}.",
         )
+    if config.training.fp8 is not None:
+        check_device(torch.device("cuda" if available else "cpu"), config.training.fp8)
 
 
 def _first_line(error: Exception) -> str:
@@ -433,10 +476,25 @@ def _interrupt(folder: RunFolder, reason: str) -> dict[str, Any]:
     return {"status": Status.INTERRUPTED, "reason": reason}
 
 
+def interventions(row: Mapping[str, Any], steps: int) -> list[str]:
+    """What guards have done, in words; nothing where there was no reason.
+
+    Args:
+        row: last line of metrics.jsonl.
+        steps: of the run.
+    """
+    skipped, rolled_back, undone = (row.get(name, 0) for name in ("skipped", "rolled_back", "undone"))
+    words = [f"guards skipped {skipped} of {steps} steps"] if skipped else []
+    if rolled_back:
+        words.append(f"guards rolled back {rolled_back} time{'s' * (rolled_back > 1)}, undoing {undone} steps")
+    return words
+
+
 def _caution(config: RunConfig, folder: RunFolder) -> str | None:
     """What a reader of the result must know, if anything."""
     cautions = [f"not causal: {name} sees later tokens" for name in config.model.lacking("causal")]
     cautions += [f"{name} sees the other documents of a row" for name in config.model.lacking("segments")]
+    cautions += interventions(folder.metrics()[-1], config.training.steps)
     rows = folder.diagnostics()
     collapsed = [row["layer"] for row in rows if row["step"] == rows[-1]["step"] and row["values"].get("collapsed")]
     if collapsed:

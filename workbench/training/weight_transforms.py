@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from workbench.training import parallel
 from workbench.training.config import RunConfig
+from workbench.training.optimiser import optimiser_of
 from workbench.training.step import TrainStep
-from workbench.transforms import apply_transforms, build_transforms
+from workbench.transforms import Transform, apply_transforms, build_transforms
 
 
 class ScheduledTransforms:
@@ -26,7 +28,7 @@ class ScheduledTransforms:
     def __init__(self, config: RunConfig, train_step: TrainStep):
         self.model_config, self.steps = config.model, config.training.steps
         self.train_step = train_step
-        self.transforms = build_transforms(config.training.transforms)
+        self.transforms = build_transforms(config.training.transforms, optimiser_of(config.training))
 
     def __call__(self, step: int) -> None:
         """Apply the transforms that are due after ``step``, in order; 0 is before the first step.
@@ -34,20 +36,17 @@ class ScheduledTransforms:
         After the last step none is due: the result of a run is what was trained. A checkpoint of ``step`` is written
         afterwards, so that a resumed run does not apply them again.
         """
-        due = [transform for transform in self.transforms if self._is_due(transform.config.every, step)]
-        if not due:
+        self.apply([transform for transform in self.transforms if self._is_due(transform.config.every, step)])
+
+    def apply(self, transforms: Sequence[Transform]) -> None:
+        """Apply transforms of the run, in order."""
+        if not transforms:
             return
-        model, optimiser = self.train_step.model, self.train_step.optimiser
-        names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        weights = {name: parallel.full_tensor(tensor) for name, tensor in model.state_dict().items()}
-        state = {
-            names[parameter]: {key: _full(value) for key, value in entry.items()}
-            for parameter, entry in optimiser.state.items()
-        }
-        new_weights, new_state = apply_transforms(due, weights, state, self.model_config, self.model_config)
+        weights, state = full_weights_and_state(self.train_step)
+        new_weights, new_state = apply_transforms(transforms, weights, state, self.model_config, self.model_config)
         assert new_state is not None
         self._write_weights(weights, new_weights)
-        self._write_state(state, new_state)
+        write_state(self.train_step, state, new_state)
 
     def _is_due(self, every: int | None, step: int) -> bool:
         if every is None:
@@ -62,17 +61,36 @@ class ScheduledTransforms:
         for name, tensor in changed.items():
             tensors[name].copy_(parallel.sharded_like(tensor, tensors[name]))
 
-    def _write_state(self, old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> None:
-        for name, parameter in self.train_step.model.named_parameters():
-            if name not in new:  # a fresh start
-                self.train_step.optimiser.state.pop(parameter, None)
-                continue
-            sharded = self.train_step.optimiser.state[parameter]
-            before = old.get(name, {})
-            self.train_step.optimiser.state[parameter] = {
-                key: sharded[key] if key in before and value is before[key] else _like(value, parameter)
-                for key, value in new[name].items()
-            }
+
+def full_weights_and_state(train_step: TrainStep) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Weights and optimiser state by parameter name, assembled on every rank where they are sharded."""
+    model, optimiser = train_step.model, train_step.optimiser
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    weights = {name: parallel.full_tensor(tensor) for name, tensor in model.state_dict().items()}
+    state = {
+        names[parameter]: {key: _full(value) for key, value in entry.items()}
+        for parameter, entry in optimiser.state.items()
+    }
+    return weights, state
+
+
+def write_state(train_step: TrainStep, old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> None:
+    """Set the optimiser's state.
+
+    Args:
+        train_step: its model and optimiser.
+        old: the state that it has, from :func:`full_weights_and_state`; entries that ``new`` shares with it stay.
+        new: by parameter name. Parameters without an entry start afresh.
+    """
+    for name, parameter in train_step.model.named_parameters():
+        if name not in new:
+            train_step.optimiser.state.pop(parameter, None)
+            continue
+        sharded, before = train_step.optimiser.state[parameter], old.get(name, {})
+        train_step.optimiser.state[parameter] = {
+            key: sharded[key] if key in before and value is before[key] else _like(value, parameter)
+            for key, value in new[name].items()
+        }
 
 
 def _full(value: Any) -> Any:

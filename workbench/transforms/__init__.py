@@ -1,11 +1,12 @@
 """Weight transforms: from the weights of one model to those of another, or of the same one.
 
     start: {folder: exports/small, transforms: [{kind: start_from, allowed_differences: [rotary_theta]}]}
-    training: {transforms: [{kind: …, every: 1000}]}
+    growth: {model: {depth: 2}, at: 0.2, transforms: [{kind: stack}]}
+    training: {transforms: [{kind: wisca, every: 250}]}
 
 At the start of a run, a sequence of transforms leads from the model in ``folder`` to the run's model. They may differ
-in kinds of layers, depth or width, as far as the transforms allow. During training a transform maps the run's model to
-itself.
+in kinds of layers, depth or width, as far as the transforms allow. With ``growth`` the run trains a smaller model first
+and grows between two steps. During training a transform maps the run's model to itself.
 """
 
 from workbench.transforms.base import (
@@ -20,9 +21,11 @@ from workbench.transforms.base import (
     state_shapes,
     transforms,
 )
+from workbench.transforms.growth import GrowthConfig
 from workbench.transforms.start import StartConfig, initialise_from
 
 __all__ = [
+    "GrowthConfig",
     "OptimiserState",
     "StartConfig",
     "Transform",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workbench.config import Config, require
 from workbench.model import LanguageModel, ModelConfig
+from workbench.optimisers import Optimiser
 from workbench.registry import Registry
 
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -27,11 +28,17 @@ class TransformConfig(Config):
     every: Annotated[int | None, Field(ge=1)] = None
     """Optimiser steps between applications in training. Default: once, before the first step."""
 
+    @property
+    def needs_optimiser(self) -> bool:
+        """Whether the transform is defined by what it does to an optimiser's state: it is one of training, not of a
+        start from exported weights, which have none."""
+        return False
+
 
 class Transform(ABC):
     """A map from the weights of a source model, and the optimiser's state for them, to those of a target model.
 
-    Built as ``cls(config)``. A transform is one file with one decorated class; nothing else lists its name.
+    Built as ``cls(config, optimiser)``. A transform is one file with one decorated class; nothing else lists its name.
 
     Names may be missing from the result. A tensor missing from the weights keeps the target's initial values; only
     transforms with :attr:`complete` false may leave any out. A parameter missing from the optimiser state gets a fresh
@@ -44,9 +51,14 @@ class Transform(ABC):
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Cases for the conformance suite: ``source`` and ``target`` (fields of a ModelConfig, ``target`` defaults to
     ``source``) and ``config`` (fields of this transform)."""
+    variant_configs: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Fields of this transform with which the suite tries it on every registered variant: it keeps the function of the
+    model to :meth:`example_target`, or refuses with the setting that is in the way."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, optimiser: Optimiser | None = None):
         self.config = config
+        self.optimiser = optimiser
+        """The run's optimiser, which knows how its state follows a parameter. None where no state is transformed."""
 
     @abstractmethod
     def __call__(
@@ -71,6 +83,11 @@ class Transform(ABC):
         """
         return source
 
+    @classmethod
+    def example_target(cls, source: ModelConfig) -> ModelConfig:
+        """A model that this transform may make of ``source``, for the conformance suite. Default: ``source``."""
+        return source
+
     @abstractmethod
     def check(self, source: ModelConfig, target: ModelConfig) -> None:
         """Check that the transform is possible, before anything is computed.
@@ -83,6 +100,11 @@ class Transform(ABC):
         """Whether both models compute the same logits, up to rounding, after the transform. Default: no claim."""
         return False
 
+    def compensated(self, source: ModelConfig) -> frozenset[str]:
+        """Parameters of which the optimiser's state gets an entry of scales, a number for each of theirs
+        (:mod:`workbench.training.compensation`). Default: none."""
+        return frozenset()
+
 
 transforms: Registry[type[Transform]] = Registry("transform", "workbench.transforms")
 
@@ -90,9 +112,13 @@ TransformSetting = Annotated[SerializeAsAny[TransformConfig], BeforeValidator(tr
 """Type of a field for the Config of any registered transform."""
 
 
-def build_transforms(configs: Sequence[TransformConfig]) -> list[Transform]:
-    """The transforms of these configurations, in order."""
-    return [transforms[config.kind](config) for config in configs]
+def build_transforms(configs: Sequence[TransformConfig], optimiser: Optimiser | None = None) -> list[Transform]:
+    """The transforms of these configurations, in order.
+
+    Args:
+        optimiser: of the run, where its state is transformed too.
+    """
+    return [transforms[config.kind](config, optimiser) for config in configs]
 
 
 def check_transforms(sequence: Sequence[Transform], source: ModelConfig, final: ModelConfig) -> None:

@@ -38,6 +38,13 @@ class StartConfig(Config):
                 expected="nothing: at the start a transform is applied once",
                 do="training.transforms are applied every so many steps.",
             )
+            require(
+                not transform.needs_optimiser,
+                f"transforms[{index}]",
+                got=f"{transform.kind}, which acts on the optimiser's state",
+                expected="a transform of weights: exported weights have no optimiser",
+                do="Apply it in training.transforms, before the first step.",
+            )
 
     def canonical(self) -> dict[str, Any]:
         """The content of the weights instead of their location."""

@@ -58,6 +58,12 @@ def test_cost_and_speed_of_the_arm_count(measure: Any, factor: float) -> None:
     assert worth(arm, baseline)[0][measure] == pytest.approx(factor)
 
 
+def test_flops_of_a_model_that_grows_are_read_where_the_loss_was_reached() -> None:
+    """1 FLOP per token up to 1e3 tokens, then 4: an arm that is as good as the baseline at 2e3 tokens needed 5e3."""
+    flat = LossCurve(np.array([1e3, 2e3]), np.array([3.0, 2.0]), {}, (np.array([1e3, 2e3]), np.array([1e3, 5e3])))
+    assert (flat.spent("flops", 1e3), flat.spent("flops", 1.5e3), flat.spent("flops", 2e3)) == (1e3, 3e3, 5e3)
+
+
 def test_a_crossing_is_interpolated_over_log_tokens() -> None:
     found = LossCurve(np.array([1e3, 1e5]), np.array([3.0, 2.0]), {})
     assert found.needed(2.5) == (pytest.approx(1e4), False)

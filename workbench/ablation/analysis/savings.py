@@ -16,17 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import polars as pl
 from scipy import optimize
 
 from workbench.ablation.verdict.statistics import Floats, paired_interval
-from workbench.results.tables import confirmed
-
-if TYPE_CHECKING:
-    from workbench.results.tables import Points
+from workbench.results.tables import Points, confirmed
 
 __all__ = ["CAVEAT", "MEASURES", "LossCurve", "savings", "savings_sentences", "worth"]
 
@@ -60,7 +57,10 @@ class LossCurve:
     """(E,) decreasing: isotonic regression of the measured losses, so that noise between evaluations does not bias
     crossings."""
     per_token: Mapping[Measure, float]
-    """Training FLOPs and seconds per token; 1 for tokens."""
+    """Training FLOPs and seconds per token, means over the run; 1 for tokens."""
+    flops: tuple[Floats, Floats] = (np.empty(0), np.empty(0))
+    """Tokens and the FLOPs spent until then, at each evaluation, since archives have no other points: a model that
+    grows costs more per token later."""
 
     @classmethod
     def of(cls, points: Points) -> Self | None:
@@ -70,7 +70,16 @@ class LossCurve:
             return None
         last = points.last
         per_token = {measure: float(last.get(measure) or math.nan) / last["tokens"] for measure in MEASURES}
-        return cls(tokens, optimize.isotonic_regression(losses, increasing=False).x, per_token)
+        isotonic = optimize.isotonic_regression(losses, increasing=False).x
+        evaluations = Points(points.frame.filter(pl.col("selection_value").is_not_null()))
+        return cls(tokens, isotonic, per_token, evaluations.line("tokens", "flops"))
+
+    def spent(self, measure: Measure, tokens: float) -> float:
+        """How much of a measure the first ``tokens`` took; NaN where it is unknown."""
+        evaluated, flops = self.flops
+        if measure != "flops" or not len(evaluated):
+            return tokens * self.per_token[measure]
+        return float(np.interp(tokens, np.concatenate(([0.0], evaluated)), np.concatenate(([0.0], flops))))
 
     def needed(self, loss: float) -> tuple[float, bool]:
         """Tokens until ``loss``, which the run reaches, by linear interpolation over log tokens; and whether that is
@@ -92,7 +101,7 @@ def worth(arm: LossCurve, baseline: LossCurve) -> tuple[dict[Measure, float], st
     loss = max(arm.losses[-1], baseline.losses[-1])
     (needed, is_bound), (reference, is_reference_bound) = arm.needed(loss), baseline.needed(loss)
     bound = {(False, False): "", (True, False): "at least", (False, True): "at most", (True, True): "unknown"}
-    ratios = {m: reference * baseline.per_token[m] / (needed * arm.per_token[m]) for m in MEASURES}
+    ratios = {m: baseline.spent(m, reference) / arm.spent(m, needed) for m in MEASURES}
     return ratios, bound[is_bound, is_reference_bound]
 
 

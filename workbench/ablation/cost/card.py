@@ -16,7 +16,7 @@ from workbench.data import Source
 from workbench.status import Stage
 from workbench.training.checkpointer import RETAINED
 from workbench.training.config import RunConfig
-from workbench.training.optimiser import optimiser_bytes
+from workbench.training.optimiser import training_state_bytes
 from workbench.training.probe import Measured
 
 __all__ = ["check_budget", "cost_table", "residual_table"]
@@ -33,7 +33,7 @@ def cost_table(
         data: prepared data, by arm.
 
     Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
-    flops_per_token (forward), training_flops (one trial);
+    flops_per_token (forward), training_flops (one trial, that of a smaller model which grows included);
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
     tokens (one trial); epochs (how often a trial reads its training text; null where the data are not prepared, and
     for tasks, whose rows are all new); tuned (fields that the arm tunes); searched (its trials before any repeat);
@@ -54,9 +54,9 @@ def cost_table(
         trials = sum(arm.planned.values())
         seconds = None if step is None else step.seconds * training.steps
         peak = step.peak_bytes if step is not None else 0
-        state_bytes = optimiser_bytes(run)
+        state_bytes = training_state_bytes(run)
         # weights and gradients in fp32
-        memory = peak or 8 * cost.parameters + state_bytes + activation_bytes(run)
+        memory = peak or 4 * (cost.parameters + cost.trainable) + state_bytes + activation_bytes(run)
         row: dict[str, Any] = {
             "arm": name,
             "parameters": cost.parameters,
@@ -65,7 +65,7 @@ def cost_table(
             "non_embedding": cost.non_embedding,
             "active": cost.active,
             "flops_per_token": cost.forward_flops,
-            "training_flops": cost.training_flops * training.steps * training.tokens_per_step,
+            "training_flops": run.training_flops,
             "cache_bytes": cost.cache_bytes,
             "unevicted_bytes": cost.unevicted_bytes,
             "tokens": training.steps * training.tokens_per_step,
@@ -78,7 +78,7 @@ def cost_table(
             "seconds_total": None if seconds is None else seconds * trials,
             "memory_bytes": memory,
             "memory_measured": peak > 0,
-            # weights in fp32 and optimiser state, in the retained checkpoints and the one being written
+            # weights in fp32 and what training keeps, in the retained checkpoints and the one being written
             "disk_bytes": (4 * cost.parameters + state_bytes) * (RETAINED + 1),
         }
         baseline = baseline or row

@@ -25,11 +25,11 @@ REACH = 8
 
 def quantity(budget: Budget, run: RunConfig) -> float:
     """The run's amount on the budget's axis; not for seconds, which are measured."""
+    if budget.axis == "flops":
+        return run.training_flops
     training = run.training
     length = budget.length or training.context if budget.axis == "cache" else training.context
     cost = account(run.model, length, element_bytes=4 if training.precision == "fp32" else 2)
-    if budget.axis == "flops":
-        return cost.training_flops * training.steps * training.tokens_per_step
     return {"parameters": cost.non_embedding, "active_parameters": cost.active, "cache": cost.cache_bytes}[budget.axis]
 
 

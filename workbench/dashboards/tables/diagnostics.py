@@ -15,6 +15,7 @@ UNITS = {
     "entropy": "nats",
     "gate": "share",
     "experts": "experts per token",
+    "below_epsilon": "share",
 }
 """Part of a diagnostic's name -> its unit; all others are plain numbers."""
 

@@ -176,7 +176,8 @@ class StackedLinear(Linear):
     """
 
     def __init__(self, d_in: int, sizes: Mapping[str, int], *, xavier: bool, **options: Any):
-        super().__init__(d_in, sum(sizes.values()), **options)
+        parts = options.pop("parts", tuple((1, channels) for channels in sizes.values()))
+        super().__init__(d_in, sum(sizes.values()), parts=parts, **options)
         self.sizes, self.xavier = dict(sizes), xavier
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
@@ -210,6 +211,9 @@ class Gates(nn.Module):
                 if shape.rank
             }
         )
+        for projection in (self.first, *self.second.values()):
+            assert isinstance(projection, Linear)
+            projection.sensitive = True  # decay and write strength compound over a whole document
 
     def forward(self, x_BTD: Tensor) -> dict[str, Tensor]:
         """Name -> (B, T, channels), before any activation."""
@@ -241,7 +245,8 @@ class DeltaRuleMixer(Mixer):
         self.config = config
         H, K, V = self.H, self.K, self.V = config.heads, config.head_dim, config.value_dim
         xavier = config.initialisation == "xavier"
-        self.qkv = _projection(width, {"q": H * K, "k": H * K, "v": H * V}, xavier)
+        parts = (H, K), (H, K), (H, V)
+        self.qkv = _projection(width, {"q": H * K, "k": H * K, "v": H * V}, xavier, parts=parts)
         self.conv = ShortConvolution(H * (2 * K + V), CONV_WIDTH) if config.short_convolution else None
         self.gates = Gates(width, gate_shapes(config), xavier)
         if config.decay != "none":
@@ -249,6 +254,10 @@ class DeltaRuleMixer(Mixer):
             self.dt_bias = nn.Parameter(torch.empty(H if config.decay == "scalar" else H * K))
         self.norm = RMSNorm(V)
         self.out = _projection(H * V, {"out": width}, xavier, writes_residual=True)
+
+    def transfer_constants(self) -> dict[str, float]:
+        # Xavier's variance follows the sum of fan-in and fan-out
+        return {"initialisation": self.qkv.in_features} if self.config.initialisation == "xavier" else {}
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
         if name == "A_log" and self.config.bounded_decay:
@@ -259,6 +268,12 @@ class DeltaRuleMixer(Mixer):
         else:  # dt_bias: softplus(dt_bias) is log-uniform in (0.001, 0.1)
             step = parameter.uniform_(math.log(1e-3), math.log(0.1), generator=generator).exp().clamp_min(1e-4)
             parameter.copy_(step + torch.log(-torch.expm1(-step)))
+
+    def rescaling_obstacles(self) -> dict[str, str]:
+        qk = "keys enter the delta rule twice, to erase and to write"
+        if self.config.qk_norm == "l2":
+            qk = "queries and keys are scaled to unit length, which undoes any scale"
+        return {"qk": qk, "vo": "the RMS norm between the heads and `out` undoes any scale of the values"}
 
     def forward(
         self,
@@ -390,6 +405,9 @@ class DeltaRuleMixer(Mixer):
             torch.zeros(batch, self.H, self.K, self.V, device=device, dtype=wide),
             torch.zeros(batch, past, self.H * (2 * self.K + self.V), device=device, dtype=dtype),
         )
+
+    def score_obstacle(self) -> str:
+        return "a recurrent state has no softmax over keys"
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

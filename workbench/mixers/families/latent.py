@@ -23,9 +23,21 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
-from workbench.layers import Linear, Rotary, RowCache, linear_flops
+from workbench.contract import (
+    AuxOutputs,
+    Cache,
+    Capabilities,
+    Cost,
+    Mixer,
+    Range,
+    RescalingPair,
+    Role,
+    Scores,
+    VariantConfig,
+)
+from workbench.layers import Linear, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import channel_scales, heads_of, nearest_divisor
+from workbench.ops.attention import score_maxima
 from workbench.ops.sparse_attention import document_starts, visible_block_attention, visible_pairs
 
 
@@ -105,18 +117,19 @@ class LatentNorm(nn.Module):
         ).to(c_BTgC.dtype)
 
 
-class LatentProjections(nn.Module):
+class LatentProjections(ScaledScores, nn.Module):
     """Queries, latents and rotated keys of the tokens, and the two ways to heads and back."""
 
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.H, self.g, self.C = config.heads, config.latents, config.latent_dim
         self.N, self.R = config.head_dim, config.rotary_dim
-        self.down = Linear(width, self.g * self.C + self.R)
+        self.score_channels = self.N + self.R
+        self.down = Linear(width, self.g * self.C + self.R, parts=((self.g, self.C), (1, self.R)))
         scale_square = width / self.C if config.latent_scale else 1.0
         self.norm = LatentNorm(self.g, self.C, math.sqrt(scale_square))
         # of each head its keys, then its values
-        self.up = Linear(self.C, 2 * self.H * self.N, input_square=scale_square)
+        self.up = Linear(self.C, 2 * self.H * self.N, input_square=scale_square, parts=((2 * self.H, self.N),))
         self.q_down = self.q_norm = None
         source, scale_square = width, 1.0
         if config.query_latent:
@@ -124,19 +137,26 @@ class LatentProjections(nn.Module):
             scale_square = width / source if config.latent_scale else 1.0
             self.q_down = Linear(width, source)
             self.q_norm = LatentNorm(1, source, math.sqrt(scale_square))
-        self.q = Linear(source, self.H * (self.N + self.R), input_square=scale_square)
+        self.q = Linear(
+            source, self.H * (self.N + self.R), input_square=scale_square, parts=((self.H, self.N + self.R),)
+        )
         self.rotary = Rotary(self.R, config.rotary_theta) if self.R else None
         self.roles = {
-            "down.weight": Role.LATENT_DOWN,
+            "down.weight": self.down.role(Role.LATENT_DOWN),
             "q_down.weight": Role.LATENT_DOWN,
-            "up.weight": Role.LATENT_UP,
-            "q.weight": Role.LATENT_UP if config.query_latent else Role.HIDDEN,
+            "up.weight": self.up.role(Role.LATENT_UP),
+            "q.weight": self.q.role(Role.LATENT_UP if config.query_latent else Role.HIDDEN),
         }
 
     @property
     def scale(self) -> float:
-        """1/sqrt(dn + dr), in both forms."""
-        return 1 / math.sqrt(self.N + self.R)
+        """Factor of the scores, in both forms: 1/sqrt(dn + dr), unless a parametrisation multiplies it."""
+        return self.score_multiplier / math.sqrt(self.N + self.R)
+
+    def transfer_constants(self) -> dict[str, float]:
+        """See :meth:`workbench.contract.Component.transfer_constants`."""
+        of_queries = {} if self.q_norm is None else {"query_latent": self.q_norm.factor}
+        return {"latent_scale": self.norm.factor, **of_queries}
 
     def forward(self, x_BTD: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries (B, T, H, N) and (B, T, H, R), latents (B, T, g, C), rotated keys (B, T, 1, R)."""
@@ -155,6 +175,11 @@ class LatentProjections(nn.Module):
         """W_uk and W_uv, (g, H/g, N, C) each."""
         weight = self.up.weight.view(self.g, self.H // self.g, 2 * self.N, self.C)
         return weight[:, :, : self.N], weight[:, :, self.N :]
+
+    def scores(self, x_BTD: Tensor, window: int | None = None, **positions: Any) -> list[Scores]:
+        """Queries and keys in the expanded form. Arguments as of :meth:`forward`, and the window."""
+        q_n, q_r, c, kr = self.forward(x_BTD, **positions)
+        return [Scores(torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), self.expanded(c, kr)[0], self.scale, window)]
 
     def expanded(self, c_BSgC: Tensor, kr_BS1R: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (B, S, H, N + R) and values (B, S, H, N)."""
@@ -283,11 +308,19 @@ class LatentAttention(Mixer):
         B, T, _ = x_BTD.shape
         q_n, q_r, c, kr = self.project(x_BTD, offset=0 if cache is None else cache.length)
         if cache is None:
+            if aux is not None and aux.score_maxima is not None:
+                queries, (k, v) = torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), self.project.expanded(c, kr)
+                scale, window = self.project.scale, self.window
+                maxima_H = score_maxima(queries.to(v.dtype), k, scale=scale, window=window, segments=segments)
+                aux.score_maxima.append(maxima_H)
             o = self.attend(q_n, q_r, c, kr, segments=segments)
         else:
             assert isinstance(cache, LatentCache)
             o = cache.attend(q_n, q_r, c, kr)
         return self.out(o.reshape(B, T, -1))
+
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        return self.project.scores(x_BTD, self.window, offset=0)
 
     def attend(
         self,
@@ -326,6 +359,19 @@ class LatentAttention(Mixer):
 
     def rescaling_pairs(self) -> list[RescalingPair]:
         return self.project.rescaling_pairs()
+
+    def score_obstacle(self) -> str | None:
+        return None
+
+    def score_factors(self, factors_H: Tensor) -> dict[str, Tensor]:
+        N, R = self.project.N, self.project.R
+        content_HN = factors_H.sqrt()[:, None].expand(-1, N)
+        queries = torch.cat((content_HN, factors_H[:, None].expand(-1, R)), dim=1)  # all heads share the rotated key
+        keys_and_values = torch.cat((content_HN, torch.ones_like(content_HN)), dim=1)
+        return {
+            "project.q.weight": queries.reshape(-1, 1),
+            "project.up.weight": keys_and_values.reshape(-1, 1),
+        }
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> LatentCache:
         return LatentCache(self, batch, length, device, dtype)

@@ -15,9 +15,20 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Role, VariantConfig
-from workbench.layers import Linear, RMSNorm, Rotary, RowCache, linear_flops
-from workbench.ops.attention import attention
+from workbench.contract import (
+    AuxOutputs,
+    Cache,
+    Capabilities,
+    Cost,
+    Mixer,
+    Range,
+    RescalingPair,
+    Role,
+    Scores,
+    VariantConfig,
+)
+from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
+from workbench.ops.attention import attention, score_maxima
 from workbench.ops.sparse_attention import document_starts, visible_block_attention
 
 
@@ -113,6 +124,11 @@ def nearest_divisor(number: int, target: int) -> int:
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - target))
 
 
+def qkv_parts(H: int, G: int, K: int) -> tuple[tuple[int, int], ...]:
+    """Heads and their channels of queries, keys and values in one matrix."""
+    return (H, K), (G, K), (G, K)
+
+
 def channel_scales(heads: int, channels: int, rotary: Rotary | None = None) -> Tensor:
     """(heads, channels) index of the scale of every channel; the two channels that a rotation mixes share one."""
     half = 0 if rotary is None else rotary.channels // 2
@@ -124,6 +140,9 @@ def channel_scales(heads: int, channels: int, rotary: Rotary | None = None) -> T
 def heads_of(scales: Tensor) -> Tensor:
     """(S,) head of every scale of :func:`channel_scales`."""
     return torch.arange(len(scales)).repeat_interleave(int(scales.max() + 1) // len(scales))
+
+
+QK_NORM_OBSTACLE = "the RMS norms of queries and keys (qk_norm) undo any scale: only the effective rates would change"
 
 
 def stacked_pairs(H: int, G: int, K: int, *, rotary: Rotary | None, qk_norm: bool) -> list[RescalingPair]:
@@ -176,11 +195,12 @@ class KeyValueCache(RowCache):
         return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK))
 
 
-class SoftmaxAttention(Mixer):
+class SoftmaxAttention(ScaledScores, Mixer):
     """Causal softmax attention; ``window`` is None for full attention."""
 
     capabilities = Capabilities(flops_check="decode")
     roles = {"sink": Role.VECTOR}
+    widens = ("heads", "kv_heads")
     conformance_cases = (
         {},
         {"kv_heads": 1, "softcap": 2.0, "sink": True, "rotary_dim": 8},
@@ -190,8 +210,9 @@ class SoftmaxAttention(Mixer):
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.H, self.G, self.K = config.heads, config.kv_heads, config.head_dim
+        self.score_channels = self.K
         self.window: int | None = getattr(config, "window", None)
-        self.qkv = Linear(width, (self.H + 2 * self.G) * self.K)
+        self.qkv = Linear(width, (self.H + 2 * self.G) * self.K, parts=qkv_parts(self.H, self.G, self.K))
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
@@ -211,18 +232,29 @@ class SoftmaxAttention(Mixer):
         aux: AuxOutputs | None = None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
-        heads = self.qkv(x_BTD).view(B, T, self.H + 2 * self.G, self.K)
-        q_BTHK, k_BTGK, v_BTGK = heads.split((self.H, self.G, self.G), dim=2)
-        q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
-        if self.rotary is not None:
-            offset = 0 if cache is None else cache.length
-            q_BTHK, k_BTGK = self.rotary(q_BTHK, offset), self.rotary(k_BTGK, offset)
+        q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, 0 if cache is None else cache.length)
         if cache is None:
+            if aux is not None and aux.score_maxima is not None and self.score_obstacle() is None:
+                queries = q_BTHK.to(v_BTGK.dtype)
+                aux.score_maxima.append(score_maxima(queries, k_BTGK, window=self.window, segments=segments))
             o_BTHK = self.attend(q_BTHK, k_BTGK, v_BTGK, segments=segments)
         else:
             assert isinstance(cache, KeyValueCache)
             o_BTHK = cache.attend(q_BTHK, k_BTGK, v_BTGK)
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
+
+    def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
+        q_BTHK, k_BTGK, _ = self._project(x_BTD, 0)
+        return [Scores(q_BTHK, k_BTGK, window=self.window)]
+
+    def _project(self, x_BTD: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B, T, H, K) and keys (B, T, G, K), and values (B, T, G, K)."""
+        heads = self.qkv(x_BTD).view(*x_BTD.shape[:2], self.H + 2 * self.G, self.K)
+        q_BTHK, k_BTGK, v_BTGK = heads.split((self.H, self.G, self.G), dim=2)
+        q_BTHK, k_BTGK = self.scaled(self.q_norm(q_BTHK)), self.k_norm(k_BTGK)
+        if self.rotary is not None:
+            q_BTHK, k_BTGK = self.rotary(q_BTHK, offset), self.rotary(k_BTGK, offset)
+        return q_BTHK, k_BTGK, v_BTGK
 
     def attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, segments: Tensor | None = None) -> Tensor:
         """Attention of T queries over S ≥ T keys, the last T of which belong to the queries: (B, T, H, K).
@@ -247,6 +279,17 @@ class SoftmaxAttention(Mixer):
 
     def rescaling_pairs(self) -> list[RescalingPair]:
         return stacked_pairs(self.H, self.G, self.K, rotary=self.rotary, qk_norm=isinstance(self.q_norm, RMSNorm))
+
+    def rescaling_obstacles(self) -> dict[str, str]:
+        return {"qk": QK_NORM_OBSTACLE} if isinstance(self.q_norm, RMSNorm) else {}
+
+    def score_obstacle(self) -> str | None:
+        return QK_NORM_OBSTACLE if isinstance(self.q_norm, RMSNorm) else None
+
+    def score_factors(self, factors_H: Tensor) -> dict[str, Tensor]:
+        q_H, k_G = (factors_H, factors_H.new_ones(self.G)) if self.G < self.H else (factors_H.sqrt(), factors_H.sqrt())
+        rows = torch.cat((q_H, k_G, torch.ones_like(k_G))).repeat_interleave(self.K)
+        return {"qkv.weight": rows[:, None]}
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> KeyValueCache:
         return KeyValueCache(self, batch, length, device, dtype)

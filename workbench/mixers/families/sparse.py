@@ -27,6 +27,8 @@ from workbench.ops.sparse_attention import (
 )
 from workbench.pooled import is_token, mean_of
 
+SCORE_OBSTACLE = "queries meet pooled keys and keys of selected blocks, whose largest score is not measured"
+
 
 def check_blocks(blocks: Blocks, path: dict[str, str]) -> None:
     """Check that block sizes fit each other.

@@ -8,10 +8,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from workbench.ops.attention.flex import attention_flex
+from workbench.ops.attention.maxima import score_maxima
 from workbench.ops.attention.torch import attention_torch
 from workbench.ops.dispatch import choose_backend, record
 
-__all__ = ["attention"]
+__all__ = ["attention", "score_maxima"]
 
 
 def attention(
