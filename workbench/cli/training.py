@@ -42,14 +42,12 @@ def train(
 
 def branch(
     run: Annotated[Path, typer.Argument(help="Folder of a run with training.keep_trunk=true whose decay has started.")],
-    tokens: Annotated[int, typer.Argument(help="Tokens of the longer run, counted from its start.")],
-    folder: Annotated[Path | None, typer.Option(help="Folder of the longer run; default RUN-TOKENS.")] = None,
-    decay: Annotated[
-        float | None, typer.Option(help="Share of its steps spent decaying. Default: as in the shorter run.")
+    tokens: Annotated[int, typer.Argument(help="Tokens of the new run, counted from its start.")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of the new run; default RUN-TOKENS, then the options given.")
     ] = None,
-    decay_shape: Annotated[
-        str | None, typer.Option(help="linear, sqrt or cosine. Default: as in the shorter run.")
-    ] = None,
+    decay: Annotated[float | None, typer.Option(help="Share of its steps spent decaying. Default: as in RUN.")] = None,
+    decay_shape: Annotated[str | None, typer.Option(help="linear, sqrt or cosine. Default: as in RUN.")] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
 ) -> None:
     """Train with another horizon or decay from the trunk of a run, which is not trained again."""
@@ -57,7 +55,8 @@ def branch(
     from workbench.training.branch import branch as begin
 
     is_rank_zero = parallel.is_rank_zero()
-    path = folder or run.with_name(f"{run.name}-{tokens}")
+    given = [str(option) for option in (decay, decay_shape) if option is not None]
+    path = folder or run.with_name("-".join((run.name, str(tokens), *given)))
     begin(run, path, path.parent / "cache", tokens, decay, decay_shape, note if is_rank_zero else None)
     _train_in_foreground(path, devices, is_rank_zero)
 

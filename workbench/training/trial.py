@@ -31,6 +31,7 @@ from workbench.evaluation import Results, check_suites
 from workbench.files import MACHINE, write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
+from workbench.ops.scaled_linear import check_device
 from workbench.results import RunFolder
 from workbench.results.data_card import repetition
 from workbench.status import Stage, Status
@@ -483,6 +484,8 @@ def _check_devices(devices: int, config: RunConfig) -> None:
             expected=f"a multiple of the {devices} devices",
             do=f"Nearest: {nearest}.",
         )
+    if config.training.fp8 is not None:
+        check_device(torch.device("cuda" if available else "cpu"), config.training.fp8)
 
 
 def _first_line(error: Exception) -> str:
