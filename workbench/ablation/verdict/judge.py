@@ -277,7 +277,7 @@ def claims_in_order(compared_k: Sequence[Sequence[Comparison] | None], alpha: fl
     within_km: list[list[float | None]] = [[None] * len(missing) for _ in measured]
     with_margin = [k for k, compared in enumerate(measured) if compared[0].rules.margin is not None]
     if with_margin:
-        raw_mk = [[comparison.p_equivalence or 0.0 for comparison in measured[k]] for k in with_margin]
+        raw_mk = [[_within(comparison) for comparison in measured[k]] for k in with_margin]
         for k, within_m in zip(with_margin, holm_in_order(np.array(raw_mk).T).T.tolist()):
             within_km[k] = within_m
     return [
@@ -287,6 +287,11 @@ def claims_in_order(compared_k: Sequence[Sequence[Comparison] | None], alpha: fl
         ]
         for compared, adjusted_m, within_m in zip(measured, adjusted_km.tolist(), within_km, strict=True)
     ]
+
+
+def _within(comparison: Comparison) -> float:
+    """p-value of equivalence; 1 where there is none."""
+    return 1.0 if comparison.p_equivalence is None else comparison.p_equivalence
 
 
 def _two_sided(compared: Sequence[Comparison]) -> list[float]:
