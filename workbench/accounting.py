@@ -15,6 +15,7 @@ import torch
 from workbench.contract import embeddings, feedforwards, mixers
 from workbench.layers import linear_flops
 from workbench.model import LanguageModel, ModelConfig
+from workbench.model.readout import SummaryReadout
 
 __all__ = ["ModelCost", "account", "packed_flops"]
 
@@ -63,15 +64,16 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
     embedding = config.embedding_config
     entry = embeddings[embedding.kind].cost(embedding, config.width, config.vocabulary)
     head, looked_up = config.width * config.vocabulary, entry.parameters - entry.active_parameters
-    non_embedding = sum(cost.parameters for cost in costs) + norms + entry.active_parameters
+    readout, readout_flops = SummaryReadout.cost(config.width) if config.readout else (0, 0)
+    non_embedding = sum(cost.parameters for cost in costs) + norms + readout + entry.active_parameters
     auxiliary, auxiliary_flops = _multi_token_head(config, length)
     adapters = _adapters(config)
     return ModelCost(
         parameters=non_embedding + auxiliary + adapters + looked_up + (0 if config.tied else head),
         embedding=looked_up,
         non_embedding=non_embedding,
-        active=sum(cost.active_parameters for cost in costs) + norms + entry.active_parameters,
-        forward_flops=sum(cost.flops for cost in costs) + entry.flops + 2 * head,
+        active=sum(cost.active_parameters for cost in costs) + norms + readout + entry.active_parameters,
+        forward_flops=sum(cost.flops for cost in costs) + readout_flops + entry.flops + 2 * head,
         cache_bytes=sum(cost.cache_bytes for cost in (*costs, entry)),
         unevicted_bytes=sum(
             cost.cache_bytes if cost.unevicted_bytes is None else cost.unevicted_bytes for cost in (*costs, entry)

@@ -109,6 +109,26 @@ def test_evaluation_counts_every_target_once(batch_size: int, context: int) -> N
     assert targets == Counter(set(range(int(documents.offsets[-1]))) - firsts)
 
 
+class Long:
+    """Two examples of 40 and 10 tokens that must not be divided."""
+
+    indivisible = True
+    lengths = np.array([40, 10])
+
+    def __len__(self) -> int:
+        return 2
+
+    def piece(self, document: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.full(count, document), np.arange(first, first + count)
+
+
+def test_rows_are_as_long_as_the_longest_indivisible_document() -> None:
+    """Four rows of 16 tokens, or one of 40."""
+    batches = list(evaluation_batches(Long(), batch_size=4, context=16))  # type: ignore[arg-type]
+    assert [tuple(batch.tokens_BT.shape) for batch in batches] == [(1, 40), (1, 40)]
+    assert [batch.targets_BT[0].max().item() for batch in batches] == [39, 9]
+
+
 @pytest.fixture(scope="module")
 def measured(documents: Documents) -> list[Batch]:
     return list(evaluation_batches(documents, batch_size=7, context=32))

@@ -71,9 +71,8 @@ def test_the_report_names_suite_and_task(run: RunFolder) -> None:
     assert report.select("suite", "task").unique().rows() == [("answers", "mqar")]
 
 
-def test_further_suites_of_the_configuration_come_after_the_primary_one() -> None:
-    config = RunConfig.parse({**FIELDS, "evaluation": ["loss"]})
-    assert [suite.kind for suite in config.evaluation_suites] == ["answers", "loss"]
+def test_the_suite_of_the_primary_metric_is_that_of_the_data() -> None:
+    assert RunConfig.parse({**FIELDS, "evaluation": ["loss"]}).primary_suite.config.kind == "answers"
 
 
 def test_without_further_suites_the_identity_has_no_field_for_them() -> None:

@@ -151,6 +151,16 @@ class AblationRun:
         return self.record.views
 
     @property
+    def has_suites(self) -> bool:
+        """Whether evaluation suites have measured anything."""
+        return self.files.has_scores
+
+    @property
+    def contexts(self) -> dict[str, int]:
+        """Arm -> tokens of the rows that it is trained on; empty in ablations of earlier versions."""
+        return self.record.contexts
+
+    @property
     def data_cards(self) -> dict[str, Any]:
         """Arm -> description of its prepared data."""
         return self.record.data_cards
@@ -194,6 +204,14 @@ class AblationRun:
     def diagnostics(self) -> pl.DataFrame:
         """What layers logged about themselves (columns: workbench.results.tables.DIAGNOSTICS_SCHEMA)."""
         return diagnostics(self.folder)
+
+    def scores(self) -> pl.DataFrame:
+        """What evaluation suites measured (columns: workbench.results.tables.SCORES_SCHEMA, then labels of documents).
+        Rows of the report split are left out until they may be read (:meth:`runs`)."""
+        frame, readable = self.files.scores(), self._readable_seeds()
+        if readable is None:
+            return frame
+        return frame.filter((pl.col("split") != "report") | pl.col("seed").is_in(list(readable)))
 
     def reports(self) -> Iterator[tuple[str, int, pl.DataFrame]]:
         """Arm, seed and the report documents of the metric's task, for each confirmation run that is done and whose

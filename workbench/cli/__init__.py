@@ -16,8 +16,8 @@ import typer
 from workbench.cli.ablations import components, cost, pilot, plan, run, stop, watch, worker
 from workbench.cli.installed import doctor, variants
 from workbench.cli.output import open_streams, unattended
-from workbench.cli.results import archive, compare, ledger, report, serve, table, verdict
-from workbench.cli.training import branch, export, generate, prepare, train
+from workbench.cli.results import archive, compare, ledger, report, scores, serve, table, verdict
+from workbench.cli.training import branch, evaluate, export, generate, prepare, train
 from workbench.cli.transfer import coordinates, parametrisation, transfer
 
 COMMANDS = (
@@ -28,6 +28,7 @@ COMMANDS = (
     unattended(prepare),
     unattended(export),
     generate,
+    unattended(evaluate),
     parametrisation,
     coordinates,
     transfer,
@@ -38,6 +39,7 @@ COMMANDS = (
     watch,
     unattended(stop),
     verdict,
+    scores,
     compare,
     unattended(report),
     unattended(serve),

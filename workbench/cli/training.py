@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,6 +12,11 @@ from workbench.cli.output import console, note, print_line
 from workbench.formatting import count, duration, flops
 from workbench.results.data_card import warnings
 from workbench.status import Stage, Status
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from workbench.results import RunFolder
 
 
 def train(
@@ -159,3 +164,78 @@ def generate(
     for text in engine.complete(prompt, sampling):
         print(text, end="", flush=True)
     print()
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="An ablation, a finished run, or an exported model.")],
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names, YAML such as '{kind: ruler, lengths: [4096]}', or files with `evaluation:`."),
+    ] = None,
+    into: Annotated[Path | None, typer.Option(help="Folder of the tables of an exported model.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")] = None,
+) -> None:
+    """Measure trained models with evaluation suites. Ctrl-C keeps what was measured; the same command goes on.
+
+    Without suites, those of the runs' configuration. What a run was judged on is left as it is.
+    """
+    import signal
+
+    import polars as pl
+
+    from workbench.results.scores import read_scores
+    from workbench.training.loop import Stopped
+    from workbench.training.suites import evaluate_export, evaluate_run, finished_runs, parse_suites
+
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: signals.append(number))
+    options: dict[str, Any] = {"device": device, "should_stop": lambda: bool(signals), "progress": note}
+    configs = parse_suites(suites or ())
+    try:
+        if (folder / "config.json").is_file():
+            tables = into or Path("results") / "suites" / folder.name
+            evaluate_export(folder, tables, configs, **options)
+            scores = read_scores(tables).with_columns(arm=pl.lit(folder.name))
+        else:
+            runs = finished_runs(folder)
+            for run in runs:
+                note(f"run {run.path.name}")
+                evaluate_run(run.path, configs, **options)
+            scores = _readable_scores(runs)
+    except Stopped as stop:
+        print_line(f"interrupted: {stop}")
+        raise typer.Exit(130) from None
+    _print_scores(scores)
+
+
+def _readable_scores(runs: list[RunFolder]) -> pl.DataFrame:
+    """The scores of a run, or of runs of one ablation, without those that are sealed until it ends."""
+    import polars as pl
+
+    from workbench.ablation.run import AblationRun
+
+    ablation = runs[0].path.absolute().parent.parent
+    if not (ablation / "ablation.json").is_file():
+        return runs[0].scores().with_columns(arm=pl.lit(runs[0].path.name))
+    return AblationRun(ablation).scores().filter(pl.col("run").is_in([run.path.name for run in runs]))
+
+
+def _print_scores(scores: pl.DataFrame) -> None:
+    """Print the scores of every task after the newest step, a column per arm with its mean over runs."""
+    import polars as pl
+
+    newest = pl.col("step") == pl.col("step").max().over("suite", "split")
+    of_tasks = scores.filter(pl.col("document").is_null() & newest)
+    if of_tasks.is_empty():
+        print_line("Measured. Values of the report split can be read once the ablation has ended.")
+        return
+    key = ["suite", "split", "task", "metric"]
+    wide = of_tasks.group_by(*key, "arm", maintain_order=True).agg(pl.col("value").mean()).pivot("arm", index=key)
+    arms = wide.columns[len(key) :]
+    table = Table(*key, *arms)
+    for row in wide.iter_rows(named=True):
+        values = ("" if row[arm] is None else f"{row[arm]:.4f}" for arm in arms)
+        table.add_row(*(row[name] for name in key), *values)
+    console.print(table)

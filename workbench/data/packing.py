@@ -83,8 +83,12 @@ def evaluation_batches(documents: Split, *, batch_size: int, context: int) -> It
     """Every target of every document exactly once, in order.
 
     A document that does not fit in the rest of its row continues in the next row, unless documents are indivisible.
-    All batches have the same shape, so that a compiled model sees one: the last one is padded.
+    Where one of these is longer than ``context``, rows are as long as the longest, and a batch has fewer of them: as
+    many tokens as before, or a single row. All batches have the same shape, so that a compiled model sees one: the last
+    one is padded.
     """
+    if documents.indivisible and (longest := int(max(documents.lengths, default=0))) > context:
+        batch_size, context = max(1, batch_size * context // longest), longest
     rows = _evaluation_rows(documents, context)
     rows += [[] for _ in range(-len(rows) % batch_size)]
     for first in range(0, len(rows), batch_size):
@@ -98,7 +102,6 @@ def _evaluation_rows(documents: Split, context: int) -> list[list[Piece]]:
     free = context
     for document, length in enumerate(documents.lengths):
         if documents.indivisible and free < length:
-            assert length <= context, "checked with the configuration"
             rows.append([])
             free = context
         first = 0

@@ -35,6 +35,8 @@ class SourceConfig(Config):
     allow_lossy: str | None = None
     """Reason to measure bits per byte with a tokenizer whose ids do not decode to the measured text. Such a verdict is
     exploratory; without a reason the ablation is refused."""
+    readout: ClassVar[str | None] = None
+    """The readout (``model.readout``) of models that are trained on this source."""
     views: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Dashboard panels that show the evaluated documents by their labels: panel -> label columns. Evaluation adds a row
     for every combination of these labels."""

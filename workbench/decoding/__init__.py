@@ -7,7 +7,17 @@
 :func:`workbench.pretrained.load` reads an exported folder.
 """
 
-from workbench.decoding.engine import Engine, Generation, Metrics, Sampling, Stream
+from workbench.decoding.engine import Engine, Generation, Metrics, Sampling, Stream, encode_prompt
 from workbench.decoding.policy import Policy, PolicyConfig, policies
 
-__all__ = ["Engine", "Generation", "Metrics", "Policy", "PolicyConfig", "Sampling", "Stream", "policies"]
+__all__ = [
+    "Engine",
+    "Generation",
+    "Metrics",
+    "Policy",
+    "PolicyConfig",
+    "Sampling",
+    "Stream",
+    "encode_prompt",
+    "policies",
+]

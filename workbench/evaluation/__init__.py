@@ -1,23 +1,33 @@
-"""Evaluation of a model on a data source: suites, their long table, and inspection of trained layers."""
+"""Evaluation of a model: suites, their long table, and inspection of trained layers."""
 
+from workbench.evaluation.measure import check_score, check_suites, measure_suite
 from workbench.evaluation.suites import (
+    Conditions,
     DocumentSuite,
     Evaluation,
+    Journal,
+    Measured,
     Results,
+    Score,
     Settings,
     Suite,
     SuiteConfig,
-    evaluate,
     suites,
 )
 
 __all__ = [
+    "Conditions",
     "DocumentSuite",
     "Evaluation",
+    "Journal",
+    "Measured",
     "Results",
+    "Score",
     "Settings",
     "Suite",
     "SuiteConfig",
-    "evaluate",
+    "check_score",
+    "check_suites",
+    "measure_suite",
     "suites",
 ]

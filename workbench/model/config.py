@@ -128,6 +128,9 @@ class ModelConfig(Config):
     """Low-rank adapters, which alone are trained: {rank: 8, alpha: 16}. Default: none, all parameters are trained."""
     hidden_z: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the hidden z-loss, which keeps the last hidden states from growing (arXiv 2509.01322, eq. 10)."""
+    readout: Literal["summary"] | None = None
+    """Where predictions are made from: of a document's prefix at each position (default), or of the state of its last
+    token alone (summary), for tasks that measure what a state holds."""
 
     @field_validator("scale")
     @classmethod
@@ -136,6 +139,12 @@ class ModelConfig(Config):
         return scale
 
     def model_post_init(self, _context: Any) -> None:
+        require(
+            self.readout is None or (self.mtp is None and self.width % 2 == 0),
+            "readout",
+            got=f"{self.readout} with width={self.width}" + (" and mtp" if self.mtp is not None else ""),
+            expected="an even width and no multi-token head",
+        )
         # expanded now, so that a mistake is reported at construction
         _ = self.layers, self.shortcuts, self.mtp_layer, self.embedding_config, self.base_model
         require(
@@ -351,6 +360,8 @@ class ModelConfig(Config):
             canonical["lora"] = self.lora.canonical()
         if self.hidden_z:
             canonical["hidden_z"] = self.hidden_z
+        if self.readout:
+            canonical["readout"] = self.readout
         if self.parametrisation.kind != "standard":
             canonical["parametrisation"] = {**self.parametrisation.plain(), "base": self.base_model.canonical()}
         return canonical
@@ -380,7 +391,10 @@ class ModelConfig(Config):
         components: list[tuple[Any, Any]] = [*self.variants(), (embeddings[embedding.kind], embedding)]
         if self.mtp_layer is not None and capability != "decode":
             components += _variants_of(self.mtp_layer)
-        return sorted({config.kind for cls, config in components if not getattr(cls.capabilities, capability)})
+        kinds = {config.kind for cls, config in components if not getattr(cls.capabilities, capability)}
+        if self.readout is not None and capability != "segments":
+            kinds.add(f"readout {self.readout}")
+        return sorted(kinds)
 
 
 def _variants_of(layer: Layer) -> list[tuple[type[Variant], VariantConfig]]:

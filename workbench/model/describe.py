@@ -22,6 +22,8 @@ def describe_model(model: ModelConfig) -> str:
         lines.append(f"multi-token head, {start}:  {_layer(model.mtp_layer)}")
     if model.hidden_z:
         lines.append(f"hidden z-loss, weight {model.hidden_z:g}")
+    if model.readout:
+        lines.append(f"readout {model.readout}: predictions from the state of a document's last token")
     return "\n".join(lines)
 
 

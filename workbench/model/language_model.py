@@ -26,6 +26,7 @@ from workbench.model.objectives import (
     target_loss,
 )
 from workbench.model.parametrisation import Multipliers, apply_multipliers
+from workbench.model.readout import SummaryReadout
 from workbench.model.roles import parameter_roles
 from workbench.ops.cross_entropy import linear_cross_entropy
 
@@ -55,6 +56,7 @@ class LanguageModel(nn.Module):
         self.norm = RMSNorm(config.width)
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
         self.mtp = MultiTokenHead(config.mtp_layer, config.width) if config.mtp_layer else None
+        self.readout = SummaryReadout(config.width) if config.readout else None
         self.recompute = False
         """Whether training recomputes the activations of blocks in the backward pass instead of keeping them."""
         self.stop_tokens: frozenset[int] = frozenset()
@@ -73,8 +75,9 @@ class LanguageModel(nn.Module):
 
     @property
     def units(self) -> list[nn.Module]:
-        """Modules that are compiled, sharded and recomputed one by one: blocks, shortcuts, the multi-token head."""
-        return [*self.blocks, *self.shortcuts, *([self.mtp] if self.mtp is not None else [])]
+        """Modules that are compiled, sharded and recomputed one by one: blocks, shortcuts, the readout, the multi-token
+        head."""
+        return [*self.blocks, *self.shortcuts, *(unit for unit in (self.readout, self.mtp) if unit is not None)]
 
     def compile_blocks(self) -> None:
         """Compile every unit with torch.compile as one graph; blocks of one kind share the code.
@@ -109,7 +112,7 @@ class LanguageModel(nn.Module):
     def _states(
         self, tokens_BT: Tensor, segments: Tensor | None, caches: list[Cache] | None, layer_aux: list[AuxOutputs] | None
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings and the last block's output, (B, T, D) each."""
+        """Embeddings and the last block's output, read out where the model has a readout, (B, T, D) each."""
         cache = None if caches is None else caches[-1]
         embedded_BTD = times(self.multipliers.input, self.embedding(tokens_BT, segments=segments, cache=cache))
         x_BTD = embedded_BTD
@@ -124,6 +127,8 @@ class LanguageModel(nn.Module):
                 shortcut_BTD = self._run(self.shortcuts[index // 2], u_BTD, segments=segments, aux=shortcut_aux)
             if shortcut_BTD is not None and index % 2:
                 x_BTD, shortcut_BTD = x_BTD + times(self.multipliers.branch, shortcut_BTD), None
+        if self.readout is not None:
+            x_BTD = self._run(self.readout, x_BTD, segments=segments)
         return embedded_BTD, x_BTD
 
     def _run(self, unit: nn.Module, x_BTD: Tensor, **inputs: Any) -> Any:

@@ -132,6 +132,19 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer]:
     return model, tokenizer
 
 
+def provenance(folder: str | Path) -> dict[str, Any]:
+    """What an exported folder records of its origin: run, step, context of training. Of another checkpoint, its context
+    alone.
+
+    Raises:
+        ConfigError: when there is no config.json.
+    """
+    fields = read_json_file(_existing(folder) / CONFIG)
+    section = fields.get("workbench")
+    recorded = section.get("provenance") if isinstance(section, dict) else None
+    return dict(recorded) if recorded else {"context": fields.get("max_position_embeddings")}
+
+
 def stop_tokens(folder: Path) -> frozenset[int]:
     """Ids that end a text, as config.json and generation_config.json name them (``eos_token_id``). A Llama
     configuration without the field has transformers' default.

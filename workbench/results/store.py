@@ -11,6 +11,7 @@
                         last block are the shortcuts
     events.jsonl        starts, resumes, stops
     result.json         the final numbers, written once at the end of the run
+    suites/             what evaluation suites measured beside the primary metric (workbench.results.scores)
     report.parquet      every report document (confirmation runs): columns suite, task, document, then numerators and
                         denominators (nll_nats and bytes, or errors and answers), cluster (documents of one number are
                         alike) and labels of the data source. Older folders have no suite, task and cluster.
@@ -36,6 +37,7 @@ from workbench.config import ConfigError
 from workbench.files import append_json, checksum, locked, read_json, read_jsonl, replacing, sync, write_json
 from workbench.metric import Metric
 from workbench.results.record import RunRecord, read_environment, read_result, read_state
+from workbench.results.scores import FOLDER, read_scores, truncate_scores
 from workbench.status import ENDED, RETRYABLE, Stage, Status
 
 REPORT = "report.parquet"
@@ -211,12 +213,22 @@ class RunFolder:
                 sync(self.path / name)
 
     def truncate_after(self, step: int) -> None:
-        """Drop metrics, evaluations and diagnostics after ``step``, and what was measured after the training: a resumed
-        run writes them again."""
+        """Drop metrics, evaluations, diagnostics and scores after ``step``, and evaluations on the report split: a
+        resumed run writes them again."""
         for name in LOGS:
             rows = [row for row in read_jsonl(self.path / name) if _is_before(row, step)]
             with replacing(self.path / name) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        truncate_scores(self.suites_path, step)
+
+    @property
+    def suites_path(self) -> Path:
+        """Folder of what evaluation suites measured."""
+        return self.path / FOLDER
+
+    def scores(self) -> pl.DataFrame:
+        """What evaluation suites measured: columns in :data:`workbench.results.scores.SCORE_SCHEMA`, then labels."""
+        return read_scores(self.suites_path)
 
     # -- report documents --------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import polars as pl
 
 from workbench.files import read_json, read_jsonl, stamp
 from workbench.results.record import RunRecord, read_environment, read_result, read_state
+from workbench.results.scores import SCORE_SCHEMA
 from workbench.results.store import RunFolder, decided
 from workbench.status import ENDED, Stage, Status
 
@@ -70,6 +71,8 @@ EVALUATION_SCHEMA: dict[str, Any] = {
     "value": pl.Float64,
     "n": pl.Int64,
 }
+SCORES_SCHEMA: dict[str, Any] = {**KEY_SCHEMA, **SCORE_SCHEMA}
+"""Columns of every table of scores; labels of documents follow."""
 DIAGNOSTICS_SCHEMA: dict[str, Any] = {
     **KEY_SCHEMA,
     "step": pl.Int64,
@@ -334,6 +337,15 @@ def _evaluations(path: Path) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row", strict=False)
 
 
+def scores(ablation: str | Path) -> pl.DataFrame:
+    """What evaluation suites measured of every run of one ablation; columns in ``SCORES_SCHEMA``, then the labels of
+    documents.
+
+    A row with a document is one document; one without is all documents of the task together.
+    """
+    return _joined(((run.line, RunFolder(run.row["folder"]).scores()) for run in _runs(ablation)), SCORES_SCHEMA)
+
+
 def diagnostics(ablation: str | Path) -> pl.DataFrame:
     """Layer diagnostics of every run of one ablation; columns in ``DIAGNOSTICS_SCHEMA``.
 
@@ -369,4 +381,4 @@ def _joined(frames: Iterable[tuple[Line, pl.DataFrame | None]], schema: dict[str
         for line, frame in frames
         if frame is not None and len(frame)
     ]
-    return pl.concat(keyed) if keyed else pl.DataFrame(schema=schema)
+    return pl.concat(keyed, how="diagonal_relaxed") if keyed else pl.DataFrame(schema=schema)

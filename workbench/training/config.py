@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -12,7 +12,7 @@ from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
 from workbench.contract import ParameterRole, Role
 from workbench.data import BatchPlanConfig, Source, SourceConfig, batch_plans, sources
-from workbench.evaluation import SuiteConfig, suites
+from workbench.evaluation import DocumentSuite, Suite, SuiteConfig, suites
 from workbench.guards import GuardSetting
 from workbench.model.config import ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
@@ -192,6 +192,23 @@ class Seeds(Config):
     """The global generators of Python, numpy and torch, from which a variant draws dropout, router noise or samples."""
 
 
+SuiteSettings: TypeAlias = tuple[Annotated[SerializeAsAny[SuiteConfig], BeforeValidator(suites.parse)], ...]
+"""Suites by name, or as mappings with their ``kind``."""
+
+
+def check_names(configs: tuple[SuiteConfig, ...]) -> None:
+    """Raise ConfigError when two suites have one name."""
+    names = [config.label for config in configs]
+    for index, name in enumerate(names):
+        require(
+            name not in names[:index],
+            f"evaluation[{index}].name",
+            got=name,
+            expected="a separate name for every suite",
+            do="Two suites of one kind need names: {kind: …, name: …}.",
+        )
+
+
 RECORDED_ONLY = ("log_every", "evaluations", "checkpoint_every", "keep_trunk")
 """Fields of :class:`TrainingConfig` that decide what is recorded and leave the weights as they are."""
 
@@ -209,8 +226,10 @@ class RunConfig(Config):
     """Trained weights to start from, and how they are transformed. Default: random weights."""
     growth: GrowthConfig | None = None
     """A smaller model that the run trains first, and how it grows into ``model``. Default: none."""
-    evaluation: tuple[Annotated[SerializeAsAny[SuiteConfig], BeforeValidator(suites.parse)], ...] = ()
-    """Further evaluation suites, run at every evaluation. The suite of the primary metric always runs."""
+    evaluation: SuiteSettings = ()
+    """Suites that measure the run beside the primary metric, at its end or after the steps that they name. Their
+    results are in separate tables and change nothing that the run is judged on. In an ablation they measure
+    confirmation runs only."""
     seed: Seed = 0
     """Seed of the run; initial weights, data order and everything else are derived from it separately. Never tuned."""
     seeds: Seeds = Seeds()
@@ -219,11 +238,16 @@ class RunConfig(Config):
     """Whether components that cannot separate the packed documents of a row may train. The result carries a caution."""
 
     @property
-    def evaluation_suites(self) -> tuple[SuiteConfig, ...]:
-        """The suites of every evaluation, that of the primary metric first."""
-        primary = self.data.metric.suite
-        further = {config.kind: config for config in self.evaluation}
-        return (further.pop(primary, None) or suites.parse(primary), *further.values())
+    def primary_suite(self) -> DocumentSuite:
+        """The suite of the primary metric, which runs at every evaluation."""
+        kind = self.data.metric.suite
+        suite: Suite = suites[kind](suites.parse(kind))
+        assert isinstance(suite, DocumentSuite)
+        return suite
+
+    def suites_at(self, moment: int | Literal["end"]) -> tuple[SuiteConfig, ...]:
+        """The suites that measure the run after an optimiser step, or at its end."""
+        return tuple(config for config in self.evaluation if moment in config.when)
 
     def seed_of(self, component: Component) -> int:
         """The seed of initial weights (init), data order (order) or everything else (other)."""
@@ -238,6 +262,13 @@ class RunConfig(Config):
             got=", ".join(without),
             expected="components that separate the packed documents of a row",
             do="Choose others, or set allow_document_leaks: true to train across documents.",
+        )
+        require(
+            self.model.readout == self.data.readout,
+            "model.readout",
+            got=self.model.readout,
+            expected=f"{self.data.readout} with data of kind {self.data.kind!r}",
+            do=f"Set model.readout: {self.data.readout}." if self.data.readout else "Leave model.readout out.",
         )
         require(
             self.model.lora is None or self.start is not None,
@@ -268,6 +299,19 @@ class RunConfig(Config):
                     self.training.qk_clip.check(phase.model)
             except ConfigError as error:
                 raise error.under("training.qk_clip") from None
+        check_names(self.evaluation)
+        for index, suite in enumerate(self.evaluation):
+            try:
+                suite.check(self.model.vocabulary or 0, self.training.context)
+            except ConfigError as error:
+                raise error.under(f"evaluation[{index}]") from None
+            late = [moment for moment in suite.when if moment != "end" and moment >= self.training.steps]
+            require(
+                not late,
+                f"evaluation[{index}].when",
+                got=late,
+                expected=f"steps before the last one ({self.training.steps}), or end",
+            )
         for index, transform in enumerate(build_transforms(self.training.transforms)):
             try:
                 for phase in self.phases:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -20,6 +20,9 @@ from workbench.training.checkpoint import latest, load_checkpoint, step_of
 from workbench.training.config import RunConfig, TrainingConfig
 from workbench.training.optimiser import build_optimiser
 
+Weights: TypeAlias = Literal["measured", "trained", "average"]
+"""Weights of a checkpoint: those that the run's results are of, those of the last step, or their moving average."""
+
 
 def export(
     run_or_checkpoint: str | Path,
@@ -29,7 +32,7 @@ def export(
     format: Literal["workbench", "llama"] = "workbench",
     dtype: Literal["fp32", "bf16"] = "fp32",
     shard_bytes: int = SHARD_BYTES,
-    weights: Literal["measured", "trained", "average"] = "measured",
+    weights: Weights = "measured",
 ) -> Path:
     """Write the trained model of a run as a Hugging Face-style folder (:mod:`workbench.pretrained.folder`).
 
@@ -49,12 +52,10 @@ def export(
             the folder contains something else, the run keeps no average, or the model cannot be written in this format.
     """
     path = Path(run_or_checkpoint).absolute()
-    run, checkpoint = _run_and_checkpoint(path)
+    run, checkpoint = run_and_checkpoint(path)
     record = run.record()
     config = RunConfig.parse(record.config)
-    caches = [Path(cache)] if cache is not None else [parent / "cache" for parent in run.path.parents]
-    data_cache = next((candidate for candidate in caches if (candidate / record.data).is_dir()), caches[0])
-    tokenizer = Source.open(data_cache, record.data).tokenizer
+    tokenizer = open_data(run, cache).tokenizer
     if tokenizer is None:
         raise ConfigError.at(
             "run",
@@ -62,15 +63,8 @@ def export(
             expected="a model of text",
             do="A task without text has no tokenizer to export.",
         )
-    tensors = read_tensors(checkpoint)
     step = step_of(checkpoint)
-    model = config.phase_at(step).model
-    check_against(model, tensors, checkpoint)
-    ema = config.training.ema
-    is_average = weights == "average" or (weights == "measured" and ema is not None and ema.evaluate == "instead")
-    trained = build(model, tensors)
-    if is_average:
-        trained.load_state_dict(averages(checkpoint, trained, config.training), strict=False)
+    model, is_average = trained_model(config, checkpoint, weights)
     provenance: dict[str, Any] = {
         "run": record.identity,
         "name": run.path.name,
@@ -81,13 +75,13 @@ def export(
         "steps": record.steps,
         "tokens": step * config.training.tokens_per_step,
         "context": config.training.context,
-        **({} if ema is None else {"weights": "average" if is_average else "trained"}),
+        **({} if config.training.ema is None else {"weights": "average" if is_average else "trained"}),
         "data": record.data,
         "code": run.environment().get("code"),
         "exported_by": code_version(),
     }
     return save(
-        trained,
+        model,
         tokenizer,
         folder,
         format=format,
@@ -95,6 +89,44 @@ def export(
         shard_bytes=shard_bytes,
         provenance=provenance,
     )
+
+
+def open_data(run: RunFolder, cache: str | Path | None = None) -> Source:
+    """The prepared data of a run.
+
+    Args:
+        run: its folder.
+        cache: folder of prepared data. Default: the nearest ``cache`` beside or above the run that contains its data.
+
+    Raises:
+        ConfigError: when the data are missing or damaged.
+    """
+    fingerprint = run.record().data
+    caches = [Path(cache)] if cache is not None else [parent / "cache" for parent in run.path.absolute().parents]
+    return Source.open(next((path for path in caches if (path / fingerprint).is_dir()), caches[0]), fingerprint)
+
+
+def trained_model(config: RunConfig, checkpoint: Path, weights: Weights = "measured") -> tuple[LanguageModel, bool]:
+    """The model of a checkpoint, on the CPU.
+
+    Args:
+        config: of the run.
+        checkpoint: its folder.
+        weights: as :func:`export`.
+
+    Returns:
+        The model, and whether its weights are the moving average.
+
+    Raises:
+        ConfigError: when the checkpoint does not have the tensors of the model, or the run keeps no average.
+    """
+    architecture, tensors = config.phase_at(step_of(checkpoint)).model, read_tensors(checkpoint)
+    check_against(architecture, tensors, checkpoint)
+    model, ema = build(architecture, tensors), config.training.ema
+    is_average = weights == "average" or (weights == "measured" and ema is not None and ema.evaluate == "instead")
+    if is_average:
+        model.load_state_dict(averages(checkpoint, model, config.training), strict=False)
+    return model, is_average
 
 
 def averages(checkpoint: Path, model: LanguageModel, training: TrainingConfig) -> dict[str, Tensor]:
@@ -119,7 +151,12 @@ def averages(checkpoint: Path, model: LanguageModel, training: TrainingConfig) -
     return {names[index]: entry[AVERAGE] for index, entry in state.items()}
 
 
-def _run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
+def run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
+    """A finished run with its last checkpoint, or the run of a checkpoint and this.
+
+    Raises:
+        ConfigError: when there is no such run, it has not finished, or its last checkpoint is missing.
+    """
     if path.is_dir() and path.match("checkpoint/step-*") and (path.parent.parent / "run.json").is_file():
         return RunFolder(path.parent.parent), path
     if not (path / "run.json").is_file():

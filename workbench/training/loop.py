@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+
+import torch
 
 from workbench.data import Batch
 from workbench.training import parallel
@@ -29,6 +31,8 @@ def train_loop(
     checkpointer: Checkpointer,
     weight_transforms: Callable[[int], None],
     evaluate: Callable[[int], dict[str, float]],
+    measure: Callable[[int], None],
+    measure_at: Collection[int],
     should_stop: Callable[[], bool],
     on_first_step: Callable[[], None],
 ) -> None:
@@ -44,6 +48,8 @@ def train_loop(
         until: last step; that of the run, or the last of a phase, after which its model is replaced.
         weight_transforms: called after every step with its number, and with 0 before the first.
         evaluate: step -> values on the selection split, by the names that the line gives them.
+        measure: runs the suites that are due after a step.
+        measure_at: steps after which some are.
         should_stop: asked after every step; with several ranks, after every ``log_every`` steps, where they wait for
             each other.
         on_first_step: called after the first step of this process.
@@ -81,6 +87,11 @@ def train_loop(
             with throughput.paused():
                 row |= evaluate(step)
             log.write(row)
+        if step in measure_at:
+            if train_step.device.type == "cuda":
+                torch.cuda.synchronize()  # the step's work on the device is training time
+            with throughput.paused():
+                measure(step)
         if is_due or stops:
             log.flush()  # raises as well
             log.write_diagnostics(step)

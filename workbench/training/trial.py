@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,18 +27,17 @@ from workbench.config import ConfigError
 from workbench.data import MeasuredSplit, RowStream, Source, StepLoader, batch_plans
 from workbench.data import prepare as prepare_data
 from workbench.environment import environment
-from workbench.evaluation import Results, Settings, evaluate
+from workbench.evaluation import Results, check_suites
 from workbench.files import MACHINE, write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
 from workbench.ops.scaled_linear import check_device
 from workbench.results import RunFolder
 from workbench.results.data_card import repetition
-from workbench.results.ledger import FILE, Ledger, Opening, documents_fingerprint
 from workbench.status import Stage, Status
 from workbench.training import parallel
 from workbench.training.average import averaged
-from workbench.training.checkpoint import checkpoints_in, latest, step_of
+from workbench.training.checkpoint import checkpoints_in, latest, random_state, set_random_state, step_of
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import RunConfig, describe_run
 from workbench.training.growth import grow
@@ -47,6 +46,14 @@ from workbench.training.loop import Stopped, train_loop
 from workbench.training.memory import retain_freed_memory
 from workbench.training.metric_log import MetricLog
 from workbench.training.step import TrainStep, build_step
+from workbench.training.suites import (
+    measure_run,
+    measures_suites,
+    record_opening,
+    run_settings,
+    suite_conditions,
+    suite_split,
+)
 from workbench.training.throughput import Throughput
 from workbench.training.weight_transforms import ScheduledTransforms
 from workbench.transforms import build_transforms, initialise_from
@@ -85,6 +92,7 @@ def new_run(
     if _is_self_contained(RunFolder(path), config, cache):
         return RunFolder(path)
     data = prepare_data(config.data, config.model.vocabulary or 0, cache, progress)
+    check_suites(config.evaluation, suite_conditions(config, data))
     if progress:
         for line in repetition({arm: config.epochs(data)}):
             progress(line)
@@ -193,7 +201,9 @@ def _train(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit(trial, should_stop, on_row)
-    return report(trial)
+    results = open_report_split(trial) if trial.stage == Stage.CONFIRMATION else None
+    trial.measure("end", should_stop)
+    return report(trial, results)
 
 
 class Unavailable(Exception):
@@ -230,10 +240,9 @@ class Trial:
     """The step of the model, once it is on its device."""
 
     def evaluate(self, split: MeasuredSplit, step: int) -> Results:
-        """Run the evaluation suites on ``split`` and add their rows to the folder; every rank takes part. With
+        """Measure the primary metric on ``split`` and add its rows to the folder; every rank takes part. With
         ``ema.evaluate`` instead, what is measured is the average of the weights."""
-        ema = self.config.training.ema
-        results = self._measure(split, averages=ema is not None and ema.evaluate == "instead")
+        results = self._primary(split, averages=self._measures_averages)
         if parallel.is_rank_zero():
             self.folder.add_evaluations(step, split, map(asdict, results.rows))
         return results
@@ -243,15 +252,58 @@ class Trial:
         ema, metric = self.config.training.ema, self.config.data.metric
         values = {"selection_value": self.evaluate("selection", step).value(metric)}
         if ema is not None and ema.evaluate == "beside":
-            values["selection_value_ema"] = self._measure("selection", averages=True).value(metric)
+            values["selection_value_ema"] = self._primary("selection", averages=True).value(metric)
         return values
 
-    def _measure(self, split: MeasuredSplit, *, averages: bool) -> Results:
-        training = self.config.training
-        settings = Settings(training.batch_size, training.context, training.precision)
+    def measure(self, moment: int | Literal["end"], should_stop: Callable[[], bool]) -> None:
+        """Run the suites that are due after a step or at the end, on the weights that :meth:`evaluate` measures; every
+        rank takes part.
+
+        A suite that fails is an event of the run and no failure of it: `workbench evaluate` measures again.
+
+        Raises:
+            Stopped: when asked to stop; the tables keep what was measured.
+        """
+        due = self.config.suites_at(moment)
+        if not due or not measures_suites(self.folder):
+            return
+        with self._weights(averages=self._measures_averages):
+            model = parallel.plain_model(self.model)
+
+            def measure_due() -> str | None:
+                """On rank 0: why it stopped, if it was asked to."""
+                assert model is not None
+                step = self.config.training.steps if moment == "end" else moment
+                state = random_state()  # libraries seed the global generators, which a variant may draw from
+                for suite in due:
+                    split = suite_split(self.folder, suite) if moment == "end" else "selection"
+                    try:
+                        measure_run(self.folder, self.config, self.data, model, suite, split, step, should_stop)
+                    except Stopped as stop:
+                        return str(stop)
+                    except Exception as error:
+                        if not isinstance(error, ConfigError):
+                            traceback.print_exc()
+                        self.folder.event("suite_failed", suite=suite.label, step=step, reason=_first_line(error))
+                set_random_state(state)
+                return None
+
+            stopped = parallel.of_rank_zero(measure_due)
+        if stopped is not None:
+            raise Stopped(stopped)
+
+    @property
+    def _measures_averages(self) -> bool:
+        ema = self.config.training.ema
+        return ema is not None and ema.evaluate == "instead"
+
+    def _primary(self, split: MeasuredSplit, *, averages: bool) -> Results:
+        with self._weights(averages=averages):
+            return self.config.primary_suite.run(self.model, self.data, split, run_settings(self.config))
+
+    def _weights(self, *, averages: bool) -> contextlib.AbstractContextManager[None]:
         assert self.train_step is not None
-        with averaged(self.model, self.train_step.optimiser) if averages else contextlib.nullcontext():
-            return evaluate(self.model, self.data, split, self.config.evaluation_suites, settings)
+        return averaged(self.model, self.train_step.optimiser) if averages else contextlib.nullcontext()
 
 
 def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
@@ -355,16 +407,17 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
                 checkpointer=checkpointer,
                 weight_transforms=ScheduledTransforms(config.of(phase), train_step),
                 evaluate=trial.selection_values,
+                measure=lambda step: trial.measure(step, should_stop),
+                measure_at={moment for suite in config.evaluation for moment in suite.when if moment != "end"},
                 should_stop=should_stop,
                 on_first_step=on_first_step,
             )
             step = phase.last
 
 
-def report(trial: Trial) -> dict[str, Any]:
-    """Measure the trained model and write the result of the run."""
+def report(trial: Trial, results: Results | None) -> dict[str, Any]:
+    """Write the result of the run; ``results`` are those of :func:`open_report_split` in a confirmation run."""
     folder, config = trial.folder, trial.config
-    results = open_report_split(trial) if trial.stage == Stage.CONFIRMATION else None
     if not parallel.is_rank_zero():
         return {}
     metrics = folder.metrics()
@@ -395,28 +448,8 @@ def open_report_split(trial: Trial) -> Results:
     assert trial.stage == Stage.CONFIRMATION
     split = trial.folder.record().split
     if split == "report" and parallel.is_rank_zero():
-        _record_opening(trial)
+        record_opening(trial.folder, trial.data)
     return trial.evaluate(split, trial.config.training.steps)
-
-
-def _record_opening(trial: Trial) -> None:
-    """Enter the run in the ledger; its own events keep the hash of the line."""
-    folder, record = trial.folder, trial.folder.record()
-    digests = trial.data.digests("report")
-    opening = Opening(
-        ablation=record.ablation or folder.path.name,
-        launch=record.launch or record.identity,
-        run=folder.path.name,
-        arm=record.arm,
-        setting=record.setting,
-        seed=record.seed,
-        documents=documents_fingerprint(digests),
-        arm_identity=record.arm_identity or record.setting,
-        identity=record.identity,
-        code=folder.environment()["code"],
-    )
-    results = trial.data.folder.parent.parent
-    folder.event("report_split_opened", ledger_line=Ledger(results / FILE).open(opening, digests))
 
 
 @contextlib.contextmanager

@@ -292,7 +292,6 @@ def test_another_task_is_judged_by_its_errors(copy_run: RunConfig) -> None:
         ),
         ({"vocabulary": 512}, {"vocabulary": 300}, r"data.vocabulary: got 512; expected at most model.vocabulary=300"),
         ({"mixes": [{"length": 512, "pairs": 4}]}, {}, r"data.mixes\[0\].length.*512 tokens.*training.context=256"),
-        ({"measured": [{"length": 300, "pairs": 4}]}, {}, r"data.measured\[0\].length.*Set training.context=300"),
         ({"power": 0}, {}, "data.power"),
         ({"pears": 3}, {}, "data.pears.*unknown field"),
         ({"mixes": []}, {}, "data.mixes"),

@@ -49,7 +49,7 @@ def alone(model: LanguageModel, split: Any, document: int) -> tuple[float, int, 
 def test_losses_and_errors_are_those_of_every_example_alone(
     model: LanguageModel, data: Any, batch_size: int, context: int
 ) -> None:
-    measured = ANSWERS.measure(model, data.report, Settings(batch_size, context))
+    measured = ANSWERS.columns(model, data.report, Settings(batch_size, context))
     losses, errors, answers = zip(*(alone(model, data.report, d) for d in range(len(data.report))))
     assert measured["nll_nats"] == pytest.approx(np.array(losses), rel=1e-4)
     assert measured["errors"].tolist() == list(errors)
@@ -109,12 +109,12 @@ class FixedModel(torch.nn.Module):
 # alone in a row, and with the next answer right behind in the same row
 @pytest.mark.parametrize(("context", "errors"), [(6, [1, 1]), (12, [1, 0])])
 def test_one_wrong_token_makes_an_answer_wrong_once(context: int, errors: list[int]) -> None:
-    measured = ANSWERS.measure(FixedModel(), TwoExamples(), Settings(1, context))
+    measured = ANSWERS.columns(FixedModel(), TwoExamples(), Settings(1, context))
     assert measured["errors"].tolist() == errors
 
 
 def test_the_loss_of_an_answer_sums_its_tokens() -> None:
-    assert ANSWERS.measure(FixedModel(), TwoExamples(), Settings(1, 12))["nll_nats"].tolist() == [4.0, 2.0]
+    assert ANSWERS.columns(FixedModel(), TwoExamples(), Settings(1, 12))["nll_nats"].tolist() == [4.0, 2.0]
 
 
 TARGETS = np.array([[3, 4, -100, 5, 6, 7]])

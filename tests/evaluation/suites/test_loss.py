@@ -44,14 +44,14 @@ def alone(model: LanguageModel, split: Any, document: int) -> float:
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_losses_are_those_of_every_document_alone(model: LanguageModel, data: Any, batch_size: int) -> None:
     split = data.selection
-    measured = LOSS.measure(model, split, Settings(batch_size, context=int(split.lengths.sum())))
+    measured = LOSS.columns(model, split, Settings(batch_size, context=int(split.lengths.sum())))
     with torch.no_grad():
         expected = [alone(model, split, document) for document in range(len(split))]
     assert measured["nll_nats"] == pytest.approx(np.array(expected), rel=1e-4)
 
 
 def test_every_target_is_counted(model: LanguageModel, data: Any) -> None:
-    measured = LOSS.measure(model, data.selection, Settings(2, 32))
+    measured = LOSS.columns(model, data.selection, Settings(2, 32))
     assert measured["targets"].tolist() == data.selection.lengths.tolist()
 
 
@@ -81,5 +81,5 @@ def test_nats_per_token_divides_by_targets(results: Results) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_of_the_model_is_restored(model: LanguageModel, data: Any, training: bool) -> None:
     model.train(training)
-    LOSS.measure(model, data.selection, Settings(2, 32))
+    LOSS.columns(model, data.selection, Settings(2, 32))
     assert model.training is training

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from workbench.ablation.analysis.savings import savings_sentences
-from workbench.ablation.folder import AblationFolder
+from workbench.ablation.folder import SCORES, AblationFolder
 from workbench.config import ConfigError, require
 from workbench.files import replacing_folder, write_json
 from workbench.results.ledger import FILE, Ledger, history
@@ -29,6 +29,7 @@ FILES = {
     "runs.csv",
     "report.parquet",
     "curves.parquet",
+    SCORES,
     "verdict.json",
     "verdict.md",
     "openings.json",
@@ -109,6 +110,8 @@ def _write(run: AblationRun, verdict: Verdict, look: Look | None, folder: Path) 
         pl.concat(reports, how="diagonal").write_parquet(folder / "report.parquet")
     evaluated = (pl.col("stage") == Stage.CONFIRMATION) & pl.col("selection_value").is_not_null()
     run.curves().filter(evaluated).write_parquet(folder / "curves.parquet")
+    if len(scores := run.scores()):
+        scores.write_parquet(folder / SCORES)
     runs.drop(LOCAL).write_csv(folder / "runs.csv", float_precision=6)
     write_json(folder / "ablation.json", run.record.raw)
     write_json(folder / "selection.json", run.selection())

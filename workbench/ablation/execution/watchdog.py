@@ -13,7 +13,16 @@ from workbench.results.store import RunFolder
 
 __all__ = ["Watchdog"]
 
-PROGRESS_FILES = ("metrics.jsonl", "events.jsonl", "diagnostics.jsonl", "checkpoint", "report.parquet", "result.json")
+PROGRESS_FILES = (
+    "metrics.jsonl",
+    "events.jsonl",
+    "diagnostics.jsonl",
+    "checkpoint",
+    "report.parquet",
+    "suites",
+    "suites/journal.jsonl",
+    "result.json",
+)
 """Files and folders of a run that change as it progresses."""
 MEDIAN_FACTOR, LONGEST_FACTOR = 20, 3
 """A run is hung after this many times the median, and the longest, interval between two changes. Our choice."""

@@ -18,12 +18,12 @@ from workbench.dashboards.view import RunView
 
 @panels.register
 class RecallCurves(FigurePanel):
-    """How many answers are right, by two labels of the examples?"""
+    """How many answers are right, by one or two labels of the examples?"""
 
     class Config(PanelConfig):
         kind: Literal["recall_curves"] = "recall_curves"
-        labels: tuple[str, str] | None = None
-        """Labels along the horizontal axis, and of the plots; by default those that the task names."""
+        labels: tuple[str, str] | tuple[str] | None = None
+        """Label along the horizontal axis, and that of the plots, if any; by default those that the task names."""
 
     settings: Config
     title = "recall"
@@ -35,21 +35,22 @@ class RecallCurves(FigurePanel):
     def applies(self, run: RunView) -> bool:
         return "recall_curves" in run.views
 
-    def _labels(self, run: Snapshot) -> tuple[str, str]:
-        x, plot = self.settings.labels or run.views.get("recall_curves", ()) or ("pairs", "length")
-        return x, plot
+    def _labels(self, run: Snapshot) -> tuple[str, ...]:
+        return tuple(self.settings.labels or run.views.get("recall_curves", ()) or ("pairs", "length"))
 
     def table(self, run: Snapshot) -> pl.DataFrame:
         return recall_table(run, *self._labels(run))
 
     def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
-        x, plot = self._labels(run)
+        x, *further = self._labels(run)
         if not len(table):
             return no_examples(x, "accuracy")
-        values = table[plot].unique().sort().to_list()
-        grid = accuracy_row(run, [f"{plot} {value:g}" for value in values])
-        for column, value in enumerate(values, start=1):
-            examples = table.filter(pl.col(plot) == value)
+        plots = {"": table}
+        if further:
+            groups = table.sort(further[0]).partition_by(further[0], as_dict=True, maintain_order=True)
+            plots = {f"{further[0]} {value:g}": examples for (value,), examples in groups.items()}
+        grid = accuracy_row(run, list(plots))
+        for column, examples in enumerate(plots.values(), start=1):
             for arm, look in style.arm_styles(run).items():
                 rows = examples.filter(pl.col("arm") == arm)
                 grid.add_scatter(

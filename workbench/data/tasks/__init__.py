@@ -28,7 +28,7 @@ from workbench.files import locked, replacing_folder
 from workbench.metric import ANSWER_ERRORS, ANSWER_LOSS, Metric
 from workbench.seeding import Seed, counter_generator
 
-__all__ = ["Example", "Examples", "SplitName", "Task", "TaskConfig", "TaskStream", "sources"]
+__all__ = ["Example", "Examples", "Published", "SplitName", "Task", "TaskConfig", "TaskStream", "sources"]
 
 STREAMS: dict[SplitName, int] = {"train": 0, "selection": 1, "report": 2, "pilot": 3}
 """Split -> number of its random stream."""
@@ -44,9 +44,23 @@ class Example(NamedTuple):
     tokens: np.ndarray
     """(n,) token ids."""
     targets: np.ndarray
-    """(n,) target at each position; :data:`IGNORE_INDEX` outside answers. Adjacent targets are one answer."""
+    """(n,) target at each position; :data:`IGNORE_INDEX` outside answers. Adjacent targets are one answer, unless the
+    task has :attr:`Task.separate_answers`."""
     labels: Mapping[str, int | float | str]
     """Labels of the example in tables: {"pairs": 16}."""
+
+
+class Published(NamedTuple):
+    """The protocol of the paper that a task is taken from."""
+
+    source: str
+    """Where it is defined: "arXiv 2403.17844, appendix B"."""
+    settings: Mapping[str, Any]
+    """Fields of the task's configuration: the published baseline."""
+    axes: Mapping[str, Sequence[Any]]
+    """Field -> values by which the paper varies the difficulty, one field at a time."""
+    training: str
+    """How the paper trains its models."""
 
 
 class TaskConfig(SourceConfig):
@@ -60,16 +74,28 @@ class TaskConfig(SourceConfig):
     """The primary metric: the fraction of wrong answers, or the loss of an answer. Both are recorded."""
 
     measured_only: ClassVar[frozenset[str]] = frozenset({"examples", "seed", "measure"})
+    published: ClassVar[Published | None] = None
+    """The protocol of the paper, where the task is taken from one."""
 
     @property
     def metric(self) -> Metric:
         return replace(ANSWER_ERRORS if self.measure == "errors" else ANSWER_LOSS, task=self.kind)
+
+    def chance(self, vocabulary: int) -> float:
+        """Errors per answer of a guess that knows the format and no more: 1 − 1 / (symbols that may be an answer).
+
+        Args:
+            vocabulary: token ids of the model.
+        """
+        raise NotImplementedError(f"{type(self).__name__} states no level of chance")
 
 
 class Task(Source):
     """A task. A subclass defines :meth:`cases` and :meth:`example`."""
 
     Config: ClassVar[type[TaskConfig]]
+    separate_answers: ClassVar[bool] = False
+    """Whether every target is an answer of its own; otherwise adjacent targets are one answer, right as a whole."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -125,24 +151,26 @@ class Task(Source):
 
     @cached_property
     def selection(self) -> Examples:  # type: ignore[override]
-        return Examples(self.folder, "selection")
+        return Examples(self.folder, "selection", self.separate_answers)
 
     @cached_property
     def report(self) -> Examples:  # type: ignore[override]
-        return Examples(self.folder, "report")
+        return Examples(self.folder, "report", self.separate_answers)
 
     @cached_property
     def pilot(self) -> Examples:  # type: ignore[override]
-        return Examples(self.folder, "pilot")
+        return Examples(self.folder, "pilot", self.separate_answers)
 
     def _write_splits(self) -> dict[str, Any]:
         """Write the evaluation examples. Returns their part of the card."""
-        trained = {example.tokens.tobytes() for row in range(OVERLAP_ROWS) for example in self.row_examples(0, row, 0)}
+        trained = self.training_examples()
         splits: dict[str, Any] = {}
         for name in MEASURED:
             drawn = [self.draw(name, number) for number in range(self.config.examples)]
             columns: dict[str, list[Any]] = {key: [example.labels[key] for example in drawn] for key in drawn[0].labels}
-            columns["answers"] = [int(answer_starts(example.targets).sum()) for example in drawn]
+            columns["answers"] = [
+                int(answer_starts(example.targets, separate=self.separate_answers).sum()) for example in drawn
+            ]
             columns["cluster"] = self.clusters(name, drawn)
             offsets = np.cumsum([0, *(len(example.tokens) for example in drawn)])
             np.save(self.folder / f"{name}.offsets.npy", offsets)
@@ -158,6 +186,10 @@ class Task(Source):
             }
         return {"training_examples_compared": len(trained), "splits": splits}
 
+    def training_examples(self) -> set[bytes]:
+        """Tokens of training examples, among which those of the evaluation splits are searched."""
+        return {example.tokens.tobytes() for row in range(OVERLAP_ROWS) for example in self.row_examples(0, row, 0)}
+
     def row_examples(self, seed: int, row: int, context: int) -> list[Example]:
         """The examples of a training row, all of one case: as many as fit into ``context`` tokens, at least one."""
         generator, cases = counter_generator(seed, STREAMS["train"], row), self.cases("train")
@@ -172,7 +204,8 @@ class Examples:
 
     indivisible = True
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, folder: Path, name: str, separate_answers: bool = False):
+        self.separate_answers = separate_answers
         self.tokens, self.targets, self.offsets = (
             np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("tokens", "targets", "offsets")
         )
@@ -220,14 +253,17 @@ class TaskStream(RowStream):
         return tokens, targets, segments, documents
 
 
-def answer_starts(targets: np.ndarray, documents: np.ndarray | None = None) -> np.ndarray:
+def answer_starts(targets: np.ndarray, documents: np.ndarray | None = None, *, separate: bool = False) -> np.ndarray:
     """Mask of the first token of every answer, along the last axis.
 
     Args:
         targets: negative outside answers.
         documents: document numbers of the same shape; an answer never spans two documents.
+        separate: whether every target is an answer of its own.
     """
     mask = targets >= 0
+    if separate:
+        return mask
     continues = mask[..., 1:] & mask[..., :-1]
     if documents is not None:
         continues &= documents[..., 1:] == documents[..., :-1]

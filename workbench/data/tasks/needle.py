@@ -31,7 +31,7 @@ from workbench.config import ConfigError, require
 from workbench.data.config import DataConfig
 from workbench.data.sources import Source, prepare
 from workbench.data.streams import IGNORE_INDEX
-from workbench.data.tasks import Example, SplitName, Task, TaskConfig, check_lengths, sources
+from workbench.data.tasks import Example, Published, SplitName, Task, TaskConfig, check_lengths, sources
 from workbench.data.text import Documents, PreparedData
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 
@@ -89,7 +89,7 @@ class Needle(Task):
         lengths: Annotated[tuple[Annotated[int, Field(ge=8)], ...], Field(min_length=1)] = (256,)
         """Tokens of the training examples; each row draws one."""
         measured_lengths: tuple[Annotated[int, Field(ge=8)], ...] = ()
-        """Tokens of the evaluation examples. Default: those of training."""
+        """Tokens of the evaluation examples, also above the context of training. Default: those of training."""
         depths: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (
             0,
             0.25,
@@ -104,6 +104,12 @@ class Needle(Task):
         """Corpus and tokenizer. The haystacks of a split are made of the documents of that split."""
 
         views = {"recall_map": ("length", "depth")}
+        published = Published(
+            "RULER, arXiv 2404.06654, section 3",
+            {"haystack": "text", "measured_lengths": (4096, 8192, 16_384, 32_768, 65_536, 131_072)},
+            {"haystack": ("noise", "text", "needles"), "needles": (1, 4), "value": ("number", "uuid")},
+            "none: pretrained models, 500 examples of a task and length",
+        )
 
         def model_post_init(self, _context: Any) -> None:
             require(
@@ -122,7 +128,9 @@ class Needle(Task):
 
         def check(self, vocabulary: int, context: int) -> None:
             check_lengths("lengths", self.lengths, context)
-            check_lengths("measured_lengths", self.measured_lengths or (1,), context)
+
+        def chance(self, vocabulary: int) -> float:
+            return 1 - {"word": 1 / KEYS, "number": 1 / 9_000_000, "uuid": 2.0**-122}[self.value]
 
         def target_share(self, context: int) -> float:
             answer = {"word": WORD_TOKENS, "number": 7, "uuid": 36}[self.value]

@@ -1,8 +1,45 @@
-"""Evaluation suites, one file per suite. Each measures a model on a split and adds rows to one long table.
+"""Evaluation suites, one file per suite. A suite lists its tasks and measures a model on one task at a time.
 
-A row is (suite, task, metric, value, n). A metric is identified by its unit ("bits per byte"); ``n`` is the number of
-documents or examples behind the value. A suite may also return numerators and denominators of single documents, so that
-seeds can be compared by paired resampling of documents.
+Every result ends in one long table, a file per suite in the folder of the run (:mod:`workbench.results.scores`):
+
+    run, arm, stage, seed, step, split, suite, task, document, metric, value, count, higher_is_better, upper, cluster,
+    labels…
+
+``document`` is null in the row of all documents together. ``count`` is the denominator behind ``value`` (bytes,
+answers, 1 per example), so that the value of all documents is the mean of theirs, weighted by ``count``, for every
+metric that is a ratio of sums. Labels (length, depth, subject) are further columns: a table by length is a group-by.
+
+A suite is one file in this package, or a plug-in::
+
+    @suites.register
+    class Colours(Suite):
+        \"\"\"Share of colours that the model names right.\"\"\"
+
+        class Config(SuiteConfig):
+            \"\"\"Names of colours.\"\"\"
+
+            kind: Literal["colours"] = "colours"
+            path: str
+            \"\"\"A text file, one colour a line.\"\"\"
+
+        def tasks(self, conditions):  # also called before training: whatever is missing is an error then
+            require(Path(self.config.path).is_file(), "path", got=self.config.path, expected="a text file")
+            return ["colours"]
+
+        def measure(self, model, task, conditions, journal):
+            right, length = [], []
+            for number, colour in enumerate(Path(self.config.path).read_text().split()):
+                answer = journal.get(number)  # measured before the process was killed
+                if answer is None:
+                    answer = journal.add(number, self.names(model, colour))
+                right.append(answer)
+                length.append(len(colour))
+            documents = pl.DataFrame({"length": length})
+            return Measured([Score("accuracy", right, higher_is_better=True, upper=1)], documents)
+
+A suite whose metrics are ratios of sums over the documents of a data source, such as ``loss`` and ``answers``, derives
+from :class:`DocumentSuite` and only returns columns. It measures the data of the run, or, with ``data`` in its
+configuration, any other source: a model of text on MQAR or needles is ``{kind: answers, data: {kind: mqar, …}}``.
 
 Legend: B rows, T tokens in a row, D documents.
 """
@@ -11,39 +48,77 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from workbench.config import Config
-from workbench.data import Batch, MeasuredSplit, Source, Split, evaluation_batches
+from workbench.config import Config, ConfigError, require
+from workbench.data import Batch, MeasuredSplit, Source, SourceConfig, Split, evaluation_batches, prepare, sources
 from workbench.metric import Metric
 from workbench.model import LanguageModel
 from workbench.registry import Registry
 
 __all__ = [
+    "Conditions",
+    "DocumentConfig",
     "DocumentSuite",
     "Evaluation",
+    "Journal",
+    "Measured",
+    "NoJournal",
     "Results",
+    "Score",
     "Settings",
     "Suite",
     "SuiteConfig",
     "device_batches",
-    "evaluate",
     "inference",
     "suites",
 ]
+
+T = TypeVar("T")
 
 
 class SuiteConfig(Config):
     """Base of a suite's configuration. ``kind`` is the registered name."""
 
     kind: str
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=80)] = None
+    """Name of the suite in tables and of its file. Default: the kind. Two suites of one kind need different names."""
+    when: Annotated[
+        tuple[Annotated[int, Field(ge=1)] | Literal["end"], ...],
+        Field(min_length=1),
+        BeforeValidator(lambda value: (value,) if isinstance(value, int | str) else value),
+    ] = ("end",)
+    """When it measures a run: after optimiser steps, at the end, or both: [1000, 2000, end]."""
+    split: Literal["selection", "report"] = "report"
+    """The documents at the end of a run: those that it is judged on, or those that tuning looks at. After a step, and
+    in tuning runs, always the latter. Matters only to suites that draw on the splits of the run's data."""
+
+    @property
+    def label(self) -> str:
+        """Its name, or else its kind."""
+        return self.name or self.kind
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Plain data that its results depend on."""
+        return {name: value for name, value in self.plain().items() if name not in ("name", "when", "split")}
+
+    def check(self, vocabulary: int, context: int) -> None:
+        """Check that the suite fits a model of ``vocabulary`` token ids that is trained on rows of ``context`` tokens.
+
+        Raises:
+            ConfigError: if it does not, with paths relative to this configuration.
+        """
 
 
 @dataclass(frozen=True)
@@ -57,10 +132,175 @@ class Settings:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass."""
 
+    def rows(self, length: int) -> int:
+        """Rows of ``length`` tokens that take as much memory as a batch."""
+        return max(1, self.batch_size * self.context // max(1, length))
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a model is measured with."""
+
+    settings: Settings
+    vocabulary: int
+    """Token ids of the model."""
+    split: MeasuredSplit = "report"
+    """Documents of the data sources to measure; suites that draw examples draw others for every split."""
+    data: Source | None = None
+    """Data of the model's run; None for an exported folder."""
+    tokenizer: Tokenizer | None = None
+    """Between text and the model's token ids; None of a model without text."""
+    cache: Path | None = None
+    """Folder of prepared data."""
+    progress: Callable[[str], None] = field(default=lambda line: None, compare=False)
+    """Called with a line about each step."""
+
+    def text(self, suite: str) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            ConfigError: when the model has none, naming ``suite``.
+        """
+        if self.tokenizer is None:
+            raise ConfigError.at(
+                "evaluation", got=f"{suite!r} for a model without tokenizer", expected="a model of text"
+            )
+        return self.tokenizer
+
+
+class Journal(Protocol):
+    """What was measured of the task in hand, document by document, on disk: a killed evaluation resumes after it."""
+
+    def get(self, key: object) -> Any:
+        """The value of a document, as :meth:`add` stored it; None if there is none."""
+
+    def add(self, key: object, value: T) -> T:
+        """Store the value of a document, fit for JSON and not None, and return it. A process that has to stop raises
+        here."""
+
+
+class NoJournal:
+    """A journal in memory."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def get(self, key: object) -> Any:
+        return self._values.get(str(key))
+
+    def add(self, key: object, value: T) -> T:
+        self._values[str(key)] = value
+        return value
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task."""
+
+    metric: str
+    """Unit ("bits per byte"), or the published name ("acc_norm")."""
+    values: Sequence[float] | np.ndarray | None = None
+    """(D,) the metric of every document; None of a metric that single documents do not have, such as a macro F1."""
+    counts: Sequence[float] | np.ndarray | None = None
+    """(D,) denominators: what the documents weigh in the mean. Default: 1 each."""
+    total: float | None = None
+    """The metric of all documents together. Default: the weighted mean of ``values``."""
+    higher_is_better: bool = False
+    upper: float | None = None
+    """Largest value of a rate, whose least is 0: arms are compared by exact tests then, otherwise by t
+    (:attr:`workbench.metric.Metric.upper`)."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a suite measured on one task."""
+
+    scores: Sequence[Score]
+    documents: pl.DataFrame = field(default_factory=pl.DataFrame)
+    """(D, labels) labels of the documents in tables. ``cluster`` numbers groups of documents that are alike, which
+    resampling keeps together; default: every document alone."""
+
+    def frame(self) -> pl.DataFrame:
+        """Rows of the long table: for every metric that of all documents (``document`` is null), then every document.
+
+        Raises:
+            ValueError: for a metric without documents and without total.
+        """
+        frames = []
+        for score in self.scores:
+            values = np.asarray([] if score.values is None else score.values, np.float64)
+            counts = np.ones(len(values)) if score.counts is None else np.asarray(score.counts, np.float64)
+            if score.total is None and not counts.sum() > 0:
+                raise ValueError(f"{score.metric}: no documents to take the mean of")
+            total = score.total if score.total is not None else float(np.average(values, weights=counts))
+            whole = pl.DataFrame(
+                {"document": [None], "value": [total], "count": [float(counts.sum()) or float(len(self.documents))]},
+                schema={"document": pl.Int64, "value": pl.Float64, "count": pl.Float64},
+            )
+            single = pl.DataFrame(
+                {"document": np.arange(len(values)), "value": values, "count": counts},
+                schema={"document": pl.Int64, "value": pl.Float64, "count": pl.Float64},
+            )
+            if len(values) and self.documents.width:
+                single = pl.concat([single, self.documents], how="horizontal")
+            frames.append(
+                pl.concat([whole, single], how="diagonal").with_columns(
+                    pl.lit(score.metric).alias("metric"),
+                    pl.lit(score.higher_is_better).alias("higher_is_better"),
+                    pl.lit(score.upper, pl.Float64).alias("upper"),
+                )
+            )
+        return pl.concat(frames, how="diagonal")
+
+
+class Suite(ABC):
+    """One way to measure a model. Built as ``cls(config)``. Draws no random numbers from global generators."""
+
+    Config: ClassVar[type[SuiteConfig]]
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @abstractmethod
+    def tasks(self, conditions: Conditions) -> Sequence[str]:
+        """Names of the tasks, in the order in which they are measured. Called before training as well, so that missing
+        data are found then.
+
+        Raises:
+            ConfigError: naming what is missing or does not fit the model, with paths relative to the configuration.
+        """
+
+    @abstractmethod
+    def measure(self, model: LanguageModel, task: str, conditions: Conditions, journal: Journal) -> Measured:
+        """Measure ``model`` on one task.
+
+        Args:
+            model: in evaluation mode, neither compiled nor sharded, without gradients. Its weights may be those of a
+                run in training: a suite that trains does so on a copy.
+            task: one of :meth:`tasks`.
+            conditions: data, tokenizer, precision.
+            journal: what was measured already; worth using where a task takes minutes.
+        """
+
+    def metric_names(self, task: str) -> Sequence[str]:
+        """Names of the metrics of a task, where they are known before it is measured. Called after :meth:`tasks`; a
+        metric that an ablation declares is checked against them. Default: none is known."""
+        return ()
+
+    def label_values(self, task: str, conditions: Conditions) -> Mapping[str, Collection[Any]]:
+        """Labels of the documents of a task -> their values, as far as they are known before it is measured. Called
+        after :meth:`tasks`. Default: none is known."""
+        return {}
+
+    def material(self, conditions: Conditions) -> Mapping[str, Any]:
+        """What the results depend on beside the configuration: hashes of files, versions of libraries. Results of other
+        material are not mixed with them. Default: nothing."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of the long table."""
+    """One row of a run's evaluations."""
 
     suite: str
     task: str
@@ -73,7 +313,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Results:
-    """What one or several suites measured."""
+    """What the suite of the primary metric measured."""
 
     rows: tuple[Evaluation, ...]
     documents: Mapping[tuple[str, str], Mapping[str, np.ndarray]] = field(default_factory=dict)
@@ -101,32 +341,59 @@ class Results:
         return pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
 
 
-class Suite(ABC):
-    """One way to measure a model. Built as ``cls(config)``."""
+NO_LIMIT = 2**62
+"""Tokens of a row that no example exceeds."""
 
-    Config: ClassVar[type[SuiteConfig]]
 
-    def __init__(self, config: Any):
-        self.config = config
+def _source(data: object) -> Any:
+    return None if data is None else sources.parse(data, default_kind="text")
 
-    @abstractmethod
-    def run(self, model: LanguageModel, data: Source, split: MeasuredSplit, settings: Settings) -> Results:
-        """Measure ``model`` on a split of ``data``. Draws no random numbers from global generators."""
+
+class DocumentConfig(SuiteConfig):
+    """Base of the configuration of a :class:`DocumentSuite`."""
+
+    data: Annotated[SerializeAsAny[SourceConfig] | None, BeforeValidator(_source)] = None
+    """Data to measure, such as {kind: mqar, …}. Default: the data of the run. Examples may be longer than the context
+    of training, to measure extrapolation."""
+
+    def check(self, vocabulary: int, context: int) -> None:
+        if self.data is None:
+            return
+        require(
+            self.data.readout is None,
+            "data.kind",
+            got=self.data.kind,
+            expected="a task without a readout of its own, which the model would have to be trained with",
+        )
+        try:
+            self.data.check(vocabulary, NO_LIMIT)  # it is not trained on
+        except ConfigError as error:
+            raise error.under("data") from None
 
 
 class DocumentSuite(Suite):
-    """A suite whose metrics are ratios of sums over the documents of the split."""
+    """A suite whose metrics are ratios of sums over the documents of a data source."""
 
+    Config: ClassVar[type[DocumentConfig]]
     metrics: ClassVar[tuple[Metric, ...]]
     """The metrics of its rows."""
 
     @abstractmethod
-    def measure(self, model: LanguageModel, documents: Split, settings: Settings) -> dict[str, np.ndarray]:
-        """Columns over the documents, (D,) each, with the numerators and denominators of :attr:`metrics`."""
+    def columns(self, model: LanguageModel, documents: Split, settings: Settings) -> dict[str, np.ndarray]:
+        """Columns over the documents, (D,) each, with the numerators and denominators of :attr:`metrics`; the others
+        are labels."""
 
     def run(self, model: LanguageModel, data: Source, split: MeasuredSplit, settings: Settings) -> Results:
+        """Measure ``model`` on the data of its run, as what it is judged by.
+
+        Args:
+            model: the model, compiled or sharded as in training; its mode is left as it was.
+            data: prepared data.
+            split: which documents; ``report`` is for confirmation runs only.
+            settings: batches and precision.
+        """
         suite, task = self.config.kind, data.card["kind"]
-        columns = self.measure(model, getattr(data, split), settings)
+        columns = self.columns(model, getattr(data, split), settings)
         rows = list(self.rows(task, columns))
         for labels, cell in _cells(columns, data.Config.views.values()):
             rows += self.rows(f"{task}/{labels}", cell)
@@ -137,6 +404,64 @@ class DocumentSuite(Suite):
         n = len(next(iter(columns.values())))
         for metric in self.metrics:
             yield Evaluation(self.config.kind, task, metric.unit, metric.of(columns), n)
+
+    def tasks(self, conditions: Conditions) -> Sequence[str]:
+        return [self._data(conditions).card["kind"]]
+
+    def measure(self, model: LanguageModel, task: str, conditions: Conditions, journal: Journal) -> Measured:
+        documents: Split = getattr(self._data(conditions), conditions.split)
+        columns = self.columns(model, documents, conditions.settings)
+        sums = {name for metric in self.metrics for name in (metric.numerator, metric.denominator)}
+        labels = pl.DataFrame({name: values for name, values in columns.items() if name not in sums})
+        scores = []
+        for metric in self.metrics:
+            counts_D = columns[metric.denominator].astype(np.float64)
+            values_D = np.zeros(len(counts_D))
+            np.divide(metric.scale * columns[metric.numerator], counts_D, out=values_D, where=counts_D > 0)
+            scores.append(Score(metric.unit, values_D, counts_D, metric.of(columns), upper=metric.upper))
+        return Measured(scores, labels)
+
+    def metric_names(self, task: str) -> Sequence[str]:
+        return [metric.unit for metric in self.metrics]
+
+    def label_values(self, task: str, conditions: Conditions) -> Mapping[str, Collection[Any]]:
+        documents: Split = getattr(self._data(conditions), conditions.split)
+        return {name: np.unique(values).tolist() for name, values in documents.columns.items()}
+
+    def material(self, conditions: Conditions) -> Mapping[str, Any]:
+        return {"data": self._data(conditions).fingerprint}
+
+    def _data(self, conditions: Conditions) -> Source:
+        if self.config.data is None:
+            if conditions.data is None:
+                raise ConfigError.at(
+                    "data",
+                    got=f"no data for {self.config.kind!r}, and a model without a run",
+                    expected="data to measure",
+                    do=f"For example evaluation: [{{kind: {self.config.kind}, data: {{kind: mqar}}}}].",
+                )
+            return conditions.data
+        return self._prepared(conditions)
+
+    def _prepared(self, conditions: Conditions) -> Source:
+        if "_source" not in self.__dict__:
+            if conditions.cache is None:
+                raise ConfigError.at("data", got="no folder of prepared data", expected="a cache")
+            source = prepare(self.config.data, conditions.vocabulary, conditions.cache, conditions.progress)
+            other = source.tokenizer
+            require(
+                other is None or (conditions.tokenizer is not None and _same(other, conditions.tokenizer)),
+                "data",
+                got="text with another tokenizer than the model's",
+                expected="the model's tokenizer",
+                do="Name its file in data.tokenizer_file (of a task on text: data.text.tokenizer_file).",
+            )
+            self.__dict__["_source"] = source
+        return self.__dict__["_source"]
+
+
+def _same(a: Tokenizer, b: Tokenizer) -> bool:
+    return a.get_vocab() == b.get_vocab()
 
 
 def _cells(
@@ -178,24 +503,3 @@ def device_batches(
 
 
 suites: Registry[type[Suite]] = Registry("evaluation suite", "workbench.evaluation.suites")
-
-
-def evaluate(
-    model: LanguageModel,
-    data: Source,
-    split: MeasuredSplit,
-    suite_configs: Sequence[SuiteConfig],
-    settings: Settings,
-) -> Results:
-    """Measure a model with several suites.
-
-    Args:
-        model: the model; its mode is left as it was.
-        data: prepared data.
-        split: which documents; ``report`` is for confirmation runs only.
-        suite_configs: the suites, in the order of their rows.
-        settings: batches and precision.
-    """
-    results = [suites[config.kind](config).run(model, data, split, settings) for config in suite_configs]
-    documents = {key: columns for result in results for key, columns in result.documents.items()}
-    return Results(tuple(row for result in results for row in result.rows), documents)

@@ -12,7 +12,7 @@ import torch
 
 from workbench.data import Split
 from workbench.data.tasks import answer_starts
-from workbench.evaluation.suites import DocumentSuite, Settings, SuiteConfig, device_batches, inference, suites
+from workbench.evaluation.suites import DocumentConfig, DocumentSuite, Settings, device_batches, inference, suites
 from workbench.metric import ANSWER_ERRORS, ANSWER_LOSS
 from workbench.model import LanguageModel
 
@@ -25,23 +25,26 @@ class Answers(DocumentSuite):
     answer is therefore the one that greedy decoding gives.
     """
 
-    class Config(SuiteConfig):
+    class Config(DocumentConfig):
         """Answers of a synthetic task."""
 
         kind: Literal["answers"] = "answers"
 
     metrics = (ANSWER_ERRORS, ANSWER_LOSS)
 
-    def measure(self, model: LanguageModel, documents: Split, settings: Settings) -> dict[str, np.ndarray]:
+    def columns(self, model: LanguageModel, documents: Split, settings: Settings) -> dict[str, np.ndarray]:
         """Columns ``nll_nats`` (loss of the answers in nats), ``errors`` (wrong answers), then the columns of the split
         (``answers`` and labels)."""
         nll_D = torch.zeros(len(documents), dtype=torch.float64)
         errors_D = torch.zeros(len(documents), dtype=torch.int64)
+        separate = getattr(documents, "separate_answers", False)
         with inference(model, settings):
             for batch, (tokens_BT, targets_BT, segments_BT) in device_batches(model, documents, settings):
                 losses_BT, wrong_BT = model.answer_losses(tokens_BT, targets_BT, segments=segments_BT)
                 mask_BT = batch.targets_BT >= 0
-                starts_BT = torch.from_numpy(answer_starts(batch.targets_BT.numpy(), batch.documents_BT.numpy()))
+                starts_BT = torch.from_numpy(
+                    answer_starts(batch.targets_BT.numpy(), batch.documents_BT.numpy(), separate=separate)
+                )
                 answer_N = starts_BT[mask_BT].cumsum(0) - 1  # the answer that each target belongs to
                 wrong_A = answer_N[wrong_BT.cpu()[mask_BT]].unique()
                 errors_D += batch.documents_BT[starts_BT][wrong_A].bincount(minlength=len(documents))

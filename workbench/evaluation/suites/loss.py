@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from workbench.data import Split
-from workbench.evaluation.suites import DocumentSuite, Settings, SuiteConfig, device_batches, inference, suites
+from workbench.evaluation.suites import DocumentConfig, DocumentSuite, Settings, device_batches, inference, suites
 from workbench.metric import BITS_PER_BYTE, NATS_PER_TOKEN
 from workbench.model import LanguageModel
 
@@ -20,14 +20,14 @@ from workbench.model import LanguageModel
 class Loss(DocumentSuite):
     """Bits per byte and nats per token of text."""
 
-    class Config(SuiteConfig):
+    class Config(DocumentConfig):
         """Loss of text."""
 
         kind: Literal["loss"] = "loss"
 
     metrics = (BITS_PER_BYTE, NATS_PER_TOKEN)
 
-    def measure(self, model: LanguageModel, documents: Split, settings: Settings) -> dict[str, np.ndarray]:
+    def columns(self, model: LanguageModel, documents: Split, settings: Settings) -> dict[str, np.ndarray]:
         """Columns ``nll_nats`` (loss in nats, summed over the document), ``targets`` (tokens with a loss), then the
         columns of the split (``bytes``)."""
         nll_D = torch.zeros(len(documents), dtype=torch.float64)

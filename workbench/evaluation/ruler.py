@@ -1,0 +1,558 @@
+"""Prompts of RULER's 13 tasks (arXiv 2404.06654, section 3 and appendix B), of any length, for any tokenizer.
+
+    niah_single_1    one needle in repeated noise; key: words, value: number
+    niah_single_2    … in text
+    niah_single_3    … in text; value: UUID
+    niah_multikey_1  … in text, beside three needles of other keys
+    niah_multikey_2  … among needles of other keys only
+    niah_multikey_3  … among needles of other keys only; key and value: UUIDs
+    niah_multivalue  four needles of one key in text
+    niah_multiquery  four needles in text, all asked for
+    vt               variable tracking: a chain of five assignments in noise; all variables with the first value
+    cwe              common words: the ten most common words of a numbered list, each 30 times, others 3 times
+                     (6 times and once in prompts below 4096 tokens)
+    fwe              frequent words: the three most frequent of coded words with zeta frequencies (exponent 2); the most
+                     frequent of all is dots
+    qa_1, qa_2       questions about one document, and about two, among other documents
+
+A prompt takes as many words of its haystack as fit: with the tokens reserved for the answer it is as long as asked, at
+most 1 % shorter and never longer. What is drawn at random depends on seed, task, length, split and number alone.
+
+As published: tasks, haystacks, frequencies, one worked example before ``vt`` and ``cwe``, tokens reserved for answers,
+scores. Ours: the sentences, keys, words and noise; needles are inserted between two words exactly at their depth, not
+at the end of a sentence; the depth of a needle that is asked for alone runs evenly over the documents. Questions come
+from files in the form of SQuAD and HotpotQA where they are given. Otherwise they are made of local text: the word that
+is left out of a quotation (one document), and the first word of the document after the one that contains a quotation
+(two documents).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from scipy.special import zeta
+
+from workbench.config import ConfigError, require
+from workbench.data.tasks.needle import ADJECTIVES, KEYS, NOISE, NOUNS
+from workbench.seeding import counter_generator, derived_seed
+
+__all__ = ["ANSWER_TOKENS", "TASKS", "Generator", "Prompt", "TaskName", "score"]
+
+TaskName: TypeAlias = Literal[
+    "niah_single_1",
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multikey_2",
+    "niah_multikey_3",
+    "niah_multivalue",
+    "niah_multiquery",
+    "vt",
+    "cwe",
+    "fwe",
+    "qa_1",
+    "qa_2",
+]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
+ANSWER_TOKENS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
+"""Tokens of an answer, by the beginning of the task's name; as published."""
+SHORT = 4096
+"""Prompts below this length have fewer repetitions of common words; as published."""
+TOLERANCE = 0.002
+"""A prompt is long enough when it is this much shorter than asked, or when one word more does not fit."""
+PROBE = 64
+"""Words from whose tokens the first number of words is extrapolated."""
+INTERPOLATIONS = 8
+"""Interpolated numbers of words before the interval is halved."""
+ATTEMPTS = 50
+"""Draws of a prompt whose answers happen to occur in its haystack as well."""
+PASSAGE = 80
+"""Words of a document that is cut from local text."""
+SYMBOLS = "VAR ABCXYZ = 0123456789. quiet-otter: 'jkvw' 3f2a?"
+"""What a tokenizer must be able to write."""
+
+
+@dataclass(frozen=True)
+class Needles:
+    """How a needle task is made."""
+
+    haystack: Literal["noise", "text", "needles"]
+    key: Literal["words", "uuid"] = "words"
+    value: Literal["number", "uuid"] = "number"
+    others: int = 0
+    """Needles of other keys beside the queried ones."""
+    values: int = 1
+    """Needles of one key."""
+    queries: int = 1
+    """Keys that are asked for."""
+
+
+NEEDLES: dict[str, Needles] = {
+    "niah_single_1": Needles("noise"),
+    "niah_single_2": Needles("text"),
+    "niah_single_3": Needles("text", value="uuid"),
+    "niah_multikey_1": Needles("text", others=3),
+    "niah_multikey_2": Needles("needles"),
+    "niah_multikey_3": Needles("needles", key="uuid", value="uuid"),
+    "niah_multivalue": Needles("text", values=4),
+    "niah_multiquery": Needles("text", queries=4),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and what its answer must contain."""
+
+    text: str
+    """Ends where the answer begins."""
+    answers: tuple[str, ...]
+    any_of: bool = False
+    """Whether one of the answers suffices (questions); otherwise all are asked for."""
+    depth: float | None = None
+    """Percent of the haystack's words before the needle, where one is asked for."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about documents."""
+
+    text: str
+    answers: tuple[str, ...]
+    documents: tuple[str, ...]
+    """What has to be read, in this order."""
+    once: str = ""
+    """Words that must occur once in the prompt's documents."""
+
+
+def score(prompt: Prompt, prediction: str) -> float:
+    """Share of the answers in a prediction, without regard to case; of a question, 1 if any is there. As published."""
+    text = re.sub(r"[\x00-\x1f]", "\n", prediction).strip().lower()
+    found = [answer.lower() in text for answer in prompt.answers]
+    return float(any(found)) if prompt.any_of else sum(found) / len(found)
+
+
+@dataclass
+class Generator:
+    """Makes prompts.
+
+    Args:
+        count: tokens of a text as a prompt.
+        texts: local texts for haystacks and documents; at least one with words for tasks that need text.
+        seed: of all draws.
+        stream: number of the split; every split has other prompts.
+        squad: file of questions in the form of SQuAD, for ``qa_1``. Default: made of ``texts``.
+        hotpotqa: file of questions in the form of HotpotQA, for ``qa_2``. Default: made of ``texts``.
+    """
+
+    count: Callable[[str], int]
+    texts: Sequence[str] = ()
+    seed: int = 0
+    stream: int = 0
+    squad: Path | None = None
+    hotpotqa: Path | None = None
+    _words: list[str] = field(default_factory=list, init=False)
+    _passages: list[str] = field(default_factory=list, init=False)
+    _questions: dict[str, list[Question]] = field(default_factory=dict, init=False)
+
+    def prompt(self, task: str, length: int, number: int, documents: int = 1, answer_tokens: int = 0) -> Prompt:
+        """Prompt ``number`` of ``documents`` of a task.
+
+        Args:
+            task: its name, one of :data:`TASKS`.
+            length: tokens of the prompt and its answer.
+            number: from 0; decides what is drawn.
+            documents: number of prompts, over which depths are spread evenly.
+            answer_tokens: tokens reserved for the answer.
+
+        Raises:
+            ConfigError: when the length is too short for the task, or there is no text.
+        """
+        limit = length - answer_tokens
+        generator = counter_generator(derived_seed(self.seed, "ruler", task, str(length)), self.stream, number)
+        depth = number / (documents - 1) if documents > 1 else 0.5
+        make = next(made for name, made in self._makers().items() if task.startswith(name))
+        for _ in range(ATTEMPTS):
+            prompt = make(task, length, limit, depth, generator)
+            if prompt is not None:
+                return prompt
+        raise ConfigError.at(
+            "text",
+            got=f"text in which the answers of {task} occur",
+            expected="text in which they occur once",
+            do="Give other text.",
+        )
+
+    def _makers(self) -> dict[str, Callable[..., Prompt | None]]:
+        return {"niah": self._niah, "vt": self._vt, "cwe": self._cwe, "fwe": self._fwe, "qa": self._qa}
+
+    # -- length ------------------------------------------------------------------------------------------------------
+
+    def _fit(self, task: str, length: int, limit: int, build: Callable[[int], str]) -> tuple[str, int]:
+        """The text with as many words as fit into ``limit`` tokens, and their number; ``build`` makes it of a number of
+        words. Tokens grow about linearly with words, so the number is found by interpolation."""
+        text, fits = build(0), 0
+        tokens = empty = self.count(text)
+        require(
+            tokens <= limit,
+            "lengths",
+            got=length,
+            expected=f"at least {length + tokens - limit} tokens for {task} with this tokenizer",
+            do="Give longer prompts, or leave the task out.",
+        )
+        beyond, beyond_tokens, guess = 0, 0, PROBE
+        for trial in itertools.count():
+            if limit - tokens <= TOLERANCE * length or beyond == fits + 1:
+                return text, fits
+            attempt = build(guess)
+            now = self.count(attempt)
+            if now <= limit:
+                text, tokens, fits = attempt, now, guess
+            else:
+                beyond, beyond_tokens = guess, now
+            if not beyond:
+                rate = (tokens - empty) / fits
+                guess = fits + max(1, math.ceil((limit - tokens) / rate)) if rate else 2 * guess
+            else:
+                share = (limit - tokens) / (beyond_tokens - tokens) if trial < INTERPOLATIONS else 0.5
+                guess = min(max(fits + int(share * (beyond - fits)), fits + 1), beyond - 1)
+        raise AssertionError("unreachable")
+
+    # -- needles -----------------------------------------------------------------------------------------------------
+
+    def _niah(self, task: str, length: int, limit: int, depth: float, generator: np.random.Generator) -> Prompt | None:
+        kind = NEEDLES[task]
+        keys = self._names(kind.key, generator)
+        values = self._names(kind.value, generator)
+        queried = [next(keys) for _ in range(kind.queries)]
+        needles = [(key, next(values)) for key in queried for _ in range(kind.values)]
+        answers = tuple(value for _, value in needles)
+        facts = [_fact(kind, key, value) for key, value in needles]
+        facts += [_fact(kind, next(keys), next(values)) for _ in range(kind.others)]
+        is_single = kind.queries * kind.values == 1
+        depths = [depth if is_single else _grid(generator), *(_grid(generator) for _ in facts[1:])]
+        names = " and ".join(filter(None, [", ".join(queried[:-1]), queried[-1]]))
+        verb, plural = ("is", "") if is_single else ("are", "s")
+        question = f"What {verb} the magic {kind.value}{plural} of {names} in the text above?"
+        start = f"The magic {kind.value}{plural} of {names} {verb}"
+
+        def whole(words: Sequence[str], after: Sequence[str] = ()) -> str:
+            positions = [(round(at * len(words)), fact) for at, fact in zip(depths, facts)]
+            inserted = _insert([*words, *after], positions)
+            return f"Facts are hidden in the following text. Remember them.\n\n{inserted}\n\n{question}\n{start}"
+
+        if kind.haystack == "needles":
+            distractors: list[str] = []
+            new = (_fact(kind, key, value) for key, value in zip(keys, values))
+
+            def among(facts_used: int, noise: int = 0) -> str:
+                while len(distractors) < facts_used:
+                    distractors.append(next(new))
+                return whole(distractors[:facts_used], _noise(noise))
+
+            _, used = self._fit(task, length, limit, among)
+            text, _ = self._fit(task, length, limit, lambda noise: among(used, noise))
+        elif kind.haystack == "noise":
+            text, _ = self._fit(task, length, limit, lambda n: whole(_noise(n)))
+        else:
+            hay = self._hay(generator)
+            text, _ = self._fit(task, length, limit, lambda n: whole(hay(n)))
+        if any(text.count(answer) != 1 for answer in answers):
+            return None
+        return Prompt(text, answers, depth=100 * depth if is_single else None)
+
+    def _hay(self, generator: np.random.Generator) -> Callable[[int], list[str]]:
+        """A function that gives any number of words of the texts, from a random one on; their beginning follows their
+        end."""
+        if not self._words:
+            self._words = [word for text in self.texts for word in text.split()]
+            require(
+                self._words,
+                "text",
+                got="no text",
+                expected="text for haystacks",
+                do="Name files in text, or leave out the tasks that need text.",
+            )
+        first = int(generator.integers(len(self._words)))
+
+        def words(count: int) -> list[str]:
+            taken = self._words[first : first + count]
+            while len(taken) < count:
+                taken += self._words[: count - len(taken)]
+            return taken
+
+        return words
+
+    @staticmethod
+    def _names(kind: str, generator: np.random.Generator) -> Iterator[str]:
+        """Endless different keys or values."""
+        used: set[str] = set()
+        while True:
+            if kind == "words":
+                name = _two_words(int(generator.integers(KEYS)))
+                if len(used) > KEYS // 2:  # longer names before two-word ones run out
+                    name = f"{ADJECTIVES[int(generator.integers(len(ADJECTIVES)))]}-{name}"
+            elif kind == "number":
+                name = str(generator.integers(1_000_000, 10_000_000))
+            else:
+                name = str(uuid.UUID(bytes=generator.bytes(16), version=4))
+            if name not in used:
+                used.add(name)
+                yield name
+
+    # -- variable tracking -------------------------------------------------------------------------------------------
+
+    def _vt(self, task: str, length: int, limit: int, depth: float, generator: np.random.Generator) -> Prompt | None:
+        def chain(letters: int) -> tuple[list[str], str]:
+            """Five names and the value of the first."""
+            alphabet = [chr(ord("A") + i) for i in range(26)]
+            return ["".join(generator.choice(alphabet, letters)) for _ in range(5)], str(
+                generator.integers(10_000, 99_999)
+            )
+
+        (shown, shown_value), (names, value) = chain(3), chain(5)
+        places, shown_places = np.sort(generator.random(5)), np.sort(generator.random(5))
+
+        def part(names: list[str], value: str, words: list[str], at: np.ndarray) -> str:
+            facts = [f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in itertools.pairwise(names))]
+            text = _insert(words, [(int(p * (len(words) + 1)), f"{fact}.") for p, fact in zip(at, facts)])
+            return (
+                f"Follow the chain of assignments in the following text.\n\n{text}\n\n"
+                f"Which variables have the value {value}?\nThe {len(names)} variables with the value {value} are"
+            )
+
+        example = f"{part(shown, shown_value, _noise(24), shown_places)} {', '.join(shown)}.\n\n"
+        text, _ = self._fit(task, length, limit, lambda n: example + part(names, value, _noise(n), places))
+        if len({*names, *shown}) < 10 or value == shown_value:
+            return None
+        return Prompt(text, tuple(names))
+
+    # -- aggregation -------------------------------------------------------------------------------------------------
+
+    def _cwe(self, task: str, length: int, limit: int, depth: float, generator: np.random.Generator) -> Prompt:
+        common, rare, example_words, example_common, example_rare = (
+            (6, 1, 20, 3, 1) if length < SHORT else (30, 3, 40, 10, 3)
+        )
+        single = list(dict.fromkeys([*ADJECTIVES, *NOUNS]))
+        order = [single[i] for i in generator.permutation(len(single))]
+        pairs = generator.permutation(KEYS)
+        seeds = generator.integers(2**32, size=2)
+
+        def word(number: int) -> str:
+            """Different words: single ones, then names of two words, then of three."""
+            if number < len(order):
+                return order[number]
+            times, index = divmod(number - len(order), KEYS)
+            name = _two_words(int(pairs[index]))
+            return f"{ADJECTIVES[times - 1]}-{name}" if times else name
+
+        def words(start: int, count: int) -> list[str]:
+            return [word(number) for number in range(start, start + count)]
+
+        def part(top: list[str], other: list[str], times: int, other_times: int, extra: int, seed: int) -> str:
+            entries = [*top * times, *other * other_times]
+            if extra:  # the last word is not repeated as often where its other repetitions do not fit
+                entries = entries[: len(entries) - other_times + extra] if other else entries
+            listed = [entries[i] for i in np.random.default_rng(seed).permutation(len(entries))]
+            numbered = " ".join(f"{i}. {word}" for i, word in enumerate(listed, 1))
+            return (
+                f"Some words of the following numbered list occur more often than others.\n\n{numbered}\n\n"
+                "Which ten words are the most common in the list above?\nThe ten most common words are"
+            )
+
+        def numbered(answers: list[str]) -> str:
+            return " ".join(f"{i}. {word}" for i, word in enumerate(answers, 1))
+
+        shown, answers = words(0, 10), words(example_words, 10)
+        example = part(shown, words(10, example_words - 10), example_common, example_rare, 0, int(seeds[0]))
+        example += f" {numbered(shown)}\n\n"
+
+        def build(entries: int) -> str:
+            """A prompt with so many entries of rare words."""
+            whole, extra = divmod(entries, rare)
+            other = words(example_words + 10, whole + bool(extra))
+            return example + part(answers, other, common, rare, extra, int(seeds[1]))
+
+        return Prompt(self._fit(task, length, limit, build)[0], tuple(answers))
+
+    def _fwe(self, task: str, length: int, limit: int, depth: float, generator: np.random.Generator) -> Prompt | None:
+        size = max(8, length // 50)
+        letters = generator.integers(ord("a"), ord("z") + 1, (size, 6))
+        vocabulary = ["".join(map(chr, row)) for row in letters]
+        if len(set(vocabulary)) < size:
+            return None
+        answers = tuple(vocabulary[1:4])
+        vocabulary[0] = "..."
+        shares = np.arange(1, size + 1) ** -2.0 / zeta(2.0)
+        seed = int(generator.integers(2**32))
+        least = int(np.ceil(2 / (shares[3] - shares[4])))  # the fourth word is more frequent than the fifth
+
+        def build(words: int) -> str:
+            counts = ((least + words) * shares).astype(int)
+            listed = [word for word, times in zip(vocabulary, counts) for _ in range(times)]
+            coded = " ".join(listed[i] for i in np.random.default_rng(seed).permutation(len(listed)))
+            return (
+                f"Count how often each coded word occurs in the following text; leave out the dots.\n\n{coded}\n\n"
+                "Which three coded words are the most frequent in the text above?\nThe three most frequent words are"
+            )
+
+        return Prompt(self._fit(task, length, limit, build)[0], answers)
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    def _qa(self, task: str, length: int, limit: int, depth: float, generator: np.random.Generator) -> Prompt | None:
+        file = self.squad if task == "qa_1" else self.hotpotqa
+        question: Question | None
+        if file is None:
+            question, others = self._local_question(task, generator)
+        else:
+            questions = self._read_questions(task, file)
+            question = questions[int(generator.integers(len(questions)))]
+            other = [q for q in questions if not set(q.documents) & set(question.documents)]
+            order = generator.permutation(len(other))
+            others = list(dict.fromkeys(text for i in order for text in other[i].documents))
+            require(others, self._file_field(task), got=f"{file}: one document", expected="questions about several")
+        if question is None:
+            return None
+        place = float(generator.random())
+        others *= 1 + limit // sum(len(text.split()) for text in others)  # a word has a token at least
+        sizes = np.cumsum([len(text.split()) for text in others])
+
+        def build(words: int) -> str:
+            whole = int(np.searchsorted(sizes, words, side="right"))
+            texts = others[:whole]
+            rest = words - (int(sizes[whole - 1]) if whole else 0)
+            if rest and whole < len(others):
+                texts = [*texts, " ".join(others[whole].split()[:rest])]
+            at = round(place * whole)
+            texts = [*texts[:at], *question.documents, *texts[at:]]
+            listed = "\n\n".join(f"Document {i}:\n{text}" for i, text in enumerate(texts, 1))
+            return (
+                f"Answer the question with the documents below. Give the answer alone.\n\n{listed}\n\n"
+                f"Question: {question.text}\nAnswer:"
+            )
+
+        text, _ = self._fit(task, length, limit, build)
+        documents = text[: text.rindex("\n\nQuestion: ")]
+        if question.once and " ".join(documents.split()).count(question.once) != 1:
+            return None
+        return Prompt(text, question.answers, any_of=True)
+
+    def _local_question(self, task: str, generator: np.random.Generator) -> tuple[Question | None, list[str]]:
+        """A question about local text, and other documents in a random order; None where a draw gives none."""
+        if not self._passages:
+            for text in self.texts:
+                words = text.split()
+                self._passages += [
+                    " ".join(words[i : i + PASSAGE]) for i in range(0, len(words) - PASSAGE + 1, PASSAGE)
+                ]
+            self._passages = list(dict.fromkeys(self._passages))
+            require(
+                len(self._passages) >= 3,
+                "text",
+                got=f"{len(self._passages)} passages of {PASSAGE} words",
+                expected="at least 3, to ask questions about",
+                do="Name more text in text, or leave out qa_1 and qa_2.",
+            )
+        order = [self._passages[i] for i in generator.permutation(len(self._passages))]
+        words = order[0].split()
+        start = int(generator.integers(len(words) - 12))
+        quoted = words[start : start + 12]
+        if task == "qa_1":
+            candidates = [i for i, word in enumerate(quoted) if re.fullmatch(r"[A-Za-z]{4,}[.,;:]?", word)]
+            if candidates:
+                hidden = candidates[int(generator.integers(len(candidates)))]
+                answer = quoted[hidden].rstrip(".,;:")
+                gap = " ".join([*quoted[:hidden], "____", *quoted[hidden + 1 :]])
+                asked = f'Which word is left out here: "{gap}"?'
+                return Question(asked, (answer,), (order[0],), " ".join(quoted)), order[1:]
+        else:
+            following = [i for i, text in enumerate(order[1:], 1) if re.match(r"[A-Za-z]{4,}\b", text)]
+            if following:
+                after = order.pop(following[0])
+                answer = re.match(r"[A-Za-z]+", after)
+                assert answer is not None
+                asked = f'What is the first word of the document after the one that contains "{" ".join(quoted)}"?'
+                return Question(asked, (answer.group(),), (order[0], after), " ".join(quoted)), order[1:]
+        return None, []
+
+    @staticmethod
+    def _file_field(task: str) -> str:
+        return "squad" if task == "qa_1" else "hotpotqa"
+
+    def _read_questions(self, task: str, file: Path) -> list[Question]:
+        if task not in self._questions:
+            try:
+                content = json.loads(file.read_text(encoding="utf-8"))
+                read = _squad(content) if task == "qa_1" else _hotpotqa(content)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ConfigError.at(
+                    self._file_field(task),
+                    got=f"{file}: {type(error).__name__}: {error}",
+                    expected=f"a file in the form of {'SQuAD' if task == 'qa_1' else 'HotpotQA'}",
+                ) from None
+            require(read, self._file_field(task), got=str(file), expected="a file with questions")
+            self._questions[task] = read
+        return self._questions[task]
+
+
+def _two_words(number: int) -> str:
+    return f"{ADJECTIVES[number // len(NOUNS)]}-{NOUNS[number % len(NOUNS)]}"
+
+
+def _fact(kind: Needles, key: str, value: str) -> str:
+    return f"The magic {kind.value} of {key} is {value}."
+
+
+def _grid(generator: np.random.Generator) -> float:
+    """One of 40 depths, evenly spaced; as published."""
+    return float(generator.integers(40)) / 39
+
+
+def _noise(words: int) -> list[str]:
+    sentence = " ".join(NOISE).split()
+    return (sentence * (words // len(sentence) + 1))[:words]
+
+
+def _insert(words: Sequence[str], facts: Sequence[tuple[int, str]]) -> str:
+    """Words with facts before the words of their positions."""
+    parts: list[str] = []
+    used = 0
+    for position, fact in sorted(facts, key=lambda item: item[0]):
+        parts += [*words[used:position], fact]
+        used = position
+    return " ".join([*parts, *words[used:]])
+
+
+def _squad(content: Any) -> list[Question]:
+    """Questions with an answer; others of the same paragraph share its document."""
+    return [
+        Question(
+            asked["question"],
+            tuple(dict.fromkeys(answer["text"] for answer in asked["answers"])),
+            (paragraph["context"],),
+        )
+        for article in content["data"]
+        for paragraph in article["paragraphs"]
+        for asked in paragraph["qas"]
+        if not asked.get("is_impossible") and asked["answers"]
+    ]
+
+
+def _hotpotqa(content: Any) -> list[Question]:
+    return [
+        Question(
+            asked["question"],
+            (asked["answer"],),
+            tuple(f"{title}\n{''.join(sentences)}" for title, sentences in asked["context"]),
+        )
+        for asked in content
+    ]
