@@ -263,7 +263,7 @@ class Ablation:
             weights=arms.weights,
             data_cards=cards,
             contexts={name: arm.run().training.context for name, arm in arms.items()},
-            views={name: list(columns) for name, columns in arms.baseline.run().data.views.items()},
+            views={name: list(columns) for name, columns in arms.baseline.run().data.judged.views.items()},
             workers=self.workers,
             threads=self.threads,
             launch=launch,

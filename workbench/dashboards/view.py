@@ -276,7 +276,7 @@ class PlannedRun(EmptyRun):
         self.alpha, self.allow_mismatch = config.alpha, config.budget.allow_mismatch
         self.components = config.confirmation.components
         data = ablation.arms.baseline.run().data
-        self.metric, self.views = data.metric, dict(data.views)
+        self.metric, self.views = data.metric, dict(data.judged.views)
         self._cost = ablation.cost(measure=False)
 
     @property

@@ -46,6 +46,11 @@ class SourceConfig(Config):
         """The primary metric of models on this source."""
         raise NotImplementedError(f"{type(self).__name__} defines no metric")
 
+    @property
+    def judged(self) -> SourceConfig:
+        """What runs are judged on: this source, or a part of it."""
+        return self
+
     measured_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that decide what is measured and leave the training rows as they are."""
 
@@ -133,6 +138,11 @@ class Source(ABC):
     @property
     def vocabulary(self) -> int:
         return self.card["vocabulary"]
+
+    @property
+    def judged(self) -> Source:
+        """What runs are judged on: this source, or a part of it."""
+        return self
 
     def digests(self, split: str) -> list[str]:
         """Content hashes of the documents of a measured split, in order: equal documents have equal ones, however the

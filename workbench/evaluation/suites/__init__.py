@@ -392,6 +392,7 @@ class DocumentSuite(Suite):
             split: which documents; ``report`` is for confirmation runs only.
             settings: batches and precision.
         """
+        data = data.judged
         suite, task = self.config.kind, data.card["kind"]
         columns = self.columns(model, getattr(data, split), settings)
         rows = list(self.rows(task, columns))
@@ -406,7 +407,7 @@ class DocumentSuite(Suite):
             yield Evaluation(self.config.kind, task, metric.unit, metric.of(columns), n)
 
     def tasks(self, conditions: Conditions) -> Sequence[str]:
-        return [self._data(conditions).card["kind"]]
+        return [self._data(conditions).judged.card["kind"]]
 
     def measure(self, model: LanguageModel, task: str, conditions: Conditions, journal: Journal) -> Measured:
         documents: Split = getattr(self._data(conditions), conditions.split)

@@ -1,4 +1,4 @@
-"""RULER: retrieval, tracing, aggregation and questions in prompts of any length (:mod:`workbench.evaluation.ruler`)."""
+"""RULER: retrieval, tracing, aggregation and questions in prompts of any length (:mod:`workbench.data.ruler`)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pydantic import Field
 
 from workbench.config import require
 from workbench.data import Documents
+from workbench.data.ruler import ANSWER_TOKENS, SYMBOLS, TASKS, Generator, TaskName, score
 from workbench.data.tasks import STREAMS
 from workbench.decoding import encode_prompt
 from workbench.evaluation.prompting import PromptConfig, answers, digests, local_texts, text_model
-from workbench.evaluation.ruler import ANSWER_TOKENS, SYMBOLS, TASKS, Generator, TaskName, score
 from workbench.evaluation.suites import Conditions, Journal, Measured, Score, Suite, suites
 from workbench.model import LanguageModel
 from workbench.seeding import Seed

@@ -35,6 +35,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -119,6 +120,10 @@ class Prompt:
     """Whether one of the answers suffices (questions); otherwise all are asked for."""
     depth: float | None = None
     """Percent of the haystack's words before the needle, where one is asked for."""
+    completion: str = ""
+    """The right answer in words, as it follows the text."""
+    further: tuple[str, ...] = ()
+    """Questions with their answers about the other needles of the haystack."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +164,6 @@ class Generator:
     stream: int = 0
     squad: Path | None = None
     hotpotqa: Path | None = None
-    _words: list[str] = field(default_factory=list, init=False)
-    _passages: list[str] = field(default_factory=list, init=False)
     _questions: dict[str, list[Question]] = field(default_factory=dict, init=False)
 
     def prompt(self, task: str, length: int, number: int, documents: int = 1, answer_tokens: int = 0) -> Prompt:
@@ -179,6 +182,26 @@ class Generator:
         limit = length - answer_tokens
         generator = counter_generator(derived_seed(self.seed, "ruler", task, str(length)), self.stream, number)
         depth = number / (documents - 1) if documents > 1 else 0.5
+        return self._drawn(task, length, limit, depth, generator)
+
+    def document(self, task: str, length: int, number: int, further: int = 0) -> str:
+        """Document ``number`` to train on: a prompt with its answer, the needle at a random depth. Ours.
+
+        Args:
+            task: its name, one of :data:`TASKS`.
+            length: tokens of the prompt.
+            number: from 0; decides what is drawn.
+            further: questions about other needles of the same haystack that follow, at most.
+
+        Raises:
+            ConfigError: when the length is too short for the task, or there is no text.
+        """
+        generator = counter_generator(derived_seed(self.seed, "ruler document", task, str(length)), self.stream, number)
+        prompt = self._drawn(task, length, length, float(generator.random()), generator)
+        order = generator.permutation(len(prompt.further))[:further]
+        return "\n\n".join([f"{prompt.text} {prompt.completion}", *(prompt.further[i] for i in order)])
+
+    def _drawn(self, task: str, length: int, limit: int, depth: float, generator: np.random.Generator) -> Prompt:
         make = next(made for name, made in self._makers().items() if task.startswith(name))
         for _ in range(ATTEMPTS):
             prompt = make(task, length, limit, depth, generator)
@@ -190,6 +213,33 @@ class Generator:
             expected="text in which they occur once",
             do="Give other text.",
         )
+
+    @cached_property
+    def _words(self) -> list[str]:
+        """The words of the texts, for haystacks."""
+        words = [word for text in self.texts for word in text.split()]
+        require(
+            words,
+            "text",
+            got="no text",
+            expected="text for haystacks",
+            do="Name files in text, or leave out the tasks that need text.",
+        )
+        return words
+
+    @cached_property
+    def _passages(self) -> list[str]:
+        """Different documents that are cut from the texts, for questions."""
+        cuts = (words[i : i + PASSAGE] for words in map(str.split, self.texts) for i in range(0, len(words), PASSAGE))
+        passages = list(dict.fromkeys(" ".join(cut) for cut in cuts if len(cut) == PASSAGE))
+        require(
+            len(passages) >= 3,
+            "text",
+            got=f"{len(passages)} passages of {PASSAGE} words",
+            expected="at least 3, to ask questions about",
+            do="Name more text in text, or leave out qa_1 and qa_2.",
+        )
+        return passages
 
     def _makers(self) -> dict[str, Callable[..., Prompt | None]]:
         return {"niah": self._niah, "vt": self._vt, "cwe": self._cwe, "fwe": self._fwe, "qa": self._qa}
@@ -235,31 +285,28 @@ class Generator:
         queried = [next(keys) for _ in range(kind.queries)]
         needles = [(key, next(values)) for key in queried for _ in range(kind.values)]
         answers = tuple(value for _, value in needles)
-        facts = [_fact(kind, key, value) for key, value in needles]
-        facts += [_fact(kind, next(keys), next(values)) for _ in range(kind.others)]
+        others = [(next(keys), next(values)) for _ in range(kind.others)]
+        facts = [_fact(kind, key, value) for key, value in (*needles, *others)]
         is_single = kind.queries * kind.values == 1
         depths = [depth if is_single else _grid(generator), *(_grid(generator) for _ in facts[1:])]
-        names = " and ".join(filter(None, [", ".join(queried[:-1]), queried[-1]]))
-        verb, plural = ("is", "") if is_single else ("are", "s")
-        question = f"What {verb} the magic {kind.value}{plural} of {names} in the text above?"
-        start = f"The magic {kind.value}{plural} of {names} {verb}"
+        question = _question(kind, _listed(queried), is_single)
 
         def whole(words: Sequence[str], after: Sequence[str] = ()) -> str:
             positions = [(round(at * len(words)), fact) for at, fact in zip(depths, facts)]
             inserted = _insert([*words, *after], positions)
-            return f"Facts are hidden in the following text. Remember them.\n\n{inserted}\n\n{question}\n{start}"
+            return f"Facts are hidden in the following text. Remember them.\n\n{inserted}\n\n{question}"
 
         if kind.haystack == "needles":
-            distractors: list[str] = []
-            new = (_fact(kind, key, value) for key, value in zip(keys, values))
+            new = zip(keys, values)
 
             def among(facts_used: int, noise: int = 0) -> str:
-                while len(distractors) < facts_used:
-                    distractors.append(next(new))
-                return whole(distractors[:facts_used], _noise(noise))
+                while len(others) < facts_used:
+                    others.append(next(new))
+                return whole([_fact(kind, key, value) for key, value in others[:facts_used]], _noise(noise))
 
             _, used = self._fit(task, length, limit, among)
             text, _ = self._fit(task, length, limit, lambda noise: among(used, noise))
+            others = others[:used]
         elif kind.haystack == "noise":
             text, _ = self._fit(task, length, limit, lambda n: whole(_noise(n)))
         else:
@@ -267,20 +314,12 @@ class Generator:
             text, _ = self._fit(task, length, limit, lambda n: whole(hay(n)))
         if any(text.count(answer) != 1 for answer in answers):
             return None
-        return Prompt(text, answers, depth=100 * depth if is_single else None)
+        further = tuple(f"{_question(kind, key, True)} {value}." for key, value in others)
+        return Prompt(text, answers, False, 100 * depth if is_single else None, f"{_listed(answers)}.", further)
 
     def _hay(self, generator: np.random.Generator) -> Callable[[int], list[str]]:
         """A function that gives any number of words of the texts, from a random one on; their beginning follows their
         end."""
-        if not self._words:
-            self._words = [word for text in self.texts for word in text.split()]
-            require(
-                self._words,
-                "text",
-                got="no text",
-                expected="text for haystacks",
-                do="Name files in text, or leave out the tasks that need text.",
-            )
         first = int(generator.integers(len(self._words)))
 
         def words(count: int) -> list[str]:
@@ -333,7 +372,7 @@ class Generator:
         text, _ = self._fit(task, length, limit, lambda n: example + part(names, value, _noise(n), places))
         if len({*names, *shown}) < 10 or value == shown_value:
             return None
-        return Prompt(text, tuple(names))
+        return Prompt(text, tuple(names), completion=f"{', '.join(names)}.")
 
     # -- aggregation -------------------------------------------------------------------------------------------------
 
@@ -381,7 +420,7 @@ class Generator:
             other = words(example_words + 10, whole + bool(extra))
             return example + part(answers, other, common, rare, extra, int(seeds[1]))
 
-        return Prompt(self._fit(task, length, limit, build)[0], tuple(answers))
+        return Prompt(self._fit(task, length, limit, build)[0], tuple(answers), completion=numbered(answers))
 
     def _fwe(self, task: str, length: int, limit: int, depth: float, generator: np.random.Generator) -> Prompt | None:
         size = max(8, length // 50)
@@ -404,7 +443,7 @@ class Generator:
                 "Which three coded words are the most frequent in the text above?\nThe three most frequent words are"
             )
 
-        return Prompt(self._fit(task, length, limit, build)[0], answers)
+        return Prompt(self._fit(task, length, limit, build)[0], answers, completion=f"{_listed(answers)}.")
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
@@ -412,7 +451,7 @@ class Generator:
         file = self.squad if task == "qa_1" else self.hotpotqa
         question: Question | None
         if file is None:
-            question, others = self._local_question(task, generator)
+            question, others = self._local_question(task, limit // PASSAGE + 1, generator)
         else:
             questions = self._read_questions(task, file)
             question = questions[int(generator.integers(len(questions)))]
@@ -444,26 +483,16 @@ class Generator:
         documents = text[: text.rindex("\n\nQuestion: ")]
         if question.once and " ".join(documents.split()).count(question.once) != 1:
             return None
-        return Prompt(text, question.answers, any_of=True)
+        return Prompt(text, question.answers, any_of=True, completion=f"{question.answers[0]}.")
 
-    def _local_question(self, task: str, generator: np.random.Generator) -> tuple[Question | None, list[str]]:
-        """A question about local text, and other documents in a random order; None where a draw gives none."""
-        if not self._passages:
-            for text in self.texts:
-                words = text.split()
-                self._passages += [
-                    " ".join(words[i : i + PASSAGE]) for i in range(0, len(words) - PASSAGE + 1, PASSAGE)
-                ]
-            self._passages = list(dict.fromkeys(self._passages))
-            require(
-                len(self._passages) >= 3,
-                "text",
-                got=f"{len(self._passages)} passages of {PASSAGE} words",
-                expected="at least 3, to ask questions about",
-                do="Name more text in text, or leave out qa_1 and qa_2.",
-            )
-        order = [self._passages[i] for i in generator.permutation(len(self._passages))]
-        words = order[0].split()
+    def _local_question(
+        self, task: str, most: int, generator: np.random.Generator
+    ) -> tuple[Question | None, list[str]]:
+        """A question about local text, and at most ``most`` other documents in a random order; None where a draw gives
+        none."""
+        order = generator.permutation(len(self._passages))
+        first = self._passages[order[0]]
+        words = first.split()
         start = int(generator.integers(len(words) - 12))
         quoted = words[start : start + 12]
         if task == "qa_1":
@@ -473,15 +502,16 @@ class Generator:
                 answer = quoted[hidden].rstrip(".,;:")
                 gap = " ".join([*quoted[:hidden], "____", *quoted[hidden + 1 :]])
                 asked = f'Which word is left out here: "{gap}"?'
-                return Question(asked, (answer,), (order[0],), " ".join(quoted)), order[1:]
+                others = [self._passages[i] for i in order[1 : 1 + most]]
+                return Question(asked, (answer,), (first,), " ".join(quoted)), others
         else:
-            following = [i for i, text in enumerate(order[1:], 1) if re.match(r"[A-Za-z]{4,}\b", text)]
-            if following:
-                after = order.pop(following[0])
-                answer = re.match(r"[A-Za-z]+", after)
-                assert answer is not None
+            found = ((i, re.match(r"[A-Za-z]{4,}\b", self._passages[i])) for i in order[1:])
+            following, answer = next((pair for pair in found if pair[1]), (0, None))
+            if answer:
+                after = self._passages[following]
                 asked = f'What is the first word of the document after the one that contains "{" ".join(quoted)}"?'
-                return Question(asked, (answer.group(),), (order[0], after), " ".join(quoted)), order[1:]
+                others = [self._passages[i] for i in order[1 : 2 + most] if i != following][:most]
+                return Question(asked, (answer.group(),), (first, after), " ".join(quoted)), others
         return None, []
 
     @staticmethod
@@ -510,6 +540,18 @@ def _two_words(number: int) -> str:
 
 def _fact(kind: Needles, key: str, value: str) -> str:
     return f"The magic {kind.value} of {key} is {value}."
+
+
+def _question(kind: Needles, names: str, is_single: bool) -> str:
+    """A question about needles, and the beginning of its answer."""
+    verb, plural = ("is", "") if is_single else ("are", "s")
+    asked = f"the magic {kind.value}{plural} of {names}"
+    return f"What {verb} {asked} in the text above?\nT{asked[1:]} {verb}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _grid(generator: np.random.Generator) -> float:

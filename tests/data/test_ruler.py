@@ -15,8 +15,8 @@ from helpers import WORDS, small_tokenizer
 from scipy.special import zeta
 
 from workbench.config import ConfigError
+from workbench.data.ruler import ANSWER_TOKENS, NEEDLES, TASKS, Generator, Prompt, score
 from workbench.decoding import encode_prompt
-from workbench.evaluation.ruler import ANSWER_TOKENS, NEEDLES, TASKS, Generator, Prompt, score
 
 DOCUMENTS = 5
 NEEDLE_TASKS = sorted(NEEDLES)

@@ -1,0 +1,159 @@
+"""Documents to train on in the form of RULER's tasks: prompts with their answers (:mod:`workbench.data.ruler`).
+
+A model of text knows the form of the suite ``ruler`` only if its training text has it: mix this source with text
+(:mod:`workbench.data.tasks.mixture`). Documents are packed into rows and predicted token by token as text is.
+
+Haystacks and questions are made of ``text``, each split of the documents of the same split, so that nothing that is
+measured is trained on. Every task and length gets the same number of tokens: short prompts are many, long ones few.
+Documents of a task that do not fit a length are left out; the card counts those that there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+from tokenizers import Tokenizer
+
+from workbench.config import ConfigError, require
+from workbench.data import tokenizer as tokenizers
+from workbench.data.config import DataConfig
+from workbench.data.ruler import TASKS, Generator, TaskName
+from workbench.data.shards import ShardWriter
+from workbench.data.sources import SourceConfig, digest, is_intact, prepare, sources, write_card
+from workbench.data.splits import SPLITS, SplitName
+from workbench.data.tasks import STREAMS
+from workbench.data.text import Documents, PreparedData
+from workbench.files import locked, replacing_folder
+from workbench.metric import BITS_PER_BYTE, Metric
+from workbench.seeding import Seed
+
+FORMAT = 1
+"""Part of the fingerprint; raised when the files or the rules change."""
+HAYSTACK_TOKENS = 4_000_000
+"""Tokens of a split that haystacks are made of, at most."""
+
+
+@sources.register
+class RulerDocuments(PreparedData):
+    """Prompts of RULER's tasks with their answers, as text to train on."""
+
+    class Config(SourceConfig):
+        """Prompts of RULER's tasks with their answers."""
+
+        kind: Literal["ruler"] = "ruler"
+        tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] = TASKS
+        """Which of the 13 tasks."""
+        lengths: Annotated[tuple[Annotated[int, Field(ge=64)], ...], Field(min_length=1)] = (256, 512, 1024)
+        """Tokens of a prompt, without its answer. Longer documents than a row continue in the next row."""
+        further: Annotated[int, Field(ge=0)] = 0
+        """Questions about other needles that follow the first answer, at most: more answers per token."""
+        tokens: Annotated[int, Field(ge=1)] = 2_000_000
+        """Tokens of the training documents, about; they are read again when a run needs more."""
+        examples: Annotated[int, Field(ge=1)] = 64
+        """Documents in each of the selection, report and pilot splits, about: equally many of every task and length."""
+        seed: Seed = 0
+        """Seed of the documents, which all runs share."""
+        text: Annotated[DataConfig, BeforeValidator(lambda data: DataConfig.parse(data))] = Field(
+            default={}, validate_default=True
+        )
+        """Corpus and tokenizer."""
+
+        @property
+        def metric(self) -> Metric:
+            return BITS_PER_BYTE
+
+    @classmethod
+    def prepare(cls, config: Any, vocabulary: int, cache: Path, progress: Callable[[str], None]) -> RulerDocuments:
+        text: PreparedData = prepare(config.text, vocabulary, cache, progress)
+        plain = {name: value for name, value in config.plain().items() if not name.startswith("allow_")}
+        card = {"kind": config.kind, "config": plain, "vocabulary": vocabulary, "material": {"text": text.fingerprint}}
+        folder = cache / digest(FORMAT, card)
+        with locked(cache / f"{folder.name}.lock"):
+            if not is_intact(folder):
+                with replacing_folder(folder) as scratch:
+                    (scratch / "tokenizer.json").write_bytes((text.folder / "tokenizer.json").read_bytes())
+                    splits = {name: _write(config, text, name, vocabulary, scratch, progress) for name in SPLITS}
+                    write_card(scratch, {**card, "splits": splits})
+        return cls(folder)
+
+    @classmethod
+    def find(cls, config: Any, vocabulary: int, cache: Path) -> RulerDocuments | None:
+        return None
+
+
+def _write(
+    config: Any, text: PreparedData, split: SplitName, vocabulary: int, folder: Path, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write the documents of a split. Returns their part of the card."""
+    progress(f"drawing the {split} documents of {config.kind}")
+    tokenizer, writer = text.tokenizer, ShardWriter(folder, split, vocabulary)
+    lengths, sizes = [0], []
+    cells: Counter[str] = Counter()
+    for cell, document in _documents(config, text, split, tokenizer):
+        encoded = tokenizers.encode(tokenizer, [document])[0]
+        writer.add(encoded.ids)
+        lengths.append(len(encoded.ids))
+        sizes.append(encoded.size)
+        cells[cell] += 1
+    writer.flush()
+    np.save(folder / f"{split}.offsets.npy", np.cumsum(lengths))
+    np.save(folder / f"{split}.bytes.npy", np.array(sizes, np.int64))
+    np.save(folder / f"{split}.clusters.npy", np.arange(len(sizes)))
+    return {
+        "documents": len(sizes),
+        "clusters": len(sizes),
+        "bytes": sum(sizes),
+        "tokens": sum(lengths),
+        "shards": writer.files,
+        "cells": cells,
+    }
+
+
+def _documents(config: Any, text: PreparedData, split: SplitName, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """Task and length, then the text, of every document of a split."""
+    generator = Generator(
+        count=lambda written: len(tokenizer.encode(written, add_special_tokens=False).ids),
+        texts=list(_texts(getattr(text, split), tokenizer)),
+        seed=config.seed,
+        stream=STREAMS[split],
+    )
+
+    def draw(task: str, length: int, number: int) -> str | None:
+        try:
+            return generator.document(task, length, number, config.further)
+        except ConfigError as error:
+            if error.problems[0].path != "lengths":
+                raise
+            return None
+
+    cells = list(itertools.product(config.tasks, config.lengths))
+    documents = [
+        (task, length, number)
+        for task, length in cells
+        for number in range(-(-(config.tokens // length if split == "train" else config.examples) // len(cells)))
+    ]
+    found = False
+    with ThreadPoolExecutor() as threads:  # the tokenizer works outside of Python's lock
+        for (task, length, _), document in zip(documents, threads.map(draw, *zip(*documents))):
+            if document is not None:
+                found = True
+                yield f"{task}/{length}", document
+    require(found, "data.lengths", got=list(config.lengths), expected="a length that one of the tasks fits into")
+
+
+def _texts(documents: Documents, tokenizer: Tokenizer) -> Iterator[str]:
+    """The texts of the first documents of a split."""
+    total = 0
+    for index, length in enumerate(documents.lengths):
+        if total >= HAYSTACK_TOKENS:
+            return
+        _, tokens = documents.piece(index, 0, int(length))
+        total += len(tokens)
+        yield tokenizer.decode(tokens.tolist())
