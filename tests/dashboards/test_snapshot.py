@@ -40,6 +40,14 @@ def test_the_verdict_is_computed_once_while_nothing_changes(archive: Path) -> No
     assert neighbours.snapshot(archive).verdict() is verdict
 
 
+def test_new_scores_are_judged(archive: Path) -> None:
+    neighbours = Neighbours(archive.parent)
+    verdict = neighbours.snapshot(archive).verdict()
+    (archive / "scores.parquet").write_bytes(b"")
+    os.utime(archive / "ablation.json", (1, 1))
+    assert neighbours.snapshot(archive).verdict() is not verdict
+
+
 def test_the_verdict_is_handed_on_even_by_a_snapshot_that_was_not_asked(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     first = Snapshot(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from scipy import stats
 from workbench.dashboards import export_table, figure, table, write_report
 from workbench.dashboards.panel import Grid, make_panel, panels
 from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.view import RunView, SingleRuns
+from workbench.results.scores import FOLDER, METADATA, SCORE_SCHEMA
 
 ODD = '<img src=x onerror=alert(1)> & "co"'
 SUITE_PANELS = ["suite_map", "suite_lengths", "suite_scores"]
@@ -194,3 +197,37 @@ def test_the_report_shows_them(run: FakeRun, tmp_path: Path) -> None:
 
 def test_without_secondary_metrics_nothing_is_added(tmp_path: Path) -> None:
     assert len(make_panel("effects").blocks(Snapshot(FakeRun(tmp_path)))) == 3
+
+
+def test_runs_of_their_own_have_suites(real_runs: dict[str, RunView], tmp_path: Path) -> None:
+    folders = sorted(real_runs["finished"].folder.glob("runs/*"))[:2]
+    copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in folders]
+    scores = pl.DataFrame(
+        {
+            "step": [1, 1, 2, 2],
+            "split": ["selection"] * 4,
+            "suite": ["probe"] * 4,
+            "task": ["a", "b"] * 2,
+            "document": [None] * 4,
+            "metric": ["accuracy"] * 4,
+            "value": [0.1, 0.2, 0.3, 0.4],
+            "count": [1.0] * 4,
+            "higher_is_better": [True] * 4,
+            "upper": [1.0] * 4,
+            "cluster": [None] * 4,
+        },
+        schema_overrides=SCORE_SCHEMA,
+    )
+    assert not SingleRuns(*copies).has_suites
+    for copy in copies:
+        (copy / FOLDER).mkdir()
+        scores.write_parquet(copy / FOLDER / "probe.parquet", metadata={METADATA: "{}"})
+    view = SingleRuns(*copies)
+    assert view.has_suites
+    frame = table(view, "suite_scores")
+    assert frame.columns == ["task", "metric", *view.arms]
+    assert frame.rows() == [  # of the last step
+        ("probe a", "accuracy", "0.300", "0.300"),
+        ("probe b", "accuracy", "0.400", "0.400"),
+        ("probe, mean", "accuracy", "0.350", "0.350"),
+    ]

@@ -402,11 +402,11 @@ class AblationFolder:
         return frame.select(list(RUN_SCHEMA))
 
     @property
-    def has_scores(self) -> bool:
-        """Whether evaluation suites have measured anything."""
-        if self.is_archived:
-            return (self.path / SCORES).exists()
-        return any(self.runs_path.glob(f"*/{FOLDER}/*.parquet"))
+    def scored_at(self) -> int:
+        """Time of the newest change of what evaluation suites measured, in nanoseconds since 1970; 0 before the first
+        one."""
+        files = [self.path / SCORES] if self.is_archived else self.runs_path.glob(f"*/{FOLDER}/*.parquet")
+        return max((path.stat().st_mtime_ns for path in files if path.exists()), default=0)
 
     def scores(self) -> pl.DataFrame:
         """What evaluation suites measured; columns in :data:`workbench.results.tables.SCORES_SCHEMA`, then labels."""

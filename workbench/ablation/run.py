@@ -153,7 +153,12 @@ class AblationRun:
     @property
     def has_suites(self) -> bool:
         """Whether evaluation suites have measured anything."""
-        return self.files.has_scores
+        return self.scored_at > 0
+
+    @property
+    def scored_at(self) -> int:
+        """Time of the newest change of what suites measured, in nanoseconds since 1970; 0 before the first one."""
+        return self.files.scored_at
 
     @property
     def contexts(self) -> dict[str, int]:

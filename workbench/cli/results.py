@@ -26,7 +26,9 @@ def verdict(folder: Folder) -> None:
 
 
 def scores(
-    folder: Folder,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a launched ablation or of a run, such as results/quickstart.")
+    ],
     output: Annotated[Path | None, typer.Option(help="Write the table there as well: .csv, .tex or .md.")] = None,
     arms: Annotated[bool, typer.Option("--arms", help="Arms as rows, tasks as columns.")] = False,
     lengths: Annotated[bool, typer.Option("--lengths", help="Lengths of the context apart.")] = False,
@@ -34,14 +36,14 @@ def scores(
 ) -> None:
     """Print what evaluation suites measured: a mean over seeds with half its interval, for every task and arm."""
     from workbench.ablation.run import AblationRun
-    from workbench.dashboards import export_table, provenance_line
+    from workbench.dashboards import RunView, SingleRuns, export_table, provenance_line
     from workbench.dashboards import table as table_of
 
-    launched = AblationRun(folder)
+    launched: RunView = SingleRuns(folder) if (folder / "run.json").exists() else AblationRun(folder)
     settings = {"rows": "arms" if arms else "tasks", "by_length": lengths, "every_metric": metrics}
     frame = table_of(launched, "suite_scores", **settings)
     if not len(frame):
-        console.print("No suite has measured a confirmation run at its end. `workbench evaluate` does.", soft_wrap=True)
+        console.print("No suite has measured a run at its end. `workbench evaluate` does.", soft_wrap=True)
         raise typer.Exit(1)
     listed = Table(*frame.columns)
     for row in frame.iter_rows():

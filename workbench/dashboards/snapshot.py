@@ -42,7 +42,7 @@ class Snapshot:
             source.alpha,
         )
         self.allow_mismatch, self.views, self.data_cards = source.allow_mismatch, source.views, source.data_cards
-        self.has_suites, self.contexts = source.has_suites, source.contexts
+        self.has_suites, self.scored_at, self.contexts = source.has_suites, source.scored_at, source.contexts
         self.exists, self.launched, self.archived = source.exists, source.launched, source.archived
         self.results = source.results
         self.neighbours: Neighbours = previous.neighbours if previous else Neighbours(self.results)
@@ -101,7 +101,7 @@ class Snapshot:
 
     def scores(self) -> pl.DataFrame:
         """What suites measured of the runs that are shown, and of the baseline's."""
-        shown, arm = self._runs["run"].implode(), pl.col("arm")
+        shown, arm = [*self._runs["run"], *(line.run for line in self._lines)], pl.col("arm")
         hides_baseline = self.baseline not in self.arms
         return self._scores.filter(pl.col("run").is_in(shown) | ((arm == self.baseline) & hides_baseline))
 
@@ -139,7 +139,7 @@ class Snapshot:
     def _judgement(self) -> tuple[Any, Verdict | None]:
         """What the verdict depends on, and the verdict."""
         confirmations = self._runs.filter(pl.col("stage") == "confirmation").select("run", "status").rows()
-        basis = self.identity, self.deviations(), self.finished, confirmations, self.failures()
+        basis = self.identity, self.deviations(), self.finished, confirmations, self.failures(), self.scored_at
         last = self._last_judgement
         return last if last is not None and last[0] == basis else (basis, self._run.verdict())
 

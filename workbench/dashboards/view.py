@@ -27,6 +27,7 @@ from workbench.results.tables import (
     diagnostics_of,
     frame_of,
     points_of,
+    scores_of,
 )
 from workbench.status import Stage
 
@@ -109,6 +110,10 @@ class RunView(Protocol):
         """Whether evaluation suites have measured anything."""
 
     @property
+    def scored_at(self) -> int:
+        """Time of the newest change of what suites measured, in nanoseconds since 1970; 0 before the first one."""
+
+    @property
     def contexts(self) -> Mapping[str, int]:
         """Arm -> tokens of the rows that it is trained on, where they are known."""
 
@@ -189,6 +194,7 @@ class EmptyRun:
     finished = False
     archived = False
     has_suites = False
+    scored_at = 0
 
     def __init__(self, folder: Path, arms: Sequence[str] = ()):
         self.folder, self.arms = folder, list(arms)
@@ -336,3 +342,10 @@ class SingleRuns(EmptyRun):
 
     def diagnostics(self) -> pl.DataFrame:
         return diagnostics_of(zip(self.lines(), self._folders))
+
+    @property
+    def has_suites(self) -> bool:  # type: ignore[override]
+        return any(list(folder.suites_path.glob("*.parquet")) for folder in self._folders)
+
+    def scores(self) -> pl.DataFrame:
+        return scores_of(zip(self.lines(), self._folders))

@@ -343,7 +343,12 @@ def scores(ablation: str | Path) -> pl.DataFrame:
 
     A row with a document is one document; one without is all documents of the task together.
     """
-    return _joined(((run.line, RunFolder(run.row["folder"]).scores()) for run in _runs(ablation)), SCORES_SCHEMA)
+    return scores_of((run.line, RunFolder(run.row["folder"])) for run in _runs(ablation))
+
+
+def scores_of(runs: Iterable[tuple[Line, RunFolder]]) -> pl.DataFrame:
+    """What evaluation suites measured of some runs; columns in ``SCORES_SCHEMA``, then the labels of documents."""
+    return _joined(((line, folder.scores()) for line, folder in runs), SCORES_SCHEMA)
 
 
 def diagnostics(ablation: str | Path) -> pl.DataFrame:

@@ -31,11 +31,12 @@ SUITE_SCHEMA: dict[str, Any] = {
 """Columns of :func:`suite_table`."""
 
 
-NO_SCORES = "No suite has measured a confirmation run at its end."
+NO_SCORES = "No suite has measured a run at its end."
 
 
 def suite_table(run: Snapshot, *, by_length: bool = False) -> pl.DataFrame:
-    """One row per score and arm, from the ends of confirmation runs, in the published unit and direction.
+    """One row per score and arm, from the ends of confirmation runs or of runs of their own, in the published unit and
+    direction.
 
     Columns: suite; task (null for the mean over all tasks of a suite that have one metric); metric; length (tokens;
     null for all documents of the task); arm; value (mean over seeds), low and high (t-interval of that mean at level
@@ -49,7 +50,11 @@ def suite_table(run: Snapshot, *, by_length: bool = False) -> pl.DataFrame:
     """
     from workbench.ablation.verdict.scores import final_scores
 
-    scores = final_scores(run.scores(), run.unfiltered.runs())
+    scores, runs = run.scores(), run.unfiltered.runs()
+    if len(runs):
+        scores = final_scores(scores, runs)
+    else:  # runs of their own
+        scores = scores.filter(pl.col("step") == pl.col("step").max().over("run"))
     rows: list[dict[str, Any]] = []
     for part in scores.partition_by("suite", maintain_order=True):
         tasks, metrics = (list(part[name].unique(maintain_order=True)) for name in ("task", "metric"))
