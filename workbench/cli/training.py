@@ -1,4 +1,4 @@
-"""Commands for a single model: train, branch off a longer run, prepare data, export, generate."""
+"""Commands for a single model: train, branch off a longer run, prepare data, export, calibrate, generate."""
 
 from __future__ import annotations
 
@@ -147,19 +147,46 @@ def generate(
     tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens only.")] = None,
-    policy: Annotated[str, typer.Option(help="What a decoding step reads; see workbench.decoding.")] = "dense",
+    policy: Annotated[
+        str,
+        typer.Option(help="What a decoding step reads: a name, or YAML such as '{kind: two_level, tokens: 512}'."),
+    ] = "dense",
     seed: int = 0,
 ) -> None:
-    """Continue a text with an exported model."""
+    """Continue a text with an exported model. What the policy read follows on standard error."""
+    from workbench.config import apply_overrides
     from workbench.decoding import Engine, Sampling
     from workbench.pretrained import load
 
-    engine = Engine(*load(folder), policy=policy)
+    settings = apply_overrides({}, [f"policy={policy}"])["policy"]
+    engine = Engine(*load(folder), policy=settings)
     sampling = Sampling(max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+    stream = engine.complete(prompt, sampling)
     print(prompt, end="", flush=True)
-    for text in engine.complete(prompt, sampling):
+    for text in stream:
         print(text, end="", flush=True)
     print()
+    summary = stream.metrics.reads.summary(stream.metrics.cache_bytes)
+    if summary:
+        typer.secho(summary, dim=True, err=True)
+
+
+def calibrate(
+    folder: Annotated[Path, typer.Argument(help="An export of this workbench or a plain Llama checkpoint.")],
+    corpus: Annotated[
+        str,
+        typer.Argument(help="Texts that the model is not judged on: a name, or YAML: '{kind: files, path: texts}'."),
+    ],
+    rows: Annotated[int, typer.Option(help="Sequences.")] = 16,
+    context: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Measure which key channels matter, for decoding policies with a token index; kept beside the weights."""
+    from workbench.config import apply_overrides
+    from workbench.decoding.calibration import calibrate as measure
+
+    settings = apply_overrides({}, [f"corpus={corpus}"])["corpus"]
+    console.print(str(measure(folder, settings, rows=rows, context=context, device=device)), soft_wrap=True)
 
 
 def evaluate(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from workbench.config import Config, ConfigError, require
 from workbench.contract import Cache
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding.policy import PolicyConfig, policies
+from workbench.decoding.reads import ReadLog, index_bytes
 from workbench.model import LanguageModel
 from workbench.seeding import Seed
 
@@ -49,6 +50,8 @@ class Metrics:
     """Generated tokens of these steps."""
     cache_bytes: int = 0
     """Bytes of all caches, as allocated."""
+    reads: ReadLog = field(default_factory=ReadLog)
+    """What every step read, where the policy reads less than everything."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -66,6 +69,18 @@ class Stream:
 
     def __iter__(self) -> Iterator[list[int | None]]:
         return self.steps
+
+
+@dataclass
+class TextStream:
+    """The text after one prompt, in pieces as they are generated."""
+
+    pieces: Iterator[str]
+    metrics: Metrics
+    """Updated at every step."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self.pieces
 
 
 @dataclass
@@ -99,7 +114,8 @@ class Engine:
     Args:
         model: in evaluation mode, on any device.
         tokenizer: for prompts and results as text. Without one, prompts are token ids.
-        policy: a registered policy, by name or with settings; it decides what a step reads.
+        policy: a registered policy, by name, as its configuration or as a mapping with its ``kind``; it decides what a
+            step reads.
         stop_tokens: ids that end a sequence. Default: the tokenizer's document symbol and the model's ``stop_tokens``.
 
     Raises:
@@ -110,14 +126,14 @@ class Engine:
         self,
         model: LanguageModel,
         tokenizer: Tokenizer | None = None,
-        policy: PolicyConfig | str = "dense",
+        policy: PolicyConfig | Mapping[str, Any] | str = "dense",
         stop_tokens: Collection[int] | None = None,
     ):
         without = model.config.lacking("decode")
         require(not without, "model", got=", ".join(without), expected="components that decode with a cache")
         config: PolicyConfig = policies.parse(policy)
         self.model, self.tokenizer, self.policy = model, tokenizer, policies[config.kind](config)
-        self.policy.check(model)
+        self.policy.prepare(model)
         self.document_symbol: int | None = None if tokenizer is None else tokenizer.token_to_id(DOCUMENT_SYMBOL)
         if stop_tokens is None:
             symbols = () if self.document_symbol is None else (self.document_symbol,)
@@ -162,23 +178,27 @@ class Engine:
         texts = [] if self.tokenizer is None else [self.decode(prompt, new) for prompt, new in zip(ids, tokens)]
         return Generation(tokens, texts, stream.metrics)
 
-    def complete(self, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
+    def complete(self, prompt: str, sampling: Sampling | None = None) -> TextStream:
         """The text after ``prompt``, in pieces as they are generated. Joined, they are what :meth:`generate` returns.
 
         Raises:
-            ConfigError: as :meth:`generate`, at the first piece.
+            ConfigError: as :meth:`generate`.
         """
         (ids,) = self._token_ids([prompt])
+        stream = self.stream([ids], sampling)
+        return TextStream(self._pieces(ids, stream), stream.metrics)
+
+    def _pieces(self, prompt: list[int], stream: Stream) -> Iterator[str]:
         new: list[int] = []
         length = 0
-        for (token,) in self.stream([ids], sampling):
+        for (token,) in stream:
             if token is not None:
                 new.append(token)
-                text = self.decode(ids, new)
+                text = self.decode(prompt, new)
                 if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character may take several tokens
                     yield text[length:]
                     length = len(text)
-        yield self.decode(ids, new)[length:]
+        yield self.decode(prompt, new)[length:]
 
     def stream(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling | None = None) -> Stream:
         """The new tokens of all prompts, step by step. Arguments and errors as for :meth:`generate`."""
@@ -203,7 +223,10 @@ class Engine:
         active = [True] * len(prompts)
         for step in range(sampling.max_tokens):
             start = time.perf_counter()
-            hidden = [self.model(batch.tokens_BT, caches=batch.caches)[:, -1] for batch in batches]
+            hidden = []
+            for batch in batches:
+                hidden.append(self.model(batch.tokens_BT, caches=batch.caches)[:, -1])
+                metrics.reads.record(step, len(batch.positions), batch.caches)
             tokens_B1 = sample(self.model.logits(torch.cat(hidden)).float(), sampling, generator)
             for batch, part_B1 in zip(batches, tokens_B1.split([len(batch.positions) for batch in batches])):
                 batch.tokens_BT = part_B1
@@ -216,6 +239,7 @@ class Engine:
             if step == 0:
                 metrics.prefill_seconds = seconds
                 metrics.cache_bytes = sum(t.nbytes for b in batches for cache in b.caches for t in cache.tensors())
+                metrics.reads.index_bytes = sum(index_bytes(batch.caches) for batch in batches)
             else:
                 metrics.decode_seconds += seconds
                 metrics.decode_tokens += count

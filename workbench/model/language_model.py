@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class LanguageModel(nn.Module):
         """Whether training recomputes the activations of blocks in the backward pass instead of keeping them."""
         self.stop_tokens: frozenset[int] = frozenset()
         """Ids that end a text beside the document symbol, where the folder that the model was read from names some."""
+        self.folder: Path | None = None
+        """Folder that the model was read from, where files beside the weights may describe it."""
         self.multipliers = Multipliers()
         """Constants that the parametrisation sets."""
         if config.lora is not None:
@@ -221,8 +224,8 @@ class LanguageModel(nn.Module):
         """Empty decode caches, one per block, then the embedding's, for ``batch`` sequences of up to ``length`` tokens.
 
         Args:
-            cache_for: ``(mixer, batch, length, device, dtype) -> Cache``, as of a decoding policy. Default: the mixer's
-                own ``new_cache``.
+            cache_for: ``(layer, mixer, batch, length, device, dtype) -> Cache``, as of a decoding policy. Default: the
+                mixer's own ``new_cache``.
 
         Raises:
             ConfigError: naming the components that cannot decode with a cache.
@@ -231,8 +234,8 @@ class LanguageModel(nn.Module):
         require(not without, "model", got=", ".join(without), expected="components that decode with a cache")
         weight = self.embedding.weight
         layer_mixers: list[Any] = [block.get_submodule("mixer") for block in self.blocks]
-        make = cache_for or (lambda mixer, *shape: mixer.new_cache(*shape))
+        make = cache_for or (lambda _, mixer, *shape: mixer.new_cache(*shape))
         return [
-            *(make(mixer, batch, length, weight.device, weight.dtype) for mixer in layer_mixers),
+            *(make(i, mixer, batch, length, weight.device, weight.dtype) for i, mixer in enumerate(layer_mixers)),
             self.embedding.new_cache(batch, weight.device),
         ]

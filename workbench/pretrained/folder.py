@@ -38,6 +38,8 @@ from workbench.pretrained.tensors import (
 from workbench.pretrained.tokenizer import TOKENIZER, TOKENIZER_CONFIG, read_tokenizer, write_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
+CALIBRATION = "calibration.json"
+"""Which key channels matter (:mod:`workbench.decoding.calibration`); a new export replaces it with the weights."""
 LLAMA_END = 2
 """``eos_token_id`` of transformers' LlamaConfig."""
 FORMAT = 1
@@ -128,7 +130,7 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer]:
         expected=f"ids below the model's vocabulary of {config.vocabulary}",
     )
     model = build(config, tensors)
-    model.stop_tokens = stop_tokens(folder)
+    model.stop_tokens, model.folder = stop_tokens(folder), folder
     return model, tokenizer
 
 
@@ -181,7 +183,7 @@ def import_llama(folder: str | Path) -> LanguageModel:
         ConfigError: naming the fields that this workbench cannot express, missing files, or tensors that do not fit.
     """
     model = build(*_read_llama(Path(folder)))
-    model.stop_tokens = stop_tokens(Path(folder))
+    model.stop_tokens, model.folder = stop_tokens(Path(folder)), Path(folder)
     return model
 
 
@@ -292,7 +294,7 @@ def _check_replaceable(folder: Path) -> None:
         reason = "is a file"
     elif folder.is_dir():
         names = {path.name for path in folder.iterdir()}
-        ours = {CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, INDEX}
+        ours = {CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, INDEX, CALIBRATION}
         shards = {name for name in names if name.startswith("model-") and name.endswith(".safetensors")}
         if names - ours - shards:
             reason = f"contains {min(names - ours - shards)!r}"

@@ -1,0 +1,165 @@
+"""The token index: a few calibrated channels of every cached key, in four bits, and the choice of tokens.
+
+Legend: B sequences, T new tokens, S capacity, H query heads, G groups of heads that share keys, K key channels, c
+channels of the index, M candidates, n chosen tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from workbench.config import ConfigError, require
+from workbench.decoding.blocks import ForcedConfig, Shape
+from workbench.decoding.calibration import CALIBRATION, Calibration, read_calibration
+from workbench.decoding.selective import SelectivePolicy
+from workbench.decoding.view import View, view_of
+from workbench.model import LanguageModel
+from workbench.ops.sparse_decoding import channel_scores, quantised
+
+
+class ChannelConfig(ForcedConfig):
+    """Fields of every policy that ranks tokens by a few channels of their keys."""
+
+    tokens: Annotated[int, Field(ge=1)] = 1024
+    """Tokens that a step keeps, per group of heads. AsyncTLS has 512 to 2048."""
+    channels: Annotated[int, Field(ge=2, multiple_of=2)] | Literal["all"] | None = None
+    """Channels of the token index, an even number, chosen by calibration; all needs none. Default: 32 for keys of
+    heads, 128 for latents (AsyncTLS, arXiv 2604.07815, §4.1), at most all."""
+    bits: Literal[4, 16] = 4
+    """Bits of a number in the token index; 16 stands for the type of the cache, without quantisation."""
+    calibration: str | None = None
+    """Folder whose ``calibration.json`` has the importance of the channels. Default: the folder that the model was read
+    from."""
+    fine_scale: Literal["d", "dc"] = "d"
+    """Scale of approximate scores before their softmax: 1/sqrt of the key channels, as printed in AsyncTLS, or of the
+    channels of the index (ours), which makes the softmax of each head sharper and so their mean another ranking."""
+
+    def check_tokens(self) -> None:
+        """Check that the forced tokens fit.
+
+        Raises:
+            ConfigError: naming the field.
+        """
+        least = self.sink + self.local
+        require(
+            self.tokens >= least,
+            "tokens",
+            got=self.tokens,
+            expected=f"at least {least}, the sink={self.sink} and local={self.local} tokens that are always kept",
+        )
+
+
+class CalibratedPolicy(SelectivePolicy):
+    """A policy with a token index, whose configuration is a :class:`ChannelConfig`."""
+
+    calibration: Calibration | None = None
+
+    def prepare(self, model: LanguageModel) -> None:
+        super().prepare(model)
+        folder = self.config.calibration or model.folder
+        self.calibration = None if folder is None else read_calibration(folder)
+        for layer, block in enumerate(model.blocks):
+            view = view_of(block.get_submodule("mixer"))  # type: ignore[arg-type]
+            if view is not None and layer >= self.config.dense_layers:
+                self.channels(layer, view)
+
+    def channels(self, layer: int, view: View) -> Tensor:
+        """(G, c) channels of the token index of a layer: the most important ones, in ascending order.
+
+        Raises:
+            ConfigError: without a calibration where one is needed; for more channels than there are.
+        """
+        mixer = view.mixer.Config.model_fields["kind"].default
+        wanted = self.config.channels or min(view.default_channels, view.K)
+        require(
+            wanted == "all" or wanted <= view.K,
+            "policy.channels",
+            got=wanted,
+            expected=f"at most the {view.K} key channels of {mixer!r} in layer {layer}",
+        )
+        if wanted == "all" or wanted == view.K:
+            require(
+                view.K % 2 == 0 or self.config.bits != 4,
+                "policy.channels",
+                got=f"{view.K} key channels of {mixer!r} in layer {layer}",
+                expected="an even number, as two of four bits share a byte",
+            )
+            return torch.arange(view.K).expand(view.G, -1)
+        if self.calibration is None:
+            raise ConfigError.at(
+                "policy.calibration",
+                got=f"no calibration of {mixer!r} in layer {layer}",
+                expected=f"{CALIBRATION} beside the weights: which {wanted} of {view.K} key channels matter",
+                do="`workbench calibrate FOLDER CORPUS` writes it; channels: all needs none.",
+            )
+        importance_GK = self.calibration.of_layer(layer, view.G, view.K)
+        return importance_GK.topk(wanted, dim=-1).indices.sort(-1).values
+
+
+class TokenIndex:
+    """Keys of a cache in a few channels; memory behind the newest token may hold anything.
+
+    Args:
+        config: of the policy.
+        view: of the layer.
+        channels_Gc: from :func:`index_channels`.
+        shape: of the cache.
+    """
+
+    def __init__(self, config: ChannelConfig, view: View, channels_Gc: Tensor, shape: Shape):
+        batch, length, device, dtype = shape
+        G, c = channels_Gc.shape
+        self.config, self.view = config, view
+        self.channels_Gc = channels_Gc.to(device)
+        self.scale = view.scale * (math.sqrt(view.K / c) if config.fine_scale == "dc" else 1.0)
+        self.steps: Tensor | None = None
+        if config.bits == 4:
+            self.keys = torch.empty(batch, length, G, c // 2, device=device, dtype=torch.uint8)
+            self.steps = torch.empty(batch, length, G, device=device, dtype=torch.float16)
+        else:
+            self.keys = torch.empty(batch, length, G, c, device=device, dtype=dtype)
+
+    def append(self, k_BTGK: Tensor, start_B: Tensor) -> None:
+        """Take T keys from position ``start_B`` on."""
+        position_BT = start_B[:, None] + torch.arange(k_BTGK.shape[1], device=start_B.device)
+        sequence_B1 = torch.arange(len(start_B), device=start_B.device)[:, None]
+        chosen = k_BTGK.gather(-1, self.channels_Gc.expand(*k_BTGK.shape[:2], -1, -1))
+        if self.steps is None:
+            self.keys[sequence_B1, position_BT] = chosen.to(self.keys.dtype)
+        else:
+            codes, steps = quantised(chosen)
+            self.keys[sequence_B1, position_BT] = codes
+            self.steps[sequence_B1, position_BT] = steps
+
+    def top_tokens(self, q_BHK: Tensor, tokens_BGM: Tensor | None, lengths_B: Tensor) -> Tensor:
+        """The ``config.tokens`` best of the candidates: (B, G, n) positions, -1 where there are fewer.
+
+        Args:
+            tokens_BGM: positions of the candidates, -1 for none; they include the forced tokens. None: all tokens.
+        """
+        lengths_B11 = lengths_B[:, None, None]
+        channels_HG = self.channels_Gc.repeat_interleave(self.view.H // self.view.G, dim=0)
+        q_BHc = q_BHK.gather(-1, channels_HG.expand(len(q_BHK), -1, -1))
+        every_token = torch.arange(self.keys.shape[1], device=q_BHK.device).expand(1, 1, -1)
+        position = every_token if tokens_BGM is None else tokens_BGM
+        valid = (position >= 0) & (position < lengths_B11)
+        weights_BGM = channel_scores(q_BHc, self.keys, self.steps, tokens_BGM, valid, self.scale)
+        is_forced = (position < self.config.sink) | (position >= lengths_B11 - self.config.local)
+        ranked_BGM = weights_BGM.masked_fill(is_forced, torch.inf).masked_fill(~valid, -torch.inf)
+        best = ranked_BGM.topk(min(self.config.tokens, ranked_BGM.shape[-1]))
+        return position.expand_as(ranked_BGM).gather(-1, best.indices).where(best.values > -torch.inf, -1)
+
+    def token_bytes(self) -> float:
+        """Bytes of one token, all groups."""
+        numbers = self.keys.shape[2] * self.keys.shape[3] * self.keys.itemsize
+        return numbers + (0 if self.steps is None else self.steps.shape[2] * self.steps.itemsize)
+
+    def tensors(self) -> list[Tensor]:
+        """What the index adds to a cache."""
+        steps = [] if self.steps is None else [self.steps]
+        return [self.keys, *steps, self.channels_Gc]

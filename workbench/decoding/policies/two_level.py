@@ -1,0 +1,126 @@
+"""Two levels: blocks first, then tokens inside them (AsyncTLS, arXiv 2604.07815, §4).
+
+    synchronous:  M_t = the best blocks of q_t;  S_t = the best tokens of q_t inside M_t
+    lagged:       M_t = the best blocks of q_t;  S_t = the best tokens of q_t inside M_{t-1}
+
+and attention over S_t with all channels. Lagged, the blocks that a step searches are known one step ahead, which gives
+their transfer from the host the time of a step; a block that is needed suddenly is out of reach for one step.
+
+Published: the lag, the two indices, a first step that searches the blocks of the last prompt query, a resident set that
+is exactly M_{t-1}. Ours: the newest block, whose summary is incomplete, is always searched, and a few first and newest
+tokens are always kept (``sink: 0`` and ``local: 1`` keep nothing but the query's own); the search is synchronous in the
+first step of a sequence without a prompt of several tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from workbench.config import require
+from workbench.decoding.blocks import BlockConfig, Shape, block_index, tokens_of, top_blocks
+from workbench.decoding.channels import CalibratedPolicy, ChannelConfig, TokenIndex
+from workbench.decoding.policy import policies
+from workbench.decoding.selective import Selection, SelectiveConfig, Selector
+from workbench.decoding.view import View
+
+
+@policies.register
+class TwoLevel(CalibratedPolicy):
+    """The best tokens inside the best blocks, of this step or of the one before."""
+
+    conformance_cases = (
+        {"tokens": 6, "candidates": 16, "block": 4, "sink": 2, "local": 3, "channels": "all"},
+        {"tokens": 5, "candidates": 12, "block": 4, "sink": 0, "local": 1, "channels": "all", "lagged": False},
+        {
+            "tokens": 6,
+            "candidates": 16,
+            "block": 4,
+            "sink": 1,
+            "local": 4,
+            "channels": "all",
+            "bits": 16,
+            "block_index": "mean",
+            "sub_block": 2,
+            "first_step": "synchronous",
+        },
+    )
+    everything: ClassVar[dict[str, Any]] = {"tokens": 4096, "candidates": 4096, "channels": "all"}
+
+    class Config(SelectiveConfig, BlockConfig, ChannelConfig):
+        """The best tokens inside the best blocks, of this step or of the one before."""
+
+        kind: Literal["two_level"] = "two_level"
+        block: Annotated[int, Field(ge=1)] = 64
+        """Tokens of a block."""
+        candidates: Annotated[int, Field(ge=1)] = 8192
+        """Tokens of the blocks that are searched."""
+        lagged: bool = True
+        """Whether the blocks of the step before are searched."""
+        first_step: Literal["prompt_query", "synchronous"] = "prompt_query"
+        """Blocks that the first lagged step searches: those of the last query of the prompt, as in the paper, or its
+        own."""
+
+        def model_post_init(self, _context: Any) -> None:
+            self.check_tokens()
+            self.check_budget("candidates", self.candidates)
+            require(
+                self.tokens <= self.candidates,
+                "tokens",
+                got=self.tokens,
+                expected=f"at most candidates={self.candidates}",
+            )
+
+    def selector(self, layer: int, view: View, shape: Shape) -> Selector:
+        return TwoLevelSelector(self.config, view, shape, self.channels(layer, view))
+
+
+class TwoLevelSelector(Selector):
+    """Chooses blocks, and tokens inside blocks; ``previous_BGm`` is M_{t-1}."""
+
+    def __init__(self, config: Any, view: View, shape: Shape, channels_Gc: Tensor):
+        self.config, self.count = config, config.candidates // config.block
+        self.blocks = block_index(config, shape, view.G, view.K)
+        self.tokens = TokenIndex(config, view, channels_Gc, shape)
+        super().__init__(view, shape, (min(self.count, self.blocks.blocks), self.blocks.blocks))
+
+    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
+        self.blocks.append(k_BTGK, start_B, lengths_B)
+        self.tokens.append(k_BTGK, start_B)
+
+    def observe(self, q_BHK: Tensor, lengths_B: Tensor) -> None:
+        if self.config.lagged and self.config.first_step == "prompt_query":
+            self.previous_BGm.copy_(self.best_blocks(q_BHK, lengths_B))
+        else:
+            self.previous_BGm.fill_(-1)  # blocks of a step before these tokens
+
+    def best_blocks(self, q_BHK: Tensor, lengths_B: Tensor) -> Tensor:
+        """M_t, (B, G, m)."""
+        scores_BGN = self.blocks.scores(q_BHK, lengths_B, self.view.scale)
+        return top_blocks(scores_BGN, lengths_B, self.config, self.count)
+
+    def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:
+        blocks_BGm = self.best_blocks(q_BHK, lengths_B)
+        searched_BGm, resident_BGm = blocks_BGm, None
+        if self.config.lagged:
+            resident_BGm = self._with_newest(self.previous_BGm, lengths_B)
+            is_first_BG1 = self.previous_BGm[..., :1] < 0
+            searched_BGm = torch.where(is_first_BG1, self._with_newest(blocks_BGm, lengths_B), resident_BGm)
+        candidates_BGM = tokens_of(searched_BGm, self.config.block, lengths_B)
+        tokens_BGn = self.tokens.top_tokens(q_BHK, candidates_BGM, lengths_B)
+        index_bytes = self.blocks.bytes_read(lengths_B) + (candidates_BGM >= 0).sum() * (
+            self.tokens.token_bytes() / self.view.G
+        )
+        return Selection(tokens_BGn, blocks_BGm, index_bytes, resident_BGm)
+
+    def _with_newest(self, blocks_BGm: Tensor, lengths_B: Tensor) -> Tensor:
+        """``blocks_BGm`` and the block of the newest token, (B, G, m + 1)."""
+        newest_BG1 = ((lengths_B - 1) // self.config.block)[:, None, None].expand(-1, self.view.G, 1)
+        is_listed = (blocks_BGm == newest_BG1).any(-1, keepdim=True)
+        return torch.cat((blocks_BGm, newest_BG1.masked_fill(is_listed, -1)), dim=-1)
+
+    def tensors(self) -> list[Tensor]:
+        return [*super().tensors(), *self.blocks.tensors(), *self.tokens.tensors()]

@@ -1,0 +1,199 @@
+"""Caches that read a choice of their tokens, and the base of the policies that make the choice.
+
+A policy of this kind is a configuration and a :class:`Selector`; :class:`SelectiveCache` appends, asks the selector for
+positions and attends to them. Where rows are stored is the cache's matter, what is read the selector's.
+
+Passes over several tokens (prompts) attend to everything; a pass over a single token is a decoding step. Sizes on the
+path of a step depend on configuration and capacity alone, and lengths are tensors.
+
+Legend: B sequences, T new tokens, H query heads, G groups of heads that share keys, K key channels, n chosen tokens, m
+chosen units.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from workbench.contract import Cache, Mixer
+from workbench.decoding.blocks import Shape
+from workbench.decoding.policy import Policy, PolicyConfig
+from workbench.decoding.reads import shared
+from workbench.decoding.view import View, unread, view_of
+from workbench.mixers.families.latent import LatentCache
+from workbench.mixers.families.softmax import KeyValueCache
+from workbench.model import LanguageModel
+
+
+class SelectiveConfig(PolicyConfig):
+    """Fields of every policy that chooses what a layer reads."""
+
+    dense_layers: Annotated[int, Field(ge=0)] = 0
+    """First layers that read everything; Quest (arXiv 2406.10774) has 2."""
+
+
+class Selection(NamedTuple):
+    """What one step reads."""
+
+    tokens_BGn: Tensor
+    """Positions to attend, without duplicates, -1 for none."""
+    units_BGm: Tensor
+    """What is compared between steps: blocks, or tokens; -1 for none."""
+    index_bytes: Tensor | float
+    """Bytes read from indices, all sequences together."""
+    resident_BGr: Tensor | None = None
+    """Units that are resident before the step, where the policy has a resident set."""
+
+
+class Selector:
+    """Chooses the tokens of one layer, step by step.
+
+    Args:
+        view: of the layer.
+        shape: of its cache.
+        units: how many there may be in a step, and below which number they lie.
+    """
+
+    def __init__(self, view: View, shape: Shape, units: tuple[int, int]):
+        self.view, self.shape = view, shape
+        count, self.unit_numbers = units
+        self.previous_BGm = torch.full((shape[0], view.G, count), -1, device=shape[2])
+        """Units of the step before."""
+
+    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
+        """Take T new keys from position ``start_B`` on; those at ``lengths_B`` and later are padding. Default: none are
+        needed."""
+
+    def observe(self, q_BHK: Tensor, lengths_B: Tensor) -> None:
+        """Take the last query of a prompt, before the first step. Default: it is not needed."""
+
+    def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:
+        """Choose for one query per sequence, the newest of ``lengths_B`` tokens."""
+        raise NotImplementedError
+
+    def tensors(self) -> list[Tensor]:
+        """What the selector adds to a cache."""
+        return [self.previous_BGm]
+
+
+class SelectiveCache:
+    """Base of caches that read what a selector chooses; before :class:`KeyValueCache` or :class:`LatentCache`."""
+
+    # of the cache that this is mixed into
+    rows: list[Tensor]
+    length: int
+    filled: int
+    mixer: Any
+
+    def __init__(self, view: View, selector: Selector, *shape: Any):
+        super().__init__(view.mixer, *shape)  # type: ignore[call-arg]
+        self.view, self.selector = view, selector
+        batch, _, device, _ = shape
+        self.lengths_B = torch.zeros(batch, dtype=torch.int64, device=device)
+        """Tokens of every sequence."""
+        self.latest_read: Tensor | None = None
+        """(F,) numbers of the latest step, :data:`workbench.decoding.reads.FIELDS`."""
+
+    def attend(self, *inputs: Tensor) -> Tensor:
+        """Append T tokens and attend from their queries; arguments and result as of the mixer's own cache."""
+        queries, new = inputs[:-2], inputs[-2:]
+        start_B, T = self.lengths_B.clone(), new[0].shape[1]
+        rows = self.extend(*new)
+        self.lengths_B += T
+        self.selector.append(self.view.keys(*new), start_B, self.lengths_B)
+        if T > 1:
+            self.latest_read = None
+            self.selector.observe(self.view.queries(*(q[:, -1:] for q in queries))[:, 0], self.lengths_B)
+            return self.mixer.attend(*queries, *rows)
+        q_BHK = self.view.queries(*queries)[:, 0]
+        selection = self.selector.select(q_BHK, self.lengths_B)
+        self._count(selection)
+        return self.view.read(q_BHK, self.rows, selection.tokens_BGn)
+
+    def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Append T tokens to each tensor, a single one at positions that the device knows. Returns what a pass over
+        several tokens sees."""
+        if new[0].shape[1] > 1:
+            return super().extend(*new)  # type: ignore[misc]
+        capacity = self.rows[0].shape[1]
+        if self.filled == capacity:
+            raise ValueError(f"cache: got {self.filled + 1} tokens; expected at most {capacity}. Make it longer.")
+        sequence_B = torch.arange(len(self.lengths_B), device=self.lengths_B.device)
+        for row, x in zip(self.rows, new, strict=True):
+            row[sequence_B, self.lengths_B] = x[:, 0].to(row.dtype)
+        self.length, self.filled = self.length + 1, self.filled + 1
+        return ()
+
+    def _count(self, selection: Selection) -> None:
+        tokens, units, index_bytes, resident = selection
+        B, G = tokens.shape[:2]
+        selector = self.selector
+        overlap = shared(units, selector.previous_BGm, selector.unit_numbers)
+        hit_rate = overlap.new_full((), torch.nan)
+        if resident is not None:
+            hit_rate = shared(units, resident, selector.unit_numbers)
+        selector.previous_BGm.copy_(units)
+        kept, row_bytes = (tokens >= 0).sum(), self.view.row_channels * self.rows[0].itemsize
+        numbers = (
+            kept / (B * G),
+            (units >= 0).sum() / (B * G),
+            overlap,
+            hit_rate,
+            (kept * row_bytes + index_bytes) / B,
+            self.lengths_B.sum() * (G * row_bytes) / B,
+        )
+        self.latest_read = torch.stack([number.double() for number in numbers])
+
+    def index_tensors(self) -> list[Tensor]:
+        """What the policy adds to the mixer's own cache."""
+        latest = [] if self.latest_read is None else [self.latest_read]
+        return [*self.selector.tensors(), self.lengths_B, *latest]
+
+    def tensors(self) -> list[Tensor]:
+        """All cached tensors."""
+        return [*self.rows, *self.index_tensors()]
+
+
+class SelectiveKeyValueCache(SelectiveCache, KeyValueCache):
+    """Keys and values of which a step reads a choice."""
+
+
+class SelectiveLatentCache(SelectiveCache, LatentCache):
+    """Latents of which a step reads a choice."""
+
+
+class SelectivePolicy(Policy):
+    """A policy that reads a choice of tokens in every layer that keeps all of them.
+
+    Layers with a window keep their cache, as do mixers that choose by themselves what they read; a model without any
+    other layer is refused, as the policy would change nothing.
+    """
+
+    @abstractmethod
+    def selector(self, layer: int, view: View, shape: Shape) -> Selector:
+        """What chooses the tokens of layer number ``layer``."""
+
+    def cache_for(
+        self, layer: int, mixer: Mixer, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
+    ) -> Cache:
+        view = view_of(mixer)
+        if view is None or layer < self.config.dense_layers:
+            return mixer.new_cache(batch, length, device, dtype)
+        shape = (batch, length, device, dtype)
+        cls = SelectiveKeyValueCache if view.cache is KeyValueCache else SelectiveLatentCache
+        return cls(view, self.selector(layer, view, shape), *shape)
+
+    def check(self, model: LanguageModel) -> None:
+        super().check(model)
+        layers = list(enumerate(block.get_submodule("mixer") for block in model.blocks))
+        if not any(view_of(mixer) for layer, mixer in layers if layer >= self.config.dense_layers):  # type: ignore[arg-type]
+            self.refuse(model, self._unchanged)
+
+    def _unchanged(self, layer: int, mixer: Mixer) -> str:
+        if view_of(mixer) is None:
+            return unread(mixer)
+        return f"a layer behind the first dense_layers={self.config.dense_layers}"
