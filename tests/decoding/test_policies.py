@@ -12,7 +12,8 @@ from torch import Tensor
 
 from workbench.config import ConfigError
 from workbench.contract import Cache, Mixer, mixers
-from workbench.decoding import Engine, Policy, PolicyConfig, Sampling, policies
+from workbench.decoding import Engine, Policy, PolicyConfig, Sampling
+from workbench.decoding.policy import policies
 from workbench.mixers.families.latent import LatentAttention, LatentCache
 from workbench.mixers.families.softmax import KeyValueCache, SoftmaxAttention
 from workbench.ops.attention import attention

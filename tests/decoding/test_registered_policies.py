@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench.decoding import policies
+from workbench.decoding.policy import policies
 from workbench.testing import PolicyConformance
 
 pytestmark = pytest.mark.conformance

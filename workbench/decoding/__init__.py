@@ -5,11 +5,12 @@
     print(engine.generate(["def main("], Sampling(max_tokens=64, temperature=0.8, seed=1)).texts[0])
 
 A policy with settings: ``policy={"kind": "two_level", "tokens": 512}``; what its steps read is in
-``generation.metrics.reads``. :func:`workbench.pretrained.load` reads an exported folder.
+``generation.metrics.reads``. :func:`workbench.pretrained.load` reads an exported folder;
+:data:`workbench.decoding.policy.policies` has the policies by name.
 """
 
 from workbench.decoding.engine import Engine, Generation, Metrics, Sampling, Stream, TextStream, encode_prompt
-from workbench.decoding.policy import Policy, PolicyConfig, policies
+from workbench.decoding.policy import Policy, PolicyConfig
 from workbench.decoding.reads import ReadLog
 
 __all__ = [
@@ -23,5 +24,4 @@ __all__ = [
     "Stream",
     "TextStream",
     "encode_prompt",
-    "policies",
 ]

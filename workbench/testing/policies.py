@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from workbench.config import ConfigError
 from workbench.contract import mixers
@@ -25,19 +25,22 @@ from workbench.testing.measure import assert_close, assert_lists_every_tensor, p
 PROMPT, LENGTH = 21, 29
 """Tokens of a prompt and of a sequence; between them steps cross boundaries of small blocks."""
 MODEL: dict[str, Any] = {"width": 64, "depth": 2, "vocabulary": 300}
-HOST_READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2")
-"""Operators whose results the host waits for, or whose shapes depend on data: a CUDA graph captures neither."""
+HOST_READS = {"item", "tolist", "cpu", "numpy", "nonzero", "masked_select", "unique", "argwhere"} | {
+    f"__{name}__" for name in ("bool", "int", "float", "index", "contains")
+}
+"""What the host waits for, or has a shape that depends on data: a CUDA graph captures neither."""
 
 
-class _DeviceOnly(TorchDispatchMode):
+class _DeviceOnly(TorchFunctionMode):
     """Raises where the host reads a tensor, or a shape depends on data."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
         assert name not in HOST_READS, f"{name} on the path of a step"
-        if name in ("index", "index_put", "index_put_"):
-            masks = [x for x in args[1] if isinstance(x, Tensor) and x.dtype == torch.bool]
-            assert not masks, f"{name} with a mask on the path of a step"
+        if name in ("__getitem__", "__setitem__"):
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            masks = [part for part in parts if isinstance(part, Tensor) and part.dtype == torch.bool]
+            assert not masks, "an index by mask on the path of a step"
         return func(*args, **(kwargs or {}))
 
 
