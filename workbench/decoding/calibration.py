@@ -147,15 +147,18 @@ def rows_of(corpus: Any, tokenizer: Tokenizer, rows: int, context: int) -> Itera
     Raises:
         ConfigError: when the corpus is too small.
     """
-    symbol, pending, produced = tokenizer.token_to_id(DOCUMENT_SYMBOL), [], 0
+    symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
+    pending: list[int] = []
+    produced = 0
     for text in corpora[corpus.kind](corpus).documents():
         pending += [] if symbol is None else [symbol]
         pending += tokenizer.encode(text, add_special_tokens=symbol is None).ids
-        while len(pending) >= context:
-            yield torch.tensor([pending[:context]])
-            pending, produced = pending[context:], produced + 1
-            if produced == rows:
-                return
+        full = len(pending) // context
+        for number in range(min(full, rows - produced)):
+            yield torch.tensor([pending[number * context : (number + 1) * context]])
+        pending, produced = pending[full * context :], produced + full
+        if produced >= rows:
+            return
     raise ConfigError.at(
         "rows",
         got=f"{rows} of {context} tokens",
