@@ -68,7 +68,7 @@ def predict(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from workbench.ablation.cost.memory import activation_bytes
     from workbench.accounting import account
     from workbench.data import prepare
-    from workbench.training.optimiser import optimiser_bytes
+    from workbench.training.optimiser import training_state_bytes
     from workbench.training.probe import measure_shrunken
 
     config = run_config(case, arguments)
@@ -83,7 +83,7 @@ def predict(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "peaks": measured.peaks,
         "seconds_to_predict": time.perf_counter() - start,
         "parameters": cost.parameters,
-        "traced_bytes": 8 * cost.parameters + optimiser_bytes(config) + activation_bytes(config),
+        "traced_bytes": 8 * cost.parameters + training_state_bytes(config) + activation_bytes(config),
     }
 
 

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
 from workbench.ablation.arms import resolve
 from workbench.ablation.spec.ablation import AblationConfig
@@ -169,6 +170,17 @@ def test_identity_is_the_same_in_every_process() -> None:
             check=True,
         )
         assert out.stdout.strip() == RunConfig().identity
+
+
+def test_a_wrong_entry_of_a_list_is_one_mistake() -> None:
+    class Listed(Config):
+        names: Annotated[tuple[Literal["a", "b"], ...], Field(min_length=1)]
+
+    with pytest.raises(ConfigError) as mistake:
+        Listed.parse({"names": ["c"]})
+    assert [problem.path for problem in mistake.value.problems] == ["names[0]"]
+    with pytest.raises(ConfigError, match=r"names: .*at least 1 item"):
+        Listed.parse({"names": []})
 
 
 def test_a_changed_scale_brings_its_own_sizes() -> None:

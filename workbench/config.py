@@ -134,6 +134,8 @@ def _problems(model: type[BaseModel], error: ValidationError) -> list[Problem]:
             continue
         if kind == "default_factory_not_called":
             continue  # a default that depends on another field, which has a problem of its own
+        if kind == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
+            continue  # entries are missing because each has a problem of its own
         if kind == "extra_forbidden":
             parent = _parent(model, loc[:-1])
             names = list(parent.model_fields) if parent else []

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from workbench.ablation.spec.protocol import ScoreMetric
 from workbench.ablation.spec.tuning import Tuning
 from workbench.ablation.verdict.comparison import ArmMeasurements
-from workbench.ablation.verdict.judge import judge
+from workbench.ablation.verdict.judge import judge, judge_in_order
+from workbench.ablation.verdict.scores import final_scores, measured_score
 from workbench.ablation.verdict.sequential import Reading
 from workbench.ablation.verdict.verdict import Verdict
 from workbench.dashboards.view import EmptyRun
-from workbench.results.tables import CURVE_SCHEMA, DIAGNOSTICS_SCHEMA, POINT_SCHEMA, RUN_SCHEMA, Line, Points
+from workbench.results.tables import (
+    CURVE_SCHEMA,
+    DIAGNOSTICS_SCHEMA,
+    POINT_SCHEMA,
+    RUN_SCHEMA,
+    SCORES_SCHEMA,
+    Line,
+    Points,
+)
 
 
 class FakeRun(EmptyRun):
@@ -35,6 +46,7 @@ class FakeRun(EmptyRun):
         diagnosed: bool = False,
         tuned: tuple[str, ...] = ("lr", "norm"),
         looks: tuple[int, ...] = (),
+        suites: bool = False,
     ):
         super().__init__(folder, arms)
         self.launched = True
@@ -42,7 +54,8 @@ class FakeRun(EmptyRun):
         self.seeds, self.tuning = list(range(seeds)), Tuning(trials=trials)
         self.trials, self.points, self.progress = trials, points, progress
         self.status, self.confirmed, self.looks = status, confirmed, looks
-        self.diagnosed = diagnosed
+        self.diagnosed, self.has_suites = diagnosed, suites
+        self.contexts = dict.fromkeys(arms, 256)
         self.tuned, self.broken = tuned, False
 
     @property
@@ -157,6 +170,33 @@ class FakeRun(EmptyRun):
         ]
         return pl.DataFrame(rows, schema=DIAGNOSTICS_SCHEMA, orient="row")
 
+    def scores(self) -> pl.DataFrame:
+        """Two tasks of RULER at three lengths, which later arms solve better, and the bits of a text."""
+        random, rows = np.random.default_rng(1), []
+        for run in self._each() if self.has_suites else []:
+            if run["stage"] != "confirmation":
+                continue
+            for task in ("vt", "niah_single_1"):
+                lengths = np.repeat([128, 256, 1024], 8)
+                rate = np.clip(0.9 - 0.2 * np.log2(lengths / 128) / (1 + run["a"]) + random.normal(0, 0.05), 0, 1)
+                right = (random.uniform(size=24) < rate).astype(float)
+                rows += self._documents(run, "ruler", task, "accuracy", right, lengths)
+            bits = random.normal(2 - 0.1 * run["a"], 0.01, 4)
+            rows += self._documents(run, "loss", "text", "bits per byte", bits)
+        return pl.DataFrame(rows, schema={**SCORES_SCHEMA, "length": pl.Int64}, orient="row")
+
+    def _documents(
+        self, run: Any, suite: str, task: str, metric: str, values: np.ndarray, lengths: Any = None
+    ) -> list[dict[str, Any]]:
+        about = {k: run[k] for k in ("arm", "stage", "run", "seed")}
+        about |= {"step": self.points, "split": "report", "suite": suite, "task": task, "metric": metric, "count": 1.0}
+        about |= {"higher_is_better": suite == "ruler", "upper": 1.0 if suite == "ruler" else None}
+        whole = about | {"value": float(values.mean()), "count": float(len(values))}
+        return [whole] + [
+            about | {"document": d, "value": float(v), "length": None if lengths is None else int(lengths[d])}
+            for d, v in enumerate(values)
+        ]
+
     def cost(self) -> pl.DataFrame:
         return pl.DataFrame(
             [
@@ -195,4 +235,19 @@ class FakeRun(EmptyRun):
         readings = None
         if self.looks:
             readings = dict.fromkeys(self.arms[1:], Reading(self.looks.index(len(seeds)) + 1, self.looks))
-        return judge(measured[0], measured[1:], seeds=seeds, replicates=200, readings=readings)
+        verdict = judge(measured[0], measured[1:], seeds=seeds, replicates=200, readings=readings)
+        if not self.has_suites:
+            return verdict
+        scores = final_scores(self.scores(), self.runs())
+        secondary = [
+            ScoreMetric(suite="ruler", task="vt", metric="accuracy", where={"length": 1024}),
+            ScoreMetric(suite="loss", metric="bits per byte", margin=0.05),
+            ScoreMetric(suite="longbench", metric="F1"),
+        ]
+        judged = judge_in_order(
+            [measured_score(scores, metric, self.arms, seeds) for metric in secondary],
+            baseline=self.baseline,
+            seeds=seeds,
+            replicates=200,
+        )
+        return replace(verdict, secondary=judged)

@@ -128,7 +128,7 @@ NOT_OF_A_FAKE_RUN = ("recall_", "components")
 
 @pytest.mark.parametrize("panel", [name for name in panels if not name.startswith(NOT_OF_A_FAKE_RUN)])
 def test_every_option_of_every_control_draws(panel: str, tmp_path: Path) -> None:
-    view = opened(FakeRun(tmp_path, diagnosed=True), panel)
+    view = opened(FakeRun(tmp_path, diagnosed=True, suites=True), panel)
     for control in view.controls().values():
         for option in getattr(control, "options", []):
             control.value = option[1]

@@ -52,6 +52,25 @@ def test_prompts_of_different_lengths_do_not_influence_each_other() -> None:
     assert Engine(model).generate(batch, GREEDY).tokens == separate
 
 
+@pytest.mark.parametrize("spread", [4, 40])
+@pytest.mark.parametrize("pattern", ["full gdn", "nsa kda", "asa_local asa_global", "moba mla"])
+def test_prompts_of_different_lengths_in_one_batch_do_not_influence_each_other(pattern: str, spread: int) -> None:
+    """Some are read to their end while others decode already, one of them beyond its last token."""
+    model, batch = small_model(pattern=pattern).double(), prompts(9, 3, 9, 17, 30)
+    separate = Engine(model).generate(batch, GREEDY).tokens
+    steps = list(Engine(model).stream(batch, GREEDY, spread=spread))
+    assert [list(tokens) for tokens in zip(*steps)] == separate
+
+
+def test_a_spread_joins_batches() -> None:
+    engine = Engine(small_model())
+    sizes = [
+        [len(batch.positions) for batch in engine._batches(prompts(9, 3, 9, 17, 4), 1, spread)]
+        for spread in (0, 1, 6, 14)
+    ]
+    assert sizes == [[2, 1, 1, 1], [2, 2, 1], [4, 1], [5]]
+
+
 def test_a_seed_gives_the_same_tokens() -> None:
     engine, batch = Engine(small_model()), prompts(5, 8)
     first, second = (engine.generate(batch, Sampling(seed=2)).tokens for _ in range(2))

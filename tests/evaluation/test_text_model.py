@@ -27,8 +27,7 @@ def causal_models() -> list[str]:
 
 
 def model_of(name: str) -> LanguageModel:
-    """In fp64 the model of many layers that choose experts or blocks: rounding would decide between nearly equal
-    ones."""
+    """In fp64 the model of many layers that choose experts or blocks: rounding would decide between equal ones."""
     model = small_model(**case_models()[name])
     return model.double() if name == "hybrid" else model
 

@@ -20,7 +20,7 @@ from workbench.results import RunFolder
 from workbench.training import RunConfig
 from workbench.training.checkpoint import latest, load_checkpoint
 from workbench.training.export import export
-from workbench.training.optimiser import optimiser_bytes
+from workbench.training.optimiser import training_state_bytes
 from workbench.training.trial import train
 from workbench.transforms import apply_transforms, build_transforms, transforms
 
@@ -77,7 +77,7 @@ def test_accounting_counts_what_is_trained() -> None:
     assert plain.trainable == plain.parameters
     run = RunConfig().model_copy(update={"model": config})
     tensors = sum(1 for parameter in model.parameters() if parameter.requires_grad)
-    assert optimiser_bytes(run) == 8 * trained + 4 * tensors
+    assert training_state_bytes(run) == 8 * trained + 4 * tensors
 
 
 @pytest.mark.parametrize("pairs", [["lora"], ["qk", "vo"], ["lora", "qk", "vo"]])

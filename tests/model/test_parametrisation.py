@@ -14,6 +14,7 @@ from workbench.model.folding import folded
 from workbench.model.parametrisation import parameter_factors
 from workbench.model.parametrisation_table import parametrisation_notes, parametrisation_table
 from workbench.optimisers import optimisers, parameter_groups
+from workbench.optimisers.muon import orthogonalise
 
 NAMES = ("full_align", "mup", "complete_p")
 
@@ -82,6 +83,34 @@ def test_taps_of_a_convolution_are_vectors_for_sgd():
     factors = parameter_factors(model, lambda role: "gradient")
     taps = {f.learning_rate for name, f in factors.items() if "conv" in name}
     assert taps == {factors["norm.weight"].learning_rate} == {4}
+
+
+@pytest.mark.parametrize(
+    "split, rate, parts",
+    [("none", 1 / 2, ()), ("parts", 1 / 2, (1, 1 / 2, 1 / 2)), ("heads", 1 / 4, ())],
+)
+def test_rates_of_muon_are_those_of_the_matrices_that_it_orthogonalises(split, rate, parts):
+    # queries (256, 256) from (64, 64): sqrt(4); one key head (16, 256) from (16, 64), like every head of queries: 4
+    heads = {"full": {"head_dim": 16, "kv_heads": 1}}
+    model = LanguageModel(config("mup", width=256, mixers=heads))
+    muon = optimisers["muon"](optimisers["muon"].Config(split=split))
+    qkv = parameter_factors(model, muon.update_family, muon.update_outputs)["blocks.0.mixer.qkv.weight"]
+    assert (qkv.learning_rate, qkv.part_rates) == (pytest.approx(rate), pytest.approx(parts))
+
+
+def test_the_steps_of_muon_have_these_rates():
+    heads = {"full": {"head_dim": 16, "kv_heads": 1}}
+    model = LanguageModel(config("mup", width=256, depth=1, base_depth=1, mixers=heads), seed=0)
+    muon = optimisers["muon"](optimisers["muon"].Config(precision="fp32"))
+    settings = {"learning_rate": 1.0, "weight_decay": 0.0, "lr_factors": {}}
+    optimiser = muon.build(parameter_groups(model, **settings, family=muon.update_family, outputs=muon.update_outputs))
+    qkv = model.blocks[0].mixer.qkv.weight
+    before, qkv.grad = qkv.detach().clone(), torch.randn(288, 256, generator=torch.Generator().manual_seed(0))
+    parts = qkv.grad[None].split([256, 16, 16], dim=1)
+    optimiser.step()
+    rates = 1 / 2, 1 / 4, 1 / 4
+    steps = [rate * 0.2 * 16 * orthogonalise(part, precision="fp32")[0] for rate, part in zip(rates, parts)]
+    torch.testing.assert_close(before - qkv.detach(), torch.cat(steps), rtol=1e-3, atol=1e-3)
 
 
 def test_optimiser_groups_have_the_factors():
@@ -223,6 +252,15 @@ def test_the_table_joins_equal_layers():
     table = parametrisation_table(config("mup"))
     row = next(row for row in table.iter_rows(named=True) if row["parameter"] == "blocks.*.mixer.qkv.weight")
     assert (row["layers"], row["fan_in"], row["base_fan_in"], row["learning_rate"]) == (2, 128, 64, 0.5)
+
+
+def test_the_table_has_rates_of_parts_and_of_the_optimiser():
+    muon = optimisers["muon"](optimisers["muon"].Config(adamw_rate=0.5))
+    wide = config("mup", width=256, mixers={"full": {"head_dim": 16, "kv_heads": 1}})
+    table = parametrisation_table(wide, muon.update_family, muon.update_outputs, muon.rate_factor)
+    rows = {row["parameter"]: row for row in table.iter_rows(named=True)}
+    assert rows["blocks.*.mixer.qkv.weight"]["part_rates"] == pytest.approx([1, 1 / 2, 1 / 2])
+    assert (rows["embedding.weight"]["learning_rate"], rows["embedding.weight"]["part_rates"]) == (0.5, None)
 
 
 def test_notes_name_a_size_that_does_not_follow_the_width():

@@ -14,7 +14,7 @@ from workbench.optimisers import optimisers
 from workbench.registry import PLUGIN_FILES, plug_in
 from workbench.testing.optimisers import OptimiserConformance
 from workbench.training.config import RunConfig
-from workbench.training.optimiser import optimiser_bytes
+from workbench.training.optimiser import training_state_bytes
 from workbench.training.trial import train
 
 pytestmark = pytest.mark.process
@@ -96,7 +96,7 @@ def test_it_trains_a_run(plugin: str, tmp_path: Path) -> None:
 
 
 def test_its_state_is_in_the_cost_card(plugin: str) -> None:
-    state_bytes = [optimiser_bytes(RunConfig.parse({"training": _training(kind)})) for kind in (plugin, "adamw")]
+    state_bytes = [training_state_bytes(RunConfig.parse({"training": _training(kind)})) for kind in (plugin, "adamw")]
     assert state_bytes[0] < 0.51 * state_bytes[1]
 
 

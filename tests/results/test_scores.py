@@ -17,6 +17,7 @@ ROWS = pl.DataFrame(
         "value": [0.5, 1.0, 0.0],
         "count": [2.0, 1.0, 1.0],
         "higher_is_better": [True] * 3,
+        "upper": [1.0] * 3,
         "length": [None, 8, 16],
     }
 )
@@ -39,7 +40,7 @@ def test_a_task_is_found_by_step_split_and_name(table: ScoreTable, tmp_path: Pat
 def test_rows_come_back_with_their_keys_and_labels(table: ScoreTable, tmp_path: Path) -> None:
     frame = read_scores(tmp_path)
     assert frame.columns == [*SCORE_SCHEMA, "length"]
-    assert frame.row(1) == (5, "report", "ruler", "single", 0, "accuracy", 1.0, 1.0, True, 8)
+    assert frame.row(1) == (5, "report", "ruler", "single", 0, "accuracy", 1.0, 1.0, True, 1.0, 8)
 
 
 def test_other_settings_are_refused_with_the_difference(table: ScoreTable, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from workbench.training import RunConfig
 from workbench.training.average import AverageConfig, averaged, averaging
 from workbench.training.checkpoint import latest, load_checkpoint
 from workbench.training.export import export
-from workbench.training.optimiser import optimiser_bytes
+from workbench.training.optimiser import training_state_bytes
 from workbench.training.trial import train
 
 MakeRun = Callable[..., RunFolder]
@@ -76,7 +76,7 @@ def test_the_identity_has_no_average_by_default() -> None:
 def test_memory_is_four_bytes_per_parameter() -> None:
     plain, averages = RunConfig(), RunConfig.parse({"training": {"ema": {"decay": 0.9}}})
     parameters = sum(p.numel() for p in small_model(width=128, depth=4, vocabulary=2048).parameters())
-    assert optimiser_bytes(averages) - optimiser_bytes(plain) == 4 * parameters
+    assert training_state_bytes(averages) - training_state_bytes(plain) == 4 * parameters
 
 
 @pytest.fixture

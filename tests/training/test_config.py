@@ -73,3 +73,9 @@ def test_an_optimiser_without_a_kind_is_adamw() -> None:
 def test_counts_beyond_63_bits_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.tokens"):
         RunConfig.parse({"training": {"tokens": 2**63}})
+
+
+def test_an_optimiser_without_rules_in_the_parametrisation_is_refused_before_the_run() -> None:
+    model = {"tied": False, "parametrisation": {"kind": "full_align", "base": {"width": 32}}}
+    with pytest.raises(ConfigError, match=r"model.parametrisation.kind: got .*full_align.*as large as the gradient"):
+        RunConfig.parse({"model": model, "training": {"optimiser": "sgd"}})

@@ -157,8 +157,19 @@ def test_both_models_train(at: float, step: int, corpus: Path) -> None:
     assert [phase.last for phase in config_of(corpus, **grown(at=at)).phases] == [step, 20]
 
 
-def test_a_refusal_names_growth(corpus: Path) -> None:
-    with pytest.raises(ConfigError, match=r"growth.model.depth: got 4; expected a multiple of the small model's 3"):
+def test_a_small_model_that_cannot_be_built_is_named(corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"growth.model.depht"):
+        config_of(corpus, **grown(model={"depht": 2}))
+
+
+def test_what_does_not_lead_to_the_large_model_is_refused() -> None:
+    growth = {"model": {"width": 64}, "at": 0.2}
+    with pytest.raises(ConfigError, match=r"growth.transforms: got .*layers.*widen, which repeats channels"):
+        RunConfig.parse({"model": {"width": 128}, "growth": growth})
+
+
+def test_a_large_model_that_is_no_multiple_is_refused(corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model.depth: got 4; expected a multiple of the small model's 3"):
         config_of(corpus, **grown(model={"depth": 3}))
 
 

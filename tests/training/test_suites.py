@@ -8,7 +8,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
+from ranks import on_ranks
 
+from workbench.cli.training import evaluate
 from workbench.config import ConfigError
 from workbench.data import tasks
 from workbench.evaluation.suites import suites
@@ -83,6 +86,36 @@ def test_a_run_killed_in_a_suite_resumes_there(new: Callable[..., RunFolder], ca
     assert train(run.path, cache)["status"] == train(whole.path, cache)["status"] == "done"
     assert run.scores().equals(whole.scores())
     assert run.result()["report_value"] == whole.result()["report_value"]
+
+
+@pytest.mark.process
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks do not share the only GPU")
+def test_two_ranks_stop_in_a_suite_and_go_on(new: Callable[..., RunFolder], cache: Path, trained: RunFolder) -> None:
+    run = new("two", evaluation=[{**SUITE, "when": [5, "end"]}])
+    assert [result["status"] for result in on_ranks(2, train_on_two, run.path, cache, 5)] == ["interrupted", "ended"]
+    assert moments(run) == [(5, "selection")]
+    assert [result["status"] for result in on_ranks(2, train_on_two, run.path, cache, 1000)] == ["done", "ended"]
+    assert moments(run) == moments(trained)
+    assert run.scores()["value"].to_list() == pytest.approx(trained.scores()["value"].to_list(), rel=0.05)
+
+
+def train_on_two(path: Path, cache: Path, questions: int) -> dict[str, Any]:
+    """On one of two ranks, asked to stop after so many documents and logged steps."""
+    asked = iter(range(1000))
+    return train(path, cache, should_stop=lambda: next(asked) >= questions, devices=2)
+
+
+def test_the_average_of_the_weights_is_measured_where_it_judges(new: Callable[..., RunFolder], cache: Path) -> None:
+    ema = {"decay": 0.5, "evaluate": "instead"}
+    run = new(evaluation=[SUITE], training={"ema": ema})
+    train(run.path, cache)
+    values = run.scores()["value"].to_list()
+    (run.suites_path / "recall.parquet").unlink()
+    assert evaluate_run(run.path, cache=cache) == 1
+    assert run.scores()["value"].to_list() == values
+    export(run.path, run.path.parent / "trained", cache=cache, weights="trained")
+    evaluate_export(run.path.parent / "trained", run.path.parent / "tables", [suites.parse(SUITE)])
+    assert read(run.path.parent / "tables")["value"].to_list() != pytest.approx(values, rel=1e-4)
 
 
 def test_a_suite_that_fails_is_an_event_and_the_run_is_done(
@@ -201,3 +234,43 @@ def test_suites_on_the_command_line(tmp_path: Path) -> None:
         ("answers", "recall"),
         ("loss", "text"),
     ]
+
+
+@pytest.fixture
+def command(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """`workbench evaluate` of a run in tmp_path, beside the cache; signals keep their handlers."""
+    (tmp_path / "cache").symlink_to(cache)
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)
+    return lambda run: evaluate(run, [])
+
+
+def test_the_command_prints_a_table_of_the_scores(
+    trained: RunFolder, command: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(trained.path)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("recall", "mqar", "errors per answer", trained.path.name, "1.0000"))
+
+
+def test_the_command_prints_no_value_that_is_sealed(
+    trained: RunFolder,
+    command: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Running:
+        """An ablation whose values of the report split may not be read."""
+
+        def __init__(self, folder: Path):
+            assert folder == tmp_path / "ablation"
+
+        def scores(self) -> pl.DataFrame:
+            return scores(tmp_path / "ablation").clear()
+
+    (tmp_path / "ablation" / "runs").mkdir(parents=True)
+    (tmp_path / "ablation" / "ablation.json").write_text("{}")
+    run = trained.path.rename(tmp_path / "ablation" / "runs" / "one")
+    monkeypatch.setattr("workbench.ablation.run.AblationRun", Running)
+    command(run)
+    assert "once the ablation has ended" in capsys.readouterr().out

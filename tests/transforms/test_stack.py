@@ -10,7 +10,7 @@ from helpers import logits, random_tokens, small_model
 
 from workbench.config import ConfigError
 from workbench.model import LanguageModel, ModelConfig
-from workbench.optimisers import optimisers
+from workbench.optimisers import SCALE, optimisers
 from workbench.transforms import apply_transforms, transforms
 
 ADAMW = optimisers["adamw"](optimisers["adamw"].Config())
@@ -91,6 +91,32 @@ def test_optimiser_state_follows_its_parameter(optimiser: str, layers: set[int])
         if parts[0] == "blocks":
             parts[1] = str(int(parts[1]) % 2)
         assert torch.equal(entry["exp_avg"], state[".".join(parts)]["exp_avg"])
+
+
+@pytest.mark.parametrize("fields", [{"optimiser": "reset"}, {"optimiser": "reset_new", "new_out": "zero"}])
+def test_a_fresh_state_has_the_scales_of_compensated_weights(fields: dict[str, Any]) -> None:
+    small = small_model()
+    state = {name: {"exp_avg": p.detach(), SCALE: torch.full_like(p, 2.0)} for name, p in small.named_parameters()}
+    large, new = stacked(small, 4, state, **fields)
+    assert new.keys() == {name for name, _ in large.named_parameters()}
+    assert all(torch.equal(entry[SCALE], torch.full_like(entry[SCALE], 2.0)) for entry in new.values())
+    assert "exp_avg" not in new["blocks.3.mixer.out.weight"]
+
+
+@pytest.mark.parametrize("base", [{"width": 32}, {"width": 32, "depth": 2}])
+def test_a_base_without_a_depth_of_its_own_grows_with_the_model(base: dict[str, Any]) -> None:
+    small = small_model(parametrisation={"kind": "mup", "base": base})
+    large, _ = stacked(small, 4)
+    assert large.config.base_model.depth == base.get("depth", 4)
+
+
+def test_another_base_is_no_growth() -> None:
+    small, large = (
+        ModelConfig.parse({"depth": depth, "parametrisation": {"kind": "mup", "base": {"width": width}}})
+        for depth, width in ((2, 32), (4, 64))
+    )
+    with pytest.raises(ConfigError, match=r"model.parametrisation.base.width"):
+        transforms["stack"](transforms["stack"].Config(), ADAMW).check(small, large)
 
 
 def test_selection_biases_are_copied_per_layer() -> None:

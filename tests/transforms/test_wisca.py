@@ -112,6 +112,18 @@ def test_a_model_without_any_pair_is_refused() -> None:
         applied(small_model(pattern="gdn"), missing="skip")
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "reason"),
+    [
+        ("wisca", {"pairs": ["qk", "ov"]}, r"pairs: got 'ov'; expected a pair: lora, qk.*Nearest valid name"),
+        ("rescale", {"scales": {"qk": 2.0, "ov": 0.5}}, r"scales: got 'ov'"),
+    ],
+)
+def test_a_pair_that_no_component_has_is_refused(kind: str, fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        applied(small_model(), kind, **fields)
+
+
 def test_compensation_belongs_to_training() -> None:
     with pytest.raises(ConfigError, match=r"transforms\[0\]: got .*which acts on the optimiser's state"):
         StartConfig(folder="weights", transforms=[{"kind": "wisca", "state": "compensate"}])

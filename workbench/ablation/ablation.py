@@ -32,7 +32,7 @@ from workbench.ablation.verdict.control import control_runs
 from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare, sources
 from workbench.environment import environment
-from workbench.evaluation import check_suites
+from workbench.evaluation import check_score, check_suites
 from workbench.model import describe_model
 from workbench.results.data_card import check_lossless, check_overlap, is_lossy, is_mostly_seen
 from workbench.results.ledger import FILE, Ledger, history
@@ -262,6 +262,7 @@ class Ablation:
             data=fingerprints,
             weights=arms.weights,
             data_cards=cards,
+            contexts={name: arm.run().training.context for name, arm in arms.items()},
             views={name: list(columns) for name, columns in arms.baseline.run().data.views.items()},
             workers=self.workers,
             threads=self.threads,
@@ -393,13 +394,21 @@ class Ablation:
         return by_arm
 
     def _check_suites(self, prepared: Mapping[str, Source]) -> None:
-        """Raise ConfigError for an evaluation suite whose data are missing, or that an arm does not fit."""
+        """Raise ConfigError for an evaluation suite whose data are missing, or that an arm does not fit, and for a
+        secondary metric that no suite measures."""
         for arm, source in prepared.items():
             run = self.arms[arm].run()
             try:
                 check_suites(run.evaluation, suite_conditions(run, source))
             except ConfigError as error:
                 raise error.under(f"arms.{arm}") from None
+            suites = {suite.label: suite for suite in run.evaluation}
+            conditions = suite_conditions(run, source, "report")
+            for index, score in enumerate(self.config.protocol.secondary):
+                try:
+                    check_score(suites[score.suite], conditions, score.task, score.metric, score.where)
+                except ConfigError as error:
+                    raise error.under(f"protocol.secondary[{index}]") from None
 
     def _find_data(self) -> dict[str, Source]:
         """The data of every arm; empty if that of some arm is not prepared."""

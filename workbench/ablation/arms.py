@@ -12,7 +12,7 @@ from workbench.ablation.matching.solver import quantity, solve, tunable_value
 from workbench.ablation.search.draws import check_enqueued, fixed_points
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.ablation.spec.tuning import SMOOTHING
-from workbench.config import ConfigError, Problem, deep_merge, expand_dotted, flatten, require
+from workbench.config import ConfigError, Problem, deep_merge, expand_dotted, flatten, nearest, require
 from workbench.metric import Metric
 from workbench.optimisers import optimisers
 from workbench.ranges import Range
@@ -268,6 +268,7 @@ def _check_run(arms: Arms, arm: Arm) -> None:
         got=config.protocol.metric,
         expected=f"the data's metric, {metric.unit!r}",
     )
+    _check_secondary(config, run)
     require(
         config.tuning.pruner == "none" or run.training.evaluations > SMOOTHING,
         "base.training.evaluations",
@@ -275,6 +276,31 @@ def _check_run(arms: Arms, arm: Arm) -> None:
         expected=f"at least {SMOOTHING + 1} to prune by",
         do="Or set tuning.pruner: none.",
     )
+
+
+def _check_secondary(config: AblationConfig, run: RunConfig) -> None:
+    """Check that a suite measures every secondary metric at the end of the run, on the documents that it is judged on.
+    Tasks and names of metrics are checked at launch, with the data."""
+    suites = {suite.label: suite for suite in run.evaluation}
+    for index, score in enumerate(config.protocol.secondary):
+        path, suite = f"protocol.secondary[{index}].suite", suites.get(score.suite)
+        if suite is None:
+            do = nearest(score.suite, suites) if suites else "List the suite under base.evaluation."
+            raise ConfigError.at(path, got=score.suite, expected="the name of a suite under evaluation", do=do)
+        require(
+            "end" in suite.when,
+            path,
+            got=f"{score.suite}, which measures after steps {', '.join(map(str, suite.when))}",
+            expected="a suite that measures the end of a run",
+            do="Add `end` to its field `when`.",
+        )
+        require(
+            suite.split == "report",
+            path,
+            got=f"{score.suite}, which measures the {suite.split} split",
+            expected="a suite that measures the report split",
+            do="Tuning has seen the others.",
+        )
 
 
 def _space(config: AblationConfig, arm: Arm) -> dict[str, Range]:

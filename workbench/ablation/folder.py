@@ -43,11 +43,13 @@ from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
 from workbench.ranges import Range
+from workbench.results.scores import FOLDER
 from workbench.results.store import RunFolder
 from workbench.results.tables import (
     KEY_SCHEMA,
     POINT_SCHEMA,
     RUN_SCHEMA,
+    SCORES_SCHEMA,
     Line,
     Points,
     confirmed,
@@ -106,6 +108,8 @@ class LaunchRecord(BaseModel):
     """Arm -> description of its prepared data."""
     views: dict[str, list[str]] = {}
     """Dashboard panels that the data source asks for -> columns of report.parquet that they draw."""
+    contexts: dict[str, int] = {}
+    """Arm -> tokens of the rows that it is trained on; empty in records of earlier versions."""
     workers: int = 1
     threads: int = 1
     """Threads of one trial."""
@@ -397,10 +401,19 @@ class AblationFolder:
         frame = frame.with_columns(selected=pl.col("run").is_in(chosen), folder=pl.lit(str(self.path)))
         return frame.select(list(RUN_SCHEMA))
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether evaluation suites have measured anything."""
+        if self.is_archived:
+            return (self.path / SCORES).exists()
+        return any(self.runs_path.glob(f"*/{FOLDER}/*.parquet"))
+
     def scores(self) -> pl.DataFrame:
         """What evaluation suites measured; columns in :data:`workbench.results.tables.SCORES_SCHEMA`, then labels."""
         path = self.path / SCORES
-        return pl.read_parquet(path, glob=False) if self.is_archived and path.exists() else scores(self.path)
+        if not self.is_archived or not path.exists():
+            return scores(self.path)
+        return completed(pl.read_parquet(path, glob=False), SCORES_SCHEMA)
 
     def lines(self) -> list[Line]:
         """Every run with its logged points; of an archive, every confirmation run with its evaluations."""

@@ -151,6 +151,16 @@ class AblationRun:
         return self.record.views
 
     @property
+    def has_suites(self) -> bool:
+        """Whether evaluation suites have measured anything."""
+        return self.files.has_scores
+
+    @property
+    def contexts(self) -> dict[str, int]:
+        """Arm -> tokens of the rows that it is trained on; empty in ablations of earlier versions."""
+        return self.record.contexts
+
+    @property
     def data_cards(self) -> dict[str, Any]:
         """Arm -> description of its prepared data."""
         return self.record.data_cards

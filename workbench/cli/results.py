@@ -25,6 +25,32 @@ def verdict(folder: Folder) -> None:
     print("\n".join([str(conclusion), "", *savings_sentences(launched), "", *notes(launched)]).rstrip())
 
 
+def scores(
+    folder: Folder,
+    output: Annotated[Path | None, typer.Option(help="Write the table there as well: .csv, .tex or .md.")] = None,
+    arms: Annotated[bool, typer.Option("--arms", help="Arms as rows, tasks as columns.")] = False,
+    lengths: Annotated[bool, typer.Option("--lengths", help="Lengths of the context apart.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Every metric of a task, not only its first.")] = False,
+) -> None:
+    """Print what evaluation suites measured: a mean over seeds with half its interval, for every task and arm."""
+    from workbench.ablation.run import AblationRun
+    from workbench.dashboards import export_table, provenance_line
+    from workbench.dashboards import table as table_of
+
+    launched = AblationRun(folder)
+    settings = {"rows": "arms" if arms else "tasks", "by_length": lengths, "every_metric": metrics}
+    frame = table_of(launched, "suite_scores", **settings)
+    if not len(frame):
+        console.print("No suite has measured a confirmation run at its end. `workbench evaluate` does.", soft_wrap=True)
+        raise typer.Exit(1)
+    listed = Table(*frame.columns)
+    for row in frame.iter_rows():
+        listed.add_row(*row)
+    console.print(listed)
+    if output is not None:
+        console.print(str(export_table(frame, output, provenance_line(launched))), soft_wrap=True)
+
+
 def compare(
     folders: Annotated[
         list[Path], typer.Argument(help="Finished ablations of the same arms at other sizes or horizons.")

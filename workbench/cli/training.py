@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,6 +12,11 @@ from workbench.cli.output import console, note, print_line
 from workbench.formatting import count, duration, flops
 from workbench.results.data_card import warnings
 from workbench.status import Stage, Status
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from workbench.results import RunFolder
 
 
 def train(
@@ -37,14 +42,12 @@ def train(
 
 def branch(
     run: Annotated[Path, typer.Argument(help="Folder of a run with training.keep_trunk=true whose decay has started.")],
-    tokens: Annotated[int, typer.Argument(help="Tokens of the longer run, counted from its start.")],
-    folder: Annotated[Path | None, typer.Option(help="Folder of the longer run; default RUN-TOKENS.")] = None,
-    decay: Annotated[
-        float | None, typer.Option(help="Share of its steps spent decaying. Default: as in the shorter run.")
+    tokens: Annotated[int, typer.Argument(help="Tokens of the new run, counted from its start.")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of the new run; default RUN-TOKENS, then the options given.")
     ] = None,
-    decay_shape: Annotated[
-        str | None, typer.Option(help="linear, sqrt or cosine. Default: as in the shorter run.")
-    ] = None,
+    decay: Annotated[float | None, typer.Option(help="Share of its steps spent decaying. Default: as in RUN.")] = None,
+    decay_shape: Annotated[str | None, typer.Option(help="linear, sqrt or cosine. Default: as in RUN.")] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
 ) -> None:
     """Train with another horizon or decay from the trunk of a run, which is not trained again."""
@@ -52,7 +55,8 @@ def branch(
     from workbench.training.branch import branch as begin
 
     is_rank_zero = parallel.is_rank_zero()
-    path = folder or run.with_name(f"{run.name}-{tokens}")
+    given = [str(option) for option in (decay, decay_shape) if option is not None]
+    path = folder or run.with_name("-".join((run.name, str(tokens), *given)))
     begin(run, path, path.parent / "cache", tokens, decay, decay_shape, note if is_rank_zero else None)
     _train_in_foreground(path, devices, is_rank_zero)
 
@@ -204,6 +208,8 @@ def evaluate(
     """
     import signal
 
+    import polars as pl
+
     from workbench.results.scores import read_scores
     from workbench.training.loop import Stopped
     from workbench.training.suites import evaluate_export, evaluate_run, finished_runs, parse_suites
@@ -218,26 +224,45 @@ def evaluate(
         if (folder / "config.json").is_file():
             tables = into or Path("results") / "suites" / folder.name
             evaluate_export(folder, tables, configs, **options)
-            frames = {folder.name: read_scores(tables)}
+            scores = read_scores(tables).with_columns(arm=pl.lit(folder.name))
         else:
-            frames = {}
-            for run in finished_runs(folder):
+            runs = finished_runs(folder)
+            for run in runs:
                 note(f"run {run.path.name}")
                 evaluate_run(run.path, configs, **options)
-                frames[run.path.name] = run.scores()
+            scores = _readable_scores(runs)
     except Stopped as stop:
         print_line(f"interrupted: {stop}")
         raise typer.Exit(130) from None
-    _print_scores(frames)
+    _print_scores(scores)
 
 
-def _print_scores(frames: dict[str, Any]) -> None:
-    """Print the newest scores of every run, without single documents."""
+def _readable_scores(runs: list[RunFolder]) -> pl.DataFrame:
+    """The scores of a run, or of runs of one ablation, without those that are sealed until it ends."""
     import polars as pl
 
-    table = Table("run", "suite", "task", "metric", "value", "count")
-    for name, frame in frames.items():
-        newest = frame.filter(pl.col("document").is_null() & (pl.col("step") == pl.col("step").max().over("suite")))
-        for row in newest.iter_rows(named=True):
-            table.add_row(name, row["suite"], row["task"], row["metric"], f"{row['value']:.4f}", f"{row['count']:g}")
+    from workbench.ablation.run import AblationRun
+
+    ablation = runs[0].path.absolute().parent.parent
+    if not (ablation / "ablation.json").is_file():
+        return runs[0].scores().with_columns(arm=pl.lit(runs[0].path.name))
+    return AblationRun(ablation).scores().filter(pl.col("run").is_in([run.path.name for run in runs]))
+
+
+def _print_scores(scores: pl.DataFrame) -> None:
+    """Print the scores of every task after the newest step, a column per arm with its mean over runs."""
+    import polars as pl
+
+    newest = pl.col("step") == pl.col("step").max().over("suite", "split")
+    of_tasks = scores.filter(pl.col("document").is_null() & newest)
+    if of_tasks.is_empty():
+        print_line("Measured. Values of the report split can be read once the ablation has ended.")
+        return
+    key = ["suite", "split", "task", "metric"]
+    wide = of_tasks.group_by(*key, "arm", maintain_order=True).agg(pl.col("value").mean()).pivot("arm", index=key)
+    arms = wide.columns[len(key) :]
+    table = Table(*key, *arms)
+    for row in wide.iter_rows(named=True):
+        values = ("" if row[arm] is None else f"{row[arm]:.4f}" for arm in arms)
+        table.add_row(*(row[name] for name in key), *values)
     console.print(table)

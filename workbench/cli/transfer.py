@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from workbench.cli.output import Folder, console, note
 
@@ -24,18 +26,30 @@ def parametrisation(file: Run, overrides: Overrides = None) -> None:
 
     config = RunConfig.load(file, overrides or ())
     optimiser = optimisers[config.training.optimiser.kind](config.training.optimiser)
-    frame = parametrisation_table(config.model, optimiser.update_family)
-    table = Table("parameter", "role", "shape", "fan-in", "initial ×", "learning rate", "weight decay", "epsilon")
+    frame = parametrisation_table(
+        config.model, optimiser.update_family, optimiser.update_outputs, optimiser.rate_factor
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("parameter", overflow="fold")  # in full at any width of the terminal
+    for column in ("initial ×", "rate", "decay", "epsilon"):
+        table.add_column(column, justify="right")
     for row in frame.iter_rows(named=True):
-        fan_in = "–" if row["fan_in"] is None else f"{row['fan_in']} / {row['base_fan_in']}"
+        kind = f"{row['role']}, {row['shape']}"
+        if row["fan_in"] is not None:
+            kind += f", fan-in {row['fan_in']} / {row['base_fan_in']}"
         decay = 0.0 if row["weight_decay"] is None else row["weight_decay"] * config.training.weight_decay
         epsilon = "–" if optimiser.epsilon is None else f"{optimiser.epsilon * row['epsilon']:.3g}"
         name = row["parameter"] + (f"  ({row['layers']})" if row["layers"] > 1 else "")
-        rate = f"{row['learning_rate'] * config.training.learning_rate:.3g}"
-        table.add_row(name, row["role"], row["shape"], fan_in, f"{row['initial']:.4g}", rate, f"{decay:.3g}", epsilon)
+        rates = [row["learning_rate"] * config.training.learning_rate * part for part in row["part_rates"] or [1.0]]
+        rate = ", ".join(f"{rate:.3g}" for rate in rates)
+        described = Text.assemble(name, (f"\n{kind}", "dim"))
+        table.add_row(described, f"{row['initial']:.4g}", rate, f"{decay:.3g}", epsilon)
     console.print(table)
+    console.print("rate: learning rate; decay: weight decay; fan-in: of the model / of the base.", soft_wrap=True)
     for line in parametrisation_notes(config.model):
         console.print(line, soft_wrap=True)
+    if config.training.lr_factors:
+        console.print("training.lr_factors multiplies these learning rates where its patterns match.", soft_wrap=True)
 
 
 def coordinates(

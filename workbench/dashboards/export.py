@@ -129,11 +129,21 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+NUMBER = r"^[+-]?[\d,.]+( ± [\d,.]+)?$|^$"
+
+
+def _is_numeric(column: pl.Series) -> bool:
+    """Whether a column holds numbers, with their uncertainty or without."""
+    if column.dtype == pl.String:
+        return len(column) > 0 and bool(column.str.contains(NUMBER).all()) and bool((column != "").any())
+    return column.dtype.is_numeric()
+
+
 def _markdown(table: pl.DataFrame, provenance: str) -> str:
     def cells(row: Any) -> str:
         return "| " + " | ".join(_text(value).replace("|", "\\|").replace("\n", " ") for value in row) + " |"
 
-    rule = "|" + "|".join(" ---: " if kind.is_numeric() else " --- " for kind in table.dtypes) + "|"
+    rule = "|" + "|".join(" ---: " if _is_numeric(column) else " --- " for column in table) + "|"
     return "\n".join([cells(table.columns), rule, *map(cells, table.iter_rows()), "", f"*{provenance}*", ""])
 
 
@@ -149,6 +159,8 @@ SPECIAL = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "–": "--",
+    "−": r"$-$",
+    "±": r"$\pm$",
     "²": r"\textsuperscript{2}",
 }
 
@@ -157,7 +169,7 @@ def _latex(table: pl.DataFrame, provenance: str) -> str:
     def cells(row: Any) -> str:
         return " & ".join("".join(SPECIAL.get(c, c) for c in _text(value)) for value in row) + r" \\"
 
-    columns = "".join("r" if kind.is_numeric() else "l" for kind in table.dtypes)
+    columns = "".join("r" if _is_numeric(column) else "l" for column in table)
     body = [
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",

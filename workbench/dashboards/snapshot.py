@@ -42,6 +42,7 @@ class Snapshot:
             source.alpha,
         )
         self.allow_mismatch, self.views, self.data_cards = source.allow_mismatch, source.views, source.data_cards
+        self.has_suites, self.contexts = source.has_suites, source.contexts
         self.exists, self.launched, self.archived = source.exists, source.launched, source.archived
         self.results = source.results
         self.neighbours: Neighbours = previous.neighbours if previous else Neighbours(self.results)
@@ -97,6 +98,16 @@ class Snapshot:
         """Per-document measurements of the confirmation runs that are shown."""
         shown = set(self._runs.filter(pl.col("stage") == "confirmation").select("arm", "seed").rows())
         return (report for report in self._run.reports() if report[:2] in shown)
+
+    def scores(self) -> pl.DataFrame:
+        """What suites measured of the runs that are shown, and of the baseline's."""
+        shown, arm = self._runs["run"].implode(), pl.col("arm")
+        hides_baseline = self.baseline not in self.arms
+        return self._scores.filter(pl.col("run").is_in(shown) | ((arm == self.baseline) & hides_baseline))
+
+    @cached_property
+    def _scores(self) -> pl.DataFrame:
+        return self._run.scores() if self._unfiltered is None else self._unfiltered._scores
 
     def cost(self) -> pl.DataFrame:
         table = self._run.cost()

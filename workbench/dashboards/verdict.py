@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import polars as pl
+
 from workbench import formatting
 from workbench.dashboards import style
 from workbench.dashboards.panel import Block, Cell, Column, Grid, Row, Text
 from workbench.dashboards.snapshot import Snapshot
-from workbench.dashboards.tables.effects import effect_table
+from workbench.dashboards.tables.effects import effect_table, secondary_table
 from workbench.dashboards.templates import note, render
 
 
@@ -18,34 +20,62 @@ def verdict_blocks(run: Snapshot, title: str = "") -> list[Block]:
     if not len(table):
         waiting = note("The verdict follows when the confirmation runs of every arm have ended.")
         return [Text("verdict", waiting, title)]
-    styles = style.arm_styles(run)
-    columns = [
-        Column("arm"),
-        Column("verdict"),
-        Column(run.metric.unit, numeric=True),
-        Column("difference", numeric=True),
-        Column(f"{100 * (1 - run.alpha):g} % interval", numeric=True),
-        Column("p (Holm)", numeric=True),
-        Column("seeds", numeric=True),
-    ]
-    rows = [
-        Row(
-            f"arm {row['arm']}",
-            styles[row["arm"]].colour,
-            [
-                row["arm"],
-                Cell(row["verdict"], row["verdict"], row["verdict"]),
-                Cell(formatting.metric(row["value"]), row["value"]),
-                Cell(formatting.metric(row["difference"], signed=True), row["difference"]),
-                Cell(_interval(row), row["low" if row["level"] is None else "repeated_low"]),
-                Cell(_p_value(row["p_holm"]), row["p_holm"]),
-                Cell(f"{row['seeds']} of {row['seeds'] + row['failed']}", row["seeds"]),
-            ],
-        )
-        for row in table.iter_rows(named=True)
-    ]
+    columns = [Column("arm"), Column("verdict"), *_columns(run, run.metric.unit, "p (Holm)")]
+    rows = [_row(row, f"arm {row['arm']}", [row["arm"]], run) for row in table.iter_rows(named=True)]
     sentences = render("sentences.html", sentences=table["sentence"].to_list())
     return [Grid("verdict", columns, rows, table, title, sortable=False), Text("sentences", sentences)]
+
+
+def secondary_blocks(run: Snapshot) -> list[Block]:
+    """The verdict by secondary metrics as a table, with how it is made; empty where none is declared."""
+    from workbench.ablation.verdict.verdict import CLAIMS, IN_ORDER
+
+    verdict, table = run.verdict(), secondary_table(run)
+    if verdict is None or not verdict.secondary:
+        return []
+    columns = [Column("metric"), Column("arm"), Column("verdict"), *_columns(run, "value", "p (adjusted)")]
+    rows = [
+        _row(row, f"{row['metric']} {row['arm']}", [row["metric"], row["arm"]], run)
+        for row in table.iter_rows(named=True)
+    ]
+    missing = [f"{part.label} was not measured." for part in verdict.secondary if not part.rows]
+    claims = table.filter(pl.col("verdict").is_in(CLAIMS))
+    sentences = [f"{metric}: {text}" for metric, text in claims.select("metric", "sentence").rows()]
+    return [
+        Text("secondary", note(IN_ORDER), "Secondary metrics"),
+        Grid("secondary-verdict", columns, rows, table, sortable=False, empty="No secondary metric was measured."),
+        Text("secondary-sentences", render("sentences.html", sentences=[*missing, *sentences])),
+    ]
+
+
+def _columns(run: Snapshot, value: str, p: str) -> list[Column]:
+    """The numeric columns of a verdict."""
+    titles = (value, "difference", f"{100 * (1 - run.alpha):g} % interval", p, "seeds")
+    return [Column(title, numeric=True) for title in titles]
+
+
+def _row(row: dict[str, Any], key: str, heads: list[str], run: Snapshot) -> Row:
+    """A row of a verdict.
+
+    Args:
+        row: fields of :class:`workbench.ablation.verdict.verdict.ArmVerdict`.
+        key: of the row.
+        heads: what it is about.
+        run: the run.
+    """
+    return Row(
+        key,
+        style.arm_styles(run)[row["arm"]].colour,
+        [
+            *heads,
+            Cell(row["verdict"], row["verdict"], row["verdict"]),
+            Cell(formatting.metric(row["value"]), row["value"]),
+            Cell(formatting.metric(row["difference"], signed=True), row["difference"]),
+            Cell(_interval(row), row["low" if row["level"] is None else "repeated_low"]),
+            Cell(_p_value(row["p_holm"]), row["p_holm"]),
+            Cell(f"{row['seeds']} of {row['seeds'] + row['failed']}", row["seeds"]),
+        ],
+    )
 
 
 def _interval(row: dict[str, Any]) -> str:

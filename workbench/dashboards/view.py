@@ -22,6 +22,7 @@ from workbench.results.tables import (
     CURVE_SCHEMA,
     DIAGNOSTICS_SCHEMA,
     RUN_SCHEMA,
+    SCORES_SCHEMA,
     Line,
     diagnostics_of,
     frame_of,
@@ -104,6 +105,14 @@ class RunView(Protocol):
         """Panels that the data source asks for -> columns of report.parquet that they draw."""
 
     @property
+    def has_suites(self) -> bool:
+        """Whether evaluation suites have measured anything."""
+
+    @property
+    def contexts(self) -> Mapping[str, int]:
+        """Arm -> tokens of the rows that it is trained on, where they are known."""
+
+    @property
     def data_cards(self) -> Mapping[str, Any]:
         """Arm -> what its data splits hold."""
 
@@ -133,6 +142,9 @@ class RunView(Protocol):
 
     def reports(self) -> Iterable[tuple[str, int, pl.DataFrame]]:
         """Arm, seed and per-document measurements of every finished confirmation run."""
+
+    def scores(self) -> pl.DataFrame:
+        """What evaluation suites measured (columns: ``SCORES_SCHEMA``, then labels of documents)."""
 
     def cost(self) -> pl.DataFrame:
         """The cost card, one row per arm."""
@@ -176,12 +188,14 @@ class EmptyRun:
     allow_mismatch: str | None = None
     finished = False
     archived = False
+    has_suites = False
 
     def __init__(self, folder: Path, arms: Sequence[str] = ()):
         self.folder, self.arms = folder, list(arms)
         self.seeds: list[int] = []
         self.views: dict[str, Sequence[str]] = {}
         self.data_cards: dict[str, Any] = {}
+        self.contexts: dict[str, int] = {}
 
     @property
     def results(self) -> Path:
@@ -214,6 +228,9 @@ class EmptyRun:
 
     def reports(self) -> Iterable[tuple[str, int, pl.DataFrame]]:
         return []
+
+    def scores(self) -> pl.DataFrame:
+        return pl.DataFrame(schema=SCORES_SCHEMA)
 
     def cost(self) -> pl.DataFrame:
         return pl.DataFrame(schema={"arm": pl.String})

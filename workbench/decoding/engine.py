@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -96,12 +97,14 @@ class Generation:
 
 @dataclass
 class _Batch:
-    """Prompts of one length, which share caches."""
+    """Prompts that share caches: all sequences begin together, and are at the same position at every step."""
 
     positions: list[int]
     """Indices of the prompts."""
-    tokens_BT: Tensor
-    """The next input: first the prompts, then the newest token of each."""
+    prompts_BT: Tensor
+    """The prompts, -1 behind the end of each."""
+    tokens_B1: Tensor
+    """The newest token of each sequence."""
     caches: list[Cache] = field(repr=False)
 
 
@@ -109,7 +112,9 @@ class Engine:
     """Generates with one model and one policy.
 
     Prompts may differ in length. Those of equal length are decoded as one batch, with caches of one length for all its
-    sequences, which is exact for every mixer; a step decodes all batches.
+    sequences, which is exact for every mixer; a step decodes all batches. With ``spread``, lengths may differ within a
+    batch: the shortest prompt is prefilled in all its sequences, and the rest of the longer ones is read token by
+    token, while shorter ones decode.
 
     Args:
         model: in evaluation mode, on any device.
@@ -200,11 +205,19 @@ class Engine:
                     length = len(text)
         yield self.decode(prompt, new)[length:]
 
-    def stream(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling | None = None) -> Stream:
-        """The new tokens of all prompts, step by step. Arguments and errors as for :meth:`generate`."""
+    def stream(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling | None = None, *, spread: int = 0
+    ) -> Stream:
+        """The new tokens of all prompts, step by step. Errors as for :meth:`generate`.
+
+        Args:
+            prompts, sampling: as for :meth:`generate`.
+            spread: tokens by which the prompts of a batch may differ in length. A batch takes that many steps more at
+                most, and saves those of the batches that it joins. What is read token by token is read by the policy.
+        """
         ids = self._token_ids(prompts)
         metrics = Metrics(prompt_tokens=sum(map(len, ids)))
-        return Stream(self._steps(ids, sampling or Sampling(), metrics), metrics)
+        return Stream(self._steps(ids, sampling or Sampling(), metrics, spread), metrics)
 
     def _token_ids(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
         require(not isinstance(prompts, str), "prompts", got=prompts, expected="a list of prompts")
@@ -215,23 +228,30 @@ class Engine:
         return ids
 
     @torch.inference_mode()
-    def _steps(self, prompts: list[list[int]], sampling: Sampling, metrics: Metrics) -> Iterator[list[int | None]]:
+    def _steps(
+        self, prompts: list[list[int]], sampling: Sampling, metrics: Metrics, spread: int
+    ) -> Iterator[list[int | None]]:
         device = self.model.embedding.weight.device
         generator = Generator(device).manual_seed(sampling.seed)
-        batches = self._batches(prompts, sampling.max_tokens)
+        batches = self._batches(prompts, sampling.max_tokens, spread)
         order = [position for batch in batches for position in batch.positions]
         active = [True] * len(prompts)
+        early: list[deque[int]] = [deque() for _ in prompts]  # tokens of short prompts, sampled before their step
         for step in range(sampling.max_tokens):
             start = time.perf_counter()
-            hidden = []
+            if step == 0:
+                hidden = [self._prefill(batch, sampling, generator, early) for batch in batches]
+            else:
+                hidden = [self.model(batch.tokens_B1, caches=batch.caches)[:, -1] for batch in batches]
             for batch in batches:
-                hidden.append(self.model(batch.tokens_BT, caches=batch.caches)[:, -1])
                 metrics.reads.record(step, len(batch.positions), batch.caches)
             tokens_B1 = sample(self.model.logits(torch.cat(hidden)).float(), sampling, generator)
             for batch, part_B1 in zip(batches, tokens_B1.split([len(batch.positions) for batch in batches])):
-                batch.tokens_BT = part_B1
+                batch.tokens_B1 = part_B1
             new: list[int | None] = [None] * len(prompts)
-            for position, token in zip(order, tokens_B1[:, 0].tolist()):
+            for position, newest in zip(order, tokens_B1[:, 0].tolist()):
+                early[position].append(newest)
+                token = early[position].popleft()
                 active[position] = active[position] and token not in self.stop_tokens
                 new[position] = token if active[position] else None
             seconds, count = time.perf_counter() - start, sum(active)
@@ -247,18 +267,42 @@ class Engine:
                 return
             yield new
 
-    def _batches(self, prompts: list[list[int]], new_tokens: int) -> list[_Batch]:
-        by_length: dict[int, list[int]] = {}
+    def _prefill(self, batch: _Batch, sampling: Sampling, generator: Generator, early: Sequence[deque[int]]) -> Tensor:
+        """(B, D) the last hidden state of every sequence, once the longest prompt is read; ``early`` gets what shorter
+        prompts have decoded by then."""
+        prompts_BT = batch.prompts_BT
+        shortest = int((prompts_BT >= 0).sum(1).min())
+        hidden_BD = self.model(prompts_BT[:, :shortest], caches=batch.caches)[:, -1]
+        decoded: list[Tensor] = []
+        for at in range(shortest, prompts_BT.shape[1]):
+            given_B1 = prompts_BT[:, at, None]
+            sampled_B1 = sample(self.model.logits(hidden_BD).float(), sampling, generator)
+            decoded.append(sampled_B1.masked_fill(given_B1 >= 0, -1))
+            hidden_BD = self.model(torch.where(given_B1 < 0, sampled_B1, given_B1), caches=batch.caches)[:, -1]
+        if decoded:
+            for position, tokens in zip(batch.positions, torch.cat(decoded, 1).tolist()):
+                early[position].extend(token for token in tokens if token >= 0)
+        return hidden_BD
+
+    def _batches(self, prompts: list[list[int]], new_tokens: int, spread: int) -> list[_Batch]:
+        longest_of: dict[int, int] = {}  # length of a prompt -> that of the longest in its batch
+        longest = -1
+        for length in sorted({len(prompt) for prompt in prompts}, reverse=True):
+            if longest - length > spread or longest < 0:
+                longest = length
+            longest_of[length] = longest
+        by_longest: dict[int, list[int]] = {}
         for position, prompt in enumerate(prompts):
-            by_length.setdefault(len(prompt), []).append(position)
+            by_longest.setdefault(longest_of[len(prompt)], []).append(position)
         device = self.model.embedding.weight.device
         return [
             _Batch(
                 positions,
-                torch.tensor([prompts[position] for position in positions], device=device),
+                torch.tensor([prompts[i] + [-1] * (length - len(prompts[i])) for i in positions], device=device),
+                torch.empty(0),
                 self.model.new_caches(len(positions), length + new_tokens, self.policy.cache_for),
             )
-            for length, positions in by_length.items()
+            for length, positions in by_longest.items()
         ]
 
 

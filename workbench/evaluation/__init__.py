@@ -1,6 +1,6 @@
 """Evaluation of a model: suites, their long table, and inspection of trained layers."""
 
-from workbench.evaluation.measure import check_suites, measure_suite
+from workbench.evaluation.measure import check_score, check_suites, measure_suite
 from workbench.evaluation.suites import (
     Conditions,
     DocumentSuite,
@@ -26,6 +26,7 @@ __all__ = [
     "Settings",
     "Suite",
     "SuiteConfig",
+    "check_score",
     "check_suites",
     "measure_suite",
     "suites",

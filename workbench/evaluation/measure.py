@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from workbench.config import ConfigError, Problem
+from workbench.config import ConfigError, Problem, nearest, require
 from workbench.evaluation.suites import Conditions, Suite, SuiteConfig, suites
 from workbench.model import LanguageModel
 from workbench.results.scores import ScoreTable
 
-__all__ = ["check_suites", "measure_suite"]
+__all__ = ["check_score", "check_suites", "measure_suite"]
 
 
 def check_suites(suite_configs: Sequence[SuiteConfig], conditions: Conditions) -> dict[str, list[str]]:
@@ -32,6 +32,48 @@ def check_suites(suite_configs: Sequence[SuiteConfig], conditions: Conditions) -
     if problems:
         raise ConfigError(problems)
     return tasks
+
+
+def check_score(
+    config: SuiteConfig, conditions: Conditions, task: str | None, metric: str, where: Mapping[str, object]
+) -> None:
+    """Check that a suite measures a score, as far as that is known before it measures.
+
+    Args:
+        config: the suite.
+        conditions: data, tokenizer, split.
+        task: one of its tasks; None stands for all of them.
+        metric: name of the metric.
+        where: label of documents -> value.
+
+    Raises:
+        ConfigError: naming ``task``, ``metric`` or ``where`` and the nearest valid name.
+    """
+    suite: Suite = suites[config.kind](config)
+    tasks = suite.tasks(conditions)
+    require(
+        task is None or task in tasks,
+        "task",
+        got=task,
+        expected=f"a task of {config.label!r}",
+        do=nearest(task, tasks),
+    )
+    for name in tasks if task is None else (task,):
+        metrics, labels = suite.metric_names(name), suite.label_values(name, conditions)
+        require(
+            not metrics or metric in metrics,
+            "metric",
+            got=metric,
+            expected=f"a metric of {name!r}",
+            do=nearest(metric, metrics),
+        )
+        for label, value in where.items():
+            require(
+                label not in labels or value in labels[label],
+                f"where.{label}",
+                got=value,
+                expected=f"one of {', '.join(map(str, labels.get(label, ())))}, which {name!r} measures",
+            )
 
 
 def measure_suite(

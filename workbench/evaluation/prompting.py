@@ -14,7 +14,7 @@ from workbench.evaluation.suites import Conditions, Journal, SuiteConfig
 from workbench.evaluation.text_model import TextModel
 from workbench.model import LanguageModel
 
-__all__ = ["CutPromptConfig", "PromptConfig", "answers", "digests", "local_texts", "text_model"]
+__all__ = ["CutPromptConfig", "PromptConfig", "answers", "check_room", "digests", "local_texts", "text_model"]
 
 
 class PromptConfig(SuiteConfig):
@@ -55,6 +55,28 @@ def text_model(model: LanguageModel, conditions: Conditions, config: PromptConfi
     """The model of a suite, with its tokenizer."""
     tokenizer = conditions.text(config.label)
     return TextModel(model, tokenizer, conditions.settings, config.longest)
+
+
+def check_room(config: CutPromptConfig, conditions: Conditions, task: str, max_tokens: int) -> None:
+    """Check that a prompt of two tokens or more fits beside an answer.
+
+    Args:
+        config: of the suite.
+        conditions: the context of training, which is the default length.
+        task: its name, for the message.
+        max_tokens: tokens of an answer, at most.
+
+    Raises:
+        ConfigError: naming ``max_length``.
+    """
+    length = config.max_length or conditions.settings.context
+    require(
+        length - max_tokens > 1,
+        "max_length",
+        got=length,
+        expected=f"more than the {max_tokens} tokens of an answer to {task}, and room for a prompt",
+        do="Leave the task out, or set max_length, with extrapolate: true beyond the context of training.",
+    )
 
 
 def answers(

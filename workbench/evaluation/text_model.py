@@ -212,7 +212,7 @@ class TextModel:
     ) -> Iterator[tuple[int, str]]:
         """What the model writes after each prompt, up to a stop string or the end of its document.
 
-        Prompts of one length are decoded together.
+        Prompts of similar lengths are decoded together.
 
         Args:
             prompts: token ids; a prompt that leaves no room for ``max_tokens`` loses tokens at its beginning.
@@ -245,7 +245,7 @@ class TextModel:
     def _decode(self, prompts: list[list[int]], until: Sequence[str], sampling: Sampling) -> list[str]:
         new: list[list[int]] = [[] for _ in prompts]
         stopped = [False] * len(prompts)
-        for step, tokens in enumerate(self.engine.stream(prompts, sampling), 1):
+        for step, tokens in enumerate(self.engine.stream(prompts, sampling, spread=sampling.max_tokens), 1):
             for index, token in enumerate(tokens):
                 if token is None:
                     stopped[index] = True

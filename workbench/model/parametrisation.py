@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ class ParameterFactors:
     initial: float = 1.0
     """Of the initial values that its module sets."""
     learning_rate: float = 1.0
+    part_rates: tuple[float, ...] = ()
+    """Factors of ``learning_rate`` for each entry of the role's ``parts``; empty where all are 1."""
     weight_decay: float = 1.0
     epsilon: float = 1.0
 
@@ -73,6 +75,7 @@ def apply_multipliers(model: Any) -> None:
         return
     base = _base_of(model)
     model.base_shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
+    model.base_roles = parameter_roles(base)
     base_modules = dict(base.named_modules())
     for path, module in model.named_modules():
         other: Any = base_modules[path]
@@ -113,13 +116,17 @@ def _check_constants(path: str, module: Any, base: Any) -> None:
 
 
 def parameter_factors(
-    model: nn.Module, family: Callable[[ParameterRole], UpdateFamily] = lambda role: "sign"
+    model: nn.Module,
+    family: Callable[[ParameterRole], UpdateFamily] = lambda role: "sign",
+    outputs: Callable[[ParameterRole], tuple[int, ...]] = lambda role: (),
 ) -> dict[str, ParameterFactors]:
     """Full parameter name -> factors, in the order of ``model.named_parameters()``.
 
     Args:
         model: a language model, on any device; the factors of any other module are 1.
         family: of the updates of parameters of a role.
+        outputs: output channels of what an update treats as one matrix, for each entry of a role's ``parts``; empty
+            where that is the whole parameter.
 
     Raises:
         TypeError: naming a parameter without a role.
@@ -130,8 +137,17 @@ def parameter_factors(
     if not isinstance(config, ModelConfig) or config.parametrisation.kind == "standard":
         return {name: ParameterFactors() for name in roles}
     base_shapes: Mapping[str, tuple[int, ...]] = model.base_shapes  # type: ignore[assignment]
+    base_roles: Mapping[str, ParameterRole] = model.base_roles  # type: ignore[assignment]
     return {
-        name: _factors(config, name, roles[name], tuple(parameter.shape), base_shapes[name], family(roles[name]))
+        name: _factors(
+            config,
+            name,
+            roles[name],
+            tuple(parameter.shape),
+            base_shapes[name],
+            family(roles[name]),
+            list(zip(outputs(roles[name]), outputs(base_roles[name]), strict=True)),
+        )
         for name, parameter in model.named_parameters()
     }
 
@@ -143,6 +159,7 @@ def _factors(
     shape: tuple[int, ...],
     base_shape: tuple[int, ...],
     family: UpdateFamily,
+    outputs: Sequence[tuple[int, int]],
 ) -> ParameterFactors:
     parametrisation: Parametrisation = config.parametrised
     rule, modules_rule = parametrisation.rules[role.role], MODULE_RULES[role.role]
@@ -154,15 +171,26 @@ def _factors(
     variance = rule.variance.at(ratio) / modules_rule.variance.at(ratio)
     if role.writes_residual:
         variance *= depth_ratio ** (parametrisation.residual_variance + 1)  # modules: by 1/depth
-    learning_rate = learning_rate_factor(parametrisation, role.role, family, fans, base_fans, own_depth_ratio)
+
+    def rates(depth: float) -> list[float]:
+        """Of every matrix of an update."""
+        shapes = [(Shape(fans.fan_in, out), Shape(base_fans.fan_in, base_out)) for out, base_out in outputs]
+        return [
+            learning_rate_factor(parametrisation, role.role, family, *pair, depth)
+            for pair in shapes or [(fans, base_fans)]
+        ]
+
+    learning_rate, *_ = by_part = rates(own_depth_ratio)
+    differ = any(not math.isclose(rate, learning_rate) for rate in by_part)
     weight_decay = 1.0
     if parametrisation.keeps_decay and role.role in MATRICES:
-        weight_decay = 1 / learning_rate_factor(parametrisation, role.role, family, fans, base_fans, 1.0)
+        weight_decay = 1 / rates(1.0)[0]
     return ParameterFactors(
         fan_in=fans.fan_in if _sums(role) else None,
         base_fan_in=base_fans.fan_in if _sums(role) else None,
         initial=math.sqrt(variance),
         learning_rate=learning_rate,
+        part_rates=tuple(rate / learning_rate for rate in by_part) if differ else (),
         weight_decay=weight_decay,
         epsilon=rule.epsilon.at(config.width / config.base_model.width, own_depth_ratio),
     )

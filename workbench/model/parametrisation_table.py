@@ -20,20 +20,29 @@ __all__ = ["parametrisation_notes", "parametrisation_table"]
 
 
 def parametrisation_table(
-    config: ModelConfig, family: Callable[[ParameterRole], UpdateFamily] = lambda role: "sign"
+    config: ModelConfig,
+    family: Callable[[ParameterRole], UpdateFamily] = lambda role: "sign",
+    outputs: Callable[[ParameterRole], tuple[int, ...]] = lambda role: (),
+    rate_factor: Callable[[ParameterRole], float] = lambda role: 1.0,
 ) -> pl.DataFrame:
     """One row per parameter, those of equal layers together.
 
     Columns: parameter (``*`` for the numbers of layers), layers (how many), role, shape, fan_in and base_fan_in (null
     for parameters without one), initial, learning_rate, weight_decay, epsilon: factors relative to the base model;
     initial is that of the standard deviation which the module sets by itself; the decay of parameters without is null.
+    part_rates: factors of the learning rate of a parameter's parts; null where they are 1.
+
+    Args:
+        config: the model.
+        family, outputs: of the optimiser's updates, as of :func:`workbench.model.parametrisation.parameter_factors`.
+        rate_factor: of the optimiser, beside that of the parametrisation (:class:`workbench.optimisers.Optimiser`).
 
     Raises:
         ConfigError: when the parametrisation refuses the model.
     """
     with torch.device("meta"):
         model = LanguageModel(config)
-    roles, factors = parameter_roles(model), parameter_factors(model, family)
+    roles, factors = parameter_roles(model), parameter_factors(model, family, outputs)
     counts: dict[tuple[Any, ...], int] = {}
     for name, parameter in model.named_parameters():
         role, factor = roles[name], factors[name]
@@ -44,13 +53,14 @@ def parametrisation_table(
             factor.fan_in,
             factor.base_fan_in,
             factor.initial,
-            factor.learning_rate,
+            factor.learning_rate * rate_factor(role),
             factor.weight_decay if role.decays else None,
             factor.epsilon,
+            factor.part_rates or None,
         )
         counts[row] = counts.get(row, 0) + 1
     names = ["parameter", "role", "shape", "fan_in", "base_fan_in", "initial", "learning_rate", "weight_decay"]
-    schema = [*names, "epsilon", "layers"]
+    schema: dict[str, Any] = dict.fromkeys([*names, "epsilon"]) | {"part_rates": pl.List(pl.Float64), "layers": None}
     return pl.DataFrame([(*row, count) for row, count in counts.items()], schema=schema, orient="row", strict=False)
 
 

@@ -95,6 +95,16 @@ class Optimiser(ABC):
         learning rates and weight decay. Default: as Adam's."""
         return "sign"
 
+    def update_outputs(self, role: ParameterRole) -> tuple[int, ...]:
+        """Output channels of what an update treats as one matrix, for each entry of ``role.parts``. Empty where that is
+        the whole parameter: the default."""
+        return ()
+
+    def rate_factor(self, role: ParameterRole) -> float:
+        """Factor of the learning rate of parameters of this role that :meth:`build` sets beside that of their group.
+        Default: 1."""
+        return 1.0
+
     def denominator(self, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
         """What ``group["eps"]`` is added to in the update of one parameter: (of its shape), not negative.
 

@@ -31,6 +31,8 @@ class ParameterGroup:
     """By full name, in the order of the model."""
     roles: dict[str, ParameterRole] = field(default_factory=dict)
     """The role of each of them."""
+    part_rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Factors of ``lr`` for each entry of a role's ``parts``, of the parameters where they are not all 1."""
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """A parameter group of a :class:`torch.optim.Optimizer`, with the optimiser's further settings."""
@@ -44,6 +46,7 @@ def parameter_groups(
     weight_decay: float,
     lr_factors: Mapping[str, float],
     family: Callable[[ParameterRole], UpdateFamily] = lambda role: "sign",
+    outputs: Callable[[ParameterRole], tuple[int, ...]] = lambda role: (),
 ) -> list[ParameterGroup]:
     """Groups of all parameters of ``model`` that are trained.
 
@@ -56,6 +59,7 @@ def parameter_groups(
         weight_decay: of the parameters that decay.
         lr_factors: learning-rate factor by shell pattern over full parameter names; matching factors multiply.
         family: of the updates of parameters of a role (:meth:`workbench.optimisers.Optimiser.update_family`).
+        outputs: of what an update treats as one matrix (:meth:`workbench.optimisers.Optimiser.update_outputs`).
 
     Raises:
         ConfigError: when a pattern of ``lr_factors`` matches no parameter, or the parametrisation has no rule for
@@ -70,7 +74,7 @@ def parameter_groups(
             expected="a shell pattern over parameter names",
             do=nearest(pattern, roles),
         )
-    factors = parameter_factors(model, family)
+    factors = parameter_factors(model, family, outputs)
     groups: dict[tuple[bool, float, float, float], ParameterGroup] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -87,4 +91,6 @@ def parameter_groups(
             ),
         )
         group.parameters[name], group.roles[name] = parameter, role
+        if by_size.part_rates:
+            group.part_rates[name] = by_size.part_rates
     return list(groups.values())

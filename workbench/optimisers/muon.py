@@ -83,7 +83,9 @@ class Muon(Optimiser):
             matrices = {name: p for name, p in group.parameters.items() if group.roles[name].role in MATRICES}
             if matrices:
                 roles = [group.roles[name] for name in matrices]
-                layouts = [_layout(role, config.split) for role in roles]
+                layouts = [
+                    _layout(role, config.split, group.part_rates.get(name, ())) for name, role in zip(matrices, roles)
+                ]
                 common = {"momentum": config.momentum, "nesterov": config.nesterov, "scale": config.scale}
                 settings.append(
                     {
@@ -112,6 +114,14 @@ class Muon(Optimiser):
         families: dict[Scale, UpdateFamily] = {"match_rms": "rms", "original": "orthogonal", "spectral": "spectral"}
         return families[self.config.scale]
 
+    def update_outputs(self, role: ParameterRole) -> tuple[int, ...]:
+        if role.role not in MATRICES or self.config.split == "none":
+            return ()
+        return tuple(channels if self.config.split == "heads" else heads * channels for heads, channels in role.parts)
+
+    def rate_factor(self, role: ParameterRole) -> float:
+        return 1.0 if role.role in MATRICES else float(self.config.adamw_rate)
+
     def denominator(self, entry: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
         return adamw_denominator(entry, group) if "eps" in group else None
 
@@ -128,14 +138,21 @@ class Muon(Optimiser):
         }
 
 
-def _layout(role: ParameterRole, split: str) -> dict[str, Any]:
-    """Plain data, as it is in checkpoints: whether rows are inputs, the rows of each matrix, whether idle matrices
-    stay."""
+def _layout(role: ParameterRole, split: str, part_rates: Sequence[float]) -> dict[str, Any]:
+    """Plain data, as it is in checkpoints: whether rows are inputs, the rows of each matrix and the factor of its
+    learning rate, whether idle matrices have no update."""
     sizes: list[int] = []
+    rates: list[float] = []
     if split != "none":
-        for count, channels in role.parts:
-            sizes += [channels] * count if split == "heads" else [count * channels]
-    return {"transposed": role.fan_out == -1, "sizes": sizes, "skip_idle": role.role == Role.EXPERT}
+        for (heads, channels), rate in zip(role.parts, part_rates or [1.0] * len(role.parts), strict=True):
+            of_part = [channels] * heads if split == "heads" else [heads * channels]
+            sizes, rates = sizes + of_part, rates + [rate] * len(of_part)
+    return {
+        "transposed": role.fan_out == -1,
+        "sizes": sizes,
+        "rates": rates or [1.0],
+        "skip_idle": role.role == Role.EXPERT,
+    }
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -207,7 +224,10 @@ class _Update:
 
     def apply(self, found_inf: Tensor | None) -> None:
         group, parameter = self.group, self.parameter
-        scaled = [matrix * scale_factor(matrix.shape[-2], matrix.shape[-1], group["scale"]) for matrix in self.matrices]
+        scaled = [
+            matrix * (rate * scale_factor(matrix.shape[-2], matrix.shape[-1], group["scale"]))
+            for matrix, rate in zip(self.matrices, self.layout["rates"], strict=True)
+        ]
         update = torch.cat(scaled, dim=-2).view(self.shape)
         if self.layout["transposed"]:
             update = update.mT

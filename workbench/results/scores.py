@@ -36,8 +36,10 @@ SCORE_SCHEMA: dict[str, Any] = {
     "value": pl.Float64,
     "count": pl.Float64,
     "higher_is_better": pl.Boolean,
+    "upper": pl.Float64,
 }
-"""Columns of every table: document is null in the row of all documents; count is the denominator behind value."""
+"""Columns of every table: document is null in the row of all documents; count is the denominator behind value; upper is
+the largest value of a metric that is a rate, from 0 on, and null for others."""
 METADATA = "workbench"
 
 T = TypeVar("T")

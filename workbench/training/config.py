@@ -10,11 +10,13 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
+from workbench.contract import ParameterRole, Role
 from workbench.data import BatchPlanConfig, Source, SourceConfig, batch_plans, sources
 from workbench.evaluation import DocumentSuite, Suite, SuiteConfig, suites
 from workbench.guards import GuardSetting
 from workbench.model.config import ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
+from workbench.parametrisations import Shape, learning_rate_factor
 from workbench.results import RunRecord
 from workbench.seeding import COMPONENTS, Component, Seed
 from workbench.status import Stage
@@ -279,6 +281,10 @@ class RunConfig(Config):
             self.data.check(self.model.vocabulary or 0, self.training.context)
         except ConfigError as error:
             raise error.under("data") from None
+        family = optimisers[self.training.optimiser.kind](self.training.optimiser).update_family
+        one = Shape(1, 1)
+        for role in Role:  # raises where the parametrisation has no rule for updates of this optimiser
+            learning_rate_factor(self.model.parametrised, role, family(ParameterRole.of(role)), one, one, 1.0)
         if self.growth is not None:
             require(
                 self.training.steps > 1,
@@ -286,10 +292,7 @@ class RunConfig(Config):
                 got=self.training.tokens,
                 expected="two steps: one per model",
             )
-            try:
-                self.growth.check(self.model)
-            except ConfigError as error:
-                raise error.under("growth") from None
+            self.growth.check(self.model)
         if self.training.qk_clip is not None:
             try:
                 for phase in self.phases:

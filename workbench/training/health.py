@@ -124,7 +124,7 @@ class Health:
         )
 
     def take_rejections(self) -> Tensor:
-        """(steps · guards,) rejections of the steps since the last call, which start anew."""
+        """(steps · guards,) rejections of the steps since the last call."""
         taken = torch.cat(self.rejections) if self.rejections else self.state[:0]
         self.rejections = []
         return taken

@@ -1,13 +1,17 @@
-"""The optimiser of a run: its parameter groups, and the size of its state."""
+"""The optimiser of a run: its parameter groups, and the size of what training keeps."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workbench.model import LanguageModel
 from workbench.optimisers import Optimiser, ParameterGroup, optimisers, parameter_groups
 from workbench.training.config import RunConfig, TrainingConfig
+from workbench.training.roll_back import RETAINED_COPIES
+from workbench.transforms import build_transforms
 
 
 def optimiser_of(training: TrainingConfig) -> Optimiser:
@@ -17,12 +21,14 @@ def optimiser_of(training: TrainingConfig) -> Optimiser:
 
 def groups_of(model: nn.Module, training: TrainingConfig) -> list[ParameterGroup]:
     """Parameter groups of ``model`` with the learning rates and weight decay of a run."""
+    optimiser = optimiser_of(training)
     return parameter_groups(
         model,
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         lr_factors=training.lr_factors,
-        family=optimisers[training.optimiser.kind](training.optimiser).update_family,
+        family=optimiser.update_family,
+        outputs=optimiser.update_outputs,
     )
 
 
@@ -34,10 +40,24 @@ def build_optimiser(model: nn.Module, training: TrainingConfig) -> torch.optim.O
     return optimiser
 
 
-def optimiser_bytes(config: RunConfig) -> int:
-    """Bytes of the optimiser's state, and of the moving average of the weights beside it. Allocates nothing."""
+def training_state_bytes(config: RunConfig) -> int:
+    """Bytes that training keeps beside weights and gradients, in memory and in a checkpoint: the optimiser's state, the
+    moving average of the weights, the scales of compensated parameters, and the copies to which guards roll back.
+    Allocates nothing."""
+    training = config.training
     with torch.device("meta"):
         model = LanguageModel(config.model)
-    optimiser = optimiser_of(config.training)
-    average = 0 if config.training.ema is None else sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
-    return average + sum(optimiser.state_bytes(group) for group in groups_of(model, config.training))
+    optimiser = optimiser_of(training)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = sum(optimiser.state_bytes(group) for group in groups_of(model, training))
+    if training.ema is not None:
+        kept += _bytes(trained.values())
+    transforms = build_transforms(training.transforms, optimiser)
+    compensated = {name for transform in transforms for name in transform.compensated(config.model)}
+    kept += _bytes(trained[name] for name in compensated & trained.keys())
+    copies = RETAINED_COPIES if training.rolls_back else 0
+    return kept + copies * (kept + _bytes(model.state_dict().values()))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

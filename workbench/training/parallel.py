@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -34,8 +34,11 @@ from workbench.model import LanguageModel
 from workbench.optimisers import OF_TRAINING
 from workbench.pooled import Pooled
 
+T = TypeVar("T")
 RANK_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others in a collective operation before the run fails."""
+PATIENCE = timedelta(days=30)
+"""The same for work that only rank 0 does, such as evaluation suites."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FABRIC_VARIABLE = "LT_CLI_USED"
 """With it Fabric takes devices and precision from further variables, or fails."""
@@ -97,6 +100,18 @@ def barrier() -> None:
     """Wait until every rank arrives here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def of_rank_zero(work: Callable[[], T]) -> T:
+    """What ``work`` returns on rank 0, for every rank: plain data. The others wait for as long as it takes. Called by
+    every rank."""
+    if world_size() == 1:
+        return work()
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    found = [work() if is_rank_zero() else None]
+    dist.broadcast_object_list(found, src=0, group=group)
+    dist.destroy_process_group(group)
+    return cast(T, found[0])
 
 
 def shard(model: LanguageModel, mesh: Any) -> LanguageModel:

@@ -32,6 +32,7 @@ from workbench.training import parallel
 from workbench.training.config import RunConfig
 from workbench.training.memory import retain_freed_memory
 from workbench.training.step import TrainStep, build_step
+from workbench.training.weight_transforms import ScheduledTransforms
 
 __all__ = ["Measured", "measure", "measure_shrunken", "shrunken"]
 
@@ -116,7 +117,8 @@ class Meter:
         self.on_cuda = step.device.type == "cuda"
         self.micro_batches = 0
         if self.steps == WARM_UP_STEPS - 1 and (self.on_cuda or not compiled):
-            allocated = [*step.model.parameters(), *step.model.buffers(), *_state_tensors(step.optimiser)]
+            copies = [] if step.roll_back is None else step.roll_back.tensors()
+            allocated = [*step.model.parameters(), *step.model.buffers(), *_state_tensors(step.optimiser), *copies]
             self.memory = _CudaMemory() if self.on_cuda else _CpuMemory(allocated)
             self.memory.begin()
         self.start = self.now()
@@ -259,6 +261,9 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
             train_step, compiled = build_step(model, config, parallel.launch(devices=1), meter.on_phase)
             del model
             train_step.diagnose_at = set()  # few steps of a run write diagnostics
+            scheduled = ScheduledTransforms(config, train_step)
+            # whose scales take memory for the rest of the run
+            scheduled.apply([transform for transform in scheduled.transforms if transform.config.needs_optimiser])
             while not meter.done:
                 meter.begin_step(train_step, compiled=compiled)
                 train_step(meter.steps + 1, batches)

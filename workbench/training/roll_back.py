@@ -24,6 +24,8 @@ from workbench.optimisers import AVERAGE
 from workbench.optimisers.tensors import local
 from workbench.training import parallel
 
+RETAINED_COPIES = 2
+"""Of the end of the newest window, and of the one before."""
 Key = tuple[str, str]
 """Name of a tensor of the model; entry of its optimiser state, or "" for the tensor itself."""
 
@@ -66,7 +68,9 @@ class RollBack:
         if self.newer and (step == self.copied_at or (step % self.window and not is_last)):
             return None
         if not self.newer:  # after the first step, which creates the optimiser's state
-            self.older, self.newer = ({key: _copy(tensor) for key, tensor in self._tensors()} for _ in range(2))
+            self.older, self.newer = (
+                {key: _copy(tensor) for key, tensor in self._tensors()} for _ in range(RETAINED_COPIES)
+            )
             self.kept, self.copied_at = torch.full_like(self.kept, step), step
             self.is_rejected = torch.zeros_like(self.is_rejected)
             return None
@@ -86,6 +90,10 @@ class RollBack:
         self.kept, self.copied_at = torch.stack(kept), step
         self.is_rejected = torch.zeros_like(self.is_rejected)
         return undone
+
+    def tensors(self) -> list[Tensor]:
+        """The copies in memory."""
+        return [*self.older.values(), *self.newer.values()]
 
     def state_dict(self) -> dict[str, Any]:
         """All state, as tensors and plain data; called on every rank, complete on each."""

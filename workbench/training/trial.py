@@ -31,6 +31,7 @@ from workbench.evaluation import Results, check_suites
 from workbench.files import MACHINE, write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
+from workbench.ops.scaled_linear import check_device
 from workbench.results import RunFolder
 from workbench.results.data_card import repetition
 from workbench.status import Stage, Status
@@ -268,21 +269,28 @@ class Trial:
             return
         with self._weights(averages=self._measures_averages):
             model = parallel.plain_model(self.model)
-            if model is not None:
+
+            def measure_due() -> str | None:
+                """On rank 0: why it stopped, if it was asked to."""
+                assert model is not None
                 step = self.config.training.steps if moment == "end" else moment
                 state = random_state()  # libraries seed the global generators, which a variant may draw from
                 for suite in due:
                     split = suite_split(self.folder, suite) if moment == "end" else "selection"
                     try:
                         measure_run(self.folder, self.config, self.data, model, suite, split, step, should_stop)
-                    except Stopped:
-                        raise
+                    except Stopped as stop:
+                        return str(stop)
                     except Exception as error:
                         if not isinstance(error, ConfigError):
                             traceback.print_exc()
                         self.folder.event("suite_failed", suite=suite.label, step=step, reason=_first_line(error))
                 set_random_state(state)
-            parallel.barrier()
+                return None
+
+            stopped = parallel.of_rank_zero(measure_due)
+        if stopped is not None:
+            raise Stopped(stopped)
 
     @property
     def _measures_averages(self) -> bool:
@@ -476,6 +484,8 @@ def _check_devices(devices: int, config: RunConfig) -> None:
             expected=f"a multiple of the {devices} devices",
             do=f"Nearest: {nearest}.",
         )
+    if config.training.fp8 is not None:
+        check_device(torch.device("cuda" if available else "cpu"), config.training.fp8)
 
 
 def _first_line(error: Exception) -> str:

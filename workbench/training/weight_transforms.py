@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from workbench.training import parallel
 from workbench.training.config import RunConfig
 from workbench.training.optimiser import optimiser_of
 from workbench.training.step import TrainStep
-from workbench.transforms import apply_transforms, build_transforms
+from workbench.transforms import Transform, apply_transforms, build_transforms
 
 
 class ScheduledTransforms:
@@ -35,11 +36,14 @@ class ScheduledTransforms:
         After the last step none is due: the result of a run is what was trained. A checkpoint of ``step`` is written
         afterwards, so that a resumed run does not apply them again.
         """
-        due = [transform for transform in self.transforms if self._is_due(transform.config.every, step)]
-        if not due:
+        self.apply([transform for transform in self.transforms if self._is_due(transform.config.every, step)])
+
+    def apply(self, transforms: Sequence[Transform]) -> None:
+        """Apply transforms of the run, in order."""
+        if not transforms:
             return
         weights, state = full_weights_and_state(self.train_step)
-        new_weights, new_state = apply_transforms(due, weights, state, self.model_config, self.model_config)
+        new_weights, new_state = apply_transforms(transforms, weights, state, self.model_config, self.model_config)
         assert new_state is not None
         self._write_weights(weights, new_weights)
         write_state(self.train_step, state, new_state)

@@ -100,6 +100,11 @@ class Transform(ABC):
         """Whether both models compute the same logits, up to rounding, after the transform. Default: no claim."""
         return False
 
+    def compensated(self, source: ModelConfig) -> frozenset[str]:
+        """Parameters of which the optimiser's state gets an entry of scales, a number for each of theirs
+        (:mod:`workbench.training.compensation`). Default: none."""
+        return frozenset()
+
 
 transforms: Registry[type[Transform]] = Registry("transform", "workbench.transforms")
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from workbench.config import Config, ConfigError, deep_merge, expand_dotted, require
+from workbench.config import Config, ConfigError, Problem, deep_merge, expand_dotted, require
 from workbench.model import ModelConfig
 from workbench.transforms.base import TransformSetting, build_transforms, check_transforms
+
+GROWING = "Choose stack, which copies layers, or widen, which repeats channels."
+"""What may lead from a small model to a large one."""
 
 
 class GrowthConfig(Config):
@@ -45,28 +49,32 @@ class GrowthConfig(Config):
         """The model that is trained first.
 
         Raises:
-            ConfigError: with paths below ``model``, when there is no such model.
+            ConfigError: with paths below ``growth.model``, when there is no such model.
         """
         try:
             return ModelConfig.parse(deep_merge(large.plain(), expand_dotted(self.model)))
         except ConfigError as error:
-            raise error.under("model") from None
+            raise error.under("growth.model") from None
 
     def check(self, large: ModelConfig) -> None:
         """Check that the transforms lead from the small model to ``large``.
 
         Raises:
-            ConfigError: naming the obstacle.
+            ConfigError: naming the obstacle, with paths of the run: ``model`` is the large one.
         """
         sequence = build_transforms(self.transforms)
         require(
             all(transform.complete for transform in sequence),
-            "transforms",
+            "growth.transforms",
             got=", ".join(transform.config.kind for transform in sequence),
             expected="transforms that give the large model all its weights",
-            do="stack copies layers, widen repeats channels.",
+            do=GROWING,
         )
-        check_transforms(sequence, self.small(large), large)
+        small = self.small(large)
+        try:
+            check_transforms(sequence, small, large)
+        except ConfigError as error:
+            raise ConfigError([_of_run(problem) for problem in error.problems]) from None
 
     def step(self, steps: int) -> int:
         """Steps of a run of ``steps`` that train the small model."""
@@ -80,3 +88,11 @@ class GrowthConfig(Config):
         """Factor of the learning rate of step ``step`` (from 0) of a run of ``steps``."""
         since, rising = step - self.step(steps), self.rising_steps(steps)
         return (since + 1) / rising if 0 <= since < rising else 1.0
+
+
+def _of_run(problem: Problem) -> Problem:
+    """A problem of a sequence of transforms, with its path in the run."""
+    if problem.path.startswith("model."):
+        return problem
+    do = GROWING if problem.path == "transforms" else problem.do
+    return replace(problem, path=f"growth.{problem.path}", do=do)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ ATTENTION = ("qk", "qk_rotary", "vo")
 """Pairs of a mixer."""
 EXPECTED: tuple[tuple[type[Component], tuple[str, ...]], ...] = ((Mixer, ("qk", "vo")), (FeedForward, ("up_down",)))
 """Pairs that every component of a kind has, unless something stands between the tensors."""
+NAMES = frozenset({*ATTENTION, "up_down", "tables_mix", "lora"})
+"""Pairs of the workbench's components, which a model need not have."""
 
 
 class PairConfig(TransformConfig):
@@ -48,6 +51,9 @@ class PairRescaling(Transform):
     def names(self) -> tuple[str, ...]:
         """Pairs that are rescaled."""
 
+    names_field: ClassVar[str]
+    """Field of the configuration in which they are named."""
+
     @abstractmethod
     def scales(self, pair: RescalingPair, weights: Weights) -> Tensor:
         """(S,) fp64 scales of ``pair.first``; ``pair.second`` is divided by them."""
@@ -55,15 +61,42 @@ class PairRescaling(Transform):
     def preserves_function(self, source: ModelConfig, target: ModelConfig) -> bool:
         return True
 
+    def compensated(self, source: ModelConfig) -> frozenset[str]:
+        if self.config.state != "compensate":
+            return frozenset()
+        with torch.device("meta"):
+            structure = LanguageModel(source)
+        names = {name for name, _ in structure.named_parameters()}
+        return frozenset(self._factors(structure, names, lambda pair: torch.ones(len(pair.heads))))
+
+    def _factors(
+        self, structure: LanguageModel, names: Collection[str], scales: Callable[[RescalingPair], Tensor]
+    ) -> dict[str, Tensor]:
+        """Parameter -> what multiplies it, adapters included.
+
+        Args:
+            structure: the model, on any device.
+            names: of its parameters.
+            scales: of a pair.
+        """
+        factors: dict[str, Tensor] = {}
+        for pair in (pair for _, pair in rescaling_pairs(structure) if pair.name in self.names):
+            for name, factor in pair.factors(scales(pair)):
+                for scaled, by in {name: factor, **adapter_factor(name, factor, names)}.items():
+                    factors[scaled] = factors[scaled] * by if scaled in factors else by
+        return factors
+
     def check(self, source: ModelConfig, target: ModelConfig) -> None:
         with torch.device("meta"):
             model = LanguageModel(source)
         present = {pair.name for _, pair in rescaling_pairs(model)}
+        known = set(present | NAMES)
         problems: dict[tuple[str, str], Problem] = {}
         for module in model.modules():
             if not isinstance(module, Component):
                 continue
             obstacles, declared = module.rescaling_obstacles(), {pair.name for pair in module.rescaling_pairs()}
+            known |= obstacles.keys()
             expected = {name for kind, names in EXPECTED if isinstance(module, kind) for name in names}
             for name in self.names:
                 if name in declared or name not in expected | obstacles.keys():
@@ -77,14 +110,22 @@ class PairRescaling(Transform):
                     f"components with the pairs {', '.join(self.names)}",
                     "Name other pairs, or set missing: skip to leave such layers unchanged.",
                 )
+        for name in self.names:
+            require(
+                name in known,
+                self.names_field,
+                got=name,
+                expected=f"a pair: {', '.join(sorted(known))}",
+                do=nearest(name, known),
+            )
         if problems and self.config.missing == "refuse":
             raise ConfigError(list(problems.values()))
         require(
             present & set(self.names),
-            "pairs",
+            self.names_field,
             got=list(self.names),
             expected=f"a pair of this model: {', '.join(sorted(present)) or 'it has none'}",
-            do=nearest(self.names[0], present) if present else "Choose components with exact rescalings.",
+            do="" if present else "Choose components with exact rescalings.",
         )
 
     def __call__(
@@ -92,11 +133,7 @@ class PairRescaling(Transform):
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]] | None]:
         with torch.device("meta"):
             structure = LanguageModel(source)
-        factors: dict[str, Tensor] = {}
-        for pair in (pair for _, pair in rescaling_pairs(structure) if pair.name in self.names):
-            for name, factor in pair.factors(self.scales(pair, weights)):
-                for scaled, by in {name: factor, **adapter_factor(name, factor, weights)}.items():
-                    factors[scaled] = factors[scaled] * by if scaled in factors else by
+        factors = self._factors(structure, weights.keys(), lambda pair: self.scales(pair, weights))
         new = dict(weights)
         for name, factor in factors.items():
             new[name] = weights[name] * factor.to(weights[name])

@@ -23,6 +23,8 @@ class Rescale(PairRescaling):
         {"source": {"pattern": "mla"}, "config": {"scales": {"qk": 0.7, "up_down": 3.0}, "state": "rescale"}},
     )
 
+    names_field = "scales"
+
     class Config(PairConfig):
         """Rescale pairs by given numbers."""
 

@@ -11,6 +11,7 @@ from workbench.config import ConfigError, Problem, require
 from workbench.model import LanguageModel, ModelConfig
 from workbench.model.parametrisation import multipliers
 from workbench.model.roles import parameter_roles
+from workbench.optimisers import SCALE
 from workbench.transforms.base import OptimiserState, Transform, TransformConfig, Weights, state_shapes, transforms
 
 
@@ -88,10 +89,13 @@ class Stack(Transform):
         return span >= spans if self.config.order == "whole" else span % copies > 0
 
     def check(self, source: ModelConfig, target: ModelConfig) -> None:
+        allowed = ["layers", "shortcut.feedforwards"]
+        if source.parametrisation == target.parametrisation:
+            allowed.append("parametrisation.base.")  # fields that it leaves out are those of either model
         problems = [
             Problem(f"model.{path}", repr(new), f"{old!r}, as in the small model")
             for path, (old, new) in target.diff(source).items()
-            if not path.startswith(("layers", "shortcut.feedforwards"))
+            if not path.startswith(tuple(allowed))
         ]
         if problems:
             raise ConfigError(problems)
@@ -182,6 +186,11 @@ class Stack(Transform):
                 origin_name = f"{group}.{self._origin(span, spans, copies) * size + place}.{rest}"
             new[name] = torch.zeros_like(weights[origin_name]) if name in zeroed else weights[origin_name]
             fresh = mode == "reset" or name in zeroed or (mode == "reset_new" and self._is_new(span, spans, copies))
-            if state is not None and optimiser_state and origin_name in optimiser_state and not fresh:
-                state[name] = dict(optimiser_state[origin_name])
+            if state is None or optimiser_state is None:
+                continue
+            entry = dict(optimiser_state.get(origin_name, {}))
+            if fresh:  # the weights are compensated all the same
+                entry = {key: entry[key] for key in entry.keys() & {SCALE}}
+            if entry:
+                state[name] = entry
         return new, state

@@ -13,6 +13,7 @@ from workbench.config import ConfigError, Problem, require
 from workbench.contract import Component, ParameterRole, feedforwards, mixers
 from workbench.model import LanguageModel, ModelConfig
 from workbench.model.roles import parameter_roles
+from workbench.optimisers import SCALE
 from workbench.transforms.base import OptimiserState, Transform, TransformConfig, Weights, state_shapes, transforms
 
 SPREAD = 0.5
@@ -154,9 +155,12 @@ class Widen(Transform):
             new[name] = plan.repeated(weight) * self._shares(name, plan, weight)
             if state is None or optimiser_state is None or name not in optimiser_state:
                 continue
-            if self.config.optimiser == "copy":
-                assert self.optimiser is not None, "a transform of an optimiser's state is built with the optimiser"
-                entry = self.optimiser.remapped_state(optimiser_state[name], plan.repeated)
+            assert self.optimiser is not None, "a transform of an optimiser's state is built with the optimiser"
+            entry = self.optimiser.remapped_state(optimiser_state[name], plan.repeated)
+            if self.config.optimiser == "reset":
+                if SCALE in entry:  # the weights are compensated all the same
+                    state[name] = {SCALE: entry[SCALE]}
+            else:
                 shares = self._shares(name, plan, weight)
                 gradient = torch.ones_like(shares) / (1 if plan.divides_output else plan.outputs)
                 state[name] = self.optimiser.rescaled_state(entry, parameter=shares, gradient=gradient)

@@ -36,6 +36,7 @@ class Wisca(PairRescaling):
         {"source": {}, "config": {"state": "compensate", "power_of_two": True}},
     )
 
+    names_field = "pairs"
     variant_configs = (
         {"granularity": "row"},
         {"pairs": ["up_down"], "norm": "mean", "power_of_two": True},

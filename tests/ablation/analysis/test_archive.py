@@ -84,13 +84,16 @@ def test_a_shipped_archive_opens_with_its_verdict(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ARCHIVES, ids=lambda path: path.parent.name)
-def test_a_shipped_archive_is_exploratory_if_it_was_not_registered(path: Path) -> None:
+def test_a_shipped_archive_is_exploratory_if_declared_or_not_registered(path: Path) -> None:
     opened = wb.open(path.parent)
-    verdict = opened.verdict()
+    verdict, config = opened.verdict(), opened.record.config
     assert verdict is not None
-    is_registered = opened.record.registration is not None
-    assert verdict.exploratory == (None if is_registered else "deviation: not registered")
-    assert opened.record.registration is not None or str(verdict).startswith("Not registered")
+    if opened.record.registration is None:
+        assert verdict.exploratory == "deviation: not registered"
+        assert str(verdict).startswith("Not registered")
+    else:
+        declared = [reason for reason in (config.exploratory, config.budget.allow_mismatch) if reason]
+        assert verdict.exploratory == ("; ".join(declared) or None)
 
 
 def test_there_are_shipped_archives() -> None:

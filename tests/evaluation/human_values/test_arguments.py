@@ -84,12 +84,12 @@ def test_mistakes_in_files(folder: Path, file: str, old: str, new: str, message:
 def test_missing_sets_are_named(folder: Path) -> None:
     (folder / "labels-training.tsv").unlink()
     (folder / "arguments-test.tsv").unlink()
-    with pytest.raises(ConfigError, match=r"no arguments and labels of training, test'.*zenodo"):
+    with pytest.raises(ConfigError, match=r"path: got .*without arguments and labels of training, test'.*zenodo"):
         read(folder)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such folder.*zenodo"):
+    with pytest.raises(ConfigError, match=r"path: got .*nothing.*zenodo"):
         read(tmp_path / "nothing")
 
 

@@ -15,7 +15,7 @@ from helpers import small_model, small_tokenizer
 from workbench.config import ConfigError
 from workbench.evaluation import Conditions, Settings, measure_suite, suites
 from workbench.evaluation.measure import check_suites
-from workbench.evaluation.suites.harness import generation_settings
+from workbench.evaluation.suites.harness import Harness, generation_settings
 from workbench.evaluation.text_model import TextModel
 from workbench.results.scores import read_scores
 
@@ -122,6 +122,13 @@ def test_perplexities_belong_to_no_document(folder: Path) -> None:
     assert frame["document"].to_list() == [None]
 
 
+@pytest.mark.parametrize("name", ["choose", "roll", "write"])
+def test_metrics_are_known_before(folder: Path, name: str) -> None:
+    suite = Harness(suites.parse({"kind": "harness", "tasks": [name], "include": [str(folder / "tasks")]}))
+    suite.tasks(CONDITIONS)
+    assert set(measured(folder, name)["metric"]) == set(suite.metric_names(name))
+
+
 def test_generation_equals_the_engine(folder: Path) -> None:
     frame = measured(folder, "write").filter(pl.col("metric") == "exact_match")
     subject = TextModel(model(), small_tokenizer(), CONDITIONS.settings)
@@ -183,6 +190,11 @@ def test_a_task_without_documents_is_refused(folder: Path) -> None:
     (folder / "tasks" / "empty.py").write_text("def none(documents):\n    return documents.select([])\n")
     with pytest.raises(ConfigError, match=r"tasks\[0\]: "):
         measured(folder, "choose")
+
+
+def test_an_answer_must_leave_room(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_length: got 7; .* 6 tokens of an answer to write"):
+        measured(folder, "write", max_length=7)
 
 
 def test_a_damaged_task_file_is_named(folder: Path) -> None:

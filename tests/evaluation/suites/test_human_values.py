@@ -83,6 +83,13 @@ def test_the_table_has_the_scores_of_its_predictions(model: LanguageModel, token
     assert np.asarray(errors.values) == pytest.approx((truth != predicted).mean(1))
 
 
+def test_metrics_are_known_before(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
+    subject = suite(path=str(folder), limit=40)
+    measured = {score.metric for score in subject.measure(model, "test", conditions(tokenizer), NoJournal()).scores}
+    names = [name for name in subject.metric_names("test") if not name.startswith("F1 ")]  # of values that occur
+    assert len(names) == 4 and set(names) <= measured
+
+
 def test_a_killed_measurement_goes_on(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Predictions in the journal are not computed again."""
     journal = NoJournal()
@@ -104,7 +111,7 @@ def test_a_model_without_text_is_refused() -> None:
 
 
 def test_a_missing_folder_is_found_before_training(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(ConfigError, match=r"path: got .nowhere"):
         suite(path="nowhere").tasks(conditions(tokenizer))
 
 

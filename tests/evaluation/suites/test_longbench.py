@@ -158,8 +158,10 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, rows: list[Any], mess
 
 def test_an_answer_must_leave_room(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", "hotpotqa", [row()])
-    with pytest.raises(ConfigError, match="more than the 32 of an answer"):
-        measure_suite(small_model(), config(folder, max_length=32), CONDITIONS, tmp_path, 1)
+    with pytest.raises(
+        ConfigError, match=r"evaluation\[0\]\.max_length: got 33; .* 32 tokens of an answer to hotpotqa"
+    ):
+        check_suites([config(folder, max_length=33)], CONDITIONS)
 
 
 def test_changed_files_are_other_material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

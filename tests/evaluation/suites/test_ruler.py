@@ -87,6 +87,7 @@ def test_a_model_answers_with_its_own_text(tmp_path: Path) -> None:
     )
     frame = read_scores(tmp_path / "out")
     assert frame["higher_is_better"].all() and frame["metric"].unique().to_list() == ["accuracy"]
+    assert frame["upper"].unique().to_list() == [1.0]
     assert frame.filter(pl.col("document").is_not_null())["answer"].str.len_chars().max() > 0
 
 

@@ -16,7 +16,7 @@ from workbench.data import Source
 from workbench.status import Stage
 from workbench.training.checkpointer import RETAINED
 from workbench.training.config import RunConfig
-from workbench.training.optimiser import optimiser_bytes
+from workbench.training.optimiser import training_state_bytes
 from workbench.training.probe import Measured
 
 __all__ = ["check_budget", "cost_table", "residual_table"]
@@ -54,7 +54,7 @@ def cost_table(
         trials = sum(arm.planned.values())
         seconds = None if step is None else step.seconds * training.steps
         peak = step.peak_bytes if step is not None else 0
-        state_bytes = optimiser_bytes(run)
+        state_bytes = training_state_bytes(run)
         # weights and gradients in fp32
         memory = peak or 4 * (cost.parameters + cost.trainable) + state_bytes + activation_bytes(run)
         row: dict[str, Any] = {
@@ -78,7 +78,7 @@ def cost_table(
             "seconds_total": None if seconds is None else seconds * trials,
             "memory_bytes": memory,
             "memory_measured": peak > 0,
-            # weights in fp32 and optimiser state, in the retained checkpoints and the one being written
+            # weights in fp32 and what training keeps, in the retained checkpoints and the one being written
             "disk_bytes": (4 * cost.parameters + state_bytes) * (RETAINED + 1),
         }
         baseline = baseline or row

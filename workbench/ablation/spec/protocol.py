@@ -8,12 +8,12 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from workbench.config import Config, ConfigError, require
 from workbench.seeding import COMPONENTS, Component, Seed
 
-__all__ = ["FIRST_LOOK", "Components", "Confirmation", "Protocol", "Stopping"]
+__all__ = ["FIRST_LOOK", "Components", "Confirmation", "Protocol", "ScoreMetric", "Stopping"]
 
 FIRST_LOOK = 4
 """Fewest paired seeds at which a verdict may be read before the last."""
@@ -178,6 +178,48 @@ class Stopping(Config):
         return "every declared seed is run, then the verdict is read once"
 
 
+class ScoreMetric(Config):
+    """A score that an evaluation suite measures of every confirmation run."""
+
+    suite: str
+    """Name of a suite under ``evaluation``."""
+    task: str | None = None
+    """One of its tasks. Default: the mean over all of them, each with the same weight."""
+    metric: str
+    """Unit or published name of the score, as in the table of scores: ``accuracy``, ``bits per byte``."""
+    where: dict[str, int | float | str] = {}
+    """Labels of the documents that count, such as {length: 4096}. Default: all documents."""
+    effect: Annotated[float | None, Field(gt=0)] = None
+    """Smallest difference of interest, in the unit of this score."""
+    margin: Annotated[float | None, Field(gt=0)] = None
+    """Equivalence margin in the unit of this score; without one no arm can be called equivalent by it."""
+
+    def model_post_init(self, _context: Any) -> None:
+        require(
+            self.margin is None or self.effect is None or self.margin <= self.effect,
+            "margin",
+            got=self.margin,
+            expected=f"at most effect={self.effect}",
+            do="A difference that does not matter cannot be larger than one that does.",
+        )
+
+    @property
+    def subject(self) -> str:
+        """What is measured, in words: ``ruler vt, length 4096``."""
+        named = " ".join(filter(None, (self.suite, self.task)))
+        return ", ".join([named, *(f"{name} {value}" for name, value in self.where.items())])
+
+    @property
+    def label(self) -> str:
+        """The score in words: ``ruler vt, length 4096: accuracy``."""
+        return f"{self.subject}: {self.metric}"
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What is measured, without effect and margin."""
+        return self.suite, self.task, self.metric, *sorted(self.where.items())
+
+
 class Protocol(Config):
     """What is declared before the first run, beside question, budget, seeds, alpha and margin. Hashed at launch and
     quoted by the verdict; a later change is a deviation."""
@@ -186,6 +228,10 @@ class Protocol(Config):
     """Unit of the primary metric, checked against the data's: bits per byte."""
     effect: Annotated[float | None, Field(gt=0)] = None
     """Smallest difference of interest, in the unit of the metric: worth acting on."""
+    secondary: tuple[ScoreMetric, ...] = ()
+    """Scores of suites under ``evaluation`` that the arms are compared by as well, most important first. An arm's
+    scores are tested in this order, a family of their own that leaves the error rates of the primary metric as they
+    are. Suites that are not named here are described, not judged."""
     control_variate: str | None = None
     """An earlier ablation in the same folder of results, such as ``NAME-pilot``, whose runs at the same settings on
     other seeds take seed noise out of the differences. It must not have opened the report split."""
@@ -208,3 +254,21 @@ class Protocol(Config):
         if not isinstance(value, Stopping | Mapping):
             raise ConfigError.at("", got=value, expected="a design: `fixed`, or one that keeps alpha", do=DESIGNS)
         return Stopping.parse(value)
+
+    def model_post_init(self, _context: Any) -> None:
+        keys = [metric.key for metric in self.secondary]
+        for index, key in enumerate(keys):
+            require(
+                key not in keys[:index],
+                f"secondary[{index}]",
+                got=self.secondary[index].label,
+                expected="every score once",
+            )
+
+    @model_serializer(mode="wrap")
+    def _without_secondary(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without an empty list of secondary metrics: hashes of ablations that declare none stay as they are."""
+        plain: dict[str, Any] = serialize(self)
+        if not self.secondary:
+            plain.pop("secondary", None)
+        return plain

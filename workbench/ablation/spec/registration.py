@@ -20,6 +20,12 @@ __all__ = ["Deviation", "Registration", "all_deviations", "describe", "digest", 
 ANALYSIS = ("question", "alpha", "margin", "exploratory", "protocol", "confirmation")
 """Fields that affect how runs are read, not what is run: these may be changed after launch, as a deviation."""
 
+SECONDARY_TEST = (
+    "They are tested over paired seeds as the primary metric is, those of an arm in this order, with a family-wise "
+    "error rate of alpha over arms and metrics, apart from the primary metric's (Bretz et al. 2009)."
+)
+LIMITS = {"effect": "smallest difference of interest", "margin": "equivalence margin"}
+
 
 class Registration(BaseModel):
     """The pre-registration of an ablation."""
@@ -68,6 +74,7 @@ def preregistration(config: AblationConfig, metric: Metric) -> dict[str, Any]:
         },
         "search": config.tuning.describe(),
         "test": f"{test}, Holm over {'arms' if config.protocol.comparisons == 'baseline' else 'all pairs of arms'}",
+        "secondary": [metric.plain() | {"label": metric.label} for metric in config.protocol.secondary],
         "alpha": config.alpha,
         "stopping": protocol["stopping"],
         "exclusions": protocol["exclusions"],
@@ -171,6 +178,8 @@ def describe(registration: Registration | None, deviations: list[Deviation]) -> 
         f"stopping: {_stopping(content['stopping'], len(seeds))}; "
         f"exclusions: {content['exclusions']}.",
     ]
+    if secondary := content.get("secondary"):
+        lines.append(f"Secondary, in this order: {'; '.join(map(_secondary, secondary))}. {SECONDARY_TEST}")
     if "search" in content:
         lines.append(f"Tuning: {content['search']}.")
     return (
@@ -181,6 +190,12 @@ def describe(registration: Registration | None, deviations: list[Deviation]) -> 
             for deviation in deviations
         ),
     )
+
+
+def _secondary(declared: Mapping[str, Any]) -> str:
+    """A declared secondary metric in words."""
+    limits = [f"{word} {declared[name]:g}" for name, word in LIMITS.items() if declared[name] is not None]
+    return f"{declared['label']} ({', '.join(limits)})" if limits else str(declared["label"])
 
 
 def _stopping(declared: str | Mapping[str, Any], num_seeds: int) -> str:

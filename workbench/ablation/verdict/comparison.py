@@ -115,6 +115,8 @@ class Rules:
     """Best value that a missing run could have had."""
     most: float = math.inf
     """Worst value that a missing run could have had."""
+    ordered: bool = False
+    """Whether the metric is one of several that are tested in a declared order."""
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,13 @@ def disclose(folder: AblationFolder, record: LaunchRecord) -> Disclosure:
 def relabelled(verdict: Verdict, disclosure: Disclosure) -> Verdict:
     """An archived verdict with another disclosure."""
     old, new = (f"Exploratory ({why}): " if why else "" for why in (verdict.exploratory, disclosure.exploratory))
-    rows = tuple(replace(row, sentence=new + row.sentence.removeprefix(old)) for row in verdict.rows)
-    return replace(verdict, rows=rows, exploratory=disclosure.exploratory, declared=disclosure.sentences)
+
+    def renamed(part: Verdict) -> Verdict:
+        rows = tuple(replace(row, sentence=new + row.sentence.removeprefix(old)) for row in part.rows)
+        secondary = tuple(map(renamed, part.secondary))
+        return replace(part, rows=rows, exploratory=disclosure.exploratory, secondary=secondary)
+
+    return replace(renamed(verdict), declared=disclosure.sentences)
 
 
 def _code(confirmed: pl.DataFrame, tuned: pl.DataFrame) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -17,12 +17,12 @@ from workbench.ablation.verdict import wording
 from workbench.ablation.verdict.comparison import ArmMeasurements, Claim, Comparison, Rules
 from workbench.ablation.verdict.hypotheses import SOLVED, compatible_bounds, directional_holm
 from workbench.ablation.verdict.sequential import Reading
-from workbench.ablation.verdict.statistics import holm, noise_floor
+from workbench.ablation.verdict.statistics import holm, holm_in_order, noise_floor
 from workbench.ablation.verdict.subject import Subject
 from workbench.ablation.verdict.verdict import ArmVerdict, PairVerdict, Verdict
 from workbench.metric import BITS_PER_BYTE
 
-__all__ = ["claims", "judge"]
+__all__ = ["Score", "claims", "claims_in_order", "judge", "judge_in_order"]
 
 
 def judge(
@@ -94,37 +94,140 @@ def judge(
     >>> [row.verdict for row in verdict.rows]
     ['baseline', 'worse']
     """
-    _check(baseline, arms, alpha, margin, seeds)
-    everyone, subject_or_none = [baseline, *arms], subject or Subject()
-    couples = [(baseline, arm) for arm in arms]
-    if comparisons == "all_pairs":
-        couples += list(combinations(arms, 2))
-    values = np.concatenate([part.values(seeds) for part in everyone])
-    least, most = (0.0, upper) if upper is not None else (min(values, default=0.0), max(values, default=math.inf))
-    rules = Rules(alpha, max(1, len(couples)), margin, effect, unit, upper, replicates, float(least), float(most))
-    once = Reading(1, (len(seeds),))
-    at = {part.arm: once if readings is None else readings[part.arm] for part in arms}
-    latest = max(at.values(), key=lambda reading: reading.seeds, default=once)
-    at[baseline.arm] = latest
-    compared = [
-        Comparison(reference, arm, seeds, rules, min(at[reference.arm], at[arm.arm], key=lambda reading: reading.seeds))
-        for reference, arm in couples
+    score = Score([baseline, *arms], unit, upper, margin, effect)
+    case = _Case(score, alpha, seeds, replicates, comparisons, readings)
+    verdict = case.verdict(claims(case.compared, alpha), exploratory, subject, reservations or {})
+    return replace(verdict, declared=declared, subject=subject)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What arms measured in one metric, in which lower is better."""
+
+    arms: Sequence[ArmMeasurements]
+    """The baseline first; empty if nobody measured it."""
+    unit: str
+    """Of the metric: "bits per byte", "1 − accuracy"."""
+    upper: float | None = None
+    """Largest value of a rate, whose least is 0; None for a metric without bound."""
+    margin: float | None = None
+    effect: float | None = None
+    label: str = ""
+    """The metric in words, beside others."""
+
+
+def judge_in_order(
+    scores: Sequence[Score],
+    *,
+    baseline: str,
+    alpha: float = 0.05,
+    exploratory: str | None = None,
+    seeds: Sequence[int],
+    replicates: int = 10_000,
+    comparisons: Literal["baseline", "all_pairs"] = "baseline",
+    readings: Mapping[str, Reading] | None = None,
+) -> tuple[Verdict, ...]:
+    """A verdict for every score, which are one family in the order of their importance (:func:`claims_in_order`).
+
+    Each is judged by the tests of :func:`judge`. A score that nobody measured stays in the order with p = 1, so that no
+    later one is claimed.
+
+    Args:
+        scores: most important first, all of the same arms.
+        baseline: name of the baseline.
+        alpha, exploratory, seeds, replicates, comparisons, readings: as in :func:`judge`.
+    """
+    cases = [
+        _Case(score, alpha, seeds, replicates, comparisons, readings, ordered=True) if score.arms else None
+        for score in scores
     ]
-    judged = claims(compared, alpha)
-    rows = [_baseline_row(baseline, seeds[: latest.seeds], rules)]
-    limits = reservations or {}
-    for comparison, claim in zip(compared[: len(arms)], judged, strict=False):
-        rows.append(_arm_row(comparison, claim, subject_or_none, tuple(limits.get(comparison.arm.arm, ()))))
-    if exploratory is not None:
-        rows = [_relabelled(row, exploratory) for row in rows]
-    pairs: tuple[PairVerdict, ...] = ()
-    if comparisons == "all_pairs":
-        pairs = tuple(_pair(*both, subject_or_none) for both in zip(compared, judged, strict=True))
-    value_S = baseline.values(seeds[: latest.seeds])
-    floor = noise_floor(value_S) if len(value_S) > 1 else None
-    return Verdict(
-        baseline.arm, tuple(rows), floor, alpha, margin, exploratory, unit, declared, subject=subject, pairs=pairs
-    )
+    judged = iter(claims_in_order([case.compared if case else None for case in cases], alpha))
+    verdicts = []
+    for score, case in zip(scores, cases, strict=True):
+        verdict = Verdict(baseline, (), None, alpha, score.margin, exploratory, score.unit)
+        if case is not None:
+            verdict = case.verdict(next(judged), exploratory, None, {})
+        verdicts.append(replace(verdict, label=score.label))
+    return tuple(verdicts)
+
+
+class _Case:
+    """The comparisons of a verdict, before there are claims about them.
+
+    Args:
+        score: what was measured.
+        alpha, seeds, replicates, comparisons, readings: as in :func:`judge`.
+        ordered: whether the score is one of several that are tested in an order.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        alpha: float,
+        seeds: Sequence[int],
+        replicates: int,
+        comparisons: Literal["baseline", "all_pairs"],
+        readings: Mapping[str, Reading] | None,
+        ordered: bool = False,
+    ):
+        self.baseline, *self.arms = score.arms
+        self.unit = score.unit
+        _check(self.baseline, self.arms, alpha, score.margin, seeds)
+        couples = [(self.baseline, arm) for arm in self.arms]
+        self.all_pairs = comparisons == "all_pairs"
+        if self.all_pairs:
+            couples += list(combinations(self.arms, 2))
+        values, upper = np.concatenate([part.values(seeds) for part in score.arms]), score.upper
+        least, most = (0.0, upper) if upper is not None else (min(values, default=0.0), max(values, default=math.inf))
+        self.rules = Rules(
+            alpha=alpha,
+            family=max(1, len(couples)),
+            margin=score.margin,
+            effect=score.effect,
+            unit=score.unit if " per " in score.unit else f"in {score.unit}",  # it follows a number in sentences
+            upper=upper,
+            replicates=replicates,
+            least=float(least),
+            most=float(most),
+            ordered=ordered,
+        )
+        once = Reading(1, (len(seeds),))
+        at = {part.arm: once if readings is None else readings[part.arm] for part in self.arms}
+        latest = max(at.values(), key=lambda reading: reading.seeds, default=once)
+        at[self.baseline.arm] = latest
+        self.seeds = seeds[: latest.seeds]
+        self.compared = [
+            Comparison(one, two, seeds, self.rules, min(at[one.arm], at[two.arm], key=lambda reading: reading.seeds))
+            for one, two in couples
+        ]
+
+    def verdict(
+        self,
+        judged: Sequence[Claim],
+        exploratory: str | None,
+        subject: Subject | None,
+        reservations: Mapping[str, Sequence[str]],
+    ) -> Verdict:
+        """The verdict that claims about the comparisons make."""
+        about = subject or Subject()
+        rows = [_baseline_row(self.baseline, self.seeds, self.rules)]
+        for comparison, claim in zip(self.compared[: len(self.arms)], judged, strict=False):
+            rows.append(_arm_row(comparison, claim, about, tuple(reservations.get(comparison.arm.arm, ()))))
+        if exploratory is not None:
+            rows = [_relabelled(row, exploratory) for row in rows]
+        pairs = [_pair(*both, about) for both in zip(self.compared, judged, strict=True)] if self.all_pairs else []
+        value_S, rules = self.baseline.values(self.seeds), self.rules
+        floor = noise_floor(value_S) if len(value_S) > 1 else None
+        return Verdict(
+            self.baseline.arm,
+            tuple(rows),
+            floor,
+            rules.alpha,
+            rules.margin,
+            exploratory,
+            self.unit,
+            pairs=tuple(pairs),
+        )
 
 
 def claims(compared: Sequence[Comparison], alpha: float) -> list[Claim]:
@@ -142,15 +245,76 @@ def claims(compared: Sequence[Comparison], alpha: float) -> list[Claim]:
     high_m = compatible_bounds(compared, better_m, -1, alpha)
     judged = []
     for i, comparison in enumerate(compared):
-        word = "failed" if comparison.n == 0 or comparison.arm.unfinished(comparison.seeds) else "undecided"
-        if min(worse_m[i], better_m[i]) <= alpha:
-            word = "worse" if worse_m[i] < better_m[i] else "better"
-        if (within := within_m[i]) is not None and within <= alpha:  # declared not to matter, whatever its sign
-            word = "equivalent"
-        p = min(1.0, 2 * min(comparison.p(1), comparison.p(-1)))
+        p_adjusted = float(min(worse_m[i], better_m[i]))
+        word = _word(comparison, p_adjusted, "worse" if worse_m[i] < better_m[i] else "better", within_m[i], alpha)
         low, high = (None if comparison.n < 2 or math.isinf(end) else end for end in (low_m[i], high_m[i]))
-        judged.append(Claim(word, p, float(min(worse_m[i], better_m[i])), within_m[i], low, high))
+        judged.append(Claim(word, _p(comparison), p_adjusted, within_m[i], low, high))
     return judged
+
+
+def claims_in_order(compared_k: Sequence[Sequence[Comparison] | None], alpha: float) -> list[list[Claim]]:
+    """The words of several metrics in their declared order, one family: the metrics of a comparison are tested one
+    after the other (:func:`workbench.ablation.verdict.statistics.holm_in_order`).
+
+    The probability of any claim of a difference where there is none is at most alpha over all metrics and comparisons,
+    whatever their dependence, and so is that of any false equivalence, whose order skips metrics without margin. A test
+    is two-sided: of claims with the wrong sign, a fixed order keeps alpha for independent and for positively dependent
+    metrics (Grandhi, Guo & Romano 2016, arXiv 1602.02345). There are no simultaneous intervals.
+
+    Args:
+        compared_k: the comparisons of each metric, the same ones; None for a metric that nobody measured.
+        alpha: bound of the error rate of differences, and of that of equivalences.
+
+    Returns:
+        the claims about the metrics that were measured.
+    """
+    measured = [compared for compared in compared_k if compared is not None]
+    if not measured or not measured[0]:
+        return [[] for _ in measured]
+    missing = [1.0] * len(measured[0])
+    p_km = [_two_sided(compared) if compared is not None else missing for compared in compared_k]
+    adjusted_km = holm_in_order(np.array(p_km).T).T[[compared is not None for compared in compared_k]]
+    within_km: list[list[float | None]] = [[None] * len(missing) for _ in measured]
+    with_margin = [k for k, compared in enumerate(measured) if compared[0].rules.margin is not None]
+    if with_margin:
+        raw_mk = [[_within(comparison) for comparison in measured[k]] for k in with_margin]
+        for k, within_m in zip(with_margin, holm_in_order(np.array(raw_mk).T).T.tolist()):
+            within_km[k] = within_m
+    return [
+        [
+            Claim(_word(comparison, p, _side(comparison), within, alpha), _p(comparison), p, within, None, None)
+            for comparison, p, within in zip(compared, adjusted_m, within_m, strict=True)
+        ]
+        for compared, adjusted_m, within_m in zip(measured, adjusted_km.tolist(), within_km, strict=True)
+    ]
+
+
+def _within(comparison: Comparison) -> float:
+    """p-value of equivalence; 1 where there is none."""
+    return 1.0 if comparison.p_equivalence is None else comparison.p_equivalence
+
+
+def _two_sided(compared: Sequence[Comparison]) -> list[float]:
+    """Two-sided p-values, adjusted over looks."""
+    return [min(1.0, 2 * min(comparison.repeated_p(1), comparison.repeated_p(-1))) for comparison in compared]
+
+
+def _side(comparison: Comparison) -> str:
+    return "worse" if comparison.repeated_p(1) < comparison.repeated_p(-1) else "better"
+
+
+def _p(comparison: Comparison) -> float:
+    """Two-sided p-value of one comparison at its look."""
+    return min(1.0, 2 * min(comparison.p(1), comparison.p(-1)))
+
+
+def _word(comparison: Comparison, p_adjusted: float, side: str, within: float | None, alpha: float) -> str:
+    """The word about a comparison, from its adjusted p-values of a difference and of equivalence."""
+    if within is not None and within <= alpha:  # declared not to matter, whatever its sign
+        return "equivalent"
+    if p_adjusted <= alpha:
+        return side
+    return "failed" if comparison.n == 0 or comparison.arm.unfinished(comparison.seeds) else "undecided"
 
 
 def _check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from workbench.ablation.verdict.control import control_variates, sentences
 from workbench.ablation.verdict.disclosure import disclose, relabelled
 from workbench.ablation.verdict.effort import reservations
 from workbench.ablation.verdict.judge import judge
-from workbench.ablation.verdict.sequential import Look, arm_readings, decided, readings, seeds_needed_now
+from workbench.ablation.verdict.scores import secondary
+from workbench.ablation.verdict.sequential import Look, Reading, arm_readings, decided, readings, seeds_needed_now
 from workbench.ablation.verdict.subject import Subject
 from workbench.ablation.verdict.verdict import Verdict
 from workbench.config import ConfigError
@@ -121,7 +123,7 @@ def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
     if arms is None:
         return None
     look = disclosure.look
-    return _judge(
+    judged = _judge(
         record,
         arms,
         taken,
@@ -130,6 +132,12 @@ def verdict(folder: AblationFolder, record: LaunchRecord) -> Verdict | None:
         reservations=reservations(folder, record),
         subject=subject(folder, record, arms, look.number if look and look.documents else None),
     )
+    return replace(judged, secondary=secondary(folder, record, arms, _readings(record, taken), disclosure.exploratory))
+
+
+def _readings(record: LaunchRecord, taken: Sequence[Look]) -> dict[str, Reading] | None:
+    """Arm -> the look at which it is read; None of a fixed design."""
+    return arm_readings(record.config, taken) if record.config.protocol.stopping.is_sequential else None
 
 
 def _judge(record: LaunchRecord, arms: Mapping[str, ArmMeasurements], taken: Sequence[Look], **options: Any) -> Verdict:
@@ -143,7 +151,7 @@ def _judge(record: LaunchRecord, arms: Mapping[str, ArmMeasurements], taken: Seq
         seeds=config.confirmation.independent_seeds,
         unit=record.metric.unit,
         effect=config.protocol.effect,
-        readings=arm_readings(config, taken) if config.protocol.stopping.is_sequential else None,
+        readings=_readings(record, taken),
         upper=record.metric.upper,
         comparisons=config.protocol.comparisons,
         **options,

@@ -19,6 +19,15 @@ WORDS = ("baseline", "better", "worse", "equivalent", "undecided", "failed")
 """Every verdict that a row can have."""
 
 
+CLAIMS = ("better", "worse", "equivalent")
+IN_ORDER = (
+    "Lower is better in every row. The metrics of an arm are tested in the declared order: a difference is claimed "
+    "only after one in every metric before it, an equivalence likewise. Over all of them, any false difference has a "
+    "probability of at most alpha, and so has any false equivalence, apart from the primary metric."
+)
+"""How claims about secondary metrics are made."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArmVerdict:
     """One row of a verdict, in the unit of the metric; None if a number does not apply or cannot be known."""
@@ -131,6 +140,11 @@ class Verdict:
     """What was compared, on which documents; None for archives of earlier versions."""
     pairs: tuple[PairVerdict, ...] = ()
     """Every pair of arms, if all pairs are compared; they and the rows are one family."""
+    label: str = ""
+    """The metric, where it is one of several: of a secondary metric."""
+    secondary: tuple[Verdict, ...] = ()
+    """The verdicts by secondary metrics in the declared order, a family of their own
+    (:func:`workbench.ablation.verdict.judge.claims_in_order`). One without rows was not measured."""
 
     def table(self) -> pl.DataFrame:
         """One row per arm; the columns are the fields of :class:`ArmVerdict`."""
@@ -140,6 +154,14 @@ class Verdict:
         """One row per pair of arms; the columns are the fields of :class:`PairVerdict`."""
         return _frame(self.pairs, PairVerdict)
 
+    def secondary_table(self) -> pl.DataFrame:
+        """One row per secondary metric and arm: ``metric`` and ``unit``, then the fields of :class:`ArmVerdict`."""
+        frames = [
+            verdict.table().select(pl.lit(verdict.label).alias("metric"), pl.lit(verdict.unit).alias("unit"), pl.all())
+            for verdict in (Verdict(self.baseline, (), None, self.alpha, None, None), *self.secondary)
+        ]
+        return pl.concat(frames)
+
     def plain(self) -> dict[str, Any]:
         """The verdict as plain data, fit for JSON: finite numbers, strings, lists and None."""
         floor = self.noise_floor
@@ -147,6 +169,7 @@ class Verdict:
             **asdict(self),
             "rows": [asdict(row) | {"reservations": list(row.reservations)} for row in self.rows],
             "pairs": [asdict(pair) for pair in self.pairs],
+            "secondary": [verdict.plain() for verdict in self.secondary],
             "declared": list(self.declared),
             "noise_floor": None if floor is None else list(floor),
         }
@@ -159,6 +182,7 @@ class Verdict:
         changes = {
             "rows": rows,
             "pairs": tuple(PairVerdict(**pair) for pair in data.get("pairs", ())),
+            "secondary": tuple(cls.from_plain(verdict) for verdict in data.get("secondary", ())),
             "declared": tuple(data.get("declared", ())),
             "noise_floor": None if floor is None else NoiseFloor(*floor),
             "subject": None if subject is None else Subject(**subject),
@@ -199,7 +223,27 @@ def _text(verdict: Verdict) -> str:
         titles = ["arm", "against", "verdict", "difference", interval, "p (Holm)"]
         lines += ["", "All pairs:", "", *_aligned([titles, *map(_pair_cells, verdict.pairs)])]
         lines += ["", *(pair.sentence for pair in others)]
+    lines += _secondary_lines(verdict, interval)
     return "\n".join(lines)
+
+
+def _secondary_lines(verdict: Verdict, interval: str) -> list[str]:
+    """The secondary metrics: a table of them all, then a sentence about every claim."""
+    if not verdict.secondary:
+        return []
+    lines = ["", f"Secondary metrics. {IN_ORDER}"]
+    if any(row.reservations for row in verdict.rows):
+        lines.append("The reservations about an arm hold for its secondary metrics as well.")
+    cells = [
+        [part.label if row is part.rows[0] else "", *_cells(row)] for part in verdict.secondary for row in part.rows
+    ]
+    if cells:
+        titles = ["metric", "arm", "verdict", "value", "difference", interval, "p (adjusted)", "seeds"]
+        lines += ["", *_aligned([titles, *cells])]
+    lines += ["", *(f"{part.label} was not measured." for part in verdict.secondary if not part.rows)]
+    for part in verdict.secondary:
+        lines += [f"{part.label}: {row.sentence}" for row in part.rows if row.verdict in CLAIMS]
+    return lines if lines[-1] else lines[:-1]
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:

@@ -58,7 +58,7 @@ def _head(comparison: Comparison, claim: Claim, subject: Subject) -> str:
     if comparison.least < 1:
         exact = " of exact tests" if isinstance(comparison.test, ExactTest) else ""
         least = f", least reachable {p_value(min(1.0, comparison.least * rules.family))}" if exact else ""
-        evidence.append(f"Holm-adjusted p {_equals(claim.p_holm)}{exact}{least}")
+        evidence.append(f"{_adjusted(rules)} p {_equals(claim.p_holm)}{exact}{least}")
     evidence.append(f"{n} paired seed{'s' * (n > 1)}")
     if reading.is_sequential:
         evidence.append(f"{reading} (level {reading.nominal(rules.alpha):.2g} at this look)")
@@ -69,12 +69,18 @@ def _head(comparison: Comparison, claim: Claim, subject: Subject) -> str:
     if claim.word == "equivalent":
         return (
             f"{arm} is equivalent to {reference}: the difference lies within ±{rules.margin:g} {rules.unit} "
-            f"(Holm-adjusted p {_equals(claim.p_equivalence)} of two one-sided tests); it is {difference} ({details})"
+            f"({_adjusted(rules)} p {_equals(claim.p_equivalence)} of two one-sided tests); it is {difference} "
+            f"({details})"
         )
     if claim.word == "failed":
         survival = _survival(comparison.arm, comparison.seeds)
         return f"{arm} failed: {survival}; the {n} pairs left differ from {reference} by {difference}"
     return f"{arm} against {reference} is undecided, no difference shown: {difference} ({details})"
+
+
+def _adjusted(rules: Rules) -> str:
+    """What p-values are called."""
+    return "adjusted" if rules.ordered else "Holm-adjusted"
 
 
 def _interest(comparison: Comparison, claim: Claim) -> list[str]:
@@ -142,6 +148,7 @@ def _disagreements(comparison: Comparison, claim: Claim) -> list[str]:
     if shown and claim.p_holm > rules.alpha and comparison.n >= MIN_SEEDS:
         by = f"Holm's correction over {rules.family} comparisons" if claim.p <= rules.alpha else "the exact tests"
         by = "the correction over looks and comparisons" if comparison.reading.is_sequential else by
+        by = "the declared order of metrics" if rules.ordered and claim.p * rules.family <= rules.alpha else by
         by = "missing runs at the least favourable value of their arm" if comparison.rests_on_missing else by
         clauses.append(f"its interval alone excludes zero, but p does not survive {by}")
     if claim.word in ("better", "worse") and not shown:
@@ -166,7 +173,7 @@ def _reasons(comparison: Comparison, claim: Claim) -> list[str]:
     clauses = []
     if claim.word == "undecided" and claim.p_equivalence is not None:
         clauses.append(
-            f"nor is it shown to lie within ±{rules.margin:g} (Holm-adjusted p {_equals(claim.p_equivalence)})"
+            f"nor is it shown to lie within ±{rules.margin:g} ({_adjusted(rules)} p {_equals(claim.p_equivalence)})"
         )
     if comparison.is_constant or not comparison.may_claim:
         return clauses

@@ -6,14 +6,20 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 import polars as pl
+from plotly.subplots import make_subplots
 
 from workbench import formatting
 from workbench.dashboards import style
 from workbench.dashboards.figures.parts import figure_of
-from workbench.dashboards.panel import Block, FigurePanel, PanelConfig, panels
+from workbench.dashboards.panel import Block, Figure, FigurePanel, PanelConfig, panels
 from workbench.dashboards.snapshot import Snapshot
-from workbench.dashboards.tables.effects import effect_table
-from workbench.dashboards.verdict import verdict_blocks
+from workbench.dashboards.tables.effects import effect_table, secondary_table
+from workbench.dashboards.verdict import secondary_blocks, verdict_blocks
+
+SECONDARY = (
+    "Differences to the baseline; left of zero is better. Thick: interval of one comparison over seeds; thin: "
+    "bootstrap over seeds and documents."
+)
 
 
 @panels.register
@@ -30,7 +36,44 @@ class Effects(FigurePanel):
 
     def blocks(self, run: Snapshot) -> list[Block]:
         figure = super().blocks(run) if len(effect_table(run)) else []
-        return [*figure, *verdict_blocks(run)]
+        return [*figure, *verdict_blocks(run), *self._secondary(run)]
+
+    def _secondary(self, run: Snapshot) -> list[Block]:
+        """The secondary metrics: a forest plot and a table; empty where none is declared."""
+        blocks, table = secondary_blocks(run), secondary_table(run)
+        if not len(table):
+            return blocks
+        arms = [arm for arm in run.arms if arm != run.baseline]
+        parts = table.partition_by("metric", maintain_order=True)
+        titles = [style.label(part["metric"][0], 100) for part in parts]
+        rows = max(1, len(arms))
+        height = 80 + len(parts) * (96 + 36 * rows)
+        grid = make_subplots(len(parts), 1, subplot_titles=titles, vertical_spacing=68 / (height - 80))
+        grid.update_layout(template=style.TEMPLATE, height=height, margin={"t": 36, "b": 44})
+        styles, ticks = style.arm_styles(run), list(style.labels(arms).values())
+        for number, part in enumerate(parts, 1):
+            found = {row["arm"]: row for row in part.iter_rows(named=True)}
+            for y, arm in enumerate(arms):
+                for trace in _forest_row(found.get(arm), y, styles[arm].colour):
+                    grid.add_trace(trace, row=number, col=1)
+            grid.update_xaxes(
+                zeroline=True,
+                zerolinecolor=style.INK,
+                zerolinewidth=1.5,
+                zerolinelayer="below traces",
+                range=_x_range({arm: row for arm, row in found.items() if arm in arms}),
+                row=number,
+            )
+            grid.update_yaxes(
+                tickvals=list(range(len(arms))),
+                ticktext=ticks,
+                range=[rows - 0.4, -0.6],
+                showgrid=False,
+                zeroline=False,
+                row=number,
+            )
+        grid.update_annotations(font={"size": 12}, x=0, xanchor="left")
+        return [blocks[0], Figure("secondary-effects", grid, table, SECONDARY), *blocks[1:]]
 
     def table(self, run: Snapshot) -> pl.DataFrame:
         return effect_table(run)

@@ -124,7 +124,9 @@ def read(folder: str | Path) -> dict[str, Arguments]:
         ConfigError: when training, validation or all test sets are missing, or a file is not as described above.
     """
     folder = Path(folder)
-    require(folder.is_dir(), str(folder), got="no such folder", expected="the files of Touché23-ValueEval", do=FETCH)
+    require(
+        folder.is_dir(), "path", got=str(folder), expected="a folder with the files of Touché23-ValueEval", do=FETCH
+    )
     sets = {}
     for path in sorted(folder.glob("arguments-*.tsv"), key=lambda path: path.stem):
         name = path.stem.removeprefix("arguments-")
@@ -135,8 +137,8 @@ def read(folder: str | Path) -> dict[str, Arguments]:
         missing.append("test")
     require(
         not missing,
-        str(folder),
-        got=f"no arguments and labels of {', '.join(missing)}",
+        "path",
+        got=f"{folder} without arguments and labels of {', '.join(missing)}",
         expected="arguments-<split>.tsv and labels-<split>.tsv of training, validation and test",
         do=FETCH,
     )

@@ -112,7 +112,6 @@ def fine_tune(
     settings: Settings,
     *,
     seed: int = 0,
-    on_epoch: Callable[[], None] = lambda: None,
 ) -> Tuned:
     """Fine-tune copies of ``model``, one per learning rate.
 
@@ -123,11 +122,10 @@ def fine_tune(
         recipe: rates, epochs, head.
         settings: precision, and the batches of evaluation.
         seed: of the head's initial weights and the order of the arguments.
-        on_epoch: called after every epoch.
     """
     best: Tuned | None = None
     for rate in recipe.learning_rates:
-        tuned = _train(model, rows, labels, recipe, settings, rate, seed, on_epoch)
+        tuned = _train(model, rows, labels, recipe, settings, rate, seed)
         if best is None or tuned.validation_loss < best.validation_loss:
             best = tuned
     assert best is not None
@@ -142,7 +140,6 @@ def _train(
     settings: Settings,
     rate: float,
     seed: int,
-    on_epoch: Callable[[], None],
 ) -> Tuned:
     device = original.embedding.weight.device
     model = copy.deepcopy(original).requires_grad_(True)
@@ -174,7 +171,6 @@ def _train(
         loss = float(nn.functional.binary_cross_entropy_with_logits(logits, validation_y.double()))
         if math.isfinite(loss) and (best is None or loss < best.validation_loss):
             best = Tuned(rate, epoch, loss, values)
-        on_epoch()
     if best is None:
         nothing = tuple(np.zeros((len(part), labels[0].shape[1])) for part in rows[1:])
         return Tuned(rate, recipe.epochs, math.inf, nothing)

@@ -21,11 +21,12 @@ POOLS = ("mean", "last")
 """Over the tokens of a text, and of its last token."""
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[list[int]]:
-    """Token ids of texts, the document symbol first where the tokenizer has one, cut at ``longest`` tokens."""
+def encode(tokenizer: Tokenizer, texts: Sequence[str], longest: int | None = None) -> list[list[int]]:
+    """Token ids of texts as beginnings of documents (:func:`workbench.decoding.encode_prompt`), cut at ``longest``
+    tokens."""
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
     lead = [] if symbol is None else [symbol]
-    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=symbol is None)
     return [(lead + encoding.ids)[:longest] for encoding in encoded]
 
 

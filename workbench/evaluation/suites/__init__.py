@@ -2,7 +2,8 @@
 
 Every result ends in one long table, a file per suite in the folder of the run (:mod:`workbench.results.scores`):
 
-    run, arm, stage, seed, step, split, suite, task, document, metric, value, count, higher_is_better, cluster, labels…
+    run, arm, stage, seed, step, split, suite, task, document, metric, value, count, higher_is_better, upper, cluster,
+    labels…
 
 ``document`` is null in the row of all documents together. ``count`` is the denominator behind ``value`` (bytes,
 answers, 1 per example), so that the value of all documents is the mean of theirs, weighted by ``count``, for every
@@ -34,7 +35,7 @@ A suite is one file in this package, or a plug-in::
                 right.append(answer)
                 length.append(len(colour))
             documents = pl.DataFrame({"length": length})
-            return Measured([Score("accuracy", right, higher_is_better=True)], documents)
+            return Measured([Score("accuracy", right, higher_is_better=True, upper=1)], documents)
 
 A suite whose metrics are ratios of sums over the documents of a data source, such as ``loss`` and ``answers``, derives
 from :class:`DocumentSuite` and only returns columns. It measures the data of the run, or, with ``data`` in its
@@ -47,7 +48,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
@@ -205,6 +206,9 @@ class Score:
     total: float | None = None
     """The metric of all documents together. Default: the weighted mean of ``values``."""
     higher_is_better: bool = False
+    upper: float | None = None
+    """Largest value of a rate, whose least is 0: arms are compared by exact tests then, otherwise by t
+    (:attr:`workbench.metric.Metric.upper`)."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,9 @@ class Measured:
                 single = pl.concat([single, self.documents], how="horizontal")
             frames.append(
                 pl.concat([whole, single], how="diagonal").with_columns(
-                    pl.lit(score.metric).alias("metric"), pl.lit(score.higher_is_better).alias("higher_is_better")
+                    pl.lit(score.metric).alias("metric"),
+                    pl.lit(score.higher_is_better).alias("higher_is_better"),
+                    pl.lit(score.upper, pl.Float64).alias("upper"),
                 )
             )
         return pl.concat(frames, how="diagonal")
@@ -275,6 +281,16 @@ class Suite(ABC):
             conditions: data, tokenizer, precision.
             journal: what was measured already; worth using where a task takes minutes.
         """
+
+    def metric_names(self, task: str) -> Sequence[str]:
+        """Names of the metrics of a task, where they are known before it is measured. Called after :meth:`tasks`; a
+        metric that an ablation declares is checked against them. Default: none is known."""
+        return ()
+
+    def label_values(self, task: str, conditions: Conditions) -> Mapping[str, Collection[Any]]:
+        """Labels of the documents of a task -> their values, as far as they are known before it is measured. Called
+        after :meth:`tasks`. Default: none is known."""
+        return {}
 
     def material(self, conditions: Conditions) -> Mapping[str, Any]:
         """What the results depend on beside the configuration: hashes of files, versions of libraries. Results of other
@@ -402,8 +418,15 @@ class DocumentSuite(Suite):
             counts_D = columns[metric.denominator].astype(np.float64)
             values_D = np.zeros(len(counts_D))
             np.divide(metric.scale * columns[metric.numerator], counts_D, out=values_D, where=counts_D > 0)
-            scores.append(Score(metric.unit, values_D, counts_D, metric.of(columns)))
+            scores.append(Score(metric.unit, values_D, counts_D, metric.of(columns), upper=metric.upper))
         return Measured(scores, labels)
+
+    def metric_names(self, task: str) -> Sequence[str]:
+        return [metric.unit for metric in self.metrics]
+
+    def label_values(self, task: str, conditions: Conditions) -> Mapping[str, Collection[Any]]:
+        documents: Split = getattr(self._data(conditions), conditions.split)
+        return {name: np.unique(values).tolist() for name, values in documents.columns.items()}
 
     def material(self, conditions: Conditions) -> Mapping[str, Any]:
         return {"data": self._data(conditions).fingerprint}

@@ -32,12 +32,14 @@ from pydantic import Field
 
 from workbench.config import ConfigError, nearest, require
 from workbench.decoding import Sampling
-from workbench.evaluation.prompting import CutPromptConfig, digests, text_model
+from workbench.evaluation.prompting import CutPromptConfig, check_room, digests, text_model
 from workbench.evaluation.suites import Conditions, Journal, Measured, Score, Suite, suites
 from workbench.evaluation.text_model import TextModel
 from workbench.model import LanguageModel
 from workbench.seeding import Seed
 
+RATES = {"acc", "acc_norm", "acc_mutual_info", "acc_bytes", "exact_match", "em", "f1"}
+"""Metrics of the library that are rates."""
 DEFAULT_ANSWER = 256
 """Tokens of an answer where the task does not say; as the library."""
 
@@ -71,6 +73,10 @@ class Harness(Suite):
         conditions.text("harness")
         if not self._loaded:
             self._loaded = self._load()
+        for name, task in self._loaded.items():
+            if task.OUTPUT_TYPE == "generate_until":
+                settings = task.get_config("generation_kwargs") or {}
+                check_room(self.config, conditions, name, generation_settings(settings)[0])
         return list(self._loaded)
 
     def measure(self, model: LanguageModel, task: str, conditions: Conditions, journal: Journal) -> Measured:
@@ -90,6 +96,11 @@ class Harness(Suite):
                 bootstrap_iters=0,
             )
         return _measured(results["results"][task], results["samples"][task], loaded.higher_is_better())
+
+    def metric_names(self, task: str) -> Sequence[str]:
+        loaded = self._loaded[task]
+        filters = [entry["name"] for entry in loaded.get_config("filter_list") or [{"name": "none"}]]
+        return [_label(metric, chosen) for metric in loaded.aggregation() for chosen in filters]
 
     def material(self, conditions: Conditions) -> Mapping[str, Any]:
         files = [task for task in self.config.tasks if Path(task).is_file()]
@@ -125,7 +136,7 @@ class Harness(Suite):
                 got=name,
                 expected="a task of the folders in include, or the path of a task file",
                 do=nearest(name, manager.all_tasks)
-                + ("" if self.config.defaults else " (defaults: true adds the library's.)"),
+                or ("" if self.config.defaults else "Set defaults: true for the tasks of the library."),
             )
             with _offline(), _naming(path, name):
                 found: dict[str, Any] = manager.load([str(Path(name).resolve()) if is_file else name])["tasks"]
@@ -255,10 +266,23 @@ def _measured(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], 
             continue
         records = sorted(by_filter.get(chosen, []), key=lambda sample: sample["doc_id"])
         values, counts = _values(metric, [sample.get(metric) for sample in records], float(total))
-        label = metric if chosen == "none" else f"{metric} ({chosen})"
-        scores.append(Score(label, values, counts, float(total), bool(better.get(metric, True))))
+        scores.append(
+            Score(
+                _label(metric, chosen),
+                values,
+                counts,
+                float(total),
+                bool(better.get(metric, True)),
+                1 if metric in RATES else None,
+            )
+        )
     first = sorted(next(iter(by_filter.values())), key=lambda sample: sample["doc_id"])
     return Measured(scores, pl.DataFrame({"doc_id": [int(sample["doc_id"]) for sample in first]}))
+
+
+def _label(metric: str, chosen: str) -> str:
+    """Name of a metric after a filter of answers."""
+    return metric if chosen == "none" else f"{metric} ({chosen})"
 
 
 def _values(metric: str, values: Sequence[Any], total: float) -> tuple[list[float] | None, list[float] | None]:

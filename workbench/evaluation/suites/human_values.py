@@ -28,6 +28,9 @@ from workbench.seeding import Seed, counter_generator
 DIVISION_STREAM = 100
 """Random stream of the divisions into training and validation, behind those of the synthetic sets."""
 
+LIFT = "lift over all ones"
+"""Official score above that of predicting every value everywhere; may be negative."""
+
 
 @suites.register
 class HumanValues(Suite):
@@ -91,6 +94,9 @@ class HumanValues(Suite):
                 bool(self.sets[name].labels.any()), "path", got=f"no label in {name}", expected="labelled arguments"
             )
         return test_sets if conditions.split == "report" else ["validation"]
+
+    def metric_names(self, task: str) -> Sequence[str]:
+        return ["official score", "mean F1", LIFT, *(f"F1 {name}" for name in NAMES), "label errors"]
 
     def material(self, conditions: Conditions) -> Mapping[str, Any]:
         if self.config.path is None:
@@ -174,11 +180,11 @@ def _measured(measured: Arguments, predicted: np.ndarray, seed: int) -> Measured
     totals = {
         "official score": official,
         "mean F1": float(np.mean([one.mean_f1 for one in by_seed])),
-        "lift over all ones": official - baseline.official,
+        LIFT: official - baseline.official,
         "all ones": baseline.official,
     }
     bounds = scores.intervals(truth, predicted, seed=seed)
-    for name, metric in (("official", "official score"), ("mean F1", "mean F1"), ("lift", "lift over all ones")):
+    for name, metric in (("official", "official score"), ("mean F1", "mean F1"), ("lift", LIFT)):
         totals |= {f"{metric}, 2.5 %": bounds[name].low, f"{metric}, 97.5 %": bounds[name].high}
     if len(by_seed) > 1:
         totals["official score, seeds' deviation"] = float(np.std([one.official for one in by_seed], ddof=1))
@@ -194,8 +200,11 @@ def _measured(measured: Arguments, predicted: np.ndarray, seed: int) -> Measured
             "predicted": _written(predicted[0]),
         }
     )
-    whole = [Score(metric, total=value, higher_is_better=True) for metric, value in totals.items()]
-    return Measured([*whole, Score("label errors", errors)], documents)
+    whole = [
+        Score(metric, total=value, higher_is_better=True, upper=None if metric.startswith(LIFT) else 1)
+        for metric, value in totals.items()
+    ]
+    return Measured([*whole, Score("label errors", errors, upper=1)], documents)
 
 
 def _written(labels: np.ndarray) -> list[str]:

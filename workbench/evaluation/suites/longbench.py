@@ -29,7 +29,7 @@ import polars as pl
 from pydantic import Field
 
 from workbench.config import ConfigError, nearest, require
-from workbench.evaluation.prompting import CutPromptConfig, answers, digests, text_model
+from workbench.evaluation.prompting import CutPromptConfig, answers, check_room, digests, text_model
 from workbench.evaluation.suites import Conditions, Journal, Measured, Score, Suite, suites
 from workbench.model import LanguageModel
 
@@ -195,13 +195,13 @@ class LongBench(Suite):
         )
         for task in self.config.tasks:
             self._documents(task, first=1)
+            check_room(self.config, conditions, task, self._number(task))
         return list(self.config.tasks)
 
     def measure(self, model: LanguageModel, task: str, conditions: Conditions, journal: Journal) -> Measured:
         documents, subject = self._documents(task), text_model(model, conditions, self.config)
         max_tokens = self._number(task)
         room = subject.max_length - max_tokens
-        require(room > 1, "max_length", got=subject.max_length, expected=f"more than the {max_tokens} of an answer")
         sizes: dict[str, int] = {}
 
         def encode(prompt: str) -> list[int]:
@@ -221,7 +221,10 @@ class LongBench(Suite):
                 "answer": [found[document.name] for document in documents],
             }
         )
-        return Measured([Score(DEFINITIONS[task].metric, values, higher_is_better=True)], labels)
+        return Measured([Score(DEFINITIONS[task].metric, values, higher_is_better=True, upper=1)], labels)
+
+    def metric_names(self, task: str) -> Sequence[str]:
+        return [DEFINITIONS[task].metric]
 
     def material(self, conditions: Conditions) -> Mapping[str, Any]:
         folder = Path(self.config.path)

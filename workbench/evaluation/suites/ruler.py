@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -88,8 +88,14 @@ class Ruler(Suite):
             ]
         table = pl.DataFrame(rows, schema_overrides={"depth": pl.Float64})
         return Measured(
-            [Score("accuracy", table["accuracy"].to_numpy(), higher_is_better=True)], table.drop("accuracy")
+            [Score("accuracy", table["accuracy"].to_numpy(), higher_is_better=True, upper=1)], table.drop("accuracy")
         )
+
+    def metric_names(self, task: str) -> Sequence[str]:
+        return ["accuracy"]
+
+    def label_values(self, task: str, conditions: Conditions) -> Mapping[str, Collection[Any]]:
+        return {"length": self.config.lengths}
 
     def material(self, conditions: Conditions) -> Mapping[str, Any]:
         config = self.config

@@ -1,0 +1,78 @@
+"""Scores of evaluation suites as the table of a paper."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import polars as pl
+from pydantic import Field
+
+from workbench.dashboards import style
+from workbench.dashboards.panel import Block, Cell, Column, Grid, Panel, PanelConfig, Row, panels
+from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.tables.suites import NO_SCORES, main_scores, plus_minus, suite_table, with_names
+from workbench.dashboards.view import RunView
+
+
+@panels.register
+class SuiteScores(Panel):
+    """What goes into a paper's table: every task, every arm, with the seeds' uncertainty?"""
+
+    class Config(PanelConfig):
+        kind: Literal["suite_scores"] = "suite_scores"
+        rows: Literal["tasks", "arms"] = Field("tasks", title="rows")
+        """What the rows are; the others are columns."""
+        by_length: bool = Field(False, title="by length")
+        """Whether lengths of the context are separate, where a task has several."""
+        every_metric: bool = Field(False, title="every metric")
+        """All metrics of a task, or the first one that its suite names."""
+
+    settings: Config
+    title = "table"
+    tab = "Suites"
+    order = 48
+    report = {"Suites, in numbers": {}}
+
+    def applies(self, run: RunView) -> bool:
+        return run.has_suites
+
+    def blocks(self, run: Snapshot) -> list[Block]:
+        settings = self.settings
+        table = with_names(suite_table(run, by_length=settings.by_length))
+        table = table if settings.every_metric else main_scores(table)
+        scores = table.select("name", "metric").unique(maintain_order=True).rows()
+        cells = {(row["name"], row["metric"], row["arm"]): row for row in table.iter_rows(named=True)}
+        by_task = settings.rows == "tasks"
+        lines: list[tuple[Any, ...]] = scores if by_task else [(arm,) for arm in run.arms]
+        heads = ["task", "metric"] if by_task else ["arm"]
+        columns = run.arms if by_task else _names(scores)
+        keys: list[tuple[Any, ...]] = [(arm,) for arm in run.arms] if by_task else scores
+        found = [[cells.get((*line, *key) if by_task else (*key, *line)) for key in keys] for line in lines]
+        texts = [["" if cell is None else plus_minus(cell) for cell in row] for row in found]
+        styles = style.arm_styles(run)
+        return [
+            Grid(
+                "suites",
+                [*(Column(name) for name in heads), *(Column(name, numeric=True) for name in columns)],
+                [
+                    Row(
+                        " ".join(line),
+                        "" if by_task else styles[line[0]].colour,
+                        [*line, *(Cell(text, cell and cell["value"]) for text, cell in zip(row, values))],
+                    )
+                    for line, row, values in zip(lines, texts, found)
+                ],
+                pl.DataFrame(
+                    [[*line, *row] for line, row in zip(lines, texts)],
+                    schema=dict.fromkeys([*heads, *columns], pl.String),
+                    orient="row",
+                ),
+                empty=NO_SCORES,
+            )
+        ]
+
+
+def _names(scores: list[tuple[str, str]]) -> list[str]:
+    """Names of columns: that of the task, with its metric where a task has several."""
+    names = [name for name, _ in scores]
+    return [name if names.count(name) == 1 else f"{name}: {metric}" for name, metric in scores]
