@@ -64,7 +64,7 @@ def test_importance_is_the_product_of_the_largest_magnitudes() -> None:
 def test_latents_are_calibrated_as_absorbed_queries_meet_them() -> None:
     model, row = small_model(**LATENT).double(), random_tokens(1, 17)
     importance = measure(model, [row])
-    project: Any = model.blocks[1].get_submodule("mixer").project  # type: ignore[union-attr]
+    project: Any = model.blocks[1].get_submodule("mixer").project
     assert list(importance) == [1] and importance[1].shape == (1, project.C + project.R)
     inputs: list[torch.Tensor] = []
     hook = project.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
@@ -165,7 +165,7 @@ def test_more_channels_than_keys_have_are_refused(export: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [{"rows": 0}, {"context": 1}])
-def test_sizes_out_of_range_are_refused(sizes: dict[str, int], export: Path, corpus: dict[str, str]) -> None:
+def test_sizes_out_of_range_are_refused(sizes: dict[str, Any], export: Path, corpus: dict[str, str]) -> None:
     ((name, number),) = sizes.items()
     with pytest.raises(ConfigError, match=f"{name}: got {number}"):
         calibrate(export, corpus, **sizes)

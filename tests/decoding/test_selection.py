@@ -23,7 +23,7 @@ H = G * R
 def view() -> View:
     """Of a layer with 4 heads in 2 groups, 16 channels each."""
     (block, *_) = small_model(mixers={"full": {"heads": H, "kv_heads": G}}).blocks
-    found = view_of(block.get_submodule("mixer"))  # type: ignore[arg-type]
+    found = view_of(block.get_submodule("mixer"))
     assert found is not None and (found.H, found.G, found.K) == (H, G, K)
     return found
 
