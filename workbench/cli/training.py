@@ -135,7 +135,7 @@ def export(
     from workbench.training.export import export as write
 
     for name, value, valid in (
-        ("format", format, ("workbench", "llama")),
+        ("format", format, ("workbench", "llama", "qwen3")),
         ("dtype", dtype, ("fp32", "bf16")),
         ("weights", weights, ("measured", "trained", "average")),
     ):

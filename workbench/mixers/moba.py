@@ -78,7 +78,9 @@ class MoBA(ScaledScores, Mixer):
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
-        self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
+        self.rotary = None
+        if config.rotary:
+            self.rotary = Rotary(config.rotary_dim, config.rotary_theta, config.rotary_scaling)
 
     def forward(
         self,

@@ -250,7 +250,9 @@ class NSA(ScaledScores, Mixer):
             self.pool_v = Pooling(config.compress, config.compress_length, self.K)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else nn.Identity()
-        self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
+        self.rotary = None
+        if config.rotary:
+            self.rotary = Rotary(config.rotary_dim, config.rotary_theta, config.rotary_scaling)
 
     def forward(
         self,

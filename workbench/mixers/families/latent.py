@@ -35,7 +35,7 @@ from workbench.contract import (
     Scores,
     VariantConfig,
 )
-from workbench.layers import Linear, Rotary, RowCache, ScaledScores, linear_flops
+from workbench.layers import Linear, Rotary, RotaryScaling, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import channel_scales, heads_of, nearest_divisor
 from workbench.ops.attention import score_maxima
 from workbench.ops.sparse_attention import document_starts, visible_block_attention, visible_pairs
@@ -57,6 +57,8 @@ class LatentConfig(VariantConfig):
     """Rotated channels dr that all heads share, even; 0 leaves the layer without positions. Default: head_dim / 2."""
     rotary_theta: float = 10_000.0
     """Base of the rotary frequencies."""
+    rotary_scaling: RotaryScaling | None = None
+    """Scaling of the rotary positions to a longer context: {kind: linear, factor: 4}, llama3 or yarn. Default: none."""
     query_latent: Annotated[int | None, Field(ge=1)] = None
     """Channels of a normalised latent that queries are computed from. Default: from the input."""
     latent_scale: bool = False
@@ -71,6 +73,12 @@ class LatentConfig(VariantConfig):
         "340m": {"head_dim": 64},
         "1.3b": {"head_dim": 128},
     }
+
+    def canonical(self) -> dict[str, Any]:
+        plain = super().canonical()
+        if self.rotary_scaling is None:
+            del plain["rotary_scaling"]  # off: the model is the same
+        return plain
 
     def resolved(self, width: int) -> Self:
         head_dim = self.head_dim or (width // self.heads if self.heads else min(64, width))
@@ -140,7 +148,7 @@ class LatentProjections(ScaledScores, nn.Module):
         self.q = Linear(
             source, self.H * (self.N + self.R), input_square=scale_square, parts=((self.H, self.N + self.R),)
         )
-        self.rotary = Rotary(self.R, config.rotary_theta) if self.R else None
+        self.rotary = Rotary(self.R, config.rotary_theta, config.rotary_scaling) if self.R else None
         self.roles = {
             "down.weight": self.down.role(Role.LATENT_DOWN),
             "q_down.weight": Role.LATENT_DOWN,

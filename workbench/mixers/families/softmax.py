@@ -27,7 +27,7 @@ from workbench.contract import (
     Scores,
     VariantConfig,
 )
-from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
+from workbench.layers import Linear, RMSNorm, Rotary, RotaryScaling, RowCache, ScaledScores, linear_flops
 from workbench.ops.attention import attention, score_maxima
 from workbench.ops.sparse_attention import document_starts, visible_block_attention
 
@@ -40,13 +40,16 @@ class HeadsConfig(VariantConfig):
     kv_heads: Annotated[int | None, Field(ge=1)] = None
     """Key–value heads G; H must be a multiple. G = H is multi-head (the default), G = 1 multi-query."""
     head_dim: Annotated[int | None, Field(ge=1)] = None
-    """Channels K of one head, even. Default: width / heads, or 64 where neither is given."""
+    """Channels K of one head, even. Default: width / heads, or 64 where neither is given. Where both are given, H·K may
+    differ from the width, as in Qwen3 (arXiv 2505.09388)."""
     qk_norm: bool = False
     """RMS-normalise queries and keys per head before the rotation."""
     rotary: bool = True
     """Rotary positions; without them the layer has no position signal (NoPE)."""
     rotary_theta: float = 10_000.0
     """Base of the rotary frequencies."""
+    rotary_scaling: RotaryScaling | None = None
+    """Scaling of the rotary positions to a longer context: {kind: linear, factor: 4}, llama3 or yarn. Default: none."""
     rotary_dim: int | None = None
     """Rotated channels per head, an even number, the first ones (partial rotary). Default: all."""
 
@@ -61,6 +64,12 @@ class HeadsConfig(VariantConfig):
         """A given number of heads sets the head size, not the scale's default."""
         drop = {"head_dim"} if given.get("heads") else set()
         return {name: value for name, value in super().defaults_at(scale, given).items() if name not in drop}
+
+    def canonical(self) -> dict[str, Any]:
+        plain = super().canonical()
+        if self.rotary_scaling is None:
+            del plain["rotary_scaling"]  # off: the model is the same
+        return plain
 
     def resolved(self, width: int) -> Self:
         heads, head_dim = self.heads, self.head_dim
@@ -82,13 +91,6 @@ class HeadsConfig(VariantConfig):
                 do=f"Nearest: {nearest_divisor(width, head_dim)}; or give heads.",
             )
             heads = width // head_dim
-        require(
-            heads * head_dim == width,
-            "heads",
-            got=heads,
-            expected=f"heads · head_dim = width ({width}); head_dim is {head_dim}",
-            do=f"Nearest heads that divide: {nearest_divisor(width, heads)}; or leave one of them out.",
-        )
         require(head_dim % 2 == 0, "head_dim", got=head_dim, expected="an even number (rotary pairs)")
         rotary_dim = head_dim if self.rotary_dim is None else self.rotary_dim
         require(
@@ -216,7 +218,9 @@ class SoftmaxAttention(ScaledScores, Mixer):
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
-        self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
+        self.rotary = None
+        if config.rotary:
+            self.rotary = Rotary(config.rotary_dim, config.rotary_theta, config.rotary_scaling)
         self.softcap = config.softcap
         self.sink = torch.nn.Parameter(torch.empty(self.H)) if config.sink else None
 
