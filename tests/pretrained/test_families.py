@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from helpers import logits, random_tokens
+from helpers import logits, random_tokens, small_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workbench.config import ConfigError
 from workbench.decoding import Engine, Sampling
 from workbench.pretrained import import_model, save
+from workbench.pretrained.families import families
+from workbench.pretrained.families.llama import Llama
 from workbench.testing import relative_error
 
 HEADS: dict[str, Any] = {
@@ -201,8 +203,6 @@ def test_weights_that_are_missing_or_unknown_are_named(case: str, tmp_path: Path
 @pytest.mark.parametrize("case", ["llama-linear", "llama-llama3", "llama-yarn-factor", "qwen3", "qwen3-tied"])
 def test_an_imported_model_can_be_exported_again(case: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    from helpers import small_tokenizer
-
     checkpoint(case, tmp_path / "theirs")
     model, tokens_BT = import_model(tmp_path / "theirs"), random_tokens(2, 40)
     folder = save(model, small_tokenizer(), tmp_path / "ours", format=case.split("-")[0])  # type: ignore[arg-type]
@@ -212,3 +212,17 @@ def test_an_imported_model_can_be_exported_again(case: str, tmp_path: Path) -> N
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         assert relative_error(theirs(tokens_BT).logits, logits(model, tokens_BT)) < 2e-5
+
+
+def test_a_family_is_one_class(tmp_path: Path) -> None:
+    class Other(Llama):
+        class Config(Llama.Config):
+            kind: Literal["other"] = "other"  # type: ignore[assignment]
+
+    checkpoint("llama-linear", tmp_path)
+    edit(tmp_path, model_type="other")
+    families.register(Other)
+    try:
+        assert import_model(tmp_path).config.mixers["full"]["head_dim"] == 16
+    finally:
+        families.unregister("other")

@@ -124,7 +124,9 @@ def prepare(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, or one of its checkpoints.")],
     folder: Annotated[Path, typer.Argument(help="Where to write config.json, weights and tokenizer.")],
-    format: Annotated[str, typer.Option(help="workbench, or llama for software that knows only that.")] = "workbench",
+    format: Annotated[
+        str, typer.Option(help="workbench; llama or qwen3 for software that knows only these.")
+    ] = "workbench",
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     weights: Annotated[
         str, typer.Option(help="measured: those that the results are of; trained; average: with training.ema.")
@@ -146,7 +148,7 @@ def export(
 
 
 def generate(
-    folder: Annotated[Path, typer.Argument(help="An export of this workbench or a plain Llama checkpoint.")],
+    folder: Annotated[Path, typer.Argument(help="An export of this workbench or an importable checkpoint.")],
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
@@ -176,7 +178,7 @@ def generate(
 
 
 def calibrate(
-    folder: Annotated[Path, typer.Argument(help="An export of this workbench or a plain Llama checkpoint.")],
+    folder: Annotated[Path, typer.Argument(help="An export of this workbench or an importable checkpoint.")],
     corpus: Annotated[
         str,
         typer.Argument(help="Texts that the model is not judged on: a name, or YAML: '{kind: files, path: texts}'."),

@@ -1,4 +1,4 @@
-"""Trained models outside their run: Hugging Face-style folders in and out, checkpoints of other families.
+"""Trained models outside their run: Hugging Face-style folders in and out, checkpoints of other software.
 
     model, tokenizer = load("exports/mine")
 

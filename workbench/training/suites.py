@@ -211,7 +211,7 @@ def evaluate_export(
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> int:
-    """Measure the model of an exported folder, or of a plain Llama checkpoint.
+    """Measure the model of an exported folder, or of an importable checkpoint.
 
     Args:
         path: the folder.

@@ -19,7 +19,7 @@ class StartConfig(Config):
     """Trained weights to initialise a run with."""
 
     folder: str
-    """Folder of the weights: an export of this workbench, or a plain Llama checkpoint."""
+    """Folder of the weights: an export of this workbench, or an importable checkpoint."""
     transforms: tuple[TransformSetting, ...] = Field(default=({"kind": "start_from"},), validate_default=True)
     """What turns them into weights of the run's model, in order."""
     fingerprint: str | None = None
