@@ -213,7 +213,7 @@ def read(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         model_type == "workbench" and version == FORMAT,
         f"{folder / CONFIG}: model_type",
         got=f"format {version}" if model_type == "workbench" else model_type,
-        expected=f"workbench (format {FORMAT}), {', '.join(families)}",
+        expected=f"workbench (format {FORMAT}) or one of {', '.join(families)}",
     )
     try:
         config = ModelConfig.parse(fields["workbench"].get("model"))

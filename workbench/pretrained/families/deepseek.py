@@ -301,7 +301,7 @@ class Glm4MoeLite(DeepSeekV3):
             "Glm4MoeLiteForCausalLM",
         )
         """Class in transformers."""
-        first_k_dense_replace: Literal[1] = 1  # type: ignore[assignment]
+        first_k_dense_replace: Literal[1] = 1
         """Only the value that the default of ``mlp_layer_types`` has."""
         mlp_layer_types: tuple[Literal["dense", "sparse"], ...] | None = None
         """Feed-forward of each layer. Default: experts in all but the first."""

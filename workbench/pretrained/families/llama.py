@@ -8,7 +8,7 @@ h // (H/G).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class Llama(Family):
         architectures: tuple[Literal["LlamaForCausalLM"], ...] | None = ("LlamaForCausalLM",)
         """Class in transformers."""
 
-    default_end = 2
+    default_end: ClassVar[int | None] = 2
     qk_norm = False
     """Whether queries and keys are normalised per head."""
 
@@ -148,7 +148,7 @@ class Llama(Family):
 
     def write(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of ours under the family's names, as views. The configuration is of :meth:`of`."""
-        written = {}
+        written: dict[str, Tensor] = {}
         for name, part in self.stored(self.model()).items():
             assert part.build is torch.cat
             rows = [shape[0] for shape in part.shapes.values()]
