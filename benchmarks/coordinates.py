@@ -83,7 +83,7 @@ def main(
             height=380,
         )
         figure.for_each_annotation(lambda title: title.update(text=title.text.split("=")[-1]))
-        figure.update_layout(margin_t=72, legend={"yref": "container", "y": 0.99, "yanchor": "top"})
+        figure.update_layout(**style.ABOVE_TITLES)
         figure.write_html(html, config={"displayModeBar": False})
 
 

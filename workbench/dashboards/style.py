@@ -6,7 +6,7 @@ import html
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
@@ -77,6 +77,9 @@ TEMPLATE = go.layout.Template(
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK},
     }
 )
+
+ABOVE_TITLES: dict[str, Any] = {"margin_t": 72, "legend": {"yref": "container", "y": 0.99, "yanchor": "top"}}
+"""Layout of a figure of titled plots: the legend above the titles."""
 
 
 def label(text: str, max_length: int = 48) -> str:

@@ -121,6 +121,24 @@ def build_transforms(configs: Sequence[TransformConfig], optimiser: Optimiser | 
     return [transforms[config.kind](config, optimiser) for config in configs]
 
 
+def require_single_application(config: TransformConfig, index: int, why: str) -> None:
+    """Refuse ``every`` of the transform at ``index`` of ``transforms``, outside of training.
+
+    Args:
+        why: the reason, after "nothing: ".
+
+    Raises:
+        ConfigError: if the transform is to be repeated.
+    """
+    require(
+        config.every is None,
+        f"transforms[{index}].every",
+        got=config.every,
+        expected=f"nothing: {why}",
+        do="training.transforms are applied every so many steps.",
+    )
+
+
 def check_transforms(sequence: Sequence[Transform], source: ModelConfig, final: ModelConfig) -> None:
     """Check that ``sequence`` leads from ``source`` to ``final`` and that every transform accepts its pair of models.
 

@@ -10,7 +10,12 @@ from pydantic import Field
 
 from workbench.config import Config, ConfigError, Problem, deep_merge, expand_dotted, require
 from workbench.model import ModelConfig
-from workbench.transforms.base import TransformSetting, build_transforms, check_transforms
+from workbench.transforms.base import (
+    TransformSetting,
+    build_transforms,
+    check_transforms,
+    require_single_application,
+)
 
 GROWING = "Choose stack, which copies layers, or widen, which repeats channels."
 """What may lead from a small model to a large one."""
@@ -37,13 +42,7 @@ class GrowthConfig(Config):
 
     def model_post_init(self, _context: Any) -> None:
         for index, transform in enumerate(self.transforms):
-            require(
-                transform.every is None,
-                f"transforms[{index}].every",
-                got=transform.every,
-                expected="nothing: a model grows once",
-                do="training.transforms are applied every so many steps.",
-            )
+            require_single_application(transform, index, "a model grows once")
 
     def small(self, large: ModelConfig) -> ModelConfig:
         """The model that is trained first.

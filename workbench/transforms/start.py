@@ -11,7 +11,13 @@ from pydantic import Field
 from workbench.config import Config, require
 from workbench.model import LanguageModel
 from workbench.pretrained import fingerprint, read
-from workbench.transforms.base import Transform, TransformSetting, apply_transforms, build_transforms
+from workbench.transforms.base import (
+    Transform,
+    TransformSetting,
+    apply_transforms,
+    build_transforms,
+    require_single_application,
+)
 from workbench.transforms.start_from import StartFrom
 
 
@@ -31,13 +37,7 @@ class StartConfig(Config):
             self.transforms, "transforms", got=[], expected="at least one", do="[{kind: start_from}] is the default."
         )
         for index, transform in enumerate(self.transforms):
-            require(
-                transform.every is None,
-                f"transforms[{index}].every",
-                got=transform.every,
-                expected="nothing: at the start a transform is applied once",
-                do="training.transforms are applied every so many steps.",
-            )
+            require_single_application(transform, index, "at the start a transform is applied once")
             require(
                 not transform.needs_optimiser,
                 f"transforms[{index}]",

@@ -67,8 +67,8 @@ def subplots(
         subplot_titles=[style.label(title) for title in titles] or None,
     )
     grid.update_layout(template=style.TEMPLATE)
-    if titles:  # the legend above the titles
-        grid.update_layout(margin_t=72, legend={"yref": "container", "y": 0.99, "yanchor": "top"})
+    if titles:
+        grid.update_layout(**style.ABOVE_TITLES)
     return grid, [{"row": i // columns + 1, "col": i % columns + 1} for i in range(count)]
 
 
