@@ -58,11 +58,18 @@ class CalibratedPolicy(SelectivePolicy):
     """A policy with a token index, whose configuration is a :class:`ChannelConfig`."""
 
     calibration: Calibration | None = None
+    """Importance of the channels. One that is set before :meth:`prepare` is used instead of the folder's."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether channels are chosen by importance."""
+        return self.config.channels != "all"
 
     def prepare(self, model: LanguageModel) -> None:
         super().prepare(model)
         folder = self.config.calibration or model.folder
-        self.calibration = None if folder is None else read_calibration(folder)
+        if self.calibration is None and folder is not None:
+            self.calibration = read_calibration(folder)
         for layer, block in enumerate(model.blocks):
             view = view_of(block.get_submodule("mixer"))  # type: ignore[arg-type]
             if view is not None and layer >= self.config.dense_layers:

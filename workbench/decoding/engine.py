@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from workbench.config import Config, ConfigError, require
 from workbench.contract import Cache
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
-from workbench.decoding.policy import PolicyConfig, policies
+from workbench.decoding.policy import Policy, PolicyConfig, policies
 from workbench.decoding.reads import ReadLog, index_bytes
 from workbench.model import LanguageModel
 from workbench.seeding import Seed
@@ -119,8 +119,8 @@ class Engine:
     Args:
         model: in evaluation mode, on any device.
         tokenizer: for prompts and results as text. Without one, prompts are token ids.
-        policy: a registered policy, by name, as its configuration or as a mapping with its ``kind``; it decides what a
-            step reads.
+        policy: a registered policy, by name, as its configuration, as a mapping with its ``kind``, or built; it decides
+            what a step reads.
         stop_tokens: ids that end a sequence. Default: the tokenizer's document symbol and the model's ``stop_tokens``.
 
     Raises:
@@ -131,13 +131,15 @@ class Engine:
         self,
         model: LanguageModel,
         tokenizer: Tokenizer | None = None,
-        policy: PolicyConfig | Mapping[str, Any] | str = "dense",
+        policy: Policy | PolicyConfig | Mapping[str, Any] | str = "dense",
         stop_tokens: Collection[int] | None = None,
     ):
         without = model.config.lacking("decode")
         require(not without, "model", got=", ".join(without), expected="components that decode with a cache")
-        config: PolicyConfig = policies.parse(policy)
-        self.model, self.tokenizer, self.policy = model, tokenizer, policies[config.kind](config)
+        if not isinstance(policy, Policy):
+            config: PolicyConfig = policies.parse(policy)
+            policy = policies[config.kind](config)
+        self.model, self.tokenizer, self.policy = model, tokenizer, policy
         self.policy.prepare(model)
         self.document_symbol: int | None = None if tokenizer is None else tokenizer.token_to_id(DOCUMENT_SYMBOL)
         if stop_tokens is None:
