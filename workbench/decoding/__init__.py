@@ -9,9 +9,10 @@ A policy with settings: ``policy={"kind": "two_level", "tokens": 512}``; what it
 :data:`workbench.decoding.policy.policies` has the policies by name.
 """
 
-from workbench.decoding.engine import Engine, Generation, Metrics, Sampling, Stream, TextStream, encode_prompt
+from workbench.decoding.engine import Engine, Generation, Metrics, Stream, TextStream, encode_prompt
 from workbench.decoding.policy import Policy, PolicyConfig
 from workbench.decoding.reads import ReadLog
+from workbench.decoding.step import Sampling
 
 __all__ = [
     "Engine",

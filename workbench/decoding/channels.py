@@ -118,6 +118,8 @@ class TokenIndex:
         shape: of the cache.
     """
 
+    common = ("channels_Gc",)
+
     def __init__(self, config: ChannelConfig, view: View, channels_Gc: Tensor, shape: Shape):
         batch, length, device, dtype = shape
         G, c = channels_Gc.shape

@@ -45,6 +45,10 @@ class Policy:
         """Why this policy cannot decode with ``mixer``, for the error message; None where it can. Default: None."""
         return None
 
+    def graph_obstacle(self) -> str | None:
+        """Why a step with this policy cannot be captured in a CUDA graph; None where it can. Default: None."""
+        return None
+
     def cache_for(
         self, layer: int, mixer: Mixer, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
     ) -> Cache:

@@ -13,6 +13,7 @@ chosen units.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from workbench.contract import Cache, Mixer
 from workbench.decoding.blocks import Shape
 from workbench.decoding.policy import Policy, PolicyConfig
-from workbench.decoding.reads import shared
+from workbench.decoding.reads import FIELDS, shared
 from workbench.decoding.view import View, unread, view_of
 from workbench.mixers.families.latent import LatentCache
 from workbench.mixers.families.softmax import KeyValueCache
@@ -86,49 +87,37 @@ class SelectiveCache:
     # of the cache that this is mixed into
     rows: list[Tensor]
     length: int
-    filled: int
+    positions_B: Tensor | None
     mixer: Any
 
     def __init__(self, view: View, selector: Selector, *shape: Any):
         super().__init__(view.mixer, *shape)  # type: ignore[call-arg]
         self.view, self.selector = view, selector
-        batch, _, device, _ = shape
-        self.lengths_B = torch.zeros(batch, dtype=torch.int64, device=device)
-        """Tokens of every sequence."""
         self.latest_read: Tensor | None = None
         """(F,) numbers of the latest step, :data:`workbench.decoding.reads.FIELDS`."""
 
     def attend(self, *inputs: Tensor) -> Tensor:
         """Append T tokens and attend from their queries; arguments and result as of the mixer's own cache."""
         queries, new = inputs[:-2], inputs[-2:]
-        start_B, T = self.lengths_B.clone(), new[0].shape[1]
-        rows = self.extend(*new)
-        self.lengths_B += T
-        self.selector.append(self.view.keys(*new), start_B, self.lengths_B)
+        B, T = new[0].shape[:2]
+        if self.positions_B is None:
+            start_B = torch.full((B,), self.length, device=new[0].device)
+            rows = self.extend(*new)  # type: ignore[attr-defined]
+        else:
+            start_B = self.positions_B
+            self.append(*new)  # type: ignore[attr-defined]
+        lengths_B = start_B + T
+        self.selector.append(self.view.keys(*new), start_B, lengths_B)
         if T > 1:
             self.latest_read = None
-            self.selector.observe(self.view.queries(*(q[:, -1:] for q in queries))[:, 0], self.lengths_B)
+            self.selector.observe(self.view.queries(*(q[:, -1:] for q in queries))[:, 0], lengths_B)
             return self.mixer.attend(*queries, *rows)
         q_BHK = self.view.queries(*queries)[:, 0]
-        selection = self.selector.select(q_BHK, self.lengths_B)
-        self._count(selection)
+        selection = self.selector.select(q_BHK, lengths_B)
+        self._count(selection, lengths_B)
         return self.view.read(q_BHK, self.rows, selection.tokens_BGn)
 
-    def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Append T tokens to each tensor, a single one at positions that the device knows. Returns what a pass over
-        several tokens sees."""
-        if new[0].shape[1] > 1:
-            return super().extend(*new)  # type: ignore[misc]
-        capacity = self.rows[0].shape[1]
-        if self.filled == capacity:
-            raise ValueError(f"cache: got {self.filled + 1} tokens; expected at most {capacity}. Make it longer.")
-        sequence_B = torch.arange(len(self.lengths_B), device=self.lengths_B.device)
-        for row, x in zip(self.rows, new, strict=True):
-            row[sequence_B, self.lengths_B] = x[:, 0].to(row.dtype)
-        self.length, self.filled = self.length + 1, self.filled + 1
-        return ()
-
-    def _count(self, selection: Selection) -> None:
+    def _count(self, selection: Selection, lengths_B: Tensor) -> None:
         tokens, units, index_bytes, resident = selection
         B, G = tokens.shape[:2]
         selector = self.selector
@@ -144,14 +133,19 @@ class SelectiveCache:
             overlap,
             hit_rate,
             (kept * row_bytes + index_bytes) / B,
-            self.lengths_B.sum() * (G * row_bytes) / B,
+            lengths_B.sum() * (G * row_bytes) / B,
         )
         self.latest_read = torch.stack([number.double() for number in numbers])
+
+    def step_bytes(self, lengths: Sequence[int]) -> float:
+        """Of the latest step; waits for the device."""
+        read = self.latest_read
+        return len(lengths) * float(read[FIELDS.index("bytes")]) if read is not None else super().step_bytes(lengths)  # type: ignore[misc]
 
     def index_tensors(self) -> list[Tensor]:
         """What the policy adds to the mixer's own cache."""
         latest = [] if self.latest_read is None else [self.latest_read]
-        return [*self.selector.tensors(), self.lengths_B, *latest]
+        return [*self.selector.tensors(), *latest]
 
     def tensors(self) -> list[Tensor]:
         """All cached tensors."""

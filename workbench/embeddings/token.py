@@ -16,6 +16,8 @@ from workbench.layers import INIT_SCALE, RMSNorm
 class EmptyCache(Cache):
     """The cache of an embedding that reads no earlier token."""
 
+    ragged = True
+
     def tensors(self) -> list[Tensor]:
         return []
 

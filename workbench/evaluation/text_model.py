@@ -252,7 +252,7 @@ class TextModel:
     def _decode(self, prompts: list[list[int]], until: Sequence[str], sampling: Sampling) -> list[str]:
         new: list[list[int]] = [[] for _ in prompts]
         stopped = [False] * len(prompts)
-        for step, tokens in enumerate(self.engine.stream(prompts, sampling, spread=sampling.max_tokens), 1):
+        for step, tokens in enumerate(self.engine.stream(prompts, sampling), 1):
             for index, token in enumerate(tokens):
                 if token is None:
                     stopped[index] = True

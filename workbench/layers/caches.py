@@ -11,16 +11,19 @@ from workbench.contract import Cache
 
 
 class RowCache(Cache):
-    """Tensors (B, T, …) of the last ``keep`` tokens; of all tokens if ``keep`` is None. Allocated at once.
+    """Tensors (B, T, …) of the last ``window`` tokens; of all tokens if ``window`` is None. Allocated at once.
 
-    ``rows`` are the tensors, of which the first ``filled`` tokens are in use.
+    ``rows`` are the tensors. The token at position p is row p; with a window, where the newest token replaces the
+    oldest one, row p mod w.
 
     Args:
         batch: sequences B.
         length: most tokens of a sequence.
         shapes: shape of one token in each tensor.
-        keep: window size in tokens.
+        window: w, tokens that a query sees, its own included.
     """
+
+    ragged = True
 
     def __init__(
         self,
@@ -29,14 +32,32 @@ class RowCache(Cache):
         shapes: Sequence[tuple[int, ...]],
         device: torch.device | str,
         dtype: torch.dtype,
-        keep: int | None = None,
+        window: int | None = None,
     ):
-        capacity = length if keep is None else min(keep, length)
-        self.keep, self.length, self.filled = keep, 0, 0
+        capacity = length if window is None else min(window, length)
+        self.window = window
         self.rows = [torch.empty(batch, capacity, *shape, device=device, dtype=dtype) for shape in shapes]
+
+    @property
+    def capacity(self) -> int:
+        """Rows of a sequence."""
+        return self.rows[0].shape[1]
+
+    @property
+    def filled(self) -> int:
+        """Rows in use after passes over several tokens."""
+        return min(self.length, self.capacity)
 
     def tensors(self) -> list[Tensor]:
         return self.rows
+
+    def step_bytes(self, lengths: Sequence[int]) -> float:
+        return self.bytes_of_tokens(lengths, self.capacity)
+
+    def bytes_of_tokens(self, lengths: Sequence[int], most: int) -> float:
+        """Bytes of the tokens of sequences of these lengths, of ``most`` at most each."""
+        token_bytes = sum(row[0, 0].numel() * row.itemsize for row in self.rows) if self.capacity else 0
+        return token_bytes * sum(min(length, most) for length in lengths)
 
     def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Append T tokens to each tensor. Returns what these tokens may see: the tokens cached before, then their own.
@@ -44,21 +65,35 @@ class RowCache(Cache):
         Raises:
             ValueError: when a cache without a window is full.
         """
-        T, capacity = new[0].shape[1], self.rows[0].shape[1]
-        if self.keep is None:
-            if self.filled + T > capacity:
-                raise ValueError(f"cache: got {self.filled + T} tokens; expected at most {capacity}. Make it longer.")
+        start, end, capacity = self.length, self.length + new[0].shape[1], self.capacity
+        if self.window is None:
+            if end > capacity:
+                raise ValueError(f"cache: got {end} tokens; expected at most {capacity}. Make it longer.")
             for row, x in zip(self.rows, new, strict=True):
-                row[:, self.filled : self.filled + T] = x
-            self.filled += T
-            seen = tuple(row[:, : self.filled] for row in self.rows)
-        else:
-            seen = tuple(
-                torch.cat((row[:, : self.filled], x.to(row.dtype)), dim=1)
-                for row, x in zip(self.rows, new, strict=True)
-            )
-            self.filled = min(capacity, self.filled + T)
-            for row, x in zip(self.rows, seen):
-                row[:, : self.filled] = x[:, x.shape[1] - self.filled :]
-        self.length += T
+                row[:, start:end] = x
+            self.length = end
+            return tuple(row[:, :end] for row in self.rows)
+        before = self._slots(max(0, start - self.window + 1), start)
+        seen = tuple(torch.cat((row[:, before], x.to(row.dtype)), dim=1) for row, x in zip(self.rows, new, strict=True))
+        kept = min(end - start, capacity)
+        slots = self._slots(end - kept, end)
+        for row, x in zip(self.rows, new):
+            row[:, slots] = x[:, x.shape[1] - kept :].to(row.dtype)
+        self.length = end
         return seen
+
+    def _slots(self, first: int, last: int) -> Tensor:
+        """Rows of the positions ``first`` to ``last - 1``."""
+        return torch.arange(first, last, device=self.rows[0].device) % self.capacity
+
+    def append(self, *new: Tensor) -> Tensor:
+        """Append the token of a step to each tensor, (B, 1, …). Returns (B,) how many rows its query sees, which are
+        the first ones, in any order."""
+        assert self.positions_B is not None
+        lengths_B, slots_B = self.positions_B + 1, self.positions_B
+        if self.window is not None:
+            lengths_B, slots_B = lengths_B.clamp_max(self.window), slots_B % self.capacity
+        sequence_B = torch.arange(len(slots_B), device=slots_B.device)
+        for row, x in zip(self.rows, new, strict=True):
+            row[sequence_B, slots_B] = x[:, 0].to(row.dtype)
+        return lengths_B

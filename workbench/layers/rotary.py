@@ -152,6 +152,7 @@ class Rotary(nn.Module):
         self.channels, self.theta = channels, theta
         self.ratios = None if scaling is None else scaling.ratios(channels, theta)
         self.magnitude = 1.0 if scaling is None else scaling.magnitude
+        self._frequencies: Tensor | None = None
 
     def forward(
         self, x_BTHK: Tensor, offset: int = 0, *, positions_BT: Tensor | None = None, length: int | None = None
@@ -160,14 +161,19 @@ class Rotary(nn.Module):
 
         Args:
             offset: position of the first token.
-            positions_BT: position of every token, instead of ``offset``; all below ``length``.
+            positions_BT: position of every token, instead of ``offset``.
+            length: what all of ``positions_BT`` lie below, if that is known; cosines and sines are then computed once
+                for every position and looked up.
         """
         # at least fp32: bf16 positions are wrong beyond 256
         dtype = torch.promote_types(x_BTHK.dtype, torch.float32)
         if positions_BT is None:
             table = self._table(x_BTHK, x_BTHK.shape[1], offset)
+        elif length is None:
+            angle_BTK = positions_BT[..., None].to(dtype) * self._frequencies_of(x_BTHK)
+            table = torch.stack((angle_BTK.cos(), angle_BTK.sin()))
+            table = table if self.magnitude == 1 else table * self.magnitude
         else:
-            assert length is not None
             table = self._table(x_BTHK, length, 0)[:, positions_BT]
         cos, sin = table.to(dtype)[..., None, :]
         x_rot, x_pass = x_BTHK.split((self.channels, x_BTHK.shape[-1] - self.channels), dim=-1)
@@ -175,8 +181,26 @@ class Rotary(nn.Module):
         rotated = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x_BTHK.dtype)
         return torch.cat((rotated, x_pass), dim=-1) if x_pass.shape[-1] else rotated
 
+    def _frequencies_of(self, reference: Tensor) -> Tensor:
+        """(K/2,) frequencies on the device of ``reference``, computed once: a decoding step is short."""
+        dtype = torch.promote_types(reference.dtype, torch.float32)
+        cached = self._frequencies
+        if cached is None or cached.device != reference.device or cached.dtype != dtype:
+            cached = self._frequencies = frequencies(
+                self.channels, self.theta, self.ratios, device=reference.device, dtype=dtype
+            )
+        return cached
+
     def _table(self, x_BTHK: Tensor, length: int, offset: int) -> Tensor:
         return rotary_table(x_BTHK.detach(), length, offset, self.channels, self.theta, self.ratios, self.magnitude)
+
+
+def frequencies(
+    channels: int, theta: float, ratios: Sequence[float] | None, *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """(K/2,) frequency of every pair."""
+    frequency = theta ** (-torch.arange(0, channels, 2, device=device, dtype=dtype) / channels)
+    return frequency if ratios is None else frequency * torch.tensor(ratios, device=device, dtype=dtype)
 
 
 @torch.library.custom_op("workbench::rotary_table", mutates_args=())
@@ -199,9 +223,7 @@ def rotary_table(
         magnitude: factor of the table.
     """
     dtype = torch.promote_types(reference.dtype, torch.float32)
-    frequency = theta ** (-torch.arange(0, channels, 2, device=reference.device, dtype=dtype) / channels)
-    if ratios is not None:
-        frequency = frequency * torch.tensor(ratios, device=reference.device, dtype=dtype)
+    frequency = frequencies(channels, theta, ratios, device=reference.device, dtype=dtype)
     angle = torch.outer(torch.arange(offset, offset + length, device=reference.device, dtype=dtype), frequency)
     table = torch.stack((angle.cos(), angle.sin()))
     return table if magnitude == 1 else table * magnitude

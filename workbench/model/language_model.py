@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ class LanguageModel(nn.Module):
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
         self.mtp = MultiTokenHead(config.mtp_layer, config.width) if config.mtp_layer else None
         self.readout = SummaryReadout(config.width) if config.readout else None
+        self._steps: dict[nn.Module, Callable[..., Tensor]] = {}
+        self._runs_compiled_steps = False
         self.recompute = False
         """Whether training recomputes the activations of blocks in the backward pass instead of keeping them."""
         self.stop_tokens: frozenset[int] = frozenset()
@@ -92,6 +95,19 @@ class LanguageModel(nn.Module):
         for unit in self.units:
             # the method, not the module: hooks (gathering sharded weights) stay outside the graph
             unit.forward = torch.compile(unit.forward, fullgraph=True, dynamic=False)
+
+    @contextmanager
+    def compiled_steps(self, enabled: bool = True) -> Iterator[None]:
+        """Inside, decoding steps (:meth:`workbench.contract.Cache.step_from`) run compiled blocks, each kind of block
+        compiled at its first step. Passes over several tokens do not."""
+        if enabled and not self._steps:
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            self._steps = {block: torch.compile(block.forward, fullgraph=True, dynamic=False) for block in self.blocks}
+        before, self._runs_compiled_steps = self._runs_compiled_steps, enabled
+        try:
+            yield
+        finally:
+            self._runs_compiled_steps = before
 
     def forward(
         self,
@@ -139,6 +155,8 @@ class LanguageModel(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             # units draw no random numbers, so no generator state is saved for the second pass
             return checkpoint(unit, x_BTD, use_reentrant=False, preserve_rng_state=False, **inputs)
+        if self._runs_compiled_steps and unit in self._steps:
+            return self._steps[unit](x_BTD, **inputs)
         return unit(x_BTD, **inputs)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

@@ -96,7 +96,12 @@ class PolicyConformance:
         if prompt:
             for piece in tokens_BT[:, :prompt].tensor_split(pieces, dim=1):
                 model(piece, caches=caches)
-        hidden = [model(token, caches=caches) for token in tokens_BT[:, prompt:].split(1, dim=1)]
+        positions_B, hidden = torch.full((len(tokens_BT),), prompt), []
+        for layer_cache in caches:
+            layer_cache.step_from(positions_B)
+        for token in tokens_BT[:, prompt:].split(1, dim=1):
+            hidden.append(model(token, caches=caches))
+            positions_B += 1
         return model.logits(torch.cat(hidden, dim=1))
 
     # -- checks --------------------------------------------------------------------------------------------------
@@ -139,6 +144,27 @@ class PolicyConformance:
             tokens_BT = tokens()
             separate = torch.cat([self.outputs(model, policy, row) for row in tokens_BT.split(1)])
             assert_close(self.outputs(model, policy, tokens_BT), separate, f"{name}: logits of a sequence in a batch")
+
+    def test_sequences_may_differ_in_length(self, case: dict[str, Any]) -> None:
+        for name, model, policy in self.changed(case):
+            tokens_BT, shorter = tokens(), PROMPT - 6
+            caches = self.caches(model, policy, tokens_BT)
+            positions_B, made = torch.tensor([PROMPT, shorter]), []
+            with torch.no_grad():
+                for row, length in enumerate(positions_B.tolist()):
+                    parts = [layer_cache.part(row, row + 1) for layer_cache in caches]
+                    model(tokens_BT[row, None, :length], caches=parts)
+                for layer_cache in caches:
+                    layer_cache.step_from(positions_B)
+                for step in range(LENGTH - PROMPT):
+                    new_B1 = torch.stack([tokens_BT[0, PROMPT + step], tokens_BT[1, shorter + step]])[:, None]
+                    made.append(model.logits(model(new_B1, caches=caches)))
+                    positions_B += 1
+            for row, length in enumerate((PROMPT, shorter)):
+                alone = self.outputs(model, policy, tokens_BT[row, None, : length + LENGTH - PROMPT], prompt=length)
+                assert_close(
+                    torch.cat(made, 1)[row, None], alone, f"{name}: logits beside a sequence of another length"
+                )
 
     def test_memory_without_tokens_is_not_read(self, case: dict[str, Any]) -> None:
         for name, model, policy in self.changed(case):

@@ -38,6 +38,7 @@ from workbench.contract import (
 from workbench.layers import Linear, Rotary, RotaryScaling, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import channel_scales, heads_of, nearest_divisor
 from workbench.ops.attention import score_maxima
+from workbench.ops.decode_attention import decode_attention
 from workbench.ops.sparse_attention import document_starts, visible_block_attention, visible_pairs
 
 
@@ -271,9 +272,8 @@ class LatentCache(RowCache):
     """
 
     def __init__(self, mixer: LatentAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype):
-        # a window of w keys needs the w - 1 before the new token
-        keep = None if mixer.window is None else mixer.window - 1
-        super().__init__(batch, length, [(mixer.project.g, mixer.project.C), (1, mixer.project.R)], device, dtype, keep)
+        shapes = [(mixer.project.g, mixer.project.C), (1, mixer.project.R)]
+        super().__init__(batch, length, shapes, device, dtype, mixer.window)
         self.mixer = mixer
 
     def attend(self, q_n: Tensor, q_r: Tensor, c_BTgC: Tensor, kr_BT1R: Tensor) -> Tensor:
@@ -281,6 +281,13 @@ class LatentCache(RowCache):
 
         A single token is read in the absorbed form, which touches nothing but the cache.
         """
+        if self.positions_B is not None:
+            lengths_B, project = self.append(c_BTgC, kr_BT1R), self.mixer.project
+            q_BHK = project.absorbed(q_n, q_r)[:, 0].to(c_BTgC.dtype)
+            shared = self.rows[1] if project.R else None
+            settings: dict[str, Any] = {"scale": project.scale, "shared_BS1R": shared, "sink_H": self.mixer.sink}
+            o_BHC, _ = decode_attention(q_BHK, self.rows[0], None, lengths_B, **settings)
+            return project.from_latents(o_BHC[:, None])
         c_BSgC, kr_BS1R = self.extend(c_BTgC, kr_BT1R)
         return self.mixer.attend(q_n, q_r, c_BSgC, kr_BS1R, absorbed=q_n.shape[1] == 1)
 
@@ -314,7 +321,7 @@ class LatentAttention(Mixer):
         aux: AuxOutputs | None = None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
-        q_n, q_r, c, kr = self.project(x_BTD, offset=0 if cache is None else cache.length)
+        q_n, q_r, c, kr = self.project(x_BTD, **({} if cache is None else cache.rotary()))
         if cache is None:
             if aux is not None and aux.score_maxima is not None:
                 queries, (k, v) = torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), self.project.expanded(c, kr)
@@ -392,7 +399,7 @@ class LatentAttention(Mixer):
         # expanding keys and values, or absorbing queries and expanding outputs: equal products
         up = 2 * C * 2 * H * N
         flops_per_key = 2 * (2 * C + R) if config.form == "absorbed" else 2 * (2 * N + R)
-        cached = length if config.window is None else min(length, config.window - 1)
+        cached = length if config.window is None else min(length, config.window)
         return Cost(
             parameters=parameters,
             active_parameters=parameters,

@@ -29,6 +29,7 @@ from workbench.contract import (
 )
 from workbench.layers import Linear, RMSNorm, Rotary, RotaryScaling, RowCache, ScaledScores, linear_flops
 from workbench.ops.attention import attention, score_maxima
+from workbench.ops.decode_attention import decode_attention
 from workbench.ops.sparse_attention import document_starts, visible_block_attention
 
 
@@ -187,14 +188,25 @@ class KeyValueCache(RowCache):
     def __init__(
         self, mixer: SoftmaxAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
     ):
-        # a window of w keys needs the w - 1 before the new token
-        keep = None if mixer.window is None else mixer.window - 1
-        super().__init__(batch, length, [(mixer.G, mixer.K)] * 2, device, dtype, keep)
+        super().__init__(batch, length, [(mixer.G, mixer.K)] * 2, device, dtype, mixer.window)
         self.mixer = mixer
 
     def attend(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
         """Append T keys and values, and attend from their queries to all that they see: (B, T, H, K)."""
-        return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK))
+        if self.positions_B is None:
+            return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK))
+        lengths_B = self.append(k_BTGK, v_BTGK)
+        mixer, (k_BSGK, v_BSGK) = self.mixer, self.rows
+        o_BHK, _ = decode_attention(
+            q_BTHK[:, 0].to(v_BTGK.dtype),
+            k_BSGK,
+            v_BSGK,
+            lengths_B,
+            scale=mixer.K**-0.5,
+            softcap=mixer.softcap,
+            sink_H=mixer.sink,
+        )
+        return o_BHK[:, None]
 
 
 class SoftmaxAttention(ScaledScores, Mixer):
@@ -236,7 +248,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
         aux: AuxOutputs | None = None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
-        q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, 0 if cache is None else cache.length)
+        q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, **({} if cache is None else cache.rotary()))
         if cache is None:
             if aux is not None and aux.score_maxima is not None and self.score_obstacle() is None:
                 queries = q_BTHK.to(v_BTGK.dtype)
@@ -248,16 +260,16 @@ class SoftmaxAttention(ScaledScores, Mixer):
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
 
     def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
-        q_BTHK, k_BTGK, _ = self._project(x_BTD, 0)
+        q_BTHK, k_BTGK, _ = self._project(x_BTD)
         return [Scores(q_BTHK, k_BTGK, window=self.window)]
 
-    def _project(self, x_BTD: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BTD: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, T, H, K) and keys (B, T, G, K), and values (B, T, G, K)."""
         heads = self.qkv(x_BTD).view(*x_BTD.shape[:2], self.H + 2 * self.G, self.K)
         q_BTHK, k_BTGK, v_BTGK = heads.split((self.H, self.G, self.G), dim=2)
         q_BTHK, k_BTGK = self.scaled(self.q_norm(q_BTHK)), self.k_norm(k_BTGK)
         if self.rotary is not None:
-            q_BTHK, k_BTGK = self.rotary(q_BTHK, offset), self.rotary(k_BTGK, offset)
+            q_BTHK, k_BTGK = self.rotary(q_BTHK, **positions), self.rotary(k_BTGK, **positions)
         return q_BTHK, k_BTGK, v_BTGK
 
     def attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, segments: Tensor | None = None) -> Tensor:
@@ -308,12 +320,11 @@ class SoftmaxAttention(ScaledScores, Mixer):
         # position t sees min(t, w) keys; scores and weighted values cost 2K each per key and head
         w = min(window, length)
         mean_keys = (w * (w + 1) / 2 + (length - w) * w) / length
-        cached = length if window >= length + 1 or getattr(config, "window", None) is None else min(length, window - 1)
         return Cost(
             parameters=parameters,
             active_parameters=parameters,
             flops=linear_flops((width, (H + 2 * G) * K), (H * K, width)) + 4 * H * K * mean_keys,
-            cache_bytes=2 * G * K * cached * element_bytes,
+            cache_bytes=2 * G * K * w * element_bytes,
             unevicted_bytes=2 * G * K * length * element_bytes,
         )
 

@@ -98,7 +98,8 @@ def gathered_attention(
     Args:
         q_BHK: queries of K channels; of K + R with ``shared_BS1R``.
         k_BSGK, v_BSGV: cached keys and values. Without values, the keys of K channels are the values.
-        tokens_BGn: int64 positions without duplicates, -1 for none.
+        tokens_BGn: int64 positions without duplicates, -1 for none; of each group of keys, or of a multiple of as many
+            groups of heads.
         shared_BS1R: further channels of the keys that all groups share.
         scale: factor on the scores.
         softcap, sink_H: as in :func:`workbench.ops.sparse_attention.visible_block_attention`.

@@ -57,10 +57,11 @@ def unpacked(codes_c: Tensor) -> Tensor:
 
 
 def _gather(x_BSGX: Tensor, tokens_BGM: Tensor) -> Tensor:
-    """Rows (B, G, M, X) of each group; tokens of -1 give row 0."""
+    """Rows (B, G, M, X) of each group of choices, which are as many as groups of rows or a multiple; tokens of -1 give
+    row 0."""
     B, G = tokens_BGM.shape[:2]
     sequence = torch.arange(B, device=x_BSGX.device)[:, None, None]
-    group = torch.arange(G, device=x_BSGX.device)[None, :, None] if x_BSGX.shape[2] > 1 else 0
+    group = torch.arange(G, device=x_BSGX.device)[None, :, None] // (G // x_BSGX.shape[2])
     return x_BSGX[sequence, tokens_BGM.clamp_min(0), group]
 
 
@@ -97,7 +98,7 @@ def gathered_attention(
     softcap: float | None,
     sink_H: Tensor | None,
 ) -> Tensor:
-    G, chosen_BG1n = k_BSGK.shape[2], (tokens_BGn >= 0)[:, :, None]
+    G, chosen_BG1n = tokens_BGn.shape[1], (tokens_BGn >= 0)[:, :, None]
     values = keys = _gather(k_BSGK, tokens_BGn)
     if shared_BS1R is not None:
         keys = torch.cat((keys, _gather(shared_BS1R, tokens_BGn)), dim=-1)
