@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -19,6 +19,9 @@ from workbench.config import Config, nearest, require
 
 class FrequencyScaling(Config):
     """Base of the scalings: each multiplies the frequencies by ratios of its own."""
+
+    conformance_values: ClassVar[tuple[dict[str, Any], ...]] = ({"kind": "linear", "factor": 4.0},)
+    """Values with which the conformance suite builds what has a field of this type."""
 
     kind: str
     factor: Annotated[float, Field(ge=1)]
