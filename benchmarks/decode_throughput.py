@@ -12,9 +12,9 @@ compiled   blocks compiled by torch.compile, replayed from a CUDA graph
 
 ``ms`` is the median over steps of the time between events on the device, ``wall_ms`` the mean by the clock of the host.
 ``floor_ms`` are the bytes that a step has to move (weights once, caches as far as a step reads them) at 4.2 TB/s.
-``logit_error`` compares modes at 2 × 700 tokens, teacher-forced for 6 steps: the largest difference of logits to those
-of the eager mode, over their standard deviation; for the eager mode to those of passes without a cache. ``prefill``
-compares the rate of a prefill with that of the forward pass that training makes, eager as well.
+``logit_error`` compares modes at the first setting, teacher-forced for 6 steps: the largest difference of logits to
+those of the eager mode, over their standard deviation; for the eager mode to those of passes without a cache.
+``prefill`` compares the rate of a prefill with that of the forward pass that training makes, eager as well.
 
 The file is written after every case.
 """
@@ -113,7 +113,7 @@ def floor_ms(step: Step, tokens: int) -> float:
 
 
 @torch.inference_mode()
-def logit_errors(model: LanguageModel, modes: list[str], batch: int = 2, tokens: int = 700, steps: int = 6) -> dict:  # type: ignore[type-arg]
+def logit_errors(model: LanguageModel, modes: list[str], batch: int, tokens: int, steps: int = 6) -> dict[str, float]:
     given = torch.randint(VOCABULARY, (batch, tokens + steps), device="cuda")
     scores: dict[str, list[Tensor]] = {}
     for mode in ("eager", *modes):
@@ -156,15 +156,17 @@ def prefill_rates(model: LanguageModel, tokens: int) -> dict[str, float]:
     return rates
 
 
-def measured(case: str, settings: list[tuple[int, int]], modes: list[str], steps: int) -> list[dict[str, Any]]:
+def measured(
+    case: str, settings: list[tuple[int, int]], modes: list[str], steps: int, prefill: bool
+) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     model = built(CASES[case])
     errors: Any
     try:
-        errors = logit_errors(model, [mode for mode in modes if mode != "eager"])
+        errors = logit_errors(model, [mode for mode in modes if mode != "eager"], *settings[0])
     except Exception as error:
         errors = repr(error)[-600:]
-    results.append({"case": case, "what": "logit_error", "errors": errors})
+    results.append({"case": case, "what": "logit_error", "mode": "+".join(modes), "errors": errors})
     for batch, tokens in settings:
         prompts = torch.randint(VOCABULARY, (batch, tokens)).tolist()
         for mode in modes:
@@ -189,11 +191,12 @@ def measured(case: str, settings: list[tuple[int, int]], modes: list[str], steps
             torch.cuda.empty_cache()
             print(json.dumps(entry), flush=True)
             results.append(entry)
-    try:
+    if prefill:
         longest = max(tokens for _, tokens in settings)
-        results.append({"case": case, "what": "prefill", "tokens": longest, **prefill_rates(model, longest)})
-    except Exception as error:
-        results.append({"case": case, "what": "prefill", "error": repr(error)[-600:]})
+        try:
+            results.append({"case": case, "what": "prefill", "tokens": longest, **prefill_rates(model, longest)})
+        except Exception as error:
+            results.append({"case": case, "what": "prefill", "tokens": longest, "error": repr(error)[-600:]})
     print(json.dumps([r for r in results if r["what"] != "step"]), flush=True)
     return results
 
@@ -260,6 +263,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=[*CASES, "transformers"])
     parser.add_argument("--settings", nargs="*", default=["1x4096", "8x32768"])
     parser.add_argument("--modes", nargs="*", default=list(MODES), choices=MODES)
+    parser.add_argument("--no-prefill", action="store_true", help="leave out the rates of prefills")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
@@ -270,7 +274,7 @@ def main() -> None:
             modes = [mode for mode in ("eager", "compiled") if mode in arguments.modes]
             results = [r for m in modes for r in transformers_steps(settings, arguments.steps, m == "compiled")]
         else:
-            results = measured(case, settings, arguments.modes, arguments.steps)
+            results = measured(case, settings, arguments.modes, arguments.steps, not arguments.no_prefill)
         merge_results(arguments.output, results, lambda result: tuple(result.get(name) for name in KEY))
         torch.cuda.empty_cache()
 

@@ -194,7 +194,7 @@ class KeyValueCache(RowCache):
     def attend(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
         """Append T keys and values, and attend from their queries to all that they see: (B, T, H, K)."""
         if self.positions_B is None:
-            return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK))
+            return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK), cached=True)
         lengths_B = self.append(k_BTGK, v_BTGK)
         mixer, (k_BSGK, v_BSGK) = self.mixer, self.rows
         o_BHK, _ = decode_attention(
@@ -272,13 +272,22 @@ class SoftmaxAttention(ScaledScores, Mixer):
             q_BTHK, k_BTGK = self.rotary(q_BTHK, **positions), self.rotary(k_BTGK, **positions)
         return q_BTHK, k_BTGK, v_BTGK
 
-    def attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, segments: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        q_BTHK: Tensor,
+        k_BSGK: Tensor,
+        v_BSGK: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cached: bool = False,
+    ) -> Tensor:
         """Attention of T queries over S ≥ T keys, the last T of which belong to the queries: (B, T, H, K).
 
         Args:
             segments: (B, T) document numbers, only with S = T.
+            cached: whether T and S change from call to call, as those of prompts do: no form that is compiled for them.
         """
-        if self.softcap is None and self.sink is None:
+        if self.softcap is None and self.sink is None and not (cached and self.window):
             return attention(q_BTHK, k_BSGK, v_BSGK, window=self.window, segments=segments)
         B, T = q_BTHK.shape[:2]
         o_BTHK, _ = visible_block_attention(
