@@ -108,7 +108,7 @@ def measure(fields: dict[str, Any], view: View, q: Tensor, k: Tensor, v: Tensor)
         selection = selector.select(q[t + 1 : t + 2], length)
         overlap = shared(selection.units_BGm, selector.previous_BGm, selector.unit_numbers)
         selector.previous_BGm.copy_(selection.units_BGm)
-        read = selection.tokens_BGn[0, 0]
+        read = selection.positions(length)[0, 0]
         read = read[read >= 0]
         weights_HS = (q[t + 1] @ k[: int(length)].T * view.scale).softmax(-1)
         exact, best = weights_HS @ v[: int(length)], weights_HS.mean(0).topk(KEPT).indices

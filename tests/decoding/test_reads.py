@@ -92,8 +92,9 @@ def test_indices_are_counted_among_the_caches() -> None:
     fields = {"kind": "two_level", "tokens": 3, "candidates": 8, "block": 4, "channels": "all", **FORCED}
     dense, sparse = (Engine(model, policy=policy).generate(prompts, GREEDY).metrics for policy in ("dense", fields))
     assert sparse.cache_bytes == dense.cache_bytes + sparse.reads.index_bytes
-    # a layer, 2 sequences of 14 tokens: summaries of 4 blocks, codes and steps, previous blocks, channels
-    state = 2 * (4 * 2 * 2 * 16 * 4) + 2 * 14 * 2 * (8 + 2) + 2 * 2 * 2 * 8 + 2 * 16 * 8
+    # a layer, 2 sequences of 14 tokens: summaries of 4 blocks, codes and steps, previous blocks, channels, counters of
+    # two operators
+    state = 2 * (4 * 2 * 2 * 16 * 4) + 2 * 14 * 2 * (8 + 2) + 2 * 2 * 2 * 8 + 2 * 16 * 8 + 2 * (2 * 4 * 4)
     assert sparse.reads.index_bytes == 2 * state
 
 

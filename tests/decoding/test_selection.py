@@ -86,8 +86,9 @@ def tokens(q_RK: Tensor, k_SK: Tensor, candidates: list[int], fields: dict[str, 
     return best(scores, forced(len(k_SK), fields), fields["tokens"])
 
 
-def chosen(selection: Selection, b: int, g: int) -> set[int]:
-    listed = [token for token in selection.tokens_BGn[b, g].tolist() if token >= 0]
+def chosen(selection: Selection, b: int, g: int, length: int = PROMPT + STEPS) -> set[int]:
+    positions_BGn = selection.positions(torch.full((B,), length))
+    listed = [token for token in positions_BGn[b, g].tolist() if token >= 0]
     assert len(listed) == len(set(listed)), "a token twice"
     return set(listed)
 
@@ -103,7 +104,7 @@ def test_quest_reads_the_best_blocks(index: dict[str, Any]) -> None:
         for b, g in ((b, g) for b in range(B) for g in range(G)):
             q, k = case.group(b, g)
             expected = blocks(q[length - 1], k[:length], fields, 4)
-            assert chosen(selection, b, g) == {s for s in range(length) if s // 4 in expected}
+            assert chosen(selection, b, g, length) == {s for s in range(length) if s // 4 in expected}
 
 
 @pytest.mark.parametrize("bits", [4, 16])
@@ -165,8 +166,8 @@ def test_a_lagged_step_misses_a_block_that_is_needed_suddenly() -> None:
 
 def sets(fields: dict[str, Any], case: Case) -> list[list[set[int]]]:
     return [
-        [chosen(selection, b, g) for b in range(B) for g in range(G)]
-        for _, selection in case.selections(selector_of(fields))
+        [chosen(selection, b, g, length) for b in range(B) for g in range(G)]
+        for length, selection in case.selections(selector_of(fields))
     ]
 
 

@@ -8,14 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workbench.ops.sparse_decoding import (
-    channel_scores,
-    gathered_attention,
-    mean_scores,
-    minmax_scores,
-    quantised,
-    unpacked,
-)
+from workbench.ops.sparse_decoding import Pool, TokenKeys, gathered_attention, quantised, unpacked
 from workbench.ops.sparse_decoding.reference import (
     attention_over,
     block_bound,
@@ -23,6 +16,7 @@ from workbench.ops.sparse_decoding.reference import (
     four_bits,
     token_weights,
 )
+from workbench.ops.sparse_decoding.torch import channel_scores, mean_scores, minmax_scores
 
 B, S, H, G, K, V = 2, 12, 6, 2, 4, 5
 R = H // G
@@ -35,7 +29,7 @@ def random(*shape: int) -> Tensor:
 def test_minmax_scores_bound_every_key_of_a_block() -> None:
     q, k = random(B, H, K), random(B, S, G, K)
     blocks = k.unflatten(1, (3, 4))
-    scores = minmax_scores(q, blocks.amax(2), blocks.amin(2))
+    scores = minmax_scores(q, blocks.amax(2).transpose(1, 2), blocks.amin(2).transpose(1, 2))
     expected = [
         [[block_bound(q[b, g * R : (g + 1) * R], blocks[b, n, :, g]) for n in range(3)] for g in range(G)]
         for b in range(B)
@@ -48,7 +42,7 @@ def test_minmax_scores_bound_every_key_of_a_block() -> None:
 def test_mean_scores_are_the_attention_that_means_get() -> None:
     q, k = random(B, H, K), random(B, 10, G, K)
     parts = k.split((4, 4, 2), dim=1)
-    means, counts = torch.stack([part.mean(1) for part in parts], 1), torch.tensor([[4, 4, 2]] * B)
+    means, counts = torch.stack([part.mean(1) for part in parts], 2), torch.tensor([[4, 4, 2]] * B)
     scores = mean_scores(q, means, counts, 0.7)
     expected = [
         [block_masses(q[b, g * R : (g + 1) * R], [part[b, :, g] for part in parts], 0.7) for g in range(G)]
@@ -58,11 +52,11 @@ def test_mean_scores_are_the_attention_that_means_get() -> None:
 
 
 def test_mean_scores_leave_out_blocks_without_tokens() -> None:
-    q, means = random(1, H, K), random(1, 3, G, K)
-    means[:, 2] = torch.nan
+    q, means = random(1, H, K), random(1, G, 3, K)
+    means[:, :, 2] = torch.nan
     scores = mean_scores(q, means, torch.tensor([[8, 8, 0]]), 1.0)
     assert scores[..., 2].eq(0).all()
-    torch.testing.assert_close(scores[..., :2], mean_scores(q, means[:, :2], torch.tensor([[8, 8]]), 1.0))
+    torch.testing.assert_close(scores[..., :2], mean_scores(q, means[:, :, :2], torch.tensor([[8, 8]]), 1.0))
 
 
 def test_four_bits_are_the_nearest_of_fifteen_levels() -> None:
@@ -82,11 +76,11 @@ def test_a_key_of_zeros_has_codes_of_zero() -> None:
 @pytest.mark.parametrize("chosen", [True, False], ids=["candidates", "all_tokens"])
 def test_channel_scores_are_mean_weights_of_the_candidates(bits: int, chosen: bool) -> None:
     q, k = random(B, H, K), random(B, S, G, K)
-    index, steps = quantised(k) if bits == 4 else (k, None)
+    index, steps = quantised(k.transpose(1, 2)) if bits == 4 else (k.transpose(1, 2), None)
     tokens = torch.stack([torch.randperm(S)[:5] for _ in range(B * G)]).view(B, G, 5) if chosen else None
     valid = torch.ones(B, G, 5 if chosen else S, dtype=torch.bool)
     valid[..., -2:] = False
-    scores = channel_scores(q, index, steps, tokens, valid, 0.3)
+    scores = channel_scores(q, TokenKeys(index, steps, None), tokens, valid, 0.3)
     assert scores[..., -2:].eq(0).all()
     for b in range(B):
         for g in range(G):
@@ -133,3 +127,30 @@ def test_slots_that_are_not_chosen_may_hold_anything() -> None:
     unchosen = [s for s in range(S) if s not in (2, 5)]
     k[:, unchosen], v[:, unchosen] = math.nan, math.inf
     assert torch.equal(gathered_attention(q, k, v, tokens, scale=1.0), expected)
+
+
+def test_rows_of_a_pool_are_those_of_its_slots() -> None:
+    """Blocks of 4 tokens in slots; tokens of absent blocks, and behind the count, are left out."""
+    q, k, v = random(1, H, K), random(1, S, G, K), random(1, S, G, V)
+    pool = Pool(torch.tensor([2, -1, 0]).expand(1, G, -1), 4)
+    tokens, counts = torch.tensor([1, 5, 9, 2]).expand(1, G, -1), torch.tensor([[4, 3]])
+    o = gathered_attention(q, k, v, tokens, pool=pool, counts_BG=counts, scale=1.0)
+    rows = torch.tensor([[[9, 1, 10], [9, 1, -1]]])
+    assert torch.equal(o, gathered_attention(q, k, v, rows, scale=1.0))
+
+
+def test_a_block_is_its_tokens_before_the_length() -> None:
+    q, k, v = random(1, H, K), random(1, S, G, K), random(1, S, G, V)
+    blocks, tokens = torch.tensor([2, -1, 0]), torch.tensor([8, 9, 0, 1, 2, 3])
+    o = gathered_attention(q, k, v, blocks.expand(1, G, -1), block=4, lengths_B=torch.tensor([10]), scale=1.0)
+    torch.testing.assert_close(o, gathered_attention(q, k, v, tokens.expand(1, G, -1), scale=1.0))
+
+
+def test_groups_of_choices_may_share_keys() -> None:
+    q, k, v = random(B, H, K), random(B, S, G, K), random(B, S, G, V)
+    tokens = torch.stack([torch.randperm(S)[:4] for _ in range(B * H)]).view(B, H, 4)
+    o = gathered_attention(q, k, v, tokens, scale=0.4)
+    for b in range(B):
+        for h in range(H):
+            expected = attention_over(q[b, h], k[b, :, h // R], v[b, :, h // R], tokens[b, h].tolist(), 0.4)
+            torch.testing.assert_close(o[b, h], expected, rtol=1e-12, atol=1e-12)

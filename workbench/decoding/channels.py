@@ -19,7 +19,7 @@ from workbench.decoding.calibration import CALIBRATION, Calibration, read_calibr
 from workbench.decoding.selective import SelectivePolicy
 from workbench.decoding.view import View, view_of
 from workbench.model import LanguageModel
-from workbench.ops.sparse_decoding import channel_scores, quantised
+from workbench.ops.sparse_decoding import Searched, TokenKeys, channel_tokens, extend_codes, new_tickets, quantised
 
 
 class ChannelConfig(ForcedConfig):
@@ -109,7 +109,7 @@ class CalibratedPolicy(SelectivePolicy):
 
 
 class TokenIndex:
-    """Keys of a cache in a few channels; memory behind the newest token may hold anything.
+    """Keys (B, G, S, c) of a cache in a few channels; memory behind the newest token may hold anything.
 
     Args:
         config: of the policy.
@@ -118,57 +118,63 @@ class TokenIndex:
         shape: of the cache.
     """
 
-    common = ("channels_Gc",)
+    common = ("channels_Gc", "tickets")
 
     def __init__(self, config: ChannelConfig, view: View, channels_Gc: Tensor, shape: Shape):
         batch, length, device, dtype = shape
         G, c = channels_Gc.shape
-        self.config, self.view = config, view
-        self.channels_Gc = channels_Gc.to(device)
+        self.config = config
+        self.channels_Gc = channels_Gc.to(device).contiguous()
+        self.tickets = new_tickets(batch, view.H, device)
         self.scale = view.scale * (math.sqrt(view.K / c) if config.fine_scale == "dc" else 1.0)
         self.steps: Tensor | None = None
         if config.bits == 4:
-            self.keys = torch.empty(batch, length, G, c // 2, device=device, dtype=torch.uint8)
-            self.steps = torch.empty(batch, length, G, device=device, dtype=torch.float16)
+            self.keys = torch.empty(batch, G, length, c // 2, device=device, dtype=torch.uint8)
+            self.steps = torch.empty(batch, G, length, device=device, dtype=torch.float16)
         else:
-            self.keys = torch.empty(batch, length, G, c, device=device, dtype=dtype)
+            self.keys = torch.empty(batch, G, length, c, device=device, dtype=dtype)
 
     def append(self, k_BTGK: Tensor, start_B: Tensor) -> None:
         """Take T keys from position ``start_B`` on."""
+        if k_BTGK.shape[1] == 1:
+            extend_codes(self._index(), k_BTGK[:, 0], start_B)
+            return
         position_BT = start_B[:, None] + torch.arange(k_BTGK.shape[1], device=start_B.device)
         sequence_B1 = torch.arange(len(start_B), device=start_B.device)[:, None]
         chosen = k_BTGK.gather(-1, self.channels_Gc.expand(*k_BTGK.shape[:2], -1, -1))
         if self.steps is None:
-            self.keys[sequence_B1, position_BT] = chosen.to(self.keys.dtype)
+            self.keys[sequence_B1, :, position_BT] = chosen.to(self.keys.dtype)
         else:
             codes, steps = quantised(chosen)
-            self.keys[sequence_B1, position_BT] = codes
-            self.steps[sequence_B1, position_BT] = steps
+            self.keys[sequence_B1, :, position_BT] = codes
+            self.steps[sequence_B1, :, position_BT] = steps
 
-    def top_tokens(self, q_BHK: Tensor, tokens_BGM: Tensor | None, lengths_B: Tensor) -> Tensor:
-        """The ``config.tokens`` best of the candidates: (B, G, n) positions, -1 where there are fewer.
+    def _index(self) -> TokenKeys:
+        return TokenKeys(self.keys, self.steps, self.channels_Gc)
+
+    def best(self, q_BHK: Tensor, searched: Searched | None, lengths_B: Tensor) -> Tensor:
+        """The ``config.tokens`` best of the candidates: (B, G, n) positions, ascending, -1 behind them.
 
         Args:
-            tokens_BGM: positions of the candidates, -1 for none; they include the forced tokens. None: all tokens.
+            searched: the candidates; they include the forced tokens. None: all tokens.
         """
-        lengths_B11 = lengths_B[:, None, None]
-        channels_HG = self.channels_Gc.repeat_interleave(self.view.H // self.view.G, dim=0)
-        q_BHc = q_BHK.gather(-1, channels_HG.expand(len(q_BHK), -1, -1))
-        every_token = torch.arange(self.keys.shape[1], device=q_BHK.device).expand(1, 1, -1)
-        position = every_token if tokens_BGM is None else tokens_BGM
-        valid = (position >= 0) & (position < lengths_B11)
-        weights_BGM = channel_scores(q_BHc, self.keys, self.steps, tokens_BGM, valid, self.scale)
-        is_forced = (position < self.config.sink) | (position >= lengths_B11 - self.config.local)
-        ranked_BGM = weights_BGM.masked_fill(is_forced, torch.inf).masked_fill(~valid, -torch.inf)
-        best = ranked_BGM.topk(min(self.config.tokens, ranked_BGM.shape[-1]))
-        return position.expand_as(ranked_BGM).gather(-1, best.indices).where(best.values > -torch.inf, -1)
+        return channel_tokens(
+            q_BHK,
+            self._index(),
+            lengths_B,
+            searched=searched,
+            scale=self.scale,
+            count=self.config.tokens,
+            forced=self.config.forced(),
+            tickets=self.tickets,
+        )
 
     def token_bytes(self) -> float:
         """Bytes of one token, all groups."""
-        numbers = self.keys.shape[2] * self.keys.shape[3] * self.keys.itemsize
-        return numbers + (0 if self.steps is None else self.steps.shape[2] * self.steps.itemsize)
+        G, _, width = self.keys.shape[1:]
+        return G * (width * self.keys.itemsize + (0 if self.steps is None else self.steps.itemsize))
 
     def tensors(self) -> list[Tensor]:
         """What the index adds to a cache."""
         steps = [] if self.steps is None else [self.steps]
-        return [self.keys, *steps, self.channels_Gc]
+        return [self.keys, *steps, self.channels_Gc, self.tickets]

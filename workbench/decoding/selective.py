@@ -28,6 +28,7 @@ from workbench.decoding.view import View, unread, view_of
 from workbench.mixers.families.latent import LatentCache
 from workbench.mixers.families.softmax import KeyValueCache
 from workbench.model import LanguageModel
+from workbench.ops.sparse_decoding import tokens_in, tokens_of
 
 
 class SelectiveConfig(PolicyConfig):
@@ -41,13 +42,19 @@ class Selection(NamedTuple):
     """What one step reads."""
 
     tokens_BGn: Tensor
-    """Positions to attend, without duplicates, -1 for none."""
+    """Positions to attend, without duplicates, -1 for none; with ``block``, numbers of blocks."""
     units_BGm: Tensor
     """What is compared between steps: blocks, or tokens; -1 for none."""
     index_bytes: Tensor | float
     """Bytes read from indices, all sequences together."""
     resident_BGr: Tensor | None = None
-    """Units that are resident before the step, where the policy has a resident set."""
+    """Units that are resident before the step, where the policy has a resident set; -1 for none."""
+    block: int = 1
+    """Tokens of a block, where all tokens of blocks are attended."""
+
+    def positions(self, lengths_B: Tensor) -> Tensor:
+        """Positions to attend, -1 for none."""
+        return self.tokens_BGn if self.block == 1 else tokens_of(self.tokens_BGn, self.block, lengths_B)
 
 
 class Selector:
@@ -115,10 +122,10 @@ class SelectiveCache:
         q_BHK = self.view.queries(*queries)[:, 0]
         selection = self.selector.select(q_BHK, lengths_B)
         self._count(selection, lengths_B)
-        return self.view.read(q_BHK, self.rows, selection.tokens_BGn)
+        return self.view.read(q_BHK, self.rows, selection.tokens_BGn, selection.block, lengths_B)
 
     def _count(self, selection: Selection, lengths_B: Tensor) -> None:
-        tokens, units, index_bytes, resident = selection
+        tokens, units, index_bytes, resident, block = selection
         B, G = tokens.shape[:2]
         selector = self.selector
         overlap = shared(units, selector.previous_BGm, selector.unit_numbers)
@@ -126,7 +133,8 @@ class SelectiveCache:
         if resident is not None:
             hit_rate = shared(units, resident, selector.unit_numbers)
         selector.previous_BGm.copy_(units)
-        kept, row_bytes = (tokens >= 0).sum(), self.view.row_channels * self.rows[0].itemsize
+        kept = (tokens >= 0).sum() if block == 1 else tokens_in(tokens, block, lengths_B)
+        row_bytes = self.view.row_channels * self.rows[0].itemsize
         numbers = (
             kept / (B * G),
             (units >= 0).sum() / (B * G),

@@ -42,12 +42,16 @@ class View(ABC):
         """(B, T, G, K) from the new rows of a cache."""
 
     @abstractmethod
-    def read(self, q_BHK: Tensor, rows: list[Tensor], tokens_BGn: Tensor) -> Tensor:
+    def read(
+        self, q_BHK: Tensor, rows: list[Tensor], tokens_BGn: Tensor, block: int = 1, lengths_B: Tensor | None = None
+    ) -> Tensor:
         """What the layer's cache returns for one token: (B, 1, H, V).
 
         Args:
             rows: tensors of the cache, (B, S, …).
-            tokens_BGn: positions to attend, -1 for none.
+            tokens_BGn: rows to attend, -1 for none; with ``block``, numbers of blocks of so many rows.
+            block: attend to all tokens of blocks.
+            lengths_B: tokens of every sequence, where blocks are read.
         """
 
 
@@ -68,9 +72,12 @@ class HeadsView(View):
     def keys(self, *new: Tensor) -> Tensor:
         return new[0]
 
-    def read(self, q_BHK: Tensor, rows: list[Tensor], tokens_BGn: Tensor) -> Tensor:
+    def read(
+        self, q_BHK: Tensor, rows: list[Tensor], tokens_BGn: Tensor, block: int = 1, lengths_B: Tensor | None = None
+    ) -> Tensor:
         settings = {"scale": self.scale, "softcap": self.mixer.softcap, "sink_H": self.mixer.sink}
-        return gathered_attention(q_BHK, rows[0], rows[1], tokens_BGn, **settings)[:, None]
+        o_BHK = gathered_attention(q_BHK, rows[0], rows[1], tokens_BGn, block=block, lengths_B=lengths_B, **settings)
+        return o_BHK[:, None]
 
 
 class LatentView(View):
@@ -90,9 +97,11 @@ class LatentView(View):
     def keys(self, *new: Tensor) -> Tensor:
         return self.mixer.project.latent_keys(*new)
 
-    def read(self, q_BHK: Tensor, rows: list[Tensor], tokens_BGn: Tensor) -> Tensor:
+    def read(
+        self, q_BHK: Tensor, rows: list[Tensor], tokens_BGn: Tensor, block: int = 1, lengths_B: Tensor | None = None
+    ) -> Tensor:
         settings = {"shared_BS1R": rows[1], "scale": self.scale, "sink_H": self.mixer.sink}
-        o_BHC = gathered_attention(q_BHK, rows[0], None, tokens_BGn, **settings)
+        o_BHC = gathered_attention(q_BHK, rows[0], None, tokens_BGn, block=block, lengths_B=lengths_B, **settings)
         return self.mixer.project.from_latents(o_BHC[:, None])
 
 

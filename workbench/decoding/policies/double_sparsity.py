@@ -53,7 +53,7 @@ class DoubleSparsitySelector(Selector):
         self.index.append(k_BTGK, start_B)
 
     def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:
-        tokens_BGn = self.index.top_tokens(q_BHK, None, lengths_B)
+        tokens_BGn = self.index.best(q_BHK, None, lengths_B)
         return Selection(tokens_BGn, tokens_BGn, lengths_B.sum() * self.index.token_bytes())
 
     def tensors(self) -> list[Tensor]:

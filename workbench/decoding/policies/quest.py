@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from workbench.decoding.blocks import BlockConfig, Shape, block_index, tokens_of, top_blocks
+from workbench.decoding.blocks import BlockConfig, Shape, block_index
 from workbench.decoding.policy import policies
 from workbench.decoding.selective import Selection, SelectiveConfig, SelectivePolicy, Selector
 from workbench.decoding.view import View
@@ -49,17 +49,15 @@ class QuestSelector(Selector):
 
     def __init__(self, config: Any, view: View, shape: Shape):
         self.config, self.count = config, config.tokens // config.block
-        self.index = block_index(config, shape, view.G, view.K)
+        self.index = block_index(config, shape, view)
         super().__init__(view, shape, (min(self.count, self.index.blocks), self.index.blocks))
 
     def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
         self.index.append(k_BTGK, start_B, lengths_B)
 
     def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:
-        scores_BGN = self.index.scores(q_BHK, lengths_B, self.view.scale)
-        blocks_BGm = top_blocks(scores_BGN, lengths_B, self.config, self.count)
-        tokens_BGn = tokens_of(blocks_BGm, self.config.block, lengths_B)
-        return Selection(tokens_BGn, blocks_BGm, self.index.bytes_read(lengths_B))
+        blocks_BGm = self.index.best(q_BHK, lengths_B, self.count)
+        return Selection(blocks_BGm, blocks_BGm, self.index.bytes_read(lengths_B), block=self.config.block)
 
     def tensors(self) -> list[Tensor]:
         return [*super().tensors(), *self.index.tensors()]

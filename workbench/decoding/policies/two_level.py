@@ -21,11 +21,12 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.config import require
-from workbench.decoding.blocks import BlockConfig, Shape, block_index, tokens_of, top_blocks
+from workbench.decoding.blocks import BlockConfig, Shape, block_index
 from workbench.decoding.channels import CalibratedPolicy, ChannelConfig, TokenIndex
 from workbench.decoding.policy import policies
 from workbench.decoding.selective import Selection, SelectiveConfig, Selector
 from workbench.decoding.view import View
+from workbench.ops.sparse_decoding import Searched
 
 
 @policies.register
@@ -83,7 +84,7 @@ class TwoLevelSelector(Selector):
 
     def __init__(self, config: Any, view: View, shape: Shape, channels_Gc: Tensor):
         self.config, self.count = config, config.candidates // config.block
-        self.blocks = block_index(config, shape, view.G, view.K)
+        self.blocks = block_index(config, shape, view)
         self.tokens = TokenIndex(config, view, channels_Gc, shape)
         super().__init__(view, shape, (min(self.count, self.blocks.blocks), self.blocks.blocks))
 
@@ -93,34 +94,22 @@ class TwoLevelSelector(Selector):
 
     def observe(self, q_BHK: Tensor, lengths_B: Tensor) -> None:
         if self.config.lagged and self.config.first_step == "prompt_query":
-            self.previous_BGm.copy_(self.best_blocks(q_BHK, lengths_B))
+            self.previous_BGm.copy_(self.blocks.best(q_BHK, lengths_B, self.count))
         else:
             self.previous_BGm.fill_(-1)  # blocks of a step before these tokens
 
-    def best_blocks(self, q_BHK: Tensor, lengths_B: Tensor) -> Tensor:
-        """M_t, (B, G, m)."""
-        scores_BGN = self.blocks.scores(q_BHK, lengths_B, self.view.scale)
-        return top_blocks(scores_BGN, lengths_B, self.config, self.count)
-
     def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:
-        blocks_BGm = self.best_blocks(q_BHK, lengths_B)
-        searched_BGm, resident_BGm = blocks_BGm, None
+        block, blocks_BGm = self.config.block, self.blocks.best(q_BHK, lengths_B, self.count)
         if self.config.lagged:
-            resident_BGm = self._with_newest(self.previous_BGm, lengths_B)
-            is_first_BG1 = self.previous_BGm[..., :1] < 0
-            searched_BGm = torch.where(is_first_BG1, self._with_newest(blocks_BGm, lengths_B), resident_BGm)
-        candidates_BGM = tokens_of(searched_BGm, self.config.block, lengths_B)
-        tokens_BGn = self.tokens.top_tokens(q_BHK, candidates_BGM, lengths_B)
-        index_bytes = self.blocks.bytes_read(lengths_B) + (candidates_BGM >= 0).sum() * (
-            self.tokens.token_bytes() / self.view.G
-        )
+            searched = Searched(self.previous_BGm, blocks_BGm, block, newest=True)
+            newest_BG1 = ((lengths_B - 1) // block)[:, None, None].expand(-1, self.view.G, 1)
+            resident_BGm = torch.cat((self.previous_BGm, newest_BG1), dim=-1)
+        else:
+            searched, resident_BGm = Searched(blocks_BGm, None, block, newest=False), None
+        tokens_BGn = self.tokens.best(q_BHK, searched, lengths_B)
+        candidates = searched.size(lengths_B)
+        index_bytes = self.blocks.bytes_read(lengths_B) + candidates * (self.tokens.token_bytes() / self.view.G)
         return Selection(tokens_BGn, blocks_BGm, index_bytes, resident_BGm)
-
-    def _with_newest(self, blocks_BGm: Tensor, lengths_B: Tensor) -> Tensor:
-        """``blocks_BGm`` and the block of the newest token, (B, G, m + 1)."""
-        newest_BG1 = ((lengths_B - 1) // self.config.block)[:, None, None].expand(-1, self.view.G, 1)
-        is_listed = (blocks_BGm == newest_BG1).any(-1, keepdim=True)
-        return torch.cat((blocks_BGm, newest_BG1.masked_fill(is_listed, -1)), dim=-1)
 
     def tensors(self) -> list[Tensor]:
         return [*super().tensors(), *self.blocks.tensors(), *self.tokens.tensors()]
