@@ -9,11 +9,13 @@ after prompts of ``tokens`` tokens in ``batch`` sequences, in these modes:
 eager      one kernel launch after the other
 graph      the same step replayed from a CUDA graph
 compiled   blocks compiled by torch.compile, replayed from a CUDA graph
+int8, fp8  as graph, with caches in eight bits (only on request)
 
 ``ms`` is the median over steps of the time between events on the device, ``wall_ms`` the mean by the clock of the host.
 ``floor_ms`` are the bytes that a step has to move (weights once, caches as far as a step reads them) at 4.2 TB/s.
 ``logit_error`` compares modes at the first setting, teacher-forced for 6 steps: the largest difference of logits to
-those of the eager mode, over their standard deviation; for the eager mode to those of passes without a cache.
+those of the eager mode, over their standard deviation; for the eager mode to those of passes without a cache, which
+"bf16" compares with the same passes in fp32: the rounding of the type.
 ``prefill`` compares the rate of a prefill with that of the forward pass that training makes, eager as well.
 
 The file is written after every case.
@@ -22,6 +24,7 @@ The file is written after every case.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -56,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gdn2": {"pattern": "gdn2"},
     "moe": {"pattern": "full", "feedforward": "moe"},
 }
-MODES = ("eager", "graph", "compiled")
+MODES = ("eager", "graph", "compiled", "int8", "fp8")
 KEY = ("case", "what", "mode", "batch", "tokens")
 GREEDY = Sampling(max_tokens=128, temperature=0)
 
@@ -80,7 +83,8 @@ def built(fields: dict[str, Any]) -> LanguageModel:
 
 
 def prefilled(model: LanguageModel, prompts: list[list[int]], mode: str, max_tokens: int = 128) -> Measured:
-    engine, generator = Engine(model), torch.Generator("cuda").manual_seed(0)
+    cache_dtype: Any = mode if mode in ("int8", "fp8") else "model"
+    engine, generator = Engine(model, cache_dtype=cache_dtype), torch.Generator("cuda").manual_seed(0)
     caches, hidden_BD = engine._prefill(prompts, max_tokens, True)
     settings: dict[str, Any] = {"ragged": True, "graphs": mode != "eager", "compiled": mode == "compiled"}
     return Measured(model, caches, hidden_BD, [len(p) for p in prompts], GREEDY, generator, **settings)
@@ -128,6 +132,9 @@ def logit_errors(model: LanguageModel, modes: list[str], batch: int, tokens: int
     full = model.logits(model(given)[:, tokens:]).float().unbind(1)
     spread = float(full[0].std())
     errors = {"eager": max(float((a - b).abs().max()) for a, b in zip(scores["eager"], full)) / spread}
+    wide = copy.deepcopy(model).float()
+    exact = wide.logits(wide(given)[:, tokens:]).unbind(1)
+    errors["bf16"] = max(float((a - b).abs().max()) for a, b in zip(full, exact)) / spread
     for mode in modes:
         errors[mode] = max(float((a - b).abs().max()) for a, b in zip(scores[mode], scores["eager"])) / spread
     return errors
@@ -262,7 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=[*CASES, "transformers"])
     parser.add_argument("--settings", nargs="*", default=["1x4096", "8x32768"])
-    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=MODES)
+    parser.add_argument("--modes", nargs="*", default=list(MODES[:3]), choices=MODES)
     parser.add_argument("--no-prefill", action="store_true", help="leave out the rates of prefills")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output", type=Path, default=OUTPUT)

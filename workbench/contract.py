@@ -319,6 +319,11 @@ class Cache(ABC):
     def tensors(self) -> list[Tensor]:
         """All cached tensors; accounting is tested against their size."""
 
+    def store_in(self, dtype: torch.dtype) -> str | None:
+        """Keep the tokens in eight bits, as int8 or float8_e4m3fn, before any is cached. Returns why that is
+        impossible; None where it is done, or where nothing is cached for every token."""
+        return "what is cached is read in the type of the model"
+
     def step_bytes(self, lengths: Sequence[int]) -> float:
         """Bytes that a step has to read and write, for sequences of these lengths. Default: every tensor is read."""
         return sum(tensor.nbytes for tensor in self.tensors())

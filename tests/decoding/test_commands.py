@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,9 @@ def export(tmp_path: Path) -> Path:
     return save(small_model(), small_tokenizer(), tmp_path / "export")
 
 
-def generate(export: Path, policy: str) -> list[str]:
-    """Lines of standard output and error."""
-    arguments = ["generate", str(export), "the key", "--tokens", "12", "--policy", policy]
+def generate(export: Path, policy: str, *options: str) -> list[str]:
+    """Standard output and error."""
+    arguments = ["generate", str(export), "the key", "--tokens", "12", "--policy", policy, *options]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     return [result.stdout, result.stderr]
@@ -37,7 +38,7 @@ def test_a_calibrated_policy_generates_and_reports_what_it_read(export: Path, tm
     assert result.stdout.replace("\n", "") == str(export / "calibration.json")
     text, report = generate(export, POLICY)
     assert text.startswith("the key")
-    assert report.startswith("a layer's step attends to 4 tokens, reads ")
+    assert report.splitlines()[1].startswith("a layer's step attends to 4 tokens, reads ")
 
 
 def test_a_missing_calibration_is_reported(export: Path) -> None:
@@ -45,5 +46,11 @@ def test_a_missing_calibration_is_reported(export: Path) -> None:
         generate(export, POLICY)
 
 
-def test_dense_generation_reports_nothing(export: Path) -> None:
-    assert generate(export, "dense")[1] == ""
+def test_dense_generation_reports_rate_and_bytes(export: Path) -> None:
+    (line,) = generate(export, "dense")[1].splitlines()
+    assert re.fullmatch(r"[\d.,]+ tokens/s after a prefill of [\d.]+ s, a step moves .+B, caches take .+B", line)
+
+
+def test_a_cache_that_a_policy_cannot_read_is_refused(export: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cache_dtype: .*'int8' for layer 0"):
+        generate(export, "streaming", "--cache", "int8")

@@ -157,24 +157,33 @@ def generate(
         str,
         typer.Option(help="What a decoding step reads: a name, or YAML such as '{kind: two_level, tokens: 512}'."),
     ] = "dense",
+    cache: Annotated[
+        str, typer.Option(help="Type of what is cached: model (that of the weights), bf16, int8, fp8.")
+    ] = "model",
+    graphs: Annotated[str, typer.Option(help="Whether steps are replayed from a CUDA graph: auto, on, off.")] = "auto",
+    compiled: Annotated[bool, typer.Option(help="Compile the steps, which takes a minute at the first one.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")] = None,
     seed: int = 0,
 ) -> None:
-    """Continue a text with an exported model. What the policy read follows on standard error."""
+    """Continue a text with an exported model. Rate, bytes, memory and what the policy read follow on standard error."""
+    import torch
+
     from workbench.config import apply_overrides
     from workbench.decoding import Engine, Sampling
     from workbench.pretrained import load
 
     settings = apply_overrides({}, [f"policy={policy}"])["policy"]
-    engine = Engine(*load(folder), policy=settings)
+    model, tokenizer = load(folder)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options: dict[str, Any] = {"graphs": graphs, "compiled": compiled, "cache_dtype": cache}
+    engine = Engine(model, tokenizer, policy=settings, **options)
     sampling = Sampling(max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
     stream = engine.complete(prompt, sampling)
     print(prompt, end="", flush=True)
     for text in stream:
         print(text, end="", flush=True)
     print()
-    summary = stream.metrics.reads.summary(stream.metrics.cache_bytes)
-    if summary:
-        typer.secho(summary, dim=True, err=True)
+    typer.secho(stream.metrics.summary(), dim=True, err=True)
 
 
 def calibrate(

@@ -12,16 +12,22 @@ import torch
 from tokenizers import Tokenizer
 from torch import Generator, Tensor
 
-from workbench.config import ConfigError, require
+from workbench.accounting import account
+from workbench.config import ConfigError, Problem, require
 from workbench.contract import Cache, Component
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding.policy import Policy, PolicyConfig, policies
 from workbench.decoding.reads import ReadLog, index_bytes
 from workbench.decoding.step import Sampling, Step
+from workbench.formatting import size
 from workbench.model import LanguageModel
 
 AUTO_TOKENS = 32
 """New tokens from which ``graphs="auto"`` captures steps: a capture takes about as long as ten steps without one."""
+
+
+CACHE_TYPES = {"model": None, "bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""Name of a type of caches -> the type; None for that of the model."""
 
 
 @dataclass
@@ -40,6 +46,9 @@ class Metrics:
     """Generated tokens of these steps."""
     cache_bytes: int = 0
     """Bytes of all caches, as allocated."""
+    step_bytes: float = 0.0
+    """Bytes that the newest step had to move: weights once, as far as its tokens use them, and caches as far as they
+    are read. Set at the end."""
     peak_bytes: int = 0
     """Most bytes of the device that tensors took at once, weights included; 0 on a CPU."""
     reads: ReadLog = field(default_factory=ReadLog)
@@ -49,6 +58,18 @@ class Metrics:
     def tokens_per_second(self) -> float:
         """Rate of decoding over all sequences, without prefill; 0 after a single step."""
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    def summary(self) -> str:
+        """Rate, bytes and memory in one line, and what the policy read in another, where it reads less than
+        everything."""
+        parts = [
+            f"{self.tokens_per_second:,.1f} tokens/s after a prefill of {self.prefill_seconds:.2f} s",
+            f"a step moves {size(self.step_bytes)}",
+            f"caches take {size(self.cache_bytes)}",
+        ]
+        if self.peak_bytes:
+            parts.append(f"peak memory {size(self.peak_bytes)}")
+        return "\n".join(filter(None, (", ".join(parts), self.reads.summary(self.cache_bytes))))
 
 
 @dataclass
@@ -104,11 +125,14 @@ class Engine:
             :data:`AUTO_TOKENS` new tokens.
         compiled: whether the blocks are compiled for their steps, which takes a minute at the first use on a device and
             makes fewer, larger kernels.
+        cache_dtype: type of what is cached: that of the model (model), bf16, or eight bits with a step size for every
+            token and head (int8, fp8). In eight bits are keys and values, and latents without their rotated keys; the
+            states of the delta-rule family stay as they are.
         prefill_tokens: tokens of all sequences in one pass over prompts, at most; bounds the memory of a prefill.
 
     Raises:
-        ConfigError: when the model cannot decode with caches, the policy refuses one of its mixers, or ``graphs`` is on
-            where no step can be captured.
+        ConfigError: when the model cannot decode with caches, the policy refuses one of its mixers, ``graphs`` is on
+            where no step can be captured, or a layer cannot cache in ``cache_dtype``.
     """
 
     def __init__(
@@ -120,6 +144,7 @@ class Engine:
         *,
         graphs: Literal["auto", "on", "off"] = "auto",
         compiled: bool = False,
+        cache_dtype: Literal["model", "bf16", "int8", "fp8"] = "model",
         prefill_tokens: int = 2**15,
     ):
         without = model.config.lacking("decode")
@@ -132,6 +157,9 @@ class Engine:
         self.model, self.tokenizer, self.policy = model, tokenizer, policy
         self.policy.prepare(model)
         self.graphs, self.compiled, self.prefill_tokens = graphs, compiled, prefill_tokens
+        require(cache_dtype in CACHE_TYPES, "cache_dtype", got=cache_dtype, expected=" or ".join(CACHE_TYPES))
+        self.cache_dtype = cache_dtype
+        self.new_caches(1, 1)
         obstacle = self.graph_obstacle()
         require(graphs != "on" or obstacle is None, "graphs", got="on", expected=f"off or auto: {obstacle}")
         self.document_symbol: int | None = None if tokenizer is None else tokenizer.token_to_id(DOCUMENT_SYMBOL)
@@ -139,6 +167,33 @@ class Engine:
             symbols = () if self.document_symbol is None else (self.document_symbol,)
             stop_tokens = model.stop_tokens.union(symbols)
         self.stop_tokens = frozenset(stop_tokens)
+
+    def new_caches(self, batch: int, length: int) -> list[Cache]:
+        """Empty caches for ``batch`` sequences of at most ``length`` tokens.
+
+        Raises:
+            ConfigError: naming the layers that cannot cache in ``cache_dtype``.
+        """
+        dtype = CACHE_TYPES[self.cache_dtype]
+        if dtype is None or dtype.itemsize > 1:
+            return self.model.new_caches(batch, length, self.policy.cache_for, dtype)
+        refused, stored = [], False
+
+        def cache_for(layer: int, mixer: Any, *shape: Any) -> Cache:
+            nonlocal stored
+            cache = self.policy.cache_for(layer, mixer, *shape)
+            before = [tensor.dtype for tensor in cache.tensors()]
+            reason = cache.store_in(dtype)
+            stored = stored or before != [tensor.dtype for tensor in cache.tensors()]
+            if reason is not None:
+                refused.append(Problem("cache_dtype", f"{self.cache_dtype!r} for layer {layer}", reason))
+            return cache
+
+        caches = self.model.new_caches(batch, length, cache_for)
+        if refused:
+            raise ConfigError(refused)
+        require(stored, "cache_dtype", got=self.cache_dtype, expected="model: no layer caches keys, values or latents")
+        return caches
 
     def graph_obstacle(self) -> str | None:
         """Why no step can be captured in a CUDA graph; None where one can."""
@@ -156,7 +211,7 @@ class Engine:
     @torch.inference_mode()
     def _ragged(self) -> bool:
         """Whether every cache takes its positions from the device."""
-        return all(cache.ragged for cache in self.model.new_caches(1, 1, self.policy.cache_for))
+        return all(cache.ragged for cache in self.new_caches(1, 1))
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of ``prompt`` as the beginning of a document.
@@ -267,10 +322,24 @@ class Engine:
                 metrics.decode_tokens += count
             if device.type == "cuda":
                 metrics.peak_bytes = torch.cuda.max_memory_allocated(device)
+            if count == 0 or step == sampling.max_tokens - 1:
+                metrics.step_bytes = self._step_bytes(batches, [len(prompts[i]) + step for i in order])
             if count == 0:
                 return
             yield new
             start = time.perf_counter()
+
+    def _step_bytes(self, batches: list[Step], lengths: list[int]) -> float:
+        """Bytes that a step of all batches moves."""
+        config, element = self.model.config, self.model.embedding.weight.itemsize
+        assert config.width and config.vocabulary
+        cost, total, first = account(config, 1, element), 0.0, 0
+        for batch in batches:
+            count = len(batch.tokens_B1)
+            used = min(cost.non_embedding, count * cost.active) + config.width * config.vocabulary
+            part, first = lengths[first : first + count], first + count
+            total += element * used + sum(cache.step_bytes(part) for cache in batch.caches)
+        return total
 
     def _use_graphs(self, sampling: Sampling) -> bool:
         if self.graphs == "auto":
@@ -319,7 +388,7 @@ class Engine:
         cache, which attention kernels are fastest at.
         """
         device = self.model.embedding.weight.device
-        caches = self.model.new_caches(len(prompts), len(prompts[0]) + new_tokens, self.policy.cache_for)
+        caches = self.new_caches(len(prompts), len(prompts[0]) + new_tokens)
         hidden = []
         first = 0
         while first < len(prompts):

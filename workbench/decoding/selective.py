@@ -118,11 +118,12 @@ class SelectiveCache:
         if T > 1:
             self.latest_read = None
             self.selector.observe(self.view.queries(*(q[:, -1:] for q in queries))[:, 0], lengths_B)
-            return self.mixer.attend(*queries, *rows)
+            return self.mixer.attend(*queries, *rows).to(queries[0].dtype)
         q_BHK = self.view.queries(*queries)[:, 0]
         selection = self.selector.select(q_BHK, lengths_B)
         self._count(selection, lengths_B)
-        return self.view.read(q_BHK, self.rows, selection.tokens_BGn, selection.block, lengths_B)
+        o_BTHV = self.view.read(q_BHK, self.rows, selection.tokens_BGn, selection.block, lengths_B)
+        return o_BTHV.to(queries[0].dtype)
 
     def _count(self, selection: Selection, lengths_B: Tensor) -> None:
         tokens, units, index_bytes, resident, block = selection
@@ -145,6 +146,9 @@ class SelectiveCache:
         )
         self.latest_read = torch.stack([number.double() for number in numbers])
 
+    def store_in(self, dtype: torch.dtype) -> str | None:
+        return "the policy reads chosen tokens in the type of the model"
+
     def step_bytes(self, lengths: Sequence[int]) -> float:
         """Of the latest step; waits for the device."""
         read = self.latest_read
@@ -157,7 +161,7 @@ class SelectiveCache:
 
     def tensors(self) -> list[Tensor]:
         """All cached tensors."""
-        return [*self.rows, *self.index_tensors()]
+        return [*super().tensors(), *self.index_tensors()]  # type: ignore[misc]
 
 
 class SelectiveKeyValueCache(SelectiveCache, KeyValueCache):

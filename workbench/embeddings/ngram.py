@@ -48,6 +48,9 @@ class TokenCache(Cache):
     def tensors(self) -> list[Tensor]:
         return [self.tokens_BP]
 
+    def store_in(self, dtype: torch.dtype) -> str | None:
+        return None
+
     def extend(self, tokens_BT: Tensor) -> Tensor:
         """Append T tokens. Returns the cached tokens, then the new ones."""
         seen = torch.cat((self.tokens_BP, tokens_BT), dim=1)

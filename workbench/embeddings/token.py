@@ -21,6 +21,9 @@ class EmptyCache(Cache):
     def tensors(self) -> list[Tensor]:
         return []
 
+    def store_in(self, dtype: torch.dtype) -> str | None:
+        return None
+
 
 @embeddings.register
 class TokenEmbedding(Embedding):

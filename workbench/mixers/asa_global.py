@@ -145,7 +145,7 @@ class ASAGlobal(Mixer):
                 aux.metrics[f"gate_{branch}"] = mean_of(gates_BT2H[:, :, index], is_token(segments, 1))
             selection.record_metrics(aux, self.blocks.block, segments)
         mixed_BTHC = torch.stack(outputs, dim=2).mul(gates_BT2H[..., None].to(outputs[0].dtype)).sum(2)
-        return self.out(self.project.from_latents(mixed_BTHC).reshape(B, T, -1))
+        return self.out(self.project.from_latents(mixed_BTHC).reshape(B, T, -1).to(x_BTD.dtype))
 
     def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
         return self.project.scores(x_BTD, **Positions.of(x_BTD, segments, None).rotary)

@@ -100,7 +100,7 @@ class MoBA(ScaledScores, Mixer):
         B, T, _ = x_BTD.shape
         assert cache is None or isinstance(cache, SparseCache)
         if cache is not None and cache.positions_B is not None:
-            return self.out(self._step(x_BTD, cache, selection).reshape(B, T, self.H * self.K))
+            return self.out(self._step(x_BTD, cache, selection).reshape(B, T, self.H * self.K).to(x_BTD.dtype))
         positions, blocks = Positions.of(x_BTD, segments, cache), self.blocks
         q, k, v = self._project(x_BTD, offset=positions.offset)
         pooled_cache = None if cache is None else cache.pooled
@@ -116,7 +116,7 @@ class MoBA(ScaledScores, Mixer):
                 )
             selection = Selection.by_scores(q, ck, lse, positions, blocks, None)
         o = selection.attend(q, k, v, positions, blocks.block)
-        return self.out(o.reshape(B, T, self.H * self.K))
+        return self.out(o.reshape(B, T, self.H * self.K).to(x_BTD.dtype))
 
     def _step(self, x_BTD: Tensor, cache: SparseCache, selection: Selection | None) -> Tensor:
         """(B, H, K) of one token per sequence."""

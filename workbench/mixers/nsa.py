@@ -279,7 +279,7 @@ class NSA(ScaledScores, Mixer):
             if selection is not None:
                 selection.record_metrics(aux, self.blocks.block, segments)
         o_BTHK = torch.stack(outputs, dim=2).mul(gates_BTcH[..., None].to(outputs[0].dtype)).sum(2)
-        return self.out(o_BTHK.reshape(B, T, self.H * self.K))
+        return self.out(o_BTHK.reshape(B, T, self.H * self.K).to(x_BTD.dtype))
 
     def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
         q, _, rotated = self._project(x_BTD, **Positions.of(x_BTD, segments, None).rotary)

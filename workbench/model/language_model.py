@@ -238,12 +238,19 @@ class LanguageModel(nn.Module):
         hidden_BTD = times(self.multipliers.logits, self.norm(x_BTD))
         return target_loss(hidden_BTD, self.head_weight, targets_BT, totals.targets)
 
-    def new_caches(self, batch: int, length: int, cache_for: Callable[..., Cache] | None = None) -> list[Cache]:
+    def new_caches(
+        self,
+        batch: int,
+        length: int,
+        cache_for: Callable[..., Cache] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> list[Cache]:
         """Empty decode caches, one per block, then the embedding's, for ``batch`` sequences of up to ``length`` tokens.
 
         Args:
             cache_for: ``(layer, mixer, batch, length, device, dtype) -> Cache``, as of a decoding policy. Default: the
                 mixer's own ``new_cache``.
+            dtype: of what is cached. Default: that of the model.
 
         Raises:
             ConfigError: naming the components that cannot decode with a cache.
@@ -254,6 +261,9 @@ class LanguageModel(nn.Module):
         layer_mixers: list[Any] = [block.get_submodule("mixer") for block in self.blocks]
         make = cache_for or (lambda _, mixer, *shape: mixer.new_cache(*shape))
         return [
-            *(make(i, mixer, batch, length, weight.device, weight.dtype) for i, mixer in enumerate(layer_mixers)),
+            *(
+                make(i, mixer, batch, length, weight.device, dtype or weight.dtype)
+                for i, mixer in enumerate(layer_mixers)
+            ),
             self.embedding.new_cache(batch, weight.device),
         ]

@@ -271,6 +271,8 @@ class LatentCache(RowCache):
         length: largest number of tokens.
     """
 
+    eight_bits = (0,)  # rotated keys, a few channels, decide positions
+
     def __init__(self, mixer: LatentAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype):
         shapes = [(mixer.project.g, mixer.project.C), (1, mixer.project.R)]
         super().__init__(batch, length, shapes, device, dtype, mixer.window)
@@ -283,13 +285,20 @@ class LatentCache(RowCache):
         """
         if self.positions_B is not None:
             lengths_B, project = self.append(c_BTgC, kr_BT1R), self.mixer.project
-            q_BHK = project.absorbed(q_n, q_r)[:, 0].to(c_BTgC.dtype)
-            shared = self.rows[1] if project.R else None
-            settings: dict[str, Any] = {"scale": project.scale, "shared_BS1R": shared, "sink_H": self.mixer.sink}
-            o_BHC, _ = decode_attention(q_BHK, self.rows[0], None, lengths_B, **settings)
-            return project.from_latents(o_BHC[:, None])
+            q_BHK = project.absorbed(q_n, q_r)[:, 0].to(self.dtype)
+            o_BHC, _ = decode_attention(
+                q_BHK,
+                self.rows[0],
+                None,
+                lengths_B,
+                scale=project.scale,
+                shared_BS1R=self.rows[1] if project.R else None,
+                k_steps_BSG=self.steps[0],
+                sink_H=self.mixer.sink,
+            )
+            return project.from_latents(o_BHC[:, None]).to(q_n.dtype)
         c_BSgC, kr_BS1R = self.extend(c_BTgC, kr_BT1R)
-        return self.mixer.attend(q_n, q_r, c_BSgC, kr_BS1R, absorbed=q_n.shape[1] == 1)
+        return self.mixer.attend(q_n, q_r, c_BSgC, kr_BS1R, absorbed=q_n.shape[1] == 1).to(q_n.dtype)
 
 
 class LatentAttention(Mixer):

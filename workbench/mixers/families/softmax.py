@@ -185,6 +185,8 @@ class KeyValueCache(RowCache):
         length: largest number of tokens.
     """
 
+    eight_bits = (0, 1)
+
     def __init__(
         self, mixer: SoftmaxAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
     ):
@@ -194,19 +196,21 @@ class KeyValueCache(RowCache):
     def attend(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
         """Append T keys and values, and attend from their queries to all that they see: (B, T, H, K)."""
         if self.positions_B is None:
-            return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK), cached=True)
+            return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK), cached=True).to(q_BTHK.dtype)
         lengths_B = self.append(k_BTGK, v_BTGK)
         mixer, (k_BSGK, v_BSGK) = self.mixer, self.rows
         o_BHK, _ = decode_attention(
-            q_BTHK[:, 0].to(v_BTGK.dtype),
+            q_BTHK[:, 0].to(self.dtype),
             k_BSGK,
             v_BSGK,
             lengths_B,
             scale=mixer.K**-0.5,
+            k_steps_BSG=self.steps[0],
+            v_steps_BSG=self.steps[1],
             softcap=mixer.softcap,
             sink_H=mixer.sink,
         )
-        return o_BHK[:, None]
+        return o_BHK[:, None].to(q_BTHK.dtype)
 
 
 class SoftmaxAttention(ScaledScores, Mixer):

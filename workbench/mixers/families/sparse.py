@@ -20,7 +20,7 @@ from workbench.mixers.families.softmax import nearest_divisor
 from workbench.ops.sparse_attention import (
     Blocks,
     block_starts,
-    block_tokens,
+    chosen_block_attention,
     document_starts,
     num_blocks,
     select_blocks,
@@ -28,7 +28,6 @@ from workbench.ops.sparse_attention import (
     selected_attention,
     visible_counts,
 )
-from workbench.ops.sparse_decoding import gathered_attention
 from workbench.pooled import is_token, mean_of
 
 SCORE_OBSTACLE = "queries meet pooled keys and keys of selected blocks, whose largest score is not measured"
@@ -212,8 +211,16 @@ class Selection:
         shared_BS1R: Tensor | None = None,
     ) -> Tensor:
         """Attention of the queries of a step to the tokens of the selected blocks: (B, H, V)."""
-        tokens_BGm = block_tokens(self.indices[:, 0].long(), block, positions_B)
-        return gathered_attention(q_BHK, k_BSGK, v_BSGV, tokens_BGm, shared_BS1R=shared_BS1R, scale=scale)
+        return chosen_block_attention(
+            q_BHK,
+            k_BSGK,
+            v_BSGV,
+            self.indices[:, 0].long(),
+            positions_B,
+            block=block,
+            scale=scale,
+            shared_BS1R=shared_BS1R,
+        )
 
     def record_metrics(self, aux: AuxOutputs, block: int, segments: Tensor | None) -> None:
         """Mean distance of the selected blocks from the query's own, in tokens."""
@@ -286,6 +293,7 @@ class PooledCache(Cache):
             x[:, max(0, x.shape[1] - (self.length + new[0].shape[1] - done * stride)) :] for x in self.raw.extend(*new)
         ]
         count = num_blocks(raw[0].shape[1], length, stride)
+        raw = [x.to(y.dtype) for x, y in zip(raw, new)]
         if count:
             starts_1N = torch.arange(done, done + count, device=raw[0].device)[None] * stride
             self.pooled.extend(*pool(raw, starts_1N, (done + count) * stride, None))
@@ -303,7 +311,8 @@ class PooledCache(Cache):
             first_B = position_B + 1 - length
             slots_BL = (first_B[:, None] + torch.arange(length, device=first_B.device)) % self.raw.capacity
             sequence_B = torch.arange(len(first_B), device=first_B.device)
-            block = pool([x[sequence_B[:, None], slots_BL] for x in self.raw.rows], first_B[:, None], None, None)
+            raw = [row[sequence_B[:, None], slots_BL].to(x.dtype) for row, x in zip(self.raw.rows, new)]
+            block = pool(raw, first_B[:, None], None, None)
             is_complete_B = (first_B >= 0) & (first_B % stride == 0)
             number_B = (first_B // stride).clamp_min(0)
             for row, x in zip(self.pooled.rows, block):

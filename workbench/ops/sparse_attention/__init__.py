@@ -35,13 +35,13 @@ from workbench.ops.sparse_attention.layout import (
     unique_blocks,
     visible_pairs,
 )
-from workbench.ops.sparse_attention.single import block_tokens, select_for_step, visible_counts
+from workbench.ops.sparse_attention.single import chosen_block_attention, select_for_step, visible_counts
 
 __all__ = [
     "Blocks",
     "block_overlaps",
     "block_starts",
-    "block_tokens",
+    "chosen_block_attention",
     "document_starts",
     "group_query_pairs",
     "num_blocks",

@@ -1,4 +1,4 @@
-"""Selection of blocks for one query per sequence, at positions that only the device knows.
+"""Selection of blocks, and attention to them, for one query per sequence, at positions that only the device knows.
 
 The same choice as :func:`workbench.ops.sparse_attention.select_blocks` for sequences of one document. Every shape is
 fixed by the capacity of the cache: a decoding step can be captured in a CUDA graph.
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.ops.sparse_attention.layout import block_overlaps
+from workbench.ops.sparse_decoding import gathered_attention
 
 
 def visible_counts(positions_B: Tensor, length: int, stride: int) -> Tensor:
@@ -52,7 +53,7 @@ def select_for_step(
     J = -(-capacity // block)
     score_BGJ = torch.zeros(B, groups, J, dtype=wide, device=q_BHK.device)
     if N:
-        q_BgRK = q_BHK.unflatten(1, (g, -1))
+        q_BgRK = q_BHK.to(ck_BNgK.dtype).unflatten(1, (g, -1))
         q_BgRK, q_BgRr = q_BgRK.split((ck_BNgK.shape[-1], q_BHK.shape[-1] - ck_BNgK.shape[-1]), dim=-1)
         # products in the type of the cache, whose copy in fp32 would be larger than what a step reads otherwise
         s_BgRN = torch.matmul(q_BgRK, ck_BNgK.permute(0, 2, 3, 1)).to(wide)
@@ -80,8 +81,37 @@ def select_for_step(
     return F.pad(chosen, (0, count - n), value=-1)
 
 
-def block_tokens(chosen_BGn: Tensor, block: int, positions_B: Tensor) -> Tensor:
-    """(B, G, n · block) positions of the tokens of chosen blocks up to the query, -1 for none."""
-    tokens = chosen_BGn[..., None] * block + torch.arange(block, device=chosen_BGn.device)
-    is_seen = (chosen_BGn[..., None] >= 0) & (tokens <= positions_B[:, None, None, None])
-    return tokens.where(is_seen, -1).flatten(2)
+def chosen_block_attention(
+    q_BHK: Tensor,
+    k_BSgK: Tensor,
+    v_BSgV: Tensor | None,
+    chosen_BGn: Tensor,
+    positions_B: Tensor,
+    *,
+    block: int,
+    scale: float,
+    shared_BS1R: Tensor | None = None,
+) -> Tensor:
+    """Attention to the tokens of chosen blocks up to the query, as :func:`workbench.ops.sparse_decoding.
+    gathered_attention`: (B, H, V) in the type of the cache."""
+    return _chosen(q_BHK.to(k_BSgK.dtype), k_BSgK, v_BSgV, chosen_BGn, positions_B + 1, shared_BS1R, block, scale)
+
+
+@torch.library.custom_op("workbench::chosen_block_attention", mutates_args=())
+def _chosen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    chosen: Tensor,
+    lengths: Tensor,
+    shared: Tensor | None,
+    block: int,
+    scale: float,
+) -> Tensor:
+    # opaque to torch.compile: the implementation is chosen when it runs
+    return gathered_attention(q, k, v, chosen, block=block, lengths_B=lengths, shared_BS1R=shared, scale=scale)
+
+
+@_chosen.register_fake
+def _(q, k, v, chosen, lengths, shared, block, scale) -> Tensor:  # type: ignore[no-untyped-def]
+    return k.new_empty(*q.shape[:2], (k if v is None else v).shape[-1])
