@@ -18,16 +18,20 @@ those of the eager mode, over their standard deviation; for the eager mode to th
 "bf16" compares with the same passes in fp32: the rounding of the type.
 ``prefill`` compares the rate of a prefill with that of the forward pass that training makes, eager as well.
 
-The file is written after every case.
+The file is written after every case. With ``--turns FILE`` several processes share one GPU: they compile side by side,
+and lock the file for everything that is timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import fcntl
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -90,12 +94,28 @@ def prefilled(model: LanguageModel, prompts: list[list[int]], mode: str, max_tok
     return Measured(model, caches, hidden_BD, [len(p) for p in prompts], GREEDY, generator, **settings)
 
 
-def timed_steps(step: Step, count: int) -> dict[str, float]:
+@contextmanager
+def turn(path: Path | None) -> Iterator[None]:
+    """Inside, no other process with the same file is."""
+    if path is None:
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        torch.cuda.synchronize()
+
+
+def first_steps(step: Step) -> float:
+    """Seconds of the steps that compile and capture."""
     started = time.perf_counter()
     for _ in range(4):
         step.run()
     torch.cuda.synchronize()
-    warm = time.perf_counter() - started
+    return time.perf_counter() - started
+
+
+def timed_steps(step: Step, count: int) -> dict[str, float]:
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     started = time.perf_counter()
     events[0].record()
@@ -105,7 +125,7 @@ def timed_steps(step: Step, count: int) -> dict[str, float]:
     torch.cuda.synchronize()
     wall = (time.perf_counter() - started) / count * 1e3
     times = sorted(a.elapsed_time(b) for a, b in pairwise(events))
-    return {"ms": times[count // 2], "wall_ms": wall, "first_steps_s": warm}
+    return {"ms": times[count // 2], "wall_ms": wall}
 
 
 def floor_ms(step: Step, tokens: int) -> float:
@@ -164,7 +184,7 @@ def prefill_rates(model: LanguageModel, tokens: int) -> dict[str, float]:
 
 
 def measured(
-    case: str, settings: list[tuple[int, int]], modes: list[str], steps: int, prefill: bool
+    case: str, settings: list[tuple[int, int]], modes: list[str], steps: int, prefill: bool, turns: Path | None
 ) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     model = built(CASES[case])
@@ -182,12 +202,14 @@ def measured(
             try:
                 torch.cuda.reset_peak_memory_stats()
                 with torch.inference_mode():
-                    torch.cuda.synchronize()
-                    started = time.perf_counter()
-                    step = prefilled(model, prompts, mode)
-                    torch.cuda.synchronize()
-                    entry["prefill_s"] = time.perf_counter() - started
-                    entry |= timed_steps(step, min(steps, 20) if mode == "eager" else steps)
+                    with turn(turns):
+                        started = time.perf_counter()
+                        step = prefilled(model, prompts, mode)
+                        torch.cuda.synchronize()
+                        entry["prefill_s"] = time.perf_counter() - started
+                    entry["first_steps_s"] = first_steps(step)
+                    with turn(turns):
+                        entry |= timed_steps(step, min(steps, 20) if mode == "eager" else steps)
                     entry["floor_ms"] = floor_ms(step, tokens)
                     entry["cache_gib"] = sum(t.nbytes for c in step.caches for t in c.tensors()) / 2**30
                     entry["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -255,6 +277,7 @@ def transformers_steps(settings: list[tuple[int, int]], steps: int, compiled: bo
                     place.add_(1)
 
                 step = type("", (), {"run": staticmethod(one)})
+                first_steps(step)  # type: ignore[arg-type]
                 entry |= timed_steps(step, min(steps, 20) if not compiled else steps)  # type: ignore[arg-type]
         except Exception as error:
             entry["error"] = repr(error)[-600:]
@@ -271,6 +294,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", default=["1x4096", "8x32768"])
     parser.add_argument("--modes", nargs="*", default=list(MODES[:3]), choices=MODES)
     parser.add_argument("--no-prefill", action="store_true", help="leave out the rates of prefills")
+    parser.add_argument("--turns", type=Path, help="file that processes on one GPU lock in turn")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
@@ -281,7 +305,8 @@ def main() -> None:
             modes = [mode for mode in ("eager", "compiled") if mode in arguments.modes]
             results = [r for m in modes for r in transformers_steps(settings, arguments.steps, m == "compiled")]
         else:
-            results = measured(case, settings, arguments.modes, arguments.steps, not arguments.no_prefill)
+            prefill, turns = not arguments.no_prefill, arguments.turns
+            results = measured(case, settings, arguments.modes, arguments.steps, prefill, turns)
         merge_results(arguments.output, results, lambda result: tuple(result.get(name) for name in KEY))
         torch.cuda.empty_cache()
 
