@@ -17,7 +17,7 @@ from workbench.config import ConfigError, Problem, require
 from workbench.contract import Cache, Component
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding.policy import Policy, PolicyConfig, policies
-from workbench.decoding.reads import ReadLog, index_bytes
+from workbench.decoding.reads import ReadLog, host_bytes, index_bytes
 from workbench.decoding.step import Sampling, Step
 from workbench.formatting import size
 from workbench.model import LanguageModel
@@ -45,7 +45,9 @@ class Metrics:
     decode_tokens: int = 0
     """Generated tokens of these steps."""
     cache_bytes: int = 0
-    """Bytes of all caches, as allocated."""
+    """Bytes of all caches on the device, as allocated."""
+    host_bytes: int = 0
+    """Bytes of all caches on the host, under a policy that offloads."""
     step_bytes: float = 0.0
     """Bytes that the newest step had to move: weights once, as far as its tokens use them, and caches as far as they
     are read. Set at the end."""
@@ -315,7 +317,9 @@ class Engine:
             if step == 0:
                 caches = [cache for batch in batches for cache in batch.caches]
                 metrics.prefill_seconds = seconds
-                metrics.cache_bytes = sum(t.nbytes for cache in caches for t in cache.tensors())
+                metrics.host_bytes = host_bytes(caches)
+                allocated = {t.data_ptr(): t.nbytes for cache in caches for t in cache.tensors()}  # layers share some
+                metrics.cache_bytes = sum(allocated.values()) - metrics.host_bytes
                 metrics.reads.index_bytes = index_bytes(caches)
             else:
                 metrics.decode_seconds += seconds

@@ -13,14 +13,15 @@ import polars as pl
 import torch
 from torch import Tensor
 
-FIELDS = ("tokens", "units", "overlap", "hit_rate", "bytes", "dense_bytes")
+FIELDS = ("tokens", "units", "overlap", "hit_rate", "bytes", "dense_bytes", "host_bytes")
 """Means over sequences of one layer's step:
 
 - tokens: tokens attended, per group of heads;
 - units: what the policy chooses, per group: blocks, or tokens where it chooses no blocks;
 - overlap: share of these that were chosen in the step before as well;
 - hit_rate: share of these that were in the resident set, where the policy has one;
-- bytes: read from the cache, indices included, and dense_bytes: what attention to all tokens reads.
+- bytes: read from the cache, indices included, and dense_bytes: what attention to all tokens reads;
+- host_bytes: copied from the host, for this step or for the next one; 0 where the cache is on the device.
 
 Undefined numbers, such as the overlap of a first step, are NaN on the device and null in tables.
 """
@@ -43,6 +44,12 @@ def shared(units_BGm: Tensor, others_BGn: Tensor, size: int) -> Tensor:
 def index_bytes(caches: Iterable[Any]) -> int:
     """Bytes that a policy adds to the mixers' own caches, as allocated."""
     tensors = (cache.index_tensors() for cache in caches if hasattr(cache, "index_tensors"))
+    return sum(tensor.nbytes for listed in tensors for tensor in listed)
+
+
+def host_bytes(caches: Iterable[Any]) -> int:
+    """Bytes of caches on the host, as allocated."""
+    tensors = (cache.host_tensors() for cache in caches if hasattr(cache, "host_tensors"))
     return sum(tensor.nbytes for listed in tensors for tensor in listed)
 
 

@@ -72,6 +72,9 @@ class Selector:
         self.previous_BGm = torch.full((shape[0], view.G, count), -1, device=shape[2])
         """Units of the step before."""
 
+    looks_ahead = False
+    """Whether a step searches the units of the step before, so that its own are needed by the next step only."""
+
     def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
         """Take T new keys from position ``start_B`` on; those at ``lengths_B`` and later are padding. Default: none are
         needed."""
@@ -102,6 +105,10 @@ class SelectiveCache:
         self.view, self.selector = view, selector
         self.latest_read: Tensor | None = None
         """(F,) numbers of the latest step, :data:`workbench.decoding.reads.FIELDS`."""
+        self.hit_rate: Tensor | None = None
+        """Share of the units of the latest step that were resident, where the cache knows."""
+        self.host_bytes: Tensor | None = None
+        """Bytes that it copies from the host, per sequence, where rows are on the host."""
 
     def attend(self, *inputs: Tensor) -> Tensor:
         """Append T tokens and attend from their queries; arguments and result as of the mixer's own cache."""
@@ -121,17 +128,21 @@ class SelectiveCache:
             return self.mixer.attend(*queries, *rows).to(queries[0].dtype)
         q_BHK = self.view.queries(*queries)[:, 0]
         selection = self.selector.select(q_BHK, lengths_B)
+        o = self.read(q_BHK, selection, lengths_B)
         self._count(selection, lengths_B)
-        o_BTHV = self.view.read(q_BHK, self.rows, selection.tokens_BGn, selection.block, lengths_B)
-        return o_BTHV.to(queries[0].dtype)
+        return o.to(queries[0].dtype)
+
+    def read(self, q_BHK: Tensor, selection: Selection, lengths_B: Tensor) -> Tensor:
+        """The output of a step, (B, 1, H, V)."""
+        return self.view.read(q_BHK, self.rows, selection.tokens_BGn, selection.block, lengths_B)
 
     def _count(self, selection: Selection, lengths_B: Tensor) -> None:
         tokens, units, index_bytes, resident, block = selection
         B, G = tokens.shape[:2]
         selector = self.selector
         overlap = shared(units, selector.previous_BGm, selector.unit_numbers)
-        hit_rate = overlap.new_full((), torch.nan)
-        if resident is not None:
+        hit_rate = overlap.new_full((), torch.nan) if self.hit_rate is None else self.hit_rate
+        if resident is not None and self.hit_rate is None:
             hit_rate = shared(units, resident, selector.unit_numbers)
         selector.previous_BGm.copy_(units)
         kept = (tokens >= 0).sum() if block == 1 else tokens_in(tokens, block, lengths_B)
@@ -143,6 +154,7 @@ class SelectiveCache:
             hit_rate,
             (kept * row_bytes + index_bytes) / B,
             lengths_B.sum() * (G * row_bytes) / B,
+            torch.zeros_like(overlap) if self.host_bytes is None else self.host_bytes,
         )
         self.latest_read = torch.stack([number.double() for number in numbers])
 
@@ -156,7 +168,7 @@ class SelectiveCache:
 
     def index_tensors(self) -> list[Tensor]:
         """What the policy adds to the mixer's own cache."""
-        latest = [] if self.latest_read is None else [self.latest_read]
+        latest = [x for x in (self.latest_read, self.hit_rate, self.host_bytes) if x is not None]
         return [*self.selector.tensors(), *latest]
 
     def tensors(self) -> list[Tensor]:
@@ -190,13 +202,21 @@ class SelectivePolicy(Policy):
         if view is None or layer < self.config.dense_layers:
             return mixer.new_cache(batch, length, device, dtype)
         shape = (batch, length, device, dtype)
+        return self.new_cache(layer, view, self.selector(layer, view, shape), shape)
+
+    def new_cache(self, layer: int, view: View, selector: Selector, shape: Shape) -> Cache:
+        """The cache of a layer that the policy changes."""
         cls = SelectiveKeyValueCache if view.cache is KeyValueCache else SelectiveLatentCache
-        return cls(view, self.selector(layer, view, shape), *shape)
+        return cls(view, selector, *shape)
+
+    def layers(self, model: LanguageModel) -> list[int]:
+        """Numbers of the layers that the policy changes."""
+        mixers = [block.get_submodule("mixer") for block in model.blocks]
+        return [n for n, mixer in enumerate(mixers) if n >= self.config.dense_layers and view_of(mixer)]  # type: ignore[arg-type]
 
     def check(self, model: LanguageModel) -> None:
         super().check(model)
-        layers = list(enumerate(block.get_submodule("mixer") for block in model.blocks))
-        if not any(view_of(mixer) for layer, mixer in layers if layer >= self.config.dense_layers):  # type: ignore[arg-type]
+        if not self.layers(model):
             self.refuse(model, self._unchanged)
 
     def _unchanged(self, layer: int, mixer: Mixer) -> str:

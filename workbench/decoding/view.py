@@ -12,12 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from workbench.contract import Mixer
 from workbench.mixers.families.latent import LatentAttention, LatentCache
 from workbench.mixers.families.softmax import KeyValueCache, SoftmaxAttention
-from workbench.ops.sparse_decoding import gathered_attention
+from workbench.ops.sparse_decoding import Pool, gathered_attention
 
 
 class View(ABC):
@@ -40,6 +41,27 @@ class View(ABC):
     @abstractmethod
     def keys(self, *new: Tensor) -> Tensor:
         """(B, T, G, K) from the new rows of a cache."""
+
+    @abstractmethod
+    def packed(self, *new: Tensor) -> Tensor:
+        """(B, T, G, X) all that attention reads of new tokens, in one row per group."""
+
+    @abstractmethod
+    def unpacked(self, packed_BSGX: Tensor) -> list[Tensor]:
+        """Packed rows in the form of the layer's cache."""
+
+    @abstractmethod
+    def read_packed(
+        self, q_BHK: Tensor, packed_BSGX: Tensor, tokens_BGn: Tensor, block: int, lengths_B: Tensor, pool: Pool
+    ) -> Tensor:
+        """As :meth:`read`, from packed rows.
+
+        Args:
+            packed_BSGX: rows of slots.
+            tokens_BGn: positions of tokens, or numbers of blocks, -1 for none.
+            block, lengths_B: as of :meth:`read`.
+            pool: in which slots they are.
+        """
 
     @abstractmethod
     def read(
@@ -72,12 +94,34 @@ class HeadsView(View):
     def keys(self, *new: Tensor) -> Tensor:
         return new[0]
 
+    def packed(self, *new: Tensor) -> Tensor:
+        return torch.cat(new, dim=-1)
+
+    def unpacked(self, packed_BSGX: Tensor) -> list[Tensor]:
+        return list(packed_BSGX.split(self.K, dim=-1))
+
+    def read_packed(
+        self, q_BHK: Tensor, packed_BSGX: Tensor, tokens_BGn: Tensor, block: int, lengths_B: Tensor, pool: Pool
+    ) -> Tensor:
+        return self._attend(q_BHK, self.unpacked(packed_BSGX), tokens_BGn, block, lengths_B, pool)
+
     def read(
         self, q_BHK: Tensor, rows: list[Tensor], tokens_BGn: Tensor, block: int = 1, lengths_B: Tensor | None = None
     ) -> Tensor:
+        return self._attend(q_BHK, rows, tokens_BGn, block, lengths_B, None)
+
+    def _attend(
+        self,
+        q_BHK: Tensor,
+        rows: list[Tensor],
+        tokens_BGn: Tensor,
+        block: int,
+        lengths_B: Tensor | None,
+        pool: Pool | None,
+    ) -> Tensor:
+        where: dict[str, Any] = {"block": block, "lengths_B": lengths_B, "pool": pool}
         settings = {"scale": self.scale, "softcap": self.mixer.softcap, "sink_H": self.mixer.sink}
-        o_BHK = gathered_attention(q_BHK, rows[0], rows[1], tokens_BGn, block=block, lengths_B=lengths_B, **settings)
-        return o_BHK[:, None]
+        return gathered_attention(q_BHK, *rows, tokens_BGn, **where, **settings)[:, None]
 
 
 class LatentView(View):
@@ -97,11 +141,31 @@ class LatentView(View):
     def keys(self, *new: Tensor) -> Tensor:
         return self.mixer.project.latent_keys(*new)
 
+    def packed(self, *new: Tensor) -> Tensor:
+        return self.keys(*new)  # with the rotated key once per group
+
+    def unpacked(self, packed_BSGX: Tensor) -> list[Tensor]:
+        C = self.mixer.project.C
+        return [packed_BSGX[..., :C], packed_BSGX[:, :, :1, C:]]
+
+    def read_packed(
+        self, q_BHK: Tensor, packed_BSGX: Tensor, tokens_BGn: Tensor, block: int, lengths_B: Tensor, pool: Pool
+    ) -> Tensor:
+        latents_BSGC, shared_BS1R = self.unpacked(packed_BSGX)
+        where: dict[str, Any] = {"block": block, "lengths_B": lengths_B, "pool": pool}
+        if self.G == 1:
+            return self._attend(q_BHK, latents_BSGC, None, tokens_BGn, shared_BS1R=shared_BS1R, **where)
+        # groups have different tokens in a slot, and so different rotated keys
+        return self._attend(q_BHK, packed_BSGX, latents_BSGC, tokens_BGn, **where)
+
     def read(
         self, q_BHK: Tensor, rows: list[Tensor], tokens_BGn: Tensor, block: int = 1, lengths_B: Tensor | None = None
     ) -> Tensor:
-        settings = {"shared_BS1R": rows[1], "scale": self.scale, "sink_H": self.mixer.sink}
-        o_BHC = gathered_attention(q_BHK, rows[0], None, tokens_BGn, block=block, lengths_B=lengths_B, **settings)
+        where: dict[str, Any] = {"block": block, "lengths_B": lengths_B}
+        return self._attend(q_BHK, rows[0], None, tokens_BGn, shared_BS1R=rows[1], **where)
+
+    def _attend(self, *inputs: Any, **where: Any) -> Tensor:
+        o_BHC = gathered_attention(*inputs, scale=self.scale, sink_H=self.mixer.sink, **where)
         return self.mixer.project.from_latents(o_BHC[:, None])
 
 

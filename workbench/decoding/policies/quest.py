@@ -13,22 +13,24 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.decoding.blocks import BlockConfig, Shape, block_index
+from workbench.decoding.offload import OffloadableConfig, OffloadablePolicy
 from workbench.decoding.policy import policies
-from workbench.decoding.selective import Selection, SelectiveConfig, SelectivePolicy, Selector
+from workbench.decoding.selective import Selection, Selector
 from workbench.decoding.view import View
 
 
 @policies.register
-class Quest(SelectivePolicy):
+class Quest(OffloadablePolicy):
     """The blocks with the largest bound of their scores."""
 
     conformance_cases = (
         {"tokens": 12, "block": 4, "sink": 2, "local": 3},
         {"tokens": 16, "block": 4, "sink": 0, "local": 1, "block_index": "mean", "sub_block": 2},
+        {"tokens": 12, "block": 4, "sink": 2, "local": 3, "offload": {"resident": "lru", "slots": 4}},
     )
     everything: ClassVar[dict[str, Any]] = {"tokens": 4096}
 
-    class Config(SelectiveConfig, BlockConfig):
+    class Config(OffloadableConfig, BlockConfig):
         """The blocks with the largest bound of their scores."""
 
         kind: Literal["quest"] = "quest"

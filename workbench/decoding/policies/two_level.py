@@ -23,14 +23,15 @@ from torch import Tensor
 from workbench.config import require
 from workbench.decoding.blocks import BlockConfig, Shape, block_index
 from workbench.decoding.channels import CalibratedPolicy, ChannelConfig, TokenIndex
+from workbench.decoding.offload import OffloadableConfig, OffloadablePolicy
 from workbench.decoding.policy import policies
-from workbench.decoding.selective import Selection, SelectiveConfig, Selector
+from workbench.decoding.selective import Selection, Selector
 from workbench.decoding.view import View
 from workbench.ops.sparse_decoding import Searched
 
 
 @policies.register
-class TwoLevel(CalibratedPolicy):
+class TwoLevel(CalibratedPolicy, OffloadablePolicy):
     """The best tokens inside the best blocks, of this step or of the one before."""
 
     conformance_cases = (
@@ -48,10 +49,19 @@ class TwoLevel(CalibratedPolicy):
             "sub_block": 2,
             "first_step": "synchronous",
         },
+        {
+            "tokens": 6,
+            "candidates": 16,
+            "block": 4,
+            "sink": 2,
+            "local": 3,
+            "channels": "all",
+            "offload": {},
+        },
     )
     everything: ClassVar[dict[str, Any]] = {"tokens": 4096, "candidates": 4096, "channels": "all"}
 
-    class Config(SelectiveConfig, BlockConfig, ChannelConfig):
+    class Config(OffloadableConfig, BlockConfig, ChannelConfig):
         """The best tokens inside the best blocks, of this step or of the one before."""
 
         kind: Literal["two_level"] = "two_level"
@@ -87,6 +97,7 @@ class TwoLevelSelector(Selector):
         self.blocks = block_index(config, shape, view)
         self.tokens = TokenIndex(config, view, channels_Gc, shape)
         super().__init__(view, shape, (min(self.count, self.blocks.blocks), self.blocks.blocks))
+        self.looks_ahead = config.lagged
 
     def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
         self.blocks.append(k_BTGK, start_B, lengths_B)
