@@ -218,3 +218,67 @@ def test_memory_of_the_host_is_counted_apart() -> None:
     model = small_model(depth=1, **MODELS["heads"])
     metrics = Engine(model, policy={**LAGGED, "offload": {}}).generate([list(range(60))]).metrics
     assert metrics.host_bytes == 188 * 2 * 2 * 16 * 4  # 60 + 128 tokens, groups, keys and values, channels, bytes
+
+
+# -- on a GPU ------------------------------------------------------------------------------------------------------
+
+
+def on_gpu(fields: dict[str, Any], **options: Any) -> list[Tensor]:
+    """Hidden states of steps on a GPU, with delays (clock cycles) on either stream."""
+    delays = {name: options.pop(name, 0) for name in ("copy_delay", "compute_delay")}
+    torch.manual_seed(1)
+    model = model_of("heads").float().cuda()
+    tokens_BT = torch.randint(0, 300, (3, 60), device="cuda")
+    policy = policy_of(model, fields)
+    if hasattr(policy, "copy_stream"):
+        policy.copy_stream(model.embedding.weight.device).delay = delays["copy_delay"]
+    for block in model.blocks:
+        block.register_forward_hook(lambda *_: torch.cuda._sleep(delays["compute_delay"]))
+    return [hidden.cpu() for hidden in list(steps(model, policy, tokens_BT, **options))]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("delays", [{}, {"copy_delay": 3_000_000}, {"compute_delay": 3_000_000}], ids=str)
+@pytest.mark.parametrize("fields", [LAGGED, SYNCHRONOUS, QUEST], ids=["lagged", "synchronous", "quest"])
+@pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
+def test_streams_may_be_late(fields: dict[str, Any], offload: dict[str, Any], delays: dict[str, int]) -> None:
+    expected = on_gpu(fields)
+    for number, (a, b) in enumerate(zip(expected, on_gpu({**fields, "offload": offload}, **delays))):
+        assert torch.equal(a, b), f"step {number}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("delays", [{}, {"copy_delay": 3_000_000}, {"compute_delay": 3_000_000}], ids=str)
+def test_streamed_rows_may_be_late(delays: dict[str, int]) -> None:
+    expected = on_gpu({"kind": "dense"})
+    for number, (a, b) in enumerate(zip(expected, on_gpu({"kind": "streamed"}, **delays))):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=f"step {number}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {**LAGGED, "offload": {}},
+        {**LAGGED, "offload": {"transfer": "full"}},
+        {**SYNCHRONOUS, "offload": {}},
+        {**QUEST, "offload": {"resident": "lru"}},
+        {"kind": "streamed"},
+    ],
+    ids=str,
+)
+def test_replayed_steps_are_those_that_are_not(fields: dict[str, Any]) -> None:
+    model = model_of("heads").float().cuda()
+    prompts = [torch.randint(0, 300, (length,)).tolist() for length in (40, 33, 25)]
+    found = [
+        Engine(model, policy=fields, stop_tokens=(), graphs=graphs).generate(prompts, GREEDY).tokens
+        for graphs in ("off", "on")
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.gpu
+def test_methods_that_need_the_host_are_not_captured() -> None:
+    model = model_of("heads").float().cuda()
+    with pytest.raises(ConfigError, match="kernel"):
+        Engine(model, policy={**LAGGED, "offload": {"method": "gather"}}, graphs="on")
