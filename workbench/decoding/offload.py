@@ -167,9 +167,9 @@ class OffloadedCache(SelectiveCache):
         seen = self._seen(packed_BTGX)
         self._write_tails(packed_BTGX, start_B)
         host_BGNbX = self.memory.host_BGNbX
-        self._mark = self.stream.submit(
-            lambda: store_rows(packed_BTGX, host_BGNbX, start_B, lengths_B), packed_BTGX, start_B, lengths_B
-        )
+        stored = packed_BTGX, host_BGNbX, start_B, lengths_B
+        self.stream.submit(lambda: store_rows(*stored), packed_BTGX, start_B, lengths_B)
+        self._mark = self.stream.submit(_nothing)  # the mark of the rows would keep them
         self.length = end
         return seen
 
@@ -251,12 +251,11 @@ class OffloadedCache(SelectiveCache):
             memory.fetch(copies)
 
         self._mark = self.stream.submit(work)
-        self._crossing = (copies, lengths_B)  # until the computation has waited
 
     def _wait(self) -> None:
         if self._mark is not None:
             self.stream.wait(self._mark)
-        self._mark = self._crossing = None
+        self._mark = None
 
     # -- tensors -------------------------------------------------------------------------------------------------
 
@@ -269,6 +268,9 @@ class OffloadedCache(SelectiveCache):
 
     def tensors(self) -> list[Tensor]:
         return [*super().tensors(), *self.memory.tensors(), self.new_BTGX]
+
+
+def _nothing() -> None: ...
 
 
 class OffloadedKeyValueCache(OffloadedCache, KeyValueCache):

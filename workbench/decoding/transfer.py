@@ -26,10 +26,11 @@ class CopyStream(ABC):
 
     @abstractmethod
     def submit(self, work: Callable[[], None], *crossing: Tensor) -> Any:
-        """Run ``work`` after everything that was computed so far. Returns a mark for :meth:`wait`.
+        """Run ``work`` after everything that was computed so far. Returns a mark for :meth:`wait`; whoever has it keeps
+        the tensors of the work alive.
 
         Args:
-            crossing: tensors of the computation that the work uses, and that may be freed before it has run.
+            crossing: tensors that the work uses and that should be freed as soon as it has run.
         """
 
     @abstractmethod
@@ -51,7 +52,7 @@ class DeviceStream(CopyStream):
         self.delay = 0
         """Clock cycles that the stream sleeps before every work, for tests."""
 
-    def submit(self, work: Callable[[], None], *crossing: Tensor) -> tuple[torch.cuda.Event, bool]:
+    def submit(self, work: Callable[[], None], *crossing: Tensor) -> tuple[torch.cuda.Event, bool, Callable[[], None]]:
         computed, done = torch.cuda.Event(), torch.cuda.Event(enable_timing=self.timed is not None)
         computed.record()
         self.stream.wait_event(computed)
@@ -66,10 +67,10 @@ class DeviceStream(CopyStream):
             done.record()
         for tensor in crossing:
             tensor.record_stream(self.stream)
-        return done, torch.cuda.is_current_stream_capturing()
+        return done, torch.cuda.is_current_stream_capturing(), work
 
-    def wait(self, mark: tuple[torch.cuda.Event, bool]) -> None:
-        done, is_captured = mark
+    def wait(self, mark: tuple[torch.cuda.Event, bool, Callable[[], None]]) -> None:
+        done, is_captured, _ = mark
         # work from outside a graph has ended before its capture begins, and a graph ends with all of its work
         if is_captured == torch.cuda.is_current_stream_capturing():
             torch.cuda.current_stream().wait_event(done)

@@ -101,7 +101,8 @@ class StreamedCache:
         batch, length, device, dtype = shape
         super().__init__(view.mixer, 0, length, device, dtype)  # type: ignore[call-arg]
         sizes = [(batch, length, *row.shape[2:]) for row in self.rows]
-        self.view, self.chain, self.stream, self.number = view, chain, stream, len(chain.caches)
+        self.view, self.stream, self.number = view, stream, len(chain.caches)
+        self.chain = lambda: chain  # layers do not own one another's memory
         self.host = [host_memory(*size, dtype=dtype, device=device) for size in sizes]
         if self.number < BUFFERS:
             chain.buffers.append([torch.empty(*size, dtype=dtype, device=device) for size in sizes])
@@ -114,7 +115,8 @@ class StreamedCache:
         """Append T tokens and attend from their queries; arguments and result as of the mixer's own cache."""
         o = super().attend(*inputs)  # type: ignore[misc]
         if inputs[0].shape[1] == 1:
-            chain, other = self.chain, self.chain.caches[self.chain.after(self.number)]
+            chain = self.chain()
+            other = chain.caches[chain.after(self.number)]
             chain.marks[other.number] = other.bring()
             if self.number == len(chain.caches) - 1 and o.is_cuda and torch.cuda.is_current_stream_capturing():
                 self.stream.wait(chain.marks[other.number])  # a graph ends with all of its work
@@ -131,7 +133,7 @@ class StreamedCache:
         if T == 1:
             self._append(new, start_B)
         else:
-            self.chain.marks.clear()  # the buffers have other sequences, or an earlier state
+            self.chain().marks.clear()  # the buffers have other sequences, or an earlier state
             if self.length:
                 self.stream.wait(self.bring())
             for row, x in zip(self.rows, new, strict=True):
@@ -147,7 +149,7 @@ class StreamedCache:
         return self.start_B + 1
 
     def _append(self, new: tuple[Tensor, ...], start_B: Tensor) -> None:
-        marks = self.chain.marks
+        marks = self.chain().marks
         mark = marks.pop(self.number) if self.number in marks else self.bring()
         if mark is not None:
             self.stream.wait(mark)
