@@ -221,20 +221,26 @@ class OffloadedCache(SelectiveCache):
     def read(self, q_BHK: Tensor, selection: Selection, lengths_B: Tensor) -> Tensor:
         newest_B, looks_ahead = (lengths_B - 1) // self.block, self.selector.looks_ahead
         self.host_bytes = torch.zeros((), device=newest_B.device)
-        if not (
-            looks_ahead and self.has_choice
-        ):  # every step that does not look ahead, and the first one after a prompt
-            self._bring(selection.searched_BGs, newest_B, store=not looks_ahead)
+        if not (looks_ahead and self.has_choice):  # every step that does not look ahead, and the first after a prompt
+            self._bring(self._searched(selection), newest_B, store=not looks_ahead)
             self._wait()
-        rows_BGn = self.residency.rows_of(selection.tokens_BGn, newest_B)
-        rows = self.view.unpacked(self.memory.hot_BGSbX.flatten(2, 3).transpose(1, 2))
-        o = self.view.read(q_BHK, rows, rows_BGn)
+        memory, pool = self.memory, self.residency.pool(newest_B)
+        packed_BSGX = memory.hot_BGSbX.flatten(2, 3).transpose(1, 2)
+        o = self.view.read_packed(q_BHK, packed_BSGX, selection.tokens_BGn, selection.block, lengths_B, pool)
         if looks_ahead:
             self._bring(selection.units_BGm, lengths_B // self.block, store=True)
             self.has_choice = True
             if self.is_last and q_BHK.is_cuda and torch.cuda.is_current_stream_capturing():
                 self._wait()  # for the copies of all layers, which are on one stream
         return o
+
+    def _searched(self, selection: Selection) -> Tensor:
+        """The blocks that the chosen tokens are in."""
+        before = selection.resident_BGr
+        if before is None:
+            return selection.units_BGm
+        before_BGm = before[..., : selection.units_BGm.shape[-1]]  # beside the newest block, which is on the device
+        return torch.where(before_BGm[..., :1] < 0, selection.units_BGm, before_BGm)
 
     def _bring(self, blocks_BGm: Tensor, newest_B: Tensor, *, store: bool) -> None:
         """Copy blocks onto the device, beside what is computed next; with ``store``, the new row to the host first."""

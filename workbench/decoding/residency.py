@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workbench.ops.sparse_decoding import Pool
+
 TAILS = 2
 """Slots of the newest block and of the one before it, behind the others."""
 
@@ -105,19 +107,15 @@ class Residency:
         """Forget the slots of these blocks, -1 for none."""
         self.slot_of_BGN.scatter_(-1, blocks_BGx.where(blocks_BGx >= 0, self.blocks), -1)
 
-    def rows_of(self, tokens_BGn: Tensor, newest_B: Tensor) -> Tensor:
-        """Rows of tokens among the rows of all slots, -1 for none; their blocks are resident.
-
-        Args:
-            tokens_BGn: positions, -1 for none.
-            newest_B: number of the newest block.
-        """
-        block_BGn = tokens_BGn.clamp_min(0) // self.block
-        tail_BGn = self.slots + block_BGn % TAILS
-        slot_BGn = torch.where(
-            block_BGn >= newest_B[:, None, None] - 1, tail_BGn, self.slot_of_BGN.gather(-1, block_BGn)
-        )
-        return (slot_BGn * self.block + tokens_BGn % self.block).where(tokens_BGn >= 0, -1)
+    def pool(self, newest_B: Tensor) -> Pool:
+        """Where the rows of blocks are: those of the latest plan, and the newest two."""
+        slots_BGN = self.slot_of_BGN[..., : self.blocks].clone()
+        tail_BT = newest_B[:, None] - torch.arange(TAILS, device=newest_B.device)
+        # a sequence of a single block has no other: its slot is written twice
+        tail_BT = tail_BT.clamp_min(0)
+        tail_BGT = tail_BT[:, None].expand(-1, slots_BGN.shape[1], -1)
+        slots_BGN.scatter_(-1, tail_BGT, self.slots + tail_BGT % TAILS)
+        return Pool(slots_BGN, self.block)
 
     def tensors(self) -> list[Tensor]:
         """The tables."""
