@@ -2,7 +2,7 @@
 
     python benchmarks/decoding.py                                   # results/benchmarks/decoding_operators.json
     python benchmarks/decoding.py --sections table --batches 8 --contexts 98304
-    python benchmarks/decoding.py --sections sweep                  # launch settings, on request
+    python benchmarks/decoding.py --sections sweep table            # with the fastest launch settings
 
 From queries to outputs, without projections and without writing new tokens to caches and indices, in bf16, captured in
 a CUDA graph of several layers whose inputs differ, so that no layer finds its inputs in the L2 cache. Milliseconds are
@@ -21,8 +21,8 @@ two_level   (AsyncTLS) minmax or mean blocks of 64, 8,192 candidates in four-bit
 All keep 1,024 tokens, of which the first 16 and the newest 64 whatever their score. "bytes" is what one step must read;
 "of_bandwidth" the share of 4.2 TB/s at which it does.
 
-sweep runs each kernel with other launch settings than those of workbench.ops.sparse_decoding.triton, fastest first.
-``--compile`` only compiles them, so that several processes can fill Triton's cache ahead.
+sweep runs each kernel with other launch settings than those of workbench.ops.sparse_decoding.triton, and prints the
+fastest first. ``--compile`` only compiles, so that several processes can fill Triton's cache ahead.
 """
 
 from __future__ import annotations
@@ -409,41 +409,48 @@ def torch_topk(x: Layer) -> Tensor:
 
 
 def variants(stage: str) -> list[dict[str, dict[str, int]]]:
-    """Changes of the launch settings, by kernel."""
+    """Changes of the launch settings, by kernel; the first are those in use."""
+    changes: list[dict[str, dict[str, int]]]
     match stage:
         case "minmax":
-            changes = [{"minmax": s} for s in grid(BN=[16, 32, 64], num_warps=[2, 4, 8], fused=[1])]
-            return changes + [{"minmax": s} for s in grid(BN=[32], num_warps=[4], fused=[0])]
+            changes = [{"minmax": s} for s in grid(BN=[16, 32, 64], num_warps=[2, 4, 8])]
+            changes.append({"minmax": {"fused": 0}})
         case "scores":
-            return [{"scores": s} for s in grid(BM=[64, 128, 256], num_warps=[2, 4, 8])]
+            changes = [{"scores": s} for s in grid(BM=[64, 128, 256], num_warps=[2, 4, 8])]
         case "weights":
-            fused = [{"weights": s} for s in grid(BN=[1024, 2048, 4096], num_warps=[8, 16], fused=[1])]
-            rounds = grid(num_warps=[8, 16, 32], tile=[8192])
-            return fused + [{"weights": {"BN": 1024, "num_warps": 4, "fused": 0}, "select": s} for s in rounds]
+            changes = [{"weights": s} for s in grid(BN=[1024, 2048, 4096], num_warps=[8, 16])]
+            rounds: dict[str, int] = {"BN": 1024, "num_warps": 4, "fused": 0}
+            changes += [{"weights": rounds, "select": s} for s in grid(num_warps=[8, 16, 32])]
         case "attend":
-            shapes = grid(BT=[16, 32, 64], programs=[132, 264, 528], num_warps=[2, 4], num_stages=[2], fused=[1])
-            more = grid(BT=[32], programs=[264], num_warps=[4], num_stages=[1, 3], fused=[1])
-            return [{"attend": s} for s in (*shapes, *more, *grid(BT=[32], programs=[264], num_warps=[4], fused=[0]))]
+            changes = [{"attend": s} for s in grid(BT=[32, 64], programs=[132, 264, 528], num_warps=[2, 4])]
+            changes += [{"attend": s} for s in ({"fused": 0}, {"num_stages": 3}, {"BT": 16})]
         case "attend latents":
-            shapes = grid(BT=[16, 32, 64], heads=[16, 32], programs=[132, 264], num_warps=[4, 8], fused=[0])
-            return [{"attend latents": s} for s in (*shapes, *grid(BT=[16], heads=[16], programs=[132], fused=[1]))]
+            shapes = grid(BT=[16, 32], heads=[16, 32], programs=[66, 132, 264], num_warps=[4, 8])
+            changes = [{"attend latents": s} for s in (*shapes, {"fused": 1}, {"num_stages": 1}, {"num_stages": 3})]
         case "all":
-            return [{"all": {"pdl": pdl}} for pdl in (0, 1)]
+            changes = [{"all": {"pdl": 1}}]
         case _:
-            return [{}]
+            changes = []
+    return [{}, *changes]
 
 
 @contextlib.contextmanager
 def launched_with(changes: dict[str, dict[str, int]]) -> Iterator[None]:
     from workbench.ops.sparse_decoding.triton import LAUNCH
 
-    before = {kernel: dict(LAUNCH[kernel]) for kernel in changes}
-    for kernel, settings in changes.items():
-        LAUNCH[kernel].update(settings)
+    before = {kernel: dict(settings) for kernel, settings in LAUNCH.items()}
+    apply(changes)
     try:
         yield
     finally:
         LAUNCH.update(before)
+
+
+def apply(changes: dict[str, dict[str, int]]) -> None:
+    from workbench.ops.sparse_decoding.triton import LAUNCH
+
+    for kernel, settings in changes.items():
+        LAUNCH[kernel] = {**LAUNCH[kernel], **settings}
 
 
 def is_same(actual: Tensor, expected: Tensor | None) -> bool:
@@ -455,7 +462,8 @@ def is_same(actual: Tensor, expected: Tensor | None) -> bool:
 
 
 def sweep(name: str, B: int, S: int, stages: list[str], compile_only: bool) -> Iterator[dict[str, Any]]:
-    layers = [layer_of(FORMS[name], B, S, False) for _ in range(2 if compile_only else 8)]
+    """Rows of every stage, fastest first. The fastest settings of a stage stay in use."""
+    layers = [layer_of(FORMS[name], B, S, False) for _ in range(1 if compile_only else 8)]
     calls = stages_of(layers[0])
     for stage in stages:
         if stage == ("attend latents" if name == "gqa" else "attend"):
@@ -463,14 +471,8 @@ def sweep(name: str, B: int, S: int, stages: list[str], compile_only: bool) -> I
         rows: list[dict[str, Any]] = []
         expected = None if compile_only else calls[stage](layers[0])
         for changes in variants(stage):
-            row: dict[str, Any] = {
-                "section": "sweep",
-                "form": name,
-                "batch": B,
-                "context": S,
-                "stage": stage,
-                "settings": changes,
-            }
+            where = {"section": "sweep", "form": name, "batch": B, "context": S}
+            row: dict[str, Any] = {**where, "stage": stage, "settings": changes}
             try:
                 with launched_with(changes):
                     if compile_only:
@@ -480,13 +482,21 @@ def sweep(name: str, B: int, S: int, stages: list[str], compile_only: bool) -> I
                     row["ms"] = milliseconds(calls[stage], layers)
             except Exception as error:
                 row["failure"] = f"{type(error).__name__}: {str(error)[:200]}"
-                torch.cuda.synchronize()
+                if not compile_only:
+                    torch.cuda.synchronize()
             rows.append(row)
-        yield from sorted(rows, key=lambda row: row.get("ms", float("inf")))
+        rows.sort(key=lambda row: row["ms"] if row.get("same") and "ms" in row else float("inf"))
+        if rows and "ms" in rows[0]:
+            apply(rows[0]["settings"])
+        yield from rows
     del layers
     torch.cuda.empty_cache()
 
 
+LARGE = (8, 98_304)
+"""Sequences and context at which launch settings are compared."""
+FIRST = [LARGE, (8, 49_152), (1, 98_304), (8, 131_072), (1, 32_768), (8, 32_768), (4, 98_304), (1, 131_072)]
+"""What is measured first, where time is short."""
 STAGES = ["minmax", "topk", "scores", "weights", "attend", "attend latents", "all"]
 
 
@@ -504,29 +514,37 @@ def main() -> None:
     torch.manual_seed(0)
     SIDE.append(torch.cuda.Stream())
     started, rows = time.perf_counter(), []
-    arguments = list(itertools.product(options.forms, options.batches, options.contexts))
-    # the cases of the aims first
-    arguments.sort(key=lambda case: (case[1:] not in ((8, 98_304), (8, 49_152), (1, 98_304)), case[0]))
-    for section in options.sections:
-        for form, B, S in arguments:
-            if time.perf_counter() - started > options.seconds:
-                break
-            found = (
-                cases(form, B, S, options.compile)
-                if section == "table"
-                else sweep(form, B, S, options.stages, options.compile)
-            )
-            for row in found:
-                rows.append(row)
-                shown = row.get("failure") or f"{row['ms'] * 1e3:8.1f} us"
-                what = row.get("operator") or f"{row['stage']} {row['settings']}"
-                more = f"x{row['times_dense']:.1f} dense" if "times_dense" in row else ""
-                print(f"{form} {B} x {S} {what:36} {shown} {more} {row.get('of_bandwidth', 0):.0%}", flush=True)
-            if not options.compile:
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                seconds = round(time.perf_counter() - started, 1)
-                report = {"environment": provenance(seconds=seconds), "bandwidth": BANDWIDTH, "rows": rows}
-                options.output.write_text(json.dumps(report, indent=1) + "\n")
+    fastest: dict[str, dict[str, dict[str, int]]] = {}
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        form, B, S = row["form"], row["batch"], row["context"]
+        shown = row.get("failure") or f"{row['ms'] * 1e3:8.1f} us"
+        what = row.get("operator") or f"{row['stage']} {row['settings']} {'' if row.get('same') else 'OTHER VALUES'}"
+        more = f"x{row['times_dense']:.1f} dense" if "times_dense" in row else ""
+        print(f"{form} {B} x {S} {what:30} {shown} {more} {row.get('of_bandwidth', 0):.0%}", flush=True)
+        if not options.compile:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            where = provenance(seconds=round(time.perf_counter() - started, 1))
+            report = {"environment": where, "bandwidth": BANDWIDTH, "settings": fastest, "rows": rows}
+            options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+    if "sweep" in options.sections:
+        from workbench.ops.sparse_decoding.triton import LAUNCH
+
+        for form in options.forms:
+            with launched_with({}):
+                for row in sweep(form, *LARGE, options.stages, options.compile):
+                    add(row)
+                fastest[form] = {kernel: dict(settings) for kernel, settings in LAUNCH.items()}
+    cases_of = list(itertools.product(options.batches, options.contexts))
+    cases_of.sort(key=lambda case: FIRST.index(case) if case in FIRST else len(FIRST))
+    for (B, S), form in itertools.product(cases_of, options.forms):
+        if "table" not in options.sections or time.perf_counter() - started > options.seconds:
+            break
+        with launched_with(fastest.get(form, {})):
+            for row in cases(form, B, S, options.compile):
+                add(row)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ from torch import Tensor
 from workbench.contract import mixers
 from workbench.decoding.calibration import Calibration
 from workbench.decoding.policy import policies
-from workbench.decoding.reads import shared
+from workbench.decoding.reads import FIELDS
 from workbench.decoding.view import View, view_of
-from workbench.ops.sparse_decoding import gathered_attention
+from workbench.ops.sparse_decoding import gathered_attention, read_numbers
 
 OUTPUT = Path(__file__).parents[1] / "results" / "calibration" / "decoding_selection.json"
 HEADS, CHANNELS, CACHED, STEPS, KEPT, SEARCHED, BLOCK = 4, 64, 8192, 48, 512, 2048, 64
@@ -106,8 +106,14 @@ def measure(fields: dict[str, Any], view: View, q: Tensor, k: Tensor, v: Tensor)
         length = start + CACHED + t + 1
         selector.append(rows[:, CACHED + t : CACHED + t + 1], length - 1, length)
         selection = selector.select(q[t + 1 : t + 2], length)
-        overlap = shared(selection.units_BGm, selector.previous_BGm, selector.unit_numbers)
-        selector.previous_BGm.copy_(selection.units_BGm)
+        numbers_F = read_numbers(
+            selection.tokens_BGn,
+            selection.units_BGm,
+            selector.previous_BGm,
+            length,
+            row_bytes=0.0,
+            index=selection.indices,
+        )
         read = selection.positions(length)[0, 0]
         read = read[read >= 0]
         weights_HS = (q[t + 1] @ k[: int(length)].T * view.scale).softmax(-1)
@@ -117,7 +123,7 @@ def measure(fields: dict[str, Any], view: View, q: Tensor, k: Tensor, v: Tensor)
             "mass": float(weights_HS[:, read].sum(-1).mean()),
             "recall": float(torch.isin(best, read).double().mean()),
             "error": float((output - exact).norm() / exact.norm()),
-            "overlap": float(overlap),
+            "overlap": float(numbers_F[FIELDS.index("overlap")]),
         }
 
 

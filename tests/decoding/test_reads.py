@@ -10,7 +10,7 @@ from helpers import random_tokens, small_model
 
 from workbench.config import ConfigError
 from workbench.decoding import Engine, Sampling
-from workbench.decoding.reads import ReadLog, shared
+from workbench.decoding.reads import ReadLog
 
 GREEDY = Sampling(max_tokens=5, temperature=0)
 HEADS: dict[str, Any] = {"mixers": {"full": {"heads": 4, "kv_heads": 2}}}
@@ -19,16 +19,6 @@ FORCED = {"sink": 0, "local": 1}
 
 def reads(fields: dict[str, Any], prompts: list[list[int]], **model: Any) -> ReadLog:
     return Engine(small_model(**(model or HEADS)), policy=fields).generate(prompts, GREEDY).metrics.reads
-
-
-def test_units_shared_by_two_choices() -> None:
-    units = torch.tensor([[[3, 5, -1, 0]], [[1, 2, 4, -1]]])
-    others = torch.tensor([[[0, 3]], [[-1, 2]]])
-    assert shared(units, others, 6) == pytest.approx(3 / 6)
-
-
-def test_nothing_is_shared_with_no_choice() -> None:
-    assert shared(torch.tensor([[[3]]]), torch.tensor([[[-1]]]), 6).isnan()
 
 
 def test_streaming_reads_its_tokens_and_no_index() -> None:
@@ -93,8 +83,8 @@ def test_indices_are_counted_among_the_caches() -> None:
     dense, sparse = (Engine(model, policy=policy).generate(prompts, GREEDY).metrics for policy in ("dense", fields))
     assert sparse.cache_bytes == dense.cache_bytes + sparse.reads.index_bytes
     # a layer, 2 sequences of 14 tokens: summaries of 4 blocks, codes and steps, previous blocks, channels, counters of
-    # two operators
-    state = 2 * (4 * 2 * 2 * 16 * 4) + 2 * 14 * 2 * (8 + 2) + 2 * 2 * 2 * 8 + 2 * 16 * 8 + 2 * (2 * 4 * 4)
+    # two operators and of these numbers
+    state = 2 * (4 * 2 * 2 * 16 * 4) + 2 * 14 * 2 * (8 + 2) + 2 * 2 * 2 * 8 + 2 * 16 * 8 + 2 * (2 * 4 * 4) + 4
     assert sparse.reads.index_bytes == 2 * state
 
 

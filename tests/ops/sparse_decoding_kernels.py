@@ -18,6 +18,7 @@ from torch import Tensor
 from workbench.ops.dispatch import force_backend
 from workbench.ops.sparse_decoding import (
     Forced,
+    IndexReads,
     Pool,
     Searched,
     TokenKeys,
@@ -30,6 +31,7 @@ from workbench.ops.sparse_decoding import (
     minmax_blocks,
     new_tickets,
     quantised,
+    read_numbers,
     tokens_of,
 )
 from workbench.ops.sparse_decoding import torch as by_torch
@@ -280,6 +282,33 @@ def check_new_tokens(shape: Shape, channels: int, dtype: torch.dtype, tolerance:
         torch.testing.assert_close(actual, expected, rtol=limit, atol=limit, equal_nan=True, msg=str(number))
 
 
+def check_numbers(shape: Shape, n: int, m: int) -> None:
+    """What a step read, with and without lists of blocks."""
+    B, S, _, G, _, block = shape
+    N, lengths_B = -(-S // block), lengths_of(shape)
+
+    def listed(count: int, below: int) -> Tensor:
+        numbers = torch.stack([torch.randperm(below)[:count] for _ in range(B * G)]).view(B, G, -1).to(DEVICE)
+        numbers = numbers.where(torch.rand(numbers.shape, device=DEVICE) < 0.8, below).sort(-1).values
+        return numbers.where(numbers < below, -1)
+
+    tokens, blocks, before, first = listed(n, S), listed(m, N), listed(m, N), listed(m, N)
+    before[0] = -1
+    for searched in (None, Searched(blocks, None, block, False), Searched(before, first, block, True)):
+        index = IndexReads(block, 48.0, 6.0, searched)
+        for chosen, unit, resident in ((tokens, 1, before), (blocks, block, None)):
+            results = []
+            for backend in ("triton", "torch"):
+                previous, tickets = before.clone(), new_tickets(1, 1, DEVICE)
+                options: dict[str, Any] = {"block": unit, "row_bytes": 64.0, "index": index, "tickets": tickets}
+                is_resident = None if resident is None else previous
+                with force_backend(backend):
+                    numbers = read_numbers(chosen, blocks, previous, lengths_B, resident_BGr=is_resident, **options)
+                assert torch.equal(previous, blocks) and tickets.eq(0).all(), (shape, searched)
+                results.append(numbers)
+            torch.testing.assert_close(*results, rtol=1e-12, atol=0, equal_nan=True)
+
+
 def check_ties(count: int, dtype: torch.dtype) -> None:
     """Of equal scores the first are chosen, by every form alike."""
     from workbench.ops.sparse_decoding import triton as by_triton
@@ -316,6 +345,8 @@ def main() -> None:
     if "new" in parts:
         check_new_tokens(small, 8, dtype, values)
         check_new_tokens(latent, 24, dtype, values)
+        check_numbers(small, 9, 5)
+        check_numbers(Shape(3, 700, 4, 2, 16, 4), 300, 130)
     if "tokens" in parts:
         for search in ("all", "blocks", "newest", "first"):
             check_tokens(small, channels=8, bits=4, search=search, count=7, **blocks)

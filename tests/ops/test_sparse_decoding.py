@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from workbench.ops.sparse_decoding import Pool, TokenKeys, gathered_attention, quantised, unpacked
+from workbench.ops.sparse_decoding import (
+    IndexReads,
+    Pool,
+    Searched,
+    TokenKeys,
+    gathered_attention,
+    quantised,
+    read_numbers,
+    unpacked,
+)
 from workbench.ops.sparse_decoding.reference import (
     attention_over,
     block_bound,
@@ -154,3 +163,24 @@ def test_groups_of_choices_may_share_keys() -> None:
         for h in range(H):
             expected = attention_over(q[b, h], k[b, :, h // R], v[b, :, h // R], tokens[b, h].tolist(), 0.4)
             torch.testing.assert_close(o[b, h], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_numbers_of_a_step() -> None:
+    """Two sequences of 18 and 9 tokens in blocks of 4, of which blocks are chosen and searched."""
+    units, previous = torch.tensor([[[0, 3, 4]], [[1, 2, -1]]]), torch.tensor([[[0, 2, 3]], [[-1, -1, -1]]])
+    tokens, lengths = torch.tensor([[[1, 2, 17, -1]], [[4, 8, -1, -1]]]), torch.tensor([18, 9])
+    # candidates: 12 of the blocks before and the newest; without these, the 4 and 1 of this step's
+    searched = Searched(previous.clone(), units, 4, newest=True)
+    options = {"row_bytes": 10.0, "index": IndexReads(4, 100.0, 7.0, searched)}
+    numbers = read_numbers(tokens, units, previous, lengths, resident_BGr=previous, **options)  # type: ignore[arg-type]
+    assert torch.equal(previous, units)
+    # chosen before: 0 and 3; resident as well: the newest blocks 4 and 2
+    expected = [5 / 2, 5 / 2, 2 / 5, 4 / 5, (5 * 10 + (5 + 3) * 100 + (13 + 5) * 7) / 2, (18 + 9) * 10 / 2, 0]
+    torch.testing.assert_close(numbers, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_numbers_of_a_first_step_without_a_resident_set() -> None:
+    units, nothing = torch.tensor([[[0, 1]]]), torch.tensor([[[-1, -1]]])
+    numbers = read_numbers(units, units, nothing, torch.tensor([7]), block=4, row_bytes=1.0, index=IndexReads())
+    assert numbers[2:4].isnan().all()
+    assert numbers[[0, 1, 4, 5, 6]].tolist() == [7.0, 2.0, 7.0, 7.0, 0.0]

@@ -7,7 +7,7 @@ channels, m chosen blocks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -88,7 +88,7 @@ class BlockIndex(ABC):
         view: of the layer.
     """
 
-    common = ("tickets",)
+    common: ClassVar[tuple[str, ...]] = ("tickets",)
 
     def __init__(self, config: BlockConfig, shape: Shape, view: View):
         self.config, self.scale, self.G, self.K = config, view.scale, view.G, view.K
@@ -110,10 +110,6 @@ class BlockIndex(ABC):
     @abstractmethod
     def block_bytes(self) -> float:
         """Bytes of a block's summary, all groups."""
-
-    def bytes_read(self, lengths_B: Tensor) -> Tensor:
-        """Bytes of the summaries of all blocks with tokens, all sequences."""
-        return ((lengths_B + self.config.block - 1) // self.config.block).sum() * self.block_bytes()
 
     @abstractmethod
     def tensors(self) -> list[Tensor]:

@@ -7,7 +7,7 @@ channels of the index, M candidates, n chosen tokens.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -118,7 +118,7 @@ class TokenIndex:
         shape: of the cache.
     """
 
-    common = ("channels_Gc", "tickets")
+    common: ClassVar[tuple[str, ...]] = ("channels_Gc", "tickets")
 
     def __init__(self, config: ChannelConfig, view: View, channels_Gc: Tensor, shape: Shape):
         batch, length, device, dtype = shape
@@ -170,9 +170,8 @@ class TokenIndex:
         )
 
     def token_bytes(self) -> float:
-        """Bytes of one token, all groups."""
-        G, _, width = self.keys.shape[1:]
-        return G * (width * self.keys.itemsize + (0 if self.steps is None else self.steps.itemsize))
+        """Bytes of one token and group."""
+        return self.keys.shape[-1] * self.keys.itemsize + (0 if self.steps is None else self.steps.itemsize)
 
     def tensors(self) -> list[Tensor]:
         """What the index adds to a cache."""

@@ -1,6 +1,6 @@
 """What decoding steps read: gathered on the device at every step, copied to the host when someone asks.
 
-Legend: B sequences, G groups of heads that share keys, n or m entries, L layers, F fields.
+Legend: L layers, F fields.
 """
 
 from __future__ import annotations
@@ -25,20 +25,6 @@ FIELDS = ("tokens", "units", "overlap", "hit_rate", "bytes", "dense_bytes", "hos
 
 Undefined numbers, such as the overlap of a first step, are NaN on the device and null in tables.
 """
-
-
-def shared(units_BGm: Tensor, others_BGn: Tensor, size: int) -> Tensor:
-    """Share of the valid ``units_BGm`` that are among ``others_BGn``, a scalar; NaN where either is empty.
-
-    Args:
-        units_BGm, others_BGn: numbers below ``size``, -1 for none.
-    """
-    B, G = units_BGm.shape[:2]
-    marks = torch.zeros(B, G, size + 1, dtype=torch.bool, device=units_BGm.device)
-    marks.scatter_(-1, others_BGn + 1, True)
-    valid = units_BGm >= 0
-    hits = (marks.gather(-1, units_BGm + 1) & valid).sum()
-    return torch.where((others_BGn >= 0).any(), hits / valid.sum(), torch.nan)
 
 
 def index_bytes(caches: Iterable[Any]) -> int:

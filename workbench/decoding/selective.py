@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -23,12 +23,12 @@ from torch import Tensor
 from workbench.contract import Cache, Mixer
 from workbench.decoding.blocks import Shape
 from workbench.decoding.policy import Policy, PolicyConfig
-from workbench.decoding.reads import FIELDS, shared
+from workbench.decoding.reads import FIELDS
 from workbench.decoding.view import View, unread, view_of
 from workbench.mixers.families.latent import LatentCache
 from workbench.mixers.families.softmax import KeyValueCache
 from workbench.model import LanguageModel
-from workbench.ops.sparse_decoding import tokens_in, tokens_of
+from workbench.ops.sparse_decoding import IndexReads, new_tickets, read_numbers, tokens_of
 
 
 class SelectiveConfig(PolicyConfig):
@@ -45,10 +45,11 @@ class Selection(NamedTuple):
     """Positions to attend, without duplicates, -1 for none; with ``block``, numbers of blocks."""
     units_BGm: Tensor
     """What is compared between steps: blocks, or tokens; -1 for none."""
-    index_bytes: Tensor | float
-    """Bytes read from indices, all sequences together."""
+    indices: IndexReads = IndexReads()
+    """What is read of indices."""
     resident_BGr: Tensor | None = None
-    """Units that are resident before the step, where the policy has a resident set; -1 for none."""
+    """Blocks that are resident before the step beside the newest one, where the policy has a resident set; -1 for
+    none."""
     block: int = 1
     """Tokens of a block, where all tokens of blocks are attended."""
 
@@ -63,13 +64,12 @@ class Selector:
     Args:
         view: of the layer.
         shape: of its cache.
-        units: how many there may be in a step, and below which number they lie.
+        units: how many there may be in a step.
     """
 
-    def __init__(self, view: View, shape: Shape, units: tuple[int, int]):
+    def __init__(self, view: View, shape: Shape, units: int):
         self.view, self.shape = view, shape
-        count, self.unit_numbers = units
-        self.previous_BGm = torch.full((shape[0], view.G, count), -1, device=shape[2])
+        self.previous_BGm = torch.full((shape[0], view.G, units), -1, device=shape[2])
         """Units of the step before."""
 
     looks_ahead = False
@@ -99,10 +99,12 @@ class SelectiveCache:
     length: int
     positions_B: Tensor | None
     mixer: Any
+    common: ClassVar[tuple[str, ...]] = ("tickets", "latest_read")
 
     def __init__(self, view: View, selector: Selector, *shape: Any):
         super().__init__(view.mixer, *shape)  # type: ignore[call-arg]
         self.view, self.selector = view, selector
+        self.tickets = new_tickets(1, 1, self.rows[0].device)
         self.latest_read: Tensor | None = None
         """(F,) numbers of the latest step, :data:`workbench.decoding.reads.FIELDS`."""
         self.hit_rate: Tensor | None = None
@@ -137,26 +139,21 @@ class SelectiveCache:
         return self.view.read(q_BHK, self.rows, selection.tokens_BGn, selection.block, lengths_B)
 
     def _count(self, selection: Selection, lengths_B: Tensor) -> None:
-        tokens, units, index_bytes, resident, block = selection
-        B, G = tokens.shape[:2]
-        selector = self.selector
-        overlap = shared(units, selector.previous_BGm, selector.unit_numbers)
-        hit_rate = overlap.new_full((), torch.nan) if self.hit_rate is None else self.hit_rate
-        if resident is not None and self.hit_rate is None:
-            hit_rate = shared(units, resident, selector.unit_numbers)
-        selector.previous_BGm.copy_(units)
-        kept = (tokens >= 0).sum() if block == 1 else tokens_in(tokens, block, lengths_B)
-        row_bytes = self.view.row_channels * self.rows[0].itemsize
-        numbers = (
-            kept / (B * G),
-            (units >= 0).sum() / (B * G),
-            overlap,
-            hit_rate,
-            (kept * row_bytes + index_bytes) / B,
-            lengths_B.sum() * (G * row_bytes) / B,
-            torch.zeros_like(overlap) if self.host_bytes is None else self.host_bytes,
+        numbers_F = read_numbers(
+            selection.tokens_BGn,
+            selection.units_BGm,
+            self.selector.previous_BGm,
+            lengths_B,
+            resident_BGr=selection.resident_BGr,
+            block=selection.block,
+            row_bytes=self.view.row_channels * self.rows[0].itemsize,
+            index=selection.indices,
+            tickets=self.tickets,
         )
-        self.latest_read = torch.stack([number.double() for number in numbers])
+        for name, number in (("hit_rate", self.hit_rate), ("host_bytes", self.host_bytes)):
+            if number is not None:
+                numbers_F[FIELDS.index(name)].copy_(number)
+        self.latest_read = numbers_F
 
     def store_in(self, dtype: torch.dtype) -> str | None:
         return "the policy reads chosen tokens in the type of the model"
@@ -169,7 +166,7 @@ class SelectiveCache:
     def index_tensors(self) -> list[Tensor]:
         """What the policy adds to the mixer's own cache."""
         latest = [x for x in (self.latest_read, self.hit_rate, self.host_bytes) if x is not None]
-        return [*self.selector.tensors(), *latest]
+        return [*self.selector.tensors(), self.tickets, *latest]
 
     def tensors(self) -> list[Tensor]:
         """All cached tensors."""

@@ -18,6 +18,7 @@ from workbench.decoding.channels import CalibratedPolicy, ChannelConfig, TokenIn
 from workbench.decoding.policy import policies
 from workbench.decoding.selective import Selection, SelectiveConfig, Selector
 from workbench.decoding.view import View
+from workbench.ops.sparse_decoding import IndexReads
 
 
 @policies.register
@@ -46,7 +47,7 @@ class DoubleSparsitySelector(Selector):
     """Chooses tokens."""
 
     def __init__(self, config: Any, view: View, shape: Shape, channels_Gc: Tensor):
-        super().__init__(view, shape, (min(config.tokens, shape[1]), shape[1]))
+        super().__init__(view, shape, min(config.tokens, shape[1]))
         self.index = TokenIndex(config, view, channels_Gc, shape)
 
     def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
@@ -54,7 +55,7 @@ class DoubleSparsitySelector(Selector):
 
     def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:
         tokens_BGn = self.index.best(q_BHK, None, lengths_B)
-        return Selection(tokens_BGn, tokens_BGn, lengths_B.sum() * self.index.token_bytes())
+        return Selection(tokens_BGn, tokens_BGn, IndexReads(token_bytes=self.index.token_bytes()))
 
     def tensors(self) -> list[Tensor]:
         return [*super().tensors(), *self.index.tensors()]

@@ -17,6 +17,7 @@ from workbench.decoding.offload import OffloadableConfig, OffloadablePolicy
 from workbench.decoding.policy import policies
 from workbench.decoding.selective import Selection, Selector
 from workbench.decoding.view import View
+from workbench.ops.sparse_decoding import IndexReads
 
 
 @policies.register
@@ -52,14 +53,15 @@ class QuestSelector(Selector):
     def __init__(self, config: Any, view: View, shape: Shape):
         self.config, self.count = config, config.tokens // config.block
         self.index = block_index(config, shape, view)
-        super().__init__(view, shape, (min(self.count, self.index.blocks), self.index.blocks))
+        super().__init__(view, shape, min(self.count, self.index.blocks))
 
     def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
         self.index.append(k_BTGK, start_B, lengths_B)
 
     def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:
         blocks_BGm = self.index.best(q_BHK, lengths_B, self.count)
-        return Selection(blocks_BGm, blocks_BGm, self.index.bytes_read(lengths_B), block=self.config.block)
+        index = IndexReads(self.config.block, self.index.block_bytes())
+        return Selection(blocks_BGm, blocks_BGm, index, block=self.config.block)
 
     def tensors(self) -> list[Tensor]:
         return [*super().tensors(), *self.index.tensors()]

@@ -48,7 +48,7 @@ class StreamingSelector(Selector):
 
     def __init__(self, config: Any, view: View, shape: Shape):
         self.sink, self.count = config.sink, min(config.tokens, config.sink + shape[1])
-        super().__init__(view, shape, (self.count, shape[1]))
+        super().__init__(view, shape, self.count)
 
     def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:
         first_S = torch.arange(self.sink, device=lengths_B.device)
@@ -56,4 +56,4 @@ class StreamingSelector(Selector):
         newest_BW = newest_BW.where(newest_BW >= self.sink, -1)  # the others are among the first, or before them
         first_BS = first_S.where(first_S < lengths_B[:, None], -1)
         tokens_BGn = torch.cat((first_BS, newest_BW), dim=1)[:, None].expand(-1, self.view.G, -1)
-        return Selection(tokens_BGn, tokens_BGn, 0.0)
+        return Selection(tokens_BGn, tokens_BGn)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from workbench.decoding.offload import OffloadableConfig, OffloadablePolicy
 from workbench.decoding.policy import policies
 from workbench.decoding.selective import Selection, Selector
 from workbench.decoding.view import View
-from workbench.ops.sparse_decoding import Searched
+from workbench.ops.sparse_decoding import IndexReads, Searched
 
 
 @policies.register
@@ -96,7 +95,7 @@ class TwoLevelSelector(Selector):
         self.config, self.count = config, config.candidates // config.block
         self.blocks = block_index(config, shape, view)
         self.tokens = TokenIndex(config, view, channels_Gc, shape)
-        super().__init__(view, shape, (min(self.count, self.blocks.blocks), self.blocks.blocks))
+        super().__init__(view, shape, min(self.count, self.blocks.blocks))
         self.looks_ahead = config.lagged
 
     def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
@@ -111,16 +110,12 @@ class TwoLevelSelector(Selector):
 
     def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:
         block, blocks_BGm = self.config.block, self.blocks.best(q_BHK, lengths_B, self.count)
+        searched = Searched(blocks_BGm, None, block, newest=False)
         if self.config.lagged:
             searched = Searched(self.previous_BGm, blocks_BGm, block, newest=True)
-            newest_BG1 = ((lengths_B - 1) // block)[:, None, None].expand(-1, self.view.G, 1)
-            resident_BGm = torch.cat((self.previous_BGm, newest_BG1), dim=-1)
-        else:
-            searched, resident_BGm = Searched(blocks_BGm, None, block, newest=False), None
         tokens_BGn = self.tokens.best(q_BHK, searched, lengths_B)
-        candidates = searched.size(lengths_B)
-        index_bytes = self.blocks.bytes_read(lengths_B) + candidates * (self.tokens.token_bytes() / self.view.G)
-        return Selection(tokens_BGn, blocks_BGm, index_bytes, resident_BGm)
+        index = IndexReads(block, self.blocks.block_bytes(), self.tokens.token_bytes(), searched)
+        return Selection(tokens_BGn, blocks_BGm, index, self.previous_BGm if self.config.lagged else None)
 
     def tensors(self) -> list[Tensor]:
         return [*super().tensors(), *self.blocks.tensors(), *self.tokens.tensors()]

@@ -18,10 +18,20 @@ from torch import Tensor
 
 from workbench.ops.dispatch import choose_backend, record
 from workbench.ops.sparse_decoding import torch as by_torch
-from workbench.ops.sparse_decoding.layout import Forced, Pool, Searched, TokenKeys, new_tickets, tokens_in, tokens_of
+from workbench.ops.sparse_decoding.layout import (
+    Forced,
+    IndexReads,
+    Pool,
+    Searched,
+    TokenKeys,
+    new_tickets,
+    tokens_in,
+    tokens_of,
+)
 
 __all__ = [
     "Forced",
+    "IndexReads",
     "Pool",
     "Searched",
     "TokenKeys",
@@ -34,6 +44,7 @@ __all__ = [
     "minmax_blocks",
     "new_tickets",
     "quantised",
+    "read_numbers",
     "tokens_in",
     "tokens_of",
     "unpacked",
@@ -264,6 +275,42 @@ def extend_codes(keys: TokenKeys, k_BGK: Tensor, position_B: Tensor) -> None:
         by_triton.extend_codes(keys, k_BGK, position_B)
     else:
         by_torch.extend_codes(keys, k_BGK, position_B)
+
+
+def read_numbers(
+    tokens_BGn: Tensor,
+    units_BGm: Tensor,
+    previous_BGm: Tensor,
+    lengths_B: Tensor,
+    *,
+    resident_BGr: Tensor | None = None,
+    block: int = 1,
+    row_bytes: float,
+    index: IndexReads,
+    tickets: Tensor | None = None,
+) -> Tensor:
+    """What a step read, :data:`workbench.decoding.reads.FIELDS`; ``previous_BGm`` becomes ``units_BGm``.
+
+    Args:
+        tokens_BGn: what was attended, -1 for none; with ``block``, numbers of blocks of so many tokens.
+        units_BGm, previous_BGm: what was chosen in this step and in the one before, without duplicates, -1 for none.
+        lengths_B: tokens of every sequence.
+        resident_BGr: units that were resident beside the newest block; may be ``previous_BGm``. None: there is no
+            resident set.
+        row_bytes: of a token and group in the cache.
+        index: what was read of indices.
+        tickets: counters, see the package.
+
+    Returns:
+        (7,) fp64, NaN where undefined; bytes from the host are 0.
+    """
+    if choose("read_numbers", units_BGm) == "triton" and tickets is not None:
+        from workbench.ops.sparse_decoding import triton as by_triton
+
+        return by_triton.read_numbers(
+            tokens_BGn, units_BGm, previous_BGm, resident_BGr, lengths_B, block, row_bytes, index, tickets
+        )
+    return by_torch.read_numbers(tokens_BGn, units_BGm, previous_BGm, resident_BGr, lengths_B, block, row_bytes, index)
 
 
 def choose(operation: str, x: Tensor, count: int = 0, supported: bool = True) -> str:

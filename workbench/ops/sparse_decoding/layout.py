@@ -62,6 +62,19 @@ class Searched(NamedTuple):
         return (self._blocks() == (lengths_B[:, None, None] - 1) // self.block).any(-1, keepdim=True)
 
 
+class IndexReads(NamedTuple):
+    """What a step reads of indices."""
+
+    block: int = 1
+    """Tokens of a block."""
+    block_bytes: float = 0.0
+    """Of the summary of a block, all groups; those of all blocks with tokens are read."""
+    token_bytes: float = 0.0
+    """Of the entry of a candidate token, one group."""
+    searched: Searched | None = None
+    """The candidates. None: every token."""
+
+
 class Pool(NamedTuple):
     """Where the rows of tokens are if the caches of a layer hold some of its blocks only."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workbench.ops.sparse_decoding.layout import Forced, Pool, Searched, TokenKeys, tokens_of
+from workbench.ops.sparse_decoding.layout import Forced, IndexReads, Pool, Searched, TokenKeys, tokens_in, tokens_of
 
 LEVELS = 7
 """Largest code of four bits with sign; -8 is not used, so that codes are symmetric."""
@@ -236,3 +236,48 @@ def extend_codes(keys: TokenKeys, k_BGK: Tensor, position_B: Tensor) -> None:
         codes, steps = quantised(k_BGK)
         keys.keys_BGSc[sequence_B, :, position_B] = codes
         keys.steps_BGS[sequence_B, :, position_B] = steps
+
+
+def read_numbers(
+    tokens_BGn: Tensor,
+    units_BGm: Tensor,
+    previous_BGm: Tensor,
+    resident_BGr: Tensor | None,
+    lengths_B: Tensor,
+    block: int,
+    row_bytes: float,
+    index: IndexReads,
+) -> Tensor:
+    B, G = tokens_BGn.shape[:2]
+    nothing = torch.full((), torch.nan, device=lengths_B.device, dtype=torch.float64)
+    kept = ((tokens_BGn >= 0).sum() if block == 1 else tokens_in(tokens_BGn, block, lengths_B)).double()
+    valid_BGm = units_BGm >= 0
+    units, hit_rate = valid_BGm.sum().double(), nothing
+    is_shared_BGm = _among(units_BGm, previous_BGm)
+    overlap = torch.where((previous_BGm >= 0).any(), (is_shared_BGm & valid_BGm).sum() / units, nothing)
+    if resident_BGr is not None:
+        is_newest_BGm = units_BGm == (lengths_B[:, None, None] - 1) // index.block
+        hit_rate = ((_among(units_BGm, resident_BGr) | is_newest_BGm) & valid_BGm).sum() / units
+    candidates = lengths_B.sum() * G if index.searched is None else index.searched.size(lengths_B)
+    blocks = ((lengths_B + index.block - 1) // index.block).sum()
+    index_bytes = blocks.double() * index.block_bytes + candidates.double() * index.token_bytes
+    numbers = (
+        kept / (B * G),
+        units / (B * G),
+        overlap,
+        hit_rate,
+        (kept * row_bytes + index_bytes) / B,
+        lengths_B.sum().double() * (G * row_bytes) / B,
+        torch.zeros_like(nothing),
+    )
+    previous_BGm.copy_(units_BGm)
+    return torch.stack(numbers)
+
+
+def _among(units_BGm: Tensor, others_BGn: Tensor) -> Tensor:
+    """Which are among the others of their group."""
+    if not others_BGn.shape[-1]:
+        return torch.zeros_like(units_BGm, dtype=torch.bool)
+    others_BGn = others_BGn.sort(-1).values
+    found_BGm = torch.searchsorted(others_BGn, units_BGm.contiguous()).clamp_max(others_BGn.shape[-1] - 1)
+    return others_BGn.gather(-1, found_BGm) == units_BGm
