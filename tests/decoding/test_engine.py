@@ -16,6 +16,7 @@ from workbench.contract import Capabilities, mixers
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding import Engine, Sampling
 from workbench.decoding.step import sample
+from workbench.layers import RowCache
 from workbench.model import LanguageModel
 
 pytestmark = pytest.mark.conformance
@@ -71,12 +72,28 @@ def test_a_prompt_may_be_read_in_pieces(pattern: str) -> None:
     assert Engine(model, prefill_tokens=8).generate(batch, GREEDY).tokens == whole
 
 
+def test_the_bytes_of_a_step_are_weights_and_tokens() -> None:
+    """Two sequences, in fp32: the newest step has 10 and 7 tokens."""
+    model, batch = small_model(pattern="full", depth=1), prompts(8, 5)
+    metrics = Engine(model, stop_tokens=()).generate(batch, Sampling(max_tokens=3, temperature=0)).metrics
+    heads, head = model.config.layers[0].mixer, model.head_weight
+    used = sum(parameter.numel() for parameter in model.parameters()) - (0 if model.head is None else head.numel())
+    assert metrics.step_bytes == 4 * (used + (10 + 7) * 2 * heads.kv_heads * heads.head_dim)
+
+
 def test_no_sequence_of_a_batch_takes_twice_the_memory_of_another() -> None:
     assert Engine(small_model())._groups([9, 3, 9, 17, 4], 1, True) == [[3, 0, 2], [4, 1]]
 
 
 def test_caches_that_count_on_the_host_have_sequences_of_one_length() -> None:
     assert Engine(small_model())._groups([9, 3, 9, 17], 1, False) == [[3], [0, 2], [1]]
+
+
+def test_caches_that_count_on_the_host_decode_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = small_model(pattern="full sliding").double(), prompts(21, 17, 21)
+    expected = Engine(model).generate(batch, GREEDY).tokens
+    monkeypatch.setattr(RowCache, "ragged", False)
+    assert Engine(model).generate(batch, GREEDY).tokens == expected
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
