@@ -9,6 +9,7 @@ Legend for shape suffixes: B batch, T time, D model width, H heads, K key channe
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -295,13 +296,64 @@ class VariantConfig(ComponentConfig):
 
 
 class Cache(ABC):
-    """Decode state of one layer. ``length`` tokens have been seen. Mutated in place by the mixer that made it."""
+    """Decode state of one layer. Mutated in place by the mixer that made it.
+
+    Passes over several tokens (prompts) move all sequences by equally many tokens, which ``length`` counts. After
+    :meth:`step_from` every pass is a step: one token per sequence at the positions of ``positions_B``, which lie on the
+    device and differ between sequences. A step changes nothing but memory of the device, so that it can be captured in
+    a CUDA graph; whoever makes the steps advances the positions.
+    """
 
     length: int = 0
+    """Tokens of every sequence that passes have seen; not kept up to date by steps."""
+    positions_B: Tensor | None = None
+    """(B,) int64 position of the token of the next step; None before :meth:`step_from`."""
+    ragged: ClassVar[bool] = False
+    """Whether its mixer makes such steps. If not, sequences are decoded together only while they are equally long, and
+    every pass over one token counts in ``length``."""
+
+    common: ClassVar[tuple[str, ...]] = ()
+    """Attributes, of the cache or of what it consists of, whose tensors all sequences share; others have a row each."""
 
     @abstractmethod
     def tensors(self) -> list[Tensor]:
         """All cached tensors; accounting is tested against their size."""
+
+    def store_in(self, dtype: torch.dtype) -> str | None:
+        """Keep the tokens in eight bits, as int8 or float8_e4m3fn, before any is cached. Returns why that is
+        impossible; None where it is done, or where nothing is cached for every token."""
+        return "what is cached is read in the type of the model"
+
+    def step_bytes(self, lengths: Sequence[int]) -> float:
+        """Bytes that a step has to read and write, for sequences of these lengths. Default: every tensor is read."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def step_from(self, positions_B: Tensor) -> None:
+        """Make every further pass a step at these positions. The tensor is shared, not copied."""
+        self.positions_B = positions_B
+
+    def rotary(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`workbench.layers.Rotary` for the next tokens."""
+        return {"offset": self.length} if self.positions_B is None else {"positions_BT": self.positions_B[:, None]}
+
+    def part(self, first: int, last: int) -> Self:
+        """A cache of the sequences ``first`` to ``last - 1`` on the same memory, for passes of their own."""
+        listed = {id(tensor) for tensor in self.tensors()}
+
+        def of(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[first:last] if id(value) in listed else value
+            if isinstance(value, list):
+                return [of(item) for item in value]
+            if isinstance(value, dict):
+                return {name: of(item) for name, item in value.items()}
+            if not hasattr(value, "tensors"):
+                return value
+            copied, common = copy.copy(value), getattr(value, "common", ())
+            vars(copied).update({name: of(item) for name, item in vars(value).items() if name not in common})
+            return copied
+
+        return of(self)
 
 
 class Component(nn.Module):
@@ -341,6 +393,10 @@ class Component(nn.Module):
     def width_obstacle(self) -> str | None:
         """Why the channels of the residual stream cannot be repeated here; None where they can. Constants that follow
         the width are declared by :meth:`transfer_constants`."""
+        return None
+
+    def graph_obstacle(self) -> str | None:
+        """Why a decoding step through this component cannot be captured in a CUDA graph; None where it can."""
         return None
 
     def rescaling_obstacles(self) -> dict[str, str]:

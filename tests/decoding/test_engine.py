@@ -15,11 +15,14 @@ from workbench.config import ConfigError
 from workbench.contract import Capabilities, mixers
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding import Engine, Sampling
+from workbench.decoding.step import sample
+from workbench.layers import RowCache
 from workbench.model import LanguageModel
 
 pytestmark = pytest.mark.conformance
 
 GREEDY = Sampling(max_tokens=12, temperature=0)
+TWO_LEVEL = {"kind": "two_level", "tokens": 8, "candidates": 16, "block": 4, "sink": 1, "local": 2, "channels": "all"}
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +55,59 @@ def test_prompts_of_different_lengths_do_not_influence_each_other() -> None:
     assert Engine(model).generate(batch, GREEDY).tokens == separate
 
 
-@pytest.mark.parametrize("spread", [4, 40])
-@pytest.mark.parametrize("pattern", ["full gdn", "nsa kda", "asa_local asa_global", "moba mla"])
-def test_prompts_of_different_lengths_in_one_batch_do_not_influence_each_other(pattern: str, spread: int) -> None:
-    """Some are read to their end while others decode already, one of them beyond its last token."""
-    model, batch = small_model(pattern=pattern).double(), prompts(9, 3, 9, 17, 30)
-    separate = Engine(model).generate(batch, GREEDY).tokens
-    steps = list(Engine(model).stream(batch, GREEDY, spread=spread))
-    assert [list(tokens) for tokens in zip(*steps)] == separate
+@pytest.mark.parametrize("policy", ["dense", TWO_LEVEL])
+@pytest.mark.parametrize("pattern", ["full gdn", "nsa kda", "asa_local asa_global", "moba mla", "sliding full"])
+def test_sequences_of_different_lengths_in_one_batch_do_not_influence_each_other(pattern: str, policy: Any) -> None:
+    """The lengths differ by less than a factor of two with the new tokens: one batch."""
+    model, batch = small_model(pattern=pattern).double(), prompts(21, 17, 21, 11, 30)
+    engine = Engine(model, policy=policy if "full" in pattern or "mla" in pattern else "dense")
+    separate = [engine.generate([prompt], GREEDY).tokens[0] for prompt in batch]
+    assert engine.generate(batch, GREEDY).tokens == separate
 
 
-def test_a_spread_joins_batches() -> None:
-    engine = Engine(small_model())
-    sizes = [
-        [len(batch.positions) for batch in engine._batches(prompts(9, 3, 9, 17, 4), 1, spread)]
-        for spread in (0, 1, 6, 14)
-    ]
-    assert sizes == [[2, 1, 1, 1], [2, 2, 1], [4, 1], [5]]
+@pytest.mark.parametrize("pattern", ["full gdn", "nsa kda", "asa_local asa_global", "moba mla", "sliding full"])
+def test_a_prompt_may_be_read_in_pieces(pattern: str) -> None:
+    model, batch = small_model(pattern=pattern).double(), prompts(21, 30)
+    whole = Engine(model).generate(batch, GREEDY).tokens
+    assert Engine(model, prefill_tokens=8).generate(batch, GREEDY).tokens == whole
+
+
+def test_the_bytes_of_a_step_are_weights_and_tokens() -> None:
+    """Two sequences, in fp32: the newest step has 10 and 7 tokens."""
+    model, batch = small_model(pattern="full", depth=1), prompts(8, 5)
+    metrics = Engine(model, stop_tokens=()).generate(batch, Sampling(max_tokens=3, temperature=0)).metrics
+    heads, head = model.config.layers[0].mixer, model.head_weight
+    used = sum(parameter.numel() for parameter in model.parameters()) - (0 if model.head is None else head.numel())
+    assert metrics.step_bytes == 4 * (used + (10 + 7) * 2 * heads.kv_heads * heads.head_dim)
+
+
+def test_no_sequence_of_a_batch_takes_twice_the_memory_of_another() -> None:
+    assert Engine(small_model())._groups([9, 3, 9, 17, 4], 1, True) == [[3, 0, 2], [4, 1]]
+
+
+def test_caches_that_count_on_the_host_have_sequences_of_one_length() -> None:
+    assert Engine(small_model())._groups([9, 3, 9, 17], 1, False) == [[3], [0, 2], [1]]
+
+
+def test_caches_that_count_on_the_host_decode_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = small_model(pattern="full sliding").double(), prompts(21, 17, 21)
+    expected = Engine(model).generate(batch, GREEDY).tokens
+    monkeypatch.setattr(RowCache, "ragged", False)
+    assert Engine(model).generate(batch, GREEDY).tokens == expected
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_samples_are_those_of_torch(temperature: float) -> None:
+    scores_BV, settings = torch.randn(50, 40), Sampling(temperature=temperature)
+    actual, expected = (torch.Generator().manual_seed(3) for _ in range(2))
+    weights_BV = (scores_BV / temperature).softmax(-1)
+    drawn = torch.multinomial(weights_BV, 1, generator=expected)
+    assert torch.equal(sample(scores_BV, settings, actual), drawn)
+
+
+def test_graphs_on_a_cpu_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"graphs: .*'cpu'"):
+        Engine(small_model(), graphs="on")
 
 
 def test_a_seed_gives_the_same_tokens() -> None:

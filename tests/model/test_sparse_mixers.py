@@ -305,13 +305,13 @@ def test_cache_of_a_token_and_layer() -> None:
     assert elements("full", "340m", T, kv_heads=4, **heads) == (1024, 1024)
     assert elements("full", "340m", T, kv_heads=1, **heads) == (256, 256)
     assert elements("mla", "340m", T) == elements("grouped_latent", "340m", T) == (2 * 288, 2 * 288)
-    a_set, pooled, tail = 2 * 2 * 4 * 64, (T - 32) // d + 1, 31
+    a_set, pooled, tail = 2 * 2 * 4 * 64, (T - 32) // d + 1, 32
     shared = a_set * (1 + (pooled + tail) / T)
     assert elements("nsa", "340m", T, kv="shared") == pytest.approx((shared, shared), rel=1e-12)
-    apart = a_set * (1 + (w - 1) / T + (pooled + tail) / T), a_set * (2 + (pooled + tail) / T)
+    apart = a_set * (1 + w / T + (pooled + tail) / T), a_set * (2 + (pooled + tail) / T)
     assert elements("nsa", "340m", T) == pytest.approx(apart, rel=1e-12)
-    local = 576 * (w - 1) / T, 576
-    whole = 576 * (1 + (T // 16 + 15) / T) + 4 * 4 * 64 / T  # the shared selection: int32 indices
+    local = 576 * w / T, 576
+    whole = 576 * (1 + (T // 16 + 16) / T) + 4 * 4 * 64 / T  # the shared selection: int32 indices
     asa = elements("asa_local asa_global", "340m", T)
     assert asa == pytest.approx(((local[0] + whole) / 2, (local[1] + whole) / 2), rel=1e-12)
     assert asa[0] < apart[0] / 2 and asa[1] < apart[1] / 2, "at most half of NSA's, like against like"

@@ -31,7 +31,7 @@ class Arm:
         config: the ablation.
         name: of the arm.
         solved: fields that the budget's solver sets in it.
-        weights: fingerprints of initial weights, by folder, as they were at launch.
+        weights: fingerprints of initial weights, by source, as they were at launch.
     """
 
     space: Mapping[str, Range] = {}
@@ -129,10 +129,11 @@ class Arms(Mapping[str, Arm]):
 
     @property
     def weights(self) -> dict[str, str]:
-        """Fingerprints of the initial weights of all settings that are fixed before launch, by folder."""
+        """Fingerprints of the initial weights of all settings that are fixed before launch, by
+        :attr:`~workbench.transforms.StartConfig.source`."""
         runs = (arm.run(hyperparameters=point) for arm in self.values() for point in ({}, *arm.points))
         starts = (run.pinned().start for run in runs)
-        return {start.folder: start.fingerprint for start in starts if start is not None and start.fingerprint}
+        return {start.source: start.fingerprint for start in starts if start is not None and start.fingerprint}
 
     def check_setting(self, name: str, hyperparameters: Mapping[str, Any]) -> None:
         """Raise ConfigError if a setting makes no valid run of an arm, or moves it off the budget beyond the tolerance.
@@ -178,7 +179,7 @@ def resolve(
         config: the description.
         solved: what the budget's solver found when the ablation was launched; without it the solver runs now. Values
             for seconds have to be measured first (:mod:`workbench.ablation.cost.timing`).
-        weights: fingerprints of initial weights, by folder, as recorded at launch; others are read from the folders.
+        weights: fingerprints of initial weights, by source, as recorded at launch; others are read from the folders.
 
     Raises:
         ConfigError: with the mistakes of all arms at once, each with its field path.
@@ -255,6 +256,12 @@ def _check_run(arms: Arms, arm: Arm) -> None:
         expected=f"the baseline's metric, {metric.unit}",
         do="Compare arms on one kind of data.",
     )
+    if run.start is not None and run.start.is_paired and not run.start.fingerprint:
+        for seed in (*(config.tuning.seeds if config.tuning.trials else ()), *config.planned_seeds):
+            try:
+                run.start.folder_of(seed)
+            except ConfigError as error:
+                raise error.under(f"arms.{arm.name}") from None
     first, second = (arm.run(seed).identity for seed in (config.tuning.seed, *config.confirmation.seeds)[:2])
     require(
         first != second,

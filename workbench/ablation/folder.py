@@ -103,7 +103,7 @@ class LaunchRecord(BaseModel):
     data: dict[str, str] = {}
     """Arm -> fingerprint of its prepared data."""
     weights: dict[str, str] = {}
-    """Fingerprints of initial weights, by folder."""
+    """Fingerprints of initial weights, by source."""
     data_cards: dict[str, dict[str, Any]] = {}
     """Arm -> description of its prepared data."""
     views: dict[str, list[str]] = {}

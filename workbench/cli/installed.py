@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 
 def variants() -> None:
-    """List registered mixers, feed-forwards, embeddings, data sources, corpora and launchers."""
+    """List registered mixers, feed-forwards, embeddings, decoding policies, data sources, corpora and launchers."""
     from workbench.ablation.spec.launch import launchers
     from workbench.contract import embeddings, feedforwards, mixers
     from workbench.data import sources
     from workbench.data.corpora import corpora
+    from workbench.decoding.policy import policies
 
     table = Table("kind", "name", "description and settings", "capabilities")
-    registries: list[Registry[Any]] = [mixers, feedforwards, embeddings, sources, corpora, launchers]
+    registries: list[Registry[Any]] = [mixers, feedforwards, embeddings, policies, sources, corpora, launchers]
     for registry in registries:
         for name in registry:
             cls = registry[name]

@@ -1,4 +1,4 @@
-"""Commands for a single model: train, branch off a longer run, prepare data, export, generate."""
+"""Commands for a single model: train, branch off a longer run, prepare data, export, calibrate, generate."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ def prepare(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, or one of its checkpoints.")],
     folder: Annotated[Path, typer.Argument(help="Where to write config.json, weights and tokenizer.")],
-    format: Annotated[str, typer.Option(help="workbench, or llama for software that knows only that.")] = "workbench",
+    format: Annotated[
+        str, typer.Option(help="workbench; llama or qwen3 for software that knows only these.")
+    ] = "workbench",
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     weights: Annotated[
         str, typer.Option(help="measured: those that the results are of; trained; average: with training.ema.")
@@ -135,7 +137,7 @@ def export(
     from workbench.training.export import export as write
 
     for name, value, valid in (
-        ("format", format, ("workbench", "llama")),
+        ("format", format, ("workbench", "llama", "qwen3")),
         ("dtype", dtype, ("fp32", "bf16")),
         ("weights", weights, ("measured", "trained", "average")),
     ):
@@ -146,24 +148,60 @@ def export(
 
 
 def generate(
-    folder: Annotated[Path, typer.Argument(help="An export of this workbench or a plain Llama checkpoint.")],
+    folder: Annotated[Path, typer.Argument(help="An export of this workbench or an importable checkpoint.")],
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens only.")] = None,
-    policy: Annotated[str, typer.Option(help="What a decoding step reads; see workbench.decoding.")] = "dense",
+    policy: Annotated[
+        str,
+        typer.Option(help="What a decoding step reads: a name, or YAML such as '{kind: two_level, tokens: 512}'."),
+    ] = "dense",
+    cache: Annotated[
+        str, typer.Option(help="Type of what is cached: model (that of the weights), bf16, int8, fp8.")
+    ] = "model",
+    graphs: Annotated[str, typer.Option(help="Whether steps are replayed from a CUDA graph: auto, on, off.")] = "auto",
+    compiled: Annotated[bool, typer.Option(help="Compile the steps, which takes a minute at the first one.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")] = None,
     seed: int = 0,
 ) -> None:
-    """Continue a text with an exported model."""
+    """Continue a text with an exported model. Rate, bytes, memory and what the policy read follow on standard error."""
+    import torch
+
+    from workbench.config import apply_overrides
     from workbench.decoding import Engine, Sampling
     from workbench.pretrained import load
 
-    engine = Engine(*load(folder), policy=policy)
+    settings = apply_overrides({}, [f"policy={policy}"])["policy"]
+    model, tokenizer = load(folder)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options: dict[str, Any] = {"graphs": graphs, "compiled": compiled, "cache_dtype": cache}
+    engine = Engine(model, tokenizer, policy=settings, **options)
     sampling = Sampling(max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+    stream = engine.complete(prompt, sampling)
     print(prompt, end="", flush=True)
-    for text in engine.complete(prompt, sampling):
+    for text in stream:
         print(text, end="", flush=True)
     print()
+    typer.secho(stream.metrics.summary(), dim=True, err=True)
+
+
+def calibrate(
+    folder: Annotated[Path, typer.Argument(help="An export of this workbench or an importable checkpoint.")],
+    corpus: Annotated[
+        str,
+        typer.Argument(help="Texts that the model is not judged on: a name, or YAML: '{kind: files, path: texts}'."),
+    ],
+    rows: Annotated[int, typer.Option(help="Sequences.")] = 16,
+    context: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Measure which key channels matter, for decoding policies with a token index; kept beside the weights."""
+    from workbench.config import apply_overrides
+    from workbench.decoding.calibration import calibrate as measure
+
+    settings = apply_overrides({}, [f"corpus={corpus}"])["corpus"]
+    console.print(str(measure(folder, settings, rows=rows, context=context, device=device)), soft_wrap=True)
 
 
 def evaluate(

@@ -1,37 +1,33 @@
-"""The decoding loop: prefill, then one token per sequence and step. Legend: B prompts, T time, V vocabulary."""
+"""The decoding loop: prefill, then one token per sequence and step. Legend: B prompts, T time, D model width."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Generator, Tensor
 
-from workbench.config import Config, ConfigError, require
-from workbench.contract import Cache
+from workbench.accounting import account
+from workbench.config import ConfigError, Problem, require
+from workbench.contract import Cache, Component
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
-from workbench.decoding.policy import PolicyConfig, policies
+from workbench.decoding.policy import Policy, PolicyConfig, policies
+from workbench.decoding.reads import ReadLog, host_bytes, index_bytes
+from workbench.decoding.step import Sampling, Step
+from workbench.formatting import size
 from workbench.model import LanguageModel
-from workbench.seeding import Seed
+
+AUTO_TOKENS = 32
+"""New tokens from which ``graphs="auto"`` captures steps: a capture takes about as long as ten steps without one."""
 
 
-class Sampling(Config):
-    """How tokens are sampled, and how many."""
-
-    max_tokens: Annotated[int, Field(ge=1)] = 128
-    """New tokens at most; a sequence ends earlier at a stop token."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Temperature of the softmax that tokens are sampled from; 0 takes the most likely one."""
-    top_k: Annotated[int | None, Field(ge=1)] = None
-    """Sample from the k most likely tokens only. Default: from all."""
-    seed: Seed = 0
-    """Same seed, model, prompts and device: same tokens."""
+CACHE_TYPES = {"model": None, "bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""Name of a type of caches -> the type; None for that of the model."""
 
 
 @dataclass
@@ -49,12 +45,33 @@ class Metrics:
     decode_tokens: int = 0
     """Generated tokens of these steps."""
     cache_bytes: int = 0
-    """Bytes of all caches, as allocated."""
+    """Bytes of all caches on the device, as allocated."""
+    host_bytes: int = 0
+    """Bytes of all caches on the host, under a policy that offloads."""
+    step_bytes: float = 0.0
+    """Bytes that the newest step had to move: weights once, as far as its tokens use them, and caches as far as they
+    are read. Set at the end."""
+    peak_bytes: int = 0
+    """Most bytes of the device that tensors took at once, weights included; 0 on a CPU."""
+    reads: ReadLog = field(default_factory=ReadLog)
+    """What every step read, where the policy reads less than everything."""
 
     @property
     def tokens_per_second(self) -> float:
         """Rate of decoding over all sequences, without prefill; 0 after a single step."""
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    def summary(self) -> str:
+        """Rate, bytes and memory in one line, and what the policy read in another, where it reads less than
+        everything."""
+        parts = [
+            f"{self.tokens_per_second:,.1f} tokens/s after a prefill of {self.prefill_seconds:.2f} s",
+            f"a step moves {size(self.step_bytes)}",
+            f"caches take {size(self.cache_bytes)}",
+        ]
+        if self.peak_bytes:
+            parts.append(f"peak memory {size(self.peak_bytes)}")
+        return "\n".join(filter(None, (", ".join(parts), self.reads.summary(self.cache_bytes))))
 
 
 @dataclass
@@ -70,6 +87,18 @@ class Stream:
 
 
 @dataclass
+class TextStream:
+    """The text after one prompt, in pieces as they are generated."""
+
+    pieces: Iterator[str]
+    metrics: Metrics
+    """Updated at every step."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self.pieces
+
+
+@dataclass
 class Generation:
     """The outcome of :meth:`Engine.generate`."""
 
@@ -80,54 +109,111 @@ class Generation:
     metrics: Metrics
 
 
-@dataclass
-class _Batch:
-    """Prompts that share caches: all sequences begin together, and are at the same position at every step."""
-
-    positions: list[int]
-    """Indices of the prompts."""
-    prompts_BT: Tensor
-    """The prompts, -1 behind the end of each."""
-    tokens_B1: Tensor
-    """The newest token of each sequence."""
-    caches: list[Cache] = field(repr=False)
-
-
 class Engine:
     """Generates with one model and one policy.
 
-    Prompts may differ in length. Those of equal length are decoded as one batch, with caches of one length for all its
-    sequences, which is exact for every mixer; a step decodes all batches. With ``spread``, lengths may differ within a
-    batch: the shortest prompt is prefilled in all its sequences, and the rest of the longer ones is read token by
-    token, while shorter ones decode.
+    Prompts may differ in length: each is prefilled by itself or with those of equal length, and then all are decoded
+    together, every sequence at its own position. That is exact for every mixer. Sequences of which one would take more
+    than twice the memory of another are decoded in separate batches, and so are sequences of different lengths where
+    the cache of a layer cannot have them (:attr:`workbench.contract.Cache.ragged`).
 
     Args:
         model: in evaluation mode, on any device.
         tokenizer: for prompts and results as text. Without one, prompts are token ids.
-        policy: a registered policy, by name or with settings; it decides what a step reads.
+        policy: a registered policy, by name, as its configuration, as a mapping with its ``kind``, or built; it decides
+            what a step reads.
         stop_tokens: ids that end a sequence. Default: the tokenizer's document symbol and the model's ``stop_tokens``.
+        graphs: whether steps are replayed from a CUDA graph: on, off, or auto, where possible and for at least
+            :data:`AUTO_TOKENS` new tokens.
+        compiled: whether the blocks are compiled for their steps, which takes a minute at the first use on a device and
+            makes fewer, larger kernels.
+        cache_dtype: type of what is cached: that of the model (model), bf16, or eight bits with a step size for every
+            token and head (int8, fp8). In eight bits are keys and values, and latents without their rotated keys; the
+            states of the delta-rule family stay as they are.
+        prefill_tokens: tokens of all sequences in one pass over prompts, at most; bounds the memory of a prefill.
 
     Raises:
-        ConfigError: when the model cannot decode with caches, or the policy refuses one of its mixers.
+        ConfigError: when the model cannot decode with caches, the policy refuses one of its mixers, ``graphs`` is on
+            where no step can be captured, or a layer cannot cache in ``cache_dtype``.
     """
 
     def __init__(
         self,
         model: LanguageModel,
         tokenizer: Tokenizer | None = None,
-        policy: PolicyConfig | str = "dense",
+        policy: Policy | PolicyConfig | Mapping[str, Any] | str = "dense",
         stop_tokens: Collection[int] | None = None,
+        *,
+        graphs: Literal["auto", "on", "off"] = "auto",
+        compiled: bool = False,
+        cache_dtype: Literal["model", "bf16", "int8", "fp8"] = "model",
+        prefill_tokens: int = 2**15,
     ):
         without = model.config.lacking("decode")
         require(not without, "model", got=", ".join(without), expected="components that decode with a cache")
-        config: PolicyConfig = policies.parse(policy)
-        self.model, self.tokenizer, self.policy = model, tokenizer, policies[config.kind](config)
-        self.policy.check(model)
+        require(graphs in ("auto", "on", "off"), "graphs", got=graphs, expected="auto, on or off")
+        require(prefill_tokens >= 1, "prefill_tokens", got=prefill_tokens, expected="at least 1")
+        if not isinstance(policy, Policy):
+            config: PolicyConfig = policies.parse(policy)
+            policy = policies[config.kind](config)
+        self.model, self.tokenizer, self.policy = model, tokenizer, policy
+        self.policy.prepare(model)
+        self.graphs, self.compiled, self.prefill_tokens = graphs, compiled, prefill_tokens
+        require(cache_dtype in CACHE_TYPES, "cache_dtype", got=cache_dtype, expected=" or ".join(CACHE_TYPES))
+        self.cache_dtype = cache_dtype
+        self.new_caches(1, 1)
+        obstacle = self.graph_obstacle()
+        require(graphs != "on" or obstacle is None, "graphs", got="on", expected=f"off or auto: {obstacle}")
         self.document_symbol: int | None = None if tokenizer is None else tokenizer.token_to_id(DOCUMENT_SYMBOL)
         if stop_tokens is None:
             symbols = () if self.document_symbol is None else (self.document_symbol,)
             stop_tokens = model.stop_tokens.union(symbols)
         self.stop_tokens = frozenset(stop_tokens)
+
+    def new_caches(self, batch: int, length: int) -> list[Cache]:
+        """Empty caches for ``batch`` sequences of at most ``length`` tokens.
+
+        Raises:
+            ConfigError: naming the layers that cannot cache in ``cache_dtype``.
+        """
+        dtype = CACHE_TYPES[self.cache_dtype]
+        if dtype is None or dtype.itemsize > 1:
+            return self.model.new_caches(batch, length, self.policy.cache_for, dtype)
+        refused, stored = [], False
+
+        def cache_for(layer: int, mixer: Any, *shape: Any) -> Cache:
+            nonlocal stored
+            cache = self.policy.cache_for(layer, mixer, *shape)
+            before = [tensor.dtype for tensor in cache.tensors()]
+            reason = cache.store_in(dtype)
+            stored = stored or before != [tensor.dtype for tensor in cache.tensors()]
+            if reason is not None:
+                refused.append(Problem("cache_dtype", f"{self.cache_dtype!r} for layer {layer}", reason))
+            return cache
+
+        caches = self.model.new_caches(batch, length, cache_for)
+        if refused:
+            raise ConfigError(refused)
+        require(stored, "cache_dtype", got=self.cache_dtype, expected="model: no layer caches keys, values or latents")
+        return caches
+
+    def graph_obstacle(self) -> str | None:
+        """Why no step can be captured in a CUDA graph; None where one can."""
+        if self.model.embedding.weight.device.type != "cuda":
+            return f"the model is on {self.model.embedding.weight.device.type!r}, and graphs are those of CUDA"
+        if (reason := self.policy.graph_obstacle()) is not None:
+            return reason
+        for name, module in self.model.named_modules():
+            if isinstance(module, Component) and (reason := module.graph_obstacle()) is not None:
+                return f"{name}: {reason}"
+        if not self._ragged():
+            return "the cache of a layer counts its tokens on the host"
+        return None
+
+    @torch.inference_mode()
+    def _ragged(self) -> bool:
+        """Whether every cache takes its positions from the device."""
+        return all(cache.ragged for cache in self.new_caches(1, 1))
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of ``prompt`` as the beginning of a document.
@@ -167,37 +253,33 @@ class Engine:
         texts = [] if self.tokenizer is None else [self.decode(prompt, new) for prompt, new in zip(ids, tokens)]
         return Generation(tokens, texts, stream.metrics)
 
-    def complete(self, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
+    def complete(self, prompt: str, sampling: Sampling | None = None) -> TextStream:
         """The text after ``prompt``, in pieces as they are generated. Joined, they are what :meth:`generate` returns.
 
         Raises:
-            ConfigError: as :meth:`generate`, at the first piece.
+            ConfigError: as :meth:`generate`.
         """
         (ids,) = self._token_ids([prompt])
+        stream = self.stream([ids], sampling)
+        return TextStream(self._pieces(ids, stream), stream.metrics)
+
+    def _pieces(self, prompt: list[int], stream: Stream) -> Iterator[str]:
         new: list[int] = []
         length = 0
-        for (token,) in self.stream([ids], sampling):
+        for (token,) in stream:
             if token is not None:
                 new.append(token)
-                text = self.decode(ids, new)
+                text = self.decode(prompt, new)
                 if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character may take several tokens
                     yield text[length:]
                     length = len(text)
-        yield self.decode(ids, new)[length:]
+        yield self.decode(prompt, new)[length:]
 
-    def stream(
-        self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling | None = None, *, spread: int = 0
-    ) -> Stream:
-        """The new tokens of all prompts, step by step. Errors as for :meth:`generate`.
-
-        Args:
-            prompts, sampling: as for :meth:`generate`.
-            spread: tokens by which the prompts of a batch may differ in length. A batch takes that many steps more at
-                most, and saves those of the batches that it joins. What is read token by token is read by the policy.
-        """
+    def stream(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling | None = None) -> Stream:
+        """The new tokens of all prompts, step by step. Arguments and errors as of :meth:`generate`."""
         ids = self._token_ids(prompts)
         metrics = Metrics(prompt_tokens=sum(map(len, ids)))
-        return Stream(self._steps(ids, sampling or Sampling(), metrics, spread), metrics)
+        return Stream(self._steps(ids, sampling or Sampling(), metrics), metrics)
 
     def _token_ids(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
         require(not isinstance(prompts, str), "prompts", got=prompts, expected="a list of prompts")
@@ -208,79 +290,125 @@ class Engine:
         return ids
 
     @torch.inference_mode()
-    def _steps(
-        self, prompts: list[list[int]], sampling: Sampling, metrics: Metrics, spread: int
-    ) -> Iterator[list[int | None]]:
+    def _steps(self, prompts: list[list[int]], sampling: Sampling, metrics: Metrics) -> Iterator[list[int | None]]:
         device = self.model.embedding.weight.device
         generator = Generator(device).manual_seed(sampling.seed)
-        batches = self._batches(prompts, sampling.max_tokens, spread)
-        order = [position for batch in batches for position in batch.positions]
+        ragged, use_graphs = self._ragged(), self._use_graphs(sampling)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
+        groups = self._groups([len(prompt) for prompt in prompts], sampling.max_tokens, ragged)
+        batches = []
+        for group in groups:
+            caches, hidden_BD = self._prefill([prompts[i] for i in group], sampling.max_tokens, ragged)
+            metrics.reads.record(0, len(group), caches)
+            lengths = [len(prompts[i]) for i in group]
+            settings: dict[str, Any] = {"ragged": ragged, "graphs": use_graphs, "compiled": self.compiled}
+            batches.append(Step(self.model, caches, hidden_BD, lengths, sampling, generator, **settings))
+        order = [position for group in groups for position in group]
         active = [True] * len(prompts)
-        early: list[deque[int]] = [deque() for _ in prompts]  # tokens of short prompts, sampled before their step
-        for step in range(sampling.max_tokens):
-            start = time.perf_counter()
-            if step == 0:
-                hidden = [self._prefill(batch, sampling, generator, early) for batch in batches]
-            else:
-                hidden = [self.model(batch.tokens_B1, caches=batch.caches)[:, -1] for batch in batches]
-            tokens_B1 = sample(self.model.logits(torch.cat(hidden)).float(), sampling, generator)
-            for batch, part_B1 in zip(batches, tokens_B1.split([len(batch.positions) for batch in batches])):
-                batch.tokens_B1 = part_B1
+        for step, tokens in enumerate(self._run_ahead(batches, sampling.max_tokens, metrics)):
             new: list[int | None] = [None] * len(prompts)
-            for position, newest in zip(order, tokens_B1[:, 0].tolist()):
-                early[position].append(newest)
-                token = early[position].popleft()
+            for position, token in zip(order, tokens):
                 active[position] = active[position] and token not in self.stop_tokens
                 new[position] = token if active[position] else None
             seconds, count = time.perf_counter() - start, sum(active)
             metrics.new_tokens += count
             if step == 0:
+                caches = [cache for batch in batches for cache in batch.caches]
                 metrics.prefill_seconds = seconds
-                metrics.cache_bytes = sum(t.nbytes for b in batches for cache in b.caches for t in cache.tensors())
+                metrics.host_bytes = host_bytes(caches)
+                allocated = {t.data_ptr(): t.nbytes for cache in caches for t in cache.tensors()}  # layers share some
+                metrics.cache_bytes = sum(allocated.values()) - metrics.host_bytes
+                metrics.reads.index_bytes = index_bytes(caches)
             else:
                 metrics.decode_seconds += seconds
                 metrics.decode_tokens += count
+            if device.type == "cuda":
+                metrics.peak_bytes = torch.cuda.max_memory_allocated(device)
+            if count == 0 or step == sampling.max_tokens - 1:
+                metrics.step_bytes = self._step_bytes(batches, [len(prompts[i]) + step for i in order])
             if count == 0:
                 return
             yield new
+            start = time.perf_counter()
 
-    def _prefill(self, batch: _Batch, sampling: Sampling, generator: Generator, early: Sequence[deque[int]]) -> Tensor:
-        """(B, D) the last hidden state of every sequence, once the longest prompt is read; ``early`` gets what shorter
-        prompts have decoded by then."""
-        prompts_BT = batch.prompts_BT
-        shortest = int((prompts_BT >= 0).sum(1).min())
-        hidden_BD = self.model(prompts_BT[:, :shortest], caches=batch.caches)[:, -1]
-        decoded: list[Tensor] = []
-        for at in range(shortest, prompts_BT.shape[1]):
-            given_B1 = prompts_BT[:, at, None]
-            sampled_B1 = sample(self.model.logits(hidden_BD).float(), sampling, generator)
-            decoded.append(sampled_B1.masked_fill(given_B1 >= 0, -1))
-            hidden_BD = self.model(torch.where(given_B1 < 0, sampled_B1, given_B1), caches=batch.caches)[:, -1]
-        if decoded:
-            for position, tokens in zip(batch.positions, torch.cat(decoded, 1).tolist()):
-                early[position].extend(token for token in tokens if token >= 0)
-        return hidden_BD
+    def _step_bytes(self, batches: list[Step], lengths: list[int]) -> float:
+        """Bytes that a step of all batches moves."""
+        config, element = self.model.config, self.model.embedding.weight.itemsize
+        assert config.width and config.vocabulary
+        cost, total, first = account(config, 1, element), 0.0, 0
+        for batch in batches:
+            count = len(batch.tokens_B1)
+            used = min(cost.non_embedding, count * cost.active) + config.width * config.vocabulary
+            part, first = lengths[first : first + count], first + count
+            total += element * used + sum(cache.step_bytes(part) for cache in batch.caches)
+        return total
 
-    def _batches(self, prompts: list[list[int]], new_tokens: int, spread: int) -> list[_Batch]:
-        longest_of: dict[int, int] = {}  # length of a prompt -> that of the longest in its batch
-        longest = -1
-        for length in sorted({len(prompt) for prompt in prompts}, reverse=True):
-            if longest - length > spread or longest < 0:
-                longest = length
-            longest_of[length] = longest
-        by_longest: dict[int, list[int]] = {}
-        for position, prompt in enumerate(prompts):
-            by_longest.setdefault(longest_of[len(prompt)], []).append(position)
+    def _use_graphs(self, sampling: Sampling) -> bool:
+        if self.graphs == "auto":
+            return sampling.max_tokens >= AUTO_TOKENS and self.graph_obstacle() is None
+        return self.graphs == "on"
+
+    def _run_ahead(self, batches: list[Step], steps: int, metrics: Metrics) -> Iterator[list[int]]:
+        """The tokens of all batches after the prefill and after each further step. On a GPU the next step is under way
+        before the host waits for the tokens of one."""
+        pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        for step in range(steps):
+            for batch in batches if step else ():
+                batch.run()
+                metrics.reads.record(step, len(batch.tokens_B1), batch.caches)
+            tokens_B = torch.cat([batch.tokens_B1 for batch in batches])[:, 0]
+            event = None
+            if tokens_B.is_cuda:
+                tokens_B = torch.empty(tokens_B.shape, dtype=tokens_B.dtype, pin_memory=True).copy_(
+                    tokens_B, non_blocking=True
+                )
+                event = torch.cuda.Event()
+                event.record()
+            pending.append((tokens_B, event))
+            while pending and (event is None or len(pending) > 1 or step == steps - 1):
+                newest_B, copied = pending.popleft()
+                if copied is not None:
+                    copied.synchronize()
+                yield newest_B.tolist()
+
+    def _groups(self, lengths: Sequence[int], new_tokens: int, ragged: bool) -> list[list[int]]:
+        """Numbers of the prompts of every batch, the longest first."""
+        groups: list[list[int]] = []
+        for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+            longest = lengths[groups[-1][0]] if groups else 0
+            fits = longest + new_tokens <= 2 * (lengths[number] + new_tokens) if ragged else longest == lengths[number]
+            if groups and fits:
+                groups[-1].append(number)
+            else:
+                groups.append([number])
+        return groups
+
+    def _prefill(self, prompts: list[list[int]], new_tokens: int, ragged: bool) -> tuple[list[Cache], Tensor]:
+        """Caches with the prompts, sorted by length, and (B, D) their last hidden states.
+
+        A pass has prompts of one length. As few as possible come in pieces: a prompt that is passed at once meets no
+        cache, which attention kernels are fastest at.
+        """
         device = self.model.embedding.weight.device
-        return [
-            _Batch(
-                positions,
-                torch.tensor([prompts[i] + [-1] * (length - len(prompts[i])) for i in positions], device=device),
-                torch.empty(0),
-                self.model.new_caches(len(positions), length + new_tokens, self.policy.cache_for),
-            )
-            for length, positions in by_longest.items()
-        ]
+        caches = self.new_caches(len(prompts), len(prompts[0]) + new_tokens)
+        hidden = []
+        first = 0
+        while first < len(prompts):
+            length = len(prompts[first])
+            count = sum(len(prompt) == length for prompt in prompts)
+            rows = max(1, self.prefill_tokens // length) if ragged else count
+            last = min(first + rows, first + count, len(prompts))
+            last = next((i for i in range(first, last) if len(prompts[i]) != length), last)
+            parts = caches if last - first == len(prompts) else [cache.part(first, last) for cache in caches]
+            tokens_BT = torch.tensor(prompts[first:last], device=device)
+            pieces = -(-tokens_BT.numel() // self.prefill_tokens)
+            for piece in tokens_BT.tensor_split(min(pieces, length), dim=1):
+                hidden_BTD = self.model(piece, caches=parts)
+            hidden.append(hidden_BTD[:, -1])
+            first = last
+        return caches, torch.cat(hidden)
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -290,13 +418,3 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
         return tokenizer.encode(prompt).ids
     # in training the symbol precedes every document
     return [symbol, *tokenizer.encode(prompt, add_special_tokens=False).ids]
-
-
-def sample(scores_BV: Tensor, sampling: Sampling, generator: Generator) -> Tensor:
-    """One token per row: (B, V) scores -> (B, 1) ids."""
-    if sampling.temperature == 0:
-        return scores_BV.argmax(-1, keepdim=True)
-    if sampling.top_k is not None and sampling.top_k < scores_BV.shape[-1]:
-        smallest_B1 = scores_BV.topk(sampling.top_k).values[:, -1:]
-        scores_BV = scores_BV.masked_fill(scores_BV < smallest_B1, -torch.inf)
-    return torch.multinomial((scores_BV / sampling.temperature).softmax(-1), 1, generator=generator)

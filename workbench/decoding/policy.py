@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -27,10 +28,15 @@ class Policy:
     :class:`~workbench.mixers.families.latent.LatentCache` whose ``attend`` reads less, or reads from elsewhere. Mixers
     that read their cache themselves (nsa, moba, asa_global, the delta-rule family) keep it under every policy.
 
-    A policy is one file with one decorated class; nothing else lists its name.
+    :class:`workbench.decoding.selective.SelectivePolicy` does so for policies that choose tokens by position, block or
+    score. A policy is one file with one decorated class; nothing else lists its name.
     """
 
     Config: ClassVar[type[PolicyConfig]]
+    conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    """Settings with which :class:`workbench.testing.PolicyConformance` builds the policy: small budgets."""
+    everything: ClassVar[dict[str, Any]] = {}
+    """Settings with which a step reads all tokens of a small cache, and so computes what ``dense`` computes."""
 
     def __init__(self, config: Any):
         self.config = config
@@ -39,9 +45,24 @@ class Policy:
         """Why this policy cannot decode with ``mixer``, for the error message; None where it can. Default: None."""
         return None
 
-    def cache_for(self, mixer: Mixer, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> Cache:
-        """An empty cache for ``mixer``, for ``batch`` sequences of at most ``length`` tokens. Default: the mixer's."""
+    def graph_obstacle(self) -> str | None:
+        """Why a step with this policy cannot be captured in a CUDA graph; None where it can. Default: None."""
+        return None
+
+    def cache_for(
+        self, layer: int, mixer: Mixer, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
+    ) -> Cache:
+        """An empty cache for ``mixer``, the one of layer number ``layer``, for ``batch`` sequences of at most
+        ``length`` tokens. Default: the mixer's."""
         return mixer.new_cache(batch, length, device, dtype)
+
+    def prepare(self, model: LanguageModel) -> None:
+        """Check the model, and read what the policy needs beside it, before any cache is made.
+
+        Raises:
+            ConfigError: as :meth:`check`, or when something is missing.
+        """
+        self.check(model)
 
     def check(self, model: LanguageModel) -> None:
         """Refuse a model with layers that this policy cannot decode.
@@ -49,17 +70,29 @@ class Policy:
         Raises:
             ConfigError: with one problem per kind of mixer and obstacle, naming the layers.
         """
+        self.refuse(model, lambda layer, mixer: self.obstacle(mixer))
+
+    def refuse(self, model: LanguageModel, obstacle: Callable[[int, Mixer], str | None]) -> None:
+        """Refuse a model for its obstacles, if it has any.
+
+        Args:
+            obstacle: from a layer's number and mixer; None where there is none.
+
+        Raises:
+            ConfigError: with one problem per kind of mixer and obstacle, naming the layers.
+        """
         layers: dict[tuple[str, str], list[str]] = {}
         for index, (layer, block) in enumerate(zip(model.config.layers, model.blocks)):
-            obstacle = self.obstacle(block.get_submodule("mixer"))  # type: ignore[arg-type]
-            if obstacle is not None:
-                layers.setdefault((layer.mixer.kind, obstacle), []).append(str(index))
+            reason = obstacle(index, block.get_submodule("mixer"))  # type: ignore[arg-type]
+            if reason is not None:
+                layers.setdefault((layer.mixer.kind, reason), []).append(str(index))
         problems = [
-            Problem("policy", f"{self.config.kind!r} for {kind!r} in layer {', '.join(indices)}", obstacle)
-            for (kind, obstacle), indices in layers.items()
+            Problem("policy", f"{self.config.kind!r} for {kind!r} in layer {', '.join(indices)}", reason)
+            for (kind, reason), indices in layers.items()
         ]
         if problems:
             raise ConfigError(problems)
 
 
 policies: Registry[type[Policy]] = Registry("decoding policy", "workbench.decoding.policies")
+"""Decoding policies, one file per policy."""

@@ -40,17 +40,23 @@ MIN_RELATIVE_PURITY = 0.95
 class TokenCache(Cache):
     """The last N - 1 tokens, (B, N - 1) int64; id 0 before the first."""
 
+    ragged = True
+
     def __init__(self, batch: int, num_tokens: int, device: torch.device | str):
         self.tokens_BP = torch.zeros(batch, num_tokens, dtype=torch.int64, device=device)
 
     def tensors(self) -> list[Tensor]:
         return [self.tokens_BP]
 
+    def store_in(self, dtype: torch.dtype) -> str | None:
+        return None
+
     def extend(self, tokens_BT: Tensor) -> Tensor:
         """Append T tokens. Returns the cached tokens, then the new ones."""
         seen = torch.cat((self.tokens_BP, tokens_BT), dim=1)
-        self.tokens_BP = seen[:, seen.shape[1] - self.tokens_BP.shape[1] :]
-        self.length += tokens_BT.shape[1]
+        self.tokens_BP.copy_(seen[:, seen.shape[1] - self.tokens_BP.shape[1] :])
+        if self.positions_B is None:
+            self.length += tokens_BT.shape[1]
         return seen
 
 

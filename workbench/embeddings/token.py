@@ -16,8 +16,13 @@ from workbench.layers import INIT_SCALE, RMSNorm
 class EmptyCache(Cache):
     """The cache of an embedding that reads no earlier token."""
 
+    ragged = True
+
     def tensors(self) -> list[Tensor]:
         return []
+
+    def store_in(self, dtype: torch.dtype) -> str | None:
+        return None
 
 
 @embeddings.register

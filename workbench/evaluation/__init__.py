@@ -1,5 +1,6 @@
 """Evaluation of a model: suites, their long table, and inspection of trained layers."""
 
+from workbench.evaluation.decoded import Decoder, DecodingConfig
 from workbench.evaluation.measure import check_score, check_suites, measure_suite
 from workbench.evaluation.suites import (
     Conditions,
@@ -17,6 +18,8 @@ from workbench.evaluation.suites import (
 
 __all__ = [
     "Conditions",
+    "Decoder",
+    "DecodingConfig",
     "DocumentSuite",
     "Evaluation",
     "Journal",

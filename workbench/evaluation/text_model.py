@@ -60,7 +60,8 @@ class TextModel:
         Raises:
             ConfigError: when the model cannot decode with caches.
         """
-        return Engine(self.model, self.tokenizer)
+        decoder = self.settings.decoder
+        return Engine(self.model, self.tokenizer, "dense" if decoder is None else decoder.policy(self.model))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text`` as the beginning of a document, after at least one token that it is predicted from: the
@@ -94,8 +95,14 @@ class TextModel:
             Number of the request, its likelihood.
 
         Raises:
-            ConfigError: for a continuation longer than ``max_length``.
+            ConfigError: for a continuation longer than ``max_length``, and with a decoding policy.
         """
+        require(
+            self.settings.decoder is None,
+            "decoding",
+            got="likelihoods of continuations, which are read in one pass",
+            expected="a suite of generated answers, loss or answers, whose tokens a policy reads one by one",
+        )
         rows: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
         for number, (context, continuation) in enumerate(requests):
             require(
@@ -245,7 +252,7 @@ class TextModel:
     def _decode(self, prompts: list[list[int]], until: Sequence[str], sampling: Sampling) -> list[str]:
         new: list[list[int]] = [[] for _ in prompts]
         stopped = [False] * len(prompts)
-        for step, tokens in enumerate(self.engine.stream(prompts, sampling, spread=sampling.max_tokens), 1):
+        for step, tokens in enumerate(self.engine.stream(prompts, sampling), 1):
             for index, token in enumerate(tokens):
                 if token is None:
                     stopped[index] = True

@@ -213,6 +213,9 @@ class MixtureOfExperts(FeedForward):
         else:
             parameter.normal_(0.0, INIT_SCALE / math.sqrt(parameter.shape[1]), generator=generator)
 
+    def graph_obstacle(self) -> str | None:
+        return "backend: loop waits for the device" if self.config.backend == "loop" else None
+
     def silencers(self, writers: Sequence[str]) -> tuple[str, ...]:
         if self.gate is not None:
             return ("gate", *(name for name in writers if name != "down"))

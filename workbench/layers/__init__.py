@@ -6,7 +6,7 @@ from workbench.layers.initial_values import INIT_SCALE
 from workbench.layers.norms import RMSNorm
 from workbench.layers.pooling import Pooling
 from workbench.layers.projections import Linear, linear_flops
-from workbench.layers.rotary import Rotary, rotary_table
+from workbench.layers.rotary import Rotary, RotaryScaling, rotary_table
 from workbench.layers.scores import ScaledScores
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Pooling",
     "RMSNorm",
     "Rotary",
+    "RotaryScaling",
     "RowCache",
     "ScaledScores",
     "ShortConvolution",

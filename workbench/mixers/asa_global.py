@@ -33,6 +33,7 @@ from workbench.mixers.families.sparse import (
     check_blocks,
     pooled_blocks,
 )
+from workbench.ops.decode_attention import decode_attention
 from workbench.ops.sparse_attention import (
     Blocks,
     group_query_pairs,
@@ -144,7 +145,7 @@ class ASAGlobal(Mixer):
                 aux.metrics[f"gate_{branch}"] = mean_of(gates_BT2H[:, :, index], is_token(segments, 1))
             selection.record_metrics(aux, self.blocks.block, segments)
         mixed_BTHC = torch.stack(outputs, dim=2).mul(gates_BT2H[..., None].to(outputs[0].dtype)).sum(2)
-        return self.out(self.project.from_latents(mixed_BTHC).reshape(B, T, -1))
+        return self.out(self.project.from_latents(mixed_BTHC).reshape(B, T, -1).to(x_BTD.dtype))
 
     def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
         return self.project.scores(x_BTD, **Positions.of(x_BTD, segments, None).rotary)
@@ -159,6 +160,8 @@ class ASAGlobal(Mixer):
     ) -> tuple[list[Tensor], Selection]:
         """Weighted latents (B, T, H, C) of both branches, and the selected blocks."""
         assert cache is None or isinstance(cache, SparseCache)
+        if cache is not None and cache.positions_B is not None:
+            return self._step(x_BTD, cache, selection)
         project, blocks = self.project, self.blocks
         positions, pooled_cache = Positions.of(x_BTD, segments, cache), None if cache is None else cache.pooled
         q_n, q_r, c, kr = project(x_BTD, **positions.rotary)
@@ -177,7 +180,25 @@ class ASAGlobal(Mixer):
         selected = selection.attend(q, project.latent_keys(c, kr), None, positions, blocks.block, **latent)
         return [compressed, selected], selection
 
-    def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
+    def _step(self, x_BTD: Tensor, cache: SparseCache, selection: Selection | None) -> tuple[list[Tensor], Selection]:
+        """As :meth:`_attend`, of one token per sequence."""
+        assert cache.pooled is not None and cache.positions_B is not None
+        project, scale = self.project, self.project.scale
+        q_n, q_r, c, kr = project(x_BTD, **cache.rotary())
+        q_BHK = project.absorbed(q_n, q_r)[:, 0].to(c.dtype)
+        (cc, cr), visible_B = cache.pooled.append([c, kr], self._pooled)
+        cache.rows["latents"].append(c, kr)
+        c_BSgC, kr_BS1R = cache.rows["latents"].rows
+        shared_cr, shared_kr = (cr, kr_BS1R) if project.R else (None, None)
+        compressed, lse_BH = decode_attention(q_BHK, cc, None, visible_B, scale=scale, shared_BS1R=shared_cr)
+        if selection is None:
+            selection = Selection.for_step(q_BHK, cc, lse_BH, self.blocks, cache, project.g, scale, shared_cr)
+        selected = selection.attend_step(
+            q_BHK, c_BSgC, None, cache.positions_B, self.blocks.block, scale, shared_BS1R=shared_kr
+        )
+        return [compressed[:, None], selected[:, None]], selection
+
+    def _pooled(self, raw: list[Tensor], starts: Tensor, bound: int | None, rows_BN: Tensor | None) -> list[Tensor]:
         """Pooled latents (B, N, g, C) and rotated keys (B, N, 1, R)."""
         c, kr = (unfold_blocks(x, rows_BN, self.blocks.length, self.blocks.stride) for x in raw)
         return [self.pool_c(c), kr.mean(-1) if self.pool_r is None else self.pool_r(kr)]
@@ -201,7 +222,8 @@ class ASAGlobal(Mixer):
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         shapes: list[tuple[int, ...]] = [(self.project.g, self.project.C), (1, self.project.R)]
         pooled = PooledCache(batch, length, self.blocks, shapes, self.project.g, device, dtype)
-        return SparseCache(pooled, {"latents": RowCache(batch, length, shapes, device, dtype)})
+        rows = {"latents": RowCache(batch, length, shapes, device, dtype)}
+        return SparseCache(pooled, rows, self.blocks, length)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

@@ -29,6 +29,7 @@ from workbench.mixers.families.sparse import (
     check_blocks,
     pooled_blocks,
 )
+from workbench.ops.decode_attention import decode_attention
 from workbench.ops.sparse_attention import (
     Blocks,
     selected_pairs,
@@ -78,7 +79,9 @@ class MoBA(ScaledScores, Mixer):
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
-        self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
+        self.rotary = None
+        if config.rotary:
+            self.rotary = Rotary(config.rotary_dim, config.rotary_theta, config.rotary_scaling)
 
     def forward(
         self,
@@ -96,8 +99,10 @@ class MoBA(ScaledScores, Mixer):
         """
         B, T, _ = x_BTD.shape
         assert cache is None or isinstance(cache, SparseCache)
+        if cache is not None and cache.positions_B is not None:
+            return self.out(self._step(x_BTD, cache, selection).reshape(B, T, self.H * self.K).to(x_BTD.dtype))
         positions, blocks = Positions.of(x_BTD, segments, cache), self.blocks
-        q, k, v = self._project(x_BTD, positions.offset)
+        q, k, v = self._project(x_BTD, offset=positions.offset)
         pooled_cache = None if cache is None else cache.pooled
         (ck,) = pooled_blocks([k], self._pooled, positions, blocks, pooled_cache)
         if cache is not None:
@@ -111,22 +116,35 @@ class MoBA(ScaledScores, Mixer):
                 )
             selection = Selection.by_scores(q, ck, lse, positions, blocks, None)
         o = selection.attend(q, k, v, positions, blocks.block)
-        return self.out(o.reshape(B, T, self.H * self.K))
+        return self.out(o.reshape(B, T, self.H * self.K).to(x_BTD.dtype))
+
+    def _step(self, x_BTD: Tensor, cache: SparseCache, selection: Selection | None) -> Tensor:
+        """(B, H, K) of one token per sequence."""
+        assert cache.pooled is not None and cache.positions_B is not None
+        q, k, v = self._project(x_BTD, **cache.rotary())
+        q_BHK, scale = q[:, 0].to(v.dtype), self.K**-0.5
+        (ck,), visible_B = cache.pooled.append([k], self._pooled)
+        cache.rows["shared"].append(k, v)
+        if selection is None:
+            _, lse_BH = decode_attention(q_BHK, ck, None, visible_B, scale=scale)
+            selection = Selection.for_step(q_BHK, ck, lse_BH, self.blocks, cache, self.H, scale)
+        k_BSGK, v_BSGK = cache.rows["shared"].rows
+        return selection.attend_step(q_BHK, k_BSGK, v_BSGK, cache.positions_B, self.blocks.block, scale)
 
     def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
-        q, k, _ = self._project(x_BTD, 0)
+        q, k, _ = self._project(x_BTD)
         return [Scores(q, k)]
 
-    def _project(self, x_BTD: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BTD: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, T, H, K) and keys (B, T, G, K), and values (B, T, G, K)."""
         heads = self.qkv(x_BTD).view(*x_BTD.shape[:2], self.H + 2 * self.G, self.K)
         q, k, v = heads.split((self.H, self.G, self.G), dim=2)
         q, k = self.scaled(self.q_norm(q)), self.k_norm(k)
         if self.rotary is not None:
-            q, k = self.rotary(q, offset), self.rotary(k, offset)
+            q, k = self.rotary(q, **positions), self.rotary(k, **positions)
         return q, k, v
 
-    def _pooled(self, raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
+    def _pooled(self, raw: list[Tensor], starts: Tensor, bound: int | None, rows_BN: Tensor | None) -> list[Tensor]:
         """Mean keys (B, N, G, K)."""
         return [unfold_blocks(x, rows_BN, self.blocks.length, self.blocks.stride).mean(-1) for x in raw]
 
@@ -142,7 +160,8 @@ class MoBA(ScaledScores, Mixer):
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> SparseCache:
         pooled = PooledCache(batch, length, self.blocks, [(self.G, self.K)], self.G, device, dtype)
-        return SparseCache(pooled, {"shared": RowCache(batch, length, [(self.G, self.K)] * 2, device, dtype)})
+        rows = {"shared": RowCache(batch, length, [(self.G, self.K)] * 2, device, dtype)}
+        return SparseCache(pooled, rows, self.blocks, length)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

@@ -51,6 +51,7 @@ from workbench.mixers.families.sparse import (
     check_blocks,
     pooled_blocks,
 )
+from workbench.ops.decode_attention import decode_attention
 from workbench.ops.sparse_attention import (
     Blocks,
     group_query_pairs,
@@ -86,7 +87,7 @@ def layout(config: Any) -> Layout:
         reads["pooled"] = reads.get("compression", reads.get("selection", ""))
     cached: dict[str, int | None] = {}
     if "window" in reads:
-        cached[reads["window"]] = config.window - 1
+        cached[reads["window"]] = config.window
     if "selection" in reads:
         cached[reads["selection"]] = None
     return Layout(sets, reads, cached)
@@ -250,7 +251,9 @@ class NSA(ScaledScores, Mixer):
             self.pool_v = Pooling(config.compress, config.compress_length, self.K)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else nn.Identity()
-        self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
+        self.rotary = None
+        if config.rotary:
+            self.rotary = Rotary(config.rotary_dim, config.rotary_theta, config.rotary_scaling)
 
     def forward(
         self,
@@ -276,10 +279,10 @@ class NSA(ScaledScores, Mixer):
             if selection is not None:
                 selection.record_metrics(aux, self.blocks.block, segments)
         o_BTHK = torch.stack(outputs, dim=2).mul(gates_BTcH[..., None].to(outputs[0].dtype)).sum(2)
-        return self.out(o_BTHK.reshape(B, T, self.H * self.K))
+        return self.out(o_BTHK.reshape(B, T, self.H * self.K).to(x_BTD.dtype))
 
     def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
-        q, _, rotated = self._project(x_BTD, Positions.of(x_BTD, segments, None))
+        q, _, rotated = self._project(x_BTD, **Positions.of(x_BTD, segments, None).rotary)
         windows = {"selection": None, "window": self.window}
         reads = {branch: keys for branch, keys in self.layout.reads.items() if branch in windows}
         return [Scores(q, rotated[keys][0], window=windows[branch]) for branch, keys in reads.items()]
@@ -296,8 +299,10 @@ class NSA(ScaledScores, Mixer):
     ) -> tuple[list[Tensor], Selection | None]:
         """Outputs (B, T, H, K) of the branches, and the selected blocks."""
         assert cache is None or isinstance(cache, SparseCache)
+        if cache is not None and cache.positions_B is not None:
+            return self._step(x_BTD, cache, selection)
         positions, reads = Positions.of(x_BTD, segments, cache), self.layout.reads
-        q, unrotated, rotated = self._project(x_BTD, positions)
+        q, unrotated, rotated = self._project(x_BTD, **positions.rotary)
         rows = rotated if cache is None else {name: kv.extend(*rotated[name]) for name, kv in cache.rows.items()}
         outputs: dict[str, Tensor] = {}
         if "pooled" in reads:
@@ -322,16 +327,49 @@ class NSA(ScaledScores, Mixer):
             cache.length = positions.end
         return [outputs[branch] for branch in self.branches], selection
 
+    def _step(
+        self, x_BTD: Tensor, cache: SparseCache, selection: Selection | None
+    ) -> tuple[list[Tensor], Selection | None]:
+        """As :meth:`_attend`, of one token per sequence."""
+        assert cache.positions_B is not None
+        reads, scale = self.layout.reads, self.K**-0.5
+        q, unrotated, rotated = self._project(x_BTD, **cache.rotary())
+        lengths = {name: kv.append(*rotated[name]) for name, kv in cache.rows.items()}
+        rows = {name: kv.rows for name, kv in cache.rows.items()}
+        outputs: dict[str, Tensor] = {}
+        if "pooled" in reads:
+            assert cache.pooled is not None
+            source = (rotated if self.rope_first else unrotated)[reads["pooled"]]
+            q_BHK = q[:, 0].to(source[1].dtype)
+            (ck, cv), visible_B = cache.pooled.append(list(source), self._pool)
+            lse_BH = None
+            if "compression" in reads:
+                outputs["compression"], lse_BH = decode_attention(q_BHK, ck, cv, visible_B, scale=scale)
+            if "selection" in reads:
+                if selection is None:
+                    importance = scale if self.importance_scaled else 1.0
+                    if lse_BH is None or not self.importance_scaled:
+                        _, lse_BH = decode_attention(q_BHK, ck, None, visible_B, scale=importance)
+                    selection = Selection.for_step(q_BHK, ck, lse_BH, self.blocks, cache, self.G, importance)
+                k, v = rows[reads["selection"]]
+                outputs["selection"] = selection.attend_step(q_BHK, k, v, cache.positions_B, self.blocks.block, scale)
+        if "window" in reads:
+            # a set that the selection reads too has all tokens, one of the window's own only the last ones
+            (k, v), seen_B = rows[reads["window"]], lengths[reads["window"]]
+            q_BHK = q[:, 0].to(v.dtype)
+            outputs["window"], _ = decode_attention(q_BHK, k, v, seen_B, scale=scale, window=self.window)
+        return [outputs[branch][:, None] for branch in self.branches], selection
+
     def _project(
-        self, x_BTD: Tensor, positions: Positions
+        self, x_BTD: Tensor, **positions: Any
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
         """Rotated queries (B, T, H, K); keys and values (B, T, G, K) of each set, keys unrotated and rotated."""
         B, T, _ = x_BTD.shape
         q = self.scaled(self.q_norm(self.q(x_BTD).view(B, T, self.H, self.K)))
-        q = self._rotated(q, **positions.rotary)
+        q = self._rotated(q, **positions)
         kv = self.kv(x_BTD).view(B, T, len(self.layout.sets), 2, self.G, self.K)
         unrotated = {name: (self.k_norm(kv[:, :, i, 0]), kv[:, :, i, 1]) for i, name in enumerate(self.layout.sets)}
-        rotated = {name: (self._rotated(k, **positions.rotary), v) for name, (k, v) in unrotated.items()}
+        rotated = {name: (self._rotated(k, **positions), v) for name, (k, v) in unrotated.items()}
         return q, unrotated, rotated
 
     def _rotated(self, x_BTHK: Tensor, **positions: Any) -> Tensor:
@@ -356,21 +394,12 @@ class NSA(ScaledScores, Mixer):
 
     def _pooled(self, kv: list[Tensor], positions: Positions, cache: PooledCache | None) -> list[Tensor]:
         """Keys and values (B, N, G, K) of the pooled blocks."""
+        return pooled_blocks(kv, self._pool, positions, self.blocks, cache)
+
+    def _pool(self, raw: list[Tensor], starts: Tensor, bound: int | None, rows_BN: Tensor | None) -> list[Tensor]:
         length, stride = self.blocks.length, self.blocks.stride
-
-        def pool(raw: list[Tensor], first: int, rows_BN: Tensor | None = None) -> list[Tensor]:
-            N = num_blocks(raw[0].shape[1], length, stride)
-            ck, cv = (phi(unfold_blocks(x, rows_BN, length, stride)) for phi, x in zip((self.pool_k, self.pool_v), raw))
-            if not self.rope_first and rows_BN is None:
-                starts_1N = torch.arange(first, first + N, device=ck.device)[None] * stride
-                ck = self._rotated(ck, positions_BT=starts_1N, length=(first + N) * stride)
-            elif not self.rope_first and rows_BN is not None:
-                rows_BN = rows_BN.clamp_min(0)
-                starts_BN = rows_BN - positions.start_BT.gather(1, rows_BN)
-                ck = self._rotated(ck, positions_BT=starts_BN, length=raw[0].shape[1])
-            return [ck, cv]
-
-        return pooled_blocks(kv, pool, positions, self.blocks, cache)
+        ck, cv = (phi(unfold_blocks(x, rows_BN, length, stride)) for phi, x in zip((self.pool_k, self.pool_v), raw))
+        return [ck if self.rope_first else self._rotated(ck, positions_BT=starts, length=bound), cv]
 
     def score_obstacle(self) -> str:
         return SCORE_OBSTACLE
@@ -412,9 +441,9 @@ class NSA(ScaledScores, Mixer):
             else None
         )
         rows = {
-            name: RowCache(batch, length, shapes, device, dtype, keep=keep) for name, keep in self.layout.cached.items()
+            name: RowCache(batch, length, shapes, device, dtype, window) for name, window in self.layout.cached.items()
         }
-        return SparseCache(pooled, rows)
+        return SparseCache(pooled, rows, self.blocks, length)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

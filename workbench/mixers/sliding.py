@@ -12,7 +12,7 @@ from workbench.mixers.families.softmax import AttentionConfig, SoftmaxAttention
 
 @mixers.register
 class Sliding(SoftmaxAttention):
-    """Softmax attention inside a window; the cache has at most w - 1 tokens."""
+    """Softmax attention inside a window; the cache has at most w tokens."""
 
     conformance_cases = ({}, {"window": 1}, {"window": 7, "kv_heads": 1})
 

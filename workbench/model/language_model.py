@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,10 +59,14 @@ class LanguageModel(nn.Module):
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
         self.mtp = MultiTokenHead(config.mtp_layer, config.width) if config.mtp_layer else None
         self.readout = SummaryReadout(config.width) if config.readout else None
+        self._steps: dict[nn.Module, Callable[..., Tensor]] = {}
+        self._runs_compiled_steps = False
         self.recompute = False
         """Whether training recomputes the activations of blocks in the backward pass instead of keeping them."""
         self.stop_tokens: frozenset[int] = frozenset()
         """Ids that end a text beside the document symbol, where the folder that the model was read from names some."""
+        self.folder: Path | None = None
+        """Folder that the model was read from, where files beside the weights may describe it."""
         self.multipliers = Multipliers()
         """Constants that the parametrisation sets."""
         if config.lora is not None:
@@ -89,6 +95,19 @@ class LanguageModel(nn.Module):
         for unit in self.units:
             # the method, not the module: hooks (gathering sharded weights) stay outside the graph
             unit.forward = torch.compile(unit.forward, fullgraph=True, dynamic=False)
+
+    @contextmanager
+    def compiled_steps(self, enabled: bool = True) -> Iterator[None]:
+        """Inside, decoding steps (:meth:`workbench.contract.Cache.step_from`) run compiled blocks, each kind of block
+        compiled at its first step. Passes over several tokens do not."""
+        if enabled and not self._steps:
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            self._steps = {block: torch.compile(block.forward, fullgraph=True, dynamic=False) for block in self.blocks}
+        before, self._runs_compiled_steps = self._runs_compiled_steps, enabled
+        try:
+            yield
+        finally:
+            self._runs_compiled_steps = before
 
     def forward(
         self,
@@ -136,6 +155,8 @@ class LanguageModel(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             # units draw no random numbers, so no generator state is saved for the second pass
             return checkpoint(unit, x_BTD, use_reentrant=False, preserve_rng_state=False, **inputs)
+        if self._runs_compiled_steps and unit in self._steps:
+            return self._steps[unit](x_BTD, **inputs)
         return unit(x_BTD, **inputs)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
@@ -217,12 +238,19 @@ class LanguageModel(nn.Module):
         hidden_BTD = times(self.multipliers.logits, self.norm(x_BTD))
         return target_loss(hidden_BTD, self.head_weight, targets_BT, totals.targets)
 
-    def new_caches(self, batch: int, length: int, cache_for: Callable[..., Cache] | None = None) -> list[Cache]:
+    def new_caches(
+        self,
+        batch: int,
+        length: int,
+        cache_for: Callable[..., Cache] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> list[Cache]:
         """Empty decode caches, one per block, then the embedding's, for ``batch`` sequences of up to ``length`` tokens.
 
         Args:
-            cache_for: ``(mixer, batch, length, device, dtype) -> Cache``, as of a decoding policy. Default: the mixer's
-                own ``new_cache``.
+            cache_for: ``(layer, mixer, batch, length, device, dtype) -> Cache``, as of a decoding policy. Default: the
+                mixer's own ``new_cache``.
+            dtype: of what is cached. Default: that of the model.
 
         Raises:
             ConfigError: naming the components that cannot decode with a cache.
@@ -231,8 +259,11 @@ class LanguageModel(nn.Module):
         require(not without, "model", got=", ".join(without), expected="components that decode with a cache")
         weight = self.embedding.weight
         layer_mixers: list[Any] = [block.get_submodule("mixer") for block in self.blocks]
-        make = cache_for or (lambda mixer, *shape: mixer.new_cache(*shape))
+        make = cache_for or (lambda _, mixer, *shape: mixer.new_cache(*shape))
         return [
-            *(make(mixer, batch, length, weight.device, weight.dtype) for mixer in layer_mixers),
+            *(
+                make(i, mixer, batch, length, weight.device, dtype or weight.dtype)
+                for i, mixer in enumerate(layer_mixers)
+            ),
             self.embedding.new_cache(batch, weight.device),
         ]

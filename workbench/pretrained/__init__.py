@@ -1,4 +1,4 @@
-"""Trained models outside their run: Hugging Face-style folders in and out, Llama checkpoints.
+"""Trained models outside their run: Hugging Face-style folders in and out, checkpoints of other software.
 
     model, tokenizer = load("exports/mine")
 
@@ -6,7 +6,7 @@
 loaded model and :mod:`workbench.transforms` starts a run from one.
 """
 
-from workbench.pretrained.folder import import_llama, load, read, save
+from workbench.pretrained.folder import import_model, load, read, save
 from workbench.pretrained.tensors import fingerprint
 
-__all__ = ["fingerprint", "import_llama", "load", "read", "save"]
+__all__ = ["fingerprint", "import_model", "load", "read", "save"]

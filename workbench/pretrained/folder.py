@@ -5,7 +5,8 @@
     tokenizer.json          for the `tokenizers` library; puts the document symbol before a text, as training did
     tokenizer_config.json   for transformers' AutoTokenizer
 
-With ``format="llama"`` names, shapes and config.json are those of transformers' ``LlamaForCausalLM``.
+With ``format="llama"`` names, shapes and config.json are those of transformers' ``LlamaForCausalLM``, with ``qwen3``
+those of ``Qwen3ForCausalLM``. Checkpoints of these and other families (:mod:`workbench.pretrained.families`) are read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.files import replacing_folder, write_json
 from workbench.model import LanguageModel, ModelConfig
 from workbench.model.folding import folded
-from workbench.pretrained.llama import LlamaConfig, from_llama, to_llama
+from workbench.pretrained.families import families, read_checkpoint
+from workbench.pretrained.families.llama import Llama
+from workbench.pretrained.families.qwen3 import Qwen3
 from workbench.pretrained.tensors import (
     CONFIG,
     INDEX,
@@ -38,8 +41,10 @@ from workbench.pretrained.tensors import (
 from workbench.pretrained.tokenizer import TOKENIZER, TOKENIZER_CONFIG, read_tokenizer, write_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
-LLAMA_END = 2
-"""``eos_token_id`` of transformers' LlamaConfig."""
+CALIBRATION = "calibration.json"
+"""Which key channels matter (:mod:`workbench.decoding.calibration`); a new export replaces it with the weights."""
+WRITTEN: dict[str, type[Llama]] = {"llama": Llama, "qwen3": Qwen3}
+"""Formats other than ours."""
 FORMAT = 1
 """Version of the layout, for a reader that must refuse a later one."""
 SHARD_BYTES = 5_000_000_000
@@ -52,7 +57,7 @@ def save(
     tokenizer: Tokenizer,
     folder: str | Path,
     *,
-    format: Literal["workbench", "llama"] = "workbench",
+    format: Literal["workbench", "llama", "qwen3"] = "workbench",
     dtype: Literal["fp32", "bf16"] = "fp32",
     shard_bytes: int = SHARD_BYTES,
     provenance: Mapping[str, Any] | None = None,
@@ -64,7 +69,8 @@ def save(
     Args:
         model: fp32; any device.
         tokenizer: of the data it was trained on.
-        format: ``llama`` for software that reads Llama but not this layout; plain Llama-style models only.
+        format: ``llama`` or ``qwen3`` (with ``qk_norm``) for software that reads these but not this layout; models of
+            full attention and SwiGLU only.
         dtype: of the stored weights. bf16 halves the folder and rounds every weight to 8 significant bits.
         shard_bytes: largest file of weights, in bytes.
         provenance: origin of the model, stored in config.json as it is; ``context`` is its training context.
@@ -76,7 +82,8 @@ def save(
         ConfigError: when the folder contains anything but an export, or the model cannot be written in this format.
     """
     require(dtype in DTYPES, "dtype", got=dtype, expected=" or ".join(DTYPES))
-    require(format in ("workbench", "llama"), "format", got=format, expected="workbench or llama")
+    formats = ("workbench", *WRITTEN)
+    require(format in formats, "format", got=format, expected=" or ".join(formats))
     config, tensors = folded(model.config, model.state_dict())
     provenance = dict(provenance or {})
     symbol = tokenizer.token_to_id(DOCUMENT_SYMBOL)
@@ -90,11 +97,12 @@ def save(
         "torch_dtype": dtype_name,
         "workbench": {"format": FORMAT, "provenance": provenance},
     }
-    if format == "llama":
-        fields = LlamaConfig.from_model(config).model_dump(mode="json", exclude_none=True) | fields
+    if format in WRITTEN:
+        family = WRITTEN[format].of(config)
+        fields = family.fields() | fields
         if "context" in provenance:
             fields["max_position_embeddings"] = provenance["context"]
-        tensors = to_llama(config, tensors)
+        tensors = family.write(tensors)
     else:
         architecture = {"architectures": ["WorkbenchLanguageModel"], "model_type": "workbench"}
         fields = architecture | {"vocab_size": config.vocabulary} | fields
@@ -109,9 +117,9 @@ def save(
 
 
 def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer]:
-    """The model and the tokenizer of an exported folder, or of a plain Llama checkpoint with a ``tokenizer.json``.
+    """The model and the tokenizer of an exported folder, or of another checkpoint with a ``tokenizer.json``.
 
-    The weights are those stored, in their stored type; a Llama checkpoint's become fp32 (see :func:`import_llama`).
+    The weights are those stored, in their stored type; another checkpoint's become fp32 (see :func:`import_model`).
 
     Raises:
         ConfigError: naming a missing or damaged file, an unknown variant or setting, or the tensors that do not fit.
@@ -128,7 +136,7 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer]:
         expected=f"ids below the model's vocabulary of {config.vocabulary}",
     )
     model = build(config, tensors)
-    model.stop_tokens = stop_tokens(folder)
+    model.stop_tokens, model.folder = stop_tokens(folder), folder
     return model, tokenizer
 
 
@@ -146,8 +154,8 @@ def provenance(folder: str | Path) -> dict[str, Any]:
 
 
 def stop_tokens(folder: Path) -> frozenset[int]:
-    """Ids that end a text, as config.json and generation_config.json name them (``eos_token_id``). A Llama
-    configuration without the field has transformers' default.
+    """Ids that end a text, as config.json and generation_config.json name them (``eos_token_id``). Where
+    config.json has no such field, it is transformers' default for the family.
 
     Raises:
         ConfigError: when one is no number.
@@ -157,7 +165,8 @@ def stop_tokens(folder: Path) -> frozenset[int]:
         if not (folder / file).is_file():
             continue
         fields = read_json_file(folder / file)
-        default = LLAMA_END if file == CONFIG and fields.get("model_type") == "llama" else None
+        kind = fields.get("model_type") if file == CONFIG else None
+        default = families[kind].default_end if isinstance(kind, str) and kind in families else None
         value = fields.get("eos_token_id", default)
         values = value if isinstance(value, list) else [] if value is None else [value]
         require(
@@ -170,23 +179,25 @@ def stop_tokens(folder: Path) -> frozenset[int]:
     return frozenset(ids)
 
 
-def import_llama(folder: str | Path) -> LanguageModel:
-    """A plain Llama-style checkpoint (config.json, safetensors) as ``full`` attention and ``swiglu``; fp32.
+def import_model(folder: str | Path) -> LanguageModel:
+    """A checkpoint of one of the families (config.json, safetensors), without its tokenizer; fp32.
 
     ``model.config`` is its ModelConfig. Another rms_norm_eps than this workbench's is absorbed into the weights
-    (:func:`workbench.pretrained.llama.from_llama`). max_position_embeddings, dropout and initialisation do not affect
-    the function and are ignored.
+    (:func:`workbench.pretrained.families.read_checkpoint`). Dropout and initialisation do not affect the function and
+    are ignored.
 
     Raises:
         ConfigError: naming the fields that this workbench cannot express, missing files, or tensors that do not fit.
     """
-    model = build(*_read_llama(Path(folder)))
-    model.stop_tokens = stop_tokens(Path(folder))
+    folder = _existing(folder)
+    model = build(*read(folder))
+    model.stop_tokens, model.folder = stop_tokens(folder), folder
     return model
 
 
 def read(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The configuration and the weights, by our parameter names, of an exported folder or a plain Llama checkpoint.
+    """The configuration and the weights, by our parameter names, of an exported folder or of a checkpoint of one of the
+    families.
 
     Raises:
         ConfigError: as :func:`load`.
@@ -194,15 +205,15 @@ def read(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     folder = _existing(folder)
     fields = read_json_file(folder / CONFIG)
     model_type = fields.get("model_type")
-    if model_type == "llama":
-        return _read_llama(folder)
+    if isinstance(model_type, str) and model_type in families:
+        return _read_family(folder, {**fields, "kind": model_type})
     section = fields.get("workbench")
     version = section.get("format") if isinstance(section, dict) else None
     require(
         model_type == "workbench" and version == FORMAT,
         f"{folder / CONFIG}: model_type",
         got=f"format {version}" if model_type == "workbench" else model_type,
-        expected=f"workbench (format {FORMAT}) or llama",
+        expected=f"workbench (format {FORMAT}) or one of {', '.join(families)}",
     )
     try:
         config = ModelConfig.parse(fields["workbench"].get("model"))
@@ -264,20 +275,19 @@ def _existing(folder: str | Path) -> Path:
         Path(folder).is_dir(),
         str(folder),
         got="no such folder",
-        expected="an export, or a plain Llama checkpoint",
+        expected="an export, or a checkpoint of another family",
         do="`workbench export` writes one from a run.",
     )
     return Path(folder)
 
 
-def _read_llama(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    fields = read_json_file(folder / CONFIG)
+def _read_family(folder: Path, fields: dict[str, Any]) -> tuple[ModelConfig, dict[str, Tensor]]:
     try:
-        llama = LlamaConfig.parse(fields)
-        llama.to_model()
+        family = families[fields["kind"]](families.parse(fields))
+        family.model()
     except ConfigError as error:
         raise in_file(error, folder / CONFIG) from None
-    return from_llama(llama, read_tensors(folder), folder)
+    return read_checkpoint(family, read_tensors(folder), folder)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -292,7 +302,7 @@ def _check_replaceable(folder: Path) -> None:
         reason = "is a file"
     elif folder.is_dir():
         names = {path.name for path in folder.iterdir()}
-        ours = {CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, INDEX}
+        ours = {CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, INDEX, CALIBRATION}
         shards = {name for name in names if name.startswith("model-") and name.endswith(".safetensors")}
         if names - ours - shards:
             reason = f"contains {min(names - ours - shards)!r}"

@@ -16,6 +16,7 @@ from workbench.testing.embeddings import EmbeddingConformance
 from workbench.testing.feedforwards import FeedForwardConformance
 from workbench.testing.measure import count_flops, relative_error
 from workbench.testing.mixers import MixerConformance
+from workbench.testing.policies import PolicyConformance
 from workbench.testing.transforms import TransformConformance
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "EmbeddingConformance",
     "FeedForwardConformance",
     "MixerConformance",
+    "PolicyConformance",
     "TransformConformance",
     "check",
     "count_flops",

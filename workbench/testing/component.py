@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Generator, Tensor
 
-from workbench.config import ConfigError
+from workbench.config import Config, ConfigError
 from workbench.contract import AuxOutputs, Cost
 from workbench.model.roles import parameter_roles
 from workbench.registry import Registry
@@ -292,6 +292,8 @@ def other_values(annotation: Any, current: Any) -> Iterator[Any]:
     elif annotation is float:
         number = current if isinstance(current, int | float) else 1.0
         yield from (2.0 * number, number / 2, number / 8, number + 0.5, 1e-3)
+    elif isinstance(annotation, type) and issubclass(annotation, Config):
+        yield from getattr(annotation, "conformance_values", ())
 
 
 class VariantConformance(ComponentConformance):

@@ -19,6 +19,7 @@ from workbench.testing.measure import (
     counting_flops,
     document_lengths,
     document_numbers,
+    poisoned_memory,
     typical_error,
 )
 
@@ -142,6 +143,28 @@ class MixerConformance(VariantConformance):
                     decoded = [module(part, cache=cache) for part in x_BTD[:, :end].split(sizes, dim=1) if part.numel()]
                     assert cache.length == end
                     assert_close(torch.cat(decoded, dim=1), expected[:, :end], f"prefill {cut} of {T}, then decode")
+
+    def test_steps_of_sequences_of_different_lengths(self, case: dict[str, Any]) -> None:
+        """After prompts of their own, in memory that holds anything, across boundaries of blocks and windows."""
+        module, lengths, steps = self.build(case), (21, 1, 34), 12
+        if not self.component().capabilities.decode or not module.new_cache(1, 1, "cpu", torch.float64).ragged:
+            return
+        sequences = [self.random(1, length + steps) for length in lengths]
+        with torch.no_grad():
+            with poisoned_memory():
+                cache = module.new_cache(len(lengths), max(lengths) + steps, "cpu", torch.float64)
+            for row, (x_1TD, length) in enumerate(zip(sequences, lengths)):
+                module(x_1TD[:, :length], cache=cache.part(row, row + 1))
+            positions_B = torch.tensor(lengths)
+            cache.step_from(positions_B)
+            made = []
+            for step in range(steps):
+                new = [x_1TD[:, length + step, None] for x_1TD, length in zip(sequences, lengths)]
+                made.append(module(torch.cat(new), cache=cache))
+                positions_B += 1
+            for row, (x_1TD, length) in enumerate(zip(sequences, lengths)):
+                expected = module(x_1TD)[:, length:]
+                assert_close(torch.cat(made, 1)[row, None], expected, f"steps after a prompt of {length} tokens")
 
     def test_cache_bytes_are_counted(self, case: dict[str, Any]) -> None:
         if not self.component().capabilities.decode:

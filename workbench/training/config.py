@@ -12,7 +12,7 @@ from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
 from workbench.contract import ParameterRole, Role
 from workbench.data import BatchPlanConfig, Source, SourceConfig, batch_plans, sources
-from workbench.evaluation import DocumentSuite, Suite, SuiteConfig, suites
+from workbench.evaluation import DecodingConfig, DocumentSuite, Suite, SuiteConfig, suites
 from workbench.guards import GuardSetting
 from workbench.model.config import ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
@@ -28,8 +28,8 @@ from workbench.transforms import GrowthConfig, StartConfig, TransformSetting, bu
 class TrainingConfig(Config):
     """How a model is trained. Lengths are counted in tokens and steps, never in seconds."""
 
-    tokens: Annotated[int, Field(ge=1)] = 400_000
-    """Training tokens, rounded down to whole steps."""
+    tokens: Annotated[int, Field(ge=0)] = 400_000
+    """Training tokens, rounded down to whole steps. 0 trains nothing: the run measures the weights of ``start``."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Rows of a micro-batch, over all devices."""
     context: Annotated[int, Field(ge=2)] = 256
@@ -101,7 +101,7 @@ class TrainingConfig(Config):
 
     def model_post_init(self, _context: Any) -> None:
         require(
-            self.steps >= 1,
+            self.steps >= 1 or self.tokens == 0,
             "tokens",
             got=self.tokens,
             expected=f"at least one step ({self.tokens_per_step} tokens)",
@@ -230,6 +230,9 @@ class RunConfig(Config):
     """Suites that measure the run beside the primary metric, at its end or after the steps that they name. Their
     results are in separate tables and change nothing that the run is judged on. In an ablation they measure
     confirmation runs only."""
+    decoding: DecodingConfig | None = None
+    """The decoding policy that everything is measured through, and how documents are read. Needs training.tokens: 0.
+    Default: every document is read in one pass."""
     seed: Seed = 0
     """Seed of the run; initial weights, data order and everything else are derived from it separately. Never tuned."""
     seeds: Seeds = Seeds()
@@ -277,6 +280,7 @@ class RunConfig(Config):
             expected="trained weights to start from",
             do="Give start.folder, or leave the adapters out.",
         )
+        self._check_measured_only()
         try:
             self.data.check(self.model.vocabulary or 0, self.training.context)
         except ConfigError as error:
@@ -319,6 +323,35 @@ class RunConfig(Config):
             except ConfigError as error:
                 raise error.under(f"training.transforms[{index}]") from None
 
+    def _check_measured_only(self) -> None:
+        """Check what a run without training may have."""
+        is_trained = self.training.tokens > 0
+        require(
+            is_trained or self.start is not None,
+            "training.tokens",
+            got=0,
+            expected="trained weights to measure",
+            do="Give start.folder, or tokens to train on.",
+        )
+        require(
+            is_trained or (self.growth is None and self.training.ema is None and self.training.qk_clip is None),
+            "training.tokens",
+            got="0, with growth, ema or qk_clip",
+            expected="none of these where nothing is trained",
+        )
+        require(
+            self.decoding is None or not is_trained,
+            "decoding",
+            got=f"a policy in a run that trains on {self.training.tokens} tokens",
+            expected="finished weights: training.tokens: 0 and start.folder",
+            do="Train without it; then measure the runs of that ablation, paired by seed, in another one.",
+        )
+        if self.decoding is not None:
+            try:
+                self.decoding.check(self.model)
+            except ConfigError as error:
+                raise error.under("decoding") from None
+
     def canonical(self) -> dict[str, Any]:
         start = None if self.start is None else self.start.canonical()
         plain = self.plain()
@@ -342,6 +375,8 @@ class RunConfig(Config):
             del plain["training"]["batch_plan"]
         if not plain["evaluation"]:
             del plain["evaluation"]
+        if self.decoding is None:
+            del plain["decoding"]
         if self.growth is None:
             del plain["growth"]
         else:
@@ -378,13 +413,14 @@ class RunConfig(Config):
         """With the fingerprint of the initial weights, so that its identity needs no files.
 
         Args:
-            weights: folder -> fingerprint; default what the folder contains. Folders that it lacks stay as they are.
+            weights: source (:attr:`StartConfig.source`) -> fingerprint; default what the folder contains. Those that it
+                lacks stay as they are.
         """
         if self.start is None or self.start.fingerprint:
             return self
         if weights is None:
             return self.changed(start=self.start.pinned())
-        known = weights.get(self.start.folder)
+        known = weights.get(self.start.source)
         return self if known is None else self.changed(start=self.start.changed(fingerprint=known))
 
     def epochs(self, data: Source) -> float | None:
@@ -393,8 +429,9 @@ class RunConfig(Config):
 
     @property
     def setting(self) -> str:
-        """Twelve hexadecimal digits of what decides the trained weights, except the seed: two runs with the same
-        setting and seed have the same weights, whatever they are measured on and however often they are logged."""
+        """Twelve hexadecimal digits of what decides the trained weights and how they are read, except the seed: two
+        runs with the same setting and seed have the same weights, whatever they are measured on and however often they
+        are logged."""
         plain = self.canonical()
         for name in ("seed", "evaluation"):
             plain.pop(name, None)

@@ -29,7 +29,7 @@ def export(
     folder: str | Path,
     *,
     cache: str | Path | None = None,
-    format: Literal["workbench", "llama"] = "workbench",
+    format: Literal["workbench", "llama", "qwen3"] = "workbench",
     dtype: Literal["fp32", "bf16"] = "fp32",
     shard_bytes: int = SHARD_BYTES,
     weights: Weights = "measured",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from workbench.config import Config, ConfigError, apply_overrides, read_yaml
 from workbench.data import MeasuredSplit, Source
-from workbench.evaluation import Conditions, Settings, SuiteConfig, check_suites, measure_suite
+from workbench.evaluation import Conditions, Decoder, Settings, SuiteConfig, check_suites, measure_suite
 from workbench.model import LanguageModel
 from workbench.pretrained import load
 from workbench.pretrained.folder import provenance
@@ -22,9 +24,33 @@ from workbench.training.export import open_data, run_and_checkpoint, trained_mod
 from workbench.training.loop import Stopped
 
 
-def run_settings(config: RunConfig) -> Settings:
-    """How a model of the run is measured: as it is trained."""
-    return Settings(config.training.batch_size, config.training.context, config.training.precision)
+def run_settings(config: RunConfig, decoder: Decoder | None = None) -> Settings:
+    """How a model of the run is measured: as it is trained, or as ``decoder`` reads it."""
+    return Settings(config.training.batch_size, config.training.context, config.training.precision, decoder)
+
+
+PROGRESS_SECONDS = 60.0
+"""Between two events of a run that decodes documents."""
+
+
+def new_decoder(config: RunConfig, data: Source, folder: RunFolder) -> Decoder:
+    """What reads the documents of a run through its decoding policy. Events of the run show its progress."""
+    assert config.decoding is not None
+    latest = time.monotonic()
+
+    def rows() -> Iterator[Tensor]:
+        assert config.decoding is not None
+        stream = data.stream(context=config.training.context, seed=config.seed_of("order"))
+        for number in range(config.decoding.calibration_rows):
+            yield torch.from_numpy(stream.row(number)[0])[None]
+
+    def on_progress() -> None:
+        nonlocal latest
+        if time.monotonic() - latest > PROGRESS_SECONDS:
+            latest = time.monotonic()
+            folder.event("decoding")
+
+    return Decoder(config.decoding, rows, on_progress)
 
 
 def measures_suites(folder: RunFolder) -> bool:
@@ -44,10 +70,11 @@ def suite_conditions(
     data: Source,
     split: MeasuredSplit = "selection",
     progress: Callable[[str], None] = lambda line: None,
+    decoder: Decoder | None = None,
 ) -> Conditions:
     """What the suites of a run measure with."""
     return Conditions(
-        settings=run_settings(config),
+        settings=run_settings(config, decoder),
         vocabulary=config.model.vocabulary or 0,
         split=split,
         data=data,
@@ -67,6 +94,7 @@ def measure_run(
     step: int,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[str], None] = lambda line: None,
+    decoder: Decoder | None = None,
 ) -> int:
     """Measure the model of a run with one suite, into the tables of the run's folder.
 
@@ -84,7 +112,7 @@ def measure_run(
 
     if split == "report":
         record_opening(folder, data)
-    conditions = suite_conditions(config, data, split, progress)
+    conditions = suite_conditions(config, data, split, progress, decoder)
     return measure_suite(model, suite, conditions, folder.suites_path, step, on_document)
 
 
@@ -211,7 +239,7 @@ def evaluate_export(
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> int:
-    """Measure the model of an exported folder, or of a plain Llama checkpoint.
+    """Measure the model of an exported folder, or of an importable checkpoint.
 
     Args:
         path: the folder.

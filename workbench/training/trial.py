@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,17 +24,18 @@ import numpy as np
 import torch
 
 from workbench.accounting import packed_flops
-from workbench.config import ConfigError
+from workbench.config import ConfigError, require
 from workbench.data import MeasuredSplit, RowStream, Source, StepLoader, batch_plans
 from workbench.data import prepare as prepare_data
 from workbench.environment import environment
-from workbench.evaluation import Results, check_suites
+from workbench.evaluation import Decoder, Results, check_suites
 from workbench.files import MACHINE, write_json
 from workbench.model import LanguageModel
 from workbench.ops import dispatch
 from workbench.ops.scaled_linear import check_device
 from workbench.results import RunFolder
 from workbench.results.data_card import repetition
+from workbench.results.scores import ScoreTable
 from workbench.status import Stage, Status
 from workbench.training import parallel
 from workbench.training.average import averaged
@@ -49,6 +51,7 @@ from workbench.training.step import TrainStep, build_step
 from workbench.training.suites import (
     measure_run,
     measures_suites,
+    new_decoder,
     record_opening,
     run_settings,
     suite_conditions,
@@ -65,6 +68,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
 """Signals on which a run writes a checkpoint and ends. SIGHUP: its terminal is closed; SIGUSR2: a scheduler is about to
 preempt it, which Slurm sends to every process of a job; SIGXCPU: its CPU time is used up."""
+READS = "reads"
+"""Name, among the suites of a run, of what the steps of a decoding policy read."""
 SAMPLED_ROWS = 64
 """Rows of the training stream from which the lengths of documents are estimated."""
 
@@ -118,7 +123,7 @@ def _is_self_contained(folder: RunFolder, config: RunConfig, cache: Path) -> boo
     record, ended = folder.record(), bool(folder.result())
     started, known = ended or bool(checkpoints_in(folder.path / "checkpoint")), RunConfig.parse(record.config).start
     if started and config.start and known and known.fingerprint and not Path(config.start.folder).exists():
-        config = config.pinned({config.start.folder: known.fingerprint})
+        config = config.pinned({config.start.source: known.fingerprint})
     if record.identity != config.identity or record.config != config.pinned().plain():
         return False
     try:
@@ -200,7 +205,10 @@ def _train(
     trial = prepare(folder, cache, devices)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fit(trial, should_stop, on_row)
+        if trial.config.training.steps:
+            fit(trial, should_stop, on_row)
+        else:
+            place(trial, on_row)
     results = open_report_split(trial) if trial.stage == Stage.CONFIRMATION else None
     trial.measure("end", should_stop)
     return report(trial, results)
@@ -237,7 +245,9 @@ class Trial:
     """To resume from."""
     devices: int
     train_step: TrainStep | None = None
-    """The step of the model, once it is on its device."""
+    """The step of the model, once it is on its device; None in a run that trains nothing."""
+    decoder: Decoder | None = None
+    """Reads documents through the decoding policy, where there is one."""
 
     def evaluate(self, split: MeasuredSplit, step: int) -> Results:
         """Measure the primary metric on ``split`` and add its rows to the folder; every rank takes part. With
@@ -245,6 +255,10 @@ class Trial:
         results = self._primary(split, averages=self._measures_averages)
         if parallel.is_rank_zero():
             self.folder.add_evaluations(step, split, map(asdict, results.rows))
+            if self.decoder is not None and self.config.decoding is not None:
+                table = ScoreTable(self.folder.suites_path, READS, self.config.decoding.plain())
+                if not table.has(step, split, self.config.data.kind):
+                    table.add(step, split, self.config.data.kind, self.decoder.scores())
         return results
 
     def selection_values(self, step: int) -> dict[str, float]:
@@ -278,7 +292,17 @@ class Trial:
                 for suite in due:
                     split = suite_split(self.folder, suite) if moment == "end" else "selection"
                     try:
-                        measure_run(self.folder, self.config, self.data, model, suite, split, step, should_stop)
+                        measure_run(
+                            self.folder,
+                            self.config,
+                            self.data,
+                            model,
+                            suite,
+                            split,
+                            step,
+                            should_stop,
+                            decoder=self.decoder,
+                        )
                     except Stopped as stop:
                         return str(stop)
                     except Exception as error:
@@ -299,11 +323,16 @@ class Trial:
 
     def _primary(self, split: MeasuredSplit, *, averages: bool) -> Results:
         with self._weights(averages=averages):
-            return self.config.primary_suite.run(self.model, self.data, split, run_settings(self.config))
+            if self.decoder is not None:
+                self.decoder.reset()
+            settings = run_settings(self.config, self.decoder)
+            return self.config.primary_suite.run(self.model, self.data, split, settings)
 
     def _weights(self, *, averages: bool) -> contextlib.AbstractContextManager[None]:
+        if not averages:
+            return contextlib.nullcontext()
         assert self.train_step is not None
-        return averaged(self.model, self.train_step.optimiser) if averages else contextlib.nullcontext()
+        return averaged(self.model, self.train_step.optimiser)
 
 
 def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
@@ -346,11 +375,19 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
     if config.start is not None and not checkpoint:
         with _needed():
             config.start.check()
-        missing = initialise_from(model, config.start.folder, build_transforms(config.start.transforms))
+            source = config.start.folder_of(config.seed)
+        missing = initialise_from(model, source, build_transforms(config.start.transforms))
         if parallel.is_rank_zero():
-            folder.event("weights_loaded", folder=config.start.folder, random_weights=missing)
+            folder.event("weights_loaded", folder=str(source), random_weights=missing)
+        require(
+            training.steps or not missing,
+            "start.folder",
+            got=f"{source}, without {', '.join(missing[:4])}",
+            expected="weights of every parameter, as nothing is trained",
+        )
     seen_flops = [packed_flops(phase.model, document_lengths) for phase in config.phases]
-    return Trial(folder, config, record.stage, data, model, stream, seen_flops, checkpoint, devices)
+    decoder = None if config.decoding is None else new_decoder(config, data, folder)
+    return Trial(folder, config, record.stage, data, model, stream, seen_flops, checkpoint, devices, decoder=decoder)
 
 
 def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[str, Any]], None] | None) -> None:
@@ -413,6 +450,21 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
                 on_first_step=on_first_step,
             )
             step = phase.last
+
+
+def place(trial: Trial, on_row: Callable[[dict[str, Any]], None] | None) -> None:
+    """Instead of :func:`fit` in a run that trains nothing: the model on its device, and one line of metrics, the metric
+    on the selection split. Nothing is checkpointed: the weights are those of ``start``."""
+    trial.model = trial.model.requires_grad_(False).eval().to(parallel.launch(1).device)
+    if trial.folder.metrics():  # of an earlier process
+        return
+    start = time.perf_counter()
+    row = {"step": 0, "tokens": 0, "loss": None, "flops": 0.0, **trial.selection_values(0)}
+    row["seconds"] = time.perf_counter() - start
+    trial.folder.add_metrics(row)
+    trial.folder.add_to_environment(paths=dispatch.recorded())
+    if on_row:
+        on_row(row)
 
 
 def report(trial: Trial, results: Results | None) -> dict[str, Any]:

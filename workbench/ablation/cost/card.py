@@ -52,11 +52,12 @@ def cost_table(
         cost = account(run.model, training.context, element_bytes=4 if training.precision == "fp32" else 2)
         step = (measured or {}).get(name)
         trials = sum(arm.planned.values())
-        seconds = None if step is None else step.seconds * training.steps
+        seconds = 0.0 if not training.steps else None if step is None else step.seconds * training.steps
         peak = step.peak_bytes if step is not None else 0
-        state_bytes = training_state_bytes(run)
-        # weights and gradients in fp32
-        memory = peak or 4 * (cost.parameters + cost.trainable) + state_bytes + activation_bytes(run)
+        state_bytes = training_state_bytes(run) if training.steps else 0
+        memory = peak or 4 * cost.parameters  # fp32
+        if training.steps and not peak:
+            memory += 4 * cost.trainable + state_bytes + activation_bytes(run)  # with gradients
         row: dict[str, Any] = {
             "arm": name,
             "parameters": cost.parameters,
@@ -79,7 +80,7 @@ def cost_table(
             "memory_bytes": memory,
             "memory_measured": peak > 0,
             # weights in fp32 and what training keeps, in the retained checkpoints and the one being written
-            "disk_bytes": (4 * cost.parameters + state_bytes) * (RETAINED + 1),
+            "disk_bytes": (4 * cost.parameters + state_bytes) * (RETAINED + 1) if training.steps else 0,
         }
         baseline = baseline or row
         row["residual"] = _residual(arms, row, baseline, run)

@@ -27,7 +27,7 @@ def measure_arms(
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Measured]:
     """Arm -> time and memory of a training step on this device (:mod:`workbench.training.probe`); an arm is left out if
-    that would take long (on a CPU) or does not fit.
+    it trains nothing, or that would take long (on a CPU) or does not fit.
 
     If seconds are the budget, every arm is measured three times, in turns, and the median is used.
 
@@ -45,6 +45,8 @@ def measure_arms(
                     progress(f"cost of {name}" + (f", turn {turn + 1}" if turn else ""))
                 run = arm.first_run()
                 training = run.training
+                if not training.steps:
+                    continue
                 largest = run.model.with_spans(max((spans for spans, _, _ in shrunken(run.model.spans)), key=len))
                 step = account(largest, training.context).training_flops * training.batch_size
                 if not torch.cuda.is_available() and step * training.context > LARGEST_MEASURED_STEP:

@@ -39,8 +39,9 @@ class Answers(DocumentSuite):
         errors_D = torch.zeros(len(documents), dtype=torch.int64)
         separate = getattr(documents, "separate_answers", False)
         with inference(model, settings):
+            reader = settings.reader(model)
             for batch, (tokens_BT, targets_BT, segments_BT) in device_batches(model, documents, settings):
-                losses_BT, wrong_BT = model.answer_losses(tokens_BT, targets_BT, segments=segments_BT)
+                losses_BT, wrong_BT = reader.answer_losses(tokens_BT, targets_BT, segments=segments_BT)
                 mask_BT = batch.targets_BT >= 0
                 starts_BT = torch.from_numpy(
                     answer_starts(batch.targets_BT.numpy(), batch.documents_BT.numpy(), separate=separate)

@@ -33,8 +33,9 @@ class Loss(DocumentSuite):
         nll_D = torch.zeros(len(documents), dtype=torch.float64)
         targets_D = torch.zeros(len(documents), dtype=torch.int64)
         with inference(model, settings):
+            reader = settings.reader(model)
             for batch, (tokens_BT, targets_BT, segments_BT) in device_batches(model, documents, settings):
-                losses_BT = model.token_losses(tokens_BT, targets_BT, segments=segments_BT)
+                losses_BT = reader.token_losses(tokens_BT, targets_BT, segments=segments_BT)
                 mask_BT = batch.targets_BT >= 0
                 document_N = batch.documents_BT[mask_BT]
                 nll_D.index_add_(0, document_N, losses_BT.cpu().double()[mask_BT])

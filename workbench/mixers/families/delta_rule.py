@@ -23,7 +23,7 @@ Legend: B batch, T time, D model width, H heads, K key channels, V value channel
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -227,11 +227,19 @@ class Gates(nn.Module):
 class DeltaCache(Cache):
     """``state_BHKV`` (fp32) and ``tail_BWC``, the last W - 1 inputs of the short convolution (W = 1 without one)."""
 
+    ragged = True
+
     def __init__(self, state_BHKV: Tensor, tail_BWC: Tensor):
-        self.state_BHKV, self.tail_BWC, self.length = state_BHKV, tail_BWC, 0
+        self.state_BHKV, self.tail_BWC = state_BHKV, tail_BWC
 
     def tensors(self) -> list[Tensor]:
         return [self.state_BHKV, self.tail_BWC]
+
+    def store_in(self, dtype: torch.dtype) -> str | None:
+        return None  # a state that every token changes stays wide
+
+    def step_bytes(self, lengths: Sequence[int]) -> float:
+        return 2 * super().step_bytes(lengths)  # every number is read and written
 
 
 class DeltaRuleMixer(Mixer):
@@ -286,7 +294,9 @@ class DeltaRuleMixer(Mixer):
         config, H, K, V = self.config, self.H, self.K, self.V
         assert cache is None or isinstance(cache, DeltaCache)
         raw_BTC = self.qkv(x_BTD)
-        tail_BWC = None if cache is None else cache.tail_BWC
+        tail_BWC = None  # before the first token it is zero, which needs no reading
+        if cache is not None and (cache.length or cache.positions_B is not None):
+            tail_BWC = cache.tail_BWC
         q_length, k_length = (K**-0.5, 1.0) if config.qk_norm == "l2" else (None, None)
         heads = (Heads(H, K, q_length), Heads(H, K, k_length), Heads(H, V))
         if self.conv is None:  # one token wide
@@ -308,13 +318,14 @@ class DeltaRuleMixer(Mixer):
             segments=segments,
             state_BHKV=None if cache is None else cache.state_BHKV,
             chunk=config.chunk,
-            backend=config.backend,
+            backend=config.backend if cache is None or cache.positions_B is None else "recurrent",
         )
         if cache is not None:
-            cache.state_BHKV = state_BHKV
+            cache.state_BHKV.copy_(state_BHKV)
             if self.conv is not None:
-                cache.tail_BWC = self.conv.next_tail(raw_BTC, cache.tail_BWC)
-            cache.length += x_BTD.shape[1]
+                cache.tail_BWC.copy_(self.conv.next_tail(raw_BTC, cache.tail_BWC))
+            if cache.positions_B is None:
+                cache.length += x_BTD.shape[1]
         if aux is not None and aux.collect_metrics:
             self._record_metrics(aux, raw, g, state_BHKV, write_key_BTHK, erase_key_BTHK, beta_BTH, segments)
         y = self.norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)

@@ -35,9 +35,10 @@ from workbench.contract import (
     Scores,
     VariantConfig,
 )
-from workbench.layers import Linear, Rotary, RowCache, ScaledScores, linear_flops
+from workbench.layers import Linear, Rotary, RotaryScaling, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import channel_scales, heads_of, nearest_divisor
 from workbench.ops.attention import score_maxima
+from workbench.ops.decode_attention import decode_attention
 from workbench.ops.sparse_attention import document_starts, visible_block_attention, visible_pairs
 
 
@@ -57,6 +58,8 @@ class LatentConfig(VariantConfig):
     """Rotated channels dr that all heads share, even; 0 leaves the layer without positions. Default: head_dim / 2."""
     rotary_theta: float = 10_000.0
     """Base of the rotary frequencies."""
+    rotary_scaling: RotaryScaling | None = None
+    """Scaling of the rotary positions to a longer context: {kind: linear, factor: 4}, llama3 or yarn. Default: none."""
     query_latent: Annotated[int | None, Field(ge=1)] = None
     """Channels of a normalised latent that queries are computed from. Default: from the input."""
     latent_scale: bool = False
@@ -71,6 +74,12 @@ class LatentConfig(VariantConfig):
         "340m": {"head_dim": 64},
         "1.3b": {"head_dim": 128},
     }
+
+    def canonical(self) -> dict[str, Any]:
+        plain = super().canonical()
+        if self.rotary_scaling is None:
+            del plain["rotary_scaling"]  # off: the model is the same
+        return plain
 
     def resolved(self, width: int) -> Self:
         head_dim = self.head_dim or (width // self.heads if self.heads else min(64, width))
@@ -140,7 +149,7 @@ class LatentProjections(ScaledScores, nn.Module):
         self.q = Linear(
             source, self.H * (self.N + self.R), input_square=scale_square, parts=((self.H, self.N + self.R),)
         )
-        self.rotary = Rotary(self.R, config.rotary_theta) if self.R else None
+        self.rotary = Rotary(self.R, config.rotary_theta, config.rotary_scaling) if self.R else None
         self.roles = {
             "down.weight": self.down.role(Role.LATENT_DOWN),
             "q_down.weight": Role.LATENT_DOWN,
@@ -262,10 +271,11 @@ class LatentCache(RowCache):
         length: largest number of tokens.
     """
 
+    eight_bits = (0,)  # rotated keys, a few channels, decide positions
+
     def __init__(self, mixer: LatentAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype):
-        # a window of w keys needs the w - 1 before the new token
-        keep = None if mixer.window is None else mixer.window - 1
-        super().__init__(batch, length, [(mixer.project.g, mixer.project.C), (1, mixer.project.R)], device, dtype, keep)
+        shapes = [(mixer.project.g, mixer.project.C), (1, mixer.project.R)]
+        super().__init__(batch, length, shapes, device, dtype, mixer.window)
         self.mixer = mixer
 
     def attend(self, q_n: Tensor, q_r: Tensor, c_BTgC: Tensor, kr_BT1R: Tensor) -> Tensor:
@@ -273,8 +283,22 @@ class LatentCache(RowCache):
 
         A single token is read in the absorbed form, which touches nothing but the cache.
         """
+        if self.positions_B is not None:
+            lengths_B, project = self.append(c_BTgC, kr_BT1R), self.mixer.project
+            q_BHK = project.absorbed(q_n, q_r)[:, 0].to(self.dtype)
+            o_BHC, _ = decode_attention(
+                q_BHK,
+                self.rows[0],
+                None,
+                lengths_B,
+                scale=project.scale,
+                shared_BS1R=self.rows[1] if project.R else None,
+                k_steps_BSG=self.steps[0],
+                sink_H=self.mixer.sink,
+            )
+            return project.from_latents(o_BHC[:, None]).to(q_n.dtype)
         c_BSgC, kr_BS1R = self.extend(c_BTgC, kr_BT1R)
-        return self.mixer.attend(q_n, q_r, c_BSgC, kr_BS1R, absorbed=q_n.shape[1] == 1)
+        return self.mixer.attend(q_n, q_r, c_BSgC, kr_BS1R, absorbed=q_n.shape[1] == 1).to(q_n.dtype)
 
 
 class LatentAttention(Mixer):
@@ -306,7 +330,7 @@ class LatentAttention(Mixer):
         aux: AuxOutputs | None = None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
-        q_n, q_r, c, kr = self.project(x_BTD, offset=0 if cache is None else cache.length)
+        q_n, q_r, c, kr = self.project(x_BTD, **({} if cache is None else cache.rotary()))
         if cache is None:
             if aux is not None and aux.score_maxima is not None:
                 queries, (k, v) = torch.cat((q_n, q_r.to(q_n.dtype)), dim=-1), self.project.expanded(c, kr)
@@ -384,7 +408,7 @@ class LatentAttention(Mixer):
         # expanding keys and values, or absorbing queries and expanding outputs: equal products
         up = 2 * C * 2 * H * N
         flops_per_key = 2 * (2 * C + R) if config.form == "absorbed" else 2 * (2 * N + R)
-        cached = length if config.window is None else min(length, config.window - 1)
+        cached = length if config.window is None else min(length, config.window)
         return Cost(
             parameters=parameters,
             active_parameters=parameters,

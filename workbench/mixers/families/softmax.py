@@ -27,8 +27,9 @@ from workbench.contract import (
     Scores,
     VariantConfig,
 )
-from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
+from workbench.layers import Linear, RMSNorm, Rotary, RotaryScaling, RowCache, ScaledScores, linear_flops
 from workbench.ops.attention import attention, score_maxima
+from workbench.ops.decode_attention import decode_attention
 from workbench.ops.sparse_attention import document_starts, visible_block_attention
 
 
@@ -40,13 +41,16 @@ class HeadsConfig(VariantConfig):
     kv_heads: Annotated[int | None, Field(ge=1)] = None
     """Key–value heads G; H must be a multiple. G = H is multi-head (the default), G = 1 multi-query."""
     head_dim: Annotated[int | None, Field(ge=1)] = None
-    """Channels K of one head, even. Default: width / heads, or 64 where neither is given."""
+    """Channels K of one head, even. Default: width / heads, or 64 where neither is given. Where both are given, H·K may
+    differ from the width, as in Qwen3 (arXiv 2505.09388)."""
     qk_norm: bool = False
     """RMS-normalise queries and keys per head before the rotation."""
     rotary: bool = True
     """Rotary positions; without them the layer has no position signal (NoPE)."""
     rotary_theta: float = 10_000.0
     """Base of the rotary frequencies."""
+    rotary_scaling: RotaryScaling | None = None
+    """Scaling of the rotary positions to a longer context: {kind: linear, factor: 4}, llama3 or yarn. Default: none."""
     rotary_dim: int | None = None
     """Rotated channels per head, an even number, the first ones (partial rotary). Default: all."""
 
@@ -61,6 +65,12 @@ class HeadsConfig(VariantConfig):
         """A given number of heads sets the head size, not the scale's default."""
         drop = {"head_dim"} if given.get("heads") else set()
         return {name: value for name, value in super().defaults_at(scale, given).items() if name not in drop}
+
+    def canonical(self) -> dict[str, Any]:
+        plain = super().canonical()
+        if self.rotary_scaling is None:
+            del plain["rotary_scaling"]  # off: the model is the same
+        return plain
 
     def resolved(self, width: int) -> Self:
         heads, head_dim = self.heads, self.head_dim
@@ -82,13 +92,6 @@ class HeadsConfig(VariantConfig):
                 do=f"Nearest: {nearest_divisor(width, head_dim)}; or give heads.",
             )
             heads = width // head_dim
-        require(
-            heads * head_dim == width,
-            "heads",
-            got=heads,
-            expected=f"heads · head_dim = width ({width}); head_dim is {head_dim}",
-            do=f"Nearest heads that divide: {nearest_divisor(width, heads)}; or leave one of them out.",
-        )
         require(head_dim % 2 == 0, "head_dim", got=head_dim, expected="an even number (rotary pairs)")
         rotary_dim = head_dim if self.rotary_dim is None else self.rotary_dim
         require(
@@ -182,17 +185,32 @@ class KeyValueCache(RowCache):
         length: largest number of tokens.
     """
 
+    eight_bits = (0, 1)
+
     def __init__(
         self, mixer: SoftmaxAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
     ):
-        # a window of w keys needs the w - 1 before the new token
-        keep = None if mixer.window is None else mixer.window - 1
-        super().__init__(batch, length, [(mixer.G, mixer.K)] * 2, device, dtype, keep)
+        super().__init__(batch, length, [(mixer.G, mixer.K)] * 2, device, dtype, mixer.window)
         self.mixer = mixer
 
     def attend(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
         """Append T keys and values, and attend from their queries to all that they see: (B, T, H, K)."""
-        return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK))
+        if self.positions_B is None:
+            return self.mixer.attend(q_BTHK, *self.extend(k_BTGK, v_BTGK), cached=True).to(q_BTHK.dtype)
+        lengths_B = self.append(k_BTGK, v_BTGK)
+        mixer, (k_BSGK, v_BSGK) = self.mixer, self.rows
+        o_BHK, _ = decode_attention(
+            q_BTHK[:, 0].to(self.dtype),
+            k_BSGK,
+            v_BSGK,
+            lengths_B,
+            scale=mixer.K**-0.5,
+            k_steps_BSG=self.steps[0],
+            v_steps_BSG=self.steps[1],
+            softcap=mixer.softcap,
+            sink_H=mixer.sink,
+        )
+        return o_BHK[:, None].to(q_BTHK.dtype)
 
 
 class SoftmaxAttention(ScaledScores, Mixer):
@@ -216,7 +234,9 @@ class SoftmaxAttention(ScaledScores, Mixer):
         self.out = Linear(self.H * self.K, width, writes_residual=True)
         self.q_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
         self.k_norm = RMSNorm(self.K) if config.qk_norm else torch.nn.Identity()
-        self.rotary = Rotary(config.rotary_dim, config.rotary_theta) if config.rotary else None
+        self.rotary = None
+        if config.rotary:
+            self.rotary = Rotary(config.rotary_dim, config.rotary_theta, config.rotary_scaling)
         self.softcap = config.softcap
         self.sink = torch.nn.Parameter(torch.empty(self.H)) if config.sink else None
 
@@ -232,7 +252,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
         aux: AuxOutputs | None = None,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
-        q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, 0 if cache is None else cache.length)
+        q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, **({} if cache is None else cache.rotary()))
         if cache is None:
             if aux is not None and aux.score_maxima is not None and self.score_obstacle() is None:
                 queries = q_BTHK.to(v_BTGK.dtype)
@@ -244,25 +264,34 @@ class SoftmaxAttention(ScaledScores, Mixer):
         return self.out(o_BTHK.reshape(B, T, self.H * self.K))
 
     def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
-        q_BTHK, k_BTGK, _ = self._project(x_BTD, 0)
+        q_BTHK, k_BTGK, _ = self._project(x_BTD)
         return [Scores(q_BTHK, k_BTGK, window=self.window)]
 
-    def _project(self, x_BTD: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BTD: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, T, H, K) and keys (B, T, G, K), and values (B, T, G, K)."""
         heads = self.qkv(x_BTD).view(*x_BTD.shape[:2], self.H + 2 * self.G, self.K)
         q_BTHK, k_BTGK, v_BTGK = heads.split((self.H, self.G, self.G), dim=2)
         q_BTHK, k_BTGK = self.scaled(self.q_norm(q_BTHK)), self.k_norm(k_BTGK)
         if self.rotary is not None:
-            q_BTHK, k_BTGK = self.rotary(q_BTHK, offset), self.rotary(k_BTGK, offset)
+            q_BTHK, k_BTGK = self.rotary(q_BTHK, **positions), self.rotary(k_BTGK, **positions)
         return q_BTHK, k_BTGK, v_BTGK
 
-    def attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, *, segments: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        q_BTHK: Tensor,
+        k_BSGK: Tensor,
+        v_BSGK: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cached: bool = False,
+    ) -> Tensor:
         """Attention of T queries over S ≥ T keys, the last T of which belong to the queries: (B, T, H, K).
 
         Args:
             segments: (B, T) document numbers, only with S = T.
+            cached: whether T and S change from call to call, as those of prompts do: no form that is compiled for them.
         """
-        if self.softcap is None and self.sink is None:
+        if self.softcap is None and self.sink is None and not (cached and self.window):
             return attention(q_BTHK, k_BSGK, v_BSGK, window=self.window, segments=segments)
         B, T = q_BTHK.shape[:2]
         o_BTHK, _ = visible_block_attention(
@@ -304,12 +333,11 @@ class SoftmaxAttention(ScaledScores, Mixer):
         # position t sees min(t, w) keys; scores and weighted values cost 2K each per key and head
         w = min(window, length)
         mean_keys = (w * (w + 1) / 2 + (length - w) * w) / length
-        cached = length if window >= length + 1 or getattr(config, "window", None) is None else min(length, window - 1)
         return Cost(
             parameters=parameters,
             active_parameters=parameters,
             flops=linear_flops((width, (H + 2 * G) * K), (H * K, width)) + 4 * H * K * mean_keys,
-            cache_bytes=2 * G * K * cached * element_bytes,
+            cache_bytes=2 * G * K * w * element_bytes,
             unevicted_bytes=2 * G * K * length * element_bytes,
         )
 

@@ -6,7 +6,7 @@ Legend: B batch, T queries, N pooled blocks, H query heads, G key–value heads,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,13 @@ from workbench.mixers.families.softmax import nearest_divisor
 from workbench.ops.sparse_attention import (
     Blocks,
     block_starts,
+    chosen_block_attention,
     document_starts,
     num_blocks,
     select_blocks,
+    select_for_step,
     selected_attention,
+    visible_counts,
 )
 from workbench.pooled import is_token, mean_of
 
@@ -155,7 +158,7 @@ class Selection:
             **positions.settings,
         )
         if cache is not None and previous is not None:
-            cache.selected_BGn = indices[:, -1]
+            previous.copy_(indices[:, -1])
         return cls(indices, blocks.reuse)
 
     def attend(
@@ -166,6 +169,59 @@ class Selection:
         output, _ = selected_attention(q_BTHK, k_BSGK, v_BSGV, self.indices, block=block, reuse=self.reuse, **settings)
         return output
 
+    @classmethod
+    def for_step(
+        cls,
+        q_BHK: Tensor,
+        ck_BNgK: Tensor,
+        lse_BH: Tensor,
+        blocks: Blocks,
+        cache: SparseCache,
+        groups: int,
+        scale: float,
+        shared_BN1R: Tensor | None = None,
+    ) -> Selection:
+        """The blocks that the queries of a step select; arguments as of :func:`select_for_step`."""
+        assert cache.positions_B is not None and cache.pooled is not None
+        chosen_BGn = select_for_step(
+            q_BHK,
+            ck_BNgK,
+            lse_BH,
+            cache.positions_B,
+            blocks=(blocks.length, blocks.stride, blocks.block, blocks.selected, blocks.initial, blocks.local),
+            capacity=cache.capacity,
+            groups=groups,
+            scale=scale,
+            shared_BN1R=shared_BN1R,
+        )
+        if (previous_BGn := cache.pooled.selected_BGn) is not None:
+            selects_B11 = (cache.positions_B % blocks.reuse == 0)[:, None, None]
+            chosen_BGn = torch.where(selects_B11, chosen_BGn, previous_BGn.long())
+            previous_BGn.copy_(chosen_BGn)
+        return cls(chosen_BGn[:, None], blocks.reuse)
+
+    def attend_step(
+        self,
+        q_BHK: Tensor,
+        k_BSGK: Tensor,
+        v_BSGV: Tensor | None,
+        positions_B: Tensor,
+        block: int,
+        scale: float,
+        shared_BS1R: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of the queries of a step to the tokens of the selected blocks: (B, H, V)."""
+        return chosen_block_attention(
+            q_BHK,
+            k_BSGK,
+            v_BSGV,
+            self.indices[:, 0].long(),
+            positions_B,
+            block=block,
+            scale=scale,
+            shared_BS1R=shared_BS1R,
+        )
+
     def record_metrics(self, aux: AuxOutputs, block: int, segments: Tensor | None) -> None:
         """Mean distance of the selected blocks from the query's own, in tokens."""
         own_block = self.indices.amax(-1, keepdim=True)  # always selected
@@ -175,8 +231,9 @@ class Selection:
         aux.metrics["selected_distance"] = mean_of((own_block - self.indices) * block, selected)
 
 
-Pool = Callable[..., list[Tensor]]
-"""pool(raw tokens, number of the first block, block starts or None) -> pooled blocks."""
+Pool = Callable[[list[Tensor], Tensor, int | None, Tensor | None], list[Tensor]]
+"""pool(raw tokens, positions of the blocks' first tokens (B or 1, N), a bound on them if it is known, their rows (B, N)
+in packed documents) -> pooled blocks (B, N, …)."""
 
 
 def pooled_blocks(
@@ -185,16 +242,22 @@ def pooled_blocks(
     """Pooled blocks of all tokens so far, (B, N, …) for each tensor (B, T, …) of ``raw``."""
     if cache is not None:
         return cache.extend(raw, pool)
+    T, device = raw[0].shape[1], raw[0].device
     if positions.segments is None:
-        return pool(raw, 0, None)
-    return pool(raw, 0, block_starts(positions.start_BT, positions.segments, blocks.length, blocks.stride))
+        N = num_blocks(T, blocks.length, blocks.stride)
+        return pool(raw, torch.arange(N, device=device)[None] * blocks.stride, N * blocks.stride, None)
+    rows_BN = block_starts(positions.start_BT, positions.segments, blocks.length, blocks.stride)
+    existing_BN = rows_BN.clamp_min(0)
+    return pool(raw, existing_BN - positions.start_BT.gather(1, existing_BN), T, rows_BN)
 
 
 class PooledCache(Cache):
-    """Pooled blocks so far, and the raw tokens (at most l - 1) of the blocks that are not complete yet.
+    """Pooled blocks so far, and the last l raw tokens, position p in row p mod l.
 
     ``selected_BGn`` is the last selection, cached if positions share one.
     """
+
+    ragged = True
 
     def __init__(
         self,
@@ -206,46 +269,89 @@ class PooledCache(Cache):
         device: torch.device | str,
         dtype: torch.dtype,
     ):
-        self.blocks, self.length, self.tail_length = blocks, 0, 0
+        self.blocks = blocks
         self.pooled = RowCache(batch, num_blocks(length, blocks.length, blocks.stride), shapes, device, dtype)
-        capacity = min(length, blocks.length - 1)
-        self.tail = [torch.empty(batch, capacity, *shape, device=device, dtype=dtype) for shape in shapes]
+        self.raw = RowCache(batch, length, shapes, device, dtype, window=blocks.length)
         self.selected_BGn = None
         if blocks.reuse > 1:
             self.selected_BGn = torch.full((batch, groups, blocks.selected), -1, dtype=torch.int32, device=device)
 
     def tensors(self) -> list[Tensor]:
-        return [*self.pooled.tensors(), *self.tail, *([] if self.selected_BGn is None else [self.selected_BGn])]
+        selected = [] if self.selected_BGn is None else [self.selected_BGn]
+        return [*self.pooled.tensors(), *self.raw.tensors(), *selected]
+
+    def step_from(self, positions_B: Tensor) -> None:
+        super().step_from(positions_B)
+        self.raw.step_from(positions_B)
 
     def extend(self, new: list[Tensor], pool: Pool) -> list[Tensor]:
         """Append T raw tokens of each tensor. Returns all pooled blocks."""
+        length, stride = self.blocks.length, self.blocks.stride
+        done = self.pooled.length
+        # of the last l - 1 tokens and the new ones, those from the start of the first block that is not pooled yet
         raw = [
-            torch.cat((tail[:, : self.tail_length], x.to(tail.dtype)), dim=1)
-            for tail, x in zip(self.tail, new, strict=True)
+            x[:, max(0, x.shape[1] - (self.length + new[0].shape[1] - done * stride)) :] for x in self.raw.extend(*new)
         ]
-        count = num_blocks(raw[0].shape[1], self.blocks.length, self.blocks.stride)
+        count = num_blocks(raw[0].shape[1], length, stride)
+        raw = [x.to(y.dtype) for x, y in zip(raw, new)]
         if count:
-            self.pooled.extend(*pool(raw, self.pooled.length))
-        rest = [x[:, count * self.blocks.stride :] for x in raw]
-        self.tail_length = rest[0].shape[1]
-        for tail, x in zip(self.tail, rest):
-            tail[:, : self.tail_length] = x
+            starts_1N = torch.arange(done, done + count, device=raw[0].device)[None] * stride
+            self.pooled.extend(*pool(raw, starts_1N, (done + count) * stride, None))
         self.length += new[0].shape[1]
         return [x[:, : self.pooled.filled] for x in self.pooled.rows]
+
+    def append(self, new: list[Tensor], pool: Pool) -> tuple[list[Tensor], Tensor]:
+        """Append the raw token of a step to each tensor, and pool the block that it completes. Returns the memory of
+        all pooled blocks, and (B,) how many are visible, the first ones."""
+        (length, stride), position_B = self.blocks[:2], self.positions_B
+        assert position_B is not None
+        self.raw.append(*new)
+        visible_B = visible_counts(position_B, length, stride)
+        if self.pooled.capacity:
+            first_B = position_B + 1 - length
+            slots_BL = (first_B[:, None] + torch.arange(length, device=first_B.device)) % self.raw.capacity
+            sequence_B = torch.arange(len(first_B), device=first_B.device)
+            raw = [row[sequence_B[:, None], slots_BL].to(x.dtype) for row, x in zip(self.raw.rows, new)]
+            block = pool(raw, first_B[:, None], None, None)
+            is_complete_B = (first_B >= 0) & (first_B % stride == 0)
+            number_B = (first_B // stride).clamp_min(0)
+            for row, x in zip(self.pooled.rows, block):
+                is_new = is_complete_B.view(-1, *[1] * (x.dim() - 2))
+                row[sequence_B, number_B] = torch.where(is_new, x[:, 0].to(row.dtype), row[sequence_B, number_B])
+        return self.pooled.rows, visible_B
 
     @staticmethod
     def bytes_of(length: int, blocks: Blocks, channels: int, groups: int, element_bytes: int) -> int:
         """Bytes of pooled blocks, raw tail and shared selection, for ``channels`` elements per token."""
-        rows = num_blocks(length, blocks.length, blocks.stride) + min(length, blocks.length - 1)
+        rows = num_blocks(length, blocks.length, blocks.stride) + min(length, blocks.length)
         return rows * channels * element_bytes + (4 * groups * blocks.selected if blocks.reuse > 1 else 0)
 
 
 class SparseCache(Cache):
-    """``pooled`` blocks, and the ``rows`` of each set of keys and values that is attended token by token."""
+    """``pooled`` blocks, and the ``rows`` of each set of keys and values that is attended token by token, in sequences
+    of at most ``capacity`` tokens."""
 
-    def __init__(self, pooled: PooledCache | None, rows: dict[str, RowCache]):
-        self.pooled, self.rows, self.length = pooled, rows, 0
+    ragged = True
+
+    def __init__(self, pooled: PooledCache | None, rows: dict[str, RowCache], blocks: Blocks, capacity: int):
+        self.pooled, self.rows, self.blocks, self.capacity = pooled, rows, blocks, capacity
 
     def tensors(self) -> list[Tensor]:
         pooled = [] if self.pooled is None else self.pooled.tensors()
         return pooled + [tensor for rows in self.rows.values() for tensor in rows.tensors()]
+
+    def step_bytes(self, lengths: Sequence[int]) -> float:
+        total = 0.0
+        for rows in self.rows.values():
+            chosen = self.blocks.selected * self.blocks.block if rows.window is None else rows.window
+            total += rows.bytes_of_tokens(lengths, chosen)
+        if self.pooled is not None:
+            visible = [num_blocks(length, self.blocks.length, self.blocks.stride) for length in lengths]
+            total += self.pooled.pooled.step_bytes(visible) + self.pooled.raw.step_bytes(lengths)
+        return total
+
+    def step_from(self, positions_B: Tensor) -> None:
+        super().step_from(positions_B)
+        for cache in (self.pooled, *self.rows.values()):
+            if cache is not None:
+                cache.step_from(positions_B)

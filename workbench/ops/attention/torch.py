@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from workbench.ops.attention.reference import visible
 
@@ -21,6 +22,9 @@ def attention_torch(
         out = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
     elif segments is None and S == T and (window is None or window >= T):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    elif segments is None and (window is None or window >= S) and q.is_cuda:
+        # the rest of a prompt after a first piece: flash attention without a mask in memory
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(T, S), enable_gqa=grouped)
     else:
         mask = visible(T, S, window=window, device=q.device)[None, None]
         if segments is not None:

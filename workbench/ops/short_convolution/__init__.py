@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, cat
 
 from workbench.ops.dispatch import choose_backend, record
 from workbench.ops.short_convolution.reference import Heads
@@ -29,14 +29,15 @@ def short_convolution(
 ) -> list[Tensor]:
     """y_t = silu(Σ_j w_j x_{t-j}), j = 0 … W - 1, over inputs of the same document; then each part is split into heads.
 
-    The kernels cover neither float64, nor a ``tail``, nor heads wider than 512 channels that are scaled to a length.
+    The kernels cover neither float64, nor a single token after a ``tail``, nor heads wider than 512 channels that are
+    scaled to a length.
 
     Args:
         x_BTC: (B, T, C) inputs.
         weight_CW: (C, W); ``weight_CW[:, 0]`` weights the current token.
         parts: how the C channels are divided; a part with a length L is scaled per head to L y / sqrt(|y|² + 1e-6).
         segments: (B, T) document numbers; None for one document a row.
-        tail_BPC: the P inputs before this row, from a decode cache; default zeros.
+        tail_BPC: the P inputs before this row, from a decode cache; default zeros. Not together with ``segments``.
 
     Returns:
         (B, T, heads, channels) for each part, in the dtype of ``x``, computed in float32 (float64 for float64).
@@ -47,9 +48,12 @@ def short_convolution(
     if sum(part.heads * part.channels for part in parts) != x_BTC.shape[-1]:
         raise ValueError(f"short_convolution: parts: got {list(parts)}; expected {x_BTC.shape[-1]} channels together.")
     widest = max(0 if part.length is None else part.channels for part in parts)
-    supported = tail_BPC is None and widest <= MAX_NORMALISED_CHANNELS
+    supported = (tail_BPC is None or x_BTC.shape[1] > 1) and widest <= MAX_NORMALISED_CHANNELS
     if record("short_convolution", choose_backend(x_BTC, supported=supported)) == "triton":
         from workbench.ops.short_convolution.triton import short_convolution_triton
 
-        return short_convolution_triton(x_BTC, weight_CW, parts, segments)
+        if tail_BPC is None:
+            return short_convolution_triton(x_BTC, weight_CW, parts, segments)
+        padded = cat((tail_BPC.to(x_BTC.dtype), x_BTC), dim=1)
+        return [y[:, tail_BPC.shape[1] :] for y in short_convolution_triton(padded, weight_CW, parts, None)]
     return short_convolution_torch(x_BTC, weight_CW, parts, segments=segments, tail_BPC=tail_BPC)

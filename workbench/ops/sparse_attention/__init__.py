@@ -35,21 +35,25 @@ from workbench.ops.sparse_attention.layout import (
     unique_blocks,
     visible_pairs,
 )
+from workbench.ops.sparse_attention.single import chosen_block_attention, select_for_step, visible_counts
 
 __all__ = [
     "Blocks",
     "block_overlaps",
     "block_starts",
+    "chosen_block_attention",
     "document_starts",
     "group_query_pairs",
     "num_blocks",
     "num_visible_blocks",
     "select_blocks",
+    "select_for_step",
     "selected_attention",
     "selected_pairs",
     "unfold_blocks",
     "unique_blocks",
     "visible_block_attention",
+    "visible_counts",
     "visible_pairs",
 ]
 
