@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from workbench.config import ConfigError
 from workbench.data import RowStream, StepLoader, batch_plans
-from workbench.data.batching import BatchPlan, GlobalBatch
+from workbench.data.batching import Assignment, BatchPlan, GlobalBatch
 from workbench.registry import plug_in
 from workbench.training import RunConfig
 
@@ -22,7 +24,8 @@ SHAPES = [(4, 1, 1), (4, 1, 4), (8, 3, 2), (6, 5, 3)]
 def global_batch(step: int, batch_size: int, accumulate: int) -> GlobalBatch:
     count = batch_size * accumulate
     lengths = [np.random.default_rng(row).integers(1, 9, size=3) for row in range(count * (step + 1))]
-    return GlobalBatch(step, range(step * count, (step + 1) * count), accumulate, lengths.__getitem__, {})
+    rows = range(step * count, (step + 1) * count)
+    return GlobalBatch(step, rows, accumulate, lambda row: int(lengths[row].sum()), lengths.__getitem__)
 
 
 def plan(kind: str) -> BatchPlan:
@@ -30,8 +33,7 @@ def plan(kind: str) -> BatchPlan:
 
 
 def every_rank(kind: str, step: int, batch_size: int, accumulate: int, world: int) -> list[list[list[int]]]:
-    batch = global_batch(step, batch_size, accumulate)
-    return [plan(kind).rows(batch, rank, world) for rank in range(world)]
+    return plan(kind).assign(global_batch(step, batch_size, accumulate), world)
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate", "world"), SHAPES)
@@ -79,14 +81,17 @@ def test_the_loader_hands_out_the_rows_of_the_plan() -> None:
     assert ranks[1] == [[4 * k + 2, 4 * k + 3] for k in range(10)]
 
 
-class ByHistory(BatchPlan):
-    """Rotates a global batch by what the step before last measured."""
+class Learning(BatchPlan):
+    """Rotates a global batch by what earlier steps measured."""
 
-    history_steps = 2
+    learns = True
 
-    def rows(self, batch: GlobalBatch, rank: int, world: int) -> list[list[int]]:
-        shift = sum(values["shift"] for values in batch.history.values())
-        return np.roll(np.array(batch.rows), shift).reshape(batch.accumulate, world, -1)[:, rank].tolist()
+    def assign(self, batch: GlobalBatch, world: int) -> Assignment:
+        rows = np.roll(np.array(batch.rows), batch.state or 0)
+        return rows.reshape(batch.accumulate, world, -1).swapaxes(0, 1).tolist()
+
+    def learn(self, state: Any, measurements: Mapping[str, Any]) -> Any:
+        return (state or 0) + measurements["shift"]
 
 
 def recorded(used: StepLoader, first: int = 0, stop: int | None = None) -> list[list[int]]:
@@ -104,26 +109,46 @@ def recorded(used: StepLoader, first: int = 0, stop: int | None = None) -> list[
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_measurements_of_earlier_steps_reach_the_plan(accumulate: int) -> None:
-    used = loader(ByHistory(None), accumulate=accumulate, steps=8)
+    used = loader(Learning(None), accumulate=accumulate, steps=8)
     rows = recorded(used)
     assert rows != rows_of(loader(plan("contiguous"), accumulate=accumulate, steps=8))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("stop", [1, 5, 6, 8])
-def test_a_plan_with_history_resumes_exactly(accumulate: int, stop: int) -> None:
-    expected = recorded(loader(ByHistory(None), accumulate=accumulate, steps=8))
-    first = loader(ByHistory(None), accumulate=accumulate, steps=8)
+def test_a_plan_that_learns_resumes_exactly(accumulate: int, stop: int) -> None:
+    expected = recorded(loader(Learning(None), accumulate=accumulate, steps=8))
+    first = loader(Learning(None), accumulate=accumulate, steps=8)
     started = recorded(first, stop=stop * accumulate)
-    second = loader(ByHistory(None), accumulate=accumulate, steps=8)
+    second = loader(Learning(None), accumulate=accumulate, steps=8)
     second.load_state_dict(first.state_dict())
     assert started + recorded(second, stop * accumulate) == expected
 
 
-def test_history_keeps_only_what_the_plan_reads() -> None:
-    used = loader(ByHistory(None), accumulate=1, steps=20)
+@pytest.mark.parametrize("stop", [3, 4, 7, 11])
+def test_it_resumes_exactly_in_the_middle_of_a_step(stop: int) -> None:
+    expected = recorded(loader(Learning(None), accumulate=3, steps=8))
+    first = loader(Learning(None), accumulate=3, steps=8)
+    started = recorded(first, stop=stop)
+    second = loader(Learning(None), accumulate=3, steps=8)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert started + recorded(second, stop) == expected
+
+
+def test_only_states_that_a_plan_may_still_read_are_kept() -> None:
+    used = loader(Learning(None), accumulate=1, steps=20)
     recorded(used)
-    assert len(used.history) <= 2 + 3
+    assert len(used.states) <= 4
+
+
+def test_lengths_of_a_step_count_padding_as_documents() -> None:
+    class Padded(Numbers):
+        def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+            tokens = np.full(6, r)
+            return tokens, tokens, np.array([0, 0, 1, 1, 1, -1 if r % 2 else 2], np.int32), tokens
+
+    used = StepLoader(Padded(), plan("contiguous"), batch_size=4, accumulate=1, steps=2, world=2)
+    assert [[lengths.tolist() for lengths in rank] for rank in used.lengths(1)] == [[[2, 3, 1, 2, 3, 1]]] * 2
 
 
 PLUGIN = '''
@@ -145,9 +170,9 @@ class LongestFirst(BatchPlan):
 
         kind: Literal["longest_first"] = "longest_first"
 
-    def rows(self, batch, rank, world):
+    def assign(self, batch, world):
         order = sorted(batch.rows, key=lambda row: -batch.segment_lengths(row)[0])
-        return np.array(order).reshape(batch.accumulate, -1, world)[..., rank].tolist()
+        return np.array(order).reshape(batch.accumulate, -1, world).transpose(2, 0, 1).tolist()
 '''
 
 

@@ -57,6 +57,7 @@ class RowStream(ABC):
 
     rows_in_epoch: int | None = None
     """Rows after which the data are read again; None where every row is new."""
+    _length: int | None = None
 
     def epochs(self, rows: int) -> float | None:
         """How often ``rows`` rows read the data; None where every row is new."""
@@ -65,6 +66,12 @@ class RowStream(ABC):
     @abstractmethod
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The r-th row of the stream: tokens, targets, segments, documents, each (T,)."""
+
+    def row_length(self, r: int) -> int:
+        """Tokens of the r-th row, padding included. Here those of the first row, which all rows have."""
+        if self._length is None:
+            self._length = len(self.row(0)[0])
+        return self._length
 
     def segment_lengths(self, r: int) -> np.ndarray:
         """(segments,) tokens of each segment of the r-th row, in order, without padding."""

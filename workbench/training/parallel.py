@@ -143,6 +143,15 @@ def all_maximum(value: Tensor) -> Tensor:
     return value
 
 
+def all_gathered(value: Tensor) -> Tensor:
+    """(R, …) the tensors of all R ranks, of one shape, in order of rank."""
+    if world_size() == 1:
+        return value[None]
+    gathered = value.new_empty(world_size(), *value.shape)
+    dist.all_gather(list(gathered.unbind()), value.contiguous())
+    return gathered
+
+
 def all_pooled(numbers: Sequence[Pooled]) -> list[Tensor]:
     """Values of numbers that every rank has pooled over its own rows, of all ranks' rows; fp64, without gradient."""
     if world_size() > 1 and numbers:

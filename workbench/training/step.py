@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
@@ -233,6 +234,17 @@ class TrainStep:
             for layer, more in zip(metrics, further, strict=True)
         ]
         return {layer: values for layer, values in enumerate(merged) if values}
+
+    def measurements(self, lengths: Sequence[Sequence[np.ndarray]]) -> dict[str, Any]:
+        """What batch plans learn from the newest step: plain data, equal on every rank.
+
+        Args:
+            lengths: of the documents of the step (:meth:`workbench.data.StepLoader.lengths`).
+
+        Returns:
+            ``lengths``: [rank][micro-batch] tokens of every document.
+        """
+        return {"lengths": [[documents.tolist() for documents in of_rank] for of_rank in lengths]}
 
     def take_log_values(self) -> tuple[Tensor, list[str]]:
         """Values to log, as one float64 tensor on the device; starts a new loss window.

@@ -384,6 +384,12 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
             folder.event("first_step", seconds=seconds)
             folder.add_to_environment(paths=dispatch.recorded())
 
+    def record(step: int) -> None:
+        """Let the batch plan learn from a step."""
+        if loader.plan.learns:
+            assert trial.train_step is not None
+            loader.record(step - 1, trial.train_step.measurements(loader.lengths(step - 1)))
+
     with contextlib.closing(iter(loader)) as batches:
         for phase in config.phases:
             if step > phase.last:
@@ -402,6 +408,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
                 batches,
                 after=step,
                 until=phase.last,
+                record=record,
                 throughput=throughput,
                 log=log,
                 checkpointer=checkpointer,
