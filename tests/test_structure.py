@@ -21,6 +21,7 @@ LAYERS = [
         "environment",
         "files",
         "formatting",
+        "latency",
         "lazy",
         "metric",
         "pooled",

@@ -25,6 +25,9 @@ from workbench.registry import Registry
 
 __all__ = [
     "AuxOutputs",
+    "BlocksPerQuery",
+    "Budget",
+    "BudgetChoice",
     "Cache",
     "Capabilities",
     "Component",
@@ -176,6 +179,53 @@ class Cost:
     """The same if windows evicted nothing; None where nothing is evicted anyway."""
 
 
+class BlocksPerQuery(NamedTuple):
+    """How many blocks of keys the queries of a sparse mixer attend."""
+
+    field: str
+    """Field of the configuration that sets the number."""
+    configured: int
+    """Its value."""
+    smallest: int
+    """Blocks that every query attends whatever its scores."""
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """The number of blocks that the queries of one layer attend in one micro-batch.
+
+    Numbers that vary are tensors on the device, read by the kernels when they run: all values share compiled code, and
+    the host waits for none. A subclass overrides :meth:`choose` to decide by coverage.
+    """
+
+    largest: int
+    """Largest number that :meth:`choose` returns: the size of index buffers."""
+    blocks: Tensor
+    """The number where it does not depend on coverage: int32, a scalar."""
+    candidates_K: Tensor | None = None
+    """(K,) int32 numbers of blocks whose coverage :meth:`choose` receives; None: it needs no coverage."""
+    queries: int = 1024
+    """Queries of a row, evenly spaced, over which coverage is averaged; all queries of a shorter row."""
+
+    def choose(self, coverage_K: Tensor | None) -> Tensor:
+        """The number of blocks: int32, a scalar on the device.
+
+        Args:
+            coverage_K: (K,) share of the selection scores in the best ``candidates_K`` blocks, the mean over queries;
+                None without candidates.
+        """
+        return self.blocks
+
+
+class BudgetChoice(NamedTuple):
+    """What a layer has attended in one micro-batch; scalars on the device."""
+
+    blocks: Tensor
+    """Blocks per query, int32."""
+    coverage: Tensor
+    """Share of the selection scores in these blocks, the mean over queries; NaN where it was not measured."""
+
+
 @dataclass
 class AuxOutputs:
     """Auxiliary outputs of one layer: losses, metrics and counts, appended by its modules during forward.
@@ -199,6 +249,8 @@ class AuxOutputs:
     score_maxima: list[Tensor] | None = None
     """Where a list is given, mixers without a :meth:`Mixer.score_obstacle` append (H,) the largest attention score of
     each head, before a soft-cap, padding left out; detached."""
+    budget: BudgetChoice | None = None
+    """Set by a mixer that was given a :class:`Budget`."""
 
     def token_mean(self, values_N: Tensor, valid_N: Tensor | None) -> Tensor:
         """Sum over the tokens of (N, …) divided by the tokens of the step: this micro-batch's share of their mean.
@@ -394,6 +446,13 @@ class Mixer(Variant):
         A sparse mixer gives all keys that a query may select, and leaves out blocks that it pools. Default: none.
         """
         return []
+
+    @classmethod
+    def blocks_per_query(cls, config: Any) -> BlocksPerQuery | None:
+        """The number of blocks that a :class:`Budget` may change. A mixer that has one takes the further argument
+        ``budget: Budget | None`` in :meth:`forward`: without it, the configured number; not together with ``cache``.
+        Default: None, a mixer that selects no blocks."""
+        return None
 
     @abstractmethod
     def forward(

@@ -21,6 +21,7 @@ from workbench.results import RunRecord
 from workbench.seeding import COMPONENTS, Component, Seed
 from workbench.status import Stage
 from workbench.training.average import AverageConfig
+from workbench.training.budgets import BudgetSetting
 from workbench.training.qk_clip import QKClipConfig
 from workbench.transforms import GrowthConfig, StartConfig, TransformSetting, build_transforms, check_transforms
 
@@ -40,6 +41,9 @@ class TrainingConfig(Config):
         default="contiguous", validate_default=True
     )
     """Which rows of a global batch each rank and micro-batch takes: contiguous, or a registered plan."""
+    budgets: BudgetSetting | None = None
+    """How many blocks per query each layer attends in each micro-batch: {kind: dst, table: …}, or another registered
+    tuner. Default: the number that the mixer's configuration sets."""
     optimiser: OptimiserSetting = Field(default="adamw", validate_default=True)
     """The optimiser: adamw (the default kind), or another registered one."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
@@ -293,6 +297,12 @@ class RunConfig(Config):
                 expected="two steps: one per model",
             )
             self.growth.check(self.model)
+        if self.training.budgets is not None:
+            try:
+                for phase in self.phases:
+                    self.training.budgets.check(phase.model)
+            except ConfigError as error:
+                raise error.under("training.budgets") from None
         if self.training.qk_clip is not None:
             try:
                 for phase in self.phases:
@@ -329,7 +339,9 @@ class RunConfig(Config):
             plain["seed"] = seeds.pop()
         else:
             plain["seed"] = {component: self.seed_of(component) for component in COMPONENTS}
-        for name in ("deterministic", "ema", "fp8", "keep_trunk", "qk_clip", "transforms"):
+        if self.training.budgets is not None:
+            plain["training"]["budgets"] = self.training.budgets.canonical()
+        for name in ("budgets", "deterministic", "ema", "fp8", "keep_trunk", "qk_clip", "transforms"):
             if not plain["training"][name]:
                 del plain["training"][name]  # off: the run is the same
         if self.training.schedule == "cosine" or self.training.decay_shape == "linear":
@@ -375,11 +387,15 @@ class RunConfig(Config):
         return sum(flops * number * training.tokens_per_step for flops, number in zip(per_token, steps))
 
     def pinned(self, weights: Mapping[str, str] | None = None) -> RunConfig:
-        """With the fingerprint of the initial weights, so that its identity needs no files.
+        """With the fingerprint of the initial weights and of the files of a budget tuner, so that its identity needs no
+        files.
 
         Args:
             weights: folder -> fingerprint; default what the folder contains. Folders that it lacks stay as they are.
         """
+        budgets = self.training.budgets
+        if budgets is not None and (pinned := budgets.pinned()) is not budgets:
+            return self.changed(training=self.training.changed(budgets=pinned)).pinned(weights)
         if self.start is None or self.start.fingerprint:
             return self
         if weights is None:

@@ -260,6 +260,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
             model = LanguageModel(config.model, seed=config.seed_of("init"))
             train_step, compiled = build_step(model, config, parallel.launch(devices=1), meter.on_phase)
             del model
+            train_step.step_lengths = loader.lengths
             train_step.diagnose_at = set()  # few steps of a run write diagnostics
             scheduled = ScheduledTransforms(config, train_step)
             # whose scales take memory for the rest of the run

@@ -18,14 +18,15 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from workbench.contract import AuxOutputs
+from workbench.contract import AuxOutputs, Budget, BudgetChoice
 from workbench.data import Batch
 from workbench.model import LanguageModel
 from workbench.model.objectives import StepTotals, count_positions
 from workbench.ops.scaled_linear import check_device
-from workbench.pooled import Pooled
+from workbench.pooled import Pooled, mean_of
 from workbench.training import parallel
 from workbench.training.average import averaging
+from workbench.training.budgets import StepLengths, budget_tuners
 from workbench.training.compensation import without_rescaling
 from workbench.training.config import RunConfig
 from workbench.training.fp8 import use_fp8
@@ -76,6 +77,13 @@ class TrainStep:
         )
         clip = config.training.qk_clip
         self.qk_clip = None if clip is None else QKClip(model, clip, parallel.all_maximum)
+        tuned = config.training.budgets
+        self.tuner = None if tuned is None else budget_tuners[tuned.kind](config, device)
+        self.step_lengths: Callable[[int], StepLengths] | None = None
+        """Step (from 0) -> lengths of the documents of all ranks (:meth:`workbench.data.StepLoader.lengths`), which a
+        budget tuner needs."""
+        self.choices: list[list[BudgetChoice | None]] = []
+        """[micro-batch][layer] what the layers of the newest step attended; None in layers without a budget."""
         self.applied = torch.ones((), device=device)
         """0.0 where the optimiser skipped the newest step, else 1.0."""
         self.lr_factor = 0.0
@@ -104,14 +112,15 @@ class TrainStep:
         micro_batches = [next(batches) for _ in range(training.accumulate)]
         snapshot = step in self.diagnose_at
         self._begin(micro_batches, (step - 1) / training.steps, snapshot)
+        budgets = self._budgets(step)
         counted = self.counters.count_first and training.accumulate > 1
-        for batch in micro_batches if counted else ():
+        for batch, of_layers in zip(micro_batches, budgets) if counted else ():
             with torch.no_grad(), autocast(self.device, training.precision):
-                self.counters.count(self._forward(batch, snapshot=False)[1])
+                self.counters.count(self._forward(batch, of_layers, snapshot=False)[1])
             self.on_phase("count")
         step_loss = torch.zeros((), device=self.device)
-        for batch in micro_batches:
-            objective, loss, layers = self._objective(batch, snapshot, counted)
+        for batch, of_layers in zip(micro_batches, budgets):
+            objective, loss, layers = self._objective(batch, of_layers, snapshot, counted)
             self.on_phase("forward")
             objective.backward()
             step_loss = step_loss + loss
@@ -141,21 +150,32 @@ class TrainStep:
             self.qk_clip.begin_step()
         self.objective_metrics: dict[str, Pooled] = {}
         self.layer_metrics: list[dict[str, Pooled]] = [{} for _ in layers_of(self.model)]
+        self.choices = []
         if snapshot:
             self.counters.attach_taps(self.device)
 
-    def _objective(self, batch: Batch, snapshot: bool, counted: bool) -> tuple[Tensor, Tensor, list[AuxOutputs]]:
+    def _budgets(self, step: int) -> Sequence[list[Budget | None] | None]:
+        """Budgets of every layer, one list per micro-batch."""
+        if self.tuner is None:
+            return [None] * self.config.training.accumulate
+        assert self.step_lengths is not None, "a budget tuner needs the lengths of all ranks: set step_lengths"
+        return self.tuner.budgets(self.step_lengths(step - 1), parallel.rank())
+
+    def _objective(
+        self, batch: Batch, budgets: list[Budget | None] | None, snapshot: bool, counted: bool
+    ) -> tuple[Tensor, Tensor, list[AuxOutputs]]:
         """A micro-batch's share of the step's objective (loss plus auxiliary losses), its share of the loss (detached),
         auxiliary outputs of the layers. Shares are added, over micro-batches and ranks.
 
         Args:
+            budgets: of every block; None for the configured numbers.
             snapshot: whether layers write metrics.
             counted: whether the counts of the whole step are known.
         """
         watches = watching(self.model, self._record) if snapshot else contextlib.nullcontext()
         with autocast(self.device, self.config.training.precision):
             with watches:
-                loss, aux = self._forward(batch, snapshot)
+                loss, aux = self._forward(batch, budgets, snapshot)
             if not counted:
                 self.counters.count(aux)
             objective = loss + sum(part for outputs in aux for part in outputs.losses) + sum(self.counters.losses(aux))
@@ -163,6 +183,10 @@ class TrainStep:
         if self.qk_clip is not None:
             self.qk_clip.record(layers, model_aux)
         join(self.objective_metrics, model_aux.metrics)
+        self.choices.append([outputs.budget for outputs in layers])
+        for choice in self.choices[-1]:
+            if choice is not None:
+                join(self.objective_metrics, {"budget": mean_of(choice.blocks), "coverage": mean_of(choice.coverage)})
         for pooled, outputs in zip(self.layer_metrics, layers, strict=True):
             join(pooled, outputs.metrics)
         return objective, loss.detach(), layers
@@ -170,7 +194,9 @@ class TrainStep:
     def _record(self, layer: int, values: Mapping[str, Pooled]) -> None:
         join(self.layer_metrics[layer], values)
 
-    def _forward(self, batch: Batch, snapshot: bool) -> tuple[Tensor, list[AuxOutputs]]:
+    def _forward(
+        self, batch: Batch, budgets: list[Budget | None] | None, snapshot: bool
+    ) -> tuple[Tensor, list[AuxOutputs]]:
         """A micro-batch's share of the loss; auxiliary outputs of the layers, then those of the model's objectives."""
         tokens_BT, targets_BT, segments_BT, _ = batch
         clips = self.qk_clip is not None
@@ -186,6 +212,7 @@ class TrainStep:
             objective_aux=model_aux,
             totals=self.totals,
             progress=self.progress,
+            budgets=budgets,
         )
         return loss, [*layers, model_aux]
 

@@ -371,6 +371,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
         rank=fabric.global_rank,
         world=trial.devices,
     )
+    train_step.step_lengths = loader.lengths
     checkpointer = Checkpointer(folder, config, train_step, loader, throughput)
     if checkpoint:
         checkpointer.restore(checkpoint)
@@ -398,6 +399,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
                 throughput.tick(step)
                 with throughput.paused():
                     train_step, compiled = grow(train_step, config, fabric)
+                train_step.step_lengths = loader.lengths
                 checkpointer.train_step = trial.train_step = train_step
                 trial.model = train_step.model
                 if parallel.is_rank_zero():

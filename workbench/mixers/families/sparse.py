@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache
+from workbench.contract import AuxOutputs, BlocksPerQuery, Budget, BudgetChoice, Cache
 from workbench.layers import RowCache
 from workbench.mixers.families.softmax import nearest_divisor
 from workbench.ops.sparse_attention import (
     Blocks,
+    block_coverage,
     block_starts,
     document_starts,
     num_blocks,
@@ -27,6 +28,8 @@ from workbench.ops.sparse_attention import (
 )
 from workbench.pooled import is_token, mean_of
 
+COVERED_QUERIES = 1024
+"""Queries of a row over which the coverage of diagnostics is averaged."""
 SCORE_OBSTACLE = "queries meet pooled keys and keys of selected blocks, whose largest score is not measured"
 
 
@@ -73,6 +76,11 @@ def check_blocks(blocks: Blocks, path: dict[str, str]) -> None:
         expected=f"at least the forced blocks: {blocks.initial} first and {blocks.local} last",
         do=f"Set {path['selected']}: {forced} or more.",
     )
+
+
+def blocks_per_query(field: str, blocks: Blocks) -> BlocksPerQuery:
+    """The number that ``field`` sets; below the forced blocks there is no choice."""
+    return BlocksPerQuery(field, blocks.selected, blocks.initial + blocks.local)
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,8 @@ class Selection:
         positions: Positions,
         blocks: Blocks,
         cache: PooledCache | None,
+        aux: AuxOutputs | None = None,
+        budget: Budget | None = None,
         scale: float | None = None,
     ) -> Selection:
         """The blocks that queries select by their scores with pooled keys.
@@ -141,9 +151,20 @@ class Selection:
             positions: of the queries.
             blocks: sizes and numbers of blocks.
             cache: decode state; a selection that later positions reuse is stored in it.
+            aux: collects the coverage of the selection, and the choice of the budget.
+            budget: how many blocks are selected. Default: ``blocks.selected``.
             scale: of the scores. Default: 1/sqrt(K).
         """
         previous = None if cache is None else cache.selected_BGn
+        scored = (q_BTHK, ck_BNGK, lse_BTH)
+        count = None
+        if budget is not None:
+            assert cache is None, "a budget is for whole rows, not for decoding"
+            blocks = blocks._replace(selected=budget.largest)
+            count = cls._choose(budget, scored, positions, blocks, aux, scale)
+        elif cache is None and aux is not None and aux.collect_metrics:
+            counts_K = torch.full((1,), blocks.selected, dtype=torch.int32, device=q_BTHK.device)
+            aux.metrics["coverage"] = mean_of(_coverage(scored, counts_K, COVERED_QUERIES, positions, blocks, scale))
         indices = select_blocks(
             q_BTHK,
             ck_BNGK,
@@ -152,11 +173,36 @@ class Selection:
             num_keys=positions.end,
             scale=scale,
             previous_BGn=previous,
+            budget=count,
             **positions.settings,
         )
         if cache is not None and previous is not None:
             cache.selected_BGn = indices[:, -1]
         return cls(indices, blocks.reuse)
+
+    @staticmethod
+    def _choose(
+        budget: Budget,
+        scored: tuple[Tensor, Tensor, Tensor],
+        positions: Positions,
+        blocks: Blocks,
+        aux: AuxOutputs | None,
+        scale: float | None,
+    ) -> Tensor:
+        """The number of blocks that a budget allows, and its record in ``aux``."""
+        counts_K, collects = budget.candidates_K, aux is not None and aux.collect_metrics
+        if counts_K is None and collects:
+            counts_K = budget.blocks[None]
+        coverage_K = None if counts_K is None else _coverage(scored, counts_K, budget.queries, positions, blocks, scale)
+        count = budget.choose(coverage_K)
+        if aux is not None:
+            coverage = torch.full((), math.nan, device=count.device)
+            if counts_K is not None and coverage_K is not None:
+                coverage = torch.where(counts_K == count, coverage_K, 0.0).sum()
+            aux.budget = BudgetChoice(count, coverage)
+            if collects:
+                aux.metrics |= {"budget": mean_of(count), "coverage": mean_of(coverage)}
+        return count
 
     def attend(
         self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor | None, positions: Positions, block: int, **options: Any
@@ -173,6 +219,25 @@ class Selection:
         if (valid := is_token(segments, 2)) is not None:
             selected = selected & valid
         aux.metrics["selected_distance"] = mean_of((own_block - self.indices) * block, selected)
+
+
+def _coverage(
+    scored: tuple[Tensor, Tensor, Tensor],
+    counts_K: Tensor,
+    queries: int,
+    positions: Positions,
+    blocks: Blocks,
+    scale: float | None,
+) -> Tensor:
+    return block_coverage(
+        *scored,
+        counts_K,
+        blocks=blocks,
+        start_BT=positions.start_BT,
+        queries=queries,
+        scale=scale,
+        valid_BT=is_token(positions.segments),
+    )
 
 
 Pool = Callable[..., list[Tensor]]
