@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.stats import spearmanr
 
 from workbench.config import ConfigError
 from workbench.latency import LatencyTable, LayerLatency, monotone
@@ -18,7 +17,6 @@ LAYER = LayerLatency((100, 200), (2, 4), ((1.0, 2.0), (3.0, 5.0)), {"mixer": {"k
 def test_monotone_is_the_closest_matrix_that_falls_along_no_axis() -> None:
     """Against a general solver of the same quadratic programme."""
     values = np.random.default_rng(0).normal(size=(4, 3)).cumsum(0).cumsum(1)
-    rises = [lambda x: np.diff(x.reshape(4, 3), axis=axis).ravel() for axis in (0, 1)]
     constraints = [
         {"type": "ineq", "fun": lambda x: np.diff(x.reshape(4, 3), axis=0).ravel()},
         {"type": "ineq", "fun": lambda x: np.diff(x.reshape(4, 3), axis=1).ravel()},
@@ -30,14 +28,13 @@ def test_monotone_is_the_closest_matrix_that_falls_along_no_axis() -> None:
         options={"maxiter": 500, "ftol": 1e-14},
     )
     projected = monotone(values)
-    assert all((rise(projected.ravel()) >= 0).all() for rise in rises)
+    assert all((np.diff(projected, axis=axis) >= 0).all() for axis in (0, 1))
     assert np.abs(projected.ravel() - solved.x).max() < 1e-5
 
 
 def test_a_monotone_matrix_stays_as_it_is() -> None:
     values = np.arange(12.0).reshape(3, 4)
     assert (monotone(values) == values).all()
-    assert spearmanr(monotone(values).ravel(), values.ravel()).statistic == pytest.approx(1)
 
 
 def test_times_are_interpolated_and_added_over_documents() -> None:
@@ -72,5 +69,5 @@ def test_a_file_that_is_no_table_is_refused_with_the_command_that_makes_one(tmp_
     path = tmp_path / "table.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match="latency table|format 1"):
+    with pytest.raises(ConfigError, match=r"latency table|format 1"):
         LatencyTable.load(path)

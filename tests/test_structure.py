@@ -28,6 +28,7 @@ LAYERS = [
         "ranges",
         "registry",
         "seeding",
+        "simulation",
         "status",
     ],
     ["contract"],

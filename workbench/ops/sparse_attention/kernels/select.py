@@ -141,8 +141,8 @@ def _block_scores(x, score, size, rule, BQ: tl.constexpr, BJ: tl.constexpr):
 
 @triton.jit
 def _best_blocks(score, start, rows, budget, indices, size, n, choice):
-    """Indices of the n largest scores of one query and group, ascending; of equal scores the lower index. A budget, read
-    at run time, leaves so many of the n."""
+    """Indices of the n largest scores of one query and group, ascending; of equal scores the lower index. A budget,
+    read at run time, leaves so many of the n."""
     i_c = tl.program_id(0)
     i_b, i_g = (tl.program_id(1) // size.G).to(tl.int64), tl.program_id(1) % size.G
     row, begin = tl.load(rows + i_b * size.Q + size.first + i_c), tl.load(start + i_b * size.Q + size.first + i_c)
