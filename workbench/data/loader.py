@@ -6,7 +6,7 @@ Its state is one integer, and what the batch plan has learned in the last steps,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from workbench.data.batching import Assignment, BatchPlan, GlobalBatch
+from workbench.data.batching.balanced import documents_of
 from workbench.data.streams import Batch, RowStream
 
 PREFETCH = 2
@@ -94,17 +95,11 @@ class StepLoader:
         Args:
             step: the step whose micro-batches are requested next, or are the last requested.
         """
-        assignment = self.assignment(step, self._state(step * self.accumulate))
-        return [[self._lengths(rows) for rows in micro_batches] for micro_batches in assignment]
-
-    def _lengths(self, rows: Sequence[int]) -> np.ndarray:
-        """(documents,) tokens of every document of a micro-batch."""
-        longest = max(map(self.stream.row_length, rows))
-        documents = [self.stream.segment_lengths(r) for r in rows]
-        padding = [longest - int(lengths.sum()) for lengths in documents]
-        return np.concatenate(
-            [np.append(lengths, pad)[: len(lengths) + (pad > 0)] for lengths, pad in zip(documents, padding)]
-        )
+        batch = self._global_batch(step, self._state(step * self.accumulate))
+        return [
+            [documents_of(batch, rows) for rows in micro_batches]
+            for micro_batches in self.plan.assign(batch, self.world)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Number of micro-batches handed out; what the plan has learned, if anything."""
@@ -122,13 +117,11 @@ class StepLoader:
     def _prepare(self, number: int, state: Any) -> Batch:
         step, micro_batch = divmod(number, self.accumulate)
         if self._planned is None or self._planned[0] != step:
-            self._planned = step, self.assignment(step, state)
+            self._planned = step, self.plan.assign(self._global_batch(step, state), self.world)
         batch = self.stream.batch(self._planned[1][self.rank][micro_batch])
         return Batch(*(part.pin_memory() for part in batch)) if torch.cuda.is_available() else batch
 
-    def assignment(self, step: int, state: Any = None) -> Assignment:
-        """Rows of every rank and micro-batch of a step, given what the plan has learned."""
+    def _global_batch(self, step: int, state: Any) -> GlobalBatch:
         count, stream = self.batch_size * self.accumulate, self.stream
         rows = range(step * count, (step + 1) * count)
-        planned = GlobalBatch(step, rows, self.accumulate, stream.row_length, stream.segment_lengths, state)
-        return self.plan.assign(planned, self.world)
+        return GlobalBatch(step, rows, self.accumulate, stream.row_length, stream.segment_lengths, state)

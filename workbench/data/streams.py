@@ -6,7 +6,8 @@ Legend: B rows, T tokens in a row (the context).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -79,6 +80,21 @@ class RowStream(ABC):
         return np.unique(segments[segments >= 0], return_counts=True)[1]
 
     def batch(self, rows: Iterable[int]) -> Batch:
-        """The rows with these numbers, in this order."""
-        parts = (np.stack(part) for part in zip(*map(self.row, rows)))
-        return Batch(*map(torch.from_numpy, parts))
+        """The rows with these numbers, in this order, padded to the longest of them."""
+        parts = zip(*map(self.row, rows))
+        return Batch(*(torch.from_numpy(_stacked(part, fill)) for part, fill in zip(parts, PADDING)))
+
+
+PADDING = (0, IGNORE_INDEX, -1, -1)
+"""What pads tokens, targets, segments and documents."""
+
+
+def _stacked(rows: Sequence[np.ndarray], fill: int) -> np.ndarray:
+    """(B, T) rows, padded to the longest."""
+    longest = max(map(len, rows))
+    return np.stack([np.pad(row, (0, longest - len(row)), constant_values=fill) for row in rows])
+
+
+def bucket_of(length: int, buckets: Sequence[int]) -> int:
+    """The smallest of ``buckets``, rising, that ``length`` tokens fit in."""
+    return buckets[bisect_left(buckets, length)]

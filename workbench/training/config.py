@@ -10,11 +10,11 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
-from workbench.contract import ParameterRole, Role
-from workbench.data import BatchPlanConfig, Source, SourceConfig, batch_plans, sources
+from workbench.contract import ParameterRole, Role, mixers
+from workbench.data import BatchPlan, BatchPlanConfig, ModelFacts, RowStream, Source, SourceConfig, batch_plans, sources
 from workbench.evaluation import DocumentSuite, Suite, SuiteConfig, suites
 from workbench.guards import GuardSetting
-from workbench.model.config import ModelConfig
+from workbench.model.config import Layer, ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
 from workbench.parametrisations import Shape, learning_rate_factor
 from workbench.results import RunRecord
@@ -35,8 +35,16 @@ class TrainingConfig(Config):
     """Rows of a micro-batch, over all devices."""
     context: Annotated[int, Field(ge=2)] = 256
     """Tokens T of a row."""
+    buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Lengths of rows, rising to ``context``: every row has one document (or example), padded to the smallest length
+    that it fits in, and every length is compiled once. A row then counts as ``context`` tokens. Default: all rows have
+    ``context`` tokens and are packed with documents."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Micro-batches per optimiser step."""
+    ranks: Literal["sharded", "replicated"] = "sharded"
+    """What the ranks of a run on several devices store: shards of the weights (FSDP2), so that they wait for each other
+    in every layer; or all weights, so that they wait once per step, when gradients are summed. The numbers differ by
+    rounding."""
     batch_plan: Annotated[SerializeAsAny[BatchPlanConfig], BeforeValidator(batch_plans.parse)] = Field(
         default="contiguous", validate_default=True
     )
@@ -110,6 +118,12 @@ class TrainingConfig(Config):
             got=self.tokens,
             expected=f"at least one step ({self.tokens_per_step} tokens)",
             do="Give more tokens, or a smaller batch_size, context or accumulate.",
+        )
+        require(
+            not self.buckets or list(self.buckets) == sorted({*self.buckets, self.context}),
+            "buckets",
+            got=list(self.buckets),
+            expected=f"rising lengths, the last of them context={self.context}",
         )
         require(
             self.warmup + (self.decay if self.schedule == "wsd" else 0) <= 1,
@@ -350,6 +364,10 @@ class RunConfig(Config):
             del plain["training"]["roll_back_window"]
         # under the name of the field that was here first, so that runs without guards keep their identity
         plain["training"]["spike_factor"] = plain["training"].pop("guards") or None
+        if not plain["training"]["buckets"]:
+            del plain["training"]["buckets"]
+        if plain["training"]["ranks"] == "sharded":
+            del plain["training"]["ranks"]
         if plain["training"]["batch_plan"]["kind"] == "contiguous":
             del plain["training"]["batch_plan"]
         if not plain["evaluation"]:
@@ -405,7 +423,23 @@ class RunConfig(Config):
 
     def epochs(self, data: Source) -> float | None:
         """How often training reads the text of ``data``; None for a task, whose rows are all new."""
-        return data.stream(context=self.training.context, seed=self.seed_of("order")).epochs(self.training.rows)
+        return self.stream(data).epochs(self.training.rows)
+
+    def stream(self, data: Source) -> RowStream:
+        """The training rows of ``data``."""
+        training = self.training
+        return data.stream(context=training.context, seed=self.seed_of("order"), buckets=training.buckets)
+
+    @property
+    def batch_plan(self) -> BatchPlan:
+        """The plan that distributes the rows of a step over ranks and micro-batches."""
+        model = self.model
+        facts = ModelFacts(
+            flops=lambda length: account(model, length).training_flops * length,
+            budgets=tuple(_configured_blocks(layer) for layer in model.layers),
+        )
+        plan = self.training.batch_plan
+        return batch_plans[plan.kind](plan, facts)
 
     @property
     def setting(self) -> str:
@@ -417,6 +451,12 @@ class RunConfig(Config):
         plain["data"] = {name: value for name, value in plain["data"].items() if name not in self.data.measured_only}
         plain["training"] = {name: value for name, value in plain["training"].items() if name not in RECORDED_ONLY}
         return hash_of(plain)
+
+
+def _configured_blocks(layer: Layer) -> int | None:
+    """Blocks per query of a layer; None where it selects none."""
+    per_query = mixers[layer.mixer.kind].blocks_per_query(layer.mixer)
+    return None if per_query is None else per_query.configured
 
 
 def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about: Any) -> RunRecord:

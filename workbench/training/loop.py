@@ -82,7 +82,7 @@ def train_loop(
             copy = HostCopy(values)
             if evaluates or is_due or stops:
                 copy.wait()  # the time of the line includes the work on the device
-            row = throughput.row(step)
+            row = throughput.row(step) | train_step.rank_times.take()
             row["learning_rate"] = training.learning_rate * train_step.lr_factor
             log.stage(row, copy, names)
         if evaluates:

@@ -34,6 +34,7 @@ from workbench.training.health import Health, gradient_rms_summary
 from workbench.training.layer_monitors import epsilon_values, gradient_values, layers_of, watching
 from workbench.training.optimiser import build_optimiser, optimiser_of
 from workbench.training.qk_clip import QKClip
+from workbench.training.rank_times import RankTimes
 from workbench.training.roll_back import RollBack
 from workbench.training.schedule import rate_at
 from workbench.training.step_counters import StepCounters
@@ -84,6 +85,7 @@ class TrainStep:
         budget tuner needs."""
         self.choices: list[list[BudgetChoice | None]] = []
         """[micro-batch][layer] what the layers of the newest step attended; None in layers without a budget."""
+        self.rank_times = RankTimes(device, meets_once=config.training.ranks == "replicated")
         self.applied = torch.ones((), device=device)
         """0.0 where the optimiser skipped the newest step, else 1.0."""
         self.lr_factor = 0.0
@@ -110,6 +112,7 @@ class TrainStep:
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor
         micro_batches = [next(batches) for _ in range(training.accumulate)]
+        self.rank_times.begin_step()
         snapshot = step in self.diagnose_at
         self._begin(micro_batches, (step - 1) / training.steps, snapshot)
         budgets = self._budgets(step)
@@ -124,7 +127,10 @@ class TrainStep:
             self.on_phase("forward")
             objective.backward()
             step_loss = step_loss + loss
+            self.rank_times.mark()
             self.on_phase("backward")
+        parallel.sum_gradients(self.model.parameters())
+        self.rank_times.mark()
         loss = parallel.all_sum(step_loss.double())
         share = training.ema.share(step, training.tokens_per_step) if training.ema is not None else None
         with averaging(self.optimiser, share):
@@ -135,6 +141,7 @@ class TrainStep:
         self.counters.update(lr_factor, 1 - step / training.steps, self.applied)
         if self.roll_back is not None:  # after the counters, whose buffers are part of the copies
             self.end_window(step, self.health.wants_roll_back, is_last=step == training.steps)
+        self.rank_times.mark()
         self.diagnostics = self._diagnostics(layers) if snapshot else {}
         self.on_phase("update")
 
@@ -269,9 +276,23 @@ class TrainStep:
             lengths: of the documents of the step (:meth:`workbench.data.StepLoader.lengths`).
 
         Returns:
-            ``lengths``: [rank][micro-batch] tokens of every document.
+            ``lengths``: [rank][micro-batch] tokens of every document. With a budget tuner also ``budgets``: [rank]
+            [micro-batch][layer] blocks per query that were attended, None in layers without a budget.
         """
-        return {"lengths": [[documents.tolist() for documents in of_rank] for of_rank in lengths]}
+        measured: dict[str, Any] = {"lengths": [[documents.tolist() for documents in of_rank] for of_rank in lengths]}
+        if self.tuner is not None:
+            none = torch.full((), -1, dtype=torch.int32, device=self.device)
+            blocks_AL = torch.stack(
+                [
+                    torch.stack([none if choice is None else choice.blocks for choice in layers])
+                    for layers in self.choices
+                ]
+            )
+            blocks_RAL = parallel.all_gathered(blocks_AL[:, : len(self.model.blocks)]).tolist()  # waits for the device
+            measured["budgets"] = [
+                [[None if k < 0 else k for k in layers] for layers in of_rank] for of_rank in blocks_RAL
+            ]
+        return measured
 
     def take_log_values(self) -> tuple[Tensor, list[str]]:
         """Values to log, as one float64 tensor on the device; starts a new loss window.

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from workbench.config import Config
+from workbench.data.loads import ModelFacts
 from workbench.registry import Registry
 
 __all__ = ["Assignment", "BatchPlan", "BatchPlanConfig", "GlobalBatch", "batch_plans"]
@@ -49,18 +50,22 @@ class GlobalBatch:
 
 
 class BatchPlan(ABC):
-    """Distributes the rows of a global batch. Built as ``cls(config)``; stateless.
+    """Distributes the rows of a global batch. Built as ``cls(config, model)``; stateless.
 
     A plan is a pure function of its arguments, so that all ranks agree without communicating and a resumed run
     repeats it exactly.
+
+    Args:
+        config: an instance of ``cls.Config``.
+        model: facts about the trained model.
     """
 
     Config: ClassVar[type[BatchPlanConfig]]
     learns: ClassVar[bool] = False
     """Whether the plan defines :meth:`learn`."""
 
-    def __init__(self, config: Any):
-        self.config = config
+    def __init__(self, config: Any, model: ModelFacts):
+        self.config, self.model = config, model
 
     @abstractmethod
     def assign(self, batch: GlobalBatch, world: int) -> Assignment:
