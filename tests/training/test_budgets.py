@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import WORDS
+from typer.testing import CliRunner
 
+from workbench.cli import app
 from workbench.config import ConfigError
-from workbench.contract import Budget, mixers
+from workbench.contract import AuxOutputs, Budget, mixers
 from workbench.data import Batch
 from workbench.latency import LatencyTable, LayerLatency
 from workbench.model import LanguageModel
@@ -387,3 +390,34 @@ def test_measured_tables_fit_the_run_they_were_measured_for(tmp_path: Path, monk
 def test_budgets_below_the_forced_blocks_cannot_be_measured() -> None:
     with pytest.raises(ConfigError, match="at least the 3 blocks"):
         measure_latencies(run_of("nsa"), [16], [2, 4])
+
+
+def test_the_command_measures_a_table_of_a_run_or_of_an_ablations_base(tmp_path: Path) -> None:
+    plain = run_of().plain()
+    fields = {"model": {key: plain["model"][key] for key in ("width", "depth", "pattern", "vocabulary", "mixers")}}
+    fields["training"] = {"compile": False, "context": 64}
+    for name, content in (("run", fields), ("ablation", {"name": "a", "base": fields})):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(content))
+        output = tmp_path / f"{name}.json"
+        arguments = [str(tmp_path / f"{name}.yaml"), "--lengths", "16, 32", "--budgets", "2 6", "--output", str(output)]
+        done = CliRunner().invoke(app, ["latency-table", *arguments])
+        assert done.exit_code == 0, done.output
+        (layer,) = LatencyTable.load(output).layers.values()
+        assert (layer.lengths, layer.budgets) == ((16, 32), (2, 6))
+
+
+def test_compiled_blocks_take_every_budget_without_recompilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)
+    model = LanguageModel(run_of().model, seed=0)
+    for block in model.blocks[:1]:
+        compiled = torch.compile(block.forward, fullgraph=True, dynamic=False, backend="aot_eager")
+        candidates_K = torch.tensor([3, 6, 9], dtype=torch.int32)
+        for fast in ([True, False, False], [True, True, True]):
+            budget = CoverageBudget(
+                9, candidates_K[0], candidates_K, fast_enough_K=torch.tensor(fast), configured=6, tolerance=1.0
+            )
+            x, segments, aux = torch.randn(1, 64, 32), torch.zeros(1, 64, dtype=torch.int32), AuxOutputs(False)
+            y = compiled(x, segments=segments, aux=aux, budget=budget)
+            assert torch.equal(y, block.__class__.forward(block, x, segments=segments, budget=budget))
+            assert aux.budget is not None and int(aux.budget.blocks) == (9 if all(fast) else 3)
