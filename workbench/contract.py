@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.config import Config, ConfigError
-from workbench.pooled import Pooled
+from workbench.pooled import Pooled, mean_of
 from workbench.ranges import Range
 from workbench.registry import Registry
 
@@ -190,6 +190,20 @@ class BlocksPerQuery(NamedTuple):
     """Blocks that every query attends whatever its scores."""
 
 
+class BudgetChoice(NamedTuple):
+    """What a layer attends in one micro-batch; scalars on the device."""
+
+    blocks: Tensor
+    """Blocks per query, int32."""
+    coverage_lost: Tensor
+    """Share of the selection scores that the configured number of blocks has and these do not."""
+
+    @property
+    def metrics(self) -> dict[str, Pooled]:
+        """As numbers of a log."""
+        return {"budget": mean_of(self.blocks), "coverage_lost": mean_of(self.coverage_lost)}
+
+
 @dataclass(frozen=True, eq=False)
 class Budget:
     """The number of blocks that the queries of one layer attend in one micro-batch.
@@ -207,23 +221,14 @@ class Budget:
     queries: int = 1024
     """Queries of a row, evenly spaced, over which coverage is averaged; all queries of a shorter row."""
 
-    def choose(self, coverage_K: Tensor | None) -> Tensor:
-        """The number of blocks: int32, a scalar on the device.
+    def choose(self, coverage_K: Tensor | None) -> BudgetChoice:
+        """The number of blocks. Default: ``blocks``, and nothing lost.
 
         Args:
             coverage_K: (K,) share of the selection scores in the best ``candidates_K`` blocks, the mean over queries;
                 None without candidates.
         """
-        return self.blocks
-
-
-class BudgetChoice(NamedTuple):
-    """What a layer has attended in one micro-batch; scalars on the device."""
-
-    blocks: Tensor
-    """Blocks per query, int32."""
-    coverage: Tensor
-    """Share of the selection scores in these blocks, the mean over queries; NaN where it was not measured."""
+        return BudgetChoice(self.blocks, torch.zeros((), device=self.blocks.device))
 
 
 @dataclass

@@ -133,9 +133,18 @@ class LatencyTable:
         Args:
             lengths: (documents,) tokens of each, padding as a document of its own.
             blocks: per query, one number for every layer of ``order``.
+
+        Raises:
+            ConfigError: for another number of layers, and as :meth:`LayerLatency.seconds_of`.
         """
-        pairs = zip(self.order, blocks, strict=True)
-        return sum(self.layers[key].seconds_of(lengths, number) for key, number in pairs)
+        require(
+            len(blocks) == len(self.order),
+            "table",
+            got=f"a table of a model with {len(self.order)} layers",
+            expected=f"one of this model, which has {len(blocks)}",
+            do="Measure one: workbench latency-table CONFIG --output FILE.",
+        )
+        return sum(self.layers[key].seconds_of(lengths, number) for key, number in zip(self.order, blocks))
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""

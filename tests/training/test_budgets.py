@@ -105,7 +105,8 @@ def test_the_rule_is_that_of_the_paper_in_both_forms(keeps: bool) -> None:
             tolerance=p,
             keeps_configured=keeps,
         )
-        got = int(budget.choose(torch.from_numpy(coverage)))
+        choice = budget.choose(torch.from_numpy(coverage))
+        got = int(choice.blocks)
         equation = by_equation(candidates, coverage, fast, k0, p)
         pseudocode = by_pseudocode(candidates, coverage, fast, k0, p)
         if equation is None:
@@ -113,12 +114,14 @@ def test_the_rule_is_that_of_the_paper_in_both_forms(keeps: bool) -> None:
             assert got == (k0 if keeps else pseudocode)
         else:
             assert got == equation == pseudocode
+        lost = max(0.0, float(coverage[candidates.index(k0)] - coverage[candidates.index(got)]))
+        assert float(choice.coverage_lost) == pytest.approx(lost)
     assert empty > 20, "the empty feasible set occurs"
 
 
 def test_the_choice_is_on_the_device_and_of_the_buffers_type() -> None:
     budget = CoverageBudget(4, torch.tensor(2), torch.tensor([2, 4], dtype=torch.int32), 8, torch.tensor([True, True]))
-    chosen = budget.choose(torch.tensor([0.5, 0.9]))
+    chosen = budget.choose(torch.tensor([0.5, 0.9])).blocks
     assert chosen.dtype == torch.int32 and chosen.shape == ()
 
 
@@ -187,7 +190,12 @@ def test_every_rank_gets_its_part_of_the_step(tmp_path: Path) -> None:
     for rank in (0, 1):
         for number, layers in enumerate(dst.budgets(lengths, rank)):
             assert len(layers) == 2
-            assert layers[0].fast_enough_K.tolist() == all_fast[2 * rank + number].tolist()
+            fast = all_fast[2 * rank + number]
+            if fast[2]:  # as configured: no coverage is needed
+                assert layers[0].candidates_K is None
+                assert int(layers[0].blocks) == dst.layers[0].candidates[int(fast.nonzero()[0][-1])]
+            else:
+                assert layers[0].fast_enough_K.tolist() == fast.tolist()
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -240,7 +248,7 @@ def test_budgets_follow_the_anchor_and_are_logged(tmp_path: Path, mixer: str) ->
     assert [int(choice.blocks) for choice in choices if choice] == [3, 3]
     values, names = step.take_log_values()
     logged = dict(zip(names, values[-len(names) :].tolist()))
-    assert logged["budget"] == 3 and 0 < logged["coverage"] <= 1
+    assert logged["budget"] == 3 and 0 < logged["coverage_lost"] < 1
     for layer in (0, 1):
         assert float(step.diagnostics[layer]["budget"]) == 3
         assert 0 < float(step.diagnostics[layer]["coverage"]) <= 1
@@ -317,8 +325,8 @@ def test_a_resumed_run_repeats_the_budgets(new: Callable[..., RunFolder], cache:
     calls = iter(range(100))
     train(cut.path, cache, should_stop=lambda: next(calls) == 2)
     train(cut.path, cache)
-    rows = [[(row["loss"], row["budget"], row["coverage"]) for row in folder.metrics()] for folder in (whole, cut)]
-    assert rows[0] == rows[1] and all(budget != 6 for _, budget, _ in rows[0]), "micro-batches are tuned"
+    rows = [[(row["loss"], row["budget"], row["coverage_lost"]) for row in folder.metrics()] for folder in (whole, cut)]
+    assert rows[0] == rows[1] and all(blocks != 6 for _, blocks, _ in rows[0]), "micro-batches are tuned"
 
 
 # -- what is refused, what identifies --------------------------------------------------------------------------------

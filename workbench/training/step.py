@@ -23,7 +23,7 @@ from workbench.data import Batch
 from workbench.model import LanguageModel
 from workbench.model.objectives import StepTotals, count_positions
 from workbench.ops.scaled_linear import check_device
-from workbench.pooled import Pooled, mean_of
+from workbench.pooled import Pooled
 from workbench.training import parallel
 from workbench.training.average import averaging
 from workbench.training.budgets import StepLengths, budget_tuners
@@ -193,7 +193,7 @@ class TrainStep:
         self.choices.append([outputs.budget for outputs in layers])
         for choice in self.choices[-1]:
             if choice is not None:
-                join(self.objective_metrics, {"budget": mean_of(choice.blocks), "coverage": mean_of(choice.coverage)})
+                join(self.objective_metrics, choice.metrics)
         for pooled, outputs in zip(self.layer_metrics, layers, strict=True):
             join(pooled, outputs.metrics)
         return objective, loss.detach(), layers

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, BlocksPerQuery, Budget, BudgetChoice, Cache
+from workbench.contract import AuxOutputs, BlocksPerQuery, Budget, Cache
 from workbench.layers import RowCache
 from workbench.mixers.families.softmax import nearest_divisor
 from workbench.ops.sparse_attention import (
@@ -156,15 +156,24 @@ class Selection:
             scale: of the scores. Default: 1/sqrt(K).
         """
         previous = None if cache is None else cache.selected_BGn
-        scored = (q_BTHK, ck_BNGK, lse_BTH)
         count = None
+        scored = (q_BTHK, ck_BNGK, lse_BTH)
         if budget is not None:
             assert cache is None, "a budget is for whole rows, not for decoding"
             blocks = blocks._replace(selected=budget.largest)
-            count = cls._choose(budget, scored, positions, blocks, aux, scale)
-        elif cache is None and aux is not None and aux.collect_metrics:
-            counts_K = torch.full((1,), blocks.selected, dtype=torch.int32, device=q_BTHK.device)
-            aux.metrics["coverage"] = mean_of(_coverage(scored, counts_K, COVERED_QUERIES, positions, blocks, scale))
+            coverage_K = None
+            if budget.candidates_K is not None:
+                coverage_K = _coverage(scored, budget.candidates_K, budget.queries, positions, blocks, scale)
+            choice = budget.choose(coverage_K)
+            count = choice.blocks
+            if aux is not None:
+                aux.budget = choice
+                aux.metrics |= choice.metrics if aux.collect_metrics else {}
+        if cache is None and aux is not None and aux.collect_metrics:
+            number = torch.full((), blocks.selected, device=q_BTHK.device) if count is None else count
+            aux.metrics["coverage"] = mean_of(
+                _coverage(scored, number.to(torch.int32)[None], COVERED_QUERIES, positions, blocks, scale)
+            )
         indices = select_blocks(
             q_BTHK,
             ck_BNGK,
@@ -179,30 +188,6 @@ class Selection:
         if cache is not None and previous is not None:
             cache.selected_BGn = indices[:, -1]
         return cls(indices, blocks.reuse)
-
-    @staticmethod
-    def _choose(
-        budget: Budget,
-        scored: tuple[Tensor, Tensor, Tensor],
-        positions: Positions,
-        blocks: Blocks,
-        aux: AuxOutputs | None,
-        scale: float | None,
-    ) -> Tensor:
-        """The number of blocks that a budget allows, and its record in ``aux``."""
-        counts_K, collects = budget.candidates_K, aux is not None and aux.collect_metrics
-        if counts_K is None and collects:
-            counts_K = budget.blocks[None]
-        coverage_K = None if counts_K is None else _coverage(scored, counts_K, budget.queries, positions, blocks, scale)
-        count = budget.choose(coverage_K)
-        if aux is not None:
-            coverage = torch.full((), math.nan, device=count.device)
-            if counts_K is not None and coverage_K is not None:
-                coverage = torch.where(counts_K == count, coverage_K, 0.0).sum()
-            aux.budget = BudgetChoice(count, coverage)
-            if collects:
-                aux.metrics |= {"budget": mean_of(count), "coverage": mean_of(coverage)}
-        return count
 
     def attend(
         self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGV: Tensor | None, positions: Positions, block: int, **options: Any

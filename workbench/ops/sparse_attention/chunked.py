@@ -248,13 +248,13 @@ def coverage(
     (B, Q, _, _), G, wide = q.shape, ck.shape[2], _wide(q)
     J = -(-selection.num_keys // selection.block)
     out = torch.ones(B, Q, G, counts_K.shape[0], dtype=wide, device=q.device)
-    last_K = (counts_K.long() - 1).clamp_max(J - 1)
+    rank_J = torch.arange(J, device=q.device)
     for span, score, order in _block_scores(q, ck, lse_BQH, start_BQ, rows_BQ, selection):
         ordered = score.gather(-1, order.sort(dim=-1, descending=True, stable=True).indices)
-        mass = ordered.cumsum(-1)
-        total = mass[..., -1:]
-        share = mass.index_select(-1, last_K) / torch.where(total > 0, total, 1.0)
-        out[:, span] = torch.where(total > 0, share, 1.0).transpose(1, 2)
+        total = ordered.sum(-1, keepdim=True)
+        # not a cumulative sum, which is not deterministic on CUDA devices
+        first = torch.stack([torch.where(rank_J < count, ordered, 0.0).sum(-1) for count in counts_K], dim=-1)
+        out[:, span] = torch.where(total > 0, first / torch.where(total > 0, total, 1.0), 1.0).transpose(1, 2)
     return out
 
 

@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.config import require
-from workbench.contract import BlocksPerQuery, Budget, mixers
+from workbench.contract import BlocksPerQuery, Budget, BudgetChoice, mixers
 from workbench.latency import LatencyTable, LayerLatency
 from workbench.model.config import ModelConfig
 from workbench.training.budgets import BudgetConfig, BudgetTuner, StepLengths, budget_tuners
@@ -56,15 +56,17 @@ class CoverageBudget(Budget):
     """Whether the configured number, instead of the smallest that covers enough, is taken where no candidate is both
     fast enough and covers enough."""
 
-    def choose(self, coverage_K: Tensor | None) -> Tensor:
+    def choose(self, coverage_K: Tensor | None) -> BudgetChoice:
         assert coverage_K is not None and self.candidates_K is not None and self.fast_enough_K is not None
         candidates_K = self.candidates_K
-        coverage = torch.where(candidates_K == self.configured, coverage_K, 0.0).sum()
-        covers_K = (candidates_K >= self.configured) | (coverage - coverage_K < self.tolerance)
+        configured = torch.where(candidates_K == self.configured, coverage_K, 0.0).sum()
+        covers_K = (candidates_K >= self.configured) | (configured - coverage_K < self.tolerance)
         smallest = torch.where(covers_K, candidates_K, self.largest).amin()
         otherwise = torch.full_like(smallest, self.configured) if self.keeps_configured else smallest
         best = torch.where(covers_K & self.fast_enough_K, candidates_K, 0).amax()
-        return torch.where(best > 0, best, otherwise)
+        chosen = torch.where(best > 0, best, otherwise)
+        lost = configured - torch.where(candidates_K == chosen, coverage_K, 0.0).sum()
+        return BudgetChoice(chosen, lost.clamp_min(0))
 
 
 class _Layer(NamedTuple):
@@ -154,22 +156,30 @@ class DST(BudgetTuner):
             do="Restore the file: the same command resumes. Other times are another run.",
         )
         conditions = timing_conditions(run, device)
-        differing = [
-            f"{name}: {table.conditions.get(name)}"
-            for name, value in conditions.items()
-            if table.conditions.get(name) != value
-        ]
+        differing = {name: table.conditions.get(name) for name in conditions}
+        differing = {name: value for name, value in differing.items() if value != conditions[name]}
         require(
             not differing,
             "training.budgets.table",
-            got=f"{config.table}, measured with {', '.join(differing)}",
-            expected=", ".join(f"{name}: {value}" for name, value in conditions.items()),
+            got=f"{config.table}, measured with {', '.join(f'{name}: {value}' for name, value in differing.items())}",
+            expected=", ".join(f"{name}: {conditions[name]}" for name in differing),
             do="Measure one on this device: workbench latency-table CONFIG --output FILE.",
         )
-        self.layers = [self._layer(table, layer) for layer in run.model.layers]
-        size = len(self.layers) // config.stages if config.scope == "stage" else 1
+        self._read(table)
+
+    @classmethod
+    def simulated(cls, run: RunConfig, table: LatencyTable, device: torch.device) -> DST:
+        """The tuner with a table of any device, for simulations."""
+        tuner = cls.__new__(cls)
+        BudgetTuner.__init__(tuner, run, device)
+        tuner._read(table)
+        return tuner
+
+    def _read(self, table: LatencyTable) -> None:
+        self.layers = [self._layer(table, layer) for layer in self.run.model.layers]
+        size = len(self.layers) // self.config.stages if self.config.scope == "stage" else 1
         self.groups = [list(range(first, first + size)) for first in range(0, len(self.layers), size)]
-        self._candidates: dict[tuple[int, ...], Tensor] = {}
+        self._moved: dict[tuple[bytes, str], Tensor] = {}
 
     def _layer(self, table: LatencyTable, layer: Any) -> _Layer:
         key = layer_key(layer)
@@ -195,41 +205,41 @@ class DST(BudgetTuner):
         return _Layer(latency, per_query, tuple(sorted(measured | {per_query.configured})))
 
     def budgets(self, lengths: StepLengths, rank: int) -> list[list[Budget | None]]:
-        fast = self.fast_enough([documents for of_rank in lengths for documents in of_rank])
         first, count = sum(len(of_rank) for of_rank in lengths[:rank]), len(lengths[rank])
-        moved: dict[bytes, Tensor] = {}  # layers of one kind share a tensor
-
-        def on_device(fast_NK: np.ndarray) -> Tensor:
-            if (content := fast_NK.tobytes()) not in moved:
-                host = torch.from_numpy(np.ascontiguousarray(fast_NK))
-                host = host.pin_memory() if self.device.type == "cuda" else host
-                moved[content] = host.to(self.device, non_blocking=True)
-            return moved[content]
-
-        by_layer = [None if fast_NK is None else on_device(fast_NK[first : first + count]).unbind() for fast_NK in fast]
+        fast = self.fast_enough([documents for of_rank in lengths for documents in of_rank])
         return [
             [
-                None if fast_K is None else self._budget(layer, fast_K[number])
-                for layer, fast_K in zip(self.layers, by_layer)
+                None if fast_NK is None else self._budget(layer, fast_NK[number])
+                for layer, fast_NK in zip(self.layers, fast)
             ]
-            for number in range(count)
+            for number in range(first, first + count)
         ]
 
-    def _budget(self, layer: _Layer, fast_enough_K: Tensor) -> Budget:
+    def _budget(self, layer: _Layer, fast_K: np.ndarray) -> Budget:
+        """The budget of a micro-batch: a number where it is fast enough as configured, which loses no coverage."""
         assert layer.per_query is not None
-        if layer.candidates not in self._candidates:
-            self._candidates[layer.candidates] = torch.tensor(layer.candidates, dtype=torch.int32, device=self.device)
-        candidates_K = self._candidates[layer.candidates]
+        candidates, configured = layer.candidates, layer.per_query.configured
+        if fast_K[candidates.index(configured)]:
+            number = candidates[int(fast_K.nonzero()[0][-1])]
+            return Budget(candidates[-1], self._tensor(np.array(number, dtype=np.int32)))
+        candidates_K = self._tensor(np.array(candidates, dtype=np.int32))
         return CoverageBudget(
-            largest=layer.candidates[-1],
+            largest=candidates[-1],
             blocks=candidates_K[0],
             candidates_K=candidates_K,
             queries=self.config.queries,
-            fast_enough_K=fast_enough_K,
-            configured=layer.per_query.configured,
+            fast_enough_K=self._tensor(fast_K),
+            configured=configured,
             tolerance=self.config.tolerance,
             keeps_configured=self.config.infeasible == "configured",
         )
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        """On the device; equal values are moved once per run, so that steps wait for no copy."""
+        key = (values.tobytes(), values.dtype.str)
+        if key not in self._moved:
+            self._moved[key] = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        return self._moved[key]
 
     def fast_enough(self, micro_batches: Sequence[np.ndarray]) -> list[np.ndarray | None]:
         """[layer] -> (N, K) whether each of N micro-batches takes no longer than the anchor with each candidate; None
