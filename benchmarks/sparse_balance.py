@@ -58,6 +58,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "precision": "fp32",
         "learning_rate": 3e-3,
     },
+    "trial": {  # to try the script: its times mean nothing
+        "model": {
+            "width": 16,
+            "depth": 1,
+            "vocabulary": 300,
+            "pattern": "moba",
+            "mixers": {"moba": {"kind": "moba", "block": 8, "top_k": 2, "head_dim": 8}},
+        },
+        "scale": 1 / 1024,
+        "buckets": [16, 32, 72],
+        "budgets": [1, 2, 4],
+        "accumulate": 2,
+        "text": {"kind": "stdlib", "limit_bytes": 100_000},
+        "precision": "fp32",
+        "learning_rate": 3e-3,
+    },
     "gpu": {
         "model": {
             "width": 1024,
@@ -70,7 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "buckets": [1024, 2048, 4096, 8192, 12_288, 16_384, 24_576, 32_768, 49_152, 73_728],
         "budgets": [8, 12, 16, 20, 24, 28, 32, 40, 48, 64],
         "accumulate": 8,
-        "text": {"kind": "packages", "limit_bytes": 120_000_000},
+        "text": {"kind": "packages", "limit_bytes": 14_000_000},
         "precision": "bf16",
         "learning_rate": 1e-3,
     },
@@ -90,9 +106,6 @@ def fields_of(options: argparse.Namespace, distribution: str, arm: str, table: s
         "sab": {"kind": "sparsity_aware", "loads": loads},
     }
     plan = plans[arm.removesuffix("_dst").replace("dst", "none")]
-    if isinstance(plan, dict) or plan == "length_balanced":
-        plan = plan if isinstance(plan, dict) else {"kind": plan}
-        plan["wait"] = "step" if options.ranks == "replicated" else "micro_batch"
     budgets = {"kind": "dst", "table": table, "anchor": options.anchor, "tolerance": options.tolerance}
     return {
         "model": preset["model"],
@@ -155,8 +168,8 @@ class Arm:
         self.number += 1
         self.step(self.number, self.batches)
         started = time.perf_counter()
+        lengths = self.loader.lengths(self.number - 1)
         if self.loader.plan.learns:
-            lengths = self.loader.lengths(self.number - 1)
             self.loader.record(self.number - 1, self.step.measurements(lengths))
         planning = time.perf_counter() - started
         values, names = self.step.take_log_values()
@@ -212,6 +225,8 @@ def benchmark(options: argparse.Namespace) -> None:
     say = (lambda line: print(line, flush=True)) if is_first else (lambda line: None)
 
     def on_first() -> None:
+        if Path(table).exists():
+            return
         fields = fields_of(options, "long_tail", "none", table)
         lengths = preset["buckets"][:: options.every]
         lengths = sorted({*lengths, preset["buckets"][-1]})
@@ -266,8 +281,11 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--distributions", nargs="+", default=["uniform", "bimodal", "long_tail"])
-    parser.add_argument("--folder", help="for prepared data; default a temporary one")
+    parser.add_argument("--distributions", nargs="+", default=["bimodal", "long_tail", "uniform"])
+    parser.add_argument(
+        "--folder",
+        help="for prepared data and the latency table, which is measured unless it exists; default a temporary one",
+    )
     parser.add_argument("--output", default=str(OUTPUT))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

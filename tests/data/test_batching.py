@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from workbench.config import ConfigError
-from workbench.data import ModelFacts, RowStream, StepLoader, batch_plans
+from workbench.data import RowStream, RunFacts, StepLoader, batch_plans
 from workbench.data.batching import Assignment, BatchPlan, GlobalBatch
 from workbench.data.batching.balanced import documents_of, pack
+from workbench.data.loads import load_models
 from workbench.latency import LatencyTable, LayerLatency
 from workbench.registry import plug_in
 from workbench.training import RunConfig
@@ -33,7 +34,7 @@ def global_batch(step: int, batch_size: int, accumulate: int) -> GlobalBatch:
     return GlobalBatch(step, rows, accumulate, lambda row: int(lengths[row].sum()), lengths.__getitem__)
 
 
-FACTS = ModelFacts(flops=lambda length: float(length * length), budgets=(8, None))
+FACTS = RunFacts(flops=lambda length: float(length * length), budgets=(8, None))
 
 
 @cache
@@ -171,7 +172,7 @@ def test_what_it_learns_is_plain_data() -> None:
         ),
         ({"kind": "sparsity_aware"}, r"batch_plan.loads"),
         ({"kind": "length_balanced", "loads": "seconds"}, r"batch_plan.loads.kind: got 'seconds'"),
-        ({"kind": "length_balanced", "wait": "never"}, r"batch_plan.wait"),
+        ({"kind": "sparsity_aware", "loads": {"kind": "measured", "table": "t"}, "bins": [4, 2]}, r"batch_plan.bins"),
     ],
 )
 def test_a_wrong_plan_gives_one_error(fields: dict[str, Any], message: str) -> None:
@@ -306,6 +307,41 @@ def test_a_plan_outside_the_package_is_one_file(tmp_path: Path, monkeypatch: pyt
         test_every_row_of_a_global_batch_is_used_once("longest_first", 8, 3, 2)
     finally:
         batch_plans.unregister("longest_first")
+
+
+LOAD = '''
+"""Documents, whatever their lengths."""
+
+from typing import Literal
+
+from workbench.data.loads import LoadConfig, LoadModel, load_models
+
+
+@load_models.register
+class Documents(LoadModel):
+    """Number of documents."""
+
+    class Config(LoadConfig):
+        """Number of documents."""
+
+        kind: Literal["documents"] = "documents"
+
+    def load(self, documents, budgets):
+        return float(len(documents))
+'''
+
+
+def test_a_load_model_outside_the_package_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_PLUGINS", "")
+    (tmp_path / "documents_load.py").write_text(textwrap.dedent(LOAD))
+    plug_in(tmp_path / "documents_load.py")
+    try:
+        used = RunConfig.parse(
+            {"training": {"batch_plan": {"kind": "length_balanced", "loads": "documents"}}}
+        ).batch_plan
+        assert used.load(np.array([5, 3]), None) == 2  # type: ignore[attr-defined]
+    finally:
+        load_models.unregister("documents")
 
 
 def test_an_unknown_plan_names_the_nearest() -> None:

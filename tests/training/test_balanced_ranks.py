@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from functools import partial
 from pathlib import Path
@@ -11,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_run
-from ranks import on_ranks
+from ranks import TIMEOUT, on_ranks
 
 from workbench.data import Source, StepLoader, prepare
 from workbench.latency import LatencyTable
 from workbench.model import LanguageModel
 from workbench.results import RunFolder
 from workbench.training import parallel
+from workbench.training.checkpoint import load_checkpoint
 from workbench.training.config import RunConfig
 from workbench.training.latency import measure_latencies
 from workbench.training.step import build_step
-from workbench.training.trial import train
+from workbench.training.trial import run_in_process, train
 
 pytestmark = [
     pytest.mark.process,
@@ -130,9 +132,21 @@ def run_of(path: Path, fields: dict[str, Any]) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def whole(fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Trained in a trial's process, which starts the other rank."""
     folder = run_of(tmp_path_factory.mktemp("whole"), fields)
-    on_ranks(2, partial(train, devices=2), folder.path, folder.path.parent / "cache")
+    arguments = (str(folder.path), str(folder.path.parent / "cache"), 1, 2)
+    process = multiprocessing.get_context("forkserver").Process(target=run_in_process, args=arguments)
+    process.start()
+    process.join(TIMEOUT)
+    process.kill()
+    assert folder.status()["status"] == "done", (folder.path / "log.txt").read_text()
     return folder
+
+
+def test_budgets_that_were_chosen_are_learned(whole: RunFolder) -> None:
+    state = load_checkpoint(whole.path / "checkpoint" / "step-6")["loader"]["states"]
+    assert set(state) >= {"4", "5"}  # of the last steps
+    assert all(len(budgets) == 2 and min(budgets) >= 1 for budgets in state["5"].values())
 
 
 def test_times_of_ranks_are_logged(whole: RunFolder) -> None:

@@ -255,6 +255,13 @@ def _check_run(arms: Arms, arm: Arm) -> None:
         expected=f"the baseline's metric, {metric.unit}",
         do="Compare arms on one kind of data.",
     )
+    devices = config.launch.devices
+    require(
+        run.training.batch_size % devices == 0,
+        f"arms.{arm.name}.training.batch_size",
+        got=run.training.batch_size,
+        expected=f"a multiple of launch.devices={devices}, which share its rows",
+    )
     first, second = (arm.run(seed).identity for seed in (config.tuning.seed, *config.confirmation.seeds)[:2])
     require(
         first != second,

@@ -3,7 +3,7 @@
 from workbench.data.batching import BatchPlan, BatchPlanConfig, batch_plans
 from workbench.data.config import DataConfig
 from workbench.data.loader import StepLoader
-from workbench.data.loads import ModelFacts
+from workbench.data.loads import RunFacts
 from workbench.data.packing import TrainingStream, evaluation_batches
 from workbench.data.sources import Source, SourceConfig, prepare, sources
 from workbench.data.splits import MeasuredSplit
@@ -18,9 +18,9 @@ __all__ = [
     "DataConfig",
     "Documents",
     "MeasuredSplit",
-    "ModelFacts",
     "PreparedData",
     "RowStream",
+    "RunFacts",
     "Source",
     "SourceConfig",
     "Split",

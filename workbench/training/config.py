@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
 from workbench.contract import ParameterRole, Role, mixers
-from workbench.data import BatchPlan, BatchPlanConfig, ModelFacts, RowStream, Source, SourceConfig, batch_plans, sources
+from workbench.data import BatchPlan, BatchPlanConfig, RowStream, RunFacts, Source, SourceConfig, batch_plans, sources
 from workbench.evaluation import DocumentSuite, Suite, SuiteConfig, suites
 from workbench.guards import GuardSetting
 from workbench.model.config import Layer, ModelConfig
@@ -434,9 +434,10 @@ class RunConfig(Config):
     def batch_plan(self) -> BatchPlan:
         """The plan that distributes the rows of a step over ranks and micro-batches."""
         model = self.model
-        facts = ModelFacts(
+        facts = RunFacts(
             flops=lambda length: account(model, length).training_flops * length,
             budgets=tuple(_configured_blocks(layer) for layer in model.layers),
+            wait="step" if self.training.ranks == "replicated" else "micro_batch",
         )
         plan = self.training.batch_plan
         return batch_plans[plan.kind](plan, facts)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from workbench.config import Config
-from workbench.data.loads import ModelFacts
+from workbench.data.loads import RunFacts
 from workbench.registry import Registry
 
 __all__ = ["Assignment", "BatchPlan", "BatchPlanConfig", "GlobalBatch", "batch_plans"]
@@ -50,22 +50,22 @@ class GlobalBatch:
 
 
 class BatchPlan(ABC):
-    """Distributes the rows of a global batch. Built as ``cls(config, model)``; stateless.
+    """Distributes the rows of a global batch. Built as ``cls(config, run)``; stateless.
 
     A plan is a pure function of its arguments, so that all ranks agree without communicating and a resumed run
     repeats it exactly.
 
     Args:
         config: an instance of ``cls.Config``.
-        model: facts about the trained model.
+        run: facts about the run.
     """
 
     Config: ClassVar[type[BatchPlanConfig]]
     learns: ClassVar[bool] = False
     """Whether the plan defines :meth:`learn`."""
 
-    def __init__(self, config: Any, model: ModelFacts):
-        self.config, self.model = config, model
+    def __init__(self, config: Any, run: RunFacts):
+        self.config, self.run = config, run
 
     @abstractmethod
     def assign(self, batch: GlobalBatch, world: int) -> Assignment:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from workbench.data.batching import Assignment, BatchPlan, BatchPlanConfig, GlobalBatch
-from workbench.data.loads import LoadSetting, ModelFacts, load_models
+from workbench.data.loads import LoadSetting, RunFacts, load_models
 
 __all__ = ["BalancedPlan", "BalancedPlanConfig", "documents_of", "pack"]
 
@@ -22,10 +22,6 @@ class BalancedPlanConfig(BatchPlanConfig):
 
     loads: LoadSetting
     """What is balanced: tokens, flops, or measured seconds ({kind: measured, table: …})."""
-    wait: Literal["step", "micro_batch"] = "step"
-    """Where ranks wait for each other: once per step (`training.ranks: replicated`), so that the sum over a rank's
-    micro-batches counts; or in every micro-batch (`training.ranks: sharded`), so that micro-batches that run at the
-    same time should be alike."""
 
 
 class BalancedPlan(BatchPlan):
@@ -37,16 +33,16 @@ class BalancedPlan(BatchPlan):
 
     Config: ClassVar[type[BalancedPlanConfig]]
 
-    def __init__(self, config: Any, model: ModelFacts):
-        super().__init__(config, model)
-        self.load_model = load_models[config.loads.kind](config.loads, model)
+    def __init__(self, config: Any, run: RunFacts):
+        super().__init__(config, run)
+        self.load_model = load_models[config.loads.kind](config.loads, run)
 
     def assign(self, batch: GlobalBatch, world: int) -> Assignment:
         rows = sorted(batch.rows, key=lambda row: (-batch.row_length(row), row))
         size = len(rows) // (batch.accumulate * world)
         micro_batches = [rows[first : first + size] for first in range(0, len(rows), size)]
         loads_N = [self.load(documents_of(batch, rows), batch.state) for rows in micro_batches]
-        return [[micro_batches[index] for index in of_rank] for of_rank in pack(loads_N, world, self.config.wait)]
+        return [[micro_batches[index] for index in of_rank] for of_rank in pack(loads_N, world, self.run.wait)]
 
     @abstractmethod
     def load(self, documents: np.ndarray, state: Any) -> float:

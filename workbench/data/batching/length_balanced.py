@@ -28,4 +28,4 @@ class LengthBalanced(BalancedPlan):
         table: …})."""
 
     def load(self, documents: np.ndarray, state: Any) -> float:
-        return self.load_model.load(documents, self.load_model.model.budgets)
+        return self.load_model.load(documents, self.run.budgets)

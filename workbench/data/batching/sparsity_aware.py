@@ -47,7 +47,7 @@ class SparsityAware(BalancedPlan):
             require(list(self.bins) == sorted(set(self.bins)), "bins", got=list(self.bins), expected="rising lengths")
 
     def load(self, documents: np.ndarray, state: Any) -> float:
-        configured = self.load_model.model.budgets
+        configured = self.run.budgets
         learned = (state or {}).get(self._bin(documents), configured)
         return self.load_model.load(documents, [k0 if k0 is None else k for k0, k in zip(configured, learned)])
 
@@ -60,7 +60,7 @@ class SparsityAware(BalancedPlan):
                 by_bin.setdefault(self._bin(np.asarray(documents)), []).append(layers)
         learned = dict(state or {})
         for name, chosen in by_bin.items():
-            before, decay = learned.get(name, self.load_model.model.budgets), self.config.decay
+            before, decay = learned.get(name, self.run.budgets), self.config.decay
             learned[name] = [
                 None if k0 is None else decay * k0 + (1 - decay) * float(np.mean([layers[layer] for layers in chosen]))
                 for layer, k0 in enumerate(before)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BeforeValidator, SerializeAsAny
@@ -19,17 +19,19 @@ from pydantic import BeforeValidator, SerializeAsAny
 from workbench.config import Config
 from workbench.registry import Registry
 
-__all__ = ["LoadConfig", "LoadModel", "LoadSetting", "ModelFacts", "load_models"]
+__all__ = ["LoadConfig", "LoadModel", "LoadSetting", "RunFacts", "load_models"]
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What load models may know of the trained model."""
+class RunFacts:
+    """What plans and load models may know of the run beside its data."""
 
     flops: Callable[[int], float]
     """Tokens of a document -> training FLOPs of the document."""
     budgets: tuple[float | None, ...]
     """(L,) configured blocks per query of every layer; None in layers that select no blocks."""
+    wait: Literal["step", "micro_batch"] = "step"
+    """Where ranks wait for each other: once per step, or in every micro-batch."""
 
 
 class LoadConfig(Config):
@@ -39,19 +41,19 @@ class LoadConfig(Config):
 
 
 class LoadModel(ABC):
-    """What a micro-batch costs. Built as ``cls(config, model)``.
+    """What a micro-batch costs. Built as ``cls(config, run)``.
 
     Args:
         config: an instance of ``cls.Config``.
-        model: facts about the trained model.
+        run: facts about the run.
     """
 
     Config: ClassVar[type[LoadConfig]]
     knows_budgets: ClassVar[bool] = False
     """Whether the load depends on blocks per query."""
 
-    def __init__(self, config: Any, model: ModelFacts):
-        self.config, self.model = config, model
+    def __init__(self, config: Any, run: RunFacts):
+        self.config, self.run = config, run
 
     @abstractmethod
     def load(self, documents: np.ndarray, budgets: Sequence[float | None]) -> float:

@@ -22,7 +22,7 @@ class Flops(LoadModel):
 
     @cached_property
     def _flops(self) -> Any:
-        return lru_cache(maxsize=4096)(self.model.flops)
+        return lru_cache(maxsize=4096)(self.run.flops)
 
     def load(self, documents: np.ndarray, budgets: Sequence[float | None]) -> float:
         return float(sum(self._flops(int(length)) for length in documents))
