@@ -71,3 +71,8 @@ def test_a_file_that_is_no_table_is_refused_with_the_command_that_makes_one(tmp_
         path.write_text(text)
     with pytest.raises(ConfigError, match=r"latency table|format 1"):
         LatencyTable.load(path)
+
+
+def test_a_table_of_another_number_of_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"1 layers.*has 2"):
+        LatencyTable({}, {"a": LAYER}, ("a",)).seconds(np.array([100]), [2, 2])

@@ -20,8 +20,10 @@ from workbench.contract import AuxOutputs, Budget, mixers
 from workbench.data import Batch
 from workbench.latency import LatencyTable, LayerLatency
 from workbench.model import LanguageModel
+from workbench.registry import PLUGIN_FILES, plug_in
 from workbench.results import RunFolder
 from workbench.training import parallel
+from workbench.training.budgets import budget_tuners
 from workbench.training.budgets.dst import DST, CoverageBudget
 from workbench.training.config import RunConfig
 from workbench.training.latency import layer_key, measure_latencies, timing_conditions
@@ -157,9 +159,9 @@ def test_the_nearest_budget_may_be_slower_than_the_anchor(tmp_path: Path) -> Non
     assert fast[0][0].tolist() == [True, True, False, False, False]
 
 
-def test_growth_limits_the_candidates(tmp_path: Path) -> None:
-    assert tuner(tmp_path, growth=1).layers[0].candidates == (3, 4, 6)
-    assert tuner(tmp_path, growth=1.5).layers[0].candidates == (3, 4, 6, 9)
+def test_the_largest_budget_limits_the_candidates(tmp_path: Path) -> None:
+    assert tuner(tmp_path, max_factor=1).layers[0].candidates == (3, 4, 6)
+    assert tuner(tmp_path, max_factor=1.5).layers[0].candidates == (3, 4, 6, 9)
 
 
 def test_layers_with_budgets_make_up_for_the_others_of_their_stage(tmp_path: Path) -> None:
@@ -225,13 +227,13 @@ def trained(run: RunConfig, steps: int = 3) -> tuple[dict[str, torch.Tensor], Tr
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_without_tolerance_and_growth_training_is_the_baseline_bit_for_bit(tmp_path: Path, mixer: str) -> None:
+def test_without_tolerance_and_larger_budgets_training_is_the_baseline_bit_for_bit(tmp_path: Path, mixer: str) -> None:
     """Every micro-batch is a bottleneck, whatever its anchor: the feasible set is the configured number alone, or
     empty."""
     table = save_table(run_of(mixer), tmp_path / "table.json")
     baseline, _ = trained(run_of(mixer))
     for anchor in ("min", "max"):
-        tuned, step = trained(run_of(mixer, table=table, anchor=anchor, tolerance=0, growth=1))
+        tuned, step = trained(run_of(mixer, table=table, anchor=anchor, tolerance=0, max_factor=1))
         assert all(torch.equal(tuned[name], value) for name, value in baseline.items())
         assert all(int(choice.blocks) == 6 for layers in step.choices for choice in layers if choice)
 
@@ -255,7 +257,7 @@ def test_budgets_follow_the_anchor_and_are_logged(tmp_path: Path, mixer: str) ->
 
 
 def test_fast_micro_batches_attend_more_blocks_up_to_the_limit(tmp_path: Path) -> None:
-    run = run_of(table=save_table(run_of(), tmp_path / "table.json"), growth=1.5)
+    run = run_of(table=save_table(run_of(), tmp_path / "table.json"), max_factor=1.5)
     step = step_of(run)
     step.step_lengths = lambda number: [[np.array([8, 8])], [np.array([64, 64])]]
     step(1, batches())
@@ -414,18 +416,63 @@ def test_the_command_measures_a_table_of_a_run_or_of_an_ablations_base(tmp_path:
         assert (layer.lengths, layer.budgets) == ((16, 32), (2, 6))
 
 
-def test_compiled_blocks_take_every_budget_without_recompilation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("collects", [False, True])
+def test_compiled_blocks_take_every_budget_without_recompilation(collects: bool) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)
-    model = LanguageModel(run_of().model, seed=0)
-    for block in model.blocks[:1]:
-        compiled = torch.compile(block.forward, fullgraph=True, dynamic=False, backend="aot_eager")
-        candidates_K = torch.tensor([3, 6, 9], dtype=torch.int32)
-        for fast in ([True, False, False], [True, True, True]):
-            budget = CoverageBudget(
-                9, candidates_K[0], candidates_K, fast_enough_K=torch.tensor(fast), configured=6, tolerance=1.0
-            )
-            x, segments, aux = torch.randn(1, 64, 32), torch.zeros(1, 64, dtype=torch.int32), AuxOutputs(False)
+    block = LanguageModel(run_of().model, seed=0).blocks[0]
+    compiled = torch.compile(block.forward, fullgraph=True, dynamic=False, backend="aot_eager")
+    candidates_K = torch.tensor([3, 6, 9], dtype=torch.int32)
+    for fast in ([True, False, False], [True, True, True]):
+        budget = CoverageBudget(
+            9, candidates_K[0], candidates_K, fast_enough_K=torch.tensor(fast), configured=6, tolerance=1.0
+        )
+        x, segments, aux = torch.randn(1, 64, 32), torch.zeros(1, 64, dtype=torch.int32), AuxOutputs(collects)
+        with torch._dynamo.config.patch(error_on_recompile=True):
             y = compiled(x, segments=segments, aux=aux, budget=budget)
-            assert torch.equal(y, block.__class__.forward(block, x, segments=segments, budget=budget))
-            assert aux.budget is not None and int(aux.budget.blocks) == (9 if all(fast) else 3)
+        assert torch.equal(y, type(block).forward(block, x, segments=segments, budget=budget))
+        assert aux.budget is not None and int(aux.budget.blocks) == (9 if all(fast) else 3)
+        assert ({"budget", "coverage", "coverage_lost"} <= set(aux.metrics)) == collects
+
+
+ALTERNATING = '''"""A throw-away tuner: the largest number in every second micro-batch."""
+
+from typing import Literal
+
+import torch
+from workbench.contract import Budget
+from workbench.training.budgets import BudgetConfig, BudgetTuner, budget_tuners
+
+
+@budget_tuners.register
+class Alternating(BudgetTuner):
+    """Two numbers of blocks in turn."""
+
+    class Config(BudgetConfig):
+        """Two numbers."""
+
+        kind: Literal["throwaway_alternating"] = "throwaway_alternating"
+        numbers: tuple[int, int] = (2, 4)
+        """Blocks per query."""
+
+    def budgets(self, lengths, rank):
+        largest, layers = max(self.config.numbers), len(self.run.model.layers)
+        number = [torch.tensor(k, dtype=torch.int32, device=self.device) for k in self.config.numbers]
+        return [[Budget(largest, number[index % 2])] * layers for index in range(len(lengths[rank]))]
+'''
+
+
+def test_a_tuner_of_a_plug_in_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PLUGIN_FILES, "")
+    (tmp_path / "alternating.py").write_text(ALTERNATING)
+    plug_in(tmp_path / "alternating.py")
+    try:
+        fields = run_of().plain()
+        fields["training"] |= {"accumulate": 2, "budgets": "throwaway_alternating"}
+        run = RunConfig.parse(fields)
+        step = step_of(run)
+        step.step_lengths = lambda number: [[np.array([64, 64])] * 2]
+        step(1, batches())
+        assert [[int(choice.blocks) for choice in layers if choice] for layers in step.choices] == [[2, 2], [4, 4]]
+        assert run.identity != run_of().identity
+    finally:
+        budget_tuners.unregister("throwaway_alternating")

@@ -168,7 +168,8 @@ class Selection:
             count = choice.blocks
             if aux is not None:
                 aux.budget = choice
-                aux.metrics |= choice.metrics if aux.collect_metrics else {}
+                if aux.collect_metrics:
+                    aux.metrics.update(choice.metrics)
         if cache is None and aux is not None and aux.collect_metrics:
             number = torch.full((), blocks.selected, device=q_BTHK.device) if count is None else count
             aux.metrics["coverage"] = mean_of(

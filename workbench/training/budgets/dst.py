@@ -1,9 +1,9 @@
 """Dynamic sparsity tuning, DST (SparseBalance, arXiv 2604.13847, §4): slow micro-batches attend fewer blocks, fast ones
 more, so that all take about as long.
 
-    T_a = φ { T(x_j, k0) : micro-batches j of the global batch }                       anchor, φ mean, min or max
-    F_i = { k : T(x_i, k) ≤ T_a  and  C_i(k0) - C_i(k) < p, or k ≥ k0 }                feasible budgets of micro-batch i
-    k_i = max F_i                                                                       of every layer on its own
+    T_a = φ { T(x_j, k0) : micro-batches j of the global batch }                      anchor, φ mean, min or max
+    F_i = { k : T(x_i, k) ≤ T_a  and  (C_i(k0) - C_i(k) < p  or  k ≥ k0) }            feasible budgets of micro-batch i
+    k_i = max F_i                                                                      of every layer on its own
 
 with the configured budget k0, measured layer times T (:class:`workbench.latency.LatencyTable`), and the coverage
 C_i(k), the share of a layer's selection scores that its best k blocks have.
@@ -16,7 +16,7 @@ configured budget (the largest of them). The text also defines the budget of an 
 slower and as the closest match: ``align``.
 
 Ours: the pooling of coverage (mean over queries of the share of each query; the paper does not name one), the strict
-inequality, by which a tolerance of 0 keeps every selection, the limit of upward tuning (``growth``; the paper names
+inequality, by which a tolerance of 0 keeps every selection, the limit of upward tuning (``max_factor``; the paper names
 none), and the division of a stage's time (``scope``).
 """
 
@@ -107,7 +107,7 @@ class DST(BudgetTuner):
         align: Literal["below", "nearest"] = "below"
         """Which budgets count as fast enough: those whose time is at most the anchor, or those up to the one whose time
         is closest to it."""
-        growth: Annotated[float, Field(ge=1)] = 2.0
+        max_factor: Annotated[float, Field(ge=1)] = 2.0
         """Largest budget k_max as a multiple of the configured one; 1 tunes downwards only."""
         queries: Annotated[int, Field(ge=1)] = 1024
         """Queries of a row over which coverage is averaged."""
@@ -200,7 +200,7 @@ class DST(BudgetTuner):
             expected=f"{latency.budgets[0]} to {latency.budgets[-1]} blocks per query, the measured numbers",
             do="Measure a table with these --budgets.",
         )
-        largest = self.config.growth * per_query.configured
+        largest = self.config.max_factor * per_query.configured
         measured = {number for number in latency.budgets if per_query.smallest <= number <= largest}
         return _Layer(latency, per_query, tuple(sorted(measured | {per_query.configured})))
 
