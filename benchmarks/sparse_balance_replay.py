@@ -11,8 +11,9 @@ table      T(length, blocks per query), forward and backward, of one layer of th
 replay     four data-parallel ranks, 16 documents a step, one per micro-batch, run one after another on this device
            (workbench.training.replay) by each arm, over three distributions of lengths. All arms see the same
            documents. The first steps are warm-up: of the code, and of the moving averages of budgets.
-simulate   the paper's pipelines (DP2 PP4 with two documents in a micro-batch; DP4 PP4 with one) and 36 layers, from the
-           table, with the 1F1B schedule event by event; the six arms, and DST with every anchor and tolerance.
+simulate   four ranks without a pipeline and the paper's pipelines (DP2 PP4 with two documents in a micro-batch; DP4 PP4
+           with one), 36 layers, from the table, with the 1F1B schedule event by event; the six arms, and on the bimodal
+           lengths DST with every anchor and tolerance.
 others     the same table of layers with NSA and with the global layer of ASA.
 
 Which blocks a trained model would need is not known here: weights are random, with queries scaled so that scores of
@@ -318,7 +319,7 @@ def section_simulate(
     table.save(path)
     block = scale["model"]["mixers"]["moba"]["block"]
     coverage = AssumedCoverage(block, spread, scale["budgets"][-1])
-    layouts = {"DP2 PP4, 2 documents": (2, 4, 2), "DP4 PP4, 1 document": (4, 4, 1)}
+    layouts = {"DP4": (4, 1, 1), "DP2 PP4, 2 documents": (2, 4, 2), "DP4 PP4, 1 document": (4, 4, 1)}
     cells = [{"anchor": "mean", "tolerance": 0.1, "arms": list(ARMS)}]
     tolerances = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
     cells += [{"anchor": a, "tolerance": p, "arms": ["DST"]} for a in ("mean", "min", "max") for p in tolerances]

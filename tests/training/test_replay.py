@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 import torch
 
-from workbench.data import RowStream
+from workbench.contract import Budget
+from workbench.data import BatchPlanConfig, RowStream, batch_plans
+from workbench.data.batching.contiguous import Contiguous
 from workbench.model import LanguageModel
+from workbench.training.budgets import BudgetConfig, BudgetTuner, budget_tuners
 from workbench.training.config import RunConfig
 from workbench.training.replay import ReplayedStep, replay
 
-RUN = {
+RUN: dict[str, Any] = {
     "model": {"width": 32, "depth": 2, "vocabulary": 300, "pattern": "moba", "mixers": {"moba": {"block": 4}}},
     "training": {"tokens": 3 * 8 * 32, "batch_size": 4, "accumulate": 2, "context": 32, "compile": False},
 }
@@ -45,3 +50,35 @@ def test_ranks_that_run_one_after_another_train_as_one_process_does() -> None:
 def test_a_step_takes_as_long_as_its_slowest_rank() -> None:
     step = ReplayedStep(np.array([[1.0, 2.0], [4.0, 1.0]]), [], np.empty(0), np.empty(0))
     assert step.seconds == pytest.approx(5)
+
+
+def test_plans_learn_the_budgets_of_every_rank() -> None:
+    """Budgets by rank and micro-batch, as of a run whose ranks run at once."""
+    fields = {**RUN, "training": {**RUN["training"], "batch_plan": "learning", "budgets": "falling"}}
+    learned: list[dict[str, Any]] = []
+
+    @batch_plans.register
+    class Learning(Contiguous):
+        learns = True
+
+        class Config(BatchPlanConfig):
+            kind: Literal["learning"] = "learning"
+
+        def learn(self, state: Any, measurements: Any) -> Any:
+            learned.append(measurements)
+
+    @budget_tuners.register
+    class Falling(BudgetTuner):
+        class Config(BudgetConfig):
+            kind: Literal["falling"] = "falling"
+
+        def budgets(self, lengths: Any, rank: int) -> Any:
+            numbers = torch.arange(8, 0, -1, dtype=torch.int32)
+            return [[Budget(8, numbers[index])] * 2 for index in range(len(lengths[rank]))]
+
+    try:
+        list(replay(RunConfig.parse(fields), Rows(), 2, 1))
+    finally:
+        batch_plans.unregister("learning")
+        budget_tuners.unregister("falling")
+    assert learned[0]["budgets"] == [[[8, 8], [7, 7]], [[6, 6], [5, 5]]]

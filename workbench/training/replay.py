@@ -50,7 +50,8 @@ class _Clock:
     """Times the micro-batches of a step; waits for the device after each."""
 
     def __init__(self, device: torch.device):
-        self.device, self.seconds, self.start = device, [0.0][:0], 0.0
+        self.device, self.start = device, 0.0
+        self.seconds: list[float] = []
 
     def restart(self) -> None:
         self._wait()
@@ -121,14 +122,10 @@ def replay(
             )[:, : len(model.blocks)].reshape(ranks, training.accumulate, len(model.blocks), 2)
             seconds_RA = np.array(clock.seconds).reshape(ranks, training.accumulate)
             yield ReplayedStep(seconds_RA, lengths, numbers[..., 0], numbers[..., 1])
-            learned = {
-                "lengths": [[documents.tolist() for documents in of_rank] for of_rank in lengths],
-                "budgets": [
-                    [[None if np.isnan(k) else k for k in layers] for layers in of_rank]
-                    for of_rank in numbers[..., 0].tolist()
-                ],
-            }
-            if step.tuner is None:
-                del learned["budgets"]
+            measured = step.measurements(lengths)
+            if "budgets" in measured:
+                (of_all,) = measured["budgets"]
+                A = training.accumulate
+                measured["budgets"] = [of_all[rank * A : (rank + 1) * A] for rank in range(ranks)]
             for loader in loaders:
-                loader.record(number, learned)
+                loader.record(number, measured)
