@@ -20,12 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from workbench.config import Config, ConfigError
-from workbench.pooled import Pooled
+from workbench.pooled import Pooled, mean_of
 from workbench.ranges import Range
 from workbench.registry import Registry
 
 __all__ = [
     "AuxOutputs",
+    "BlocksPerQuery",
+    "Budget",
+    "BudgetChoice",
     "Cache",
     "Capabilities",
     "Component",
@@ -177,6 +180,58 @@ class Cost:
     """The same if windows evicted nothing; None where nothing is evicted anyway."""
 
 
+class BlocksPerQuery(NamedTuple):
+    """How many blocks of keys the queries of a sparse mixer attend."""
+
+    field: str
+    """Field of the configuration that sets the number."""
+    configured: int
+    """Its value."""
+    smallest: int
+    """Blocks that every query attends whatever its scores."""
+
+
+class BudgetChoice(NamedTuple):
+    """What a layer attends in one micro-batch; scalars on the device."""
+
+    blocks: Tensor
+    """Blocks per query, int32."""
+    coverage_lost: Tensor
+    """Share of the selection scores that the configured number of blocks has and these do not."""
+
+    @property
+    def metrics(self) -> dict[str, Pooled]:
+        """As numbers of a log."""
+        return {"budget": mean_of(self.blocks), "coverage_lost": mean_of(self.coverage_lost)}
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """The number of blocks that the queries of one layer attend in one micro-batch.
+
+    Numbers that vary are tensors on the device, read by the kernels when they run: all values share compiled code, and
+    the host waits for none. A subclass overrides :meth:`choose` to decide by coverage.
+    """
+
+    largest: int
+    """Largest number that :meth:`choose` returns: the size of index buffers."""
+    blocks: Tensor
+    """The number where it does not depend on coverage: int32, a scalar."""
+    candidates_K: Tensor | None = None
+    """(K,) int32 numbers of blocks whose coverage :meth:`choose` receives; None: it needs no coverage."""
+    queries: int = 1024
+    """Queries of a row, evenly spaced, over which coverage is averaged; all queries of a shorter row."""
+
+    def choose(self, coverage_K: Tensor | None) -> BudgetChoice:
+        """The number of blocks. Default: ``blocks``, and nothing lost.
+
+        Args:
+            coverage_K: (K,) share of the selection scores in the best ``candidates_K`` blocks, the mean over queries;
+                None without candidates.
+        """
+        return BudgetChoice(self.blocks, torch.zeros((), device=self.blocks.device))
+
+
 @dataclass
 class AuxOutputs:
     """Auxiliary outputs of one layer: losses, metrics and counts, appended by its modules during forward.
@@ -200,6 +255,8 @@ class AuxOutputs:
     score_maxima: list[Tensor] | None = None
     """Where a list is given, mixers without a :meth:`Mixer.score_obstacle` append (H,) the largest attention score of
     each head, before a soft-cap, padding left out; detached."""
+    budget: BudgetChoice | None = None
+    """Set by a mixer that was given a :class:`Budget`."""
 
     def token_mean(self, values_N: Tensor, valid_N: Tensor | None) -> Tensor:
         """Sum over the tokens of (N, …) divided by the tokens of the step: this micro-batch's share of their mean.
@@ -450,6 +507,13 @@ class Mixer(Variant):
         A sparse mixer gives all keys that a query may select, and leaves out blocks that it pools. Default: none.
         """
         return []
+
+    @classmethod
+    def blocks_per_query(cls, config: Any) -> BlocksPerQuery | None:
+        """The number of blocks that a :class:`Budget` may change. A mixer that has one takes the further argument
+        ``budget: Budget | None`` in :meth:`forward`: without it, the configured number; not together with ``cache``.
+        Default: None, a mixer that selects no blocks."""
+        return None
 
     @abstractmethod
     def forward(

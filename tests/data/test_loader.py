@@ -21,7 +21,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> TrainingStream:
 
 
 def loader(stream: TrainingStream, rank: int = 0, world: int = 1) -> StepLoader:
-    plan = batch_plans["contiguous"](batch_plans.parse("contiguous"))
+    plan = batch_plans["contiguous"](batch_plans.parse("contiguous"), None)
     return StepLoader(stream, plan, batch_size=8, accumulate=3, steps=3, rank=rank, world=world)
 
 

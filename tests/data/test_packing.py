@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from helpers import write_corpus
 
 from workbench.config import ConfigError
 from workbench.data import IGNORE_INDEX, Batch, DataConfig, Documents, TrainingStream, evaluation_batches, prepare
+from workbench.data.packing import DocumentStream
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,41 @@ def test_padding_has_neither_target_nor_segment_nor_document(measured: list[Batc
     assert padded.any()
     assert (last.targets_BT[padded] == IGNORE_INDEX).all()
     assert (last.segments_BT[padded] == -1).all()
+
+
+def by_document(documents: Documents, seed: int = 7) -> DocumentStream:
+    return DocumentStream(documents, buckets=(8, 16), seed=seed)
+
+
+def test_an_epoch_of_rows_of_one_document_has_every_target_once() -> None:
+    documents = numbered_documents(3)
+    one = by_document(documents)
+    found = [int(t) for r in range(one.rows_in_epoch) for t in one.row(r)[1] if t != IGNORE_INDEX]
+    expected = [int(t) for d, n in enumerate(documents.lengths) for t in documents.piece(d, 0, int(n))[1]]
+    assert sorted(found) == sorted(expected)
+
+
+def test_a_row_of_one_document_has_the_length_of_its_bucket() -> None:
+    one = by_document(numbered_documents(3))
+    for r in range(one.rows_in_epoch):
+        tokens, _, segments, _ = one.row(r)
+        (count,) = one.segment_lengths(r)
+        assert (segments >= 0).sum() == count
+        assert len(tokens) == one.row_length(r) == (8 if count <= 8 else 16)
+
+
+def test_a_batch_is_padded_to_its_longest_row() -> None:
+    one = by_document(numbered_documents(3))
+    short, long = (next(r for r in range(99) if one.row_length(r) == length) for length in (8, 16))
+    batch = one.batch([short, long])
+    assert batch.tokens_BT.shape == (2, 16)
+    assert (batch.segments_BT[0, 8:] == -1).all() and (batch.targets_BT[0, 8:] == IGNORE_INDEX).all()
+    assert one.batch([short, short]).tokens_BT.shape == (2, 8)
+
+
+def test_rows_may_be_read_in_several_threads() -> None:
+    one = stream(numbered_documents(3))
+    rows = [r for _ in range(20) for r in (0, one.rows_in_epoch, 1, one.rows_in_epoch + 1)]
+    expected = [one.row(r) for r in rows]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(same, pool.map(one.row, rows), expected))

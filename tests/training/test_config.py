@@ -79,3 +79,14 @@ def test_an_optimiser_without_rules_in_the_parametrisation_is_refused_before_the
     model = {"tied": False, "parametrisation": {"kind": "full_align", "base": {"width": 32}}}
     with pytest.raises(ConfigError, match=r"model.parametrisation.kind: got .*full_align.*as large as the gradient"):
         RunConfig.parse({"model": model, "training": {"optimiser": "sgd"}})
+
+
+@pytest.mark.parametrize("buckets", [[64, 32, 128], [32, 64], [32, 256]])
+def test_buckets_rise_to_the_context(buckets: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"training.buckets: got .* the last of them context=128"):
+        RunConfig.parse({"training": {"context": 128, "buckets": buckets}})
+
+
+def test_rows_of_equal_length_change_no_identity() -> None:
+    assert RunConfig().identity == RunConfig.parse({"training": {"buckets": [], "ranks": "sharded"}}).identity
+    assert "buckets" not in RunConfig().canonical()["training"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ranks import on_ranks
 
-from workbench.data import Source, StepLoader, batch_plans, prepare, tasks
+from workbench.data import Source, StepLoader, prepare, tasks
 from workbench.model import LanguageModel
 from workbench.training import parallel
 from workbench.training.config import RunConfig
@@ -93,10 +93,9 @@ def _step(fields: dict[str, Any], data: Source, parts: int, world: int, fabric: 
     config = RunConfig.parse({**fields, "training": {**fields["training"], **split}})
     training = config.training
     stream = data.stream(context=training.context, seed=7)
-    plan = batch_plans[training.batch_plan.kind](training.batch_plan)
     loader = StepLoader(
         stream,
-        plan,
+        config.batch_plan,
         batch_size=training.batch_size,
         accumulate=parts,
         steps=1,

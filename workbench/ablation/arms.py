@@ -262,6 +262,13 @@ def _check_run(arms: Arms, arm: Arm) -> None:
                 run.start.folder_of(seed)
             except ConfigError as error:
                 raise error.under(f"arms.{arm.name}") from None
+    devices = config.launch.devices
+    require(
+        run.training.batch_size % devices == 0,
+        f"arms.{arm.name}.training.batch_size",
+        got=run.training.batch_size,
+        expected=f"a multiple of launch.devices={devices}, which share its rows",
+    )
     first, second = (arm.run(seed).identity for seed in (config.tuning.seed, *config.confirmation.seeds)[:2])
     require(
         first != second,

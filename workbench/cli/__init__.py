@@ -17,7 +17,7 @@ from workbench.cli.ablations import components, cost, pilot, plan, run, stop, wa
 from workbench.cli.installed import doctor, variants
 from workbench.cli.output import open_streams, unattended
 from workbench.cli.results import archive, compare, ledger, report, scores, serve, table, verdict
-from workbench.cli.training import branch, calibrate, evaluate, export, generate, prepare, train
+from workbench.cli.training import branch, calibrate, evaluate, export, generate, latency_table, prepare, train
 from workbench.cli.transfer import coordinates, parametrisation, transfer
 
 COMMANDS = (
@@ -26,6 +26,7 @@ COMMANDS = (
     unattended(train),
     unattended(branch),
     unattended(prepare),
+    unattended(latency_table),
     unattended(export),
     unattended(calibrate),
     generate,

@@ -218,6 +218,7 @@ def print_cost(frame: Any, workers: int) -> None:
         "… read from the text": lambda row: times(row["epochs"]) if row.get("epochs") else "–",
         "tokens per second": lambda row: count(row.get("tokens_per_second")),
         "time": lambda row: duration(row["seconds_per_trial"]),
+        "tokens of ranks": lambda row: f"{row['token_imbalance']:.2f}" if row.get("token_imbalance") else "–",
         "memory": lambda row: size(row["memory_bytes"]) + ("" if row.get("memory_measured") else " (estimate)"),
         "disk while running": lambda row: size(row.get("disk_bytes")),
         "tuning trials": lambda row: f"{row['searched']} ({row['tuned']} field{'s' * (row['tuned'] != 1)})",

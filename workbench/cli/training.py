@@ -121,6 +121,45 @@ def prepare(
         console.print(f"Caution: {line}", soft_wrap=True)
 
 
+def latency_table(
+    file: Annotated[Path, typer.Argument(help="A training run as YAML, or an ablation, for its base model.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Fields of the run to change: model.width=512.")] = None,
+    lengths: Annotated[
+        str, typer.Option(help="Tokens of the documents: '1024 4096'. Default: powers of two up to the context.")
+    ] = "",
+    budgets: Annotated[
+        str, typer.Option(help="Blocks per query: '4 8 16'. Default: powers of two to twice the configured number.")
+    ] = "",
+    output: Annotated[Path, typer.Option(help="File of the table.")] = Path("results/latency.json"),
+) -> None:
+    """Measure how long the layers of a model take on this device, by document length and blocks per query.
+
+    Budget tuners and batch plans read the table. It belongs to this device and this configuration.
+    """
+    from workbench.config import apply_overrides, expand_dotted, read_yaml
+    from workbench.training.config import RunConfig
+    from workbench.training.latency import measure_latencies
+
+    fields = read_yaml(file)
+    run = RunConfig.parse(apply_overrides(expand_dotted(fields.get("base", fields)), overrides or ()))
+    context = run.training.context
+    powers = [2**power for power in range(5, context.bit_length()) if context >> 6 <= 2**power < context]
+    table = measure_latencies(
+        run, _numbers("lengths", lengths) or [*powers, context], _numbers("budgets", budgets), note
+    )
+    table.save(output)
+    console.print(f"{output}  ({table.fingerprint})", soft_wrap=True)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    from workbench.config import ConfigError
+
+    try:
+        return [int(number) for number in text.replace(",", " ").split()]
+    except ValueError:
+        raise ConfigError.at(name, got=text, expected="whole numbers, such as '1024 4096'") from None
+
+
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, or one of its checkpoints.")],
     folder: Annotated[Path, typer.Argument(help="Where to write config.json, weights and tokenizer.")],

@@ -3,6 +3,7 @@
 from workbench.data.batching import BatchPlan, BatchPlanConfig, batch_plans
 from workbench.data.config import DataConfig
 from workbench.data.loader import StepLoader
+from workbench.data.loads import RunFacts
 from workbench.data.packing import TrainingStream, evaluation_batches
 from workbench.data.sources import Source, SourceConfig, prepare, sources
 from workbench.data.splits import MeasuredSplit
@@ -19,6 +20,7 @@ __all__ = [
     "MeasuredSplit",
     "PreparedData",
     "RowStream",
+    "RunFacts",
     "Source",
     "SourceConfig",
     "Split",

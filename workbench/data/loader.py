@@ -1,6 +1,6 @@
 """A loader with exact resume.
 
-Its state is one integer, and the measurements of the last steps if the batch plan reads them.
+Its state is one integer, and what the batch plan has learned in the last steps, if it learns.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 
-from workbench.data.batching import BatchPlan, GlobalBatch
+from workbench.data.batching import Assignment, BatchPlan, GlobalBatch
+from workbench.data.batching.balanced import documents_of
 from workbench.data.streams import Batch, RowStream
 
 PREFETCH = 2
@@ -49,7 +51,9 @@ class StepLoader:
         self.stream, self.plan, self.rank, self.world = stream, plan, rank, world
         self.batch_size, self.accumulate, self.steps = batch_size, accumulate, steps
         self.position = 0
-        self.history: dict[int, dict[str, Any]] = {}
+        self.states: dict[int, Any] = {}
+        """Step -> what the plan had learned after it, of as many steps as plans look back."""
+        self._planned: tuple[int, Assignment] | None = None
         self._prefetch = max(PREFETCH, accumulate)
         # a step is planned as many micro-batches early, when the steps in between have not been measured
         self._delay = -(-self._prefetch // accumulate) + 1
@@ -65,7 +69,7 @@ class StepLoader:
             try:
                 while self.position < len(self):
                     while submitted < min(len(self), self.position + self._prefetch + 1):
-                        pending.append(background.submit(self._prepare, submitted, self._history(submitted)))
+                        pending.append(background.submit(self._prepare, submitted, self._state(submitted)))
                         submitted += 1
                     batch = pending.popleft().result()
                     self.position += 1  # before the yield: a checkpoint after this batch must not repeat it
@@ -74,34 +78,50 @@ class StepLoader:
                 background.shutdown(cancel_futures=True)
 
     def record(self, step: int, measurements: Mapping[str, Any]) -> None:
-        """Store measurements of optimiser step ``step`` (from 0) for plans that read them.
+        """Let the plan learn from optimiser step ``step`` (from 0); nothing with a plan that does not.
 
         Args:
             step: the step, before the first micro-batch of the next one is requested.
-            measurements: plain data fit for JSON, gathered over ranks: equal on every rank.
+            measurements: plain data, gathered over ranks: equal on every rank.
         """
-        self.history[step] = dict(measurements)
-        oldest = step + 1 - self._delay - self.plan.history_steps
-        self.history = {s: values for s, values in self.history.items() if s >= oldest}
+        if self.plan.learns:
+            self.states[step] = self.plan.learn(self.states.get(step - 1), measurements)
+            self.states = {s: state for s, state in self.states.items() if s >= step - self._delay}
+
+    def lengths(self, step: int) -> list[list[np.ndarray]]:
+        """Tokens of every document of optimiser step ``step`` (from 0), the padding of a row as a document of its own:
+        [rank][micro-batch] -> (documents,). Equal on every rank.
+
+        Args:
+            step: the step whose micro-batches are requested next, or are the last requested.
+        """
+        batch = self._global_batch(step, self._state(step * self.accumulate))
+        return [
+            [documents_of(batch, rows) for rows in micro_batches]
+            for micro_batches in self.plan.assign(batch, self.world)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of micro-batches handed out; measurements of earlier steps, if any."""
-        history = {str(step): values for step, values in self.history.items()}
-        return {"position": self.position, **({"history": history} if history else {})}
+        """Number of micro-batches handed out; what the plan has learned, if anything."""
+        states = {str(step): state for step, state in self.states.items()}
+        return {"position": self.position, **({"states": states} if states else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.position = state["position"]
-        self.history = {int(step): values for step, values in state.get("history", {}).items()}
+        self.states = {int(step): learned for step, learned in state.get("states", {}).items()}
 
-    def _history(self, number: int) -> dict[int, dict[str, Any]]:
-        """Measurements that the plan of micro-batch ``number`` may read, whatever was prefetched."""
-        last = number // self.accumulate - self._delay
-        return {s: values for s, values in self.history.items() if last - self.plan.history_steps < s <= last}
+    def _state(self, number: int) -> Any:
+        """What the plan of micro-batch ``number`` may have learned, whatever was prefetched."""
+        return self.states.get(number // self.accumulate - self._delay)
 
-    def _prepare(self, number: int, history: Mapping[int, Mapping[str, Any]]) -> Batch:
+    def _prepare(self, number: int, state: Any) -> Batch:
         step, micro_batch = divmod(number, self.accumulate)
-        count = self.batch_size * self.accumulate
-        rows = range(step * count, (step + 1) * count)
-        planned = GlobalBatch(step, rows, self.accumulate, self.stream.segment_lengths, history)
-        batch = self.stream.batch(self.plan.rows(planned, self.rank, self.world)[micro_batch])
+        if self._planned is None or self._planned[0] != step:
+            self._planned = step, self.plan.assign(self._global_batch(step, state), self.world)
+        batch = self.stream.batch(self._planned[1][self.rank][micro_batch])
         return Batch(*(part.pin_memory() for part in batch)) if torch.cuda.is_available() else batch
+
+    def _global_batch(self, step: int, state: Any) -> GlobalBatch:
+        count, stream = self.batch_size * self.accumulate, self.stream
+        rows = range(step * count, (step + 1) * count)
+        return GlobalBatch(step, rows, self.accumulate, stream.row_length, stream.segment_lengths, state)

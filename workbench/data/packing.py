@@ -9,13 +9,14 @@ Legend: B rows, T tokens in a row (the context).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from workbench.config import require
-from workbench.data.streams import IGNORE_INDEX, Batch, RowStream, Split
+from workbench.data.streams import IGNORE_INDEX, Batch, RowStream, Split, bucket_of
 from workbench.seeding import counter_generator
 
 Piece: TypeAlias = tuple[int, int, int]
@@ -51,32 +52,71 @@ class TrainingStream(RowStream):
             expected=f"at most the {total} tokens of the training split",
             do="Give more text, or a smaller context.",
         )
-        self._epoch = -1
+        self._order_of = lru_cache(maxsize=2)(self._shuffled)  # rows are read in two threads
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         epoch, index = divmod(r, self.rows_in_epoch)
-        self._shuffle(epoch)
-        first = int(self._rows[index]) * self.context  # target of the epoch at which the row begins
-        position = int(np.searchsorted(self._ends, first, side="right"))  # in the epoch's order of documents
+        order, ends, rows = self._order_of(epoch)
+        first = int(rows[index]) * self.context  # target of the epoch at which the row begins
+        position = int(np.searchsorted(ends, first, side="right"))  # in the epoch's order of documents
         pieces = []
         filled = 0
         while filled < self.context:
-            document = int(self._order[position])
+            document = int(order[position])
             length = int(self.lengths[document])
-            start = first + filled - (int(self._ends[position]) - length)
+            start = first + filled - (int(ends[position]) - length)
             count = min(length - start, self.context - filled)
             pieces.append((document, start, count))
             filled, position = filled + count, position + 1
         return _filled(self.documents, pieces, self.context)
 
-    def _shuffle(self, epoch: int) -> None:
-        """Draw the order of documents and of rows of ``epoch``."""
-        if epoch != self._epoch:
-            generator = counter_generator(self.seed, epoch)
-            self._order = generator.permutation(len(self.lengths))
-            self._ends = self.lengths[self._order].cumsum()
-            self._rows = generator.permutation(self.rows_in_epoch)
-            self._epoch = epoch
+    def _shuffled(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The documents of ``epoch`` in its order, the ends of their targets, and its rows in their order."""
+        generator = counter_generator(self.seed, epoch)
+        order = generator.permutation(len(self.lengths))
+        return order, self.lengths[order].cumsum(), generator.permutation(self.rows_in_epoch)
+
+
+class DocumentStream(RowStream):
+    """Training rows of one document each, padded to the smallest bucket that it fits in.
+
+    A document that is longer than the largest bucket continues in further rows, in fresh contexts. An epoch visits
+    every row once, in a seeded order.
+
+    Args:
+        documents: the training split.
+        buckets: lengths of rows, rising.
+        seed: seed of the order; independent of every global generator.
+    """
+
+    rows_in_epoch: int
+
+    def __init__(self, documents: Split, *, buckets: Sequence[int], seed: int):
+        self.documents, self.buckets, self.seed = documents, buckets, seed
+        rows_D = -(-documents.lengths // buckets[-1])  # rows of every document
+        self._ends = rows_D.cumsum()
+        self.rows_in_epoch = int(self._ends[-1])
+        self._order_of = lru_cache(maxsize=2)(  # rows are read in two threads
+            lambda epoch: counter_generator(seed, epoch).permutation(self.rows_in_epoch)
+        )
+
+    def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        piece = self._piece(r)
+        return _filled(self.documents, [piece], bucket_of(piece[2], self.buckets))
+
+    def row_length(self, r: int) -> int:
+        return bucket_of(self._piece(r)[2], self.buckets)
+
+    def segment_lengths(self, r: int) -> np.ndarray:
+        return np.array([self._piece(r)[2]])
+
+    def _piece(self, r: int) -> Piece:
+        epoch, index = divmod(r, self.rows_in_epoch)
+        row = int(self._order_of(epoch)[index])
+        document = int(np.searchsorted(self._ends, row, side="right"))
+        length, longest = int(self.documents.lengths[document]), self.buckets[-1]
+        first = (row - (int(self._ends[document - 1]) if document else 0)) * longest
+        return document, first, min(longest, length - first)
 
 
 def evaluation_batches(documents: Split, *, batch_size: int, context: int) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -152,8 +152,15 @@ class Source(ABC):
         return [content_digest(*(np.asarray(part, np.int64).tobytes() for part in piece)) for piece in pieces]
 
     @abstractmethod
-    def stream(self, *, context: int, seed: int) -> RowStream:
-        """Endless training rows of ``context`` tokens."""
+    def stream(self, *, context: int, seed: int, buckets: Sequence[int] = ()) -> RowStream:
+        """Endless training rows.
+
+        Args:
+            context: tokens of a row.
+            seed: seed of the order, or of the examples.
+            buckets: with these lengths, rising to ``context``, every row has one document (or example), padded to the
+                smallest that it fits in.
+        """
 
 
 sources: Registry[type[Source]] = Registry("data source", "workbench.data.tasks")

@@ -6,7 +6,8 @@ Legend: B rows, T tokens in a row (the context).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -57,6 +58,7 @@ class RowStream(ABC):
 
     rows_in_epoch: int | None = None
     """Rows after which the data are read again; None where every row is new."""
+    _length: int | None = None
 
     def epochs(self, rows: int) -> float | None:
         """How often ``rows`` rows read the data; None where every row is new."""
@@ -66,12 +68,33 @@ class RowStream(ABC):
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The r-th row of the stream: tokens, targets, segments, documents, each (T,)."""
 
+    def row_length(self, r: int) -> int:
+        """Tokens of the r-th row, padding included. Here those of the first row, which all rows have."""
+        if self._length is None:
+            self._length = len(self.row(0)[0])
+        return self._length
+
     def segment_lengths(self, r: int) -> np.ndarray:
         """(segments,) tokens of each segment of the r-th row, in order, without padding."""
         segments = self.row(r)[2]
         return np.unique(segments[segments >= 0], return_counts=True)[1]
 
     def batch(self, rows: Iterable[int]) -> Batch:
-        """The rows with these numbers, in this order."""
-        parts = (np.stack(part) for part in zip(*map(self.row, rows)))
-        return Batch(*map(torch.from_numpy, parts))
+        """The rows with these numbers, in this order, padded to the longest of them."""
+        parts = zip(*map(self.row, rows))
+        return Batch(*(torch.from_numpy(_stacked(part, fill)) for part, fill in zip(parts, PADDING)))
+
+
+PADDING = (0, IGNORE_INDEX, -1, -1)
+"""What pads tokens, targets, segments and documents."""
+
+
+def _stacked(rows: Sequence[np.ndarray], fill: int) -> np.ndarray:
+    """(B, T) rows, padded to the longest."""
+    longest = max(map(len, rows))
+    return np.stack([np.pad(row, (0, longest - len(row)), constant_values=fill) for row in rows])
+
+
+def bucket_of(length: int, buckets: Sequence[int]) -> int:
+    """The smallest of ``buckets``, rising, that ``length`` tokens fit in."""
+    return buckets[bisect_left(buckets, length)]

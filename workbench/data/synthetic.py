@@ -107,8 +107,8 @@ class SyntheticTask(Task):
         rows = self.config.training_rows
         return super().row_examples(seed, row if rows is None else row % rows, context)
 
-    def stream(self, *, context: int, seed: int) -> TaskStream:
-        stream = super().stream(context=context, seed=seed)
+    def stream(self, *, context: int, seed: int, buckets: Sequence[int] = ()) -> TaskStream:
+        stream = super().stream(context=context, seed=seed, buckets=buckets)
         stream.rows_in_epoch = self.config.training_rows
         return stream
 

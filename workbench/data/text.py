@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from workbench.data.config import DataConfig
-from workbench.data.packing import TrainingStream
+from workbench.data.packing import DocumentStream, TrainingStream
 from workbench.data.preparation import find_text, prepare_text
 from workbench.data.shards import Tokens
 from workbench.data.sources import Source, sources
@@ -66,7 +66,9 @@ class PreparedData(Source):
         folder = find_text(config, vocabulary, cache)
         return None if folder is None else cls(folder)
 
-    def stream(self, *, context: int, seed: int) -> TrainingStream:
+    def stream(self, *, context: int, seed: int, buckets: Sequence[int] = ()) -> TrainingStream | DocumentStream:
+        if buckets:
+            return DocumentStream(self.train, buckets=buckets, seed=seed)
         return TrainingStream(self.train, context=context, seed=seed)
 
     @cached_property

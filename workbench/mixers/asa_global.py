@@ -21,7 +21,19 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Scores, mixers
+from workbench.contract import (
+    AuxOutputs,
+    BlocksPerQuery,
+    Budget,
+    Cache,
+    Capabilities,
+    Cost,
+    Mixer,
+    Range,
+    RescalingPair,
+    Scores,
+    mixers,
+)
 from workbench.layers import Linear, Pooling, RowCache, linear_flops
 from workbench.mixers.families.latent import LatentConfig, LatentProjections
 from workbench.mixers.families.sparse import (
@@ -30,6 +42,7 @@ from workbench.mixers.families.sparse import (
     Positions,
     Selection,
     SparseCache,
+    blocks_per_query,
     check_blocks,
     pooled_blocks,
 )
@@ -130,6 +143,7 @@ class ASAGlobal(Mixer):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         aux: AuxOutputs | None = None,
+        budget: Budget | None = None,
         selection: Selection | None = None,
     ) -> Tensor:
         """As :meth:`Mixer.forward`.
@@ -137,7 +151,7 @@ class ASAGlobal(Mixer):
         Args:
             selection: blocks to attend instead of the ones this layer would select.
         """
-        outputs, selection = self._attend(x_BTD, segments, cache, selection)
+        outputs, selection = self._attend(x_BTD, segments, cache, selection, aux, budget)
         B, T, _ = x_BTD.shape
         gates_BT2H = self.gate(x_BTD).view(B, T, 2, -1).sigmoid()
         if aux is not None and aux.collect_metrics:
@@ -156,7 +170,13 @@ class ASAGlobal(Mixer):
         return self._attend(x_BTD, segments, None, None)[1]
 
     def _attend(
-        self, x_BTD: Tensor, segments: Tensor | None, cache: Cache | None, selection: Selection | None
+        self,
+        x_BTD: Tensor,
+        segments: Tensor | None,
+        cache: Cache | None,
+        selection: Selection | None,
+        aux: AuxOutputs | None = None,
+        budget: Budget | None = None,
     ) -> tuple[list[Tensor], Selection]:
         """Weighted latents (B, T, H, C) of both branches, and the selected blocks."""
         assert cache is None or isinstance(cache, SparseCache)
@@ -176,7 +196,7 @@ class ASAGlobal(Mixer):
             q, ck, length=blocks.length, stride=blocks.stride, **latent, **positions.settings
         )
         if selection is None:
-            selection = Selection.by_scores(q, ck, lse, positions, blocks, pooled_cache, project.scale)
+            selection = Selection.by_scores(q, ck, lse, positions, blocks, pooled_cache, aux, budget, project.scale)
         selected = selection.attend(q, project.latent_keys(c, kr), None, positions, blocks.block, **latent)
         return [compressed, selected], selection
 
@@ -224,6 +244,10 @@ class ASAGlobal(Mixer):
         pooled = PooledCache(batch, length, self.blocks, shapes, self.project.g, device, dtype)
         rows = {"latents": RowCache(batch, length, shapes, device, dtype)}
         return SparseCache(pooled, rows, self.blocks, length)
+
+    @classmethod
+    def blocks_per_query(cls, config: Any) -> BlocksPerQuery:
+        return blocks_per_query("select_blocks", config.blocks)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

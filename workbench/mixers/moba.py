@@ -17,7 +17,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, RescalingPair, Scores, mixers
+from workbench.contract import (
+    AuxOutputs,
+    BlocksPerQuery,
+    Budget,
+    Cache,
+    Capabilities,
+    Cost,
+    Mixer,
+    Range,
+    RescalingPair,
+    Scores,
+    mixers,
+)
 from workbench.layers import Linear, RMSNorm, Rotary, RowCache, ScaledScores, linear_flops
 from workbench.mixers.families.softmax import QK_NORM_OBSTACLE, HeadsConfig, qkv_parts, stacked_pairs
 from workbench.mixers.families.sparse import (
@@ -26,6 +38,7 @@ from workbench.mixers.families.sparse import (
     Positions,
     Selection,
     SparseCache,
+    blocks_per_query,
     check_blocks,
     pooled_blocks,
 )
@@ -90,6 +103,7 @@ class MoBA(ScaledScores, Mixer):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         aux: AuxOutputs | None = None,
+        budget: Budget | None = None,
         selection: Selection | None = None,
     ) -> Tensor:
         """As :meth:`Mixer.forward`.
@@ -114,7 +128,7 @@ class MoBA(ScaledScores, Mixer):
                 _, lse = visible_block_attention(
                     q, ck, ck, length=blocks.length, stride=blocks.stride, **positions.settings
                 )
-            selection = Selection.by_scores(q, ck, lse, positions, blocks, None)
+            selection = Selection.by_scores(q, ck, lse, positions, blocks, pooled_cache, aux, budget)
         o = selection.attend(q, k, v, positions, blocks.block)
         return self.out(o.reshape(B, T, self.H * self.K).to(x_BTD.dtype))
 
@@ -162,6 +176,10 @@ class MoBA(ScaledScores, Mixer):
         pooled = PooledCache(batch, length, self.blocks, [(self.G, self.K)], self.G, device, dtype)
         rows = {"shared": RowCache(batch, length, [(self.G, self.K)] * 2, device, dtype)}
         return SparseCache(pooled, rows, self.blocks, length)
+
+    @classmethod
+    def blocks_per_query(cls, config: Any) -> BlocksPerQuery:
+        return blocks_per_query("top_k", config.blocks)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from workbench.config import require
 from workbench.contract import (
     AuxOutputs,
+    BlocksPerQuery,
+    Budget,
     Cache,
     Capabilities,
     Cost,
@@ -48,6 +50,7 @@ from workbench.mixers.families.sparse import (
     Positions,
     Selection,
     SparseCache,
+    blocks_per_query,
     check_blocks,
     pooled_blocks,
 )
@@ -262,6 +265,7 @@ class NSA(ScaledScores, Mixer):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         aux: AuxOutputs | None = None,
+        budget: Budget | None = None,
         selection: Selection | None = None,
     ) -> Tensor:
         """As :meth:`Mixer.forward`.
@@ -269,7 +273,7 @@ class NSA(ScaledScores, Mixer):
         Args:
             selection: blocks to attend instead of the ones this layer would select.
         """
-        outputs, selection = self._attend(x_BTD, segments, cache, selection)
+        outputs, selection = self._attend(x_BTD, segments, cache, selection, aux, budget)
         B, T, _ = x_BTD.shape
         gates_BTcH = self.gate(x_BTD).view(B, T, len(self.branches), -1)
         gates_BTcH = gates_BTcH.softmax(dim=2) if self.gate_kind == "softmax" else gates_BTcH.sigmoid()
@@ -295,7 +299,13 @@ class NSA(ScaledScores, Mixer):
         return selection
 
     def _attend(
-        self, x_BTD: Tensor, segments: Tensor | None, cache: Cache | None, selection: Selection | None
+        self,
+        x_BTD: Tensor,
+        segments: Tensor | None,
+        cache: Cache | None,
+        selection: Selection | None,
+        aux: AuxOutputs | None = None,
+        budget: Budget | None = None,
     ) -> tuple[list[Tensor], Selection | None]:
         """Outputs (B, T, H, K) of the branches, and the selected blocks."""
         assert cache is None or isinstance(cache, SparseCache)
@@ -314,7 +324,7 @@ class NSA(ScaledScores, Mixer):
                 outputs["compression"], lse = self._attend_pooled(q, ck, cv, positions)
             if "selection" in reads:
                 if selection is None:
-                    selection = self._select(q, ck, lse, positions, pooled_cache)
+                    selection = self._select(q, ck, lse, positions, pooled_cache, aux, budget)
                 k, v = rows[reads["selection"]]
                 outputs["selection"] = selection.attend(q, k, v, positions, self.blocks.block)
         if "window" in reads:
@@ -383,14 +393,21 @@ class NSA(ScaledScores, Mixer):
         return visible_block_attention(q, ck, cv, length=length, stride=stride, scale=scale, **positions.settings)
 
     def _select(
-        self, q: Tensor, ck: Tensor, lse: Tensor | None, positions: Positions, cache: PooledCache | None
+        self,
+        q: Tensor,
+        ck: Tensor,
+        lse: Tensor | None,
+        positions: Positions,
+        cache: PooledCache | None,
+        aux: AuxOutputs | None,
+        budget: Budget | None,
     ) -> Selection:
         """Blocks by importance; ``lse`` is that of the compression branch, None without one."""
         scale = self.K**-0.5 if self.importance_scaled else 1.0
         if lse is None or not self.importance_scaled:
             with torch.no_grad():
                 _, lse = self._attend_pooled(q, ck, ck, positions, scale)
-        return Selection.by_scores(q, ck, lse, positions, self.blocks, cache, scale)
+        return Selection.by_scores(q, ck, lse, positions, self.blocks, cache, aux, budget, scale)
 
     def _pooled(self, kv: list[Tensor], positions: Positions, cache: PooledCache | None) -> list[Tensor]:
         """Keys and values (B, N, G, K) of the pooled blocks."""
@@ -444,6 +461,10 @@ class NSA(ScaledScores, Mixer):
             name: RowCache(batch, length, shapes, device, dtype, window) for name, window in self.layout.cached.items()
         }
         return SparseCache(pooled, rows, self.blocks, length)
+
+    @classmethod
+    def blocks_per_query(cls, config: Any) -> BlocksPerQuery | None:
+        return blocks_per_query("select_blocks", config.blocks) if "selection" in config.branches else None
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

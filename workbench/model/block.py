@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from workbench.contract import AuxOutputs, Cache, feedforwards, mixers
+from workbench.contract import AuxOutputs, Budget, Cache, feedforwards, mixers
 from workbench.layers import RMSNorm
 from workbench.model.config import Layer
 
@@ -41,10 +41,15 @@ class Block(nn.Module):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         aux: AuxOutputs | None = None,
+        budget: Budget | None = None,
     ) -> Any:
-        """(B, T, D) -> (B, T, D); with ``feeds_shortcut`` the pair (output, normalised feed-forward input)."""
+        """(B, T, D) -> (B, T, D); with ``feeds_shortcut`` the pair (output, normalised feed-forward input). A
+        ``budget`` is for mixers with blocks per query."""
         c = self.branch_multiplier
-        x_BTD = x_BTD + times(c, self.mixer(self.mixer_norm(x_BTD), segments=segments, cache=cache, aux=aux))
+        inputs: dict[str, Any] = {"segments": segments, "cache": cache, "aux": aux}
+        if budget is not None:
+            inputs["budget"] = budget
+        x_BTD = x_BTD + times(c, self.mixer(self.mixer_norm(x_BTD), **inputs))
         u_BTD = self.feedforward_norm(x_BTD)
         x_BTD = x_BTD + times(c, self.feedforward(u_BTD, segments=segments, aux=aux))
         return (x_BTD, u_BTD) if self.feeds_shortcut else x_BTD

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache, Role, embeddings, feedforwards
+from workbench.contract import AuxOutputs, Budget, Cache, Role, embeddings, feedforwards
 from workbench.layers import Linear, RMSNorm
 from workbench.model.block import Block, times
 from workbench.model.config import ModelConfig
@@ -129,7 +129,12 @@ class LanguageModel(nn.Module):
         return times(self.multipliers.logits, self.norm(self._states(tokens_BT, segments, caches, layer_aux)[1]))
 
     def _states(
-        self, tokens_BT: Tensor, segments: Tensor | None, caches: list[Cache] | None, layer_aux: list[AuxOutputs] | None
+        self,
+        tokens_BT: Tensor,
+        segments: Tensor | None,
+        caches: list[Cache] | None,
+        layer_aux: list[AuxOutputs] | None,
+        budgets: Sequence[Budget | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embeddings and the last block's output, read out where the model has a readout, (B, T, D) each."""
         cache = None if caches is None else caches[-1]
@@ -139,7 +144,8 @@ class LanguageModel(nn.Module):
         for index, block in enumerate(self.blocks):
             aux = None if layer_aux is None else layer_aux[index]
             cache = None if caches is None else caches[index]
-            x_BTD = self._run(block, x_BTD, segments=segments, cache=cache, aux=aux)
+            budget = None if budgets is None else budgets[index]
+            x_BTD = self._run(block, x_BTD, segments=segments, cache=cache, aux=aux, budget=budget)
             if self._feeds_shortcut(index):
                 x_BTD, u_BTD = x_BTD
                 shortcut_aux = None if layer_aux is None else layer_aux[len(self.blocks) + index // 2]
@@ -206,6 +212,7 @@ class LanguageModel(nn.Module):
         objective_aux: AuxOutputs | None = None,
         totals: StepTotals | None = None,
         progress: float = 1.0,
+        budgets: Sequence[Budget | None] | None = None,
     ) -> Tensor:
         """Mean negative log-likelihood of the targets that are not negative, in nats, with gradient. Shapes as above.
 
@@ -214,10 +221,11 @@ class LanguageModel(nn.Module):
             totals: denominators of all objectives. Those of an optimiser step make the result this micro-batch's share
                 of the step's mean. Default: those of this batch.
             progress: fraction of the training done; the multi-token loss starts at ``mtp.start``.
+            budgets: blocks per query of each block's mixer; None for the configured number.
         """
         if totals is None:
             totals = StepTotals.of(targets_BT, segments)
-        embedded_BTD, x_BTD = self._states(tokens_BT, segments, None, layer_aux)
+        embedded_BTD, x_BTD = self._states(tokens_BT, segments, None, layer_aux, budgets)
         if objective_aux is not None:
             mtp = self.config.mtp
             if self.mtp is not None and mtp is not None and progress >= mtp.start:

@@ -58,8 +58,15 @@ POINT_SCHEMA: dict[str, Any] = {
     "skipped": pl.Int64,
     "rolled_back": pl.Int64,
     "undone": pl.Int64,
+    "step_seconds": pl.Float64,
+    "rank_imbalance": pl.Float64,
+    "waiting": pl.Float64,
+    "budget": pl.Float64,
+    "coverage": pl.Float64,
 }
-"""Columns of one run's logged points. The last three count what guards have done so far, null in runs without them."""
+"""Columns of one run's logged points. Null where they do not apply: what guards have done so far (skipped, rolled_back,
+undone), times of ranks (:class:`workbench.training.rank_times.RankTimes`), blocks per query that a budget tuner chose,
+and their coverage."""
 CURVE_SCHEMA: dict[str, Any] = {**KEY_SCHEMA, **POINT_SCHEMA}
 EVALUATION_SCHEMA: dict[str, Any] = {
     **KEY_SCHEMA,

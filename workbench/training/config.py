@@ -10,17 +10,18 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
-from workbench.contract import ParameterRole, Role
-from workbench.data import BatchPlanConfig, Source, SourceConfig, batch_plans, sources
+from workbench.contract import ParameterRole, Role, mixers
+from workbench.data import BatchPlan, BatchPlanConfig, RowStream, RunFacts, Source, SourceConfig, batch_plans, sources
 from workbench.evaluation import DecodingConfig, DocumentSuite, Suite, SuiteConfig, suites
 from workbench.guards import GuardSetting
-from workbench.model.config import ModelConfig
+from workbench.model.config import Layer, ModelConfig
 from workbench.optimisers import OptimiserSetting, optimisers
 from workbench.parametrisations import Shape, learning_rate_factor
 from workbench.results import RunRecord
 from workbench.seeding import COMPONENTS, Component, Seed
 from workbench.status import Stage
 from workbench.training.average import AverageConfig
+from workbench.training.budgets import BudgetSetting
 from workbench.training.qk_clip import QKClipConfig
 from workbench.transforms import GrowthConfig, StartConfig, TransformSetting, build_transforms, check_transforms
 
@@ -34,12 +35,23 @@ class TrainingConfig(Config):
     """Rows of a micro-batch, over all devices."""
     context: Annotated[int, Field(ge=2)] = 256
     """Tokens T of a row."""
+    buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Lengths of rows, rising to ``context``: every row has one document (or example), padded to the smallest length
+    that it fits in, and every length is compiled once. A row then counts as ``context`` tokens. Default: all rows have
+    ``context`` tokens and are packed with documents."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Micro-batches per optimiser step."""
+    ranks: Literal["sharded", "replicated"] = "sharded"
+    """What the ranks of a run on several devices store: shards of the weights (FSDP2), so that they wait for each other
+    in every layer; or all weights, so that they wait once per step, when gradients are summed. The numbers differ by
+    rounding."""
     batch_plan: Annotated[SerializeAsAny[BatchPlanConfig], BeforeValidator(batch_plans.parse)] = Field(
         default="contiguous", validate_default=True
     )
     """Which rows of a global batch each rank and micro-batch takes: contiguous, or a registered plan."""
+    budgets: BudgetSetting | None = None
+    """How many blocks per query each layer attends in each micro-batch: {kind: dst, table: …}, or another registered
+    tuner. Default: the number that the mixer's configuration sets."""
     optimiser: OptimiserSetting = Field(default="adamw", validate_default=True)
     """The optimiser: adamw (the default kind), or another registered one."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
@@ -106,6 +118,12 @@ class TrainingConfig(Config):
             got=self.tokens,
             expected=f"at least one step ({self.tokens_per_step} tokens)",
             do="Give more tokens, or a smaller batch_size, context or accumulate.",
+        )
+        require(
+            not self.buckets or list(self.buckets) == sorted({*self.buckets, self.context}),
+            "buckets",
+            got=list(self.buckets),
+            expected=f"rising lengths, the last of them context={self.context}",
         )
         require(
             self.warmup + (self.decay if self.schedule == "wsd" else 0) <= 1,
@@ -297,6 +315,12 @@ class RunConfig(Config):
                 expected="two steps: one per model",
             )
             self.growth.check(self.model)
+        if self.training.budgets is not None:
+            try:
+                for phase in self.phases:
+                    self.training.budgets.check(phase.model)
+            except ConfigError as error:
+                raise error.under("training.budgets") from None
         if self.training.qk_clip is not None:
             try:
                 for phase in self.phases:
@@ -362,7 +386,9 @@ class RunConfig(Config):
             plain["seed"] = seeds.pop()
         else:
             plain["seed"] = {component: self.seed_of(component) for component in COMPONENTS}
-        for name in ("deterministic", "ema", "fp8", "keep_trunk", "qk_clip", "transforms"):
+        if self.training.budgets is not None:
+            plain["training"]["budgets"] = self.training.budgets.canonical()
+        for name in ("budgets", "deterministic", "ema", "fp8", "keep_trunk", "qk_clip", "transforms"):
             if not plain["training"][name]:
                 del plain["training"][name]  # off: the run is the same
         if self.training.schedule == "cosine" or self.training.decay_shape == "linear":
@@ -371,6 +397,10 @@ class RunConfig(Config):
             del plain["training"]["roll_back_window"]
         # under the name of the field that was here first, so that runs without guards keep their identity
         plain["training"]["spike_factor"] = plain["training"].pop("guards") or None
+        if not plain["training"]["buckets"]:
+            del plain["training"]["buckets"]
+        if plain["training"]["ranks"] == "sharded":
+            del plain["training"]["ranks"]
         if plain["training"]["batch_plan"]["kind"] == "contiguous":
             del plain["training"]["batch_plan"]
         if not plain["evaluation"]:
@@ -410,12 +440,16 @@ class RunConfig(Config):
         return sum(flops * number * training.tokens_per_step for flops, number in zip(per_token, steps))
 
     def pinned(self, weights: Mapping[str, str] | None = None) -> RunConfig:
-        """With the fingerprint of the initial weights, so that its identity needs no files.
+        """With the fingerprint of the initial weights and of the files of a budget tuner, so that its identity needs no
+        files.
 
         Args:
             weights: source (:attr:`StartConfig.source`) -> fingerprint; default what the folder contains. Those that it
                 lacks stay as they are.
         """
+        budgets = self.training.budgets
+        if budgets is not None and (pinned := budgets.pinned()) is not budgets:
+            return self.changed(training=self.training.changed(budgets=pinned)).pinned(weights)
         if self.start is None or self.start.fingerprint:
             return self
         if weights is None:
@@ -425,7 +459,24 @@ class RunConfig(Config):
 
     def epochs(self, data: Source) -> float | None:
         """How often training reads the text of ``data``; None for a task, whose rows are all new."""
-        return data.stream(context=self.training.context, seed=self.seed_of("order")).epochs(self.training.rows)
+        return self.stream(data).epochs(self.training.rows)
+
+    def stream(self, data: Source) -> RowStream:
+        """The training rows of ``data``."""
+        training = self.training
+        return data.stream(context=training.context, seed=self.seed_of("order"), buckets=training.buckets)
+
+    @property
+    def batch_plan(self) -> BatchPlan:
+        """The plan that distributes the rows of a step over ranks and micro-batches."""
+        model = self.model
+        facts = RunFacts(
+            flops=lambda length: account(model, length).training_flops * length,
+            budgets=tuple(_configured_blocks(layer) for layer in model.layers),
+            wait="step" if self.training.ranks == "replicated" else "micro_batch",
+        )
+        plan = self.training.batch_plan
+        return batch_plans[plan.kind](plan, facts)
 
     @property
     def setting(self) -> str:
@@ -438,6 +489,12 @@ class RunConfig(Config):
         plain["data"] = {name: value for name, value in plain["data"].items() if name not in self.data.measured_only}
         plain["training"] = {name: value for name, value in plain["training"].items() if name not in RECORDED_ONLY}
         return hash_of(plain)
+
+
+def _configured_blocks(layer: Layer) -> int | None:
+    """Blocks per query of a layer; None where it selects none."""
+    per_query = mixers[layer.mixer.kind].blocks_per_query(layer.mixer)
+    return None if per_query is None else per_query.configured
 
 
 def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about: Any) -> RunRecord:

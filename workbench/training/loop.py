@@ -26,6 +26,7 @@ def train_loop(
     *,
     after: int,
     until: int,
+    record: Callable[[int], None],
     throughput: Throughput,
     log: MetricLog,
     checkpointer: Checkpointer,
@@ -45,6 +46,7 @@ def train_loop(
     Args:
         batches: micro-batches, from the first of step ``after`` + 1.
         after: steps already trained.
+        record: called after every step with its number.
         until: last step; that of the run, or the last of a phase, after which its model is replaced.
         weight_transforms: called after every step with its number, and with 0 before the first.
         evaluate: step -> values on the selection split, by the names that the line gives them.
@@ -64,6 +66,7 @@ def train_loop(
     throughput.start(after)
     for step in range(after + 1, until + 1):
         train_step(step, batches)
+        record(step)
         weight_transforms(step)
         if train_step.diagnostics:
             log.add_diagnostics(step, train_step.diagnostics)
@@ -79,7 +82,7 @@ def train_loop(
             copy = HostCopy(values)
             if evaluates or is_due or stops:
                 copy.wait()  # the time of the line includes the work on the device
-            row = throughput.row(step)
+            row = throughput.row(step) | train_step.rank_times.take()
             row["learning_rate"] = training.learning_rate * train_step.lr_factor
             log.stage(row, copy, names)
         if evaluates:

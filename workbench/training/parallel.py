@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -39,6 +41,8 @@ RANK_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others in a collective operation before the run fails."""
 PATIENCE = timedelta(days=30)
 """The same for work that only rank 0 does, such as evaluation suites."""
+MESSAGE = 2**26
+"""Elements of the gradients that are summed over ranks in one message."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FABRIC_VARIABLE = "LT_CLI_USED"
 """With it Fabric takes devices and precision from further variables, or fails."""
@@ -49,8 +53,9 @@ FULL_NOT_STRICT = StateDictOptions(full_state_dict=True, cpu_offload=True, stric
 """Not strict: parameters that have not been trained yet have no optimiser state."""
 
 
-def launch(devices: int) -> Fabric:
-    """The device of this process and, with several ``devices``, the process group.
+def launch(devices: int, ranks: Literal["sharded", "replicated"] = "sharded") -> Fabric:
+    """The device of this process and, with several ``devices``, the process group, whose ranks store models as
+    ``ranks`` tells (:attr:`workbench.training.TrainingConfig.ranks`).
 
     On rank 0 Fabric starts the other ranks by running this program again with the same arguments, unless torchrun has
     started them.
@@ -65,7 +70,12 @@ def launch(devices: int) -> Fabric:
     fabric = Fabric(
         accelerator="auto",
         devices=devices,
-        strategy=ModelParallelStrategy(shard, data_parallel_size=devices, tensor_parallel_size=1, timeout=RANK_TIMEOUT)
+        strategy=ModelParallelStrategy(
+            shard if ranks == "sharded" else _whole,
+            data_parallel_size=devices,
+            tensor_parallel_size=1,
+            timeout=RANK_TIMEOUT,
+        )
         if devices > 1
         else "auto",
         plugins=[TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()],
@@ -96,10 +106,40 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among those of the run, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def barrier() -> None:
     """Wait until every rank arrives here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def start_other_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Make this process rank 0 of ``count``: the others are started and call ``function(*arguments)``.
+
+    For a process whose program cannot be run again, such as that of a trial. :func:`launch` then finds all ranks
+    launched.
+
+    Returns:
+        The processes of the others; they end with this one.
+    """
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+    common |= {"MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "trial"}
+    processes = []
+    for rank in reversed(range(count)):
+        os.environ.update({name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()})
+        if rank > 0:
+            process = context.Process(target=function, args=arguments, daemon=True)
+            process.start()
+            processes.append(process)
+    return processes
 
 
 def of_rank_zero(work: Callable[[], T]) -> T:
@@ -129,6 +169,29 @@ def shard(model: LanguageModel, mesh: Any) -> LanguageModel:
     return model
 
 
+def _whole(model: LanguageModel, mesh: Any) -> LanguageModel:
+    """The model, unsharded."""
+    return model
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sum gradients over ranks in place; those of sharded parameters are sums already."""
+    if world_size() == 1:
+        return
+    whole = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+    first = 0
+    while first < len(whole):  # a message for as many gradients as its size allows
+        last, elements = first, 0
+        while last < len(whole) and (last == first or elements + whole[last].numel() <= MESSAGE):
+            elements, last = elements + whole[last].numel(), last + 1
+        part = whole[first:last]
+        flat = torch.cat([gradient.flatten() for gradient in part])
+        dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+        for gradient, summed in zip(part, flat.split([gradient.numel() for gradient in part])):
+            gradient.copy_(summed.view_as(gradient))
+        first = last
+
+
 def all_sum(value: Tensor) -> Tensor:
     """Sum over ranks of a tensor on the device, in place."""
     if world_size() > 1:
@@ -141,6 +204,15 @@ def all_maximum(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return value
+
+
+def all_gathered(value: Tensor) -> Tensor:
+    """(R, …) the tensors of all R ranks, of one shape, in order of rank."""
+    if world_size() == 1:
+        return value[None]
+    gathered = value.new_empty(world_size(), *value.shape)
+    dist.all_gather(list(gathered.unbind()), value.contiguous())
+    return gathered
 
 
 def all_pooled(numbers: Sequence[Pooled]) -> list[Tensor]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from workbench.compat import TorchDispatchMode, tree_leaves
-from workbench.data import IGNORE_INDEX, RowStream, StepLoader, batch_plans
+from workbench.data import IGNORE_INDEX, RowStream, StepLoader
 from workbench.model import LanguageModel
 from workbench.model.config import Span
 from workbench.training import parallel
@@ -242,7 +242,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
     meter = Meter(accumulate)
     loader = StepLoader(
         stream or _SyntheticRows(config),
-        batch_plans[short.batch_plan.kind](short.batch_plan),
+        config.batch_plan,
         batch_size=short.batch_size,
         accumulate=accumulate,
         steps=steps,
@@ -260,6 +260,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
             model = LanguageModel(config.model, seed=config.seed_of("init"))
             train_step, compiled = build_step(model, config, parallel.launch(devices=1), meter.on_phase)
             del model
+            train_step.step_lengths = loader.lengths
             train_step.diagnose_at = set()  # few steps of a run write diagnostics
             scheduled = ScheduledTransforms(config, train_step)
             # whose scales take memory for the rest of the run

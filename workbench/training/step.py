@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from workbench.contract import AuxOutputs
+from workbench.contract import AuxOutputs, Budget, BudgetChoice
 from workbench.data import Batch
 from workbench.model import LanguageModel
 from workbench.model.objectives import StepTotals, count_positions
@@ -25,6 +26,7 @@ from workbench.ops.scaled_linear import check_device
 from workbench.pooled import Pooled
 from workbench.training import parallel
 from workbench.training.average import averaging
+from workbench.training.budgets import StepLengths, budget_tuners
 from workbench.training.compensation import without_rescaling
 from workbench.training.config import RunConfig
 from workbench.training.fp8 import use_fp8
@@ -32,6 +34,7 @@ from workbench.training.health import Health, gradient_rms_summary
 from workbench.training.layer_monitors import epsilon_values, gradient_values, layers_of, watching
 from workbench.training.optimiser import build_optimiser, optimiser_of
 from workbench.training.qk_clip import QKClip
+from workbench.training.rank_times import RankTimes
 from workbench.training.roll_back import RollBack
 from workbench.training.schedule import rate_at
 from workbench.training.step_counters import StepCounters
@@ -75,6 +78,14 @@ class TrainStep:
         )
         clip = config.training.qk_clip
         self.qk_clip = None if clip is None else QKClip(model, clip, parallel.all_maximum)
+        tuned = config.training.budgets
+        self.tuner = None if tuned is None else budget_tuners[tuned.kind](config, device)
+        self.step_lengths: Callable[[int], StepLengths] | None = None
+        """Step (from 0) -> lengths of the documents of all ranks (:meth:`workbench.data.StepLoader.lengths`), which a
+        budget tuner needs."""
+        self.choices: list[list[BudgetChoice | None]] = []
+        """[micro-batch][layer] what the layers of the newest step attended; None in layers without a budget."""
+        self.rank_times = RankTimes(device, meets_once=config.training.ranks == "replicated")
         self.applied = torch.ones((), device=device)
         """0.0 where the optimiser skipped the newest step, else 1.0."""
         self.lr_factor = 0.0
@@ -101,20 +112,25 @@ class TrainStep:
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor
         micro_batches = [next(batches) for _ in range(training.accumulate)]
+        self.rank_times.begin_step()
         snapshot = step in self.diagnose_at
         self._begin(micro_batches, (step - 1) / training.steps, snapshot)
+        budgets = self._budgets(step)
         counted = self.counters.count_first and training.accumulate > 1
-        for batch in micro_batches if counted else ():
+        for batch, of_layers in zip(micro_batches, budgets) if counted else ():
             with torch.no_grad(), autocast(self.device, training.precision):
-                self.counters.count(self._forward(batch, snapshot=False)[1])
+                self.counters.count(self._forward(batch, of_layers, snapshot=False)[1])
             self.on_phase("count")
         step_loss = torch.zeros((), device=self.device)
-        for batch in micro_batches:
-            objective, loss, layers = self._objective(batch, snapshot, counted)
+        for batch, of_layers in zip(micro_batches, budgets):
+            objective, loss, layers = self._objective(batch, of_layers, snapshot, counted)
             self.on_phase("forward")
             objective.backward()
             step_loss = step_loss + loss
+            self.rank_times.mark()
             self.on_phase("backward")
+        parallel.sum_gradients(self.model.parameters())
+        self.rank_times.mark()
         loss = parallel.all_sum(step_loss.double())
         share = training.ema.share(step, training.tokens_per_step) if training.ema is not None else None
         with averaging(self.optimiser, share):
@@ -125,6 +141,7 @@ class TrainStep:
         self.counters.update(lr_factor, 1 - step / training.steps, self.applied)
         if self.roll_back is not None:  # after the counters, whose buffers are part of the copies
             self.end_window(step, self.health.wants_roll_back, is_last=step == training.steps)
+        self.rank_times.mark()
         self.diagnostics = self._diagnostics(layers) if snapshot else {}
         self.on_phase("update")
 
@@ -140,21 +157,32 @@ class TrainStep:
             self.qk_clip.begin_step()
         self.objective_metrics: dict[str, Pooled] = {}
         self.layer_metrics: list[dict[str, Pooled]] = [{} for _ in layers_of(self.model)]
+        self.choices = []
         if snapshot:
             self.counters.attach_taps(self.device)
 
-    def _objective(self, batch: Batch, snapshot: bool, counted: bool) -> tuple[Tensor, Tensor, list[AuxOutputs]]:
+    def _budgets(self, step: int) -> Sequence[list[Budget | None] | None]:
+        """Budgets of every layer, one list per micro-batch."""
+        if self.tuner is None:
+            return [None] * self.config.training.accumulate
+        assert self.step_lengths is not None, "a budget tuner needs the lengths of all ranks: set step_lengths"
+        return self.tuner.budgets(self.step_lengths(step - 1), parallel.rank())
+
+    def _objective(
+        self, batch: Batch, budgets: list[Budget | None] | None, snapshot: bool, counted: bool
+    ) -> tuple[Tensor, Tensor, list[AuxOutputs]]:
         """A micro-batch's share of the step's objective (loss plus auxiliary losses), its share of the loss (detached),
         auxiliary outputs of the layers. Shares are added, over micro-batches and ranks.
 
         Args:
+            budgets: of every block; None for the configured numbers.
             snapshot: whether layers write metrics.
             counted: whether the counts of the whole step are known.
         """
         watches = watching(self.model, self._record) if snapshot else contextlib.nullcontext()
         with autocast(self.device, self.config.training.precision):
             with watches:
-                loss, aux = self._forward(batch, snapshot)
+                loss, aux = self._forward(batch, budgets, snapshot)
             if not counted:
                 self.counters.count(aux)
             objective = loss + sum(part for outputs in aux for part in outputs.losses) + sum(self.counters.losses(aux))
@@ -162,6 +190,10 @@ class TrainStep:
         if self.qk_clip is not None:
             self.qk_clip.record(layers, model_aux)
         join(self.objective_metrics, model_aux.metrics)
+        self.choices.append([outputs.budget for outputs in layers])
+        for choice in self.choices[-1]:
+            if choice is not None:
+                join(self.objective_metrics, choice.metrics)
         for pooled, outputs in zip(self.layer_metrics, layers, strict=True):
             join(pooled, outputs.metrics)
         return objective, loss.detach(), layers
@@ -169,7 +201,9 @@ class TrainStep:
     def _record(self, layer: int, values: Mapping[str, Pooled]) -> None:
         join(self.layer_metrics[layer], values)
 
-    def _forward(self, batch: Batch, snapshot: bool) -> tuple[Tensor, list[AuxOutputs]]:
+    def _forward(
+        self, batch: Batch, budgets: list[Budget | None] | None, snapshot: bool
+    ) -> tuple[Tensor, list[AuxOutputs]]:
         """A micro-batch's share of the loss; auxiliary outputs of the layers, then those of the model's objectives."""
         tokens_BT, targets_BT, segments_BT, _ = batch
         clips = self.qk_clip is not None
@@ -185,6 +219,7 @@ class TrainStep:
             objective_aux=model_aux,
             totals=self.totals,
             progress=self.progress,
+            budgets=budgets,
         )
         return loss, [*layers, model_aux]
 
@@ -233,6 +268,31 @@ class TrainStep:
             for layer, more in zip(metrics, further, strict=True)
         ]
         return {layer: values for layer, values in enumerate(merged) if values}
+
+    def measurements(self, lengths: Sequence[Sequence[np.ndarray]]) -> dict[str, Any]:
+        """What batch plans learn from the newest step: plain data, equal on every rank.
+
+        Args:
+            lengths: of the documents of the step (:meth:`workbench.data.StepLoader.lengths`).
+
+        Returns:
+            ``lengths``: [rank][micro-batch] tokens of every document. With a budget tuner also ``budgets``: [rank]
+            [micro-batch][layer] blocks per query that were attended, None in layers without a budget.
+        """
+        measured: dict[str, Any] = {"lengths": [[documents.tolist() for documents in of_rank] for of_rank in lengths]}
+        if self.tuner is not None:
+            none = torch.full((), -1, dtype=torch.int32, device=self.device)
+            blocks_AL = torch.stack(
+                [
+                    torch.stack([none if choice is None else choice.blocks for choice in layers])
+                    for layers in self.choices
+                ]
+            )
+            blocks_RAL = parallel.all_gathered(blocks_AL[:, : len(self.model.blocks)]).tolist()  # waits for the device
+            measured["budgets"] = [
+                [[None if k < 0 else k for k in layers] for layers in of_rank] for of_rank in blocks_RAL
+            ]
+        return measured
 
     def take_log_values(self) -> tuple[Tensor, list[str]]:
         """Values to log, as one float64 tensor on the device; starts a new loss window.

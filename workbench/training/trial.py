@@ -25,7 +25,7 @@ import torch
 
 from workbench.accounting import packed_flops
 from workbench.config import ConfigError, require
-from workbench.data import MeasuredSplit, RowStream, Source, StepLoader, batch_plans
+from workbench.data import MeasuredSplit, RowStream, Source, StepLoader
 from workbench.data import prepare as prepare_data
 from workbench.environment import environment
 from workbench.evaluation import Decoder, Results, check_suites
@@ -70,6 +70,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
 preempt it, which Slurm sends to every process of a job; SIGXCPU: its CPU time is used up."""
 READS = "reads"
 """Name, among the suites of a run, of what the steps of a decoding policy read."""
+RANKS_END = 60
+"""Seconds in which the other ranks of a run end after the first; what then still runs is terminated."""
 SAMPLED_ROWS = 64
 """Rows of the training stream from which the lengths of documents are estimated."""
 
@@ -358,7 +360,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         data = Source.open(cache, record.data)
     phase = config.phase_at(step_of(checkpoint) if checkpoint else 0)
     model = LanguageModel(phase.model, seed=config.seed_of("init"))
-    stream = data.stream(context=training.context, seed=config.seed_of("order"))
+    stream = config.stream(data)
     rows = [stream.row(number) for number in range(SAMPLED_ROWS)]
     document_lengths = [int(n) for row in rows for n in np.unique(row[2], return_counts=True)[1]]
     if parallel.is_rank_zero():
@@ -368,8 +370,8 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
         folder.truncate_after(step)
         epochs = stream.epochs(training.rows)
         folder.event("resumed" if checkpoint else "started", step=step, devices=devices, epochs=epochs)
-        tokens, _, segments, _ = (torch.from_numpy(np.stack(part)) for part in zip(*rows))
-        inspected = model.embedding.inspect(tokens, segments)
+        sample = stream.batch(range(SAMPLED_ROWS))
+        inspected = model.embedding.inspect(sample.tokens_BT, sample.segments_BT)
         if inspected and not checkpoint:
             folder.event("embedding", **inspected)
     if config.start is not None and not checkpoint:
@@ -393,7 +395,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
 def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[str, Any]], None] | None) -> None:
     """Train the model of ``trial`` to its last step; afterwards it is on its device."""
     config, folder, training = trial.config, trial.folder, trial.config.training
-    fabric = parallel.launch(trial.devices)
+    fabric = parallel.launch(trial.devices, training.ranks)
     checkpoint = fabric.broadcast(trial.checkpoint)
     step = step_of(checkpoint) if checkpoint else 0
     train_step, compiled = build_step(trial.model, config.of(config.phase_at(step)), fabric)
@@ -401,13 +403,14 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
     throughput = Throughput(config, trial.seen_flops)
     loader = StepLoader(
         trial.stream,
-        batch_plans[training.batch_plan.kind](training.batch_plan),
+        config.batch_plan,
         batch_size=training.batch_size,
         accumulate=training.accumulate,
         steps=training.steps,
         rank=fabric.global_rank,
         world=trial.devices,
     )
+    train_step.step_lengths = loader.lengths
     checkpointer = Checkpointer(folder, config, train_step, loader, throughput)
     if checkpoint:
         checkpointer.restore(checkpoint)
@@ -421,6 +424,12 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
             folder.event("first_step", seconds=seconds)
             folder.add_to_environment(paths=dispatch.recorded())
 
+    def record(step: int) -> None:
+        """Let the batch plan learn from a step."""
+        if loader.plan.learns:
+            assert trial.train_step is not None
+            loader.record(step - 1, trial.train_step.measurements(loader.lengths(step - 1)))
+
     with contextlib.closing(iter(loader)) as batches:
         for phase in config.phases:
             if step > phase.last:
@@ -429,6 +438,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
                 throughput.tick(step)
                 with throughput.paused():
                     train_step, compiled = grow(train_step, config, fabric)
+                train_step.step_lengths = loader.lengths
                 checkpointer.train_step = trial.train_step = train_step
                 trial.model = train_step.model
                 if parallel.is_rank_zero():
@@ -439,6 +449,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
                 batches,
                 after=step,
                 until=phase.last,
+                record=record,
                 throughput=throughput,
                 log=log,
                 checkpointer=checkpointer,
@@ -596,9 +607,16 @@ def stop_signals(numbers: Sequence[signal.Signals]) -> list[int]:
     return received
 
 
-def run_in_process(path: str, cache: str, threads: int) -> None:
+def run_in_process(path: str, cache: str, threads: int, devices: int = 1) -> None:
     """Entry point of a trial's process: log to the run's folder; stop on :data:`STOP_SIGNALS`, or when the parent
-    process is gone."""
+    process is gone.
+
+    Args:
+        path: the run's folder.
+        cache: folder of prepared data.
+        threads: of this process.
+        devices: as of :func:`train`; the other ranks are processes that this one starts.
+    """
     import multiprocessing
 
     log = os.open(Path(path) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -609,4 +627,9 @@ def run_in_process(path: str, cache: str, threads: int) -> None:
     faulthandler.register(signal.SIGUSR1)  # a worker that suspects a hang requests stack traces in log.txt
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the worker decides
     parent = multiprocessing.parent_process()
-    train(path, cache, should_stop=lambda: bool(signals) or (parent is not None and not parent.is_alive()))
+    others = []
+    if devices > 1 and parallel.is_rank_zero():
+        others = parallel.start_other_ranks(devices, run_in_process, path, cache, threads, devices)
+    train(path, cache, lambda: bool(signals) or (parent is not None and not parent.is_alive()), devices)
+    for process in others:
+        process.join(RANKS_END)

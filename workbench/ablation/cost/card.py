@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from workbench.ablation.arms import Arms
+from workbench.ablation.cost.balance import token_imbalance
 from workbench.ablation.cost.memory import activation_bytes
 from workbench.ablation.matching.solver import quantity
 from workbench.accounting import account
@@ -40,15 +41,19 @@ def cost_table(
     trials (all runs: tuning, repeats and confirmation); tokens_per_second, seconds_per_trial, seconds_total (training
     alone, one worker; null where not measured); memory_bytes (peak of all tensors: weights, gradients, optimiser state,
     activations); memory_measured (whether measured on this device; else estimated);
+    token_imbalance (of the ranks of a run on several devices: most tokens divided by the mean, as its plan deals out
+    the first steps; null without data, and on one device);
     disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
     budget's target); off_parameters, off_active_parameters, off_flops, off_cache, off_seconds (to the baseline, on
     every axis); solved (what the budget's solver set, in words); mismatch (what is not matched, in words).
     """
     rows: list[dict[str, Any]] = []
     baseline: dict[str, Any] = {}
+    devices = arms.config.launch.devices
     for name, arm in arms.items():
         run = arm.first_run()
         training = run.training
+        source = (data or {}).get(name)
         cost = account(run.model, training.context, element_bytes=4 if training.precision == "fp32" else 2)
         step = (measured or {}).get(name)
         trials = sum(arm.planned.values())
@@ -70,7 +75,7 @@ def cost_table(
             "cache_bytes": cost.cache_bytes,
             "unevicted_bytes": cost.unevicted_bytes,
             "tokens": training.steps * training.tokens_per_step,
-            "epochs": None if data is None or name not in data else run.epochs(data[name]),
+            "epochs": None if source is None else run.epochs(source),
             "tuned": len(arm.space),
             "searched": arm.planned[Stage.TUNING],
             "trials": trials,
@@ -79,6 +84,7 @@ def cost_table(
             "seconds_total": None if seconds is None else seconds * trials,
             "memory_bytes": memory,
             "memory_measured": peak > 0,
+            "token_imbalance": None if source is None or devices == 1 else token_imbalance(run, source, devices),
             # weights in fp32 and what training keeps, in the retained checkpoints and the one being written
             "disk_bytes": (4 * cost.parameters + state_bytes) * (RETAINED + 1) if training.steps else 0,
         }

@@ -53,7 +53,7 @@ def measure_arms(
                     continue
                 stream = None
                 if data:
-                    stream = data[name].stream(context=training.context, seed=run.seed_of("order"))
+                    stream = run.stream(data[name])
                 try:
                     measured.setdefault(name, []).append(measure_shrunken(run, stream))
                 except torch.OutOfMemoryError:

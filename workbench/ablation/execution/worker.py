@@ -45,7 +45,8 @@ class Worker:
     Args:
         folder: the launched ablation.
         timing: intervals and time limits.
-        run_trial: what a trial's process runs; gets the run's folder, the data cache and the number of threads.
+        run_trial: what a trial's process runs; gets the run's folder, the data cache, the number of threads, and that
+            of devices if there are several.
         start_method: of trials' processes; default forkserver where the system has it, else spawn.
     """
 
@@ -53,7 +54,7 @@ class Worker:
         self,
         folder: AblationFolder,
         timing: Timing = DEFAULT_TIMING,
-        run_trial: Callable[[str, str, int], None] = run_trial,
+        run_trial: Callable[..., None] = run_trial,
         start_method: str | None = None,
     ):
         self.folder, self.timing = folder, timing
@@ -74,7 +75,7 @@ class Worker:
                 signal.signal(number, self._on_signal)
         threading.excepthook = self._on_thread_error
         assigned = self.plan.config.launch.launcher.assigns_gpus
-        with claim_gpu(self.folder, () if assigned else visible_gpus()):
+        with claim_gpu(self.folder, () if assigned or self.plan.config.launch.devices > 1 else visible_gpus()):
             self.work_until_done()
 
     def work_until_done(self) -> None:
@@ -128,7 +129,9 @@ class Worker:
         """Run a trial's process to its end, and report its evaluations."""
 
         def start() -> Any:
-            arguments = (str(folder.path), str(self.folder.cache_path), self.plan.record.threads)
+            arguments: tuple[Any, ...] = (str(folder.path), str(self.folder.cache_path), self.plan.record.threads)
+            if (devices := self.plan.config.launch.devices) > 1:
+                arguments += (devices,)
             process = self._processes.Process(target=self._run_trial, args=arguments)
             process.start()
             return process

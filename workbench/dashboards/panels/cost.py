@@ -27,6 +27,10 @@ QUANTITIES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "memory_bytes": ("training memory", formatting.size),
     "tokens": ("tokens, one run", formatting.count),
     "epochs": ("its text is read", lambda epochs: formatting.UNKNOWN if epochs is None else times(epochs)),
+    "token_imbalance": (
+        "tokens of ranks, max/mean",
+        lambda ratio: formatting.UNKNOWN if ratio is None else f"{ratio:.2f}",
+    ),
     "tuned": ("tuned fields", formatting.count),
     "searched": ("tuning trials", formatting.count),
     "trials": ("runs", formatting.count),

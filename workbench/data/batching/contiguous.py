@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from workbench.data.batching import BatchPlan, BatchPlanConfig, GlobalBatch, batch_plans
+from workbench.data.batching import Assignment, BatchPlan, BatchPlanConfig, GlobalBatch, batch_plans
 
 
 @batch_plans.register
@@ -18,5 +18,5 @@ class Contiguous(BatchPlan):
 
         kind: Literal["contiguous"] = "contiguous"
 
-    def rows(self, batch: GlobalBatch, rank: int, world: int) -> list[list[int]]:
-        return np.array(batch.rows).reshape(batch.accumulate, world, -1)[:, rank].tolist()
+    def assign(self, batch: GlobalBatch, world: int) -> Assignment:
+        return np.array(batch.rows).reshape(batch.accumulate, world, -1).swapaxes(0, 1).tolist()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ from pydantic import Field
 from workbench.config import require
 from workbench.data.sources import Source, SourceConfig, digest, is_intact, sources, write_card
 from workbench.data.splits import MEASURED, SplitName
-from workbench.data.streams import IGNORE_INDEX, RowStream
+from workbench.data.streams import IGNORE_INDEX, RowStream, bucket_of
 from workbench.files import locked, replacing_folder
 from workbench.metric import ANSWER_ERRORS, ANSWER_LOSS, Metric
 from workbench.seeding import Seed, counter_generator
@@ -146,8 +146,8 @@ class Task(Source):
         each."""
         return list(range(len(examples)))
 
-    def stream(self, *, context: int, seed: int) -> TaskStream:
-        return TaskStream(self, context=context, seed=seed)
+    def stream(self, *, context: int, seed: int, buckets: Sequence[int] = ()) -> TaskStream:
+        return TaskStream(self, context=context, seed=seed, buckets=buckets)
 
     @cached_property
     def selection(self) -> Examples:  # type: ignore[override]
@@ -234,23 +234,37 @@ class TaskStream(RowStream):
         task: the task.
         context: tokens T in a row; what is left after the last example is padding.
         seed: seed of the run.
+        buckets: lengths of rows of one example each, rising to ``context``. Default: all rows have ``context`` tokens
+            and as many examples as fit.
     """
 
-    def __init__(self, task: Task, *, context: int, seed: int):
-        self.task, self.context, self.seed = task, context, seed
+    def __init__(self, task: Task, *, context: int, seed: int, buckets: Sequence[int] = ()):
+        self.task, self.context, self.seed, self.buckets = task, context, seed, buckets
+        self._lengths = lru_cache(maxsize=4096)(lambda r: [len(example.tokens) for example in self._examples(r)])
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        tokens = np.zeros(self.context, dtype=np.int64)
-        targets = np.full(self.context, IGNORE_INDEX, dtype=np.int64)
-        segments = np.full(self.context, -1, dtype=np.int32)
-        documents = np.full(self.context, -1, dtype=np.int64)
+        examples = self._examples(r)
+        length = bucket_of(len(examples[0].tokens), self.buckets) if self.buckets else self.context
+        tokens = np.zeros(length, dtype=np.int64)
+        targets = np.full(length, IGNORE_INDEX, dtype=np.int64)
+        segments = np.full(length, -1, dtype=np.int32)
+        documents = np.full(length, -1, dtype=np.int64)
         filled = 0
-        for segment, example in enumerate(self.task.row_examples(self.seed, r, self.context)):
+        for segment, example in enumerate(examples):
             span = slice(filled, filled + len(example.tokens))
             tokens[span], targets[span] = example.tokens, example.targets
             segments[span], documents[span] = segment, r
             filled = span.stop
         return tokens, targets, segments, documents
+
+    def row_length(self, r: int) -> int:
+        return bucket_of(self._lengths(r)[0], self.buckets) if self.buckets else self.context
+
+    def segment_lengths(self, r: int) -> np.ndarray:
+        return np.array(self._lengths(r))
+
+    def _examples(self, r: int) -> list[Example]:
+        return self.task.row_examples(self.seed, r, 0 if self.buckets else self.context)
 
 
 def answer_starts(targets: np.ndarray, documents: np.ndarray | None = None, *, separate: bool = False) -> np.ndarray:

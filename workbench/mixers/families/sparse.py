@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache
+from workbench.contract import AuxOutputs, BlocksPerQuery, Budget, Cache
 from workbench.layers import RowCache
 from workbench.mixers.families.softmax import nearest_divisor
 from workbench.ops.sparse_attention import (
     Blocks,
+    block_coverage,
     block_starts,
     chosen_block_attention,
     document_starts,
@@ -30,6 +31,8 @@ from workbench.ops.sparse_attention import (
 )
 from workbench.pooled import is_token, mean_of
 
+COVERED_QUERIES = 1024
+"""Queries of a row over which the coverage of diagnostics is averaged."""
 SCORE_OBSTACLE = "queries meet pooled keys and keys of selected blocks, whose largest score is not measured"
 
 
@@ -76,6 +79,11 @@ def check_blocks(blocks: Blocks, path: dict[str, str]) -> None:
         expected=f"at least the forced blocks: {blocks.initial} first and {blocks.local} last",
         do=f"Set {path['selected']}: {forced} or more.",
     )
+
+
+def blocks_per_query(field: str, blocks: Blocks) -> BlocksPerQuery:
+    """The number that ``field`` sets; below the forced blocks there is no choice."""
+    return BlocksPerQuery(field, blocks.selected, blocks.initial + blocks.local)
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,8 @@ class Selection:
         positions: Positions,
         blocks: Blocks,
         cache: PooledCache | None,
+        aux: AuxOutputs | None = None,
+        budget: Budget | None = None,
         scale: float | None = None,
     ) -> Selection:
         """The blocks that queries select by their scores with pooled keys.
@@ -144,9 +154,30 @@ class Selection:
             positions: of the queries.
             blocks: sizes and numbers of blocks.
             cache: decode state; a selection that later positions reuse is stored in it.
+            aux: collects the coverage of the selection, and the choice of the budget.
+            budget: how many blocks are selected. Default: ``blocks.selected``.
             scale: of the scores. Default: 1/sqrt(K).
         """
         previous = None if cache is None else cache.selected_BGn
+        count = None
+        scored = (q_BTHK, ck_BNGK, lse_BTH)
+        if budget is not None:
+            assert cache is None, "a budget is for whole rows, not for decoding"
+            blocks = blocks._replace(selected=budget.largest)
+            coverage_K = None
+            if budget.candidates_K is not None:
+                coverage_K = _coverage(scored, budget.candidates_K, budget.queries, positions, blocks, scale)
+            choice = budget.choose(coverage_K)
+            count = choice.blocks
+            if aux is not None:
+                aux.budget = choice
+                if aux.collect_metrics:
+                    aux.metrics.update(choice.metrics)
+        if cache is None and aux is not None and aux.collect_metrics:
+            number = torch.full((), blocks.selected, device=q_BTHK.device) if count is None else count
+            aux.metrics["coverage"] = mean_of(
+                _coverage(scored, number.to(torch.int32)[None], COVERED_QUERIES, positions, blocks, scale)
+            )
         indices = select_blocks(
             q_BTHK,
             ck_BNGK,
@@ -155,6 +186,7 @@ class Selection:
             num_keys=positions.end,
             scale=scale,
             previous_BGn=previous,
+            budget=count,
             **positions.settings,
         )
         if cache is not None and previous is not None:
@@ -229,6 +261,25 @@ class Selection:
         if (valid := is_token(segments, 2)) is not None:
             selected = selected & valid
         aux.metrics["selected_distance"] = mean_of((own_block - self.indices) * block, selected)
+
+
+def _coverage(
+    scored: tuple[Tensor, Tensor, Tensor],
+    counts_K: Tensor,
+    queries: int,
+    positions: Positions,
+    blocks: Blocks,
+    scale: float | None,
+) -> Tensor:
+    return block_coverage(
+        *scored,
+        counts_K,
+        blocks=blocks,
+        start_BT=positions.start_BT,
+        queries=queries,
+        scale=scale,
+        valid_BT=is_token(positions.segments),
+    )
 
 
 Pool = Callable[[list[Tensor], Tensor, int | None, Tensor | None], list[Tensor]]

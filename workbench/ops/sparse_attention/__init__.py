@@ -39,6 +39,7 @@ from workbench.ops.sparse_attention.single import chosen_block_attention, select
 
 __all__ = [
     "Blocks",
+    "block_coverage",
     "block_overlaps",
     "block_starts",
     "chosen_block_attention",
@@ -163,6 +164,7 @@ def select_blocks(
     offset: int = 0,
     scale: float | None = None,
     previous_BGn: Tensor | None = None,
+    budget: Tensor | None = None,
 ) -> Tensor:
     """The blocks that each query selects: the forced ones, and those with the largest summed probability.
 
@@ -175,9 +177,12 @@ def select_blocks(
         lse_BTH: from :func:`visible_block_attention` with the same scale.
         num_keys: rows S seen so far, offset + T.
         previous_BGn: the selection of the last position seen, where ``reuse`` > 1 and ``offset`` > 0.
+        budget: how many blocks are selected, at most ``blocks.selected``: int32, a scalar on the device, read when the
+            operator runs. Default: ``blocks.selected``.
 
     Returns:
-        (B, T, G, n) int32 indices within the document, ascending, padded with -1.
+        (B, T, G, n) int32 indices within the document, ascending, padded with -1; n is ``blocks.selected`` whatever the
+            budget, and attention over them takes the time of the blocks that are not -1.
     """
     q, ck, _ = _cast(q_BTHK.detach(), ck_BNGK.detach(), None)
     B, T = start_BT.shape
@@ -187,7 +192,7 @@ def select_blocks(
 
     def select(q: Tensor, lse: Tensor, start: Tensor, rows: Tensor) -> Tensor:
         sizes = (blocks.length, blocks.stride, blocks.block, n, blocks.initial, blocks.local)
-        return operators._select(q, ck, lse.detach(), start, rows, num_keys, *sizes, scale, reuse)
+        return operators._select(q, ck, lse.detach(), start, rows, num_keys, *sizes, scale, reuse, budget)
 
     row_T = torch.arange(offset, offset + T, dtype=torch.int32, device=q.device)
     if reuse == 1:
@@ -212,6 +217,60 @@ def select_blocks(
     if previous_BGn is not None:
         out = torch.where((query_row_BT < offset)[:, :, None, None], previous_BGn[:, None], out)
     return out
+
+
+@torch.no_grad()
+def block_coverage(
+    q_BTHK: Tensor,
+    ck_BNGK: Tensor,
+    lse_BTH: Tensor,
+    counts_K: Tensor,
+    *,
+    blocks: Blocks,
+    start_BT: Tensor,
+    queries: int,
+    scale: float | None = None,
+    valid_BT: Tensor | None = None,
+) -> Tensor:
+    """Share of the selection scores that the selected blocks would cover, for several numbers of them.
+
+    Blocks are taken in the order of :func:`select_blocks`, the forced ones first. A query whose blocks have no score
+    yet is covered.
+
+    Args:
+        q_BTHK, ck_BNGK, lse_BTH, blocks, start_BT, scale: as of :func:`select_blocks`, without an offset.
+        counts_K: (K,) numbers of blocks, int32.
+        queries: positions of a row, evenly spaced and the last one among them, over which the mean is taken; all of a
+            shorter row. With ``blocks.reuse`` the position that selects for each of them.
+        valid_BT: positions that count. Default: all.
+
+    Returns:
+        (K,) means over queries and groups, fp32 at least.
+    """
+    q, ck, _ = _cast(q_BTHK.detach(), ck_BNGK.detach(), None)
+    T = start_BT.shape[1]
+    step = -(-T // queries)
+    position_Q = torch.arange((T - 1) % step, T, step, dtype=torch.int32, device=q.device)
+    start_BQ = start_BT[:, position_Q].to(torch.int32)
+    rows_BQ = position_Q - (position_Q - start_BQ) % blocks.reuse
+    index_BQ = rows_BQ.long()
+    sizes = (blocks.length, blocks.stride, blocks.block, blocks.initial, blocks.local)
+    share_BQGK = operators._coverage(
+        q.gather(1, index_BQ[:, :, None, None].expand(-1, -1, *q.shape[2:])),
+        ck,
+        lse_BTH.detach().gather(1, index_BQ[..., None].expand(-1, -1, q.shape[2])),
+        start_BQ,
+        rows_BQ,
+        counts_K,
+        T,
+        *sizes,
+        1 / math.sqrt(q.shape[-1]) if scale is None else scale,
+    )
+    if valid_BT is None:
+        return share_BQGK.mean((0, 1, 2))
+    is_valid_BQ11 = valid_BT[:, position_Q, None, None]
+    total = torch.where(is_valid_BQ11, share_BQGK, 0.0).sum((0, 1, 2))
+    return total / (is_valid_BQ11.sum() * share_BQGK.shape[2]).clamp_min(1)
 
 
 def _cast(q: Tensor, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -172,15 +172,16 @@ def visible_backward(
     return dq, *_key_value_gradients(v, dk, dv)
 
 
-def select(q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, selection: Selection) -> Tensor:
-    """(B, Q, G, n) int32 blocks, ascending, padded with -1."""
-    num_keys, length, stride, block, count, initial, local, scale = selection
+def _block_scores(
+    q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, selection: Selection
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """For spans of queries: the span, (B, G, C, J) scores of selection blocks, and the order of selection, the same
+    with forced blocks +inf and blocks that are not visible -inf."""
+    num_keys, length, stride, block, _, initial, local, scale = selection
     (B, Q, H, _), (N, G), wide = q.shape, ck.shape[1:3], _wide(q)
     J, ratio, pairs = -(-num_keys // block), block // stride, block_overlaps(length, stride, block)
     ck, slot_N, block_J = ck.to(wide), torch.arange(N, device=q.device), torch.arange(J, device=q.device)
-    out = torch.full((B, Q, G, count), -1, dtype=torch.int32, device=q.device)
     front = -min(m for m, _ in pairs)
-    n = min(count, J)
     for span in _spans(Q, B * (H + 2 * G) * max(N, J) * wide.itemsize):
         start, rows = start_BQ[:, span], rows_BQ[:, span]
         score = torch.zeros(B, G, rows.shape[1], J, dtype=wide, device=q.device)
@@ -203,14 +204,67 @@ def select(q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Te
             for m, weight in pairs:
                 score += weight * padded[..., front + m :: ratio][..., :J]
         query_block = torch.div(rows - start, block, rounding_mode="floor")[:, None, :, None]
-        score = score.masked_fill((block_J < initial) | (block_J > query_block - local), math.inf)
-        score = score.masked_fill((block_J > query_block) | (rows < 0)[:, None, :, None], -math.inf)
+        order = score.masked_fill((block_J < initial) | (block_J > query_block - local), math.inf)
+        hidden = (block_J > query_block) | (rows < 0)[:, None, :, None]
+        yield span, score.masked_fill_(hidden, 0.0), order.masked_fill_(hidden, -math.inf)
+
+
+def select(
+    q: Tensor,
+    ck: Tensor,
+    lse_BQH: Tensor,
+    start_BQ: Tensor,
+    rows_BQ: Tensor,
+    selection: Selection,
+    budget: Tensor | None = None,
+) -> Tensor:
+    """(B, Q, G, n) int32 blocks, ascending, padded with -1; at most ``budget`` of them where one is given."""
+    (B, Q, _, _), G, num_keys, count = q.shape, ck.shape[2], selection.num_keys, selection.selected
+    out = torch.full((B, Q, G, count), -1, dtype=torch.int32, device=q.device)
+    n = min(count, -(-num_keys // selection.block))
+    rank_n = torch.arange(n, device=q.device)
+    for span, _, score in _block_scores(q, ck, lse_BQH, start_BQ, rows_BQ, selection):
         # of equal scores the lower index, as in the kernel
         best, order = score.sort(dim=-1, descending=True, stable=True)
-        chosen = torch.where(best[..., :n] > -math.inf, order[..., :n], num_keys)
-        chosen = chosen.sort(-1).values
+        is_chosen = best[..., :n] > -math.inf
+        if budget is not None:
+            is_chosen &= rank_n < budget
+        chosen = torch.where(is_chosen, order[..., :n], num_keys).sort(-1).values
         out[:, span, :, :n] = torch.where(chosen == num_keys, -1, chosen).transpose(1, 2).to(torch.int32)
     return out
+
+
+def coverage(
+    q: Tensor,
+    ck: Tensor,
+    lse_BQH: Tensor,
+    start_BQ: Tensor,
+    rows_BQ: Tensor,
+    counts_K: Tensor,
+    selection: Selection,
+) -> Tensor:
+    """(B, Q, G, K) share of the scores of all visible blocks in the first ``counts_K`` of the order of selection; 1
+    where no block has a score."""
+    (B, Q, _, _), G, wide = q.shape, ck.shape[2], _wide(q)
+    J = -(-selection.num_keys // selection.block)
+    out = torch.ones(B, Q, G, counts_K.shape[0], dtype=wide, device=q.device)
+    rank_J = torch.arange(J, device=q.device)
+    for span, score, order in _block_scores(q, ck, lse_BQH, start_BQ, rows_BQ, selection):
+        ordered = score.gather(-1, order.sort(dim=-1, descending=True, stable=True).indices)
+        total = ordered.sum(-1, keepdim=True)
+        # not a cumulative sum, which is not deterministic on CUDA devices
+        first = torch.stack([torch.where(rank_J < count, ordered, 0.0).sum(-1) for count in counts_K], dim=-1)
+        out[:, span] = torch.where(total > 0, first / torch.where(total > 0, total, 1.0), 1.0).transpose(1, 2)
+    return out
+
+
+def _used(starts_BTGn: Tensor) -> Tensor:
+    """Without the last columns, where these are -1 for every query: buffers are larger than most budgets. On a device
+    other than a CPU unchanged, whose values the host would wait for."""
+    if starts_BTGn.device.type != "cpu" or starts_BTGn.shape[-1] == 1:
+        return starts_BTGn
+    columns = (starts_BTGn >= 0).flatten(0, 2).any(0).nonzero()
+    return starts_BTGn[..., : int(columns[-1]) + 1 if len(columns) else 1]
 
 
 def _gathered(starts_BCGn: Tensor, first_row: int, block: int, S: int) -> tuple[Tensor, Tensor]:
@@ -253,7 +307,7 @@ def selected_forward(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, T, H, V) and log-sum-exp (B, T, H); without ``v`` the values are the first V channels of the keys."""
     (B, T, H, K), (S, G), wide, v = q.shape, k.shape[1:3], _wide(q), _values(k, v, V)
-    offset, block, scale = blocks.offset, blocks.block, blocks.scale
+    offset, block, scale, starts = blocks.offset, blocks.block, blocks.scale, _used(starts)
     if MAX_MASKED_RATIO * starts.shape[-1] * block >= S:
         return _masked_forward(q, k, v, _selected_mask(starts, offset, block, S), scale, 0.0)
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=wide)
@@ -283,7 +337,7 @@ def selected_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; the last is empty where the values are channels of the keys."""
     (B, T, _, K), (S, G), wide, values = q.shape, k.shape[1:3], _wide(q), _values(k, v, V)
-    offset, block, scale = blocks.offset, blocks.block, blocks.scale
+    offset, block, scale, starts = blocks.offset, blocks.block, blocks.scale, _used(starts)
     if MAX_MASKED_RATIO * starts.shape[-1] * block >= S:
         mask = _selected_mask(starts, offset, block, S)
         dq, dk, dv = _masked_backward(do, dlse, q, k, values, o, lse, mask, scale, 0.0)

@@ -151,16 +151,45 @@ def _select(
     local: int,
     scale: float,
     reuse: int,
+    budget: Tensor | None = None,
 ) -> Tensor:
     q, ck, lse_BQH, start_BQ, rows_BQ = _contiguous(q, ck, lse_BQH, start_BQ, rows_BQ)
     selection = Selection(num_keys, length, stride, block, count, initial, local, scale)
     with disable_autocast(q):
-        return _implementation(q).select(q, ck, lse_BQH, start_BQ, rows_BQ, selection)
+        return _implementation(q).select(q, ck, lse_BQH, start_BQ, rows_BQ, selection, budget)
 
 
 @_select.register_fake
-def _(q, ck, lse, start, rows, num_keys, length, stride, block, count, initial, local, scale, reuse) -> Tensor:  # type: ignore[no-untyped-def]
+def _(q, ck, lse, start, rows, num_keys, length, stride, block, count, initial, local, scale, reuse, budget) -> Tensor:  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[1], ck.shape[2], count, dtype=torch.int32)
+
+
+@torch.library.custom_op("workbench::block_coverage", mutates_args=())
+def _coverage(
+    q: Tensor,
+    ck: Tensor,
+    lse_BQH: Tensor,
+    start_BQ: Tensor,
+    rows_BQ: Tensor,
+    counts_K: Tensor,
+    num_keys: int,
+    length: int,
+    stride: int,
+    block: int,
+    initial: int,
+    local: int,
+    scale: float,
+) -> Tensor:
+    # few queries, on any device: the kernels find one number of best blocks, not the order of all
+    selection = Selection(num_keys, length, stride, block, 0, initial, local, scale)
+    with disable_autocast(q):
+        return chunked.coverage(q, ck, lse_BQH, start_BQ, rows_BQ, counts_K, selection)
+
+
+@_coverage.register_fake
+def _(q, ck, lse, start, rows, counts_K, *args) -> Tensor:  # type: ignore[no-untyped-def]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(q.shape[0], q.shape[1], ck.shape[2], counts_K.shape[0], dtype=wide)
 
 
 # -- shapes, gradients, FLOPs ----------------------------------------------------------------------------------------
@@ -238,7 +267,7 @@ def _(do, dlse, q, k, v, starts, start, o, lse, value_dim, offset, block, reuse,
 
 
 @register_flop_formula(torch.ops.workbench.select_blocks)
-def _(q, ck, lse, start, rows, num_keys, length, stride, block, count, initial, local, scale, reuse, **_) -> int:  # type: ignore[no-untyped-def]
+def _(q, ck, lse, start, rows, num_keys, length, stride, block, count, initial, local, scale, reuse, *_, **__) -> int:  # type: ignore[no-untyped-def]
     last = (num_keys - 1) // reuse * reuse
     pairs = sum(
         num_visible_blocks(p, length, stride) for p in range(max(0, last - (q[1] - 1) * reuse), last + 1, reuse)

@@ -140,12 +140,14 @@ def _block_scores(x, score, size, rule, BQ: tl.constexpr, BJ: tl.constexpr):
 
 
 @triton.jit
-def _best_blocks(score, start, rows, indices, size, n, choice):
-    """Indices of the n largest scores of one query and group, ascending; of equal scores the lower index."""
+def _best_blocks(score, start, rows, budget, indices, size, n, choice):
+    """Indices of the n largest scores of one query and group, ascending; of equal scores the lower index. A budget,
+    read at run time, leaves so many of the n."""
     i_c = tl.program_id(0)
     i_b, i_g = (tl.program_id(1) // size.G).to(tl.int64), tl.program_id(1) % size.G
     row, begin = tl.load(rows + i_b * size.Q + size.first + i_c), tl.load(start + i_b * size.Q + size.first + i_c)
     query_block = tl.where(row >= 0, (row - begin) // choice.BLOCK, -1)
+    count = n if budget is None else tl.load(budget)
     # 1. scores as integers of the same order: positive floats are ordered as their bits
     o_j = tl.arange(0, choice.JP)
     visible = (o_j <= query_block) & (o_j < size.J)
@@ -154,14 +156,14 @@ def _best_blocks(score, start, rows, indices, size, n, choice):
     forced = (o_j < choice.INITIAL) | (o_j > query_block - choice.LOCAL)
     b_key = tl.where(forced, INFINITY, b_score.to(tl.int32, bitcast=True))
     b_key = tl.where(visible, b_key, -1)
-    # 2. the n-th largest key, by bisection from the highest bit down
+    # 2. the key of the last block to choose, by bisection from the highest bit down
     threshold = 0
     for bit in range(31):
         higher = threshold | (1 << (30 - bit))
-        threshold = tl.where(tl.sum((b_key >= higher).to(tl.int32)) >= n, higher, threshold)
+        threshold = tl.where(tl.sum((b_key >= higher).to(tl.int32)) >= count, higher, threshold)
     # 3. all keys above it, and of those equal to it the first
     above, equal = b_key > threshold, b_key == threshold
-    num_equal = n - tl.sum(above.to(tl.int32))
+    num_equal = count - tl.sum(above.to(tl.int32))
     chosen = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= num_equal))
     o_out = tl.cumsum(chosen.to(tl.int32), 0) - 1
     indices += ((i_b * size.Q + size.first + i_c) * size.G + i_g) * n
@@ -171,8 +173,16 @@ def _best_blocks(score, start, rows, indices, size, n, choice):
     tl.store(indices + o_n, tl.full((choice.NP,), -1, tl.int32), mask=unused)
 
 
-def select(q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Tensor, selection: Selection) -> Tensor:
-    """(B, Q, G, n) int32 blocks, ascending, padded with -1."""
+def select(
+    q: Tensor,
+    ck: Tensor,
+    lse_BQH: Tensor,
+    start_BQ: Tensor,
+    rows_BQ: Tensor,
+    selection: Selection,
+    budget: Tensor | None = None,
+) -> Tensor:
+    """(B, Q, G, n) int32 blocks, ascending, padded with -1; at most ``budget`` of them where one is given."""
     (B, Q, H, K), (N, G), n = q.shape, ck.shape[1:3], selection.selected
     J = triton.cdiv(selection.num_keys, selection.block)
     indices = torch.empty(B, Q, G, n, dtype=torch.int32, device=q.device)
@@ -193,5 +203,6 @@ def select(q: Tensor, ck: Tensor, lse_BQH: Tensor, start_BQ: Tensor, rows_BQ: Te
             grid = (triton.cdiv(count, BQ), triton.cdiv(J, BJ), B * G)
             _block_scores[grid](inputs, score, size, constants(rule), BQ=BQ, BJ=BJ, **settings)
         warps = 1 if JP <= 512 else 4
-        _best_blocks[(count, B * G)](score, start_BQ, rows_BQ, indices, size, n, constants(choice), num_warps=warps)
+        arguments = (score, start_BQ, rows_BQ, budget, indices, size, n, constants(choice))
+        _best_blocks[(count, B * G)](*arguments, num_warps=warps)
     return indices

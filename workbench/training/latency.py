@@ -1,0 +1,182 @@
+"""Measures the latency table of a model's layers on this device.
+
+One row with one document per length; a layer is timed alone, forward and backward, as it is in training (precision,
+compilation, recomputation). Layers of one configuration are measured once.
+
+Activations are random, and alike within :data:`RUN` positions: kernels read the blocks of neighbouring queries
+together, and neighbours in a trained model select overlapping blocks (65 to 82 % in arXiv 2608.01662), while those of
+independent activations would share almost none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from workbench.config import hash_of, require
+from workbench.contract import AuxOutputs, Budget, mixers
+from workbench.environment import environment
+from workbench.latency import LatencyTable, LayerLatency
+from workbench.layers import INIT_SCALE
+from workbench.model.block import Block
+from workbench.model.config import Layer
+from workbench.training.config import RunConfig
+from workbench.training.fp8 import use_fp8
+from workbench.training.step import autocast
+
+MIN_REPEATS, MAX_REPEATS, MIN_SECONDS = 5, 30, 0.2
+"""A case is timed until it has run this often and for this long in total."""
+RUN, ALIKE = 16, 0.9
+"""Positions that share a random part of their activations, and its share of the variance: our choice."""
+
+
+def layer_key(layer: Layer) -> str:
+    """What identifies the times of a layer: its configuration without the number of blocks per query."""
+    return hash_of(_described(layer))
+
+
+def _described(layer: Layer) -> dict[str, Any]:
+    plain = layer.plain()
+    if (per_query := mixers[layer.mixer.kind].blocks_per_query(layer.mixer)) is not None:
+        plain["mixer"].pop(per_query.field)
+    return plain
+
+
+def timing_conditions(run: RunConfig, device: torch.device) -> dict[str, Any]:
+    """What the times of a layer depend on beside its configuration."""
+    training, where = run.training, environment()
+    compiled = device.type == "cuda" if training.compile is None else training.compile
+    conditions = {
+        "device": where["device"] if device.type == "cuda" else "cpu",
+        "width": run.model.width,
+        "precision": training.precision,
+        "fp8": training.fp8,
+        "compile": compiled,
+        "recompute": training.recompute,
+    }
+    return conditions if device.type == "cuda" else {**conditions, "platform": where["platform"]}
+
+
+def measure_latencies(
+    run: RunConfig,
+    lengths: Sequence[int],
+    budgets: Sequence[int] = (),
+    report: Callable[[str], None] = lambda line: None,
+    device: torch.device | None = None,
+) -> LatencyTable:
+    """Times of the layers of a run's model on this device.
+
+    Args:
+        run: the run; its data and steps do not matter.
+        lengths: tokens of the documents.
+        budgets: blocks per query. Default: powers of two from the smallest to twice the configured number of every
+            layer, and the configured number.
+        report: called with a line per measured case.
+        device: default: the GPU where there is one.
+
+    Raises:
+        ConfigError: for lengths or budgets that cannot be measured.
+    """
+    lengths, budgets = sorted(set(lengths)), sorted(set(budgets))
+    require(lengths and lengths[0] >= 1, "lengths", got=lengths, expected="numbers of tokens, at least 1")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layers: dict[str, LayerLatency] = {}
+    order = [layer_key(layer) for layer in run.model.layers]
+    for key, layer in zip(order, run.model.layers):
+        if key in layers:
+            continue
+        per_query = mixers[layer.mixer.kind].blocks_per_query(layer.mixer)
+        numbers: list[int | None] = [None]
+        if per_query is not None:
+            chosen = budgets or _default_budgets(per_query.smallest, per_query.configured)
+            require(
+                chosen[0] >= per_query.smallest,
+                "budgets",
+                got=chosen[0],
+                expected=f"at least the {per_query.smallest} blocks that every query of {layer.mixer.kind!r} attends",
+            )
+            numbers = list(chosen)
+        seconds = []
+        for length in lengths:
+            row = _time_row(run, layer, length, numbers, device)
+            seconds.append(tuple(row))
+            times = ", ".join(f"{second * 1e3:.3g}" for second in row)
+            report(f"{layer.mixer.kind}, {length:,} tokens: {times} ms")
+        layers[key] = LayerLatency(
+            tuple(lengths), tuple(k for k in numbers if k is not None), tuple(seconds), _described(layer)
+        )
+    where = {**environment(), "date": time.strftime("%Y-%m-%d")}
+    return LatencyTable(timing_conditions(run, device), layers, tuple(order), where)
+
+
+def _default_budgets(smallest: int, configured: int) -> list[int]:
+    numbers = {smallest, configured, 2 * configured}
+    power = 1
+    while power < 2 * configured:
+        numbers |= {power} if power >= smallest else set()
+        power *= 2
+    return sorted(numbers)
+
+
+def _time_row(
+    run: RunConfig, layer: Layer, length: int, numbers: Sequence[int | None], device: torch.device
+) -> list[float]:
+    """Median seconds of forward and backward at one length, for every number of blocks."""
+    training = run.training
+    generator = torch.Generator().manual_seed(0)
+    block = Block(layer, run.model.width)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=INIT_SCALE, generator=generator)
+            else:
+                parameter.fill_(1.0)
+    block.to(device)
+    if training.fp8 is not None:
+        use_fp8(block, training.fp8)
+    compiled = timing_conditions(run, device)["compile"]
+    if compiled:
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+    common = torch.randn(1, -(-length // RUN), run.model.width, generator=generator).to(device)
+    own_1TD = torch.randn(1, length, run.model.width, generator=generator).to(device)
+    x_1TD = (ALIKE**0.5 * common.repeat_interleave(RUN, dim=1)[:, :length] + (1 - ALIKE) ** 0.5 * own_1TD).detach()
+    x_1TD.requires_grad_()
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    dy_1TD = torch.randn(1, length, run.model.width, generator=generator).to(device, dtype)
+    segments = torch.zeros(1, length, dtype=torch.int32, device=device)
+    largest = max((number for number in numbers if number is not None), default=0)
+
+    def once(number: int | None) -> float:
+        budget = None
+        if number is not None:
+            budget = Budget(largest, torch.tensor(number, dtype=torch.int32, device=device))
+        _wait(device)
+        start = time.perf_counter()
+        inputs: dict[str, Any] = {"segments": segments, "aux": AuxOutputs(False), "budget": budget}
+        with autocast(device, training.precision):
+            if training.recompute:
+                y_1TD = checkpoint(block, x_1TD, use_reentrant=False, preserve_rng_state=False, **inputs)
+            else:
+                y_1TD = block(x_1TD, **inputs)
+        y_1TD.backward(dy_1TD.to(y_1TD.dtype))
+        _wait(device)
+        return time.perf_counter() - start
+
+    medians = []
+    for number in numbers:
+        once(number)  # compiles, allocates
+        times: list[float] = []
+        while len(times) < MIN_REPEATS or (sum(times) < MIN_SECONDS and len(times) < MAX_REPEATS):
+            times.append(once(number))
+        medians.append(float(np.median(times)))
+    return medians
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
