@@ -3,10 +3,10 @@
     python benchmarks/decode_quality.py                           # results/benchmarks/decode_quality.json
     python benchmarks/decode_quality.py --seeds 0 --seconds 60 --lengths 4096
 
-A context is noise with facts in it, ``# k k = v v v v``, behind which questions follow, ``? k k = v v v v``, each about
-another fact. A model of 58M parameters (8 layers, 12 heads of 64 channels in 4 groups) is trained on the answers, in
-bf16, over growing lengths: it goes on to the next length when fewer than 1 % of the answer tokens are wrong, or when
-the seconds of the length have passed. Then the context is read in one pass and the questions with their answers token by
+A context is noise with facts in it, ``# k k = v v v v``. Questions follow it, ``? k k = v v v v``, each about another
+fact. A model of 58M parameters (8 layers, 12 heads of 64 channels in 4 groups) is trained on the answers, in
+bf16, over growing lengths: it goes on to the next length when fewer than 1 % of the answer tokens are wrong, or after
+the seconds of the length. Then the context is read in one pass and the questions with their answers token by
 token, under every policy, for the same held-out contexts.
 
 - errors: share of answer tokens that are not the most likely one, given the right tokens before; of the first token of

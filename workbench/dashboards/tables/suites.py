@@ -10,6 +10,7 @@ import polars as pl
 from workbench.ablation.spec.protocol import ScoreMetric
 from workbench.dashboards.snapshot import Snapshot
 from workbench.formatting import UNKNOWN
+from workbench.results.scores import READS
 
 SUITE_SCHEMA: dict[str, Any] = {
     "suite": pl.String,
@@ -49,7 +50,7 @@ def suite_table(run: Snapshot, *, by_length: bool = False) -> pl.DataFrame:
     """
     from workbench.ablation.verdict.scores import final_scores
 
-    scores = final_scores(run.scores(), run.unfiltered.runs())
+    scores = final_scores(run.scores(), run.unfiltered.runs()).filter(pl.col("suite") != READS)
     rows: list[dict[str, Any]] = []
     for part in scores.partition_by("suite", maintain_order=True):
         tasks, metrics = (list(part[name].unique(maintain_order=True)) for name in ("task", "metric"))
