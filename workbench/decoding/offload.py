@@ -119,7 +119,7 @@ class OffloadedCache(SelectiveCache):
         view, selector, shape: as of :class:`SelectiveCache`.
     """
 
-    common = ("latest_read", "hit_rate", "host_bytes")
+    common = (*SelectiveCache.common, "hit_rate", "host_bytes")
 
     def __init__(
         self,

@@ -137,7 +137,7 @@ class Memory:
         # the numbers wait for the selection; nothing else on the device does
         blocks_BGm, slots_BGm = torch.stack((copies.blocks_BGm, copies.slots_BGm)).cpu()
         where = (blocks_BGm >= 0).nonzero(as_tuple=True)
-        sequence, group, block, slot = *where[:2], blocks_BGm[where], slots_BGm[where]
+        (sequence, group, _), block, slot = where, blocks_BGm[where], slots_BGm[where]
         if self.method == "blocks":
             for b, g, n, s in zip(sequence.tolist(), group.tolist(), block.tolist(), slot.tolist()):
                 hot[b, g, s].copy_(host[b, g, n], non_blocking=True)
@@ -170,7 +170,8 @@ def timed(stream: CopyStream) -> Iterator[Callable[[], float]]:
     if not isinstance(stream, DeviceStream):
         yield lambda: 0.0
         return
-    stream.timed = pairs = []
+    pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+    stream.timed = pairs
 
     def milliseconds() -> float:
         torch.cuda.synchronize()

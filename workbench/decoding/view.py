@@ -121,7 +121,7 @@ class HeadsView(View):
     ) -> Tensor:
         where: dict[str, Any] = {"block": block, "lengths_B": lengths_B, "pool": pool}
         settings = {"scale": self.scale, "softcap": self.mixer.softcap, "sink_H": self.mixer.sink}
-        return gathered_attention(q_BHK, *rows, tokens_BGn, **where, **settings)[:, None]
+        return gathered_attention(q_BHK, rows[0], rows[1], tokens_BGn, **where, **settings)[:, None]
 
 
 class LatentView(View):

@@ -21,7 +21,7 @@ import polars as pl
 from workbench.config import ConfigError, difference
 from workbench.files import append_json, read_jsonl, replacing
 
-__all__ = ["FOLDER", "JOURNAL", "SCORE_SCHEMA", "ScoreTable", "TaskJournal", "read_scores", "truncate_scores"]
+__all__ = ["FOLDER", "JOURNAL", "READS", "SCORE_SCHEMA", "ScoreTable", "TaskJournal", "read_scores", "truncate_scores"]
 
 FOLDER = "suites"
 """Folder of the tables in the folder of a run."""
@@ -41,6 +41,8 @@ SCORE_SCHEMA: dict[str, Any] = {
 """Columns of every table: document is null in the row of all documents; count is the denominator behind value; upper is
 the largest value of a metric that is a rate, from 0 on, and null for others."""
 METADATA = "workbench"
+READS = "reads"
+"""Name, among the suites of a run, of what the steps of its decoding policy read; "documents" are steps and layers."""
 
 T = TypeVar("T")
 

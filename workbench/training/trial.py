@@ -35,7 +35,7 @@ from workbench.ops import dispatch
 from workbench.ops.scaled_linear import check_device
 from workbench.results import RunFolder
 from workbench.results.data_card import repetition
-from workbench.results.scores import ScoreTable
+from workbench.results.scores import READS, ScoreTable
 from workbench.status import Stage, Status
 from workbench.training import parallel
 from workbench.training.average import averaged
@@ -68,8 +68,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
 """Signals on which a run writes a checkpoint and ends. SIGHUP: its terminal is closed; SIGUSR2: a scheduler is about to
 preempt it, which Slurm sends to every process of a job; SIGXCPU: its CPU time is used up."""
-READS = "reads"
-"""Name, among the suites of a run, of what the steps of a decoding policy read."""
 RANKS_END = 60
 """Seconds in which the other ranks of a run end after the first; what then still runs is terminated."""
 SAMPLED_ROWS = 64

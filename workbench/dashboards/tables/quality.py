@@ -69,6 +69,18 @@ def frontier_table(run: Snapshot, x: CostAxis = "training_flops") -> pl.DataFram
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
+def confirmed_values(run: Snapshot) -> pl.DataFrame:
+    """One row per arm with finished confirmation runs: arm; value (mean of the report value), low and high (the
+    smallest and the largest); runs."""
+    rows: list[list[Any]] = []
+    for arm in run.arms:
+        quality = _quality(run.runs().filter(pl.col("arm") == arm))
+        if quality is not None and quality[-1] == Stage.CONFIRMATION:
+            rows.append([arm, *quality[:-1]])
+    schema = {"arm": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "runs": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
 def _quality(runs: pl.DataFrame) -> tuple[float, float, float, int, str] | None:
     """Mean, smallest and largest value of an arm, the number of runs and their stage."""
     values = confirmed(runs)["report_value"].drop_nulls()

@@ -10,6 +10,7 @@ import polars as pl
 from workbench.ablation.spec.protocol import ScoreMetric
 from workbench.dashboards.snapshot import Snapshot
 from workbench.formatting import UNKNOWN
+from workbench.results.scores import READS
 
 SUITE_SCHEMA: dict[str, Any] = {
     "suite": pl.String,
@@ -50,7 +51,7 @@ def suite_table(run: Snapshot, *, by_length: bool = False) -> pl.DataFrame:
     """
     from workbench.ablation.verdict.scores import final_scores
 
-    scores, runs = run.scores(), run.unfiltered.runs()
+    scores, runs = run.scores().filter(pl.col("suite") != READS), run.unfiltered.runs()
     if len(runs):
         scores = final_scores(scores, runs)
     else:  # runs of their own

@@ -48,7 +48,7 @@ class Streamed(SelectivePolicy):
         return self._streams.setdefault(str(device), new_stream(device))
 
     def selector(self, layer: int, view: View, shape: Shape) -> Selector:
-        return Selector(view, shape, (0, 0))  # nothing is chosen
+        return Selector(view, shape, 0)  # nothing is chosen
 
     def new_cache(self, layer: int, view: View, selector: Selector, shape: Shape) -> Cache:
         if layer <= self._chain.layer:  # the first cache of further sequences

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs
 """Kernels that read and write memory of the host through its device address. Legend as in the package.
 
 Rows are copied as words of 32 bits. One program copies a part of one block, or the rows of a few tokens; programs of
