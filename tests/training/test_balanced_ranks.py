@@ -65,7 +65,7 @@ def gradients(fields: dict[str, Any], cache: Path, data: str, world: int) -> dic
     """The first step's gradients, in fp64, and the plan of every case."""
     found: dict[str, Any] = {}
     for ranks in ("replicated", "sharded") if world > 1 else ("replicated",):
-        fabric = parallel.launch(world, ranks)  # type: ignore[arg-type]
+        fabric = parallel.launch(world, ranks)
         for plan in PLANS:
             config = RunConfig.parse(planned(fields, plan, ranks))
             training = config.training
