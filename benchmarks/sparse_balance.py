@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,11 @@ PRESETS: dict[str, dict[str, Any]] = {
             "depth": 2,
             "vocabulary": 512,
             "pattern": "moba",
-            "mixers": {"moba": {"kind": "moba", "block": 8, "top_k": 16, "head_dim": 32}},
+            "mixers": {"moba": {"kind": "moba", "block": 4, "top_k": 16, "head_dim": 32}},
         },
         "scale": 1 / 64,
-        "buckets": [16, 32, 64, 128, 256, 512, 768, 1152],
-        "budgets": [4, 6, 8, 10, 12, 16, 20, 24, 32],
+        "buckets": [16, 64, 128, 192, 256, 320, 384, 448, 512, 768, 1152],
+        "budgets": [2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32],
         "accumulate": 4,
         "text": {"kind": "stdlib", "limit_bytes": 3_000_000},
         "precision": "fp32",
@@ -206,11 +207,18 @@ def summary(arms: dict[str, Arm], warm_up: int) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def prepare_on_first(data: Any, vocabulary: int, cache: Path) -> str:
+    """Prepare the data; their fingerprint."""
+    from workbench.data import prepare
+
+    return prepare(data, vocabulary, cache).fingerprint
+
+
 def benchmark(options: argparse.Namespace) -> None:
     """What every rank does; rank 0 writes the results."""
     import torch
 
-    from workbench.data import Source, prepare
+    from workbench.data import Source
     from workbench.training import parallel
     from workbench.training.config import RunConfig
     from workbench.training.latency import measure_latencies
@@ -237,10 +245,9 @@ def benchmark(options: argparse.Namespace) -> None:
     for distribution in options.distributions:
         fields = fields_of(options, distribution, "none", table)
         config = RunConfig.parse(fields)
-        fingerprint = parallel.of_rank_zero(
-            lambda config=config: prepare(config.data, config.model.vocabulary or 0, folder / "cache").fingerprint
-        )
-        data = Source.open(folder / "cache", fingerprint)
+        vocabulary = config.model.vocabulary or 0
+        of_text = partial(prepare_on_first, config.data, vocabulary, folder / "cache")
+        data = Source.open(folder / "cache", parallel.of_rank_zero(of_text))
         arms = {name: Arm(fields_of(options, distribution, name, table), data, fabric) for name in options.arms}
         for turn in range(options.steps):
             names = list(arms)[turn % len(arms) :] + list(arms)[: turn % len(arms)]

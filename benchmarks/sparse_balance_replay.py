@@ -345,6 +345,8 @@ def section_simulate(
                     imbalances.append(imbalance(times_RAL.sum(-1)))
                     blocks.append(blocks_RAL.mean())
                     kept.append(coverage_RAL.mean())
+                if arm not in cell["arms"]:
+                    continue
                 yield {
                     "section": "simulate",
                     "origin": Origin.SIMULATED,

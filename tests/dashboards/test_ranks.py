@@ -62,6 +62,11 @@ def test_budgets_are_drawn_by_layer_and_step(run: OnTwoRanks) -> None:
     assert {trace.type for trace in blocks[2].figure.data} == {"heatmap"}  # type: ignore[union-attr]
 
 
+def test_it_is_offered_where_there_is_something_to_show(run: OnTwoRanks, tmp_path: Path) -> None:
+    assert make_panel("ranks").applies(run)
+    assert not make_panel("ranks").applies(FakeRun(tmp_path))
+
+
 def test_runs_of_one_process_have_no_times(tmp_path: Path) -> None:
     drawn = make_panel("ranks").blocks(Snapshot(FakeRun(tmp_path)))
     assert "several devices" in drawn[0].figure.layout.annotations[0].text  # type: ignore[union-attr]

@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks do not share the only GPU"),
 ]
 
-ROWS, PARTS, CONTEXT = 8, 4, 64
+ROWS, PARTS, CONTEXT = 8, 2, 64
 BUCKETS = (16, 32, 64)
 PLANS = ("contiguous", "length_balanced", "sparsity_aware")
 MOBA = {"kind": "moba", "block": 8, "top_k": 3, "head_dim": 8}
@@ -65,7 +65,7 @@ def gradients(fields: dict[str, Any], cache: Path, data: str, world: int) -> dic
     """The first step's gradients, in fp64, and the plan of every case."""
     found: dict[str, Any] = {}
     for ranks in ("replicated", "sharded") if world > 1 else ("replicated",):
-        fabric = parallel.launch(world, ranks)  # type: ignore[arg-type]
+        fabric = parallel.launch(world, ranks)
         for plan in PLANS:
             config = RunConfig.parse(planned(fields, plan, ranks))
             training = config.training
@@ -94,17 +94,21 @@ def gradients(fields: dict[str, Any], cache: Path, data: str, world: int) -> dic
 
 @pytest.fixture(scope="module")
 def taken(fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Gradients of one process, then of both of two ranks."""
+    """Gradients of one process, then of two ranks, then of four."""
     cache = tmp_path_factory.mktemp("cache")
     data = prepare(RunConfig.parse(planned(fields, "contiguous", "sharded")).data, 300, cache).fingerprint
     alone = gradients(fields, cache, data, 1)["contiguous, replicated"]
-    return [{"": alone}, *on_ranks(2, gradients, fields, cache, data, 2)]
+    first, second = on_ranks(2, gradients, fields, cache, data, 2)
+    return [{"": alone}, first, second, *on_ranks(4, gradients, fields, cache, data, 4)]
 
 
 @pytest.mark.parametrize("ranks", ["replicated", "sharded"])
 @pytest.mark.parametrize("plan", PLANS)
-def test_every_plan_has_the_gradient_of_the_global_batch(taken: list[dict[str, Any]], plan: str, ranks: str) -> None:
-    expected, got = taken[0][""][0], taken[1][f"{plan}, {ranks}"][0]
+@pytest.mark.parametrize("first", [1, 3], ids=["two ranks", "four ranks"])
+def test_every_plan_has_the_gradient_of_the_global_batch(
+    taken: list[dict[str, Any]], plan: str, ranks: str, first: int
+) -> None:
+    expected, got = taken[0][""][0], taken[first][f"{plan}, {ranks}"][0]
     for name, gradient in expected.items():
         np.testing.assert_allclose(got[name], gradient, rtol=1e-6, atol=1e-9, err_msg=name)
 
@@ -112,6 +116,7 @@ def test_every_plan_has_the_gradient_of_the_global_batch(taken: list[dict[str, A
 @pytest.mark.parametrize("plan", PLANS)
 def test_all_ranks_know_the_same_plan(taken: list[dict[str, Any]], plan: str) -> None:
     assert taken[1][f"{plan}, sharded"][1] == taken[2][f"{plan}, sharded"][1]
+    assert len({str(of_rank[f"{plan}, sharded"][1]) for of_rank in taken[3:]}) == 1
 
 
 def test_balanced_plans_deal_out_other_micro_batches(taken: list[dict[str, Any]]) -> None:

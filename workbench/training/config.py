@@ -138,9 +138,9 @@ class TrainingConfig(Config):
             expected="precision: bf16",
         )
         require(
-            self.fp8 is None or self.batch_size * self.context % 16 == 0,
+            self.fp8 is None or all(self.batch_size * length % 16 == 0 for length in self.buckets or (self.context,)),
             "fp8",
-            got=f"{self.batch_size} rows of {self.context} tokens",
+            got=f"{self.batch_size} rows of {' or '.join(map(str, self.buckets or (self.context,)))} tokens",
             expected="a micro-batch of a multiple of 16 tokens",
         )
         acting = [guard.name for guard in self.guards if guard.action != "count"]

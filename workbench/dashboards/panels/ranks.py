@@ -13,6 +13,7 @@ from workbench.dashboards.figures.parts import message, subplots
 from workbench.dashboards.panel import Block, Cell, Column, Figure, FigurePanel, Grid, PanelConfig, Row, panels
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables.diagnostics import diagnostic_table
+from workbench.dashboards.view import RunView
 from workbench.formatting import UNKNOWN
 from workbench.results.store import RunFolder
 from workbench.status import Stage
@@ -50,6 +51,10 @@ class Ranks(FigurePanel):
         "the weights wait inside their micro-batches."
     )
 
+    def applies(self, run: RunView) -> bool:
+        last = [line.points.last for line in run.lines()]
+        return any(points.get(name) is not None for points in last for name in ("step_seconds", "budget"))
+
     def table(self, run: Snapshot) -> pl.DataFrame:
         return timeline_table(run)
 
@@ -73,7 +78,8 @@ class Ranks(FigurePanel):
                     hovertemplate=f"{row['part']}: %{{x:.4g}} s from %{{base:.4g}} s",
                     **position,
                 )
-        grid.update_xaxes(title_text="seconds of the step", range=[0, float((table["start"] + table["seconds"]).max())])
+        end = (table["start"] + table["seconds"]).to_numpy().max()
+        grid.update_xaxes(title_text="seconds of the step", range=[0, float(end)])
         grid.update_yaxes(type="category", autorange="reversed")
         ranks = table["rank"].n_unique()
         height = 90 + (90 + 28 * ranks) * positions[-1]["row"]

@@ -92,8 +92,8 @@ def pack(loads_N: Sequence[float], ranks: int, wait: Literal["step", "micro_batc
 
 
 def _exchange(loads_N: Sequence[float], dealt: list[list[int]]) -> None:
-    """Exchange pairs in place until the largest load of a rank falls no further."""
-    while True:
+    """Exchange pairs in place until the largest load of a rank falls no further, at most N times."""
+    for _ in loads_N:
         totals = [sum(loads_N[index] for index in of_rank) for of_rank in dealt]
         fullest = max(range(len(dealt)), key=lambda rank: (totals[rank], -rank))
         best = (totals[fullest] * (1 - 1e-9), None)

@@ -160,7 +160,7 @@ def _select(
 
 
 @_select.register_fake
-def _(q, ck, lse, start, rows, num_keys, length, stride, block, count, initial, local, scale, reuse, budget) -> Tensor:  # type: ignore[no-untyped-def]
+def _(q, ck, lse, start, rows, num_keys, length, stride, block, count, initial, local, scale, reuse, *_) -> Tensor:  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[1], ck.shape[2], count, dtype=torch.int32)
 
 

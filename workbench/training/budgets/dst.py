@@ -238,7 +238,7 @@ class DST(BudgetTuner):
         """On the device; equal values are moved once per run, so that steps wait for no copy."""
         key = (values.tobytes(), values.dtype.str)
         if key not in self._moved:
-            self._moved[key] = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+            self._moved[key] = torch.tensor(values, device=self.device)
         return self._moved[key]
 
     def fast_enough(self, micro_batches: Sequence[np.ndarray]) -> list[np.ndarray | None]:

@@ -1,0 +1,45 @@
+"""The balance of a plan on the cost card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workbench.ablation.arms import resolve
+from workbench.ablation.cost.balance import token_imbalance
+from workbench.ablation.spec.ablation import AblationConfig
+from workbench.config import ConfigError
+from workbench.data import RowStream
+from workbench.training.config import RunConfig
+
+
+class Alternating(RowStream):
+    """Rows of 80 and of 16 tokens, in turns."""
+
+    def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        tokens = np.zeros((16, 80)[r % 2 == 0], np.int64)
+        return tokens, tokens, tokens.astype(np.int32), tokens
+
+    def row_length(self, r: int) -> int:
+        return len(self.row(r)[0])
+
+
+class Data:
+    """A source of these rows."""
+
+    def stream(self, **_: Any) -> RowStream:
+        return Alternating()
+
+
+@pytest.mark.parametrize(("plan", "expected"), [("contiguous", 160 / 96), ("length_balanced", 1.0)])
+def test_the_imbalance_is_that_of_the_plan(plan: str, expected: float) -> None:
+    training = {"context": 80, "buckets": [16, 80], "batch_size": 2, "accumulate": 2, "tokens": 3 * 320}
+    run = RunConfig.parse({"training": {**training, "batch_plan": plan, "ranks": "replicated"}})
+    assert token_imbalance(run, Data(), 2) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def test_devices_share_the_rows_of_a_micro_batch(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"training.batch_size: got \d+; expected a multiple of launch.devices=7"):
+        resolve(AblationConfig.parse({**fields, "launch": {"devices": 7}}))
