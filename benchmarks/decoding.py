@@ -142,7 +142,6 @@ def attend(x: Layer, tokens: Tensor, block: int = 1) -> Tensor:
         lengths_B=x.lengths,
         shared_BS1R=x.shared,
         scale=x.form.scale,
-        tickets=x.tickets[0],
     )
 
 
@@ -385,6 +384,7 @@ def stages_of(x: Layer) -> dict[str, Callable[[Layer], Tensor]]:
     tokens = tokens_in(x, searched)
     return {
         "minmax": lambda y: blocks_of(y, CANDIDATES // BLOCK),
+        "minmax latents": lambda y: blocks_of(y, CANDIDATES // BLOCK),
         "scores": lambda y: tokens_in(y, Searched(y.previous, None, BLOCK, True)),
         "weights": lambda y: tokens_in(y, Searched(y.previous, None, BLOCK, True)),
         "attend": lambda y: attend(y, tokens),
@@ -412,23 +412,19 @@ def variants(stage: str) -> list[dict[str, dict[str, int]]]:
     """Changes of the launch settings, by kernel; the first are those in use."""
     changes: list[dict[str, dict[str, int]]]
     match stage:
-        case "minmax":
-            changes = [{"minmax": s} for s in grid(BN=[16, 32, 64], num_warps=[2, 4, 8])]
-            changes.append({"minmax": {"fused": 0}})
+        case "minmax" | "minmax latents":
+            changes = [{stage: s} for s in grid(BN=[16, 32, 64], num_warps=[2, 4, 8])]
+            changes.append({stage: {"fused": 0}})
         case "scores":
-            changes = [{"scores": s} for s in grid(BM=[64, 128, 256], num_warps=[2, 4, 8])]
+            changes = [{"scores": s} for s in grid(BM=[64, 128, 256, 512], num_warps=[2, 4, 8])]
         case "weights":
-            changes = [{"weights": s} for s in grid(BN=[1024, 2048, 4096], num_warps=[8, 16])]
-            rounds: dict[str, int] = {"BN": 1024, "num_warps": 4, "fused": 0}
-            changes += [{"weights": rounds, "select": s} for s in grid(num_warps=[8, 16, 32])]
+            changes = [{"weights": s} for s in grid(BN=[1024, 2048, 4096, 8192], num_warps=[8, 16])]
         case "attend":
-            changes = [{"attend": s} for s in grid(BT=[32, 64], programs=[132, 264, 528], num_warps=[2, 4])]
-            changes += [{"attend": s} for s in ({"fused": 0}, {"num_stages": 3}, {"BT": 16})]
+            changes = [{"attend": s} for s in grid(BT=[16, 32, 64], programs=[132, 264, 528], num_warps=[2, 4])]
+            changes.append({"attend": {"num_stages": 3}})
         case "attend latents":
-            shapes = grid(BT=[16, 32], heads=[16, 32], programs=[66, 132, 264], num_warps=[4, 8])
-            changes = [{"attend latents": s} for s in (*shapes, {"fused": 1}, {"num_stages": 1}, {"num_stages": 3})]
-        case "all":
-            changes = [{"all": {"pdl": 1}}]
+            shapes = grid(BT=[16, 32, 64], heads=[16, 32], programs=[66, 132, 264], num_warps=[4, 8])
+            changes = [{"attend latents": s} for s in (*shapes, {"num_stages": 1}, {"num_stages": 3})]
         case _:
             changes = []
     return [{}, *changes]
@@ -466,7 +462,7 @@ def sweep(name: str, B: int, S: int, stages: list[str], compile_only: bool) -> I
     layers = [layer_of(FORMS[name], B, S, False) for _ in range(1 if compile_only else 8)]
     calls = stages_of(layers[0])
     for stage in stages:
-        if stage == ("attend latents" if name == "gqa" else "attend"):
+        if stage in (("minmax latents", "attend latents") if name == "gqa" else ("minmax", "attend")):
             continue
         rows: list[dict[str, Any]] = []
         expected = None if compile_only else calls[stage](layers[0])
@@ -497,7 +493,7 @@ LARGE = (8, 98_304)
 """Sequences and context at which launch settings are compared."""
 FIRST = [LARGE, (8, 49_152), (1, 98_304), (8, 131_072), (1, 32_768), (8, 32_768), (4, 98_304), (1, 131_072)]
 """What is measured first, where time is short."""
-STAGES = ["minmax", "topk", "scores", "weights", "attend", "attend latents", "all"]
+STAGES = ["minmax", "minmax latents", "topk", "scores", "weights", "attend", "attend latents", "all"]
 
 
 def main() -> None:

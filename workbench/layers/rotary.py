@@ -168,15 +168,14 @@ class Rotary(nn.Module):
             length: what all of ``positions_BT`` lie below, if that is known; cosines and sines are then computed once
                 for every position and looked up.
         """
+        if positions_BT is not None and length is None:
+            return self._rotated(x_BTHK, positions_BT)
         # at least fp32: bf16 positions are wrong beyond 256
         dtype = torch.promote_types(x_BTHK.dtype, torch.float32)
         if positions_BT is None:
             table = self._table(x_BTHK, x_BTHK.shape[1], offset)
-        elif length is None:
-            angle_BTK = positions_BT[..., None].to(dtype) * self._frequencies_of(x_BTHK)
-            table = torch.stack((angle_BTK.cos(), angle_BTK.sin()))
-            table = table if self.magnitude == 1 else table * self.magnitude
         else:
+            assert length is not None
             table = self._table(x_BTHK, length, 0)[:, positions_BT]
         cos, sin = table.to(dtype)[..., None, :]
         x_rot, x_pass = x_BTHK.split((self.channels, x_BTHK.shape[-1] - self.channels), dim=-1)
@@ -184,14 +183,37 @@ class Rotary(nn.Module):
         rotated = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x_BTHK.dtype)
         return torch.cat((rotated, x_pass), dim=-1) if x_pass.shape[-1] else rotated
 
+    def pair(self, q_BTHK: Tensor, k_BTGK: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
+        """Queries and keys, rotated; at positions on the device both at once. Arguments as of :meth:`forward`."""
+        if positions.get("positions_BT") is None or positions.get("length") is not None:
+            return self(q_BTHK, **positions), self(k_BTGK, **positions)
+        heads = q_BTHK.shape[2], k_BTGK.shape[2]
+        both = torch.cat((q_BTHK, k_BTGK.to(q_BTHK.dtype)), dim=2)
+        q_BTHK, rotated_BTGK = self._rotated(both, positions["positions_BT"]).split(heads, dim=2)
+        return q_BTHK, rotated_BTGK.to(k_BTGK.dtype)
+
+    def _rotated(self, x_BTHK: Tensor, positions_BT: Tensor) -> Tensor:
+        """Rotation in few operations, for decoding steps, which are bound by their number.
+
+        With signed frequencies (-w, w), cos is that of both channels of a pair, and sin has the sign that the other
+        channel gets: y = x cos + swapped(x) sin.
+        """
+        x_rot, x_pass = x_BTHK.split((self.channels, x_BTHK.shape[-1] - self.channels), dim=-1)
+        angle_BT1K = (positions_BT[..., None] * self._frequencies_of(x_BTHK))[:, :, None]
+        cos, sin = angle_BT1K.cos(), angle_BT1K.sin()
+        if self.magnitude != 1:
+            cos, sin = cos * self.magnitude, sin * self.magnitude
+        rotated = (x_rot * cos + x_rot.roll(self.channels // 2, -1) * sin).to(x_BTHK.dtype)
+        return torch.cat((rotated, x_pass), dim=-1) if x_pass.shape[-1] else rotated
+
     def _frequencies_of(self, reference: Tensor) -> Tensor:
-        """(K/2,) frequencies on the device of ``reference``, computed once: a decoding step is short."""
+        """(K,) frequencies of the channels, those of the first half with a minus, on the device of ``reference``;
+        computed once."""
         dtype = torch.promote_types(reference.dtype, torch.float32)
         cached = self._frequencies
         if cached is None or cached.device != reference.device or cached.dtype != dtype:
-            cached = self._frequencies = frequencies(
-                self.channels, self.theta, self.ratios, device=reference.device, dtype=dtype
-            )
+            half = frequencies(self.channels, self.theta, self.ratios, device=reference.device, dtype=dtype)
+            cached = self._frequencies = torch.cat((-half, half))
         return cached
 
     def _table(self, x_BTHK: Tensor, length: int, offset: int) -> Tensor:

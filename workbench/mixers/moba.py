@@ -155,7 +155,7 @@ class MoBA(ScaledScores, Mixer):
         q, k, v = heads.split((self.H, self.G, self.G), dim=2)
         q, k = self.scaled(self.q_norm(q)), self.k_norm(k)
         if self.rotary is not None:
-            q, k = self.rotary(q, **positions), self.rotary(k, **positions)
+            q, k = self.rotary.pair(q, k, **positions)
         return q, k, v
 
     def _pooled(self, raw: list[Tensor], starts: Tensor, bound: int | None, rows_BN: Tensor | None) -> list[Tensor]:

@@ -208,8 +208,10 @@ def reachable_tensors(value: Any, path: str = "cache") -> dict[str, Tensor]:
 
 def assert_lists_every_tensor(cache: Any, module: nn.Module) -> None:
     """Raise AssertionError if ``cache.tensors()`` leaves out memory that is reachable from the cache of ``module`` and
-    is not the module's."""
-    listed = {t.untyped_storage().data_ptr() for t in (*cache.tensors(), *module.state_dict().values())}
+    is neither the module's nor that of the positions, which whoever makes the steps has."""
+    positions = [] if getattr(cache, "positions_B", None) is None else [cache.positions_B]
+    elsewhere = (*module.state_dict().values(), *positions)
+    listed = {tensor.untyped_storage().data_ptr() for tensor in (*cache.tensors(), *elsewhere)}
     hidden = [
         path
         for path, tensor in reachable_tensors(cache).items()

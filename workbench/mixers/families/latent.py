@@ -177,7 +177,7 @@ class LatentProjections(ScaledScores, nn.Module):
         c, kr = self.down(x_BTD).split((self.g * self.C, self.R), dim=-1)
         c, kr = self.norm(c.view(B, T, self.g, self.C)), kr[:, :, None]
         if self.rotary is not None:
-            q_r, kr = self.rotary(q_r, **positions), self.rotary(kr, **positions)
+            q_r, kr = self.rotary.pair(q_r, kr, **positions)
         return q_n, q_r, c, kr
 
     def heads_of_latents(self) -> tuple[Tensor, Tensor]:

@@ -273,7 +273,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
         q_BTHK, k_BTGK, v_BTGK = heads.split((self.H, self.G, self.G), dim=2)
         q_BTHK, k_BTGK = self.scaled(self.q_norm(q_BTHK)), self.k_norm(k_BTGK)
         if self.rotary is not None:
-            q_BTHK, k_BTGK = self.rotary(q_BTHK, **positions), self.rotary(k_BTGK, **positions)
+            q_BTHK, k_BTGK = self.rotary.pair(q_BTHK, k_BTGK, **positions)
         return q_BTHK, k_BTGK, v_BTGK
 
     def attend(

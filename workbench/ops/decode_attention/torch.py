@@ -21,10 +21,9 @@ def decode_attention_torch(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`workbench.ops.decode_attention.decode_attention`. Sums have at least fp32."""
     if k.device.type == "cpu":  # nothing waits for it there
-        longest = max(1, int(lengths_B.max())) if k.shape[1] else 0
-        k, v, shared, k_steps, v_steps = (
-            None if x is None else x[:, :longest] for x in (k, v, shared, k_steps, v_steps)
-        )  # type: ignore[assignment]
+        longest = max(1, int(lengths_B.max()))
+        k = k[:, :longest]
+        v, shared, k_steps, v_steps = (None if x is None else x[:, :longest] for x in (v, shared, k_steps, v_steps))
     wide, G = torch.promote_types(q.dtype, torch.float32), k.shape[2]
     position_S = torch.arange(k.shape[1], device=k.device)
     is_token_BS = position_S < lengths_B[:, None]

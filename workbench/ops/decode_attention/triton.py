@@ -212,8 +212,8 @@ def decode_attention_triton(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`workbench.ops.decode_attention.decode_attention`; products in the type of the queries, sums in fp32."""
     q = q.contiguous()
-    k, v, shared = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (k, v, shared))
-    assert k is not None
+    k = k if k.stride(-1) == 1 else k.contiguous()
+    v, shared = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (v, shared))
     (B, H), (S, G, K), V = q.shape[:2], k.shape[1:], (k if v is None else v).shape[-1]
     R, channels = H // G, 0 if shared is None else shared.shape[-1]
     o, lse = q.new_empty(B, H, V), q.new_empty(B, H, dtype=torch.float32)

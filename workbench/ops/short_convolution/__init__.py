@@ -29,8 +29,7 @@ def short_convolution(
 ) -> list[Tensor]:
     """y_t = silu(Σ_j w_j x_{t-j}), j = 0 … W - 1, over inputs of the same document; then each part is split into heads.
 
-    The kernels cover neither float64, nor a single token after a ``tail``, nor heads wider than 512 channels that are
-    scaled to a length.
+    The kernels cover neither float64 nor heads wider than 512 channels that are scaled to a length.
 
     Args:
         x_BTC: (B, T, C) inputs.
@@ -48,7 +47,7 @@ def short_convolution(
     if sum(part.heads * part.channels for part in parts) != x_BTC.shape[-1]:
         raise ValueError(f"short_convolution: parts: got {list(parts)}; expected {x_BTC.shape[-1]} channels together.")
     widest = max(0 if part.length is None else part.channels for part in parts)
-    supported = (tail_BPC is None or x_BTC.shape[1] > 1) and widest <= MAX_NORMALISED_CHANNELS
+    supported = widest <= MAX_NORMALISED_CHANNELS
     if record("short_convolution", choose_backend(x_BTC, supported=supported)) == "triton":
         from workbench.ops.short_convolution.triton import short_convolution_triton
 

@@ -182,7 +182,6 @@ def gathered_attention(
     scale: float,
     softcap: float | None = None,
     sink_H: Tensor | None = None,
-    tickets: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of one query per sequence over the chosen tokens, in parts that are combined.
 
@@ -199,7 +198,6 @@ def gathered_attention(
         shared_BS1R: further channels of the keys that all groups share.
         scale: factor on the scores.
         softcap, sink_H: as in :func:`workbench.ops.sparse_attention.visible_block_attention`.
-        tickets: counters, see the package.
 
     Returns:
         (B, H, V) in the type of the cache, zero where nothing is chosen.
@@ -220,7 +218,6 @@ def gathered_attention(
             scale,
             softcap,
             sink_H,
-            tickets,
         )
     return by_torch.gathered_attention(
         q_BHK, k_BSGK, v_BSGV, tokens_BGn, block, lengths_B, counts_BG, pool, shared_BS1R, scale, softcap, sink_H

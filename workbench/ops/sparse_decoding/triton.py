@@ -1,9 +1,12 @@
 # mypy: allow-untyped-defs
-"""Kernels of sparse decoding: at most four launches from a query to its output, lengths read on the device.
+"""Kernels of sparse decoding: five launches from a query to its output, lengths read on the device.
 
 :func:`minmax_blocks`   scores of blocks; the program of a group that ends last chooses among them.
 :func:`channel_tokens`  scores of candidate tokens per head; weights, and the choice by the program that ends last.
-:func:`attention`       partial attention over parts of the chosen tokens; the program that ends last combines them.
+:func:`attention`       partial attention over parts of the chosen tokens; their combination.
+
+To combine in the program that ends last was slower than another launch, and so was programmatic dependent launch, by 0
+to 19 % of the whole (H200, Triton 3.6).
 
 A choice finds the score of the last element that still belongs to it by bisection over the bits of its floating-point
 number, in one program, and writes positions in ascending order; of equal scores the first positions are taken. More
@@ -35,22 +38,21 @@ LARGEST = tl.constexpr(0x7FFFFFFF)
 SMALLEST = tl.constexpr(-0x80000000)
 
 LAUNCH: dict[str, dict[str, int]] = {
-    "minmax": {"BN": 32, "fused": 1, "num_warps": 4},
-    "scores": {"BM": 128, "num_warps": 4},
-    "weights": {"BN": 2048, "fused": 1, "num_warps": 16},
+    "minmax": {"BN": 64, "fused": 1, "num_warps": 8},
+    "minmax latents": {"BN": 32, "fused": 1, "num_warps": 4},
+    "scores": {"BM": 256, "num_warps": 4},
+    "weights": {"BN": 4096, "fused": 1, "num_warps": 16},
     "select": {"tile": 8192, "num_warps": 16},
-    "attend": {"BT": 32, "heads": 16, "programs": 264, "fused": 1, "num_warps": 4, "num_stages": 2},
-    "attend latents": {"BT": 16, "heads": 16, "programs": 132, "fused": 0, "num_warps": 4, "num_stages": 2},
+    "attend": {"BT": 32, "heads": 16, "programs": 528, "num_warps": 2, "num_stages": 2},
+    "attend latents": {"BT": 32, "heads": 16, "programs": 132, "num_warps": 4, "num_stages": 2},
     "combine": {"BV": 128, "num_warps": 4},
     "extend": {"num_warps": 4},
     "read": {"num_warps": 4},
-    "all": {"pdl": 0},
 }
-"""Tile sizes, warps and pipeline stages of each kernel. ``BN`` of weights: numbers of four heads in a program;
-``tile``: elements that a program chooses from where one is not enough; ``heads``: most heads of a group in one program;
-``programs``: into how many programs the chosen tokens are split, about; ``fused``: whether the program that ends last
-does what follows, instead of another launch; ``pdl``: whether a kernel is launched before the one ahead of it has
-ended (programmatic dependent launch)."""
+"""Tile sizes, warps and pipeline stages of each kernel, the best or close to it for 1 to 8 sequences of 32k to 128k
+tokens on an H200. ``BN`` of weights: numbers of four heads in a program; ``tile``: elements that a program chooses from
+where one is not enough; ``heads``: most heads of a group in one program; ``programs``: into how many programs the
+chosen tokens are split, about; ``fused``: whether the program that ends last chooses, instead of another launch."""
 TILE = 16_384
 """Most elements that one program chooses from."""
 
@@ -63,23 +65,14 @@ def precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
-def settings_of(kernel: str) -> dict[str, Any]:
+def settings_of(kernel: str, latents: bool = False) -> dict[str, int]:
     """Launch settings of a kernel."""
-    pdl = bool(LAUNCH["all"]["pdl"])
-    return {**LAUNCH[kernel], "PDL": pdl, **({"launch_pdl": True} if pdl else {})}
+    return dict(LAUNCH[f"{kernel} latents" if latents else kernel])
 
 
 def warps_for(elements: int, warps: int) -> int:
     """At least ``warps``, with at most 32 elements of a choice per thread."""
     return max(warps, min(16, elements // 1024))
-
-
-@triton.jit
-def _await(PDL: tl.constexpr):
-    """Wait for the kernels ahead, and let the next one be launched."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
 
 
 # -- arrivals --------------------------------------------------------------------------------------------------------
@@ -242,10 +235,8 @@ def _select_kernel(
     LISTED: tl.constexpr,
     TILE: tl.constexpr,
     GROUPS: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     """The best of each tile of a row; units of UNIT tokens, forced where they overlap the first or newest tokens."""
-    _await(PDL)
     i_tile, i_bg = tl.program_id(0), tl.program_id(1).to(tl.int64)
     length = tl.load(lengths + i_bg // GROUPS).to(tl.int32)
     o_n = i_tile * TILE + tl.arange(0, TILE)
@@ -324,9 +315,7 @@ def _minmax_kernel(
     LOCAL: tl.constexpr,
     NP: tl.constexpr,
     FUSED: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    _await(PDL)
     i_bg = tl.program_id(1).to(tl.int64)
     i_b, i_g = i_bg // GROUPS, i_bg % GROUPS
     length = tl.load(lengths + i_b).to(tl.int32)
@@ -363,7 +352,7 @@ def minmax_blocks(
     tickets: Tensor | None,
 ) -> Tensor:
     B, G, N, K = upper_BGNK.shape
-    H, settings, q_BHK = q_BHK.shape[1], settings_of("minmax"), q_BHK.contiguous()
+    H, settings, q_BHK = q_BHK.shape[1], settings_of("minmax", K > 256), q_BHK.contiguous()
     fused = bool(settings.pop("fused")) and N <= TILE and tickets is not None
     if fused:
         settings["num_warps"] = warps_for(padded(N), settings["num_warps"])
@@ -429,13 +418,11 @@ def _scores_kernel(
     FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     """log2 of the unnormalised weight of every candidate, per head, and maximum and sum over the tile.
 
     Rows of ``keys`` stand for UNIT tokens each, whose number is added as its logarithm.
     """
-    _await(PDL)
     i_bg = tl.program_id(1).to(tl.int64)
     i_b, i_g = i_bg // GROUPS, i_bg % GROUPS
     length = tl.load(lengths + i_b).to(tl.int32)
@@ -522,12 +509,10 @@ def _weights_kernel(
     TP: tl.constexpr,
     FUSED: tl.constexpr,
     BN: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     """Mean over the heads of a group of their softmax weights, summed over PER candidates that follow each other.
 
     These are sub-blocks where BLOCKS, and blocks are chosen; otherwise tokens."""
-    _await(PDL)
     i_bg = tl.program_id(1).to(tl.int64)
     length = tl.load(lengths + i_bg // GROUPS).to(tl.int32)
     o_r, o_t = tl.arange(0, RP), tl.arange(0, TP)
@@ -748,23 +733,23 @@ def channel_tokens(
 
 
 @triton.jit
-def _combined(
+def _combine_kernel(
     partial,
     sums,
     sink,
     o,
-    o_h,
-    o_v,
     HAS_SINK: tl.constexpr,
     SPLITS: tl.constexpr,
     SP: tl.constexpr,
     V: tl.constexpr,
+    BV: tl.constexpr,
 ):
-    """Output of a head, in channels ``o_v``, from its parts."""
+    """Output of a head, in some of its channels, from its parts."""
+    o_h, o_v = tl.program_id(0).to(tl.int64), tl.program_id(1) * BV + tl.arange(0, BV)
     o_s = tl.arange(0, SP)
     p_sums = sums + (o_h * SPLITS + o_s) * 2
-    b_max = tl.load(p_sums, mask=o_s < SPLITS, other=-float("inf"), cache_modifier=".cg")
-    b_sum = tl.load(p_sums + 1, mask=o_s < SPLITS, other=0.0, cache_modifier=".cg")
+    b_max = tl.load(p_sums, mask=o_s < SPLITS, other=-float("inf"))
+    b_sum = tl.load(p_sums + 1, mask=o_s < SPLITS, other=0.0)
     largest = tl.max(b_max, axis=0)
     if HAS_SINK:
         b_sink = tl.load(sink + o_h % HAS_SINK).to(tl.float32) * LOG2E
@@ -776,27 +761,9 @@ def _combined(
         total += tl.exp2(b_sink - largest)
     p_part = partial + (o_h * SPLITS + o_s)[:, None] * V + o_v[None, :]
     mask = (b_sum > 0)[:, None] & (o_v < V)[None, :]
-    b_o = tl.sum(tl.load(p_part, mask=mask, other=0.0, cache_modifier=".cg") * b_factor[:, None], axis=0)
+    b_o = tl.sum(tl.load(p_part, mask=mask, other=0.0) * b_factor[:, None], axis=0)
     b_o = b_o / tl.where(total > 0, total, 1.0)
     tl.store(o + o_h * V + o_v, b_o.to(o.dtype.element_ty), mask=o_v < V)
-
-
-@triton.jit
-def _combine_kernel(
-    partial,
-    sums,
-    sink,
-    o,
-    HAS_SINK: tl.constexpr,
-    SPLITS: tl.constexpr,
-    SP: tl.constexpr,
-    V: tl.constexpr,
-    BV: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    _await(PDL)
-    o_v = tl.program_id(1) * BV + tl.arange(0, BV)
-    _combined(partial, sums, sink, o, tl.program_id(0).to(tl.int64), o_v, HAS_SINK, SPLITS, SP, V)
 
 
 @triton.jit
@@ -809,11 +776,8 @@ def _attend_kernel(
     lengths,
     counts,
     slots,
-    sink,
     partial,
     sums,
-    o,
-    tickets,
     q_b,
     q_h,
     k_b,
@@ -842,19 +806,14 @@ def _attend_kernel(
     VP: tl.constexpr,
     SEPARATE_VALUES: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    HAS_SINK: tl.constexpr,
     HAS_COUNTS: tl.constexpr,
     UNIT: tl.constexpr,
     SLOT: tl.constexpr,
     SPLITS: tl.constexpr,
-    SP: tl.constexpr,
-    FUSED: tl.constexpr,
     PRECISION: tl.constexpr,
     BT: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     """Attention of up to HEADS heads of a group over ``part`` of its tokens, not normalised."""
-    _await(PDL)
     PIECES: tl.constexpr = (R + HEADS - 1) // HEADS
     i_split, i_piece = tl.program_id(0), tl.program_id(1) % PIECES
     i_bg = (tl.program_id(1) // PIECES).to(tl.int64)
@@ -914,12 +873,6 @@ def _attend_kernel(
     tl.store(p_sums + 1, b_sum, mask=m_r)
     p_part = partial + (o_h * SPLITS + i_split)[:, None] * V + o_v[None, :]
     tl.store(p_part, b_o, mask=(m_r & (b_sum > 0))[:, None] & (o_v < V)[None, :])
-    if FUSED:  # noqa: SIM102  (one condition for the compiler)
-        if _ends_last(tickets + tl.program_id(1), SPLITS):
-            for r in tl.static_range(HEADS):
-                i_r = i_piece * HEADS + r
-                if i_r < R:
-                    _combined(partial, sums, sink, o, i_bg * R + i_r, o_v, HAS_SINK, SPLITS, SP, V)
 
 
 def attention(
@@ -935,19 +888,17 @@ def attention(
     scale: float,
     softcap: float | None,
     sink_H: Tensor | None,
-    tickets: Tensor | None,
 ) -> Tensor:
     (B, H, _), G, A = q_BHK.shape, tokens_BGn.shape[1], k_BSGK.shape[-1]
     V, n, R = A if v_BSGV is None else v_BSGV.shape[-1], tokens_BGn.shape[-1] * block, H // G
     E = 0 if shared_BS1R is None else shared_BS1R.shape[-1]
-    settings = settings_of("attend latents" if v_BSGV is None else "attend")
-    heads, programs, fused = settings.pop("heads"), settings.pop("programs"), bool(settings.pop("fused"))
+    settings = settings_of("attend", v_BSGV is None)
+    heads, programs = settings.pop("heads"), settings.pop("programs")
     heads, BT = min(heads, R), settings["BT"]
     pieces = triton.cdiv(R, heads)
     tiles = triton.cdiv(n, BT)
     part = triton.cdiv(tiles, min(tiles, max(1, programs // (B * G * pieces)))) * BT
     splits = triton.cdiv(n, part)
-    fused = fused and tickets is not None
     q_BHK, tokens_BGn = q_BHK.contiguous(), tokens_BGn.contiguous()
     o = torch.empty(B, H, V, dtype=k_BSGK.dtype, device=q_BHK.device)
     partial = torch.empty(B, H, splits, V, dtype=torch.float32, device=q_BHK.device)
@@ -956,12 +907,6 @@ def attention(
         q_BHK = q_BHK.to(k_BSGK.dtype)
     v = k_BSGK if v_BSGV is None else v_BSGV
     shared = k_BSGK if shared_BS1R is None else shared_BS1R
-    constants = {
-        "HAS_SINK": 0 if sink_H is None else H,
-        "SPLITS": splits,
-        "SP": triton.next_power_of_2(splits),
-        "V": V,
-    }
     _attend_kernel[(splits, B * G * pieces)](
         q_BHK,
         k_BSGK,
@@ -971,11 +916,8 @@ def attention(
         lengths_B,
         counts_BG,
         None if pool is None else pool.slots_BGN,
-        sink_H,
         partial,
         sums,
-        o,
-        tickets,
         *q_BHK.stride()[:2],
         *k_BSGK.stride()[:3],
         *v.stride()[:3],
@@ -994,21 +936,30 @@ def attention(
         AP=padded(A),
         E=E,
         EP=padded(E) if E else 0,
+        V=V,
         VP=padded(V),
         SEPARATE_VALUES=v_BSGV is not None,
         SOFTCAP=bool(softcap),
         HAS_COUNTS=counts_BG is not None,
         UNIT=block,
         SLOT=0 if pool is None else pool.block,
-        FUSED=fused,
         PRECISION=precision(q_BHK),
-        **constants,
+        SPLITS=splits,
         **settings,
     )
-    if not fused:
-        combine = settings_of("combine")
-        combine["BV"] = min(combine["BV"], padded(V))
-        _combine_kernel[(B * H, triton.cdiv(V, combine["BV"]))](partial, sums, sink_H, o, **constants, **combine)
+    combine = settings_of("combine")
+    combine["BV"] = min(combine["BV"], padded(V))
+    _combine_kernel[(B * H, triton.cdiv(V, combine["BV"]))](
+        partial,
+        sums,
+        sink_H,
+        o,
+        HAS_SINK=0 if sink_H is None else H,
+        SPLITS=splits,
+        SP=triton.next_power_of_2(splits),
+        V=V,
+        **combine,
+    )
     return o
 
 
@@ -1028,9 +979,7 @@ def _extend_minmax_kernel(
     BLOCK: tl.constexpr,
     K: tl.constexpr,
     KP: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    _await(PDL)
     i_bg = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + i_bg // GROUPS)
     o_k = tl.arange(0, KP)
@@ -1076,9 +1025,7 @@ def _extend_means_kernel(
     BLOCK: tl.constexpr,
     K: tl.constexpr,
     KP: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    _await(PDL)
     i_bg = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + i_bg // GROUPS)
     o_k = tl.arange(0, KP)
@@ -1130,9 +1077,7 @@ def _extend_codes_kernel(
     CODES: tl.constexpr,
     HALF: tl.constexpr,
     HP: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    _await(PDL)
     i_bg = tl.program_id(0).to(tl.int64)
     i_g = i_bg % GROUPS
     at = i_bg * S + tl.load(positions + i_bg // GROUPS)
@@ -1228,9 +1173,7 @@ def _read_kernel(
     NEWEST: tl.constexpr,
     FIRST: tl.constexpr,
     BP: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    _await(PDL)
     i_bg = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths + i_bg // GROUPS)
     o_n, o_m = tl.arange(0, NP), tl.arange(0, MP)
