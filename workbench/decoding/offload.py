@@ -247,6 +247,7 @@ class OffloadedCache(SelectiveCache):
         copies = self.residency.plan(blocks_BGm, newest_B)
         memory, lengths_B = self.memory, self.start_B + 1
         self.hit_rate = copies.hit_rate
+        assert self.host_bytes is not None
         self.host_bytes = self.host_bytes + (copies.blocks_BGm >= 0).sum() * (
             memory.host_BGNbX[0, 0, 0].nbytes / len(newest_B)
         )

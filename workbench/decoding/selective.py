@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -99,6 +99,11 @@ class SelectiveCache:
     length: int
     positions_B: Tensor | None
     mixer: Any
+    if TYPE_CHECKING:
+
+        @property
+        def capacity(self) -> int: ...
+
     common: ClassVar[tuple[str, ...]] = ("tickets", "latest_read")
 
     def __init__(self, view: View, selector: Selector, *shape: Any):

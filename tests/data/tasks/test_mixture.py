@@ -145,3 +145,12 @@ def test_another_tokenizer_is_refused(folder: Path) -> None:
     other = {"kind": "needle", "lengths": [120], "examples": 5, "text": text(folder, tokenizer_bytes=500)}
     with pytest.raises(ConfigError, match=r"data\.parts\[1\]\.data: got 'another tokenizer"):
         made(folder, 0.5, 0.5, second=other)
+
+
+def test_rows_of_one_document_have_the_lengths_of_their_source(folder: Path) -> None:
+    mixture = made(folder, 0.6, 0.4)
+    stream = mixture.stream(context=512, seed=1, buckets=(128, 256, 512))
+    for r in range(8):
+        tokens, _, segments, _ = stream.row(r)
+        assert len(tokens) == stream.row_length(r) in (128, 256, 512)
+        assert stream.segment_lengths(r).tolist() == [int((segments == 0).sum())]

@@ -92,9 +92,9 @@ class Decoding(FigurePanel):
                 )
             )
         figure = figure_of(points)
-        for row in table.filter(pl.col("tokens").is_null() & pl.col("value").is_not_null()).iter_rows(named=True):
-            line = {"color": style.arm_styles(run)[row["arm"]].colour, "dash": "dot", "width": 1.5}
-            figure.add_hline(row["value"], line=line, annotation_text=f"{row['arm']} (everything)")
+        for whole in table.filter(pl.col("tokens").is_null() & pl.col("value").is_not_null()).iter_rows(named=True):
+            line = {"color": style.arm_styles(run)[whole["arm"]].colour, "dash": "dot", "width": 1.5}
+            figure.add_hline(whole["value"], line=line, annotation_text=f"{whole['arm']} (everything)")
         figure.update_xaxes(title_text="tokens that a step attends to, per group of heads", rangemode="tozero")
         figure.update_yaxes(title_text=metric_title(run))
         return figure.update_layout(legend=legend(run.arms), height=470)

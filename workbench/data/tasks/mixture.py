@@ -142,9 +142,9 @@ class Mixture(Source):
     def digests(self, split: str) -> list[str]:
         return self.judged.digests(split)
 
-    def stream(self, *, context: int, seed: int) -> MixtureStream:
+    def stream(self, *, context: int, seed: int, buckets: Sequence[int] = ()) -> MixtureStream:
         seeds = (derived_seed(seed, "mixture", str(index)) for index in range(len(self.parts)))
-        streams = [part.stream(context=context, seed=seed) for part, seed in zip(self.parts, seeds)]
+        streams = [part.stream(context=context, seed=seed, buckets=buckets) for part, seed in zip(self.parts, seeds)]
         return MixtureStream(streams, self.card["rows"], seed=seed)
 
 
@@ -161,10 +161,23 @@ class MixtureStream(RowStream):
         self.streams, self.counts, self.seed = streams, counts, seed
 
     def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        stream, number = self._place(r)
+        return stream.row(number)
+
+    def row_length(self, r: int) -> int:
+        stream, number = self._place(r)
+        return stream.row_length(number)
+
+    def segment_lengths(self, r: int) -> np.ndarray:
+        stream, number = self._place(r)
+        return stream.segment_lengths(number)
+
+    def _place(self, r: int) -> tuple[RowStream, int]:
+        """The stream of the r-th row, and its number there."""
         period, place = divmod(r, PERIOD)
         order = counter_generator(self.seed, period).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
         part = int(order[place])
-        return self.streams[part].row(period * self.counts[part] + int((order[:place] == part).sum()))
+        return self.streams[part], period * self.counts[part] + int((order[:place] == part).sum())
 
     def epochs(self, rows: int) -> float | None:
         """How often ``rows`` rows read the first source."""
