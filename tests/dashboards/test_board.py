@@ -23,7 +23,8 @@ LOAD = """async ([script, plotly_js]) => {
   window.loadSeconds = (performance.now() - start) / 1000;
   window.sent = [];
   const on = (name, receive) => { window.receive = receive; };
-  window.model = {on, off: () => {}, send: message => sent.push(message), get: name => ({plotly_js})[name]};
+  window.state = {plotly_js};
+  window.model = {on, off: () => {}, send: message => sent.push(message), get: name => window.state[name]};
   window.board.render({model: window.model, el: document.body});
 }"""
 
@@ -60,6 +61,26 @@ def test_a_view_that_missed_its_blocks_asks_for_them_again(board: Any) -> None:
 
 def test_it_asks_for_its_blocks(board: Any) -> None:
     assert board.evaluate("window.sent") == [{"event": "ready"}]
+
+
+def test_a_new_view_draws_before_the_kernel_answers(board: Any, tmp_path: Path) -> None:
+    dashboard = Dashboard(FakeRun(tmp_path), refresh=0, panel="curves")
+    board.evaluate(
+        """panel => {
+      window.state.panel = panel;
+      document.body.replaceChildren();
+      window.board.render({model: window.model, el: document.body});
+    }""",
+        dashboard.board.panel,
+    )
+    board.wait_for_selector(".wb-board .scatterlayer .trace")
+
+
+def test_no_button_sends_a_figure_anywhere(board: Any, tmp_path: Path) -> None:
+    show(board, FakeRun(tmp_path), "curves")
+    board.wait_for_selector(".modebar-btn", state="attached")
+    titles = [button.get_attribute("data-title") for button in board.locator(".modebar-btn").all()]
+    assert "Zoom" in titles and not [title for title in titles if "hare" in title or "loud" in title]
 
 
 def test_figures_are_drawn(board: Any, tmp_path: Path) -> None:

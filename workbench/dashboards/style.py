@@ -64,6 +64,9 @@ def _axis() -> dict[str, object]:
     }
 
 
+UPLOADS = ["sendChartToCloud", "editInChartStudio"]
+"""Buttons of Plotly.js that send a figure to a server of others: no figure has them."""
+
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 13, "color": INK},
@@ -74,7 +77,7 @@ TEMPLATE = go.layout.Template(
         "yaxis": _axis(),
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},
         "hoverlabel": {"font": {"family": FONT}},
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK, "remove": UPLOADS},
     }
 )
 

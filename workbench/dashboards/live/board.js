@@ -12,7 +12,7 @@ const loadPlotly = () => {
 };
 const plotly = () => (loaded ??= loadPlotly());
 
-const CONFIG = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]};
+const CONFIG = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"], plotlyServerURL: ""};
 const FIRST_ROWS = 100; // of a table, until all are asked for
 const FILTER_ROWS = 8; // a shorter table has no filter
 const MARKS = {pinned: ["pin", "☆", "★"], hidden: ["hide", "◉", "○"], selected: ["draw", "☐", "☑"]};
@@ -243,7 +243,8 @@ function render({model, el}) {
     shown.forEach(block => block instanceof FigureBlock && (first ? block.draw() : block.resize()));
   });
   sizes.observe(board);
-  send({event: "ready"});
+  if (model.get("panel")) receive({text: model.get("panel")}); // as it was when it was last sent whole
+  send({event: "ready"}); // asks for the changes since, which may have to wait for the running cell
   return () => {
     model.off("msg:custom", receive);
     themes.disconnect();

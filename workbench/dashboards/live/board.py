@@ -29,6 +29,10 @@ class Board(anywidget.AnyWidget):
     """Source of Plotly.js, which the page runs when it draws its first figure. It is not part of the module: anywidget
     gives up on a module that is not loaded within two seconds, and on a busy machine 4 MB take longer than that."""
 
+    panel = traitlets.Unicode().tag(sync=True)
+    """The last message with a whole panel, which a new view draws at once: it may have to wait long for an answer of the
+    kernel, as messages to a kernel wait for the cell that is running."""
+
     def __init__(self, on_event: Callable[[dict[str, Any]], None]):
         self._on_event = on_event
         self.shown: list[dict[str, Any]] = []
@@ -67,28 +71,29 @@ class Board(anywidget.AnyWidget):
                 patches.append({"id": name, "traces": changed, "layout": layout if layout != old_layout else None})
         self.shown, self._figures = blocks, figures
         if not is_patch:
-            self._send_all()
+            self.panel = self._whole()
+            self._post(self.panel)
         for patch in patches if is_patch else ():
-            self._send_json({"patch": patch})
+            self._post(json.dumps({"patch": patch}))
 
-    def _send_all(self) -> None:
+    def _whole(self) -> str:
+        """The panel as a message."""
         blocks = []
         for block in self.shown:
             if block["kind"] == "figure":
                 traces, layout = self._figures[block["id"]]
+                # the JSON by which figures are compared: nothing is encoded twice
                 block = {**block, "figure": {"data": traces, "layout": layout}}
             blocks.append(block)
-        self._send_json({"blocks": blocks})
+        return json.dumps({"blocks": blocks})
 
-    def _send_json(self, message: dict[str, Any]) -> None:
-        """Figures are sent as the JSON by which they were compared, so that nothing is encoded twice."""
-        text = json.dumps(message)
+    def _post(self, text: str) -> None:
         self.sent = len(text)
         self.send({"text": text})
 
     def _on_message(self, widget: Any, message: dict[str, Any], buffers: Any) -> None:
         if message.get("event") == "ready":  # a view was opened, or has missed a message
             with self._lock:
-                self._send_all()
+                self._post(self._whole())
         else:
             self._on_event(message)
