@@ -30,8 +30,8 @@ class Board(anywidget.AnyWidget):
     gives up on a module that is not loaded within two seconds, and on a busy machine 4 MB take longer than that."""
 
     panel = traitlets.Unicode().tag(sync=True)
-    """The last message with a whole panel, which a new view draws at once: it may have to wait long for an answer of the
-    kernel, as messages to a kernel wait for the cell that is running."""
+    """The last message with a whole panel, which a new view draws at once: an answer of the kernel may take long, as
+    messages to a kernel wait for the cell that is running."""
 
     def __init__(self, on_event: Callable[[dict[str, Any]], None]):
         self._on_event = on_event
