@@ -122,8 +122,8 @@ def test_smoothing_is_chosen(run: FakeRun) -> None:
     assert "smoothed (weight 0.5)" in opened(run, smoothing=0.5).blocks[0].figure.layout.yaxis.title.text
 
 
-NOT_OF_A_FAKE_RUN = ("recall_", "components")
-"""It has no task and crosses no seeds."""
+NOT_OF_A_FAKE_RUN = ("recall_", "components", "decoding", "ranks")
+"""It has no task, crosses no seeds, decodes under no policy and trains on one rank."""
 
 
 @pytest.mark.parametrize("panel", [name for name in panels if not name.startswith(NOT_OF_A_FAKE_RUN)])

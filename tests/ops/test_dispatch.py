@@ -153,8 +153,8 @@ def test_limits_of_the_convolution_kernels(
     part: Heads, tail: bool, backend: str, no_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(short_convolution, "short_convolution_torch", lambda *_, **__: [])  # needs a GPU
-    state = on_gpu(1, 3, 1024) if tail else None
-    short_convolution.short_convolution(on_gpu(1, 5, 1024), on_gpu(1024, 4), [part], tail_BPC=state)
+    state, tokens = (on_gpu(1, 3, 1024), 1) if tail else (None, 5)  # a step; pieces of a prompt take the kernel
+    short_convolution.short_convolution(on_gpu(1, tokens, 1024), on_gpu(1024, 4), [part], tail_BPC=state)
     assert dispatch.recorded()["short_convolution"] == [backend]
 
 
