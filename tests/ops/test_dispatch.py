@@ -145,7 +145,7 @@ def test_experts_loop_in_float64_and_when_asked_for(more: dict[str, Any]) -> Non
         (Heads(1, 1024), False, "triton"),
         (Heads(2, 512, 1.0), False, "triton"),
         (Heads(1, 1024, 1.0), False, "torch"),
-        (Heads(1, 1024), True, "torch"),
+        (Heads(1, 1024), True, "triton"),
     ],
     ids=["plain", "normalised heads", "wide normalised head", "decoding"],
 )
@@ -153,7 +153,7 @@ def test_limits_of_the_convolution_kernels(
     part: Heads, tail: bool, backend: str, no_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(short_convolution, "short_convolution_torch", lambda *_, **__: [])  # needs a GPU
-    state, tokens = (on_gpu(1, 3, 1024), 1) if tail else (None, 5)  # a step; pieces of a prompt take the kernel
+    state, tokens = (on_gpu(1, 3, 1024), 1) if tail else (None, 5)
     short_convolution.short_convolution(on_gpu(1, tokens, 1024), on_gpu(1024, 4), [part], tail_BPC=state)
     assert dispatch.recorded()["short_convolution"] == [backend]
 

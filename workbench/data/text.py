@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +90,13 @@ class PreparedData(Source):
     @cached_property
     def pilot(self) -> Documents:  # type: ignore[override]
         return self._split("pilot")
+
+    def texts(self, split: str) -> Iterator[str]:
+        """The texts of a split, decoded from its tokens."""
+        documents: Documents = getattr(self, split)
+        for index, length in enumerate(documents.lengths):
+            _, tokens = documents.piece(index, 0, int(length))
+            yield self.tokenizer.decode(tokens.tolist())
 
     def digests(self, split: str) -> list[str]:
         """Hashes of whole texts without regard to white space, even of documents that are measured in part."""

@@ -29,7 +29,7 @@ from workbench.data.shards import ShardWriter
 from workbench.data.sources import SourceConfig, digest, is_intact, prepare, sources, write_card
 from workbench.data.splits import SPLITS, SplitName
 from workbench.data.tasks import STREAMS
-from workbench.data.text import Documents, PreparedData
+from workbench.data.text import PreparedData
 from workbench.files import locked, replacing_folder
 from workbench.metric import BITS_PER_BYTE, Metric
 from workbench.seeding import Seed
@@ -37,7 +37,7 @@ from workbench.seeding import Seed
 FORMAT = 1
 """Part of the fingerprint; raised when the files or the rules change."""
 HAYSTACK_TOKENS = 4_000_000
-"""Tokens of a split that haystacks are made of, at most."""
+"""Tokens of a split that haystacks are made of, to the end of a document."""
 
 
 @sources.register
@@ -120,7 +120,7 @@ def _documents(config: Any, text: PreparedData, split: SplitName, tokenizer: Tok
     """Task and length, then the text, of every document of a split."""
     generator = Generator(
         count=lambda written: len(tokenizer.encode(written, add_special_tokens=False).ids),
-        texts=list(_texts(getattr(text, split), tokenizer)),
+        texts=_first_texts(text, split),
         seed=config.seed,
         stream=STREAMS[split],
     )
@@ -148,12 +148,8 @@ def _documents(config: Any, text: PreparedData, split: SplitName, tokenizer: Tok
     require(found, "data.lengths", got=list(config.lengths), expected="a length that one of the tasks fits into")
 
 
-def _texts(documents: Documents, tokenizer: Tokenizer) -> Iterator[str]:
-    """The texts of the first documents of a split."""
-    total = 0
-    for index, length in enumerate(documents.lengths):
-        if total >= HAYSTACK_TOKENS:
-            return
-        _, tokens = documents.piece(index, 0, int(length))
-        total += len(tokens)
-        yield tokenizer.decode(tokens.tolist())
+def _first_texts(text: PreparedData, split: SplitName) -> list[str]:
+    """The texts of the first documents of a split, with at least :data:`HAYSTACK_TOKENS` tokens if it has them."""
+    ends = getattr(text, split).lengths.cumsum()
+    count = int(np.searchsorted(ends, HAYSTACK_TOKENS)) + 1
+    return list(itertools.islice(text.texts(split), count))

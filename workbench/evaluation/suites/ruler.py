@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import Field
 
 from workbench.config import require
-from workbench.data import Documents
+from workbench.data import PreparedData
 from workbench.data.ruler import ANSWER_TOKENS, SYMBOLS, TASKS, Generator, TaskName, score
 from workbench.data.tasks import STREAMS
 from workbench.decoding import encode_prompt
@@ -132,11 +132,4 @@ def _texts_of(conditions: Conditions) -> list[str]:
     if conditions.data is None:
         return []
     source: Any = getattr(conditions.data, "text", conditions.data)  # of a task on text
-    documents = getattr(source, conditions.split)
-    if not isinstance(documents, Documents):
-        return []
-    texts = []
-    for index, length in enumerate(documents.lengths):
-        _, tokens = documents.piece(index, 0, int(length))
-        texts.append(source.tokenizer.decode(tokens.tolist()))
-    return texts
+    return list(source.texts(conditions.split)) if isinstance(source, PreparedData) else []

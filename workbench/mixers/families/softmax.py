@@ -289,9 +289,11 @@ class SoftmaxAttention(ScaledScores, Mixer):
 
         Args:
             segments: (B, T) document numbers, only with S = T.
-            cached: whether T and S change from call to call, as those of prompts do: no form that is compiled for them.
+            cached: whether T and S change from call to call, as those of prompts do. Then windows on CUDA use the kernel
+                of visible blocks: FlexAttention would compile for every length.
         """
-        if self.softcap is None and self.sink is None and not (cached and self.window):
+        blocks = cached and self.window is not None and q_BTHK.is_cuda
+        if self.softcap is None and self.sink is None and not blocks:
             return attention(q_BTHK, k_BSGK, v_BSGK, window=self.window, segments=segments)
         B, T = q_BTHK.shape[:2]
         o_BTHK, _ = visible_block_attention(

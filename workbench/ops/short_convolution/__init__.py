@@ -54,5 +54,6 @@ def short_convolution(
         if tail_BPC is None:
             return short_convolution_triton(x_BTC, weight_CW, parts, segments)
         padded = cat((tail_BPC.to(x_BTC.dtype), x_BTC), dim=1)
-        return [y[:, tail_BPC.shape[1] :] for y in short_convolution_triton(padded, weight_CW, parts, None)]
+        P, T = tail_BPC.shape[1], x_BTC.shape[1]
+        return [y.narrow(1, P, T) for y in short_convolution_triton(padded, weight_CW, parts, None)]
     return short_convolution_torch(x_BTC, weight_CW, parts, segments=segments, tail_BPC=tail_BPC)
