@@ -289,8 +289,8 @@ class SoftmaxAttention(ScaledScores, Mixer):
 
         Args:
             segments: (B, T) document numbers, only with S = T.
-            cached: whether T and S change from call to call, as those of prompts do. Then windows on CUDA use the kernel
-                of visible blocks: FlexAttention would compile for every length.
+            cached: whether T and S change from call to call, as those of prompts do. On CUDA, windows then use the
+                kernel of visible blocks: FlexAttention would compile for every length.
         """
         blocks = cached and self.window is not None and q_BTHK.is_cuda
         if self.softcap is None and self.sink is None and not blocks:
