@@ -170,7 +170,7 @@ def main() -> None:
         import torch
 
         from workbench.ablation.ablation import Ablation
-        from workbench.ablation.execution.placement import usable_cores
+        from workbench.environment import usable_cores
 
         cuda = torch.cuda.is_available()
         used_before = _used_bytes()

@@ -19,6 +19,11 @@ NOT_INSTALLED = "not installed"
 LIBRARIES = ("torch", "triton", "lightning", "optuna", "tokenizers", "numpy")
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on: those of taskset or a container's set, where the system reports them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def version(name: str) -> str:
     """Version of an installed distribution; "not installed" if it is missing or run from source."""
     try:

@@ -17,7 +17,6 @@ import torch
 from workbench.ablation.arms import Arms, resolve
 from workbench.ablation.cost.card import check_budget, cost_table, residual_table
 from workbench.ablation.cost.timing import match_seconds, measure_arms
-from workbench.ablation.execution.placement import usable_cores
 from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.roster import Roster
 from workbench.ablation.execution.storage import open_storage, quarantine_corrupt_storage
@@ -31,7 +30,7 @@ from workbench.ablation.spec.registration import Deviation, digest, record_devia
 from workbench.ablation.verdict.control import control_runs
 from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare, sources
-from workbench.environment import environment
+from workbench.environment import environment, usable_cores
 from workbench.evaluation import check_score, check_suites
 from workbench.model import describe_model
 from workbench.results.data_card import check_lossless, check_overlap, is_lossy, is_mostly_seen

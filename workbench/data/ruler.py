@@ -68,8 +68,6 @@ ANSWER_TOKENS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
 """Tokens of an answer, by the beginning of the task's name; as published."""
 SHORT = 4096
 """Prompts below this length have fewer repetitions of common words; as published."""
-TOLERANCE = 0.002
-"""A prompt is long enough when it is this much shorter than asked, or when one word more does not fit."""
 PROBE = 64
 """Words from whose tokens the first number of words is extrapolated."""
 INTERPOLATIONS = 8
@@ -154,6 +152,7 @@ class Generator:
         texts: local texts for haystacks and documents; at least one with words for tasks that need text.
         seed: of all draws.
         stream: number of the split; every split has other prompts.
+        tolerance: a prompt is long enough when this share of its length is missing, or when one word more does not fit.
         squad: file of questions in the form of SQuAD, for ``qa_1``. Default: made of ``texts``.
         hotpotqa: file of questions in the form of HotpotQA, for ``qa_2``. Default: made of ``texts``.
     """
@@ -162,6 +161,7 @@ class Generator:
     texts: Sequence[str] = ()
     seed: int = 0
     stream: int = 0
+    tolerance: float = 0.002
     squad: Path | None = None
     hotpotqa: Path | None = None
     _questions: dict[str, list[Question]] = field(default_factory=dict, init=False)
@@ -260,7 +260,7 @@ class Generator:
         )
         beyond, beyond_tokens, guess = 0, 0, PROBE
         for trial in itertools.count():
-            if limit - tokens <= TOLERANCE * length or beyond == fits + 1:
+            if limit - tokens <= self.tolerance * length or beyond == fits + 1:
                 return text, fits
             attempt = build(guess)
             now = self.count(attempt)

@@ -66,7 +66,7 @@ def test_further_questions_ask_for_other_needles(corpus: Path) -> None:
 
 def test_documents_are_about_as_long_as_asked(corpus: Path) -> None:
     for length in made(corpus, further=0, tasks=["niah_single_2"], lengths=[600]).train.lengths:
-        assert 594 <= length <= 640  # the answer is after the prompt
+        assert 570 <= length <= 640  # at most 5 % shorter; the answer is after the prompt
 
 
 def test_splits_are_of_different_text(corpus: Path) -> None:

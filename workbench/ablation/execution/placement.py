@@ -1,4 +1,4 @@
-"""Cores and GPUs of this machine, and which GPU a worker's trials use."""
+"""GPUs of this machine, and which of them a worker's trials use."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ from collections.abc import Iterator, Sequence
 from workbench.ablation.folder import AblationFolder
 from workbench.files import locked
 
-__all__ = ["claim_gpu", "usable_cores", "visible_gpus"]
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on: those of taskset or a container's set, where the system reports them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+__all__ = ["claim_gpu", "visible_gpus"]
 
 
 def visible_gpus() -> list[str]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 from tokenizers import Tokenizer
+from torch.utils.data import DataLoader, Dataset
 
 from workbench.config import ConfigError, require
 from workbench.data import tokenizer as tokenizers
@@ -30,12 +31,17 @@ from workbench.data.sources import SourceConfig, digest, is_intact, prepare, sou
 from workbench.data.splits import SPLITS, SplitName
 from workbench.data.tasks import STREAMS
 from workbench.data.text import PreparedData
+from workbench.environment import usable_cores
 from workbench.files import locked, replacing_folder
 from workbench.metric import BITS_PER_BYTE, Metric
 from workbench.seeding import Seed
 
-FORMAT = 1
+FORMAT = 2
 """Part of the fingerprint; raised when the files or the rules change."""
+TOLERANCE = 0.05
+"""Share of its length that a document may lack: to fill the last percents takes as long as all the rest."""
+DOCUMENTS_OF_A_WORKER = 64
+"""Documents for which a further process is worth starting."""
 HAYSTACK_TOKENS = 4_000_000
 """Tokens of a split that haystacks are made of, to the end of a document."""
 
@@ -51,7 +57,8 @@ class RulerDocuments(PreparedData):
         tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] = TASKS
         """Which of the 13 tasks."""
         lengths: Annotated[tuple[Annotated[int, Field(ge=64)], ...], Field(min_length=1)] = (256, 512, 1024)
-        """Tokens of a prompt, without its answer. Longer documents than a row continue in the next row."""
+        """Tokens of a prompt without its answer, at most; up to 5 % fewer. Longer documents than a row continue in the
+        next row."""
         further: Annotated[int, Field(ge=0)] = 0
         """Questions about other needles that follow the first answer, at most: more answers per token."""
         tokens: Annotated[int, Field(ge=1)] = 2_000_000
@@ -123,29 +130,51 @@ def _documents(config: Any, text: PreparedData, split: SplitName, tokenizer: Tok
         texts=_first_texts(text, split),
         seed=config.seed,
         stream=STREAMS[split],
+        tolerance=TOLERANCE,
     )
+    cells = list(itertools.product(config.tasks, config.lengths))
+    fitting = [cell for cell in cells if _fits(generator, *cell)]
+    require(fitting, "data.lengths", got=list(config.lengths), expected="a length that one of the tasks fits into")
+    draws = [
+        (task, length, number, config.further)
+        for task, length in fitting
+        for number in range(-(-(config.tokens // length if split == "train" else config.examples) // len(cells)))
+    ]
+    workers = min(usable_cores(), len(draws) // DOCUMENTS_OF_A_WORKER)
+    documents = DataLoader(_Draws(generator, draws), batch_size=None, num_workers=workers)  # in the order of the draws
+    for (task, length, *_), document in zip(draws, documents):
+        if document:
+            yield f"{task}/{length}", document
 
-    def draw(task: str, length: int, number: int) -> str | None:
+
+@dataclass
+class _Draws(Dataset[str]):
+    """Documents by their number; empty where one needs a longer prompt than others of its cell."""
+
+    generator: Generator
+    draws: list[tuple[str, int, int, int]]
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, index: int) -> str:
         try:
-            return generator.document(task, length, number, config.further)
+            return self.generator.document(*self.draws[index])
         except ConfigError as error:
             if error.problems[0].path != "lengths":
                 raise
-            return None
+            return ""
 
-    cells = list(itertools.product(config.tasks, config.lengths))
-    documents = [
-        (task, length, number)
-        for task, length in cells
-        for number in range(-(-(config.tokens // length if split == "train" else config.examples) // len(cells)))
-    ]
-    found = False
-    with ThreadPoolExecutor() as threads:  # the tokenizer works outside of Python's lock
-        for (task, length, _), document in zip(documents, threads.map(draw, *zip(*documents))):
-            if document is not None:
-                found = True
-                yield f"{task}/{length}", document
-    require(found, "data.lengths", got=list(config.lengths), expected="a length that one of the tasks fits into")
+
+def _fits(generator: Generator, task: str, length: int) -> bool:
+    """Whether a length has room for a task."""
+    try:
+        generator.document(task, length, 0)
+    except ConfigError as error:
+        if error.problems[0].path != "lengths":
+            raise
+        return False
+    return True
 
 
 def _first_texts(text: PreparedData, split: SplitName) -> list[str]:
