@@ -133,7 +133,8 @@ def _documents(config: Any, text: PreparedData, split: SplitName, tokenizer: Tok
         tolerance=TOLERANCE,
     )
     cells = list(itertools.product(config.tasks, config.lengths))
-    fitting = [cell for cell in cells if _fits(generator, *cell)]
+    # here and not in a worker process, which would wrap the errors of a text
+    fitting = [cell for cell in cells if _document(generator, *cell, 0)]
     require(fitting, "data.lengths", got=list(config.lengths), expected="a length that one of the tasks fits into")
     draws = [
         (task, length, number, config.further)
@@ -149,7 +150,7 @@ def _documents(config: Any, text: PreparedData, split: SplitName, tokenizer: Tok
 
 @dataclass
 class _Draws(Dataset[str]):
-    """Documents by their number; empty where one needs a longer prompt than others of its cell."""
+    """Documents by their number; one may need a longer prompt than the first of its cell."""
 
     generator: Generator
     draws: list[tuple[str, int, int, int]]
@@ -158,23 +159,17 @@ class _Draws(Dataset[str]):
         return len(self.draws)
 
     def __getitem__(self, index: int) -> str:
-        try:
-            return self.generator.document(*self.draws[index])
-        except ConfigError as error:
-            if error.problems[0].path != "lengths":
-                raise
-            return ""
+        return _document(self.generator, *self.draws[index])
 
 
-def _fits(generator: Generator, task: str, length: int) -> bool:
-    """Whether a length has room for a task."""
+def _document(generator: Generator, task: str, length: int, number: int, further: int = 0) -> str:
+    """A document; empty where it needs a longer prompt."""
     try:
-        generator.document(task, length, 0)
+        return generator.document(task, length, number, further)
     except ConfigError as error:
         if error.problems[0].path != "lengths":
             raise
-        return False
-    return True
+        return ""
 
 
 def _first_texts(text: PreparedData, split: SplitName) -> list[str]:
