@@ -1,12 +1,14 @@
 """What decoding policies cost in quality: models that recall facts from long contexts, decoded under every policy.
 
     python benchmarks/decode_quality.py                           # results/benchmarks/decode_quality.json
-    python benchmarks/decode_quality.py --seeds 0 --seconds 60 --lengths 4096
+    python benchmarks/decode_quality.py --seeds 0 --output FILE   # one process per seed, then
+    python benchmarks/decode_quality.py --join FILE ...
 
 A context is noise with facts in it, ``# k k = v v v v``. Questions follow it, ``? k k = v v v v``, each about another
-fact. A model of 58M parameters (8 layers, 12 heads of 64 channels in 4 groups) is trained on the answers, in
-bf16, over growing lengths: it goes on to the next length when fewer than 1 % of the answer tokens are wrong, or after
-the seconds of the length. Then the context is read in one pass and the questions with their answers token by
+fact. A model of 58M parameters (a layer of Gated DeltaNet, whose convolution finds the preceding token, and 7 layers of
+full attention with 12 heads of 64 channels in 4 groups) is trained on the answers by Muon, in bf16, over growing
+lengths: it goes on to the next length when fewer than 1 % of the answer tokens are wrong, or after half of the time
+that is left. Then the context is read in one pass and the questions with their answers token by
 token, under every policy, for the same held-out contexts.
 
 - errors: share of answer tokens that are not the most likely one, given the right tokens before; of the first token of
@@ -23,6 +25,7 @@ error of each length at the end of its training, whether or not the model learne
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -43,6 +46,8 @@ from workbench.decoding.policy import policies  # noqa: E402
 from workbench.decoding.reads import FIELDS  # noqa: E402
 from workbench.decoding.selective import Selection, SelectiveCache  # noqa: E402
 from workbench.model import LanguageModel, ModelConfig  # noqa: E402
+from workbench.training import TrainingConfig  # noqa: E402
+from workbench.training.optimiser import build_optimiser  # noqa: E402
 
 SYMBOLS, NAMES, NOISE = 4, 512, 1024
 """Token ids: # ? = and a spare one; names of keys and values; noise."""
@@ -53,8 +58,12 @@ MODEL: dict[str, Any] = {
     "width": 768,
     "depth": 8,
     "vocabulary": SYMBOLS + NAMES + NOISE,
+    "pattern": "gdn full full full full full full full",
     "mixers": {"full": {"heads": 12, "kv_heads": 4, "rotary_theta": 500_000.0}},
 }
+TRAINING = TrainingConfig(
+    tokens=2, batch_size=1, context=2, optimiser={"kind": "muon"}, learning_rate=2e-3, weight_decay=0.1
+)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TARGET = 0.01
 
@@ -108,20 +117,18 @@ def trained(
 ) -> tuple[LanguageModel, list[dict[str, Any]]]:
     """A model, and how well it does at each length."""
     model = LanguageModel(ModelConfig.parse(MODEL), seed=seed).to(DEVICE)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=DEVICE.type == "cuda")
+    optimiser = build_optimiser(model, TRAINING)
+    rates = [group["lr"] for group in optimiser.param_groups]
     generator = torch.Generator(DEVICE).manual_seed(seed)
-    log, step = [], 0
+    log, step, end = [], 0, time.perf_counter() + seconds
     for number, length in enumerate(lengths):
         start, first_step, wrong = time.perf_counter(), step, 1.0
-        share = seconds * (2 if number == 0 else 1) / (len(lengths) + 1)
+        share = (end - start) * (0.5 if number + 1 < len(lengths) else 1.0)
         while time.perf_counter() - start < share and wrong > TARGET:
-            for group in optimiser.param_groups:
-                group["lr"] = 1e-3 * min(1.0, (step + 1) / 100) * (1.0 if number == 0 else 0.5)
+            for group, rate in zip(optimiser.param_groups, rates):
+                group["lr"] = rate * min(1.0, (step + 1) / 50) * (1.0 if number == 0 else 0.5)
             rows = max(1, batch_tokens // length)
-            batch = examples(rows, length, max(2, min(length // 32, 128)), generator)
+            batch = examples(rows, length, max(2, min(length // (2 * SENTENCE), 128)), generator)
             with torch.autocast(DEVICE.type, torch.bfloat16):
                 hidden_BTD = model(batch.tokens_BT)
                 is_answer_BT = batch.targets_BT >= 0
@@ -271,11 +278,20 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--batch-tokens", type=int, default=32_768)
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--join", type=Path, nargs="+", help="measure nothing; summarise these files, of other seeds")
     options = parser.parse_args()
     started, rows, training = time.perf_counter(), [], []
+    if options.join:
+        reports = [json.loads(path.read_text()) for path in options.join]
+        for name in ("results", "trained"):
+            reports[0][name] = [row for report in reports for row in report[name]]
+        reports[0]["settings"]["seeds"] = [seed for report in reports for seed in report["settings"]["seeds"]]
+        reports[0]["summary"] = summary(reports[0]["results"])
+        options.output.write_text(json.dumps(reports[0], indent=1) + "\n")
+        return
 
     def write() -> None:
-        settings = {name: value for name, value in vars(options).items() if name != "output"}
+        settings = {name: value for name, value in vars(options).items() if name not in ("output", "join")}
         report = {"settings": settings, "model": MODEL, "trained": training, "results": rows, "summary": summary(rows)}
         write_report(options.output, report, started)
 
