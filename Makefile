@@ -1,10 +1,10 @@
-# make ablation | test | quick | lab | check    each installs what it needs first
+# make ablation | test | quick | lab | check | dist    each installs what it needs first
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: ablation test quick lab check lock
+.PHONY: ablation test quick lab check dist lock
 
 ablation: $(VENV)/installed
 	$(BIN)/workbench run sweeps/quickstart.yaml $(ARGS)
@@ -24,8 +24,11 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+dist: $(VENV)/installed
+	$(BIN)/python -m build
+
 lock: $(VENV)/installed
 	$(BIN)/python -m pip freeze --exclude-editable
 
-$(VENV)/installed: pyproject.toml requirements.lock tools/install.py
+$(VENV)/installed: pyproject.toml setup.py requirements.lock tools/install.py
 	$(PYTHON) tools/install.py $(VENV)

@@ -95,7 +95,7 @@ def commands() -> list[str]:
 
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     """In order, in a copy of the folder, with smaller models; `make` uses the environment that runs this test."""
-    for name in ("sweeps", "notebooks", "Makefile", "pyproject.toml", "requirements.lock", "tools"):
+    for name in ("sweeps", "notebooks", "Makefile", "pyproject.toml", "setup.py", "requirements.lock", "tools"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "my_texts").mkdir()
     for number in range(30):

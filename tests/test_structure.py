@@ -18,6 +18,7 @@ LAYERS = [
     [
         "compat",
         "config",
+        "distribution",
         "environment",
         "files",
         "formatting",

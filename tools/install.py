@@ -14,7 +14,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("pyproject.toml", "requirements.lock")
+SOURCES = ("pyproject.toml", "setup.py", "requirements.lock")
 
 
 def main() -> None:

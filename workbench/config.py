@@ -21,6 +21,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from workbench.compat import ModelMetaclass
+from workbench.distribution import shipped
 
 __all__ = [
     "Config",
@@ -353,13 +354,16 @@ def _yaml(text: str, origin: str) -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read the mapping in a YAML file. Loads plain data only: tags and duplicate keys are errors, no code runs.
+    ``sweeps/quickstart.yaml`` and other shipped sweeps are found from any folder
+    (:func:`workbench.distribution.shipped`).
 
     Raises:
         ConfigError: when the file is missing, is not YAML or is not a mapping.
     """
-    path = Path(path)
+    path = shipped(path)
     if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        parent = shipped(path.parent)
+        siblings = [p.name for p in parent.glob("*.y*ml")] if parent.is_dir() else []
         got = "a folder" if path.is_dir() else "no such file"
         raise ConfigError.at(str(path), got=got, expected="a YAML file", do=nearest(path.name, siblings))
     try:

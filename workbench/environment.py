@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-PACKAGE = Path(__file__).parent
-ROOT = PACKAGE.parent
+from workbench.distribution import NAME, PACKAGE, ROOT, SHIPPED
+
 NOT_INSTALLED = "not installed"
 LIBRARIES = ("torch", "triton", "lightning", "optuna", "tokenizers", "numpy")
 
@@ -33,28 +33,42 @@ def version(name: str) -> str:
 
 
 def sources_hash(package: Path = PACKAGE) -> str:
-    """Eight hexadecimal digits of the SHA-256 of every file of a package, compiled ones left out."""
+    """Eight hexadecimal digits of the SHA-256 of every file of a package; compiled files and the sweeps that a wheel
+    installs are left out, so that a checkout and its wheel have one hash."""
     total = hashlib.sha256()
     for path in sorted(package.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            content = hashlib.sha256(path.read_bytes()).digest()
-            total.update(path.relative_to(package).as_posix().encode() + b"\0" + content)
+        name = path.relative_to(package)
+        if path.is_file() and "__pycache__" not in path.parts and name.parts[0] != SHIPPED:
+            total.update(name.as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()[:8]
 
 
 def code_version() -> str:
     """Version of this package, its commit and the hash of its sources: ``0.9+5bd5bc6-dirty+sources.1a2b3c4d``.
 
-    The commit is that of the git checkout; for copies without git (a container image, a cluster's scratch folder) it is
+    The commit is that of the git checkout, ``-dirty`` if files of the package or shipped sweeps differ from it: notebooks,
+    documents and sweeps of one's own change no result. For copies without git (a container image, a cluster's scratch folder) it is
     read from the environment variable WORKBENCH_CODE. The hash identifies uncommitted changes and installed packages.
     """
-    installed, commit = version("workbench"), os.environ.get("WORKBENCH_CODE", "")
+    installed, commit = version(NAME), os.environ.get("WORKBENCH_CODE", "")
     if (ROOT / ".git").exists():
-        call = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-        answer = subprocess.run(call, capture_output=True, text=True, check=False)
-        commit = answer.stdout.strip() if answer.returncode == 0 else commit
+        commit = _commit(ROOT) or commit
     known = [part for part in (installed, commit) if part and part != NOT_INSTALLED]
     return "+".join([*known, f"sources.{LOADED_SOURCES}"])
+
+
+def _commit(root: Path) -> str:
+    """The commit of a git checkout, with ``-dirty``; "" where git fails."""
+
+    def git(*arguments: str) -> str | None:
+        call = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+        answer = subprocess.run(call, capture_output=True, text=True, check=False)
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    commit = git("describe", "--always") or ""
+    changes = git("status", "--porcelain", "--", PACKAGE.name, SHIPPED) or ""
+    new_sweep = f"?? {SHIPPED}/"
+    return f"{commit}-dirty" if any(not line.startswith(new_sweep) for line in changes.splitlines()) else commit
 
 
 def same_code(one: str, other: str) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from workbench.config import ConfigError, require
+from workbench.distribution import shipped
 from workbench.files import write_json
 
 __all__ = ["LatencyTable", "LayerLatency", "monotone"]
@@ -159,7 +160,7 @@ class LatencyTable:
             ConfigError: when the file is missing, or is no latency table.
         """
         try:
-            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+            plain = json.loads(shipped(path).read_text(encoding="utf-8"))
             require(plain["format"] == FORMAT, "table", got=f"format {plain['format']}", expected=f"format {FORMAT}")
             layers = {
                 key: LayerLatency(

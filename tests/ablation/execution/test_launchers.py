@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import types
@@ -22,6 +23,7 @@ from workbench.ablation.folder import AblationFolder
 from workbench.ablation.run import AblationRun
 from workbench.ablation.spec.launch import launchers
 from workbench.config import ConfigError
+from workbench.distribution import install_extra
 from workbench.registry import plug_in
 
 pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:Heartbeat of storage")]
@@ -94,7 +96,7 @@ def test_a_path_that_slurm_would_change_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ConfigError, match=r"pip install 'workbench\[slurm\]'"):
+    with pytest.raises(ConfigError, match=re.escape(install_extra("slurm"))):
         Slurm(Slurm.Config())
 
 

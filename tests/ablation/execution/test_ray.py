@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from helpers import ablation_fields, write_corpus
 
-pytest.importorskip("ray.job_submission", reason="ray is not installed: pip install 'workbench[ray]'")
+pytest.importorskip("ray.job_submission", reason="ray is not installed: pip install -e '.[ray]'")
 
 import psutil
 from ablation.execution.test_storage import postgresql

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.ablation.search.samplers import allow_experimental
 from workbench.config import ConfigError, Problem
+from workbench.distribution import install_extra
 from workbench.files import apply_umask
 
 __all__ = ["ATTEMPTS", "open_storage", "quarantine_corrupt_storage"]
@@ -71,7 +72,7 @@ def open_storage(folder: Path, heartbeat: float, url: str | None = None) -> RDBS
             "launch.storage",
             got=str(error),
             expected="the driver of the database",
-            do="pip install 'workbench[postgresql]'.",
+            do=f"{install_extra('postgresql')}.",
         ) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         if url.startswith("sqlite"):

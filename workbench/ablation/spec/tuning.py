@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from workbench.config import Config, ConfigError, require
+from workbench.distribution import install_extra
 from workbench.ranges import Range
 from workbench.seeding import Seed
 
@@ -107,7 +108,7 @@ class Tuning(Config):
             "sampler",
             got="cmaes",
             expected="a sampler whose package is installed",
-            do="pip install 'workbench[search]', or use tpe or gp.",
+            do=f"{install_extra('search')}, or use tpe or gp.",
         )
         require(
             not self.warm_start or self.sampler in ADAPTIVE,

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from workbench.config import ConfigError, nearest, require
 from workbench.data.corpora import Corpus, CorpusConfig, corpora
+from workbench.distribution import install_extra
 
 
 @corpora.register
@@ -57,7 +58,7 @@ class HuggingFace(Corpus):
                 "data.corpus",
                 got="huggingface",
                 expected="the library `datasets`",
-                do="Install it: pip install 'workbench[hub]'; or use corpus 'files'.",
+                do=f"Install it: {install_extra('hub')}; or use corpus 'files'.",
             ) from None
         self._check_network(constants.ENDPOINT)
         try:

@@ -32,6 +32,7 @@ from pydantic import Field
 
 from workbench.config import ConfigError, nearest, require
 from workbench.decoding import Sampling
+from workbench.distribution import install_extra
 from workbench.evaluation.prompting import CutPromptConfig, check_room, digests, text_model
 from workbench.evaluation.suites import Conditions, Journal, Measured, Score, Suite, suites
 from workbench.evaluation.text_model import TextModel
@@ -122,7 +123,7 @@ class Harness(Suite):
                 "kind",
                 got=f"'harness' without lm-evaluation-harness ({error})",
                 expected="the extra `eval`",
-                do="pip install 'workbench[eval]'",
+                do=install_extra("eval"),
             ) from None
         include = [str(Path(folder)) for folder in self.config.include]
         manager = TaskManager(include_path=include or None, include_defaults=self.config.defaults)

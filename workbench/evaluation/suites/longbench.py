@@ -29,6 +29,7 @@ import polars as pl
 from pydantic import Field
 
 from workbench.config import ConfigError, nearest, require
+from workbench.distribution import install_extra
 from workbench.evaluation.prompting import CutPromptConfig, answers, check_room, digests, text_model
 from workbench.evaluation.suites import Conditions, Journal, Measured, Score, Suite, suites
 from workbench.model import LanguageModel
@@ -191,7 +192,7 @@ class LongBench(Suite):
             "tasks",
             got=f"{', '.join(scored)} without the library rouge",
             expected="the extra `eval`",
-            do="pip install 'workbench[eval]'",
+            do=install_extra("eval"),
         )
         for task in self.config.tasks:
             self._documents(task, first=1)

@@ -1,4 +1,4 @@
-"""The delta rule through the kernels of flash-linear-attention (`pip install fla-core`), used only when named as the
+"""The delta rule through the kernels of flash-linear-attention (the extra `fla`), used only when named as the
 backend.
 
 Its functions and the cases they cover (version 0.6.0; scale 1, no normalisation inside):
@@ -22,13 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.distribution import install_extra
+
 
 def refusal(device: str) -> str | None:
     """Why flash-linear-attention cannot be used on this device; None if it may be tried. Imports nothing."""
     if device != "cuda":
         return f"its kernels need a CUDA device; the tensors are on {device}"
     missing = [name for name in ("triton", "fla") if find_spec(name) is None]
-    return f"not installed: {', '.join(missing)} (pip install fla-core)" if missing else None
+    return f"not installed: {', '.join(missing)} ({install_extra('fla')})" if missing else None
 
 
 def delta_rule_fla(

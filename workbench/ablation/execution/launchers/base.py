@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from workbench.ablation.folder import AblationFolder
 from workbench.ablation.spec.launch import LauncherConfig
 from workbench.config import ConfigError
+from workbench.distribution import install_extra
 
 __all__ = ["JobState", "Launcher", "rejected", "required_package"]
 
@@ -80,7 +81,7 @@ def required_package(module: str, extra: str) -> Any:
             "launch.launcher",
             got=f"{extra}, which fails to import ({error})",
             expected="its package",
-            do=f"pip install 'workbench[{extra}]'.",
+            do=f"{install_extra(extra)}.",
         ) from None
 
 
