@@ -1,4 +1,4 @@
-"""The distribution: its name in messages, the sweeps that it ships, the commit in results, a wheel in an empty folder."""
+"""The distribution: its name in messages, the sweeps it ships, the commit in results, a wheel in an empty folder."""
 
 from __future__ import annotations
 

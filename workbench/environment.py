@@ -46,9 +46,10 @@ def sources_hash(package: Path = PACKAGE) -> str:
 def code_version() -> str:
     """Version of this package, its commit and the hash of its sources: ``0.9+5bd5bc6-dirty+sources.1a2b3c4d``.
 
-    The commit is that of the git checkout, ``-dirty`` if files of the package or shipped sweeps differ from it: notebooks,
-    documents and sweeps of one's own change no result. For copies without git (a container image, a cluster's scratch folder) it is
-    read from the environment variable WORKBENCH_CODE. The hash identifies uncommitted changes and installed packages.
+    The commit is that of the git checkout, ``-dirty`` if files of the package or shipped sweeps differ; notebooks,
+    documents and sweeps of one's own change no result. For copies without git (a container image, a cluster's scratch
+    folder) it is read from the environment variable WORKBENCH_CODE. The hash identifies uncommitted changes and
+    installed packages.
     """
     installed, commit = version(NAME), os.environ.get("WORKBENCH_CODE", "")
     if (ROOT / ".git").exists():
