@@ -71,6 +71,7 @@ ABLATION_LAYERS = [
     ["matching", "search"],
     ["arms"],
     ["cost", "folder", "looks"],
+    ["design"],
     ["verdict"],
     ["execution"],
     ["run"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 from dashboards.fake import FakeRun
 
+from workbench.ablation.design import Design
 from workbench.config import ConfigError
 from workbench.dashboards import figure, table
 from workbench.dashboards.panel import Grid, make_panel
@@ -16,6 +18,7 @@ from workbench.dashboards.panels.curves import MAX_POINTS
 from workbench.dashboards.panels.scaling import scaling_laws
 from workbench.dashboards.snapshot import Neighbours, Snapshot
 from workbench.dashboards.tables.progress import overall_progress
+from workbench.metric import BITS_PER_BYTE
 
 ODD = '<img src=x onerror=alert(1)> & "co"'
 STATES: dict[str, dict[str, Any]] = {
@@ -267,12 +270,16 @@ def test_savings_are_drawn_with_their_intervals(run: FakeRun) -> None:
 # -- scaling ---------------------------------------------------------------------------------------------------------
 
 
+DESIGN = Design(BITS_PER_BYTE, "report", {"full": "d", "gdn": "d"}, {"full": {}, "gdn": {}})
+
+
 class Sized(FakeRun):
     """A finished ablation whose size is in its folder's name."""
 
     def __init__(self, folder: Path):
         super().__init__(folder, trials=1)
         self.name, self.size = folder.name, float(folder.name)
+        self.design = DESIGN
 
     def cost(self) -> pl.DataFrame:
         return pl.DataFrame(
@@ -291,8 +298,9 @@ class SizedNeighbours(Neighbours):
         return Snapshot(Sized(folder))
 
 
-def sized(results: Path, count: int) -> Snapshot:
-    folders = [results / str(100 * 10**i) for i in range(count)]
+def sized(results: Path, count: int, *further: str) -> Snapshot:
+    """Ablations of so many sizes, each ten times the one before, and of ``further`` sizes."""
+    folders = [results / str(100 * 10**i) for i in range(count)] + [results / size for size in further]
     for folder in folders:
         folder.mkdir()
         (folder / "ablation.json").touch()
@@ -304,6 +312,30 @@ def sized(results: Path, count: int) -> Snapshot:
 def test_every_size_is_a_row(tmp_path: Path) -> None:
     rows = table(sized(tmp_path, 4), "scaling")
     assert rows["values"].list.len().to_list() == [3] * 8
+
+
+def test_what_is_no_size_is_left_out_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sized(tmp_path, 3, "1010", "50000", "70000")
+    others = {"50000": {"design": replace(DESIGN, data={"full": "other", "gdn": "other"})}, "70000": {"progress": 0.5}}
+
+    class Others(SizedNeighbours):
+        def snapshot(self, folder: Path) -> Snapshot:
+            size = Sized(folder)
+            for name, value in others.get(folder.name, {}).items():
+                setattr(size, name, value)
+            return Snapshot(size)
+
+    run.neighbours = Others(tmp_path)
+    assert table(run, "scaling")["ablation"].unique(maintain_order=True).to_list() == ["100", "1000", "10000"]
+    (left_out,) = (block.html for block in blocks(run, "scaling") if block.name == "left-out")
+    assert "1010: of the size of 1000." in left_out
+    assert "50000: other data (other, not d)." in left_out
+    assert "70000: not finished." in left_out
+
+
+def test_an_unfinished_ablation_is_no_size(tmp_path: Path) -> None:
+    tuning = FakeRun(tmp_path, confirmed=False, progress=0.5)
+    assert not len(table(tuning, "scaling"))
 
 
 def test_two_sizes_make_no_law(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from workbench.results.tables import RUN_SCHEMA, Line, diagnostics, frame_of
 from workbench.status import Stage
 
 if TYPE_CHECKING:
+    from workbench.ablation.design import Design
     from workbench.ablation.execution.pool import WorkerPool
     from workbench.ablation.looks import Look
     from workbench.ablation.spec.protocol import Components
@@ -169,6 +170,13 @@ class AblationRun:
     def data_cards(self) -> dict[str, Any]:
         """Arm -> description of its prepared data."""
         return self.record.data_cards
+
+    @property
+    def design(self) -> Design:
+        """What ablations at other sizes must have in common with it to be sizes of one series."""
+        from workbench.ablation.design import design_of
+
+        return design_of(self.record)
 
     def cost(self) -> pl.DataFrame:
         """The cost card at launch, one row per arm."""

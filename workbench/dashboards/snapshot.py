@@ -42,6 +42,7 @@ class Snapshot:
             source.alpha,
         )
         self.allow_mismatch, self.views, self.data_cards = source.allow_mismatch, source.views, source.data_cards
+        self.design = source.design
         self.has_suites, self.scored_at, self.contexts = source.has_suites, source.scored_at, source.contexts
         self.exists, self.launched, self.archived = source.exists, source.launched, source.archived
         self.results = source.results

@@ -33,6 +33,7 @@ from workbench.status import Stage
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
+    from workbench.ablation.design import Design
     from workbench.ablation.spec.protocol import Components
     from workbench.ablation.verdict.effort import Effort
     from workbench.ablation.verdict.verdict import Verdict
@@ -118,6 +119,10 @@ class RunView(Protocol):
         """Arm -> tokens of the rows that it is trained on, where they are known."""
 
     @property
+    def design(self) -> Design | None:
+        """What ablations at other sizes must have in common with it; None of what is no launched ablation."""
+
+    @property
     def data_cards(self) -> Mapping[str, Any]:
         """Arm -> what its data splits hold."""
 
@@ -195,6 +200,7 @@ class EmptyRun:
     archived = False
     has_suites = False
     scored_at = 0
+    design: Design | None = None
 
     def __init__(self, folder: Path, arms: Sequence[str] = ()):
         self.folder, self.arms = folder, list(arms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,42 +10,66 @@ import numpy as np
 import polars as pl
 import pytest
 
-from workbench.ablation.analysis.compare import compare, rank_stability
+from workbench.ablation.analysis.compare import compare, rank_stability, ranks
+from workbench.ablation.design import Design
 from workbench.ablation.verdict.comparison import ArmMeasurements
 from workbench.ablation.verdict.judge import judge
 from workbench.config import ConfigError
-from workbench.metric import BITS_PER_BYTE
+from workbench.metric import ANSWER_ERRORS, BITS_PER_BYTE
 
 pytestmark = pytest.mark.process
 
 
-def table(*verdicts: str) -> pl.DataFrame:
-    values = {"better": 0.9, "worse": 1.1, "undecided": 0.999}
-    rows = []
-    for i, word in enumerate(verdicts):
-        rows.append({"ablation": f"size{i}", "arm": "full", "value": 1.0, "verdict": "baseline"})
-        rows.append({"ablation": f"size{i}", "arm": "gdn", "value": values[word], "verdict": word})
+def table(*ranks: dict[str, int | None]) -> pl.DataFrame:
+    rows = [{"ablation": f"size{i}", "arm": arm, "rank": r} for i, arms in enumerate(ranks) for arm, r in arms.items()]
     return pl.DataFrame(rows)
 
 
+GDN_FIRST, FULL_FIRST, TIE = {"full": 2, "gdn": 1}, {"full": 1, "gdn": 2}, {"full": 1, "gdn": 1}
+
+
 @pytest.mark.parametrize(
-    ("verdicts", "words"),
+    ("ranks", "words"),
     [
-        (("better", "better"), "order of all arms is the same"),
-        (("better", "worse"), "order depends on scale: gdn"),
-        (("undecided", "worse"), "no difference that both show"),
+        ((GDN_FIRST, GDN_FIRST), "order of all arms is the same (1 of 1 pairs"),
+        ((GDN_FIRST, FULL_FIRST), "order depends on scale: gdn before full in size0"),
+        ((TIE, FULL_FIRST), "no two arms are shown to differ in both (0 of 1"),
+        ((GDN_FIRST | {"kda": 2}, GDN_FIRST | {"kda": 2}), "as far as both show one; other arms tie (2 of 3"),
+        ((GDN_FIRST, {"full": 1, "gdn": None}), "fewer than two arms that finished"),
     ],
 )
-def test_whether_the_order_holds(verdicts: tuple[str, ...], words: str) -> None:
-    (sentence,) = rank_stability(table(*verdicts))
+def test_whether_the_order_holds(ranks: tuple[dict[str, int | None], ...], words: str) -> None:
+    (sentence,) = rank_stability(table(*ranks))
     assert words in sentence
 
 
 def test_every_two_ablations_are_compared() -> None:
-    assert len(rank_stability(table("better", "better", "worse"))) == 3
+    assert len(rank_stability(table(GDN_FIRST, GDN_FIRST, FULL_FIRST))) == 3
 
 
-def finished(name: str, flops: float, gap: float, baseline: str = "full", solved: bool = False) -> Any:
+def verdict_of(*words: str, pairs: tuple[Any, ...] = ()) -> Any:
+    rows = [
+        SimpleNamespace(arm=f"arm{i}", verdict=w, value=None if w == "failed" else 1.0) for i, w in enumerate(words)
+    ]
+    return SimpleNamespace(rows=rows, pairs=[SimpleNamespace(arm=a, reference=b, verdict=w) for a, b, w in pairs])
+
+
+def test_arms_that_are_not_shown_to_differ_tie() -> None:
+    found = ranks(verdict_of("baseline", "undecided", "better", "worse", "equivalent", "failed"))
+    assert list(found.values()) == [2, 2, 1, 5, 2, None]
+
+
+def test_pairs_that_were_compared_decide_the_rank() -> None:
+    pairs = (("arm1", "arm0", "better"), ("arm2", "arm0", "better"), ("arm2", "arm1", "worse"))
+    assert list(ranks(verdict_of("baseline", "better", "better", pairs=pairs)).values()) == [3, 1, 2]
+
+
+DESIGN = Design(BITS_PER_BYTE, "report", {"full": "d1", "gdn": "d1"}, {"full": {}, "gdn": {"model.pattern": "gdn"}})
+
+
+def finished(
+    name: str, flops: float, gap: float, baseline: str = "full", solved: bool = False, design: Design = DESIGN
+) -> Any:
     """An ablation of two arms that ended, with made-up values; ``solved`` lets one run have zero loss."""
     rng = np.random.default_rng(int(flops))
     sizes = np.array([100, 300])
@@ -63,6 +88,9 @@ def finished(name: str, flops: float, gap: float, baseline: str = "full", solved
         name=name,
         folder=f"results/{flops:g}/{name}",
         baseline=baseline,
+        design=design,
+        finished=True,
+        arms=["full", "gdn"],
         metric=BITS_PER_BYTE,
         verdict=lambda: judge(arms[0], arms[1:], seeds=range(4), replicates=50),
         runs=lambda: pl.DataFrame(rows),
@@ -75,9 +103,66 @@ def test_smaller_ablations_come_first() -> None:
     assert comparison.table["ablation"].to_list() == ["small", "small", "large", "large"]
 
 
-@pytest.mark.parametrize("words", ["order depends on scale: gdn", "flops^−", "extrapolated to 1e+08"])
+@pytest.mark.parametrize(
+    "words", ["order depends on scale: gdn before full in small", "flops^−", "extrapolated to 1e+08"]
+)
 def test_a_comparison_in_words(words: str) -> None:
-    assert words in str(compare([finished("large", 1e6, 0.02), finished("small", 1e4, -0.02)], at=1e8))
+    sizes = finished("large", 1e6, 0.02), finished("small", 1e4, -0.02), finished("middle", 1e5, 0.02)
+    assert words in str(compare(sizes, at=1e8))
+
+
+def test_two_sizes_have_no_law() -> None:
+    comparison = compare([finished("large", 1e6, 0.02), finished("small", 1e4, -0.02)])
+    assert not comparison.laws
+    assert "full: no law; got 2 distinct size(s)" in str(comparison)
+
+
+def test_ties_are_marked_and_explained() -> None:
+    text = str(compare([finished("large", 1e6, 0.0), finished("small", 1e4, 0.0)]))
+    assert "1=" in text and "are not shown to differ" in text and "no order to compare" in text
+
+
+@pytest.mark.parametrize(
+    ("design", "reason"),
+    [
+        (replace(DESIGN, data={"full": "d2", "gdn": "d2"}), "other: other data (d2, not d1)."),
+        (replace(DESIGN, split="pilot"), "other: measured on the pilot split, not on the report split."),
+        (
+            replace(DESIGN, metric=replace(BITS_PER_BYTE, task="code")),
+            "other: another task (loss/code, not loss/text).",
+        ),
+        (
+            replace(DESIGN, metric=ANSWER_ERRORS),
+            "other: measured in errors per answer (error rate), not in bits per byte (loss).",
+        ),
+    ],
+)
+def test_what_is_no_size_of_the_first_is_left_out(design: Design, reason: str) -> None:
+    runs = [finished("small", 1e4, 0.02), finished("large", 1e6, 0.02), finished("other", 1e5, 0.02, design=design)]
+    comparison = compare(runs)
+    assert "other" not in comparison.table["ablation"]
+    assert comparison.left_out[0].startswith(reason)
+    assert f"Left out: {reason}" in str(comparison)
+
+
+def test_an_arm_of_another_definition_is_left_out_alone() -> None:
+    other = replace(DESIGN, definitions={"full": {}, "gdn": {"model.pattern": "gdn full"}})
+    comparison = compare([finished("small", 1e4, 0.02), finished("large", 1e6, 0.02, design=other)])
+    assert comparison.table.filter(pl.col("ablation") == "large")["arm"].to_list() == ["full"]
+    assert comparison.left_out == ("large, gdn: model.pattern is 'gdn full', not 'gdn'.",)
+
+
+def test_a_repetition_does_not_count_twice() -> None:
+    runs = [finished("small", 1e4, 0.02), finished("copy", 1.01e4, 0.02), finished("large", 1e6, 0.02)]
+    assert compare(runs).left_out == ("copy: of the size of small.",)
+
+
+def test_an_unfinished_ablation_is_left_out() -> None:
+    running = finished("running", 1e5, 0.02)
+    running.finished = False
+    assert "running: not finished." in compare([finished("a", 1e4, 0.0), finished("b", 1e6, 0.0), running]).left_out
+    with pytest.raises(ConfigError, match=r"of which 1 can be compared.*running: not finished"):
+        compare([finished("a", 1e4, 0.0), running])
 
 
 def test_one_ablation_is_no_comparison() -> None:
@@ -91,7 +176,9 @@ def test_an_unknown_variable_is_named() -> None:
 
 
 def test_an_arm_with_zero_loss_has_no_law() -> None:
-    comparison = compare([finished("small", 1e4, 0.0, solved=True), finished("large", 1e6, 0.0)])
+    comparison = compare(
+        [finished("small", 1e4, 0.0, solved=True), finished("middle", 1e5, 0.0), finished("large", 1e6, 0.0)]
+    )
     assert set(comparison.laws) == {"full"}
     assert "gdn: no law" in str(comparison)
 
@@ -102,7 +189,7 @@ def test_ablations_of_one_name_are_told_apart_by_their_folders() -> None:
 
 
 def test_ablations_with_two_baselines_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"ablations against full, gdn'; expected one baseline"):
+    with pytest.raises(ConfigError, match=r"large: compared with gdn, not with full"):
         compare([finished("small", 1e4, 0.0), finished("large", 1e6, 0.0, baseline="gdn")])
 
 

@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from workbench.ablation.design import distinct_sizes
 from workbench.ablation.verdict.statistics import Floats, pooled_sd, widening
 
-__all__ = ["MIN_POINTS", "PairedLaw", "Prediction", "ScalingLaw", "fit_paired_law", "fit_scaling_law"]
+__all__ = ["MIN_POINTS", "MIN_SIZES", "PairedLaw", "Prediction", "ScalingLaw", "fit_paired_law", "fit_scaling_law"]
 
+MIN_SIZES = 3
+"""Sizes from which on a law is fitted (our choice): there is always a law through two."""
 MIN_POINTS = 4
 """Points from which on the floor can be fitted. With fewer the law is a plain power law without intervals: if the true
 law has a floor, the plain one misses its exponent, whatever the noise."""
@@ -123,14 +126,15 @@ def fit_scaling_law(values: Mapping[float, Sequence[float]], replicates: int = 3
     accordingly. Fewer than four points give a plain power law without intervals.
 
     Args:
-        values: x -> losses over seeds, at least two x; positive.
+        values: x -> losses over seeds, at least three distinct x
+            (:func:`workbench.ablation.design.distinct_sizes`); positive.
         replicates: bootstrap draws of seeds within every x.
         seed: of the draws.
 
     Raises:
-        ValueError: with fewer than two x, or values that are not positive.
+        ValueError: with fewer than three distinct x, or values that are not positive.
     """
-    xs, logs = _logs({x: [losses] for x, losses in values.items()}, least=2)
+    xs, logs = _logs({x: [losses] for x, losses in values.items()}, least=MIN_SIZES)
     has_floor = len(xs) >= MIN_POINTS
     best = _fit(xs, _means(logs), has_floor)[0, 0]
     table = np.empty((0, 0, 3))
@@ -199,14 +203,14 @@ def _agrees(fit: Floats, xs: Floats, logs: Sequence[Floats]) -> bool:
 def _logs(values: Mapping[float, Sequence[ArrayLike]], least: int) -> tuple[Floats, list[Floats]]:
     """x sorted, (P,), and log losses at each, (A, S): resampled as logarithms, no replicate is a negative loss."""
     xs = np.array(sorted(values), np.float64)
-    number = {2: "two", 4: "four"}[least]
-    if len(xs) < least or xs[0] <= 0:
-        raise ValueError(f"values: got {len(xs)} point(s); expected at least {number} positive x.")
+    number = {3: "three", 4: "four"}[least]
+    if (found := len(distinct_sizes(xs.tolist()))) < least or xs[0] <= 0:
+        raise ValueError(f"got {found} distinct size(s); expected at least {number}, positive.")
     if any(len({np.size(losses) for losses in values[x]}) > 1 for x in xs):
-        raise ValueError("values: got other numbers of seeds for arm and baseline; expected pairs.")
+        raise ValueError("got other numbers of seeds for arm and baseline; expected pairs.")
     groups = [np.asarray(values[x], np.float64) for x in xs]
     if any(group.size == 0 or not ((group > 0) & np.isfinite(group)).all() for group in groups):
-        raise ValueError("values: got no loss at some x, or one that is not positive; expected positive losses.")
+        raise ValueError("got no loss at some x, or one that is not positive; expected positive losses.")
     return xs, [np.log(group) for group in groups]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -23,7 +24,7 @@ from workbench.dashboards.figures.parts import (
 )
 from workbench.dashboards.panel import Block, Figure, FigurePanel, PanelConfig, Text, panels
 from workbench.dashboards.snapshot import Snapshot
-from workbench.dashboards.tables.quality import frontier_table
+from workbench.dashboards.tables.quality import confirmed_values
 from workbench.dashboards.templates import note, render
 from workbench.results.tables import confirmed
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from workbench.ablation.analysis.scaling import PairedLaw, ScalingLaw
 
 Size = Literal["non_embedding", "training_flops"]
-MIN_SIZES = 3
-"""Sizes from which on a law is drawn (our choice): there is always a law through two."""
 EXTRAPOLATION = 3.0
 """A law is drawn up to this factor beyond the largest size."""
 
@@ -50,8 +49,8 @@ class Scaling(FigurePanel):
     order = 70
     labels = {"non_embedding": "Parameters", "training_flops": "FLOPs"}
     note = (
-        "Every ablation in this folder with arms of the same names, the same metric and the same kind of data counts "
-        "as one size."
+        "A size is a finished ablation in this folder with the same arms, data, task and metric; its values are those "
+        "of confirmation runs."
     )
 
     def table(self, run: Snapshot) -> pl.DataFrame:
@@ -97,7 +96,7 @@ class Scaling(FigurePanel):
                     **trace,
                 )
             )
-        figure = figure_of([*bands, *curves, *points], "" if len(table) else "No arm has a value yet.")
+        figure = figure_of([*bands, *curves, *points], "" if len(table) else "No finished confirmation runs yet.")
         figure.update_xaxes(title_text=COST_TITLES[size], type="log")
         figure.update_yaxes(title_text=metric_title(run), type="log")
         return figure.update_layout(legend=legend(run.arms), height=470)
@@ -109,9 +108,11 @@ class Scaling(FigurePanel):
         if differences["size"].n_unique() > 1:
             drawn = difference_figure(run, differences, COST_TITLES[self.settings.size])
             figures.append(Figure("differences", drawn, differences.drop("arm_values", "baseline_values"), DIFFERENCES))
+        if left_out := scaling_series(run, self.settings.size).left_out:
+            figures.append(Text("left-out", render("left_out.html", sentences=left_out)))
         laws = scaling_laws(table, self.settings.size)
         if not laws:
-            missing = f"A scaling law needs confirmation runs at {MIN_SIZES} sizes or more, its interval at four."
+            missing = "A scaling law needs confirmation runs at 3 sizes or more, its interval at four."
             return [*figures, Text("laws", note(missing))]
         x = {"non_embedding": "parameters", "training_flops": "FLOPs"}[self.settings.size]
         html = render(
@@ -123,12 +124,51 @@ class Scaling(FigurePanel):
         return [*figures, Text("laws", html, title="Scaling laws")]
 
 
-def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
-    """The arms of ``run`` at every size: in this ablation, and in those of the same folder that have arms of these
-    names, the same metric and the same kind of data.
+class JoinedAblation(NamedTuple):
+    """An ablation that is a size of a series."""
 
-    Columns: arm, ablation, ``size`` under its name, value, low, high, runs, stage (as in ``frontier_table``), values
-    (the report value of every confirmation run that is done), seeds (of these runs).
+    run: Snapshot
+    arms: tuple[str, ...]
+    """Its arms that belong to the series."""
+
+
+class ScalingSeries(NamedTuple):
+    """The sizes of the arms of a run."""
+
+    ablations: list[JoinedAblation]
+    left_out: tuple[str, ...]
+    """Ablations and arms in the folder that are no size of the run's arms, and why."""
+
+
+def scaling_series(run: Snapshot, size: Size = "non_embedding") -> ScalingSeries:
+    """What belongs to the series of ``run`` in its folder of results: :func:`workbench.ablation.design.series`.
+    Ablations that share no name of an arm with it are not mentioned."""
+    from workbench.ablation.design import Candidate, series
+
+    runs, candidates = [], []
+    for folder in [run.folder, *(folder for folder in run.neighbours.folders() if folder != run.folder)]:
+        try:
+            ablation = run if folder == run.folder else run.neighbours.snapshot(folder)
+            if not set(ablation.all_arms) & set(run.arms):
+                continue
+            sizes: dict[str, Any] = {row["arm"]: row.get(size) for row in ablation.cost().iter_rows(named=True)}
+        except (ConfigError, KeyError, OSError, TypeError):  # of an earlier version, or deleted this moment
+            continue
+        known = {arm: float(sizes[arm]) for arm in run.arms if sizes.get(arm) is not None}
+        if known or ablation is run:
+            runs.append(ablation)
+            candidates.append(Candidate(ablation.name, ablation.design, ablation.finished, known))
+    if not candidates:
+        return ScalingSeries([], ())
+    joined = series(candidates[0], candidates[1:])
+    return ScalingSeries([JoinedAblation(each, arms) for each, arms in zip(runs, joined.arms) if arms], joined.left_out)
+
+
+def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
+    """The arms of ``run`` at every size of :func:`scaling_series`, from finished confirmation runs.
+
+    Columns: arm, ablation, ``size`` under its name, value, low, high, runs (as in ``confirmed_values``), values (the
+    report value of every run), seeds (of these runs).
     """
     schema: dict[str, Any] = {
         "arm": pl.String,
@@ -138,53 +178,42 @@ def scaling_table(run: Snapshot, size: Size = "non_embedding") -> pl.DataFrame:
         "low": pl.Float64,
         "high": pl.Float64,
         "runs": pl.Int64,
-        "stage": pl.String,
         "values": pl.List(pl.Float64),
         "seeds": pl.List(pl.Int64),
     }
     rows = []
-    for folder in run.neighbours.folders():
-        try:
-            ablation = run if folder == run.folder else run.neighbours.snapshot(folder)
-            same_task = ablation.metric == run.metric and ablation.views == run.views  # a task is known by its views
-            if not same_task or not set(ablation.arms) & set(run.arms):
-                continue
-            table = frontier_table(ablation, size)
-            measured = confirmed(ablation.runs()).drop_nulls("report_value")
-        except (ConfigError, KeyError, OSError, TypeError):  # of an earlier version, or deleted this moment
-            continue
-        rows += [
-            (
-                row["arm"],
-                ablation.name,
-                row[size],
-                row["value"],
-                row["low"],
-                row["high"],
-                row["runs"],
-                row["stage"],
-                *(measured.filter(pl.col("arm") == row["arm"])[name].to_list() for name in ("report_value", "seed")),
-            )
-            for row in table.iter_rows(named=True)
-            if row["arm"] in run.arms
-        ]
+    for ablation, arms in scaling_series(run, size).ablations:
+        sizes = {row["arm"]: row[size] for row in ablation.cost().iter_rows(named=True)}
+        measured = confirmed(ablation.runs()).drop_nulls("report_value")
+        for row in confirmed_values(ablation).iter_rows(named=True):
+            if row["arm"] in arms:
+                own = measured.filter(pl.col("arm") == row["arm"])
+                rows.append(
+                    (
+                        row["arm"],
+                        ablation.name,
+                        float(sizes[row["arm"]]),
+                        *(row[name] for name in ("value", "low", "high", "runs")),
+                        *(own[name].to_list() for name in ("report_value", "seed")),
+                    )
+                )
     order = pl.col("arm").replace_strict({arm: i for i, arm in enumerate(run.arms)}, default=None)
     return pl.DataFrame(rows, schema=schema, orient="row").sort(order, size)
 
 
 def scaling_laws(table: pl.DataFrame, size: str = "non_embedding") -> dict[str, ScalingLaw]:
-    """The law of each arm of a :func:`scaling_table` with confirmation runs, and losses above zero, at
-    :data:`MIN_SIZES` sizes or more: :func:`workbench.ablation.analysis.scaling.fit_scaling_law`."""
+    """The law of each arm of a :func:`scaling_table` with losses above zero at three distinct sizes or more:
+    :func:`workbench.ablation.analysis.scaling.fit_scaling_law`."""
     values_of: dict[str, dict[float, list[float]]] = {}
     for arm, x, values in table.select("arm", size, "values").iter_rows():
         finite = [value for value in values if 0 < value < math.inf]
         if x > 0 and finite:
             values_of.setdefault(arm, {}).setdefault(x, []).extend(finite)
-    return {
-        arm: _fit(tuple((x, tuple(values)) for x, values in sizes.items()))
-        for arm, sizes in values_of.items()
-        if len(sizes) >= MIN_SIZES
-    }
+    laws = {}
+    for arm, sizes in values_of.items():
+        with suppress(ValueError):  # fewer than three sizes
+            laws[arm] = _fit(tuple((x, tuple(values)) for x, values in sizes.items()))
+    return laws
 
 
 def _dash(law: ScalingLaw | None, look: style.ArmStyle) -> str:
