@@ -25,6 +25,7 @@ LAYERS = [
         "latency",
         "lazy",
         "metric",
+        "paper",
         "pooled",
         "ranges",
         "registry",

@@ -168,7 +168,7 @@ def test_latex_has_booktabs_and_plus_minus(run: FakeRun, tmp_path: Path) -> None
 def test_csv_keeps_every_digit(run: FakeRun, tmp_path: Path) -> None:
     numbers = table(run, "suite_map")
     export_table(numbers, tmp_path / "t.csv", "x")
-    read = pl.read_csv(tmp_path / "t.csv", comment_prefix="#")
+    read = pl.read_csv(tmp_path / "t.csv")
     assert read["value"].to_list() == numbers["value"].to_list()
 
 

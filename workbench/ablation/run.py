@@ -259,6 +259,29 @@ class AblationRun:
 
         return verdict(self.files, self.record)
 
+    def paper_table(self, path: str | Path) -> Path:
+        """Write the verdict as a table for a paper: rounded to what the intervals support, the best in bold, with
+        caption and label.
+
+        Args:
+            path: a file that ends in .tex (booktabs) or .md; .csv or .parquet for all numbers, with every digit.
+
+        Raises:
+            ConfigError: while there is no verdict, or for another ending.
+        """
+        from workbench.ablation.verdict.paper import verdict_table
+        from workbench.paper import export_table, provenance_line
+
+        verdict = self.verdict()
+        if verdict is None:
+            raise ConfigError.at(
+                str(self.folder),
+                got="no verdict: confirmation runs are missing",
+                expected="a finished ablation",
+                do="The same `workbench run` command resumes it.",
+            )
+        return export_table(verdict_table(verdict, self.name, self.metric), path, provenance_line(self))
+
     @property
     def exists(self) -> bool:
         """Whether its folder still exists."""

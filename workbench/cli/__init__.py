@@ -16,7 +16,7 @@ import typer
 from workbench.cli.ablations import components, cost, pilot, plan, run, stop, watch, worker
 from workbench.cli.installed import doctor, variants
 from workbench.cli.output import open_streams, unattended
-from workbench.cli.results import archive, compare, ledger, report, scores, serve, table, verdict
+from workbench.cli.results import archive, compare, ledger, paper_table, report, scores, serve, table, verdict
 from workbench.cli.training import branch, calibrate, evaluate, export, generate, latency_table, prepare, train
 from workbench.cli.transfer import coordinates, parametrisation, transfer
 
@@ -42,6 +42,7 @@ COMMANDS = (
     unattended(stop),
     verdict,
     scores,
+    paper_table,
     compare,
     unattended(report),
     unattended(serve),

@@ -29,19 +29,25 @@ def scores(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a launched ablation or of a run, such as results/quickstart.")
     ],
-    output: Annotated[Path | None, typer.Option(help="Write the table there as well: .csv, .tex or .md.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the table there as well: .tex, .md, .csv or .parquet.")
+    ] = None,
     arms: Annotated[bool, typer.Option("--arms", help="Arms as rows, tasks as columns.")] = False,
     lengths: Annotated[bool, typer.Option("--lengths", help="Lengths of the context apart.")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="Every metric of a task, not only its first.")] = False,
 ) -> None:
     """Print what evaluation suites measured: a mean over seeds with half its interval, for every task and arm."""
     from workbench.ablation.run import AblationRun
-    from workbench.dashboards import RunView, SingleRuns, export_table, provenance_line
-    from workbench.dashboards import table as table_of
+    from workbench.dashboards import RunView, SingleRuns
+    from workbench.dashboards.panel import Grid, make_panel
+    from workbench.dashboards.snapshot import Snapshot
+    from workbench.paper import export_table, provenance_line
 
     launched: RunView = SingleRuns(folder) if (folder / "run.json").exists() else AblationRun(folder)
     settings = {"rows": "arms" if arms else "tasks", "by_length": lengths, "every_metric": metrics}
-    frame = table_of(launched, "suite_scores", **settings)
+    (grid,) = make_panel("suite_scores", **settings).blocks(Snapshot.of(launched))
+    assert isinstance(grid, Grid)
+    frame = grid.table
     if not len(frame):
         console.print("No suite has measured a run at its end. `workbench evaluate` does.", soft_wrap=True)
         raise typer.Exit(1)
@@ -50,7 +56,17 @@ def scores(
         listed.add_row(*row)
     console.print(listed)
     if output is not None:
-        console.print(str(export_table(frame, output, provenance_line(launched))), soft_wrap=True)
+        console.print(str(export_table(grid.printed, output, provenance_line(launched))), soft_wrap=True)
+
+
+def paper_table(
+    folder: Folder,
+    output: Annotated[Path, typer.Option(help="File: .tex (booktabs) or .md; .csv or .parquet with every digit.")],
+) -> None:
+    """Write the verdict as a table for a paper: rounded to its intervals, the best arm in bold."""
+    from workbench.ablation.run import AblationRun
+
+    console.print(str(AblationRun(folder).paper_table(output)), soft_wrap=True)
 
 
 def compare(

@@ -1,81 +1,75 @@
-"""Figures and tables as files for a paper: PNG, SVG, PDF, CSV, LaTeX, Markdown. Each carries a line with the provenance
-of its numbers.
+"""Figures as files for a paper: PNG, SVG, PDF at the width of a column, a page or a slide; and which tables of a panel
+are exported. Tables are written by :mod:`workbench.paper`.
 
 Images are drawn by Chromium or Chrome through Kaleido; tables need neither.
 """
 
 from __future__ import annotations
 
-import io
-import math
+import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import plotly.graph_objects as go
 import polars as pl
 
 from workbench.config import ConfigError
+from workbench.dashboards.panel import Block, Figure, Grid, Text
+from workbench.dashboards.style import TEMPLATE
+from workbench.paper import PRINTED, PaperTable, checked_path, write_provenance
 
-if TYPE_CHECKING:
-    from workbench.dashboards.view import RunView
-
-IMAGES = ("png", "svg", "pdf")
-TABLES = ("csv", "tex", "md")
-WIDTH, SCALE = 960, 2
-"""Width of an image in pixels, and dots of a PNG per pixel."""
-
-
-def provenance_line(run: RunView) -> str:
-    """Where the numbers of ``run`` come from, in one line."""
-    provenance = run.provenance()
-    names = ("code", "data", "device", "created", "torch")
-    parts = [f"{name} {provenance[name]}" for name in names if name in provenance]
-    identity = run.identity or provenance.get("ablation", "")
-    line = " · ".join([f"{run.name} {identity}".strip(), *parts])
-    return " ".join(line.split())  # an archive's line break would end the comment that the line is part of a file as
+IMAGES = ("pdf", "svg", "png")
+"""Endings of images."""
+Width: TypeAlias = Literal["column", "page", "slide"]
 
 
-def export_figure(figure: go.Figure, path: str | Path, provenance: str, width: int = WIDTH) -> Path:
-    """``figure`` as .png, .svg or .pdf, dark on white, with ``provenance`` below it.
+class ImageSize(NamedTuple):
+    """The size of an image on paper or on a screen."""
+
+    inches: float
+    points: float
+    """Of the type."""
+
+
+SIZES: dict[Width, ImageSize] = {
+    "column": ImageSize(3.25, 8),
+    "page": ImageSize(6.75, 8),
+    "slide": ImageSize(10.0, 14),
+}
+"""Widths of an image. Journals and conferences have columns of 3.2 to 3.5 inches and ask for type of 8 points or more;
+slides are 10 inches wide at 4:3, with larger type (our choice)."""
+PIXELS = 96
+"""Per inch: CSS, and so SVG and PDF."""
+DOTS = 300
+"""Of a PNG per inch."""
+
+
+def export_figure(
+    figure: go.Figure, path: str | Path, provenance: str, width: Width = "page", *, stamped: bool = False
+) -> Path:
+    """``figure`` as .pdf, .svg or .png, dark on white, with type of the same size in every figure.
 
     Args:
         figure: the figure.
         path: of the file; its folder is created if missing.
-        provenance: see :func:`provenance_line`.
-        width: pixels.
+        provenance: see :func:`workbench.paper.provenance_line`; written beside the image.
+        width: ``column`` (3.25 inches, 8 point type), ``page`` (6.75 inches, 8 point type) or ``slide`` (10 inches, 14
+            point type).
+        stamped: whether the provenance is also printed below the figure.
 
     Raises:
-        ConfigError: for another ending, or when there is no browser to draw it.
+        ConfigError: for another ending or width, or when there is no browser to draw it.
     """
-    path = _checked(path, IMAGES)
-    printed = go.Figure(figure)
-    lines = textwrap.wrap(provenance, max(40, width // 6))
-    bottom = (figure.layout.margin.b or 56) + 14
-    printed.add_annotation(
-        text="<br>".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines),
-        font={"size": 9, "color": "#666"},
-        x=0,
-        y=0,
-        xref="paper",
-        yref="paper",
-        xanchor="left",
-        yanchor="top",
-        align="left",
-        showarrow=False,
-        yshift=-bottom,
-    )
-    printed.update_layout(
-        font={"color": "#222"},
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        width=width,
-        autosize=False,
-        height=(figure.layout.height or 400) + 14 + 12 * len(lines),
-        margin={"b": bottom + 12 * len(lines)},
-    )
+    path = checked_path(path, IMAGES)
+    if width not in SIZES:
+        raise ConfigError.at("width", got=width, expected=" or ".join(SIZES))
+    printed = _at_size(figure, SIZES[width])
+    if stamped:
+        _stamp(printed, provenance)
     try:
-        printed.write_image(path, scale=SCALE)
+        printed.write_image(path, scale=DOTS / PIXELS if path.suffix == ".png" else 1)
     except Exception as error:  # Kaleido and its browser fail in many ways, each with a page of advice
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         raise ConfigError.at(
@@ -84,99 +78,90 @@ def export_figure(figure: go.Figure, path: str | Path, provenance: str, width: i
             expected="Chromium or Chrome, and Kaleido",
             do="Install a browser (or name it in BROWSER_PATH); tables and the HTML report need none.",
         ) from None
+    write_provenance(path, provenance)
     return path
 
 
-def export_table(table: pl.DataFrame, path: str | Path, provenance: str) -> Path:
-    """``table`` as .csv, .tex (a ``tabular`` in booktabs style) or .md, with ``provenance`` as a comment or last line.
-
-    CSV keeps every digit; the others show six.
-
-    Raises:
-        ConfigError: for another ending.
-    """
-    path = _checked(path, TABLES)
-    write = {"csv": _csv, "tex": _latex, "md": _markdown}[path.suffix[1:]]
-    path.write_text(write(table, provenance), encoding="utf-8")
-    return path
-
-
-def _checked(path: str | Path, kinds: tuple[str, ...]) -> Path:
-    path = Path(path)
-    if path.suffix[1:] not in kinds:
-        raise ConfigError.at("path", got=path.name, expected=f"a file that ends in .{', .'.join(kinds)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-FORMULA = r"^[=@\t\r]|^[+-].*[^0-9.eE+-]"
-"""Texts that a spreadsheet would take for a formula."""
+def _at_size(figure: go.Figure, size: ImageSize) -> go.Figure:
+    """A copy for paper: type of one size; lines, markers and heights shrink or grow as the type does."""
+    type_size = size.points / 72 * PIXELS
+    factor = type_size / TEMPLATE.layout.font.size
+    plain = _scaled(figure.to_plotly_json(), factor, type_size)
+    printed = go.Figure(plain)
+    printed.update_layout(
+        font={"color": "#222", "size": type_size},
+        legend={"font": {"size": type_size}, "title": {"font": {"size": type_size}}},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        width=size.inches * PIXELS,
+        height=round((figure.layout.height or 400) * factor),
+        autosize=False,
+        margin={side: margin * factor for side, margin in _margins(figure).items()},
+    )
+    font = {"size": type_size}
+    printed.update_xaxes(title_font=font, tickfont=font)
+    printed.update_yaxes(title_font=font, tickfont=font)
+    return printed
 
 
-def _csv(table: pl.DataFrame, provenance: str) -> str:
-    flat = table.with_columns(pl.col(name).cast(pl.String) for name, kind in table.schema.items() if kind.is_nested())
-    for name in (name for name, kind in flat.schema.items() if kind == pl.String):
-        formula = pl.col(name).str.contains(FORMULA)
-        flat = flat.with_columns(pl.when(formula).then("'" + pl.col(name)).otherwise(name).alias(name))
-    buffer = io.BytesIO()
-    flat.write_csv(buffer)
-    return f"# {provenance}\n{buffer.getvalue().decode()}"
+def _margins(figure: go.Figure) -> dict[str, float]:
+    default, own = TEMPLATE.layout.margin, figure.layout.margin
+    sides = {side: own[side] if own[side] is not None else default[side] for side in ("l", "r", "t", "b")}
+    return {side: float(value) for side, value in sides.items()}
 
 
-def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _scaled(value: Any, factor: float, type_size: float, name: str = "") -> Any:
+    """Plain data of a figure with fonts of ``type_size`` pixels; markers, lines and shifts times ``factor``."""
+    if isinstance(value, dict):
+        if name.endswith("font") and "size" in value:
+            return {**value, "size": type_size}
+        return {key: _scaled(item, factor, type_size, _child(name, key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_scaled(item, factor, type_size, name) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"font-size: ?[\d.]+px", f"font-size:{type_size:g}px", value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value * factor if name in SCALED and is_number else value
 
 
-NUMBER = r"^[+-]?[\d,.]+( ± [\d,.]+)?$|^$"
+SCALED = {"line.width", "marker.size", "error_x.thickness", "error_y.thickness", "error_x.width", "error_y.width"}
+SCALED |= {"annotations.xshift", "annotations.yshift", "title.standoff"}
+"""Lengths in pixels, by the ends of their paths."""
 
 
-def _is_numeric(column: pl.Series) -> bool:
-    """Whether a column holds numbers, with their uncertainty or without."""
-    if column.dtype == pl.String:
-        return len(column) > 0 and bool(column.str.contains(NUMBER).all()) and bool((column != "").any())
-    return column.dtype.is_numeric()
+def _child(name: str, key: str) -> str:
+    return f"{name.rpartition('.')[2]}.{key}" if name else key
 
 
-def _markdown(table: pl.DataFrame, provenance: str) -> str:
-    def cells(row: Any) -> str:
-        return "| " + " | ".join(_text(value).replace("|", "\\|").replace("\n", " ") for value in row) + " |"
-
-    rule = "|" + "|".join(" ---: " if _is_numeric(column) else " --- " for column in table) + "|"
-    return "\n".join([cells(table.columns), rule, *map(cells, table.iter_rows()), "", f"*{provenance}*", ""])
-
-
-SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "−": r"$-$",
-    "±": r"$\pm$",
-    "²": r"\textsuperscript{2}",
-}
+def _stamp(figure: go.Figure, provenance: str) -> None:
+    """Print the provenance below a figure."""
+    layout = figure.layout
+    size = 0.75 * layout.font.size
+    lines = textwrap.wrap(provenance, max(20, int(layout.width / (0.6 * size))))  # a letter is at most that wide
+    above, height = layout.margin.b, 1.4 * size * len(lines)
+    figure.add_annotation(
+        text="<br>".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines),
+        font={"size": size, "color": "#666"},
+        x=0,
+        y=0,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="top",
+        align="left",
+        showarrow=False,
+        yshift=-above,
+    )
+    figure.update_layout(height=layout.height + height, margin={"b": above + height})
 
 
-def _latex(table: pl.DataFrame, provenance: str) -> str:
-    def cells(row: Any) -> str:
-        return " & ".join("".join(SPECIAL.get(c, c) for c in _text(value)) for value in row) + r" \\"
-
-    columns = "".join("r" if _is_numeric(column) else "l" for column in table)
-    body = [
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        cells(table.columns),
-        r"\midrule",
-        *map(cells, table.iter_rows()),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join([f"% {provenance}", "% needs the package booktabs", *body, ""])
+def exported_tables(blocks: Sequence[Block], kind: str) -> dict[str, PaperTable | pl.DataFrame]:
+    """Name -> table, of what a panel shows: as LaTeX and Markdown its tables as they are on screen, or the numbers of
+    its figures if it has no table; as CSV and Parquet all numbers."""
+    shown = [block for block in blocks if not isinstance(block, Text)]
+    if kind not in PRINTED:
+        return {block.name: block.table for block in shown}
+    grids = [block for block in shown if isinstance(block, Grid)]
+    if grids:
+        return {block.name: block.printed for block in grids if block.rows}
+    return {block.name: block.table for block in shown if isinstance(block, Figure) and len(block.table)}

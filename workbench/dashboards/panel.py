@@ -35,6 +35,7 @@ import polars as pl
 from markupsafe import Markup
 
 from workbench.config import Config, ConfigError
+from workbench.paper import PaperCell, PaperColumn, PaperTable
 from workbench.registry import Registry
 
 if TYPE_CHECKING:
@@ -95,6 +96,17 @@ class Grid:
     """A button in each row: ``log`` (shows the log of the run), ``open`` (opens the ablation)."""
     empty: str = "Nothing yet."
     sortable: bool = True
+    paper: PaperTable | None = None
+    """The table as it is printed in a paper; default what is on screen (:attr:`printed`)."""
+
+    @property
+    def printed(self) -> PaperTable:
+        """The table as LaTeX and Markdown show it."""
+        if self.paper is not None:
+            return self.paper
+        columns = [PaperColumn(column.title, column.numeric) for column in self.columns]
+        rows = [[PaperCell(cell if isinstance(cell, str) else cell.text) for cell in row.cells] for row in self.rows]
+        return PaperTable(columns, rows, self.table, self.title, self.name)
 
 
 @dataclass

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from workbench.ablation.analysis.compare import compare, rank_stability, ranks
+from workbench.ablation.analysis.compare import compare, rank_stability
 from workbench.ablation.design import Design
 from workbench.ablation.verdict.comparison import ArmMeasurements
 from workbench.ablation.verdict.judge import judge
+from workbench.ablation.verdict.ranking import ranks
 from workbench.config import ConfigError
 from workbench.metric import ANSWER_ERRORS, BITS_PER_BYTE
 

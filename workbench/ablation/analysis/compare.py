@@ -16,13 +16,13 @@ import polars as pl
 from workbench.ablation.analysis.power import values_of
 from workbench.ablation.analysis.scaling import PairedLaw, ScalingLaw, fit_paired_law, fit_scaling_law
 from workbench.ablation.design import Candidate, Series, series
+from workbench.ablation.verdict.ranking import ranks
 from workbench.config import ConfigError
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
-    from workbench.ablation.verdict.verdict import Verdict
 
-__all__ = ["Comparison", "X", "compare", "rank_stability", "ranks"]
+__all__ = ["Comparison", "X", "compare", "rank_stability"]
 
 X = {"flops": "training_flops", "parameters": "non_embedding", "tokens": "tokens"}
 """Variable of a scaling law -> column of the cost table."""
@@ -31,28 +31,6 @@ X = {"flops": "training_flops", "parameters": "non_embedding", "tokens": "tokens
 TIES = "Ranks count the arms that are shown to be better; arms of one rank (=) are not shown to differ."
 BUDGET_NOTED = 0.1
 """Share of a difference from which on the part that the budget's residual explains is written out."""
-
-
-def ranks(verdict: Verdict) -> dict[str, int | None]:
-    """Arm -> one more than the number of arms that are shown to be better; None for an arm that failed.
-
-    Two arms are shown to differ where their own comparison says so, if all pairs were compared; else where one is
-    better and the other worse than the baseline, or one is and the other is not. Arms that are not shown to differ tie.
-    """
-    words = {row.arm: row.verdict for row in verdict.rows}
-    tiers = {"better": 0, "worse": 2}  # of all other words the difference to the baseline is not shown, or too small
-    pairs = {(pair.arm, pair.reference): pair.verdict for pair in verdict.pairs}
-
-    def is_better(one: str, other: str) -> bool:
-        if (one, other) in pairs:
-            return pairs[one, other] == "better"
-        if (other, one) in pairs:
-            return pairs[other, one] == "worse"
-        return tiers.get(words[one], 1) < tiers.get(words[other], 1)
-
-    ranked = [row.arm for row in verdict.rows if row.value is not None and row.verdict != "failed"]
-    better = {arm: sum(is_better(other, arm) for other in ranked if other != arm) for arm in ranked}
-    return {arm: better[arm] + 1 if arm in better else None for arm in words}
 
 
 def rank_stability(table: pl.DataFrame) -> list[str]:
@@ -95,8 +73,8 @@ class Comparison:
 
     table: pl.DataFrame
     """Columns: ablation (its folder's path if two have one name), arm, x, value, difference, verdict, rank
-    (:func:`ranks`), budget (the part of the difference that the baseline's law gives the arm for another x than the
-    baseline's; null without a law)."""
+    (:func:`workbench.ablation.verdict.ranking.ranks`), baseline_x, budget (the part of the difference that the
+    baseline's law gives the arm for another x than the baseline's; null without a law)."""
     laws: Mapping[str, ScalingLaw]
     """Arm -> its law, for arms that finished at three distinct x or more."""
     paired: Mapping[str, PairedLaw]

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ipywidgets as widgets
 
 from workbench import formatting
 from workbench.config import ConfigError
-from workbench.dashboards.export import IMAGES, TABLES, export_figure, export_table, provenance_line
+from workbench.dashboards.export import IMAGES, SIZES, Width, export_figure, exported_tables
 from workbench.dashboards.live.board import Board
 from workbench.dashboards.live.controls import controls_of
 from workbench.dashboards.panel import Block, Figure, Grid, Panel, Text, ordered_panels
@@ -28,20 +28,20 @@ from workbench.dashboards.tables.progress import overall_progress
 from workbench.dashboards.templates import caption, render
 from workbench.dashboards.view import PlannedRun, ResultsFolder, RunView
 from workbench.files import read_json
+from workbench.paper import export_table, provenance_line
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
 
 EXPORTS: dict[str, str] = {
-    "png": "PNG",
-    "svg": "SVG",
-    "pdf": "PDF",
-    "csv": "CSV",
+    **{f"{kind} {width}": f"{kind.upper()}, {width}" for kind in IMAGES for width in SIZES},
     "tex": "LaTeX",
     "md": "Markdown",
+    "csv": "CSV",
+    "parquet": "Parquet",
     "html": "HTML report",
 }
-"""Ending of a file -> its name in the list of formats."""
+"""Ending of a file, of an image also its width -> its name in the list of formats."""
 
 
 def dashboard(what: RunView | Ablation | str | Path = "results", refresh: float = 2.0) -> Dashboard:
@@ -317,7 +317,8 @@ class Dashboard(widgets.VBox):
         """Write the figures or tables of the open panel, or the report; returns the files.
 
         Args:
-            kind: png, svg, pdf, csv, tex, md, or html (the report).
+            kind: pdf, svg or png (one of :data:`workbench.dashboards.export.SIZES` may follow: ``pdf column``), tex,
+                md, csv, parquet, or html (the report).
 
         Raises:
             ConfigError: when the panel has nothing of that kind, or there is no browser to draw images.
@@ -326,13 +327,18 @@ class Dashboard(widgets.VBox):
         if kind == "html":
             return [write_report(snapshot, self.run.folder / "report.html")]
         line, folder = provenance_line(snapshot), self.run.folder / "exports"
-        files = []
-        for block in self.blocks:
-            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in block.name)
-            if kind in IMAGES and isinstance(block, Figure):
-                files.append(export_figure(block.figure, folder / f"{name}.{kind}", line))
-            elif kind in TABLES and not isinstance(block, Text):
-                files.append(export_table(block.table, folder / f"{name}.{kind}", line))
+        kind, _, width = kind.partition(" ")
+
+        def path(name: str) -> Path:
+            return folder / f"{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}.{kind}"
+
+        if kind in IMAGES:
+            drawn = [block for block in self.blocks if isinstance(block, Figure)]
+            size = cast(Width, width or "page")
+            files = [export_figure(block.figure, path(block.name), line, size) for block in drawn]
+        else:
+            tables = exported_tables(self.blocks, kind)
+            files = [export_table(table, path(name), line) for name, table in tables.items()]
         if not files:
             what = "figure" if kind in IMAGES else "table"
             got = f"the panel {self.panel.title}, which shows no {what}"

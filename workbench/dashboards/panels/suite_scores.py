@@ -10,8 +10,16 @@ from pydantic import Field
 from workbench.dashboards import style
 from workbench.dashboards.panel import Block, Cell, Column, Grid, Panel, PanelConfig, Row, panels
 from workbench.dashboards.snapshot import Snapshot
-from workbench.dashboards.tables.suites import NO_SCORES, main_scores, plus_minus, suite_table, with_names
+from workbench.dashboards.tables.suites import (
+    NO_SCORES,
+    best_cells,
+    main_scores,
+    plus_minus,
+    suite_table,
+    with_names,
+)
 from workbench.dashboards.view import RunView
+from workbench.paper import PaperCell, PaperColumn, PaperTable
 
 
 @panels.register
@@ -68,8 +76,33 @@ class SuiteScores(Panel):
                     orient="row",
                 ),
                 empty=NO_SCORES,
+                paper=self._paper(run, heads, columns, lines, found, table),
             )
         ]
+
+    def _paper(
+        self,
+        run: Snapshot,
+        heads: list[str],
+        columns: list[str],
+        lines: list[tuple[Any, ...]],
+        found: list[list[dict[str, Any] | None]],
+        table: pl.DataFrame,
+    ) -> PaperTable:
+        """The table as it is printed: the best arms of a score are bold where a difference is shown."""
+        groups = found if self.settings.rows == "tasks" else list(map(list, zip(*found)))
+        best = {id(cell) for group in groups for cell in best_cells([cell for cell in group if cell is not None])}
+        rows = [
+            [*map(PaperCell, line), *(PaperCell("" if c is None else plus_minus(c), id(c) in best) for c in row)]
+            for line, row in zip(lines, found)
+        ]
+        caption = (
+            f"Evaluation suites of {run.name}: mean over seeds ± half a {100 * (1 - run.alpha):g} % t-interval. Bold: "
+            f"the best arm, with those not shown to differ from it, where the interval of a paired difference to "
+            f"{run.baseline}, not adjusted for the number of scores, excludes zero."
+        )
+        names = [*(PaperColumn(name) for name in heads), *(PaperColumn(name, True) for name in columns)]
+        return PaperTable(names, rows, table, caption, f"{run.name}-suites")
 
 
 def _names(scores: list[tuple[str, str]]) -> list[str]:

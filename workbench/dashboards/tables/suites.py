@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -142,6 +142,26 @@ def plus_minus(row: Mapping[str, Any]) -> str:
     if row["low"] is None:
         return number(value, places)
     return f"{number(value, places)} ± {number(max(row['high'] - value, value - row['low']), places)}"
+
+
+def best_cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best arms of one score, with those that are not shown to differ from them; none where no difference to the
+    baseline is shown.
+
+    Args:
+        rows: of :func:`suite_table`, an arm each.
+    """
+
+    def tier(row: dict[str, Any]) -> int:
+        """0 better than the baseline, 2 worse, 1 not shown."""
+        low, high = row["difference_low"], row["difference_high"]
+        if low is None or high is None or low <= 0 <= high:
+            return 1
+        return 0 if (low > 0) == row["higher_is_better"] else 2
+
+    best = min(map(tier, rows), default=1)
+    found = [row for row in rows if tier(row) == best]
+    return found if len(found) < len(rows) else []
 
 
 def _lengths(scores: pl.DataFrame) -> list[int]:
