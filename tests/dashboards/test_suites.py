@@ -12,9 +12,10 @@ import pytest
 from dashboards.fake import FakeRun
 from scipy import stats
 
-from workbench.dashboards import export_table, figure, table, write_report
+from workbench.dashboards import export_table, figure, paper_table, table, write_report
 from workbench.dashboards.panel import Grid, make_panel, panels
 from workbench.dashboards.snapshot import Snapshot
+from workbench.dashboards.tables.suites import best_cells
 from workbench.dashboards.view import RunView, SingleRuns
 from workbench.results.scores import FOLDER, METADATA, SCORE_SCHEMA
 
@@ -170,6 +171,32 @@ def test_csv_keeps_every_digit(run: FakeRun, tmp_path: Path) -> None:
     export_table(numbers, tmp_path / "t.csv", "x")
     read = pl.read_csv(tmp_path / "t.csv")
     assert read["value"].to_list() == numbers["value"].to_list()
+
+
+def test_a_paper_has_the_best_in_bold_where_a_difference_is_shown() -> None:
+    def cell(arm: str, low: float | None, high: float | None) -> dict[str, Any]:
+        return {"arm": arm, "difference_low": low, "difference_high": high, "higher_is_better": True}
+
+    full, gdn, kda, nsa = (
+        cell("full", None, None),
+        cell("gdn", 0.1, 0.2),
+        cell("kda", -0.1, 0.2),
+        cell("nsa", -0.2, -0.1),
+    )
+    assert best_cells([full, gdn, kda, nsa]) == [gdn]
+    assert best_cells([full, kda, nsa]) == [full, kda]
+    assert best_cells([full, kda]) == []
+    errors = [{**row, "higher_is_better": False} for row in (full, gdn, nsa)]
+    assert best_cells(errors) == [errors[2]]
+
+
+def test_the_table_of_scores_is_printed_with_caption(run: FakeRun, tmp_path: Path) -> None:
+    printed = paper_table(run, "suite_scores", rows="arms")
+    assert [row[0].text for row in printed.rows] == run.arms
+    text = export_table(printed, tmp_path / "t.tex", "x").read_text()
+    assert r"\caption{Evaluation suites of" in text and r"\begin{tabular}{lr" in text
+    numbers = pl.read_parquet(export_table(printed, tmp_path / "t.parquet", "x"))
+    assert numbers["value"].dtype == pl.Float64 and len(numbers) > len(printed.rows)
 
 
 # -- secondary metrics -----------------------------------------------------------------------------------------------

@@ -38,25 +38,21 @@ def scores(
 ) -> None:
     """Print what evaluation suites measured: a mean over seeds with half its interval, for every task and arm."""
     from workbench.ablation.run import AblationRun
-    from workbench.dashboards import RunView, SingleRuns
-    from workbench.dashboards.panel import Grid, make_panel
-    from workbench.dashboards.snapshot import Snapshot
-    from workbench.paper import export_table, provenance_line
+    from workbench.dashboards import RunView, SingleRuns, export_table, provenance_line
+    from workbench.dashboards import paper_table as paper_table_of
 
     launched: RunView = SingleRuns(folder) if (folder / "run.json").exists() else AblationRun(folder)
     settings = {"rows": "arms" if arms else "tasks", "by_length": lengths, "every_metric": metrics}
-    (grid,) = make_panel("suite_scores", **settings).blocks(Snapshot.of(launched))
-    assert isinstance(grid, Grid)
-    frame = grid.table
-    if not len(frame):
+    printed = paper_table_of(launched, "suite_scores", **settings)
+    if not printed.rows:
         console.print("No suite has measured a run at its end. `workbench evaluate` does.", soft_wrap=True)
         raise typer.Exit(1)
-    listed = Table(*frame.columns)
-    for row in frame.iter_rows():
-        listed.add_row(*row)
+    listed = Table(*(column.title for column in printed.columns))
+    for row in printed.rows:
+        listed.add_row(*(cell.text for cell in row))
     console.print(listed)
     if output is not None:
-        console.print(str(export_table(grid.printed, output, provenance_line(launched))), soft_wrap=True)
+        console.print(str(export_table(printed, output, provenance_line(launched))), soft_wrap=True)
 
 
 def paper_table(

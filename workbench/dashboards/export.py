@@ -6,6 +6,7 @@ Images are drawn by Chromium or Chrome through Kaleido; tables need neither.
 
 from __future__ import annotations
 
+import html
 import re
 import textwrap
 from collections.abc import Sequence
@@ -101,7 +102,53 @@ def _at_size(figure: go.Figure, size: ImageSize) -> go.Figure:
     font = {"size": type_size}
     printed.update_xaxes(title_font=font, tickfont=font)
     printed.update_yaxes(title_font=font, tickfont=font)
-    return printed
+    width, height = printed.layout.width, printed.layout.height
+    for axis in printed.select_yaxes():
+        if axis.title.text:
+            axis.title.text = _wrapped(axis.title.text, AXIS_SHARE * height, type_size)
+    further = 0
+    for axis in printed.select_xaxes():
+        if axis.title.text:
+            lines = _lines(axis)
+            axis.title.text = _wrapped(axis.title.text, AXIS_SHARE * width, type_size)
+            further = max(further, _lines(axis) - lines)
+    return printed.update_layout(
+        height=height + LINE * type_size * further, margin={"r": _right_margin(printed, type_size)}
+    )
+
+
+def _right_margin(figure: go.Figure, type_size: float) -> float:
+    """Pixels to the right of the plot, for texts to the right of its last points."""
+    letter, margin = LETTER * type_size, figure.layout.margin
+    beside = [trace.text for trace in figure.select_traces({"type": "scatter", "textposition": "middle right"})]
+    texts = [str(text) for each in beside for text in ([each] if each is None or isinstance(each, str) else each)]
+    ticks = [len(str(text)) for axis in figure.select_yaxes() for text in axis.ticktext or ()]
+    left = max(margin.l, letter * max(ticks, default=0) + 3 * type_size)
+    longest = letter * max(map(len, texts), default=0)
+    missing = longest - TEXT_SHARE * (figure.layout.width - left)
+    return float(max(margin.r, missing / (1 - TEXT_SHARE)))
+
+
+def _lines(axis: Any) -> int:
+    """Lines of an axis's title."""
+    return axis.title.text.count("<br>") + 1
+
+
+AXIS_SHARE = 0.72
+"""Share of an image's side that the title of its axis may fill."""
+TEXT_SHARE = 0.15
+"""Share of a plot's width that figures leave for texts to the right of their points."""
+LINE = 1.3
+"""Distance of two lines relative to the size of the type, in Plotly."""
+LETTER = 0.52
+"""Width of a letter relative to the size of the type, the mean over a text."""
+
+
+def _wrapped(text: str, length: float, type_size: float) -> str:
+    """A text of Plotly in lines of so many pixels at most; spans, which set a size of their own, are dropped."""
+    number = max(12, int(length / (LETTER * type_size)))
+    lines = re.sub(r"</?span[^>]*>", "", text).split("<br>")
+    return "<br>".join(part for line in lines for part in textwrap.wrap(line, number, break_long_words=False))
 
 
 def _margins(figure: go.Figure) -> dict[str, float]:
@@ -136,23 +183,28 @@ def _child(name: str, key: str) -> str:
 def _stamp(figure: go.Figure, provenance: str) -> None:
     """Print the provenance below a figure."""
     layout = figure.layout
-    size = 0.75 * layout.font.size
-    lines = textwrap.wrap(provenance, max(20, int(layout.width / (0.6 * size))))  # a letter is at most that wide
-    above, height = layout.margin.b, 1.4 * size * len(lines)
-    figure.add_annotation(
-        text="<br>".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines),
-        font={"size": size, "color": "#666"},
-        x=0,
-        y=0,
-        xref="paper",
-        yref="paper",
-        xanchor="left",
-        yanchor="top",
-        align="left",
-        showarrow=False,
-        yshift=-above,
+    type_size, size = layout.font.size, 0.75 * layout.font.size
+    number = int(layout.width / (1.15 * LETTER * size))  # hashes and digits are wider than the mean letter
+    lines = textwrap.wrap(provenance, max(20, number))
+    stamp = LINE * size * (len(lines) + 0.5)
+    titles = [_lines(axis) for axis in figure.select_xaxes() if axis.title.text]
+    below = max(layout.margin.b, (3.8 + LINE * max(titles, default=0)) * type_size)  # ticks and title of the axis
+    height = layout.height + stamp + below - layout.margin.b
+    figure.update_layout(
+        title={
+            "text": "<br>".join(html.escape(line, quote=False) for line in lines),
+            "font": {"size": size, "color": "#666"},
+            "x": 0,
+            "y": stamp / height,
+            "xref": "container",
+            "yref": "container",
+            "xanchor": "left",
+            "yanchor": "top",
+            "pad": {"l": size},
+        },
+        height=height,
+        margin={"b": below + stamp},
     )
-    figure.update_layout(height=layout.height + height, margin={"b": above + height})
 
 
 def exported_tables(blocks: Sequence[Block], kind: str) -> dict[str, PaperTable | pl.DataFrame]:

@@ -254,3 +254,23 @@ def table(run: Any, kind: str, **settings: Any) -> pl.DataFrame:
         if not isinstance(block, Text):
             return block.table
     raise ConfigError.at("kind", got=f"{kind!r}, which shows no table", expected="a panel with a table")
+
+
+def paper_table(run: Any, kind: str, **settings: Any) -> PaperTable:
+    """The first table of a panel as it is printed in a paper, such as ``paper_table(run, "suite_scores")``; for
+    :func:`workbench.paper.export_table`.
+
+    Args:
+        run: any kind of run, see :class:`workbench.dashboards.view.RunView`.
+        kind: name of a panel.
+        settings: fields of the panel's ``Config``.
+
+    Raises:
+        ConfigError: for an unknown panel or setting, or a panel that shows no table.
+    """
+    from workbench.dashboards.snapshot import Snapshot
+
+    for block in make_panel(kind, **settings).blocks(Snapshot.of(run)):
+        if isinstance(block, Grid):
+            return block.printed
+    raise ConfigError.at("kind", got=f"{kind!r}, which shows no table", expected="a panel with a table")
