@@ -11,7 +11,9 @@ import polars as pl
 import pytest
 from dashboards.fake import FakeRun
 from scipy import stats
+from typer.testing import CliRunner
 
+from workbench.cli import app
 from workbench.dashboards import export_table, figure, paper_table, table, write_report
 from workbench.dashboards.panel import Grid, make_panel, panels
 from workbench.dashboards.snapshot import Snapshot
@@ -258,3 +260,12 @@ def test_runs_of_their_own_have_suites(real_runs: dict[str, RunView], tmp_path: 
         ("probe b", "accuracy", "0.400", "0.400"),
         ("probe, mean", "accuracy", "0.350", "0.350"),
     ]
+
+
+def test_the_command_prints_and_writes_the_scores(
+    run: FakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.ablation.run.AblationRun", lambda folder: run)
+    answer = CliRunner().invoke(app, ["scores", str(tmp_path), "--arms", "--output", str(tmp_path / "s.md")])
+    assert answer.exit_code == 0 and "±" in answer.output
+    assert (tmp_path / "s.md").read_text().startswith("Evaluation suites of")
