@@ -17,7 +17,8 @@ SHIPPED = "sweeps"
 
 def is_checkout() -> bool:
     """Whether the package is imported from a source checkout, editable installations included."""
-    return (ROOT / "pyproject.toml").is_file()
+    project = ROOT / "pyproject.toml"
+    return project.is_file() and f'name = "{NAME}"' in project.read_text(encoding="utf-8")
 
 
 def install_extra(extra: str) -> str:
