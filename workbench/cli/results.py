@@ -8,21 +8,21 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from workbench.cli.output import Folder, Results, console
+from workbench.api import results as api
+from workbench.api.ablations import verdict as verdict_of_folder
+from workbench.api.answers import Comparison, Ledger, Scores, Served, VerdictAnswer, Written, plain_rows
+from workbench.api.answers import Table as RunTable
+from workbench.cli.output import Folder, Results, console, written
 
 
-def verdict(folder: Folder) -> None:
+def verdict(folder: Folder) -> VerdictAnswer:
     """Print the verdict: which arm is better, by how much, with what certainty."""
-    from workbench.ablation.analysis.diagnostics import notes
-    from workbench.ablation.analysis.savings import savings_sentences
-    from workbench.ablation.run import AblationRun
-
-    launched = AblationRun(folder)
-    conclusion = launched.verdict()
-    if conclusion is None:
+    found = verdict_of_folder(folder)
+    if found.verdict is None:
         console.print("No verdict yet: confirmation runs are missing.")
-        raise typer.Exit(1)
-    print("\n".join([str(conclusion), "", *savings_sentences(launched), "", *notes(launched)]).rstrip())
+    else:
+        print("\n".join([found.text, "", *found.savings, "", *found.notes]).rstrip())
+    return found
 
 
 def scores(
@@ -33,7 +33,7 @@ def scores(
     arms: Annotated[bool, typer.Option("--arms", help="Arms as rows, tasks as columns.")] = False,
     lengths: Annotated[bool, typer.Option("--lengths", help="Lengths of the context apart.")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="Every metric of a task, not only its first.")] = False,
-) -> None:
+) -> Scores:
     """Print what evaluation suites measured: a mean over seeds with half its interval, for every task and arm."""
     from workbench.ablation.run import AblationRun
     from workbench.dashboards import RunView, SingleRuns, export_table, provenance_line
@@ -44,13 +44,15 @@ def scores(
     frame = table_of(launched, "suite_scores", **settings)
     if not len(frame):
         console.print("No suite has measured a run at its end. `workbench evaluate` does.", soft_wrap=True)
-        raise typer.Exit(1)
+        return Scores(rows=[])
     listed = Table(*frame.columns)
     for row in frame.iter_rows():
         listed.add_row(*row)
     console.print(listed)
-    if output is not None:
-        console.print(str(export_table(frame, output, provenance_line(launched))), soft_wrap=True)
+    written = None if output is None else str(export_table(frame, output, provenance_line(launched)))
+    if written is not None:
+        console.print(written, soft_wrap=True)
+    return Scores(rows=plain_rows(frame), file=written)
 
 
 def compare(
@@ -59,24 +61,23 @@ def compare(
     ],
     x: Annotated[str, typer.Option(help="Variable of the scaling law: flops, parameters or tokens.")] = "flops",
     at: Annotated[float | None, typer.Option(help="Where to extrapolate the law to.")] = None,
-) -> None:
+) -> Comparison:
     """Compare ablations: whether the order of the arms holds over scales and horizons, and each arm's scaling law."""
-    from workbench.ablation.analysis.compare import compare as over_scales
-    from workbench.ablation.run import AblationRun
-
-    print(over_scales([AblationRun(folder) for folder in folders], x, at))
+    found = api.compare(folders, x, at)
+    print(found.text)
+    return found
 
 
 def report(
     folder: Folder,
     output: Annotated[Path | None, typer.Option(help="File. Default: report.html in the folder.")] = None,
-) -> None:
+) -> Written:
     """Write the self-contained HTML report."""
     from workbench.ablation.run import AblationRun
     from workbench.dashboards import write_report
 
     launched = AblationRun(folder)
-    console.print(str(write_report(launched, output or launched.folder / "report.html")), soft_wrap=True)
+    return written(write_report(launched, output or launched.folder / "report.html"))
 
 
 def serve(
@@ -87,29 +88,30 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="The first free port from this one on is used.")] = 8866,
     token: Annotated[str | None, typer.Option(help="Required by the page. Default: a new random one.")] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
-) -> None:
+) -> Served:
     """Serve the dashboard as a web page, by default to this machine only, and behind a token."""
     from workbench.dashboards.live.serve import serve as serve_page
 
     serve_page(folder, ip=ip, port=port, token=token, browser=browser)
+    return Served(folder=str(folder.absolute()))
 
 
 def archive(
     folder: Folder,
     into: Annotated[Path, typer.Argument(help="Folder to write, such as results/ablations/quickstart.")],
-) -> None:
+) -> Written:
     """Write the part of a finished ablation that is worth committing: configuration, runs, measurements, verdict."""
     from workbench.ablation.analysis.archive import archive as write_archive
     from workbench.ablation.run import AblationRun
 
-    console.print(str(write_archive(AblationRun(folder), into)), soft_wrap=True)
+    return written(write_archive(AblationRun(folder), into))
 
 
 def ledger(
     results: Annotated[Path, typer.Argument(help="Folder of all results.")] = Path("results"),
     openings: Annotated[bool, typer.Option(help="Every opening instead of a line for each launch.")] = False,
     csv: Annotated[bool, typer.Option(help="Every opening as CSV.")] = False,
-) -> None:
+) -> Ledger:
     """List who opened which report documents with which runs, and verify that nothing was changed.
 
     A chain that is broken exits with an error that names the line; every other line is listed all the same.
@@ -129,21 +131,22 @@ def ledger(
     lines = verify(results)
     if not csv:
         console.print(f"{lines} lines, every one with the hash of the line before.", soft_wrap=True)
+    return api.ledger(results)
 
 
 def table(
     results: Results = Path("results"), csv: Annotated[bool, typer.Option(help="All columns as CSV.")] = False
-) -> None:
+) -> RunTable:
     """Print all runs of all ablations."""
     from workbench.ablation.run import table as all_runs
 
     frame = all_runs(results)
     if not len(frame):
         console.print(f"No run below {results}. `workbench run` creates some.", soft_wrap=True)
-        raise typer.Exit(1)
-    if csv:
-        print(frame.write_csv(), end="")
-        return
+    answer = RunTable(rows=plain_rows(frame))
+    if csv or not len(frame):
+        print(frame.write_csv() if len(frame) else "", end="")
+        return answer
     columns = [
         "ablation",
         "arm",
@@ -160,3 +163,4 @@ def table(
     for row in frame.select(columns).iter_rows():
         all_columns.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
     console.print(all_columns)
+    return answer

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from workbench.cli.output import console, note, print_line
+from workbench.api.answers import Error, Evaluated, Generated, Prepared, Run, Written, plain, plain_rows
+from workbench.cli.output import Failure, console, note, print_line, written
 from workbench.formatting import count, duration, flops
 from workbench.results.data_card import warnings
-from workbench.status import Stage, Status
+from workbench.status import Stage
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,7 +28,7 @@ def train(
     stage: Annotated[
         Stage, typer.Option(help="confirmation opens the report split at the end; tuning does not.")
     ] = Stage.TUNING,
-) -> None:
+) -> Run | None:
     """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command resumes."""
     from workbench.training import parallel
     from workbench.training.config import RunConfig
@@ -37,7 +38,7 @@ def train(
     config = RunConfig.load(file, overrides or ())
     path = folder or Path("results") / "runs" / file.stem
     new_run(path, path.parent / "cache", config, arm=file.stem, stage=stage, progress=note if is_rank_zero else None)
-    _train_in_foreground(path, devices, is_rank_zero)
+    return _train_in_foreground(path, devices, is_rank_zero)
 
 
 def branch(
@@ -49,7 +50,7 @@ def branch(
     decay: Annotated[float | None, typer.Option(help="Share of its steps spent decaying. Default: as in RUN.")] = None,
     decay_shape: Annotated[str | None, typer.Option(help="linear, sqrt or cosine. Default: as in RUN.")] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
-) -> None:
+) -> Run | None:
     """Train with another horizon or decay from the trunk of a run, which is not trained again."""
     from workbench.training import parallel
     from workbench.training.branch import branch as begin
@@ -58,11 +59,12 @@ def branch(
     given = [str(option) for option in (decay, decay_shape) if option is not None]
     path = folder or run.with_name("-".join((run.name, str(tokens), *given)))
     begin(run, path, path.parent / "cache", tokens, decay, decay_shape, note if is_rank_zero else None)
-    _train_in_foreground(path, devices, is_rank_zero)
+    return _train_in_foreground(path, devices, is_rank_zero)
 
 
-def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> None:
-    """Train the run in folder ``path`` and print its progress; Ctrl-C stops after a checkpoint."""
+def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> Run | None:
+    """Train the run in folder ``path`` and print its progress; Ctrl-C stops after a checkpoint. None on other ranks
+    than the first."""
     import signal
 
     from workbench.results import RunFolder
@@ -91,18 +93,18 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> None:
         on_row=print_row if is_rank_zero else None,
     )
     if not is_rank_zero:
-        return
+        return None
     reason = f": {result['reason']}" if result.get("reason") else ""
     print_line(f"{result['status']}{reason}  ({path})")
-    if result["status"] != Status.DONE:
-        raise typer.Exit(130 if result["status"] == Status.INTERRUPTED else 1)
+    status, why = str(result["status"]), result.get("reason")
+    return Run(folder=str(path.absolute()), status=status, reason=why, result=plain(result))
 
 
 def prepare(
     file: Annotated[Path, typer.Argument(help="A training run, for its data and vocabulary.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: data.corpus.path=texts.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder of prepared data.")] = Path("results/runs/cache"),
-) -> None:
+) -> Prepared:
     """Prepare the data of a run before training: deduplicated, split and tokenized text, or the examples of a task."""
     from workbench.data import prepare as prepare_data
     from workbench.training.config import RunConfig
@@ -117,8 +119,10 @@ def prepare(
     for name, split in splits.items():
         table.add_row(name, *(count(split.get(column)) if column in split else "" for column in columns))
     console.print(table)
-    for line in warnings(data.card):
+    cautions = warnings(data.card)
+    for line in cautions:
         console.print(f"Caution: {line}", soft_wrap=True)
+    return Prepared(folder=str(Path(data.folder).absolute()), splits=plain(splits), warnings=cautions)
 
 
 def latency_table(
@@ -131,7 +135,7 @@ def latency_table(
         str, typer.Option(help="Blocks per query: '4 8 16'. Default: powers of two to twice the configured number.")
     ] = "",
     output: Annotated[Path, typer.Option(help="File of the table.")] = Path("results/latency.json"),
-) -> None:
+) -> Written:
     """Measure how long the layers of a model take on this device, by document length and blocks per query.
 
     Budget tuners and batch plans read the table. It belongs to this device and this configuration.
@@ -148,7 +152,7 @@ def latency_table(
         run, _numbers("lengths", lengths) or [*powers, context], _numbers("budgets", budgets), note
     )
     table.save(output)
-    console.print(f"{output}  ({table.fingerprint})", soft_wrap=True)
+    return written(output, table.fingerprint)
 
 
 def _numbers(name: str, text: str) -> list[int]:
@@ -170,7 +174,7 @@ def export(
     weights: Annotated[
         str, typer.Option(help="measured: those that the results are of; trained; average: with training.ema.")
     ] = "measured",
-) -> None:
+) -> Written:
     """Write a trained model as a folder in the layout of Hugging Face."""
     from workbench.config import ConfigError, nearest
     from workbench.training.export import export as write
@@ -182,8 +186,7 @@ def export(
     ):
         if value not in valid:
             raise ConfigError.at(name, got=value, expected=" or ".join(valid), do=nearest(value, valid))
-    path = write(run, folder, format=format, dtype=dtype, weights=weights)  # type: ignore[arg-type]
-    console.print(str(path), soft_wrap=True)
+    return written(write(run, folder, format=format, dtype=dtype, weights=weights))  # type: ignore[arg-type]
 
 
 def generate(
@@ -203,7 +206,7 @@ def generate(
     compiled: Annotated[bool, typer.Option(help="Compile the steps, which takes a minute at the first one.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")] = None,
     seed: int = 0,
-) -> None:
+) -> Generated:
     """Continue a text with an exported model. Rate, bytes, memory and what the policy read follow on standard error."""
     import torch
 
@@ -219,10 +222,14 @@ def generate(
     sampling = Sampling(max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
     stream = engine.complete(prompt, sampling)
     print(prompt, end="", flush=True)
+    continuation = []
     for text in stream:
         print(text, end="", flush=True)
+        continuation.append(text)
     print()
     typer.secho(stream.metrics.summary(), dim=True, err=True)
+    numbers = {name: value for name, value in vars(stream.metrics).items() if isinstance(value, int | float)}
+    return Generated(prompt=prompt, text="".join(continuation), metrics=numbers)
 
 
 def calibrate(
@@ -234,13 +241,13 @@ def calibrate(
     rows: Annotated[int, typer.Option(help="Sequences.")] = 16,
     context: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-) -> None:
+) -> Written:
     """Measure which key channels matter, for decoding policies with a token index; kept beside the weights."""
     from workbench.config import apply_overrides
     from workbench.decoding.calibration import calibrate as measure
 
     settings = apply_overrides({}, [f"corpus={corpus}"])["corpus"]
-    console.print(str(measure(folder, settings, rows=rows, context=context, device=device)), soft_wrap=True)
+    return written(measure(folder, settings, rows=rows, context=context, device=device))
 
 
 def evaluate(
@@ -251,7 +258,7 @@ def evaluate(
     ] = None,
     into: Annotated[Path | None, typer.Option(help="Folder of the tables of an exported model.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")] = None,
-) -> None:
+) -> Evaluated:
     """Measure trained models with evaluation suites. Ctrl-C keeps what was measured; the same command goes on.
 
     Without suites, those of the runs' configuration. What a run was judged on is left as it is.
@@ -283,8 +290,8 @@ def evaluate(
             scores = _readable_scores(runs)
     except Stopped as stop:
         print_line(f"interrupted: {stop}")
-        raise typer.Exit(130) from None
-    _print_scores(scores)
+        raise Failure(Error(kind="interrupted", message=str(stop))) from None
+    return Evaluated(rows=_print_scores(scores))
 
 
 def _readable_scores(runs: list[RunFolder]) -> pl.DataFrame:
@@ -299,15 +306,15 @@ def _readable_scores(runs: list[RunFolder]) -> pl.DataFrame:
     return AblationRun(ablation).scores().filter(pl.col("run").is_in([run.path.name for run in runs]))
 
 
-def _print_scores(scores: pl.DataFrame) -> None:
-    """Print the scores of every task after the newest step, a column per arm with its mean over runs."""
+def _print_scores(scores: pl.DataFrame) -> list[dict[str, Any]]:
+    """Print the scores of every task after the newest step, a column per arm with its mean over runs; the rows."""
     import polars as pl
 
     newest = pl.col("step") == pl.col("step").max().over("suite", "split")
     of_tasks = scores.filter(pl.col("document").is_null() & newest)
     if of_tasks.is_empty():
         print_line("Measured. Values of the report split can be read once the ablation has ended.")
-        return
+        return []
     key = ["suite", "split", "task", "metric"]
     wide = of_tasks.group_by(*key, "arm", maintain_order=True).agg(pl.col("value").mean()).pivot("arm", index=key)
     arms = wide.columns[len(key) :]
@@ -316,3 +323,4 @@ def _print_scores(scores: pl.DataFrame) -> None:
         values = ("" if row[arm] is None else f"{row[arm]:.4f}" for arm in arms)
         table.add_row(*(row[name] for name in key), *values)
     console.print(table)
+    return plain_rows(wide)
