@@ -14,7 +14,7 @@ from workbench.ablation.spec.tuning import Tuning
 from workbench.config import ConfigError
 from workbench.metric import Metric
 from workbench.results.store import documents_of
-from workbench.results.tables import RUN_SCHEMA, Line, diagnostics, frame_of
+from workbench.results.tables import RUN_SCHEMA, Line, diagnostics, evaluations, frame_of
 from workbench.status import Stage
 
 if TYPE_CHECKING:
@@ -213,7 +213,16 @@ class AblationRun:
     def scores(self) -> pl.DataFrame:
         """What evaluation suites measured (columns: workbench.results.tables.SCORES_SCHEMA, then labels of documents).
         Rows of the report split are left out until they may be read (:meth:`runs`)."""
-        frame, readable = self.files.scores(), self._readable_seeds()
+        return self._readable(self.files.scores())
+
+    def evaluations(self) -> pl.DataFrame:
+        """Every evaluation of every run by the primary suite (columns: workbench.results.tables.EVALUATION_SCHEMA), as
+        far as it may be read (:meth:`runs`); empty of archives."""
+        return self._readable(evaluations(self.folder))
+
+    def _readable(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """A table with the columns split and seed, without rows of the report split that may not be read yet."""
+        readable = self._readable_seeds()
         if readable is None:
             return frame
         return frame.filter((pl.col("split") != "report") | pl.col("seed").is_in(list(readable)))

@@ -229,6 +229,13 @@ class Scores(Table):
     """Where the table was written as well."""
 
 
+class Query(Answer):
+    """The rows that a statement selects."""
+
+    columns: list[str]
+    rows: list[Row]
+
+
 class Evaluated(Answer):
     """What evaluation suites have just measured."""
 

@@ -19,7 +19,7 @@ from workbench.api.answers import Error
 from workbench.cli.ablations import components, cost, pilot, plan, run, status, stop, watch, worker
 from workbench.cli.installed import doctor, schema, variants
 from workbench.cli.output import Failure, answering, open_streams, reported_errors, unattended
-from workbench.cli.results import archive, compare, ledger, report, scores, serve, table, verdict
+from workbench.cli.results import archive, compare, ledger, report, scores, serve, sql, table, verdict
 from workbench.cli.training import branch, calibrate, evaluate, export, generate, latency_table, prepare, train
 from workbench.cli.transfer import coordinates, parametrisation, transfer
 
@@ -51,6 +51,7 @@ COMMANDS = (
     unattended(serve),
     unattended(archive),
     table,
+    sql,
     ledger,
     variants,
     doctor,

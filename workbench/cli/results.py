@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from workbench.api import results as api
 from workbench.api.ablations import verdict as verdict_of_folder
-from workbench.api.answers import Comparison, Ledger, Scores, Served, VerdictAnswer, Written, plain_rows
+from workbench.api.answers import Comparison, Ledger, Query, Scores, Served, VerdictAnswer, Written, plain_rows
 from workbench.api.answers import Table as RunTable
 from workbench.cli.output import Folder, Results, console, written
 
@@ -105,6 +106,33 @@ def archive(
     from workbench.ablation.run import AblationRun
 
     return written(write_archive(AblationRun(folder), into))
+
+
+def sql(
+    query: Annotated[str, typer.Argument(help="One SELECT over runs, scores, evaluations, ablations, verdicts.")],
+    results: Results = Path("results"),
+    csv: Annotated[bool, typer.Option(help="CSV instead of a table.")] = False,
+) -> Query:
+    """Print the rows of a SQL statement over all results. Nothing is written."""
+    import polars as pl
+
+    from workbench.api.sql import query as answer
+
+    found = answer(query, results)
+    if csv:
+        columns = {name: [row[name] for row in found.rows] for name in found.columns}
+        flat = {
+            name: [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+            for name, values in columns.items()
+        }
+        print(pl.DataFrame(flat, strict=False).write_csv(), end="")
+        return found
+    listed = Table(*found.columns)
+    for row in found.rows:
+        values = (row[name] for name in found.columns)
+        listed.add_row(*("" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in values))
+    console.print(listed)
+    return found
 
 
 def ledger(
