@@ -26,7 +26,7 @@ from workbench.ablation.looks import Look, Run, look_at
 from workbench.ablation.run import AblationRun
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.ablation.spec.protocol import Components
-from workbench.ablation.spec.registration import Deviation, digest, record_deviation, register
+from workbench.ablation.spec.registration import Deviation, record_deviation, register
 from workbench.ablation.verdict.control import control_runs
 from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare, sources
@@ -342,11 +342,9 @@ class Ablation:
     def _with_analysis(self, folder: AblationFolder, record: LaunchRecord, deviation: Deviation) -> LaunchRecord:
         """The record with a changed analysis, beside what was declared at launch."""
         _require_stopped(folder, "deviation", "workers that are still at work")
-        changed = record.changed(config=self.config, canonical=self.config.canonical(), identity=self.config.identity)
-        if self.config.protocol.control_variate != record.config.protocol.control_variate:
-            changed = changed.changed(control=self._control_runs())
-        deviation = deviation.model_copy(update={"hash": digest(changed.plain())})
-        return changed.changed(deviations=[*record.deviations, deviation])
+        is_controlled = self.config.protocol.control_variate != record.config.protocol.control_variate
+        changes = {"control": self._control_runs()} if is_controlled else {}
+        return record.with_analysis(self.config, deviation, **changes)
 
     def _warm_start(self) -> dict[str, list[dict[str, Any]]]:
         """Arm -> the trials of earlier ablations that its sampler starts from; as many for every arm."""

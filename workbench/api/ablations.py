@@ -204,4 +204,5 @@ def verdict_of(run: AblationRun) -> VerdictAnswer:
         text="" if conclusion is None else str(conclusion),
         savings=[] if conclusion is None else list(savings_sentences(run)),
         notes=[] if conclusion is None else list(notes(run)),
+        names=run.names,
     )

@@ -140,7 +140,7 @@ class VerdictAnswer(Answer):
     notes: list[str]
     """Drift, failures and other circumstances, in sentences."""
     names: dict[str, str] = {}
-    """Arm -> its display name."""
+    """Arm -> its display name, of every arm."""
 
     @property
     def exit_code(self) -> int:
@@ -277,6 +277,52 @@ class Served(Answer):
     """A server that has ended."""
 
     folder: str
+
+
+class NotesAnswer(Answer):
+    """Display names, tags and notes of an ablation."""
+
+    folder: str
+    names: dict[str, str]
+    """Arm -> display name, of every arm."""
+    tags: list[str]
+    notes: list[Row]
+    """``at`` and ``text``, oldest first."""
+
+
+class Extension(Answer):
+    """Seeds that were added to an ablation."""
+
+    folder: str
+    seeds: list[int]
+    """The new ones."""
+    planned: bool
+    """Whether the declared design allows it; otherwise the verdict is exploratory."""
+    what: str
+    why: str
+    launch: Launch | None = None
+    """The ablation with these seeds, where the command waited for them."""
+
+    @property
+    def exit_code(self) -> int:
+        return OK if self.launch is None else self.launch.exit_code
+
+
+class Removed(Answer):
+    """An ablation that was deleted."""
+
+    folder: str
+    runs: int
+    kept: list[str]
+    """What of it is elsewhere and stays."""
+
+
+class Journal(Answer):
+    """The journal of a folder of results."""
+
+    path: str
+    ablations: int
+    text: str
 
 
 # -- single runs -------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ ABLATION_SCHEMA: dict[str, Any] = {
 VERDICT_SCHEMA: dict[str, Any] = {
     "ablation": pl.String,
     "arm": pl.String,
+    "name": pl.String,
     "verdict": pl.String,
     "value": pl.Float64,
     "value_sd": pl.Float64,
@@ -51,7 +52,7 @@ VERDICT_SCHEMA: dict[str, Any] = {
     "exploratory": pl.String,
     "sentence": pl.String,
 }
-"""One row per arm; ``exploratory`` is null of a confirmation."""
+"""One row per arm; ``name`` is its display name, ``exploratory`` is null of a confirmation."""
 
 
 def query(text: str, results: str | Path = "results") -> Query:
@@ -123,7 +124,7 @@ def _ablation(run: AblationRun) -> pl.DataFrame:
         "archived": run.archived,
         **{name: where.get(name) for name in ("created", "code", "device")},
         "identity": run.identity,
-        "tags": [],
+        "tags": run.notes().tags,
         "folder": str(run.folder),
     }
     return pl.DataFrame([row], schema=ABLATION_SCHEMA)
@@ -135,7 +136,7 @@ def _verdict(run: AblationRun) -> pl.DataFrame:
         return pl.DataFrame(schema=VERDICT_SCHEMA)
     about = {"ablation": run.folder.name, "metric": verdict.unit, "exploratory": verdict.exploratory}
     frame = verdict.table().with_columns(pl.lit(value, pl.String).alias(name) for name, value in about.items())
-    return frame.select(list(VERDICT_SCHEMA))
+    return frame.with_columns(name=pl.col("arm").replace(run.names)).select(list(VERDICT_SCHEMA))
 
 
 KEY = {"ablation": pl.String}

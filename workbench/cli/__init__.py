@@ -18,6 +18,7 @@ from workbench.api.answers import MACHINE as MACHINE_REFUSES
 from workbench.api.answers import Error
 from workbench.cli.ablations import components, cost, pilot, plan, run, status, stop, watch, worker
 from workbench.cli.installed import doctor, schema, variants
+from workbench.cli.lifecycle import annotate, extend, journal, rename, rm
 from workbench.cli.output import Failure, answering, open_streams, reported_errors, unattended
 from workbench.cli.results import archive, compare, ledger, report, scores, serve, sql, table, verdict
 from workbench.cli.training import branch, calibrate, evaluate, export, generate, latency_table, prepare, train
@@ -44,6 +45,11 @@ COMMANDS = (
     watch,
     status,
     unattended(stop),
+    unattended(extend),
+    rename,
+    annotate,
+    rm,
+    journal,
     verdict,
     scores,
     compare,

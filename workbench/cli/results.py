@@ -22,7 +22,8 @@ def verdict(folder: Folder) -> VerdictAnswer:
     if found.verdict is None:
         console.print("No verdict yet: confirmation runs are missing.")
     else:
-        print("\n".join([found.text, "", *found.savings, "", *found.notes]).rstrip())
+        shown = [f"{arm} is shown as {name}." for arm, name in found.names.items() if name != arm]
+        print("\n".join([found.text, "", *found.savings, "", *found.notes, *shown]).rstrip())
     return found
 
 

@@ -165,7 +165,7 @@ def _numbers(name: str, text: str) -> list[int]:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or one of its checkpoints.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, one of its checkpoints, or an ablation.")],
     folder: Annotated[Path, typer.Argument(help="Where to write config.json, weights and tokenizer.")],
     format: Annotated[
         str, typer.Option(help="workbench; llama or qwen3 for software that knows only these.")
@@ -174,9 +174,14 @@ def export(
     weights: Annotated[
         str, typer.Option(help="measured: those that the results are of; trained; average: with training.ema.")
     ] = "measured",
+    best: Annotated[
+        bool, typer.Option("--best", help="Of an ablation: the best arm's run that is best on the selection split.")
+    ] = False,
+    arm: Annotated[str | None, typer.Option(help="Of an ablation, with --best: this arm instead of the best.")] = None,
 ) -> Written:
     """Write a trained model as a folder in the layout of Hugging Face."""
-    from workbench.config import ConfigError, nearest
+    from workbench.ablation.run import AblationRun
+    from workbench.config import ConfigError, nearest, require
     from workbench.training.export import export as write
 
     for name, value, valid in (
@@ -186,6 +191,14 @@ def export(
     ):
         if value not in valid:
             raise ConfigError.at(name, got=value, expected=" or ".join(valid), do=nearest(value, valid))
+    if (run / "ablation.json").is_file():
+        require(
+            best, "--best", got="an ablation", expected="--best, or the folder of one of its runs", do=f"{run}/runs"
+        )
+        run = AblationRun(run).best(arm)
+        print_line(f"{run.name}:")
+    else:
+        require(arm is None, "--arm", got=arm, expected="nothing for a single run")
     return written(write(run, folder, format=format, dtype=dtype, weights=weights))  # type: ignore[arg-type]
 
 
