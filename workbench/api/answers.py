@@ -308,6 +308,50 @@ class Extension(Answer):
         return OK if self.launch is None else self.launch.exit_code
 
 
+class Proposal(Answer):
+    """A change against a baseline, and what was decided."""
+
+    name: str
+    folder: str
+    decision: Literal["keep", "discard", "undecided", "running"]
+    """``keep``: the change is better; ``discard``: it is worse, equivalent, or its runs failed; ``undecided``: neither
+    is shown; ``running``: runs are missing."""
+    reason: str
+    """The sentence of the verdict."""
+    change: dict[str, Any]
+    """Dotted field -> value."""
+    metric: str
+    """Unit of the numbers; lower is better."""
+    word: str | None
+    """better, worse, equivalent, undecided or failed."""
+    difference: float | None
+    """Mean over paired seeds, change − baseline."""
+    low: float | None
+    """Interval that holds at all looks together, at level 1 − alpha."""
+    high: float | None
+    p: float | None
+    """Adjusted over the looks."""
+    seeds: int | None
+    """Seeds of the change that finished."""
+    looks: list[int]
+    """Paired seeds at the looks that were taken."""
+    design: str
+    """The declared design in words."""
+    alpha: float
+    exploratory: str | None
+    """Why the verdict is no confirmation."""
+    number: int
+    """Of this proposal among those against the same baseline in the folder of results."""
+    false_keeps: float
+    """Bound of the probability that any of so many changes without effect is kept, 1 − (1 − alpha / 2)^number."""
+    status: Status
+    verdict: VerdictAnswer | None
+
+    @property
+    def exit_code(self) -> int:
+        return OK if self.verdict is None else self.verdict.exit_code
+
+
 class Removed(Answer):
     """An ablation that was deleted."""
 

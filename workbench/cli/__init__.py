@@ -16,7 +16,7 @@ import typer
 
 from workbench.api.answers import MACHINE as MACHINE_REFUSES
 from workbench.api.answers import Error
-from workbench.cli.ablations import components, cost, pilot, plan, run, status, stop, watch, worker
+from workbench.cli.ablations import components, cost, pilot, plan, propose, run, status, stop, watch, worker
 from workbench.cli.installed import doctor, schema, variants
 from workbench.cli.lifecycle import annotate, extend, journal, rename, rm
 from workbench.cli.output import Failure, answering, open_streams, reported_errors, unattended
@@ -27,6 +27,7 @@ from workbench.cli.transfer import coordinates, parametrisation, transfer
 COMMANDS = (
     cost,
     unattended(run),
+    unattended(propose),
     unattended(train),
     unattended(branch),
     unattended(prepare),

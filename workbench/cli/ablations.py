@@ -10,8 +10,8 @@ import typer
 from rich.table import Column, Table
 
 from workbench.api import ablations as api
-from workbench.api.answers import Cost, Error, Launch, Noise, Plan, Status, Stopped, plain, plain_rows
-from workbench.cli.output import Failure, File, Folder, Overrides, Results, console, note, print_line
+from workbench.api.answers import Cost, Error, Launch, Noise, Plan, Proposal, Status, Stopped, plain, plain_rows
+from workbench.cli.output import Failure, File, Folder, Overrides, Results, console, note, parse_numbers, print_line
 from workbench.cli.watching import follow, run_until_done
 from workbench.formatting import count, duration, flops, share, size
 from workbench.results.data_card import describe, repetition, times, warnings
@@ -193,6 +193,40 @@ def components(
     explained = sentences(estimates, launched.metric.unit)
     print("\n".join(explained))
     return Noise(table=plain_rows(estimates), sentences=list(explained))
+
+
+def propose(
+    change: Annotated[list[str], typer.Argument(help="Fields of a run: model.pattern=gdn; or YAML files with them.")],
+    against: Annotated[Path, typer.Option(help="The baseline as YAML: an ablation or a single run.")],
+    why: Annotated[str, typer.Option(help="The reason for the change, kept as a note.")] = "",
+    results: Results = Path("results"),
+    fields: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of the ablation to change: margin=0.01.")
+    ] = None,
+    looks: Annotated[
+        str, typer.Option(help="Paired seeds at the looks. Default: the file's sequential design, else 4,6,8.")
+    ] = "",
+    anytime: Annotated[int | None, typer.Option(help="An anytime-valid design with at most so many seeds.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the ablation. Default: from baseline and change.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
+    detach: Annotated[bool, typer.Option(help="Start the workers and return at once.")] = False,
+) -> Proposal:
+    """Decide about one change: run it against a baseline in a declared sequential design; keep, discard or undecided.
+
+    The same call resumes, and answers again once it is decided.
+    """
+    from workbench.api import proposals
+
+    numbers = parse_numbers("--looks", looks)
+    ablation = proposals.prepare(
+        change, against, results, fields=fields or (), looks=numbers, anytime=anytime, name=name
+    ).with_workers(workers)
+    launched = proposals.create(ablation, why, note)
+    run_until_done(launched, ablation.workers if workers is None else workers, detach)
+    found = proposals.decide(launched)
+    print_line(f"{found.decision}: {found.reason}")
+    print_line(f"{found.folder}  (proposal {found.number} against this baseline)")
+    return found
 
 
 def worker(folder: Folder) -> Status:

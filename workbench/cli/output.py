@@ -183,6 +183,20 @@ def written(path: Path, fingerprint: str | None = None) -> Written:
     return Written(path=str(Path(path).absolute()), fingerprint=fingerprint)
 
 
+def parse_numbers(name: str, text: str) -> list[int]:
+    """Whole numbers, separated by commas or spaces.
+
+    Raises:
+        ConfigError: for anything else, naming the option.
+    """
+    from workbench.config import ConfigError
+
+    try:
+        return [int(number) for number in text.replace(",", " ").split()]
+    except ValueError:
+        raise ConfigError.at(name, got=text, expected="whole numbers, such as '1024 4096'") from None
+
+
 def print_line(line: str) -> None:
     """Print without markup or wrapping."""
     typer.echo(line)

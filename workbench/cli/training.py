@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from workbench.api.answers import Error, Evaluated, Generated, Prepared, Run, Written, plain, plain_rows
-from workbench.cli.output import Failure, console, note, print_line, written
+from workbench.cli.output import Failure, console, note, parse_numbers, print_line, written
 from workbench.formatting import count, duration, flops
 from workbench.results.data_card import warnings
 from workbench.status import Stage
@@ -149,19 +149,10 @@ def latency_table(
     context = run.training.context
     powers = [2**power for power in range(5, context.bit_length()) if context >> 6 <= 2**power < context]
     table = measure_latencies(
-        run, _numbers("lengths", lengths) or [*powers, context], _numbers("budgets", budgets), note
+        run, parse_numbers("lengths", lengths) or [*powers, context], parse_numbers("budgets", budgets), note
     )
     table.save(output)
     return written(output, table.fingerprint)
-
-
-def _numbers(name: str, text: str) -> list[int]:
-    from workbench.config import ConfigError
-
-    try:
-        return [int(number) for number in text.replace(",", " ").split()]
-    except ValueError:
-        raise ConfigError.at(name, got=text, expected="whole numbers, such as '1024 4096'") from None
 
 
 def export(

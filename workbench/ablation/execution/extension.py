@@ -8,8 +8,10 @@ extended, because its levels are those of its declared looks.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.roster import Roster
@@ -47,7 +49,7 @@ def extend(folder: AblationFolder, seeds: int | Sequence[int], why: str | None =
         record = folder.record()
         _check(folder, record)
         known = record.config.confirmation.seeds
-        new = unused_seeds(folder, record, seeds) if isinstance(seeds, int) else tuple(seeds)
+        new = _unused(folder, record, seeds) if isinstance(seeds, int) else tuple(seeds)
         require(new and not {*new} & {*known}, "seeds", got=list(new), expected=f"at least one, none of {list(known)}")
         confirmation = record.config.confirmation.changed(seeds=(*known, *new))
         config = record.config.changed(confirmation=confirmation, deviation=why)
@@ -60,15 +62,24 @@ def extend(folder: AblationFolder, seeds: int | Sequence[int], why: str | None =
     return deviation
 
 
-def unused_seeds(folder: AblationFolder, record: LaunchRecord, count: int) -> tuple[int, ...]:
-    """The next ``count`` seeds that neither this ablation uses nor an earlier launch has opened."""
-    config = record.config
-    used = {*config.confirmation.seeds, *config.tuning.seeds}
-    used |= {opening.seed for opening in history(folder.path.parent).openings}
-    used |= {seed for runs in record.control.values() for seed in runs.measured}
-    first = max(config.confirmation.seeds) + 1
-    free = [seed for seed in range(first, first + count + len(used)) if seed not in used]
-    return tuple(free[: max(count, 0)])
+def unused_seeds(results: Path, used: Collection[int], count: int, first: int = 0) -> tuple[int, ...]:
+    """The next ``count`` seeds that no launch in the folder of results has opened.
+
+    Args:
+        results: the folder of results.
+        used: further seeds to leave out.
+        count: how many.
+        first: least seed.
+    """
+    taken = {*used, *(opening.seed for opening in history(results).openings)}
+    free = (seed for seed in itertools.count(first) if seed not in taken)
+    return tuple(itertools.islice(free, max(count, 0)))
+
+
+def _unused(folder: AblationFolder, record: LaunchRecord, count: int) -> tuple[int, ...]:
+    known = record.config.confirmation.seeds
+    used = {*known, *record.config.tuning.seeds, *(seed for runs in record.control.values() for seed in runs.measured)}
+    return unused_seeds(folder.path.parent, used, count, max(known) + 1)
 
 
 def _let_workers_end(folder: AblationFolder) -> None:
