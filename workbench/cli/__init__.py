@@ -20,7 +20,7 @@ from workbench.cli.ablations import components, cost, pilot, plan, propose, run,
 from workbench.cli.installed import doctor, schema, variants
 from workbench.cli.lifecycle import annotate, extend, journal, rename, rm
 from workbench.cli.output import Failure, answering, open_streams, reported_errors, unattended
-from workbench.cli.results import archive, compare, ledger, report, scores, serve, sql, table, verdict
+from workbench.cli.results import archive, compare, ledger, mcp, report, scores, serve, sql, table, verdict
 from workbench.cli.training import branch, calibrate, evaluate, export, generate, latency_table, prepare, train
 from workbench.cli.transfer import coordinates, parametrisation, transfer
 
@@ -56,6 +56,7 @@ COMMANDS = (
     compare,
     unattended(report),
     unattended(serve),
+    mcp,
     unattended(archive),
     table,
     sql,

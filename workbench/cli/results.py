@@ -98,6 +98,22 @@ def serve(
     return Served(folder=str(folder.absolute()))
 
 
+def mcp(
+    results: Annotated[Path, typer.Argument(help="Folder of all results.")] = Path("results"),
+    http: Annotated[bool, typer.Option(help="Listen on this machine's loopback address instead.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port, with --http.")] = 8867,
+    token: Annotated[str | None, typer.Option(help="With --http. Default: a new random one.")] = None,
+) -> Served:
+    """Serve tools of the Model Context Protocol: over standard input and output, or with --http behind a token."""
+    from workbench.api.server import serve_http, serve_stdio
+
+    if http:
+        serve_http(results, port, token, lambda line: typer.echo(line, err=True))
+    else:
+        serve_stdio(results)
+    return Served(folder=str(results.absolute()))
+
+
 def archive(
     folder: Folder,
     into: Annotated[Path, typer.Argument(help="Folder to write, such as results/ablations/quickstart.")],
