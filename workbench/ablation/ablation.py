@@ -35,6 +35,7 @@ from workbench.evaluation import check_score, check_suites
 from workbench.model import describe_model
 from workbench.results.data_card import check_lossless, check_overlap, is_lossy, is_mostly_seen
 from workbench.results.ledger import FILE, Ledger, history
+from workbench.results.loggers import check_loggers
 from workbench.status import Stage
 from workbench.training.suites import suite_conditions
 
@@ -188,6 +189,7 @@ class Ablation:
         """
         asked_at = time.time()
         folder, progress = AblationFolder(self.folder), progress or _only_sentences
+        check_loggers(self.config.launch.loggers)
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.plan_lock():
             if self.config.launch.storage is not None:  # before anything takes time

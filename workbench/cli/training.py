@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,17 +29,22 @@ def train(
     stage: Annotated[
         Stage, typer.Option(help="confirmation opens the report split at the end; tuning does not.")
     ] = Stage.TUNING,
+    logger: Annotated[
+        list[str] | None, typer.Option(help="Copy metrics to tensorboard, wandb, mlflow or trackio as well.")
+    ] = None,
 ) -> Run | None:
     """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command resumes."""
+    from workbench.results.loggers import check_loggers
     from workbench.training import parallel
     from workbench.training.config import RunConfig
     from workbench.training.trial import new_run
 
+    check_loggers(logger or (), "--logger")
     is_rank_zero = parallel.is_rank_zero()
     config = RunConfig.load(file, overrides or ())
     path = folder or Path("results") / "runs" / file.stem
     new_run(path, path.parent / "cache", config, arm=file.stem, stage=stage, progress=note if is_rank_zero else None)
-    return _train_in_foreground(path, devices, is_rank_zero)
+    return _train_in_foreground(path, devices, is_rank_zero, logger or ())
 
 
 def branch(
@@ -62,12 +68,13 @@ def branch(
     return _train_in_foreground(path, devices, is_rank_zero)
 
 
-def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> Run | None:
+def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool, loggers: Sequence[str] = ()) -> Run | None:
     """Train the run in folder ``path`` and print its progress; Ctrl-C stops after a checkpoint. None on other ranks
     than the first."""
     import signal
 
     from workbench.results import RunFolder
+    from workbench.results.loggers import open_loggers
     from workbench.training.trial import STOP_SIGNALS, stop_signals
     from workbench.training.trial import train as train_run
 
@@ -78,6 +85,8 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> Run | 
     unit = record.metric.short
 
     def print_row(row: dict[str, Any]) -> None:
+        if log is not None:
+            log(row)
         left = (record.tokens - row["tokens"]) / max(1e-9, row["tokens_per_second"])
         print_line(
             f"step {row['step']}/{record.steps}  loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tokens/s  "
@@ -85,13 +94,14 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> Run | 
             + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else "")
         )
 
-    result = train_run(
-        path,
-        path.parent / "cache",
-        should_stop=lambda: bool(signals),
-        devices=devices,
-        on_row=print_row if is_rank_zero else None,
-    )
+    with open_loggers(loggers if is_rank_zero else (), RunFolder(path)) as log:
+        result = train_run(
+            path,
+            path.parent / "cache",
+            should_stop=lambda: bool(signals),
+            devices=devices,
+            on_row=print_row if is_rank_zero else None,
+        )
     if not is_rank_zero:
         return None
     reason = f": {result['reason']}" if result.get("reason") else ""
