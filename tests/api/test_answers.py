@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from helpers import run_fields, write_corpus
 
 from workbench import cli
 from workbench.ablation.run import AblationRun
@@ -139,3 +142,20 @@ def test_exit_codes_of_errors() -> None:
 def test_the_schema_says_what_a_field_is() -> None:
     data = schema_of("status", Status)["properties"]["data"]
     assert "Training time left" in data["properties"]["seconds_left"]["description"]
+
+
+@pytest.mark.process
+def test_a_training_run_writes_one_object_and_nothing_else(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.yaml", run_fields(write_corpus(tmp_path / "corpus")))
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench", "train", "run.yaml", "--folder", "run", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    answer = json.loads(line)
+    jsonschema.validate(answer, schema_of("train", output.ANSWERS["train"]))
+    assert answer["data"]["status"] == "done" and answer["data"]["result"]["step"] == 20

@@ -151,6 +151,16 @@ def test_an_ablation_is_deleted_and_the_ledger_stays(mine: AblationRun, call: Ca
     assert {path.name for path in mine.results.iterdir()} == {"cache", "ledger.jsonl", "ledger.lock"}
 
 
+def test_what_a_refused_launch_has_left_is_deleted(fields: dict[str, Any], call: Call, tmp_path: Path) -> None:
+    nowhere = {"data": {"corpus": {"kind": "files", "path": str(tmp_path / "nowhere")}}}
+    refused = {**fields, "name": "odd", "base": fields["base"] | nowhere}
+    with pytest.raises(ConfigError):
+        wb.Ablation.parse(refused, tmp_path).create()
+    assert call("verdict", tmp_path / "odd")[0] == 2
+    code, answer = call("rm", tmp_path / "odd", "--yes")
+    assert code == 0 and answer["data"]["runs"] == 0 and not (tmp_path / "odd").exists()
+
+
 def test_a_running_ablation_is_not_deleted(mine: AblationRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AblationRun, "workers", lambda run: [1])
     with pytest.raises(ConfigError, match="1 worker"):

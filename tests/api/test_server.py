@@ -77,6 +77,22 @@ def test_a_proposal_is_launched_and_read(fields: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.process
+def test_a_finished_ablation_is_launched_and_stopped_without_harm(
+    finished: AblationRun, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    write_json(tmp_path / "sweep.yaml", fields)
+    launched, stopped, noted = session(
+        finished.results,
+        ("launch", {"file": str(tmp_path / "sweep.yaml")}),
+        ("stop", {"name": finished.name}),
+        ("annotate", {"name": finished.name}),
+    )
+    assert launched.structured_content["state"] == "finished", launched.content
+    assert stopped.structured_content["remaining"] == []
+    assert noted.structured_content["names"] == {"full": "full", "sliding": "sliding"}
+
+
+@pytest.mark.process
 def test_it_speaks_over_standard_output() -> None:
     server = StdioServerParameters(
         command=sys.executable,

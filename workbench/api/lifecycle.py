@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
     from workbench.ablation.verdict.verdict import ArmVerdict
 
-__all__ = ["annotate", "extend", "journal", "remove", "rename"]
+__all__ = ["annotate", "extend", "is_refused_launch", "journal", "remove", "rename"]
 
 JOURNAL = "JOURNAL.md"
 HEAD = "<!-- Written by `workbench journal`; notes belong into `workbench annotate`. -->"
@@ -84,18 +85,27 @@ def _notes(run: AblationRun) -> NotesAnswer:
 
 
 def remove(folder: str | Path) -> Removed:
-    """Delete an ablation with its runs and checkpoints. The ledger of results stays.
+    """Delete an ablation with its runs and checkpoints, or what a refused launch has left. The ledger of results stays.
 
     Raises:
         ConfigError: while workers are alive, or if the folder has no ablation.
     """
     from workbench.ablation.run import AblationRun
 
+    if is_refused_launch(folder):
+        shutil.rmtree(folder)
+        return Removed(folder=str(Path(folder).absolute()), runs=0, kept=[])
     run = AblationRun(folder)
     count, storage = len(run.runs()), run.record.config.launch.storage
     run.delete()
     kept = [str(run.results / "ledger.jsonl")] if (run.results / "ledger.jsonl").exists() else []
     return Removed(folder=str(run.folder), runs=count, kept=[*kept, *([f"studies in {storage}"] if storage else [])])
+
+
+def is_refused_launch(folder: str | Path) -> bool:
+    """Whether a folder is all that a refused launch has left: a lock and nothing else."""
+    folder = Path(folder)
+    return folder.is_dir() and [path.name for path in folder.iterdir()] == ["plan.lock"]
 
 
 def journal(results: str | Path = "results") -> Journal:

@@ -7,7 +7,7 @@ import functools
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from workbench.api import ablations, lifecycle, proposals
 from workbench.api import results as read
@@ -37,9 +37,10 @@ Fair ablations of language-model architectures. An ablation is a YAML file; `cos
 `launch` starts it and returns at once, `status` and `verdict` read it by its name. `propose` decides about one change
 against a baseline: keep, discard or undecided; call it again while it is running. Lower values are better. A verdict
 that is exploratory is no confirmation. Report values are hidden until an ablation has ended.
-"""
+""".strip()
 Tool = TypeVar("Tool", bound=Callable[..., Any])
-Scope, Send = MutableMapping[str, Any], Callable[[Mapping[str, Any]], Awaitable[None]]
+Scope: TypeAlias = MutableMapping[str, Any]
+Send: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 def _reporting(function: Tool) -> Tool:

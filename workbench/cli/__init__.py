@@ -72,7 +72,7 @@ USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name_
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 for command in COMMANDS:
-    app.command()(answering(command))
+    app.command()(answering(command, silent=command is not mcp))
 
 
 def main() -> None:

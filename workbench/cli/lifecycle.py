@@ -87,8 +87,8 @@ def rm(
     from workbench.ablation.run import AblationRun
     from workbench.config import require
 
-    run = AblationRun(folder)
-    is_sure = yes or (console.is_terminal and typer.confirm(f"Delete {run.folder} with {len(run.runs())} runs?"))
+    count = 0 if api.is_refused_launch(folder) else len(AblationRun(folder).runs())
+    is_sure = yes or (console.is_terminal and typer.confirm(f"Delete {folder} with {count} runs?"))
     require(is_sure, "--yes", got="no confirmation", expected="--yes, or an answer", do="Nothing was deleted.")
     removed = api.remove(folder)
     print_line(f"Deleted {removed.folder} ({removed.runs} runs).")

@@ -93,11 +93,15 @@ class Failure(typer.Exit):
         self.error = error
 
 
-def answering(command: Callable[..., Answer | None]) -> Callable[..., None]:
+def answering(command: Callable[..., Answer | None], silent: bool = True) -> Callable[..., None]:
     """A command with the option ``--json``, which ends with the exit code of its answer.
 
     With ``--json`` the answer, or the error, is one JSON object on standard output, and what the command prints for
     people is dropped. A command without an answer (another rank of a run) writes nothing.
+
+    Args:
+        command: returns its answer.
+        silent: whether standard output is for people; not of a server that speaks over it.
     """
 
     @functools.wraps(command)
@@ -105,7 +109,7 @@ def answering(command: Callable[..., Answer | None]) -> Callable[..., None]:
         if not as_json:
             answer = command(*arguments, **options)
         else:
-            with reported_errors(), _silent():
+            with reported_errors(), _silent() if silent else contextlib.nullcontext():
                 answer = command(*arguments, **options)
             if answer is not None:
                 typer.echo(document(_name(command), answer))
