@@ -66,7 +66,9 @@ def test_the_design_is_declared(run_file: Path) -> None:
     assert config.order == ["baseline", "proposal"] and config.tuning.trials == 0
     assert prepared(run_file, "training.learning_rate=1e-3").name == config.name
     assert prepared(run_file, "training.learning_rate=2e-3").name != config.name
+    assert prepared(run_file, "training.learning_rate=1e-3", fields=["launch={workers: 1}"]).name == config.name
     anytime = prepared(run_file, "training.learning_rate=1e-3", anytime=12)
+    assert anytime.name != prepared(run_file, "training.learning_rate=1e-3", anytime=20).name
     assert anytime.protocol.stopping.anytime and len(anytime.confirmation.seeds) == 12
 
 

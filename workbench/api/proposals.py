@@ -91,7 +91,8 @@ def prepare(
     after = deep_merge(before, changed)
     plain |= {"arms": {baseline: before, arm: after}, "baseline": baseline}
     plain["protocol"] = {**plain.get("protocol", {}), "stopping": _stopping(plain, looks, anytime)}
-    plain["name"] = name or f"propose-{hash_of({key: plain[key] for key in sorted(plain)})[:10]}"
+    identity = {key: plain[key] for key in sorted(plain) if key != "launch"} | {"most": anytime, "seeds": seeds}
+    plain["name"] = name or f"propose-{hash_of(identity)[:10]}"
     plain["confirmation"] = {"seeds": list(seeds or _seeds(plain, Path(results), anytime))}
     ablation = Ablation(AblationConfig.parse(plain), results)
     require(
