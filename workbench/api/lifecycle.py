@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -161,9 +162,8 @@ def _entry(run: AblationRun) -> str:
 
 
 def _why(row: ArmVerdict) -> str:
-    """The sentence of a row up to its first full stop, without the mark of an exploratory verdict."""
+    """The first clause of a row's sentence, without the mark of an exploratory verdict."""
     sentence = row.sentence
     if sentence.startswith("Exploratory ("):
         sentence = sentence.partition("): ")[2] or sentence
-    first, stop, _ = sentence.partition(". ")
-    return first + (stop.strip() or "")
+    return re.split(r"[.;] ", sentence, maxsplit=1)[0].rstrip(".") + "."
