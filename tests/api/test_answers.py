@@ -12,7 +12,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+import typer
 from helpers import run_fields, write_corpus
+from typer.testing import CliRunner
 
 from workbench import cli
 from workbench.ablation.run import AblationRun
@@ -108,6 +110,27 @@ def test_an_error_of_the_workbench_is_json_and_a_traceback(call: Call, monkeypat
 def test_a_table_of_no_runs_is_exit_code_1(call: Call, tmp_path: Path) -> None:
     code, answer = call("table", "--results", tmp_path)
     assert code == 1 and answer["data"]["rows"] == []
+
+
+@pytest.mark.parametrize(("ends", "expected"), [(0, {"data": {}}), (1, "unfinished"), (130, "interrupted")])
+def test_a_command_without_an_answer_says_how_it_ended(
+    ends: int, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plain_command() -> None:
+        print("for people")
+        if ends:
+            raise typer.Exit(ends)
+
+    monkeypatch.setattr(output, "ANSWERS", {})
+    program = typer.Typer()
+    program.command()(output.answering(plain_command))
+    done = CliRunner().invoke(program, ["--json"])
+    answer = json.loads(done.stdout)
+    assert done.exit_code == ends and "for people" not in done.stdout
+    if ends:
+        assert answer["error"]["kind"] == expected
+    else:
+        assert answer == {"schema": 1, "command": "plain-command", **expected}
 
 
 def failed_verdict(seeds: int) -> VerdictAnswer:

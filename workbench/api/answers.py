@@ -43,6 +43,10 @@ class Answer(BaseModel):
         return OK
 
 
+class Done(Answer):
+    """Of a command that has nothing to answer but that it is done."""
+
+
 class Problem(Answer):
     """One mistake."""
 

@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 from rich.console import Console
 
-from workbench.api.answers import Answer, Error, Written, document, error_document
+from workbench.api.answers import INTERRUPTED, Answer, Done, Error, Written, document, error_document
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -110,14 +110,14 @@ def answering(command: Callable[..., Answer | None], silent: bool = True) -> Cal
             answer = command(*arguments, **options)
         else:
             with reported_errors(), _silent() if silent else contextlib.nullcontext():
-                answer = command(*arguments, **options)
+                answer = command(*arguments, **options) or (Done() if kind is NoneType else None)
             if answer is not None:
                 typer.echo(document(_name(command), answer))
         if answer is not None and answer.exit_code:
             raise typer.Exit(answer.exit_code)
 
     kind = get_type_hints(command)["return"]
-    ANSWERS[_name(command)] = next(part for part in get_args(kind) or (kind,) if part is not NoneType)
+    ANSWERS[_name(command)] = next((part for part in get_args(kind) or (kind,) if part is not NoneType), Done)
     option = Annotated[bool, typer.Option("--json", help="One JSON object on standard output (`workbench schema`).")]
     signature = inspect.signature(command, eval_str=True)
     last = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
@@ -144,8 +144,11 @@ def reported_errors() -> Iterator[None]:
         error = Error(kind="interrupted", message="Interrupted.")
     except OSError as problem:
         error = Error.of_machine(problem) if problem.errno in MACHINE else _internal(problem)
-    except typer.Exit:
-        raise
+    except typer.Exit as ended:
+        if not ended.exit_code:
+            raise
+        kind: Literal["interrupted", "unfinished"] = "interrupted" if ended.exit_code == INTERRUPTED else "unfinished"
+        error = Error(kind=kind, message=f"The command ended with exit code {ended.exit_code}.")
     except Exception as problem:
         error = _internal(problem)
     else:
