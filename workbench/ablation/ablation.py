@@ -26,7 +26,7 @@ from workbench.ablation.looks import Look, Run, look_at
 from workbench.ablation.run import AblationRun
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.ablation.spec.protocol import Components
-from workbench.ablation.spec.registration import Deviation, digest, record_deviation, register
+from workbench.ablation.spec.registration import Deviation, record_deviation, register
 from workbench.ablation.verdict.control import control_runs
 from workbench.config import ConfigError, difference, require
 from workbench.data import Source, prepare, sources
@@ -35,6 +35,7 @@ from workbench.evaluation import check_score, check_suites
 from workbench.model import describe_model
 from workbench.results.data_card import check_lossless, check_overlap, is_lossy, is_mostly_seen
 from workbench.results.ledger import FILE, Ledger, history
+from workbench.results.loggers import check_loggers
 from workbench.status import Stage
 from workbench.training.suites import suite_conditions
 
@@ -188,6 +189,7 @@ class Ablation:
         """
         asked_at = time.time()
         folder, progress = AblationFolder(self.folder), progress or _only_sentences
+        check_loggers(self.config.launch.loggers)
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.plan_lock():
             if self.config.launch.storage is not None:  # before anything takes time
@@ -342,11 +344,9 @@ class Ablation:
     def _with_analysis(self, folder: AblationFolder, record: LaunchRecord, deviation: Deviation) -> LaunchRecord:
         """The record with a changed analysis, beside what was declared at launch."""
         _require_stopped(folder, "deviation", "workers that are still at work")
-        changed = record.changed(config=self.config, canonical=self.config.canonical(), identity=self.config.identity)
-        if self.config.protocol.control_variate != record.config.protocol.control_variate:
-            changed = changed.changed(control=self._control_runs())
-        deviation = deviation.model_copy(update={"hash": digest(changed.plain())})
-        return changed.changed(deviations=[*record.deviations, deviation])
+        is_controlled = self.config.protocol.control_variate != record.config.protocol.control_variate
+        changes = {"control": self._control_runs()} if is_controlled else {}
+        return record.with_analysis(self.config, deviation, **changes)
 
     def _warm_start(self) -> dict[str, list[dict[str, Any]]]:
         """Arm -> the trials of earlier ablations that its sampler starts from; as many for every arm."""

@@ -10,6 +10,7 @@
     runs/             one folder per run (workbench.results.store)
     workers/          worker processes and jobs (workbench.ablation.execution.roster)
     report.html       the report, written by `workbench run` or `workbench report`
+    notes.json        Notes: display names of arms, tags and notes, outside of the identity
 
 An archive (`workbench archive`) has no runs/ but:
 
@@ -21,6 +22,7 @@ An archive (`workbench archive`) has no runs/ but:
     verdict.md        the verdict in words
     openings.json     what the ledger of results knew of its openings (workbench.ablation.looks)
     looks.json        of a sequential design
+    notes.json        if there are any
 
 JSON files are replaced atomically, so a process may be killed at any moment.
 """
@@ -38,7 +40,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
 
 from workbench.ablation.spec.ablation import AblationConfig
-from workbench.ablation.spec.registration import Deviation, Registration, all_deviations
+from workbench.ablation.spec.registration import Deviation, Registration, all_deviations, digest
 from workbench.config import ConfigError, nearest
 from workbench.files import locked, read_json, write_json
 from workbench.metric import Metric
@@ -59,9 +61,10 @@ from workbench.results.tables import (
 )
 from workbench.status import Stage
 
-__all__ = ["AblationFolder", "Choice", "LaunchRecord"]
+__all__ = ["AblationFolder", "Choice", "LaunchRecord", "Note", "Notes"]
 
 
+NOTES = "notes.json"
 SCORES = "scores.parquet"
 """File of an archive with what evaluation suites measured."""
 
@@ -188,6 +191,18 @@ class LaunchRecord(BaseModel):
         """Arm -> stage -> training runs."""
         return {arm: self.config.planned(len(self.space(arm))) for arm in self.order}
 
+    def with_analysis(self, config: AblationConfig, deviation: Deviation, **changes: Any) -> Self:
+        """The record with a changed analysis, beside what was declared at launch.
+
+        Args:
+            config: the configuration from now on.
+            deviation: what was changed and why; it gets the hash of the new content.
+            changes: further fields that change.
+        """
+        changed = self.changed(config=config, canonical=config.canonical(), identity=config.identity, **changes)
+        deviation = deviation.model_copy(update={"hash": digest(changed.plain())})
+        return changed.changed(deviations=[*self.deviations, deviation])
+
     def all_deviations(self) -> list[Deviation]:
         """Every deviation from what was declared, an unrecorded change of the file included."""
         return all_deviations(self._raw, self.registration, self.deviations)
@@ -226,6 +241,25 @@ class LookRecord(BaseModel):
     words: dict[str, str]
     """Arm -> word of its verdict."""
     at: str
+
+
+class Note(BaseModel):
+    """A note about an ablation."""
+
+    at: str
+    text: str
+
+
+class Notes(BaseModel):
+    """What ``notes.json`` holds: nothing of it changes what is trained, measured or concluded."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    names: dict[str, str] = {}
+    """Arm -> display name."""
+    tags: list[str] = []
+    notes: list[Note] = []
+    """Oldest first."""
 
 
 class Looks(BaseModel):
@@ -368,6 +402,25 @@ class AblationFolder:
             "at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
         write_json(self.path / "looks.json", {"looks": [*looks, entry]})
+
+    def notes(self) -> Notes:
+        """Display names, tags and notes; empty if there are none.
+
+        Raises:
+            ConfigError: if the file is damaged.
+        """
+        path = self.path / NOTES
+        if not path.exists():
+            return Notes()
+        try:
+            return Notes.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError.at(str(path), got=reason, expected="notes", do="Mend or remove the file.") from None
+
+    def write_notes(self, notes: Notes) -> None:
+        """Replace display names, tags and notes."""
+        write_json(self.path / NOTES, notes.model_dump())
 
     def mark_finished(self, finished: bool) -> None:
         """Record whether every planned run has ended."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from workbench.ablation.folder import AblationFolder
+from workbench.ablation.folder import AblationFolder, Note, Notes
 from workbench.ablation.spec.tuning import Tuning
-from workbench.config import ConfigError
+from workbench.config import ConfigError, nearest, require
 from workbench.metric import Metric
 from workbench.results.store import documents_of
-from workbench.results.tables import RUN_SCHEMA, Line, diagnostics, frame_of
+from workbench.results.tables import RUN_SCHEMA, Line, confirmed, diagnostics, evaluations, frame_of
 from workbench.status import Stage
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from workbench.ablation.execution.pool import WorkerPool
     from workbench.ablation.looks import Look
     from workbench.ablation.spec.protocol import Components
+    from workbench.ablation.spec.registration import Deviation
     from workbench.ablation.verdict.effort import Effort
     from workbench.ablation.verdict.verdict import Verdict
 
@@ -221,7 +224,16 @@ class AblationRun:
     def scores(self) -> pl.DataFrame:
         """What evaluation suites measured (columns: workbench.results.tables.SCORES_SCHEMA, then labels of documents).
         Rows of the report split are left out until they may be read (:meth:`runs`)."""
-        frame, readable = self.files.scores(), self._readable_seeds()
+        return self._readable(self.files.scores())
+
+    def evaluations(self) -> pl.DataFrame:
+        """Every evaluation of every run by the primary suite (columns: workbench.results.tables.EVALUATION_SCHEMA), as
+        far as it may be read (:meth:`runs`); empty of archives."""
+        return self._readable(evaluations(self.folder))
+
+    def _readable(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """A table with the columns split and seed, without rows of the report split that may not be read yet."""
+        readable = self._readable_seeds()
         if readable is None:
             return frame
         return frame.filter((pl.col("split") != "report") | pl.col("seed").is_in(list(readable)))
@@ -296,6 +308,109 @@ class AblationRun:
     def finished(self) -> bool:
         """Whether every planned run has ended (done or failed)."""
         return self.files.is_finished
+
+    # -- notes ---------------------------------------------------------------------------------------------------
+
+    def notes(self) -> Notes:
+        """Display names of arms, tags and notes."""
+        return self.files.notes()
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Arm -> its display name; by default the arm's own."""
+        names = self.notes().names
+        return {arm: names.get(arm, arm) for arm in self.arms}
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give arms display names. Their own names, which are part of the hash, stay.
+
+        Args:
+            names: arm -> display name; an empty one, or the arm's own, removes it.
+
+        Raises:
+            ConfigError: for an arm that does not exist, or two arms of one name.
+        """
+        for arm in names:
+            known = arm in self.arms
+            require(known, f"names.{arm}", got=arm, expected="an arm", do="" if known else nearest(arm, self.arms))
+        notes = self.notes()
+        chosen = {arm: name.strip() for arm, name in {**notes.names, **names}.items()}
+        chosen = {arm: name for arm, name in chosen.items() if name and name != arm}
+        shown = [chosen.get(arm, arm) for arm in self.arms]
+        require(len({*shown}) == len(shown), "names", got=shown, expected="a different name for every arm")
+        self.files.write_notes(notes.model_copy(update={"names": chosen}))
+
+    def annotate(self, text: str = "", tags: Collection[str] = (), untag: Collection[str] = ()) -> None:
+        """Add a note, add tags, remove tags. None of them changes what is trained, measured or concluded.
+
+        Args:
+            text: of the note; empty adds none.
+            tags: to add.
+            untag: tags to remove.
+        """
+        notes = self.notes()
+        kept = [tag for tag in dict.fromkeys([*notes.tags, *tags]) if tag not in untag]
+        added = [Note(at=time.strftime("%Y-%m-%d %H:%M:%S %z"), text=text.strip())] if text.strip() else []
+        self.files.write_notes(notes.model_copy(update={"tags": kept, "notes": [*notes.notes, *added]}))
+
+    # -- its end -------------------------------------------------------------------------------------------------
+
+    def extend(self, seeds: int | Sequence[int], why: str | None = None) -> Deviation:
+        """Add confirmation seeds to this finished ablation (:func:`workbench.ablation.execution.extension.extend`);
+        :meth:`start_workers` then runs them.
+
+        Args:
+            seeds: their number, or the seeds.
+            why: the reason, which the verdict quotes; needed unless the design is anytime-valid.
+        """
+        from workbench.ablation.execution.extension import extend
+
+        deviation = extend(self.files, seeds, why)
+        self.record = self.files.record()
+        return deviation
+
+    def best(self, arm: str | None = None) -> Path:
+        """The folder of the best run: of the arm with the best mean in the verdict, the confirmation run that is best
+        on the selection split. Report values choose no seed.
+
+        Args:
+            arm: another arm instead.
+
+        Raises:
+            ConfigError: if it is not finished, an archive, or no run of the arm is done.
+        """
+        verdict = self.verdict() if self.finished and not self.archived else None
+        means = {row.arm: row.value for row in verdict.rows if row.value is not None} if verdict else {}
+        require(
+            means,
+            str(self.folder),
+            got="an archive" if self.archived else "no finished confirmation run",
+            expected="a finished ablation with its runs",
+        )
+        known = arm is None or arm in means
+        do = "" if known else nearest(arm, means)
+        require(known, "arm", got=arm, expected="an arm with a finished confirmation run", do=do)
+        runs = confirmed(self.runs()).filter(pl.col("arm") == (arm or min(means, key=lambda name: means[name])))
+        return Path(runs.sort("selection_value", nulls_last=True)["folder"][0])
+
+    def delete(self) -> None:
+        """Delete this ablation with its runs and checkpoints. The ledger of results keeps what was opened.
+
+        Raises:
+            ConfigError: while workers are alive or about to start.
+        """
+        busy = len(self.workers()) + len(self.waiting_workers())
+        require(
+            not busy,
+            str(self.folder),
+            got=f"{busy} worker(s) at work",
+            expected="an ablation that nobody runs",
+            do=f"First: workbench stop {self.folder}",
+        )
+        gone = self.folder.with_name(f".{self.folder.name}.deleted")  # a crash in between leaves no half ablation
+        shutil.rmtree(gone, ignore_errors=True)
+        self.folder.rename(gone)
+        shutil.rmtree(gone)
 
     # -- workers -------------------------------------------------------------------------------------------------
 

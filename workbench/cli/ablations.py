@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
-from workbench.cli.output import File, Folder, Overrides, Results, console, note
+from workbench.api import ablations as api
+from workbench.api.answers import Cost, Error, Launch, Noise, Plan, Proposal, Status, Stopped, plain, plain_rows
+from workbench.cli.output import Failure, File, Folder, Overrides, Results, console, note, parse_numbers, print_line
 from workbench.cli.watching import follow, run_until_done
 from workbench.formatting import count, duration, flops, share, size
 from workbench.results.data_card import describe, repetition, times, warnings
@@ -18,15 +20,15 @@ if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
 
 
-def cost(file: File, overrides: Overrides = None, results: Results = Path("results")) -> None:
+def cost(file: File, overrides: Overrides = None, results: Results = Path("results")) -> Cost:
     """Print what an ablation costs before anything runs, and what does not match."""
-    from workbench.ablation.ablation import Ablation
-    from workbench.ablation.cost.card import check_budget
+    from workbench.config import ConfigError, Problem
 
-    ablation = Ablation.load(file, overrides or (), results)
-    table = ablation.cost(progress=note)
-    print_cost(table, ablation.workers)
-    check_budget(ablation.arms, table)
+    card = api.cost(file, overrides or (), results, progress=note)
+    print_cost(card.arms, card.workers)
+    if card.problems:
+        raise ConfigError([Problem(p.field, p.got, p.expected, p.hint) for p in card.problems])
+    return card
 
 
 def run(
@@ -35,7 +37,7 @@ def run(
     results: Results = Path("results"),
     workers: Annotated[int | None, typer.Option(help="Worker processes. Default: launch.workers of the file.")] = None,
     detach: Annotated[bool, typer.Option(help="Start the workers and return at once.")] = False,
-) -> None:
+) -> Launch:
     """Launch or resume an ablation; watch it; print the verdict and write the report.
 
     Finished trials are never repeated. Ctrl-C stops the workers after a checkpoint; the same command resumes.
@@ -44,10 +46,34 @@ def run(
 
     ablation = Ablation.load(file, overrides or (), results).with_workers(workers)
     launched = ablation.create(note)
-    print_cost(launched.cost(), ablation.workers)
+    print_cost(launched.record.cost, ablation.workers)
     print_data(launched.data_cards)
-    if run_until_done(launched, ablation.workers if workers is None else workers, detach):
-        _conclude(launched)
+    return work_through(launched, ablation.workers if workers is None else workers, detach)
+
+
+def work_through(launched: AblationRun, workers: int, detach: bool) -> Launch:
+    """Run a launched ablation to its end, print its verdict and write the report; or only start its workers."""
+    from workbench.dashboards import write_report
+
+    is_over = run_until_done(launched, workers, detach)
+    answer = Launch(
+        status=api.status_of(launched),
+        cost=plain(launched.record.cost),
+        data={arm: [*describe(card), *warnings(card)] for arm, card in launched.data_cards.items()},
+    )
+    if not is_over:
+        return answer
+    verdict = api.verdict_of(launched)
+    console.rule(f"Verdict: {launched.name}")
+    if launched.question:
+        console.print(launched.question, style="italic", markup=False)
+    if verdict.verdict is None:
+        print("No verdict: no confirmation run has ended.")
+    else:
+        print("\n".join([verdict.text, "", *verdict.savings]))
+    path = write_report(launched, launched.folder / "report.html")
+    print(f"\nReport: {path}")
+    return answer.model_copy(update={"verdict": verdict, "report": str(path)})
 
 
 def pilot(
@@ -58,7 +84,7 @@ def pilot(
     arms: Annotated[
         int, typer.Option(help="Arms beside the baseline, the first ones; they show the correlation of paired seeds.")
     ] = 1,
-) -> None:
+) -> Plan:
     """Measure the noise before an ablation: its baseline (and an arm) on separate seeds; the report split stays sealed.
 
     The pilot is an ablation named NAME-pilot; `workbench plan` reads it. Ctrl-C stops it; the same command resumes.
@@ -67,7 +93,7 @@ def pilot(
 
     small = Ablation.load(file, overrides or (), results).pilot(seeds, arms)
     run_until_done(small.create(note), small.workers)
-    plan(file, overrides, results)
+    return plan(file, overrides, results)
 
 
 def plan(
@@ -79,7 +105,7 @@ def plan(
     ] = None,
     sd: Annotated[float | None, typer.Option(help="Noise from elsewhere: sd over seeds, in the metric's unit.")] = None,
     rho: Annotated[float, typer.Option(help="Correlation of arms over paired seeds, with --sd.")] = 0.0,
-) -> None:
+) -> Plan:
     """Print how many seeds the question needs, given a pilot's noise and its uncertainty."""
     from workbench.ablation.ablation import Ablation
     from workbench.ablation.analysis.power import Pilot, pilot_of, plan_seeds, values_of
@@ -115,15 +141,17 @@ def plan(
         unit=metric.unit,
         upper=metric.upper,
     )
-    print("\n".join(seed_plan.sentences()))
+    sentences, frame = seed_plan.sentences(), seed_plan.table()
+    print("\n".join(sentences))
     title = "By number of paired seeds: difference shown with 80 % power, expected power for the declared effect"
     table = Table("seeds", f"detectable, {metric.unit}", "expected power", title=title)
-    for seeds, detectable, power in seed_plan.table().iter_rows():
+    for seeds, detectable, power in frame.iter_rows():
         declared = " ← declared" if seeds == len(config.confirmation.seeds) else ""
         shown = "none possible" if detectable is None else f"{detectable:.3g}"
         table.add_row(f"{seeds}{declared}", shown, "–" if power is None else f"{power:.0%}")
     console.print(table)
     print(f"Declared: {len(config.confirmation.seeds)} seeds.")
+    return Plan(declared=len(config.confirmation.seeds), sentences=list(sentences), table=plain_rows(frame))
 
 
 def components(
@@ -136,7 +164,7 @@ def components(
     arms: Annotated[
         int, typer.Option(help="Arms beside the baseline, the first ones; adds the noise of paired differences.")
     ] = 0,
-) -> None:
+) -> Noise:
     """Measure what the noise consists of: every combination of a few seeds of each component is one run.
 
     The runs are an ablation named NAME-components on the pilot's documents. Ctrl-C stops it; the same command resumes.
@@ -162,17 +190,54 @@ def components(
             f"{100 * row['share_low']:.0f} to {100 * row['share_high']:.0f} %" if known else "–",
         )
     console.print(table)
-    print("\n".join(sentences(estimates, launched.metric.unit)))
+    explained = sentences(estimates, launched.metric.unit)
+    print("\n".join(explained))
+    return Noise(table=plain_rows(estimates), sentences=list(explained))
 
 
-def worker(folder: Folder) -> None:
+def propose(
+    change: Annotated[list[str], typer.Argument(help="Fields of a run: model.pattern=gdn; or YAML files with them.")],
+    against: Annotated[Path, typer.Option(help="The baseline as YAML: an ablation or a single run.")],
+    why: Annotated[str, typer.Option(help="The reason for the change, kept as a note.")] = "",
+    results: Results = Path("results"),
+    fields: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of the ablation to change: margin=0.01.")
+    ] = None,
+    looks: Annotated[
+        str, typer.Option(help="Paired seeds at the looks. Default: the file's sequential design, else 4,6,8.")
+    ] = "",
+    anytime: Annotated[int | None, typer.Option(help="An anytime-valid design with at most so many seeds.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the ablation. Default: from baseline and change.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
+    detach: Annotated[bool, typer.Option(help="Start the workers and return at once.")] = False,
+) -> Proposal:
+    """Decide about one change: run it against a baseline in a declared sequential design; keep, discard or undecided.
+
+    The same call resumes, and answers again once it is decided.
+    """
+    from workbench.api import proposals
+
+    numbers = parse_numbers("--looks", looks)
+    ablation = proposals.prepare(
+        change, against, results, fields=fields or (), looks=numbers, anytime=anytime, name=name
+    ).with_workers(workers)
+    launched = proposals.create(ablation, why, note)
+    run_until_done(launched, ablation.workers if workers is None else workers, detach)
+    found = proposals.decide(launched)
+    print_line(f"{found.decision}: {found.reason}")
+    print_line(f"{found.folder}  (proposal {found.number} against this baseline)")
+    return found
+
+
+def worker(folder: Folder) -> Status:
     """Run trials of a launched ablation until none is left. Any number of workers may run at the same time."""
     from workbench.ablation.execution.process import work
 
     work(folder)
+    return api.status(folder)
 
 
-def watch(folder: Folder) -> None:
+def watch(folder: Folder) -> Status:
     """Follow a launched ablation from any shell. Ctrl-C stops the watching, not the work."""
     from workbench.ablation.run import AblationRun
 
@@ -181,32 +246,39 @@ def watch(folder: Folder) -> None:
         follow(launched)
     except KeyboardInterrupt:
         console.print("\nNo longer watching; the workers continue.")
-        return
+        return api.status_of(launched)
     if launched.finished:
         console.print(f"Finished. Read it with: workbench verdict {folder}", soft_wrap=True)
-    else:
-        console.print("No worker is alive. `workbench run` with the same file resumes.")
-        raise typer.Exit(1)
+        return api.status_of(launched)
+    message = "No worker is alive. `workbench run` with the same file resumes."
+    console.print(message)
+    raise Failure(Error(kind="unfinished", field=str(folder), message=message))
 
 
-def stop(folder: Folder) -> None:
+def status(
+    folder: Annotated[Path, typer.Argument(help="Folder of a launched ablation, or of a run.")],
+) -> Status:
+    """Print in one line how far an ablation or a run has come: runs ended, time elapsed, time left."""
+    found = api.status(folder)
+    print_line(found.line)
+    return found
+
+
+def stop(folder: Folder) -> Stopped:
     """Stop the workers of an ablation; running trials write a checkpoint first."""
-    from workbench.ablation.run import AblationRun
-
-    launched = AblationRun(folder)
-    count = len(launched.workers())
-    remaining = launched.stop()
-    console.print(f"{count - len(remaining)} worker(s) stopped.")
-    if remaining:
-        console.print(f"Still writing a checkpoint: process {', '.join(map(str, remaining))}.")
+    ended = api.stop(folder)
+    console.print(f"{ended.stopped} worker(s) stopped.")
+    if ended.remaining:
+        console.print(f"Still writing a checkpoint: process {', '.join(map(str, ended.remaining))}.")
+    return ended
 
 
 ARM_WIDTH = 16
 """Terminal columns per arm of the cost table; arms that do not fit go into a further table."""
 
 
-def print_cost(frame: Any, workers: int) -> None:
-    """Print a cost card (:func:`workbench.ablation.cost.card.cost_table`)."""
+def print_cost(card: Sequence[dict[str, Any]], workers: int) -> None:
+    """Print a cost card, the rows of :func:`workbench.ablation.cost.card.cost_table`."""
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "parameters, no embedding": lambda row: count(row["non_embedding"]),
         "… active per token": lambda row: count(row["active"]),
@@ -232,16 +304,18 @@ def print_cost(frame: Any, workers: int) -> None:
         "not matched": lambda row: row["mismatch"] or "–",
     }
     arms_per_table = max(1, (console.width - 32) // ARM_WIDTH)
-    for part in frame.iter_slices(arms_per_table):
-        arms = (Column(arm, justify="right", overflow="fold") for arm in part["arm"])
+    for first in range(0, len(card), arms_per_table):
+        part = card[first : first + arms_per_table]
+        arms = (Column(row["arm"], justify="right", overflow="fold") for row in part)
         table = Table(Column("per trial", no_wrap=True), *arms, title="Cost")
         for name, text in rows.items():
-            table.add_row(name, *(text(row) for row in part.iter_rows(named=True)))
+            table.add_row(name, *(text(row) for row in part))
         console.print(table)
-    for line in repetition({row["arm"]: row.get("epochs") for row in frame.iter_rows(named=True)}):
+    for line in repetition({row["arm"]: row.get("epochs") for row in card}):
         console.print(line, soft_wrap=True)
-    if frame["seconds_total"].null_count() == 0:
-        total = frame["seconds_total"].sum() / max(1, workers)
+    seconds = [row.get("seconds_total") for row in card]
+    if None not in seconds:
+        total = sum(filter(None, seconds)) / max(1, workers)
         console.print(
             f"Total training time: about {duration(total)} with {workers} worker(s), without start-up and evaluation."
         )
@@ -257,20 +331,3 @@ def print_data(cards: Mapping[str, Any]) -> None:
             console.print(f"Data of {', '.join(arms)}", soft_wrap=True)
         for line in lines:
             console.print(line, soft_wrap=True, highlight=False)
-
-
-def _conclude(launched: AblationRun) -> None:
-    """Print the verdict and write the report."""
-    from workbench.ablation.analysis.savings import savings_sentences
-    from workbench.dashboards import write_report
-
-    verdict = launched.verdict()
-    console.rule(f"Verdict: {launched.name}")
-    if launched.question:
-        console.print(launched.question, style="italic", markup=False)
-    if verdict is None:
-        print("No verdict: no confirmation run has ended.")
-    else:
-        print("\n".join([str(verdict), "", *savings_sentences(launched)]))
-    path = write_report(launched, launched.folder / "report.html")
-    print(f"\nReport: {path}")

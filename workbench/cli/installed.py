@@ -1,65 +1,58 @@
-"""Commands that list the registered variants and check this machine."""
+"""Commands that list the registered variants, check this machine, and describe answers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
+from workbench.api import results as api
+from workbench.api.answers import MIN_DISK_GB, Doctor, Schemas, Variants, error_schema, schema_of
 from workbench.cli.output import console
 
-if TYPE_CHECKING:
-    from workbench.registry import Registry
 
-
-def variants() -> None:
+def variants() -> Variants:
     """List registered mixers, feed-forwards, embeddings, decoding policies, data sources, corpora and launchers."""
-    from workbench.ablation.spec.launch import launchers
-    from workbench.contract import embeddings, feedforwards, mixers
-    from workbench.data import sources
-    from workbench.data.corpora import corpora
-    from workbench.decoding.policy import policies
-
+    found = api.variants()
     table = Table("kind", "name", "description and settings", "capabilities")
-    registries: list[Registry[Any]] = [mixers, feedforwards, embeddings, policies, sources, corpora, launchers]
-    for registry in registries:
-        for name in registry:
-            cls = registry[name]
-            capabilities = getattr(cls, "capabilities", None)
-            abilities = [word for word in ("causal", "segments", "decode") if getattr(capabilities, word, False)]
-            table.add_row(registry.noun, name, f"{_first_line(cls)}\n[dim]{_settings(cls)}[/]", "\n".join(abilities))
+    for variant in found.variants:
+        described = Text.assemble(variant.description, (f"\n{', '.join(variant.settings)}", "dim"))
+        table.add_row(variant.kind, variant.name, described, "\n".join(variant.capabilities))
     console.print(table)
+    return found
 
 
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]
-
-
-def _settings(cls: Any) -> str:
-    return ", ".join(name for name in cls.Config.model_fields if name != "kind")
-
-
-def doctor() -> None:
+def doctor() -> Doctor:
     """Check this machine: versions, device, plug-ins, space."""
-    import os
-    import shutil
-
-    from workbench.contract import feedforwards, mixers
-    from workbench.environment import environment
-    from workbench.registry import broken_plugins
-
-    where = environment()
-    libraries = where.pop("libraries")
-    for name, value in {**where, **libraries, "cores": os.cpu_count()}.items():
+    found = api.doctor()
+    for name, value in {**found.environment, "variants": ", ".join(found.variants)}.items():
         console.print(f"{name:12s} {value}", highlight=False)
-    console.print(f"{'variants':12s} {', '.join([*mixers, *feedforwards])}", highlight=False)
-    free = shutil.disk_usage(".").free / 1e9
-    console.print(
-        f"{'free disk':12s} {free:.1f} GB{'' if free > 2 else '  (too little: at least 2 GB are needed)'}",
-        highlight=False,
-    )
-    for name, why in broken_plugins.items():
+    free = found.free_disk_gb
+    few = f"  (too little: at least {MIN_DISK_GB} GB are needed)"
+    console.print(f"{'free disk':12s} {free:.1f} GB{'' if free >= MIN_DISK_GB else few}", highlight=False)
+    for name, why in found.broken_plugins.items():
         console.print(f"broken plug-in {name}: {why}", style="bold", markup=False)
-    if broken_plugins or free < 2:
-        raise typer.Exit(1)
+    return found
+
+
+def schema(
+    command: Annotated[str | None, typer.Argument(help="Name of a command, or error. Default: all of them.")] = None,
+) -> Schemas:
+    """Print the JSON schema of what commands write with --json."""
+    from workbench.config import ConfigError, nearest
+
+    schemas = _schemas()
+    if command is not None and command not in schemas:
+        raise ConfigError.at("command", got=command, expected="a command, or error", do=nearest(command, schemas))
+    found = schemas if command is None else {command: schemas[command]}
+    print(json.dumps(found if command is None else found[command], indent=1, ensure_ascii=False))
+    return Schemas(schemas=found)
+
+
+def _schemas() -> dict[str, dict[str, Any]]:
+    from workbench.cli.output import ANSWERS
+
+    return {**{name: schema_of(name, kind) for name, kind in ANSWERS.items()}, "error": error_schema()}

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from workbench.cli.output import Folder, Results, console
+from workbench.api import results as api
+from workbench.api.ablations import verdict as verdict_of_folder
+from workbench.api.answers import Comparison, Ledger, Query, Scores, Served, VerdictAnswer, Written, plain_rows
+from workbench.api.answers import Table as RunTable
+from workbench.cli.output import Folder, Results, console, written
 
 
-def verdict(folder: Folder) -> None:
+def verdict(folder: Folder) -> VerdictAnswer:
     """Print the verdict: which arm is better, by how much, with what certainty."""
-    from workbench.ablation.analysis.diagnostics import notes
-    from workbench.ablation.analysis.savings import savings_sentences
-    from workbench.ablation.run import AblationRun
-
-    launched = AblationRun(folder)
-    conclusion = launched.verdict()
-    if conclusion is None:
+    found = verdict_of_folder(folder)
+    if found.verdict is None:
         console.print("No verdict yet: confirmation runs are missing.")
-        raise typer.Exit(1)
-    print("\n".join([str(conclusion), "", *savings_sentences(launched), "", *notes(launched)]).rstrip())
+    else:
+        shown = [f"{arm} is shown as {name}." for arm, name in found.names.items() if name != arm]
+        print("\n".join([found.text, "", *found.savings, "", *found.notes, *shown]).rstrip())
+    return found
 
 
 def scores(
@@ -35,34 +37,37 @@ def scores(
     arms: Annotated[bool, typer.Option("--arms", help="Arms as rows, tasks as columns.")] = False,
     lengths: Annotated[bool, typer.Option("--lengths", help="Lengths of the context apart.")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="Every metric of a task, not only its first.")] = False,
-) -> None:
+) -> Scores:
     """Print what evaluation suites measured: a mean over seeds with half its interval, for every task and arm."""
     from workbench.ablation.run import AblationRun
     from workbench.dashboards import RunView, SingleRuns, export_table, provenance_line
     from workbench.dashboards import paper_table as paper_table_of
+    from workbench.dashboards import table as table_of
 
     launched: RunView = SingleRuns(folder) if (folder / "run.json").exists() else AblationRun(folder)
     settings = {"rows": "arms" if arms else "tasks", "by_length": lengths, "every_metric": metrics}
     printed = paper_table_of(launched, "suite_scores", **settings)
     if not printed.rows:
         console.print("No suite has measured a run at its end. `workbench evaluate` does.", soft_wrap=True)
-        raise typer.Exit(1)
+        return Scores(rows=[])
     listed = Table(*(column.title for column in printed.columns))
     for row in printed.rows:
         listed.add_row(*(cell.text for cell in row))
     console.print(listed)
-    if output is not None:
-        console.print(str(export_table(printed, output, provenance_line(launched))), soft_wrap=True)
+    file = None if output is None else str(export_table(printed, output, provenance_line(launched)))
+    if file is not None:
+        console.print(file, soft_wrap=True)
+    return Scores(rows=plain_rows(table_of(launched, "suite_scores", **settings)), file=file)
 
 
 def paper_table(
     folder: Folder,
     output: Annotated[Path, typer.Option(help="File: .tex (booktabs) or .md; .csv or .parquet with every digit.")],
-) -> None:
+) -> Written:
     """Write the verdict as a table for a paper: rounded to its intervals, the best arm in bold."""
     from workbench.ablation.run import AblationRun
 
-    console.print(str(AblationRun(folder).paper_table(output)), soft_wrap=True)
+    return written(AblationRun(folder).paper_table(output))
 
 
 def compare(
@@ -71,24 +76,23 @@ def compare(
     ],
     x: Annotated[str, typer.Option(help="Variable of the scaling law: flops, parameters or tokens.")] = "flops",
     at: Annotated[float | None, typer.Option(help="Where to extrapolate the law to.")] = None,
-) -> None:
+) -> Comparison:
     """Compare ablations: whether the order of the arms holds over scales and horizons, and each arm's scaling law."""
-    from workbench.ablation.analysis.compare import compare as over_scales
-    from workbench.ablation.run import AblationRun
-
-    print(over_scales([AblationRun(folder) for folder in folders], x, at))
+    found = api.compare(folders, x, at)
+    print(found.text)
+    return found
 
 
 def report(
     folder: Folder,
     output: Annotated[Path | None, typer.Option(help="File. Default: report.html in the folder.")] = None,
-) -> None:
+) -> Written:
     """Write the self-contained HTML report."""
     from workbench.ablation.run import AblationRun
     from workbench.dashboards import write_report
 
     launched = AblationRun(folder)
-    console.print(str(write_report(launched, output or launched.folder / "report.html")), soft_wrap=True)
+    return written(write_report(launched, output or launched.folder / "report.html"))
 
 
 def serve(
@@ -99,29 +103,73 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="The first free port from this one on is used.")] = 8866,
     token: Annotated[str | None, typer.Option(help="Required by the page. Default: a new random one.")] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
-) -> None:
+) -> Served:
     """Serve the dashboard as a web page, by default to this machine only, and behind a token."""
     from workbench.dashboards.live.serve import serve as serve_page
 
     serve_page(folder, ip=ip, port=port, token=token, browser=browser)
+    return Served(folder=str(folder.absolute()))
+
+
+def mcp(
+    results: Annotated[Path, typer.Argument(help="Folder of all results.")] = Path("results"),
+    http: Annotated[bool, typer.Option(help="Listen on this machine's loopback address instead.")] = False,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port, with --http.")] = 8867,
+    token: Annotated[str | None, typer.Option(help="With --http. Default: a new random one.")] = None,
+) -> Served:
+    """Serve tools of the Model Context Protocol: over standard input and output, or with --http behind a token."""
+    from workbench.api.server import serve_http, serve_stdio
+
+    if http:
+        serve_http(results, port, token, lambda line: typer.echo(line, err=True))
+    else:
+        serve_stdio(results)
+    return Served(folder=str(results.absolute()))
 
 
 def archive(
     folder: Folder,
     into: Annotated[Path, typer.Argument(help="Folder to write, such as results/ablations/quickstart.")],
-) -> None:
+) -> Written:
     """Write the part of a finished ablation that is worth committing: configuration, runs, measurements, verdict."""
     from workbench.ablation.analysis.archive import archive as write_archive
     from workbench.ablation.run import AblationRun
 
-    console.print(str(write_archive(AblationRun(folder), into)), soft_wrap=True)
+    return written(write_archive(AblationRun(folder), into))
+
+
+def sql(
+    query: Annotated[str, typer.Argument(help="One SELECT over runs, scores, evaluations, ablations, verdicts.")],
+    results: Results = Path("results"),
+    csv: Annotated[bool, typer.Option(help="CSV instead of a table.")] = False,
+) -> Query:
+    """Print the rows of a SQL statement over all results. Nothing is written."""
+    import polars as pl
+
+    from workbench.api.sql import query as answer
+
+    found = answer(query, results)
+    if csv:
+        columns = {name: [row[name] for row in found.rows] for name in found.columns}
+        flat = {
+            name: [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+            for name, values in columns.items()
+        }
+        print(pl.DataFrame(flat, strict=False).write_csv(), end="")
+        return found
+    listed = Table(*found.columns)
+    for row in found.rows:
+        values = (row[name] for name in found.columns)
+        listed.add_row(*("" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in values))
+    console.print(listed)
+    return found
 
 
 def ledger(
     results: Annotated[Path, typer.Argument(help="Folder of all results.")] = Path("results"),
     openings: Annotated[bool, typer.Option(help="Every opening instead of a line for each launch.")] = False,
     csv: Annotated[bool, typer.Option(help="Every opening as CSV.")] = False,
-) -> None:
+) -> Ledger:
     """List who opened which report documents with which runs, and verify that nothing was changed.
 
     A chain that is broken exits with an error that names the line; every other line is listed all the same.
@@ -141,21 +189,22 @@ def ledger(
     lines = verify(results)
     if not csv:
         console.print(f"{lines} lines, every one with the hash of the line before.", soft_wrap=True)
+    return api.ledger(results)
 
 
 def table(
     results: Results = Path("results"), csv: Annotated[bool, typer.Option(help="All columns as CSV.")] = False
-) -> None:
+) -> RunTable:
     """Print all runs of all ablations."""
     from workbench.ablation.run import table as all_runs
 
     frame = all_runs(results)
     if not len(frame):
         console.print(f"No run below {results}. `workbench run` creates some.", soft_wrap=True)
-        raise typer.Exit(1)
-    if csv:
-        print(frame.write_csv(), end="")
-        return
+    answer = RunTable(rows=plain_rows(frame))
+    if csv or not len(frame):
+        print(frame.write_csv() if len(frame) else "", end="")
+        return answer
     columns = [
         "ablation",
         "arm",
@@ -172,3 +221,4 @@ def table(
     for row in frame.select(columns).iter_rows():
         all_columns.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
     console.print(all_columns)
+    return answer

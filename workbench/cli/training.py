@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from workbench.cli.output import console, note, print_line
+from workbench.api.answers import Error, Evaluated, Generated, Prepared, Run, Written, plain, plain_rows
+from workbench.cli.output import Failure, console, note, parse_numbers, print_line, written
 from workbench.formatting import count, duration, flops
 from workbench.results.data_card import warnings
-from workbench.status import Stage, Status
+from workbench.status import Stage
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,17 +29,22 @@ def train(
     stage: Annotated[
         Stage, typer.Option(help="confirmation opens the report split at the end; tuning does not.")
     ] = Stage.TUNING,
-) -> None:
+    logger: Annotated[
+        list[str] | None, typer.Option(help="Copy metrics to tensorboard, wandb, mlflow or trackio as well.")
+    ] = None,
+) -> Run | None:
     """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command resumes."""
+    from workbench.results.loggers import check_loggers
     from workbench.training import parallel
     from workbench.training.config import RunConfig
     from workbench.training.trial import new_run
 
+    check_loggers(logger or (), "--logger")
     is_rank_zero = parallel.is_rank_zero()
     config = RunConfig.load(file, overrides or ())
     path = folder or Path("results") / "runs" / file.stem
     new_run(path, path.parent / "cache", config, arm=file.stem, stage=stage, progress=note if is_rank_zero else None)
-    _train_in_foreground(path, devices, is_rank_zero)
+    return _train_in_foreground(path, devices, is_rank_zero, logger or ())
 
 
 def branch(
@@ -49,7 +56,7 @@ def branch(
     decay: Annotated[float | None, typer.Option(help="Share of its steps spent decaying. Default: as in RUN.")] = None,
     decay_shape: Annotated[str | None, typer.Option(help="linear, sqrt or cosine. Default: as in RUN.")] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or CPU processes, that share every batch.")] = 1,
-) -> None:
+) -> Run | None:
     """Train with another horizon or decay from the trunk of a run, which is not trained again."""
     from workbench.training import parallel
     from workbench.training.branch import branch as begin
@@ -58,14 +65,16 @@ def branch(
     given = [str(option) for option in (decay, decay_shape) if option is not None]
     path = folder or run.with_name("-".join((run.name, str(tokens), *given)))
     begin(run, path, path.parent / "cache", tokens, decay, decay_shape, note if is_rank_zero else None)
-    _train_in_foreground(path, devices, is_rank_zero)
+    return _train_in_foreground(path, devices, is_rank_zero)
 
 
-def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> None:
-    """Train the run in folder ``path`` and print its progress; Ctrl-C stops after a checkpoint."""
+def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool, loggers: Sequence[str] = ()) -> Run | None:
+    """Train the run in folder ``path`` and print its progress; Ctrl-C stops after a checkpoint. None on other ranks
+    than the first."""
     import signal
 
     from workbench.results import RunFolder
+    from workbench.results.loggers import open_loggers
     from workbench.training.trial import STOP_SIGNALS, stop_signals
     from workbench.training.trial import train as train_run
 
@@ -76,6 +85,8 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> None:
     unit = record.metric.short
 
     def print_row(row: dict[str, Any]) -> None:
+        if log is not None:
+            log(row)
         left = (record.tokens - row["tokens"]) / max(1e-9, row["tokens_per_second"])
         print_line(
             f"step {row['step']}/{record.steps}  loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tokens/s  "
@@ -83,26 +94,27 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool) -> None:
             + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else "")
         )
 
-    result = train_run(
-        path,
-        path.parent / "cache",
-        should_stop=lambda: bool(signals),
-        devices=devices,
-        on_row=print_row if is_rank_zero else None,
-    )
+    with open_loggers(loggers if is_rank_zero else (), RunFolder(path)) as log:
+        result = train_run(
+            path,
+            path.parent / "cache",
+            should_stop=lambda: bool(signals),
+            devices=devices,
+            on_row=print_row if is_rank_zero else None,
+        )
     if not is_rank_zero:
-        return
+        return None
     reason = f": {result['reason']}" if result.get("reason") else ""
     print_line(f"{result['status']}{reason}  ({path})")
-    if result["status"] != Status.DONE:
-        raise typer.Exit(130 if result["status"] == Status.INTERRUPTED else 1)
+    status, why = str(result["status"]), result.get("reason")
+    return Run(folder=str(path.absolute()), status=status, reason=why, result=plain(result))
 
 
 def prepare(
     file: Annotated[Path, typer.Argument(help="A training run, for its data and vocabulary.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change: data.corpus.path=texts.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder of prepared data.")] = Path("results/runs/cache"),
-) -> None:
+) -> Prepared:
     """Prepare the data of a run before training: deduplicated, split and tokenized text, or the examples of a task."""
     from workbench.data import prepare as prepare_data
     from workbench.training.config import RunConfig
@@ -117,8 +129,10 @@ def prepare(
     for name, split in splits.items():
         table.add_row(name, *(count(split.get(column)) if column in split else "" for column in columns))
     console.print(table)
-    for line in warnings(data.card):
+    cautions = warnings(data.card)
+    for line in cautions:
         console.print(f"Caution: {line}", soft_wrap=True)
+    return Prepared(folder=str(Path(data.folder).absolute()), splits=plain(splits), warnings=cautions)
 
 
 def latency_table(
@@ -131,7 +145,7 @@ def latency_table(
         str, typer.Option(help="Blocks per query: '4 8 16'. Default: powers of two to twice the configured number.")
     ] = "",
     output: Annotated[Path, typer.Option(help="File of the table.")] = Path("results/latency.json"),
-) -> None:
+) -> Written:
     """Measure how long the layers of a model take on this device, by document length and blocks per query.
 
     Budget tuners and batch plans read the table. It belongs to this device and this configuration.
@@ -145,23 +159,14 @@ def latency_table(
     context = run.training.context
     powers = [2**power for power in range(5, context.bit_length()) if context >> 6 <= 2**power < context]
     table = measure_latencies(
-        run, _numbers("lengths", lengths) or [*powers, context], _numbers("budgets", budgets), note
+        run, parse_numbers("lengths", lengths) or [*powers, context], parse_numbers("budgets", budgets), note
     )
     table.save(output)
-    console.print(f"{output}  ({table.fingerprint})", soft_wrap=True)
-
-
-def _numbers(name: str, text: str) -> list[int]:
-    from workbench.config import ConfigError
-
-    try:
-        return [int(number) for number in text.replace(",", " ").split()]
-    except ValueError:
-        raise ConfigError.at(name, got=text, expected="whole numbers, such as '1024 4096'") from None
+    return written(output, table.fingerprint)
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or one of its checkpoints.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, one of its checkpoints, or an ablation.")],
     folder: Annotated[Path, typer.Argument(help="Where to write config.json, weights and tokenizer.")],
     format: Annotated[
         str, typer.Option(help="workbench; llama or qwen3 for software that knows only these.")
@@ -170,9 +175,14 @@ def export(
     weights: Annotated[
         str, typer.Option(help="measured: those that the results are of; trained; average: with training.ema.")
     ] = "measured",
-) -> None:
+    best: Annotated[
+        bool, typer.Option("--best", help="Of an ablation: the best arm's run that is best on the selection split.")
+    ] = False,
+    arm: Annotated[str | None, typer.Option(help="Of an ablation, with --best: this arm instead of the best.")] = None,
+) -> Written:
     """Write a trained model as a folder in the layout of Hugging Face."""
-    from workbench.config import ConfigError, nearest
+    from workbench.ablation.run import AblationRun
+    from workbench.config import ConfigError, nearest, require
     from workbench.training.export import export as write
 
     for name, value, valid in (
@@ -182,8 +192,15 @@ def export(
     ):
         if value not in valid:
             raise ConfigError.at(name, got=value, expected=" or ".join(valid), do=nearest(value, valid))
-    path = write(run, folder, format=format, dtype=dtype, weights=weights)  # type: ignore[arg-type]
-    console.print(str(path), soft_wrap=True)
+    if (run / "ablation.json").is_file():
+        require(
+            best, "--best", got="an ablation", expected="--best, or the folder of one of its runs", do=f"{run}/runs"
+        )
+        run = AblationRun(run).best(arm)
+        print_line(f"{run.name}:")
+    else:
+        require(arm is None, "--arm", got=arm, expected="nothing for a single run")
+    return written(write(run, folder, format=format, dtype=dtype, weights=weights))  # type: ignore[arg-type]
 
 
 def generate(
@@ -203,7 +220,7 @@ def generate(
     compiled: Annotated[bool, typer.Option(help="Compile the steps, which takes a minute at the first one.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")] = None,
     seed: int = 0,
-) -> None:
+) -> Generated:
     """Continue a text with an exported model. Rate, bytes, memory and what the policy read follow on standard error."""
     import torch
 
@@ -219,10 +236,14 @@ def generate(
     sampling = Sampling(max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
     stream = engine.complete(prompt, sampling)
     print(prompt, end="", flush=True)
+    continuation = []
     for text in stream:
         print(text, end="", flush=True)
+        continuation.append(text)
     print()
     typer.secho(stream.metrics.summary(), dim=True, err=True)
+    numbers = {name: value for name, value in vars(stream.metrics).items() if isinstance(value, int | float)}
+    return Generated(prompt=prompt, text="".join(continuation), metrics=numbers)
 
 
 def calibrate(
@@ -234,13 +255,13 @@ def calibrate(
     rows: Annotated[int, typer.Option(help="Sequences.")] = 16,
     context: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-) -> None:
+) -> Written:
     """Measure which key channels matter, for decoding policies with a token index; kept beside the weights."""
     from workbench.config import apply_overrides
     from workbench.decoding.calibration import calibrate as measure
 
     settings = apply_overrides({}, [f"corpus={corpus}"])["corpus"]
-    console.print(str(measure(folder, settings, rows=rows, context=context, device=device)), soft_wrap=True)
+    return written(measure(folder, settings, rows=rows, context=context, device=device))
 
 
 def evaluate(
@@ -251,7 +272,7 @@ def evaluate(
     ] = None,
     into: Annotated[Path | None, typer.Option(help="Folder of the tables of an exported model.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")] = None,
-) -> None:
+) -> Evaluated:
     """Measure trained models with evaluation suites. Ctrl-C keeps what was measured; the same command goes on.
 
     Without suites, those of the runs' configuration. What a run was judged on is left as it is.
@@ -283,8 +304,8 @@ def evaluate(
             scores = _readable_scores(runs)
     except Stopped as stop:
         print_line(f"interrupted: {stop}")
-        raise typer.Exit(130) from None
-    _print_scores(scores)
+        raise Failure(Error(kind="interrupted", message=str(stop))) from None
+    return Evaluated(rows=_print_scores(scores))
 
 
 def _readable_scores(runs: list[RunFolder]) -> pl.DataFrame:
@@ -299,15 +320,15 @@ def _readable_scores(runs: list[RunFolder]) -> pl.DataFrame:
     return AblationRun(ablation).scores().filter(pl.col("run").is_in([run.path.name for run in runs]))
 
 
-def _print_scores(scores: pl.DataFrame) -> None:
-    """Print the scores of every task after the newest step, a column per arm with its mean over runs."""
+def _print_scores(scores: pl.DataFrame) -> list[dict[str, Any]]:
+    """Print the scores of every task after the newest step, a column per arm with its mean over runs; the rows."""
     import polars as pl
 
     newest = pl.col("step") == pl.col("step").max().over("suite", "split")
     of_tasks = scores.filter(pl.col("document").is_null() & newest)
     if of_tasks.is_empty():
         print_line("Measured. Values of the report split can be read once the ablation has ended.")
-        return
+        return []
     key = ["suite", "split", "task", "metric"]
     wide = of_tasks.group_by(*key, "arm", maintain_order=True).agg(pl.col("value").mean()).pivot("arm", index=key)
     arms = wide.columns[len(key) :]
@@ -316,3 +337,4 @@ def _print_scores(scores: pl.DataFrame) -> None:
         values = ("" if row[arm] is None else f"{row[arm]:.4f}" for arm in arms)
         table.add_row(*(row[name] for name in key), *values)
     console.print(table)
+    return plain_rows(wide)

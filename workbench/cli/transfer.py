@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from workbench.api.answers import Coordinates, Parametrisation, Transfer, plain_rows
 from workbench.cli.output import Folder, console, note
 
 Run = Annotated[Path, typer.Argument(help="One training run as YAML, such as sweeps/runs/mup_tiny.yaml.")]
@@ -18,7 +19,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Fields to change: m
 Html = Annotated[Path | None, typer.Option(help="Write the figure to this HTML file.")]
 
 
-def parametrisation(file: Run, overrides: Overrides = None) -> None:
+def parametrisation(file: Run, overrides: Overrides = None) -> Parametrisation:
     """Print a model's multipliers, and what every kind of parameter gets: initial values, optimiser settings."""
     from workbench.model.parametrisation_table import parametrisation_notes, parametrisation_table
     from workbench.optimisers import optimisers
@@ -46,10 +47,12 @@ def parametrisation(file: Run, overrides: Overrides = None) -> None:
         table.add_row(described, f"{row['initial']:.4g}", rate, f"{decay:.3g}", epsilon)
     console.print(table)
     console.print("rate: learning rate; decay: weight decay; fan-in: of the model / of the base.", soft_wrap=True)
-    for line in parametrisation_notes(config.model):
+    notes = list(parametrisation_notes(config.model))
+    for line in notes:
         console.print(line, soft_wrap=True)
     if config.training.lr_factors:
         console.print("training.lr_factors multiplies these learning rates where its patterns match.", soft_wrap=True)
+    return Parametrisation(table=plain_rows(frame), notes=notes)
 
 
 def coordinates(
@@ -64,7 +67,7 @@ def coordinates(
     ] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     html: Html = None,
-) -> None:
+) -> Coordinates:
     """Check that activations and their first changes keep their size over width or depth. Exit status 1 if they do not.
 
     The base of the file's parametrisation is kept; its learning rate is used at every size.
@@ -108,15 +111,15 @@ def coordinates(
         figure = coordinate_figure({name: check.table for name, check in checks.items()}, first.over)
         figure.write_html(html, include_plotlyjs=True)
         console.print(str(html), soft_wrap=True)
-    if not first.is_flat:
-        raise typer.Exit(1)
+    slopes = {name: plain_rows(check.slopes()) for name, check in checks.items()}
+    return Coordinates(flat=bool(first.is_flat), slopes=slopes)
 
 
 def transfer(
     folder: Folder,
     field: Annotated[str, typer.Option(help="Tuned field.")] = "training.learning_rate",
     html: Html = None,
-) -> None:
+) -> Transfer:
     """Report how far the optimum drifts over sizes, and the loss given away by keeping that of the smallest model."""
     from workbench.ablation.analysis.transfer import transfer as over_sizes
     from workbench.ablation.run import AblationRun
@@ -127,3 +130,4 @@ def transfer(
     if html is not None:
         transfer_figure(found).write_html(html, include_plotlyjs=True)
         console.print(str(html), soft_wrap=True)
+    return Transfer(field=found.field, metric=found.unit, table=plain_rows(found.table), text=str(found))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from workbench.cli.output import console
+from workbench.api.answers import Error
+from workbench.cli.output import Failure, console
 from workbench.formatting import count, duration, setting
 from workbench.status import ENDED, LOST, Stage, Status
 
@@ -34,12 +34,13 @@ def run_until_done(launched: AblationRun, workers: int, detach: bool = False) ->
         console.print(
             "Still writing a checkpoint, then they end." if remaining else "Stopped.", "The same command resumes."
         )
-        raise typer.Exit(130) from None
+        raise Failure(Error(kind="interrupted", message="Stopped. The same command resumes.")) from None
     if not launched.finished:
+        reason = _stop_reason(launched)
         console.print("Not finished: no worker is left.", style="bold")
-        console.print(_stop_reason(launched), markup=False, highlight=False, soft_wrap=True)
+        console.print(reason, markup=False, highlight=False, soft_wrap=True)
         console.print("The same command resumes.")
-        raise typer.Exit(1)
+        raise Failure(Error(kind="unfinished", field=str(launched.folder), message=reason))
     return True
 
 

@@ -35,6 +35,7 @@ from workbench.ops import dispatch
 from workbench.ops.scaled_linear import check_device
 from workbench.results import RunFolder
 from workbench.results.data_card import repetition
+from workbench.results.loggers import open_loggers
 from workbench.results.scores import READS, ScoreTable
 from workbench.status import Stage, Status
 from workbench.training import parallel
@@ -605,7 +606,7 @@ def stop_signals(numbers: Sequence[signal.Signals]) -> list[int]:
     return received
 
 
-def run_in_process(path: str, cache: str, threads: int, devices: int = 1) -> None:
+def run_in_process(path: str, cache: str, threads: int, devices: int = 1, loggers: Sequence[str] = ()) -> None:
     """Entry point of a trial's process: log to the run's folder; stop on :data:`STOP_SIGNALS`, or when the parent
     process is gone.
 
@@ -614,6 +615,7 @@ def run_in_process(path: str, cache: str, threads: int, devices: int = 1) -> Non
         cache: folder of prepared data.
         threads: of this process.
         devices: as of :func:`train`; the other ranks are processes that this one starts.
+        loggers: where the metrics are copied to (:mod:`workbench.results.loggers`).
     """
     import multiprocessing
 
@@ -628,6 +630,8 @@ def run_in_process(path: str, cache: str, threads: int, devices: int = 1) -> Non
     others = []
     if devices > 1 and parallel.is_rank_zero():
         others = parallel.start_other_ranks(devices, run_in_process, path, cache, threads, devices)
-    train(path, cache, lambda: bool(signals) or (parent is not None and not parent.is_alive()), devices)
+    used = loggers if parallel.is_rank_zero() else ()
+    with open_loggers(used, RunFolder(path)) as on_row:
+        train(path, cache, lambda: bool(signals) or (parent is not None and not parent.is_alive()), devices, on_row)
     for process in others:
         process.join(RANKS_END)

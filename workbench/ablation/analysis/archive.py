@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from workbench.ablation.analysis.savings import savings_sentences
-from workbench.ablation.folder import SCORES, AblationFolder
+from workbench.ablation.folder import NOTES, SCORES, AblationFolder
 from workbench.config import ConfigError, require
 from workbench.files import replacing_folder, write_json
 from workbench.results.ledger import FILE, Ledger, history
@@ -34,6 +34,7 @@ FILES = {
     "verdict.md",
     "openings.json",
     "looks.json",
+    NOTES,
     "report.html",
 }
 """What an archive may contain; the last one is written by `workbench report`."""
@@ -120,6 +121,8 @@ def _write(run: AblationRun, verdict: Verdict, look: Look | None, folder: Path) 
         write_json(folder / "openings.json", look.model_dump(mode="json"))
     if looks := run.files.looks():
         write_json(folder / "looks.json", {"looks": looks})
+    if (run.folder / NOTES).exists():
+        write_json(folder / NOTES, run.notes().model_dump())
     environments = sorted({_environment(RunFolder(path)) for path in confirmed(runs)["folder"]})
     lines = [
         f"# {run.name}",

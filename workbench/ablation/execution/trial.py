@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,11 +21,11 @@ from workbench.status import Status
 __all__ = ["Evaluations", "Outcome", "RunningTrial", "run_trial"]
 
 
-def run_trial(path: str, cache: str, threads: int, devices: int = 1) -> None:
+def run_trial(path: str, cache: str, threads: int, devices: int = 1, loggers: Sequence[str] = ()) -> None:
     """Train the run in folder ``path``; run by a trial's process. The import is slow, and not needed by the worker."""
     from workbench.training.trial import run_in_process
 
-    run_in_process(path, cache, threads, devices)
+    run_in_process(path, cache, threads, devices, loggers)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Worker:
         folder: the launched ablation.
         timing: intervals and time limits.
         run_trial: what a trial's process runs; gets the run's folder, the data cache, the number of threads, and that
-            of devices if there are several.
+            of devices if there are several, or loggers; then their names.
         start_method: of trials' processes; default forkserver where the system has it, else spawn.
     """
 
@@ -130,8 +130,11 @@ class Worker:
 
         def start() -> Any:
             arguments: tuple[Any, ...] = (str(folder.path), str(self.folder.cache_path), self.plan.record.threads)
-            if (devices := self.plan.config.launch.devices) > 1:
-                arguments += (devices,)
+            launch = self.plan.config.launch
+            if launch.loggers:
+                arguments += (launch.devices, launch.loggers)
+            elif launch.devices > 1:
+                arguments += (launch.devices,)
             process = self._processes.Process(target=self._run_trial, args=arguments)
             process.start()
             return process

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.config import Config, require
 from workbench.registry import Registry
+from workbench.results.loggers import LoggerName
 
 __all__ = ["Launch", "LauncherConfig", "launchers"]
 
@@ -57,6 +58,9 @@ class Launch(Config):
     measure: bool = True
     """Whether a launch first measures time and memory of every arm; if not, the cost card estimates memory and leaves
     time open."""
+    loggers: tuple[LoggerName, ...] = ()
+    """Where the metrics of every run are copied to while it trains: tensorboard, wandb, mlflow, trackio. Values of the
+    report split are not."""
     storage: str | None = None
     """Optuna's database. Default: study.db (SQLite) in the ablation's folder, for one machine. For several machines:
     postgresql://user@host/database; the password belongs in ~/.pgpass or PGPASSWORD, because this address is saved."""

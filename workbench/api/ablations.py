@@ -1,0 +1,208 @@
+"""Functions about ablations: what one costs, its launch, how far it is, what it concludes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.api.answers import Cost, Error, Status, Stopped, VerdictAnswer, plain, plain_rows
+from workbench.config import ConfigError
+from workbench.formatting import duration
+from workbench.results.store import RunFolder
+from workbench.results.tables import points_of
+from workbench.status import ENDED, FAILED
+
+if TYPE_CHECKING:
+    from workbench.ablation.run import AblationRun
+
+__all__ = ["cost", "launch", "status", "status_of", "stop", "verdict", "verdict_of"]
+
+Progress = Callable[[str], None]
+
+
+def cost(
+    file: str | Path,
+    overrides: Sequence[str] = (),
+    results: str | Path = "results",
+    measure: bool = True,
+    progress: Progress | None = None,
+) -> Cost:
+    """What an ablation costs before anything runs, and what does not match.
+
+    Args:
+        file: the ablation as YAML.
+        overrides: fields to change: ``"base.model.width=256"``.
+        results: folder of all results.
+        measure: train every arm for a few real steps on this machine, to measure time and memory.
+        progress: called with a line about each step.
+
+    Raises:
+        ConfigError: with every mistake of the file.
+    """
+    from workbench.ablation.ablation import Ablation
+    from workbench.ablation.cost.card import check_budget
+
+    ablation = Ablation.load(file, overrides, results)
+    table = ablation.cost(measure=measure, progress=progress)
+    problems = []
+    try:
+        check_budget(ablation.arms, table)
+    except ConfigError as error:
+        problems = Error.of(error).problems
+    known = table["seconds_total"].null_count() == 0
+    return Cost(
+        name=ablation.config.name,
+        identity=ablation.config.identity,
+        folder=str(ablation.folder.absolute()),
+        workers=ablation.workers,
+        arms=plain_rows(table),
+        seconds=float(table["seconds_total"].sum()) / max(1, ablation.workers) if known else None,
+        problems=problems,
+    )
+
+
+def launch(
+    file: str | Path,
+    overrides: Sequence[str] = (),
+    results: str | Path = "results",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Status:
+    """Launch or resume an ablation and return at once; its trials are processes of their own.
+
+    Args:
+        file, overrides, results, progress: as in :func:`cost`.
+        workers: worker processes; default ``launch.workers`` of the file.
+
+    Raises:
+        ConfigError: as :meth:`workbench.ablation.ablation.Ablation.create`.
+    """
+    from workbench.ablation.ablation import Ablation
+
+    return status_of(Ablation.load(file, overrides, results).launch(workers, progress or (lambda line: None)))
+
+
+def status(folder: str | Path) -> Status:
+    """How far an ablation or a single run has come.
+
+    Raises:
+        ConfigError: if the folder has neither.
+    """
+    from workbench.ablation.run import AblationRun
+
+    folder = Path(folder)
+    if (folder / "run.json").is_file() and not (folder / "ablation.json").exists():
+        return _run_status(RunFolder(folder))
+    return status_of(AblationRun(folder))
+
+
+def status_of(run: AblationRun) -> Status:
+    """How far a launched ablation has come."""
+    from workbench.dashboards.snapshot import Snapshot
+    from workbench.dashboards.tables.progress import overall_progress
+
+    progress = overall_progress(Snapshot(run))
+    workers, frame = len(run.workers()), run.runs()
+    failed, running = (int(frame["status"].is_in(list(words)).sum()) for words in (FAILED, ("running",)))
+    elapsed = _elapsed(run, progress.state == "running")
+    parts = [f"{run.name}: {progress.state}, {progress.ended} of {progress.planned} runs ended"]
+    parts += [f"{running} running ({100 * progress.share:.0f} % of all steps)"] if running else []
+    parts += [f"{failed} failed"] if failed else []
+    parts += [] if elapsed is None else [f"{duration(elapsed)} elapsed"]
+    parts += [] if progress.seconds_left is None else [f"about {duration(progress.seconds_left)} left"]
+    return Status(
+        name=run.name,
+        folder=str(run.folder),
+        state=progress.state,
+        ended=progress.ended,
+        planned=progress.planned,
+        share=progress.share,
+        failed=failed,
+        workers=workers,
+        elapsed_seconds=elapsed,
+        seconds_left=progress.seconds_left,
+        line=", ".join(parts),
+    )
+
+
+def _elapsed(run: AblationRun, is_running: bool) -> float | None:
+    """Seconds from the launch to now, or to the last sign of work where no worker is alive."""
+    try:
+        began = datetime.strptime(run.provenance().get("created", ""), "%Y-%m-%d %H:%M:%S %z").timestamp()
+    except ValueError:
+        return None
+    if is_running:
+        return max(0.0, time.time() - began)
+    if run.archived:
+        return None
+    signs = [*run.folder.glob("runs/*/status.json"), *run.folder.glob("runs/*/metrics.jsonl")]
+    return max((path.stat().st_mtime for path in signs), default=began) - began
+
+
+def _run_status(run: RunFolder) -> Status:
+    record, state, last = run.record(), run.status()["status"], points_of(run).last
+    step, seconds = last.get("step", 0), last.get("seconds", 0.0)
+    left = seconds / step * (record.steps - step) if step and state == "running" else None
+    line = f"{run.path.name}: {state}, step {step} of {record.steps}, {duration(seconds)} of training"
+    return Status(
+        name=run.path.name,
+        folder=str(run.path),
+        state=state,
+        ended=step,
+        planned=record.steps,
+        share=step / record.steps if record.steps else float(state in ENDED),
+        failed=int(state in FAILED),
+        workers=int(run.is_locked()),
+        elapsed_seconds=seconds,
+        seconds_left=left,
+        line=line if left is None else f"{line}, about {duration(left)} left",
+    )
+
+
+def stop(folder: str | Path, wait: float = 60.0) -> Stopped:
+    """Stop the workers of an ablation; running trials write a checkpoint first.
+
+    Args:
+        folder: of the ablation.
+        wait: seconds to wait for them to end.
+    """
+    from workbench.ablation.run import AblationRun
+
+    run = AblationRun(folder)
+    count = len(run.workers())
+    remaining = run.stop(wait)
+    return Stopped(stopped=count - len(remaining), remaining=remaining)
+
+
+def verdict(folder: str | Path) -> VerdictAnswer:
+    """The verdict of an ablation: which arm is better, by how much, with what certainty.
+
+    Raises:
+        ConfigError: if the folder has no ablation, or a file of it is damaged.
+    """
+    from workbench.ablation.run import AblationRun
+
+    return verdict_of(AblationRun(folder))
+
+
+def verdict_of(run: AblationRun) -> VerdictAnswer:
+    """The verdict of a launched ablation."""
+    from workbench.ablation.analysis.diagnostics import notes
+    from workbench.ablation.analysis.savings import savings_sentences
+
+    conclusion = run.verdict()
+    return VerdictAnswer(
+        name=run.name,
+        folder=str(run.folder),
+        question=run.question,
+        finished=run.finished,
+        metric=run.metric.unit,
+        verdict=None if conclusion is None else plain(conclusion.plain()),
+        text="" if conclusion is None else str(conclusion),
+        savings=[] if conclusion is None else list(savings_sentences(run)),
+        notes=[] if conclusion is None else list(notes(run)),
+        names=run.names,
+    )
