@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.ablation.looks import Look
     from workbench.ablation.spec.protocol import Components
     from workbench.ablation.verdict.effort import Effort
+    from workbench.ablation.verdict.summary import Summary
     from workbench.ablation.verdict.verdict import Verdict
 
 __all__ = ["AblationRun", "table"]
@@ -250,6 +251,17 @@ class AblationRun:
         from workbench.ablation.verdict.measurements import verdict
 
         return verdict(self.files, self.record)
+
+    def summary(self, verdict: Verdict | None = None) -> Summary | None:
+        """The verdict in short, with what to run next; None while there is no verdict.
+
+        Args:
+            verdict: the verdict of this ablation, where it is known already.
+        """
+        from workbench.ablation.verdict.summary import Launched, summarise
+
+        verdict = verdict or self.verdict()
+        return None if verdict is None else summarise(verdict, Launched.of(self.files, self.record))
 
     @property
     def exists(self) -> bool:

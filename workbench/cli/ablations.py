@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from workbench.cli.output import File, Folder, Overrides, Results, console, note
+from workbench.cli.output import File, Folder, Overrides, Results, console, note, print_text
 from workbench.cli.watching import follow, run_until_done
 from workbench.formatting import count, duration, flops, share, size
 from workbench.results.data_card import describe, repetition, times, warnings
@@ -268,9 +268,12 @@ def _conclude(launched: AblationRun) -> None:
     console.rule(f"Verdict: {launched.name}")
     if launched.question:
         console.print(launched.question, style="italic", markup=False)
-    if verdict is None:
+    summary = None if verdict is None else launched.summary(verdict)
+    if verdict is None or summary is None:
         print("No verdict: no confirmation run has ended.")
     else:
-        print("\n".join([str(verdict), "", *savings_sentences(launched)]))
+        print_text("\n".join([str(summary), "", "Details", "", str(verdict), "", *savings_sentences(launched)]))
     path = write_report(launched, launched.folder / "report.html")
     print(f"\nReport: {path}")
+    if summary is None or summary.failed:
+        raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from workbench.cli.output import Folder, Results, console
+from workbench.cli.output import Folder, Results, console, print_text
 
 
 def verdict(folder: Folder) -> None:
@@ -22,7 +22,12 @@ def verdict(folder: Folder) -> None:
     if conclusion is None:
         console.print("No verdict yet: confirmation runs are missing.")
         raise typer.Exit(1)
-    print("\n".join([str(conclusion), "", *savings_sentences(launched), "", *notes(launched)]).rstrip())
+    summary = launched.summary(conclusion)
+    assert summary is not None
+    details = [str(conclusion), "", *savings_sentences(launched), "", *notes(launched)]
+    print_text("\n".join([str(summary), "", "Details", "", *details]).rstrip())
+    if summary.failed:
+        raise typer.Exit(1)
 
 
 def scores(

@@ -15,15 +15,14 @@ from workbench.dashboards.templates import note, render
 
 
 def verdict_blocks(run: Snapshot, title: str = "") -> list[Block]:
-    """The verdict as a table and as sentences."""
+    """The verdict as a table."""
     table = effect_table(run)
     if not len(table):
         waiting = note("The verdict follows when the confirmation runs of every arm have ended.")
         return [Text("verdict", waiting, title)]
     columns = [Column("arm"), Column("verdict"), *_columns(run, run.metric.unit, "p (Holm)")]
     rows = [_row(row, f"arm {row['arm']}", [row["arm"]], run) for row in table.iter_rows(named=True)]
-    sentences = render("sentences.html", sentences=table["sentence"].to_list())
-    return [Grid("verdict", columns, rows, table, title, sortable=False), Text("sentences", sentences)]
+    return [Grid("verdict", columns, rows, table, title, sortable=False)]
 
 
 def secondary_blocks(run: Snapshot) -> list[Block]:
