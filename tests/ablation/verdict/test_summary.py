@@ -101,3 +101,15 @@ def test_the_command_wraps_at_words() -> None:
     assert result.exit_code == 0 and result.output.startswith("scmoe and strict are better than interleaved")
     sentences = [line for line in result.output.splitlines() if "  " not in line]
     assert max(map(len, sentences)) <= 100
+
+
+def test_failure_exits_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.ablation.run.AblationRun.summary", lambda self, verdict=None: failed("gdn"))
+    assert CliRunner().invoke(app, ["verdict", str(ARCHIVES / "scmoe")]).exit_code == 1
+
+
+def test_an_archive_is_loaded_with_overrides() -> None:
+    from workbench.ablation.ablation import Ablation
+
+    loaded = Ablation.load(ARCHIVES / "muon", ["name=longer", "base.training.tokens=1_600_000"])
+    assert loaded.config.name == "longer" and loaded.config.base["training"]["tokens"] == 1_600_000
