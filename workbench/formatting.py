@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["count", "distinct_ends", "duration", "flops", "metric", "setting", "share", "size"]
+__all__ = ["count", "distinct_ends", "duration", "flops", "metric", "setting", "share", "size", "wrapped"]
 
 UNKNOWN = "–"
 
@@ -94,6 +95,15 @@ def share(value: float | None) -> str:
     '-9.3 %'
     """
     return UNKNOWN if value is None else f"{100 * value:+z.1f} %"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines wrapped at words. Lines with two spaces in a row stay: rows of aligned tables, and indented commands."""
+    lines = (
+        [line] if "  " in line else textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
+        for line in text.splitlines()
+    )
+    return "\n".join(line for part in lines for line in part)
 
 
 def distinct_ends(paths: Sequence[Sequence[str]], separator: str) -> list[str]:

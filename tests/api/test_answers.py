@@ -133,8 +133,8 @@ def test_a_command_without_an_answer_says_how_it_ended(
         assert answer == {"schema": 1, "command": "plain-command", **expected}
 
 
-def failed_verdict(seeds: int) -> VerdictAnswer:
-    rows = [{"arm": "full", "verdict": "baseline", "seeds": seeds}, {"arm": "wild", "verdict": "failed", "seeds": 0}]
+def verdict_answer(failed: bool) -> VerdictAnswer:
+    rows = [{"arm": "full", "verdict": "baseline", "seeds": 3}, {"arm": "wild", "verdict": "failed", "seeds": 0}]
     return VerdictAnswer(
         name="x",
         folder="x",
@@ -142,6 +142,8 @@ def failed_verdict(seeds: int) -> VerdictAnswer:
         finished=True,
         metric="bits per byte",
         verdict={"rows": rows},
+        summary="",
+        failed=failed,
         text="",
         savings=[],
         notes=[],
@@ -149,8 +151,8 @@ def failed_verdict(seeds: int) -> VerdictAnswer:
 
 
 def test_an_ablation_in_which_everything_failed_is_exit_code_1() -> None:
-    assert failed_verdict(0).exit_code == 1
-    assert failed_verdict(3).exit_code == 0
+    assert verdict_answer(failed=True).exit_code == 1
+    assert verdict_answer(failed=False).exit_code == 0
 
 
 def test_numbers_that_are_not_finite_are_null() -> None:

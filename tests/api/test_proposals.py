@@ -102,7 +102,7 @@ def test_a_tuned_field_cannot_be_proposed() -> None:
 def verdict(exploratory: str | None) -> VerdictAnswer:
     content = {"rows": [], "exploratory": exploratory}
     common: dict[str, Any] = {"name": "", "folder": "", "question": "", "text": "", "savings": [], "notes": []}
-    return VerdictAnswer(**common, finished=True, metric="", verdict=content)
+    return VerdictAnswer(**common, finished=True, metric="", verdict=content, summary="", failed=False)
 
 
 def test_words_become_decisions() -> None:

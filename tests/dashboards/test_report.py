@@ -29,6 +29,7 @@ def page(tmp_path: Path) -> str:
 def test_sections_are_in_order(page: str) -> None:
     assert re.findall("<h2>(.*?)</h2>", page) == [
         "Verdict",
+        "Differences to the baseline",
         "Training",
         "Selection",
         "What the difference is worth",

@@ -225,7 +225,7 @@ def test_the_report_shows_them(run: FakeRun, tmp_path: Path) -> None:
 
 
 def test_without_secondary_metrics_nothing_is_added(tmp_path: Path) -> None:
-    assert len(make_panel("effects").blocks(Snapshot(FakeRun(tmp_path)))) == 3
+    assert len(make_panel("effects").blocks(Snapshot(FakeRun(tmp_path)))) == 2
 
 
 def test_runs_of_their_own_have_suites(real_runs: dict[str, RunView], tmp_path: Path) -> None:

@@ -248,9 +248,15 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
         Dashboard(tmp_path / "none", refresh=0)
 
 
+def test_a_finished_ablation_opens_with_its_verdict(tmp_path: Path) -> None:
+    view = Dashboard(FakeRun(tmp_path), refresh=0)
+    assert view.panel_name == "verdict" and "is worse than full" in view.blocks[0].html
+
+
 def test_settings_remain_when_another_ablation_is_opened(run: FakeRun, tmp_path: Path) -> None:
     view = opened(run, "curves", x="seconds")
     view.show(FakeRun(tmp_path, ("other", "full")))
+    view.open_panel("curves")
     assert view.panel.settings.x == "seconds" and view.controls()["x"].value == "seconds"
 
 

@@ -28,7 +28,7 @@ from workbench.ablation.spec.ablation import AblationConfig
 from workbench.ablation.spec.protocol import Components
 from workbench.ablation.spec.registration import Deviation, record_deviation, register
 from workbench.ablation.verdict.control import control_runs
-from workbench.config import ConfigError, difference, require
+from workbench.config import ConfigError, apply_overrides, difference, require
 from workbench.data import Source, prepare, sources
 from workbench.environment import environment, usable_cores
 from workbench.evaluation import check_score, check_suites
@@ -66,12 +66,16 @@ class Ablation:
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), results: str | Path = "results") -> Ablation:
-        """From a YAML file, with overrides such as ``"base.training.tokens=1e6"``.
+        """From a YAML file, or from the folder of a launched or archived ablation, with overrides such as
+        ``"base.training.tokens=1e6"``.
 
         Raises:
             ConfigError: with every mistake, its path and what to do.
         """
-        return cls(AblationConfig.load(path, overrides), results)
+        launched = AblationFolder(path)
+        if not launched.has_record():
+            return cls(AblationConfig.load(path, overrides), results)
+        return cls(AblationConfig.parse(apply_overrides(launched.record().config.plain(), overrides)), results)
 
     @classmethod
     def parse(cls, data: dict[str, Any], results: str | Path = "results") -> Ablation:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from workbench.ablation.spec.protocol import Components
     from workbench.ablation.spec.registration import Deviation
     from workbench.ablation.verdict.effort import Effort
+    from workbench.ablation.verdict.summary import Summary
     from workbench.ablation.verdict.verdict import Verdict
 
 __all__ = ["AblationRun", "table"]
@@ -293,6 +294,17 @@ class AblationRun:
                 do="The same `workbench run` command resumes it.",
             )
         return export_table(verdict_table(verdict, self.name, self.metric), path, provenance_line(self))
+
+    def summary(self, verdict: Verdict | None = None) -> Summary | None:
+        """The verdict in short, with what to run next; None while there is no verdict.
+
+        Args:
+            verdict: the verdict of this ablation, where it is known already.
+        """
+        from workbench.ablation.verdict.summary import Launched, summarise
+
+        verdict = verdict or self.verdict()
+        return None if verdict is None else summarise(verdict, Launched.of(self.files, self.record))
 
     @property
     def exists(self) -> bool:

@@ -194,6 +194,7 @@ def verdict_of(run: AblationRun) -> VerdictAnswer:
     from workbench.ablation.analysis.savings import savings_sentences
 
     conclusion = run.verdict()
+    summary = None if conclusion is None else run.summary(conclusion)
     return VerdictAnswer(
         name=run.name,
         folder=str(run.folder),
@@ -201,6 +202,8 @@ def verdict_of(run: AblationRun) -> VerdictAnswer:
         finished=run.finished,
         metric=run.metric.unit,
         verdict=None if conclusion is None else plain(conclusion.plain()),
+        summary="" if summary is None else str(summary),
+        failed=summary is not None and summary.failed,
         text="" if conclusion is None else str(conclusion),
         savings=[] if conclusion is None else list(savings_sentences(run)),
         notes=[] if conclusion is None else list(notes(run)),

@@ -137,8 +137,12 @@ class VerdictAnswer(Answer):
     """``rows`` (one per arm: ``verdict`` is baseline, better, worse, equivalent, undecided or failed), ``exploratory``
     (why it is no confirmation; null if it is one), ``alpha``, ``margin``, ``pairs``, ``secondary``, …: the content of
     verdict.json of archives. Null while confirmation runs are missing."""
+    summary: str
+    """The verdict in short: headline, a word for every arm, what to run next."""
+    failed: bool
+    """Whether no arm could be compared with the baseline because runs failed."""
     text: str
-    """The verdict as printed."""
+    """The verdict in sentences."""
     savings: list[str]
     """What arms are worth in FLOPs, tokens and time, in sentences."""
     notes: list[str]
@@ -148,9 +152,8 @@ class VerdictAnswer(Answer):
 
     @property
     def exit_code(self) -> int:
-        """Failed without a verdict, and where no arm has a finished run."""
-        measured = self.verdict is not None and any(row["seeds"] for row in self.verdict["rows"])
-        return OK if measured else FAILED
+        """Failed without a verdict, and where no arm could be compared."""
+        return FAILED if self.verdict is None or self.failed else OK
 
 
 class Cost(Answer):

@@ -25,6 +25,7 @@ from workbench.api.answers import (
     error_document,
 )
 from workbench.config import ConfigError, require
+from workbench.distribution import install_extra
 from workbench.files import MACHINE
 
 if TYPE_CHECKING:
@@ -158,9 +159,7 @@ def build(results: str | Path) -> MCPServer:
     try:
         from mcp.server import MCPServer
     except ImportError:
-        raise ConfigError.at(
-            "mcp", got="no package `mcp`", expected="the extra mcp", do=f"{install_extra('mcp')}."
-        ) from None
+        raise ConfigError.at("mcp", got="no package `mcp`", expected="the extra mcp", do=install_extra("mcp")) from None
     tools, server = Tools(results), MCPServer("workbench", instructions=INSTRUCTIONS, log_level="WARNING")
     for name in NAMES:
         server.add_tool(getattr(tools, name))

@@ -11,7 +11,18 @@ from rich.table import Column, Table
 
 from workbench.api import ablations as api
 from workbench.api.answers import Cost, Error, Launch, Noise, Plan, Proposal, Status, Stopped, plain, plain_rows
-from workbench.cli.output import Failure, File, Folder, Overrides, Results, console, note, parse_numbers, print_line
+from workbench.cli.output import (
+    Failure,
+    File,
+    Folder,
+    Overrides,
+    Results,
+    console,
+    note,
+    parse_numbers,
+    print_line,
+    print_text,
+)
 from workbench.cli.watching import follow, run_until_done
 from workbench.formatting import count, duration, flops, share, size
 from workbench.results.data_card import describe, repetition, times, warnings
@@ -70,7 +81,7 @@ def work_through(launched: AblationRun, workers: int, detach: bool) -> Launch:
     if verdict.verdict is None:
         print("No verdict: no confirmation run has ended.")
     else:
-        print("\n".join([verdict.text, "", *verdict.savings]))
+        print_text("\n".join([verdict.summary, "", "Details", "", verdict.text, "", *verdict.savings]))
     path = write_report(launched, launched.folder / "report.html")
     print(f"\nReport: {path}")
     return answer.model_copy(update={"verdict": verdict, "report": str(path)})

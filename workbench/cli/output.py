@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from workbench.api.answers import INTERRUPTED, Answer, Done, Error, Written, document, error_document
+from workbench.formatting import wrapped
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 console = Console(markup=False)
 """Text is printed as it is: a path may contain brackets."""
 
-File = Annotated[Path, typer.Argument(help="Ablation as YAML, such as sweeps/quickstart.yaml.")]
+File = Annotated[Path, typer.Argument(help="Ablation as YAML, such as sweeps/quickstart.yaml, or the folder of one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Fields to change: base.model.width=256.")]
 Results = Annotated[Path, typer.Option(help="Folder of all results.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a launched ablation, such as results/quickstart.")]
@@ -207,6 +208,11 @@ def parse_numbers(name: str, text: str) -> list[int]:
 def print_line(line: str) -> None:
     """Print without markup or wrapping."""
     typer.echo(line)
+
+
+def print_text(text: str) -> None:
+    """Print sentences wrapped at words: to the width of the terminal, or to 100 columns where there is none."""
+    print_line(wrapped(text, console.width if console.is_terminal else 100))
 
 
 def note(line: str) -> None:

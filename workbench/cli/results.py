@@ -13,7 +13,7 @@ from workbench.api import results as api
 from workbench.api.ablations import verdict as verdict_of_folder
 from workbench.api.answers import Comparison, Ledger, Query, Scores, Served, VerdictAnswer, Written, plain_rows
 from workbench.api.answers import Table as RunTable
-from workbench.cli.output import Folder, Results, console, written
+from workbench.cli.output import Folder, Results, console, print_text, written
 
 
 def verdict(folder: Folder) -> VerdictAnswer:
@@ -23,7 +23,8 @@ def verdict(folder: Folder) -> VerdictAnswer:
         console.print("No verdict yet: confirmation runs are missing.")
     else:
         shown = [f"{arm} is shown as {name}." for arm, name in found.names.items() if name != arm]
-        print("\n".join([found.text, "", *found.savings, "", *found.notes, *shown]).rstrip())
+        details = [found.text, "", *found.savings, "", *found.notes, *shown]
+        print_text("\n".join([found.summary, "", "Details", "", *details]).rstrip())
     return found
 
 

@@ -16,6 +16,7 @@ from workbench.results.tables import Line, frame_of
 
 if TYPE_CHECKING:
     from workbench.ablation.verdict.effort import Effort
+    from workbench.ablation.verdict.summary import Summary
     from workbench.ablation.verdict.verdict import Verdict
 
 
@@ -135,6 +136,10 @@ class Snapshot:
 
     def verdict(self) -> Verdict | None:
         return self.unfiltered._judgement[1]
+
+    def summary(self, verdict: Verdict | None = None) -> Summary | None:
+        verdict = verdict or self.verdict()
+        return None if verdict is None else self._run.summary(verdict)
 
     @cached_property
     def _judgement(self) -> tuple[Any, Verdict | None]:

@@ -15,7 +15,7 @@ from workbench.dashboards.templates import note, render
 
 
 def verdict_blocks(run: Snapshot, title: str = "") -> list[Block]:
-    """The verdict as a table and as sentences."""
+    """The verdict as a table."""
     from workbench.ablation.verdict.paper import verdict_table
 
     table = effect_table(run)
@@ -26,8 +26,7 @@ def verdict_blocks(run: Snapshot, title: str = "") -> list[Block]:
     paper = None if verdict is None else verdict_table(verdict, run.name, run.metric, run.arms)
     columns = [Column("arm"), Column("verdict"), *_columns(run, run.metric.unit, "p (Holm)")]
     rows = [_row(row, f"arm {row['arm']}", [row["arm"]], run) for row in table.iter_rows(named=True)]
-    sentences = render("sentences.html", sentences=table["sentence"].to_list())
-    return [Grid("verdict", columns, rows, table, title, sortable=False, paper=paper), Text("sentences", sentences)]
+    return [Grid("verdict", columns, rows, table, title, sortable=False, paper=paper)]
 
 
 def secondary_blocks(run: Snapshot) -> list[Block]:

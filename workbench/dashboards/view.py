@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from workbench.ablation.design import Design
     from workbench.ablation.spec.protocol import Components
     from workbench.ablation.verdict.effort import Effort
+    from workbench.ablation.verdict.summary import Summary
     from workbench.ablation.verdict.verdict import Verdict
 
 
@@ -177,6 +178,9 @@ class RunView(Protocol):
     def verdict(self) -> Verdict | None:
         """The verdict; None while confirmation runs are missing."""
 
+    def summary(self, verdict: Verdict | None = None) -> Summary | None:
+        """The verdict (default :meth:`verdict`) in short; None while there is none."""
+
 
 class EmptyRun:
     """A view without runs; base class of views that provide only some members.
@@ -264,6 +268,12 @@ class EmptyRun:
 
     def verdict(self) -> Verdict | None:
         return None
+
+    def summary(self, verdict: Verdict | None = None) -> Summary | None:
+        from workbench.ablation.verdict.summary import summarise
+
+        verdict = verdict or self.verdict()
+        return None if verdict is None else summarise(verdict)
 
 
 class ResultsFolder(EmptyRun):

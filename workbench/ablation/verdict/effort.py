@@ -28,12 +28,14 @@ from workbench.ablation.search.optimum import Edge, Gap, Setting, best, edges, f
 from workbench.formatting import distinct_ends
 from workbench.status import Stage, Status
 
-__all__ = ["Effort", "efforts", "reservations"]
+__all__ = ["NO_CLAIM", "Effort", "efforts", "reservations"]
 
 MIN_VALUES = 3
 """Values of each field, and finished trials per field, from which on a claim may extend to an architecture."""
 MIN_SEEDS = 3
 """Tuning seeds from which on it may."""
+NO_CLAIM = "No claim about the architectures"
+"""How the reservation begins that keeps a claim from extending to them."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def reservations(folder: AblationFolder, record: LaunchRecord) -> dict[str, list
         seeds = min((effort.seeds for effort in pair if effort.setting), default=MIN_SEEDS)
         if seeds < MIN_SEEDS:
             limits.append(f"settings chosen on {seeds} tuning seed{'s' * (seeds > 1)}")
-        sentences[arm] = [f"No claim about the architectures: {'; '.join(limits)}."] if limits else []
+        sentences[arm] = [f"{NO_CLAIM}: {'; '.join(limits)}."] if limits else []
         gaps = [f"{_span(effort.gap)} {unit} for {effort.arm}" for effort in pair if effort.gap is not None]
         if gaps:
             sentences[arm].append(f"Tuning gap, fitted on the selection split: about {', '.join(gaps)}.")

@@ -10,7 +10,7 @@ from workbench.ablation.verdict.hypotheses import SOLVED, ExactTest, fisher, sam
 from workbench.ablation.verdict.statistics import MIN_SEEDS, POWER, ROUNDING, noise_floor, seeds_needed
 from workbench.ablation.verdict.subject import Subject
 
-__all__ = ["baseline", "decimals", "interval_text", "p_value", "percent", "sentence"]
+__all__ = ["baseline", "decimals", "equals", "interval_text", "p_value", "percent", "sentence"]
 
 MANY_SEEDS = 1_000
 """Above this, a sentence says "more than" instead of a count that nobody would run."""
@@ -58,7 +58,7 @@ def _head(comparison: Comparison, claim: Claim, subject: Subject) -> str:
     if comparison.least < 1:
         exact = " of exact tests" if isinstance(comparison.test, ExactTest) else ""
         least = f", least reachable {p_value(min(1.0, comparison.least * rules.family))}" if exact else ""
-        evidence.append(f"{_adjusted(rules)} p {_equals(claim.p_holm)}{exact}{least}")
+        evidence.append(f"{_adjusted(rules)} p {equals(claim.p_holm)}{exact}{least}")
     evidence.append(f"{n} paired seed{'s' * (n > 1)}")
     if reading.is_sequential:
         evidence.append(f"{reading} (level {reading.nominal(rules.alpha):.2g} at this look)")
@@ -69,7 +69,7 @@ def _head(comparison: Comparison, claim: Claim, subject: Subject) -> str:
     if claim.word == "equivalent":
         return (
             f"{arm} is equivalent to {reference}: the difference lies within ±{rules.margin:g} {rules.unit} "
-            f"({_adjusted(rules)} p {_equals(claim.p_equivalence)} of two one-sided tests); it is {difference} "
+            f"({_adjusted(rules)} p {equals(claim.p_equivalence)} of two one-sided tests); it is {difference} "
             f"({details})"
         )
     if claim.word == "failed":
@@ -115,7 +115,7 @@ def _shares(comparison: Comparison) -> list[str]:
     p = fisher(arm, n, reference, n)
     return [
         f"{names[0]} solves the task (error at most {SOLVED * test.upper:g}) on {arm} of {n} seeds, {names[1]} on "
-        f"{reference} (Fisher's exact p {_equals(p)})"
+        f"{reference} (Fisher's exact p {equals(p)})"
     ]
 
 
@@ -133,7 +133,7 @@ def _missing(comparison: Comparison, claim: Claim) -> list[str]:
         span = interval_text(bound.low, bound.high, places)
         clauses.append(f"with missing runs at their best and worst the difference is {span}")
     if comparison.survival_p is not None:
-        clauses.append(f"survival differs with p {_equals(comparison.survival_p)} (Fisher's exact test)")
+        clauses.append(f"survival differs with p {equals(comparison.survival_p)} (Fisher's exact test)")
     return clauses
 
 
@@ -173,7 +173,7 @@ def _reasons(comparison: Comparison, claim: Claim) -> list[str]:
     clauses = []
     if claim.word == "undecided" and claim.p_equivalence is not None:
         clauses.append(
-            f"nor is it shown to lie within ±{rules.margin:g} ({_adjusted(rules)} p {_equals(claim.p_equivalence)})"
+            f"nor is it shown to lie within ±{rules.margin:g} ({_adjusted(rules)} p {equals(claim.p_equivalence)})"
         )
     if comparison.is_constant or not comparison.may_claim:
         return clauses
@@ -246,7 +246,7 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3g}"
 
 
-def _equals(p: float | None) -> str:
+def equals(p: float | None) -> str:
     """ "= 0.03", or "< 0.001"."""
     return "unknown" if p is None else p_value(p) if p < 0.001 else f"= {p_value(p)}"
 

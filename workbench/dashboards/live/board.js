@@ -86,6 +86,9 @@ class FigureBlock {
 class TextBlock {
   constructor(block) {
     this.content = make("div");
+    this.content.addEventListener("click", ({target}) => {
+      if (target.dataset.copy) navigator.clipboard?.writeText(target.dataset.copy).then(() => { target.textContent = "Copied"; });
+    });
     this.title = title(block.title);
     this.node = make("div", {"data-block": block.id, class: "wb-text"}, this.title, this.content);
   }

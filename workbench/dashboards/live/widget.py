@@ -188,7 +188,11 @@ class Dashboard(widgets.VBox):
 
     def _suitable_panel(self) -> str:
         """The panel to open at first."""
-        return "overview" if not self.run.arms else "curves" if self.run.launched or self.run.lines() else "cost"
+        if not self.run.arms:
+            return "overview"
+        if self.run.launched and self.run.finished:
+            return "verdict"
+        return "curves" if self.run.launched or self.run.lines() else "cost"
 
     # -- tabs and settings -------------------------------------------------------------------------------------------
 

@@ -31,8 +31,8 @@ class Effects(FigurePanel):
 
     title = "Effects"
     order = 40
-    report = {"Verdict": {}}
-    report_order = 0
+    report = {"Differences to the baseline": {}}
+    report_order = 1
 
     def blocks(self, run: Snapshot) -> list[Block]:
         figure = super().blocks(run) if len(effect_table(run)) else []

@@ -9,7 +9,6 @@ from workbench.dashboards import style
 from workbench.dashboards.panel import Block, Cell, Column, Grid, Panel, PanelConfig, Row, panels
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables.progress import progress_table
-from workbench.dashboards.verdict import verdict_blocks
 from workbench.status import Stage
 
 NOT_PLANNED: dict[str, str] = {Stage.TUNING: "nothing is tuned", Stage.CONFIRMATION: "no trial to confirm"}
@@ -49,5 +48,4 @@ class ProgressPanel(Panel):
                 Cell(left, row["seconds_left"]),
             ]
             rows.append(Row(f"arm {row['arm']}", styles[row["arm"]].colour, cells))
-        arms = Grid("arms", columns, rows, table, marks=("pinned", "hidden"))
-        return [arms, *verdict_blocks(run, title="Verdict")]
+        return [Grid("arms", columns, rows, table, marks=("pinned", "hidden"))]

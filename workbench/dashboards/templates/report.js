@@ -21,6 +21,9 @@ for (const button of document.querySelectorAll("button[data-for]"))
     for (const other of button.parentElement.children) other.setAttribute("aria-pressed", String(other === button));
     draw(button.dataset.for);
   });
+for (const button of document.querySelectorAll("button[data-copy]"))
+  button.addEventListener("click", () =>
+    navigator.clipboard?.writeText(button.dataset.copy).then(() => { button.textContent = "Copied"; }));
 dark.addEventListener("change", () => drawAll());
 addEventListener("beforeprint", () => drawAll(true));
 addEventListener("afterprint", () => drawAll());
