@@ -107,3 +107,18 @@ def test_a_lost_database_is_found_behind_an_error_of_optuna() -> None:
 
 def test_another_error_is_no_lost_database() -> None:
     assert compat.lost_storage(UnboundLocalError("x")) is None
+
+
+def test_a_click_goes_to_the_subshell_that_the_page_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ipywidgets
+    from ipykernel.comm.comm import BaseComm, Comm
+
+    monkeypatch.setattr(BaseComm, "publish_msg", lambda *_, **__: None)
+    button = ipywidgets.Button()
+    box = ipywidgets.VBox([button])
+    for widget in (box, button):
+        monkeypatch.setattr(type(widget), "comm", Comm(comm_id=widget.model_id), raising=False)
+        widget.comm._reply_subshell_id = None  # the cells' thread has sent last
+        assert widget.comm._reply_subshell_for({}, "subshell") is None
+    compat.answer_beside_cells(box)
+    assert box.comm._reply_subshell_for({}, "subshell") == button.comm._reply_subshell_for({}, "subshell") == "subshell"

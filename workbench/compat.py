@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic._internal._model_construction import ModelMetaclass
 
 if TYPE_CHECKING:
+    import ipywidgets
     import optuna
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ModelMetaclass",
     "TorchDispatchMode",
+    "answer_beside_cells",
     "is_taken_over",
     "lost_storage",
     "storage_key",
@@ -105,3 +107,17 @@ def lost_storage(error: BaseException | None) -> BaseException | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def answer_beside_cells(widget: ipywidgets.Widget) -> None:
+    """Let the kernel take messages to a widget, and to all below it, on the subshell that the front end names.
+
+    A front end sends messages of widgets to a subshell, a thread beside the one in which cells run. ipykernel moves
+    them to the thread that has last sent something on the widget's channel, which for a widget made in a cell is the
+    cells' own: a click waits for the cell that runs. Only for widgets whose handlers take locks.
+    """
+    comm = getattr(widget, "comm", None)
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda data, default: default  # type: ignore[union-attr]
+    for child in getattr(widget, "children", ()):
+        answer_beside_cells(child)

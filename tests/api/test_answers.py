@@ -43,7 +43,6 @@ def test_every_command_has_a_schema(call: Call) -> None:
         ["variants"],
         ["verdict", ARCHIVES / "growth"],
         ["status", ARCHIVES / "growth"],
-        ["compare", ARCHIVES / "mqar_delta_family", ARCHIVES / "mqar_delta_family_large"],
         ["transfer", ARCHIVES / "transfer"],
         ["ledger", ARCHIVES],
         ["table", "--results", ARCHIVES],

@@ -84,6 +84,36 @@ def test_launch_watch_restart_stop_pin_export(tmp_path: Path) -> None:
     assert (folder / "exports" / "arms.md").read_text().count("| sliding |") == 2
 
 
+def test_draws_and_stops_while_a_cell_waits(tmp_path: Path) -> None:
+    """Run All: the dashboard draws trials that run, and Stop stops them, while the next cell waits for their end."""
+    fields = ablation_fields(
+        write_corpus(tmp_path / "corpus"), tuning={"trials": 0, "space": {}}, confirmation={"seeds": [0, 1]}
+    )
+    fields["base"]["training"] |= {"tokens": 200_000 * 64, "checkpoint_every": 50}
+    (tmp_path / "ablation.yaml").write_text(json.dumps(fields))
+    launch = "import workbench as wb\nrun = wb.Ablation.load('ablation.yaml').launch(workers=1)"
+    cells = [launch, "wb.dashboard(run, refresh=0.5)", "run.wait()\nprint('waited' + ' till the end')"]
+    (tmp_path / "look.ipynb").write_text(notebook(*cells))
+    folder = tmp_path / "results" / "test"
+    with lab(tmp_path) as address, page(height=1000) as view:
+        try:
+            run_all(view, address, "look.ipynb")
+            view.locator(".wb-board .scatterlayer .trace").first.wait_for(timeout=240_000)
+            before = view.evaluate(REACHED)
+            view.wait_for_function(f"{REACHED} > {before}", timeout=120_000)
+            header(view, "running: 0 of 4 runs")
+            choose(view, "Progress")
+            view.locator("tr[data-key='arm sliding']").first.wait_for(timeout=30_000)
+            assert view.locator(".jp-InputPrompt").last.inner_text() == "[*]:", "the last cell still waits"
+            view.get_by_role("button", name="Stop", exact=True).click()
+            header(view, "not running", 120)
+            view.locator(".jp-OutputArea").filter(has_text="waited till the end").last.wait_for(timeout=60_000)
+            assert not view.errors, view.errors
+        finally:
+            if (folder / "ablation.json").exists():
+                AblationRun(folder).stop()
+
+
 @pytest.mark.parametrize("name", ["00_quickstart", "04_launch_and_steer"])
 def test_notebooks(name: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "sweeps", tmp_path / "sweeps")

@@ -405,9 +405,10 @@ def test_the_command_prints_and_writes_the_table(
 ) -> None:
     scores_command(finished_suites.folder, tmp_path / "t.csv", arms=False, lengths=True, metrics=False)
     assert "recall mqar, 32" in capsys.readouterr().out
-    written = pl.read_csv(tmp_path / "t.csv", comment_prefix="#")
-    assert written.columns == ["task", "metric", "full", "sliding"]
-    assert written["full"].to_list()[1].startswith("0.935 ±")
+    written = pl.read_csv(tmp_path / "t.csv")
+    assert {"suite", "task", "metric", "arm", "value"} <= set(written.columns)
+    scores_command(finished_suites.folder, tmp_path / "t.md", arms=False, lengths=True, metrics=False)
+    assert "| 0.935 ±" in (tmp_path / "t.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

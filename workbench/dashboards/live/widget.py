@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import ipywidgets as widgets
 
 from workbench import formatting
+from workbench.compat import answer_beside_cells
 from workbench.config import ConfigError
 from workbench.dashboards.export import IMAGES, SIZES, Width, export_figure, exported_tables
 from workbench.dashboards.live.board import Board
@@ -100,6 +101,7 @@ class Dashboard(widgets.VBox):
             layout={"width": "100%", "overflow": "visible"},
         )
         self.add_class("workbench-dashboard")
+        answer_beside_cells(self)
         self._set_tabs()
         self.tabs.observe(self._on_tab, "value")
         self.views.observe(self._redraw, "value")
@@ -228,6 +230,7 @@ class Dashboard(widgets.VBox):
         row = (*([self.views] if len(self.views.options) > 1 else []), *self._rows[name])
         if row != self._settings_row.children:
             self._settings_row.children = row
+            answer_beside_cells(self._settings_row)
 
     def _set(self, field: str, value: Any) -> None:
         """Change a setting of the open panel."""
