@@ -159,3 +159,18 @@ def small_tokenizer(vocabulary: int = 300) -> Tokenizer:
     tokenizer = train_tokenizer([" ".join(WORDS)] * 10, vocabulary, 10**6)
     tokenizer.encode_special_tokens = True  # the symbol written out in a text is text
     return tokenizer
+
+
+QUICK = [
+    "base.training.tokens=8192",
+    "base.model.width=32",
+    "base.model.vocabulary=300",
+    "base.data.corpus.kind=stdlib",
+    "base.data.corpus.limit_bytes=300000",
+    "base.data.evaluation_documents=4",
+    "base.data.evaluation_bytes=200",
+    "tuning.trials=1",
+    "tuning.sampler=random",
+    "budget.allow_mismatch=a_test",
+]
+"""Overrides that make an ablation of text a matter of seconds."""

@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from helpers import QUICK
 
 from workbench import distribution
 from workbench.ablation.spec.ablation import AblationConfig
@@ -109,20 +110,7 @@ def test_only_changes_of_the_package_and_of_shipped_sweeps_are_dirty(
     assert is_dirty(), "a variant that is not committed"
 
 
-TINY = [
-    "base.training.tokens=8192",
-    "base.model.width=32",
-    "base.model.vocabulary=300",
-    "base.data.corpus.kind=stdlib",
-    "base.data.corpus.limit_bytes=300000",
-    "base.data.evaluation_documents=4",
-    "base.data.evaluation_bytes=200",
-    "tuning.trials=1",
-    "tuning.sampler=random",
-    "confirmation.seeds=[1]",
-    "budget.allow_mismatch=a_test",
-    "launch.workers=1",
-]
+TINY = [*QUICK, "confirmation.seeds=[1]", "launch.workers=1"]
 
 
 @pytest.mark.slow

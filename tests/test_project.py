@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import QUICK
 from nbclient import NotebookClient
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -22,22 +23,7 @@ from workbench.environment import environment
 pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    "base.training.tokens=8192",
-    "base.model.width=32",
-    "base.model.depth=4",
-    "base.model.vocabulary=300",
-    "base.data.corpus.kind=stdlib",
-    "base.data.corpus.limit_bytes=300000",
-    "base.data.evaluation_documents=4",
-    "base.data.evaluation_bytes=200",
-    "tuning.trials=1",
-    "tuning.sampler=random",
-    "tuning.interpolate=false",
-    "confirmation.seeds=[0,1]",
-    "budget.allow_mismatch=a_test",
-    "launch.workers=2",
-]
+SMALL = [*QUICK, "base.model.depth=4", "tuning.interpolate=false", "confirmation.seeds=[0,1]", "launch.workers=2"]
 
 
 def test_pyproject_lock_and_environment_hold_together() -> None:

@@ -127,7 +127,7 @@ class LaunchRecord(BaseModel):
     provenance: dict[str, str] = {}
     """Code, device, versions, data."""
     launch: str = ""
-    """Identifier of this launch in the ledger of results; a folder that is launched anew has another one."""
+    """Identifier of this launch in the ledger of results; a new launch of the same folder has another one."""
     ledger_head: str = ""
     """SHA-256 of the last line of the ledger at launch."""
     announced: list[str] = []

@@ -86,7 +86,7 @@ def _project(record: RunRecord) -> str:
 
 
 def _key(run: RunFolder, record: RunRecord) -> str:
-    """The same for a run and its resumption, another one for a run that is launched anew."""
+    """The same for a run and its resumption, another one for a new launch."""
     return "-".join(filter(None, (record.launch, str(record.stage), record.identity, str(record.seed))))
 
 
