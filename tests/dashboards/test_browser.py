@@ -25,11 +25,12 @@ def test_the_page_of_kept_results(tmp_path: Path) -> None:
         assert "finished" in row.inner_text()
         row.get_by_role("button", name="open").click()
         header(view, "finished: ")
+        view.locator(".wb-board summary").click()
+        text = view.locator(".wb-board").inner_text()
+        assert "paired seeds" in text and "code " in text, "how it was found, and where its numbers come from"
         choose(view, "Effects")
         view.locator(".js-plotly-plot .ytick text", has_text="gdn").wait_for()
         assert view.locator(".ytick text").all_text_contents() == ["sliding", "gdn"]
-        text = view.locator(".wb-board").inner_text()
-        assert "paired seeds" in text and "code " in text, "the verdict, and where its numbers come from"
         choose(view, "Progress")
         pin = view.get_by_role("button", name="pin arm gdn").first
         pin.click()
