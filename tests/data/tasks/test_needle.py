@@ -153,6 +153,23 @@ def test_haystacks_of_text_come_from_their_split(corpus: Path, name: str) -> Non
     assert not any(start in text for text in texts["train"])
 
 
+def test_sentences_like_needles_are_left_out_of_the_haystack(corpus: Path) -> None:
+    files = {"kind": "files", "path": str(corpus)}
+    text = {"corpus": {"kind": "drawn_lengths", "scale": 1 / 64, "text": files}, "evaluation_documents": 3}
+    task = made(corpus, haystack="text", value="word", lengths=[200], text=text)
+    for number in range(8):
+        tokens = task.draw("train", number)[0].tolist()
+        assert task.tokenizer.decode(tokens).count("The magic word of") == 2, "the needle and its question"
+
+
+def test_a_text_of_needles_alone_is_refused(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = made(corpus, haystack="text")
+    needle = np.array([*task._lead, *task._ids("x"), *task._end], np.int64)
+    monkeypatch.setattr(task, "_pieces", lambda documents, room, generator: np.resize(needle, room)[:room])
+    with pytest.raises(ConfigError, match=r"data\.text: got 'text of little but sentences that look like"):
+        task._text(task.text.train, 100 * len(needle), np.random.default_rng(0))
+
+
 def test_rows_are_a_function_of_their_number(corpus: Path) -> None:
     task = made(corpus, haystack="text", needles=2)
     one, other = (task.stream(context=600, seed=3) for _ in range(2))

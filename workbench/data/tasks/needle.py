@@ -58,7 +58,7 @@ NOISE = ("The wind is calm.", " The road is long.", " The lamp is lit.", " We wa
 WORD_TOKENS = 4
 """Approximate number of tokens of a two-word key, for estimates."""
 ATTEMPTS = 100
-"""Draws of a text haystack without the beginning of a needle's sentence (text hardly ever contains it)."""
+"""Draws of text for a haystack from which sentences like needles are taken (text hardly ever contains any)."""
 
 KeyKind: TypeAlias = Literal["word", "number", "uuid"]
 
@@ -214,13 +214,27 @@ class Needle(Task):
         return facts + noise[: room - len(facts)], np.array(cuts)
 
     def _text(self, documents: Documents, room: int, generator: np.random.Generator) -> np.ndarray:
-        """``room`` tokens of text in which no needle begins."""
-        lead = np.array(self._lead, np.int64).tobytes()
+        """``room`` tokens of text in which no needle begins; sentences like needles are left out of it."""
+        hay = np.empty(0, np.int64)
         for _ in range(ATTEMPTS):
-            hay = self._pieces(documents, room, generator)
-            if lead not in hay.tobytes():
+            hay = self._without_needles(np.concatenate([hay, self._pieces(documents, room - len(hay), generator)]))
+            if len(hay) == room:
                 return hay
-        raise ConfigError.at("data.text", got="text full of sentences that look like needles", expected="other text")
+        raise ConfigError.at(
+            "data.text",
+            got="text of little but sentences that look like needles",
+            expected=f"{room} tokens of other text",
+            do="Choose another corpus, or haystack: noise.",
+        )
+
+    def _without_needles(self, hay: np.ndarray) -> np.ndarray:
+        """The text without its sentences that begin like a needle, each up to its end."""
+        lead, end = (np.array(part, np.int64).tobytes() for part in (self._lead, self._end))
+        text = hay.tobytes()
+        while (first := _find(text, lead, 0)) >= 0:
+            last = _find(text, end, first + len(lead))
+            text = text[:first] + text[(last + len(end) if last >= 0 else first + len(lead)) :]
+        return np.frombuffer(text, np.int64)
 
     @staticmethod
     def _pieces(documents: Documents, room: int, generator: np.random.Generator) -> np.ndarray:
@@ -280,3 +294,10 @@ class Needle(Task):
 
     def _spelt(self, text: str) -> list[int]:
         return [token for character in text for token in self._ids(character)]
+
+
+def _find(text: bytes, part: bytes, start: int) -> int:
+    """Position in bytes of ``part`` in ``text``, both of int64 numbers, from ``start`` on; -1 if it is not there."""
+    while (found := text.find(part, start)) >= 0 and found % 8:
+        start = found + 1
+    return found
