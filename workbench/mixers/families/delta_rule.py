@@ -150,20 +150,6 @@ class GateShape(NamedTuple):
     bias: bool = False
 
 
-def gate_shapes(config: Any) -> dict[str, GateShape]:
-    """The gates of ``config``, by name."""
-    H, K, V = config.heads, config.head_dim, config.value_dim
-    shapes: dict[str, GateShape] = {}
-    if config.decay != "none":
-        shapes["decay"] = GateShape(H) if config.decay == "scalar" else GateShape(H * K, config.decay_rank)
-    erase, write = ("edit", "edit") if config.tied else ("erase", "write")
-    shapes[write] = GateShape(H if config.write == "scalar" else H * V)
-    shapes[erase] = GateShape(H if config.erase == "scalar" else H * K)
-    if config.output_gate != "none":
-        shapes["output"] = GateShape(H * V, config.output_gate_rank, bias=config.output_gate_rank > 0)
-    return shapes
-
-
 class StackedLinear(Linear):
     """Several projections of one input in one matrix product. The initial values of each depend on its name, not on the
     others.
@@ -224,6 +210,22 @@ class Gates(nn.Module):
         }
 
 
+class Operands(NamedTuple):
+    """Arguments of :func:`workbench.ops.delta_rule.delta_rule`, n edits a token."""
+
+    q_BTHK: Tensor
+    write_key: Tensor
+    """(B, T, nH, K)."""
+    value: Tensor
+    """(B, T, nH, V)."""
+    g: Tensor | None
+    """(B, T, H) or (B, T, H, K), or None."""
+    erase_key: Tensor | None
+    """(B, T, nH, K), or None: the write key."""
+    beta: Tensor | None
+    """(B, T, nH), or None: 1."""
+
+
 class DeltaCache(Cache):
     """``state_BHKV`` (fp32) and ``tail_BWC``, the last W - 1 inputs of the short convolution (W = 1 without one)."""
 
@@ -243,7 +245,11 @@ class DeltaCache(Cache):
 
 
 class DeltaRuleMixer(Mixer):
-    """A layer of the family. Decoding keeps a state of constant size."""
+    """A layer of the family. Decoding keeps a state of constant size.
+
+    A member may change the parts: the convolved heads (:meth:`heads`), the gates (:meth:`gate_shapes`), what they make
+    of keys and values (:meth:`edit`), the operation on the state (:meth:`operate`).
+    """
 
     capabilities = Capabilities(flops_check="forward")
     roles = {"A_log": Role.VECTOR, "dt_bias": Role.VECTOR}
@@ -253,15 +259,36 @@ class DeltaRuleMixer(Mixer):
         self.config = config
         H, K, V = self.H, self.K, self.V = config.heads, config.head_dim, config.value_dim
         xavier = config.initialisation == "xavier"
-        parts = (H, K), (H, K), (H, V)
-        self.qkv = _projection(width, {"q": H * K, "k": H * K, "v": H * V}, xavier, parts=parts)
-        self.conv = ShortConvolution(H * (2 * K + V), CONV_WIDTH) if config.short_convolution else None
-        self.gates = Gates(width, gate_shapes(config), xavier)
+        n = self.edits(config)
+        parts = (H, K), (n * H, K), (n * H, V)
+        sizes = {name: heads * channels for name, (heads, channels) in zip("qkv", parts)}
+        self.qkv = _projection(width, sizes, xavier, parts=parts)
+        self.conv = ShortConvolution(sum(sizes.values()), CONV_WIDTH) if config.short_convolution else None
+        self.gates = Gates(width, self.gate_shapes(config), xavier)
         if config.decay != "none":
             self.A_log = nn.Parameter(torch.empty(H))
             self.dt_bias = nn.Parameter(torch.empty(H if config.decay == "scalar" else H * K))
         self.norm = RMSNorm(V)
         self.out = _projection(H * V, {"out": width}, xavier, writes_residual=True)
+
+    @classmethod
+    def edits(cls, config: Any) -> int:
+        """Edits n of the state at every token, each with its key, value and edit gates."""
+        return 1
+
+    @classmethod
+    def gate_shapes(cls, config: Any) -> dict[str, GateShape]:
+        """The gates of ``config``, by name."""
+        H, K, V, n = config.heads, config.head_dim, config.value_dim, cls.edits(config)
+        shapes: dict[str, GateShape] = {}
+        if config.decay != "none":
+            shapes["decay"] = GateShape(H) if config.decay == "scalar" else GateShape(H * K, config.decay_rank)
+        erase, write = ("edit", "edit") if config.tied else ("erase", "write")
+        shapes[write] = GateShape(n * H if config.write == "scalar" else n * H * V)
+        shapes[erase] = GateShape(n * H if config.erase == "scalar" else n * H * K)
+        if config.output_gate != "none":
+            shapes["output"] = GateShape(H * V, config.output_gate_rank, bias=config.output_gate_rank > 0)
+        return shapes
 
     def transfer_constants(self) -> dict[str, float]:
         # Xavier's variance follows the sum of fan-in and fan-out
@@ -291,35 +318,18 @@ class DeltaRuleMixer(Mixer):
         cache: Cache | None = None,
         aux: AuxOutputs | None = None,
     ) -> Tensor:
-        config, H, K, V = self.config, self.H, self.K, self.V
+        config = self.config
         assert cache is None or isinstance(cache, DeltaCache)
         raw_BTC = self.qkv(x_BTD)
         tail_BWC = None  # before the first token it is zero, which needs no reading
         if cache is not None and (cache.length or cache.positions_B is not None):
             tail_BWC = cache.tail_BWC
-        q_length, k_length = (K**-0.5, 1.0) if config.qk_norm == "l2" else (None, None)
-        heads = (Heads(H, K, q_length), Heads(H, K, k_length), Heads(H, V))
-        if self.conv is None:  # one token wide
-            q_BTHK, k_BTHK, v_BTHV = short_convolution(raw_BTC, raw_BTC.new_ones(raw_BTC.shape[-1], 1), heads)
-        else:
-            q_BTHK, k_BTHK, v_BTHV = self.conv(raw_BTC, heads, segments=segments, tail_BWC=tail_BWC)
-        if config.qk_norm != "l2":
-            q_BTHK = q_BTHK * K**-0.5
+        q_BTHK, k, v = self.heads(raw_BTC, segments, tail_BWC)
         raw = self.gates(x_BTD)
-        g = self._log_decay(raw.get("decay"))
-        write_key_BTHK, erase_key_BTHK, value_BTHV, beta_BTH = self._edit(k_BTHK, v_BTHV, *self._log_gates(raw))
-        o_BTHV, state_BHKV = delta_rule(
-            q_BTHK,
-            write_key_BTHK,
-            value_BTHV,
-            g,
-            erase_key_BTHK=erase_key_BTHK,
-            beta_BTH=beta_BTH,
-            segments=segments,
-            state_BHKV=None if cache is None else cache.state_BHKV,
-            chunk=config.chunk,
-            backend=config.backend if cache is None or cache.positions_B is None else "recurrent",
-        )
+        g = self.log_decay(raw.get("decay"))
+        write_key, erase_key, value, beta = self.edit(k, v, *self._log_gates(raw))
+        operands = Operands(q_BTHK, write_key, value, g, erase_key, beta)
+        o_BTHV, state_BHKV = self.operate(operands, raw, segments, cache)
         if cache is not None:
             cache.state_BHKV.copy_(state_BHKV)
             if self.conv is not None:
@@ -327,13 +337,61 @@ class DeltaRuleMixer(Mixer):
             if cache.positions_B is None:
                 cache.length += x_BTD.shape[1]
         if aux is not None and aux.collect_metrics:
-            self._record_metrics(aux, raw, g, state_BHKV, write_key_BTHK, erase_key_BTHK, beta_BTH, segments)
+            self.record_metrics(aux, raw, state_BHKV, operands, segments)
         y = self.norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)
         if config.output_gate != "none":
             y = y * (F.silu if config.output_gate == "silu" else torch.sigmoid)(raw["output"])
         return self.out(y)
 
-    def _log_decay(self, raw: Tensor | None) -> Tensor | None:
+    def heads(
+        self, raw_BTC: Tensor, segments: Tensor | None, tail_BWC: Tensor | None, *, normalise: bool = True
+    ) -> list[Tensor]:
+        """q (B, T, H, K), k (B, T, nH, K) and v (B, T, nH, V), convolved.
+
+        Args:
+            raw_BTC: inputs of the convolution.
+            segments: (B, T) document numbers.
+            tail_BWC: the inputs before them, from a cache.
+            normalise: scale q and k as configured; q also by K^-1/2.
+        """
+        H, K, V, n = self.H, self.K, self.V, self.edits(self.config)
+        unit = normalise and self.config.qk_norm == "l2"
+        q_length, k_length = (K**-0.5, 1.0) if unit else (None, None)
+        parts = (Heads(H, K, q_length), Heads(n * H, K, k_length), Heads(n * H, V))
+        if self.conv is None:  # one token wide
+            q_BTHK, k, v = short_convolution(raw_BTC, raw_BTC.new_ones(raw_BTC.shape[-1], 1), parts)
+        else:
+            q_BTHK, k, v = self.conv(raw_BTC, parts, segments=segments, tail_BWC=tail_BWC)
+        if normalise and not unit:
+            q_BTHK = q_BTHK * K**-0.5
+        return [q_BTHK, k, v]
+
+    def operate(
+        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: DeltaCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs (B, T, H, V), and the state after the last token (B, H, K, V).
+
+        Args:
+            operands: of the recurrence.
+            raw: gates before any activation, for members with further ones.
+            segments: (B, T) document numbers.
+            cache: with the state before the first token; a member with further states updates them here.
+        """
+        q_BTHK, write_key, value, g, erase_key, beta = operands
+        return delta_rule(
+            q_BTHK,
+            write_key,
+            value,
+            g,
+            erase_key_BTHK=erase_key,
+            beta_BTH=beta,
+            segments=segments,
+            state_BHKV=None if cache is None else cache.state_BHKV,
+            chunk=self.config.chunk,
+            backend=self.config.backend if cache is None or cache.positions_B is None else "recurrent",
+        )
+
+    def log_decay(self, raw: Tensor | None) -> Tensor | None:
         """(B, T, H) or (B, T, H, K), fp32 whatever the model's type: small decays decide what is remembered."""
         if raw is None:
             return None
@@ -345,19 +403,19 @@ class DeltaRuleMixer(Mixer):
         return g[..., 0] if self.config.decay == "scalar" else g
 
     def _log_gates(self, raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logarithms of the erase and the write gate, (B, T, H, 1 or channels), fp32: powers of a gate that has
+        """Logarithms of the erase and the write gate, (B, T, nH, 1 or channels), fp32: powers of a gate that has
         underflowed keep a finite gradient."""
 
         def log_gate(name: str) -> Tensor:
             x = raw[name]
-            return F.logsigmoid(x.to(torch.promote_types(x.dtype, torch.float32))).unflatten(-1, (self.H, -1))
+            return F.logsigmoid(x.to(torch.promote_types(x.dtype, torch.float32))).unflatten(-1, (self.edits(self.config) * self.H, -1))
 
         if self.config.tied:
             gate = log_gate("edit")
             return gate, gate
         return log_gate("erase"), log_gate("write")
 
-    def _edit(
+    def edit(
         self, k_BTHK: Tensor, v_BTHV: Tensor, erase: Tensor, write: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Write key, erase key (None: the write key), value and beta (None: 1) from keys, values and log-gates."""
@@ -376,15 +434,12 @@ class DeltaRuleMixer(Mixer):
         return gated_BTHK, k_BTHK, value_BTHV, None
 
     @torch.no_grad()
-    def _record_metrics(
+    def record_metrics(
         self,
         aux: AuxOutputs,
         raw: Mapping[str, Tensor],
-        g: Tensor | None,
         state_BHKV: Tensor,
-        write_key_BTHK: Tensor,
-        erase_key_BTHK: Tensor | None,
-        beta_BTH: Tensor | None,
+        operands: Operands,
         segments: Tensor | None,
     ) -> None:
         """Norm of the state at the end of rows, half-life in tokens, gates, and the largest factor by which one edit
@@ -396,15 +451,16 @@ class DeltaRuleMixer(Mixer):
         def add_quantiles(name: str, values: Tensor) -> None:
             metrics.update(quantiles_of(name, values, is_token(segments, values.dim() - 2)))
 
-        if g is not None:
-            add_quantiles("half_life", math.log(0.5) / g.clamp_max(-1e-6))
+        if operands.g is not None:
+            add_quantiles("half_life", math.log(0.5) / operands.g.clamp_max(-1e-6))
         for name in ("edit", "erase", "write"):
             if name in raw:
                 add_quantiles(f"{name}_gate", raw[name].float().sigmoid())
-        erase_key_BTHK = write_key_BTHK if erase_key_BTHK is None else erase_key_BTHK
-        if beta_BTH is not None:
-            erase_key_BTHK = beta_BTH[..., None] * erase_key_BTHK
-        norm_BTH = step_norm(write_key_BTHK.float(), erase_key_BTHK.float())
+        write_key = operands.write_key
+        erase_key = write_key if operands.erase_key is None else operands.erase_key
+        if operands.beta is not None:
+            erase_key = operands.beta[..., None] * erase_key
+        norm_BTH = step_norm(write_key.float(), erase_key.float())
         metrics["step_norm"] = maximum_of(norm_BTH, is_token(segments, 1))
 
     # No rescaling pairs: q, k and v pass a SiLU (and q and k an L2 norm), o an RMS norm.
@@ -414,7 +470,7 @@ class DeltaRuleMixer(Mixer):
         past = CONV_WIDTH - 1 if self.config.short_convolution else 0
         return DeltaCache(
             torch.zeros(batch, self.H, self.K, self.V, device=device, dtype=wide),
-            torch.zeros(batch, past, self.H * (2 * self.K + self.V), device=device, dtype=dtype),
+            torch.zeros(batch, past, self.qkv.out_features, device=device, dtype=dtype),
         )
 
     def score_obstacle(self) -> str:
@@ -422,10 +478,10 @@ class DeltaRuleMixer(Mixer):
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
-        H, K, V = config.heads, config.head_dim, config.value_dim
-        C = H * (2 * K + V)
+        H, K, V, n = config.heads, config.head_dim, config.value_dim, cls.edits(config)
+        C = H * (K + n * (K + V))
         matrices, vectors = [(width, C), (H * V, width)], V
-        for gate in gate_shapes(config).values():
+        for gate in cls.gate_shapes(config).values():
             matrices += [(width, gate.rank), (gate.rank, gate.channels)] if gate.rank else [(width, gate.channels)]
             vectors += gate.channels if gate.bias else 0
         if config.decay != "none":
@@ -436,7 +492,8 @@ class DeltaRuleMixer(Mixer):
         return Cost(
             parameters=parameters,
             active_parameters=parameters,
-            flops=linear_flops(*matrices) + delta_rule_flops(H, K, V, length, config.chunk, by_channel=by_channel),
+            flops=linear_flops(*matrices)
+            + n * delta_rule_flops(H, K, V, n * length, config.chunk, by_channel=by_channel),
             cache_bytes=4 * H * K * V + (element_bytes * (CONV_WIDTH - 1) * C if config.short_convolution else 0),
         )
 
