@@ -226,6 +226,26 @@ class Operands(NamedTuple):
     """(B, T, nH), or None: 1."""
 
 
+def one_by_one(operands: Operands, n: int) -> Operands:
+    """n edits a token as one edit at each of nT tokens: the decay acts at the first of a token's n, the query reads
+    after the last."""
+    H = operands.q_BTHK.shape[2]
+
+    def by_edit(x: Tensor | None) -> Tensor | None:  # (B, T, nH, …) -> (B, nT, H, …)
+        return None if x is None else x.unflatten(2, (n, H)).flatten(1, 2)
+
+    def at(x: Tensor, edit: int) -> Tensor:  # (B, T, H, …) -> (B, nT, H, …), zero but at one edit
+        padded = x.new_zeros(*x.shape[:2], n, *x.shape[2:])
+        padded[:, :, edit] = x
+        return padded.flatten(1, 2)
+
+    q_BTHK, write_key, value, g, erase_key, beta = operands
+    keys, values = by_edit(write_key), by_edit(value)
+    assert keys is not None and values is not None
+    decay = None if g is None else at(g, 0)
+    return Operands(at(q_BTHK, -1), keys, values, decay, by_edit(erase_key), by_edit(beta))
+
+
 class DeltaCache(Cache):
     """``state_BHKV`` (fp32) and ``tail_BWC``, the last W - 1 inputs of the short convolution (W = 1 without one)."""
 
@@ -242,6 +262,12 @@ class DeltaCache(Cache):
 
     def step_bytes(self, lengths: Sequence[int]) -> float:
         return 2 * super().step_bytes(lengths)  # every number is read and written
+
+
+def fill_time_steps(parameter: Tensor, generator: Generator) -> None:
+    """Biases whose softplus is log-uniform in (0.001, 0.1), as of Mamba."""
+    step = parameter.uniform_(math.log(1e-3), math.log(0.1), generator=generator).exp().clamp_min(1e-4)
+    parameter.copy_(step + torch.log(-torch.expm1(-step)))
 
 
 class DeltaRuleMixer(Mixer):
@@ -300,9 +326,8 @@ class DeltaRuleMixer(Mixer):
         elif name == "A_log":  # exp(A_log) uniform, per head from 1e-4 instead of 0: the logarithm must be finite
             lowest = 1e-4 if self.config.decay == "scalar" else 1.0
             parameter.uniform_(lowest, 16.0, generator=generator).log_()
-        else:  # dt_bias: softplus(dt_bias) is log-uniform in (0.001, 0.1)
-            step = parameter.uniform_(math.log(1e-3), math.log(0.1), generator=generator).exp().clamp_min(1e-4)
-            parameter.copy_(step + torch.log(-torch.expm1(-step)))
+        else:
+            fill_time_steps(parameter, generator)
 
     def rescaling_obstacles(self) -> dict[str, str]:
         qk = "keys enter the delta rule twice, to erase and to write"
@@ -406,9 +431,11 @@ class DeltaRuleMixer(Mixer):
         """Logarithms of the erase and the write gate, (B, T, nH, 1 or channels), fp32: powers of a gate that has
         underflowed keep a finite gradient."""
 
+        heads = self.edits(self.config) * self.H
+
         def log_gate(name: str) -> Tensor:
             x = raw[name]
-            return F.logsigmoid(x.to(torch.promote_types(x.dtype, torch.float32))).unflatten(-1, (self.edits(self.config) * self.H, -1))
+            return F.logsigmoid(x.to(torch.promote_types(x.dtype, torch.float32))).unflatten(-1, (heads, -1))
 
         if self.config.tied:
             gate = log_gate("edit")

@@ -66,7 +66,9 @@ def linear_attention(
     if backend == "auto":
         backend = "recurrent" if T == 1 else "torch"
     elif backend not in BACKENDS:
-        raise ValueError(f"linear_attention: backend: got {backend!r}; expected 'auto' or one of {', '.join(BACKENDS)}.")
+        raise ValueError(
+            f"linear_attention: backend: got {backend!r}; expected 'auto' or one of {', '.join(BACKENDS)}."
+        )
     dispatch.record("linear_attention", backend)
     if backend == "recurrent":
         return linear_attention_recurrent(q_BTHK, k_BTHK, v_BTHV, g_BTH, state_BHKV=state_BHKV, segments=segments)
