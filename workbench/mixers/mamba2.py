@@ -4,13 +4,12 @@
 
 Published: the state-space dual form, the gated norm before the output, one convolution over x, B and C, expansion 2,
 heads of 64 channels, a state of 128 channels, one group of B and C. Read in public code (state-spaces/mamba): Δ =
-softplus(W x + dt_bias), A = -exp(A_log) with -A uniform in (1, 16), d = 1 per head at the start. Ours: the convolution
-has no bias, as everywhere here.
+softplus(W x + dt_bias), A = -exp(A_log) with -A uniform in (1, 16), d = 1 per head at the start, a norm for every
+group. Ours: the convolution has no bias, as everywhere here.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -21,10 +20,9 @@ from torch import Generator, Tensor, nn
 from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Cost, Mixer, Range, Role, VariantConfig, mixers
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
-from workbench.mixers.families.delta_rule import DeltaCache, fill_time_steps
+from workbench.mixers.families.delta_rule import DeltaCache, fill_time_steps, record_state
 from workbench.ops.linear_attention import linear_attention, linear_attention_flops
 from workbench.ops.short_convolution import Heads
-from workbench.pooled import is_token, mean_of, quantiles_of
 
 CONV_WIDTH = 4
 
@@ -129,12 +127,11 @@ class Mamba2(Mixer):
             cache.tail_BWC.copy_(self.conv.next_tail(raw_BTC, cache.tail_BWC))
             cache.length += 0 if stepping else x_BTD.shape[1]
         if aux is not None and aux.collect_metrics:
-            ends = None if segments is None else is_token(segments[:, -1:])
-            aux.metrics["state_norm"] = mean_of(state_BHNP.detach().norm(dim=(-2, -1)), ends)
-            half_life_BTH = math.log(0.5) / g_BTH.detach().clamp_max(-1e-6)
-            aux.metrics.update(quantiles_of("half_life", half_life_BTH, is_token(segments, 1)))
+            record_state(aux, state_BHNP, g_BTH, segments)
         y_BTHP = (y_BTHP + self.skip.to(wide)[:, None] * x_BTHP).to(x_BTD.dtype)
-        return self.out(self.norm(y_BTHP.flatten(-2) * F.silu(z)))
+        gated_BTGC = (y_BTHP.flatten(-2) * F.silu(z)).unflatten(-1, (G, -1))
+        normed_BTC = F.rms_norm(gated_BTGC, gated_BTGC.shape[-1:], eps=self.norm.eps).flatten(-2)
+        return self.out(normed_BTC * self.norm.weight.to(normed_BTC.dtype))
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> DeltaCache:
         config, wide = self.config, torch.promote_types(dtype, torch.float32)

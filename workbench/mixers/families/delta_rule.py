@@ -226,6 +226,16 @@ class Operands(NamedTuple):
     """(B, T, nH), or None: 1."""
 
 
+def record_state(aux: AuxOutputs, state_BHKV: Tensor, g: Tensor | None, segments: Tensor | None) -> None:
+    """Norm of the state at the end of rows, and half-life in tokens. Padding does not count, nor do rows that end with
+    it."""
+    ends_with_token = None if segments is None else is_token(segments[:, -1:])
+    aux.metrics["state_norm"] = mean_of(state_BHKV.detach().norm(dim=(-2, -1)), ends_with_token)
+    if g is not None:
+        half_life = math.log(0.5) / g.detach().clamp_max(-1e-6)
+        aux.metrics.update(quantiles_of("half_life", half_life, is_token(segments, g.dim() - 2)))
+
+
 def one_by_one(operands: Operands, n: int) -> Operands:
     """n edits a token as one edit at each of nT tokens: the decay acts at the first of a token's n, the query reads
     after the last."""
@@ -471,24 +481,17 @@ class DeltaRuleMixer(Mixer):
     ) -> None:
         """Norm of the state at the end of rows, half-life in tokens, gates, and the largest factor by which one edit
         stretches the state. Padding does not count, nor do rows that end with it."""
-        metrics = aux.metrics
-        ends_with_token = None if segments is None else is_token(segments[:, -1:])
-        metrics["state_norm"] = mean_of(state_BHKV.norm(dim=(-2, -1)), ends_with_token)
-
-        def add_quantiles(name: str, values: Tensor) -> None:
-            metrics.update(quantiles_of(name, values, is_token(segments, values.dim() - 2)))
-
-        if operands.g is not None:
-            add_quantiles("half_life", math.log(0.5) / operands.g.clamp_max(-1e-6))
+        record_state(aux, state_BHKV, operands.g, segments)
         for name in ("edit", "erase", "write"):
             if name in raw:
-                add_quantiles(f"{name}_gate", raw[name].float().sigmoid())
+                gate = raw[name].float().sigmoid()
+                aux.metrics.update(quantiles_of(f"{name}_gate", gate, is_token(segments, gate.dim() - 2)))
         write_key = operands.write_key
         erase_key = write_key if operands.erase_key is None else operands.erase_key
         if operands.beta is not None:
             erase_key = operands.beta[..., None] * erase_key
         norm_BTH = step_norm(write_key.float(), erase_key.float())
-        metrics["step_norm"] = maximum_of(norm_BTH, is_token(segments, 1))
+        aux.metrics["step_norm"] = maximum_of(norm_BTH, is_token(segments, 1))
 
     # No rescaling pairs: q, k and v pass a SiLU (and q and k an L2 norm), o an RMS norm.
 
