@@ -13,9 +13,8 @@ each a number or a vector per head. The erase gate acts on
 The decay g is none, a number or a vector per head, -exp(A_log) · softplus(W_a x + dt_bias). Tied gates are one gate,
 w = b. The power of the write gate (1, 1/2, 0) gives a tied scalar gate the same effect in all three: DeltaNet's β.
 
-Sources: DeltaNet arXiv 2406.06484, Gated DeltaNet 2412.06464, Kimi Delta Attention 2510.26692, GDN-2 2605.22791;
-FG²-GDN 2604.19021 by its abstract and second-hand notes only. The members' files tell what is published and what is
-ours.
+Sources: DeltaNet arXiv 2406.06484, Gated DeltaNet 2412.06464, Kimi Delta Attention 2510.26692, GDN-2 2605.22791,
+FG²-GDN 2604.19021. The members' files say what is published and what is ours.
 
 Legend: B batch, T time, D model width, H heads, K key channels, V value channels, C = H(2K + V) convolved channels.
 """
@@ -69,6 +68,8 @@ class DeltaRuleConfig(VariantConfig):
     """Axis of the write gate: one number per head, or one per value channel."""
     tied: bool = True
     """Whether erase and write gate are one gate; they then have the same axis, and K = V where that is channels."""
+    edit_rank: Annotated[int | None, Field(ge=0)] = 0
+    """Rank of the projections to gates with one number per channel; 0 is a full matrix. None: V."""
     erase_gate_on: Literal["key", "both", "address"] = "key"
     """Factor of (I - p eᵀ) that the erase gate multiplies: the erase key e, both by its root, or the write key p."""
     negative_eigenvalues: bool = False
@@ -96,6 +97,12 @@ class DeltaRuleConfig(VariantConfig):
         "340m": {"head_dim": 128},
         "1.3b": {"head_dim": 128},
     }
+
+    def canonical(self) -> dict[str, Any]:
+        plain = super().canonical()
+        if self.edit_rank == 0:
+            del plain["edit_rank"]  # full matrices: the model is the same
+        return plain
 
     def resolved(self, width: int) -> Self:
         require(self.chunk & (self.chunk - 1) == 0, "chunk", got=self.chunk, expected="a power of two")
@@ -138,6 +145,7 @@ class DeltaRuleConfig(VariantConfig):
             head_dim=head_dim,
             value_dim=value_dim,
             decay_rank=value_dim if self.decay_rank is None else self.decay_rank,
+            edit_rank=value_dim if self.edit_rank is None else self.edit_rank,
             output_gate_rank=value_dim if self.output_gate_rank is None else self.output_gate_rank,
         )
 
@@ -320,8 +328,9 @@ class DeltaRuleMixer(Mixer):
         if config.decay != "none":
             shapes["decay"] = GateShape(H) if config.decay == "scalar" else GateShape(H * K, config.decay_rank)
         erase, write = ("edit", "edit") if config.tied else ("erase", "write")
-        shapes[write] = GateShape(n * H if config.write == "scalar" else n * H * V)
-        shapes[erase] = GateShape(n * H if config.erase == "scalar" else n * H * K)
+        rank = config.edit_rank
+        shapes[write] = GateShape(n * H) if config.write == "scalar" else GateShape(n * H * V, rank)
+        shapes[erase] = GateShape(n * H) if config.erase == "scalar" else GateShape(n * H * K, rank)
         if config.output_gate != "none":
             shapes["output"] = GateShape(H * V, config.output_gate_rank, bias=config.output_gate_rank > 0)
         return shapes
