@@ -85,11 +85,14 @@ class RWKV7(Mixer):
         ranks = {"decay": config.decay_rank, "rate": config.rate_rank, "gate": config.gate_rank}
         self.down = nn.ModuleDict({name: Linear(width, rank) for name, rank in ranks.items()})
         self.up = nn.ModuleDict({name: Linear(rank, width) for name, rank in ranks.items()})
-        for name in ("decay", "rate"):  # they compound over a whole document
-            self.down[name].sensitive = self.up[name].sensitive = True
-        vectors = ("key_scale", "key_rate", "bonus", "decay_bias", "rate_bias", "norm_weight", "norm_bias")
-        for name in vectors:
-            self.register_parameter(name, nn.Parameter(torch.empty(width)))
+        for projections in (self.down, self.up):
+            for name in ("decay", "rate"):  # they compound over a whole document
+                projection = projections[name]
+                assert isinstance(projection, Linear)
+                projection.sensitive = True
+        self.key_scale, self.key_rate, self.bonus, self.decay_bias, self.rate_bias, self.norm_weight, self.norm_bias = (
+            nn.Parameter(torch.empty(width)) for _ in range(7)
+        )
         self.out = Linear(width, width, writes_residual=True)
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
@@ -152,14 +155,14 @@ class RWKV7(Mixer):
         zero = torch.zeros_like(k_BTHK)
         write_key, value = torch.cat((a_BTHK * unit_BTHK, k_BTHK), dim=2), torch.cat((zero, v_BTHV), dim=2)
         erase_key = torch.cat((unit_BTHK * (-g_BTHK).exp(), zero), dim=2)
-        q, p, z, g, e, _ = one_by_one(Operands(r_BTHK, write_key, value, g_BTHK, erase_key, None), 2)
-        q, p, z, e = (y if y is None else y.to(x_BTD.dtype) for y in (q, p, z, e))
+        edits = one_by_one(Operands(r_BTHK, write_key, value, g_BTHK, erase_key, None), 2)
+        assert edits.erase_key is not None
         o_BTHV, state_BHKV = delta_rule(
-            q,
-            p,
-            z,
-            g,
-            erase_key_BTHK=e,
+            edits.q_BTHK.to(x_BTD.dtype),
+            edits.write_key.to(x_BTD.dtype),
+            edits.value.to(x_BTD.dtype),
+            edits.g,
+            erase_key_BTHK=edits.erase_key.to(x_BTD.dtype),
             segments=None if segments is None else segments.repeat_interleave(2, dim=1),
             state_BHKV=None if cache is None else cache.state_BHKV,
             chunk=self.config.chunk,
