@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -178,6 +178,16 @@ class Cost:
     """Bytes of the decode cache of one sequence after T tokens."""
     unevicted_bytes: int | None = None
     """The same if windows evicted nothing; None where nothing is evicted anyway."""
+
+    def plus(self, *, parameters: int = 0, flops: float = 0.0, cache_bytes: int = 0) -> Cost:
+        """This cost and these further ones; the parameters take part for every token."""
+        return replace(
+            self,
+            parameters=self.parameters + parameters,
+            active_parameters=self.active_parameters + parameters,
+            flops=self.flops + flops,
+            cache_bytes=self.cache_bytes + cache_bytes,
+        )
 
 
 class BlocksPerQuery(NamedTuple):

@@ -3,12 +3,15 @@ they cost."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from workbench.ablation.arms import resolve
+from workbench.ablation.spec.ablation import AblationConfig
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, mixers
@@ -17,13 +20,14 @@ from workbench.mixers.families.delta_rule import step_norm
 from workbench.model import LanguageModel, ModelConfig
 from workbench.testing import MixerConformance
 
+ROOT = Path(__file__).parents[2]
 WIDTH = 64
 FAMILY = ("deltanet", "gdn", "kda", "gdn2", "fg2_gdn", "fg2_gdn_plus")
 
 
 def build(name: str, **settings: Any) -> Any:
     suite = type("Suite", (MixerConformance,), {"name": name, "width": WIDTH})()
-    return suite.build({"head_dim": 16, "chunk": 16, "initialisation": "model", **settings})
+    return suite.build({"head_dim": 16, "chunk": 16, "initialisation": "model", "edit_rank": 0, **settings})
 
 
 def output(mixer: Any, x_BTD: Tensor | None = None, **more: Any) -> Tensor:
@@ -213,8 +217,8 @@ MATCHED = {
         {
             "gdn": (5.272e6, 2496),
             "kda": (4.741e6, 2624),
-            "fg2_gdn": (5.782e6, 2304),
-            "fg2_gdn_plus": (6.830e6, 1984),
+            "fg2_gdn": (4.995e6, 2560),
+            "fg2_gdn_plus": (5.257e6, 2496),
             "gdn2": (6.830e6, 1984),
         },
     ),
@@ -223,8 +227,8 @@ MATCHED = {
         {
             "gdn": (21.062e6, 4928),
             "kda": (17.887e6, 5440),
-            "fg2_gdn": (22.049e6, 4800),
-            "fg2_gdn_plus": (26.243e6, 4096),
+            "fg2_gdn": (18.379e6, 5376),
+            "fg2_gdn_plus": (18.903e6, 5248),
             "gdn2": (26.243e6, 4096),
         },
     ),
@@ -256,3 +260,27 @@ def test_hybrids_generate_with_a_constant_state() -> None:
     for t in range(6):
         scores = model.logits(model(torch.cat((prompt, made[:, :t]), dim=1))[:, -1])
         assert torch.equal(scores.argmax(-1), made[:, t])
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "low", "full"), [("340m", 20, (1.6, 3.3), (9.0, 18.1)), ("1p3b", 24, (0.7, 1.4), (5.7, 11.5))]
+)
+def test_the_presets_are_the_printed_models(
+    name: str, layers: int, low: tuple[float, float], full: tuple[float, float]
+) -> None:
+    """Of FG²-GDN (table 6): layers, a state of 262,144 numbers in each linear one, and what gates add in percent."""
+    arms = resolve(AblationConfig.load(ROOT / f"sweeps/fg2_paper_{name}.yaml"))
+    model = arms["fg2-gdn"].run().model
+    kinds = [layer.mixer.kind for layer in model.layers]
+    assert kinds == ["fg2_gdn", "fg2_gdn", "fg2_gdn", "mla"] * (layers // 4)
+    linear: Any = model.layers[0].mixer
+    assert linear.heads * linear.head_dim * linear.value_dim == 262_144
+
+    def size(arm: str, **fields: Any) -> int:
+        config = arms[arm].run().model
+        delta = {**config.mixers["delta"], **fields}
+        return account(config.changed(mixers={**config.mixers, "delta": delta}), 8192).non_embedding
+
+    for arm, rank, printed in zip(("fg2-gdn", "fg2-gdn-plus") * 2, (None, None, 0, 0), (*low, *full)):
+        added = size(arm, edit_rank=rank) / size("kda") - 1
+        assert 100 * added == pytest.approx(printed, abs=0.06), (arm, rank)

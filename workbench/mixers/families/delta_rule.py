@@ -13,9 +13,8 @@ each a number or a vector per head. The erase gate acts on
 The decay g is none, a number or a vector per head, -exp(A_log) · softplus(W_a x + dt_bias). Tied gates are one gate,
 w = b. The power of the write gate (1, 1/2, 0) gives a tied scalar gate the same effect in all three: DeltaNet's β.
 
-Sources: DeltaNet arXiv 2406.06484, Gated DeltaNet 2412.06464, Kimi Delta Attention 2510.26692, GDN-2 2605.22791;
-FG²-GDN 2604.19021 by its abstract and second-hand notes only. The members' files tell what is published and what is
-ours.
+Sources: DeltaNet arXiv 2406.06484, Gated DeltaNet 2412.06464, Kimi Delta Attention 2510.26692, GDN-2 2605.22791,
+FG²-GDN 2604.19021. The members' files say what is published and what is ours.
 
 Legend: B batch, T time, D model width, H heads, K key channels, V value channels, C = H(2K + V) convolved channels.
 """
@@ -69,6 +68,8 @@ class DeltaRuleConfig(VariantConfig):
     """Axis of the write gate: one number per head, or one per value channel."""
     tied: bool = True
     """Whether erase and write gate are one gate; they then have the same axis, and K = V where that is channels."""
+    edit_rank: Annotated[int | None, Field(ge=0)] = 0
+    """Rank of the projections to gates with one number per channel; 0 is a full matrix. None: V."""
     erase_gate_on: Literal["key", "both", "address"] = "key"
     """Factor of (I - p eᵀ) that the erase gate multiplies: the erase key e, both by its root, or the write key p."""
     negative_eigenvalues: bool = False
@@ -96,6 +97,12 @@ class DeltaRuleConfig(VariantConfig):
         "340m": {"head_dim": 128},
         "1.3b": {"head_dim": 128},
     }
+
+    def canonical(self) -> dict[str, Any]:
+        plain = super().canonical()
+        if self.edit_rank == 0:
+            del plain["edit_rank"]  # full matrices: the model is the same
+        return plain
 
     def resolved(self, width: int) -> Self:
         require(self.chunk & (self.chunk - 1) == 0, "chunk", got=self.chunk, expected="a power of two")
@@ -138,6 +145,7 @@ class DeltaRuleConfig(VariantConfig):
             head_dim=head_dim,
             value_dim=value_dim,
             decay_rank=value_dim if self.decay_rank is None else self.decay_rank,
+            edit_rank=value_dim if self.edit_rank is None else self.edit_rank,
             output_gate_rank=value_dim if self.output_gate_rank is None else self.output_gate_rank,
         )
 
@@ -148,20 +156,6 @@ class GateShape(NamedTuple):
     channels: int
     rank: int = 0
     bias: bool = False
-
-
-def gate_shapes(config: Any) -> dict[str, GateShape]:
-    """The gates of ``config``, by name."""
-    H, K, V = config.heads, config.head_dim, config.value_dim
-    shapes: dict[str, GateShape] = {}
-    if config.decay != "none":
-        shapes["decay"] = GateShape(H) if config.decay == "scalar" else GateShape(H * K, config.decay_rank)
-    erase, write = ("edit", "edit") if config.tied else ("erase", "write")
-    shapes[write] = GateShape(H if config.write == "scalar" else H * V)
-    shapes[erase] = GateShape(H if config.erase == "scalar" else H * K)
-    if config.output_gate != "none":
-        shapes["output"] = GateShape(H * V, config.output_gate_rank, bias=config.output_gate_rank > 0)
-    return shapes
 
 
 class StackedLinear(Linear):
@@ -224,6 +218,52 @@ class Gates(nn.Module):
         }
 
 
+class Operands(NamedTuple):
+    """Arguments of :func:`workbench.ops.delta_rule.delta_rule`, n edits a token."""
+
+    q_BTHK: Tensor
+    write_key: Tensor
+    """(B, T, nH, K)."""
+    value: Tensor
+    """(B, T, nH, V)."""
+    g: Tensor | None
+    """(B, T, H) or (B, T, H, K), or None."""
+    erase_key: Tensor | None
+    """(B, T, nH, K), or None: the write key."""
+    beta: Tensor | None
+    """(B, T, nH), or None: 1."""
+
+
+def record_state(aux: AuxOutputs, state_BHKV: Tensor, g: Tensor | None, segments: Tensor | None) -> None:
+    """Norm of the state at the end of rows, and half-life in tokens. Padding does not count, nor do rows that end with
+    it."""
+    ends_with_token = None if segments is None else is_token(segments[:, -1:])
+    aux.metrics["state_norm"] = mean_of(state_BHKV.detach().norm(dim=(-2, -1)), ends_with_token)
+    if g is not None:
+        half_life = math.log(0.5) / g.detach().clamp_max(-1e-6)
+        aux.metrics.update(quantiles_of("half_life", half_life, is_token(segments, g.dim() - 2)))
+
+
+def one_by_one(operands: Operands, n: int) -> Operands:
+    """n edits a token as one edit at each of nT tokens: the decay acts at the first of a token's n, the query reads
+    after the last."""
+    H = operands.q_BTHK.shape[2]
+
+    def by_edit(x: Tensor | None) -> Tensor | None:  # (B, T, nH, …) -> (B, nT, H, …)
+        return None if x is None else x.unflatten(2, (n, H)).flatten(1, 2)
+
+    def at(x: Tensor, edit: int) -> Tensor:  # (B, T, H, …) -> (B, nT, H, …), zero but at one edit
+        padded = x.new_zeros(*x.shape[:2], n, *x.shape[2:])
+        padded[:, :, edit] = x
+        return padded.flatten(1, 2)
+
+    q_BTHK, write_key, value, g, erase_key, beta = operands
+    keys, values = by_edit(write_key), by_edit(value)
+    assert keys is not None and values is not None
+    decay = None if g is None else at(g, 0)
+    return Operands(at(q_BTHK, -1), keys, values, decay, by_edit(erase_key), by_edit(beta))
+
+
 class DeltaCache(Cache):
     """``state_BHKV`` (fp32) and ``tail_BWC``, the last W - 1 inputs of the short convolution (W = 1 without one)."""
 
@@ -242,8 +282,18 @@ class DeltaCache(Cache):
         return 2 * super().step_bytes(lengths)  # every number is read and written
 
 
+def fill_time_steps(parameter: Tensor, generator: Generator) -> None:
+    """Biases whose softplus is log-uniform in (0.001, 0.1), as of Mamba."""
+    step = parameter.uniform_(math.log(1e-3), math.log(0.1), generator=generator).exp().clamp_min(1e-4)
+    parameter.copy_(step + torch.log(-torch.expm1(-step)))
+
+
 class DeltaRuleMixer(Mixer):
-    """A layer of the family. Decoding keeps a state of constant size."""
+    """A layer of the family. Decoding keeps a state of constant size.
+
+    A member may change the parts: the convolved heads (:meth:`heads`), the gates (:meth:`gate_shapes`), what they make
+    of keys and values (:meth:`edit`), the operation on the state (:meth:`operate`).
+    """
 
     capabilities = Capabilities(flops_check="forward")
     roles = {"A_log": Role.VECTOR, "dt_bias": Role.VECTOR}
@@ -253,15 +303,37 @@ class DeltaRuleMixer(Mixer):
         self.config = config
         H, K, V = self.H, self.K, self.V = config.heads, config.head_dim, config.value_dim
         xavier = config.initialisation == "xavier"
-        parts = (H, K), (H, K), (H, V)
-        self.qkv = _projection(width, {"q": H * K, "k": H * K, "v": H * V}, xavier, parts=parts)
-        self.conv = ShortConvolution(H * (2 * K + V), CONV_WIDTH) if config.short_convolution else None
-        self.gates = Gates(width, gate_shapes(config), xavier)
+        n = self.edits(config)
+        parts = (H, K), (n * H, K), (n * H, V)
+        sizes = {name: heads * channels for name, (heads, channels) in zip("qkv", parts)}
+        self.qkv = _projection(width, sizes, xavier, parts=parts)
+        self.conv = ShortConvolution(sum(sizes.values()), CONV_WIDTH) if config.short_convolution else None
+        self.gates = Gates(width, self.gate_shapes(config), xavier)
         if config.decay != "none":
             self.A_log = nn.Parameter(torch.empty(H))
             self.dt_bias = nn.Parameter(torch.empty(H if config.decay == "scalar" else H * K))
         self.norm = RMSNorm(V)
         self.out = _projection(H * V, {"out": width}, xavier, writes_residual=True)
+
+    @classmethod
+    def edits(cls, config: Any) -> int:
+        """Edits n of the state at every token, each with its key, value and edit gates."""
+        return 1
+
+    @classmethod
+    def gate_shapes(cls, config: Any) -> dict[str, GateShape]:
+        """The gates of ``config``, by name."""
+        H, K, V, n = config.heads, config.head_dim, config.value_dim, cls.edits(config)
+        shapes: dict[str, GateShape] = {}
+        if config.decay != "none":
+            shapes["decay"] = GateShape(H) if config.decay == "scalar" else GateShape(H * K, config.decay_rank)
+        erase, write = ("edit", "edit") if config.tied else ("erase", "write")
+        rank = config.edit_rank
+        shapes[write] = GateShape(n * H) if config.write == "scalar" else GateShape(n * H * V, rank)
+        shapes[erase] = GateShape(n * H) if config.erase == "scalar" else GateShape(n * H * K, rank)
+        if config.output_gate != "none":
+            shapes["output"] = GateShape(H * V, config.output_gate_rank, bias=config.output_gate_rank > 0)
+        return shapes
 
     def transfer_constants(self) -> dict[str, float]:
         # Xavier's variance follows the sum of fan-in and fan-out
@@ -273,9 +345,8 @@ class DeltaRuleMixer(Mixer):
         elif name == "A_log":  # exp(A_log) uniform, per head from 1e-4 instead of 0: the logarithm must be finite
             lowest = 1e-4 if self.config.decay == "scalar" else 1.0
             parameter.uniform_(lowest, 16.0, generator=generator).log_()
-        else:  # dt_bias: softplus(dt_bias) is log-uniform in (0.001, 0.1)
-            step = parameter.uniform_(math.log(1e-3), math.log(0.1), generator=generator).exp().clamp_min(1e-4)
-            parameter.copy_(step + torch.log(-torch.expm1(-step)))
+        else:
+            fill_time_steps(parameter, generator)
 
     def rescaling_obstacles(self) -> dict[str, str]:
         qk = "keys enter the delta rule twice, to erase and to write"
@@ -291,35 +362,18 @@ class DeltaRuleMixer(Mixer):
         cache: Cache | None = None,
         aux: AuxOutputs | None = None,
     ) -> Tensor:
-        config, H, K, V = self.config, self.H, self.K, self.V
+        config = self.config
         assert cache is None or isinstance(cache, DeltaCache)
         raw_BTC = self.qkv(x_BTD)
         tail_BWC = None  # before the first token it is zero, which needs no reading
         if cache is not None and (cache.length or cache.positions_B is not None):
             tail_BWC = cache.tail_BWC
-        q_length, k_length = (K**-0.5, 1.0) if config.qk_norm == "l2" else (None, None)
-        heads = (Heads(H, K, q_length), Heads(H, K, k_length), Heads(H, V))
-        if self.conv is None:  # one token wide
-            q_BTHK, k_BTHK, v_BTHV = short_convolution(raw_BTC, raw_BTC.new_ones(raw_BTC.shape[-1], 1), heads)
-        else:
-            q_BTHK, k_BTHK, v_BTHV = self.conv(raw_BTC, heads, segments=segments, tail_BWC=tail_BWC)
-        if config.qk_norm != "l2":
-            q_BTHK = q_BTHK * K**-0.5
+        q_BTHK, k, v = self.heads(raw_BTC, segments, tail_BWC)
         raw = self.gates(x_BTD)
-        g = self._log_decay(raw.get("decay"))
-        write_key_BTHK, erase_key_BTHK, value_BTHV, beta_BTH = self._edit(k_BTHK, v_BTHV, *self._log_gates(raw))
-        o_BTHV, state_BHKV = delta_rule(
-            q_BTHK,
-            write_key_BTHK,
-            value_BTHV,
-            g,
-            erase_key_BTHK=erase_key_BTHK,
-            beta_BTH=beta_BTH,
-            segments=segments,
-            state_BHKV=None if cache is None else cache.state_BHKV,
-            chunk=config.chunk,
-            backend=config.backend if cache is None or cache.positions_B is None else "recurrent",
-        )
+        g = self.log_decay(raw.get("decay"))
+        write_key, erase_key, value, beta = self.edit(k, v, *self._log_gates(raw))
+        operands = Operands(q_BTHK, write_key, value, g, erase_key, beta)
+        o_BTHV, state_BHKV = self.operate(operands, raw, segments, cache)
         if cache is not None:
             cache.state_BHKV.copy_(state_BHKV)
             if self.conv is not None:
@@ -327,13 +381,61 @@ class DeltaRuleMixer(Mixer):
             if cache.positions_B is None:
                 cache.length += x_BTD.shape[1]
         if aux is not None and aux.collect_metrics:
-            self._record_metrics(aux, raw, g, state_BHKV, write_key_BTHK, erase_key_BTHK, beta_BTH, segments)
+            self.record_metrics(aux, raw, state_BHKV, operands, segments)
         y = self.norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)
         if config.output_gate != "none":
             y = y * (F.silu if config.output_gate == "silu" else torch.sigmoid)(raw["output"])
         return self.out(y)
 
-    def _log_decay(self, raw: Tensor | None) -> Tensor | None:
+    def heads(
+        self, raw_BTC: Tensor, segments: Tensor | None, tail_BWC: Tensor | None, *, normalise: bool = True
+    ) -> list[Tensor]:
+        """q (B, T, H, K), k (B, T, nH, K) and v (B, T, nH, V), convolved.
+
+        Args:
+            raw_BTC: inputs of the convolution.
+            segments: (B, T) document numbers.
+            tail_BWC: the inputs before them, from a cache.
+            normalise: scale q and k as configured; q also by K^-1/2.
+        """
+        H, K, V, n = self.H, self.K, self.V, self.edits(self.config)
+        unit = normalise and self.config.qk_norm == "l2"
+        q_length, k_length = (K**-0.5, 1.0) if unit else (None, None)
+        parts = (Heads(H, K, q_length), Heads(n * H, K, k_length), Heads(n * H, V))
+        if self.conv is None:  # one token wide
+            q_BTHK, k, v = short_convolution(raw_BTC, raw_BTC.new_ones(raw_BTC.shape[-1], 1), parts)
+        else:
+            q_BTHK, k, v = self.conv(raw_BTC, parts, segments=segments, tail_BWC=tail_BWC)
+        if normalise and not unit:
+            q_BTHK = q_BTHK * K**-0.5
+        return [q_BTHK, k, v]
+
+    def operate(
+        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: DeltaCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs (B, T, H, V), and the state after the last token (B, H, K, V).
+
+        Args:
+            operands: of the recurrence.
+            raw: gates before any activation, for members with further ones.
+            segments: (B, T) document numbers.
+            cache: with the state before the first token; a member with further states updates them here.
+        """
+        q_BTHK, write_key, value, g, erase_key, beta = operands
+        return delta_rule(
+            q_BTHK,
+            write_key,
+            value,
+            g,
+            erase_key_BTHK=erase_key,
+            beta_BTH=beta,
+            segments=segments,
+            state_BHKV=None if cache is None else cache.state_BHKV,
+            chunk=self.config.chunk,
+            backend=self.config.backend if cache is None or cache.positions_B is None else "recurrent",
+        )
+
+    def log_decay(self, raw: Tensor | None) -> Tensor | None:
         """(B, T, H) or (B, T, H, K), fp32 whatever the model's type: small decays decide what is remembered."""
         if raw is None:
             return None
@@ -345,19 +447,21 @@ class DeltaRuleMixer(Mixer):
         return g[..., 0] if self.config.decay == "scalar" else g
 
     def _log_gates(self, raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logarithms of the erase and the write gate, (B, T, H, 1 or channels), fp32: powers of a gate that has
+        """Logarithms of the erase and the write gate, (B, T, nH, 1 or channels), fp32: powers of a gate that has
         underflowed keep a finite gradient."""
+
+        heads = self.edits(self.config) * self.H
 
         def log_gate(name: str) -> Tensor:
             x = raw[name]
-            return F.logsigmoid(x.to(torch.promote_types(x.dtype, torch.float32))).unflatten(-1, (self.H, -1))
+            return F.logsigmoid(x.to(torch.promote_types(x.dtype, torch.float32))).unflatten(-1, (heads, -1))
 
         if self.config.tied:
             gate = log_gate("edit")
             return gate, gate
         return log_gate("erase"), log_gate("write")
 
-    def _edit(
+    def edit(
         self, k_BTHK: Tensor, v_BTHV: Tensor, erase: Tensor, write: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Write key, erase key (None: the write key), value and beta (None: 1) from keys, values and log-gates."""
@@ -376,36 +480,27 @@ class DeltaRuleMixer(Mixer):
         return gated_BTHK, k_BTHK, value_BTHV, None
 
     @torch.no_grad()
-    def _record_metrics(
+    def record_metrics(
         self,
         aux: AuxOutputs,
         raw: Mapping[str, Tensor],
-        g: Tensor | None,
         state_BHKV: Tensor,
-        write_key_BTHK: Tensor,
-        erase_key_BTHK: Tensor | None,
-        beta_BTH: Tensor | None,
+        operands: Operands,
         segments: Tensor | None,
     ) -> None:
         """Norm of the state at the end of rows, half-life in tokens, gates, and the largest factor by which one edit
         stretches the state. Padding does not count, nor do rows that end with it."""
-        metrics = aux.metrics
-        ends_with_token = None if segments is None else is_token(segments[:, -1:])
-        metrics["state_norm"] = mean_of(state_BHKV.norm(dim=(-2, -1)), ends_with_token)
-
-        def add_quantiles(name: str, values: Tensor) -> None:
-            metrics.update(quantiles_of(name, values, is_token(segments, values.dim() - 2)))
-
-        if g is not None:
-            add_quantiles("half_life", math.log(0.5) / g.clamp_max(-1e-6))
+        record_state(aux, state_BHKV, operands.g, segments)
         for name in ("edit", "erase", "write"):
             if name in raw:
-                add_quantiles(f"{name}_gate", raw[name].float().sigmoid())
-        erase_key_BTHK = write_key_BTHK if erase_key_BTHK is None else erase_key_BTHK
-        if beta_BTH is not None:
-            erase_key_BTHK = beta_BTH[..., None] * erase_key_BTHK
-        norm_BTH = step_norm(write_key_BTHK.float(), erase_key_BTHK.float())
-        metrics["step_norm"] = maximum_of(norm_BTH, is_token(segments, 1))
+                gate = raw[name].float().sigmoid()
+                aux.metrics.update(quantiles_of(f"{name}_gate", gate, is_token(segments, gate.dim() - 2)))
+        write_key = operands.write_key
+        erase_key = write_key if operands.erase_key is None else operands.erase_key
+        if operands.beta is not None:
+            erase_key = operands.beta[..., None] * erase_key
+        norm_BTH = step_norm(write_key.float(), erase_key.float())
+        aux.metrics["step_norm"] = maximum_of(norm_BTH, is_token(segments, 1))
 
     # No rescaling pairs: q, k and v pass a SiLU (and q and k an L2 norm), o an RMS norm.
 
@@ -414,7 +509,7 @@ class DeltaRuleMixer(Mixer):
         past = CONV_WIDTH - 1 if self.config.short_convolution else 0
         return DeltaCache(
             torch.zeros(batch, self.H, self.K, self.V, device=device, dtype=wide),
-            torch.zeros(batch, past, self.H * (2 * self.K + self.V), device=device, dtype=dtype),
+            torch.zeros(batch, past, self.qkv.out_features, device=device, dtype=dtype),
         )
 
     def score_obstacle(self) -> str:
@@ -422,10 +517,10 @@ class DeltaRuleMixer(Mixer):
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
-        H, K, V = config.heads, config.head_dim, config.value_dim
-        C = H * (2 * K + V)
+        H, K, V, n = config.heads, config.head_dim, config.value_dim, cls.edits(config)
+        C = H * (K + n * (K + V))
         matrices, vectors = [(width, C), (H * V, width)], V
-        for gate in gate_shapes(config).values():
+        for gate in cls.gate_shapes(config).values():
             matrices += [(width, gate.rank), (gate.rank, gate.channels)] if gate.rank else [(width, gate.channels)]
             vectors += gate.channels if gate.bias else 0
         if config.decay != "none":
@@ -436,7 +531,8 @@ class DeltaRuleMixer(Mixer):
         return Cost(
             parameters=parameters,
             active_parameters=parameters,
-            flops=linear_flops(*matrices) + delta_rule_flops(H, K, V, length, config.chunk, by_channel=by_channel),
+            flops=linear_flops(*matrices)
+            + n * delta_rule_flops(H, K, V, n * length, config.chunk, by_channel=by_channel),
             cache_bytes=4 * H * K * V + (element_bytes * (CONV_WIDTH - 1) * C if config.short_convolution else 0),
         )
 

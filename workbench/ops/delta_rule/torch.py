@@ -102,7 +102,7 @@ def _span(
     weighs = decay.dim() == 3
     pairs, rows, columns, since, until, passing = (_by_scalar if weighs else _by_channel)(rows, columns, decay)
     if segments is not None:
-        same, entering, leaving, staying = _masks(segments, previous_B, H, N, C, dtype)
+        same, entering, leaving, staying = document_masks(segments, previous_B, H, N, C, dtype)
         pairs, passing = pairs * same[:, :, None], passing * staying
         since, until = (x if y is None else x * y for x, y in ((entering, since), (leaving, until)))
     if beta is not None:  # β scales the write key: k (β v)ᵀ - k (β e)ᵀ S = (β k) (v - Sᵀ e)ᵀ
@@ -194,12 +194,19 @@ class _Scan(torch.autograd.Function):
         return d_rows, d_columns, d_values, d_pairs, d_since, d_until, d_passing, d_S, None
 
 
-def _masks(
+def document_masks(
     segments: Tensor, previous_B: Tensor | None, H: int, N: int, C: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Masks of ones and zeros, tokens of a chunk that share a document: with each other (N, X, C, C), with the incoming
     state (N, X, C, 1), with the last token (N, X, C, 1); and whether the last token shares it with the incoming state
-    (N, X, 1, 1)."""
+    (N, X, 1, 1).
+
+    Args:
+        segments: (B, T) document numbers.
+        previous_B: (B,) the document of the state before the first token.
+        H, N, C: heads, chunks, tokens of a chunk.
+        dtype: of the masks.
+    """
     assert previous_B is not None
     B, T = segments.shape
     seg = (
@@ -218,8 +225,9 @@ Pairs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]
 documents."""
 
 
-def _by_scalar(rows: Tensor, columns: Tensor, decay_NXC: Tensor) -> Pairs:
-    """One decay per head: products of rows and columns are weighted by D(s, r]."""
+def scalar_decays(decay_NXC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Products of one decay per token, C a power of two: D(s, r] for s <= r, else 0 (N, X, C, C); D(0, r] and D(s, C]
+    (N, X, C, 1)."""
     since, until = decay_NXC[..., None], torch.ones_like(decay_NXC)[..., None]  # (N, X, M, L): D(0, r], D(s, L]
     between = until[..., None]  # (N, X, M, L, L): D(s, r] for s <= r, else 0
     while since.shape[2] > 1:
@@ -229,8 +237,14 @@ def _by_scalar(rows: Tensor, columns: Tensor, decay_NXC: Tensor) -> Pairs:
             torch.cat((since_a, since_b * since_a[..., -1:]), dim=-1),
             torch.cat((until_a * since_b[..., -1:], until_b), dim=-1),
         )
-    since_NXC1, until_NXC1 = since[:, :, 0, :, None], until[:, :, 0, :, None]
-    return between.expand(-1, -1, 2, -1, -1), rows, columns, since_NXC1, until_NXC1, since_NXC1[:, :, -1:]
+    return between[:, :, 0], since[:, :, 0, :, None], until[:, :, 0, :, None]
+
+
+def _by_scalar(rows: Tensor, columns: Tensor, decay_NXC: Tensor) -> Pairs:
+    """One decay per head: products of rows and columns are weighted by D(s, r]."""
+    between_NXCC, since_NXC1, until_NXC1 = scalar_decays(decay_NXC)
+    pairs = between_NXCC[:, :, None].expand(-1, -1, 2, -1, -1)
+    return pairs, rows, columns, since_NXC1, until_NXC1, since_NXC1[:, :, -1:]
 
 
 def _by_channel(rows: Tensor, columns: Tensor, decay_NXCK: Tensor) -> Pairs:

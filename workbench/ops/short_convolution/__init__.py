@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from torch import Tensor, cat
 
 from workbench.ops.dispatch import choose_backend, record
-from workbench.ops.short_convolution.reference import Heads
+from workbench.ops.short_convolution.reference import Heads, to_length
 from workbench.ops.short_convolution.torch import short_convolution_torch
 
-__all__ = ["Heads", "short_convolution"]
+__all__ = ["Heads", "short_convolution", "to_length"]
 
 MAX_NORMALISED_CHANNELS = 512
 """Most channels of a head that the kernels scale to a length."""

@@ -19,10 +19,15 @@ class Heads(NamedTuple):
     """L2 norm to which every head is scaled; None for no scaling."""
 
 
+def to_length(x: Tensor, length: float) -> Tensor:
+    """(…, channels) with this L2 norm over the channels; a zero vector stays zero, with a finite gradient."""
+    return x * (length * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6))
+
+
 def split_heads(x_BTC: Tensor, part: Heads) -> Tensor:
-    """(B, T, heads, channels), scaled to the length; a zero vector stays zero, with a finite gradient."""
+    """(B, T, heads, channels), scaled to the length."""
     x = x_BTC.unflatten(-1, (part.heads, part.channels))
-    return x if part.length is None else x * (part.length * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6))
+    return x if part.length is None else to_length(x, part.length)
 
 
 def short_convolution_reference(

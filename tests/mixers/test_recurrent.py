@@ -1,0 +1,229 @@
+"""Recurrent mixers against their definitions, token by token in fp64, and against public code.
+
+Legend: B batch, T time, D model width, H heads, K key channels, V value channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from outside import outside
+from torch import Tensor
+
+from workbench.contract import mixers
+from workbench.mixers.families.delta_rule import Operands, one_by_one
+from workbench.ops.delta_rule import delta_rule
+from workbench.ops.linear_attention import linear_attention
+from workbench.testing import relative_error
+
+B, T, D = 2, 70, 64
+
+
+def built(kind: str, **fields: Any) -> Any:
+    """A layer in fp64 with random parameters around its initial values."""
+    config = mixers[kind].Config(**fields).resolved(D)
+    module = mixers[kind](config, D).double()
+    generator = torch.Generator().manual_seed(1)
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            with torch.no_grad():
+                owner.init_parameter(name, parameter, generator)  # type: ignore[operator]
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+def convolved(x_BTC: Tensor, weight_CW: Tensor) -> Tensor:
+    """silu(Σ_j w_j x_{t-j})."""
+    W = weight_CW.shape[1]
+    padded = F.pad(x_BTC, (0, 0, W - 1, 0))
+    return F.silu(sum(padded[:, W - 1 - j : W - 1 - j + x_BTC.shape[1]] * weight_CW[:, j] for j in range(W)))
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+class Parts:
+    """What the members of the delta-rule family make of an input, from their definitions."""
+
+    def __init__(self, module: Any, x_BTD: Tensor, n: int = 1):
+        H, K, V = module.H, module.K, module.V
+        sizes = [H * K, n * H * K, n * H * V]
+        q, k, v = convolved(x_BTD @ module.qkv.weight.T, module.conv.weight).split(sizes, dim=-1)
+        self.q, self.k = q.unflatten(-1, (H, K)), k.unflatten(-1, (n * H, K))
+        self.v = v.unflatten(-1, (n * H, V))
+        names = list(module.gate_shapes(module.config))
+        self.raw = dict(
+            zip(names, (x_BTD @ module.gates.first.weight.T).split(list(module.gates.first.sizes.values()), -1))
+        )
+        self.beta = self.raw["edit"].sigmoid()
+        self.g = -module.A_log.exp() * F.softplus(self.raw["decay"] + module.dt_bias)
+
+    def output(self, module: Any, o_BTHV: Tensor, gate: Any = F.silu) -> Tensor:
+        scale = (o_BTHV.square().mean(-1, keepdim=True) + module.norm.eps).rsqrt()
+        return ((o_BTHV * scale * module.norm.weight).flatten(-2) * gate(self.raw["output"])) @ module.out.weight.T
+
+
+@pytest.fixture
+def x_BTD() -> Tensor:
+    return torch.randn(B, T, D, dtype=torch.float64)
+
+
+def test_comba(x_BTD: Tensor) -> None:
+    module = built("comba", head_dim=16)
+    parts, b = Parts(module, x_BTD), module.feedback.sigmoid()[:, None]
+    q = unit(parts.q - module.correction[:, None] * b * parts.k) / 4
+    S, outputs, k = torch.zeros(B, 4, 16, 16, dtype=torch.float64), [], unit(parts.k)
+    for t in range(T):
+        S = S * parts.g[:, t].exp()[..., None, None]
+        read = torch.einsum("bhk,bhkv->bhv", b * k[:, t], S)
+        S = S + torch.einsum("bh,bhk,bhv->bhkv", parts.beta[:, t], k[:, t], parts.v[:, t] - read)
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], S))
+    expected = parts.output(module, torch.stack(outputs, 1), torch.sigmoid)
+    assert relative_error(module(x_BTD), expected) < 1e-12
+
+
+def test_gated_deltaproduct(x_BTD: Tensor) -> None:
+    module = built("gated_deltaproduct", head_dim=16, num_householder=3)
+    parts = Parts(module, x_BTD, 3)
+    S, outputs, k = torch.zeros(B, 4, 16, 16, dtype=torch.float64), [], unit(parts.k)
+    for t in range(T):
+        S = S * parts.g[:, t].exp()[..., None, None]
+        for j in range(3):
+            key, value, beta = (x[:, t, 4 * j : 4 * (j + 1)] for x in (k, parts.v, 2 * parts.beta))
+            read = torch.einsum("bhk,bhkv->bhv", key, S)
+            S = S + torch.einsum("bh,bhk,bhv->bhkv", beta, key, value - read)
+        outputs.append(torch.einsum("bhk,bhkv->bhv", unit(parts.q)[:, t] / 4, S))
+    assert relative_error(module(x_BTD), parts.output(module, torch.stack(outputs, 1))) < 1e-12
+
+
+def test_simple_gla(x_BTD: Tensor) -> None:
+    module = built("simple_gla", head_dim=16)
+    parts = Parts(module, x_BTD)
+    S, outputs = torch.zeros(B, 4, 16, 16, dtype=torch.float64), []
+    for t in range(T):
+        S = S * parts.g[:, t].exp()[..., None, None]
+        S = S + torch.einsum("bh,bhk,bhv->bhkv", parts.beta[:, t], unit(parts.k)[:, t], parts.v[:, t])
+        outputs.append(torch.einsum("bhk,bhkv->bhv", unit(parts.q)[:, t] / 4, S))
+    assert relative_error(module(x_BTD), parts.output(module, torch.stack(outputs, 1))) < 1e-12
+
+
+def test_rwkv7(x_BTD: Tensor) -> None:
+    module, H, K = built("rwkv7", head_dim=16), 4, 16
+    before = F.pad(x_BTD, (0, 0, 1, 0))[:, :-1]
+    r_in, w_in, k_in, v_in, a_in, g_in = (x_BTD + (before - x_BTD) * mix for mix in module.mix)
+    low = {name: (module.down[name].weight.T, module.up[name].weight.T) for name in module.down}
+    w = (-math.exp(-0.5) * ((w_in @ low["decay"][0]).tanh() @ low["decay"][1] + module.decay_bias).sigmoid()).exp()
+    a = (a_in @ low["rate"][0] @ low["rate"][1] + module.rate_bias).sigmoid()
+    g = (g_in @ low["gate"][0]).sigmoid() @ low["gate"][1]
+    r, k, v = r_in @ module.r.weight.T, k_in @ module.k.weight.T, v_in @ module.v.weight.T
+    kk, written = k * module.key_scale, k * (1 + module.key_rate * (a - 1))
+    r, w, a, v, kk, written, bonus = (
+        x.unflatten(-1, (H, K)) for x in (r, w, a, v, kk, written, (module.bonus * written) * r)
+    )
+    kk, S, outputs = unit(kk), torch.zeros(B, H, K, K, dtype=torch.float64), []
+    for t in range(T):
+        erased = torch.einsum("bhk,bhkv->bhv", kk[:, t], S)
+        S = S * w[:, t, :, :, None] - torch.einsum("bhk,bhv->bhkv", a[:, t] * kk[:, t], erased)
+        S = S + torch.einsum("bhk,bhv->bhkv", written[:, t], v[:, t])
+        outputs.append(torch.einsum("bhk,bhkv->bhv", r[:, t], S))
+    o = F.group_norm(
+        torch.stack(outputs, 1).flatten(0, 1).flatten(1), H, module.norm_weight, module.norm_bias, 1e-5 * K
+    )
+    o = o.unflatten(0, (B, T)) + (bonus.sum(-1, keepdim=True) * v).flatten(-2)
+    assert relative_error(module(x_BTD), (o * g) @ module.out.weight.T) < 1e-12
+
+
+@pytest.mark.reference
+def test_mamba2_is_that_of_transformers(x_BTD: Tensor) -> None:
+    """With mapped weights; its convolution takes the latest token last and has a bias, which is set to zero."""
+    models = outside("transformers.models.mamba2.modeling_mamba2", "transformers")
+    config = outside("transformers", "transformers").Mamba2Config(
+        hidden_size=D, num_heads=4, head_dim=32, state_size=16, n_groups=2, expand=2, chunk_size=16, conv_kernel=4,
+        layer_norm_epsilon=1e-6, rms_norm=True,
+    )  # fmt: skip
+    theirs = models.Mamba2Mixer(config, layer_idx=0).double()
+    module = built("mamba2", head_dim=32, state_dim=16, groups=2, chunk=16)
+    state = {
+        "in_proj.weight": module.project.weight,
+        "conv1d.weight": module.conv.weight.flip(-1)[:, None],
+        "conv1d.bias": torch.zeros(len(module.conv.weight), dtype=torch.float64),
+        "A_log": module.A_log,
+        "D": module.skip,
+        "dt_bias": module.dt_bias,
+        "norm.weight": module.norm.weight,
+        "out_proj.weight": module.out.weight,
+    }
+    theirs.load_state_dict({name: tensor.detach() for name, tensor in state.items()})
+    with torch.no_grad():
+        assert relative_error(module(x_BTD), theirs(x_BTD)) < 1e-5  # it computes in fp32
+
+
+def fla(module: str) -> Any:
+    return outside(f"fla.ops.{module}.naive", "fla-core")
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("kind", ["precond_gated_delta_rule", "precond_kda"])
+def test_preconditioned_operation_is_that_of_fla(kind: str) -> None:
+    """The operation inside the layer, with fla's in its place."""
+    decay = "channel" if kind == "precond_kda" else "scalar"
+    module = built("preconditioned", head_dim=16, decay=decay).float()
+    x_BTD = torch.randn(B, T, D)
+    raw, parts = module.gates(x_BTD), module.heads(module.qkv(x_BTD), None, None)
+    q, k, v = parts
+    g, beta = module.log_decay(raw["decay"]), raw["edit"].sigmoid()
+    g_atk = -module.A_log_atk.exp() * F.softplus(raw["atk_decay"] + module.dt_bias_atk)
+    options = {"log_atk_scale": module.log_atk_scale, "scale": 16**-0.5, "output_final_state": True, "x": 1.5}
+    beta_atk = raw["atk_write"].sigmoid()
+    naive = getattr(fla(kind), f"naive_recurrent_{kind}")
+    expected, state, curvature = naive(
+        q=4 * q, k=k, v=v, g=g, g_atk=g_atk, beta=beta, beta_atk=beta_atk, **options
+    )  # fmt: skip
+    cache = module.new_cache(B, T, "cpu", torch.float32)
+    operands = Operands(q, k, v, g, None, beta)
+    out, last = module.operate(operands, raw, None, cache)
+    assert relative_error(out, expected) < 1e-5
+    assert relative_error(last, state) < 1e-5
+    assert relative_error(cache.curvature_BH1K[:, :, 0], curvature) < 1e-5
+
+
+@pytest.mark.reference
+def test_comba_operation_is_that_of_fla() -> None:
+    q, k, p = (
+        torch.randn(B, T, 3, 8),
+        F.normalize(torch.randn(B, T, 3, 8), dim=-1),
+        0.5 * F.normalize(torch.randn(B, T, 3, 8), dim=-1),
+    )
+    v, g, beta = torch.randn(B, T, 3, 12), -torch.rand(B, T, 3), torch.rand(B, T, 3)
+    expected, _ = fla("comba").naive_recurrent_comba(q, k, v, p, beta, g, scale=1.0)
+    assert relative_error(delta_rule(q, k, v, g, erase_key_BTHK=p, beta_BTH=beta)[0], expected) < 1e-5
+
+
+@pytest.mark.reference
+def test_gated_delta_product_is_that_of_fla() -> None:
+    n, H = 2, 3
+    q, k = torch.randn(B, T, H, 8), F.normalize(torch.randn(B, T, n * H, 8), dim=-1)
+    v, g, beta = torch.randn(B, T, n * H, 12), -torch.rand(B, T, H), torch.rand(B, T, n * H)
+    q_, k_, v_, g_, _, beta_ = one_by_one(Operands(q, k, v, g, None, beta), n)
+    naive = fla("gated_delta_product").naive_recurrent_gated_delta_product
+    expected, _ = naive(q, k_, v_, g, beta_, scale=1.0, num_householder=n)
+    assert relative_error(delta_rule(q_, k_, v_, g_, beta_BTH=beta_)[0][:, 1::2], expected) < 1e-5
+
+
+@pytest.mark.reference
+def test_linear_attention_is_that_of_fla() -> None:
+    q, k, v, g = torch.randn(B, T, 3, 8), torch.randn(B, T, 3, 8), torch.randn(B, T, 3, 12), -torch.rand(B, T, 3)
+    expected = fla("simple_gla").naive_recurrent_simple_gla(q, k, v, g, scale=1.0)
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    assert relative_error(linear_attention(q, k, v, g)[0], expected) < 1e-5
+
+
+def test_edits_of_a_product_beside_padding_are_finite() -> None:
+    module = built("gated_deltaproduct", head_dim=16)
+    segments = torch.full((1, 8), -1)
+    assert module(torch.randn(1, 8, D, dtype=torch.float64), segments=segments).isfinite().all()
