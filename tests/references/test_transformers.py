@@ -6,17 +6,22 @@ Parts of it compute in fp32. Legend: B batch, T time, D model width, H heads, K 
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
 from outside import outside
+from ruamel.yaml import YAML
 from torch import Tensor, nn
 
+from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.delta_rule import delta_rule
 from workbench.testing import FeedForwardConformance, MixerConformance, relative_error
 
 pytestmark = pytest.mark.reference
+ROOT = Path(__file__).parents[2]
 B, T, D = 2, 23, 64
 ALLOWED = 5e-6
 """Relative error of what is computed in fp32 in parts."""
@@ -28,7 +33,7 @@ def theirs(model: str) -> Any:
 
 def config(model: str, name: str, **fields: Any) -> Any:
     module = outside(f"transformers.models.{model}.configuration_{model}", "transformers")
-    made = getattr(module, name)(hidden_size=D, **fields)
+    made = getattr(module, name)(**{"hidden_size": D, **fields})
     made._attn_implementation = made._experts_implementation = "eager"
     return made
 
@@ -45,9 +50,9 @@ def ours(name: str, **settings: Any) -> Any:
     return suite.build(settings)
 
 
-def rotation(channels: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (1, T, R/2) at the base 10,000."""
-    frequency = 10_000.0 ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+def rotation(channels: int, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (1, T, R/2) at the base ``theta``."""
+    frequency = theta ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
     angle = torch.outer(torch.arange(T, dtype=torch.float64), frequency)[None]
     return angle.cos(), angle.sin()
 
@@ -130,22 +135,79 @@ def test_latent_attention_is_that_of_longcat_flash(form: str) -> None:
     layer = with_random_weights(theirs("longcat_flash").LongcatFlashMLA(settings, 0))
     x_BTD = torch.randn(B, T, D).double()
     expected, _ = layer(x_BTD, tuple(map(twice, rotation(R))), causal_mask())
-    halves = torch.cat((torch.arange(0, R, 2), torch.arange(1, R, 2)))
-    down = layer.kv_a_proj_with_mqa.weight
-    q = layer.q_b_proj.weight.view(H, K + R, Q)
     sizes = {"heads": H, "head_dim": K, "rotary_dim": R, "latent_dim": C, "query_latent": Q}
     module = ours("mla", form=form, latent_scale=True, **sizes)
-    load(
-        module,
-        project__down__weight=torch.cat((down[:C], down[C:][halves])),
-        project__norm__weight=layer.kv_a_layernorm.weight,
-        project__up__weight=layer.kv_b_proj.weight,
-        project__q_down__weight=layer.q_a_proj.weight,
-        project__q_norm__weight=layer.q_a_layernorm.weight,
-        project__q__weight=torch.cat((q[:, :K], q[:, K:][:, halves]), dim=1),
-        out__weight=layer.o_proj.weight,
-    )
+    load(module, **latent_attention(layer, H, K, R, C))
     assert relative_error(module(x_BTD), expected) < ALLOWED
+
+
+def latent_attention(layer: Any, H: int, K: int, R: int, C: int, prefix: str = "") -> dict[str, Tensor]:
+    """Weights of LongcatFlashMLA by our names."""
+    halves = torch.cat((torch.arange(0, R, 2), torch.arange(1, R, 2)))
+    down = layer.kv_a_proj_with_mqa.weight
+    q = layer.q_b_proj.weight.view(H, K + R, -1)
+    mapped = {
+        "project__down__weight": torch.cat((down[:C], down[C:][halves])),
+        "project__norm__weight": layer.kv_a_layernorm.weight,
+        "project__up__weight": layer.kv_b_proj.weight,
+        "project__q_down__weight": layer.q_a_proj.weight,
+        "project__q_norm__weight": layer.q_a_layernorm.weight,
+        "project__q__weight": torch.cat((q[:, :K], q[:, K:][:, halves]), dim=1),
+        "out__weight": layer.o_proj.weight,
+    }
+    return {prefix + name: tensor for name, tensor in mapped.items()}
+
+
+def test_a_pair_of_layers_is_the_block_of_longcat_flash() -> None:
+    """Wiring of two latent attentions, two dense feed-forwards and the mixture beside them: zero-computation experts,
+    a bias on the selection, gates that are not renormalised, the factor on the sum."""
+    preset = YAML(typ="safe").load(ROOT / "sweeps/runs/longcat_tiny.yaml")["model"]
+    width, mla, moe = preset["width"], preset["mixers"]["mla"], preset["feedforwards"]["moe"]
+    H, K, R, C = mla["heads"], mla["head_dim"], mla["rotary_dim"], mla["latent_dim"]
+    settings = config(
+        "longcat_flash",
+        "LongcatFlashConfig",
+        hidden_size=width,
+        num_layers=1,
+        num_attention_heads=H,
+        q_lora_rank=mla["query_latent"],
+        kv_lora_rank=C,
+        qk_nope_head_dim=K,
+        qk_rope_head_dim=R,
+        v_head_dim=K,
+        ffn_hidden_size=preset["feedforwards"]["swiglu"]["hidden"],
+        expert_ffn_hidden_size=moe["hidden"],
+        n_routed_experts=moe["experts"],
+        zero_expert_num=moe["zero_experts"],
+        moe_topk=moe["top_k"],
+        routed_scaling_factor=moe["gamma"],
+        rms_norm_eps=1e-6,
+    )
+    layer = with_random_weights(theirs("longcat_flash").LongcatFlashDecoderLayer(settings, 0))
+    layer.mlp.router.e_score_correction_bias.uniform_(0, 0.2)
+    model = LanguageModel(ModelConfig.parse({**preset, "depth": 2, "vocabulary": 50}), seed=0).double().eval()
+    mapped = {
+        "embedding__weight": torch.randn(50, width),
+        "norm__weight": torch.ones(width),
+        "shortcuts__0__router__weight": layer.mlp.router.classifier.weight,
+        "shortcuts__0__router__bias": layer.mlp.router.e_score_correction_bias,
+        "shortcuts__0__up": layer.mlp.experts.gate_up_proj[: moe["experts"]].transpose(1, 2).contiguous(),
+        "shortcuts__0__down": layer.mlp.experts.down_proj.transpose(1, 2).contiguous(),
+    }
+    for i in (0, 1):
+        dense, before = layer.mlps[i], f"blocks__{i}__"
+        mapped |= latent_attention(layer.self_attn[i], H, K, R, C, f"{before}mixer__")
+        mapped[f"{before}mixer_norm__weight"] = layer.input_layernorm[i].weight
+        mapped[f"{before}feedforward_norm__weight"] = layer.post_attention_layernorm[i].weight
+        mapped[f"{before}feedforward__up__weight"] = torch.cat((dense.gate_proj.weight, dense.up_proj.weight))
+        mapped[f"{before}feedforward__down__weight"] = dense.down_proj.weight
+    load(model, **mapped)
+    tokens_BT = torch.randint(50, (B, T))
+    x_BTD = model.embedding(tokens_BT)
+    theta = mla["rotary_theta"]
+    expected = layer(x_BTD, causal_mask(), position_embeddings=tuple(map(twice, rotation(R, theta))))
+    scale = (expected.square().mean(-1, keepdim=True) + model.norm.eps).rsqrt()
+    assert relative_error(model(tokens_BT), expected * scale) < ALLOWED
 
 
 def test_experts_are_those_of_mixtral() -> None:
