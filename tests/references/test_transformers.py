@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from outside import outside
 from ruamel.yaml import YAML
 from torch import Tensor, nn
