@@ -43,6 +43,15 @@ class MixerConformance(VariantConformance):
     cuts: ClassVar[tuple[int, ...]] = (1, 2, 31, 32, 33, 64)
     """Positions at which documents are cut and prefill gives way to decode (around usual chunk and window sizes)."""
 
+    def build(self, case: dict[str, Any], dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+        """Parameters that start at zero would hide mistakes: they are moved away from it."""
+        module, generator = super().build(case, dtype, seed), Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if not parameter.any():
+                    parameter.add_(torch.randn(parameter.shape, generator=generator).to(dtype), alpha=0.1)
+        return module
+
     def outputs(self, module: Any) -> list[Tensor]:
         B, T, cut = 2, 40, 29
         x_BTD = torch.randn(B, T, self.width, dtype=torch.float64, generator=Generator().manual_seed(0))
