@@ -537,8 +537,13 @@ class SoftmaxAttention(ScaledScores, Mixer):
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:
         divisors = tuple(g for g in range(1, config.heads + 1) if config.heads % g == 0)
-        switches = {name: Range(values=(False, True)) for name in ("qk_norm", "sink")}
-        return {"kv_heads": Range(values=divisors), **switches}
+        names = ["qk_norm", "sink"]
+        choices = {"output_gate": Range(values=("none", "head", "channel"))}
+        if not config.shared_kv:
+            names += ["exclusive", "value_residual"]
+            choices["convolution"] = Range(values=("none", "keys", "keys_values"))
+        switches = {name: Range(values=(False, True)) for name in names}
+        return {"kv_heads": Range(values=divisors), **switches, **choices}
 
 
 def gate_channels(config: Any) -> int:
