@@ -79,7 +79,9 @@ def test_a_convolution_is_added_to_keys_and_values() -> None:
             torch.stack([z[t] + sum(taps[..., j] * z[t - j] for j in range(min(4, t + 1))) for t in range(T)])
         )
     k, v = convolved
-    assert_computes(mixer, x, [[softmax_output(q[:, h], k[:, h], v[:, h], t) for h in range(mixer.H)] for t in range(T)])
+    assert_computes(
+        mixer, x, [[softmax_output(q[:, h], k[:, h], v[:, h], t) for h in range(mixer.H)] for t in range(T)]
+    )
 
 
 @pytest.mark.parametrize(("n", "groups"), [(4, 4), (4, 2), (8, 4)])

@@ -112,9 +112,7 @@ class Differential(SoftmaxAttention):
     def policy_obstacle(self) -> str | None:
         return "one softmax over keys; this layer has two"
 
-    def new_cache(
-        self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
-    ) -> DifferentialCache:
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> DifferentialCache:
         return DifferentialCache(self, batch, length, device, dtype)
 
     @classmethod

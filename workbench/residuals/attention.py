@@ -4,8 +4,8 @@
 
 Published: the learned query w_l of every branch, which starts at zero, so that a branch first reads the mean; a norm
 per branch; the form with blocks, whose sources are the embedding, the sums of completed blocks and the sum of the block
-so far; a last query for the output. Ours: the branch's own norm is kept behind h_l; matrices that write the stream start
-smaller by 1/sqrt(2 · depth), as everywhere here; ``stream`` shows the sum of all sources.
+so far; a last query for the output. Ours: matrices that write the stream start smaller by 1/sqrt(2 · depth), as
+everywhere here; ``stream`` shows the sum of all sources; the first branch, with one source, has a query without effect.
 
 Queries, keys and values are read one source at a time, so that a pass keeps each source once: memory of activations is
 that of the plain residual plus a number per branch and source, time is quadratic in the number of sources. The compiled

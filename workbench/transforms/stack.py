@@ -187,9 +187,10 @@ class Stack(Transform):
         for index, sources in enumerate(target.sources):
             for name, source in sources.items():
                 require(
-                    self._is_new(index // per_span, spans, copies) or not self._is_new(source // per_span, spans, copies),
+                    self._is_new(index // per_span, spans, copies)
+                    or not self._is_new(source // per_span, spans, copies),
                     "order",
-                    got=f"{self.config.order} with new_out=zero: layer {index} takes {name} from the new layer {source}",
+                    got=f"{self.config.order}, zero: layer {index} takes {name} from the new layer {source}",
                     expected="whole, so that layers keep their sources",
                 )
 

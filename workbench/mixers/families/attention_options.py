@@ -109,5 +109,7 @@ def excluded(o_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
     z_BTGRK = o_BTGRK - (o_BTGRK * u_BTG1K).sum(-1, keepdim=True) * u_BTG1K
     # where the output is along the value (a first token sees itself alone), what remains is rounding, not signal
     rounding = (64 * torch.finfo(wide).eps) ** 2
-    is_left = z_BTGRK.detach().square().sum(-1, keepdim=True) > rounding * o_BTGRK.detach().square().sum(-1, keepdim=True)
+    is_left = z_BTGRK.detach().square().sum(-1, keepdim=True) > rounding * o_BTGRK.detach().square().sum(
+        -1, keepdim=True
+    )
     return torch.where(is_left, z_BTGRK, 0.0).flatten(2, 3).to(o_BTHK.dtype)

@@ -393,9 +393,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
             q_BTHK, k_BTGK = self.rotary.pair(q_BTHK, k_BTGK, **({} if cache is None else cache.rotary()))
         return q_BTHK, k_BTGK, v_BTGK
 
-    def _convolved(
-        self, name: str, x_BTGK: Tensor, segments: Tensor | None, cache: KeyValueCache | None
-    ) -> Tensor:
+    def _convolved(self, name: str, x_BTGK: Tensor, segments: Tensor | None, cache: KeyValueCache | None) -> Tensor:
         """Keys ("k") or values ("v") with their convolution, where they have one."""
         if name not in self.convolutions:
             return x_BTGK
@@ -521,7 +519,9 @@ class SoftmaxAttention(ScaledScores, Mixer):
         projected = (H if takes_keys else H + 2 * G) * K + H * gate_channels(config)
         parameters = width * projected + H * K * width + taps * CONV_WIDTH
         parameters += (K if takes_keys else 2 * K) if config.qk_norm else 0
-        parameters += (H if getattr(config, "sink", False) else 0) + (2 if getattr(config, "value_residual", False) else 0)
+        parameters += (H if getattr(config, "sink", False) else 0) + (
+            2 if getattr(config, "value_residual", False) else 0
+        )
         # position t sees min(t, w) keys; scores and weighted values cost 2K each per key and head
         w = min(window, length)
         mean_keys = (w * (w + 1) / 2 + (length - w) * w) / length
