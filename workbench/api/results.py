@@ -17,7 +17,7 @@ __all__ = ["compare", "doctor", "ledger", "table", "variants"]
 
 
 def variants() -> Variants:
-    """Registered mixers, feed-forwards, embeddings, residuals, decoding policies, data sources, corpora and launchers."""
+    """Registered mixers, feed-forwards, embeddings, residuals, decoding policies, data sources, corpora, launchers."""
     from workbench.ablation.spec.launch import launchers
     from workbench.contract import embeddings, feedforwards, mixers, residuals
     from workbench.data import sources

@@ -31,8 +31,8 @@ def times(multiplier: float, x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """x + c · mixer(norm(x)), then x + c · feedforward(norm(x)), with c = 1 unless a parametrisation sets it; "+" as the
-    residual defines it.
+    """x + c · mixer(norm(x)), then x + c · feedforward(norm(x)), with c = 1 unless a parametrisation sets it. What
+    takes the place of x + y is the residual's matter.
 
     Args:
         gives: names of what later layers take from the mixer; :data:`SHORTCUT` for a shortcut.

@@ -1,6 +1,7 @@
-"""Attention residuals: every branch reads a softmax over the outputs of the branches before it (Kimi, arXiv 2603.15031).
+"""Attention residuals: every branch reads a softmax over the outputs of earlier branches (Kimi, arXiv 2603.15031).
 
-    h_l = Σ_i α_i v_i over sources i < l,   α = softmax_i(w_l · RMSNorm_l(v_i)),   v_0 the embedding, v_i = branch_i(h_i)
+    h_l = Σ_i α_i v_i over sources i < l,   α = softmax_i(w_l · RMSNorm_l(v_i))
+    v_0 the embedding, v_i = branch_i(h_i)
 
 Published: the learned query w_l of every branch, which starts at zero, so that a branch first reads the mean; a norm
 per branch; the form with blocks, whose sources are the embedding, the sums of completed blocks and the sum of the block

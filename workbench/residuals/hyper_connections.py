@@ -3,9 +3,9 @@
 
     x ← R x + q ⊗ branch(p · x),   x (n, D),   p = σ(·),   q = 2 σ(·),   R = Sinkhorn(exp(·))
 
-Published (§4): the three arguments are α φ RMSNorm(vec x) + b, each with a scalar α that starts at 0.01; Sinkhorn is 20
-times a division by the sums of columns, then of rows; n = 4. Ours, where the paper leaves it open: the norm has no gain,
-which would be a factor of φ; φ starts as N(0, (½/√(nD))²); b starts so that p = 1/n, q = 1 and R is close to the
+Published (§4): the three arguments are α φ RMSNorm(vec x) + b, each with a scalar α that starts at 0.01; Sinkhorn is
+20 times a division by the sums of columns, then of rows; n = 4. Ours, where the paper leaves it open: the norm has no
+gain, which would be a factor of φ; φ starts as N(0, (½/√(nD))²); b starts so that p = 1/n, q = 1 and R is close to the
 identity (logarithms -4 beside the diagonal); all streams start as the embedding, the output is their mean, and so the
 model starts close to the plain residual.
 

@@ -30,7 +30,8 @@ def short_convolution(
 ) -> list[Tensor]:
     """y_t = silu(Σ_j w_j x_{t-j}), j = 0 … W - 1, over inputs of the same document; then each part is split into heads.
 
-    The kernels cover neither float64, nor heads wider than 512 channels that are scaled to a length, nor ``silu=False``.
+    The kernels cover neither float64, nor heads wider than 512 channels that are scaled to a length, nor sums without
+    SiLU.
 
     Args:
         x_BTC: (B, T, C) inputs.
