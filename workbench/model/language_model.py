@@ -146,13 +146,13 @@ class LanguageModel(nn.Module):
         cache = None if caches is None else caches[-1]
         embedded_BTD = times(self.multipliers.input, self.embedding(tokens_BT, segments=segments, cache=cache))
         residual = self.config.residual_config
-        state: State = residuals[residual.kind].enter(residual, embedded_BTD)
+        state: Any = residuals[residual.kind].enter(residual, embedded_BTD)
         given: dict[tuple[int, str], Any] = {}  # by layer and name
         shortcut_BTD: Tensor | None = None  # a shortcut's output, until the end of its pair of layers
         for index, block in enumerate(self.blocks):
             aux = None if layer_aux is None else layer_aux[index]
             cache = None if caches is None else caches[index]
-            inputs = {"budget": None if budgets is None else budgets[index]}
+            inputs: dict[str, Any] = {"budget": None if budgets is None else budgets[index]}
             if taken := {name: given[source, name] for name, source in self.config.sources[index].items()}:
                 inputs["taken"] = taken
             state = self._run(block, state, segments=segments, cache=cache, aux=aux, **inputs)

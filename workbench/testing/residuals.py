@@ -85,7 +85,7 @@ class ResidualConformance(ComponentConformance):
         with torch.no_grad():
             for path, owner in module.named_modules():
                 for name, parameter in owner.named_parameters(recurse=False):
-                    owner.init_parameter(name, parameter, Generator().manual_seed(seed + len(path)))  # type: ignore[operator]
+                    owner.init_parameter(name, parameter, Generator().manual_seed(seed + len(path)))
         return self.moved(module, dtype, seed)
 
     def model_config(self, case: dict[str, Any], **fields: Any) -> ModelConfig:
@@ -96,7 +96,7 @@ class ResidualConformance(ComponentConformance):
         )
 
     def model(self, case: dict[str, Any], dtype: torch.dtype = torch.float64, **fields: Any) -> LanguageModel:
-        return self.moved(LanguageModel(self.model_config(case, **fields), seed=0), dtype, 0)  # type: ignore[no-any-return]
+        return self.moved(LanguageModel(self.model_config(case, **fields), seed=0), dtype, 0)
 
     def random(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.randn(*shape, self.width, dtype=dtype)
@@ -138,7 +138,7 @@ class ResidualConformance(ComponentConformance):
         module, x_BTD = self.build(case), self.random(2, 5)
         for residual, state in zip(module.residuals, module.states(x_BTD)):
             read: list[Tensor] = []
-            residual(state, lambda x, read=read: [read.append(x), x][1])  # type: ignore[func-returns-value, misc]
+            residual(state, lambda x, read=read: [read.append(x), x][1])
             assert len(read) == 1 and torch.equal(residual.branch_input(state), read[0])
 
     def test_gradients(self, case: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ class ResidualConformance(ComponentConformance):
         expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         model.zero_grad()
         for unit in model.units:
-            unit.forward = torch.compile(unit.forward, backend="aot_eager", fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+            unit.forward = torch.compile(unit.forward, backend="aot_eager", fullgraph=True, dynamic=False)
         model.loss(ids, ids).backward()
         for number, (p, gradient) in enumerate(zip(model.parameters(), expected)):
             assert p.grad is not None

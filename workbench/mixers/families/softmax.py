@@ -211,7 +211,7 @@ class KeyValueCache(RowCache):
         length: largest number of tokens.
     """
 
-    eight_bits = (0, 1)
+    eight_bits: ClassVar[tuple[int, ...]] = (0, 1)
 
     def __init__(
         self, mixer: SoftmaxAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
@@ -228,9 +228,11 @@ class KeyValueCache(RowCache):
     def seen(self, k_BTGK: Tensor, v_BTGK: Tensor) -> KeysAndValues:
         """Append T keys and values. Returns all that their queries see."""
         if self.positions_B is None:
-            return KeysAndValues(*self.extend(k_BTGK, v_BTGK))
+            k_BSGK, v_BSGK = self.extend(k_BTGK, v_BTGK)
+            return KeysAndValues(k_BSGK, v_BSGK)
         lengths_B = self.append(k_BTGK, v_BTGK)
-        return KeysAndValues(*self.rows, lengths_B, *self.steps, self.dtype)
+        k_BSGK, v_BSGK = self.rows
+        return KeysAndValues(k_BSGK, v_BSGK, lengths_B, self.steps[0], self.steps[1], self.dtype)
 
     def attend(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
         """Append T keys and values, and attend from their queries to all that they see: (B, T, H, K)."""
@@ -247,7 +249,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
     capabilities = Capabilities(flops_check="decode")
     roles = {"sink": Role.VECTOR, "value_shares": Role.VECTOR}
     widens = ("heads", "kv_heads")
-    conformance_cases = (
+    conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"kv_heads": 1, "softcap": 2.0, "sink": True, "rotary_dim": 8},
         {"qk_norm": True, "rotary": False},
