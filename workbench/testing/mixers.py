@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from workbench.contract import mixers
+from workbench.contract import Role, mixers
+from workbench.model.roles import parameter_roles
 from workbench.testing.component import LENGTHS, VariantConformance
 from workbench.testing.measure import (
     NarrowOperations,
@@ -44,11 +45,12 @@ class MixerConformance(VariantConformance):
     """Positions at which documents are cut and prefill gives way to decode (around usual chunk and window sizes)."""
 
     def build(self, case: dict[str, Any], dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
-        """Parameters that start at zero would hide mistakes: they are moved away from it."""
+        """Taps of convolutions that start at zero would hide mistakes: they are moved away from it."""
         module, generator = super().build(case, dtype, seed), Generator().manual_seed(seed)
+        roles = parameter_roles(module)
         with torch.no_grad():
-            for parameter in module.parameters():
-                if not parameter.any():
+            for name, parameter in module.named_parameters():
+                if roles[name].role == Role.CONVOLUTION and not parameter.any():
                     parameter.add_(torch.randn(parameter.shape, generator=generator).to(dtype), alpha=0.1)
         return module
 
