@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from workbench.ablation.cost.memory import activation_bytes
 from workbench.config import ConfigError
-from workbench.contract import AuxOutputs, residuals
+from workbench.contract import AuxOutputs, Residual, ResidualConfig, residuals
 from workbench.model import LanguageModel, ModelConfig
 from workbench.model.language_model import LanguageModel as Model
 from workbench.residuals.hyper_connections import sinkhorn
+from workbench.testing import check
 from workbench.testing.residuals import Chain
 from workbench.training.config import RunConfig
 from workbench.training.layer_monitors import watching
@@ -160,3 +162,29 @@ def test_residuals_that_cannot_be_built(fields: dict[str, Any], path: str, expec
     with pytest.raises(ConfigError, match=expected) as error:
         ModelConfig.parse({**FIELDS, **fields})
     assert error.value.problems[0].path == path
+
+
+def test_a_residual_of_another_package_is_one_class() -> None:
+    """Registered, it passes the conformance suite and is named by a model."""
+
+    @residuals.register
+    class Halved(Residual):
+        """x / 2 + branch(x): a throw-away residual."""
+
+        class Config(ResidualConfig):
+            """Half of the stream."""
+
+            kind: Literal["halved"] = "halved"
+
+        def __init__(self, config: Any, width: int, number: int):
+            super().__init__()
+
+        def forward(self, state: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+            return state / 2 + branch(state)
+
+    try:
+        assert check("halved") == {}
+        ids = torch.randint(100, (2, 9))
+        assert not torch.equal(model(residual="halved")(ids), model()(ids))
+    finally:
+        residuals.unregister("halved")
