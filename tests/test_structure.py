@@ -36,7 +36,7 @@ LAYERS = [
     ["contract"],
     ["parametrisations"],
     ["layers", "ops"],
-    ["mixers", "feedforwards", "embeddings"],
+    ["mixers", "feedforwards", "embeddings", "residuals"],
     ["model", "accounting"],
     ["optimisers", "guards"],
     ["data"],
@@ -64,6 +64,7 @@ MODEL_FREE = {
     "ops",
     "optimisers",
     "parametrisations",
+    "residuals",
 }
 RESTRICTED = {"data": MODEL_FREE, "results": MODEL_FREE}
 """Packages that know nothing of models, although these are lower."""

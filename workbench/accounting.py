@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.contract import embeddings, feedforwards, mixers
+from workbench.contract import embeddings, feedforwards, mixers, residuals
 from workbench.layers import linear_flops
 from workbench.model import LanguageModel, ModelConfig
 from workbench.model.readout import SummaryReadout
@@ -60,7 +60,9 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
     """Cost of ``config`` at ``length`` tokens, activations and caches in elements of ``element_bytes`` bytes."""
     assert config.width and config.vocabulary
     costs = [cls.cost(variant, config.width, length, element_bytes) for cls, variant in config.variants()]
-    norms = config.width * (2 * len(config.layers) + 1)
+    residual = config.residual_config
+    between = residuals[residual.kind].cost(residual, config.width, config.depth)
+    norms = config.width * (2 * len(config.layers) + 1) + between.parameters
     embedding = config.embedding_config
     entry = embeddings[embedding.kind].cost(embedding, config.width, config.vocabulary)
     head, looked_up = config.width * config.vocabulary, entry.parameters - entry.active_parameters
@@ -73,7 +75,7 @@ def account(config: ModelConfig, length: int, element_bytes: int = 4) -> ModelCo
         embedding=looked_up,
         non_embedding=non_embedding,
         active=sum(cost.active_parameters for cost in costs) + norms + readout + entry.active_parameters,
-        forward_flops=sum(cost.flops for cost in costs) + readout_flops + entry.flops + 2 * head,
+        forward_flops=sum(cost.flops for cost in costs) + between.flops + readout_flops + entry.flops + 2 * head,
         cache_bytes=sum(cost.cache_bytes for cost in (*costs, entry)),
         unevicted_bytes=sum(
             cost.cache_bytes if cost.unevicted_bytes is None else cost.unevicted_bytes for cost in (*costs, entry)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -43,19 +43,26 @@ __all__ = [
     "ParameterRole",
     "Range",
     "RescalingPair",
+    "Residual",
+    "ResidualConfig",
     "Role",
     "Scores",
+    "Shared",
+    "State",
     "StepCounter",
+    "Taken",
     "Variant",
     "VariantConfig",
     "embeddings",
     "feedforwards",
     "mixers",
+    "residuals",
 ]
 
 mixers: Registry[type[Mixer]] = Registry("mixer", "workbench.mixers")
 feedforwards: Registry[type[FeedForward]] = Registry("feed-forward", "workbench.feedforwards")
 embeddings: Registry[type[Embedding]] = Registry("embedding", "workbench.embeddings")
+residuals: Registry[type[Residual]] = Registry("residual", "workbench.residuals")
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,8 @@ class Role(StrEnum):
     EXPERT = "expert"
     """The matrices of several experts, one along the first axis."""
     ROUTER = "router"
-    """The matrix to the scores of experts."""
+    """The matrix to the scores of experts, or of whatever else a token chooses from: its fan-in may follow the width,
+    its fan-out does not."""
     HEAD = "head"
     """The output matrix, where it is not the embedding."""
     CONVOLUTION = "convolution"
@@ -507,8 +515,45 @@ class Scores(NamedTuple):
     """Keys that a query sees, its own included. Default: all."""
 
 
+class Taken(NamedTuple):
+    """What a mixer takes from an earlier layer of the same model."""
+
+    source: Literal["first", "nearest"]
+    """Which of the earlier layers that can give it: the first of the model, or the one closest to the taker."""
+    required: bool
+    """Whether a model without such a layer is refused; if not, a layer without a source does without."""
+    settings: Mapping[str, Any]
+    """Settings that must be those of the giver, by name."""
+
+
+@dataclass
+class Shared:
+    """What a layer takes from earlier layers and gives to later ones in one forward pass, by name."""
+
+    taken: Mapping[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    """Filled by the mixer with all of :attr:`Mixer.given_to_later`: tensors, or tuples of tensors."""
+
+
 class Mixer(Variant):
     """A sequence mixer: the only part of a block in which tokens see each other."""
+
+    given_to_later: frozenset[str] = frozenset()
+    """Names of what later layers of the model take from this one; set by the model."""
+
+    @classmethod
+    def gives(cls, config: Any) -> Mapping[str, Mapping[str, Any]]:
+        """What a layer of this configuration can give to later ones: name -> settings that a taker must share.
+
+        A mixer that gives or takes has the further argument ``shared: Shared | None`` in :meth:`forward`; it is passed
+        only where something is given or taken. Default: nothing.
+        """
+        return {}
+
+    @classmethod
+    def takes(cls, config: Any) -> Mapping[str, Taken]:
+        """What a layer of this configuration takes from an earlier one, by name. Default: nothing."""
+        return {}
 
     def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
         """Queries and keys of every softmax over tokens, from the mixer's input, before a soft-cap. Arguments as of
@@ -630,3 +675,78 @@ class Embedding(Component):
     @abstractmethod
     def cost(cls, config: Any, width: int, vocabulary: int) -> Cost:
         """Accounting. Parameters that are looked up are stored and not active; active ones take part in every token."""
+
+
+State = Tensor | tuple[Tensor, ...]
+"""What blocks pass on: the residual stream (B, T, D), or what a residual has in its place."""
+
+
+class ResidualConfig(ComponentConfig):
+    """Base of a residual's configuration."""
+
+    def resolved(self, width: int, depth: int) -> Self:
+        """This configuration, checked, with every default that follows from the model filled in.
+
+        Raises:
+            ConfigError: when the residual cannot be built for this width and depth.
+        """
+        return self
+
+
+class Residual(Component):
+    """How the branches of a model, its mixers and feed-forwards, read and write what passes from block to block. One
+    module per branch, built as ``cls(config, width, number)`` from a *resolved* configuration; branches are numbered
+    along the depth, two per block.
+
+    It acts on each token separately. Between blocks a :data:`State` has tensors (B, T, …) alone.
+    """
+
+    Config: ClassVar[type[ResidualConfig]]
+    repeats: ClassVar[bool] = True
+    """Whether blocks of equal settings cost the same wherever they are, so that a few of them tell the cost of all."""
+
+    @classmethod
+    def enter(cls, config: Any, x_BTD: Tensor) -> State:
+        """The state before the first block, from the embeddings. Default: these."""
+        return x_BTD
+
+    @abstractmethod
+    def forward(self, state: Any, branch: Callable[[Tensor], Tensor]) -> State:
+        """The state behind a branch.
+
+        Args:
+            state: before it.
+            branch: (B, T, D) -> (B, T, D), norm and multiplier included; called once.
+        """
+
+    @classmethod
+    def exit(cls, config: Any, width: int) -> nn.Module:
+        """A module from the last block's state to what the final norm reads, (B, T, D). Default: the state."""
+        return nn.Identity()
+
+    @staticmethod
+    def stream(state: Any) -> Tensor:
+        """(B, T, D) of a state, for whoever watches a model: what plays the part of the residual stream."""
+        assert isinstance(state, Tensor)
+        return state
+
+    def branch_input(self, state: Any) -> Tensor:
+        """What the branch reads of a state, (B, T, D)."""
+        read: list[Tensor] = []
+
+        def branch(x_BTD: Tensor) -> Tensor:
+            read.append(x_BTD)
+            return torch.zeros_like(x_BTD)
+
+        self(state, branch)
+        return read[0]
+
+    def silent_obstacle(self) -> str | None:
+        """Why a block whose branches write nothing is no identity; None where it is one."""
+        return None
+
+    @classmethod
+    def cost(cls, config: Any, width: int, depth: int) -> Cost:
+        """Accounting of all branches of a model of ``depth`` blocks and of the exit, without the branches themselves.
+        Default: nothing."""
+        return Cost(0, 0, 0.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from workbench.config import ConfigError
-from workbench.contract import embeddings, feedforwards, mixers
+from workbench.contract import embeddings, feedforwards, mixers, residuals
 from workbench.model import LanguageModel, ModelConfig, parameter_roles
 from workbench.model.folding import folded
 from workbench.model.parametrisation import parameter_factors
@@ -173,12 +173,12 @@ def fields_of(registry, name):
         return {"pattern": name, "mixers": {}}
     if registry is feedforwards:
         return {"feedforward": name}
-    return {"embedding": {"kind": name}}
+    return {"residual" if registry is residuals else "embedding": {"kind": name}}
 
 
 @pytest.mark.parametrize(
     "registry, name",
-    [(registry, name) for registry in (mixers, feedforwards, embeddings) for name in registry],
+    [(registry, name) for registry in (mixers, feedforwards, embeddings, residuals) for name in registry],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_variant_follows_the_rules_or_is_refused(registry, name):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.contract import Role, feedforwards, mixers
+from workbench.contract import Role, feedforwards, mixers, residuals
 from workbench.layers import Rotary
 from workbench.mixers.families.softmax import channel_scales
 from workbench.model import LanguageModel, ModelConfig, parameter_roles, rescaling_pairs
@@ -23,6 +23,9 @@ WITHOUT_DECAY = (
     "*.pool_?.mix",
     "*.project.norm.weight",
     "*.project.q_norm.weight",
+    "*.mixer.vectors",
+    "*.reader.query",
+    "residual_exit.query",
 )
 """Parameters of two and more axes that do not decay."""
 BASE: dict[str, Any] = {"width": 64, "depth": 2, "vocabulary": 300}
@@ -34,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
         for name in mixers
         for number, case in enumerate(mixers[name].conformance_cases)
     },
+    **{f"residual {name}": {"residual": name} for name in residuals},
     **{
         f"{name} {number}": {"feedforward": name, "feedforwards": {name: case}}
         for name in feedforwards

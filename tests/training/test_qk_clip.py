@@ -106,7 +106,7 @@ def test_skipped_steps_and_scores_that_are_not_finite_change_nothing(applied: fl
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-CLIPPED = {"full", "sliding", "mla", "grouped_latent", "asa_local"}
+CLIPPED = {"full", "sliding", "mla", "grouped_latent", "asa_local", "differential"}
 
 
 @pytest.mark.parametrize("name", sorted(mixers))

@@ -17,14 +17,23 @@ __all__ = ["compare", "doctor", "ledger", "table", "variants"]
 
 
 def variants() -> Variants:
-    """Registered mixers, feed-forwards, embeddings, decoding policies, data sources, corpora and launchers."""
+    """Registered mixers, feed-forwards, embeddings, residuals, decoding policies, data sources, corpora, launchers."""
     from workbench.ablation.spec.launch import launchers
-    from workbench.contract import embeddings, feedforwards, mixers
+    from workbench.contract import embeddings, feedforwards, mixers, residuals
     from workbench.data import sources
     from workbench.data.corpora import corpora
     from workbench.decoding.policy import policies
 
-    registries: list[Registry[Any]] = [mixers, feedforwards, embeddings, policies, sources, corpora, launchers]
+    registries: list[Registry[Any]] = [
+        mixers,
+        feedforwards,
+        embeddings,
+        residuals,
+        policies,
+        sources,
+        corpora,
+        launchers,
+    ]
     return Variants(variants=[_variant(registry, name) for registry in registries for name in registry])
 
 

@@ -171,7 +171,7 @@ class LatentView(View):
 
 def view_of(mixer: Mixer) -> View | None:
     """The view of a layer that keeps all tokens and reads them through its cache; None for every other layer."""
-    if getattr(mixer, "window", None) is not None:
+    if getattr(mixer, "window", None) is not None or _obstacle(mixer) is not None:
         return None
     if isinstance(mixer, SoftmaxAttention):
         return HeadsView(mixer)
@@ -180,6 +180,12 @@ def view_of(mixer: Mixer) -> View | None:
 
 def unread(mixer: Mixer) -> str:
     """Why a layer has no view."""
+    if (obstacle := _obstacle(mixer)) is not None:
+        return obstacle
     if isinstance(mixer, SoftmaxAttention | LatentAttention):
         return "attention to all tokens; a window already bounds what this layer reads"
     return "attention to all tokens; what this layer reads is part of its definition"
+
+
+def _obstacle(mixer: Mixer) -> str | None:
+    return mixer.policy_obstacle() if isinstance(mixer, SoftmaxAttention) else None

@@ -14,7 +14,12 @@ from workbench.mixers.families.softmax import AttentionConfig, SoftmaxAttention
 class Sliding(SoftmaxAttention):
     """Softmax attention inside a window; the cache has at most w tokens."""
 
-    conformance_cases = ({}, {"window": 1}, {"window": 7, "kv_heads": 1})
+    conformance_cases = (
+        {},
+        {"window": 1},
+        {"window": 7, "kv_heads": 1},
+        {"window": 7, "exclusive": True, "convolution": "keys_values", "output_gate": "head", "value_residual": True},
+    )
 
     class Config(AttentionConfig):
         """Sliding-window softmax attention."""

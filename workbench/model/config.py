@@ -14,11 +14,14 @@ from workbench.contract import (
     Component,
     ComponentConfig,
     EmbeddingConfig,
+    ResidualConfig,
+    Taken,
     Variant,
     VariantConfig,
     embeddings,
     feedforwards,
     mixers,
+    residuals,
 )
 from workbench.model.lora import LoraConfig
 from workbench.model.pattern import check_names, tile
@@ -58,7 +61,7 @@ class Span(NamedTuple):
 
 def _settings(value: object) -> object:
     """Settings may be given as data, as a variant's name, or as a variant's Config."""
-    if isinstance(value, VariantConfig | EmbeddingConfig):
+    if isinstance(value, VariantConfig | EmbeddingConfig | ResidualConfig):
         return value.model_dump(mode="json", exclude_unset=True) | {"kind": value.kind}
     return {"kind": value} if isinstance(value, str) else value
 
@@ -117,6 +120,9 @@ class ModelConfig(Config):
     parameters and FLOPs."""
     embedding: Settings = {"kind": "token"}
     """How token ids become vectors: token, or ngram."""
+    residual: Settings = {"kind": "plain"}
+    """How mixers and feed-forwards read and write what passes from layer to layer: plain, attention, hyper_connections,
+    scalars."""
     tied: bool = True
     """Whether the output head shares the embedding's weights."""
     parametrisation: ParametrisationSetting = Field(default="standard", validate_default=True)
@@ -147,6 +153,7 @@ class ModelConfig(Config):
         )
         # expanded now, so that a mistake is reported at construction
         _ = self.layers, self.shortcuts, self.mtp_layer, self.embedding_config, self.base_model
+        _ = self.sources, self.residual_config
         require(
             self.parametrised.tied_head or not self.tied,
             "tied",
@@ -193,6 +200,44 @@ class ModelConfig(Config):
         )
         return tuple(self._expand(feedforwards, "shortcut", layers_per_name=2))
 
+    @cached_property
+    def sources(self) -> tuple[dict[str, int], ...]:
+        """What each layer takes from earlier ones: name -> number of the layer that gives it.
+
+        Raises:
+            ConfigError: when a layer that a mixer needs is missing or has other settings.
+        """
+        sources: list[dict[str, int]] = []
+        for index, layer in enumerate(self.layers):
+            wanted = mixers[layer.mixer.kind].takes(layer.mixer)
+            found = {name: self._source(index, name, taken) for name, taken in wanted.items()}
+            sources.append({name: source for name, source in found.items() if source is not None})
+        return tuple(sources)
+
+    def _source(self, index: int, name: str, taken: Taken) -> int | None:
+        """The layer from which layer ``index`` takes ``name``; None where there is none and none is needed."""
+        offers = {n: mixers[self.layers[n].mixer.kind].gives(self.layers[n].mixer) for n in range(index)}
+        givers = [n for n, offer in offers.items() if name in offer]
+        where = f"mixer of layer {index} ({self.layers[index].mixer.kind})"
+        require(
+            givers or not taken.required,
+            "pattern",
+            got=f"{where} without an earlier layer that gives {name}",
+            expected="such a layer before it",
+            do="Put one before it in the pattern.",
+        )
+        if not givers:
+            return None
+        source = givers[0] if taken.source == "first" else givers[-1]
+        for field, value in offers[source][name].items():
+            require(
+                taken.settings.get(field) == value,
+                f"mixers.{self.layers[index].mixer.kind}.{field}",
+                got=f"{taken.settings.get(field)!r} in the {where}",
+                expected=f"{value!r}, as in layer {source}, whose {name} it reads",
+            )
+        return source
+
     @property
     def shortcut_parity(self) -> int:
         """Index within its pair, 0 or 1, of the layer that a shortcut reads from."""
@@ -210,6 +255,14 @@ class ModelConfig(Config):
         mixer = self.layers[-1].mixer
         if self.mtp.mixer is not None:
             mixer = self._resolve(mixers, self.mtp.mixer, "mtp.mixer")
+        needed = [name for name, taken in mixers[mixer.kind].takes(mixer).items() if taken.required]
+        require(
+            not needed,
+            "mtp.mixer",
+            got=f"{mixer.kind} that needs {', '.join(needed)} of an earlier layer",
+            expected="a mixer with its own",
+            do="Give the head one: mtp: {mixer: full}.",
+        )
         return Layer(mixer, self._resolve(feedforwards, self.mtp.feedforward, "mtp.feedforward"))
 
     @cached_property
@@ -226,6 +279,34 @@ class ModelConfig(Config):
             return config_class.parse({**defaults, **settings}).resolved(self.width or 0, self.vocabulary or 0)
         except ConfigError as error:
             raise error.under("embedding") from None
+
+    @cached_property
+    def residual_config(self) -> ResidualConfig:
+        """The resolved configuration of the residual.
+
+        Raises:
+            ConfigError: naming the setting that cannot be built.
+        """
+        settings = {"kind": "plain", **self.residual}
+        try:
+            config_class = residuals[settings["kind"]].Config
+            defaults = config_class.defaults_at(self.scale, settings)
+            config = config_class.parse({**defaults, **settings}).resolved(self.width, self.depth)
+        except ConfigError as error:
+            raise error.under("residual") from None
+        require(
+            config.kind == "plain" or not self.shortcuts,
+            "shortcut",
+            got=f"{self.shortcut!r} beside residual {config.kind!r}",
+            expected="the plain residual, to whose stream a shortcut adds",
+            do="Leave one of them out.",
+        )
+        return config
+
+    @property
+    def repeats(self) -> bool:
+        """Whether layers of equal settings cost the same wherever they are."""
+        return residuals[self.residual_config.kind].repeats
 
     @cached_property
     def parametrised(self) -> Parametrisation:
@@ -351,6 +432,8 @@ class ModelConfig(Config):
         }
         if self.embedding_config != embeddings["token"].Config():
             canonical["embedding"] = self.embedding_config.canonical()
+        if self.residual_config.kind != "plain":
+            canonical["residual"] = self.residual_config.canonical()
         if self.shortcuts:
             shortcuts = [config.canonical() for config in self.shortcuts]
             canonical["shortcut"] = {"from": self.shortcut_from, "feedforwards": shortcuts}
@@ -379,8 +462,12 @@ class ModelConfig(Config):
             (f"{'mixers' if config in layer_mixers else 'feedforwards'}.{config.kind}", cls, config)
             for cls, config in self.variants()
         ]
-        embedding = self.embedding_config
-        return [*settings, ("embedding", embeddings[embedding.kind], embedding)]
+        embedding, residual = self.embedding_config, self.residual_config
+        return [
+            *settings,
+            ("embedding", embeddings[embedding.kind], embedding),
+            ("residual", residuals[residual.kind], residual),
+        ]
 
     def lacking(self, capability: Literal["causal", "segments", "decode"]) -> list[str]:
         """Kinds of components without this field of their :class:`workbench.contract.Capabilities`, sorted.

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Budget, Cache, Role, embeddings, feedforwards
+from workbench.contract import AuxOutputs, Budget, Cache, Role, State, embeddings, feedforwards, residuals
 from workbench.layers import Linear, RMSNorm
-from workbench.model.block import Block, times
+from workbench.model.block import SHORTCUT, Block, times
 from workbench.model.config import ModelConfig
 from workbench.model.initialise import initialise
 from workbench.model.lora import adapt
@@ -49,12 +49,13 @@ class LanguageModel(nn.Module):
         embedding = config.embedding_config
         self.embedding = embeddings[embedding.kind](embedding, config.width, config.vocabulary)
         self.blocks = nn.ModuleList(
-            Block(layer, config.width, feeds_shortcut=self._feeds_shortcut(index))
+            Block(layer, config.width, gives=self._given_by(index), residual=config.residual_config, index=index)
             for index, layer in enumerate(config.layers)
         )
         self.shortcuts = nn.ModuleList(
             feedforwards[shortcut.kind](shortcut, config.width) for shortcut in config.shortcuts
         )
+        self.residual_exit = residuals[config.residual_config.kind].exit(config.residual_config, config.width)
         self.norm = RMSNorm(config.width)
         self.head = None if config.tied else Linear(config.width, config.vocabulary)
         self.mtp = MultiTokenHead(config.mtp_layer, config.width) if config.mtp_layer else None
@@ -78,6 +79,11 @@ class LanguageModel(nn.Module):
     def _feeds_shortcut(self, index: int) -> bool:
         """Whether a shortcut reads from block ``index``."""
         return bool(self.config.shortcuts) and index % 2 == self.config.shortcut_parity
+
+    def _given_by(self, index: int) -> frozenset[str]:
+        """Names of what block ``index`` gives to later layers and to a shortcut."""
+        taken = {name for of_layer in self.config.sources for name, source in of_layer.items() if source == index}
+        return frozenset(taken | ({SHORTCUT} if self._feeds_shortcut(index) else set()))
 
     @property
     def units(self) -> list[nn.Module]:
@@ -139,31 +145,39 @@ class LanguageModel(nn.Module):
         """Embeddings and the last block's output, read out where the model has a readout, (B, T, D) each."""
         cache = None if caches is None else caches[-1]
         embedded_BTD = times(self.multipliers.input, self.embedding(tokens_BT, segments=segments, cache=cache))
-        x_BTD = embedded_BTD
+        residual = self.config.residual_config
+        state: Any = residuals[residual.kind].enter(residual, embedded_BTD)
+        given: dict[tuple[int, str], Any] = {}  # by layer and name
         shortcut_BTD: Tensor | None = None  # a shortcut's output, until the end of its pair of layers
         for index, block in enumerate(self.blocks):
             aux = None if layer_aux is None else layer_aux[index]
             cache = None if caches is None else caches[index]
-            budget = None if budgets is None else budgets[index]
-            x_BTD = self._run(block, x_BTD, segments=segments, cache=cache, aux=aux, budget=budget)
+            inputs: dict[str, Any] = {"budget": None if budgets is None else budgets[index]}
+            if taken := {name: given[source, name] for name, source in self.config.sources[index].items()}:
+                inputs["taken"] = taken
+            state = self._run(block, state, segments=segments, cache=cache, aux=aux, **inputs)
+            if block.gives:
+                state, of_block = state
+                given |= {(index, name): value for name, value in of_block.items()}
             if self._feeds_shortcut(index):
-                x_BTD, u_BTD = x_BTD
                 shortcut_aux = None if layer_aux is None else layer_aux[len(self.blocks) + index // 2]
+                u_BTD = given.pop((index, SHORTCUT))
                 shortcut_BTD = self._run(self.shortcuts[index // 2], u_BTD, segments=segments, aux=shortcut_aux)
             if shortcut_BTD is not None and index % 2:
-                x_BTD, shortcut_BTD = x_BTD + times(self.multipliers.branch, shortcut_BTD), None
+                state, shortcut_BTD = state + times(self.multipliers.branch, shortcut_BTD), None
+        x_BTD = self.residual_exit(state)
         if self.readout is not None:
             x_BTD = self._run(self.readout, x_BTD, segments=segments)
         return embedded_BTD, x_BTD
 
-    def _run(self, unit: nn.Module, x_BTD: Tensor, **inputs: Any) -> Any:
+    def _run(self, unit: nn.Module, x: State, **inputs: Any) -> Any:
         """The output of a unit, with its activations kept or recomputed."""
         if self.recompute and torch.is_grad_enabled():
             # units draw no random numbers, so no generator state is saved for the second pass
-            return checkpoint(unit, x_BTD, use_reentrant=False, preserve_rng_state=False, **inputs)
+            return checkpoint(unit, x, use_reentrant=False, preserve_rng_state=False, **inputs)
         if self._runs_compiled_steps and unit in self._steps:
-            return self._steps[unit](x_BTD, **inputs)
-        return unit(x_BTD, **inputs)
+            return self._steps[unit](x, **inputs)
+        return unit(x, **inputs)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """(…, D) -> (…, V) scores before softmax."""

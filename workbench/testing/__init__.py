@@ -17,6 +17,7 @@ from workbench.testing.feedforwards import FeedForwardConformance
 from workbench.testing.measure import count_flops, relative_error
 from workbench.testing.mixers import MixerConformance
 from workbench.testing.policies import PolicyConformance
+from workbench.testing.residuals import ResidualConformance
 from workbench.testing.transforms import TransformConformance
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "FeedForwardConformance",
     "MixerConformance",
     "PolicyConformance",
+    "ResidualConformance",
     "TransformConformance",
     "check",
     "count_flops",

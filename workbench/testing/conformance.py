@@ -10,8 +10,14 @@ from workbench.testing.component import ComponentConformance
 from workbench.testing.embeddings import EmbeddingConformance
 from workbench.testing.feedforwards import FeedForwardConformance
 from workbench.testing.mixers import MixerConformance
+from workbench.testing.residuals import ResidualConformance
 
-SUITES: tuple[type[ComponentConformance], ...] = (MixerConformance, FeedForwardConformance, EmbeddingConformance)
+SUITES: tuple[type[ComponentConformance], ...] = (
+    MixerConformance,
+    FeedForwardConformance,
+    EmbeddingConformance,
+    ResidualConformance,
+)
 
 
 def registered_suites() -> dict[str, type[ComponentConformance]]:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from workbench.contract import mixers
+from workbench.contract import Role, mixers
+from workbench.model.roles import parameter_roles
 from workbench.testing.component import LENGTHS, VariantConformance
 from workbench.testing.measure import (
     NarrowOperations,
@@ -42,6 +43,16 @@ class MixerConformance(VariantConformance):
     registry = mixers
     cuts: ClassVar[tuple[int, ...]] = (1, 2, 31, 32, 33, 64)
     """Positions at which documents are cut and prefill gives way to decode (around usual chunk and window sizes)."""
+
+    def build(self, case: dict[str, Any], dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+        """Taps of convolutions that start at zero would hide mistakes: they are moved away from it."""
+        module, generator = super().build(case, dtype, seed), Generator().manual_seed(seed)
+        roles = parameter_roles(module)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if roles[name].role == Role.CONVOLUTION and not parameter.any():
+                    parameter.add_(torch.randn(parameter.shape, generator=generator).to(dtype), alpha=0.1)
+        return module
 
     def outputs(self, module: Any) -> list[Tensor]:
         B, T, cut = 2, 40, 29

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import ConfigError
-from workbench.contract import embeddings, feedforwards, mixers
+from workbench.contract import embeddings, feedforwards, mixers, residuals
 from workbench.model import LanguageModel, ModelConfig
 from workbench.optimisers import optimisers
 from workbench.testing.measure import assert_close
@@ -139,8 +139,8 @@ class TransformConformance:
 
 
 def variant_models() -> list[Any]:
-    """Fields of a model of every registered mixer, feed-forward and embedding, in every case of its conformance
-    suite."""
+    """Fields of a model of every registered mixer, feed-forward, embedding and residual, in every case of its
+    conformance suite."""
     places: tuple[tuple[Any, str, str], ...] = (
         (mixers, "pattern", "mixers"),
         (feedforwards, "feedforward", "feedforwards"),
@@ -151,10 +151,12 @@ def variant_models() -> list[Any]:
         for name in registry
         for number, case in enumerate(registry[name].conformance_cases)
     ]
+    wholes: tuple[tuple[Any, str], ...] = ((embeddings, "embedding"), (residuals, "residual"))
     return models + [
-        pytest.param({"embedding": {"kind": name, **case}}, id=f"{name}-{number}")
-        for name in embeddings
-        for number, case in enumerate(embeddings[name].conformance_cases)
+        pytest.param({field: {"kind": name, **case}}, id=f"{name}-{number}")
+        for registry, field in wholes
+        for name in registry
+        for number, case in enumerate(registry[name].conformance_cases)
     ]
 
 

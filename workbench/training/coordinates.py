@@ -25,6 +25,7 @@ from workbench.config import require
 from workbench.contract import AuxOutputs
 from workbench.feedforwards.router import Router
 from workbench.model import LanguageModel
+from workbench.model.block import Block
 from workbench.training.config import RunConfig
 from workbench.training.optimiser import build_optimiser
 
@@ -162,7 +163,9 @@ def _recording(model: LanguageModel) -> Iterator[dict[str, list[Tensor]]]:
     def record(name: str, module: Any, output: Any) -> None:
         if (name, id(module)) not in seen:
             seen.add((name, id(module)))
-            activations.setdefault(name, []).append((output[0] if isinstance(output, tuple) else output).detach())
+            activations.setdefault(name, []).append(
+                (module.stream(output) if isinstance(module, Block) else output).detach()
+            )
 
     def hook(name: str, module: Any) -> Any:
         return module.register_forward_hook(lambda module, inputs, output: record(name, module, output))

@@ -54,13 +54,13 @@ def watching(model: LanguageModel, record: Callable[[int, dict[str, Pooled]], No
         @torch.no_grad()
         def hook(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             segments = keywords.get("segments")
-            y_BTD = output[0] if isinstance(output, tuple) else output
+            y_BTD = layer.stream(output) if isinstance(layer, Block) else output
             values = activation_values(y_BTD, segments)
             if number == len(model.blocks) - 1:
                 excess_BT = y_BTD.float().abs().logsumexp(-1).square() - hidden_z_floor(y_BTD.shape[-1])
                 values["hidden_z_excess"] = mean_of(excess_BT, is_token(segments))
             if isinstance(layer, Block):
-                values |= score_values(layer.mixer, layer.mixer_norm(arguments[0]), segments)
+                values |= score_values(layer.mixer, layer.mixer_input(arguments[0]), segments)
             record(number, values)
 
         return hook

@@ -319,7 +319,7 @@ def measure_shrunken(
         return Measured(seconds / config.training.steps, parts[-1].peaks)
     counts = Counter(config.model.spans)
     runs = shrunken(config.model.spans)
-    if sum(len(spans) for spans, _, _ in runs) >= len(config.model.spans):
+    if not config.model.repeats or sum(len(spans) for spans, _, _ in runs) >= len(config.model.spans):
         return measure(config, stream)  # no more work than the shrunken ones
 
     def values(spans: tuple[Span, ...]) -> np.ndarray:

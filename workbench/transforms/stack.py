@@ -153,6 +153,15 @@ class Stack(Transform):
         with torch.device("meta"):
             model = LanguageModel(target)
         per_span, copies = len(target.spans[0].layers), len(target.spans) // spans
+        residual: Any = model.blocks[0].get_submodule("mixer_residual")
+        obstacle = residual.silent_obstacle()
+        require(
+            obstacle is None,
+            "new_out",
+            got=f"zero with residual {target.residual_config.kind!r}",
+            expected=f"copy: {obstacle}",
+        )
+        self._require_same_sources(target, spans)
         names: set[str] = set()
         for index in range(len(target.spans)):
             if not self._is_new(index, spans, copies):
@@ -167,6 +176,23 @@ class Stack(Transform):
                 except ConfigError as error:
                     raise error.under(f"model.{module.Config.model_fields['kind'].default}") from None
         return names
+
+    def _require_same_sources(self, target: ModelConfig, spans: int) -> None:
+        """Check that no layer takes from a copy what its original took from another layer.
+
+        Raises:
+            ConfigError: naming the layer.
+        """
+        per_span, copies = len(target.spans[0].layers), len(target.spans) // spans
+        for index, sources in enumerate(target.sources):
+            for name, source in sources.items():
+                require(
+                    self._is_new(index // per_span, spans, copies)
+                    or not self._is_new(source // per_span, spans, copies),
+                    "order",
+                    got=f"{self.config.order}, zero: layer {index} takes {name} from the new layer {source}",
+                    expected="whole, so that layers keep their sources",
+                )
 
     def __call__(
         self, weights: Weights, optimiser_state: OptimiserState | None, source: ModelConfig, target: ModelConfig

@@ -55,9 +55,10 @@ class _FusedAttention(TorchFunctionMode):
 
 def _saved_bytes(config: RunConfig) -> int:
     training = config.training
-    counts = Counter(config.model.spans)  # spans of one configuration save the same: one of each is traced
+    # spans of one configuration save the same: one of each is traced
+    counts = list(Counter(config.model.spans).items()) if config.model.repeats else [(s, 1) for s in config.model.spans]
     with torch.device("meta"):
-        model = LanguageModel(config.model.with_spans(tuple(counts)))
+        model = LanguageModel(config.model.with_spans([span for span, _ in counts]))
         model.recompute = training.recompute
         pairs = len(model.shortcuts) > 0
         ends = (
@@ -70,7 +71,7 @@ def _saved_bytes(config: RunConfig) -> int:
         saved: dict[int, int] = {}
         alive: list[Any] = []  # keys of meta storages are unique only while the storages exist
         times = [1]  # what is saved from the end of one span to the end of the next counts for all spans of its kind
-        for module, count in zip((model.embedding, *ends), (*counts.values(), 1)):
+        for module, count in zip((model.embedding, *ends), (*(count for _, count in counts), 1)):
             module.register_forward_hook(lambda *_, count=count: times.append(count))
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.evaluation.suites import Settings, inference
 from workbench.model import LanguageModel
+from workbench.model.block import Block
 
 POOLS = ("mean", "last")
 """Over the tokens of a text, and of its last token."""
@@ -56,7 +57,7 @@ def hidden_states(model: LanguageModel, rows: Sequence[Sequence[int]], settings:
     caught: list[Tensor] = []
 
     def catch(module: Any, inputs: Any, output: Any) -> None:
-        caught.append(output[0] if isinstance(output, tuple) else output)
+        caught.append(module.stream(output) if isinstance(module, Block) else output)
 
     depth, width = len(model.blocks), model.config.width or 0
     states = torch.empty(depth + 1, len(POOLS), len(rows), width)

@@ -26,10 +26,12 @@ def short_convolution(
     *,
     segments: Tensor | None = None,
     tail_BPC: Tensor | None = None,
+    silu: bool = True,
 ) -> list[Tensor]:
     """y_t = silu(Σ_j w_j x_{t-j}), j = 0 … W - 1, over inputs of the same document; then each part is split into heads.
 
-    The kernels cover neither float64 nor heads wider than 512 channels that are scaled to a length.
+    The kernels cover neither float64, nor heads wider than 512 channels that are scaled to a length, nor sums without
+    SiLU.
 
     Args:
         x_BTC: (B, T, C) inputs.
@@ -37,6 +39,7 @@ def short_convolution(
         parts: how the C channels are divided; a part with a length L is scaled per head to L y / sqrt(|y|² + 1e-6).
         segments: (B, T) document numbers; None for one document a row.
         tail_BPC: the P inputs before this row, from a decode cache; default zeros. Not together with ``segments``.
+        silu: whether the sum passes a SiLU.
 
     Returns:
         (B, T, heads, channels) for each part, in the dtype of ``x``, computed in float32 (float64 for float64).
@@ -47,7 +50,7 @@ def short_convolution(
     if sum(part.heads * part.channels for part in parts) != x_BTC.shape[-1]:
         raise ValueError(f"short_convolution: parts: got {list(parts)}; expected {x_BTC.shape[-1]} channels together.")
     widest = max(0 if part.length is None else part.channels for part in parts)
-    supported = widest <= MAX_NORMALISED_CHANNELS
+    supported = silu and widest <= MAX_NORMALISED_CHANNELS
     if record("short_convolution", choose_backend(x_BTC, supported=supported)) == "triton":
         from workbench.ops.short_convolution.triton import short_convolution_triton
 
@@ -56,4 +59,4 @@ def short_convolution(
         padded = cat((tail_BPC.to(x_BTC.dtype), x_BTC), dim=1)
         P, T = tail_BPC.shape[1], x_BTC.shape[1]
         return [y.narrow(1, P, T) for y in short_convolution_triton(padded, weight_CW, parts, None)]
-    return short_convolution_torch(x_BTC, weight_CW, parts, segments=segments, tail_BPC=tail_BPC)
+    return short_convolution_torch(x_BTC, weight_CW, parts, segments=segments, tail_BPC=tail_BPC, silu=silu)

@@ -31,7 +31,12 @@ def split_heads(x_BTC: Tensor, part: Heads) -> Tensor:
 
 
 def short_convolution_reference(
-    x_BTC: Tensor, weight_CW: Tensor, parts: Sequence[Heads], *, segments: Tensor | None = None
+    x_BTC: Tensor,
+    weight_CW: Tensor,
+    parts: Sequence[Heads],
+    *,
+    segments: Tensor | None = None,
+    silu: bool = True,
 ) -> list[Tensor]:
     """y_t = silu(Σ_j w_j x_{t-j}) over the inputs x_{t-j} of the row that belong to the document of t, split into
     parts."""
@@ -43,6 +48,6 @@ def short_convolution_reference(
             if segments is not None:
                 term_BC = torch.where((segments[:, t] == segments[:, t - back])[:, None], term_BC, 0.0)
             total_BC = total_BC + term_BC
-        outputs.append(F.silu(total_BC))
+        outputs.append(F.silu(total_BC) if silu else total_BC)
     pieces = torch.stack(outputs, dim=1).split([part.heads * part.channels for part in parts], dim=-1)
     return [split_heads(piece, part) for piece, part in zip(pieces, parts)]

@@ -19,6 +19,7 @@ def short_convolution_torch(
     *,
     segments: Tensor | None = None,
     tail_BPC: Tensor | None = None,
+    silu: bool = True,
 ) -> list[Tensor]:
     """As :func:`workbench.ops.short_convolution.short_convolution`."""
     B, T, C = x_BTC.shape
@@ -34,5 +35,5 @@ def short_convolution_torch(
             same = F.pad(segments[:, back:] == segments[:, :-back], (min(back, T), 0)) if back < T else None
             shifted = shifted * same[..., None] if same is not None else torch.zeros_like(shifted)
         y = y + shifted * weight[:, back]
-    pieces = F.silu(y).split([part.heads * part.channels for part in parts], dim=-1)
+    pieces = (F.silu(y) if silu else y).split([part.heads * part.channels for part in parts], dim=-1)
     return [split_heads(piece, part).to(x_BTC.dtype) for piece, part in zip(pieces, parts)]
