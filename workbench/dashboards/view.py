@@ -287,9 +287,14 @@ class ResultsFolder(EmptyRun):
 
 
 class PlannedRun(EmptyRun):
-    """An ablation that has not been launched: its description and cost card, no runs."""
+    """An ablation that has not been launched: its description and cost card, no runs.
 
-    def __init__(self, ablation: Ablation):
+    Args:
+        ablation: the ablation.
+        cost: its cost card; default one without measured times and memory.
+    """
+
+    def __init__(self, ablation: Ablation, cost: pl.DataFrame | None = None):
         config = ablation.config
         super().__init__(ablation.folder.resolve(), config.order)
         self.name, self.question, self.identity = config.name, config.question, config.identity
@@ -299,7 +304,7 @@ class PlannedRun(EmptyRun):
         self.components = config.confirmation.components
         data = ablation.arms.baseline.run().data
         self.metric, self.views = data.metric, dict(data.judged.views)
-        self._cost = ablation.cost(measure=False)
+        self._cost = ablation.cost(measure=False) if cost is None else cost
 
     @property
     def planned(self) -> Mapping[str, Mapping[Stage, int]]:

@@ -69,9 +69,16 @@ class Dashboard(widgets.VBox):
         what: see :func:`dashboard`.
         refresh: seconds between refreshes; with 0 there is no thread, and the caller calls :meth:`refresh_once`.
         panel: name of the panel that is open at first; default the one that suits the state of the run.
+        launches: what the launch button starts, where ``what`` is the view of an ablation that is not launched.
     """
 
-    def __init__(self, what: RunView | Ablation | str | Path, refresh: float = 2.0, panel: str | None = None):
+    def __init__(
+        self,
+        what: RunView | Ablation | str | Path,
+        refresh: float = 2.0,
+        panel: str | None = None,
+        launches: Ablation | None = None,
+    ):
         self.run: RunView
         """The run that is shown."""
         self.ablation: Ablation | None = None
@@ -96,6 +103,8 @@ class Dashboard(widgets.VBox):
         self._settings_row = widgets.HBox(layout={**row, "min_height": "42px", "grid_gap": "12px"})
         self._make_actions()
         self._open(what)
+        if launches is not None:
+            self.ablation, self.workers.value = launches, launches.workers
         super().__init__(
             [self._heading, self._actions, self.message, self.tabs, self._settings_row, self.board],
             layout={"width": "100%", "overflow": "visible"},
