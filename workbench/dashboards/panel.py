@@ -126,8 +126,9 @@ class PanelConfig(Config):
 
     The dashboard makes a control of each field: buttons or a list of a ``Literal`` (labels: :attr:`Panel.labels`), a
     box to tick of a ``bool``, a slider of a ``float`` with bounds, a list of a ``str`` for which :meth:`Panel.choices`
-    names options. The field's ``title`` is its label, its docstring the tooltip. Fields with these names have no
-    control: ``selected``, the runs that the reader marked to be drawn; ``log``, the run whose log is open.
+    names options, a line of text of another ``str`` with a title. The field's ``title`` is its label, its docstring the
+    tooltip. Fields with these names have no control: ``selected``, the rows that the reader marked to be drawn;
+    ``log``, the run whose log is open.
     """
 
     kind: str
@@ -156,6 +157,8 @@ class Panel(ABC):
     """A setting with options, all of which the report draws, with buttons to choose."""
     button: ClassVar[str] = ""
     """Label of a button that calls :meth:`prepare`."""
+    actions: ClassVar[Mapping[str, str]] = {}
+    """Label of a button that calls :meth:`act` -> its tooltip."""
 
     def __init__(self, settings: Any = None):
         self.settings: Any = settings if settings is not None else self.Config()
@@ -170,6 +173,18 @@ class Panel(ABC):
 
     def prepare(self, run: Snapshot) -> None:  # noqa: B027 (optional)
         """Compute what takes too long to be computed at every refresh, and keep it in the panel."""
+
+    def act(self, label: str, run: Snapshot) -> str:
+        """Do what one of :attr:`actions` is for; returns what was done, in a sentence.
+
+        Raises:
+            ConfigError: where it cannot be done; shown where the button was pressed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no button {label!r}")
+
+    def follow(self, settings: Any, field: str, run: Snapshot) -> Any:
+        """The settings after the reader has changed ``field`` in them: where others follow from it, with these."""
+        return settings
 
     @abstractmethod
     def blocks(self, run: Snapshot) -> list[Block]:

@@ -16,7 +16,7 @@ from workbench.metric import ANSWER_ERRORS
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
 
-__all__ = ["LABEL", "Against", "UnpairedRow", "against"]
+__all__ = ["LABEL", "Against", "UnpairedRow", "against", "description"]
 
 LABEL = "unpaired: other seeds, other machine"
 SHOWN = 6
@@ -206,12 +206,13 @@ def _row(
 
 def _differences(run: AblationRun, arm: str, other: AblationRun, reference: str) -> tuple[str, ...]:
     """Fields of the descriptions, with the chosen settings, in which two arms differ."""
-    ours, theirs = _description(run, arm), _description(other, reference)
+    ours, theirs = description(run, arm), description(other, reference)
     changed = {path: pair for path, pair in difference(theirs, ours).items() if path and not path.startswith(RUN_ONLY)}
     return tuple(f"{path} {_shown(new)}, not {_shown(old)}" for path, (old, new) in changed.items())
 
 
-def _description(run: AblationRun, arm: str) -> dict[str, Any]:
+def description(run: AblationRun, arm: str) -> dict[str, Any]:
+    """The fields of a run that the ablation's description, the budget's solver and tuning set in an arm."""
     config = run.record.config
     chosen = run.selection().get(arm, {}).get("hyperparameters") or {}
     fields = deep_merge(expand_dotted(config.base), expand_dotted(config.arms[arm]))

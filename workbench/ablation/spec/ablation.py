@@ -18,6 +18,7 @@ from workbench.ablation.spec.protocol import Confirmation, Protocol
 from workbench.ablation.spec.tuning import Tuning
 from workbench.config import Config, expand_dotted, nearest, require
 from workbench.results.ledger import FILE
+from workbench.results.views import FILE as VIEWS
 from workbench.status import Stage
 
 __all__ = ["AblationConfig", "check_arm_name"]
@@ -27,7 +28,7 @@ MAX_NAME = 80
 """Bytes of a name: a folder of a run is named by stage, arm, identity and seed, in at most 255."""
 DERIVED = ("-pilot", "-components")
 """Suffixes of the ablations that are made from another one; its name may have all of :data:`MAX_NAME`."""
-RESERVED_NAMES = ("cache", "runs", FILE, Path(FILE).with_suffix(".lock").name)
+RESERVED_NAMES = ("archives", "cache", "runs", FILE, Path(FILE).with_suffix(".lock").name, VIEWS)
 
 
 def check_arm_name(name: str) -> None:

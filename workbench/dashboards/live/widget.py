@@ -92,6 +92,7 @@ class Dashboard(widgets.VBox):
         self._snapshot: Snapshot | None = None
         self._panels: dict[str, Panel] = {cls.Config.model_fields["kind"].default: cls() for cls in ordered_panels()}
         self._controls: dict[str, dict[str, Any]] = {}  # panel -> field of its settings -> control
+        self._is_showing = False  # whether controls change because the page does, not the reader
         self._rows: dict[str, list[Any]] = {}  # panel -> its controls and its button
         self._heading = widgets.HTML(layout={"min_height": "104px"})
         self.message = widgets.HTML(layout={"min_height": "24px"})
@@ -232,10 +233,15 @@ class Dashboard(widgets.VBox):
             self._rows[name] = list(self._controls[name].values())
             if panel.button:
                 self._rows[name].append(_button(panel.button, panel.__doc__ or "", self.prepare))
+            for label, tooltip in panel.actions.items():
+                self._rows[name].append(_button(label, tooltip, lambda label=label: self.act(label)))
         for field, options in choices.items():
             control = self._controls[name][field]
             if [option for _, option in control.options] != options:
+                self._is_showing = True  # the first of the new options is not what the reader chose
                 control.options = [(option, option) for option in options]
+                self._is_showing = False
+                self._show_settings()
         row = (*([self.views] if len(self.views.options) > 1 else []), *self._rows[name])
         if row != self._settings_row.children:
             self._settings_row.children = row
@@ -243,9 +249,27 @@ class Dashboard(widgets.VBox):
 
     def _set(self, field: str, value: Any) -> None:
         """Change a setting of the open panel."""
+        if self._is_showing:
+            return
         panel = self.panel
-        panel.settings = panel.settings.changed(**{field: value if value is not None else ""})
+        settings = panel.settings.changed(**{field: value if value is not None else ""})
+        if settings == panel.settings:
+            return
+        if self._snapshot is not None:
+            settings = panel.follow(settings, field, self._snapshot)
+        panel.settings = settings
+        if hasattr(settings, "selected"):
+            self.marks["selected"] = set(settings.selected)
+        self._show_settings()
         self._redraw()
+
+    def _show_settings(self) -> None:
+        """Let the controls of the open panel show its settings."""
+        for field, control in self._controls.get(self.panel_name, {}).items():
+            value = getattr(self.panel.settings, field)
+            known = [option for _, option in control.options] if hasattr(control, "options") else [value]
+            if control.value != value and value in known:
+                control.value = value
 
     # -- actions -----------------------------------------------------------------------------------------------------
 
@@ -315,6 +339,18 @@ class Dashboard(widgets.VBox):
             self._redraw()
 
         self._do(f"{panel.button} …", compute)
+
+    def act(self, label: str) -> None:
+        """Let the open panel do what its button ``label`` is for. Returns at once."""
+        panel = self.panel
+
+        def do() -> None:
+            if self._snapshot is not None:
+                self._log(panel.act(label, self._snapshot))
+            self._show_settings()
+            self._redraw()
+
+        self._do(f"{label} …", do)
 
     def export(self) -> None:
         """Write what the panel shows to ``exports/`` in the folder of the ablation. Returns at once."""
