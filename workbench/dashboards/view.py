@@ -73,6 +73,10 @@ class RunView(Protocol):
     def baseline(self) -> str: ...
 
     @property
+    def names(self) -> Mapping[str, str]:
+        """Arm -> the name under which it is shown."""
+
+    @property
     def seeds(self) -> list[int]:
         """Seeds of the confirmation runs of each arm."""
 
@@ -220,6 +224,10 @@ class EmptyRun:
     @property
     def baseline(self) -> str:
         return self.arms[0] if self.arms else ""
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        return {arm: arm for arm in self.arms}
 
     @property
     def planned(self) -> Mapping[str, Mapping[Stage, int]]:

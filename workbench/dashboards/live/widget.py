@@ -22,7 +22,7 @@ from workbench.config import ConfigError
 from workbench.dashboards.export import IMAGES, SIZES, Width, export_figure, exported_tables
 from workbench.dashboards.live.board import Board
 from workbench.dashboards.live.controls import controls_of
-from workbench.dashboards.panel import Block, Figure, Grid, Panel, Text, ordered_panels
+from workbench.dashboards.panel import Block, Figure, Grid, Panel, Text, ordered_panels, with_names
 from workbench.dashboards.report.render import write_report
 from workbench.dashboards.snapshot import Neighbours, Snapshot
 from workbench.dashboards.tables.progress import overall_progress
@@ -483,7 +483,7 @@ class Dashboard(widgets.VBox):
             panel.settings = panel.settings.changed(selected=tuple(sorted(self.marks["selected"])))
         hidden = self.marks["hidden"]
         shown = run.filtered([arm for arm in run.arms if f"arm {arm}" not in hidden], hidden)
-        self.blocks = panel.blocks(shown)
+        self.blocks = with_names(panel.blocks(shown), run.names)
         source = Text("provenance", caption(provenance_line(run))) if run.arms else None
         self.board.show([self._plain(block) for block in [*self.blocks, *([source] if source else [])]])
 
