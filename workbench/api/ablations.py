@@ -61,6 +61,7 @@ def cost(
         arms=plain_rows(table),
         seconds=float(table["seconds_total"].sum()) / max(1, ablation.workers) if known else None,
         problems=problems,
+        cautions=[text for text in (ablation.config.confirmation.caution,) if text],
     )
 
 

@@ -192,6 +192,8 @@ class Cost(Answer):
     """Training time of all runs with these workers, without start-up and evaluation."""
     problems: list[Problem]
     """Why a launch would be refused."""
+    cautions: list[str] = []
+    """What is allowed, and will limit the verdict: too few seeds."""
 
 
 class Launch(Answer):

@@ -66,7 +66,7 @@ def _row(row: ArmVerdict, is_best: bool, name: str) -> list[PaperCell]:
         PaperCell(name, is_best),
         PaperCell(value, is_best),
         PaperCell(difference),
-        PaperCell("–" if row.p_holm is None else wording.p_value(row.p_holm)),
+        PaperCell("–" if row.p_holm is None or row.difference is None else wording.p_value(row.p_holm)),
         PaperCell(f"{row.verdict}{'*' if row.reservations else ''}"),
         PaperCell(str(row.seeds) if not row.failed else f"{row.seeds} of {row.seeds + row.failed}"),
     ]

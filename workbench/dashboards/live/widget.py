@@ -311,7 +311,8 @@ class Dashboard(widgets.VBox):
                 if self.panel_name == "cost":
                     self.open_panel("curves")
             state = "Every run has already ended." if run.finished else f"{len(run.workers())} workers are running."
-            self._log(" ".join([state, *run.record.announced]))
+            caution = run.record.config.confirmation.caution
+            self._log(" ".join([state, *([caution] if caution else []), *run.record.announced]))
             self._wake()
 
         self._do("Launching: preparing data, checking costs …", start)

@@ -13,7 +13,7 @@ from pydantic import Field
 from workbench import formatting
 from workbench.config import ConfigError, flatten, require
 from workbench.dashboards import style
-from workbench.dashboards.figures.parts import COST_TITLES, band, error_bars, figure_of, legend
+from workbench.dashboards.figures.parts import COST_TITLES, around, band, error_bars, figure_of, legend
 from workbench.dashboards.panel import (
     Block,
     Cell,
@@ -143,7 +143,7 @@ class Compare(FigurePanel):
         unit, name = next(iter(units.items()), ("", ""))
         loss = "training loss (nats per token)"
         split = "selection" if settings.y == "selection_value" else "report"
-        figure.update_xaxes(title_text=title)
+        figure.update_xaxes(title_text=title, minexponent=3, range=around(table[settings.x]) if points else None)
         figure.update_yaxes(title_text=loss if settings.y == "loss" else style.label(f"{split} {name} ({unit})"))
         return figure.update_layout(legend=legend([key for key, _, _ in found]), height=470)
 
