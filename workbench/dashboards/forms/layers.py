@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import ipywidgets as widgets
 
@@ -141,4 +142,4 @@ class LayerChips(widgets.VBox):
         assert self.chosen is not None
         where = f"layer {self.chosen - REPEATED}" if self.chosen >= REPEATED else f"place {self.chosen + 1}"
         label = widgets.HTML(render("builder_label.html", text=f"{where} becomes"))
-        return [label, *(chip(name, text, lambda name=name: self.become(name)) for name, text in self._known.items())]
+        return [label, *(chip(name, text, partial(self.become, name)) for name, text in self._known.items())]

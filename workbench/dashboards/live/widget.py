@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -234,7 +235,7 @@ class Dashboard(widgets.VBox):
             if panel.button:
                 self._rows[name].append(_button(panel.button, panel.__doc__ or "", self.prepare))
             for label, tooltip in panel.actions.items():
-                self._rows[name].append(_button(label, tooltip, lambda label=label: self.act(label)))
+                self._rows[name].append(_button(label, tooltip, partial(self.act, label)))
         for field, options in choices.items():
             control = self._controls[name][field]
             if [option for _, option in control.options] != options:

@@ -289,7 +289,7 @@ def _arms_grid(run: Snapshot, drawn: Sequence[str]) -> Grid:
             numbers = [value.get("value"), value.get("runs"), *(cost.get(COSTS[x]) for x in ("tokens", "flops"))]
             numbers.append(cost.get("cache_bytes"))
             mean, runs, tokens, flops, cache = numbers
-            cells = [
+            cells: list[Cell | str] = [
                 folder.name,
                 arm,
                 Cell(formatting.metric(mean), mean),
