@@ -21,6 +21,7 @@ from workbench.lazy import attach
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
+    from workbench.ablation.analysis.against import against
     from workbench.ablation.run import AblationRun, table
     from workbench.ablation.run import AblationRun as open
     from workbench.ablation.spec.ablation import AblationConfig

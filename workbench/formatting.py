@@ -9,6 +9,7 @@ from typing import Any
 __all__ = ["count", "distinct_ends", "duration", "flops", "metric", "setting", "share", "size", "wrapped"]
 
 UNKNOWN = "–"
+MINUS = "−"
 
 
 def _scaled(value: float, prefixes: str, unit: str = "") -> str:
@@ -17,7 +18,7 @@ def _scaled(value: float, prefixes: str, unit: str = "") -> str:
         magnitude, scale = magnitude / 1000, scale + 1
     whole = magnitude >= 99.5 or magnitude == int(magnitude)
     digits = f"{magnitude:.0f}" if whole else f"{magnitude:.2g}" if magnitude < 9.95 else f"{magnitude:.1f}"
-    return f"{'-' if value < 0 else ''}{digits} {prefixes[scale].strip()}{unit}".strip()
+    return f"{MINUS if value < 0 else ''}{digits} {prefixes[scale].strip()}{unit}".strip()
 
 
 def count(value: float | None) -> str:
@@ -74,7 +75,7 @@ def metric(value: float | None, *, signed: bool = False) -> str:
     >>> metric(0.00406, signed=True)
     '+0.0041'
     """
-    return UNKNOWN if value is None else f"{value:{'+' if signed else ''}z.4f}"
+    return UNKNOWN if value is None else f"{value:{'+' if signed else ''}z.4f}".replace("-", MINUS)
 
 
 def setting(values: Mapping[str, Any]) -> str:
@@ -92,9 +93,9 @@ def share(value: float | None) -> str:
     """A relative difference.
 
     >>> share(-0.093)
-    '-9.3 %'
+    '−9.3 %'
     """
-    return UNKNOWN if value is None else f"{100 * value:+z.1f} %"
+    return UNKNOWN if value is None else f"{100 * value:+z.1f} %".replace("-", MINUS)
 
 
 def wrapped(text: str, width: int) -> str:

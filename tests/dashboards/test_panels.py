@@ -233,7 +233,7 @@ def test_costs_of_many_arms_have_one_row_per_arm(tmp_path: Path) -> None:
 
 def test_failures_have_a_reason(tmp_path: Path) -> None:
     grid = blocks(FakeRun(tmp_path, status="out_of_memory"), "failures")[0]
-    assert [row.cells[-1] for row in grid.rows] == ["loss <nan> & more"] * 12
+    assert [row.cells[-2] for row in grid.rows] == ["loss <nan> & more"] * 12
 
 
 def test_progress_tells_why_no_run_is_planned(tmp_path: Path) -> None:

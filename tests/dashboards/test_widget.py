@@ -228,7 +228,10 @@ def test_a_second_click_closes_the_log(crashed: Dashboard) -> None:
 
 def test_a_folder_of_results_lists_its_ablations(tmp_path: Path) -> None:
     view = Dashboard(tmp_path, refresh=0)
-    assert list(view.tabs.options) == ["Ablations"] and "No ablation in" in view.board.shown[0]["empty"]
+    assert (
+        list(view.tabs.options) == ["Ablations", "Journal", "Compare"]
+        and "No ablation in" in view.board.shown[0]["empty"]
+    )
 
 
 def test_nothing_can_be_launched_before_an_ablation_is_open(tmp_path: Path) -> None:

@@ -72,8 +72,9 @@ class Design:
     free: frozenset[str] = frozenset()
     """Fields that tuning or the budget's solver sets: not part of a definition."""
 
-    def difference(self, other: Design, arm: str) -> str:
-        """Why an arm of ``other`` is not that of this design at another size; "" if it is."""
+    def unlike(self, arm: str, other: Design, other_arm: str) -> str:
+        """Why values of an arm of ``other`` are not values of the same quantity as those of an arm of this design:
+        another metric, task, split or other data; "" if they are."""
         ours, theirs = self.metric, other.metric
         if theirs != ours:
             return f"measured in {theirs.unit} ({theirs.name}), not in {ours.unit} ({ours.name})"
@@ -81,9 +82,16 @@ class Design:
             return f"another task ({theirs.suite}/{theirs.task}, not {ours.suite}/{ours.task})"
         if other.split != self.split:
             return f"measured on the {other.split} split, not on the {self.split} split"
-        data = [design.data.get(arm, "an unknown fingerprint") for design in (other, self)]
-        if data[0] != data[1] or arm not in self.data:
+        missing = "an unknown fingerprint"
+        data = other.data.get(other_arm, missing), self.data.get(arm, missing)
+        if data[0] != data[1] or missing in data:
             return f"other data ({data[0]}, not {data[1]})"
+        return ""
+
+    def difference(self, other: Design, arm: str) -> str:
+        """Why an arm of ``other`` is not that of this design at another size; "" if it is."""
+        if unlike := self.unlike(arm, other, arm):
+            return unlike
         free = self.free | other.free
         one, two = (
             {path: value for path, value in design.definitions.get(arm, {}).items() if path not in free}

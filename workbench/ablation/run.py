@@ -293,7 +293,8 @@ class AblationRun:
                 expected="a finished ablation",
                 do="The same `workbench run` command resumes it.",
             )
-        return export_table(verdict_table(verdict, self.name, self.metric), path, provenance_line(self))
+        table = verdict_table(verdict, self.name, self.metric, names=self.names)
+        return export_table(table, path, provenance_line(self))
 
     def summary(self, verdict: Verdict | None = None) -> Summary | None:
         """The verdict in short, with what to run next; None while there is no verdict.

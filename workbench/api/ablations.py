@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.api.answers import Cost, Error, Status, Stopped, VerdictAnswer, plain, plain_rows
-from workbench.config import ConfigError
+from workbench.api.answers import Cost, Error, Status, Stopped, Unpaired, VerdictAnswer, plain, plain_rows
+from workbench.config import ConfigError, require
 from workbench.formatting import duration
 from workbench.results.store import RunFolder
 from workbench.results.tables import points_of
@@ -18,7 +18,7 @@ from workbench.status import ENDED, FAILED
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
 
-__all__ = ["cost", "launch", "status", "status_of", "stop", "verdict", "verdict_of"]
+__all__ = ["cost", "launch", "status", "status_of", "stop", "unpaired", "verdict", "verdict_of"]
 
 Progress = Callable[[str], None]
 
@@ -61,6 +61,7 @@ def cost(
         arms=plain_rows(table),
         seconds=float(table["seconds_total"].sum()) / max(1, ablation.workers) if known else None,
         problems=problems,
+        cautions=[text for text in (ablation.config.confirmation.caution,) if text],
     )
 
 
@@ -177,15 +178,43 @@ def stop(folder: str | Path, wait: float = 60.0) -> Stopped:
     return Stopped(stopped=count - len(remaining), remaining=remaining)
 
 
-def verdict(folder: str | Path) -> VerdictAnswer:
+def verdict(folder: str | Path, against: str | Path | None = None, arm: str | None = None) -> VerdictAnswer:
     """The verdict of an ablation: which arm is better, by how much, with what certainty.
 
+    Args:
+        folder: of the ablation.
+        against: an ablation of somebody else, usually an archive, to compare the arms with as well; unpaired.
+        arm: its arm; default its baseline.
+
     Raises:
-        ConfigError: if the folder has no ablation, or a file of it is damaged.
+        ConfigError: if the folder has no ablation, or a file of it is damaged; with ``against`` as
+            :func:`workbench.ablation.analysis.against.against`.
     """
     from workbench.ablation.run import AblationRun
 
-    return verdict_of(AblationRun(folder))
+    run = AblationRun(folder)
+    answer = verdict_of(run)
+    if against is None:
+        require(arm is None, "arm", got=arm, expected="none without an ablation to compare with")
+        return answer
+    return answer.model_copy(update={"against": unpaired(run, AblationRun(against), arm)})
+
+
+def unpaired(run: AblationRun, other: AblationRun, arm: str | None = None) -> Unpaired:
+    """The arms of an ablation against an arm of another one, over seeds that are no pairs."""
+    from workbench.ablation.analysis.against import against
+
+    found = against(run, other, arm)
+    return Unpaired(
+        folder=str(run.folder),
+        against=str(other.folder),
+        reference=found.reference,
+        metric=found.unit,
+        alpha=found.alpha,
+        label=found.label,
+        rows=[plain(row) for row in found.plain()["rows"]],
+        text=str(found),
+    )
 
 
 def verdict_of(run: AblationRun) -> VerdictAnswer:

@@ -123,6 +123,25 @@ class Status(Answer):
     """All of this in one line."""
 
 
+class Unpaired(Answer):
+    """An ablation against another one that was run elsewhere, arm by arm."""
+
+    folder: str
+    against: str
+    """Folder of the other ablation."""
+    reference: str
+    """Its arm."""
+    metric: str
+    """Unit; lower is better."""
+    alpha: float
+    label: str
+    """What kind of comparison it is: unpaired, other seeds, other machine."""
+    rows: list[Row]
+    """One per arm: ``value``, ``sd``, ``seeds``, ``difference`` to the reference, ``low``, ``high``, ``p``, ``p_holm``,
+    ``word`` (better, worse, undecided) and ``differs``, the fields in which the two arms differ."""
+    text: str
+
+
 class VerdictAnswer(Answer):
     """The verdict of an ablation, if there is one yet."""
 
@@ -149,6 +168,8 @@ class VerdictAnswer(Answer):
     """Drift, failures and other circumstances, in sentences."""
     names: dict[str, str] = {}
     """Arm -> its display name, of every arm."""
+    against: Unpaired | None = None
+    """The comparison with an ablation of somebody else, where one was asked for."""
 
     @property
     def exit_code(self) -> int:
@@ -171,6 +192,8 @@ class Cost(Answer):
     """Training time of all runs with these workers, without start-up and evaluation."""
     problems: list[Problem]
     """Why a launch would be refused."""
+    cautions: list[str] = []
+    """What is allowed, and will limit the verdict: too few seeds."""
 
 
 class Launch(Answer):

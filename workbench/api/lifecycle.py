@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ from workbench.config import ConfigError, require
 from workbench.files import replacing
 
 if TYPE_CHECKING:
+    from workbench.ablation.analysis.journal import Entry
     from workbench.ablation.run import AblationRun
-    from workbench.ablation.verdict.verdict import ArmVerdict
 
 __all__ = ["annotate", "extend", "is_refused_launch", "journal", "remove", "rename"]
 
@@ -119,6 +118,7 @@ def journal(results: str | Path = "results") -> Journal:
     Raises:
         ConfigError: if there is no such folder, or its JOURNAL.md was not written by this function.
     """
+    from workbench.ablation.analysis.journal import entry_of
     from workbench.ablation.run import AblationRun
 
     results = Path(results)
@@ -135,7 +135,8 @@ def journal(results: str | Path = "results") -> Journal:
     for record in sorted(results.glob("*/ablation.json")):
         try:
             run = AblationRun(record.parent)
-            entries.append((run.provenance().get("created", ""), _entry(run)))
+            entry = entry_of(run)
+            entries.append((entry.created, _entry(entry)))
         except ConfigError as error:
             entries.append(("", f"## {record.parent.name}\n\nIt cannot be read: {error}\n"))
     entries.sort(key=lambda entry: entry[0], reverse=True)
@@ -145,25 +146,13 @@ def journal(results: str | Path = "results") -> Journal:
     return Journal(path=str(path.absolute()), ablations=len(entries), text=text)
 
 
-def _entry(run: AblationRun) -> str:
-    notes, names, verdict = run.notes(), run.names, run.verdict()
-    created = run.provenance().get("created", "")
-    about = [part for part in (created[:16], run.metric.unit, ", ".join(notes.tags)) if part]
-    lines = [f"## {run.folder.name}", "", " · ".join(about), "", run.question or "No question was declared.", ""]
-    if verdict is None:
-        state = "No run was confirmed." if run.finished else "Not finished: no verdict yet."
-        lines += [f"- {state}"]
-    else:
-        lines += [f"Exploratory: {verdict.exploratory}.", ""] if verdict.exploratory else []
-        lines += [f"- **{names[row.arm]}**: {row.verdict}. {_why(row)}" for row in verdict.rows[1:]]
-    for note in notes.notes:
+def _entry(entry: Entry) -> str:
+    """A section of the journal."""
+    about = [part for part in (entry.created[:16], entry.unit, ", ".join(entry.tags)) if part]
+    lines = [f"## {entry.name}", "", " · ".join(about), "", entry.question or "No question was declared.", ""]
+    lines += [f"Exploratory: {entry.exploratory}.", ""] if entry.exploratory else []
+    lines += [f"- {entry.state}"] if entry.state else []
+    lines += [f"- **{finding.name}**: {finding.word}. {finding.why}" for finding in entry.findings]
+    for note in entry.notes:
         lines += ["", f"> {note.at[:16]}: {' '.join(note.text.split())}"]
     return "\n".join([*lines, ""])
-
-
-def _why(row: ArmVerdict) -> str:
-    """The first clause of a row's sentence, without the mark of an exploratory verdict."""
-    sentence = row.sentence
-    if sentence.startswith("Exploratory ("):
-        sentence = sentence.partition("): ")[2] or sentence
-    return re.split(r"[.;] ", sentence, maxsplit=1)[0].rstrip(".") + "."

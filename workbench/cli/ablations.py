@@ -37,6 +37,8 @@ def cost(file: File, overrides: Overrides = None, results: Results = Path("resul
 
     card = api.cost(file, overrides or (), results, progress=note)
     print_cost(card.arms, card.workers)
+    for caution in card.cautions:
+        note(caution)
     if card.problems:
         raise ConfigError([Problem(p.field, p.got, p.expected, p.hint) for p in card.problems])
     return card
@@ -58,6 +60,8 @@ def run(
     ablation = Ablation.load(file, overrides or (), results).with_workers(workers)
     launched = ablation.create(note)
     print_cost(launched.record.cost, ablation.workers)
+    if caution := launched.record.config.confirmation.caution:
+        note(caution)
     print_data(launched.data_cards)
     return work_through(launched, ablation.workers if workers is None else workers, detach)
 

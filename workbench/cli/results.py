@@ -16,9 +16,22 @@ from workbench.api.answers import Table as RunTable
 from workbench.cli.output import Folder, Results, console, print_text, written
 
 
-def verdict(folder: Folder) -> VerdictAnswer:
-    """Print the verdict: which arm is better, by how much, with what certainty."""
-    found = verdict_of_folder(folder)
+def verdict(
+    folder: Folder,
+    against: Annotated[
+        Path | None, typer.Option(help="An ablation of somebody else, such as an archive: compare with it, unpaired.")
+    ] = None,
+    arm: Annotated[str | None, typer.Option(help="With --against: its arm. Default: its baseline.")] = None,
+) -> VerdictAnswer:
+    """Print the verdict: which arm is better, by how much, with what certainty.
+
+    With --against, every arm is compared with an arm of another ablation instead, over seeds that are no pairs. It is
+    refused unless metric, task, data and report documents are the same.
+    """
+    found = verdict_of_folder(folder, against, arm)
+    if found.against is not None:
+        print_text(found.against.text)
+        return found
     if found.verdict is None:
         console.print("No verdict yet: confirmation runs are missing.")
     else:

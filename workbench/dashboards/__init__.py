@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workbench.dashboards.export import export_figure
     from workbench.dashboards.live.widget import Dashboard, dashboard
     from workbench.dashboards.panel import figure, paper_table, table
+    from workbench.dashboards.panels.compare import saved_view
     from workbench.dashboards.report.render import write_report
     from workbench.dashboards.view import RunView, SingleRuns
     from workbench.paper import export_table, provenance_line

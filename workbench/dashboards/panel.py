@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import plotly.graph_objects as go
@@ -35,6 +35,7 @@ import polars as pl
 from markupsafe import Markup
 
 from workbench.config import Config, ConfigError
+from workbench.dashboards.names import named_figure, named_table
 from workbench.paper import PaperCell, PaperColumn, PaperTable
 from workbench.registry import Registry
 
@@ -121,13 +122,44 @@ class Text:
 Block = Figure | Grid | Text
 
 
+def with_names(blocks: Sequence[Block], names: Mapping[str, str]) -> list[Block]:
+    """Blocks with display names of arms: in figures, and in the column "arm" and the headings of tables. Keys of rows
+    and tables as data keep the arms' own.
+
+    Args:
+        blocks: what a panel shows.
+        names: arm -> display name.
+    """
+    changed = {arm: name for arm, name in names.items() if name != arm}
+    return [_named(block, changed) for block in blocks] if changed else list(blocks)
+
+
+def _named(block: Block, names: Mapping[str, str]) -> Block:
+    if isinstance(block, Figure):
+        return replace(block, figure=named_figure(block.figure, names))
+    if isinstance(block, Text):
+        return block
+    columns = [column._replace(title=names.get(column.title, column.title)) for column in block.columns]
+    arms = {i for i, column in enumerate(block.columns) if column.title == "arm"}
+
+    def cell(value: Cell | str) -> Cell | str:
+        if isinstance(value, str):
+            return names.get(value, value)
+        return value._replace(text=names.get(value.text, value.text))
+
+    rows = [row._replace(cells=[cell(c) if i in arms else c for i, c in enumerate(row.cells)]) for row in block.rows]
+    paper = None if block.paper is None else named_table(block.paper, names)
+    return replace(block, columns=columns, rows=rows, paper=paper)
+
+
 class PanelConfig(Config):
     """Base of a panel's settings. ``kind`` is the registered name of the panel.
 
     The dashboard makes a control of each field: buttons or a list of a ``Literal`` (labels: :attr:`Panel.labels`), a
     box to tick of a ``bool``, a slider of a ``float`` with bounds, a list of a ``str`` for which :meth:`Panel.choices`
-    names options. The field's ``title`` is its label, its docstring the tooltip. Fields with these names have no
-    control: ``selected``, the runs that the reader marked to be drawn; ``log``, the run whose log is open.
+    names options, a line of text of another ``str`` with a title. The field's ``title`` is its label, its docstring the
+    tooltip. Fields with these names have no control: ``selected``, the rows that the reader marked to be drawn;
+    ``log``, the run whose log is open.
     """
 
     kind: str
@@ -156,6 +188,8 @@ class Panel(ABC):
     """A setting with options, all of which the report draws, with buttons to choose."""
     button: ClassVar[str] = ""
     """Label of a button that calls :meth:`prepare`."""
+    actions: ClassVar[Mapping[str, str]] = {}
+    """Label of a button that calls :meth:`act` -> its tooltip."""
 
     def __init__(self, settings: Any = None):
         self.settings: Any = settings if settings is not None else self.Config()
@@ -170,6 +204,18 @@ class Panel(ABC):
 
     def prepare(self, run: Snapshot) -> None:  # noqa: B027 (optional)
         """Compute what takes too long to be computed at every refresh, and keep it in the panel."""
+
+    def act(self, label: str, run: Snapshot) -> str:
+        """Do what one of :attr:`actions` is for; returns what was done, in a sentence.
+
+        Raises:
+            ConfigError: where it cannot be done; shown where the button was pressed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no button {label!r}")
+
+    def follow(self, settings: Any, field: str, run: Snapshot) -> Any:
+        """The settings after the reader has changed ``field`` in them: where others follow from it, with these."""
+        return settings
 
     @abstractmethod
     def blocks(self, run: Snapshot) -> list[Block]:
@@ -231,7 +277,7 @@ def figure(run: Any, kind: str, **settings: Any) -> go.Figure:
     if not isinstance(panel, FigurePanel):
         drawing = [name for name in panels if issubclass(panels[name], FigurePanel)]
         raise ConfigError.at("kind", got=f"{kind!r}, which has no figure", expected=f"one of {', '.join(drawing)}")
-    return panel.figure(snapshot, panel.table(snapshot))
+    return named_figure(panel.figure(snapshot, panel.table(snapshot)), snapshot.names)
 
 
 def table(run: Any, kind: str, **settings: Any) -> pl.DataFrame:
@@ -270,7 +316,8 @@ def paper_table(run: Any, kind: str, **settings: Any) -> PaperTable:
     """
     from workbench.dashboards.snapshot import Snapshot
 
-    for block in make_panel(kind, **settings).blocks(Snapshot.of(run)):
+    snapshot = Snapshot.of(run)
+    for block in make_panel(kind, **settings).blocks(snapshot):
         if isinstance(block, Grid):
-            return block.printed
+            return named_table(block.printed, snapshot.names)
     raise ConfigError.at("kind", got=f"{kind!r}, which shows no table", expected="a panel with a table")

@@ -34,6 +34,7 @@ class Snapshot:
         self._last_judgement = previous._newest_judgement if previous else None
         self._unfiltered: Snapshot | None = None  # the snapshot that this is a part of
         self.name, self.question, self.arms, self.baseline = source.name, source.question, source.arms, source.baseline
+        self.names = source.names
         self.seeds, self.tuning, self.planned, self.total = source.seeds, source.tuning, source.planned, source.total
         self.components = source.components
         self.folder, self.identity, self.metric, self.alpha = (

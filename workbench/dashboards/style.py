@@ -61,6 +61,10 @@ def _axis() -> dict[str, object]:
         "tickcolor": FAINT,
         "automargin": True,
         "title": {"standoff": 10},
+        # prefixes as in tables (k, M, G, T), for large amounts only: a learning rate is 0.0001, not 100µ
+        "exponentformat": "SI",
+        "minexponent": 6,
+        "separatethousands": True,
     }
 
 

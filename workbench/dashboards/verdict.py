@@ -66,6 +66,7 @@ def _row(row: dict[str, Any], key: str, heads: list[str], run: Snapshot) -> Row:
         heads: what it is about.
         run: the run.
     """
+    p = None if row["difference"] is None else row["p_holm"]  # nothing was tested of an arm that failed
     return Row(
         key,
         style.arm_styles(run)[row["arm"]].colour,
@@ -75,7 +76,7 @@ def _row(row: dict[str, Any], key: str, heads: list[str], run: Snapshot) -> Row:
             Cell(formatting.metric(row["value"]), row["value"]),
             Cell(formatting.metric(row["difference"], signed=True), row["difference"]),
             Cell(_interval(row), row["low" if row["level"] is None else "repeated_low"]),
-            Cell(_p_value(row["p_holm"]), row["p_holm"]),
+            Cell(_p_value(p), p),
             Cell(f"{row['seeds']} of {row['seeds'] + row['failed']}", row["seeds"]),
         ],
     )

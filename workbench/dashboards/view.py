@@ -73,6 +73,10 @@ class RunView(Protocol):
     def baseline(self) -> str: ...
 
     @property
+    def names(self) -> Mapping[str, str]:
+        """Arm -> the name under which it is shown."""
+
+    @property
     def seeds(self) -> list[int]:
         """Seeds of the confirmation runs of each arm."""
 
@@ -222,6 +226,10 @@ class EmptyRun:
         return self.arms[0] if self.arms else ""
 
     @property
+    def names(self) -> Mapping[str, str]:
+        return {arm: arm for arm in self.arms}
+
+    @property
     def planned(self) -> Mapping[str, Mapping[Stage, int]]:
         stages = {Stage.TUNING: self.tuning.trials, Stage.CONFIRMATION: len(self.seeds)}
         return dict.fromkeys(self.arms, stages)
@@ -287,9 +295,14 @@ class ResultsFolder(EmptyRun):
 
 
 class PlannedRun(EmptyRun):
-    """An ablation that has not been launched: its description and cost card, no runs."""
+    """An ablation that has not been launched: its description and cost card, no runs.
 
-    def __init__(self, ablation: Ablation):
+    Args:
+        ablation: the ablation.
+        cost: its cost card; default one without measured times and memory.
+    """
+
+    def __init__(self, ablation: Ablation, cost: pl.DataFrame | None = None):
         config = ablation.config
         super().__init__(ablation.folder.resolve(), config.order)
         self.name, self.question, self.identity = config.name, config.question, config.identity
@@ -299,7 +312,7 @@ class PlannedRun(EmptyRun):
         self.components = config.confirmation.components
         data = ablation.arms.baseline.run().data
         self.metric, self.views = data.metric, dict(data.judged.views)
-        self._cost = ablation.cost(measure=False)
+        self._cost = ablation.cost(measure=False) if cost is None else cost
 
     @property
     def planned(self) -> Mapping[str, Mapping[Stage, int]]:

@@ -61,7 +61,7 @@ def test_equivalence_names_the_margin() -> None:
 
 def test_few_seeds_decide_nothing() -> None:
     found = summarise(verdict({"gdn": 0.1}, seeds=3), launched())
-    assert found.headline.startswith("Too few seeds") and "--seeds +1" in found.steps[0].command
+    assert found.headline.startswith("Too few seeds") and "--seeds +2" in found.steps[0].command
 
 
 @pytest.mark.parametrize(("arms", "text"), [(("full", "gdn"), "Every run failed"), (("gdn",), "gdn failed on every")])

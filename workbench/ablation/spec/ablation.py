@@ -18,16 +18,37 @@ from workbench.ablation.spec.protocol import Confirmation, Protocol
 from workbench.ablation.spec.tuning import Tuning
 from workbench.config import Config, expand_dotted, nearest, require
 from workbench.results.ledger import FILE
+from workbench.results.views import FILE as VIEWS
 from workbench.status import Stage
 
-__all__ = ["AblationConfig"]
+__all__ = ["AblationConfig", "check_arm_name"]
 
 
 MAX_NAME = 80
 """Bytes of a name: a folder of a run is named by stage, arm, identity and seed, in at most 255."""
 DERIVED = ("-pilot", "-components")
 """Suffixes of the ablations that are made from another one; its name may have all of :data:`MAX_NAME`."""
-RESERVED_NAMES = ("cache", "runs", FILE, Path(FILE).with_suffix(".lock").name)
+RESERVED_NAMES = ("archives", "cache", "runs", FILE, Path(FILE).with_suffix(".lock").name, VIEWS)
+
+
+def check_arm_name(name: str) -> None:
+    """Check a name for an arm.
+
+    Raises:
+        ConfigError: if it has other characters than names of arms may have, or too many.
+    """
+    require(
+        re.fullmatch(r"[\w .+:²-]+", name),
+        f"arms.{name}",
+        got=name,
+        expected="a name of letters, digits, space, . + : - _",
+    )
+    require(
+        _size(name) <= MAX_NAME,
+        f"arms.{name[:20]}…",
+        got=f"…{name[-20:]}, a name of {_size(name)} bytes",
+        expected=f"at most {MAX_NAME}: names become names of files",
+    )
 
 
 def _size(name: str) -> int:
@@ -78,11 +99,10 @@ class AblationConfig(Config):
         )
         suffix = next(filter(self.name.endswith, DERIVED), "")
         own_name = self.name.removesuffix(suffix)
-        longest = max((own_name, *self.arms), key=_size)
         require(
-            _size(longest) <= MAX_NAME,
-            "name" if longest == own_name else f"arms.{longest[:20]}…",
-            got=f"…{longest[-20:]}, a name of {_size(longest)} bytes",
+            _size(own_name) <= MAX_NAME,
+            "name",
+            got=f"…{own_name[-20:]}, a name of {_size(own_name)} bytes",
             expected=f"at most {MAX_NAME}: names become names of files",
         )
         require(
@@ -93,12 +113,7 @@ class AblationConfig(Config):
         )
         require(self.arms, "arms", got="no arm", expected="at least one arm")
         for arm in self.arms:
-            require(
-                re.fullmatch(r"[\w .+:²-]+", arm),
-                f"arms.{arm}",
-                got=arm,
-                expected="a name of letters, digits, space, . + : - _",
-            )
+            check_arm_name(arm)
         require(
             self.baseline is None or self.baseline in self.arms,
             "baseline",

@@ -13,10 +13,22 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from workbench.config import Config, ConfigError, require
 from workbench.seeding import COMPONENTS, Component, Seed
 
-__all__ = ["FIRST_LOOK", "Components", "Confirmation", "Protocol", "ScoreMetric", "Stopping"]
+__all__ = [
+    "FEW_SEEDS",
+    "FIRST_LOOK",
+    "Components",
+    "Confirmation",
+    "Protocol",
+    "ScoreMetric",
+    "Stopping",
+    "seeds_caution",
+]
 
 FIRST_LOOK = 4
 """Fewest paired seeds at which a verdict may be read before the last."""
+FEW_SEEDS = 5
+"""Paired seeds below which only large differences can be shown, and no plan rests on their standard deviation (our
+choice): a 95 % interval of an sd from four values spans 0.57 to 3.7 times the estimate."""
 
 
 DESIGNS = (
@@ -59,6 +71,16 @@ class Components(Config):
         return dict(zip(COMPONENTS, map(int, np.unravel_index(number, self.shape))))
 
 
+def seeds_caution(seeds: int) -> str:
+    """What too few confirmation seeds mean for the verdict; empty if there are enough."""
+    if seeds >= FEW_SEEDS:
+        return ""
+    few = f"{seeds} seed{'s' * (seeds != 1)}"
+    if seeds < FIRST_LOOK:
+        return f"{few}: no verdict can come of it, since differences are claimed from {FIRST_LOOK} paired seeds on."
+    return f"{few} show only differences of more than twice their sd over seeds; more seeds show smaller ones."
+
+
 class Confirmation(Config):
     """The measurement: the chosen settings on fresh seeds, the same for every arm, on the sealed report split."""
 
@@ -91,6 +113,11 @@ class Confirmation(Config):
             got=f"{len(self.seeds)} numbers",
             expected=f"one for each of the {self.components and self.components.runs} runs of confirmation.components",
         )
+
+    @property
+    def caution(self) -> str:
+        """What too few seeds mean for the verdict; empty if there are enough."""
+        return seeds_caution(len(self.independent_seeds))
 
     def component_seeds(self, seed: int) -> dict[Component, int]:
         """Component -> its seed in confirmation run ``seed``; empty if that seed drives all of them."""

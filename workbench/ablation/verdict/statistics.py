@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "detectable_difference",
     "equivalence_power",
     "equivalent",
+    "exchange_p",
     "expected_best_of",
     "holm",
     "holm_in_order",
@@ -37,6 +39,7 @@ __all__ = [
     "ratio_of_sums",
     "seeds_for_equivalence",
     "seeds_needed",
+    "welch",
     "widening",
 ]
 
@@ -235,6 +238,57 @@ def power_of(n: int, effect_in_sd: float, alpha: float) -> float:
 def _check_rates(alpha: float, power: float) -> None:
     require_between(alpha, "alpha")
     require_between(power, "power", low=alpha)
+
+
+def welch(first_S: ArrayLike, second_S: ArrayLike, alpha: float = 0.05) -> Interval:
+    """Welch's two-sample t-interval for the difference of two means, first − second, of unequal variances: seeds that
+    are no pairs (Welch 1947, Biometrika 34, 28–35; degrees of freedom by Satterthwaite 1946).
+
+    ``n`` of the result is the smaller number of seeds, ``sd`` the standard error of the difference times √n. As in
+    :func:`paired_interval`, one seed in a group makes the interval infinite and p = 1, and so does no spread in both.
+
+    Args:
+        first_S: (S,), one value per seed.
+        second_S: (S',), the other group's.
+        alpha: error rate; the level of the interval is 1 − alpha.
+
+    >>> round(welch([1.0, 1.1, 1.2, 1.3], [1.4, 1.6, 1.5, 1.9, 1.6]).p, 4)
+    0.0041
+    """
+    groups = finite_array(first_S, "first_S"), finite_array(second_S, "second_S")
+    require_between(alpha, "alpha")
+    mean, n = float(groups[0].mean() - groups[1].mean()), min(group.size for group in groups)
+    if n < 2:
+        return Interval(mean, math.nan, n, -math.inf, math.inf, 1.0)
+    shares = [_sd(group) ** 2 / group.size for group in groups]
+    error = math.sqrt(sum(shares))
+    if error < ROUNDING:
+        return Interval(mean, 0.0, n, mean, mean, 1.0)
+    df = sum(shares) ** 2 / sum(share**2 / (group.size - 1) for share, group in zip(shares, groups))
+    half = float(special.stdtrit(df, 1 - alpha / 2)) * error
+    p = 2 * float(special.stdtr(df, -abs(mean) / error))
+    return Interval(mean, error * math.sqrt(n), n, mean - half, mean + half, p)
+
+
+def exchange_p(first_S: ArrayLike, second_S: ArrayLike, draws: int = 20_000) -> float:
+    """Two-sided p-value of the difference of two means by exchanging seeds between the groups: the share of all
+    splits into groups of these sizes whose means differ at least as much (Pitman 1937). Exact where one distribution
+    gave both groups; of more than ``draws`` splits, a random sample with the observed one added.
+
+    >>> round(exchange_p([0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]), 4)
+    0.0286
+    """
+    first_S, second_S = finite_array(first_S, "first_S"), finite_array(second_S, "second_S")
+    pooled, size = np.concatenate([first_S, second_S]), first_S.size
+    observed = abs(float(first_S.mean() - second_S.mean()))
+    count = math.comb(pooled.size, size)
+    if count <= draws:
+        sums = np.array([pooled[list(chosen)].sum() for chosen in combinations(range(pooled.size), size)])
+    else:
+        order = np.random.default_rng(count).permuted(np.tile(pooled, (draws, 1)), axis=1)
+        sums = np.append(order[:, :size].sum(1), first_S.sum())
+    differences = np.abs(sums / size - (pooled.sum() - sums) / second_S.size)
+    return float((differences >= observed - ROUNDING).mean())
 
 
 @lru_cache(maxsize=1024)

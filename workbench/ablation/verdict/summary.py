@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from workbench.ablation.folder import AblationFolder, LaunchRecord
+from workbench.ablation.spec.protocol import FEW_SEEDS
 from workbench.ablation.verdict import wording
 from workbench.ablation.verdict.effort import NO_CLAIM
 from workbench.ablation.verdict.statistics import (
@@ -298,9 +299,10 @@ def _steps(verdict: Verdict, arms: Sequence[ArmVerdict], launched: Launched | No
 def _wanted(rows: Sequence[ArmVerdict], verdict: Verdict, launched: Launched) -> list[NextStep]:
     """How many seeds would decide what is undecided."""
     now = min(row.seeds for row in rows)
-    if now < MIN_SEEDS:
-        why = f"differences are claimed from {MIN_SEEDS} paired seeds on"
-        return _more(MIN_SEEDS, now, why, launched)
+    if now < FEW_SEEDS:  # no number of seeds is planned from the sd of so few values
+        claimed = f"differences are claimed from {MIN_SEEDS} paired seeds on, and " if now < MIN_SEEDS else ""
+        why = f"{claimed}the noise of fewer than {FEW_SEEDS} is too uncertain to plan by"
+        return _more(FEW_SEEDS, now, why, launched)
     family = max(1, len(verdict.pairs) or len(verdict.rows) - 1)
     level = verdict.alpha / family
     noises = [

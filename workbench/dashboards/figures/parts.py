@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
+from workbench.ablation.design import SAME_SIZE
 from workbench.dashboards import style
 from workbench.dashboards.snapshot import Snapshot
 
@@ -110,6 +111,14 @@ def error_bars(table: pl.DataFrame, middle: str, low: str = "low", high: str = "
         "arrayminus": (table[middle] - table[low]).clip(0).to_list(),
         **fields,
     }
+
+
+def around(values: Iterable[float]) -> list[float] | None:
+    """A range around amounts that are nearly equal, which would otherwise be drawn far apart; None if they are not."""
+    known = [value for value in values if value is not None]
+    if not known or min(known) <= 0 or max(known) > SAME_SIZE * min(known):
+        return None
+    return [0.5 * min(known), 1.5 * max(known)]
 
 
 def legend(arms: Sequence[str]) -> dict[str, Any]:

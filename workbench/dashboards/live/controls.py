@@ -40,6 +40,8 @@ def controls_of(panel: Panel, choices: dict[str, list[str]], on_change: Callable
         elif name in choices:
             options = [(option, option) for option in choices[name]]
             control = dropdown(options, value if value in choices[name] else None, title)
+        elif annotation is str and title:
+            control = entry(value, title)
         if control is None:
             continue
         control.tooltip = field.description or ""
@@ -59,6 +61,17 @@ def dropdown(options: list[tuple[str, Any]], value: Any, title: str) -> widgets.
     longest = max((len(label) for label, _ in options), default=8)
     width = 130 + max(110, 8 * longest)
     return widgets.Dropdown(options=options, value=value, description=title, layout={"width": f"{width}px"})
+
+
+def entry(value: str, title: str) -> widgets.Text:
+    """A line of text."""
+    return widgets.Text(
+        value=value,
+        description=title,
+        continuous_update=False,
+        layout={"width": "340px"},
+        style={"description_width": "initial"},
+    )
 
 
 def slider(field: FieldInfo, value: float) -> widgets.FloatSlider:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +23,7 @@ from workbench.config import ConfigError
 from workbench.dashboards.export import IMAGES, SIZES, Width, export_figure, exported_tables
 from workbench.dashboards.live.board import Board
 from workbench.dashboards.live.controls import controls_of
-from workbench.dashboards.panel import Block, Figure, Grid, Panel, Text, ordered_panels
+from workbench.dashboards.panel import Block, Figure, Grid, Panel, Text, ordered_panels, with_names
 from workbench.dashboards.report.render import write_report
 from workbench.dashboards.snapshot import Neighbours, Snapshot
 from workbench.dashboards.tables.progress import overall_progress
@@ -69,9 +70,16 @@ class Dashboard(widgets.VBox):
         what: see :func:`dashboard`.
         refresh: seconds between refreshes; with 0 there is no thread, and the caller calls :meth:`refresh_once`.
         panel: name of the panel that is open at first; default the one that suits the state of the run.
+        launches: what the launch button starts, where ``what`` is the view of an ablation that is not launched.
     """
 
-    def __init__(self, what: RunView | Ablation | str | Path, refresh: float = 2.0, panel: str | None = None):
+    def __init__(
+        self,
+        what: RunView | Ablation | str | Path,
+        refresh: float = 2.0,
+        panel: str | None = None,
+        launches: Ablation | None = None,
+    ):
         self.run: RunView
         """The run that is shown."""
         self.ablation: Ablation | None = None
@@ -85,6 +93,7 @@ class Dashboard(widgets.VBox):
         self._snapshot: Snapshot | None = None
         self._panels: dict[str, Panel] = {cls.Config.model_fields["kind"].default: cls() for cls in ordered_panels()}
         self._controls: dict[str, dict[str, Any]] = {}  # panel -> field of its settings -> control
+        self._is_showing = False  # whether controls change because the page does, not the reader
         self._rows: dict[str, list[Any]] = {}  # panel -> its controls and its button
         self._heading = widgets.HTML(layout={"min_height": "104px"})
         self.message = widgets.HTML(layout={"min_height": "24px"})
@@ -96,6 +105,8 @@ class Dashboard(widgets.VBox):
         self._settings_row = widgets.HBox(layout={**row, "min_height": "42px", "grid_gap": "12px"})
         self._make_actions()
         self._open(what)
+        if launches is not None:
+            self.ablation, self.workers.value = launches, launches.workers
         super().__init__(
             [self._heading, self._actions, self.message, self.tabs, self._settings_row, self.board],
             layout={"width": "100%", "overflow": "visible"},
@@ -223,10 +234,15 @@ class Dashboard(widgets.VBox):
             self._rows[name] = list(self._controls[name].values())
             if panel.button:
                 self._rows[name].append(_button(panel.button, panel.__doc__ or "", self.prepare))
+            for label, tooltip in panel.actions.items():
+                self._rows[name].append(_button(label, tooltip, partial(self.act, label)))
         for field, options in choices.items():
             control = self._controls[name][field]
             if [option for _, option in control.options] != options:
+                self._is_showing = True  # the first of the new options is not what the reader chose
                 control.options = [(option, option) for option in options]
+                self._is_showing = False
+                self._show_settings()
         row = (*([self.views] if len(self.views.options) > 1 else []), *self._rows[name])
         if row != self._settings_row.children:
             self._settings_row.children = row
@@ -234,9 +250,27 @@ class Dashboard(widgets.VBox):
 
     def _set(self, field: str, value: Any) -> None:
         """Change a setting of the open panel."""
+        if self._is_showing:
+            return
         panel = self.panel
-        panel.settings = panel.settings.changed(**{field: value if value is not None else ""})
+        settings = panel.settings.changed(**{field: value if value is not None else ""})
+        if settings == panel.settings:
+            return
+        if self._snapshot is not None:
+            settings = panel.follow(settings, field, self._snapshot)
+        panel.settings = settings
+        if hasattr(settings, "selected"):
+            self.marks["selected"] = set(settings.selected)
+        self._show_settings()
         self._redraw()
+
+    def _show_settings(self) -> None:
+        """Let the controls of the open panel show its settings."""
+        for field, control in self._controls.get(self.panel_name, {}).items():
+            value = getattr(self.panel.settings, field)
+            known = [option for _, option in control.options] if hasattr(control, "options") else [value]
+            if control.value != value and value in known:
+                control.value = value
 
     # -- actions -----------------------------------------------------------------------------------------------------
 
@@ -278,7 +312,8 @@ class Dashboard(widgets.VBox):
                 if self.panel_name == "cost":
                     self.open_panel("curves")
             state = "Every run has already ended." if run.finished else f"{len(run.workers())} workers are running."
-            self._log(" ".join([state, *run.record.announced]))
+            caution = run.record.config.confirmation.caution
+            self._log(" ".join([state, *([caution] if caution else []), *run.record.announced]))
             self._wake()
 
         self._do("Launching: preparing data, checking costs …", start)
@@ -306,6 +341,18 @@ class Dashboard(widgets.VBox):
             self._redraw()
 
         self._do(f"{panel.button} …", compute)
+
+    def act(self, label: str) -> None:
+        """Let the open panel do what its button ``label`` is for. Returns at once."""
+        panel = self.panel
+
+        def do() -> None:
+            if self._snapshot is not None:
+                self._log(panel.act(label, self._snapshot))
+            self._show_settings()
+            self._redraw()
+
+        self._do(f"{label} …", do)
 
     def export(self) -> None:
         """Write what the panel shows to ``exports/`` in the folder of the ablation. Returns at once."""
@@ -438,7 +485,7 @@ class Dashboard(widgets.VBox):
             panel.settings = panel.settings.changed(selected=tuple(sorted(self.marks["selected"])))
         hidden = self.marks["hidden"]
         shown = run.filtered([arm for arm in run.arms if f"arm {arm}" not in hidden], hidden)
-        self.blocks = panel.blocks(shown)
+        self.blocks = with_names(panel.blocks(shown), run.names)
         source = Text("provenance", caption(provenance_line(run))) if run.arms else None
         self.board.show([self._plain(block) for block in [*self.blocks, *([source] if source else [])]])
 

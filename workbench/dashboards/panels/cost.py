@@ -10,6 +10,7 @@ import polars as pl
 from markupsafe import Markup
 
 from workbench import formatting
+from workbench.ablation.spec.protocol import seeds_caution
 from workbench.dashboards import style
 from workbench.dashboards.panel import Block, Cell, Column, Grid, Panel, PanelConfig, Row, Text, panels
 from workbench.dashboards.snapshot import Snapshot
@@ -63,7 +64,15 @@ class Cost(Panel):
             return [Text("cost", note("No cost card was computed before launch.")), *_data_blocks(run)]
         epochs = {row["arm"]: row.get("epochs") for row in table.iter_rows(named=True)}
         repeated = [Text(f"epochs-{i}", note(line)) for i, line in enumerate(repetition(epochs))]
-        return [_cost_grid(run, table), Text("matching", _matching(run, table)), *repeated, *_data_blocks(run)]
+        few = "" if run.finished or run.components or not run.seeds else seeds_caution(len(run.seeds))
+        caution = [Text("seeds", note(few))] if few else []
+        return [
+            _cost_grid(run, table),
+            *caution,
+            Text("matching", _matching(run, table)),
+            *repeated,
+            *_data_blocks(run),
+        ]
 
 
 def _cost_grid(run: Snapshot, table: pl.DataFrame) -> Grid:

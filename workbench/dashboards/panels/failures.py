@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+import re
+from typing import Any, Literal
 
 import polars as pl
 
@@ -12,7 +14,38 @@ from workbench.dashboards.logs import log_blocks
 from workbench.dashboards.panel import Block, Column, Grid, Panel, PanelConfig, Row, panels
 from workbench.dashboards.snapshot import Snapshot
 from workbench.formatting import UNKNOWN
-from workbench.status import FAILED, Stage
+from workbench.status import FAILED, Stage, Status
+
+NOT_CONFIRMED = "not confirmed"
+
+
+AT_STEP = re.compile(r"at step ([\d,]+)")
+"""The step in the reason of a run that diverged; its last logged step is an earlier one."""
+
+
+def failure_step(row: dict[str, Any]) -> int | None:
+    """The step at which a run failed."""
+    found = AT_STEP.search(row["reason"] or "")
+    return int(found[1].replace(",", "")) if found else row["step"]
+
+
+def advice(row: dict[str, Any]) -> str:
+    """What to change in the description so that a run does not fail again, with the value it had."""
+    tuned = json.loads(row["hyperparameters"] or "{}")
+
+    def field(name: str) -> str:
+        return f"{name} ({tuned[name]:.3g})" if isinstance(tuned.get(name), float) else name
+
+    match row["status"]:
+        case Status.DIVERGED:
+            return f"Lower {field('training.learning_rate')} or training.clip, or lengthen training.warmup."
+        case Status.OUT_OF_MEMORY:
+            return f"Lower {field('training.batch_size')} and raise training.accumulate as much, or launch.workers: 1."
+        case Status.HUNG:
+            return "Raise launch.hung_after if its steps are slow; the log has its last line."
+        case Status.CRASHED | Status.KILLED:
+            return "See the log; the same launch runs it again."
+    return "See its tuning trials above." if row["status"] == NOT_CONFIRMED else ""
 
 
 def failure_table(run: Snapshot) -> pl.DataFrame:
@@ -23,7 +56,7 @@ def failure_table(run: Snapshot) -> pl.DataFrame:
     columns = ["arm", "stage", "run", "seed", "status", "step", "steps", "reason", "hyperparameters"]
     failed = run.runs().filter(pl.col("status").is_in(FAILED)).select(columns)
     arms = [
-        {"arm": arm, "stage": Stage.CONFIRMATION, "status": "not confirmed", "reason": reason}
+        {"arm": arm, "stage": Stage.CONFIRMATION, "status": NOT_CONFIRMED, "reason": reason}
         for arm, reason in run.failures().items()
     ]
     return pl.concat([failed, pl.DataFrame(arms, schema=failed.schema, orient="row")])
@@ -53,6 +86,7 @@ class Failures(Panel):
             Column("step", numeric=True),
             Column("hyperparameters"),
             Column("reason"),
+            Column("what to do"),
         ]
         rows = [
             Row(
@@ -63,9 +97,10 @@ class Failures(Panel):
                     row["stage"],
                     seed_cell(row["seed"]),
                     status_text(row["status"]),
-                    step_cell(row["step"]),
+                    step_cell(failure_step(row)),
                     hyperparameters(row["hyperparameters"]),
                     row["reason"] or UNKNOWN,
+                    advice(row),
                 ],
             )
             for row in table.iter_rows(named=True)

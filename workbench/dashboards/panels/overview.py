@@ -46,7 +46,9 @@ def overview_table(run: Snapshot) -> pl.DataFrame:
                 progress.ended,
                 progress.planned,
                 len(ablation.arms),
-                ", ".join(f"{row.arm} {row.verdict}" for row in verdict.rows[1:]) if verdict else "",
+                ", ".join(f"{ablation.names.get(row.arm, row.arm)} {row.verdict}" for row in verdict.rows[1:])
+                if verdict
+                else "",
                 ablation.provenance().get("created", ""),
                 str(ablation.folder),
             )

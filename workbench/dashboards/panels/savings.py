@@ -61,7 +61,7 @@ class Savings(FigurePanel):
         missing = waiting if run.verdict() is None else "No evaluations during training to read the savings from."
         figure = figure_of(traces, "" if rows else missing)
         low, high = _range(table)
-        against = style.label(run.baseline)
+        against = f"“{style.label(run.baseline)}”"
         figure.update_xaxes(
             title_text=f"worth, as a multiple of the training of {against} (right of 1 is better)",
             type="log",

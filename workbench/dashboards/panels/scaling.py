@@ -317,7 +317,7 @@ def difference_figure(run: Snapshot, table: pl.DataFrame, title: str) -> go.Figu
     figure.add_hline(y=0, line={"color": style.INK, "width": 1.5}, layer="below")
     figure.update_xaxes(title_text=title, type="log")
     unit = style.label(run.metric.unit)
-    figure.update_yaxes(title_text=f"difference to {style.label(run.baseline)} ({unit})")
+    figure.update_yaxes(title_text=f"difference to “{style.label(run.baseline)}” ({unit})")
     return figure.update_layout(legend=legend(run.arms), height=420)
 
 

@@ -140,7 +140,7 @@ def _hover(cell: dict[str, Any] | None, run: Snapshot) -> str:
         lines.append(f"{level} interval over seeds: {low} to {high}")
     if cell["difference"] is not None:
         interval = "" if cell["difference_low"] is None else f" ({gap_low} to {gap_high})"
-        lines.append(f"difference to {style.label(run.baseline)}: {gap}{interval}")
+        lines.append(f"difference to “{style.label(run.baseline)}”: {gap}{interval}")
     documents = "" if cell["documents"] is None else f", {cell['documents']:,} documents"
     seeds = f"{cell['seeds']} seed{'s' * (cell['seeds'] > 1)}"
     lines.append(f"{seeds}{documents}; {'higher' if cell['higher_is_better'] else 'lower'} is better")

@@ -10,6 +10,7 @@ import polars as pl
 from workbench import formatting
 from workbench.dashboards import style
 from workbench.dashboards.figures.parts import figure_of
+from workbench.dashboards.names import named_verdict
 from workbench.dashboards.panel import Block, Figure, FigurePanel, PanelConfig, Text, panels
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables.effects import effect_table
@@ -40,17 +41,20 @@ class VerdictPanel(FigurePanel):
         return bool(run.arms) and run.launched
 
     def blocks(self, run: Snapshot) -> list[Block]:
-        verdict, summary = run.verdict(), run.summary()
+        verdict = run.verdict()
+        summary = None if verdict is None else run.summary(named_verdict(verdict, run.names))
         if verdict is None or summary is None:
             return [Text("headline", note(WAITING))]
         table = self.table(run)
-        head = render("verdict_head.html", summary=summary, styles=style.arm_styles(run.unfiltered))
+        looks = {run.names.get(arm, arm): look for arm, look in style.arm_styles(run.unfiltered).items()}
+        head = render("verdict_head.html", summary=summary, styles=looks)
         blocks: list[Block] = [Text("headline", head)]
         if table["difference"].count():
             blocks.append(Figure("verdict", self.figure(run, table), table, NOTE))
         if summary.steps:
             blocks.append(Text("steps", render("verdict_steps.html", steps=summary.steps), "What to do next"))
-        declared = [*verdict.declared, *([verdict.subject.sentence()] if verdict.subject else [])]
+        renamed = [f"{arm} is shown as {name}." for arm, name in run.names.items() if name != arm]
+        declared = [*renamed, *verdict.declared, *([verdict.subject.sentence()] if verdict.subject else [])]
         sentences = [row.sentence for row in verdict.rows]
         details = render("verdict_details.html", sentences=sentences, declared=declared)
         return [*blocks, Text("details", details)]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from workbench.dashboards import style
-from workbench.dashboards.panel import Block, Cell, Figure, Grid, Panel, ordered_panels
+from workbench.dashboards.panel import Block, Cell, Figure, Grid, Panel, ordered_panels, with_names
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables.progress import overall_progress
 from workbench.dashboards.templates import caption, render
@@ -61,7 +61,8 @@ def _section(panel: type[Panel], run: Snapshot, settings: Mapping[str, Any]) -> 
     switch = panel.report_switch
     options = get_args(panel.Config.model_fields[switch].annotation) if switch else (None,)
     variants = [
-        panel(panel.Config(**{**settings, **({switch: option} if switch else {})})).blocks(run) for option in options
+        with_names(panel(panel.Config(**{**settings, **({switch: option} if switch else {})})).blocks(run), run.names)
+        for option in options
     ]
     labels = [panel.labels.get(option, option) for option in options] if switch else []
     name = "-".join([panel.Config.model_fields["kind"].default, *map(str, settings.values())])
