@@ -29,21 +29,50 @@ if TYPE_CHECKING:
     from workbench.ablation.verdict.summary import Summary
     from workbench.ablation.verdict.verdict import Verdict
 
-__all__ = ["AblationRun", "table"]
+__all__ = ["AblationRun", "ablation_folders", "named_ablations", "table"]
 
 
 def table(results: str | Path = "results") -> pl.DataFrame:
     """One row per run over all ablations below ``results``: the ablation's name, then the columns of
     :meth:`AblationRun.runs`. Folders that cannot be read are left out."""
     frames = []
-    for path in sorted(Path(results).glob("*/ablation.json")):
+    for path in ablation_folders(results):
         try:
-            runs = AblationRun(path.parent).runs()
+            runs = AblationRun(path).runs()
         except ConfigError:
             continue
-        frames.append(runs.insert_column(0, pl.lit(path.parent.name).alias("ablation")))
+        frames.append(runs.insert_column(0, pl.lit(path.name).alias("ablation")))
     frames = [frame for frame in frames if len(frame)]
     return pl.concat(frames) if frames else pl.DataFrame(schema={"ablation": pl.String, **RUN_SCHEMA})
+
+
+def ablation_folders(results: str | Path) -> list[Path]:
+    """The folders in ``results`` that hold an ablation or an archive, by name."""
+    return sorted(path.parent for path in Path(results).glob("*/ablation.json"))
+
+
+def named_ablations(names: Sequence[str], results: str | Path = "results") -> list[Path]:
+    """The folders that ``names`` mean: names of ablations in ``results``, paths of ablations and archives, or folders
+    of them, such as results/ablations.
+
+    Raises:
+        ConfigError: for a name that is none of these.
+    """
+    found: list[Path] = []
+    for name in names:
+        candidates = [Path(results) / name, Path(name)]
+        one = [path for path in candidates if (path / "ablation.json").exists()][:1]
+        folders = one or [folder for path in candidates if path.is_dir() for folder in ablation_folders(path)]
+        known = [path.name for path in ablation_folders(results)]
+        require(
+            folders,
+            "ablation",
+            got=name,
+            expected=f"an ablation in {results}, or the path of one, of an archive, or of a folder of them",
+            do=nearest(name, known),
+        )
+        found += [folder for folder in folders if folder not in found]
+    return found
 
 
 class AblationRun:
