@@ -40,8 +40,8 @@ def run(tmp_path: Path) -> FakeRun:
     return FakeRun(tmp_path)
 
 
-def blocks(run: Any, kind: str) -> list[Any]:
-    return make_panel(kind).blocks(Snapshot.of(run))
+def blocks(run: Any, kind: str, **settings: Any) -> list[Any]:
+    return make_panel(kind, **settings).blocks(Snapshot.of(run))
 
 
 # -- any state of a run ----------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_progress_tells_why_no_run_is_planned(tmp_path: Path) -> None:
 
 
 def test_a_seed_is_a_name(run: FakeRun) -> None:
-    assert {row.cells[2].text for row in blocks(run, "runs")[0].rows} == {"0", "1", "2", "1000"}
+    assert {row.cells[4].text for row in blocks(run, "runs", rows="runs")[0].rows} == {"0", "1", "2", "1000"}
 
 
 # -- savings ---------------------------------------------------------------------------------------------------------

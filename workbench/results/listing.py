@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 ARM_COLUMNS = ("arm", "stage", "runs", "report", "report_sd", "selection", "selection_sd")
 """Columns of :func:`arm_rows` before the settings; :data:`ARM_TAIL` follows them."""
-ARM_TAIL = ("failed", "unfinished", "trials", "parameters", "tokens", "seconds")
+ARM_TAIL = ("failed", "unfinished", "trials", "parameters", "loss", "tokens", "seconds", "tokens_per_second")
 RUN_COLUMNS = ("arm", "stage", "seed", "report", "selection")
 """Columns of :func:`run_rows` before the settings; :data:`RUN_TAIL` follows them."""
 RUN_TAIL = ("chosen", "status", "reason", "loss", "tokens", "seconds", "tokens_per_second", "step", "steps", "run")
@@ -91,7 +91,8 @@ def arm_rows(runs: pl.DataFrame, arms: Sequence[str] = ()) -> list[Row]:
     done); runs (how many of them are done); report, report_sd, selection, selection_sd (mean and standard deviation of
     the metric over them; while only tuning trials are done, the selection value of the best one); one column per tuned
     field with the chosen setting (while none is chosen, that of the best trial); failed and unfinished (runs of every
-    stage); trials (tuning trials done); parameters; tokens and seconds (median of a run).
+    stage); trials (tuning trials done); the median over runs of parameters, loss (nats per token), tokens, seconds
+    (training) and tokens_per_second.
 
     Args:
         runs: rows of :data:`workbench.results.tables.RUN_SCHEMA`.
@@ -111,7 +112,8 @@ def arm_rows(runs: pl.DataFrame, arms: Sequence[str] = ()) -> list[Row]:
         stage = Stage.CONFIRMATION if len(measured) else Stage.TUNING
         if not len(measured):
             measured = best
-        values = json.loads(measured["hyperparameters"][0] or "{}") if len(measured) else {}
+        settings = [json.loads(frame["hyperparameters"][0] or "{}") for frame in (measured, best) if len(frame)]
+        values = next(filter(None, settings), {})
         numbers: Row = {}
         for name in ("report", "selection"):
             column = measured[f"{name}_value"].drop_nulls()
@@ -126,7 +128,7 @@ def arm_rows(runs: pl.DataFrame, arms: Sequence[str] = ()) -> list[Row]:
                 "failed": of_arm["status"].is_in(list(FAILED)).sum(),
                 "unfinished": (~of_arm["status"].is_in([*FAILED, Status.DONE, Status.PRUNED])).sum(),
                 "trials": len(trials),
-                **{name: measured[name].median() for name in ("parameters", "tokens", "seconds")},
+                **{name: measured[name].median() for name in ARM_TAIL[3:]},
             }
         )
     return rows
