@@ -101,9 +101,9 @@ def test_a_panel_without_a_figure_says_so(run: FakeRun) -> None:
 
 @pytest.mark.parametrize("settings", CURVES)
 def test_lines_draw_the_mean(run: FakeRun, settings: dict[str, Any]) -> None:
-    rows, lines = table(run, "curves", **settings), figure(run, "curves", **settings).data[2:]
+    rows, lines = table(run, "curves", **settings), figure(run, "curves", **settings).data[4:]
     for arm, line in zip(run.arms, lines, strict=True):
-        curve = rows.filter(pl.col("arm") == arm)
+        curve = rows.filter((pl.col("arm") == arm) & pl.col("whole"))
         assert (line.name, list(line.x), list(line.y)) == (arm, curve[settings["x"]].to_list(), curve["mean"].to_list())
 
 
@@ -111,7 +111,7 @@ def test_lines_draw_the_mean(run: FakeRun, settings: dict[str, Any]) -> None:
 def test_bands_draw_the_range(run: FakeRun, settings: dict[str, Any]) -> None:
     rows, bands = table(run, "curves", **settings), figure(run, "curves", **settings).data[:2]
     for arm, band in zip(run.arms, bands, strict=True):
-        curve = rows.filter(pl.col("arm") == arm)
+        curve = rows.filter((pl.col("arm") == arm) & pl.col("whole"))
         assert list(band.y) == curve["high"].to_list() + curve["low"].to_list()[::-1]
 
 
@@ -119,6 +119,25 @@ def test_curves_are_the_mean_over_seeds(run: FakeRun) -> None:
     points = run.curves().filter(pl.col("stage") == "confirmation")
     expected = points.group_by("arm", "tokens").agg(pl.col("loss").mean()).sort("arm", "tokens")
     assert table(run, "curves")["mean"].to_list() == pytest.approx(expected["loss"].to_list())
+
+
+def test_a_mean_goes_on_thin_where_its_first_run_has_ended(run: FakeRun) -> None:
+    rows = table(run, "curves", x="seconds").filter(pl.col("arm") == "full")
+    ends = (
+        run.curves().filter(pl.col("stage") == "confirmation").group_by("run").agg(pl.col("seconds").max())["seconds"]
+    )
+    assert rows.filter("whole")["seconds"].max() <= ends.min() < rows["seconds"].max() == ends.max()
+    data = figure(run, "curves", x="seconds").data
+    rest, line = data[2], data[4]
+    assert rest.x[0] == line.x[-1] and rest.x[-1] == pytest.approx(ends.max())
+    assert rest.line.width < 1 < line.line.width and not rest.showlegend
+
+
+def test_an_archive_without_curves_says_so(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.archived = True
+    monkeypatch.setattr(run, "lines", list)
+    (annotation,) = figure(run, "curves").layout.annotations
+    assert annotation.text == "This archive was written before archives kept curves."
 
 
 def test_curves_count_their_runs(run: FakeRun) -> None:

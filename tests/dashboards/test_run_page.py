@@ -30,8 +30,8 @@ def test_it_shows_everything_about_a_finished_run(real_runs: Any) -> None:
     assert "model.pattern" in fields and not [field for field in fields if "seed" in field]
     assert "seed 1" in blocks["configuration"].note
     titles = [annotation.text for annotation in blocks["recorded"].figure.layout.annotations]
-    assert {"learning rate", "training speed (tokens per second)"} <= set(titles)
-    assert "norm of the gradient before clipping" in titles and "training loss (nats per token)" in titles
+    assert {"learning rate", "Gradient norm", "training speed (FLOPs per second)"} <= set(titles)
+    assert "training loss (nats per token)" in titles
     assert blocks["events"].table["event"].to_list()[0] == "started"
     assert {"device", "python"} <= set(blocks["environment"].table["what"])
     assert "<pre" in blocks["log"].html
@@ -39,7 +39,10 @@ def test_it_shows_everything_about_a_finished_run(real_runs: Any) -> None:
 
 def test_the_run_of_the_baseline_differs_from_none(real_runs: Any) -> None:
     run = real_runs["finished"]
-    assert page(run, run.baseline, 0)["configuration"].empty == "This is the run of the baseline that others are compared with."
+    assert (
+        page(run, run.baseline, 0)["configuration"].empty
+        == "This is the run of the baseline that others are compared with."
+    )
 
 
 def test_an_archive_says_what_it_does_not_keep(real_runs: Any) -> None:

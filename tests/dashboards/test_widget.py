@@ -14,7 +14,7 @@ from dashboards.fake import FakeRun
 from workbench.config import ConfigError
 from workbench.dashboards import dashboard
 from workbench.dashboards.live.widget import Dashboard
-from workbench.dashboards.panel import panels
+from workbench.dashboards.panel import make_panel, panels
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_only_changed_traces_are_sent(run: FakeRun) -> None:
     view.refresh_once()
     (message,) = view.messages
     assert message["patch"]["id"] == "curves curves" and message["patch"]["layout"] is None
-    assert all(len(json.loads(message["patch"]["traces"][str(i)])["x"]) == 10 for i in (2, 3))
+    assert all(len(json.loads(message["patch"]["traces"][str(i)])["x"]) == 10 for i in (4, 5))
 
 
 def test_a_run_that_finishes_is_sent_as_a_patch(run: FakeRun) -> None:
@@ -72,7 +72,7 @@ def test_a_new_view_gets_everything(run: FakeRun) -> None:
     view = opened(run)
     event(view, event="ready")
     figure, source = view.messages[0]["blocks"]
-    assert figure["kind"] == "figure" and len(figure["figure"]["data"]) == 4
+    assert figure["kind"] == "figure" and len(figure["figure"]["data"]) == 6
     assert json.loads(figure["figure"]["layout"])["height"]
     assert "1.0+&lt;script&gt;" in source["html"]
 
@@ -116,6 +116,36 @@ def test_axes_are_chosen(run: FakeRun) -> None:
     figure = opened(run, x="seconds", y="selection_value", log_y=True).blocks[0].figure
     assert figure.layout.xaxis.title.text == "training time (s)" and figure.layout.yaxis.type == "log"
     assert "bits per byte" in figure.layout.yaxis.title.text
+
+
+def test_any_recorded_series_is_drawn(run: FakeRun) -> None:
+    view = opened(run)
+    control = view.controls()["y"]
+    assert [value for _, value in control.options] == [
+        "loss",
+        "selection_value",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_second",
+    ]
+    control.value = "gradient_norm"
+    figure = view.blocks[0].figure
+    assert figure.layout.yaxis.title.text == "norm of the gradient before clipping" and set(figure.data[-1].y) == {1.0}
+
+
+def test_an_unknown_series_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="expected one of loss"):
+        make_panel("curves", y="speed")
+
+
+def test_a_list_of_options_starts_with_what_is_drawn(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path, diagnosed=True), "diagnostics")
+    assert view.controls()["diagnostic"].value == "half_life_p10", "not blank"
+
+
+def test_a_list_without_options_is_not_shown(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path), "diagnostics")
+    assert view.controls()["diagnostic"] not in view._settings_row.children
 
 
 def test_smoothing_is_chosen(run: FakeRun) -> None:
@@ -217,6 +247,13 @@ def test_a_filter_unfolds_the_arms_in_which_it_finds_runs(tmp_path: Path) -> Non
     rows = view.board.shown[0]["rows"]
     assert [(row["key"], row["unfolded"]) for row in rows] == [("arm full", True), ("arm gdn", True)]
     assert [child["key"] for row in rows for child in row["children"]] == ["confirmation-0-1", "confirmation-1-1"]
+
+
+def test_a_filter_keeps_the_runs_that_satisfy_it(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path), "runs")
+    event(view, event="filter", key="runs runs", text="gdn confirmation")
+    (row,) = view.board.shown[0]["rows"]
+    assert [child["key"] for child in row["children"]] == [f"confirmation-1-{seed}" for seed in range(3)]
 
 
 def test_a_mistake_in_a_filter_is_shown_and_loses_nothing(run: FakeRun) -> None:

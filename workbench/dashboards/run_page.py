@@ -17,7 +17,7 @@ from workbench.dashboards import style
 from workbench.dashboards.cells import hyperparameters, status_text, step_cell
 from workbench.dashboards.figures.parts import message
 from workbench.dashboards.panel import Block, Column, Figure, Grid, Row, Text
-from workbench.dashboards.series import recorded, series_title
+from workbench.dashboards.series import SERIES, recorded, series_title
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.templates import render
 from workbench.results.details import RunFiles, baseline_run, clock, differences, event_rows, log_end
@@ -26,6 +26,8 @@ from workbench.results.store import RunFolder
 
 COLUMNS = 3
 """Plots side by side."""
+MAX_TITLE = 34
+"""Longer titles would run into each other."""
 MAX_POINTS = 500
 """At most so many points of a curve are drawn."""
 
@@ -128,7 +130,7 @@ def _curves(run: Snapshot, name: str) -> Block:
         missing = "The archive keeps no curves of this run." if run.archived else "Nothing has been recorded yet."
         return Figure("recorded", message(missing), pl.DataFrame({"step": []}))
     rows = -(-len(names) // COLUMNS)
-    titles = [series_title(run, series) for series in names]
+    titles = [title if len(title := series_title(run, name)) <= MAX_TITLE else SERIES[name].label for name in names]
     grid = make_subplots(rows, COLUMNS, subplot_titles=titles, vertical_spacing=0.22 / rows, horizontal_spacing=0.07)
     look = style.arm_styles(run).get(line.arm)
     for i, series in enumerate(names):

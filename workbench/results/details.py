@@ -56,7 +56,12 @@ def differences(config: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[
     configuration has no such field. Seeds are left out."""
     ours, theirs = flatten(dict(config)), flatten(dict(baseline))
     fields = [field for field in dict.fromkeys([*ours, *theirs]) if field and field.partition(".")[0] not in SEEDS]
-    return [(f, theirs.get(f), ours.get(f)) for f in fields if theirs.get(f) != ours.get(f)]
+    return [(f, theirs.get(f), ours.get(f)) for f in fields if _given(theirs.get(f)) != _given(ours.get(f))]
+
+
+def _given(value: Any) -> Any:
+    """A value, or None where it is empty: fields below it are listed instead."""
+    return None if value in ({}, []) else value
 
 
 def event_rows(folder: RunFolder) -> list[tuple[float, str, str]]:
@@ -69,6 +74,10 @@ def event_rows(folder: RunFolder) -> list[tuple[float, str, str]]:
         )
         rows.append((float(event.get("at") or 0.0), str(event.get("event", "")).replace("_", " "), text))
     return rows
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 
 def clock(at: float) -> str:

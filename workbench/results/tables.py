@@ -168,7 +168,7 @@ class Points:
 
 
 SHORT = 0.75
-"""A window of less than this share of the median one is joined to a neighbour."""
+"""A window of less than this share of the usual one (the upper quartile) is joined to a neighbour."""
 
 
 def _even_windows(frame: pl.DataFrame) -> pl.DataFrame:
@@ -178,7 +178,7 @@ def _even_windows(frame: pl.DataFrame) -> pl.DataFrame:
         return frame
     ends = frame["tokens"].to_numpy().astype(np.float64)
     sizes = np.diff(ends, prepend=0.0)
-    usual = np.median(sizes)
+    usual = np.quantile(sizes, 0.75)
     if not (sizes < SHORT * usual).any() or (sizes <= 0).any():  # even; or one of a run that has gone back
         return frame
     window, sums = np.empty(len(sizes), np.int64), 0.0

@@ -262,7 +262,7 @@ class GridBlock {
 
   freeze(count) { // the first cells of every row stay at the left edge
     const lines = [...this.scroll.querySelectorAll("tr")];
-    const left = [...lines[0].children].slice(0, count).map(cell => cell.offsetLeft);
+    const left = [...lines[0].children].slice(0, count).map((cell, i) => cell.offsetLeft - Math.min(i, 1)); // no gaps
     for (const line of lines) {
       left.forEach((x, i) => {
         line.children[i].classList.add("wb-left");

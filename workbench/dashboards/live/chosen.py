@@ -16,7 +16,7 @@ __all__ = ["chosen_rows_and_columns"]
 def chosen_rows_and_columns(grid: Grid, query: str = "", shown: Collection[str] | None = None) -> Grid:
     """A table as the reader wants it.
 
-    A row with rows below it is kept with all of them where it satisfies the filter itself, else with those that do.
+    A row with rows below it is kept with those that satisfy the filter; where none does but the row itself, with all.
 
     Args:
         grid: the whole table.
@@ -36,10 +36,11 @@ def chosen_rows_and_columns(grid: Grid, query: str = "", shown: Collection[str] 
         return replace(grid, query=query, problem=str(error).strip(), total=total)
     kept: list[tuple[int, Row]] = []
     for place, row in enumerate(grid.rows):
-        if _matches(found, row, titles):
+        itself = _matches(found, row, titles)
+        below = [child for child in row.children if _matches(found, child, titles)]
+        if itself or below:
+            row = row._replace(children=below or row.children, unfolded=not itself)
             kept.append((place, row))
-        elif children := [child for child in row.children if _matches(found, child, titles)]:
-            kept.append((place, row._replace(children=children, unfolded=True)))
     is_parallel = len(grid.table) == total
     table = grid.table[[place for place, _ in kept]] if is_parallel else grid.table
     return replace(grid, rows=[row for _, row in kept], table=table, query=query, total=total)

@@ -22,7 +22,7 @@ from workbench.config import ConfigError
 from workbench.dashboards.export import IMAGES, SIZES, Width, export_figure, exported_tables
 from workbench.dashboards.live.board import Board
 from workbench.dashboards.live.chosen import chosen_rows_and_columns
-from workbench.dashboards.live.controls import controls_of
+from workbench.dashboards.live.controls import controls_of, labelled
 from workbench.dashboards.panel import Block, Figure, Grid, Panel, Row, Text, ordered_panels
 from workbench.dashboards.report.render import write_report
 from workbench.dashboards.snapshot import Neighbours, Snapshot
@@ -233,8 +233,11 @@ class Dashboard(widgets.VBox):
         for field, options in choices.items():
             control = self._controls[name][field]
             if [option for _, option in control.options] != options:
-                control.options = [(option, option) for option in options]
-        row = (*([self.views] if len(self.views.options) > 1 else []), *self._rows[name])
+                chosen = control.value
+                control.options = labelled(panel, options)
+                control.value = chosen if chosen in options else next(iter(options), None)
+        usable = [control for control in self._rows[name] if getattr(control, "options", True)]
+        row = (*([self.views] if len(self.views.options) > 1 else []), *usable)
         if row != self._settings_row.children:
             self._settings_row.children = row
             answer_beside_cells(self._settings_row)
