@@ -96,6 +96,30 @@ class AblationRun:
         state = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "nothing started"
         return f"AblationRun({self.name!r}: {state}; {self.total} runs planned)"
 
+    def _repr_html_(self) -> str:
+        """Question, state and a row per arm; of a finished ablation its verdict in a sentence."""
+        from workbench import notebook
+        from workbench.results.listing import arm_rows, cell_text, columns_of, constants
+
+        runs = self.runs()
+        state = f"{len(runs)} of {self.total} runs, {'finished' if self.finished else 'not finished'}"
+        head = [
+            notebook.paragraph(self.name, strong=True),
+            notebook.paragraph(f"{self.question} ({state})" if self.question else state),
+        ]
+        summary = self.summary() if self.finished else None
+        if summary is not None:
+            head.append(notebook.paragraph(summary.headline))
+        rows = arm_rows(runs, self.arms)
+        same = constants(rows, keep=("arm", "report", "selection", "runs"))
+        names = [name for name in columns_of(rows) if name not in same and not name.endswith("_sd")]
+        names = [name for name in names if any(row[name] is not None for row in rows)]
+        units = {name: f"{name} ({self.metric.short})" for name in ("report", "selection")}
+        titles = [units.get(name, name.replace("_", " ")) for name in names]
+        table = [[cell_text(name, row) for name in names] for row in rows]
+        shown = notebook.table(titles, table, numeric=range(1, len(names))) if rows else ""
+        return "".join([*head, shown, notebook.paragraph(str(self.folder), faint=True)])
+
     # -- what was launched ---------------------------------------------------------------------------------------
 
     @property
@@ -213,7 +237,9 @@ class AblationRun:
 
     def cost(self) -> pl.DataFrame:
         """The cost card at launch, one row per arm."""
-        return pl.DataFrame(self.record.cost, infer_schema_length=None)
+        from workbench.ablation.cost.printed import CostCard
+
+        return CostCard(self.record.cost, infer_schema_length=None)
 
     def provenance(self) -> dict[str, str]:
         """Where the numbers come from: code, device, versions, data."""

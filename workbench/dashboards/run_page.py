@@ -131,7 +131,7 @@ def _curves(run: Snapshot, name: str) -> Block:
         return Figure("recorded", message(missing), pl.DataFrame({"step": []}))
     rows = -(-len(names) // COLUMNS)
     titles = [title if len(title := series_title(run, name)) <= MAX_TITLE else SERIES[name].label for name in names]
-    grid = make_subplots(rows, COLUMNS, subplot_titles=titles, vertical_spacing=0.22 / rows, horizontal_spacing=0.07)
+    grid = make_subplots(rows, COLUMNS, subplot_titles=titles, vertical_spacing=0.3 / rows, horizontal_spacing=0.07)
     look = style.arm_styles(run).get(line.arm)
     for i, series in enumerate(names):
         x, y = line.points.line("tokens", series)

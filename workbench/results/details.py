@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from workbench.config import flatten
+from workbench.config import difference
 from workbench.results.store import RunFolder
 from workbench.status import Stage
 
@@ -54,9 +54,8 @@ def baseline_run(runs: pl.DataFrame, baseline: str, seed: int) -> dict[str, Any]
 def differences(config: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Dotted fields of two configurations that differ, with the baseline's value and the other; None where a
     configuration has no such field. Seeds are left out."""
-    ours, theirs = flatten(dict(config)), flatten(dict(baseline))
-    fields = [field for field in dict.fromkeys([*ours, *theirs]) if field and field.partition(".")[0] not in SEEDS]
-    return [(f, theirs.get(f), ours.get(f)) for f in fields if _given(theirs.get(f)) != _given(ours.get(f))]
+    pairs = [(field, _given(a), _given(b)) for field, (a, b) in difference(baseline, config).items()]
+    return [(field, a, b) for field, a, b in pairs if field and field.partition(".")[0] not in SEEDS and a != b]
 
 
 def _given(value: Any) -> Any:
@@ -68,11 +67,10 @@ def event_rows(folder: RunFolder) -> list[tuple[float, str, str]]:
     """The events of a run: time in seconds since 1970, name, and what else is known of it."""
     rows = []
     for event in folder.events():
-        about = {name: value for name, value in event.items() if name not in ("event", "at") and value is not None}
-        text = ", ".join(
-            f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in about.items()
-        )
-        rows.append((float(event.get("at") or 0.0), str(event.get("event", "")).replace("_", " "), text))
+        about = [f"{name} {_short(v)}" for name, v in event.items() if name not in ("event", "at") and v is not None]
+        at = event.get("at")
+        when = float(at) if isinstance(at, int | float) else 0.0
+        rows.append((when, str(event.get("event", "")).replace("_", " "), ", ".join(about)))
     return rows
 
 
