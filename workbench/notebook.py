@@ -12,6 +12,8 @@ __all__ = ["WIDTH", "details", "paragraph", "table"]
 
 WIDTH = 848
 """Pixels of a notebook's output in JupyterLab on a screen of 1280 pixels: nothing is wider."""
+SHORT = 24
+"""Texts of up to so many characters stay on one line."""
 _CELL = "padding:2px 14px 2px 0;vertical-align:top;text-align:{align};white-space:{space};overflow-wrap:break-word"
 _LINE = "border-bottom:1px solid rgba(128,128,128,.3)"
 
@@ -30,7 +32,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequenc
         cells = []
         for i, text in enumerate(texts):
             is_number = i in numeric
-            space = "nowrap" if is_number and tag == "td" else "normal"
+            space = "nowrap" if tag == "td" and (is_number or len(text) <= SHORT) else "normal"
             style = _CELL.format(align="right" if is_number else "left", space=space)
             weight = ";font-weight:500" if tag == "th" else ""
             cells.append(f'<{tag} style="{style}{weight};{_LINE};background:none">{escape(text)}</{tag}>')

@@ -69,7 +69,9 @@ def test_a_run_that_has_not_started_has_a_display(tmp_path: Path, real_runs: Any
 
 
 def test_texts_are_escaped() -> None:
-    html = notebook.table(["<b>"], [["<i>"]], note="<u>") + notebook.details("<s>", ["<q>"]) + notebook.paragraph("<p>x")
+    html = (
+        notebook.table(["<b>"], [["<i>"]], note="<u>") + notebook.details("<s>", ["<q>"]) + notebook.paragraph("<p>x")
+    )
     assert not re.search(r"<(b|i|u|s|q)>", html) and "&lt;p&gt;x" in html
 
 

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from dashboards.fake import FakeRun
 
+import workbench as wb
 from workbench.ablation.design import Design
 from workbench.config import ConfigError
 from workbench.dashboards import figure, table
@@ -404,3 +405,12 @@ def test_a_law_lies_within_its_interval(tmp_path: Path) -> None:
 
 def test_laws_are_written_out(tmp_path: Path) -> None:
     assert blocks(sized(tmp_path, 4), "scaling")[-1].html.count("exponent") == 2
+
+
+def test_arms_are_side_by_side_where_every_length_has_one_number_of_pairs() -> None:
+    archive = wb.open(Path(__file__).parents[2] / "results" / "ablations" / "mqar_delta_family_large")
+    drawn = figure(archive, "recall_curves")
+    assert len(drawn.data) == len(archive.arms), "one plot"
+    assert list(drawn.layout.xaxis.ticktext)[0] == "8<br>length 64"
+    first = [trace.x[0] for trace in drawn.data]
+    assert first == sorted(first) and len(set(first)) == len(first) and max(map(abs, first)) < 0.5

@@ -112,7 +112,8 @@ class AblationRun:
             head.append(notebook.paragraph(summary.headline))
         rows = arm_rows(runs, self.arms)
         same = constants(rows, keep=("arm", "report", "selection", "runs"))
-        names = [name for name in columns_of(rows) if name not in same and not name.endswith("_sd")]
+        left_out = {*same, "report_sd", "selection_sd", "loss", "tokens", "tokens_per_second"}
+        names = [name for name in columns_of(rows) if name not in left_out]
         names = [name for name in names if any(row[name] is not None for row in rows)]
         units = {name: f"{name} ({self.metric.short})" for name in ("report", "selection")}
         titles = [units.get(name, name.replace("_", " ")) for name in names]

@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import Field, field_validator
 
 from workbench.dashboards import style
-from workbench.dashboards.figures.parts import arm_trace, band, figure_of, legend
+from workbench.dashboards.figures.parts import arm_trace, band, figure_of, legend, spanning
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
 from workbench.dashboards.series import SERIES, recorded, series_title
 from workbench.dashboards.snapshot import Snapshot
@@ -125,6 +125,7 @@ class Curves(FigurePanel):
         figure.update_xaxes(title_text=X_TITLES[settings.x], type="log" if settings.log_x else "linear")
         smoothing = f", smoothed (weight {settings.smoothing:g})" if settings.smoothing else ""
         title = series_title(run, settings.y) + smoothing
+        title = spanning(title, "bands: smallest to largest run")
         figure.update_yaxes(title_text=title, type="log" if settings.log_y else "linear")
         hover = "x unified" if len(styles) <= 8 else "closest"
         return figure.update_layout(legend=legend(run.arms), hovermode=hover, height=470)

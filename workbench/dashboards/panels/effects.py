@@ -88,7 +88,9 @@ class Effects(FigurePanel):
         missing = "" if rows else "The verdict follows when the confirmation runs of every arm have ended."
         figure = figure_of(traces, missing if arms else "There is no second arm to compare.")
         level = f"{100 * (1 - run.alpha):g} %"
-        title = f"difference to {style.label(run.baseline)} in {style.label(run.metric.unit)} (left of zero is better)"
+        title = (
+            f"difference to “{style.label(run.baseline)}” in {style.label(run.metric.unit)} (left of zero is better)"
+        )
         bars = f"thick: {level} t interval over seeds · thin: {level} bootstrap over seeds and documents"
         if any(row["level"] is not None for row in rows.values()):
             bars += f"<br>dotted below: {level} interval over all looks of the declared design"
@@ -143,7 +145,7 @@ def _forest_row(row: dict[str, Any] | None, y: int, colour: str) -> list[go.Scat
     number = f"  {formatting.metric(difference, signed=True)}" if is_known else ""
     traces.append(
         go.Scatter(
-            x=[] if row is None else [_ends(row)[1]],
+            x=[] if row is None else [max(0.0, _ends(row)[1])],
             y=[] if row is None else [y],
             mode="text",
             text=[] if row is None else [f"  {row['verdict']}{number}"],

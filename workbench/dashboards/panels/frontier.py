@@ -9,7 +9,15 @@ import polars as pl
 from pydantic import Field
 
 from workbench.dashboards import style
-from workbench.dashboards.figures.parts import COST_TITLES, arm_trace, error_bars, figure_of, legend, metric_title
+from workbench.dashboards.figures.parts import (
+    COST_TITLES,
+    arm_trace,
+    error_bars,
+    figure_of,
+    legend,
+    metric_title,
+    spanning,
+)
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables.quality import CostAxis, frontier_table
@@ -66,5 +74,5 @@ class Frontier(FigurePanel):
         costs = table[cost].to_list()
         log = len(costs) > 1 and min(costs) > 0 and max(costs) / min(costs) > 5
         figure.update_xaxes(title_text=COST_TITLES[cost], type="log" if log else "linear")
-        figure.update_yaxes(title_text=metric_title(run))
+        figure.update_yaxes(title_text=spanning(metric_title(run), "bars: smallest to largest run"))
         return figure.update_layout(legend=legend(run.arms), height=470)
