@@ -411,6 +411,6 @@ def test_arms_are_side_by_side_where_every_length_has_one_number_of_pairs() -> N
     archive = wb.open(Path(__file__).parents[2] / "results" / "ablations" / "mqar_delta_family_large")
     drawn = figure(archive, "recall_curves")
     assert len(drawn.data) == len(archive.arms), "one plot"
-    assert list(drawn.layout.xaxis.ticktext)[0] == "8<br>length 64"
+    assert drawn.layout.xaxis.ticktext[0] == "8<br>length 64"
     first = [trace.x[0] for trace in drawn.data]
     assert first == sorted(first) and len(set(first)) == len(first) and max(map(abs, first)) < 0.5
