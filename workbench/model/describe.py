@@ -97,6 +97,6 @@ def _defaults(config: Config, model: ModelConfig) -> dict[str, object]:
         cls = type(config)
         given = cls.parse({**cls.defaults_at(model.scale, settings), **settings})  # type: ignore[attr-defined]
         sizes = (model.width or 0, model.vocabulary or 0) if config is model.embedding_config else (model.width,)
-        return dict(given.resolved(*sizes).plain())
+        return dict(given.resolved(*sizes).plain())  # type: ignore[attr-defined]
     except ConfigError:
         return {}

@@ -113,7 +113,7 @@ def arm_rows(runs: pl.DataFrame, arms: Sequence[str] = ()) -> list[Row]:
         if not len(measured):
             measured = best
         settings = [json.loads(frame["hyperparameters"][0] or "{}") for frame in (measured, best) if len(frame)]
-        values = next(filter(None, settings), {})
+        values: Row = next(filter(None, settings), {})
         numbers: Row = {}
         for name in ("report", "selection"):
             column = measured[f"{name}_value"].drop_nulls()

@@ -85,10 +85,8 @@ class Runs(Panel):
 
 def _columns(by_arm: bool, settings: Sequence[str]) -> list[str]:
     values = ("report", "selection")
-    if by_arm:
-        head, tail = ("arm", *values, "runs"), ("status", *COUNTS)
-    else:
-        head, tail = ("arm", *values, "stage", "seed"), ("chosen", "status")
+    head = ["arm", *values, *(["runs"] if by_arm else ["stage", "seed"])]
+    tail = ["status", *COUNTS] if by_arm else ["chosen", "status"]
     measured = ("loss", "tokens", "seconds", "tokens_per_second", "parameters" if by_arm else "step")
     return [*head, *settings, *tail, *measured, *(() if by_arm else ("reason", "run"))]
 
