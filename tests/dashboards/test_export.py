@@ -126,7 +126,7 @@ def test_all_type_of_an_image_has_one_size(width: Width, inches: float, points: 
     sizes = {layout["size"] for layout in fonts(printed.to_plotly_json())} | {printed.layout.font.size}
     assert sizes == {points * 96 / 72}
     title = printed.layout.xaxis.title.text
-    assert "<span" not in title and title.replace("<br>", " ").startswith("difference to full in bits per byte")
+    assert "<span" not in title and title.replace("<br>", " ").startswith("difference to “full” in bits per byte")
     factor = points * 96 / 72 / 13
     assert printed.data[-2].marker.size == pytest.approx(drawn.data[-2].marker.size * factor)
 

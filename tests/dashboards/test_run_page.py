@@ -49,7 +49,7 @@ def test_an_archive_says_what_it_does_not_keep(real_runs: Any) -> None:
     run = real_runs["archived"]
     blocks = page(run, run.arms[1], 0)
     assert "An archive keeps no logs." in blocks["log"].html and "events" not in blocks
-    assert blocks["configuration"].table["field"].to_list() == ["model.pattern", "model.mixers.sliding.window"]
+    assert blocks["configuration"].table["field"].to_list() == ["model.mixers.sliding.window", "model.pattern"]
 
 
 @pytest.mark.parametrize("state", ["launched", "interrupted", "failed"])
