@@ -51,7 +51,7 @@ from workbench.training.checkpoint import checkpoints_in, load_checkpoint, step_
 
 ROOT = Path(__file__).parents[1]
 WORKERS = 2
-CLOCK = ("seconds", "tokens_per_second", "flops_per_second")
+CLOCK = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
 """Fields of metrics and results that the clock decides."""
 HOOK = """
 import os, random, signal, sys

@@ -25,6 +25,7 @@ LAYERS = [
         "latency",
         "lazy",
         "metric",
+        "notebook",
         "paper",
         "pooled",
         "ranges",

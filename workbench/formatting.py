@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["count", "distinct_ends", "duration", "flops", "metric", "setting", "share", "size", "wrapped"]
+__all__ = ["count", "distinct_ends", "duration", "flops", "metric", "setting", "share", "size", "spread", "wrapped"]
 
 UNKNOWN = "–"
 MINUS = "−"
@@ -76,6 +76,15 @@ def metric(value: float | None, *, signed: bool = False) -> str:
     '+0.0041'
     """
     return UNKNOWN if value is None else f"{value:{'+' if signed else ''}z.4f}".replace("-", MINUS)
+
+
+def spread(mean: float | None, sd: float | None) -> str:
+    """A mean of the metric with the standard deviation over seeds, where there is one.
+
+    >>> spread(2.4011, 0.0123), spread(2.4011, None)
+    ('2.4011 ± 0.0123', '2.4011')
+    """
+    return metric(mean) if mean is None or sd is None else f"{metric(mean)} ± {metric(sd)}"
 
 
 def setting(values: Mapping[str, Any]) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
+import pytest
 
 from workbench.dashboards.figures.attention import cache_figure, reads_figure, selected_figure
+from workbench.dashboards.panel import Figure, make_panel
+from workbench.dashboards.snapshot import Snapshot
 
 
 def test_one_map_per_mixer() -> None:
@@ -26,3 +31,21 @@ def test_a_dotted_line_only_where_eviction_saves_something() -> None:
     sizes = {"arm": ["full", "full", "sliding", "sliding"], "length": [1, 2, 1, 2], "bytes": [4, 8, 4, 4]}
     table = pl.DataFrame({**sizes, "unevicted": [4, 8, 4, 8]})
     assert [trace.line.dash for trace in cache_figure(table).data] == ["solid", "solid", "dot"]
+
+
+def test_maps_are_square_without_a_grid_and_have_a_title() -> None:
+    table = pl.DataFrame({"query": [0, 1, 1], "key": [0, 0, 1], "strength": [1.0, 0.5, 0.0]})
+    layout = reads_figure({"full": table, "sliding": table}, "gdn: inputs").layout
+    assert layout.title.text == "gdn: inputs" and not layout.xaxis.showgrid and not layout.yaxis2.showgrid
+    assert (layout.yaxis.scaleanchor, layout.yaxis2.scaleanchor) == ("x", "x2")
+
+
+@pytest.mark.process
+def test_any_layer_is_looked_into(real_runs: Any) -> None:
+    snapshot = Snapshot(real_runs["finished"])
+    panel = make_panel("attention", layer="1")
+    assert panel.choices(snapshot)["layer"] == ["", "0", "1"]
+    panel.prepare(snapshot)
+    figures = [block for block in panel.blocks(snapshot) if isinstance(block, Figure)]
+    assert [block.figure.layout.annotations[0].text for block in figures] == ["layer 1: full", "layer 1: sliding"]
+    assert [block.figure.layout.title.text.split(":")[0] for block in figures] == real_runs["finished"].arms

@@ -100,11 +100,52 @@ def test_a_mark_is_sent(board: Any, tmp_path: Path) -> None:
     assert board.evaluate("window.sent")[-1] == {"event": "mark", "mark": "pinned", "key": "arm gdn", "on": True}
 
 
+def test_an_arm_unfolds_into_its_runs(board: Any, tmp_path: Path) -> None:
+    show(board, FakeRun(tmp_path), "runs")
+    rows = board.locator("tbody tr")
+    assert rows.count() == 2
+    board.get_by_role("button", name="unfold arm gdn").click()
+    assert rows.count() == 8 and "confirmation, seed 0" in rows.nth(2).inner_text()
+    board.get_by_role("button", name="details tuning-1-0").click()
+    assert board.evaluate("window.sent")[-1] == {"event": "act", "action": "details", "key": "tuning-1-0"}
+
+
+def test_filters_and_columns_are_sent(board: Any, tmp_path: Path) -> None:
+    show(board, FakeRun(tmp_path), "runs")
+    board.get_by_role("searchbox").fill("gdn lr>0.1")
+    board.wait_for_function("window.sent.at(-1).event == 'filter'")
+    assert board.evaluate("window.sent")[-1] == {"event": "filter", "key": "runs runs", "text": "gdn lr>0.1"}
+    board.get_by_text("Columns", exact=True).click()
+    board.get_by_label("tokens", exact=True).check()
+    chosen = board.evaluate("window.sent")[-1]
+    assert chosen["event"] == "columns" and {"arm", "tokens"} <= set(chosen["shown"])
+
+
+def test_arm_and_metric_stay_in_sight(board: Any, tmp_path: Path) -> None:
+    board.evaluate("document.body.style.width = '520px'")
+    show(board, FakeRun(tmp_path), "runs")
+    scroll = board.locator(".wb-scroll")
+    assert scroll.evaluate("node => { node.scrollLeft = 400; return node.scrollLeft }") > 50
+    heads = board.locator("th")
+    places = {heads.nth(i).inner_text(): heads.nth(i).bounding_box()["x"] for i in range(heads.count())}
+    assert 0 <= places["arm"] < places["report (bits/byte)"] < 400
+    lines = board.evaluate("[...document.querySelectorAll('tbody tr')].map(row => row.offsetHeight)")
+    assert max(lines) < 40, "one line a row"
+
+
+def test_a_run_page_is_left_by_its_button(board: Any, tmp_path: Path) -> None:
+    dashboard = Dashboard(FakeRun(tmp_path), refresh=0, panel="runs")
+    dashboard.board.send = lambda message: board.evaluate("message => window.receive(message)", message)  # type: ignore
+    dashboard.board._handle_custom_msg({"event": "act", "action": "details", "key": "tuning-1-0"}, [])
+    board.get_by_role("button", name="all runs").click()
+    assert board.evaluate("window.sent")[-1] == {"event": "act", "action": "close", "key": "tuning-1-0"}
+
+
 def test_a_patch_changes_a_trace(board: Any, tmp_path: Path) -> None:
     run = FakeRun(tmp_path, progress=0.5, confirmed=False)
     show(board, run, "curves")
     board.wait_for_selector(".wb-board .scatterlayer .trace")
     trace = json.dumps({"x": [1, 2], "y": [3, 4], "type": "scatter", "name": "new"})
-    patch = {"patch": {"id": "curves curves", "traces": {"3": trace}, "layout": None}}
+    patch = {"patch": {"id": "curves curves", "traces": {"5": trace}, "layout": None}}
     board.evaluate("message => window.receive(message)", {"text": json.dumps(patch)})
-    board.wait_for_function("document.querySelector('.wb-plot').data[3].name == 'new'")
+    board.wait_for_function("document.querySelector('.wb-plot').data[5].name == 'new'")

@@ -44,8 +44,9 @@ def test_the_page_of_kept_results(tmp_path: Path) -> None:
         choose(view, "recall map")
         view.locator(".js-plotly-plot .heatmaplayer image").first.wait_for()
         choose(view, "Runs")
+        choose(view, "Every run")
         view.locator("th button", has_text="seed").click()
-        view.get_by_role("searchbox").fill("gdn")
+        view.get_by_role("searchbox").fill("gdn confirmation lr>0")
         view.wait_for_function("[...document.querySelectorAll('tbody tr')].every(row => row.innerText.includes('gdn'))")
         assert view.locator("th[aria-sort=ascending]").inner_text() == "seed"
         view.locator("select").filter(has_text="LaTeX").select_option("CSV")

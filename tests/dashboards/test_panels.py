@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from dashboards.fake import FakeRun
 
+import workbench as wb
 from workbench.ablation.design import Design
 from workbench.config import ConfigError
 from workbench.dashboards import figure, table
@@ -40,8 +41,8 @@ def run(tmp_path: Path) -> FakeRun:
     return FakeRun(tmp_path)
 
 
-def blocks(run: Any, kind: str) -> list[Any]:
-    return make_panel(kind).blocks(Snapshot.of(run))
+def blocks(run: Any, kind: str, **settings: Any) -> list[Any]:
+    return make_panel(kind, **settings).blocks(Snapshot.of(run))
 
 
 # -- any state of a run ----------------------------------------------------------------------------------------------
@@ -101,9 +102,9 @@ def test_a_panel_without_a_figure_says_so(run: FakeRun) -> None:
 
 @pytest.mark.parametrize("settings", CURVES)
 def test_lines_draw_the_mean(run: FakeRun, settings: dict[str, Any]) -> None:
-    rows, lines = table(run, "curves", **settings), figure(run, "curves", **settings).data[2:]
+    rows, lines = table(run, "curves", **settings), figure(run, "curves", **settings).data[4:]
     for arm, line in zip(run.arms, lines, strict=True):
-        curve = rows.filter(pl.col("arm") == arm)
+        curve = rows.filter((pl.col("arm") == arm) & pl.col("whole"))
         assert (line.name, list(line.x), list(line.y)) == (arm, curve[settings["x"]].to_list(), curve["mean"].to_list())
 
 
@@ -111,7 +112,7 @@ def test_lines_draw_the_mean(run: FakeRun, settings: dict[str, Any]) -> None:
 def test_bands_draw_the_range(run: FakeRun, settings: dict[str, Any]) -> None:
     rows, bands = table(run, "curves", **settings), figure(run, "curves", **settings).data[:2]
     for arm, band in zip(run.arms, bands, strict=True):
-        curve = rows.filter(pl.col("arm") == arm)
+        curve = rows.filter((pl.col("arm") == arm) & pl.col("whole"))
         assert list(band.y) == curve["high"].to_list() + curve["low"].to_list()[::-1]
 
 
@@ -119,6 +120,25 @@ def test_curves_are_the_mean_over_seeds(run: FakeRun) -> None:
     points = run.curves().filter(pl.col("stage") == "confirmation")
     expected = points.group_by("arm", "tokens").agg(pl.col("loss").mean()).sort("arm", "tokens")
     assert table(run, "curves")["mean"].to_list() == pytest.approx(expected["loss"].to_list())
+
+
+def test_a_mean_goes_on_thin_where_its_first_run_has_ended(run: FakeRun) -> None:
+    rows = table(run, "curves", x="seconds").filter(pl.col("arm") == "full")
+    ends = (
+        run.curves().filter(pl.col("stage") == "confirmation").group_by("run").agg(pl.col("seconds").max())["seconds"]
+    )
+    assert rows.filter("whole")["seconds"].max() <= ends.min() < rows["seconds"].max() == ends.max()
+    data = figure(run, "curves", x="seconds").data
+    rest, line = data[2], data[4]
+    assert rest.x[0] == line.x[-1] and rest.x[-1] == pytest.approx(ends.max())
+    assert rest.line.width < 1 < line.line.width and not rest.showlegend
+
+
+def test_an_archive_without_curves_says_so(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.archived = True
+    monkeypatch.setattr(run, "lines", list)
+    (annotation,) = figure(run, "curves").layout.annotations
+    assert annotation.text == "This archive was written before archives kept curves."
 
 
 def test_curves_count_their_runs(run: FakeRun) -> None:
@@ -245,7 +265,7 @@ def test_progress_tells_why_no_run_is_planned(tmp_path: Path) -> None:
 
 
 def test_a_seed_is_a_name(run: FakeRun) -> None:
-    assert {row.cells[2].text for row in blocks(run, "runs")[0].rows} == {"0", "1", "2", "1000"}
+    assert {row.cells[4].text for row in blocks(run, "runs", rows="runs")[0].rows} == {"0", "1", "2", "1000"}
 
 
 # -- savings ---------------------------------------------------------------------------------------------------------
@@ -385,3 +405,12 @@ def test_a_law_lies_within_its_interval(tmp_path: Path) -> None:
 
 def test_laws_are_written_out(tmp_path: Path) -> None:
     assert blocks(sized(tmp_path, 4), "scaling")[-1].html.count("exponent") == 2
+
+
+def test_arms_are_side_by_side_where_every_length_has_one_number_of_pairs() -> None:
+    archive = wb.open(Path(__file__).parents[2] / "results" / "ablations" / "mqar_delta_family_large")
+    drawn = figure(archive, "recall_curves")
+    assert len(drawn.data) == len(archive.arms), "one plot"
+    assert drawn.layout.xaxis.ticktext[0] == "8<br>length 64"
+    first = [trace.x[0] for trace in drawn.data]
+    assert first == sorted(first) and len(set(first)) == len(first) and max(map(abs, first)) < 0.5

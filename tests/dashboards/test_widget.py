@@ -14,7 +14,7 @@ from dashboards.fake import FakeRun
 from workbench.config import ConfigError
 from workbench.dashboards import dashboard
 from workbench.dashboards.live.widget import Dashboard
-from workbench.dashboards.panel import panels
+from workbench.dashboards.panel import make_panel, panels
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_only_changed_traces_are_sent(run: FakeRun) -> None:
     view.refresh_once()
     (message,) = view.messages
     assert message["patch"]["id"] == "curves curves" and message["patch"]["layout"] is None
-    assert all(len(json.loads(message["patch"]["traces"][str(i)])["x"]) == 10 for i in (2, 3))
+    assert all(len(json.loads(message["patch"]["traces"][str(i)])["x"]) == 10 for i in (4, 5))
 
 
 def test_a_run_that_finishes_is_sent_as_a_patch(run: FakeRun) -> None:
@@ -72,7 +72,7 @@ def test_a_new_view_gets_everything(run: FakeRun) -> None:
     view = opened(run)
     event(view, event="ready")
     figure, source = view.messages[0]["blocks"]
-    assert figure["kind"] == "figure" and len(figure["figure"]["data"]) == 4
+    assert figure["kind"] == "figure" and len(figure["figure"]["data"]) == 6
     assert json.loads(figure["figure"]["layout"])["height"]
     assert "1.0+&lt;script&gt;" in source["html"]
 
@@ -116,6 +116,36 @@ def test_axes_are_chosen(run: FakeRun) -> None:
     figure = opened(run, x="seconds", y="selection_value", log_y=True).blocks[0].figure
     assert figure.layout.xaxis.title.text == "training time (s)" and figure.layout.yaxis.type == "log"
     assert "bits per byte" in figure.layout.yaxis.title.text
+
+
+def test_any_recorded_series_is_drawn(run: FakeRun) -> None:
+    view = opened(run)
+    control = view.controls()["y"]
+    assert [value for _, value in control.options] == [
+        "loss",
+        "selection_value",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_second",
+    ]
+    control.value = "gradient_norm"
+    figure = view.blocks[0].figure
+    assert figure.layout.yaxis.title.text.startswith("norm of the gradient") and set(figure.data[-1].y) == {1.0}
+
+
+def test_an_unknown_series_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="expected one of loss"):
+        make_panel("curves", y="speed")
+
+
+def test_a_list_of_options_starts_with_what_is_drawn(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path, diagnosed=True), "diagnostics")
+    assert view.controls()["diagnostic"].value == "half_life_p10", "not blank"
+
+
+def test_a_list_without_options_is_not_shown(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path), "diagnostics")
+    assert view.controls()["diagnostic"] not in view._settings_row.children
 
 
 def test_smoothing_is_chosen(run: FakeRun) -> None:
@@ -189,7 +219,8 @@ def test_tables_list_what_is_hidden(run: FakeRun) -> None:
     mark(view, "hidden", "tuning-1-2")
     grid = view.board.shown[0]
     assert grid["marked"] == {"pinned": [], "hidden": ["arm full", "tuning-1-2"], "selected": []}
-    assert len(grid["rows"]) == 6
+    assert [row["key"] for row in grid["rows"]] == ["arm full", "arm gdn"]
+    assert [len(row["children"]) for row in grid["rows"]] == [3, 3]
 
 
 def test_hiding_does_not_change_the_verdict(tmp_path: Path) -> None:
@@ -200,6 +231,55 @@ def test_hiding_does_not_change_the_verdict(tmp_path: Path) -> None:
     assert after == {arm: before[arm] for arm in ("full", "gdn")}, "corrected for the arms that were declared"
 
 
+def test_a_filter_chooses_rows(run: FakeRun) -> None:
+    view = opened(run, "runs", rows="runs")
+    event(view, event="filter", key="runs runs", text="gdn lr>0.0005")
+    grid = view.board.shown[0]
+    assert [row["key"] for row in grid["rows"]] == ["tuning-1-1", "tuning-1-2"] and grid["total"] == 6
+    assert len(view.blocks[0].table) == 2, "what is exported"
+    event(view, event="filter", key="runs runs", text="")
+    assert len(view.board.shown[0]["rows"]) == 6
+
+
+def test_a_filter_unfolds_the_arms_in_which_it_finds_runs(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path), "runs")
+    event(view, event="filter", key="runs runs", text="seed=1")
+    rows = view.board.shown[0]["rows"]
+    assert [(row["key"], row["unfolded"]) for row in rows] == [("arm full", True), ("arm gdn", True)]
+    assert [child["key"] for row in rows for child in row["children"]] == ["confirmation-0-1", "confirmation-1-1"]
+
+
+def test_a_filter_keeps_the_runs_that_satisfy_it(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path), "runs")
+    event(view, event="filter", key="runs runs", text="gdn confirmation")
+    (row,) = view.board.shown[0]["rows"]
+    assert [child["key"] for child in row["children"]] == [f"confirmation-1-{seed}" for seed in range(3)]
+
+
+def test_a_mistake_in_a_filter_is_shown_and_loses_nothing(run: FakeRun) -> None:
+    view = opened(run, "runs")
+    event(view, event="filter", key="runs runs", text="speed>3")
+    grid = view.board.shown[0]
+    assert "got 'speed'; expected a column" in grid["problem"] and len(grid["rows"]) == 2
+
+
+def test_any_table_is_filtered_by_its_titles(run: FakeRun) -> None:
+    view = opened(run, "progress")
+    event(view, event="filter", key="progress arms", text="stage=tuning left>0")
+    assert {row["cells"][1] for row in view.board.shown[0]["rows"]} == {"tuning"}
+
+
+def test_columns_are_chosen_and_exported(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path), "runs")
+    hidden = {column.title for column in view.board.shown[0]["columns"] if column.hidden}
+    assert {"tokens", "failed", "status"} <= hidden, "the same everywhere"
+    assert "tokens 20 k" in view.board.shown[0]["note"]
+    event(view, event="columns", key="runs runs", shown=["arm", "tokens"])
+    assert [column.title for column in view.blocks[0].columns if not column.hidden] == ["arm", "tokens"]
+    text = view.write("md")[0].read_text()
+    assert "| arm" in text and "20 k" in text and "report" not in text
+
+
 @pytest.fixture
 def crashed(tmp_path: Path) -> Dashboard:
     (tmp_path / "runs" / "tuning-0-1").mkdir(parents=True)
@@ -208,19 +288,26 @@ def crashed(tmp_path: Path) -> Dashboard:
 
 
 def test_a_log_is_one_click_away(crashed: Dashboard) -> None:
-    event(crashed, event="act", action="log", key="tuning-0-1")
+    event(crashed, event="act", action="details", key="tuning-0-1")
     assert "Traceback &lt;most recent&gt;" in crashed.blocks[-1].html
 
 
 def test_a_missing_log_is_explained(crashed: Dashboard) -> None:
-    event(crashed, event="act", action="log", key="tuning-0-2")
+    event(crashed, event="act", action="details", key="tuning-0-2")
     assert "There is no log" in crashed.blocks[-1].html
 
 
-def test_a_second_click_closes_the_log(crashed: Dashboard) -> None:
-    for _ in range(2):
-        event(crashed, event="act", action="log", key="tuning-0-1")
-    assert len(crashed.blocks) == 1
+def test_the_page_of_a_run_takes_the_place_of_the_table_and_is_left(crashed: Dashboard) -> None:
+    event(crashed, event="act", action="details", key="tuning-0-1")
+    assert "runs" not in [block.name for block in crashed.blocks] and "full · tuning" in crashed.blocks[0].html
+    event(crashed, event="act", action="close", key="tuning-0-1")
+    assert [block.name for block in crashed.blocks] == ["failures"]
+
+
+def test_there_is_no_page_of_a_run_that_does_not_exist(run: FakeRun) -> None:
+    view = opened(run, "runs")
+    event(view, event="act", action="details", key="../../secret")
+    assert [block.name for block in view.blocks] == ["runs"]
 
 
 # -- ablations -------------------------------------------------------------------------------------------------------
@@ -243,7 +330,7 @@ def test_an_unreadable_ablation_is_listed_as_such(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "ablation.json").write_text('{"name": "broken"}')
     view = Dashboard(tmp_path, refresh=0)
-    assert "cannot be read" in view.board.shown[0]["rows"][0].cells[1]
+    assert "cannot be read" in view.board.shown[0]["rows"][0]["cells"][1]
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
@@ -280,7 +367,7 @@ def test_a_shown_table_is_exported_with_its_provenance(tmp_path: Path) -> None:
 
 
 def test_a_grid_is_exported(tmp_path: Path) -> None:
-    assert opened(FakeRun(tmp_path), "runs").write("tex")[0].read_text().count(r"\\") == 13
+    assert opened(FakeRun(tmp_path), "runs", rows="runs").write("tex")[0].read_text().count(r"\\") == 13
 
 
 def test_a_panel_without_a_figure_exports_none(tmp_path: Path) -> None:

@@ -126,9 +126,9 @@ def test_a_default_written_out_changes_no_identity() -> None:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"mtp": {}}, "multi-token head, weight 0.3 from 0% of the training:  gdn("),
+        ({"mtp": {}}, "multi-token head, weight 0.3 from 0% of the training:  gdn(chunk=8)"),
         ({"hidden_z": 1e-7}, "hidden z-loss, weight 1e-07"),
-        ({"embedding": "ngram"}, "embedding ngram("),
+        ({"embedding": "ngram"}, "embedding ngram"),
         ({"shortcut": "moe"}, "of layer 0's feed-forward input"),
         ({"shortcut": "moe", "shortcut_from": "second"}, "of layer 1's feed-forward input"),
         ({"tied": False}, "head untied"),
@@ -143,7 +143,25 @@ def test_the_text_names_what_is_on(fields: dict[str, Any], text: str) -> None:
 def test_the_text_has_a_line_for_every_layer() -> None:
     lines = describe_model(ModelConfig.parse(HYBRID)).splitlines()
     assert lines[0] == "width 64, 2 layers, vocabulary 300, head tied"
-    assert [line.split("(")[0] for line in lines[1:]] == ["  0  full", "  1  gdn"]
+    assert lines[1:] == ["0  full  swiglu", "1  gdn(chunk=8)  swiglu"]
+
+
+def test_equal_layers_share_a_line_with_what_differs_from_the_defaults() -> None:
+    model = ModelConfig.parse({"scale": "tiny", "depth": 8, "pattern": "gdn gdn gdn full"})
+    assert describe_model(model).splitlines()[1:] == [
+        "0–2 ×3  gdn  swiglu",
+        "     3  full  swiglu",
+        "4–6 ×3  gdn  swiglu",
+        "     7  full  swiglu",
+    ]
+    wider = model.changed(mixers={"gdn": {"heads": 2}}, feedforwards={"swiglu": {"hidden": 64}})
+    assert "gdn(heads=2)" in describe_model(wider) and "swiglu(hidden=64)" in describe_model(wider)
+    assert "chunk" not in describe_model(wider)
+
+
+def test_a_notebook_shows_the_layers_as_a_table() -> None:
+    shown = describe_model(ModelConfig.parse({**HYBRID, "hidden_z": 1e-7}))._repr_html_()
+    assert "<td" in shown and "hidden z-loss" in shown and "max-width:848px" in shown
 
 
 # -- settings that cannot be built -------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from workbench.results.tables import (
     diagnostics,
     evaluations,
     runs,
+    thinned,
 )
 from workbench.status import Stage, Status
 
@@ -88,6 +89,43 @@ def test_a_line_has_finite_points_only() -> None:
 def test_the_last_of_equal_points_counts() -> None:
     xs, ys = points(step=[1, 2, 2], loss=[3.0, 2.0, 1.0]).line("step", "loss")
     assert np.array_equal([xs, ys], [[1, 2], [3, 1]])
+
+
+def steps(ends: list[int], losses: list[float], **columns: list[float | None]) -> pl.DataFrame:
+    """Points after ``ends`` steps of ten tokens, with the mean loss over the steps since the point before."""
+    given = {"step": ends, "tokens": [10 * end for end in ends], "loss": losses, **columns}
+    return pl.DataFrame({name: given.get(name, [None] * len(ends)) for name in POINT_SCHEMA}, schema=POINT_SCHEMA)
+
+
+def test_short_windows_of_a_loss_are_joined() -> None:
+    frame = steps([5, 10, 13, 15, 20, 22], [5.0, 4.0, 3.0, 8.0, 2.0, 9.0])
+    xs, ys = Points(frame).line("step", "loss")
+    assert xs.tolist() == [5, 10, 15, 22]
+    assert ys.tolist() == pytest.approx([5.0, 4.0, (3 * 3.0 + 2 * 8.0) / 5, (5 * 2.0 + 2 * 9.0) / 7])
+
+
+def test_even_windows_and_other_columns_stay() -> None:
+    even = steps([5, 10, 15], [5.0, 4.0, 3.0])
+    assert Points(even).line("tokens", "loss")[1].tolist() == [5, 4, 3]
+    short = steps([5, 10, 11], [5.0, 4.0, 3.0], gradient_norm=[1.0, 2.0, 3.0])
+    assert Points(short).line("tokens", "gradient_norm")[1].tolist() == [1, 2, 3]
+
+
+def test_a_thinned_run_keeps_its_evaluations_and_its_mean_loss() -> None:
+    ends = list(range(1, 1001))
+    losses = np.random.default_rng(0).uniform(1, 5, 1000)
+    evaluated = [1.5 if end % 250 == 3 else None for end in ends]
+    frame = steps(ends, losses.tolist(), selection_value=evaluated)
+    thin = thinned(frame, 100)
+    assert len(thin) <= 100 and thin["step"][-1] == 1000
+    assert thin.filter(pl.col("selection_value").is_not_null())["step"].to_list() == [3, 253, 503, 753]
+    weights = np.diff(thin["tokens"].to_numpy(), prepend=0)
+    assert np.average(thin["loss"], weights=weights) == pytest.approx(losses.mean())
+    assert thinned(frame, 1000) is frame
+
+
+def test_what_is_recorded_is_known() -> None:
+    assert {"step", "tokens", "loss"} == Points(steps([1, 2], [3.0, 2.0])).recorded
 
 
 DAMAGED = ['{"a": 1}', "[1, 2]", '"text"', "null", '{"status": 3, "codes": 4, "paths": 5}', "{", "\0" * 9, "[" * 10_000]

@@ -24,7 +24,7 @@ from workbench.training import checkpoint
 from workbench.training.checkpoint import checkpoints_in, load_checkpoint
 from workbench.training.trial import train
 
-TIMES = ("seconds", "tokens_per_second", "flops_per_second")
+TIMES = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
 """Fields of a line of metrics that the clock decides."""
 
 

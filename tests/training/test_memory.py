@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from workbench.training.memory import _glibc
+from workbench.training.memory import _glibc, peak_memory
 
 BLOCKS = 80
 SCRIPT = f"""
@@ -64,3 +65,7 @@ def test_freed_memory_is_used_again(retained: tuple[int, int]) -> None:
     if default_faults < 1000 * BLOCKS:
         pytest.skip("huge pages: a block of 32 MB is few of them")
     assert retained[0] < default_faults / 10
+
+
+def test_the_peak_of_a_process_is_known() -> None:
+    assert 2**25 < peak_memory(torch.device("cpu")) < 2**50

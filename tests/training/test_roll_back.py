@@ -173,7 +173,7 @@ def state(folder: RunFolder) -> dict[str, Any]:
 
 
 def lines(folder: RunFolder) -> list[dict[str, Any]]:
-    timed = ("seconds", "tokens_per_second", "flops_per_second")
+    timed = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
     return [{name: value for name, value in row.items() if name not in timed} for row in folder.metrics()]
 
 

@@ -16,7 +16,7 @@ An archive (`workbench archive`) has no runs/ but:
 
     runs.csv          one row per run
     report.parquet    arm, seed and what was measured on every report document
-    curves.parquet    the evaluations of confirmation runs during training
+    curves.parquet    up to 200 logged points of every confirmation run, with all of its evaluations
     scores.parquet    what evaluation suites measured, if there were any
     verdict.json      the verdict as data
     verdict.md        the verdict in words
@@ -469,13 +469,14 @@ class AblationFolder:
         return completed(pl.read_parquet(path, glob=False), SCORES_SCHEMA)
 
     def lines(self) -> list[Line]:
-        """Every run with its logged points; of an archive, every confirmation run with its evaluations."""
+        """Every run with its logged points; of an archive, every confirmation run with up to 200 points (of earlier
+        versions, with its evaluations)."""
         if not self.is_archived:
             return lines(self.path)
         path = self.path / "curves.parquet"
         if not path.exists():  # an archive of an earlier version
             return []
-        points = completed(pl.read_parquet(path, glob=False), POINT_SCHEMA)
+        points = completed(pl.read_parquet(path, glob=False), POINT_SCHEMA).cast(POINT_SCHEMA)  # type: ignore[arg-type]
         parts = points.partition_by(*KEY_SCHEMA, as_dict=True, include_key=False, maintain_order=True)
         return [Line(arm, stage, run, seed, Points(part)) for (arm, stage, run, seed), part in parts.items()]
 

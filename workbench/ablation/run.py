@@ -29,21 +29,50 @@ if TYPE_CHECKING:
     from workbench.ablation.verdict.summary import Summary
     from workbench.ablation.verdict.verdict import Verdict
 
-__all__ = ["AblationRun", "table"]
+__all__ = ["AblationRun", "ablation_folders", "named_ablations", "table"]
 
 
 def table(results: str | Path = "results") -> pl.DataFrame:
     """One row per run over all ablations below ``results``: the ablation's name, then the columns of
     :meth:`AblationRun.runs`. Folders that cannot be read are left out."""
     frames = []
-    for path in sorted(Path(results).glob("*/ablation.json")):
+    for path in ablation_folders(results):
         try:
-            runs = AblationRun(path.parent).runs()
+            runs = AblationRun(path).runs()
         except ConfigError:
             continue
-        frames.append(runs.insert_column(0, pl.lit(path.parent.name).alias("ablation")))
+        frames.append(runs.insert_column(0, pl.lit(path.name).alias("ablation")))
     frames = [frame for frame in frames if len(frame)]
     return pl.concat(frames) if frames else pl.DataFrame(schema={"ablation": pl.String, **RUN_SCHEMA})
+
+
+def ablation_folders(results: str | Path) -> list[Path]:
+    """The folders in ``results`` that hold an ablation or an archive, by name."""
+    return sorted(path.parent for path in Path(results).glob("*/ablation.json"))
+
+
+def named_ablations(names: Sequence[str], results: str | Path = "results") -> list[Path]:
+    """The folders that ``names`` mean: names of ablations in ``results``, paths of ablations and archives, or folders
+    of them, such as results/ablations.
+
+    Raises:
+        ConfigError: for a name that is none of these.
+    """
+    found: list[Path] = []
+    for name in names:
+        candidates = [Path(results) / name, Path(name)]
+        one = [path for path in candidates if (path / "ablation.json").exists()][:1]
+        folders = one or [folder for path in candidates if path.is_dir() for folder in ablation_folders(path)]
+        known = [path.name for path in ablation_folders(results)]
+        require(
+            folders,
+            "ablation",
+            got=name,
+            expected=f"an ablation in {results}, or the path of one, of an archive, or of a folder of them",
+            do=nearest(name, known),
+        )
+        found += [folder for folder in folders if folder not in found]
+    return found
 
 
 class AblationRun:
@@ -66,6 +95,31 @@ class AblationRun:
         counts = dict(self.runs()["status"].value_counts().iter_rows())
         state = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "nothing started"
         return f"AblationRun({self.name!r}: {state}; {self.total} runs planned)"
+
+    def _repr_html_(self) -> str:
+        """Question, state and a row per arm; of a finished ablation its verdict in a sentence."""
+        from workbench import notebook
+        from workbench.results.listing import arm_rows, cell_text, columns_of, constants
+
+        runs = self.runs()
+        state = f"{len(runs)} of {self.total} runs, {'finished' if self.finished else 'not finished'}"
+        head = [
+            notebook.paragraph(self.name, strong=True),
+            notebook.paragraph(f"{self.question} ({state})" if self.question else state),
+        ]
+        summary = self.summary() if self.finished else None
+        if summary is not None:
+            head.append(notebook.paragraph(summary.headline))
+        rows = arm_rows(runs, self.arms)
+        same = constants(rows, keep=("arm", "report", "selection", "runs"))
+        left_out = {*same, "report_sd", "selection_sd", "loss", "tokens", "tokens_per_second"}
+        names = [name for name in columns_of(rows) if name not in left_out]
+        names = [name for name in names if any(row[name] is not None for row in rows)]
+        units = {name: f"{name} ({self.metric.short})" for name in ("report", "selection")}
+        titles = [units.get(name, name.replace("_", " ")) for name in names]
+        table = [[cell_text(name, row) for name in names] for row in rows]
+        shown = notebook.table(titles, table, numeric=range(1, len(names))) if rows else ""
+        return "".join([*head, shown, notebook.paragraph(str(self.folder), faint=True)])
 
     # -- what was launched ---------------------------------------------------------------------------------------
 
@@ -184,7 +238,9 @@ class AblationRun:
 
     def cost(self) -> pl.DataFrame:
         """The cost card at launch, one row per arm."""
-        return pl.DataFrame(self.record.cost, infer_schema_length=None)
+        from workbench.ablation.cost.printed import CostCard
+
+        return CostCard(self.record.cost, infer_schema_length=None)
 
     def provenance(self) -> dict[str, str]:
         """Where the numbers come from: code, device, versions, data."""

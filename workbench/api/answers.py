@@ -252,6 +252,13 @@ class Table(Answer):
         return OK if self.rows else FAILED
 
 
+class RunTable(Table):
+    """Runs of ablations. ``rows`` has one row per run."""
+
+    arms: list[Row]
+    """One row per arm of an ablation (:func:`workbench.results.listing.arm_rows`)."""
+
+
 class Scores(Table):
     """What evaluation suites measured."""
 

@@ -6,14 +6,20 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workbench.api.answers import Comparison, Doctor, Ledger, Table, Variant, Variants, plain_rows
+from workbench.api.answers import Comparison, Doctor, Ledger, RunTable, Variant, Variants, plain, plain_rows
+from workbench.config import ConfigError
 
 if TYPE_CHECKING:
+    import polars as pl
+
+    from workbench.metric import Metric
     from workbench.registry import Registry
 
-__all__ = ["compare", "doctor", "ledger", "table", "variants"]
+Row = dict[str, Any]
+
+__all__ = ["Listed", "compare", "doctor", "ledger", "listing", "run_table", "table", "variants"]
 
 
 def variants() -> Variants:
@@ -65,11 +71,87 @@ def doctor() -> Doctor:
     )
 
 
-def table(results: str | Path = "results") -> Table:
-    """All runs of all ablations, with the columns of :data:`workbench.results.tables.RUN_SCHEMA`."""
-    from workbench.ablation.run import table as all_runs
+class Listed(NamedTuple):
+    """The rows of one ablation."""
 
-    return Table(rows=plain_rows(all_runs(results)))
+    folder: Path
+    metric: Metric
+    state: str
+    """How far it is, in one line."""
+    arms: list[Row]
+    """One row per arm (:func:`workbench.results.listing.arm_rows`)."""
+    runs: list[Row]
+    """One row per run (:func:`workbench.results.listing.run_rows`)."""
+    records: pl.DataFrame
+    """The runs of ``runs`` with every column of :data:`workbench.results.tables.RUN_SCHEMA`."""
+
+
+def listing(
+    results: str | Path = "results", names: Sequence[str] = (), where: str = "", by_run: bool = False
+) -> list[Listed]:
+    """Arms and runs of ablations, those without any left out.
+
+    Args:
+        results: folder of all results.
+        names: of ablations in it, or paths of ablations, of archives, or of folders of them; default all in it.
+        where: which rows (:mod:`workbench.results.filters`).
+        by_run: whether ``where`` chooses runs; else it chooses arms, with all their runs.
+
+    Raises:
+        ConfigError: for an unknown name, or a mistake in the filter.
+    """
+    import polars as pl
+
+    from workbench.ablation.run import AblationRun, ablation_folders, named_ablations
+    from workbench.results.filters import Filter
+    from workbench.results.listing import arm_rows, columns_of, run_rows
+
+    found: list[Listed] = []
+    for folder in named_ablations(names, results) if names else ablation_folders(results):
+        try:
+            run = AblationRun(folder)
+        except ConfigError:
+            if names:
+                raise
+            continue
+        frame = run.runs()
+        if not len(frame):
+            continue
+        state = f"archive, {len(frame)} runs" if run.archived else f"{len(frame)} of {run.total} runs"
+        listed = Listed(folder, run.metric, state, arm_rows(frame, run.arms), run_rows(frame, run.arms), frame)
+        found.append(listed)
+    if not where or not found:
+        return found
+    chosen = Filter.parse(where, columns_of(row for part in found for row in (part.runs if by_run else part.arms)))
+    for i, part in enumerate(found):
+        about = part.folder.name
+        if by_run:
+            runs = [row for row in part.runs if chosen.matches(row, about)]
+            arms = part.arms
+        else:
+            arms = [row for row in part.arms if chosen.matches(row, about)]
+            runs = [row for row in part.runs if row["arm"] in {arm["arm"] for arm in arms}]
+        records = part.records.filter(pl.col("run").is_in([row["run"] for row in runs]))
+        found[i] = part._replace(
+            arms=[arm for arm in arms if arm["arm"] in {row["arm"] for row in runs}], runs=runs, records=records
+        )
+    return [part for part in found if part.runs]
+
+
+def table(
+    results: str | Path = "results", names: Sequence[str] = (), where: str = "", by_run: bool = False
+) -> RunTable:
+    """Runs of ablations, with the columns of :data:`workbench.results.tables.RUN_SCHEMA`, and their arms; arguments as
+    in :func:`listing`."""
+    return run_table(listing(results, names, where, by_run))
+
+
+def run_table(listed: Sequence[Listed]) -> RunTable:
+    """What :func:`listing` has found as an answer."""
+    return RunTable(
+        rows=[{"ablation": part.folder.name, **row} for part in listed for row in plain_rows(part.records)],
+        arms=[plain({"ablation": part.folder.name, **row}) for part in listed for row in part.arms],
+    )
 
 
 def compare(folders: Sequence[str | Path], x: str = "flops", at: float | None = None) -> Comparison:

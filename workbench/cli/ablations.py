@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +24,8 @@ from workbench.cli.output import (
     print_text,
 )
 from workbench.cli.watching import follow, run_until_done
-from workbench.formatting import count, duration, flops, share, size
-from workbench.results.data_card import describe, repetition, times, warnings
+from workbench.formatting import duration
+from workbench.results.data_card import describe, repetition, warnings
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
@@ -294,36 +294,14 @@ ARM_WIDTH = 16
 
 def print_cost(card: Sequence[dict[str, Any]], workers: int) -> None:
     """Print a cost card, the rows of :func:`workbench.ablation.cost.card.cost_table`."""
-    rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "parameters, no embedding": lambda row: count(row["non_embedding"]),
-        "… active per token": lambda row: count(row["active"]),
-        "forward FLOPs per token": lambda row: flops(row["flops_per_token"]),
-        "training FLOPs": lambda row: flops(row["training_flops"]),
-        "decode cache": lambda row: size(row["cache_bytes"]),
-        "… without eviction": lambda row: size(row.get("unevicted_bytes")),
-        "training tokens": lambda row: count(row["tokens"]),
-        "… read from the text": lambda row: times(row["epochs"]) if row.get("epochs") else "–",
-        "tokens per second": lambda row: count(row.get("tokens_per_second")),
-        "time": lambda row: duration(row["seconds_per_trial"]),
-        "tokens of ranks": lambda row: f"{row['token_imbalance']:.2f}" if row.get("token_imbalance") else "–",
-        "memory": lambda row: size(row["memory_bytes"]) + ("" if row.get("memory_measured") else " (estimate)"),
-        "disk while running": lambda row: size(row.get("disk_bytes")),
-        "tuning trials": lambda row: f"{row['searched']} ({row['tuned']} field{'s' * (row['tuned'] != 1)})",
-        "runs, repeats and confirmation too": lambda row: str(row["trials"]),
-        "set by the budget": lambda row: row.get("solved") or "–",
-        "mismatch to budget": lambda row: share(row["residual"]),
-        "parameters vs baseline": lambda row: share(row.get("off_parameters")),
-        "active vs baseline": lambda row: share(row.get("off_active_parameters")),
-        "training FLOPs vs baseline": lambda row: share(row.get("off_flops")),
-        "seconds vs baseline": lambda row: share(row.get("off_seconds")),
-        "not matched": lambda row: row["mismatch"] or "–",
-    }
+    from workbench.ablation.cost.printed import QUANTITIES
+
     arms_per_table = max(1, (console.width - 32) // ARM_WIDTH)
     for first in range(0, len(card), arms_per_table):
         part = card[first : first + arms_per_table]
         arms = (Column(row["arm"], justify="right", overflow="fold") for row in part)
         table = Table(Column("per trial", no_wrap=True), *arms, title="Cost")
-        for name, text in rows.items():
+        for name, text in QUANTITIES.items():
             table.add_row(name, *(text(row) for row in part))
         console.print(table)
     for line in repetition({row["arm"]: row.get("epochs") for row in card}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,19 @@ from rich.table import Table
 
 from workbench.api import results as api
 from workbench.api.ablations import verdict as verdict_of_folder
-from workbench.api.answers import Comparison, Ledger, Query, Scores, Served, VerdictAnswer, Written, plain_rows
-from workbench.api.answers import Table as RunTable
-from workbench.cli.output import Folder, Results, console, print_text, written
+from workbench.api.answers import (
+    Comparison,
+    Ledger,
+    Query,
+    RunTable,
+    Scores,
+    Served,
+    VerdictAnswer,
+    Written,
+    plain_rows,
+)
+from workbench.cli.output import Folder, Results, console, print_line, print_text, written
+from workbench.formatting import wrapped
 
 
 def verdict(
@@ -207,32 +218,80 @@ def ledger(
 
 
 def table(
-    results: Results = Path("results"), csv: Annotated[bool, typer.Option(help="All columns as CSV.")] = False
+    ablations: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names in the folder of results, or paths: of ablations, archives, folders of them."),
+    ] = None,
+    results: Results = Path("results"),
+    runs: Annotated[bool, typer.Option("--runs", help="One line per run instead of one per arm.")] = False,
+    where: Annotated[
+        str, typer.Option(help="Rows to print: words and comparisons, all of which hold: 'gdn lr>0.002 report<2.8'.")
+    ] = "",
+    columns: Annotated[str, typer.Option(help="Columns to print, separated by commas: arm,seed,report,lr.")] = "",
+    csv: Annotated[bool, typer.Option(help="Every column of every run as CSV.")] = False,
 ) -> RunTable:
-    """Print all runs of all ablations."""
-    from workbench.ablation.run import table as all_runs
+    """Print the arms of ablations, one line each: mean ± standard deviation over seeds and the chosen setting.
 
-    frame = all_runs(results)
-    if not len(frame):
-        console.print(f"No run below {results}. `workbench run` creates some.", soft_wrap=True)
-    answer = RunTable(rows=plain_rows(frame))
-    if csv or not len(frame):
-        print(frame.write_csv() if len(frame) else "", end="")
-        return answer
-    columns = [
-        "ablation",
-        "arm",
-        "stage",
-        "seed",
-        "status",
-        "tokens",
-        "loss",
-        "metric",
-        "selection_value",
-        "report_value",
-    ]
-    all_columns = Table(*columns)
-    for row in frame.select(columns).iter_rows():
-        all_columns.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
-    console.print(all_columns)
+    Columns that are the same in every row are printed once, above the table.
+    """
+    import polars as pl
+
+    listed = api.listing(results, ablations or (), where, runs or csv)
+    answer = api.run_table(listed)
+    if csv:
+        frames = [part.records.insert_column(0, pl.lit(part.folder.name).alias("ablation")) for part in listed]
+        print(pl.concat(frames).write_csv() if frames else "", end="")
+    elif not listed:
+        from workbench.ablation.run import ablation_folders
+
+        archives = results / "ablations"
+        hint = f" Archives: workbench table {archives}." if ablation_folders(archives) else ""
+        missing = (
+            f"No row satisfies {where!r}." if where else f"No run below {results}. `workbench run` creates some.{hint}"
+        )
+        console.print(missing, soft_wrap=True)
+    for part in () if csv else listed:
+        print_rows(part, runs, [name for name in columns.split(",") if name.strip()])
     return answer
+
+
+GAP = "  "
+
+
+def print_rows(listed: api.Listed, by_run: bool, wanted: Sequence[str] = ()) -> None:
+    """Print the arms or the runs of an ablation as a table that fits the terminal.
+
+    Args:
+        listed: the ablation.
+        by_run: whether one line is a run.
+        wanted: columns to print; default those that differ between rows, as many as fit.
+    """
+    from workbench.results.filters import find_column
+    from workbench.results.listing import cell_text, columns_of, constants
+
+    rows = listed.runs if by_run else listed.arms
+    names = [name for name in columns_of(rows) if not name.endswith("_sd")]
+    everywhere = {} if wanted else constants(rows, keep=("arm", "report", "selection", "runs", "seed"))
+    shown = [find_column(name, columns_of(rows)) for name in wanted]
+    shown = shown or [name for name in names if name not in everywhere and any(row[name] is not None for row in rows)]
+    texts = {name: [cell_text(name, row) for row in rows] for name in shown}
+    left = [name for name in shown if all(isinstance(row[name], str | None) for row in rows)]
+    widths = {name: max(len(name), *map(len, texts[name])) for name in shown}
+    missing = []
+    while not wanted and len(shown) > 2 and sum(widths[name] + len(GAP) for name in shown) - len(GAP) > console.width:
+        missing.append(shown.pop())
+    unit = listed.metric.unit
+    head = [f"{listed.folder.name}: {listed.state}; report and selection in {unit}, lower is better"]
+    known = {name: value for name, value in everywhere.items() if value not in (None, 0, False)}
+    if known:
+        head.append(f"Everywhere: {', '.join(f'{name} {cell_text(name, known)}' for name in known)}.")
+    print_line(wrapped("\n".join(head), console.width))
+    lines = [[name.replace("_", " ") for name in shown], *zip(*(texts[name] for name in shown), strict=True)]
+    for line in lines:
+        padded = (
+            f"{text:{'<' if name in left else '>'}{widths[name]}}" for name, text in zip(shown, line, strict=True)
+        )
+        print_line(GAP.join(padded).rstrip())
+    if missing:
+        print_line(wrapped(f"More columns: {', '.join(reversed(missing))} (--columns).", console.width))
+    print_line("")

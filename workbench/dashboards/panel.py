@@ -60,6 +60,8 @@ class Column(NamedTuple):
     title: str
     numeric: bool = False
     colour: str = ""
+    hidden: bool = False
+    """Whether it is shown only where the reader asks for it."""
 
 
 class Cell(NamedTuple):
@@ -79,6 +81,13 @@ class Row(NamedTuple):
     colour: str
     """Of the dot before the first cell; empty for none."""
     cells: Sequence[Cell | str]
+    children: Sequence[Row] = ()
+    """Rows that belong to this one, shown where the reader unfolds it or a filter finds them."""
+    values: Mapping[str, Any] = {}
+    """What a filter compares, by column name; default the cells by the titles of the columns."""
+    marks: tuple[str, ...] | None = None
+    """The marks of this row, where they are not those of the table."""
+    unfolded: bool = False
 
 
 @dataclass
@@ -94,7 +103,19 @@ class Grid:
     marks: tuple[str, ...] = ()
     """Which of ``pinned``, ``hidden`` and ``selected`` a row can be marked as."""
     action: str = ""
-    """A button in each row: ``log`` (shows the log of the run), ``open`` (opens the ablation)."""
+    """A button in each row that has no rows below it: ``details`` (opens the page of the run), ``open`` (opens the
+    ablation)."""
+    frozen: int = 0
+    """So many columns stay in sight when a table that is wider than the page is scrolled; rows have one line then, and
+    the reader chooses columns."""
+    note: str = ""
+    """A sentence above the table."""
+    query: str = ""
+    """The filter that ``rows`` satisfy (:mod:`workbench.results.filters`)."""
+    problem: str = ""
+    """What is wrong with the filter that the reader has written."""
+    total: int | None = None
+    """Number of rows without the filter; default those of ``rows``."""
     empty: str = "Nothing yet."
     sortable: bool = True
     paper: PaperTable | None = None
@@ -105,8 +126,10 @@ class Grid:
         """The table as LaTeX and Markdown show it."""
         if self.paper is not None:
             return self.paper
-        columns = [PaperColumn(column.title, column.numeric) for column in self.columns]
-        rows = [[PaperCell(cell if isinstance(cell, str) else cell.text) for cell in row.cells] for row in self.rows]
+        shown = [i for i, column in enumerate(self.columns) if not column.hidden]
+        columns = [PaperColumn(self.columns[i].title, self.columns[i].numeric) for i in shown]
+        cells = [[row.cells[i] for i in shown] for row in self.rows]
+        rows = [[PaperCell(cell if isinstance(cell, str) else cell.text) for cell in row] for row in cells]
         return PaperTable(columns, rows, self.table, self.title, self.name)
 
 
@@ -159,7 +182,7 @@ class PanelConfig(Config):
     box to tick of a ``bool``, a slider of a ``float`` with bounds, a list of a ``str`` for which :meth:`Panel.choices`
     names options, a line of text of another ``str`` with a title. The field's ``title`` is its label, its docstring the
     tooltip. Fields with these names have no control: ``selected``, the rows that the reader marked to be drawn;
-    ``log``, the run whose log is open.
+    ``run``, the run whose page is open.
     """
 
     kind: str

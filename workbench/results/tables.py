@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -53,7 +53,12 @@ POINT_SCHEMA: dict[str, Any] = {
     "loss": pl.Float64,
     "learning_rate": pl.Float64,
     "gradient_norm": pl.Float64,
+    "gradient_rms_min": pl.Float64,
+    "gradient_rms_median": pl.Float64,
+    "gradient_rms_max": pl.Float64,
     "tokens_per_second": pl.Float64,
+    "flops_per_second": pl.Float64,
+    "memory_bytes": pl.Float64,
     "selection_value": pl.Float64,
     "skipped": pl.Int64,
     "rolled_back": pl.Int64,
@@ -64,9 +69,12 @@ POINT_SCHEMA: dict[str, Any] = {
     "budget": pl.Float64,
     "coverage": pl.Float64,
 }
-"""Columns of one run's logged points. Null where they do not apply: what guards have done so far (skipped, rolled_back,
-undone), times of ranks (:class:`workbench.training.rank_times.RankTimes`), blocks per query that a budget tuner chose,
-and their coverage."""
+"""Columns of one run's logged points.
+
+loss: the mean over the steps since the point before; gradient_rms: root mean square of a parameter's gradient, over
+parameters; memory_bytes: the largest so far, of the device (CUDA) or of the process. Null where they do not apply: what
+guards have done so far (skipped, rolled_back, undone), times of ranks
+(:class:`workbench.training.rank_times.RankTimes`), blocks per query that a budget tuner chose, and their coverage."""
 CURVE_SCHEMA: dict[str, Any] = {**KEY_SCHEMA, **POINT_SCHEMA}
 EVALUATION_SCHEMA: dict[str, Any] = {
     **KEY_SCHEMA,
@@ -133,13 +141,22 @@ class Points:
             frame = pl.DataFrame(rows, schema=POINT_SCHEMA, orient="row", strict=False)
         return cls(frame)
 
+    @cached_property
+    def recorded(self) -> frozenset[str]:
+        """The columns that hold any value."""
+        counts = self.frame.null_count().row(0, named=True)
+        return frozenset(name for name, nulls in counts.items() if nulls < len(self.frame))
+
     def line(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
         """Two columns as strictly increasing ``x`` and ``y``.
 
-        Null and non-finite points are dropped; of points with equal ``x`` the last one counts.
+        Null and non-finite points are dropped; of points with equal ``x`` the last one counts. A loss is the mean over
+        the steps since the point before; where those are fewer than usual (at an evaluation, at the end), points are
+        joined, weighted by their tokens.
         """
         if (x, y) not in self._lines:
-            points = self.frame.select(pl.col(x, y).cast(pl.Float64)).drop_nulls()
+            frame = _even_windows(self.frame) if y == "loss" else self.frame
+            points = frame.select(pl.col(x, y).cast(pl.Float64)).drop_nulls()
             xs, ys = points[x].to_numpy(), points[y].to_numpy()
             finite = np.isfinite(xs) & np.isfinite(ys)
             xs, ys = xs[finite], ys[finite]
@@ -148,6 +165,63 @@ class Points:
                 ys = ys[::-1][last]
             self._lines[x, y] = xs, ys
         return self._lines[x, y]
+
+
+SHORT = 0.75
+"""A window of less than this share of the usual one (the upper quartile) is joined to a neighbour."""
+
+
+def _even_windows(frame: pl.DataFrame) -> pl.DataFrame:
+    """Points whose losses are means over about equally many tokens."""
+    frame = frame.filter(pl.col("loss").is_finite())
+    if len(frame) < 3 or frame["tokens"].null_count():
+        return frame
+    ends = frame["tokens"].to_numpy().astype(np.float64)
+    sizes = np.diff(ends, prepend=0.0)
+    usual = np.quantile(sizes, 0.75)
+    if not (sizes < SHORT * usual).any() or (sizes <= 0).any():  # even; or one of a run that has gone back
+        return frame
+    window, sums = np.empty(len(sizes), np.int64), 0.0
+    number = 0
+    for i, size in enumerate(sizes):
+        window[i], sums = number, sums + size
+        if sums >= SHORT * usual:
+            number, sums = number + 1, 0.0
+    if sums and number:
+        window[window == number] = number - 1  # the short rest at the end
+    return _joined_windows(frame, window, sizes)
+
+
+def _joined_windows(frame: pl.DataFrame, window: np.ndarray, sizes: np.ndarray) -> pl.DataFrame:
+    """The last point of every window, with the mean loss over it.
+
+    Args:
+        frame: points in order.
+        window: number of each point's window, increasing.
+        sizes: tokens since the point before.
+    """
+    weighted = frame.with_columns(_window=pl.Series(window), _tokens=pl.Series(sizes))
+    mean = (pl.col("loss") * pl.col("_tokens")).sum() / pl.col("_tokens").sum()
+    others = [name for name in frame.columns if name != "loss"]
+    joined = weighted.group_by("_window", maintain_order=True).agg(mean.alias("loss"), pl.col(others).last())
+    return joined.select(frame.columns)
+
+
+def thinned(frame: pl.DataFrame, points: int) -> pl.DataFrame:
+    """At most ``points`` points of one run, evenly over its length, beside those with an evaluation, all of which stay.
+
+    A loss is the mean over the tokens since the point before.
+    """
+    if len(frame) <= points:
+        return frame
+    evaluated = frame["selection_value"].is_not_null().to_numpy()
+    free = max(2, points - int(evaluated.sum()))
+    kept = np.union1d(np.flatnonzero(evaluated), np.linspace(0, len(frame) - 1, free).round().astype(int))
+    sizes = np.diff(
+        frame["tokens"].fill_null(strategy="forward").fill_null(0).to_numpy().astype(np.float64), prepend=0.0
+    )
+    window = np.searchsorted(kept, np.arange(len(frame)))
+    return _joined_windows(frame, window, np.maximum(sizes, 1.0))
 
 
 def confirmed(runs: pl.DataFrame) -> pl.DataFrame:

@@ -10,6 +10,7 @@ from workbench.data import Batch
 from workbench.training import parallel
 from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import TrainingConfig
+from workbench.training.memory import peak_memory
 from workbench.training.metric_log import HostCopy, MetricLog
 from workbench.training.step import TrainStep
 from workbench.training.throughput import Throughput
@@ -83,6 +84,7 @@ def train_loop(
             if evaluates or is_due or stops:
                 copy.wait()  # the time of the line includes the work on the device
             row = throughput.row(step) | train_step.rank_times.take()
+            row["memory_bytes"] = peak_memory(train_step.device)
             row["learning_rate"] = training.learning_rate * train_step.lr_factor
             log.stage(row, copy, names)
         if evaluates:

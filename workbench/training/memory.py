@@ -1,8 +1,9 @@
-"""Memory of the C library, which training on a CPU allocates and frees by the gigabyte every step."""
+"""Memory of the C library, which training on a CPU allocates and frees by the gigabyte every step; memory in use."""
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,18 @@ import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt(3)."""
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes, the largest so far: of tensors on a CUDA device, else of the process (its resident set, Linux only; 0
+    elsewhere)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not sys.platform.startswith("linux"):
+        return 0
+    import resource  # not on every system
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _glibc() -> ctypes.CDLL | None:

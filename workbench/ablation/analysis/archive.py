@@ -13,7 +13,7 @@ from workbench.config import ConfigError, require
 from workbench.files import replacing_folder, write_json
 from workbench.results.ledger import FILE, Ledger, history
 from workbench.results.store import RunFolder
-from workbench.results.tables import confirmed
+from workbench.results.tables import POINT_SCHEMA, Points, confirmed, frame_of, thinned
 from workbench.status import Stage
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ FILES = {
     "report.html",
 }
 """What an archive may contain; the last one is written by `workbench report`."""
+POINTS = 200
+"""Points kept of the curves of a run, evaluations included."""
 LOCAL = ("folder", "selected")
 """Columns of the table of runs that mean nothing on another machine."""
 
@@ -109,8 +111,12 @@ def _write(run: AblationRun, verdict: Verdict, look: Look | None, folder: Path) 
     ]
     if reports:
         pl.concat(reports, how="diagonal").write_parquet(folder / "report.parquet")
-    evaluated = (pl.col("stage") == Stage.CONFIRMATION) & pl.col("selection_value").is_not_null()
-    run.curves().filter(evaluated).write_parquet(folder / "curves.parquet")
+    curves = [
+        line._replace(points=Points(thinned(line.points.frame, POINTS)))
+        for line in run.lines()
+        if line.stage == Stage.CONFIRMATION
+    ]
+    _compact(frame_of(curves)).write_parquet(folder / "curves.parquet", compression_level=15)
     if len(scores := run.scores()):
         scores.write_parquet(folder / SCORES)
     runs.drop(LOCAL).write_csv(folder / "runs.csv", float_precision=6)
@@ -140,6 +146,14 @@ def _write(run: AblationRun, verdict: Verdict, look: Look | None, folder: Path) 
         "",
     ]
     (folder / "verdict.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _compact(curves: pl.DataFrame) -> pl.DataFrame:
+    """Curves without columns that no run has recorded, and with the digits that a figure shows."""
+    empty = [name for name in POINT_SCHEMA if curves[name].null_count() == len(curves)]
+    exact = ("tokens", "flops", "seconds", "selection_value")  # conclusions are drawn from these
+    shown = [name for name, kind in POINT_SCHEMA.items() if kind == pl.Float64 and name not in (*exact, *empty)]
+    return curves.drop(empty).with_columns(pl.col(shown).round_sig_figs(5).cast(pl.Float32))
 
 
 def _copy_openings(run: AblationRun, archives: Path) -> None:

@@ -10,6 +10,7 @@ import polars as pl
 from workbench.ablation.arms import Arms
 from workbench.ablation.cost.balance import token_imbalance
 from workbench.ablation.cost.memory import activation_bytes
+from workbench.ablation.cost.printed import CostCard
 from workbench.ablation.matching.solver import quantity
 from workbench.accounting import account
 from workbench.config import ConfigError
@@ -25,7 +26,7 @@ __all__ = ["check_budget", "cost_table", "residual_table"]
 
 def cost_table(
     arms: Arms, measured: Mapping[str, Measured] | None = None, data: Mapping[str, Source] | None = None
-) -> pl.DataFrame:
+) -> CostCard:
     """One row per arm, the baseline first.
 
     Args:
@@ -97,7 +98,7 @@ def cost_table(
             words = f"not causal, sees later tokens: {', '.join(leaks)}"
             row["mismatch"] = f"{words}; {row['mismatch']}" if row["mismatch"] else words
         rows.append(row)
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return CostCard(rows, infer_schema_length=None)
 
 
 def residual_table(arms: Arms) -> pl.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import polars as pl
 
+from workbench import notebook
 from workbench.ablation.verdict import wording
 from workbench.ablation.verdict.statistics import NoiseFloor
 from workbench.ablation.verdict.subject import Subject
@@ -116,7 +117,7 @@ class PairVerdict:
     sentence: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """The conclusion of an ablation. Two verdicts with the same content are equal."""
 
@@ -191,6 +192,36 @@ class Verdict:
 
     def __str__(self) -> str:
         return _text(self)
+
+    def __repr__(self) -> str:
+        if not self.rows:
+            return f"Verdict({self.baseline!r}: nothing measured)"
+        about = [f"{row.arm} {row.verdict} {_cells(row)[3]}".rstrip() for row in self.rows[1:]]
+        return f"Verdict({self.baseline!r}: {', '.join(about) or 'no other arm'})"
+
+    def _repr_html_(self) -> str:
+        """A table of the arms; sentences, and what was declared, to unfold."""
+        if not self.rows:
+            return notebook.paragraph("Nothing was measured.")
+        titles = ["arm", "verdict", self.unit, "difference", f"{wording.percent(1 - self.alpha)} interval", "p (Holm)"]
+        table = notebook.table([*titles, "seeds"], map(_cells, self.rows), numeric=(2, 3, 5))
+        caution = f"Exploratory: {self.exploratory}." if self.exploratory else ""
+        subject = self.subject.sentence() if self.subject is not None else ""
+        declared = [line for line in (*self.declared, subject) if line]
+        others = [row for part in self.secondary for row in _secondary_rows(part)]
+        return "".join(
+            [
+                table,
+                notebook.paragraph(caution) if caution else "",
+                notebook.table(["metric", *titles[:2], "value", *titles[3:], "seeds"], others) if others else "",
+                notebook.details("Every arm in words", [row.sentence for row in self.rows]),
+                notebook.details("What was declared", declared),
+            ]
+        )
+
+
+def _secondary_rows(part: Verdict) -> list[list[str]]:
+    return [[part.label, *_cells(row)] for row in part.rows]
 
 
 def _frame(rows: Sequence[Any], kind: type) -> pl.DataFrame:

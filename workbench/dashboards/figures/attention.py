@@ -14,10 +14,16 @@ from plotly.subplots import make_subplots
 from workbench.dashboards import style
 
 
-def reads_figure(tables: Mapping[str, pl.DataFrame]) -> go.Figure:
-    """One map per mixer of ``reads``: queries downwards, keys to the right; darker is stronger, white is not read."""
+def reads_figure(tables: Mapping[str, pl.DataFrame], title: str = "") -> go.Figure:
+    """One square map per mixer of ``reads``: queries downwards, keys to the right; darker is stronger, white is not
+    read.
+
+    Args:
+        tables: title of a map -> its table.
+        title: above all of them.
+    """
     figure = make_subplots(
-        1, len(tables), subplot_titles=[style.label(name) for name in tables], horizontal_spacing=0.02
+        1, len(tables), subplot_titles=[style.label(name) for name in tables], horizontal_spacing=0.06
     )
     for column, table in enumerate(tables.values(), start=1):
         drawn = table.filter(pl.col("strength") > 0).with_columns(pl.col("strength").log10())
@@ -36,17 +42,15 @@ def reads_figure(tables: Mapping[str, pl.DataFrame]) -> go.Figure:
             1,
             column,
         )
-        figure.update_yaxes(autorange="reversed", showticklabels=column == 1, col=column)
-    figure.update_xaxes(title_text="key")
-    figure.update_yaxes(title_text="query", col=1)
-    figure.update_layout(template=style.TEMPLATE, height=330, margin={"t": 48})
-    return figure
+        x = "x" if column == 1 else f"x{column}"
+        figure.update_yaxes(autorange="reversed", showticklabels=column == 1, scaleanchor=x, col=column)
+    return _maps(figure, title, "key", "query", height=380)
 
 
-def selected_figure(table: pl.DataFrame) -> go.Figure:
+def selected_figure(table: pl.DataFrame, title: str = "") -> go.Figure:
     """Selected blocks over positions, one plot per group of heads: the table of ``selected``."""
     groups = sorted(table["group"].unique().to_list())
-    figure = make_subplots(1, len(groups), subplot_titles=[f"group {g}" for g in groups], shared_yaxes=True)
+    figure = make_subplots(1, len(groups), subplot_titles=[f"group {g} of heads" for g in groups], shared_yaxes=True)
     for column, group in enumerate(groups, start=1):
         rows = table.filter(pl.col("group") == group)
         figure.add_trace(
@@ -61,9 +65,17 @@ def selected_figure(table: pl.DataFrame) -> go.Figure:
             1,
             column,
         )
-    figure.update_xaxes(title_text="position")
-    figure.update_yaxes(title_text="block", col=1)
-    figure.update_layout(template=style.TEMPLATE, height=330, margin={"t": 48})
+    return _maps(figure, title, "position", "block", height=330)
+
+
+def _maps(figure: go.Figure, title: str, x: str, y: str, height: int) -> go.Figure:
+    """Plots side by side, without a grid, under one title."""
+    figure.update_xaxes(title_text=x, showgrid=False, zeroline=False, constrain="domain")
+    figure.update_yaxes(showgrid=False, zeroline=False, constrain="domain")
+    figure.update_yaxes(title_text=y, col=1)
+    figure.update_layout(template=style.TEMPLATE, height=height, margin={"t": 84 if title else 48})
+    if title:
+        figure.update_layout(title={"text": style.label(title), "x": 0.01, "font": {"size": 15}})
     return figure
 
 

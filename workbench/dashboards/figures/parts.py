@@ -135,6 +135,11 @@ def loss_title(run: Snapshot, y: str) -> str:
     return style.label(f"selection {run.metric.name} ({run.metric.unit})")
 
 
+def spanning(title: str, what: str) -> str:
+    """A title of an axis with what bars or bands along it span."""
+    return f"{title}<br><span style='font-size:11px'>{what}</span>"
+
+
 def metric_title(run: Snapshot) -> str:
     """Title of an axis of the metric."""
     return style.label(f"{run.metric.name} ({run.metric.unit})")

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from workbench.dashboards import style
-from workbench.dashboards.figures.parts import figure_of, legend, subplots
+from workbench.dashboards.figures.parts import figure_of, legend, spanning, subplots
 from workbench.dashboards.snapshot import Snapshot
 
 
 def accuracy_row(run: Snapshot, titles: Sequence[str]) -> go.Figure:
     """Plots of accuracy side by side."""
-    grid, _ = subplots(len(titles), len(titles), titles)
-    grid.update_layout(height=380, legend={**legend(run.arms), "y": 1.1}, margin={"t": 60})
+    grid, _ = subplots(len(titles), len(titles), titles if any(titles) else ())
+    grid.update_layout(template=style.TEMPLATE, height=380, legend=legend(run.arms))
     grid.update_yaxes(range=[-0.03, 1.05], tickformat=".0%")
-    return grid.update_yaxes(title_text="right answers", col=1)
+    return grid.update_yaxes(title_text=spanning("right answers", "bars: smallest to largest run"), col=1)
 
 
 def no_examples(x: str, y: str) -> go.Figure:

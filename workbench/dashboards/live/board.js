@@ -15,6 +15,7 @@ const plotly = () => (loaded ??= loadPlotly());
 const CONFIG = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"], plotlyServerURL: ""};
 const FIRST_ROWS = 100; // of a table, until all are asked for
 const FILTER_ROWS = 8; // a shorter table has no filter
+const TYPING = 200; // ms without a key before a filter is sent
 const MARKS = {pinned: ["pin", "☆", "★"], hidden: ["hide", "◉", "○"], selected: ["draw", "☐", "☑"]};
 
 // a cell is text, or [text, value to sort by, CSS class]
@@ -84,10 +85,11 @@ class FigureBlock {
 }
 
 class TextBlock {
-  constructor(block) {
+  constructor(block, send) {
     this.content = make("div");
     this.content.addEventListener("click", ({target}) => {
       if (target.dataset.copy) navigator.clipboard?.writeText(target.dataset.copy).then(() => { target.textContent = "Copied"; });
+      if (target.dataset.act) send({event: "act", action: target.dataset.act, key: target.dataset.key});
     });
     this.title = title(block.title);
     this.node = make("div", {"data-block": block.id, class: "wb-text"}, this.title, this.content);
@@ -102,98 +104,171 @@ class TextBlock {
   }
 }
 
+// the kernel filters rows and hides columns; the page sorts, folds and marks. A view keeps what its reader has folded and
+// sorted in `state`, also while another panel is open
 class GridBlock {
-  constructor(block, send) {
+  constructor(block, send, states) {
     this.send = send;
-    this.sort = null;
-    this.descending = false;
-    this.query = "";
-    this.all = false;
-    this.filter = make("input", {type: "search", placeholder: "filter", "aria-label": `filter ${block.id}`});
-    this.filter.addEventListener("input", () => { this.query = this.filter.value.toLowerCase(); this.draw(); });
+    this.id = block.id;
+    if (!states.has(block.id)) states.set(block.id, {sort: null, descending: false, all: false, unfolded: new Set()});
+    this.state = states.get(block.id);
+    this.filter = make("input", {type: "search", placeholder: "filter: words, lr>0.002", "aria-label": `filter ${block.id}`});
+    this.filter.addEventListener("input", () => {
+      clearTimeout(this.typing);
+      this.typing = setTimeout(() => this.send({event: "filter", key: this.id, text: this.filter.value}), TYPING);
+    });
+    this.filter.value = block.query;
     this.count = make("span", {class: "wb-note", "aria-live": "polite"});
+    this.problem = make("span", {class: "failed", role: "alert"});
+    this.choice = make("details", {class: "wb-columns"}, make("summary", {}, "Columns"));
+    this.note = make("p", {class: "wb-note"});
     this.more = make("button", {type: "button"});
-    this.more.addEventListener("click", () => { this.all = true; this.draw(); });
+    this.more.addEventListener("click", () => { this.state.all = true; this.draw(); });
     this.scroll = make("div", {class: "wb-scroll"});
-    this.node = make("div", {"data-block": block.id, class: "wb-grid"},
-      title(block.title), make("div", {class: "wb-bar"}, this.filter, this.count), this.scroll, this.more);
+    this.node = make("div", {"data-block": block.id, class: "wb-grid"}, title(block.title),
+      make("div", {class: "wb-bar"}, this.filter, this.choice, this.count, this.problem), this.note, this.scroll, this.more);
   }
 
   show(block) {
     this.block = block;
+    this.note.textContent = block.note;
+    this.note.hidden = !block.note;
+    this.problem.textContent = block.problem;
+    this.showChoice();
     this.draw();
   }
 
-  order() {
-    let rows = this.block.rows;
-    if (this.query) rows = rows.filter(([, , cells]) => cells.some(cell => textOf(cell).toLowerCase().includes(this.query)));
+  showChoice() {
+    const {columns, frozen} = this.block;
+    this.choice.hidden = !frozen;
+    const boxes = columns.map(([text, , , hidden]) => {
+      const box = make("input", {type: "checkbox", "data-title": text});
+      box.checked = !hidden;
+      box.addEventListener("change", () => {
+        const shown = [...this.choice.querySelectorAll("input:checked")].map(node => node.dataset.title);
+        this.send({event: "columns", key: this.id, shown});
+      });
+      return make("label", {}, box, ` ${text}`);
+    });
+    const list = this.choice.children[1];
+    const inside = list?.contains(document.activeElement) ? document.activeElement.dataset.title : null;
+    const next = make("div", {}, ...boxes);
+    if (list) list.replaceWith(next); else this.choice.append(next);
+    if (inside) [...next.querySelectorAll("input")].find(node => node.dataset.title === inside)?.focus();
+  }
+
+  order(rows) {
+    const {sort, descending} = this.state;
     rows = [...rows];
-    if (this.sort !== null) {
-      const compare = ([, , a], [, , b]) => {
-        const x = valueOf(a[this.sort]), y = valueOf(b[this.sort]);
+    if (sort !== null && sort < this.block.columns.length) {
+      rows.sort(({cells: a}, {cells: b}) => {
+        const x = valueOf(a[sort]), y = valueOf(b[sort]);
         if (x == null || y == null) return (x == null) - (y == null); // missing values stay last
         const less = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y));
-        return this.descending ? -less : less;
-      };
-      rows.sort(compare);
+        return descending ? -less : less;
+      });
     }
     const pinned = new Set(this.block.marked.pinned ?? []);
-    return [...rows.filter(([key]) => pinned.has(key)), ...rows.filter(([key]) => !pinned.has(key))];
+    return [...rows.filter(({key}) => pinned.has(key)), ...rows.filter(({key}) => !pinned.has(key))];
+  }
+
+  isUnfolded({key, unfolded}) {
+    return Boolean(unfolded) !== this.state.unfolded.has(key);
   }
 
   draw() {
-    const {columns, marks, marked, action, empty, sortable} = this.block;
-    const rows = this.order();
-    const shown = this.all ? rows : rows.slice(0, FIRST_ROWS);
-    this.count.textContent = rows.length === this.block.rows.length ? `${rows.length} rows` : `${rows.length} of ${this.block.rows.length} rows`;
-    this.more.hidden = shown.length === rows.length;
-    this.more.textContent = `show all ${rows.length}`;
-    this.node.classList.toggle("wb-short", !sortable || this.block.rows.length < FILTER_ROWS);
-    if (!this.block.rows.length) {
-      this.scroll.replaceChildren(make("p", {}, empty));
+    const {rows, total, query, columns, marks, marked, action, empty, sortable, frozen} = this.block;
+    const listed = this.order(rows).flatMap(row =>
+      [[row, 0], ...(row.children && this.isUnfolded(row) ? this.order(row.children).map(child => [child, 1]) : [])]);
+    const shown = this.state.all ? listed : listed.slice(0, FIRST_ROWS);
+    const below = rows.reduce((sum, {children}) => sum + (children?.length ?? 0), 0);
+    const runs = below ? `, ${below} below them` : "";
+    this.count.textContent = (rows.length === total ? `${total} rows` : `${rows.length} of ${total} rows`) + runs;
+    this.more.hidden = shown.length === listed.length;
+    this.more.textContent = `show all ${listed.length}`;
+    this.node.classList.toggle("wb-short", !sortable || (total + below < FILTER_ROWS && !query));
+    this.node.classList.toggle("wb-frozen", frozen > 0);
+    if (!rows.length) {
+      this.scroll.replaceChildren(make("p", {}, query ? "No row satisfies the filter." : empty));
       return;
     }
+    const places = columns.map((column, i) => i).filter(i => !columns[i][3]);
     const focus = this.scroll.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
-    const head = make("tr", {}, ...marks.map(mark => make("th", {}, MARKS[mark][0])), ...columns.map(([text, numeric, colour], i) => {
+    const kept = this.scroll.scrollLeft;
+    const titles = places.map(i => {
+      const [text, numeric, colour] = columns[i];
       const kind = numeric ? "number" : null;
       if (!sortable) return make("th", {class: kind}, ...(colour ? [dot(colour)] : []), text);
       const button = make("button", {type: "button", "data-focus": `head ${i}`}, text);
       button.addEventListener("click", () => {
-        this.descending = this.sort === i && !this.descending;
-        this.sort = i;
+        this.state.descending = this.state.sort === i && !this.state.descending;
+        this.state.sort = i;
         this.draw();
       });
-      const order = this.sort === i ? (this.descending ? "descending" : "ascending") : "none";
+      const order = this.state.sort === i ? (this.state.descending ? "descending" : "ascending") : "none";
       return make("th", {class: kind, "aria-sort": order}, button);
-    }), ...(action ? [make("th", {}, "")] : []));
-    const body = shown.map(([key, colour, cells]) => {
-      const row = make("tr", {"data-key": key});
-      for (const mark of marks) {
-        const on = (marked[mark] ?? []).includes(key);
-        const [verb, off, sign] = MARKS[mark];
-        const button = make("button", {type: "button", "aria-pressed": String(on), "aria-label": `${verb} ${key}`,
-          title: verb, "data-mark": mark, "data-focus": `${mark} ${key}`}, on ? sign : off);
-        button.addEventListener("click", () => this.send({event: "mark", mark, key, on: !on}));
-        row.append(make("td", {class: "wb-mark"}, button));
-      }
-      if ((marked.hidden ?? []).includes(key)) row.classList.add("wb-hidden");
-      if ((marked.pinned ?? []).includes(key)) row.classList.add("wb-pinned");
-      cells.forEach((cell, i) => {
-        const td = make("td", {class: `${columns[i][1] ? "number" : ""} ${toneOf(cell)}`.trim() || null});
-        if (i === 0 && colour) td.append(dot(colour));
-        td.append(textOf(cell));
-        row.append(td);
-      });
-      if (action) {
-        const button = make("button", {type: "button", "aria-label": `${action} ${key}`, "data-act": action,
-          "data-focus": `act ${key}`}, action);
-        button.addEventListener("click", () => this.send({event: "act", action, key}));
-        row.append(make("td", {}, ...(key ? [button] : [])));
-      }
-      return row;
     });
+    const acts = action ? [make("th", {}, "")] : [];
+    const signs = marks.map(mark => make("th", {}, MARKS[mark][0]));
+    const head = make("tr", {}, ...signs, ...(frozen ? [...acts, ...titles] : [...titles, ...acts]));
+    const body = shown.map(([row, depth]) => this.row(row, depth, places));
     this.scroll.replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
+    if (frozen) this.freeze(marks.length + acts.length + frozen);
+    this.scroll.scrollLeft = kept;
     if (focus) [...this.scroll.querySelectorAll("[data-focus]")].find(node => node.dataset.focus === focus)?.focus();
+  }
+
+  row(row, depth, places) {
+    const {columns, marks, marked, action, frozen} = this.block;
+    const {key, colour, cells, children} = row;
+    const line = make("tr", {"data-key": key, class: depth ? "wb-below" : null});
+    for (const mark of marks) {
+      const on = (marked[mark] ?? []).includes(key);
+      const [verb, off, sign] = MARKS[mark];
+      const button = make("button", {type: "button", "aria-pressed": String(on), "aria-label": `${verb} ${key}`,
+        title: verb, "data-mark": mark, "data-focus": `${mark} ${key}`}, on ? sign : off);
+      button.addEventListener("click", () => this.send({event: "mark", mark, key, on: !on}));
+      line.append(make("td", {class: "wb-mark"}, ...((row.marks ?? marks).includes(mark) ? [button] : [])));
+    }
+    if ((marked.hidden ?? []).includes(key)) line.classList.add("wb-hidden");
+    if ((marked.pinned ?? []).includes(key)) line.classList.add("wb-pinned");
+    const data = places.map((i, place) => {
+      const text = textOf(cells[i]);
+      const td = make("td", {class: `${columns[i][1] ? "number" : ""} ${toneOf(cells[i]) ?? ""}`.trim() || null});
+      if (frozen && text.length > 40) td.title = text;
+      if (place === 0 && children) td.append(this.fold(row));
+      if (place === 0 && colour) td.append(dot(colour));
+      td.append(text);
+      return td;
+    });
+    const button = make("button", {type: "button", "aria-label": `${action} ${key}`, "data-act": action,
+      "data-focus": `act ${key}`}, action);
+    button.addEventListener("click", () => this.send({event: "act", action, key}));
+    const acts = action ? [make("td", {class: "wb-act"}, ...(key && !children ? [button] : []))] : [];
+    line.append(...(frozen ? [...acts, ...data] : [...data, ...acts]));
+    return line;
+  }
+
+  fold(row) {
+    const open = this.isUnfolded(row);
+    const button = make("button", {type: "button", class: "wb-fold", "aria-expanded": String(open),
+      "aria-label": `${open ? "fold" : "unfold"} ${row.key}`, "data-focus": `fold ${row.key}`}, open ? "▾" : "▸");
+    button.addEventListener("click", () => {
+      this.state.unfolded.delete(row.key) || this.state.unfolded.add(row.key);
+      this.draw();
+    });
+    return button;
+  }
+
+  freeze(count) { // the first cells of every row stay at the left edge
+    const lines = [...this.scroll.querySelectorAll("tr")];
+    const left = [...lines[0].children].slice(0, count).map((cell, i) => cell.offsetLeft - Math.min(i, 1)); // no gaps
+    for (const line of lines) {
+      left.forEach((x, i) => {
+        line.children[i].classList.add("wb-left");
+        line.children[i].style.left = `${x}px`;
+      });
+    }
   }
 }
 
@@ -204,6 +279,7 @@ function render({model, el}) {
   const board = make("div", {class: "wb-board"});
   el.append(board);
   let shown = new Map();
+  const states = new Map();
   const send = message => model.send(message);
 
   const showAll = blocks => {
@@ -211,10 +287,12 @@ function render({model, el}) {
     for (const block of blocks) {
       const old = shown.get(block.id);
       const reused = old && old instanceof KINDS[block.kind];
-      next.set(block.id, reused ? old : new KINDS[block.kind](block, send));
+      next.set(block.id, reused ? old : new KINDS[block.kind](block, send, states));
     }
     for (const [id, old] of shown) if (next.get(id) !== old) { old.remove?.(); old.node.remove(); }
     shown = next;
+    const isOther = blocks.length && ![...next.keys()].some(id => board.querySelector(`[data-block="${CSS.escape(id)}"]`));
+    if (isOther && board.getBoundingClientRect().top < 0) board.scrollIntoView();
     blocks.forEach((block, i) => {
       const view = shown.get(block.id);
       if (board.children[i] !== view.node) board.insertBefore(view.node, board.children[i] ?? null);

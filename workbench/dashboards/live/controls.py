@@ -38,8 +38,8 @@ def controls_of(panel: Panel, choices: dict[str, list[str]], on_change: Callable
         elif annotation is float:
             control = slider(field, value)
         elif name in choices:
-            options = [(option, option) for option in choices[name]]
-            control = dropdown(options, value if value in choices[name] else None, title)
+            options = labelled(panel, choices[name])
+            control = dropdown(options, value if value in choices[name] else next(iter(choices[name]), None), title)
         elif annotation is str and title:
             control = entry(value, title)
         if control is None:
@@ -48,6 +48,11 @@ def controls_of(panel: Panel, choices: dict[str, list[str]], on_change: Callable
         control.observe(lambda change, name=name: on_change(name, change["new"]), "value")
         controls[name] = control
     return controls
+
+
+def labelled(panel: Panel, options: list[str]) -> list[tuple[str, Any]]:
+    """Options with their labels."""
+    return [(panel.labels.get(option, option), option) for option in options]
 
 
 def toggle(options: list[tuple[str, Any]], value: Any) -> widgets.ToggleButtons:

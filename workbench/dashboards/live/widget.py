@@ -22,8 +22,9 @@ from workbench.compat import answer_beside_cells
 from workbench.config import ConfigError
 from workbench.dashboards.export import IMAGES, SIZES, Width, export_figure, exported_tables
 from workbench.dashboards.live.board import Board
-from workbench.dashboards.live.controls import controls_of
-from workbench.dashboards.panel import Block, Figure, Grid, Panel, Text, ordered_panels, with_names
+from workbench.dashboards.live.chosen import chosen_rows_and_columns
+from workbench.dashboards.live.controls import controls_of, labelled
+from workbench.dashboards.panel import Block, Figure, Grid, Panel, Row, Text, ordered_panels, with_names
 from workbench.dashboards.report.render import write_report
 from workbench.dashboards.snapshot import Neighbours, Snapshot
 from workbench.dashboards.tables.progress import overall_progress
@@ -87,6 +88,10 @@ class Dashboard(widgets.VBox):
         self.refresh = refresh
         self.marks: dict[str, set[str]] = {"pinned": set(), "hidden": set(), "selected": set()}
         """Rows that the reader has marked: arms ("arm NAME") and runs."""
+        self.queries: dict[str, str] = {}
+        """Table -> the filter that the reader has written."""
+        self.columns: dict[str, list[str]] = {}
+        """Table -> titles of the columns that the reader has chosen."""
         self.blocks: list[Block] = []
         """What the open panel shows."""
         self._lock, self._stopped = threading.RLock(), threading.Event()
@@ -173,6 +178,8 @@ class Dashboard(widgets.VBox):
             self._rows.clear()
             for rows in self.marks.values():
                 rows.clear()
+            self.queries.clear()
+            self.columns.clear()
             self._snapshot = None
             self._set_tabs()
             self.open_panel(self._suitable_panel())
@@ -240,10 +247,14 @@ class Dashboard(widgets.VBox):
             control = self._controls[name][field]
             if [option for _, option in control.options] != options:
                 self._is_showing = True  # the first of the new options is not what the reader chose
-                control.options = [(option, option) for option in options]
+                control.options = labelled(panel, options)
                 self._is_showing = False
-                self._show_settings()
-        row = (*([self.views] if len(self.views.options) > 1 else []), *self._rows[name])
+                if getattr(panel.settings, field) in options:
+                    self._show_settings()
+                else:
+                    panel.settings = panel.settings.changed(**{field: control.value or ""})
+        usable = [control for control in self._rows[name] if getattr(control, "options", True)]
+        row = (*([self.views] if len(self.views.options) > 1 else []), *usable)
         if row != self._settings_row.children:
             self._settings_row.children = row
             answer_beside_cells(self._settings_row)
@@ -413,14 +424,18 @@ class Dashboard(widgets.VBox):
         threading.Thread(target=work, name="dashboard action", daemon=True).start()
 
     def _on_event(self, message: dict[str, Any]) -> None:
-        """The reader marked a row of a table, or pressed a button in it."""
+        """The reader marked a row of a table, filtered it, chose columns, or pressed a button."""
         key = message["key"]
         if message["event"] == "mark":
             rows = self.marks[message["mark"]]
             (rows.add if message["on"] else rows.discard)(key)
-        elif message["action"] == "log":
-            settings = self.panel.settings
-            self.panel.settings = settings.changed(log="" if settings.log == key else key)
+        elif message["event"] == "filter":
+            self.queries[key] = str(message["text"])
+        elif message["event"] == "columns":
+            self.columns[key] = [str(title) for title in message["shown"]]
+        elif message["action"] in ("details", "close"):
+            if "run" in self.panel.Config.model_fields:
+                self.panel.settings = self.panel.settings.changed(run=key if message["action"] == "details" else "")
         elif message["action"] == "open":
             try:
                 if key not in map(str, Neighbours(self.run.results).folders()):  # a page may ask for any folder
@@ -485,9 +500,16 @@ class Dashboard(widgets.VBox):
             panel.settings = panel.settings.changed(selected=tuple(sorted(self.marks["selected"])))
         hidden = self.marks["hidden"]
         shown = run.filtered([arm for arm in run.arms if f"arm {arm}" not in hidden], hidden)
-        self.blocks = with_names(panel.blocks(shown), run.names)
+        self.blocks = [self._chosen(block) for block in with_names(panel.blocks(shown), run.names)]
         source = Text("provenance", caption(provenance_line(run))) if run.arms else None
         self.board.show([self._plain(block) for block in [*self.blocks, *([source] if source else [])]])
+
+    def _chosen(self, block: Block) -> Block:
+        """A block with the rows and columns that the reader has chosen."""
+        name = f"{self.panel_name} {block.name}"
+        if not isinstance(block, Grid) or not (name in self.queries or name in self.columns):
+            return block
+        return chosen_rows_and_columns(block, self.queries.get(name, ""), self.columns.get(name))
 
     def _plain(self, block: Block) -> dict[str, Any]:
         """A block as the board takes it."""
@@ -503,7 +525,12 @@ class Dashboard(widgets.VBox):
                 "kind": "grid",
                 "title": block.title,
                 "columns": block.columns,
-                "rows": block.rows,
+                "rows": [_plain_row(row) for row in block.rows],
+                "total": len(block.rows) if block.total is None else block.total,
+                "query": block.query,
+                "problem": block.problem,
+                "note": block.note,
+                "frozen": block.frozen,
                 "marks": block.marks,
                 "marked": {mark: sorted(self.marks[mark]) for mark in block.marks},
                 "action": block.action,
@@ -544,6 +571,19 @@ class Dashboard(widgets.VBox):
         """Show ``text`` below the buttons."""
         with suppress(Exception):  # the page may be gone
             self.message.value = escape(text)
+
+
+def _plain_row(row: Row) -> dict[str, Any]:
+    """A row as the board takes it; what is empty is left out."""
+    plain: dict[str, Any] = {"key": row.key, "cells": row.cells}
+    if row.colour:
+        plain["colour"] = row.colour
+    if row.marks is not None:
+        plain["marks"] = row.marks
+    if row.children:
+        plain["children"] = [_plain_row(child) for child in row.children]
+        plain["unfolded"] = row.unfolded
+    return plain
 
 
 def _button(text: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:

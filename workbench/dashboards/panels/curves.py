@@ -7,14 +7,17 @@ from typing import Literal
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from workbench.dashboards import style
-from workbench.dashboards.figures.parts import arm_trace, band, figure_of, legend, loss_title
+from workbench.dashboards.figures.parts import arm_trace, band, figure_of, legend, spanning
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
+from workbench.dashboards.series import SERIES, recorded, series_title
 from workbench.dashboards.snapshot import Snapshot
 from workbench.status import Stage
 
+FEW = 40
+"""Up to so many points are marked one by one."""
 MAX_POINTS = 300
 """At most this many points per curve, however long the run."""
 
@@ -28,14 +31,22 @@ class Curves(FigurePanel):
     class Config(PanelConfig):
         kind: Literal["curves"] = "curves"
         x: Literal["tokens", "flops", "seconds"] = "tokens"
-        y: Literal["loss", "selection_value"] = "loss"
-        """``loss``: nats per token on training data; ``selection_value``: the metric on the selection documents."""
+        y: str = Field("loss", title="curve of")
+        """What runs have recorded: ``loss``, nats per token on training data; ``selection_value``, the metric on the
+        selection documents; any other of :data:`workbench.dashboards.series.SERIES`."""
         smoothing: float = Field(0.0, ge=0, lt=1, title="smoothing")
         """Weight of the previous points in a running mean of each run."""
         log_x: bool = Field(False, title="log x")
         log_y: bool = Field(False, title="log y")
         selected: tuple[str, ...] = ()
         """Names of runs that are also drawn as thin lines of their own."""
+
+        @field_validator("y")
+        @classmethod
+        def _known(cls, name: str) -> str:
+            if name not in SERIES:
+                raise ValueError(f"expected one of {', '.join(SERIES)}")
+            return name
 
     settings: Config
     title = "Curves"
@@ -44,37 +55,54 @@ class Curves(FigurePanel):
         "tokens": "Tokens",
         "flops": "FLOPs",
         "seconds": "Time",
-        "loss": "Training loss",
-        "selection_value": "Selection",
+        **{name: series.label for name, series in SERIES.items()},
     }
     report = {"Training": {}, "Selection": {"y": "selection_value"}}
     report_switch = "x"
     note = (
-        "One line per arm: the mean over its confirmation runs; the band spans the smallest to the largest. An arm "
-        "without confirmation runs shows its tuning trials. Thin lines are runs selected in Runs."
+        "One line per arm: the mean over its confirmation runs; the band spans the smallest to the largest. Where its "
+        "first run ends, a line goes on thin, as the mean of the runs that remain. An arm without confirmation runs "
+        "shows its tuning trials. Other thin lines are runs marked “draw” in Runs."
     )
+
+    def choices(self, run: Snapshot) -> dict[str, list[str]]:
+        return {"y": recorded(run.unfiltered.lines()) or ["loss"]}
 
     def table(self, run: Snapshot) -> pl.DataFrame:
         return curve_table(run, self.settings.x, self.settings.y, self.settings.smoothing)
 
     def figure(self, run: Snapshot, table: pl.DataFrame) -> go.Figure:
         settings, styles = self.settings, style.arm_styles(run)
-        bands, lines = [], []
+        bands, rests, lines = [], [], []
         for arm, look in styles.items():
             curve = table.filter(pl.col("arm") == arm)
+            curve, rest = curve.filter("whole"), curve.filter(~pl.col("whole"))
             is_tuning = bool(len(curve)) and curve["stage"][0] == Stage.TUNING
             trace = arm_trace(run, arm, " (tuning trials)" if is_tuning else "")
             x = curve[settings.x].to_list()
+            on = pl.concat([curve.tail(1), rest]) if len(rest) else rest
+            rests.append(
+                go.Scatter(
+                    x=on[settings.x].to_list(),
+                    y=on["mean"].to_list(),
+                    customdata=on["runs"].to_list(),
+                    mode="lines",
+                    line={"color": look.colour, "dash": look.dash, "width": 0.8},
+                    hovertemplate="%{y:.4g} at %{x:.4s} (%{customdata} runs)",
+                    showlegend=False,
+                    **trace,
+                )
+            )
             bands.append(band(zip(x, curve["low"], curve["high"]), look, len(styles), **trace))
             lines.append(
                 go.Scatter(
                     x=x,
                     y=curve["mean"].to_list(),
                     customdata=curve["runs"].to_list(),
-                    mode="lines+markers" if settings.y == "selection_value" else "lines",
+                    mode="lines+markers" if len(x) <= FEW else "lines",
                     marker={"size": 5},
                     line={"color": look.colour, "dash": look.dash, "width": 2.2 if arm == run.baseline else 1.8},
-                    hovertemplate="%{y:.4f} at %{x:.4s} (%{customdata} runs)",
+                    hovertemplate="%{y:.4g} at %{x:.4s} (%{customdata} runs)",
                     showlegend=True,
                     **trace,
                 )
@@ -89,25 +117,34 @@ class Curves(FigurePanel):
                         mode="lines",
                         showlegend=False,
                         line={"color": styles[line.arm].colour, "width": 1},
-                        hovertemplate="%{y:.4f} at %{x:.4s}",
+                        hovertemplate="%{y:.4g} at %{x:.4s}",
                         **{**arm_trace(run, line.arm), "name": style.label(line.run)},
                     )
                 )
-        missing = "This ablation has no training curves." if run.finished else "No training step has been logged yet."
-        figure = figure_of([*bands, *lines], "" if len(table) else missing)
+        figure = figure_of([*bands, *rests, *lines], "" if len(table) else self._missing(run))
         figure.update_xaxes(title_text=X_TITLES[settings.x], type="log" if settings.log_x else "linear")
         smoothing = f", smoothed (weight {settings.smoothing:g})" if settings.smoothing else ""
-        title = loss_title(run, settings.y) + smoothing
+        title = series_title(run, settings.y) + smoothing
+        title = spanning(title, "bands: smallest to largest run")
         figure.update_yaxes(title_text=title, type="log" if settings.log_y else "linear")
         hover = "x unified" if len(styles) <= 8 else "closest"
         return figure.update_layout(legend=legend(run.arms), hovermode=hover, height=470)
+
+    def _missing(self, run: Snapshot) -> str:
+        """Why there is nothing to draw."""
+        if run.archived and not run.unfiltered.lines():
+            return "This archive was written before archives kept curves."
+        if run.unfiltered.lines() and self.settings.y not in recorded(run.unfiltered.lines()):
+            return f"These runs did not record this: {SERIES[self.settings.y].label}."
+        return "This ablation has no training curves." if run.finished else "No training step has been logged yet."
 
 
 def curve_table(run: Snapshot, x: str, y: str, smoothing: float = 0.0) -> pl.DataFrame:
     """Mean, smallest and largest ``y`` over the runs of each arm, along ``x``.
 
     Columns: arm; stage (``tuning`` where an arm has no confirmation points yet: its trials, with different
-    hyperparameters, are shown instead); ``x`` under its name; mean, low, high; runs (how many reach this point). Logged
+    hyperparameters, are shown instead); ``x`` under its name; mean, low, high; runs (how many reach this point); whole
+    (whether none of the arm's runs has ended before this point). Logged
     points are used as they are where they are few, else interpolated linearly on at most 300 points.
     """
     schema = {
@@ -118,6 +155,7 @@ def curve_table(run: Snapshot, x: str, y: str, smoothing: float = 0.0) -> pl.Dat
         "low": pl.Float64,
         "high": pl.Float64,
         "runs": pl.Int64,
+        "whole": pl.Boolean,
     }
     curves: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for line in run.lines():
@@ -165,5 +203,6 @@ def _over_runs(curves: list[tuple[np.ndarray, np.ndarray]], x: str) -> pl.DataFr
             "low": np.nanmin(values, 0),
             "high": np.nanmax(values, 0),
             "runs": runs,
+            "whole": grid <= min(xs[-1] for xs, _ in curves),
         }
     )

@@ -10,8 +10,8 @@ import polars as pl
 
 from workbench.dashboards import style
 from workbench.dashboards.cells import hyperparameters, seed_cell, status_text, step_cell
-from workbench.dashboards.logs import log_blocks
 from workbench.dashboards.panel import Block, Column, Grid, Panel, PanelConfig, Row, panels
+from workbench.dashboards.run_page import run_page
 from workbench.dashboards.snapshot import Snapshot
 from workbench.formatting import UNKNOWN
 from workbench.status import FAILED, Stage, Status
@@ -64,12 +64,12 @@ def failure_table(run: Snapshot) -> pl.DataFrame:
 
 @panels.register
 class Failures(Panel):
-    """What failed, and why? The log of a run is one click away."""
+    """What failed, and why? "details" opens the page of a run, with its log."""
 
     class Config(PanelConfig):
         kind: Literal["failures"] = "failures"
-        log: str = ""
-        """Name of the run whose log is shown."""
+        run: str = ""
+        """Name of the run whose page is open."""
 
     settings: Config
     title = "Failures"
@@ -77,6 +77,8 @@ class Failures(Panel):
     report = {"Failures": {}}
 
     def blocks(self, run: Snapshot) -> list[Block]:
+        if page := run_page(run, self.settings.run):
+            return page
         table, styles = failure_table(run), style.arm_styles(run)
         columns = [
             Column("arm"),
@@ -105,5 +107,4 @@ class Failures(Panel):
             )
             for row in table.iter_rows(named=True)
         ]
-        grid = Grid("failures", columns, rows, table, action="log", empty="No run has failed.")
-        return [grid, *log_blocks(run, self.settings.log)]
+        return [Grid("failures", columns, rows, table, action="details", empty="No run has failed.")]

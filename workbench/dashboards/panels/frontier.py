@@ -17,6 +17,7 @@ from workbench.dashboards.figures.parts import (
     figure_of,
     legend,
     metric_title,
+    spanning,
 )
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
 from workbench.dashboards.snapshot import Snapshot
@@ -75,5 +76,5 @@ class Frontier(FigurePanel):
         log = len(costs) > 1 and min(costs) > 0 and max(costs) / min(costs) > 5
         span = None if log else around(costs)
         figure.update_xaxes(title_text=COST_TITLES[cost], type="log" if log else "linear", minexponent=3, range=span)
-        figure.update_yaxes(title_text=metric_title(run))
+        figure.update_yaxes(title_text=spanning(metric_title(run), "bars: smallest to largest run"))
         return figure.update_layout(legend=legend(run.arms), height=470)

@@ -15,6 +15,9 @@ from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables.recall import recall_table
 from workbench.dashboards.view import RunView
 
+DODGE = 0.5
+"""Share of the space of a place over which its arms are spread."""
+
 
 @panels.register
 class RecallCurves(FigurePanel):
@@ -46,6 +49,8 @@ class RecallCurves(FigurePanel):
         if not len(table):
             return no_examples(x, "accuracy")
         plots = {"": table}
+        if further and table.select(*further).n_unique() == table.select(x, *further).n_unique() > 1:
+            return self._dodged(run, table, x, further[0])
         if further:
             groups = table.sort(further[0]).partition_by(further[0], as_dict=True, maintain_order=True)
             plots = {f"{further[0]} {value:g}": examples for (value,), examples in groups.items()}
@@ -69,3 +74,26 @@ class RecallCurves(FigurePanel):
             ticks = examples[x].unique().sort().to_list()
             grid.update_xaxes(title_text=style.label(x), type="log", tickvals=ticks, row=1, col=column)
         return grid
+
+    def _dodged(self, run: Snapshot, table: pl.DataFrame, x: str, further: str) -> go.Figure:
+        """One plot for examples in which one label decides the other: the arms of a place side by side."""
+        places = table.select(x, further).unique().sort(x, further).rows()
+        grid, styles = accuracy_row(run, [""]), style.arm_styles(run)
+        for i, (arm, look) in enumerate(styles.items()):
+            rows = table.filter(pl.col("arm") == arm).sort(x, further)
+            aside = DODGE * ((i + 0.5) / len(styles) - 0.5)
+            grid.add_scatter(
+                x=[places.index(place) + aside for place in rows.select(x, further).rows()],
+                y=rows["accuracy"].to_list(),
+                mode="markers",
+                row=1,
+                col=1,
+                customdata=rows["runs"].to_list(),
+                error_y=error_bars(rows, "accuracy", thickness=1, width=3),
+                marker={"color": look.colour, "size": 9},
+                hovertemplate="%{y:.1%} (%{customdata} runs)",
+                **arm_trace(run, arm),
+            )
+        texts = [f"{value:g}<br>{style.label(further)} {other:g}" for value, other in places]
+        grid.update_xaxes(title_text=style.label(x), tickvals=list(range(len(places))), ticktext=texts, row=1, col=1)
+        return grid.update_xaxes(range=[-0.6, len(places) - 0.4])
