@@ -72,7 +72,7 @@ RESTRICTED = {"data": MODEL_FREE, "results": MODEL_FREE}
 ABLATION_LAYERS = [
     ["spec"],
     ["matching", "search"],
-    ["arms"],
+    ["arms", "estimate"],
     ["cost", "folder", "looks"],
     ["design"],
     ["verdict"],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
+from workbench.ablation.estimate import describe_total
 from workbench.api import ablations as api
 from workbench.api.answers import Cost, Error, Launch, Noise, Plan, Proposal, Status, Stopped, plain, plain_rows
 from workbench.cli.output import (
@@ -304,7 +305,10 @@ def print_cost(card: Sequence[dict[str, Any]], workers: int) -> None:
         "training tokens": lambda row: count(row["tokens"]),
         "… read from the text": lambda row: times(row["epochs"]) if row.get("epochs") else "–",
         "tokens per second": lambda row: count(row.get("tokens_per_second")),
-        "time": lambda row: duration(row["seconds_per_trial"]),
+        "training": lambda row: duration(row["seconds_per_trial"]),
+        "start-up": lambda row: duration(row.get("startup_seconds")),
+        "evaluations while training": lambda row: duration(row.get("evaluation_seconds")),
+        "report documents": lambda row: duration(row.get("report_seconds")),
         "tokens of ranks": lambda row: f"{row['token_imbalance']:.2f}" if row.get("token_imbalance") else "–",
         "memory": lambda row: size(row["memory_bytes"]) + ("" if row.get("memory_measured") else " (estimate)"),
         "disk while running": lambda row: size(row.get("disk_bytes")),
@@ -328,12 +332,8 @@ def print_cost(card: Sequence[dict[str, Any]], workers: int) -> None:
         console.print(table)
     for line in repetition({row["arm"]: row.get("epochs") for row in card}):
         console.print(line, soft_wrap=True)
-    seconds = [row.get("seconds_total") for row in card]
-    if None not in seconds:
-        total = sum(filter(None, seconds)) / max(1, workers)
-        console.print(
-            f"Total training time: about {duration(total)} with {workers} worker(s), without start-up and evaluation."
-        )
+    if total := describe_total(card, workers):
+        console.print(total, soft_wrap=True)
 
 
 def print_data(cards: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,8 @@ from rich.table import Table
 
 from workbench.api.answers import Error, Evaluated, Generated, Prepared, Run, Written, plain, plain_rows
 from workbench.cli.output import Failure, console, note, parse_numbers, print_line, written
-from workbench.formatting import count, duration, flops
+from workbench.cli.watching import training_bar
+from workbench.formatting import count
 from workbench.results.data_card import warnings
 from workbench.status import Stage
 
@@ -82,25 +84,22 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool, loggers: 
     if is_rank_zero:
         RunFolder(path).reopen()  # a crash says nothing about the model
     signals = stop_signals((signal.SIGINT, signal.SIGUSR1, *STOP_SIGNALS))
-    unit = record.metric.short
+    names = loggers if is_rank_zero else ()
+    bar = training_bar(path.name, record.steps, record.metric.short) if is_rank_zero else contextlib.nullcontext()
+    with open_loggers(names, RunFolder(path)) as log, bar as show:
 
-    def print_row(row: dict[str, Any]) -> None:
-        if log is not None:
-            log(row)
-        left = (record.tokens - row["tokens"]) / max(1e-9, row["tokens_per_second"])
-        print_line(
-            f"step {row['step']}/{record.steps}  loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tokens/s  "
-            f"{flops(row['flops_per_second'])}/s  {duration(left)} left"
-            + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else "")
-        )
+        def on_row(row: dict[str, Any]) -> None:
+            if log is not None:
+                log(row)
+            if show is not None:
+                show(row)
 
-    with open_loggers(loggers if is_rank_zero else (), RunFolder(path)) as log:
         result = train_run(
             path,
             path.parent / "cache",
             should_stop=lambda: bool(signals),
             devices=devices,
-            on_row=print_row if is_rank_zero else None,
+            on_row=on_row if is_rank_zero else None,
         )
     if not is_rank_zero:
         return None
