@@ -25,6 +25,7 @@ LAYERS = [
         "latency",
         "lazy",
         "metric",
+        "notifiers",
         "paper",
         "pooled",
         "ranges",

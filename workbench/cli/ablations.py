@@ -16,6 +16,7 @@ from workbench.cli.output import (
     Failure,
     File,
     Folder,
+    Notify,
     Overrides,
     Results,
     console,
@@ -51,13 +52,16 @@ def run(
     results: Results = Path("results"),
     workers: Annotated[int | None, typer.Option(help="Worker processes. Default: launch.workers of the file.")] = None,
     detach: Annotated[bool, typer.Option(help="Start the workers and return at once.")] = False,
+    notify: Notify = None,
 ) -> Launch:
     """Launch or resume an ablation; watch it; print the verdict and write the report.
 
     Finished trials are never repeated. Ctrl-C stops the workers after a checkpoint; the same command resumes.
     """
     from workbench.ablation.ablation import Ablation
+    from workbench.notifiers import use
 
+    use(notify)
     ablation = Ablation.load(file, overrides or (), results).with_workers(workers)
     launched = ablation.create(note)
     print_cost(launched.record.cost, ablation.workers)

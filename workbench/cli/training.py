@@ -11,16 +11,25 @@ import typer
 from rich.table import Table
 
 from workbench.api.answers import Error, Evaluated, Generated, Prepared, Run, Written, plain, plain_rows
-from workbench.cli.output import Failure, console, note, parse_numbers, print_line, written
+from workbench.cli.output import Failure, Notify, console, note, parse_numbers, print_line, written
 from workbench.cli.watching import training_bar
 from workbench.formatting import count
+from workbench.notifiers import Event, Notification, notify
 from workbench.results.data_card import warnings
-from workbench.status import Stage
+from workbench.status import Stage, Status
 
 if TYPE_CHECKING:
     import polars as pl
 
     from workbench.results import RunFolder
+
+EVENTS: dict[str, Event] = {
+    Status.DONE: "finished",
+    Status.DIVERGED: "diverged",
+    Status.CRASHED: "failed",
+    Status.OUT_OF_MEMORY: "failed",
+}
+"""How a run ended -> what is notified of; a run that was asked to stop is nothing new."""
 
 
 def train(
@@ -34,19 +43,22 @@ def train(
     logger: Annotated[
         list[str] | None, typer.Option(help="Copy metrics to tensorboard, wandb, mlflow or trackio as well.")
     ] = None,
+    notify: Notify = None,
 ) -> Run | None:
     """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command resumes."""
+    from workbench.notifiers import use
     from workbench.results.loggers import check_loggers
     from workbench.training import parallel
     from workbench.training.config import RunConfig
     from workbench.training.trial import new_run
 
     check_loggers(logger or (), "--logger")
+    notifiers = use(notify)
     is_rank_zero = parallel.is_rank_zero()
     config = RunConfig.load(file, overrides or ())
     path = folder or Path("results") / "runs" / file.stem
     new_run(path, path.parent / "cache", config, arm=file.stem, stage=stage, progress=note if is_rank_zero else None)
-    return _train_in_foreground(path, devices, is_rank_zero, logger or ())
+    return _train_in_foreground(path, devices, is_rank_zero, logger or (), notifiers)
 
 
 def branch(
@@ -70,7 +82,9 @@ def branch(
     return _train_in_foreground(path, devices, is_rank_zero)
 
 
-def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool, loggers: Sequence[str] = ()) -> Run | None:
+def _train_in_foreground(
+    path: Path, devices: int, is_rank_zero: bool, loggers: Sequence[str] = (), notifiers: Sequence[Any] = ()
+) -> Run | None:
     """Train the run in folder ``path`` and print its progress; Ctrl-C stops after a checkpoint. None on other ranks
     than the first."""
     import signal
@@ -106,6 +120,10 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool, loggers: 
     reason = f": {result['reason']}" if result.get("reason") else ""
     print_line(f"{result['status']}{reason}  ({path})")
     status, why = str(result["status"]), result.get("reason")
+    if event := EVENTS.get(status):
+        text = f"{path.name}: {status}{reason if event == 'diverged' else ''}"
+        numbers = {"ended": result.get("step") or 0, "planned": record.steps, "failed": int(event != "finished")}
+        notify(Notification(event, "run", path.name, text, **numbers), notifiers, note)
     return Run(folder=str(path.absolute()), status=status, reason=why, result=plain(result))
 
 

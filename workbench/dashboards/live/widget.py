@@ -110,6 +110,8 @@ class Dashboard(widgets.VBox):
         self._has_chosen = False  # the reader has chosen a panel
         self._is_choosing = False  # tabs and views are being changed, not by the reader
         self._was_finished: bool | None = None
+        waiting = widgets.HTML(WAITING)
+        waiting.add_class("wb-waiting")
         self._make_actions()
         self._open(what)
         if launches is not None:
@@ -121,7 +123,7 @@ class Dashboard(widgets.VBox):
                 self.message,
                 self.tabs,
                 self._settings_row,
-                widgets.HTML(WAITING),
+                waiting,
                 self.board,
             ],
             layout={"width": "100%", "overflow": "visible"},
@@ -605,13 +607,17 @@ class Dashboard(widgets.VBox):
             return
         state = self._state
         self.stop_button.disabled = state not in ("running", "starting")
-        names = {"not launched": "Launch", "finished": "Retry failed", "running": "Add workers"}
-        self.launch_button.description = names.get(state, "Resume")
         can_launch = self.ablation is not None or run.launched
-        if state == "finished":  # those whose failure says nothing about the model
+        if state == "finished":  # failures that say nothing about the model are run again
             can_launch = can_launch and bool(run.runs()["status"].is_in(RETRYABLE).any())
         elif state in ("running", "starting"):
             can_launch = state == "running" and self.workers.value > len(run.workers())
+        names = {
+            "not launched": "Launch",
+            "finished": "Retry failed" if can_launch else "Launch",
+            "running": "Add workers",
+        }
+        self.launch_button.description = names.get(state, "Resume")
         self.launch_button.disabled = not can_launch
         self.workers.disabled = not can_launch and state != "running"
 
