@@ -48,6 +48,7 @@ def until(condition: object, seconds: float) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_visits_leave_no_kernel_behind(tmp_path: Path) -> None:
     results, port = ROOT / "results" / "ablations" / "needle", free_port()
     program = tmp_path / "served.py"
@@ -58,6 +59,8 @@ def test_visits_leave_no_kernel_behind(tmp_path: Path) -> None:
         with page() as view:
             for _ in range(VISITS - 1):
                 view.goto(f"{address}/?token=t", wait_until="commit")
+            view.goto("about:blank")
+            assert until(lambda: kernels(process.pid) == 0, 4 * UNUSED_SECONDS), "pages that were left early have none"
             view.goto(f"{address}/?token=t", wait_until="commit")
             view.locator(".wb-board .modebar-btn").first.wait_for(state="attached", timeout=240_000)
             assert not [name for name in buttons(view) if "share" in name or "cloud" in name]
