@@ -122,8 +122,9 @@ def _train_in_foreground(
     status, why = str(result["status"]), result.get("reason")
     if event := EVENTS.get(status):
         text = f"{path.name}: {status}{reason if event == 'diverged' else ''}"
-        numbers = {"ended": result.get("step") or 0, "planned": record.steps, "failed": int(event != "finished")}
-        notify(Notification(event, "run", path.name, text, **numbers), notifiers, note)
+        step = int(result.get("step") or 0)
+        message = Notification(event, "run", path.name, text, step, record.steps, int(event != "finished"))
+        notify(message, notifiers, note)
     return Run(folder=str(path.absolute()), status=status, reason=why, result=plain(result))
 
 

@@ -158,7 +158,8 @@ def training_bar(name: str, steps: int, unit: str) -> Iterator[Callable[[dict[st
     Yields:
         what is to be called with every line of metrics.jsonl.
     """
-    began, first = time.monotonic(), tuple[float, int]()
+    began = time.monotonic()
+    first: tuple[float, int] | None = None
 
     def show(row: dict[str, Any]) -> None:
         nonlocal first
