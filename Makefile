@@ -16,6 +16,8 @@ quick: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m unit $(ARGS)
 
 lab: $(VENV)/installed
+	@case "$$(id -u) $(ARGS)" in "0 "*--allow-root*) ;; "0 "*) \
+	  echo "JupyterLab refuses to run as root. In a container: make lab ARGS=--allow-root" >&2; exit 1;; esac
 	$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" > /dev/null 2>&1 || true
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_quickstart.ipynb $(ARGS)
 

@@ -26,6 +26,7 @@ LAYERS = [
         "lazy",
         "metric",
         "notebook",
+        "notifiers",
         "paper",
         "pooled",
         "ranges",
@@ -73,7 +74,7 @@ RESTRICTED = {"data": MODEL_FREE, "results": MODEL_FREE}
 ABLATION_LAYERS = [
     ["spec"],
     ["matching", "search"],
-    ["arms"],
+    ["arms", "estimate"],
     ["cost", "folder", "looks"],
     ["design"],
     ["verdict"],

@@ -165,7 +165,7 @@ def test_exit_codes_of_errors() -> None:
 
 def test_the_schema_says_what_a_field_is() -> None:
     data = schema_of("status", Status)["properties"]["data"]
-    assert "Training time left" in data["properties"]["seconds_left"]["description"]
+    assert "Time left" in data["properties"]["seconds_left"]["description"]
 
 
 @pytest.mark.process

@@ -145,7 +145,7 @@ def lab(where: Path) -> Iterator[str]:
 
 
 def choose(view: Any, panel: str) -> None:
-    view.locator(".widget-toggle-button", has_text=re.compile(f"^{panel}$")).click()
+    view.locator(".widget-toggle-button", has_text=re.compile(rf"^{panel}( \(\d+\))?$")).click()
 
 
 def header(view: Any, text: str, patience: float = 60) -> None:

@@ -243,7 +243,7 @@ def test_costs_are_written_for_people(run: FakeRun) -> None:
     texts = {row.cells[0]: row.cells[1].text for row in grid.rows}
     assert texts["parameters"] == "1.2 M"
     assert texts["cache, one sequence"] == "3.4 GB"
-    assert texts["time, one run, estimate"] == "2 min"
+    assert texts["training, one run, estimate"] == "2 min"
 
 
 def test_costs_of_many_arms_have_one_row_per_arm(tmp_path: Path) -> None:

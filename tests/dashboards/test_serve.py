@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,28 @@ def test_a_page_may_take_a_while_to_connect() -> None:
 def test_an_empty_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="token"):
         serve(tmp_path, token="")
+
+
+@pytest.mark.parametrize("port", [0, 80_800])
+def test_a_port_beyond_its_range_is_one_error(tmp_path: Path, port: int) -> None:
+    with pytest.raises(ConfigError, match=rf"port: got {port}; expected 1 to 65535"):
+        serve(tmp_path, port=port)
+
+
+def test_a_port_in_use_at_the_end_of_the_range_is_one_error(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        try:
+            other.bind(("127.0.0.1", 65_535))
+        except OSError:
+            pytest.skip("another program has the port")
+        with pytest.raises(ConfigError, match="a free port, from this one to 65535"):
+            serve(tmp_path, port=65_535)
+
+
+@pytest.mark.parametrize("ip", ["192.0.2.1", "no such host.invalid"])
+def test_an_address_of_another_machine_is_one_error(tmp_path: Path, ip: str) -> None:
+    with pytest.raises(ConfigError, match=r"ip: got .*an address of this machine"):
+        serve(tmp_path, ip=ip)
 
 
 @pytest.mark.parametrize("port", ["80800", "0", "-1"])

@@ -92,6 +92,63 @@ def test_the_header_of_a_finished_run(run: FakeRun) -> None:
     assert "finished: 12 of 12 runs" in view.header
 
 
+# -- tabs and buttons ------------------------------------------------------------------------------------------------
+
+
+def end(run: FakeRun) -> None:
+    run.progress, run.confirmed = 1.0, True
+
+
+def test_a_run_that_ends_shows_its_verdict(run: FakeRun) -> None:
+    view = Dashboard(run, refresh=0)
+    assert view.panel_name == "curves"
+    end(run)
+    view.refresh_once()
+    assert view.panel_name == "verdict"
+    view.open_panel("curves")
+    view.refresh_once()
+    assert view.panel_name == "curves", "once only"
+
+
+@pytest.mark.parametrize("panel", ["progress", "curves"])
+def test_a_panel_that_the_reader_has_chosen_stays_open(run: FakeRun, panel: str) -> None:
+    view = Dashboard(run, refresh=0)
+    for name in ("cost", panel):
+        view.tabs.value = name.capitalize()
+    end(run)
+    view.refresh_once()
+    assert view.panel_name == panel
+
+
+def test_tabs_count_failures_and_have_tooltips(run: FakeRun) -> None:
+    view = Dashboard(run, refresh=0)
+    end(run)
+    run.status = "diverged"
+    view.refresh_once()
+    labels = [label for label, _ in view.tabs.options]
+    assert "Failures (12)" in labels and "Curves" in labels
+    assert len(view.tabs.tooltips) == len(labels) and all(view.tabs.tooltips)
+    assert view.panel_name == "verdict"
+
+
+def test_stop_and_launch_are_enabled_where_they_can_act(run: FakeRun) -> None:
+    view = Dashboard(run, refresh=0)
+    assert not view.stop_button.disabled and view.launch_button.disabled, "two workers are at work, and no more chosen"
+    view.workers.value = 3
+    assert not view.launch_button.disabled and view.launch_button.description == "Add workers"
+    end(run)
+    view.refresh_once()
+    assert view.stop_button.disabled and view.launch_button.disabled
+    run.status = "crashed"
+    view.refresh_once()
+    assert not view.launch_button.disabled and view.launch_button.description == "Retry failed"
+
+
+def test_a_panel_that_does_not_come_up_says_what_to_do(run: FakeRun) -> None:
+    texts = [child.value for child in Dashboard(run, refresh=0).children if hasattr(child, "value")]
+    assert any("Reload this page" in text for text in texts if isinstance(text, str))
+
+
 def test_errors_are_shown_and_pass(run: FakeRun) -> None:
     view = opened(run)
     run.broken = True
@@ -315,10 +372,8 @@ def test_there_is_no_page_of_a_run_that_does_not_exist(run: FakeRun) -> None:
 
 def test_a_folder_of_results_lists_its_ablations(tmp_path: Path) -> None:
     view = Dashboard(tmp_path, refresh=0)
-    assert (
-        list(view.tabs.options) == ["Ablations", "Journal", "Compare"]
-        and "No ablation in" in view.board.shown[0]["empty"]
-    )
+    assert [name for _, name in view.tabs.options] == ["Ablations", "Journal", "Compare"]
+    assert "No ablation in" in view.board.shown[0]["empty"]
 
 
 def test_nothing_can_be_launched_before_an_ablation_is_open(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ class Ablation:
             else:
                 self._relaunch(folder, folder.record(), progress)
             if not Roster(folder).live_workers():
+                Roster(folder).forget_notifications()
                 quarantine_corrupt_storage(folder.path)
             Plan(folder).advance(relaunch=True)
         return AblationRun(folder.path, asked_at)

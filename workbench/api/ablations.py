@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,8 @@ from workbench.api.answers import Cost, Error, Status, Stopped, Unpaired, Verdic
 from workbench.config import ConfigError, require
 from workbench.formatting import duration
 from workbench.results.store import RunFolder
-from workbench.results.tables import points_of
+from workbench.results.tables import points_of, seconds_left
+from workbench.results.wall_time import WallTime
 from workbench.status import ENDED, FAILED
 
 if TYPE_CHECKING:
@@ -44,22 +44,22 @@ def cost(
     """
     from workbench.ablation.ablation import Ablation
     from workbench.ablation.cost.card import check_budget
+    from workbench.ablation.estimate import total_seconds
 
     ablation = Ablation.load(file, overrides, results)
     table = ablation.cost(measure=measure, progress=progress)
-    problems = []
+    problems, rows = [], plain_rows(table)
     try:
         check_budget(ablation.arms, table)
     except ConfigError as error:
         problems = Error.of(error).problems
-    known = table["seconds_total"].null_count() == 0
     return Cost(
         name=ablation.config.name,
         identity=ablation.config.identity,
         folder=str(ablation.folder.absolute()),
         workers=ablation.workers,
-        arms=plain_rows(table),
-        seconds=float(table["seconds_total"].sum()) / max(1, ablation.workers) if known else None,
+        arms=rows,
+        seconds=total_seconds(rows, ablation.workers),
         problems=problems,
         cautions=[text for text in (ablation.config.confirmation.caution,) if text],
     )
@@ -108,12 +108,10 @@ def status_of(run: AblationRun) -> Status:
     progress = overall_progress(Snapshot(run))
     workers, frame = len(run.workers()), run.runs()
     failed, running = (int(frame["status"].is_in(list(words)).sum()) for words in (FAILED, ("running",)))
-    elapsed = _elapsed(run, progress.state == "running")
     parts = [f"{run.name}: {progress.state}, {progress.ended} of {progress.planned} runs ended"]
     parts += [f"{running} running ({100 * progress.share:.0f} % of all steps)"] if running else []
     parts += [f"{failed} failed"] if failed else []
-    parts += [] if elapsed is None else [f"{duration(elapsed)} elapsed"]
-    parts += [] if progress.seconds_left is None else [f"about {duration(progress.seconds_left)} left"]
+    parts += [progress.times] if progress.times else []
     return Status(
         name=run.name,
         folder=str(run.folder),
@@ -123,30 +121,18 @@ def status_of(run: AblationRun) -> Status:
         share=progress.share,
         failed=failed,
         workers=workers,
-        elapsed_seconds=elapsed,
+        elapsed_seconds=progress.elapsed,
         seconds_left=progress.seconds_left,
         line=", ".join(parts),
     )
 
 
-def _elapsed(run: AblationRun, is_running: bool) -> float | None:
-    """Seconds from the launch to now, or to the last sign of work where no worker is alive."""
-    try:
-        began = datetime.strptime(run.provenance().get("created", ""), "%Y-%m-%d %H:%M:%S %z").timestamp()
-    except ValueError:
-        return None
-    if is_running:
-        return max(0.0, time.time() - began)
-    if run.archived:
-        return None
-    signs = [*run.folder.glob("runs/*/status.json"), *run.folder.glob("runs/*/metrics.jsonl")]
-    return max((path.stat().st_mtime for path in signs), default=began) - began
-
-
 def _run_status(run: RunFolder) -> Status:
     record, state, last = run.record(), run.status()["status"], points_of(run).last
     step, seconds = last.get("step", 0), last.get("seconds", 0.0)
-    left = seconds / step * (record.steps - step) if step and state == "running" else None
+    wall = WallTime.of(run.events())
+    spent = wall.seconds(time.time() if state == "running" else None)
+    left = seconds_left(step, record.steps, seconds, spent - wall.startup) if state == "running" else None
     line = f"{run.path.name}: {state}, step {step} of {record.steps}, {duration(seconds)} of training"
     return Status(
         name=run.path.name,
@@ -157,7 +143,7 @@ def _run_status(run: RunFolder) -> Status:
         share=step / record.steps if record.steps else float(state in ENDED),
         failed=int(state in FAILED),
         workers=int(run.is_locked()),
-        elapsed_seconds=seconds,
+        elapsed_seconds=spent,
         seconds_left=left,
         line=line if left is None else f"{line}, about {duration(left)} left",
     )

@@ -104,7 +104,7 @@ class Status(Answer):
     name: str
     folder: str
     state: str
-    """Of an ablation: running, not running, finished; of a run its status."""
+    """Of an ablation: starting, running, not running, finished; of a run its status."""
     ended: int
     """Runs that have ended; of a single run its steps."""
     planned: int
@@ -118,7 +118,8 @@ class Status(Answer):
     elapsed_seconds: float | None
     """Time since the launch, up to the end; null of archives."""
     seconds_left: float | None
-    """Training time left with the workers that are alive; null where it is unknown."""
+    """Time left with the workers that are alive, start-up and evaluation of every run included; null where it is
+    unknown."""
     line: str
     """All of this in one line."""
 
@@ -189,7 +190,8 @@ class Cost(Answer):
     arms: list[Row]
     """The cost card, one row per arm."""
     seconds: float | None
-    """Training time of all runs with these workers, without start-up and evaluation."""
+    """Time of all runs with these workers: start-up, training and evaluation, without suites; null where it was not
+    measured, as before the data are prepared."""
     problems: list[Problem]
     """Why a launch would be refused."""
     cautions: list[str] = []

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
+from workbench.ablation.estimate import describe_total
 from workbench.api import ablations as api
 from workbench.api.answers import Cost, Error, Launch, Noise, Plan, Proposal, Status, Stopped, plain, plain_rows
 from workbench.cli.output import (
     Failure,
     File,
     Folder,
+    Notify,
     Overrides,
     Results,
     console,
@@ -24,7 +26,6 @@ from workbench.cli.output import (
     print_text,
 )
 from workbench.cli.watching import follow, run_until_done
-from workbench.formatting import duration
 from workbench.results.data_card import describe, repetition, warnings
 
 if TYPE_CHECKING:
@@ -50,13 +51,16 @@ def run(
     results: Results = Path("results"),
     workers: Annotated[int | None, typer.Option(help="Worker processes. Default: launch.workers of the file.")] = None,
     detach: Annotated[bool, typer.Option(help="Start the workers and return at once.")] = False,
+    notify: Notify = None,
 ) -> Launch:
     """Launch or resume an ablation; watch it; print the verdict and write the report.
 
     Finished trials are never repeated. Ctrl-C stops the workers after a checkpoint; the same command resumes.
     """
     from workbench.ablation.ablation import Ablation
+    from workbench.notifiers import use
 
+    use(notify)
     ablation = Ablation.load(file, overrides or (), results).with_workers(workers)
     launched = ablation.create(note)
     print_cost(launched.record.cost, ablation.workers)
@@ -306,12 +310,8 @@ def print_cost(card: Sequence[dict[str, Any]], workers: int) -> None:
         console.print(table)
     for line in repetition({row["arm"]: row.get("epochs") for row in card}):
         console.print(line, soft_wrap=True)
-    seconds = [row.get("seconds_total") for row in card]
-    if None not in seconds:
-        total = sum(filter(None, seconds)) / max(1, workers)
-        console.print(
-            f"Total training time: about {duration(total)} with {workers} worker(s), without start-up and evaluation."
-        )
+    if total := describe_total(card, workers):
+        console.print(total, soft_wrap=True)
 
 
 def print_data(cards: Mapping[str, Any]) -> None:

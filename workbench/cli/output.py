@@ -31,6 +31,11 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Fields to change: b
 Results = Annotated[Path, typer.Option(help="Folder of all results.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a launched ablation, such as results/quickstart.")]
 
+Notify = Annotated[
+    list[str] | None,
+    typer.Option(help="At the end, and at the first failure: desktop, command:'COMMAND' or https://…; repeatable."),
+]
+
 
 class _Lossy(io.FileIO):
     """A descriptor that drops what it cannot write."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,15 +11,25 @@ import typer
 from rich.table import Table
 
 from workbench.api.answers import Error, Evaluated, Generated, Prepared, Run, Written, plain, plain_rows
-from workbench.cli.output import Failure, console, note, parse_numbers, print_line, written
-from workbench.formatting import count, duration, flops
+from workbench.cli.output import Failure, Notify, console, note, parse_numbers, print_line, written
+from workbench.cli.watching import training_bar
+from workbench.formatting import count
+from workbench.notifiers import Event, Notification, notify
 from workbench.results.data_card import warnings
-from workbench.status import Stage
+from workbench.status import Stage, Status
 
 if TYPE_CHECKING:
     import polars as pl
 
     from workbench.results import RunFolder
+
+EVENTS: dict[str, Event] = {
+    Status.DONE: "finished",
+    Status.DIVERGED: "diverged",
+    Status.CRASHED: "failed",
+    Status.OUT_OF_MEMORY: "failed",
+}
+"""How a run ended -> what is notified of; a run that was asked to stop is nothing new."""
 
 
 def train(
@@ -32,19 +43,22 @@ def train(
     logger: Annotated[
         list[str] | None, typer.Option(help="Copy metrics to tensorboard, wandb, mlflow or trackio as well.")
     ] = None,
+    notify: Notify = None,
 ) -> Run | None:
     """Train one model in the foreground. Ctrl-C stops after a checkpoint; the same command resumes."""
+    from workbench.notifiers import use
     from workbench.results.loggers import check_loggers
     from workbench.training import parallel
     from workbench.training.config import RunConfig
     from workbench.training.trial import new_run
 
     check_loggers(logger or (), "--logger")
+    notifiers = use(notify)
     is_rank_zero = parallel.is_rank_zero()
     config = RunConfig.load(file, overrides or ())
     path = folder or Path("results") / "runs" / file.stem
     new_run(path, path.parent / "cache", config, arm=file.stem, stage=stage, progress=note if is_rank_zero else None)
-    return _train_in_foreground(path, devices, is_rank_zero, logger or ())
+    return _train_in_foreground(path, devices, is_rank_zero, logger or (), notifiers)
 
 
 def branch(
@@ -68,7 +82,9 @@ def branch(
     return _train_in_foreground(path, devices, is_rank_zero)
 
 
-def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool, loggers: Sequence[str] = ()) -> Run | None:
+def _train_in_foreground(
+    path: Path, devices: int, is_rank_zero: bool, loggers: Sequence[str] = (), notifiers: Sequence[Any] = ()
+) -> Run | None:
     """Train the run in folder ``path`` and print its progress; Ctrl-C stops after a checkpoint. None on other ranks
     than the first."""
     import signal
@@ -82,31 +98,33 @@ def _train_in_foreground(path: Path, devices: int, is_rank_zero: bool, loggers: 
     if is_rank_zero:
         RunFolder(path).reopen()  # a crash says nothing about the model
     signals = stop_signals((signal.SIGINT, signal.SIGUSR1, *STOP_SIGNALS))
-    unit = record.metric.short
+    names = loggers if is_rank_zero else ()
+    bar = training_bar(path.name, record.steps, record.metric.short) if is_rank_zero else contextlib.nullcontext()
+    with open_loggers(names, RunFolder(path)) as log, bar as show:
 
-    def print_row(row: dict[str, Any]) -> None:
-        if log is not None:
-            log(row)
-        left = (record.tokens - row["tokens"]) / max(1e-9, row["tokens_per_second"])
-        print_line(
-            f"step {row['step']}/{record.steps}  loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tokens/s  "
-            f"{flops(row['flops_per_second'])}/s  {duration(left)} left"
-            + (f"  {row['selection_value']:.4f} {unit} (selection)" if "selection_value" in row else "")
-        )
+        def on_row(row: dict[str, Any]) -> None:
+            if log is not None:
+                log(row)
+            if show is not None:
+                show(row)
 
-    with open_loggers(loggers if is_rank_zero else (), RunFolder(path)) as log:
         result = train_run(
             path,
             path.parent / "cache",
             should_stop=lambda: bool(signals),
             devices=devices,
-            on_row=print_row if is_rank_zero else None,
+            on_row=on_row if is_rank_zero else None,
         )
     if not is_rank_zero:
         return None
     reason = f": {result['reason']}" if result.get("reason") else ""
     print_line(f"{result['status']}{reason}  ({path})")
     status, why = str(result["status"]), result.get("reason")
+    if event := EVENTS.get(status):
+        text = f"{path.name}: {status}{reason if event == 'diverged' else ''}"
+        step = int(result.get("step") or 0)
+        message = Notification(event, "run", path.name, text, step, record.steps, int(event != "finished"))
+        notify(message, notifiers, note)
     return Run(folder=str(path.absolute()), status=status, reason=why, result=plain(result))
 
 

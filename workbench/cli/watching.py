@@ -1,15 +1,21 @@
-"""Watching an ablation from a shell: a bar per running trial, a line per ended one."""
+"""Watching from a shell: bars on a terminal, lines with the time of day elsewhere.
+
+An ablation has a bar of its own above one per running trial, and a line per ended one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from workbench.api.answers import Error
 from workbench.cli.output import Failure, console
-from workbench.formatting import count, duration, setting
+from workbench.formatting import count, duration, flops, setting
 from workbench.status import ENDED, LOST, Stage, Status
 
 if TYPE_CHECKING:
@@ -23,7 +29,11 @@ def run_until_done(launched: AblationRun, workers: int, detach: bool = False) ->
     """
     try:
         if not launched.finished:
-            launched.start_workers(workers)
+            words = f"Starting {workers} worker{'s' * (workers != 1)} …"
+            if not console.is_terminal:
+                print_timed(words)
+            with console.status(words):
+                launched.start_workers(workers)
         if detach:
             console.print(f"Running in the background. Follow with: workbench watch {launched.folder}", soft_wrap=True)
             return False
@@ -44,25 +54,46 @@ def run_until_done(launched: AblationRun, workers: int, detach: bool = False) ->
     return True
 
 
-def follow(launched: AblationRun) -> None:
-    """Show a bar per running trial and print a line per ended one, until all have ended or no worker is left.
+OVERALL_SECONDS = 2.0
+"""Between two estimates of the time left of an ablation."""
+LINE_SECONDS = 60.0
+"""Between two lines about the whole ablation where there are no bars."""
 
-    Raises:
-        ConfigError: if the ablation's folder is removed meanwhile.
-    """
-    from workbench.config import ConfigError
 
+def bars() -> Progress:
+    """Bars with numbers beside them; nothing where standard output is no terminal."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[numbers]}", markup=False),
     )
+    return Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=4)
+
+
+def print_timed(line: str) -> None:
+    """Print a line; where there are no bars, after the time of day."""
+    clock = "" if console.is_terminal else time.strftime("%H:%M:%S ")
+    console.print(clock + line, markup=False, highlight=False, soft_wrap=True)
+
+
+def follow(launched: AblationRun) -> None:
+    """Show how far the ablation is and print a line per ended run, until all have ended or no worker is left.
+
+    On a terminal: a bar of the whole ablation above a bar per running trial.
+
+    Raises:
+        ConfigError: if the ablation's folder is removed meanwhile.
+    """
+    from workbench.config import ConfigError
+
     live = console.is_terminal
     printed: dict[str, str] = {}
-    bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, disable=not live, refresh_per_second=4) as progress:
+    tasks: dict[str, TaskID] = {}
+    with bars() as progress:
+        overall = _Overall(launched, progress)
         while True:
+            overall.update()
             is_over = launched.wait(timeout=0.5) or not (launched.workers() or launched.waiting_workers())
             frame = launched.runs()
             num_ended = frame["status"].is_in(ENDED).sum()
@@ -71,15 +102,14 @@ def follow(launched: AblationRun) -> None:
                 ended = row["status"] in ENDED
                 is_news = printed.get(row["run"]) != row["status"]
                 if is_news and (ended or (row["status"] == Status.RUNNING and not live)):
-                    line = f"[{num_ended}/{launched.total}] {title}: {numbers}"
-                    progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                    print_timed(f"[{num_ended}/{launched.total}] {title}: {numbers}")
                 printed[row["run"]] = row["status"]
-                if ended and row["run"] in bars:
-                    progress.remove_task(bars.pop(row["run"]))
+                if ended and row["run"] in tasks:
+                    progress.remove_task(tasks.pop(row["run"]))
                 elif live and not ended:
-                    if row["run"] not in bars:
-                        bars[row["run"]] = progress.add_task(title, total=row["steps"], numbers=numbers)
-                    progress.update(bars[row["run"]], completed=row["step"], numbers=numbers)
+                    if row["run"] not in tasks:
+                        tasks[row["run"]] = progress.add_task(title, total=row["steps"], numbers=numbers)
+                    progress.update(tasks[row["run"]], completed=row["step"], numbers=numbers)
             if not launched.exists:
                 raise ConfigError.at(
                     str(launched.folder),
@@ -87,7 +117,71 @@ def follow(launched: AblationRun) -> None:
                     expected="the ablation that was being watched",
                 )
             if is_over:
+                overall.update(at_once=True)
                 return
+
+
+class _Overall:
+    """Progress of a whole ablation: a bar, or a line a minute."""
+
+    def __init__(self, launched: AblationRun, progress: Progress):
+        self.launched, self.progress = launched, progress
+        self._task = progress.add_task(launched.name, total=1.0, numbers="")
+        self._read_at = self._printed_at = float("-inf")
+
+    def update(self, at_once: bool = False) -> None:
+        """Read it again where that is due."""
+        from workbench.dashboards.snapshot import Snapshot
+        from workbench.dashboards.tables.progress import overall_progress
+
+        now = time.monotonic()
+        if now - self._read_at < OVERALL_SECONDS and not at_once:
+            return
+        self._read_at = now
+        state = overall_progress(Snapshot(self.launched))
+        numbers = ", ".join(filter(None, [f"{state.ended} of {state.planned} runs", state.times]))
+        self.progress.update(self._task, completed=state.share, numbers=numbers)
+        if not console.is_terminal and (now - self._printed_at >= LINE_SECONDS or at_once):
+            self._printed_at = now
+            print_timed(f"{self.launched.name}: {state.state}, {numbers}")
+
+
+@contextlib.contextmanager
+def training_bar(name: str, steps: int, unit: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar of one run, where standard output is a terminal, else a line per logged step.
+
+    Args:
+        name: of the run.
+        steps: of the run.
+        unit: of the metric.
+
+    Yields:
+        what is to be called with every line of metrics.jsonl.
+    """
+    began = time.monotonic()
+    first: tuple[float, int] | None = None
+
+    def show(row: dict[str, Any]) -> None:
+        nonlocal first
+        now, step = time.monotonic(), row["step"]
+        first = first or (now, step)
+        # at the pace since the first line, evaluations and checkpoints included; until then at that of training alone
+        left = (steps - step) * (row["seconds"] / step if step == first[1] and step else 0.0)
+        if step > first[1]:
+            left = (steps - step) * (now - first[0]) / (step - first[1])
+        parts = [] if row.get("loss") is None else [f"loss {row['loss']:.4f}"]
+        if "tokens_per_second" in row:
+            parts += [f"{count(row['tokens_per_second'])} tokens/s", f"{flops(row['flops_per_second'])}/s"]
+        if row.get("selection_value") is not None:
+            parts.append(f"{row['selection_value']:.4f} {unit} (selection)")
+        times = f"{duration(now - began)} elapsed, {duration(left)} left"
+        bar.update(task, completed=step, description=f"{name} step {step}/{steps}", numbers=", ".join([*parts, times]))
+        if not console.is_terminal or row.get("selection_value") is not None:
+            print_timed(f"step {step}/{steps}  {'  '.join(parts)}  {times}")
+
+    with bars() as bar:
+        task = bar.add_task(name, total=max(1, steps), numbers="loading data, building the model …")
+        yield show
 
 
 def _stop_reason(launched: AblationRun) -> str:

@@ -225,6 +225,10 @@ class Panel(ABC):
         """Options of settings that depend on the run."""
         return {}
 
+    def count(self, run: Snapshot) -> int | None:
+        """Number of things that wait to be read here, shown in the tab; None where there is nothing to count."""
+        return None
+
     def prepare(self, run: Snapshot) -> None:  # noqa: B027 (optional)
         """Compute what takes too long to be computed at every refresh, and keep it in the panel."""
 

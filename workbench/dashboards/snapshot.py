@@ -135,6 +135,9 @@ class Snapshot:
     def workers(self) -> list[int]:
         return self._run.workers()
 
+    def waiting_workers(self) -> list[str]:
+        return self._run.waiting_workers()
+
     def verdict(self) -> Verdict | None:
         return self.unfiltered._judgement[1]
 

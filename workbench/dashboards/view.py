@@ -179,6 +179,9 @@ class RunView(Protocol):
     def workers(self) -> list[int]:
         """Process ids of live workers."""
 
+    def waiting_workers(self) -> list[str]:
+        """Jobs whose workers have not started."""
+
     def verdict(self) -> Verdict | None:
         """The verdict; None while confirmation runs are missing."""
 
@@ -272,6 +275,9 @@ class EmptyRun:
         return []
 
     def workers(self) -> list[int]:
+        return []
+
+    def waiting_workers(self) -> list[str]:
         return []
 
     def verdict(self) -> Verdict | None:

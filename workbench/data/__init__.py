@@ -4,7 +4,7 @@ from workbench.data.batching import BatchPlan, BatchPlanConfig, batch_plans
 from workbench.data.config import DataConfig
 from workbench.data.loader import StepLoader
 from workbench.data.loads import RunFacts
-from workbench.data.packing import TrainingStream, evaluation_batches
+from workbench.data.packing import TrainingStream, evaluation_batches, num_evaluation_batches
 from workbench.data.sources import Source, SourceConfig, prepare, sources
 from workbench.data.splits import MeasuredSplit
 from workbench.data.streams import IGNORE_INDEX, Batch, RowStream, Split
@@ -28,6 +28,7 @@ __all__ = [
     "TrainingStream",
     "batch_plans",
     "evaluation_batches",
+    "num_evaluation_batches",
     "prepare",
     "sources",
 ]

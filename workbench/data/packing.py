@@ -127,13 +127,25 @@ def evaluation_batches(documents: Split, *, batch_size: int, context: int) -> It
     many tokens as before, or a single row. All batches have the same shape, so that a compiled model sees one: the last
     one is padded.
     """
-    if documents.indivisible and (longest := int(max(documents.lengths, default=0))) > context:
-        batch_size, context = max(1, batch_size * context // longest), longest
+    batch_size, context = _evaluation_shape(documents, batch_size, context)
     rows = _evaluation_rows(documents, context)
     rows += [[] for _ in range(-len(rows) % batch_size)]
     for first in range(0, len(rows), batch_size):
         parts = zip(*(_filled(documents, pieces, context) for pieces in rows[first : first + batch_size]))
         yield Batch(*(torch.from_numpy(np.stack(part)) for part in parts))
+
+
+def num_evaluation_batches(documents: Split, *, batch_size: int, context: int) -> int:
+    """Number of :func:`evaluation_batches`; reads the lengths of the documents alone."""
+    batch_size, context = _evaluation_shape(documents, batch_size, context)
+    return -(-len(_evaluation_rows(documents, context)) // batch_size)
+
+
+def _evaluation_shape(documents: Split, batch_size: int, context: int) -> tuple[int, int]:
+    """Rows of a batch and tokens of a row."""
+    if documents.indivisible and (longest := int(max(documents.lengths, default=0))) > context:
+        return max(1, batch_size * context // longest), longest
+    return batch_size, context
 
 
 def _evaluation_rows(documents: Split, context: int) -> list[list[Piece]]:

@@ -9,7 +9,7 @@
                         {"step": 40, "layer": 3, "values": {"routing_entropy": 2.1, "load": [1.02, 0.97, ...]}}; a value
                         is a number or a list of numbers (null: not finite), named by the variant; the layers after the
                         last block are the shortcuts
-    events.jsonl        starts, resumes, stops
+    events.jsonl        assigned (a worker takes the run), started or resumed, first_step, how it ended
     result.json         the final numbers, written once at the end of the run
     suites/             what evaluation suites measured beside the primary metric (workbench.results.scores)
     report.parquet      every report document (confirmation runs): columns suite, task, document, then numerators and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from workbench.files import read_json, read_jsonl, stamp
 from workbench.results.record import RunRecord, read_environment, read_result, read_state
 from workbench.results.scores import SCORE_SCHEMA
 from workbench.results.store import RunFolder, decided
+from workbench.results.wall_time import WallTime
 from workbench.status import ENDED, Stage, Status
 
 KEY_SCHEMA: dict[str, Any] = {"arm": pl.String, "stage": pl.String, "run": pl.String, "seed": pl.Int64}
@@ -28,6 +30,8 @@ RUN_SCHEMA: dict[str, Any] = {
     "tokens": pl.Int64,
     "target_tokens": pl.Int64,
     "seconds": pl.Float64,
+    "startup_seconds": pl.Float64,
+    "wall_seconds": pl.Float64,
     "seconds_left": pl.Float64,
     "loss": pl.Float64,
     "metric": pl.String,
@@ -267,10 +271,39 @@ def _machine(environment: dict[str, Any]) -> str | None:
     return ", torch ".join(str(part) for part in (environment.get("device"), torch) if part) or None
 
 
-def _earlier_outcomes(path: Path) -> str | None:
-    reopened = [event for event in read_jsonl(path) if event.get("event") == "reopened"]
-    outcomes = ([str(event[name]) for name in ("was", "reason") if event.get(name)] for event in reopened)
-    return "; ".join(map(": ".join, outcomes)) or None
+class _Events(NamedTuple):
+    """What tables read of ``events.jsonl``."""
+
+    wall_time: WallTime = WallTime()
+    earlier_outcomes: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> _Events:
+        events = read_jsonl(path)
+        reopened = [event for event in events if event.get("event") == "reopened"]
+        outcomes = ([str(event[name]) for name in ("was", "reason") if event.get(name)] for event in reopened)
+        return cls(WallTime.of(events), "; ".join(map(": ".join, outcomes)) or None)
+
+
+def _sessions(path: Path) -> tuple[float, float, float | None]:
+    """Start-up and wall time of the processes that trained a run, in seconds, and when the last of them began: null
+    where it has ended. A process begins when a worker takes the run (``assigned``), or else when it starts."""
+    startup = wall = 0.0
+    began = last = None
+    is_assigned = False
+    for event in read_jsonl(path):
+        at, name = _number(event.get("at")), event.get("event")
+        if at is None:
+            continue
+        if name == "assigned" or (name in ("started", "resumed") and not is_assigned):
+            wall += last - began if began is not None and last is not None else 0.0  # killed: it has not logged its end
+            began = at
+        is_assigned, last = name == "assigned", at
+        if name == "first_step" and began is not None:
+            startup += at - began
+        elif (name in ENDED or name == Status.INTERRUPTED) and began is not None:
+            wall, began = wall + at - began, None
+    return startup, wall, began
 
 
 def _number(value: Any) -> int | float | None:
@@ -321,7 +354,9 @@ def _run(path: str) -> _Run | None:
     points = points_of(folder)
     environment = _cached(folder, "environment.json", read_environment) or {}
     step, seconds = points.last.get("step", 0), points.last.get("seconds", 0.0)
-    running = step and state["status"] == Status.RUNNING
+    is_running = state["status"] == Status.RUNNING
+    events = _cached(folder, "events.jsonl", _Events.read) or _Events()
+    wall = events.wall_time.seconds(time.time() if is_running else None)
     row = {
         "arm": record.arm,
         "stage": record.stage,
@@ -333,7 +368,10 @@ def _run(path: str) -> _Run | None:
         "tokens": points.last.get("tokens", 0),
         "target_tokens": record.tokens,
         "seconds": seconds,
-        "seconds_left": seconds / step * (record.steps - step) if running else None,
+        "wall_seconds": wall or None,
+        "seconds_left": seconds_left(step, record.steps, seconds, wall - events.wall_time.startup)
+        if is_running
+        else None,
         "loss": points.last.get("loss"),
         "metric": record.metric.unit,
         "selection_value": result.get("selection_value", points.selection_value),
@@ -347,7 +385,7 @@ def _run(path: str) -> _Run | None:
         "reason": state.get("reason"),
         "code": _codes(environment),
         "machine": _machine(environment),
-        "earlier_outcomes": _cached(folder, "events.jsonl", _earlier_outcomes),
+        "earlier_outcomes": events.earlier_outcomes,
         "folder": path,
     }
     run = _Run(current, row, Line(record.arm, record.stage, folder.path.name, record.seed, points))
@@ -355,6 +393,18 @@ def _run(path: str) -> _Run | None:
     if state["status"] in ENDED:
         _ended[path] = run
     return run
+
+
+def seconds_left(step: int, steps: int, training: float, wall: float) -> float | None:
+    """Time that a run still needs for its steps and the evaluations between them; None before its first line.
+
+    Args:
+        step: steps done.
+        steps: of the run.
+        training: training time so far, in seconds.
+        wall: wall time since the first step, evaluations included, in seconds.
+    """
+    return max(training, wall) / step * (steps - step) if step else None
 
 
 def _runs(ablation: str | Path) -> list[_Run]:
@@ -370,7 +420,9 @@ def _runs(ablation: str | Path) -> list[_Run]:
 def runs(ablation: str | Path) -> pl.DataFrame:
     """One row per run of the ablation in folder ``ablation``; columns in ``RUN_SCHEMA``.
 
-    tokens: training tokens so far; seconds: training time (without start-up and evaluation); loss: nats per token;
+    tokens: training tokens so far; seconds: training time (without start-up and evaluation); wall_seconds: time of its
+    processes, start-up and evaluation included (null in archives of earlier versions); seconds_left: until the last
+    step and evaluation of a running run; loss: nats per token;
     metric: unit of the primary metric; selection_value, report_value: its value on the selection split (last
     evaluation) and on the report split, from the table of evaluations; flops: training FLOPs so far; paths: the backend
     that each operation used; code: versions of the code that trained it (several if it was resumed by another one);

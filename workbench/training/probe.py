@@ -1,9 +1,10 @@
-"""Time and memory of a training step on this device, measured on shrunken runs and extrapolated to the whole depth.
+"""Time and memory of a run on this device, measured on shrunken runs and extrapolated to the whole depth.
 
-Time, and the peak memory of each phase, are a constant (embedding, head, loss, their part of the optimiser) plus an
+Times, and the peak memory of each phase, are a constant (embedding, head, loss, their part of the optimiser) plus an
 amount per span (a block, or a pair with its shortcut); spans of one configuration cost the same. So a run with one
 span of each kind, and one more run per kind with a few more, give the whole model. Exact for what is affine in depth
-(our method). The steps are those of training itself: packed rows, clipping, the optimiser.
+(our method). The steps are those of training itself: packed rows, clipping, the optimiser. Start-up is the model, its
+compilation and the first step; an evaluation is timed on a batch of training rows.
 
 Legend: B rows, T tokens in a row.
 """
@@ -26,12 +27,14 @@ from torch import Tensor
 
 from workbench.compat import TorchDispatchMode, tree_leaves
 from workbench.data import IGNORE_INDEX, RowStream, StepLoader
+from workbench.evaluation.suites import inference
 from workbench.model import LanguageModel
 from workbench.model.config import Span
 from workbench.training import parallel
 from workbench.training.config import RunConfig
 from workbench.training.memory import retain_freed_memory
 from workbench.training.step import TrainStep, build_step
+from workbench.training.suites import run_settings
 from workbench.training.weight_transforms import ScheduledTransforms
 
 __all__ = ["Measured", "measure", "measure_shrunken", "shrunken"]
@@ -50,13 +53,18 @@ PHASES = ("forward", "backward", "update", "checkpoint")
 
 @dataclass(frozen=True)
 class Measured:
-    """Time and memory of a training step on this device."""
+    """Time and memory of a run on this device."""
 
     seconds: float
     """Of one optimiser step, the median."""
     peaks: dict[str, int]
     """Largest number of bytes allocated by tensors in each of :data:`PHASES`, weights and optimiser included; zeros
     where it cannot be measured (compiled code on a CPU)."""
+    startup: float = 0.0
+    """Seconds from an empty process to the end of the first step, compilation of the evaluation included, without the
+    imports that trials share."""
+    evaluation: float | None = None
+    """Seconds of a batch of an evaluation; None where it was not measured: a decoding policy reads token by token."""
 
     @property
     def peak_bytes(self) -> int:
@@ -219,6 +227,24 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+EVALUATED_BATCHES = 3
+"""Batches of an evaluation that are timed, after one that compiles."""
+
+
+def _evaluation_seconds(train_step: TrainStep, config: RunConfig, stream: RowStream) -> tuple[float, float]:
+    """Seconds of the first batch of an evaluation, and the median of further ones."""
+    batch = stream.batch(range(config.training.batch_size))
+    tensors = (tensor.to(train_step.device) for tensor in (batch.tokens_BT, batch.targets_BT, batch.segments_BT))
+    tokens_BT, targets_BT, segments_BT = tensors
+    seconds = []
+    with inference(train_step.model, run_settings(config)):
+        for _ in range(1 + EVALUATED_BATCHES):
+            start = time.perf_counter()
+            train_step.model.token_losses(tokens_BT, targets_BT, segments=segments_BT).cpu()
+            seconds.append(time.perf_counter() - start)
+    return seconds[0], float(np.median(seconds[1:]))
+
+
 def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
     """Train ``config`` for a few steps on this device and discard the model.
 
@@ -240,8 +266,9 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
         model_config = model_config.model_copy(update={"mtp": model_config.mtp.changed(start=0.0)})
     config = config.model_copy(update={"training": short, "model": model_config})
     meter = Meter(accumulate)
+    rows = stream or _SyntheticRows(config)
     loader = StepLoader(
-        stream or _SyntheticRows(config),
+        rows,
         config.batch_plan,
         batch_size=short.batch_size,
         accumulate=accumulate,
@@ -249,6 +276,8 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
     )
     random_state = torch.get_rng_state()
     train_step = None
+    startup, evaluation = 0.0, None
+    began = time.perf_counter()
     try:
         with (
             deterministic_algorithms(strict=training.deterministic),
@@ -269,8 +298,12 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
                 meter.begin_step(train_step, compiled=compiled)
                 train_step(meter.steps + 1, batches)
                 meter.end_step(train_step)
+                startup = startup or time.perf_counter() - began
+            if config.decoding is None:
+                first, evaluation = _evaluation_seconds(train_step, config, rows)
+                startup += max(0.0, first - evaluation)
         meter.accumulate = training.accumulate
-        return Measured(meter.seconds, meter.peaks)
+        return Measured(meter.seconds, meter.peaks, startup, evaluation)
     finally:
         train_step = None
         torch.set_rng_state(random_state)
@@ -298,8 +331,8 @@ def shrunken(spans: Sequence[Span]) -> list[tuple[tuple[Span, ...], Span | None,
 def measure_shrunken(
     config: RunConfig, stream: RowStream | None = None, measure: Callable[..., Measured] = measure
 ) -> Measured:
-    """Time and memory of a step of ``config``, from shrunken runs of it; of a run that grows, the mean time over its
-    steps and the memory of its large model.
+    """Time and memory of ``config``, from shrunken runs of it; of a run that grows, the mean time over its steps, the
+    start-up of all its models, and the memory and evaluations of its large model.
 
     Args:
         config: the run.
@@ -316,7 +349,8 @@ def measure_shrunken(
             for phase in phases
         ]
         seconds = sum(part.seconds * (phase.last - phase.first) for part, phase in zip(parts, phases))
-        return Measured(seconds / config.training.steps, parts[-1].peaks)
+        startup = sum(part.startup for part in parts)
+        return Measured(seconds / config.training.steps, parts[-1].peaks, startup, parts[-1].evaluation)
     counts = Counter(config.model.spans)
     runs = shrunken(config.model.spans)
     if not config.model.repeats or sum(len(spans) for spans, _, _ in runs) >= len(config.model.spans):
@@ -324,7 +358,9 @@ def measure_shrunken(
 
     def values(spans: tuple[Span, ...]) -> np.ndarray:
         measured = measure(config.model_copy(update={"model": config.model.with_spans(spans)}), stream)
-        return np.array([measured.seconds, *(measured.peaks[phase] for phase in PHASES)])
+        evaluation = np.nan if measured.evaluation is None else measured.evaluation
+        times = (measured.seconds, measured.startup, evaluation)
+        return np.array([*times, *(measured.peaks[phase] for phase in PHASES)])
 
     (base_spans, _, _), *others = runs
     base = values(base_spans)
@@ -333,4 +369,6 @@ def measure_shrunken(
         assert span is not None
         per_span = np.maximum(values(spans) - base, 0) / extra
         total += per_span * (counts[span] - 1)
-    return Measured(float(total[0]), {phase: round(value) for phase, value in zip(PHASES, total[1:])})
+    seconds, startup, evaluation = map(float, total[:3])
+    peaks = {phase: round(value) for phase, value in zip(PHASES, total[3:])}
+    return Measured(seconds, peaks, startup, None if np.isnan(evaluation) else evaluation)

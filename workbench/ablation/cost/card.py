@@ -11,10 +11,11 @@ from workbench.ablation.arms import Arms
 from workbench.ablation.cost.balance import token_imbalance
 from workbench.ablation.cost.memory import activation_bytes
 from workbench.ablation.cost.printed import CostCard
+from workbench.ablation.estimate import card_seconds
 from workbench.ablation.matching.solver import quantity
 from workbench.accounting import account
 from workbench.config import ConfigError
-from workbench.data import Source
+from workbench.data import Source, num_evaluation_batches
 from workbench.status import Stage
 from workbench.training.checkpointer import RETAINED
 from workbench.training.config import RunConfig
@@ -39,9 +40,11 @@ def cost_table(
     cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
     tokens (one trial); epochs (how often a trial reads its training text; null where the data are not prepared, and
     for tasks, whose rows are all new); tuned (fields that the arm tunes); searched (its trials before any repeat);
-    trials (all runs: tuning, repeats and confirmation); tokens_per_second, seconds_per_trial, seconds_total (training
-    alone, one worker; null where not measured); memory_bytes (peak of all tensors: weights, gradients, optimiser state,
-    activations); memory_measured (whether measured on this device; else estimated);
+    trials (all runs: tuning, repeats and confirmation); tokens_per_second, seconds_per_trial (training alone);
+    startup_seconds (of a run), evaluation_seconds (of a run on the selection split), report_seconds (of a confirmation
+    run on the documents that it is judged by), seconds_total (all of these, all runs, one worker), each null where not
+    measured; suites (evaluation suites, whose time is not included); memory_bytes (peak of all tensors: weights,
+    gradients, optimiser state, activations); memory_measured (whether measured on this device; else estimated);
     token_imbalance (of the ranks of a run on several devices: most tokens divided by the mean, as its plan deals out
     the first steps; null without data, and on one device);
     disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
@@ -82,13 +85,18 @@ def cost_table(
             "trials": trials,
             "tokens_per_second": None if step is None else training.tokens_per_step / step.seconds,
             "seconds_per_trial": seconds,
-            "seconds_total": None if seconds is None else seconds * trials,
+            "startup_seconds": None if step is None else step.startup,
+            **_evaluation(run, source, step, arms.config.confirmation.split),
+            "suites": len(run.evaluation),
             "memory_bytes": memory,
             "memory_measured": peak > 0,
             "token_imbalance": None if source is None or devices == 1 else token_imbalance(run, source, devices),
             # weights in fp32 and what training keeps, in the retained checkpoints and the one being written
             "disk_bytes": (4 * cost.parameters + state_bytes) * (RETAINED + 1) if training.steps else 0,
         }
+        times = {stage: card_seconds(row, stage) for stage, planned in arm.planned.items() if planned}
+        known = None not in times.values()
+        row["seconds_total"] = sum((times[stage] or 0.0) * arm.planned[stage] for stage in times) if known else None
         baseline = baseline or row
         row["residual"] = _residual(arms, row, baseline, run)
         row |= _off(row, baseline)
@@ -99,6 +107,19 @@ def cost_table(
             row["mismatch"] = f"{words}; {row['mismatch']}" if row["mismatch"] else words
         rows.append(row)
     return CostCard(rows, infer_schema_length=None)
+
+
+def _evaluation(run: RunConfig, source: Source | None, step: Measured | None, split: str) -> dict[str, float | None]:
+    """Seconds of the evaluations of one run: ``evaluation_seconds`` and ``report_seconds``."""
+    if source is None or step is None or step.evaluation is None:
+        return {"evaluation_seconds": None, "report_seconds": None}
+    training, judged = run.training, source.judged
+    selection, report = (
+        step.evaluation * num_evaluation_batches(documents, batch_size=training.batch_size, context=training.context)
+        for documents in (judged.selection, getattr(judged, split))
+    )
+    times = training.evaluations * (2 if training.ema is not None and training.ema.evaluate == "beside" else 1)
+    return {"evaluation_seconds": selection * times, "report_seconds": report}
 
 
 def residual_table(arms: Arms) -> pl.DataFrame:

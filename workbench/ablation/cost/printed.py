@@ -23,7 +23,10 @@ QUANTITIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "training tokens": lambda row: count(row["tokens"]),
     "… read from the text": lambda row: times(row["epochs"]) if row.get("epochs") else UNKNOWN,
     "tokens per second": lambda row: count(row.get("tokens_per_second")),
-    "time": lambda row: duration(row["seconds_per_trial"]),
+    "training": lambda row: duration(row["seconds_per_trial"]),
+    "start-up": lambda row: duration(row.get("startup_seconds")),
+    "evaluations while training": lambda row: duration(row.get("evaluation_seconds")),
+    "report documents": lambda row: duration(row.get("report_seconds")),
     "tokens of ranks": lambda row: f"{row['token_imbalance']:.2f}" if row.get("token_imbalance") else UNKNOWN,
     "memory": lambda row: size(row["memory_bytes"]) + ("" if row.get("memory_measured") else " (estimate)"),
     "disk while running": lambda row: size(row.get("disk_bytes")),
@@ -43,7 +46,7 @@ NEEDED = {
     *("mismatch", "seconds_per_trial", "memory_bytes", "searched", "tuned", "trials"),
 }
 """Columns without which a table is no cost card."""
-IN_SHORT = ("not matched", "parameters, no embedding", "training FLOPs", "decode cache", "memory", "time")
+IN_SHORT = ("not matched", "parameters, no embedding", "training FLOPs", "decode cache", "memory", "training")
 """What a card of many arms shows."""
 MAX_ARMS = 5
 """A notebook shows up to so many arms side by side; more are rows, in short."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -26,7 +27,7 @@ def measure_arms(
     data: Mapping[str, Source] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Measured]:
-    """Arm -> time and memory of a training step on this device (:mod:`workbench.training.probe`); an arm is left out if
+    """Arm -> time and memory of a run on this device (:mod:`workbench.training.probe`); an arm is left out if
     it trains nothing, or that would take long (on a CPU) or does not fit.
 
     If seconds are the budget, every arm is measured three times, in turns, and the median is used.
@@ -60,7 +61,7 @@ def measure_arms(
                     continue
     finally:
         torch.set_num_threads(threads_before)
-    return {name: Measured(median(one.seconds for one in turns), turns[0].peaks) for name, turns in measured.items()}
+    return {name: replace(turns[0], seconds=median(one.seconds for one in turns)) for name, turns in measured.items()}
 
 
 def match_seconds(arms: Arms, measured: Mapping[str, Measured]) -> Arms:

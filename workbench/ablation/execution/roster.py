@@ -4,6 +4,7 @@ workers/HOST-PID.json     pid, host, start time of a worker
 workers/HOST-PID.lock     locked by the worker; the system unlocks it when the process dies
 workers/HOST-PID.stop     asks the worker to stop
 workers/JOB.begun         the worker of a launcher's job has registered
+workers/EVENT.notified    a notification of this event was sent since the last launch
 workers/jobs.json         jobs that were submitted
 workers/stopped           its time of change is that of the last stop request
 workers/log.txt           output of local workers
@@ -87,6 +88,22 @@ class Roster:
     def is_stop_requested(self) -> bool:
         """Whether the worker in this process has been asked to stop."""
         return self._path().with_suffix(".stop").exists()
+
+    # -- notifications ---------------------------------------------------------------------------------------------
+
+    def is_first(self, event: str) -> bool:
+        """Whether this event is to be notified of: True once, for one worker."""
+        self.path.mkdir(exist_ok=True)
+        try:
+            (self.path / f"{event}.notified").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def forget_notifications(self) -> None:
+        """Notify of every event again, after a new launch."""
+        for path in self.path.glob("*.notified"):
+            path.unlink(missing_ok=True)
 
     # -- jobs of a launcher --------------------------------------------------------------------------------------
 

@@ -112,6 +112,8 @@ class RunningTrial:
         self._is_waiting = False
         self._status_before = self.run.status()
         if not self.run.result() and not self._is_stopping:
+            with contextlib.suppress(OSError):  # a full disk, which the process will report
+                self.run.event("assigned")
             self._process = self._start()
         self._watchdog = Watchdog(self.run, self._hung_after)
         return True

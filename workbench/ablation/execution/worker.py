@@ -21,6 +21,7 @@ from typing import Any
 import optuna
 
 from workbench import compat
+from workbench.ablation.execution.notifications import Notifications
 from workbench.ablation.execution.placement import claim_gpu, visible_gpus
 from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.roster import Roster
@@ -61,6 +62,7 @@ class Worker:
         self.plan = Plan(folder, timing)
         self.stopping = False
         self._roster = Roster(folder)
+        self._notifications = Notifications(folder, self._log)
         self._run_trial = run_trial
         if start_method is None:
             start_method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -96,14 +98,18 @@ class Worker:
                     self._log(f"waits for the studies' database ({reason})")
                 if time.monotonic() - failing_since > self.timing.storage_timeout:
                     self._log(f"ends: the studies cannot be reached: {reason}")
+                    self._notifications.stopped("the studies' database does not answer")
                     return
                 time.sleep(self.timing.idle)
 
     def take_trial(self) -> bool:
         """Run one trial, or pause if others have taken all of them. Returns False when nothing is left to do."""
         with self.folder.plan_lock():
+            was_finished = self.folder.is_finished
             self.plan.advance()
         if self.folder.is_finished:
+            if not was_finished:
+                self._notifications.finished()
             return False
         waiting = self.plan.next_study()
         if waiting is None:  # others are still at work
@@ -188,7 +194,9 @@ class Worker:
         if outcome.status == Status.INTERRUPTED and not self.stopping:
             # a full disk: retrying at once would only find it full again
             self._log(f"ends: {outcome.reason}")
+            self._notifications.stopped("a run was interrupted, as by a full disk")
             self.stopping = True
+        self._notifications.run_ended(folder.path.name, outcome.status, outcome.reason)
         return self._value(trial, stage, outcome)
 
     def _value(self, trial: optuna.Trial, stage: Stage, outcome: Outcome) -> float:

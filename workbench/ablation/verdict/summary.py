@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from workbench.ablation.estimate import RunTimes
 from workbench.ablation.folder import AblationFolder, LaunchRecord
 from workbench.ablation.spec.protocol import FEW_SEEDS
 from workbench.ablation.verdict import wording
@@ -25,6 +26,7 @@ from workbench.ablation.verdict.statistics import (
 from workbench.ablation.verdict.verdict import ArmVerdict, Verdict
 from workbench.config import expand_dotted
 from workbench.formatting import count, duration
+from workbench.status import Stage
 
 __all__ = ["Badge", "Launched", "NextStep", "Summary", "deciding_interval", "summarise"]
 
@@ -94,7 +96,7 @@ class Launched:
     tokens_per_seed: int
     """Training tokens of one seed of every arm."""
     seconds_per_seed: float | None
-    """Their training time on one worker; None if it is unknown."""
+    """Their wall time on one worker; None if it is unknown."""
     obstacle: str
     """Why no seeds can be added; empty if they can."""
     anytime: bool
@@ -107,7 +109,8 @@ class Launched:
         stopping = config.protocol.stopping
         base, *changes = (expand_dotted(part).get("training", {}) for part in (config.base, *config.arms.values()))
         one_field = not any("tokens" in change for change in changes) and "training.tokens" not in config.budget.free
-        seconds = [row.get("seconds_per_trial") for row in record.cost]
+        times = RunTimes(folder.runs(), record.cost)
+        seconds = [times.of(arm, Stage.CONFIRMATION) for arm in record.order]
         obstacle = "an archive" if folder.is_archived else "a group-sequential design" if stopping.looks else ""
         obstacle = obstacle or ("a study of noise components" if config.confirmation.components else "")
         path = folder.path.resolve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import socket
@@ -13,13 +14,15 @@ from typing import Any
 
 from jupyter_core.utils import ensure_async
 
-from workbench.config import ConfigError
+from workbench.config import ConfigError, require
 from workbench.registry import import_variables
 
 PAGE = Path(__file__).parent / "page"
-"""A notebook of one cell, and templates that replace those of Voilà."""
+"""A notebook of one cell, and templates that replace those of Voilà; in ``login`` one of Jupyter Server's."""
 RESULTS_VARIABLE = "WORKBENCH_RESULTS"
 """Environment variable that tells the page what to show."""
+MAX_PORT = 65_535
+PORTS_TRIED = 50
 CHECK_SECONDS, UNUSED_SECONDS = 15, 120
 """Between two looks for kernels without a page, and how long one may be without: opening takes a while."""
 
@@ -37,9 +40,10 @@ def serve(
         browser: whether to open a browser.
 
     Raises:
-        ConfigError: when the folder does not exist, or no port is free.
+        ConfigError: when the folder does not exist, the address is not one of this machine, or no port is free.
     """
     what = Path(what).resolve()
+    require(0 < port <= MAX_PORT, "port", got=port, expected=f"1 to {MAX_PORT}")
     if not what.is_dir():
         raise ConfigError.at(str(what), got="no such folder", expected="a folder of results, or of one ablation")
     if token == "":
@@ -76,6 +80,7 @@ def serve(
                 address = f"http://{ip}:{self.port}/?token={token}"
                 print(f"{what} at {address}   (Ctrl-C stops the server; training continues)", flush=True)
 
+            self.app.settings["jinja2_env"].loader.searchpath.insert(0, str(PAGE / "login"))
             unused = UnusedKernels(self.kernel_manager)
             IOLoop.current().add_callback(announce)
             PeriodicCallback(unused.shut_down, 1000 * CHECK_SECONDS).start()
@@ -119,11 +124,20 @@ class UnusedKernels:
 
 
 def _free(ip: str, port: int) -> int:
-    for candidate in range(port, port + 50):
-        with socket.socket() as probe:
+    """The first free port from ``port`` on."""
+    for candidate in range(port, min(port + PORTS_TRIED, MAX_PORT + 1)):
+        with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
             try:
                 probe.bind((ip, candidate))
-            except OSError:
+            except (socket.gaierror, UnicodeError):
+                break
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    break
                 continue
             return candidate
-    raise ConfigError.at("port", got=port, expected="a free port within the next 50", do="Choose another one.")
+    else:
+        expected = f"a free port, from this one to {min(port + PORTS_TRIED - 1, MAX_PORT)}"
+        raise ConfigError.at("port", got=port, expected=expected, do="Choose another one.")
+    do = "127.0.0.1 admits this machine only."
+    raise ConfigError.at("ip", got=ip, expected="an address of this machine", do=do)

@@ -7,9 +7,10 @@ panels to open at first are named here.
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ipywidgets as widgets
 
-from workbench import formatting
 from workbench.compat import answer_beside_cells
 from workbench.config import ConfigError
 from workbench.dashboards.export import IMAGES, SIZES, Width, export_figure, exported_tables
@@ -32,6 +32,7 @@ from workbench.dashboards.templates import caption, render
 from workbench.dashboards.view import PlannedRun, ResultsFolder, RunView
 from workbench.files import read_json
 from workbench.paper import export_table, provenance_line
+from workbench.status import RETRYABLE
 
 if TYPE_CHECKING:
     from workbench.ablation.ablation import Ablation
@@ -45,6 +46,8 @@ EXPORTS: dict[str, str] = {
     "html": "HTML report",
 }
 """Ending of a file, of an image also its width -> its name in the list of formats."""
+WAITING = render("waiting.html")
+"""Stands where the board will be; after ten seconds without a board it asks the reader to reload the page."""
 
 
 def dashboard(what: RunView | Ablation | str | Path = "results", refresh: float = 2.0) -> Dashboard:
@@ -96,32 +99,48 @@ class Dashboard(widgets.VBox):
         """What the open panel shows."""
         self._lock, self._stopped = threading.RLock(), threading.Event()
         self._snapshot: Snapshot | None = None
+        self._state = ""  # of the run, as the header shows it
         self._panels: dict[str, Panel] = {cls.Config.model_fields["kind"].default: cls() for cls in ordered_panels()}
         self._controls: dict[str, dict[str, Any]] = {}  # panel -> field of its settings -> control
         self._is_showing = False  # whether controls change because the page does, not the reader
         self._rows: dict[str, list[Any]] = {}  # panel -> its controls and its button
         self._heading = widgets.HTML(layout={"min_height": "104px"})
-        self.message = widgets.HTML(layout={"min_height": "24px"})
+        self.message = widgets.HTML(layout={"min_height": "32px"})
         self.board = Board(self._on_event)
-        self.tabs = widgets.ToggleButtons(style={"button_width": "104px"})
+        self.tabs = widgets.ToggleButtons(style={"button_width": "auto"})
         self.views = widgets.ToggleButtons(style={"button_width": "170px"})
         """The panels of the open tab, where there are several."""
         row = {"flex_flow": "row wrap", "align_items": "center"}
         self._settings_row = widgets.HBox(layout={**row, "min_height": "42px", "grid_gap": "12px"})
+        self._has_chosen = False  # the reader has chosen a panel
+        self._is_choosing = False  # tabs and views are being changed, not by the reader
+        self._was_finished: bool | None = None
+        waiting = widgets.HTML(WAITING)
+        waiting.add_class("wb-waiting")
         self._make_actions()
         self._open(what)
         if launches is not None:
             self.ablation, self.workers.value = launches, launches.workers
         super().__init__(
-            [self._heading, self._actions, self.message, self.tabs, self._settings_row, self.board],
+            [
+                self._heading,
+                self._actions,
+                self.message,
+                self.tabs,
+                self._settings_row,
+                waiting,
+                self.board,
+            ],
             layout={"width": "100%", "overflow": "visible"},
         )
         self.add_class("workbench-dashboard")
         answer_beside_cells(self)
-        self._set_tabs()
         self.tabs.observe(self._on_tab, "value")
-        self.views.observe(self._redraw, "value")
-        self.open_panel(panel or self._suitable_panel())
+        self.views.observe(self._on_view, "value")
+        with self._unchosen():
+            self._set_tabs()
+            self._open_panel(panel or self._suitable_panel())
+        self._has_chosen = panel is not None
         self.refresh_once()
         self._thread = threading.Thread(target=self._keep_refreshing, name="dashboard", daemon=True)
         if refresh > 0:
@@ -154,11 +173,15 @@ class Dashboard(widgets.VBox):
         return self._controls[self.panel_name]
 
     def open_panel(self, name: str) -> None:
-        """Open the panel ``name``.
+        """Open the panel ``name``, which stays open when the run ends.
 
         Raises:
             ConfigError: when it does not apply to this run.
         """
+        self._open_panel(name)
+        self._has_chosen = True
+
+    def _open_panel(self, name: str) -> None:
         for tab, panels in self._tabs().items():
             if name in panels:
                 self.tabs.value = tab
@@ -180,9 +203,11 @@ class Dashboard(widgets.VBox):
                 rows.clear()
             self.queries.clear()
             self.columns.clear()
-            self._snapshot = None
-            self._set_tabs()
-            self.open_panel(self._suitable_panel())
+            self._snapshot = self._was_finished = None
+            with self._unchosen():
+                self._set_tabs()
+                self._open_panel(self._suitable_panel())
+            self._has_chosen = False
         self.refresh_once()
         self._wake()
 
@@ -225,12 +250,46 @@ class Dashboard(widgets.VBox):
         return tabs
 
     def _set_tabs(self) -> None:
-        self.tabs.options = list(self._tabs())
-        self._on_tab()
+        """Offer the panels that apply to the run, with the number of rows where a panel counts them; the open one stays
+        open."""
+        options, tips = [], []
+        for tab, names in self._tabs().items():
+            counts = [self._panels[name].count(self._snapshot) for name in names] if self._snapshot else []
+            number = sum(filter(None, counts))
+            options.append((f"{tab} ({number})" if number else tab, tab))
+            tips.append(inspect.cleandoc(self._panels[names[0]].__doc__ or "").partition("\n")[0])
+        if options == list(self.tabs.options):
+            return
+        tab, view = self.tabs.value, self.views.value
+        with self._unchosen():
+            self.tabs.options, self.tabs.tooltips = options, tips
+            if tab in dict(options).values():
+                self.tabs.value = tab
+            self._show_views()
+            if view in dict(self.views.options).values():
+                self.views.value = view
 
-    def _on_tab(self, change: Any = None) -> None:
+    @contextmanager
+    def _unchosen(self) -> Iterator[None]:
+        """Within, tabs and views change without the reader."""
+        before, self._is_choosing = self._is_choosing, True
+        try:
+            yield
+        finally:
+            self._is_choosing = before
+
+    def _show_views(self) -> None:
         names = self._tabs().get(self.tabs.value, [])
         self.views.options = [(self._panels[name].title, name) for name in names]
+
+    def _on_tab(self, change: Any) -> None:
+        self._has_chosen = self._has_chosen or not self._is_choosing
+        with self._unchosen():
+            self._show_views()
+        self._redraw()
+
+    def _on_view(self, change: Any) -> None:
+        self._has_chosen = self._has_chosen or not self._is_choosing
         self._redraw()
 
     def _show_controls(self, run: Snapshot) -> None:
@@ -291,6 +350,7 @@ class Dashboard(widgets.VBox):
         self.launch_button = _button("Launch", launch_tip, self.launch)
         stop_tip = "Workers write checkpoints and end; “Resume” continues"
         self.stop_button = _button("Stop", stop_tip, self.stop_workers)
+        self.workers.observe(lambda change: self._enable_actions(), "value")
         formats = [(text, kind) for kind, text in EXPORTS.items()]
         self.export_kind = widgets.Dropdown(options=formats, layout={"width": "130px"})
         self.export_button = _button("Export", "Write what this panel shows to a file", self.export)
@@ -320,8 +380,10 @@ class Dashboard(widgets.VBox):
             run = ablation.launch(self.workers.value, self._log)
             with self._lock:
                 self.run, self._snapshot = run, None
+                self._set_tabs()
                 if self.panel_name == "cost":
-                    self.open_panel("curves")
+                    with self._unchosen():
+                        self._open_panel("curves")
             state = "Every run has already ended." if run.finished else f"{len(run.workers())} workers are running."
             caution = run.record.config.confirmation.caution
             self._log(" ".join([state, *([caution] if caution else []), *run.record.announced]))
@@ -456,6 +518,11 @@ class Dashboard(widgets.VBox):
                     self._status(f"The folder {self.run.folder} was deleted; the panel shows what was read last.")
                     return True
                 self._snapshot = Snapshot(self.run, self._snapshot)
+                self._set_tabs()
+                if self._snapshot.finished and self._was_finished is False and not self._has_chosen:
+                    with self._unchosen():
+                        self._open_panel(self._suitable_panel())
+                self._was_finished = self._snapshot.finished
                 self._draw()
                 self._show_header(self._snapshot)
                 return not self._snapshot.finished
@@ -547,21 +614,39 @@ class Dashboard(widgets.VBox):
     def _show_header(self, run: Snapshot) -> None:
         if not run.arms:
             self._heading.value = render("heading.html", name=run.name, below=str(run.results), progress=None)
-            self.stop_button.disabled = self.launch_button.disabled = True
+        else:
+            progress = overall_progress(run)
+            self._state = state = progress.state
+            self._heading.value = render(
+                "heading.html",
+                name=run.name,
+                below=run.question,
+                progress=progress,
+                state=f"{state} (no worker is alive; “Resume” starts them again)" if state == "not running" else state,
+            )
+        self._enable_actions()
+
+    def _enable_actions(self) -> None:
+        """Enable the buttons that can act on the run as it is, under the name of what they would do."""
+        run = self._snapshot
+        if run is None or not run.arms or run.archived:  # an archive cannot be trained further
+            self.launch_button.disabled = self.stop_button.disabled = self.workers.disabled = True
             return
-        progress = overall_progress(run)
-        state = progress.state
-        self._heading.value = render(
-            "heading.html",
-            name=run.name,
-            below=run.question,
-            progress=progress,
-            state=f"{state} (no worker is alive; “Resume” starts them again)" if state == "not running" else state,
-            left=f", about {formatting.duration(progress.seconds_left)} left" if progress.seconds_left else "",
-        )
-        self.stop_button.disabled = state != "running"
-        self.launch_button.description = "Launch" if state in ("not launched", "finished") else "Resume"
-        self.launch_button.disabled = run.archived  # an archive cannot be trained further
+        state = self._state
+        self.stop_button.disabled = state not in ("running", "starting")
+        can_launch = self.ablation is not None or run.launched
+        if state == "finished":  # failures that say nothing about the model are run again
+            can_launch = can_launch and bool(run.runs()["status"].is_in(RETRYABLE).any())
+        elif state in ("running", "starting"):
+            can_launch = state == "running" and self.workers.value > len(run.workers())
+        names = {
+            "not launched": "Launch",
+            "finished": "Retry failed" if can_launch else "Launch",
+            "running": "Add workers",
+        }
+        self.launch_button.description = names.get(state, "Resume")
+        self.launch_button.disabled = not can_launch
+        self.workers.disabled = not can_launch and state != "running"
 
     def _status(self, text: str) -> None:
         """Show ``text`` in the header, in place of the state."""

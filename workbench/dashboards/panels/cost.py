@@ -35,9 +35,13 @@ QUANTITIES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "tuned": ("tuned fields", formatting.count),
     "searched": ("tuning trials", formatting.count),
     "trials": ("runs", formatting.count),
-    "seconds_per_trial": ("time, one run, estimate", formatting.duration),
-    "measured_seconds": ("time, one run, measured", formatting.duration),
-    "spent_seconds": ("time, all runs so far", formatting.duration),
+    "seconds_per_trial": ("training, one run, estimate", formatting.duration),
+    "measured_seconds": ("training, one run, measured", formatting.duration),
+    "spent_seconds": ("training, all runs so far", formatting.duration),
+    "startup_seconds": ("start-up, one run, estimate", formatting.duration),
+    "evaluation_seconds": ("evaluations while training, estimate", formatting.duration),
+    "report_seconds": ("report documents, one run, estimate", formatting.duration),
+    "seconds_total": ("all runs, one worker, estimate", formatting.duration),
     "solved": ("set by the budget", lambda text: text or formatting.UNKNOWN),
     "residual": ("off budget", formatting.share),
 }
@@ -79,6 +83,8 @@ def _cost_grid(run: Snapshot, table: pl.DataFrame) -> Grid:
     """One row per quantity and one column per arm; for many arms transposed."""
     styles = style.arm_styles(run)
     shown = {name: how for name, how in QUANTITIES.items() if name in table.columns}
+    if "startup_seconds" not in shown:  # a card of an earlier version, whose total is that of training alone
+        shown.pop("seconds_total", None)
     cells = {name: [Cell(text(value), value) for value in table[name]] for name, (_, text) in shown.items()}
     arms = table["arm"].to_list()
     if len(arms) <= MAX_ARM_COLUMNS:

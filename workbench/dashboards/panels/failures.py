@@ -76,6 +76,9 @@ class Failures(Panel):
     order = 90
     report = {"Failures": {}}
 
+    def count(self, run: Snapshot) -> int:
+        return len(failure_table(run))
+
     def blocks(self, run: Snapshot) -> list[Block]:
         if page := run_page(run, self.settings.run):
             return page

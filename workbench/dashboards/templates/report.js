@@ -8,7 +8,7 @@ function draw(name, printing) {
     font: {color: ink(false)}};
   figure.layout.autosize = true;
   Plotly.react(name, figure.data, figure.layout,
-    {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]});
+    {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"], plotlyServerURL: ""});
 }
 const drawAll = printing => Object.keys(all).forEach(name => draw(name, printing));
 for (const source of document.querySelectorAll("script[data-for]")) {
