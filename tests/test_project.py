@@ -73,6 +73,13 @@ def test_notebook_runs_top_to_bottom(name: str, tmp_path: Path) -> None:
     assert name != "00_quickstart.ipynb" or ("Report:" in printed and "bits per byte" in printed)
 
 
+def test_the_readme_quotes_a_verdict_of_the_results() -> None:
+    quoted = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert quoted, "README.md shows no verdict"
+    verdict = (ROOT / "results/ablations/scmoe/verdict.md").read_text()
+    assert all(part.strip() in verdict for part in quoted[1].split("\n\n"))
+
+
 def commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
