@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -533,3 +534,13 @@ class AblationRun:
             timeout: seconds; default without limit.
         """
         return self.pool.wait(timeout)
+
+    def __await__(self) -> Generator[Any, None, AblationRun]:
+        """``await run`` in a notebook: wait as :meth:`wait` does while the kernel stays responsive. Returns the run."""
+
+        async def ended() -> AblationRun:
+            while not self.finished and (self.workers() or self.waiting_workers()):
+                await asyncio.sleep(0.5)
+            return self
+
+        return ended().__await__()

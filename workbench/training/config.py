@@ -503,7 +503,8 @@ def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about:
     Args:
         config: the run.
         data: fingerprint of its prepared data.
-        arm, stage: its role in the ablation.
+        arm: its arm in the ablation.
+        stage: its stage in the ablation.
         about: further fields of :class:`RunRecord`.
     """
     config = config.pinned()
