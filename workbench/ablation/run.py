@@ -245,7 +245,10 @@ class AblationRun:
 
     def provenance(self) -> dict[str, str]:
         """Where the numbers come from: code, device, versions, data."""
-        return dict(self.record.provenance)
+        recorded = dict(self.record.provenance)
+        if recorded.get("code") == "not installed":  # written by versions that knew neither a commit nor a hash
+            recorded["code"] = "version not recorded"
+        return recorded
 
     def deviations(self) -> list[dict[str, Any]]:
         """What was changed after launch in how the runs are read: ``what``, ``when``, ``why``."""
