@@ -147,6 +147,11 @@ class AblationRun:
         return self.record.identity
 
     @property
+    def configuration(self) -> dict[str, Any]:
+        """The fields of its YAML file, as launched."""
+        return self.record.config.model_dump(mode="json", serialize_as_any=True, exclude_unset=True)
+
+    @property
     def question(self) -> str:
         return self.record.config.question
 
