@@ -8,7 +8,10 @@ function draw(name, printing) {
   figure.layout.hoverlabel = {...figure.layout.hoverlabel, bgcolor: dark.matches ? "#2a2a2b" : "#fff",
     font: {color: ink(false)}};
   figure.layout.autosize = !printing;
-  if (printing) figure.layout.width = 680; // what fits on a page of A4 or letter
+  if (printing) { // what fits on a page of A4 or letter, with room for labels that end beyond the axis
+    figure.layout.width = 680;
+    figure.layout.margin = {...figure.layout.margin, r: 70};
+  }
   Plotly.react(name, figure.data, figure.layout,
     {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"], plotlyServerURL: ""});
 }
