@@ -59,7 +59,7 @@ REFERENCE = {
     "Contract of an extension": ("workbench.contract", "workbench.registry", "workbench.config", "workbench.metric"),
     "Conformance suites": ("workbench.testing.*",),
     "Mixers": ("workbench.mixers.*",),
-    "Feed-forwards and embeddings": ("workbench.feedforwards.*", "workbench.embeddings.*"),
+    "Feed-forwards and embeddings": ("workbench.feedforwards.*", "workbench.embeddings.*", "workbench.residuals.*"),
     "Optimisers, guards, parametrisations": (
         "workbench.optimisers.*",
         "workbench.guards.*",

@@ -26,8 +26,8 @@ __all__ = ["Listed", "compare", "doctor", "ledger", "listing", "run_table", "tab
 
 
 def variants(name: str | None = None) -> Variants:
-    """Registered mixers, feed-forwards, embeddings, residuals, decoding policies, data sources, corpora, evaluation suites
-    and launchers.
+    """Registered mixers, feed-forwards, embeddings, residuals, decoding policies, data sources, corpora, evaluation
+    suites and launchers.
 
     Args:
         name: those of this name only.
