@@ -15,7 +15,7 @@ from workbench.config import ConfigError
 
 
 def test_variants_prints_a_line_each_with_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.cli.installed.console.width", 200)
+    monkeypatch.setattr("workbench.cli.installed.console.width", 300)
     lines = CliRunner().invoke(cli.app, ["variants"]).output.splitlines()
     (kda,) = (line for line in lines if line.strip().startswith("kda "))
     assert "Kimi Delta Attention" in kda and "2510.26692" in kda
