@@ -63,6 +63,15 @@ def test_notebooks_carry_no_outputs() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("notebooks/*.ipynb")))
+def test_notebook_states_its_duration_and_ends_with_a_conclusion(name: str) -> None:
+    cells = json.loads((ROOT / "notebooks" / name).read_text())["cells"]
+    assert re.search(r"\*About .* (seconds|minutes?) on two CPU cores", "".join(cells[0]["source"]))
+    assert cells[-1]["cell_type"] == "markdown" and "".join(cells[-1]["source"]).startswith("## What was learnt")
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert ".wait(" not in code, "a cell that blocks the kernel; await run"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("notebooks/*.ipynb")))
 def test_notebook_runs_top_to_bottom(name: str, tmp_path: Path) -> None:
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
     for cell in notebook.cells:
@@ -70,7 +79,34 @@ def test_notebook_runs_top_to_bottom(name: str, tmp_path: Path) -> None:
             cell.source = f"overrides = {SMALL!r}\nresults = {str(tmp_path)!r}"
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    shown = [output.get("data", {}).get("text/plain") for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert "True" not in [*shown, *printed.splitlines()]
     assert name != "00_quickstart.ipynb" or ("Report:" in printed and "bits per byte" in printed)
+
+
+def test_lab_opens_copies_of_the_notebooks_that_git_ignores(tmp_path: Path) -> None:
+    for name in ("notebooks", "Makefile"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    jupyter = tmp_path / "venv" / "bin" / "jupyter"
+    jupyter.parent.mkdir(parents=True)
+    jupyter.write_text('#!/bin/sh\necho "$@"\n')
+    jupyter.chmod(0o755)
+    (tmp_path / "my_notebooks").mkdir()
+    (tmp_path / "my_notebooks" / "01_attention.ipynb").write_text("what I changed")
+    lab = ["make", "lab", f"VENV={tmp_path / 'venv'}", "-o", f"{tmp_path / 'venv'}/installed"]
+    answer = subprocess.run(lab, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "my_notebooks/00_quickstart.ipynb" in answer.stdout
+    copies = {path.name: path.read_text() for path in (tmp_path / "my_notebooks").iterdir()}
+    shipped = {path.name: path.read_text() for path in ROOT.glob("notebooks/*.ipynb")}
+    assert copies == {**shipped, "01_attention.ipynb": "what I changed"}
+    assert "my_notebooks/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_readme_quotes_a_verdict_of_the_results() -> None:
+    quoted = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert quoted, "README.md shows no verdict"
+    verdict = (ROOT / "results/ablations/scmoe/verdict.md").read_text()
+    assert all(part.strip() in verdict for part in quoted[1].split("\n\n"))
 
 
 def commands() -> list[str]:

@@ -208,7 +208,21 @@ class Config(BaseModel, metaclass=_ConfigMeta):
         Raises:
             ConfigError: listing every mistake.
         """
-        return cls.parse(apply_overrides(read_yaml(path), overrides))
+        data = read_yaml(path)
+        cls.check_kind(data, str(path))
+        return cls.parse(apply_overrides(data, overrides))
+
+    @classmethod
+    def check_kind(cls, data: Mapping[str, Any], origin: str) -> None:
+        """Check that a file is one of this configuration and not of another. Default: nothing is checked.
+
+        Args:
+            data: the content of the file.
+            origin: its path, for the error.
+
+        Raises:
+            ConfigError: for a file of another kind, with the command that reads it.
+        """
 
     def changed(self, **changes: Any) -> Self:
         """A validated copy with some fields replaced."""
@@ -365,7 +379,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         parent = shipped(path.parent)
         siblings = [p.name for p in parent.glob("*.y*ml")] if parent.is_dir() else []
         got = "a folder" if path.is_dir() else "no such file"
-        raise ConfigError.at(str(path), got=got, expected="a YAML file", do=nearest(path.name, siblings))
+        stems = {Path(name).stem: name for name in siblings}  # the endings are alike and say nothing
+        match = get_close_matches(path.stem, stems, n=1, cutoff=0.6)
+        do = f"Nearest valid name: {stems[match[0]]!r}." if match else ""
+        raise ConfigError.at(str(path), got=got, expected="a YAML file", do=do)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 from dashboards.browser import needs_browser
 from dashboards.browser import page as page_of
 from dashboards.fake import FakeRun
+from ruamel.yaml import YAML
 
+from workbench.ablation.run import AblationRun
+from workbench.ablation.spec.ablation import AblationConfig
 from workbench.dashboards import write_report
 
 ODD = "<img src=x onerror=alert(1)>"
@@ -18,7 +22,7 @@ ODD = "<img src=x onerror=alert(1)>"
 def text_of(path: Path) -> str:
     """The page without plotly.js."""
     page = path.read_text(encoding="utf-8")
-    return page[: page.index("<script>")] + page[page.index("</head>") :]
+    return page[: page.index("<script ")] + page[page.index("</head>") :]
 
 
 @pytest.fixture
@@ -95,3 +99,46 @@ def test_report_in_a_browser(tmp_path: Path, scheme: str) -> None:
         assert view.evaluate("document.documentElement.scrollWidth") <= 1280, "nothing sticks out"
         assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
         assert complaints + view.errors == []
+
+
+NEEDLE = Path(__file__).parents[2] / "results/ablations/needle"
+
+
+def test_a_reader_sees_what_was_compared_declared_and_changed_and_can_run_it_again(tmp_path: Path) -> None:
+    path = write_report(AblationRun(NEEDLE), tmp_path / "report.html")
+    page = text_of(path)
+    assert path.stat().st_size < 3e6
+    assert "No arm is better than full" in page
+    section = page[page.index("<h2>What was compared") : page.index("<h2>Differences")]
+    assert "model.mixers.sliding.window: 32" in section
+    assert "data.lengths: [80, 96, 128, 192]" in section
+    assert "Declared at launch, 2026-11-27" in section and "Changed after the launch" in section
+    assert "workbench run needle-again.yaml" in section
+    file = re.search("<pre>(.*?)</pre>", section, flags=re.S)
+    assert file
+    again = AblationConfig.parse(YAML(typ="safe").load(html.unescape(file[1])))
+    assert again.changed(name="needle").identity == AblationRun(NEEDLE).record.config.identity
+
+
+def test_a_report_names_no_database(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    launch = {"storage": "postgresql://user:secret@host/db"}
+    run.configuration = {"name": "a", "arms": {arm: {} for arm in run.arms}, "launch": launch}
+    assert "secret" not in text_of(write_report(run, tmp_path / "report.html"))
+
+
+@needs_browser
+@pytest.mark.browser
+def test_on_paper_figures_are_as_wide_as_the_page(tmp_path: Path) -> None:
+    path = write_report(FakeRun(tmp_path), tmp_path / "report.html")
+    with page_of() as view:
+        view.goto(path.as_uri())
+        view.locator(".js-plotly-plot").first.wait_for()
+        view.evaluate("dispatchEvent(new Event('beforeprint'))")
+        widths = view.evaluate(
+            "[...document.querySelectorAll('.main-svg')].map(svg => svg.getBoundingClientRect().width)"
+        )
+        assert max(widths) <= 680
+        view.evaluate("dispatchEvent(new Event('afterprint'))")
+        view.wait_for_function("document.querySelector('.main-svg').getBoundingClientRect().width > 800")
+        assert not view.errors

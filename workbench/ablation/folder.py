@@ -268,6 +268,24 @@ class Looks(BaseModel):
     looks: list[LookRecord]
 
 
+def _nearest_ablation(path: Path) -> str:
+    """Advice for a path without an ablation: what it may have meant, archives included."""
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return f"Run the file first: workbench run {path}"
+    if (path / "run.json").exists():
+        return "It is a single run; workbench status reads it."
+    inside = sorted(other.parent.name for other in path.glob("*/ablation.json"))
+    if inside:
+        return f"It has ablations in it: {', '.join(inside)}."
+    found = {
+        str(other.parent.relative_to(path.parent)): other.parent.name
+        for pattern in ("*/ablation.json", "ablations/*/ablation.json")
+        for other in path.parent.glob(pattern)
+    }
+    exact = [where for where, name in found.items() if name == path.name]
+    return f"There is an archive: {path.parent / exact[0]}" if exact else nearest(path.name, found)
+
+
 class AblationFolder:
     """The folder of a launched ablation.
 
@@ -314,12 +332,11 @@ class AblationFolder:
         """
         path = self.path / "ablation.json"
         if not self.exists:
-            others = [other.parent.name for other in self.path.parent.glob("*/ablation.json")]
             raise ConfigError.at(
                 str(self.path),
-                got="no ablation",
-                expected="a folder that `workbench run` created",
-                do=nearest(self.name, others),
+                got="no ablation" if self.path.exists() else "no such folder",
+                expected="a folder that `workbench run` created, or an archive",
+                do=_nearest_ablation(self.path),
             )
         do = (
             "Restore it from a copy. Without one, `workbench run` with the ablation's file writes it again: no run is "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,6 +147,11 @@ class AblationRun:
         return self.record.identity
 
     @property
+    def configuration(self) -> dict[str, Any]:
+        """The fields of its YAML file, as launched."""
+        return self.record.config.model_dump(mode="json", serialize_as_any=True, exclude_unset=True)
+
+    @property
     def question(self) -> str:
         return self.record.config.question
 
@@ -244,7 +250,10 @@ class AblationRun:
 
     def provenance(self) -> dict[str, str]:
         """Where the numbers come from: code, device, versions, data."""
-        return dict(self.record.provenance)
+        recorded = dict(self.record.provenance)
+        if recorded.get("code") == "not installed":  # written by versions that knew neither a commit nor a hash
+            recorded["code"] = "version not recorded"
+        return recorded
 
     def deviations(self) -> list[dict[str, Any]]:
         """What was changed after launch in how the runs are read: ``what``, ``when``, ``why``."""
@@ -533,3 +542,13 @@ class AblationRun:
             timeout: seconds; default without limit.
         """
         return self.pool.wait(timeout)
+
+    def __await__(self) -> Generator[Any, None, AblationRun]:
+        """``await run`` in a notebook: wait as :meth:`wait` does while the kernel stays responsive. Returns the run."""
+
+        async def ended() -> AblationRun:
+            while not self.finished and (self.workers() or self.waiting_workers()):
+                await asyncio.sleep(0.5)
+            return self
+
+        return ended().__await__()

@@ -75,7 +75,10 @@ def launch(
     """Launch or resume an ablation and return at once; its trials are processes of their own.
 
     Args:
-        file, overrides, results, progress: as in :func:`cost`.
+        file: as in :func:`cost`.
+        overrides: as in :func:`cost`.
+        results: as in :func:`cost`.
+        progress: as in :func:`cost`.
         workers: worker processes; default ``launch.workers`` of the file.
 
     Raises:

@@ -480,14 +480,33 @@ class Variant(Answer):
     kind: str
     name: str
     description: str
+    paper: str
+    """arXiv number of the paper that its file begins with; "" if it names none."""
     settings: list[str]
     capabilities: list[str]
+    documentation: str
+    """What its file says about it: definition, what is published, what is our choice."""
+    fields: list[Row]
+    """``name``, ``default`` and ``description`` of every setting."""
+    source: str
+    """Its file."""
 
 
 class Variants(Answer):
     """What can be compared."""
 
     variants: list[Variant]
+
+
+class Check(Answer):
+    """One thing that was checked on this machine."""
+
+    name: str
+    state: Literal["ok", "missing", "optional"]
+    """``missing``: something does not work without it; ``optional``: missing too, but most work does not need it."""
+    found: str
+    fix: str
+    """What to do; "" where nothing is missing."""
 
 
 class Doctor(Answer):
@@ -497,14 +516,17 @@ class Doctor(Answer):
     variants: list[str]
     free_disk_gb: float
     broken_plugins: dict[str, str]
+    checks: list[Check]
 
     @property
     def exit_code(self) -> int:
-        return FAILED if self.broken_plugins or self.free_disk_gb < MIN_DISK_GB else OK
+        return FAILED if any(check.state == "missing" for check in self.checks) else OK
 
 
 MIN_DISK_GB = 2
 """Least free disk space."""
+MIN_MEMORY_GB = 2
+"""Least free memory: two small trials on a CPU, with the processes that start them."""
 
 
 class Schemas(Answer):

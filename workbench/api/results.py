@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workbench.api.answers import Comparison, Doctor, Ledger, RunTable, Variant, Variants, plain, plain_rows
-from workbench.config import ConfigError
+from workbench.config import ConfigError, nearest, require
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,52 +25,79 @@ Row = dict[str, Any]
 __all__ = ["Listed", "compare", "doctor", "ledger", "listing", "run_table", "table", "variants"]
 
 
-def variants() -> Variants:
-    """Registered mixers, feed-forwards, embeddings, residuals, decoding policies, data sources, corpora, launchers."""
+def variants(name: str | None = None) -> Variants:
+    """Registered mixers, feed-forwards, embeddings, residuals, decoding policies, data sources, corpora, evaluation
+    suites and launchers.
+
+    Args:
+        name: those of this name only.
+
+    Raises:
+        ConfigError: if nothing has that name.
+    """
     from workbench.ablation.spec.launch import launchers
     from workbench.contract import embeddings, feedforwards, mixers, residuals
     from workbench.data import sources
     from workbench.data.corpora import corpora
     from workbench.decoding.policy import policies
+    from workbench.evaluation.suites import suites
 
     registries: list[Registry[Any]] = [
-        mixers,
-        feedforwards,
-        embeddings,
-        residuals,
-        policies,
-        sources,
-        corpora,
-        launchers,
+        *(mixers, feedforwards, embeddings, residuals),
+        *(policies, sources, corpora, suites, launchers),
     ]
-    return Variants(variants=[_variant(registry, name) for registry in registries for name in registry])
+    names = {each for registry in registries for each in registry}
+    known = name is None or name in names
+    do = "" if known else nearest(name, names)
+    require(known, "name", got=name, expected="something that `workbench variants` lists", do=do)
+    return Variants(
+        variants=[_variant(registry, each) for registry in registries for each in registry if name in (None, each)]
+    )
 
 
 def _variant(registry: Registry[Any], name: str) -> Variant:
     cls = registry[name]
     capabilities = getattr(cls, "capabilities", None)
+    documentation = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")
+    paper = re.search(r"arXiv (\d{4}\.\d{4,5})", documentation.partition("\n\n")[0])
+    fields = [
+        {
+            "name": field,
+            "default": None if info.is_required() else plain(info.get_default(call_default_factory=True)),
+            "description": info.description or "",
+        }
+        for field, info in cls.Config.model_fields.items()
+        if field != "kind"
+    ]
     return Variant(
         kind=registry.noun,
         name=name,
         description=(cls.__doc__ or "").strip().splitlines()[0],
-        settings=[field for field in cls.Config.model_fields if field != "kind"],
+        paper=paper[1] if paper else "",
+        settings=[field["name"] for field in fields],
         capabilities=[word for word in ("causal", "segments", "decode") if getattr(capabilities, word, False)],
+        documentation=documentation,
+        fields=fields,
+        source=str(inspect.getsourcefile(cls)),
     )
 
 
 def doctor() -> Doctor:
-    """This machine: versions, device, plug-ins, space."""
+    """This machine: versions, device, plug-ins, space, and what is missing for what."""
+    from workbench.api.machine import checks
     from workbench.contract import feedforwards, mixers
     from workbench.environment import environment
     from workbench.registry import broken_plugins
 
     where = environment()
     libraries = where.pop("libraries")
+    found = [*mixers, *feedforwards]  # loads plug-ins, broken ones too
     return Doctor(
         environment={name: str(value) for name, value in {**where, **libraries, "cores": os.cpu_count()}.items()},
-        variants=[*mixers, *feedforwards],
+        variants=found,
         free_disk_gb=shutil.disk_usage(".").free / 1e9,
         broken_plugins=dict(broken_plugins),
+        checks=checks(broken_plugins),
     )
 
 

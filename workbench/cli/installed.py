@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Annotated, Any
 
 import typer
@@ -10,31 +11,74 @@ from rich.table import Table
 from rich.text import Text
 
 from workbench.api import results as api
-from workbench.api.answers import MIN_DISK_GB, Doctor, Schemas, Variants, error_schema, schema_of
-from workbench.cli.output import console
+from workbench.api.answers import Doctor, Schemas, Variant, Variants, error_schema, schema_of
+from workbench.cli.output import console, print_line
 
 
-def variants() -> Variants:
-    """List registered mixers, feed-forwards, embeddings, decoding policies, data sources, corpora and launchers."""
-    found = api.variants()
-    table = Table("kind", "name", "description and settings", "capabilities")
-    for variant in found.variants:
-        described = Text.assemble(variant.description, (f"\n{', '.join(variant.settings)}", "dim"))
-        table.add_row(variant.kind, variant.name, described, "\n".join(variant.capabilities))
+def variants(
+    name: Annotated[str | None, typer.Argument(help="One of them, with settings, defaults and source.")] = None,
+) -> Variants:
+    """List what is registered: mixers, feed-forwards, embeddings, decoding policies, data, suites, launchers."""
+    found = api.variants(name)
+    if name is not None:
+        for variant in found.variants:
+            print_line(_details(variant))
+        return found
+    table = Table("name", "description", "paper", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    kinds = dict.fromkeys(variant.kind for variant in found.variants)
+    for kind in kinds:
+        table.add_row(Text(kind, "bold"))
+        for variant in found.variants:
+            if variant.kind == kind:
+                table.add_row(*(f"  {variant.name}", variant.description, variant.paper), _lacks(variant))
     console.print(table)
+    print_line("Settings, defaults and the definition of one: workbench variants NAME. Papers are arXiv numbers.")
     return found
 
 
+CAPABILITIES = {"causal": "not causal", "segments": "documents of a row are not separated", "decode": "no decoding"}
+"""Capability -> what it means to lack it."""
+
+
+def _lacks(variant: Variant) -> str:
+    """What a mixer, a feed-forward or an embedding cannot do; "" for everything else."""
+    if variant.kind not in ("mixer", "feed-forward", "embedding"):
+        return ""
+    return ", ".join(lack for word, lack in CAPABILITIES.items() if word not in variant.capabilities)
+
+
+def _details(variant: Variant) -> str:
+    """A page about one variant."""
+    lines = [f"{variant.name} ({variant.kind})", "", variant.documentation, "", "Settings and defaults:", ""]
+    width = max((len(field["name"]) for field in variant.fields), default=0)
+    for field in variant.fields:
+        default = json.dumps(field["default"], ensure_ascii=False)
+        described = " ".join(field["description"].split())
+        lines += [
+            f"  {field['name']:{width}}  {default}",
+            *textwrap.wrap(described, 100, initial_indent="    ", subsequent_indent="    "),
+        ]
+    lacks = _lacks(variant)
+    lines += ["", *([f"Limits: {lacks}."] if lacks else []), f"Source: {variant.source}", ""]
+    return "\n".join(lines)
+
+
+MARKS = {"ok": "✓", "missing": "✗", "optional": "–"}
+
+
 def doctor() -> Doctor:
-    """Check this machine: versions, device, plug-ins, space."""
+    """Check this machine: what is missing, for what, and how to mend it."""
     found = api.doctor()
-    for name, value in {**found.environment, "variants": ", ".join(found.variants)}.items():
+    for name, value in {**found.environment, "variants": len(found.variants)}.items():
         console.print(f"{name:12s} {value}", highlight=False)
-    free = found.free_disk_gb
-    few = f"  (too little: at least {MIN_DISK_GB} GB are needed)"
-    console.print(f"{'free disk':12s} {free:.1f} GB{'' if free >= MIN_DISK_GB else few}", highlight=False)
-    for name, why in found.broken_plugins.items():
-        console.print(f"broken plug-in {name}: {why}", style="bold", markup=False)
+    console.print()
+    for check in found.checks:
+        console.print(f"{MARKS[check.state]} {check.name:18s} {check.found}", highlight=False, soft_wrap=True)
+        if check.fix:
+            console.print(f"    {check.fix}", highlight=False, soft_wrap=True)
+    missing = sum(check.state == "missing" for check in found.checks)
+    console.print()
+    console.print(f"{missing} problem(s)." if missing else "Ready. What has a dash is optional.")
     return found
 
 

@@ -110,14 +110,19 @@ def compare(
 
 def report(
     folder: Folder,
-    output: Annotated[Path | None, typer.Option(help="File. Default: report.html in the folder.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File. Default: report.html in the folder; of an archive, results/reports/NAME.html."),
+    ] = None,
 ) -> Written:
     """Write the self-contained HTML report."""
     from workbench.ablation.run import AblationRun
     from workbench.dashboards import write_report
 
     launched = AblationRun(folder)
-    return written(write_report(launched, output or launched.folder / "report.html"))
+    # an archive is committed, and the report has 5 MB
+    default = Path("results/reports") / f"{launched.folder.name}.html" if launched.archived else None
+    return written(write_report(launched, output or default or launched.folder / "report.html"))
 
 
 def serve(
@@ -132,6 +137,8 @@ def serve(
     """Serve the dashboard as a web page, by default to this machine only, and behind a token."""
     from workbench.dashboards.live.serve import serve as serve_page
 
+    if any((folder / "ablations").glob("*/ablation.json")):
+        console.print(f"Archives: workbench serve {folder / 'ablations'}", soft_wrap=True)
     serve_page(folder, ip=ip, port=port, token=token, browser=browser)
     return Served(folder=str(folder.absolute()))
 

@@ -47,7 +47,7 @@ class Snapshot:
         self.design = source.design
         self.has_suites, self.scored_at, self.contexts = source.has_suites, source.scored_at, source.contexts
         self.exists, self.launched, self.archived = source.exists, source.launched, source.archived
-        self.results = source.results
+        self.results, self.configuration = source.results, source.configuration
         self.neighbours: Neighbours = previous.neighbours if previous else Neighbours(self.results)
         """The ablations in the same folder of results."""
         self.all_arms = self.arms

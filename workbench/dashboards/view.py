@@ -55,6 +55,10 @@ class RunView(Protocol):
         """Hash of the ablation's configuration."""
 
     @property
+    def configuration(self) -> Mapping[str, Any]:
+        """The fields of the ablation's YAML file as plain data; empty of what is no ablation."""
+
+    @property
     def folder(self) -> Path: ...
 
     @property
@@ -219,6 +223,7 @@ class EmptyRun:
         self.views: dict[str, Sequence[str]] = {}
         self.data_cards: dict[str, Any] = {}
         self.contexts: dict[str, int] = {}
+        self.configuration: Mapping[str, Any] = {}
 
     @property
     def results(self) -> Path:
@@ -312,6 +317,7 @@ class PlannedRun(EmptyRun):
         config = ablation.config
         super().__init__(ablation.folder.resolve(), config.order)
         self.name, self.question, self.identity = config.name, config.question, config.identity
+        self.configuration = config.plain()
         self.seeds, self.tuning = list(config.planned_seeds), config.tuning
         self._planned = {name: arm.planned for name, arm in ablation.arms.items()}
         self.alpha, self.allow_mismatch = config.alpha, config.budget.allow_mismatch

@@ -73,7 +73,8 @@ class Optimiser(ABC):
 
         Args:
             entry: the parameter's entries; not modified.
-            parameter, gradient: positive factors, numbers or tensors that broadcast against the parameter.
+            parameter: factor of the values, positive, a number or a tensor that broadcasts against the parameter.
+            gradient: factor of future gradients, likewise.
         """
         powers = {name: gradient**power for name, power in self.gradient_powers.items()}
         factors: dict[str, Tensor | float] = {**powers, AVERAGE: parameter}

@@ -278,6 +278,18 @@ def _existing(folder: str | Path) -> Path:
         expected="an export, or a checkpoint of another family",
         do="`workbench export` writes one from a run.",
     )
+    export = "workbench export {} exports/{}".format
+    for file, kind, do in (
+        ("ablation.json", "an ablation", export(f"{folder} --best", Path(folder).name)),
+        ("run.json", "a training run", export(folder, Path(folder).name)),
+    ):
+        require(
+            (Path(folder) / CONFIG).exists() or not (Path(folder) / file).exists(),
+            str(folder),
+            got=kind,
+            expected="an export, or a checkpoint of another family",
+            do=f"Export a model first: {do}",
+        )
     return Path(folder)
 
 

@@ -234,6 +234,17 @@ RECORDED_ONLY = ("log_every", "evaluations", "checkpoint_every", "keep_trunk")
 class RunConfig(Config):
     """One training run. Its hash is the run's identity."""
 
+    @classmethod
+    def check_kind(cls, data: Mapping[str, Any], origin: str) -> None:
+        """Refuse the file of an ablation."""
+        require(
+            "arms" not in data,
+            origin,
+            got="an ablation (it has `arms`)",
+            expected="a single training run",
+            do=f"Run it with: workbench run {origin}",
+        )
+
     model: ModelConfig = ModelConfig()
     """The model."""
     data: Annotated[SerializeAsAny[SourceConfig], BeforeValidator(_source)] = Field(default={}, validate_default=True)
@@ -503,7 +514,8 @@ def describe_run(config: RunConfig, data: str, *, arm: str, stage: str, **about:
     Args:
         config: the run.
         data: fingerprint of its prepared data.
-        arm, stage: its role in the ablation.
+        arm: its arm in the ablation.
+        stage: its stage in the ablation.
         about: further fields of :class:`RunRecord`.
     """
     config = config.pinned()

@@ -70,6 +70,13 @@ def archive(run: AblationRun, folder: str | Path) -> Path:
             expected="a finished ablation",
             do="The same `workbench run` command resumes it.",
         )
+    require(
+        run.folder.resolve() not in (folder, *folder.parents),
+        "folder",
+        got=f"{folder}, which is {'' if folder == run.folder.resolve() else 'inside '}the ablation itself",
+        expected="another folder",
+        do=f"Example: workbench archive {run.folder} results/ablations/{run.name}",
+    )
     _check_replaceable(folder, run)
     look = run.look()
     with replacing_folder(folder) as temporary:

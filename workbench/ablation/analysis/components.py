@@ -83,9 +83,10 @@ def variance_terms(
         draws: R.
         seed: of the draws.
 
-    >>> terms = variance_terms(np.array([[1.0, 2.0], [3.0, 4.0]]))  # rows differ by 2, columns by 1, no interaction
-    >>> [round(terms[frozenset(term)].variance, 3) for term in ([0], [1], [0, 1])]
-    [2.0, 0.5, 0.0]
+    Examples:
+        >>> terms = variance_terms(np.array([[1.0, 2.0], [3.0, 4.0]]))  # rows differ by 2, columns by 1, no interaction
+        >>> [round(terms[frozenset(term)].variance, 3) for term in ([0], [1], [0, 1])]
+        [2.0, 0.5, 0.0]
     """
     random, shape = np.random.default_rng(seed), values.shape
     mean_squares: dict[Term, Estimate] = {}

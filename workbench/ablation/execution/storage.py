@@ -78,7 +78,14 @@ def open_storage(folder: Path, heartbeat: float, url: str | None = None) -> RDBS
         if url.startswith("sqlite"):
             raise _unusable(folder / "study.db", error) from None
         raise ConfigError(
-            [Problem("launch.storage", _reason(error), "a database that answers and accepts this user")]
+            [
+                Problem(
+                    "launch.storage",
+                    _reason(error),
+                    "a database that answers and accepts this user",
+                    "Start the server, or correct the address.",
+                )
+            ]
         ) from None
 
 

@@ -7,6 +7,7 @@ checked by :func:`workbench.ablation.arms.resolve`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +58,17 @@ def _size(name: str) -> int:
 
 class AblationConfig(Config):
     """Everything about one ablation. Its hash is its identity."""
+
+    @classmethod
+    def check_kind(cls, data: Mapping[str, Any], origin: str) -> None:
+        """Refuse the file of a single run."""
+        require(
+            "arms" in data or not {"model", "training"} & {*data},
+            origin,
+            got="a single training run (it has no `arms`)",
+            expected="an ablation",
+            do=f"Train it with: workbench train {origin}",
+        )
 
     name: str
     """Name of the folder below results/: letters, digits, dot, dash, underscore."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import io
+import json
+import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
 import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
+from ruamel.yaml import YAML
 
 from workbench.dashboards import style
 from workbench.dashboards.panel import Block, Cell, Figure, Grid, Panel, ordered_panels, with_names
@@ -45,6 +52,8 @@ def report_html(run: RunView) -> str:
         for heading, settings in panel.report.items()
         if panel().applies(run)
     ]
+    if run.configuration:
+        sections.insert(1, ("What was compared", [_design(run)]))
     return render(
         "report.html",
         run=run,
@@ -52,8 +61,45 @@ def report_html(run: RunView) -> str:
         progress=overall_progress(run),
         sections=sections,
         provenance=" · ".join(f"{name} {text}" for name, text in run.provenance().items()),
-        plotly=Markup(get_plotlyjs()),
+        plotly=_packed_plotly(),
     )
+
+
+@cache
+def _packed_plotly() -> str:
+    """plotly.js, compressed; the page's script unpacks it."""
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode("utf-8"))).decode("ascii")
+
+
+def _design(run: Snapshot) -> Markup:
+    """What the arms are, what was declared, what was changed afterwards, and how to run it again."""
+    # how it was launched concerns one machine, and may name a database with its password
+    configuration = {name: value for name, value in run.configuration.items() if name not in ("launch", "deviation")}
+    verdict, text = run.verdict(), io.StringIO()
+    YAML().dump({**configuration, "name": f"{run.name}-again"}, text)
+    return render(
+        "design.html",
+        styles=style.arm_styles(run),
+        arms={arm: _settings(configuration["arms"][arm]) for arm in run.arms},
+        base=_settings(configuration.get("base", {})),
+        declared=verdict.declared if verdict else [],
+        deviations=run.deviations(),
+        command=f"workbench run {shlex.quote(f'{run.name}-again.yaml')}",
+        file=text.getvalue(),
+    )
+
+
+def _settings(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Fields of a run in dotted form: ``model.pattern: sliding``."""
+    return [
+        line
+        for name, value in fields.items()
+        for line in (
+            _settings(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping) and value
+            else [f"{prefix}{name}: {value if isinstance(value, str) and value else json.dumps(value)}"]
+        )
+    ]
 
 
 def _section(panel: type[Panel], run: Snapshot, settings: Mapping[str, Any]) -> list[Markup]:
