@@ -109,7 +109,8 @@ def arm_rows(runs: pl.DataFrame, arms: Sequence[str] = ()) -> list[Row]:
         if not len(best):
             best = trials.sort("selection_value", nulls_last=True).head(1)
         measured = done.filter(pl.col("stage") == Stage.CONFIRMATION)
-        stage = Stage.CONFIRMATION if len(measured) else Stage.TUNING
+        tunes = bool((of_arm["stage"] == Stage.TUNING).any())
+        stage = Stage.TUNING if tunes and not len(measured) else Stage.CONFIRMATION
         if not len(measured):
             measured = best
         settings = [json.loads(frame["hyperparameters"][0] or "{}") for frame in (measured, best) if len(frame)]

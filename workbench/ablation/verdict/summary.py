@@ -25,7 +25,7 @@ from workbench.ablation.verdict.statistics import (
 )
 from workbench.ablation.verdict.verdict import ArmVerdict, Verdict
 from workbench.config import expand_dotted
-from workbench.formatting import count, duration
+from workbench.formatting import MINUS, count, duration
 from workbench.status import Stage
 
 __all__ = ["Badge", "Launched", "NextStep", "Summary", "deciding_interval", "summarise"]
@@ -261,7 +261,8 @@ def _badge(row: ArmVerdict, unit: str) -> Badge:
         value = "" if row.value is None else f"{row.value:.{wording.decimals(row.value_sd)}f} {unit}"
         return Badge(row.arm, row.verdict, value)
     half = None if row.low is None or row.high is None else (row.high - row.low) / 2
-    return Badge(row.arm, row.verdict, f"{row.difference:+z.{wording.decimals(half, row.difference)}f}")
+    places = wording.decimals(half, row.difference)
+    return Badge(row.arm, row.verdict, f"{row.difference:+z.{places}f}".replace("-", MINUS))
 
 
 def _caution(verdict: Verdict) -> str:
@@ -285,7 +286,7 @@ def _steps(verdict: Verdict, arms: Sequence[ArmVerdict], launched: Launched | No
         total = lost + sum(row.seeds for row in verdict.rows)
         steps.append(
             NextStep(
-                f"{lost} of {total} confirmation runs failed; the panel Failures and `workbench table` list the "
+                f"{lost} of {total} confirmation runs failed; the panel Failures and workbench table --runs list the "
                 "reasons. Where the configuration is the cause, such as a learning rate, change it under a new name."
             )
         )

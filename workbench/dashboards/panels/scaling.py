@@ -16,6 +16,7 @@ from workbench.dashboards import style
 from workbench.dashboards.figures.parts import (
     COST_TITLES,
     arm_trace,
+    around,
     band,
     error_bars,
     figure_of,
@@ -97,7 +98,9 @@ class Scaling(FigurePanel):
                 )
             )
         figure = figure_of([*bands, *curves, *points], "" if len(table) else "No finished confirmation runs yet.")
-        figure.update_xaxes(title_text=COST_TITLES[size], type="log")
+        span = around(table[size])
+        limits = None if span is None else [math.log10(end) for end in span]
+        figure.update_xaxes(title_text=COST_TITLES[size], type="log", range=limits)
         figure.update_yaxes(title_text=metric_title(run), type="log")
         return figure.update_layout(legend=legend(run.arms), height=470)
 
