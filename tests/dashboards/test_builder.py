@@ -219,3 +219,36 @@ def test_what_is_typed_is_read_by_its_type() -> None:
 
     assert value_of(str, "1e-3: yes") == "1e-3: yes" and value_of(tuple[int, ...], "1, 2") == [1, 2]
     assert value_of(float | None, "5e-4") == 5e-4 and "YAML" in str(value_of(dict, "{a"))
+
+
+def test_a_layer_takes_named_settings_and_returns_to_the_pattern(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\nbase: {model.at: {1: {kind: gdn}}}\narms:\n  full:\n    model:\n      pattern: full local\n"
+        "      mixers: {local: {kind: sliding, window: 16}}\ntuning: {trials: 0}\n"
+    )
+    form = builder(path)
+    form.pattern.choose(REPEATED + 2)
+    form.pattern.become("local")
+    form.pattern.choose(REPEATED + 1)
+    form.pattern.become("local")  # as the pattern has it, where the base has another
+    assert not form.problems, form.problems
+    layers = resolve(AblationConfig.parse(form.document.plain()))["full"].run().model.layers
+    assert [layer.mixer.kind for layer in layers] == ["full", "sliding", "sliding", "sliding"]
+    assert {layer.mixer.window for layer in layers[1:]} == {16}
+
+
+def test_the_first_arm_is_added_to_a_file_without_arms(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ntuning: {trials: 0}\n")
+    form = builder(path)
+    form.add("full")
+    assert form.data["arms"] == {"full": {}} and form.arm.value == "full"
+
+
+def test_another_corpus_keeps_the_other_fields_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nbase: {data: {seed: 5, corpus: stdlib}}\narms: {full: {}}\ntuning: {trials: 0}\n")
+    form = builder(path)
+    form.source.value = ("text", "packages")
+    assert form.data["base"]["data"] == {"seed": 5, "corpus": {"kind": "packages"}}

@@ -216,7 +216,7 @@ class AblationBuilder(widgets.VBox):
         self._top = widgets.VBox([self._wide, self._grid, self._source_fields])
 
     def _show_header(self) -> None:
-        """Make the controls of the header anew."""
+        """Build the controls of the header."""
         wide = [Entry("name", ("name",)), Entry("question", ("question",))]
         made = [self._header_field(entry) for entry in (*wide, *HEADER)]
         self._header = made
@@ -318,7 +318,9 @@ class AblationBuilder(widgets.VBox):
         if chosen == NOT_SET:
             self.document.remove(("base", "data"))
         elif chosen[0] == "text":
-            self.document.set(("base", "data"), {"corpus": {"kind": chosen[1]}})
+            if _kind(self.document.get(("base", "data")), "text") != "text":
+                self.document.remove(("base", "data"))
+            self.document.set(("base", "data", "corpus"), {"kind": chosen[1]})
         else:
             self.document.set(("base", "data"), {"kind": chosen[0]})
         self._show_all()
@@ -391,7 +393,7 @@ class AblationBuilder(widgets.VBox):
         self.new_name.value = name
         if not self._check_name():
             return
-        change = self.document.plain()["arms"].get(self.arm.value) or {}
+        change = self._arms.get(self.arm.value) or {}
         self.document.set(("arms", name.strip()), change)
         self.new_name.value = ""
         self._show_all(arm=name.strip())
@@ -463,10 +465,14 @@ class AblationBuilder(widgets.VBox):
         """What changes a single layer of the chosen arm."""
 
         def change(layer: int, name: str | None) -> None:
+            chips, settings = (self.pattern, "mixers") if key == "at" else (self.feedforward, "feedforwards")
+            if name is None and self.document.get(("base", "model", key, layer)) is not None:
+                name = chips.name_of(layer)  # else the layer is what the base makes of it
             path: FieldPath = ("arms", self.arm.value, "model", key, layer)
             self.document.remove(path)
             if name is not None:
-                self.document.set(path, {"kind": name})
+                named = (self._model.get(settings) or {}).get(name) or {}  # single layers take settings alone
+                self.document.set(path, {"kind": name, **(named if isinstance(named, Mapping) else {"kind": named})})
             self._show_arm()
 
         return change
@@ -758,7 +764,7 @@ class AblationBuilder(widgets.VBox):
 
             ablation = Ablation.load(self.path, results=self.results)
             card = ablation.cost(progress=self._log)
-            return Dashboard(PlannedRun(ablation, card), refresh=0, panel="cost", launches=ablation)
+            return Dashboard(PlannedRun(ablation, card), panel="cost", launches=ablation)
 
         self._do("Measuring a few steps of every arm …", measure)
 

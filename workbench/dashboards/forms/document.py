@@ -110,7 +110,7 @@ class Document:
             self._add(path, value)
 
     def _add(self, path: FieldPath, value: Any) -> None:
-        """Write a field that is not there."""
+        """Write a new field."""
         trail: Trail = []
         node, rest = self._root, path
         while (length := _next(node, rest)) is not None:

@@ -72,6 +72,10 @@ class LayerChips(widgets.VBox):
         if self._problem.value != text:
             self._problem.value = text
 
+    def name_of(self, layer: int) -> str:
+        """The name that the pattern gives a layer."""
+        return self._pattern[layer % len(self._pattern)] if self._pattern else ""
+
     # -- what a click does -------------------------------------------------------------------------------------------
 
     def choose(self, number: int) -> None:
@@ -86,7 +90,7 @@ class LayerChips(widgets.VBox):
             return
         if chosen >= REPEATED:
             layer = chosen - REPEATED
-            self._on_layer(layer, None if name == self._name(layer) else name)
+            self._on_layer(layer, None if name == self.name_of(layer) else name)
         else:
             self._on_pattern(" ".join([*self._pattern[:chosen], name, *self._pattern[chosen + 1 :]]))
         self._draw()
@@ -103,25 +107,20 @@ class LayerChips(widgets.VBox):
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 
-    def _name(self, layer: int) -> str:
-        """The name that the pattern gives a layer."""
-        return self._pattern[layer % len(self._pattern)] if self._pattern else ""
-
     def _draw(self) -> None:
         label = widgets.HTML(render("builder_label.html", text=self._title))
         tile = [self._chip(i, name, f"Place {i + 1} of the pattern", "") for i, name in enumerate(self._pattern)]
         more = [chip("+", "Lengthen the pattern by one layer", self.longer, "wb-plain")]
         if len(self._pattern) > 1:
             more.append(chip("−", "Take the marked place, else the last one, out of it", self.shorter, "wb-plain"))
-        rest, count = self._depth % max(1, len(self._pattern)), len(self._pattern)
-        times = (
-            f"{count} layers do not divide {self._depth}" if rest else f"repeated {self._depth // max(1, count)} times"
-        )
+        count = len(self._pattern)
+        n, rest = divmod(self._depth, max(1, count))
+        times = f"{self._depth} layers are no multiple of {count}" if rest else f"repeated {n} time{'s' * (n != 1)}"
         self._tile.children = [label, *tile, *more, widgets.HTML(render("builder_note.html", text=times))]
         layers = [
             self._chip(
                 REPEATED + layer,
-                self._single.get(layer, self._name(layer)),
+                self._single.get(layer, self.name_of(layer)),
                 f"Layer {layer}" + (", differs from the pattern" if layer in self._single else ""),
                 "wb-single" if layer in self._single else "wb-repeated",
             )
