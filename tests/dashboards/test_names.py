@@ -53,3 +53,11 @@ def test_the_dashboard_and_the_report_have_display_names(run: AblationRun, tmp_p
     assert "gdn is shown as Gated DeltaNet." in str(view.board.shown)
     report = write_report(run, tmp_path / "report.html").read_text()
     assert "Gated DeltaNet" in report and run.record.order == ["full", "sliding", "gdn"]
+
+
+def test_arms_of_other_ablations_keep_their_names(run: AblationRun) -> None:
+    shutil.copytree(ROOT / "results" / "ablations" / "needle", run.folder.parent / "other")
+    view = Dashboard(run, refresh=0, panel="compare")
+    arms = next(block for block in view.blocks if isinstance(block, Grid) and block.name == "arms")
+    shown = {row.key: row.cells[1] for row in arms.rows}
+    assert shown["needle/full"] == "softmax attention" and shown["other/full"] == "full"

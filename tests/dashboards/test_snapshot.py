@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from dashboards.fake import FakeRun
 
+from workbench.ablation.run import AblationRun
 from workbench.dashboards.snapshot import Neighbours, Snapshot
 
 ARCHIVE = Path(__file__).parents[2] / "results" / "ablations" / "needle"
@@ -69,3 +70,10 @@ def test_no_snapshot_keeps_an_earlier_one_alive(tmp_path: Path) -> None:
 def test_hidden_arms_are_not_in_its_tables(tmp_path: Path) -> None:
     part = Snapshot(FakeRun(tmp_path)).filtered(["gdn"])
     assert set(part.runs()["arm"]) == {"gdn"} and part.unfiltered.arms == ["full", "gdn"]
+
+
+def test_new_display_names_are_read(archive: Path) -> None:
+    neighbours = Neighbours(archive.parent)
+    neighbours.snapshot(archive)
+    AblationRun(archive).rename({"full": "softmax attention"})
+    assert neighbours.snapshot(archive).names["full"] == "softmax attention"

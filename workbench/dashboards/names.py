@@ -1,4 +1,5 @@
-"""Display names of arms in what is shown. Tables as data, keys of rows and files keep the arms' own names."""
+"""Display names of arms in what is shown. Tables as data, keys of rows and files keep the names of the arms
+in the file."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ __all__ = ["named_figure", "named_table", "named_verdict"]
 
 
 def named_verdict(verdict: Verdict, names: Mapping[str, str]) -> Verdict:
-    """A verdict whose rows, and so its summary, have display names; its sentences keep the arms' own."""
+    """A verdict whose rows, and so its summary, have display names; its sentences keep the
+    names of the arms in the file."""
     rows = tuple(replace(row, arm=names.get(row.arm, row.arm)) for row in verdict.rows)
     return replace(verdict, rows=rows, baseline=names.get(verdict.baseline, verdict.baseline))
 
@@ -42,8 +44,8 @@ def _paper(table: PaperTable, names: Mapping[str, str]) -> PaperTable:
         [c._replace(text=names.get(c.text, c.text)) if i in arms else c for i, c in enumerate(row)]
         for row in table.rows
     ]
-    own = "|".join(map(re.escape, names))
-    caption = re.sub(rf"(difference to )({own})(?=[ ,.])", lambda found: found[1] + names[found[2]], table.caption)
+    pattern = "|".join(map(re.escape, names))
+    caption = re.sub(rf"(difference to )({pattern})(?=[ ,.])", lambda found: found[1] + names[found[2]], table.caption)
     return replace(table, columns=columns, rows=rows, caption=caption)
 
 

@@ -147,7 +147,7 @@ Block = Figure | Grid | Text
 
 def with_names(blocks: Sequence[Block], names: Mapping[str, str]) -> list[Block]:
     """Blocks with display names of arms: in figures, and in the column "arm" and the headings of tables. Keys of rows
-    and tables as data keep the arms' own.
+    and tables as data keep the names of the arms in the file.
 
     Args:
         blocks: what a panel shows.
@@ -216,6 +216,10 @@ class Panel(ABC):
 
     def __init__(self, settings: Any = None):
         self.settings: Any = settings if settings is not None else self.Config()
+
+    def names(self, run: RunView) -> Mapping[str, str]:
+        """Arm -> display name in what the panel shows; nothing where the panel itself writes display names."""
+        return run.names
 
     def applies(self, run: RunView) -> bool:
         """Whether there is any point in offering this panel for an ablation, however far it has come."""
@@ -304,7 +308,7 @@ def figure(run: Any, kind: str, **settings: Any) -> go.Figure:
     if not isinstance(panel, FigurePanel):
         drawing = [name for name in panels if issubclass(panels[name], FigurePanel)]
         raise ConfigError.at("kind", got=f"{kind!r}, which has no figure", expected=f"one of {', '.join(drawing)}")
-    return named_figure(panel.figure(snapshot, panel.table(snapshot)), snapshot.names)
+    return named_figure(panel.figure(snapshot, panel.table(snapshot)), panel.names(snapshot))
 
 
 def table(run: Any, kind: str, **settings: Any) -> pl.DataFrame:
@@ -343,8 +347,8 @@ def paper_table(run: Any, kind: str, **settings: Any) -> PaperTable:
     """
     from workbench.dashboards.snapshot import Snapshot
 
-    snapshot = Snapshot.of(run)
-    for block in make_panel(kind, **settings).blocks(snapshot):
+    panel, snapshot = make_panel(kind, **settings), Snapshot.of(run)
+    for block in panel.blocks(snapshot):
         if isinstance(block, Grid):
-            return named_table(block.printed, snapshot.names)
+            return named_table(block.printed, panel.names(snapshot))
     raise ConfigError.at("kind", got=f"{kind!r}, which shows no table", expected="a panel with a table")

@@ -182,7 +182,8 @@ class Neighbours:
         """
         from workbench.ablation.run import AblationRun
 
-        stamps = tuple(stamp(folder / f"{name}.json") for name in ("ablation", "selection", "finished", "verdict"))
+        names = ("ablation", "selection", "finished", "verdict", "notes")
+        stamps = tuple(stamp(folder / f"{name}.json") for name in names)
         last_stamps, snapshot = self._snapshots.get(folder, (None, None))
         if snapshot is None or last_stamps != stamps or not snapshot.finished:
             snapshot = Snapshot(AblationRun(folder), snapshot)

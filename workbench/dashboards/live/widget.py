@@ -304,11 +304,12 @@ class Dashboard(widgets.VBox):
                 self._rows[name].append(_button(label, tooltip, partial(self.act, label)))
         for field, options in choices.items():
             control = self._controls[name][field]
-            if [option for _, option in control.options] != options:
+            is_offered = getattr(panel.settings, field) in options
+            if [option for _, option in control.options] != options or (options and not is_offered):
                 self._is_showing = True  # the first of the new options is not what the reader chose
                 control.options = labelled(panel, options)
                 self._is_showing = False
-                if getattr(panel.settings, field) in options:
+                if is_offered:
                     self._show_settings()
                 else:
                     panel.settings = panel.settings.changed(**{field: control.value or ""})
@@ -327,7 +328,11 @@ class Dashboard(widgets.VBox):
         if settings == panel.settings:
             return
         if self._snapshot is not None:
-            settings = panel.follow(settings, field, self._snapshot)
+            try:
+                settings = panel.follow(settings, field, self._snapshot)
+            except ConfigError as error:  # a file that another page has removed or damaged
+                self._log(str(error))
+                return
         panel.settings = settings
         if hasattr(settings, "selected"):
             self.marks["selected"] = set(settings.selected)
@@ -567,7 +572,7 @@ class Dashboard(widgets.VBox):
             panel.settings = panel.settings.changed(selected=tuple(sorted(self.marks["selected"])))
         hidden = self.marks["hidden"]
         shown = run.filtered([arm for arm in run.arms if f"arm {arm}" not in hidden], hidden)
-        self.blocks = [self._chosen(block) for block in with_names(panel.blocks(shown), run.names)]
+        self.blocks = [self._chosen(block) for block in with_names(panel.blocks(shown), panel.names(run))]
         source = Text("provenance", caption(provenance_line(run))) if run.arms else None
         self.board.show([self._plain(block) for block in [*self.blocks, *([source] if source else [])]])
 

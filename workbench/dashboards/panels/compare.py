@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +72,9 @@ class Compare(FigurePanel):
         "Delete view": "Remove the chosen view; results stay",
     }
     note = "One line per arm: the mean over its confirmation runs, the band from the smallest to the largest."
+
+    def names(self, run: RunView) -> Mapping[str, str]:
+        return {}  # arms of other ablations may have the name of an arm of the open one
 
     def applies(self, run: RunView) -> bool:
         return run.launched or not run.arms
@@ -291,7 +294,7 @@ def _arms_grid(run: Snapshot, drawn: Sequence[str]) -> Grid:
             mean, runs, tokens, flops, cache = numbers
             cells: list[Cell | str] = [
                 folder.name,
-                arm,
+                part.names.get(arm, arm),
                 Cell(formatting.metric(mean), mean),
                 part.metric.short,
                 Cell(formatting.count(runs), runs),

@@ -106,10 +106,8 @@ def _section(panel: type[Panel], run: Snapshot, settings: Mapping[str, Any]) -> 
     """The blocks of a panel; a figure once for each option of the panel's ``report_switch``."""
     switch = panel.report_switch
     options = get_args(panel.Config.model_fields[switch].annotation) if switch else (None,)
-    variants = [
-        with_names(panel(panel.Config(**{**settings, **({switch: option} if switch else {})})).blocks(run), run.names)
-        for option in options
-    ]
+    drawn = [panel(panel.Config(**{**settings, **({switch: option} if switch else {})})) for option in options]
+    variants = [with_names(each.blocks(run), each.names(run)) for each in drawn]
     labels = [panel.labels.get(option, option) for option in options] if switch else []
     name = "-".join([panel.Config.model_fields["kind"].default, *map(str, settings.values())])
     return [_block(blocks, f"{name}-{i}" if i else name, labels) for i, blocks in enumerate(zip(*variants))]
@@ -124,7 +122,8 @@ def _block(variants: Sequence[Block], name: str, labels: Sequence[str]) -> Marku
         return text + _plot(name, figures, labels)
     title = Markup("<h3>{}</h3>\n").format(block.title) if block.title else Markup()
     if isinstance(block, Grid):
-        return title + render("grid.html", grid=block, text=cell_text, tone=cell_tone)
+        shown = [i for i, column in enumerate(block.columns) if not column.hidden]
+        return title + render("grid.html", grid=block, shown=shown, text=cell_text, tone=cell_tone)
     return title + block.html
 
 
