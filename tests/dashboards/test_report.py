@@ -6,6 +6,7 @@ import html
 import re
 from pathlib import Path
 
+import polars as pl
 import pytest
 from dashboards.browser import needs_browser
 from dashboards.browser import page as page_of
@@ -15,6 +16,8 @@ from ruamel.yaml import YAML
 from workbench.ablation.run import AblationRun
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.dashboards import write_report
+from workbench.dashboards.panel import Column, Grid, Row
+from workbench.dashboards.report.render import _block
 
 ODD = "<img src=x onerror=alert(1)>"
 
@@ -142,3 +145,13 @@ def test_on_paper_figures_are_as_wide_as_the_page(tmp_path: Path) -> None:
         view.evaluate("dispatchEvent(new Event('afterprint'))")
         view.wait_for_function("document.querySelector('.main-svg').getBoundingClientRect().width > 800")
         assert not view.errors
+
+
+def test_a_table_has_its_note_and_no_hidden_column() -> None:
+    columns = [Column("arm"), Column("tokens", numeric=True, hidden=True)]
+    grid = Grid(
+        "runs", columns, [Row("a", "", ["full", "12345"])], pl.DataFrame(), note="The same everywhere: <tokens>."
+    )
+    text = str(_block([grid], "runs", []))
+    assert '<p class="caption">The same everywhere: &lt;tokens&gt;.</p>' in text and ">full</td>" in text
+    assert "<th" in text and "12345" not in text and ">tokens</th>" not in text

@@ -200,6 +200,34 @@ def test_a_list_of_options_starts_with_what_is_drawn(tmp_path: Path) -> None:
     assert view.controls()["diagnostic"].value == "half_life_p10", "not blank"
 
 
+def test_a_list_shows_the_setting_that_is_drawn(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path, diagnosed=True), "diagnostics")
+    view.panel.settings = view.panel.settings.changed(diagnostic="gone")
+    view.refresh_once()
+    assert view.panel.settings.diagnostic == view.controls()["diagnostic"].value != "gone"
+
+
+def test_settings_that_cannot_follow_stay(run: FakeRun) -> None:
+    def follow(settings: Any, field: str, run: Any) -> Any:
+        raise ConfigError.at("view", got="a damaged file", expected="a saved view")
+
+    view = opened(run)
+    before = view.panel.settings
+    view.panel.follow = follow  # type: ignore[method-assign]
+    view.controls()["x"].value = "flops"
+    assert "a damaged file" in view.message.value
+    assert view.panel.settings == before and view.controls()["x"].value == before.x
+
+
+def test_a_changed_number_of_tabs_draws_the_open_panel_alone(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, drawn = opened(run, "failures"), []
+    monkeypatch.setattr(view, "_draw", lambda: drawn.append(view.panel_name))
+    end(run)
+    run.status = "diverged"
+    view.refresh_once()
+    assert drawn == ["failures"]
+
+
 def test_a_list_without_options_is_not_shown(tmp_path: Path) -> None:
     view = opened(FakeRun(tmp_path), "diagnostics")
     assert view.controls()["diagnostic"] not in view._settings_row.children
@@ -290,11 +318,11 @@ def test_hiding_does_not_change_the_verdict(tmp_path: Path) -> None:
 
 def test_a_filter_chooses_rows(run: FakeRun) -> None:
     view = opened(run, "runs", rows="runs")
-    event(view, event="filter", key="runs runs", text="gdn lr>0.0005")
+    event(view, event="filter", key="runs every-run", text="gdn lr>0.0005")
     grid = view.board.shown[0]
     assert [row["key"] for row in grid["rows"]] == ["tuning-1-1", "tuning-1-2"] and grid["total"] == 6
     assert len(view.blocks[0].table) == 2, "what is exported"
-    event(view, event="filter", key="runs runs", text="")
+    event(view, event="filter", key="runs every-run", text="")
     assert len(view.board.shown[0]["rows"]) == 6
 
 
@@ -324,6 +352,20 @@ def test_any_table_is_filtered_by_its_titles(run: FakeRun) -> None:
     view = opened(run, "progress")
     event(view, event="filter", key="progress arms", text="stage=tuning left>0")
     assert {row["cells"][1] for row in view.board.shown[0]["rows"]} == {"tuning"}
+
+
+def test_runs_are_filtered_by_the_titles_that_are_shown(run: FakeRun) -> None:
+    view = opened(run, "runs", rows="runs")
+    for text, count in (("time<60 tokens/s>3", 6), ("time>60", 0)):
+        event(view, event="filter", key="runs every-run", text=text)
+        assert len(view.board.shown[0]["rows"]) == count and not view.board.shown[0]["problem"]
+
+
+def test_arms_and_runs_have_columns_of_their_own(tmp_path: Path) -> None:
+    view = opened(FakeRun(tmp_path), "runs")
+    event(view, event="columns", key="runs runs", shown=["arm"])
+    view.controls()["rows"].value = "runs"
+    assert len([column for column in view.blocks[0].columns if not column.hidden]) > 1
 
 
 def test_columns_are_chosen_and_exported(tmp_path: Path) -> None:
@@ -432,6 +474,13 @@ def test_a_panel_without_a_figure_exports_none(tmp_path: Path) -> None:
 
 def test_the_report_is_exported(tmp_path: Path) -> None:
     assert opened(FakeRun(tmp_path)).write("html") == [tmp_path / "report.html"]
+
+
+def test_the_report_of_an_archive_is_exported_outside_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = FakeRun(tmp_path / "mine")
+    run.archived = True
+    assert opened(run).write("html") == [Path("results/reports/mine.html")]
 
 
 # -- thread ----------------------------------------------------------------------------------------------------------

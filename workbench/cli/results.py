@@ -118,11 +118,10 @@ def report(
     """Write the self-contained HTML report."""
     from workbench.ablation.run import AblationRun
     from workbench.dashboards import write_report
+    from workbench.dashboards.report.render import report_path
 
     launched = AblationRun(folder)
-    # an archive is committed, and the report has 5 MB
-    default = Path("results/reports") / f"{launched.folder.name}.html" if launched.archived else None
-    return written(write_report(launched, output or default or launched.folder / "report.html"))
+    return written(write_report(launched, output or report_path(launched)))
 
 
 def serve(

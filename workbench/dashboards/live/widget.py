@@ -25,7 +25,7 @@ from workbench.dashboards.live.board import Board
 from workbench.dashboards.live.chosen import chosen_rows_and_columns
 from workbench.dashboards.live.controls import controls_of, labelled
 from workbench.dashboards.panel import Block, Figure, Grid, Panel, Row, Text, ordered_panels, with_names
-from workbench.dashboards.report.render import write_report
+from workbench.dashboards.report.render import report_path, write_report
 from workbench.dashboards.snapshot import Neighbours, Snapshot
 from workbench.dashboards.tables.progress import overall_progress
 from workbench.dashboards.templates import caption, render
@@ -193,7 +193,10 @@ class Dashboard(widgets.VBox):
         """Show another ablation in this dashboard."""
         with self._lock:
             self._open(what)
-            for name, panel in self._panels.items():  # settings with a control remain; marks, logs and maps do not
+            for (
+                name,
+                panel,
+            ) in self._panels.items():  # settings with a control remain; marks, open pages and maps do not
                 names = self._controls.get(name, {})
                 settings = {field: getattr(panel.settings, field) for field in names}
                 self._panels[name] = type(panel)(panel.Config(**settings))
@@ -257,7 +260,8 @@ class Dashboard(widgets.VBox):
             counts = [self._panels[name].count(self._snapshot) for name in names] if self._snapshot else []
             number = sum(filter(None, counts))
             options.append((f"{tab} ({number})" if number else tab, tab))
-            tips.append(inspect.cleandoc(self._panels[names[0]].__doc__ or "").partition("\n")[0])
+            first = inspect.cleandoc(self._panels[names[0]].__doc__ or "").partition("\n\n")[0]
+            tips.append(" ".join(first.split()))
         if options == list(self.tabs.options):
             return
         tab, view = self.tabs.value, self.views.value
@@ -271,7 +275,7 @@ class Dashboard(widgets.VBox):
 
     @contextmanager
     def _unchosen(self) -> Iterator[None]:
-        """Within, tabs and views change without the reader."""
+        """Within, tabs and views change without the reader; the caller draws afterwards."""
         before, self._is_choosing = self._is_choosing, True
         try:
             yield
@@ -286,11 +290,13 @@ class Dashboard(widgets.VBox):
         self._has_chosen = self._has_chosen or not self._is_choosing
         with self._unchosen():
             self._show_views()
-        self._redraw()
+        if not self._is_choosing:
+            self._redraw()
 
     def _on_view(self, change: Any) -> None:
         self._has_chosen = self._has_chosen or not self._is_choosing
-        self._redraw()
+        if not self._is_choosing:
+            self._redraw()
 
     def _show_controls(self, run: Snapshot) -> None:
         name, panel = self.panel_name, self.panel
@@ -332,6 +338,7 @@ class Dashboard(widgets.VBox):
                 settings = panel.follow(settings, field, self._snapshot)
             except ConfigError as error:  # a file that another page has removed or damaged
                 self._log(str(error))
+                self._show_settings()
                 return
         panel.settings = settings
         if hasattr(settings, "selected"):
@@ -457,7 +464,7 @@ class Dashboard(widgets.VBox):
         """
         snapshot = self._snapshot or Snapshot(self.run)
         if kind == "html":
-            return [write_report(snapshot, self.run.folder / "report.html")]
+            return [write_report(snapshot, report_path(snapshot))]
         line, folder = provenance_line(snapshot), self.run.folder / "exports"
         kind, _, width = kind.partition(" ")
 

@@ -1,4 +1,4 @@
-"""Every ablation with its question, what came out and why; notes, tags and names of arms can be edited there."""
+"""Every ablation with its question, verdict and reason; edits notes, tags and display names."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Runs(Panel):
         note = ", ".join(f"{titles[name]} {cell_text(name, known)}" for name in known)
         return [
             Grid(
-                "runs",
+                "runs" if by_arm else "every-run",
                 columns,
                 rows,
                 pl.DataFrame(listed, infer_schema_length=None, strict=False),
@@ -95,13 +95,18 @@ def _cells(row: Mapping[str, Any], names: Sequence[str], **texts: str) -> list[C
     return [Cell(texts.get(name) or (cell_text(name, row) if name in row else ""), row.get(name)) for name in names]
 
 
+def _values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a filter compares: columns by their names and by the titles that are shown."""
+    return {**row, **{title: row[name] for name, title in SHORT.items() if name in row}}
+
+
 def _colour(run: Snapshot, arm: str) -> str:
     styles = style.arm_styles(run)
     return styles[arm].colour if arm in styles else ""
 
 
 def _run_row(run: Snapshot, row: Mapping[str, Any], names: Sequence[str]) -> Row:
-    return Row(row["run"], _colour(run, row["arm"]), _cells(row, names), values=row)
+    return Row(row["run"], _colour(run, row["arm"]), _cells(row, names), values=_values(row))
 
 
 def _arm_row(run: Snapshot, arm: Mapping[str, Any], names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> Row:
@@ -111,7 +116,9 @@ def _arm_row(run: Snapshot, arm: Mapping[str, Any], names: Sequence[str], runs: 
         if row["arm"] == arm["arm"]:
             seed = "" if row["stage"] == Stage.TUNING else f", seed {row['seed']}"
             label = f"{row['stage']}{seed}{', chosen' if row['chosen'] else ''}"
-            below.append(Row(row["run"], "", _cells(row, names, arm=label), values=row))
+            below.append(Row(row["run"], "", _cells(row, names, arm=label), values=_values(row)))
     missing = arm["stage"] == Stage.TUNING
     cells = _cells(arm, names, runs="none confirmed" if missing else "")
-    return Row(f"arm {arm['arm']}", _colour(run, arm["arm"]), cells, below, values=arm, marks=("pinned", "hidden"))
+    return Row(
+        f"arm {arm['arm']}", _colour(run, arm["arm"]), cells, below, values=_values(arm), marks=("pinned", "hidden")
+    )

@@ -26,6 +26,12 @@ from workbench.dashboards.view import RunView
 from workbench.files import replacing
 
 
+def report_path(run: RunView) -> Path:
+    """Where the report of ``run`` is written by default: in its folder; of an archive, which is committed without the
+    2 MB of a report, in ``results/reports``."""
+    return Path("results/reports", f"{run.folder.name}.html") if run.archived else run.folder / "report.html"
+
+
 def write_report(run: RunView, path: str | Path) -> Path:
     """Write the report of ``run``, finished or not, to ``path``; readers see the old file or the whole new one.
 
