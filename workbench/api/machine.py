@@ -1,4 +1,4 @@
-"""What of this machine is missing, for what, and the command that mends it."""
+"""Checks of this machine: what is missing, what needs it, and how to fix it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def free_memory() -> int | None:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
         limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
-        free.append(int(limit) - int(used))  # "max" where there is no limit
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="utf-8").splitlines()
+        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        free.append(int(limit) - int(used) + cached)  # "max" where there is no limit; cached files make room
     except (OSError, ValueError, StopIteration):
         pass
     return min(free, default=None)
