@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from workbench import cli
+from workbench.api.results import listing
 from workbench.cli import output
+from workbench.cli.results import print_rows
 
 ARCHIVES = Path(__file__).parents[2] / "results" / "ablations"
 
@@ -90,3 +92,10 @@ def test_archives_are_mentioned_where_nothing_was_launched(tmp_path: Path) -> No
     folder.mkdir(parents=True)
     (folder / "ablation.json").write_text("{}")
     assert "workbench table" in table("--results", tmp_path, code=1)
+
+
+def test_a_column_that_an_ablation_lacks_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    (part,) = listing(ARCHIVES, ["needle"])
+    print_rows(part, False, ["arm", "window"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ["arm", "window"] in [line.split() for line in lines] and "full" in lines

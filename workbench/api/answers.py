@@ -116,7 +116,7 @@ class Status(Answer):
     workers: int
     """Worker processes that are alive."""
     elapsed_seconds: float | None
-    """Time since the launch, up to the end; null of archives."""
+    """Of an ablation: time since the launch, up to the end; null of archives. Of a run: wall time of its processes."""
     seconds_left: float | None
     """Time left with the workers that are alive, start-up and evaluation of every run included; null where it is
     unknown."""

@@ -18,7 +18,7 @@ from workbench.cli.output import console, print_line
 def variants(
     name: Annotated[str | None, typer.Argument(help="One of them, with settings, defaults and source.")] = None,
 ) -> Variants:
-    """List what is registered: mixers, feed-forwards, embeddings, decoding policies, data, suites, launchers."""
+    """List mixers, feed-forwards, embeddings, residuals, decoding policies, data, suites and launchers."""
     found = api.variants(name)
     if name is not None:
         for variant in found.variants:

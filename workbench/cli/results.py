@@ -242,6 +242,9 @@ def table(
     """
     import polars as pl
 
+    from workbench.results.filters import find_column
+    from workbench.results.listing import columns_of
+
     listed = api.listing(results, ablations or (), where, runs or csv)
     answer = api.run_table(listed)
     if csv:
@@ -256,8 +259,10 @@ def table(
             f"No row satisfies {where!r}." if where else f"No run below {results}. `workbench run` creates some.{hint}"
         )
         console.print(missing, soft_wrap=True)
+    every = columns_of(row for part in listed for row in (part.runs if runs else part.arms))
+    wanted = [find_column(name, every) for name in columns.split(",") if name.strip()] if every and not csv else []
     for part in () if csv else listed:
-        print_rows(part, runs, [name for name in columns.split(",") if name.strip()])
+        print_rows(part, runs, wanted)
     return answer
 
 
@@ -270,18 +275,19 @@ def print_rows(listed: api.Listed, by_run: bool, wanted: Sequence[str] = ()) -> 
     Args:
         listed: the ablation.
         by_run: whether one line is a run.
-        wanted: columns to print; default those that differ between rows, as many as fit.
+        wanted: columns to print, empty where this ablation lacks them; default those that differ between rows, as many
+            as fit.
     """
-    from workbench.results.filters import find_column
     from workbench.results.listing import cell_text, columns_of, constants
 
     rows = listed.runs if by_run else listed.arms
     names = [name for name in columns_of(rows) if not name.endswith("_sd")]
     everywhere = {} if wanted else constants(rows, keep=("arm", "report", "selection", "runs", "seed"))
-    shown = [find_column(name, columns_of(rows)) for name in wanted]
-    shown = shown or [name for name in names if name not in everywhere and any(row[name] is not None for row in rows)]
-    texts = {name: [cell_text(name, row) for row in rows] for name in shown}
-    left = [name for name in shown if all(isinstance(row[name], str | None) for row in rows)]
+    shown = list(wanted) or [
+        name for name in names if name not in everywhere and any(row[name] is not None for row in rows)
+    ]
+    texts = {name: [cell_text(name, row) if name in row else "" for row in rows] for name in shown}
+    left = [name for name in shown if all(isinstance(row.get(name), str | None) for row in rows)]
     widths = {name: max(len(name), *map(len, texts[name])) for name in shown}
     missing = []
     while not wanted and len(shown) > 2 and sum(widths[name] + len(GAP) for name in shown) - len(GAP) > console.width:

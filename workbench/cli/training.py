@@ -122,7 +122,7 @@ def _train_in_foreground(
     status, why = str(result["status"]), result.get("reason")
     if event := EVENTS.get(status):
         text = f"{path.name}: {status}{reason if event == 'diverged' else ''}"
-        step = int(result.get("step") or 0)
+        step = int(result.get("step") or max((row.get("step", 0) for row in RunFolder(path).metrics()), default=0))
         message = Notification(event, "run", path.name, text, step, record.steps, int(event != "finished"))
         notify(message, notifiers, note)
     return Run(folder=str(path.absolute()), status=status, reason=why, result=plain(result))

@@ -1,6 +1,6 @@
 """Watching from a shell: bars on a terminal, lines with the time of day elsewhere.
 
-An ablation has a bar of its own above one per running trial, and a line per ended one.
+One bar for the ablation, one per running trial; a line per run that has ended.
 """
 
 from __future__ import annotations
