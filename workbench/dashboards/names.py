@@ -19,8 +19,8 @@ __all__ = ["named_figure", "named_table", "named_verdict"]
 
 
 def named_verdict(verdict: Verdict, names: Mapping[str, str]) -> Verdict:
-    """A verdict whose rows, and so its summary, have display names; its sentences keep the
-    names of the arms in the file."""
+    """A verdict whose rows, and so its summary, have display names; its sentences keep the names of the arms in
+    the file."""
     rows = tuple(replace(row, arm=names.get(row.arm, row.arm)) for row in verdict.rows)
     return replace(verdict, rows=rows, baseline=names.get(verdict.baseline, verdict.baseline))
 
