@@ -121,3 +121,12 @@ def test_notes_names_and_deletion_from_the_page(results: Path) -> None:
     view.act("Delete")
     wait_for(lambda: not (results / "scmoe").exists())
     assert (results / "needle").exists()
+
+
+def test_a_damaged_file_of_views_is_one_error_and_stays(tmp_path: Path) -> None:
+    file = tmp_path / "views.json"
+    for text in ("{", '{"views": 5}'):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="a damaged file"):
+            save_view(tmp_path, View(name="mine", arms=("a/b",)))
+        assert file.read_text() == text

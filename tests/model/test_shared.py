@@ -242,3 +242,12 @@ def test_silent_copies_keep_the_sources_of_layers() -> None:
                 stack.check(source, target)
         else:
             stack.check(source, target)
+
+
+@pytest.mark.parametrize("pattern", ["a b rb a ra", "a ra ra b rb"])
+def test_layers_that_read_the_nearest_keys_are_not_left_out_of_estimates(pattern: str) -> None:
+    sizes = {"a": {"kind": "full", "heads": 2}, "b": {"kind": "full", "heads": 4}}
+    readers = {f"r{name}": {**READER, **size} for name, size in sizes.items()}
+    model = ModelConfig.parse({"width": 64, "depth": 5, "pattern": pattern, "mixers": {**sizes, **readers}})
+    assert not model.repeats
+    assert ModelConfig().repeats

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -194,3 +195,21 @@ def test_a_notifier_is_one_class() -> None:
         assert sent(parse("page")) == [] and seen == [ENDED.text]
     finally:
         notifiers.unregister("page")
+
+
+def test_an_address_that_a_client_would_quote_in_an_error_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("https://host/hooks/SECRET TOKEN")
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_command_that_does_not_end_is_killed_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.notifiers.command.SECONDS", 0.5)
+    marker = tmp_path / "marker"
+    notifier = notifiers["command"](parse(f"command:(sleep 2; touch {marker}) & wait"))
+    with pytest.raises(RuntimeError, match="no end"):
+        notifier.send(ENDED)
+    time.sleep(2.5)
+    assert not marker.exists()

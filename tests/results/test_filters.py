@@ -76,3 +76,11 @@ def test_a_mistake_is_named(text: str, expected: str) -> None:
 def test_columns_have_short_names(name: str, column: str) -> None:
     columns = ["report", "report_sd", "learning_rate", "moe.hidden", "tokens", "tokens_per_second"]
     assert find_column(name, columns) == column
+
+
+def test_numbers_as_names_and_truth_as_tables_show_it() -> None:
+    row = {"arm": "16", "chosen": True, "seed": 16}
+    for text in ("arm=16", "seed=16", "chosen=yes"):
+        assert Filter.parse(text, row).matches(row), text
+    for text in ("arm!=16", "chosen=no", "arm>3"):
+        assert not Filter.parse(text, row).matches(row), text

@@ -171,3 +171,13 @@ def test_log_lines_beyond_64_bits_are_damaged(tmp_path: Path) -> None:
     assert curves(tmp_path)["step"].to_list() == [None]
     assert evaluations(tmp_path)["n"].to_list() == [None]
     assert len(diagnostics(tmp_path)) == 0
+
+
+def test_windows_with_a_loss_that_is_not_finite_have_no_mean() -> None:
+    losses = [None if i in (100, 101) else 2.0 for i in range(300)]
+    frame = pl.DataFrame(
+        {"tokens": [100 * (i + 1) for i in range(300)], "loss": losses, "selection_value": [None] * 300}
+    )
+    found = thinned(frame.with_columns(pl.col("selection_value").cast(pl.Float64)), 100)["loss"]
+    assert found.null_count() >= 1
+    assert found.drop_nulls().to_list() == [2.0] * (len(found) - found.null_count())

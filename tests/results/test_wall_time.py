@@ -47,3 +47,10 @@ def test_what_is_measured_after_the_end_does_not_count() -> None:
 @pytest.mark.parametrize("event", [{}, {"event": "started", "at": "noon"}, {"at": 3.0}, {"event": 4, "at": 1.0}])
 def test_damaged_lines_are_left_out(event: dict[str, Any]) -> None:
     assert WallTime.of([event, *events(*WHOLE), event]).seconds() == 10.0
+
+
+def test_work_that_a_later_process_does_not_continue_is_lost() -> None:
+    again = [("assigned", 3700.0), ("started", 3701.0), ("first_step", 3702.0)]
+    time = WallTime.of(events(("assigned", 0.0), ("started", 1.0), ("first_step", 2.0), ("crashed", 3600.0), *again))
+    assert (time.lost, time.startup) == (3600.0, 2.0)
+    assert time.seconds(now=3710.0) - time.lost == 10.0

@@ -6,8 +6,8 @@
 Published: a transition of a scalar plus a matrix of rank one, whose erasure is weaker than the write by a learned b in
 (0, 1), and the output correction d; both help. Read in public code (flash-linear-attention): the decay acts before the
 edit, where the paper writes (α - b β k kᵀ) S; q - d b k of the convolved heads is taken before q is scaled to unit
-length; b̂ starts at 1, d at 1 (0.02 is said to suit small models). There the erase key is scaled to unit length after
-its factor b, which cancels b; here b acts, as published.
+length; b̂ starts at 1, d at 1 (0.02 is said to suit small models). That code scales the
+erase key to unit length after its factor b, which cancels b; here b acts, as published.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Comba(DeltaRuleMixer):
         output_gate_rank: int | None = 0
         """Rank of the output gate's projection, whose second factor has a bias; 0 is a full matrix without one."""
         feedback: bool = True
-        """Whether the erasure has a factor b of its own (without it, and without correction: Gated DeltaNet)."""
+        """Whether the erasure has a factor b of its own (without it and correction: `gdn` with another output gate)."""
         correction: float | None = 1.0
         """Initial value of the output correction d; null: none."""
 

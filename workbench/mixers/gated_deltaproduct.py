@@ -4,7 +4,7 @@
     o_t = S_tᵀ q_t
 
 Published: a product of n generalised Householder matrices per token, each with its key, value and β, the decay of Gated
-DeltaNet once a token, and eigenvalues in (-1, 1), with which n edits reach any rotation of n + 1 dimensions. Read in
+DeltaNet once a token, and eigenvalues in (-1, 1), with which n edits reach any permutation of n + 1 elements. Read in
 public code (flash-linear-attention): one convolution over all keys and values, a SiLU output gate of full rank, n = 2.
 The state's operation runs over n T edits, so its cost grows n-fold, and so do keys and values.
 """

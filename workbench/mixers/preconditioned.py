@@ -64,6 +64,8 @@ class PreconditionedDeltaNet(DeltaRuleMixer):
         """Erase and write gate are one gate."""
         erase_gate_on: Literal["key"] = "key"
         """Factor of (I - p eᵀ) that the erase gate multiplies: the erase key e."""
+        negative_eigenvalues: Literal[False] = False
+        """A constant: with β up to 2, a preconditioned edit could diverge."""
         output_gate: Literal["sigmoid", "silu", "none"] = "silu"
         """Activation of the gate on the output."""
         output_gate_rank: int | None = 0
@@ -129,4 +131,6 @@ class PreconditionedDeltaNet(DeltaRuleMixer):
 
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:
-        return {**super().search_space(config, width), "squash": Range(low=1.1, high=2.0)}
+        space = super().search_space(config, width)
+        space = {name: space[name] for name in space if name != "negative_eigenvalues"}
+        return {**space, "squash": Range(low=1.1, high=2.0)}

@@ -7,9 +7,9 @@ r, k, v, w, a and g each see another mixture of a token with the one before; w =
 a = σ(.) in (0, 1); w, a and g come through low ranks.
 
 Published: all of it, with the initial values of α, ρ, κ and the ranks as in public code (flash-linear-attention). Ours:
-initial values that depend on a layer's number there (mixtures, decay) take those of the middle of the model; there is
-no value residual from the first layer. The recurrence is two edits of the delta rule per token: the first decays and
-erases, with the erase key κ̂ / w because the decay comes first here; the second writes.
+initial values that depend on a layer's number in that code (mixtures, decay) take those of the middle of the model;
+there is no value residual from the first layer. The recurrence is two edits of the delta rule per token: the first
+decays and erases, with the erase key κ̂ / w because the decay comes first here; the second writes.
 """
 
 from __future__ import annotations

@@ -305,8 +305,13 @@ class ModelConfig(Config):
 
     @property
     def repeats(self) -> bool:
-        """Whether layers of equal settings cost the same wherever they are."""
-        return residuals[self.residual_config.kind].repeats
+        """Whether layers of equal settings cost the same wherever they are, and may be left out or repeated."""
+        reads_nearest = any(
+            taken.source == "nearest"
+            for layer in self.layers
+            for taken in mixers[layer.mixer.kind].takes(layer.mixer).values()
+        )
+        return residuals[self.residual_config.kind].repeats and not reads_nearest
 
     @cached_property
     def parametrised(self) -> Parametrisation:

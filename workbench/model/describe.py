@@ -50,6 +50,8 @@ def describe_model(model: ModelConfig) -> Description:
     rest = []
     if "embedding" in model.canonical():
         rest.append(f"embedding {_component(model.embedding_config, model)}")
+    if "residual" in model.canonical():
+        rest.append(f"residual {_component(model.residual_config, model)}")
     if model.mtp is not None and model.mtp_layer is not None:
         start = f"weight {model.mtp.weight:g} from {model.mtp.start:.0%} of the training"
         rest.append(f"multi-token head, {start}:  {'  '.join(_layer(model.mtp_layer, model))}")

@@ -96,18 +96,24 @@ class LanguageModel(nn.Module):
 
         Parameters keep their names. The first call raises when a block cannot be captured in one graph.
         """
-        # one entry per kind of block and mode; beyond the limit a whole-graph compilation raises, it never falls back
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        self._raise_recompile_limit()
         for unit in self.units:
             # the method, not the module: hooks (gathering sharded weights) stay outside the graph
             unit.forward = torch.compile(unit.forward, fullgraph=True, dynamic=False)
+
+    def _raise_recompile_limit(self) -> None:
+        """One entry per kind of block and mode, or per block where no two are alike; beyond the limit a whole-graph
+        compilation raises, it never falls back."""
+        limit, config = 64 if self.config.repeats else max(64, 8 * len(self.units)), torch._dynamo.config
+        config.recompile_limit = max(limit, config.recompile_limit)
+        config.accumulated_recompile_limit = max(4 * limit, config.accumulated_recompile_limit)
 
     @contextmanager
     def compiled_steps(self, enabled: bool = True) -> Iterator[None]:
         """Inside, decoding steps (:meth:`workbench.contract.Cache.step_from`) run compiled blocks, each kind of block
         compiled at its first step. Passes over several tokens do not."""
         if enabled and not self._steps:
-            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            self._raise_recompile_limit()
             self._steps = {block: torch.compile(block.forward, fullgraph=True, dynamic=False) for block in self.blocks}
         before, self._runs_compiled_steps = self._runs_compiled_steps, enabled
         try:

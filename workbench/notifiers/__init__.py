@@ -96,9 +96,9 @@ def parse(data: object) -> Any:
         kind, colon, rest = "webhook", ":", data
     if kind not in notifiers:
         expected = "desktop, command:COMMAND or https://…"
-        raise ConfigError.at("notify", got=kind, expected=expected, do=nearest(kind, notifiers))
+        raise ConfigError.at("", got=kind, expected=expected, do=nearest(kind, notifiers))
     field = notifiers[kind].Config.argument
-    require(not colon or field, "notify", got=data, expected=f"{kind}, without an argument")
+    require(not colon or field, "", got=data, expected=f"{kind}, without an argument")
     return notifiers.parse({"kind": kind, **({field: rest} if colon else {})})
 
 
@@ -124,9 +124,12 @@ def use(texts: Sequence[str] | None) -> list[Any]:
     Raises:
         ConfigError: for a mistake, or where one cannot work on this machine.
     """
-    configs = [parse(text) for text in texts or ()]
-    for config in configs:
-        notifiers[config.kind](config).check()
+    try:
+        configs = [parse(text) for text in texts or ()]
+        for config in configs:
+            notifiers[config.kind](config).check()
+    except ConfigError as error:
+        raise error.under("--notify") from None
     if texts:
         os.environ[VARIABLE] = json.dumps(list(texts))
     return configs

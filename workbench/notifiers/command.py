@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from typing import Annotated, ClassVar, Literal
 
@@ -33,27 +34,30 @@ class Command(Notifier):
 
         def refuse_in_files(self) -> None:
             raise ConfigError.at(
-                "notify",
+                "",
                 got="a command",
                 expected="desktop or https://…, since sweep files run no commands",
                 do="Give it on the command line: workbench run FILE --notify command:'…'.",
             )
 
     def send(self, notification: Notification) -> None:
+        process = subprocess.Popen(
+            self.config.command,
+            shell=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, "WORKBENCH_EVENT": notification.event, "WORKBENCH_TEXT": notification.text},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                self.config.command,
-                shell=True,
-                input=json.dumps(notification.body()),
-                text=True,
-                env={**os.environ, "WORKBENCH_EVENT": notification.event, "WORKBENCH_TEXT": notification.text},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=SECONDS,
-                check=False,
-            )
+            _, errors = process.communicate(json.dumps(notification.body()), timeout=SECONDS)
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the shell and what it has started
+            process.communicate()
             raise RuntimeError(f"no end after {SECONDS} s") from None
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [""])[-1]
-            raise RuntimeError(f"exit code {done.returncode} {last}".strip())
+        if process.returncode:
+            last = (errors.strip().splitlines() or [""])[-1]
+            raise RuntimeError(f"exit code {process.returncode} {last}".strip())

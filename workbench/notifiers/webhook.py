@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -41,6 +42,7 @@ class Webhook(Notifier):
             try:
                 parts = urlsplit(self.url)
                 valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+                valid = valid and self.url.isascii() and self.url.isprintable() and " " not in self.url
             except ValueError:
                 valid, parts = False, urlsplit("")
             require(valid, "url", got="another form", expected="https://host/path")  # not repeated: it may hold a key
@@ -49,19 +51,19 @@ class Webhook(Notifier):
         def refuse_in_files(self) -> None:
             if urlsplit(self.url).scheme != "https":
                 raise ConfigError.at(
-                    "notify", got="http://…", expected="https://…", do="Or on the command line: --notify http://…"
+                    "", got="http://…", expected="https://…", do="Or on the command line: --notify http://…"
                 )
 
     def send(self, notification: Notification) -> None:
         data = json.dumps(notification.body()).encode()
         headers = {"Content-Type": "application/json", "User-Agent": "workbench"}
-        request = urllib.request.Request(self.config.url, data, headers, method="POST")
         host = urlsplit(self.config.url).hostname
         try:
+            request = urllib.request.Request(self.config.url, data, headers, method="POST")
             with urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS):
                 pass
         except urllib.error.HTTPError as error:
             raise RuntimeError(f"{host} answered {error.code}") from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise RuntimeError(f"{host} does not answer: {type(reason).__name__}") from None

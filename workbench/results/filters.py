@@ -42,15 +42,18 @@ class Comparison(NamedTuple):
     column: str
     sign: str
     value: float | str
+    text: str
+    """The value as it was written, in lower case."""
 
     def holds(self, value: Any) -> bool:
         """Whether it holds for the value of a row; for a missing one it does not."""
         if value is None:
             return False
-        if isinstance(self.value, float):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            return is_number and OPERATORS[self.sign](value, self.value)
-        return OPERATORS[self.sign](str(value).lower(), self.value)
+        if isinstance(value, bool):
+            value = "yes" if value else "no"  # as tables show it
+        if isinstance(value, int | float) and isinstance(self.value, float):
+            return OPERATORS[self.sign](value, self.value)
+        return self.sign in ("=", "!=") and OPERATORS[self.sign](str(value).lower(), self.text)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def _comparison(whole: str, name: str, sign: str, written: str, columns: Collect
             expected=f"a number after {sign}",
             do=f"Texts are compared by = and !=: {name}={written}.",
         )
-    return Comparison(column, sign, value)
+    return Comparison(column, sign, value, written.strip('"').lower())
 
 
 def find_column(name: str, columns: Collection[str], field: str = "columns") -> str:

@@ -107,8 +107,8 @@ class RunFolder:
         """Write the final numbers, then the status: a process that sees the status can read the numbers, and one that
         sees the numbers needs no status (:meth:`status`)."""
         write_json(self.path / "result.json", {"status": status, "reason": reason, **numbers})
-        self.set_status(status, reason)
         self.event(status, reason=reason)
+        self.set_status(status, reason)
 
     def damage(self) -> str | None:
         """The file of a finished run that is missing or damaged, if there is one."""

@@ -30,7 +30,6 @@ RUN_SCHEMA: dict[str, Any] = {
     "tokens": pl.Int64,
     "target_tokens": pl.Int64,
     "seconds": pl.Float64,
-    "startup_seconds": pl.Float64,
     "wall_seconds": pl.Float64,
     "seconds_left": pl.Float64,
     "loss": pl.Float64,
@@ -205,7 +204,8 @@ def _joined_windows(frame: pl.DataFrame, window: np.ndarray, sizes: np.ndarray) 
         sizes: tokens since the point before.
     """
     weighted = frame.with_columns(_window=pl.Series(window), _tokens=pl.Series(sizes))
-    mean = (pl.col("loss") * pl.col("_tokens")).sum() / pl.col("_tokens").sum()
+    is_whole = pl.col("loss").null_count() == 0  # of a loss that is not finite there is no mean
+    mean = pl.when(is_whole).then((pl.col("loss") * pl.col("_tokens")).sum() / pl.col("_tokens").sum())
     others = [name for name in frame.columns if name != "loss"]
     joined = weighted.group_by("_window", maintain_order=True).agg(mean.alias("loss"), pl.col(others).last())
     return joined.select(frame.columns)
@@ -285,27 +285,6 @@ class _Events(NamedTuple):
         return cls(WallTime.of(events), "; ".join(map(": ".join, outcomes)) or None)
 
 
-def _sessions(path: Path) -> tuple[float, float, float | None]:
-    """Start-up and wall time of the processes that trained a run, in seconds, and when the last of them began: null
-    where it has ended. A process begins when a worker takes the run (``assigned``), or else when it starts."""
-    startup = wall = 0.0
-    began = last = None
-    is_assigned = False
-    for event in read_jsonl(path):
-        at, name = _number(event.get("at")), event.get("event")
-        if at is None:
-            continue
-        if name == "assigned" or (name in ("started", "resumed") and not is_assigned):
-            wall += last - began if began is not None and last is not None else 0.0  # killed: it has not logged its end
-            began = at
-        is_assigned, last = name == "assigned", at
-        if name == "first_step" and began is not None:
-            startup += at - began
-        elif (name in ENDED or name == Status.INTERRUPTED) and began is not None:
-            wall, began = wall + at - began, None
-    return startup, wall, began
-
-
 def _number(value: Any) -> int | float | None:
     """A number of a log line; None for anything else and for integers beyond 64 bits, which only a damaged line has."""
     if isinstance(value, int):
@@ -356,7 +335,7 @@ def _run(path: str) -> _Run | None:
     step, seconds = points.last.get("step", 0), points.last.get("seconds", 0.0)
     is_running = state["status"] == Status.RUNNING
     events = _cached(folder, "events.jsonl", _Events.read) or _Events()
-    wall = events.wall_time.seconds(time.time() if is_running else None)
+    wall = events.wall_time.seconds(time.time() if is_running else None) - events.wall_time.lost
     row = {
         "arm": record.arm,
         "stage": record.stage,
@@ -421,7 +400,8 @@ def runs(ablation: str | Path) -> pl.DataFrame:
     """One row per run of the ablation in folder ``ablation``; columns in ``RUN_SCHEMA``.
 
     tokens: training tokens so far; seconds: training time (without start-up and evaluation); wall_seconds: time of its
-    processes, start-up and evaluation included (null in archives of earlier versions); seconds_left: until the last
+    processes, start-up and evaluation included, without those whose work was lost (null in archives of earlier
+    versions); seconds_left: until the last
     step and evaluation of a running run; loss: nats per token;
     metric: unit of the primary metric; selection_value, report_value: its value on the selection split (last
     evaluation) and on the report split, from the table of evaluations; flops: training FLOPs so far; paths: the backend

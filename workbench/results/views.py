@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from pydantic import Field
 
 from workbench.config import Config, ConfigError, nearest
-from workbench.files import read_json, write_json
+from workbench.files import locked, write_json
 
 __all__ = ["FILE", "ComparedX", "ComparedY", "View", "delete_view", "read_view", "read_views", "save_view"]
 
 FILE = "views.json"
 """In the folder of results."""
+LOCK = "views.lock"
 
 ComparedX: TypeAlias = Literal["tokens", "flops", "seconds", "cache_bytes"]
 ComparedY: TypeAlias = Literal["loss", "selection_value", "report_value"]
@@ -36,11 +38,16 @@ def read_views(results: str | Path) -> dict[str, View]:
         ConfigError: if the file is damaged.
     """
     path = Path(results) / FILE
-    saved = read_json(path).get("views", []) if path.exists() else []
+    if not path.exists():
+        return {}
     try:
-        views = [View.parse(view) for view in saved]
+        saved = json.loads(path.read_text(encoding="utf-8"))["views"]
+        views = [View.parse(view) for view in [*saved]]
     except ConfigError as error:
         raise error.under(str(path)) from None
+    except (ValueError, KeyError, TypeError):
+        do = "Restore it, or remove it."
+        raise ConfigError.at(str(path), got="a damaged file", expected="saved views", do=do) from None
     return {view.name: view for view in views}
 
 
@@ -58,7 +65,8 @@ def read_view(results: str | Path, name: str) -> View:
 
 def save_view(results: str | Path, view: View) -> None:
     """Save a view, in place of one of its name."""
-    _write(results, {**read_views(results), view.name: view})
+    with locked(Path(results) / LOCK):
+        _write(results, {**read_views(results), view.name: view})
 
 
 def delete_view(results: str | Path, name: str) -> None:
@@ -67,8 +75,9 @@ def delete_view(results: str | Path, name: str) -> None:
     Raises:
         ConfigError: if there is none of this name.
     """
-    read_view(results, name)
-    _write(results, {key: view for key, view in read_views(results).items() if key != name})
+    with locked(Path(results) / LOCK):
+        read_view(results, name)
+        _write(results, {key: view for key, view in read_views(results).items() if key != name})
 
 
 def _write(results: str | Path, views: dict[str, View]) -> None:

@@ -24,12 +24,15 @@ class WallTime(NamedTuple):
     """When the last process began, as seconds since 1970; None once it has logged its end."""
     latest: float = 0.0
     """Time of the last event."""
+    lost: float = 0.0
+    """Of processes whose work a later one does not continue, because it began at the first step again; part of
+    ``ended``."""
 
     @classmethod
     def of(cls, events: Iterable[Mapping[str, Any]]) -> Self:
         """From the lines of ``events.jsonl``. A process begins when a worker takes the run (``assigned``); in a run of
         its own when it has loaded data and model (``started``, ``resumed``)."""
-        startup = ended = latest = 0.0
+        startup = ended = latest = lost = 0.0
         began: float | None = None
         is_assigned = False
         for event in events:
@@ -40,13 +43,15 @@ class WallTime(NamedTuple):
                 if began is not None:  # it was killed
                     ended += max(0.0, latest - began)
                 began = at
-            elif name == "first_step" and began is not None:
+            if name == "started" and ended > 0.0:  # not "resumed": what came before is lost
+                startup, lost = 0.0, ended
+            if name == "first_step" and began is not None:
                 startup += max(0.0, at - began)
             elif name in ENDS and began is not None:
                 ended += max(0.0, at - began)
                 began = None
             is_assigned, latest = name == "assigned", at
-        return cls(startup, ended, began, latest)
+        return cls(startup, ended, began, latest, lost)
 
     def seconds(self, now: float | None = None) -> float:
         """The wall time so far.

@@ -57,7 +57,9 @@ def watching(model: LanguageModel, record: Callable[[int, dict[str, Pooled]], No
             y_BTD = layer.stream(output) if isinstance(layer, Block) else output
             values = activation_values(y_BTD, segments)
             if number == len(model.blocks) - 1:
-                excess_BT = y_BTD.float().abs().logsumexp(-1).square() - hidden_z_floor(y_BTD.shape[-1])
+                assert isinstance(layer, Block)
+                z_BTD = model.residual_exit(output[0] if layer.gives else output)  # what the loss and the norm read
+                excess_BT = z_BTD.float().abs().logsumexp(-1).square() - hidden_z_floor(y_BTD.shape[-1])
                 values["hidden_z_excess"] = mean_of(excess_BT, is_token(segments))
             if isinstance(layer, Block):
                 values |= score_values(layer.mixer, layer.mixer_input(arguments[0]), segments)

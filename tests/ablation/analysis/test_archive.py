@@ -124,7 +124,7 @@ def test_a_folder_with_anything_else_is_refused(name: str, finished: AblationRun
 
 
 def test_the_folder_of_a_run_is_refused(finished: AblationRun) -> None:
-    with pytest.raises(ConfigError, match="nothing was written"):
+    with pytest.raises(ConfigError, match="is the ablation itself"):
         archive(finished, finished.folder)
 
 

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from workbench.ablation.analysis.power import values_of
 from workbench.ablation.verdict.statistics import MIN_SEEDS, Interval, exchange_p, holm, pooled_sd, welch
 from workbench.config import ConfigError, deep_merge, difference, expand_dotted, nearest, require
 from workbench.formatting import UNKNOWN, metric
 from workbench.metric import ANSWER_ERRORS
+from workbench.status import FAILED, Stage
 
 if TYPE_CHECKING:
     from workbench.ablation.run import AblationRun
 
 __all__ = ["LABEL", "Against", "UnpairedRow", "against", "description"]
 
-LABEL = "unpaired: other seeds, other machine"
+LABEL = "unpaired: seeds are not matched"
 SHOWN = 6
 """Differing fields that are printed for an arm."""
 RUN_ONLY = ("seed", "seeds", "evaluation")
@@ -35,6 +38,8 @@ class UnpairedRow:
     sd: float | None
     """Over seeds; None for one seed."""
     seeds: int
+    failed: int
+    """Seeds that were planned and not measured; with any, nothing is decided."""
     difference: float
     """Arm − reference; negative is better."""
     low: float | None
@@ -44,7 +49,7 @@ class UnpairedRow:
     p_holm: float
     """Adjusted over all arms."""
     word: str
-    """better, worse or undecided."""
+    """better, worse or undecided; undecided wherever a seed failed."""
     differs: tuple[str, ...]
     """What differs between the two arms beside the seeds: "training.tokens 320000, not 640000"."""
 
@@ -61,6 +66,8 @@ class Against:
     value: float
     sd: float | None
     seeds: int
+    failed: int
+    """Seeds of the reference that were planned and not measured."""
     unit: str
     alpha: float
     rows: tuple[UnpairedRow, ...]
@@ -80,7 +87,7 @@ class Against:
         level = f"{100 * (1 - self.alpha):g} %"
         lines = [
             f"{self.name} against {self.other}, arm {self.reference} ({LABEL}; {self.unit}, lower is better)",
-            f"{self.reference} there: {_value(self.value, self.sd, self.seeds)}",
+            f"{self.reference} of {self.other}: {_value(self.value, self.sd, self.seeds, self.failed)}",
             "",
         ]
         for row in self.rows:
@@ -91,22 +98,24 @@ class Against:
             lines.append(
                 f"{row.arm}: {row.word}, difference {gap} ({level} interval {interval}, "
                 f"p = {row.p_holm:.2g} over {len(self.rows)} arm{'s' * (len(self.rows) != 1)}); "
-                f"{_value(row.value, row.sd, row.seeds)}"
+                f"{_value(row.value, row.sd, row.seeds, row.failed)}"
             )
             shown = "; ".join(row.differs[:SHOWN]) or "nothing but the seeds"
             left = len(row.differs) - SHOWN
             more = f"; {left} further field{'s' * (left > 1)}" if left > 0 else ""
             lines.append(f"  differs in: {shown}{more}")
-        test = "an exchange of seeds between the ablations" if self.bounded else "Welch's t-test over seeds"
+        test = "Welch's t-test over seeds"
+        if self.bounded:
+            test = "an exchange of seeds between the ablations (intervals are Welch's)"
         lines += [
             "",
-            f"p by {test}, Holm over arms. Seeds are no pairs here: noise that pairs would share counts in full, and a "
+            f"p by {test}, Holm over arms. Seeds are not paired: noise that pairs would share counts in full, and a "
             "difference of code, libraries or device counts as one of the arm. No protocol declared this comparison: "
             "it is exploratory.",
         ]
         for what, (ours, theirs) in (("Code", self.code), ("Device", self.device)):
             if ours != theirs:
-                lines.append(f"{what}: {ours} here, {theirs} there.")
+                lines.append(f"{what}: {ours} in {self.name}, {theirs} in {self.other}.")
         return "\n".join(lines)
 
 
@@ -139,7 +148,8 @@ def against(run: AblationRun, other: AblationRun, arm: str | None = None) -> Aga
         raise _refused(other, got, f"the {len(documents[0])} report documents of {run.name}, of the same sizes")
     theirs = list(values_of([other]).get(reference, {}).values())
     ours = {name: list(values.values()) for name, values in values_of([run]).items() if name in run.arms}
-    require(theirs and ours, str(other.folder), got="no finished confirmation run", expected="measured arms")
+    for part, measured in ((run, ours), (other, theirs)):
+        require(measured, str(part.folder), got="no finished confirmation run", expected="measured arms")
     upper = run.metric.upper
     if upper is None and run.metric == ANSWER_ERRORS:  # archives of earlier versions do not name the bound
         upper = ANSWER_ERRORS.upper
@@ -147,9 +157,21 @@ def against(run: AblationRun, other: AblationRun, arm: str | None = None) -> Aga
     intervals = {name: welch(values, theirs, alpha) for name, values in ours.items()}
     p = {name: found.p if upper is None else exchange_p(ours[name], theirs) for name, found in intervals.items()}
     adjusted = dict(zip(p, holm(list(p.values())).tolist()))
+    lost = _failed(other, reference)
     rows = tuple(
         _row(
-            name, ours[name], intervals[name], p[name], adjusted[name], len(theirs), alpha, upper, run, other, reference
+            name,
+            ours[name],
+            intervals[name],
+            p[name],
+            adjusted[name],
+            len(theirs),
+            lost,
+            alpha,
+            upper,
+            run,
+            other,
+            reference,
         )
         for name in run.arms
         if name in ours
@@ -162,6 +184,7 @@ def against(run: AblationRun, other: AblationRun, arm: str | None = None) -> Aga
         value=sum(theirs) / len(theirs),
         sd=_sd(theirs),
         seeds=len(theirs),
+        failed=lost,
         unit=run.metric.unit,
         alpha=alpha,
         rows=rows,
@@ -178,6 +201,7 @@ def _row(
     p: float,
     p_holm: float,
     others: int,
+    lost: int,
     alpha: float,
     upper: float | None,
     run: AblationRun,
@@ -187,13 +211,15 @@ def _row(
     low, high = interval.low, interval.high
     if upper is not None:
         low, high = max(low, -upper), min(high, upper)
-    decides = p_holm <= alpha and min(len(values), others) >= MIN_SEEDS
+    failed = _failed(run, name)
+    decides = p_holm <= alpha and min(len(values), others) >= MIN_SEEDS and not failed and not lost
     word = "undecided" if not decides else "better" if interval.mean < 0 else "worse"
     return UnpairedRow(
         arm=name,
         value=sum(values) / len(values),
         sd=_sd(values),
         seeds=len(values),
+        failed=failed,
         difference=interval.mean,
         low=None if math.isinf(low) else low,
         high=None if math.isinf(high) else high,
@@ -241,6 +267,13 @@ def _sd(values: Sequence[float]) -> float | None:
     return pooled_sd([values])[0] if len(values) > 1 else None
 
 
-def _value(value: float, sd: float | None, seeds: int) -> str:
+def _value(value: float, sd: float | None, seeds: int, failed: int) -> str:
     spread = "" if sd is None else f" ± {metric(sd)}"
-    return f"{metric(value)}{spread} ({seeds} seed{'s' * (seeds != 1)})"
+    lost = f" of {seeds + failed}; {failed} failed" if failed else ""
+    return f"{metric(value)}{spread} ({seeds} seed{'s' * (seeds != 1)}{lost})"
+
+
+def _failed(run: AblationRun, arm: str) -> int:
+    """Confirmation runs of an arm that failed."""
+    lost = (pl.col("arm") == arm) & (pl.col("stage") == Stage.CONFIRMATION) & pl.col("status").is_in(list(FAILED))
+    return len(run.runs().filter(lost))

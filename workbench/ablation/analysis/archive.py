@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,7 +128,9 @@ def _write(run: AblationRun, verdict: Verdict, look: Look | None, folder: Path) 
     if len(scores := run.scores()):
         scores.write_parquet(folder / SCORES)
     runs.drop(LOCAL).write_csv(folder / "runs.csv", float_precision=6)
-    write_json(folder / "ablation.json", run.record.raw)
+    record = copy.deepcopy(run.record.raw)
+    record.get("config", {}).get("launch", {}).pop("notify", None)  # addresses: an archive is for others
+    write_json(folder / "ablation.json", record)
     write_json(folder / "selection.json", run.selection())
     write_json(folder / "verdict.json", verdict.plain())
     if look:

@@ -58,6 +58,7 @@ def extend(folder: AblationFolder, seeds: int | Sequence[int], why: str | None =
         for fingerprint in set(record.data.values()):
             Source.open(folder.cache_path, fingerprint)
         folder.write_record(record.with_analysis(config, deviation))
+        Roster(folder).forget_notifications()
         Plan(folder).advance(relaunch=True)
     return deviation
 

@@ -38,7 +38,9 @@ class Notifications:
         reason: that of a failure may name files of this machine."""
         event = EVENTS.get(status)
         if event is not None:
-            self._send(event, f"{run} is {status}" + (f": {reason}" if reason and event == "diverged" else ""))
+            self._send(
+                event, f"{run}: {status.replace('_', ' ')}" + (f", {reason}" if reason and event == "diverged" else "")
+            )
 
     def finished(self) -> None:
         """Every planned run has ended."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from workbench.config import Config, ConfigError, require
+from workbench.config import Config, require
 from workbench.notifiers import NotifierConfig
 from workbench.notifiers import parse as parse_notifier
 from workbench.registry import Registry
@@ -21,10 +21,7 @@ launchers: Registry[Any] = Registry("launcher", "workbench.ablation.execution.la
 
 def _notifier(data: object) -> Any:
     config = parse_notifier(data)
-    try:
-        config.refuse_in_files()
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
+    config.refuse_in_files()
     return config
 
 
@@ -73,8 +70,9 @@ class Launch(Config):
     """Where the metrics of every run are copied to while it trains: tensorboard, wandb, mlflow, trackio. Values of the
     report split are not."""
     notify: tuple[Annotated[SerializeAsAny[NotifierConfig], BeforeValidator(_notifier)], ...] = ()
-    """Who is told when the ablation has ended, when the first run diverges or fails, and when workers cannot go on:
-    desktop, or https://… (a POST request). ``--notify`` of `workbench run` takes commands as well and is not saved."""
+    """Where notifications go when the ablation has ended, when the first run diverges or fails, and when workers cannot
+    go on: desktop, or https://… (a POST request). ``--notify`` of `workbench run` takes commands as well and is not
+    saved; an address with a key in it belongs there."""
     storage: str | None = None
     """Optuna's database. Default: study.db (SQLite) in the ablation's folder, for one machine. For several machines:
     postgresql://user@host/database; the password belongs in ~/.pgpass or PGPASSWORD, because this address is saved."""
