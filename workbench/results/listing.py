@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 ARM_COLUMNS = ("arm", "stage", "runs", "report", "report_sd", "selection", "selection_sd")
 """Columns of :func:`arm_rows` before the settings; :data:`ARM_TAIL` follows them."""
-ARM_TAIL = ("failed", "unfinished", "trials", "parameters", "loss", "tokens", "seconds", "tokens_per_second")
+ARM_TAIL = ("failed", "unfinished", "trials", "parameters", "seconds", "loss", "tokens", "tokens_per_second")
 RUN_COLUMNS = ("arm", "stage", "seed", "report", "selection")
 """Columns of :func:`run_rows` before the settings; :data:`RUN_TAIL` follows them."""
 RUN_TAIL = ("chosen", "status", "reason", "loss", "tokens", "seconds", "tokens_per_second", "step", "steps", "run")
