@@ -16,7 +16,7 @@ quick: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m unit $(ARGS)
 
 lab: $(VENV)/installed
-	@case "$$(id -u) $(ARGS)" in "0 "*--allow-root*) ;; "0 "*) \
+	@case "$$(id -u) $(ARGS)" in "0 "*--allow-root* | "0 "*--version*) ;; "0 "*) \
 	  echo "JupyterLab refuses to run as root. In a container: make lab ARGS=--allow-root" >&2; exit 1;; esac
 	$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" > /dev/null 2>&1 || true
 	mkdir -p my_notebooks # copies that git ignores; an existing one stays as it is

@@ -93,7 +93,7 @@ def test_lab_opens_copies_of_the_notebooks_that_git_ignores(tmp_path: Path) -> N
     jupyter.chmod(0o755)
     (tmp_path / "my_notebooks").mkdir()
     (tmp_path / "my_notebooks" / "01_attention.ipynb").write_text("what I changed")
-    lab = ["make", "lab", f"VENV={tmp_path / 'venv'}", "-o", f"{tmp_path / 'venv'}/installed"]
+    lab = ["make", "lab", f"VENV={tmp_path / 'venv'}", "-o", f"{tmp_path / 'venv'}/installed", "ARGS=--allow-root"]
     answer = subprocess.run(lab, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "my_notebooks/00_quickstart.ipynb" in answer.stdout
     copies = {path.name: path.read_text() for path in (tmp_path / "my_notebooks").iterdir()}

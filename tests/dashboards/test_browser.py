@@ -51,8 +51,8 @@ def test_the_page_of_kept_results(tmp_path: Path) -> None:
         assert view.locator("th[aria-sort=ascending]").inner_text() == "seed"
         view.locator("select").filter(has_text="LaTeX").select_option("CSV")
         view.get_by_role("button", name="Export", exact=True).click()
-        header(view, "Wrote .*runs.csv")
-        assert (tmp_path / "results" / "needle" / "exports" / "runs.csv.provenance.json").exists()
+        header(view, "Wrote .*every-run.csv")
+        assert (tmp_path / "results" / "needle" / "exports" / "every-run.csv.provenance.json").exists()
         assert not view.errors, view.errors
         here = address.partition("?")[0]
         assert [url for url in asked if not url.startswith((here, here.replace("http", "ws"), "data:", "blob:"))] == []

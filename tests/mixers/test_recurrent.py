@@ -115,7 +115,7 @@ def test_simple_gla(x_BTD: Tensor) -> None:
 def test_rwkv7(x_BTD: Tensor) -> None:
     module, H, K = built("rwkv7", head_dim=16), 4, 16
     before = F.pad(x_BTD, (0, 0, 1, 0))[:, :-1]
-    r_in, w_in, k_in, v_in, a_in, g_in = (x_BTD + (before - x_BTD) * mix for mix in module.mix)
+    r_in, w_in, k_in, v_in, a_in, g_in = (x_BTD + (before - x_BTD) * mix for mix in module.mix.chunk(6))
     low = {name: (module.down[name].weight.T, module.up[name].weight.T) for name in module.down}
     w = (-math.exp(-0.5) * ((w_in @ low["decay"][0]).tanh() @ low["decay"][1] + module.decay_bias).sigmoid()).exp()
     a = (a_in @ low["rate"][0] @ low["rate"][1] + module.rate_bias).sigmoid()

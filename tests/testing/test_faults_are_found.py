@@ -281,7 +281,7 @@ def _(module: Any, right: Any, x: Tensor, *, cache: Any = None, **options: Any) 
 @fault(GatedDeltaNet, "test_bf16_keeps_states_and_decays_wide", "in bf16: exp, log_?sigmoid; expected at least fp32")
 def bf16_decay(base: Any) -> type:
     class Faulty(base):
-        def _log_decay(self, raw: Tensor) -> Tensor:
+        def log_decay(self, raw: Tensor) -> Tensor:
             step = (raw + self.dt_bias).unflatten(-1, (self.H, -1))
             return (self.A_log.exp()[:, None] * F.logsigmoid(-step))[..., 0].to(
                 torch.promote_types(raw.dtype, torch.float32)

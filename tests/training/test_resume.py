@@ -28,6 +28,10 @@ pytestmark = pytest.mark.process
 
 VARIANTS: dict[str, Any] = {
     **{name: {"model": {"pattern": name, "depth": 1}, "training": {"tokens": 8 * 2 * 32}} for name in mixers},
+    "differential": {
+        "model": {"pattern": "differential", "depth": 1, "mixers": {"differential": {"heads": 2}}},
+        "training": {"tokens": 8 * 2 * 32},
+    },
     **{
         name: {
             "model": {"feedforward": name, "depth": 1},

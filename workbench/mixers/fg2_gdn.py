@@ -11,12 +11,10 @@ other projections have; the parameters are called a marginal addition, which ful
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from workbench.contract import mixers
-from workbench.mixers.families.delta_rule import DeltaRuleConfig, DeltaRuleMixer
+from workbench.mixers.families.delta_rule import DeltaRuleMixer, LowRankEditsConfig
 
 
 @mixers.register
@@ -25,7 +23,7 @@ class FineGrainedDeltaNet(DeltaRuleMixer):
 
     conformance_cases = ({}, {"erase_gate_on": "address", "value_dim": 24, "negative_eigenvalues": True})
 
-    class Config(DeltaRuleConfig):
+    class Config(LowRankEditsConfig):
         """FG²-GDN."""
 
         kind: Literal["fg2_gdn"] = "fg2_gdn"
@@ -33,8 +31,6 @@ class FineGrainedDeltaNet(DeltaRuleMixer):
         """Axis of the erase gate: one number per head, or one per key channel."""
         write: Literal["scalar", "channel"] = "channel"
         """Axis of the write gate: one number per head, or one per value channel."""
-        edit_rank: Annotated[int | None, Field(ge=0)] = None
-        """Rank of the projections to gates with one number per channel; 0 is a full matrix. None: V."""
         erase_gate_on: Literal["key", "both", "address"] = "both"
         """Factor of (I - p eᵀ) that the erase gate multiplies: the erase key e, both by its root, or the write key
         p."""

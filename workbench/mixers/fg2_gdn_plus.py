@@ -7,12 +7,10 @@ Published: the recurrence, with K = V. **Ours**: K ≠ V, and, as in `fg2_gdn`, 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from workbench.contract import mixers
-from workbench.mixers.families.delta_rule import DeltaRuleConfig, DeltaRuleMixer
+from workbench.mixers.families.delta_rule import DeltaRuleMixer, LowRankEditsConfig
 
 
 @mixers.register
@@ -21,7 +19,7 @@ class FineGrainedDeltaNetPlus(DeltaRuleMixer):
 
     conformance_cases = ({}, {"erase": "scalar", "erase_gate_on": "key", "value_dim": 24})
 
-    class Config(DeltaRuleConfig):
+    class Config(LowRankEditsConfig):
         """FG²-GDN+."""
 
         kind: Literal["fg2_gdn_plus"] = "fg2_gdn_plus"
@@ -31,8 +29,6 @@ class FineGrainedDeltaNetPlus(DeltaRuleMixer):
         """Axis of the write gate: one number per head, or one per value channel."""
         tied: bool = False
         """Whether erase and write gate are one gate."""
-        edit_rank: Annotated[int | None, Field(ge=0)] = None
-        """Rank of the projections to gates with one number per channel; 0 is a full matrix. None: V."""
         erase_gate_on: Literal["key", "both", "address"] = "both"
         """Factor of (I - p eᵀ) that the erase gate multiplies: the erase key e, both by its root, or the write key
         p."""

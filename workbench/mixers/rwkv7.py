@@ -80,7 +80,7 @@ class RWKV7(Mixer):
     def __init__(self, config: Any, width: int):
         super().__init__()
         self.config, self.K, self.H = config, config.head_dim, width // config.head_dim
-        self.mix = nn.Parameter(torch.empty(len(INPUTS), width))
+        self.mix = nn.Parameter(torch.empty(len(INPUTS) * width))  # one vector after another
         self.r, self.k, self.v = (Linear(width, width, parts=((self.H, self.K),)) for _ in range(3))
         ranks = {"decay": config.decay_rank, "rate": config.rate_rank, "gate": config.gate_rank}
         self.down = nn.ModuleDict({name: Linear(width, rank) for name, rank in ranks.items()})
@@ -96,7 +96,7 @@ class RWKV7(Mixer):
         self.out = Linear(width, width, writes_residual=True)
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
-        D = parameter.shape[-1]
+        D = self.out.in_features
         place = torch.arange(D, device=parameter.device, dtype=parameter.dtype)
         line = place / max(1, D - 1)
         zigzag = 2 * (place % self.K) / (self.K - 1) - 1
@@ -110,7 +110,7 @@ class RWKV7(Mixer):
             "norm_bias": torch.zeros_like(line),
         }
         if name == "mix":
-            values["mix"] = torch.stack([1 - (place / D) ** EXPONENTS[name] for name in INPUTS])
+            values["mix"] = torch.cat([1 - (place / D) ** EXPONENTS[name] for name in INPUTS])
         parameter.copy_(values[name])
 
     def transfer_constants(self) -> dict[str, float]:
@@ -140,7 +140,8 @@ class RWKV7(Mixer):
         if segments is not None:
             starts_BT = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
             change_BTD = torch.where(starts_BT[..., None], -x_BTD, change_BTD)
-        inputs = {name: x_BTD + change_BTD * mix.to(x_BTD.dtype) for name, mix in zip(INPUTS, self.mix)}
+        mixtures = self.mix.to(x_BTD.dtype).chunk(len(INPUTS))
+        inputs = {name: x_BTD + change_BTD * mix for name, mix in zip(INPUTS, mixtures)}
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
 
         def heads(x_BTD: Tensor) -> Tensor:  # (B, T, H, K)

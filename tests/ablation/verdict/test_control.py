@@ -157,7 +157,7 @@ def test_one_that_is_withdrawn_after_launch_adjusts_nothing(ablation: Make) -> N
 
 
 def test_a_missing_pilot_is_a_clear_error(ablation: Make) -> None:
-    with pytest.raises(ConfigError, match="no ablation"):
+    with pytest.raises(ConfigError, match="no such folder"):
         ablation(**DECLARED).create()
 
 

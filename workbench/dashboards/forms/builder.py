@@ -15,7 +15,7 @@ from workbench import formatting
 from workbench.ablation.spec.ablation import AblationConfig, check_arm_name
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, Problem, deep_merge, expand_dotted
-from workbench.contract import embeddings, feedforwards, mixers
+from workbench.contract import EmbeddingConfig, embeddings, feedforwards, mixers
 from workbench.dashboards.forms.document import Document, FieldPath
 from workbench.dashboards.forms.fields import LABEL, NOT_SET, FormField, shown
 from workbench.dashboards.forms.layers import LayerChips
@@ -620,7 +620,7 @@ class AblationBuilder(widgets.VBox):
             if hasattr(parsed, "resolved"):
                 width = _number(model.get("width"), self._default_of(("base", "model", "width"), 128))
                 sizes = (width, self._default_of(("base", "model", "vocabulary"), 2048))
-                parsed = parsed.resolved(*sizes[: 2 if "embeddings" in config.__module__ else 1])
+                parsed = parsed.resolved(*sizes[: 2 if issubclass(config, EmbeddingConfig) else 1])
             return {name: getattr(parsed, name) for name in config.model_fields}
         except ConfigError:
             return {}

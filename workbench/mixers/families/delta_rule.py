@@ -68,8 +68,6 @@ class DeltaRuleConfig(VariantConfig):
     """Axis of the write gate: one number per head, or one per value channel."""
     tied: bool = True
     """Whether erase and write gate are one gate; they then have the same axis, and K = V where that is channels."""
-    edit_rank: Annotated[int | None, Field(ge=0)] = 0
-    """Rank of the projections to gates with one number per channel; 0 is a full matrix. None: V."""
     erase_gate_on: Literal["key", "both", "address"] = "key"
     """Factor of (I - p eᵀ) that the erase gate multiplies: the erase key e, both by its root, or the write key p."""
     negative_eigenvalues: bool = False
@@ -97,12 +95,6 @@ class DeltaRuleConfig(VariantConfig):
         "340m": {"head_dim": 128},
         "1.3b": {"head_dim": 128},
     }
-
-    def canonical(self) -> dict[str, Any]:
-        plain = super().canonical()
-        if self.edit_rank == 0:
-            del plain["edit_rank"]  # full matrices: the model is the same
-        return plain
 
     def resolved(self, width: int) -> Self:
         require(self.chunk & (self.chunk - 1) == 0, "chunk", got=self.chunk, expected="a power of two")
@@ -145,9 +137,25 @@ class DeltaRuleConfig(VariantConfig):
             head_dim=head_dim,
             value_dim=value_dim,
             decay_rank=value_dim if self.decay_rank is None else self.decay_rank,
-            edit_rank=value_dim if self.edit_rank is None else self.edit_rank,
             output_gate_rank=value_dim if self.output_gate_rank is None else self.output_gate_rank,
         )
+
+
+class LowRankEditsConfig(DeltaRuleConfig):
+    """And the rank of gates with one number per channel."""
+
+    edit_rank: Annotated[int | None, Field(ge=0)] = None
+    """Rank of the projections to gates with one number per channel; 0 is a full matrix. Default: V."""
+
+    def canonical(self) -> dict[str, Any]:
+        plain = super().canonical()
+        if self.edit_rank == 0:
+            del plain["edit_rank"]  # full matrices, as before there was a rank
+        return plain
+
+    def resolved(self, width: int) -> Self:
+        config = super().resolved(width)
+        return config.changed(edit_rank=config.value_dim if self.edit_rank is None else self.edit_rank)
 
 
 class GateShape(NamedTuple):
@@ -328,7 +336,7 @@ class DeltaRuleMixer(Mixer):
         if config.decay != "none":
             shapes["decay"] = GateShape(H) if config.decay == "scalar" else GateShape(H * K, config.decay_rank)
         erase, write = ("edit", "edit") if config.tied else ("erase", "write")
-        rank = config.edit_rank
+        rank = getattr(config, "edit_rank", 0)
         shapes[write] = GateShape(n * H) if config.write == "scalar" else GateShape(n * H * V, rank)
         shapes[erase] = GateShape(n * H) if config.erase == "scalar" else GateShape(n * H * K, rank)
         if config.output_gate != "none":

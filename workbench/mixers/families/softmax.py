@@ -539,13 +539,10 @@ class SoftmaxAttention(ScaledScores, Mixer):
     @classmethod
     def search_space(cls, config: Any, width: int) -> dict[str, Range]:
         divisors = tuple(g for g in range(1, config.heads + 1) if config.heads % g == 0)
-        names = ["qk_norm", "sink"]
-        choices = {"output_gate": Range(values=("none", "head", "channel"))}
-        if not config.shared_kv:
-            names += ["exclusive", "value_residual"]
-            choices["convolution"] = Range(values=("none", "keys", "keys_values"))
+        # not the output gate and the convolutions: they change the parameters that a budget matches
+        names = ["qk_norm", "sink", *(() if config.shared_kv else ("exclusive", "value_residual"))]
         switches = {name: Range(values=(False, True)) for name in names}
-        return {"kv_heads": Range(values=divisors), **switches, **choices}
+        return {"kv_heads": Range(values=divisors), **switches}
 
 
 def gate_channels(config: Any) -> int:
