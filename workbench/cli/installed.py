@@ -24,13 +24,15 @@ def variants(
         for variant in found.variants:
             print_line(_details(variant))
         return found
-    table = Table("name", "description", "paper", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table("name", "description", "paper", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     kinds = dict.fromkeys(variant.kind for variant in found.variants)
     for kind in kinds:
         table.add_row(Text(kind, "bold"))
         for variant in found.variants:
             if variant.kind == kind:
-                table.add_row(*(f"  {variant.name}", variant.description, variant.paper), _lacks(variant))
+                lacks = _lacks(variant)
+                text = f"{variant.description} ({lacks})" if lacks else variant.description
+                table.add_row(f"  {variant.name}", text, variant.paper)
     console.print(table)
     print_line("Settings, defaults and the definition of one: workbench variants NAME. Papers are arXiv numbers.")
     return found

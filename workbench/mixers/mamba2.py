@@ -6,6 +6,8 @@ Published: the state-space dual form, the gated norm before the output, one conv
 heads of 64 channels, a state of 128 channels, one group of B and C. Read in public code (state-spaces/mamba): Δ =
 softplus(W x + dt_bias), A = -exp(A_log) with -A uniform in (1, 16), d = 1 per head at the start, a norm for every
 group. Ours: the convolution has no bias, as everywhere here.
+
+Legend: B batch, T time, D width, H heads, P channels of a head, N of the state, G groups, C convolved channels.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ CONV_WIDTH = 4
 
 @mixers.register
 class Mamba2(Mixer):
-    """Mamba-2 layer. Legend: B batch, T time, D width, H heads, P channels of a head, N of the state, G groups."""
+    """Mamba-2 layer."""
 
     roles = {"A_log": Role.VECTOR, "dt_bias": Role.VECTOR, "skip": Role.VECTOR}
     conformance_cases = ({}, {"expand": 1.5, "head_dim": 24, "state_dim": 16, "groups": 2, "chunk": 16})

@@ -10,6 +10,8 @@ Published: all of it, with the initial values of α, ρ, κ and the ranks as in 
 initial values that depend on a layer's number in that code (mixtures, decay) take those of the middle of the model;
 there is no value residual from the first layer. The recurrence is two edits of the delta rule per token: the first
 decays and erases, with the erase key κ̂ / w because the decay comes first here; the second writes.
+
+Legend: B batch, T time, D model width, H heads, K channels of a head, keys and values.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ LARGEST_DECAY = math.exp(-0.5)
 
 @mixers.register
 class RWKV7(Mixer):
-    """RWKV-7 time mixing. Legend: B batch, T time, D model width, H heads, K channels of a head, keys and values."""
+    """RWKV-7 time mixing."""
 
     roles = {name: Role.VECTOR for name in ("mix", "key_scale", "key_rate", "bonus", "decay_bias", "rate_bias")} | {
         "norm_weight": Role.NORM,
