@@ -14,7 +14,7 @@ from workbench.api.answers import Error, Evaluated, Generated, Prepared, Run, Wr
 from workbench.cli.output import Failure, Notify, console, note, parse_numbers, print_line, written
 from workbench.cli.watching import training_bar
 from workbench.formatting import count
-from workbench.notifiers import Event, Notification, notify
+from workbench.notifiers import FAILURES, Event, Notification, notify
 from workbench.results.data_card import warnings
 from workbench.status import Stage, Status
 
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 
     from workbench.results import RunFolder
 
-EVENTS: dict[str, Event] = {
+EVENTS: dict[Status, Event] = {
     Status.DONE: "finished",
-    Status.DIVERGED: "diverged",
-    Status.CRASHED: "failed",
-    Status.OUT_OF_MEMORY: "failed",
+    **FAILURES,
 }
 """How a run ended -> what is notified of; a run that was asked to stop is nothing new."""
 
@@ -120,7 +118,7 @@ def _train_in_foreground(
     reason = f": {result['reason']}" if result.get("reason") else ""
     print_line(f"{result['status']}{reason}  ({path})")
     status, why = str(result["status"]), result.get("reason")
-    if event := EVENTS.get(status):
+    if event := EVENTS.get(Status(status)):
         text = f"{path.name}: {status}{reason if event == 'diverged' else ''}"
         step = int(result.get("step") or max((row.get("step", 0) for row in RunFolder(path).metrics()), default=0))
         message = Notification(event, "run", path.name, text, step, record.steps, int(event != "finished"))

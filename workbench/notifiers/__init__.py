@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from workbench.config import Config, ConfigError, nearest, require
 from workbench.registry import Registry
+from workbench.status import Status
 
 __all__ = ["VARIABLE", "Notification", "Notifier", "NotifierConfig", "from_environment", "notifiers", "notify", "parse"]
 
@@ -23,6 +24,12 @@ VARIABLE = "WORKBENCH_NOTIFY"
 for the workers that it starts, so that an address with a key in it is saved nowhere."""
 
 Event: TypeAlias = Literal["finished", "diverged", "failed", "stopped"]
+FAILURES: dict[Status, Event] = {
+    Status.DIVERGED: "diverged",
+    Status.CRASHED: "failed",
+    Status.OUT_OF_MEMORY: "failed",
+}
+"""How a run failed -> what is notified of; a lost run is resumed and no event."""
 
 
 @dataclass(frozen=True)

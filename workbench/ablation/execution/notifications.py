@@ -9,17 +9,10 @@ from workbench.ablation.folder import AblationFolder
 from workbench.ablation.verdict.measurements import verdict
 from workbench.ablation.verdict.summary import summarise
 from workbench.config import ConfigError
-from workbench.notifiers import Event, Notification, from_environment, notify
+from workbench.notifiers import FAILURES, Event, Notification, from_environment, notify
 from workbench.status import ENDED, FAILED, Status
 
 __all__ = ["Notifications"]
-
-EVENTS: dict[Status, Event] = {
-    Status.DIVERGED: "diverged",
-    Status.CRASHED: "failed",
-    Status.OUT_OF_MEMORY: "failed",
-}
-"""Status of a run -> its event; lost runs are resumed and no event."""
 
 
 class Notifications:
@@ -36,10 +29,11 @@ class Notifications:
     def run_ended(self, run: str, status: Status, reason: str | None) -> None:
         """A run has ended. The first that diverges and the first that fails are notified of. Only the former with its
         reason: that of a failure may name files of this machine."""
-        event = EVENTS.get(status)
+        event = FAILURES.get(status)
         if event is not None:
             self._send(
-                event, f"{run}: {status.replace('_', ' ')}" + (f", {reason}" if reason and event == "diverged" else "")
+                event,
+                f"{run} is {status.replace('_', ' ')}" + (f": {reason}" if reason and event == "diverged" else ""),
             )
 
     def finished(self) -> None:
