@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def test_only_a_worker_at_work_records_a_heartbeat(study: optuna.Study) -> None:
 
     def objective(trial: optuna.Trial) -> float:
         (running,) = study.get_trials(states=(TrialState.RUNNING,))
-        alive.append(compat.trial_id(running) in compat.trials_with_heartbeat(storage))
+        key, deadline = compat.trial_id(running), time.monotonic() + 60
+        while key not in compat.trials_with_heartbeat(storage) and time.monotonic() < deadline:
+            time.sleep(0.02)  # a thread records the heartbeat, and may start after the objective
+        alive.append(key in compat.trials_with_heartbeat(storage))
         return 0.0
 
     study.optimize(objective, n_trials=1)
