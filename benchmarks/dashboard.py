@@ -4,8 +4,10 @@
 
 An ablation with random numbers is written to a temporary folder (10 arms, 60 tuning and 40 confirmation runs each, in
 the files that runs write), and a :class:`workbench.dashboards.Dashboard` is opened on it without a browser: everything
-up to the message to the page is timed. "cold" reads every file for the first time in this process; "warm" is a second
-dashboard in the same kernel; an update follows new points of ten unfinished runs.
+up to the message to the page is timed, import of the panels included. "cold" is the first dashboard of this process:
+"verdict" is the panel that a finished ablation opens, "curves" the one with every point, "without a copy" the same
+where `ended.parquet`, which is written when an ablation finishes, is missing. "warm" is a second dashboard in the same
+kernel; an update follows new points of ten unfinished runs.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,12 +26,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from workbench.ablation.folder import AblationFolder
 from workbench.ablation.run import AblationRun
 from workbench.dashboards.live.widget import Dashboard
 from workbench.dashboards.panel import ordered_panels
 from workbench.environment import environment
 from workbench.files import write_json
 from workbench.metric import BITS_PER_BYTE
+from workbench.results.tables import ENDED_RUNS
 
 ARMS, TRIALS, SEEDS, POINTS, DOCUMENTS = 10, 60, 40, 2_000, 30
 
@@ -111,7 +117,7 @@ def make_store(folder: Path, arms: int, trials: int, seeds: int, points: int) ->
                 ).write_parquet(path / "report.parquet")
         selection[arm] = {"run": f"tuning-{arm}-000", "hyperparameters": {}, "selection_value": 1.0}
     write_json(folder / "selection.json", selection)
-    write_json(folder / "finished.json", {})
+    AblationFolder(folder).mark_finished(True)
     return paths
 
 
@@ -146,7 +152,19 @@ def timed(
     return {"wall_s": round(statistics.median(wall), 4), "cpu_s": round(statistics.median(cpu), 4)}
 
 
+def first_dashboard(folder: Path, panel: str) -> dict[str, float]:
+    """Seconds of the first dashboard of a fresh process."""
+    command = [sys.executable, __file__, "--first", str(folder), "--panel", panel]
+    measured: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return measured
+
+
 def measure(folder: Path, runs: list[Path], repeats: int, points: int) -> dict[str, object]:
+    cold = {panel: first_dashboard(folder, panel) for panel in ("verdict", "curves")}
+    copy = folder / ENDED_RUNS
+    copy.rename(folder / "copy")
+    cold["curves, without a copy"] = first_dashboard(folder, "curves")
+    (folder / "copy").rename(copy)
     run = AblationRun(folder)
     unfinished, step = runs[-10:], points
     for path in unfinished:
@@ -160,7 +178,7 @@ def measure(folder: Path, runs: list[Path], repeats: int, points: int) -> dict[s
             with open(path / "metrics.jsonl", "a") as file:
                 file.write(line(step, 1.0, points))
 
-    cold = timed(lambda: Dashboard(run, refresh=0, panel="curves"))
+    Dashboard(run, refresh=0, panel="curves").close()
     warm = timed(lambda: Dashboard(run, refresh=0, panel="curves"), repeats)
     opened, updates, sent = {}, {}, {}
     for cls in ordered_panels():
@@ -192,7 +210,12 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--first", type=Path, metavar="FOLDER", help="time one dashboard of this ablation only")
+    parser.add_argument("--panel", default="verdict", help="of --first")
     options = parser.parse_args()
+    if options.first:
+        print(json.dumps(timed(lambda: Dashboard(options.first, refresh=0, panel=options.panel))))
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "many"
         path.mkdir()

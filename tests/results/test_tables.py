@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
-from workbench.results import RunFolder, RunRecord
+from workbench.results import RunFolder, RunRecord, tables
 from workbench.results.tables import (
     CURVE_SCHEMA,
     DIAGNOSTICS_SCHEMA,
@@ -22,6 +23,7 @@ from workbench.results.tables import (
     evaluations,
     runs,
     thinned,
+    write_ended,
 )
 from workbench.status import Stage, Status
 
@@ -75,6 +77,60 @@ def test_a_run_that_changes_after_its_end_is_read_again(folder: RunFolder, tmp_p
     runs(tmp_path)
     folder.reopen()
     assert runs(tmp_path)["status"].to_list() == [Status.INTERRUPTED]
+
+
+@pytest.fixture
+def with_copy(folder: RunFolder, tmp_path: Path) -> pl.DataFrame:
+    """Rows of two ended runs and a waiting one, whose copy is written; nothing is left in memory."""
+    for name, loss in (("two", 2.0), ("three", 1.5)):
+        run = RunFolder.create(tmp_path / "runs" / name, folder.record())
+        run.add_metrics({"step": 5, "loss": loss, "selection_value": 1.5})
+        run.add_metrics({"step": 6, "loss": float("nan")})
+        run.finish(*((Status.CRASHED, "why") if name == "two" else (Status.DONE, None)))
+    frame = runs(tmp_path)
+    write_ended(tmp_path)
+    forget()
+    return frame
+
+
+def forget() -> None:
+    tables._contents.clear(), tables._ended.clear()
+
+
+def test_a_copy_of_ended_runs_has_their_rows_and_points(with_copy: pl.DataFrame, tmp_path: Path) -> None:
+    expected = curves(tmp_path)
+    forget()
+    for name in ("two", "three"):
+        (tmp_path / "runs" / name / "metrics.jsonl").unlink()  # nobody reads it
+    assert_frame_equal(runs(tmp_path), with_copy)
+    assert_frame_equal(curves(tmp_path), expected)
+
+
+def test_a_run_that_changed_since_the_copy_is_read_again(with_copy: pl.DataFrame, tmp_path: Path) -> None:
+    RunFolder(tmp_path / "runs" / "two").reopen()
+    status = {row["run"]: row["status"] for row in runs(tmp_path).iter_rows(named=True)}
+    assert status == {"one": Status.WAITING, "two": Status.INTERRUPTED, "three": Status.DONE}
+
+
+def test_a_copy_moves_with_its_folder(with_copy: pl.DataFrame, tmp_path: Path) -> None:
+    for name in ("runs", tables.ENDED_RUNS):
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    (tmp_path / "moved" / "runs" / "two" / "metrics.jsonl").unlink()
+    folders = runs(tmp_path / "moved")["folder"].to_list()
+    assert folders == [str(tmp_path / "moved" / "runs" / name) for name in ("one", "three", "two")]
+
+
+@pytest.mark.parametrize("rows", ["", "{", "[1]", '[{"run": "two"}]', "3", "[]"])
+def test_a_copy_that_is_damaged_or_of_another_version_is_not_read(
+    with_copy: pl.DataFrame, tmp_path: Path, rows: str
+) -> None:
+    path = tmp_path / tables.ENDED_RUNS
+    if rows:
+        pl.read_parquet(path).write_parquet(path, metadata={"runs": rows})
+    else:
+        path.write_bytes(b"PAR1")
+    assert_frame_equal(runs(tmp_path), with_copy)
 
 
 def points(**columns: list[float | None]) -> Points:

@@ -247,8 +247,9 @@ class Dashboard(widgets.VBox):
     def _tabs(self) -> dict[str, list[str]]:
         """Tab -> names of its panels that apply to this run."""
         tabs: dict[str, list[str]] = {}
+        run = self._snapshot or self.run
         for name, panel in self._panels.items():
-            if panel.applies(self.run):
+            if panel.applies(run):
                 tabs.setdefault(panel.tab or panel.title, []).append(name)
         return tabs
 
