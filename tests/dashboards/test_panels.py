@@ -14,7 +14,7 @@ import workbench as wb
 from workbench.ablation.design import Design
 from workbench.config import ConfigError
 from workbench.dashboards import figure, table
-from workbench.dashboards.panel import Grid, make_panel
+from workbench.dashboards.panel import Grid, make_panel, ordered_panels
 from workbench.dashboards.panels.curves import MAX_POINTS
 from workbench.dashboards.panels.scaling import scaling_laws
 from workbench.dashboards.snapshot import Neighbours, Snapshot
@@ -132,6 +132,15 @@ def test_a_mean_goes_on_thin_where_its_first_run_has_ended(run: FakeRun) -> None
     rest, line = data[2], data[4]
     assert rest.x[0] == line.x[-1] and rest.x[-1] == pytest.approx(ends.max())
     assert rest.line.width < 1 < line.line.width and not rest.showlegend
+
+
+def test_an_archive_offers_no_panels_of_what_it_does_not_keep(run: FakeRun) -> None:
+    names = {"diagnostics", "layers", "attention"}
+    offered = {cls.Config.model_fields["kind"].default for cls in ordered_panels() if cls().applies(run)}
+    assert names <= offered
+    run.archived = True
+    offered = {cls.Config.model_fields["kind"].default for cls in ordered_panels() if cls().applies(run)}
+    assert not names & offered
 
 
 def test_an_archive_without_curves_says_so(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

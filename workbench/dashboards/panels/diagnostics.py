@@ -13,12 +13,16 @@ from workbench.dashboards.figures.parts import arm_trace, band, figure_of, legen
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
 from workbench.dashboards.snapshot import Snapshot
 from workbench.dashboards.tables.diagnostics import diagnostic_names, diagnostic_table, diagnostic_title
+from workbench.dashboards.view import RunView
 
 
 class DiagnosticPanel(FigurePanel):
     """A panel of one diagnostic of the layers."""
 
     tab = "Mechanisms"
+
+    def applies(self, run: RunView) -> bool:
+        return super().applies(run) and not run.archived  # which keeps no diagnostics
 
     def choices(self, run: Snapshot) -> dict[str, list[str]]:
         return {"diagnostic": diagnostic_names(run)}
