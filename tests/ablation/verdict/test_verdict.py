@@ -241,13 +241,16 @@ def test_a_baseline_without_a_run_leaves_nothing_to_judge():
     base, gdn = judge(full, [measured("gdn", base_S)], seeds=range(5)).rows
     assert [base.verdict, gdn.verdict] == ["failed", "failed"]
     assert base.sentence.endswith("0 of 5 seeds finished (seeds 0, 1, 2, 3, 4: killed), so no arm can be judged.")
-    assert gdn.sentence.startswith("gdn cannot be compared with full, no seed finished in both (full: 0 of 5 seeds")
+    assert gdn.sentence == "gdn cannot be compared with full, which has no finished seed."
 
 
 def test_all_failed():
     lost = {seed: "diverged" for seed in range(3)}
     verdict = judge(measured("full", [1.0] * 3, lost), [measured("gdn", [1.0] * 3, lost)], seeds=range(3))
     assert [(row.verdict, row.value, row.seeds, row.failed) for row in verdict.rows] == [("failed", None, 0, 3)] * 2
+    text = str(verdict)
+    assert "which has no finished seed; of gdn, 0 of 3 seeds finished (seeds 0, 1, 2: diverged)" in text
+    assert ["gdn", "failed", "0", "of", "3"] in [line.split() for line in text.splitlines()], "no p: nothing was tested"
     assert verdict.noise_floor is None and "0 of 3 seeds finished (seeds 0, 1, 2: diverged)" in str(verdict)
     assert verdict.table()["value"].dtype == pl.Float64
 

@@ -269,6 +269,8 @@ def _caution(verdict: Verdict) -> str:
     """The reasons for which less is claimed."""
     if verdict.exploratory:
         return f"Exploratory: {verdict.exploratory}."
+    if verdict.rows[0].value is None:  # nothing holds
+        return ""
     limited = [row for row in verdict.rows if any(text.startswith(NO_CLAIM) for text in row.reservations)]
     if not limited:
         return ""

@@ -294,7 +294,7 @@ def _cells(row: ArmVerdict) -> list[str]:
         "" if row.value is None else f"{row.value:.{places}f}",
         "" if row.difference is None else f"{row.difference:+z.{places}f}",
         "" if low is None or high is None else wording.interval_text(low, high, places),
-        "" if row.p_holm is None else wording.p_value(row.p_holm),
+        "" if row.p_holm is None or row.difference is None else wording.p_value(row.p_holm),
         f"{row.seeds} of {row.seeds + row.failed}",
     ]
 

@@ -20,8 +20,12 @@ def sentence(comparison: Comparison, claim: Claim, subject: Subject) -> str:
     """The sentence about an arm that is compared with another."""
     arm, reference = comparison.arm.arm, comparison.reference.arm
     if not comparison.n:
-        lost = [part for part in (comparison.arm, comparison.reference) if part.unfinished(comparison.seeds)]
-        survival = "; ".join(f"{part.arm}: {_survival(part, comparison.seeds)}" for part in lost)
+        seeds = comparison.seeds
+        if not len(comparison.reference.values(seeds)):  # its sentence lists why
+            lost = f"; of {arm}, {_survival(comparison.arm, seeds)}" if comparison.arm.unfinished(seeds) else ""
+            return f"{arm} cannot be compared with {reference}, which has no finished seed{lost}."
+        parts = [part for part in (comparison.arm, comparison.reference) if part.unfinished(seeds)]
+        survival = "; ".join(f"{part.arm}: {_survival(part, seeds)}" for part in parts)
         return f"{arm} cannot be compared with {reference}, no seed finished in both ({survival})."
     clauses = [_head(comparison, claim, subject)]
     if claim.word in ("better", "worse", "undecided"):
