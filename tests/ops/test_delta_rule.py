@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.ops.delta_rule import delta_rule, delta_rule_flops, fla
+from workbench.ops.delta_rule import by_blocks, delta_rule, delta_rule_flops, fla
 from workbench.ops.delta_rule.reference import delta_rule_recurrent
 from workbench.ops.delta_rule.torch import delta_rule_torch
 from workbench.testing import count_flops
@@ -90,6 +90,25 @@ def test_chunks_are_the_recurrence(decay: str, axis: str, form: str) -> None:
                 tensors = inputs(T, decay, axis, form, repeated)
                 expected = results(tensors, backend="recurrent", segments=segments)
                 compare(results(tensors, backend="torch", chunk=chunk, segments=segments), expected, 1e-12, tensors)
+
+
+@pytest.mark.parametrize("decay", ["0", "0.1"])
+@pytest.mark.parametrize("form", FORMS)
+def test_moderate_decays_by_blocks_are_the_recurrence_too(decay: str, form: str) -> None:
+    for segments in (None, documents(65)):
+        tensors = inputs(65, decay, "channel", form)
+        expected = results(tensors, backend="recurrent", segments=segments)
+        with by_blocks():
+            compare(results(tensors, backend="torch", segments=segments), expected, 1e-12, tensors)
+
+
+def test_decays_at_the_limit_of_moderate_ones_are_exact_in_fp32() -> None:
+    tensors = {name: x.detach().float().requires_grad_() for name, x in inputs(96, "0.1", "channel").items()}
+    with torch.no_grad():
+        tensors["g"].copy_(torch.where(torch.rand_like(tensors["g"]) < 0.5, -24 / 16, -1e-3))
+        tensors["g"][..., 0] = -24 / 16  # all tokens of a channel
+    exact = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
+    compare(results(tensors, backend="torch"), results(exact, backend="recurrent"), 2e-6, tensors)
 
 
 @pytest.mark.parametrize("axis", ["scalar", "channel"])

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from workbench.config import Config
 from workbench.contract import Role
 from workbench.model.roles import parameter_roles
+from workbench.ops.delta_rule import by_blocks
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 """Largest relative error, ‖a - b‖ / ‖b‖, by precision."""
@@ -165,9 +166,10 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 @contextlib.contextmanager
 def counting_flops() -> Iterator[FlopCounterMode]:
     """Counts FLOPs of matrix products without gradients: attention decomposed into its products; in sparse attention
-    the pairs of queries and keys that see each other, one by one."""
+    the pairs of queries and keys that see each other, one by one; of the delta rule with a decay per channel the blocks
+    below the diagonal, whatever the decays."""
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), by_blocks(), counter:
         yield counter
 
 

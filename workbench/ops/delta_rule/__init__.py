@@ -21,9 +21,9 @@ from torch import Tensor, bfloat16, float16
 
 from workbench.ops import dispatch
 from workbench.ops.delta_rule.reference import delta_rule_recurrent
-from workbench.ops.delta_rule.torch import delta_rule_flops, delta_rule_torch
+from workbench.ops.delta_rule.torch import by_blocks, delta_rule_flops, delta_rule_torch
 
-__all__ = ["delta_rule", "delta_rule_flops"]
+__all__ = ["by_blocks", "delta_rule", "delta_rule_flops"]
 
 BACKENDS = ("recurrent", "torch", "triton", "fla")
 MAX_HEAD_CHANNELS = 256

@@ -8,11 +8,13 @@ unit-lower-triangular system:
     A_rs = Σ_c q_rc k_sc D_c(s, r]  (s <= r)              R = (I + T)⁻¹ (V - Ê S0)
     O = Q̂ S0 + A R                                        S' = D(0, C] S0 + K̂ᵀ R
 
-This is the WY form of arXiv 2406.06484 with the decay of 2412.06464 (a number) or 2510.26692 (a vector). Decays are
-only multiplied, never divided or subtracted as sums of logarithms: every factor lies in [0, 1], however strong the
-decay. For a vector, T and A are not one product; they are built from blocks of 1, 2, 4, … tokens, each time from the
-rows of the later block, decayed since its start, and the columns of the earlier block, decayed up to its end. Documents
-are separated by masks, not by an infinite decay.
+This is the WY form of arXiv 2406.06484 with the decay of 2412.06464 (a number) or 2510.26692 (a vector). For a number,
+and for a vector with a strong decay, decays are only multiplied, never divided or subtracted as sums of logarithms:
+every factor lies in [0, 1]. For a vector, T and A are then not one product; they are built from blocks of 1, 2, 4, …
+tokens, each time from the rows of the later block, decayed since its start, and the columns of the earlier block,
+decayed up to its end. Where no channel of a vector loses more than 24 nats in either half of a chunk, the middle of the
+chunk is the reference of all rows and columns, and T and A are one product: twice as fast on a CPU. Documents are
+separated by masks, not by an infinite decay.
 
 Legend: B batch, T time, H heads, N chunks, X = B·H, C tokens of a chunk, M blocks of L tokens in a chunk, K key
 channels, V value channels; an axis of size 2 holds (e, q) or (T, A).
@@ -20,6 +22,8 @@ channels, V value channels; an axis of size 2 holds (e, q) or (T, A).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -98,18 +102,31 @@ def _span(
     # a padded token edits nothing (k = v = 0) and does not decay (g = 0)
     rows = torch.stack((chunks(k if e is None else e), chunks(q)), dim=3).flatten(1, 2)  # (N, X, 2, C, K)
     columns, values = (chunks(x).flatten(1, 2).contiguous() for x in (k, v))
-    decay = chunks(g).flatten(1, 2).exp()
-    weighs = decay.dim() == 3
-    pairs, rows, columns, since, until, passing = (_by_scalar if weighs else _by_channel)(rows, columns, decay)
+    decay = chunks(g).flatten(1, 2)
+    entry: Tensor | None = None
+    weighs = decay.dim() == 3 or _is_moderate(decay)
+    if decay.dim() == 3:
+        pairs, rows, columns, since, until, passing = _by_scalar(rows, columns, decay.exp())
+    elif weighs:
+        pairs, rows, columns, entry, passing = _around_middle(rows, columns, decay)
+        since = until = None
+    else:
+        pairs, rows, columns, since, until, passing = _by_channel(rows, columns, decay.exp())
+    carry = entry
     if segments is not None:
         same, entering, leaving, staying = document_masks(segments, previous_B, H, N, C, dtype)
-        pairs, passing = pairs * same[:, :, None], passing * staying
+        pairs = pairs * same[:, :, None]
+        if carry is None:
+            passing = passing * staying
+        else:
+            carry = carry * staying
         since, until = (x if y is None else x * y for x, y in ((entering, since), (leaving, until)))
     if beta is not None:  # β scales the write key: k (β v)ᵀ - k (β e)ᵀ S = (β k) (v - Sᵀ e)ᵀ
         beta = chunks(beta).flatten(1, 2)[..., None]
         pairs, until = pairs * beta.mT[:, :, None], beta if until is None else until * beta
     twice = None if since is None else torch.cat((since, since), dim=2)
-    out_NXCV, S_XKV = _Scan.apply(rows.flatten(2, 3), columns, values, pairs, twice, until, passing, S_XKV, weighs)
+    factors = (pairs, twice, until, entry, carry, passing)
+    out_NXCV, S_XKV = _Scan.apply(rows.flatten(2, 3), columns, values, *factors, S_XKV, weighs)
     return out_NXCV.unflatten(1, (B, H)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :T], S_XKV
 
 
@@ -124,7 +141,9 @@ class _Scan(torch.autograd.Function):
             columns that give these.
         since, until: (N, X, 2C, 1) and (N, X, C, 1), factors on rows and columns where they meet the state, or None.
             One number per token is cheaper here than on all channels.
-        passing: (N, X, K or 1, 1), decay of the state over a chunk.
+        entry, carry: (N, X, K, 1), factors on the incoming state where rows read it and where it is passed on, or None.
+        passing: (N, X, K or 1, 1), decay of the state over a chunk; with ``carry`` since its middle, which the columns
+            enter as well.
         S: (X, K, V), the state.
 
     The backward pass is explicit: R = (I + T)⁻¹ W gives dW = (I + T)⁻ᵀ dR and dT = -dW Rᵀ, without a gradient of the
@@ -132,7 +151,9 @@ class _Scan(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, columns, values, pairs, since, until, passing, S, weighs):  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, rows, columns, values, pairs, since, until, entry, carry, passing, S, weighs
+    ):
         N, C = values.shape[0], values.shape[2]
         products = (rows @ columns.mT).unflatten(2, (2, C)) if weighs else None
         system, scores = (pairs if products is None else products * pairs).unbind(2)
@@ -143,28 +164,36 @@ class _Scan(torch.autograd.Function):
         # on the meta device there is nothing to compute, and an estimate of memory does not need every chunk
         steps = zip(range(0 if values.is_meta else N), *(x.unbind(0) for x in each))
         for n, row, column, value, inverse, score, keep, write, o, before, after in steps:
-            read = row @ before
+            read = row @ (before if entry is None else entry[n] * before)
             if since is not None:
                 read *= since[n]
             torch.bmm(inverse, value - read[:, :C], out=write)
             torch.baddbmm(read[:, C:], score, write, out=o)
-            torch.baddbmm(keep * before, column.mT, write if until is None else write * until[n], out=after)
-        ctx.save_for_backward(rows, columns, pairs, products, solve, scores, since, until, passing, written, states)
+            entering = write if until is None else write * until[n]
+            if carry is None:
+                torch.baddbmm(keep * before, column.mT, entering, out=after)
+            else:
+                torch.baddbmm(carry[n] * before, column.mT, entering, out=after).mul_(keep)
+        factors = (since, until, entry, carry, passing)
+        ctx.save_for_backward(rows, columns, pairs, products, solve, scores, *factors, written, states)
         return out, states[N].clone()
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, d_S: Tensor) -> Any:
-        rows, columns, pairs, products, solve, scores, since, until, passing, written, states = ctx.saved_tensors
+        rows, columns, pairs, products, solve, scores, *factors, written, states = ctx.saved_tensors
+        since, until, entry, carry, passing = factors
         N, X, C, V = written.shape
         d_rows, d_columns, d_passing, d_values = (torch.empty_like(x) for x in (rows, columns, passing, written))
-        d_since: Any = None if since is None else torch.empty_like(since)
-        d_until: Any = None if until is None else torch.empty_like(until)
+        d_since, d_until, d_entry, d_carry = (None if x is None else torch.empty_like(x) for x in factors[:4])
         d_pairs = written.new_empty(N, X, 2 * C, C)
         d_S, d_read = d_S.clone(), written.new_empty(X, 2 * C, V)  # of -Ê S0 over Q̂ S0
         each = (rows, columns, solve, scores, passing, written, states[:N], d_out, d_rows, d_columns, d_pairs, d_values)
         steps = reversed(list(zip(range(N), *(x.unbind(0) for x in each))))
         with disable_autocast(written):  # compiled code traces this under the caller's autocast
             for n, row, column, inverse, score, keep, write, before, d_o, d_row, d_column, d_pair, d_value in steps:
+                if carry is not None:  # of carry S + K̂ᵀ R, of which the state is ``keep`` times
+                    torch.div((d_S * states[n + 1]).sum(2, keepdim=True), keep, out=d_passing[n])
+                    d_S *= keep
                 d_write = column @ d_S
                 if until is None:
                     torch.bmm(write, d_S.mT, out=d_column)
@@ -177,13 +206,19 @@ class _Scan(torch.autograd.Function):
                 torch.bmm(inverse.mT, d_write, out=d_value)
                 d_read[:, :C] = -d_value
                 torch.bmm(d_read, write.mT, out=d_pair)
-                torch.bmm(d_read, before.mT, out=d_row)
+                torch.bmm(d_read, (before if entry is None else entry[n] * before).mT, out=d_row)
                 if since is not None:
                     torch.sum(row * d_row, dim=-1, keepdim=True, out=d_since[n])
                     d_row *= since[n]
                     d_read *= since[n]
-                torch.sum(d_S * before, dim=2 if keep.shape[1] > 1 else (1, 2), keepdim=True, out=d_passing[n])
-                d_S.mul_(keep).baddbmm_(row.mT, d_read)
+                if carry is None:
+                    torch.sum(d_S * before, dim=2 if keep.shape[1] > 1 else (1, 2), keepdim=True, out=d_passing[n])
+                    d_S.mul_(keep).baddbmm_(row.mT, d_read)
+                else:
+                    torch.sum(d_S * before, dim=2, keepdim=True, out=d_carry[n])
+                    d_before = row.mT @ d_read
+                    torch.sum(d_before * before, dim=2, keepdim=True, out=d_entry[n])
+                    d_S.mul_(carry[n]).add_(d_before.mul_(entry[n]))
             d_pairs = d_pairs.unflatten(2, (2, C))
             d_pairs[:, :, 0].tril_(-1)
             if products is not None:
@@ -191,7 +226,7 @@ class _Scan(torch.autograd.Function):
                 d_pairs *= products
                 d_rows.flatten(0, 1).baddbmm_(d_products, columns.flatten(0, 1))
                 d_columns.flatten(0, 1).baddbmm_(d_products.mT, rows.flatten(0, 1))
-        return d_rows, d_columns, d_values, d_pairs, d_since, d_until, d_passing, d_S, None
+        return d_rows, d_columns, d_values, d_pairs, d_since, d_until, d_entry, d_carry, d_passing, d_S, None
 
 
 def document_masks(
@@ -218,6 +253,24 @@ def document_masks(
     previous = torch.cat((previous_B[None, :, None, None], last[:-1]))
     masks = (seg == seg.mT, seg == previous, seg == last, last == previous)
     return tuple(mask.to(dtype).repeat_interleave(H, dim=1) for mask in masks)
+
+
+MODERATE_NATS = 24.0
+"""Largest decay of either half of a chunk for which :func:`_around_middle` is taken: its factors, at most e^±24, leave
+room in fp32 for products that are masked, and their sums of logarithms are exact to 1e-6."""
+
+_always_blocks = False
+
+
+@contextmanager
+def by_blocks() -> Iterator[None]:
+    """Decays per channel by blocks, however moderate: the form whose FLOPs :func:`delta_rule_flops` counts."""
+    global _always_blocks
+    before, _always_blocks = _always_blocks, True
+    try:
+        yield
+    finally:
+        _always_blocks = before
 
 
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]
@@ -264,6 +317,33 @@ def _by_channel(rows: Tensor, columns: Tensor, decay_NXCK: Tensor) -> Pairs:
     return pairs[:, :, 0], rows[:, :, 0], columns[:, :, 0], None, None, passing[:, :, 0].mT
 
 
+def _is_moderate(g_NXCK: Tensor) -> bool:
+    """Whether the middle of every chunk can be the reference of all its decays; never where values are not at hand, or
+    would have to come from a device."""
+    if _always_blocks or g_NXCK.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    with torch.no_grad():
+        early, late = (half.sum(2).abs() for half in g_NXCK.tensor_split(2, dim=2))
+        return bool(torch.maximum(early.amax(), late.amax()) <= MODERATE_NATS)
+
+
+def _around_middle(rows: Tensor, columns: Tensor, g_NXCK: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Decays per channel that are moderate: rows are decayed from the middle of the chunk and columns up to it, before
+    or after, so that all their products are one. The state is decayed to the middle, and from it to the end.
+
+    Returns:
+        (1, 1, 2, C, C) ones where s <= r; rows and columns; (N, X, K, 1) decay from the start to the middle, and from
+        there to the end.
+    """
+    C = g_NXCK.shape[2]
+    sum_NXCK = g_NXCK.cumsum(2)
+    middle = sum_NXCK[:, :, (C - 1) // 2, None]
+    since = (sum_NXCK - middle).exp()
+    causal = torch.ones(C, C, dtype=rows.dtype).tril().expand(1, 1, 2, C, C)
+    rows, columns = rows * since[:, :, None], columns / since
+    return causal, rows, columns, middle.exp().mT, since[:, :, -1:].mT
+
+
 def _two(x: Tensor) -> tuple[Tensor, ...]:
     """The earlier and the later block of each pair: (N, X, M, …) -> twice (N, X, M / 2, …)."""
     return x.unflatten(2, (-1, 2)).unbind(3)
@@ -291,8 +371,8 @@ def delta_rule_flops(heads: int, K: int, V: int, length: int, chunk: int = 32, *
     """Forward FLOPs per token in matrix products of the chunk form above, at ``length`` tokens.
 
     Per head: 6KV for three products with the state, 4CV for R and A R, 2 (C² - 4) / 3 for the inverse; 4CK for T and A
-    with one decay per head (or none), where full squares are computed, 2 (C - 1) K with one per channel, where only the
-    part below the diagonal is.
+    with one decay per head (or none), where full squares are computed, 2 (C - 1) K with one per channel, where blocks
+    below the diagonal are.
     """
     C = min(chunk, 1 << (length - 1).bit_length())
     padded = -(-length // C) * C / length
