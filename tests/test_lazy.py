@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,5 +28,20 @@ def test_drawing_imports_nothing_heavy() -> None:
         "import sys; from workbench.dashboards import write_report, figure, table;"
         f"sys.exit(','.join(m for m in {heavy} if m in sys.modules) or 0)"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+READING = ("table scmoe", "show tuning-scmoe-6c", "status {}/scmoe", "verdict {}/scmoe", "sql 'select arm from runs'")
+"""Commands that only read results."""
+
+
+def test_commands_that_read_results_import_no_torch() -> None:
+    archives = Path(__file__).parents[1] / "results/ablations"
+    code = "import shlex, sys; from workbench.cli import app\n"
+    for command in READING:
+        of_all = "" if "{}" in command else f" --results {archives}"
+        code += f"app(shlex.split({command.format(archives) + of_all!r}), standalone_mode=False)\n"
+    code += "sys.exit(','.join(m for m in ('torch', 'lightning', 'optuna') if m in sys.modules) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,8 +11,6 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench.distribution import NAME, PACKAGE, ROOT, SHIPPED
 
 NOT_INSTALLED = "not installed"
@@ -84,6 +82,8 @@ LOADED_SOURCES = sources_hash()
 
 def environment() -> dict[str, Any]:
     """Code version, Python, platform, device, threads, library versions."""
+    import torch  # here: commands that only read results compare code versions, and do not wait for it
+
     cuda = torch.cuda.is_available()
     return {
         "code": code_version(),

@@ -46,6 +46,7 @@ def test_every_command_has_a_schema(call: Call) -> None:
         ["transfer", ARCHIVES / "transfer"],
         ["ledger", ARCHIVES],
         ["table", "--results", ARCHIVES],
+        ["show", "scmoe/confirmation-scmoe-24", "--results", ARCHIVES],
         ["parametrisation", ROOT / "sweeps/runs/mup_tiny.yaml"],
         ["plan", ROOT / "sweeps/quickstart.yaml", "--sd", "0.01"],
         ["schema", "verdict"],

@@ -425,6 +425,39 @@ class Run(Answer):
         return {"done": OK, "interrupted": INTERRUPTED}.get(self.status, FAILED)
 
 
+class RunPage(Answer):
+    """Everything known about one training run."""
+
+    run: Row
+    """Its row, with the columns of ``rows`` of ``workbench table``: arm, stage, seed, status, values, …"""
+    metric: str
+    """Unit of ``report_value`` and ``selection_value``; lower is better."""
+    baseline: str | None
+    """The arm that it is compared with; null of a run of its own."""
+    compared: str
+    """What ``differences`` are between, or why there are none."""
+    differences: list[Row]
+    """Fields of the configuration that differ: ``field`` (dotted), ``baseline`` and ``run``, null where there is no
+    such field."""
+    recorded: dict[str, Any]
+    """Quantity recorded during training -> its last value."""
+    measured: list[Row]
+    """Last value of everything that was measured: ``step``, ``split``, ``suite``, ``task``, ``metric``, ``value``,
+    ``n``. Values of the report split are left out until they may be read."""
+    seeds: dict[str, int] | None
+    """``init`` (weights), ``order`` (training data), ``other`` (global generators); null of archived runs, as
+    ``folder``, ``checkpoint`` and ``log``."""
+    events: list[Row]
+    """``at`` (seconds since 1970), ``event``, ``about``."""
+    environment: dict[str, Any]
+    """Where it was last started: dotted name -> value."""
+    folder: str | None
+    checkpoint: str | None
+    """Folder of its checkpoints; null where there is none."""
+    log: list[str] | None
+    """Last lines of its log; null where there is none."""
+
+
 class Prepared(Answer):
     """Prepared data."""
 

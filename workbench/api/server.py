@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from workbench.api import ablations, lifecycle, proposals
+from workbench.api import ablations, lifecycle, proposals, runs
 from workbench.api import results as read
 from workbench.api.answers import (
     Comparison,
@@ -18,6 +18,7 @@ from workbench.api.answers import (
     NotesAnswer,
     Proposal,
     Query,
+    RunPage,
     Status,
     Stopped,
     Variants,
@@ -111,6 +112,13 @@ class Tools:
         return ablations.verdict(self._folder(name))
 
     @_reporting
+    def show(self, name: str, run: str, log_lines: int = 20) -> RunPage:
+        """Everything known about one run of an ablation (its name, or the beginning of it): differences to the
+        baseline, last values, events, environment, the end of its log. `sql` lists the runs."""
+        self._folder(run)
+        return runs.show(self._folder(name) / run, self.results, log_lines)
+
+    @_reporting
     def compare(self, names: list[str], x: str = "flops", at: float | None = None) -> Comparison:
         """Finished ablations of the same arms side by side, and scaling laws over x: flops, parameters or tokens."""
         return read.compare([self._folder(name) for name in names], x, at)
@@ -146,7 +154,7 @@ class Tools:
         return lifecycle.annotate(self._folder(name), text, tags or ())
 
 
-NAMES = ("variants", "cost", "launch", "status", "stop", "verdict", "compare", "sql", "propose", "annotate")
+NAMES = ("variants", "cost", "launch", "status", "stop", "verdict", "show", "compare", "sql", "propose", "annotate")
 """Methods of :class:`Tools` that are tools."""
 
 

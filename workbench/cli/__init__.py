@@ -20,7 +20,20 @@ from workbench.cli.ablations import components, cost, pilot, plan, propose, run,
 from workbench.cli.installed import doctor, schema, variants
 from workbench.cli.lifecycle import annotate, extend, journal, rename, rm
 from workbench.cli.output import Failure, answering, open_streams, reported_errors, unattended
-from workbench.cli.results import archive, compare, ledger, mcp, paper_table, report, scores, serve, sql, table, verdict
+from workbench.cli.results import (
+    archive,
+    compare,
+    ledger,
+    mcp,
+    paper_table,
+    report,
+    scores,
+    serve,
+    show,
+    sql,
+    table,
+    verdict,
+)
 from workbench.cli.training import branch, calibrate, evaluate, export, generate, latency_table, prepare, train
 from workbench.cli.transfer import coordinates, parametrisation, transfer
 
@@ -60,6 +73,7 @@ COMMANDS = (
     mcp,
     unattended(archive),
     table,
+    show,
     sql,
     ledger,
     variants,

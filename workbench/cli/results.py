@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from workbench.api import results as api
 from workbench.api.ablations import verdict as verdict_of_folder
@@ -16,6 +16,7 @@ from workbench.api.answers import (
     Comparison,
     Ledger,
     Query,
+    RunPage,
     RunTable,
     Scores,
     Served,
@@ -24,7 +25,10 @@ from workbench.api.answers import (
     plain_rows,
 )
 from workbench.cli.output import Folder, Results, console, print_line, print_text, written
-from workbench.formatting import wrapped
+from workbench.formatting import count, wrapped
+
+if TYPE_CHECKING:
+    from workbench.dashboards.tables.run import RunDetails
 
 
 def verdict(
@@ -264,6 +268,78 @@ def table(
     for part in () if csv else listed:
         print_rows(part, runs, wanted)
     return answer
+
+
+def show(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Folder or name of a run, or the beginning of its name: tuning-gdn, quickstart/tuning-gdn."
+        ),
+    ],
+    results: Results = Path("results"),
+    lines: Annotated[int, typer.Option(min=0, help="Lines of the end of its log.")] = 20,
+) -> RunPage:
+    """Print everything about one run: differences to the baseline, values, events, environment, end of the log."""
+    from workbench.api import runs
+
+    found = runs.details(run, results)
+    answer = runs.run_page(found, lines)
+    print_run(found, answer.log)
+    return answer
+
+
+def print_run(found: RunDetails, log: Sequence[str] | None) -> None:
+    """Print the page of a run.
+
+    Args:
+        found: the run.
+        log: the end of its log; None if there is none.
+    """
+    from workbench.dashboards.series import SERIES
+    from workbench.dashboards.tables.run import value_text
+    from workbench.results.details import clock
+
+    print_line(f"{found.title}\n{found.row['run']}\n")
+    _print_section("", list(found.facts.items()))
+    for what, path in found.paths.items():  # whole, to be copied
+        print_line(f"{what} {path}")
+    changed = [(field, value_text(theirs), value_text(own)) for field, theirs, own in found.differences]
+    title = f"\nConfiguration: what differs from the baseline {found.baseline}"
+    _print_section(title, changed, ("field", found.baseline, "this run"))
+    print_text(f"\n{found.compared}")
+    last = [(series.title or series.label.lower(), found.last.get(name)) for name, series in SERIES.items()]
+    _print_section("\nRecorded, last values", [(title, _short(value)) for title, value in last if value is not None])
+    measured = [row for row in found.measured if row["value"] is not None]
+    names = ("split", "suite", "task", "metric", "value", "n", "step")
+    rows = [[_short(row[name]) for name in names] for row in measured]
+    _print_section("\nMeasured, last values", rows, names)
+    _print_section("\nEvents", [(clock(at), event, about) for at, event, about in found.events])
+    _print_section("\nEnvironment", [(name, value_text(value)) for name, value in found.environment.items()])
+    print_line("\nLog")
+    print_line(found.why_no_log if log is None else "\n".join(log) or "The run has printed nothing.")
+
+
+def _print_section(title: str, rows: Sequence[Sequence[str]], columns: Sequence[str] = ()) -> None:
+    """Print a title and aligned rows; nothing where there are no rows."""
+    if not rows:
+        return
+    if title:
+        print_line(title)
+    titles = columns or [""] * len(rows[0])
+    listed = Table(
+        *(Column(name, overflow="fold") for name in titles), box=None, pad_edge=False, show_header=bool(columns)
+    )
+    for row in rows:
+        listed.add_row(*row)
+    console.print(listed, highlight=False)
+
+
+def _short(value: object) -> str:
+    """Four digits of a number, or the number in thousands, millions, …; text as it is."""
+    if isinstance(value, int | float):
+        return count(value) if abs(value) >= 1e5 else f"{value:.4g}"
+    return "" if value is None else str(value)
 
 
 GAP = "  "

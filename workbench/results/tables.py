@@ -385,6 +385,18 @@ def _run(path: str) -> _Run | None:
     return run
 
 
+def run_row(folder: RunFolder) -> dict[str, Any]:
+    """The row of one run; columns in ``RUN_SCHEMA``.
+
+    Raises:
+        ConfigError: if this is not the folder of a run.
+    """
+    folder.record()  # the error that says so
+    run = _run(str(folder.path))
+    assert run is not None
+    return run.row
+
+
 def seconds_left(step: int, steps: int, training: float, wall: float) -> float | None:
     """Time that a run still needs for its steps and the evaluations between them; None before its first line.
 
@@ -494,8 +506,19 @@ def evaluations(ablation: str | Path) -> pl.DataFrame:
     )
 
 
+def evaluations_of(folder: RunFolder) -> pl.DataFrame:
+    """The table of evaluations of one run, report values included; columns in ``EVALUATION_SCHEMA`` without those of
+    ``KEY_SCHEMA``."""
+    found = _cached(folder, "evaluations.jsonl", _evaluations)
+    return _no_evaluations() if found is None else found.drop_nulls("step")
+
+
+def _no_evaluations() -> pl.DataFrame:
+    return pl.DataFrame(schema={name: kind for name, kind in EVALUATION_SCHEMA.items() if name not in KEY_SCHEMA})
+
+
 def _evaluations(path: Path) -> pl.DataFrame:
-    schema = {name: kind for name, kind in EVALUATION_SCHEMA.items() if name not in KEY_SCHEMA}
+    schema = _no_evaluations().schema
     rows = [{name: _of_kind(row.get(name), kind) for name, kind in schema.items()} for row in read_jsonl(path)]
     return pl.DataFrame(rows, schema=schema, orient="row", strict=False)
 
