@@ -95,7 +95,7 @@ def _train_in_foreground(
     record = RunFolder(path).record()
     if is_rank_zero:
         RunFolder(path).reopen()  # a crash says nothing about the model
-    signals = stop_signals((signal.SIGINT, signal.SIGUSR1, *STOP_SIGNALS))
+    signals, before = stop_signals((signal.SIGINT, signal.SIGUSR1, *STOP_SIGNALS)), len(RunFolder(path).events())
     names = loggers if is_rank_zero else ()
     bar = training_bar(path.name, record.steps, record.metric.short) if is_rank_zero else contextlib.nullcontext()
     with open_loggers(names, RunFolder(path)) as log, bar as show:
@@ -115,6 +115,9 @@ def _train_in_foreground(
         )
     if not is_rank_zero:
         return None
+    for row in RunFolder(path).events()[before:]:
+        if row.get("event") == "logger_failed":
+            note(f"Logger {row['logger']} failed, the run did not: {row['reason']}.")
     reason = f": {result['reason']}" if result.get("reason") else ""
     print_line(f"{result['status']}{reason}  ({path})")
     status, why = str(result["status"]), result.get("reason")

@@ -16,6 +16,7 @@
                         denominators (nll_nats and bytes, or errors and answers), cluster (documents of one number are
                         alike) and labels of the data source. Older folders have no suite, task and cluster.
     checkpoint/         see workbench.training.checkpoint
+    loggers.json        logger -> identifier of the run there (workbench.results.loggers)
     log.txt             output of the process
 
 Files are replaced atomically or appended to line by line; a last line torn by a crash is ignored.
@@ -178,6 +179,13 @@ class RunFolder:
     def add_to_environment(self, **more: Any) -> None:
         """Add what is known only after the first step."""
         write_json(self.path / "environment.json", {**self.environment(), **more})
+
+    def logger_ids(self) -> dict[str, str]:
+        """Logger -> identifier of this run there, of loggers that it was copied to."""
+        return {name: value for name, value in read_json(self.path / "loggers.json").items() if isinstance(value, str)}
+
+    def set_logger_id(self, name: str, identifier: str) -> None:
+        write_json(self.path / "loggers.json", {**self.logger_ids(), name: identifier})
 
     def event(self, name: str, **more: Any) -> None:
         append_json(self.path / "events.jsonl", {"event": name, "at": time.time(), **more})
