@@ -49,3 +49,36 @@ def test_any_layer_is_looked_into(real_runs: Any) -> None:
     figures = [block for block in panel.blocks(snapshot) if isinstance(block, Figure)]
     assert [block.figure.layout.annotations[0].text for block in figures] == ["layer 1: full", "layer 1: sliding"]
     assert [block.figure.layout.title.text.split(":")[0] for block in figures] == real_runs["finished"].arms
+
+
+@pytest.mark.process
+def test_each_head_has_a_map_of_a_training_document(real_runs: Any) -> None:
+    snapshot = Snapshot(real_runs["finished"])
+    panel = make_panel("attention", layer="0", heads="each")
+    panel.prepare(snapshot)
+    figures = [block for block in panel.blocks(snapshot) if isinstance(block, Figure)]
+    assert len(figures) == 2
+    for block in figures:
+        titles = [annotation.text for annotation in block.figure.layout.annotations]
+        assert (
+            titles == [f"head {i}" for i in range(len(titles))]
+            and "attention weights" in block.figure.layout.title.text
+        )
+        totals = block.table.group_by("map", "query").agg(pl.col("strength").sum())["strength"]
+        assert totals.to_list() == pytest.approx([1.0] * len(totals), abs=1e-5)
+        assert "customdata[1]" in block.figure.data[0].hovertemplate and block.figure.data[0].customdata
+
+
+def test_tokens_are_under_the_pointer_and_few_ones_along_the_axes() -> None:
+    table = pl.DataFrame({"query": [0, 1, 1], "key": [0, 0, 1], "strength": [1.0, 0.5, 0.5]})
+    figure = reads_figure({"full": table}, tokens=["a<b>", "\n"])
+    assert figure.layout.xaxis.ticktext == ("a&lt;b&gt;", "\\n")
+    assert [list(cell) for cell in figure.data[0].customdata][1] == ["\\n", "a&lt;b&gt;"]
+    assert reads_figure({"full": table}, tokens=["x"] * 30).layout.xaxis.ticktext is None
+    assert reads_figure({"full": table}).data[0].customdata is None
+
+
+def test_many_maps_are_in_several_rows() -> None:
+    table = pl.DataFrame({"query": [0], "key": [0], "strength": [1.0]})
+    figure = reads_figure({f"head {i}": table for i in range(6)})
+    assert figure.layout.yaxis5.scaleanchor == "x5" and figure.layout.yaxis5.domain[1] < figure.layout.yaxis.domain[0]

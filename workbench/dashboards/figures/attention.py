@@ -5,7 +5,7 @@ The tables are those of :mod:`workbench.evaluation.inspection`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 import polars as pl
@@ -13,19 +13,30 @@ from plotly.subplots import make_subplots
 
 from workbench.dashboards import style
 
+COLUMNS = 4
+"""Maps side by side."""
+MAX_TICKS = 24
+"""Up to so many tokens are written along the axes; of more, the pointer shows them."""
 
-def reads_figure(tables: Mapping[str, pl.DataFrame], title: str = "") -> go.Figure:
-    """One square map per mixer of ``reads``: queries downwards, keys to the right; darker is stronger, white is not
-    read.
+
+def reads_figure(tables: Mapping[str, pl.DataFrame], title: str = "", tokens: Sequence[str] = ()) -> go.Figure:
+    """One square map per mixer of ``reads``, or per head of ``attention_weights``: queries downwards, keys to the
+    right; darker is stronger, white is not read.
 
     Args:
         tables: title of a map -> its table.
         title: above all of them.
+        tokens: text of the token at every position, shown under the pointer, and along the axes where they are few.
     """
+    columns = min(len(tables), COLUMNS)
+    rows = -(-len(tables) // COLUMNS)
+    titles = [style.label(name) for name in tables]
     figure = make_subplots(
-        1, len(tables), subplot_titles=[style.label(name) for name in tables], horizontal_spacing=0.06
+        rows, columns, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=min(0.12, 0.4 / rows)
     )
-    for column, table in enumerate(tables.values(), start=1):
+    written = [style.label(repr(token)[1:-1]) for token in tokens]
+    for place, table in enumerate(tables.values()):
+        row, column = place // columns + 1, place % columns + 1
         drawn = table.filter(pl.col("strength") > 0).with_columns(pl.col("strength").log10())
         figure.add_trace(
             go.Heatmap(
@@ -35,16 +46,31 @@ def reads_figure(tables: Mapping[str, pl.DataFrame], title: str = "") -> go.Figu
                 zmin=-4,
                 zmax=0,
                 colorscale="Blues",
-                showscale=column == len(tables),
-                hovertemplate="query %{y} reads key %{x}: 10^%{z:.1f}<extra></extra>",
+                customdata=[(written[q], written[k]) for q, k in drawn.select("query", "key").iter_rows()]
+                if written
+                else None,
+                showscale=place == 0,
+                hovertemplate=f"query %{{y}}{QUOTED[0] * bool(written)} reads key %{{x}}{QUOTED[1] * bool(written)}: "
+                "10^%{z:.1f}<extra></extra>",
                 colorbar={"title": {"text": "share, log<sub>10</sub>"}},
             ),
-            1,
+            row,
             column,
         )
-        x = "x" if column == 1 else f"x{column}"
-        figure.update_yaxes(autorange="reversed", showticklabels=column == 1, scaleanchor=x, col=column)
-    return _maps(figure, title, "key", "query", height=380)
+        x = "x" if place == 0 else f"x{place + 1}"
+        figure.update_yaxes(autorange="reversed", showticklabels=column == 1, scaleanchor=x, row=row, col=column)
+    if 0 < len(written) <= MAX_TICKS:
+        named = {"tickvals": list(range(len(written))), "ticktext": written, "tickfont": {"size": 8}}
+        figure.update_xaxes(**named, tickangle=-90)
+        figure.update_yaxes(**named)
+    figure = _maps(figure, title, "key", "query", height=100 + 280 * rows)
+    for row in range(1, rows):
+        figure.update_xaxes(title_text="", row=row)
+    return figure
+
+
+QUOTED = (" “%{customdata[0]}”", " “%{customdata[1]}”")
+"""The tokens of a cell, for its hover text."""
 
 
 def selected_figure(table: pl.DataFrame, title: str = "") -> go.Figure:
