@@ -50,7 +50,7 @@ def test_sections_are_in_order(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["baseline", "worse", "is worse than full by", "tokens +9.0%", "No run has failed.", "1.2 M", "3.4 GB"]
+    "text", ["baseline", "worse", "is worse than full by", "tokens +9.0 %", "No run has failed.", "1.2 M", "3.4 GB"]
 )
 def test_the_report_is_complete(page: str, text: str) -> None:
     assert text in page

@@ -503,3 +503,12 @@ def test_a_stopped_dashboard_keeps_what_it_shows(run: FakeRun) -> None:
     view = dashboard(run, refresh=0.02)
     view.stop()
     assert "finished" not in finish(run, view)
+
+
+def test_exports_of_an_archive_leave_its_folder_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = FakeRun(tmp_path / "committed" / "needle")
+    run.folder.mkdir(parents=True)
+    run.archived = True
+    (path,) = opened(run).write("csv")
+    assert path.resolve().parent == tmp_path / "results/exports/needle" and not list(run.folder.iterdir())

@@ -13,6 +13,7 @@ from workbench.ablation.search.draws import check_enqueued, fixed_points
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.ablation.spec.tuning import SMOOTHING
 from workbench.config import ConfigError, Problem, deep_merge, expand_dotted, flatten, nearest, require
+from workbench.formatting import share
 from workbench.metric import Metric
 from workbench.optimisers import optimisers
 from workbench.ranges import Range
@@ -161,7 +162,7 @@ class Arms(Mapping[str, Arm]):
         raise ConfigError.at(
             f"tuning.space.{field}",
             got=hyperparameters[field],
-            expected=f"settings of arm {name!r} within {budget.tolerance:.1%} of the budget, not {mismatch:+.1%} "
+            expected=f"settings of arm {name!r} within {budget.tolerance:.1%} of the budget, not {share(mismatch)} "
             f"(budget.axis={budget.axis})",
             do="Tune only what the matched quantity does not depend on (a range in tuning.space overrides a "
             "variant's own), or give a reason in budget.allow_mismatch.",

@@ -34,7 +34,7 @@ def test_noise_is_no_drift() -> None:
 def test_a_trend_and_a_slower_machine_are_drift() -> None:
     sentence = drift(table([1.0, 1.1, 1.2, 1.3, 1.4, 1.5], [10.0, 10, 10, 8, 8, 8], ["gpu"] * 6))[0]
     assert sentence.count("DRIFT") == 2
-    assert "-20.0%" in sentence
+    assert "−20.0 %" in sentence
 
 
 def test_two_devices_are_named() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from workbench.ablation.arms import Arms, resolve
 from workbench.ablation.cost.card import check_budget, cost_table
+from workbench.ablation.cost.printed import unmatched
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.accounting import account
 from workbench.config import ConfigError
@@ -74,3 +75,10 @@ def test_the_shipped_runs_of_one_scale_can_be_compared() -> None:
             sizes.setdefault(run.model.scale, []).append(account(run.model, run.training.context).non_embedding)
     assert len(sizes["340m"]) >= 2
     assert all(max(same) < 1.02 * min(same) for same in sizes.values())
+
+
+def test_what_is_not_matched_has_true_minus_signs() -> None:
+    assert (
+        unmatched("cache bytes -12.5%, tokens +1.9%; as declared") == "cache bytes −12.5 %, tokens +1.9 %; as declared"
+    )
+    assert unmatched("cache bytes −12.5 %") == "cache bytes −12.5 %"

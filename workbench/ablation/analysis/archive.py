@@ -38,7 +38,8 @@ FILES = {
     NOTES,
     "report.html",
 }
-"""What an archive may contain; the last one is written by `workbench report`."""
+"""What an archive may contain; ``report.html`` was written into archives by earlier versions, and is left out of new
+ones (:func:`workbench.dashboards.report.render.report_path`)."""
 POINTS = 200
 """Points kept of the curves of a run, evaluations included."""
 LOCAL = ("folder", "selected")

@@ -14,6 +14,7 @@ from scipy import stats
 from workbench.ablation.spec.tuning import EXCHANGEABLE
 from workbench.ablation.verdict.statistics import expected_best_of
 from workbench.files import read_json, read_jsonl
+from workbench.formatting import share
 from workbench.results.tables import confirmed
 from workbench.status import ENDED, Stage, Status
 
@@ -155,7 +156,7 @@ def drift(table: pl.DataFrame) -> list[str]:
                 f"{'DRIFT: a trend' if drifts else 'No trend'} of the baseline's metric over its {len(runs)} runs "
                 f"(Kendall's tau {trend.statistic:+.2f}, p {trend.pvalue:.2g})"
             )
-        speed = f"speed of the later half {change:+.1%} against the earlier"
+        speed = f"speed of the later half {share(change)} against the earlier"
         sentences.append(f"{finding}; {'DRIFT: ' if abs(change) > SPEED_ALERT else ''}{speed}.")
     for name in ("device", "code", "torch"):
         if len(names := sorted(set(table[name].drop_nulls()))) > 1:

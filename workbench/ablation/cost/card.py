@@ -16,6 +16,7 @@ from workbench.ablation.matching.solver import quantity
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.data import Source, num_evaluation_batches
+from workbench.formatting import share
 from workbench.status import Stage
 from workbench.training.checkpointer import RETAINED
 from workbench.training.config import RunConfig
@@ -170,9 +171,9 @@ def _mismatch(row: dict[str, Any], baseline: dict[str, Any]) -> str:
     }
     differences = []
     for column, words in axes.items():
-        share = row[column] / baseline[column] - 1 if baseline[column] else 0.0
-        if abs(share) > 0.005:
-            differences.append(f"{words} {share:+.1%}")
+        off = row[column] / baseline[column] - 1 if baseline[column] else 0.0
+        if abs(off) > 0.005:
+            differences.append(f"{words} {share(off)}")
     return ", ".join(differences)
 
 
@@ -187,7 +188,7 @@ def check_budget(arms: Arms, table: pl.DataFrame) -> None:
         return
     for row in table.iter_rows(named=True):
         if row["residual"] is None or abs(row["residual"]) > budget.tolerance:
-            mismatch = "unknown" if row["residual"] is None else f"{row['residual']:+.1%}"
+            mismatch = "unknown" if row["residual"] is None else share(row["residual"])
             against = "the baseline" if budget.target is None else f"budget.target={budget.target}"
             free = ", ".join(budget.free)
             raise ConfigError.at(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from workbench import notebook
-from workbench.formatting import UNKNOWN, count, duration, flops, share, size
+from workbench.formatting import MINUS, UNKNOWN, count, duration, flops, share, size
 from workbench.results.data_card import repetition, times
 
 __all__ = ["QUANTITIES", "CostCard", "card_rows"]
@@ -38,7 +39,7 @@ QUANTITIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "active vs baseline": lambda row: share(row.get("off_active_parameters")),
     "training FLOPs vs baseline": lambda row: share(row.get("off_flops")),
     "seconds vs baseline": lambda row: share(row.get("off_seconds")),
-    "not matched": lambda row: row["mismatch"] or UNKNOWN,
+    "not matched": lambda row: unmatched(row["mismatch"]) or UNKNOWN,
 }
 """Label -> text of a row of the cost table."""
 NEEDED = {
@@ -50,6 +51,11 @@ IN_SHORT = ("not matched", "parameters, no embedding", "training FLOPs", "decode
 """What a card of many arms shows."""
 MAX_ARMS = 5
 """A notebook shows up to so many arms side by side; more are rows, in short."""
+
+
+def unmatched(text: str) -> str:
+    """What is not matched as people read it: records of earlier versions have ``-12.5%``, newer ones ``−12.5 %``."""
+    return re.sub(r"([-+])(\d+\.\d)%", lambda found: f"{MINUS if found[1] == '-' else '+'}{found[2]} %", text)
 
 
 def card_rows(card: Sequence[Mapping[str, Any]]) -> list[list[str]]:

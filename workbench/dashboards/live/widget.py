@@ -25,7 +25,7 @@ from workbench.dashboards.live.board import Board
 from workbench.dashboards.live.chosen import chosen_rows_and_columns
 from workbench.dashboards.live.controls import controls_of, labelled
 from workbench.dashboards.panel import Block, Figure, Grid, Panel, Row, Text, ordered_panels, with_names
-from workbench.dashboards.report.render import report_path, write_report
+from workbench.dashboards.report.render import exports_path, report_path, write_report
 from workbench.dashboards.snapshot import Neighbours, Snapshot
 from workbench.dashboards.tables.progress import overall_progress
 from workbench.dashboards.templates import caption, render
@@ -441,7 +441,7 @@ class Dashboard(widgets.VBox):
         self._do(f"{label} …", do)
 
     def export(self) -> None:
-        """Write what the panel shows to ``exports/`` in the folder of the ablation. Returns at once."""
+        """Write what the panel shows to :func:`workbench.dashboards.report.render.exports_path`. Returns at once."""
         kind = self.export_kind.value
 
         def write() -> None:
@@ -466,7 +466,7 @@ class Dashboard(widgets.VBox):
         snapshot = self._snapshot or Snapshot(self.run)
         if kind == "html":
             return [write_report(snapshot, report_path(snapshot))]
-        line, folder = provenance_line(snapshot), self.run.folder / "exports"
+        line, folder = provenance_line(snapshot), exports_path(snapshot)
         kind, _, width = kind.partition(" ")
 
         def path(name: str) -> Path:

@@ -10,6 +10,7 @@ import polars as pl
 from markupsafe import Markup
 
 from workbench import formatting
+from workbench.ablation.cost.printed import unmatched
 from workbench.ablation.spec.protocol import seeds_caution
 from workbench.dashboards import style
 from workbench.dashboards.panel import Block, Cell, Column, Grid, Panel, PanelConfig, Row, Text, panels
@@ -100,7 +101,7 @@ def _cost_grid(run: Snapshot, table: pl.DataFrame) -> Grid:
 
 def _matching(run: Snapshot, table: pl.DataFrame) -> Markup:
     texts: list[str] = table["mismatch"].to_list() if "mismatch" in table.columns else []
-    mismatches = [(arm, text) for arm, text in zip(table["arm"], texts) if text]
+    mismatches = [(arm, unmatched(text)) for arm, text in zip(table["arm"], texts) if text]
     return render("matching.html", mismatches=mismatches, styles=style.arm_styles(run), reason=run.allow_mismatch)
 
 

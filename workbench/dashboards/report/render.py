@@ -32,6 +32,12 @@ def report_path(run: RunView) -> Path:
     return Path("results/reports", f"{run.folder.name}.html") if run.archived else run.folder / "report.html"
 
 
+def exports_path(run: RunView) -> Path:
+    """Where tables and figures of ``run`` are exported to: ``exports/`` in its folder; of an archive, which is
+    committed, ``results/exports/NAME``."""
+    return Path("results/exports", run.folder.name) if run.archived else run.folder / "exports"
+
+
 def write_report(run: RunView, path: str | Path) -> Path:
     """Write the report of ``run``, finished or not, to ``path``; readers see the old file or the whole new one.
 
