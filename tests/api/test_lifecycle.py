@@ -17,7 +17,7 @@ from workbench.ablation.verdict.measurements import looks_taken
 from workbench.ablation.verdict.sequential import decided
 from workbench.api.lifecycle import HEAD
 from workbench.config import ConfigError
-from workbench.files import read_json
+from workbench.files import read_json, write_json
 
 Call = Callable[..., tuple[int, dict[str, Any]]]
 ARCHIVES = Path(__file__).parents[2] / "results/ablations"
@@ -48,6 +48,24 @@ def test_an_undeclared_extension_is_exploratory_and_says_why(mine: AblationRun, 
     again = AblationRun(mine.folder)
     assert "the interval is wide" in str(again.verdict()) and again.seeds == [0, 1, 2, 3]
     assert [deviation["planned"] for deviation in again.deviations()] == [False]
+
+
+@pytest.mark.process
+def test_the_file_of_an_extended_ablation_names_the_command_that_resumes(
+    mine: AblationRun, fields: dict[str, Any], call: Call, tmp_path: Path
+) -> None:
+    mine.extend([7], "the interval is wide")
+    write_json(tmp_path / "sweep.yaml", fields)
+    code, answer = call("run", tmp_path / "sweep.yaml", "--results", mine.results, "--detach")
+    error = answer["error"]
+    assert code == 2 and error["field"] == "confirmation.seeds" and "the seeds [7] too" in error["expected"]
+    command = error["hint"].split("`")[1]
+    assert "seeds: [0, 1, 7]" in error["hint"] and command.startswith(f"workbench run {mine.folder}")
+    code, answer = call(*command.split()[1:])
+    assert code == 0 and answer["data"]["status"]["state"] == "finished"
+    assert AblationRun(mine.folder).seeds == [0, 1, 7] and len(AblationRun(mine.folder).deviations()) == 1
+    with_all = {**fields, "confirmation": {"seeds": [0, 1, 7]}}
+    assert wb.Ablation.parse(with_all, mine.results).create().finished
 
 
 @pytest.fixture(scope="session")

@@ -312,6 +312,7 @@ class Ablation:
         """Update the record of an earlier launch, if this configuration may continue it."""
         deviation = None
         if record.identity != self.config.identity:
+            self._check_extension(record)
             deviation = record_deviation(record.canonical, self.config.canonical(), self.config.deviation)
             if deviation is None:
                 raise self._other_content(record)
@@ -321,6 +322,21 @@ class Ablation:
         if updated != record:
             folder.write_record(updated)
         self._restore_data(record.data, progress)
+
+    def _check_extension(self, record: LaunchRecord) -> None:
+        """Refuse a file that has all but the seeds which `workbench extend` has added since."""
+        declared, known = self.config.confirmation.seeds, record.config.confirmation.seeds
+        added = known[len(declared) :]
+        others = difference(record.canonical, self.config.canonical())
+        if added and known[: len(declared)] == declared and all(p.startswith("confirmation.seeds[") for p in others):
+            elsewhere = "" if self.results == Path("results") else f" --results {self.results}"
+            raise ConfigError.at(
+                "confirmation.seeds",
+                got=list(declared),
+                expected=f"the seeds {list(added)} too, by which the ablation was extended",
+                do=f"`workbench run {self.folder}{elsewhere}` resumes it with all seeds, as it is recorded; in the "
+                f"file they would be seeds: {list(known)}.",
+            )
 
     def _other_content(self, record: LaunchRecord) -> ConfigError:
         changes = difference(record.canonical, self.config.canonical())

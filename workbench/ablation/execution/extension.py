@@ -98,7 +98,7 @@ def _check(folder: AblationFolder, record: LaunchRecord) -> None:
         where,
         got="an ablation that has not ended",
         expected="a finished one",
-        do="The same `workbench run` command resumes it.",
+        do=f"`workbench run {folder.path} --results {folder.path.parent}` resumes it.",
     )
     require(
         record.config.confirmation.components is None,
