@@ -62,5 +62,6 @@ def test_the_site_builds_without_a_warning_and_requests_nothing_from_servers(tmp
             r"<link[^>]* rel=\"?(?:stylesheet|preconnect|icon)[^>]*href=\"?(https?:[^\s\">]+)", path.read_text()
         )
         assert not loaded, f"{name}: {loaded}"
+    assert "Settings of <code>hyper_connections</code>" in pages["variants.html"].read_text()
     assert "scmoe and strict are better than interleaved" in pages["gallery/index.html"].read_text()
     assert ":class:" not in pages["reference/python-interface.html"].read_text()

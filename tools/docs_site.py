@@ -1,15 +1,16 @@
 """Pages of the documentation site that are made from other files: a hook of MkDocs (``mkdocs.yml``).
 
 The home page is README.md; contributing and changelog are the files of these names. The gallery is made from
-``sweeps/*.yaml`` and ``results/ablations/``, the reference from the docstrings of the package, read without importing
-it. Links between files of the repository become links between pages; a linked file that is no page is copied into the
-site.
+``sweeps/*.yaml`` and ``results/ablations/``, the page of all variants from the registries, the reference from the
+docstrings of the package, read without importing it. Links between files of the repository become links between pages;
+a linked file that is no page is copied into the site.
 """
 
 from __future__ import annotations
 
 import ast
 import html
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -24,7 +25,20 @@ from mkdocs.structure.pages import Page
 from ruamel.yaml import YAML
 
 import workbench as wb
+from workbench.ablation.spec.launch import launchers
+from workbench.api.results import described
+from workbench.contract import embeddings, feedforwards, mixers, residuals
 from workbench.dashboards import figure
+from workbench.data import sources
+from workbench.data.batching import batch_plans
+from workbench.data.corpora import corpora
+from workbench.decoding.policy import policies
+from workbench.evaluation.suites import suites
+from workbench.guards import guards
+from workbench.optimisers import optimisers
+from workbench.parametrisations import parametrisations
+from workbench.training.budgets import budget_tuners
+from workbench.transforms import transforms
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVES, SWEEPS = ROOT / "results" / "ablations", ROOT / "sweeps"
@@ -89,6 +103,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     generated["index.md"] = ALONE + generated["index.md"]
     generated |= {reference_page(title): reference(title) for title in REFERENCE}
     generated["gallery/index.md"] = ALONE + gallery()
+    generated["variants.md"] = variants()
     generated |= {f"gallery/{path.name}.md": ALONE + archived(path) for path in archives()}
     for name, text in generated.items():
         files.append(File.generated(config, name, content=text))
@@ -229,6 +244,61 @@ def plot(run: Any) -> list[str]:
         f'<script src="../{PLOTLY}"></script><script src="../assets/plots.js"></script>',
         "",
     ]
+
+
+# -- variants --------------------------------------------------------------------------------------------------------
+
+VARIANTS: dict[str, Any] = {
+    "Mixers": mixers,
+    "Feed-forwards": feedforwards,
+    "Embeddings": embeddings,
+    "Residuals": residuals,
+    "Weight transforms": transforms,
+    "Optimisers": optimisers,
+    "Guards": guards,
+    "Parametrisations": parametrisations,
+    "Data sources": sources,
+    "Corpora": corpora,
+    "Batch plans": batch_plans,
+    "Budget tuners": budget_tuners,
+    "Decoding policies": policies,
+    "Evaluation suites": suites,
+    "Launchers": launchers,
+}
+"""Title of a section -> registry."""
+
+
+def variants() -> str:
+    """Every registered class: name, what it is, source, settings with defaults."""
+    lines = [
+        "# Variants",
+        "",
+        "Everything that is registered. `workbench variants NAME` prints what an ablation compares, plug-ins included.",
+        "",
+    ]
+    for title, registry in VARIANTS.items():
+        lines += [f"## {title}", "", "| name | what it is | paper | reference |", "|---|---|---|---|"]
+        found = [(described(registry, name), registry[name]) for name in registry]
+        for variant, cls in found:
+            paper = f"[arXiv {variant.paper}](https://arxiv.org/abs/{variant.paper})" if variant.paper else "–"
+            lines.append(f"| `{variant.name}` | {cell(variant.description)} | {paper} | {reference_link(cls)} |")
+        for variant, _ in found:
+            if variant.fields:
+                lines += ["", f"### Settings of `{variant.name}`", "", "| field | default | |", "|---|---|---|"]
+                lines += [
+                    f"| `{f['name']}` | `{json.dumps(f['default'])}` | {cell(f['description'])} |"
+                    for f in variant.fields
+                ]
+        lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def reference_link(cls: type) -> str:
+    """A link to a class in the reference; its name where the reference does not have it."""
+    for title in REFERENCE:
+        if cls.__module__ in modules(title):
+            return f"[`{cls.__name__}`]({reference_page(title)}#{cls.__module__}.{cls.__name__})"
+    return f"`{cls.__module__}.{cls.__name__}`"
 
 
 # -- reference -------------------------------------------------------------------------------------------------------

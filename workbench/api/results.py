@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-__all__ = ["Listed", "compare", "doctor", "ledger", "listing", "run_table", "table", "variants"]
+__all__ = ["Listed", "compare", "described", "doctor", "ledger", "listing", "run_table", "table", "variants"]
 
 
 def variants(name: str | None = None) -> Variants:
@@ -51,11 +51,12 @@ def variants(name: str | None = None) -> Variants:
     do = "" if known else nearest(name, names)
     require(known, "name", got=name, expected="something that `workbench variants` lists", do=do)
     return Variants(
-        variants=[_variant(registry, each) for registry in registries for each in registry if name in (None, each)]
+        variants=[described(registry, each) for registry in registries for each in registry if name in (None, each)]
     )
 
 
-def _variant(registry: Registry[Any], name: str) -> Variant:
+def described(registry: Registry[Any], name: str) -> Variant:
+    """One registered class: what its file says about it, and its settings."""
     cls = registry[name]
     capabilities = getattr(cls, "capabilities", None)
     documentation = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")

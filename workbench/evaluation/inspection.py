@@ -44,7 +44,8 @@ def layer_input(model: LanguageModel, tokens_T: Tensor, layer: int) -> LayerInpu
         given = {name: value for name, value in named.items() if value is not None and name not in ("aux", "cache")}
         found.append(LayerInput(arguments[0].detach().float(), given))
 
-    hook = model.blocks[layer].mixer.register_forward_pre_hook(keep, with_kwargs=True)
+    mixer: Any = model.blocks[layer].mixer
+    hook = mixer.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         model.eval()(tokens_T[None])
     finally:
