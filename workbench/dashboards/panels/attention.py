@@ -142,15 +142,14 @@ def _document(folder: Path) -> tuple[Any, list[str]]:
     import numpy as np
     import torch
 
-    from workbench.data import Source
     from workbench.results import RunFolder
     from workbench.training.config import RunConfig
+    from workbench.training.export import open_data
 
-    record = RunFolder(folder).record()
-    config = RunConfig.parse(record.config)
-    cache = folder.parents[2] if record.ablation else folder.parent
+    run = RunFolder(folder)
+    config = RunConfig.parse(run.record().config)
     try:
-        source = Source.open(cache / "cache", record.data)
+        source = open_data(run)
     except ConfigError:
         return torch.randint(config.model.vocabulary, (LENGTH,), generator=torch.Generator().manual_seed(0)), []
     stream = config.stream(source)
@@ -165,16 +164,13 @@ def _document(folder: Path) -> tuple[Any, list[str]]:
 
 
 def _load(folder: str) -> Any:
-    """The model of a run at its last checkpoint; None where there is none."""
-    from workbench.model import LanguageModel
+    """The model of a run at its last checkpoint, with the weights that are measured; None where there is none."""
     from workbench.results import RunFolder
-    from workbench.training.checkpoint import latest, load_weights
+    from workbench.training.checkpoint import latest
     from workbench.training.config import RunConfig
+    from workbench.training.export import trained_model
 
     checkpoint, _ = latest(Path(folder) / "checkpoint")
-    if checkpoint is None:
-        return None
-    config = RunConfig.parse(RunFolder(folder).record().config)
-    model = LanguageModel(config.model, seed=config.seed_of("init"))
-    model.load_state_dict(load_weights(checkpoint))
-    return model
+    return (
+        None if checkpoint is None else trained_model(RunConfig.parse(RunFolder(folder).record().config), checkpoint)[0]
+    )
