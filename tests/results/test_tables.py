@@ -122,14 +122,37 @@ def test_a_copy_moves_with_its_folder(with_copy: pl.DataFrame, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("rows", ["", "{", "[1]", '[{"run": "two"}]', "3", "[]"])
-def test_a_copy_that_is_damaged_or_of_another_version_is_not_read(
-    with_copy: pl.DataFrame, tmp_path: Path, rows: str
-) -> None:
+def test_a_damaged_copy_is_not_read(with_copy: pl.DataFrame, tmp_path: Path, rows: str) -> None:
     path = tmp_path / tables.ENDED_RUNS
     if rows:
-        pl.read_parquet(path).write_parquet(path, metadata={"runs": rows})
+        pl.read_parquet(path).write_parquet(path, metadata={"version": tables.ENDED_VERSION, "runs": rows})
     else:
         path.write_bytes(b"PAR1")
+    assert_frame_equal(runs(tmp_path), with_copy)
+
+
+@pytest.mark.parametrize("version", [{}, {"version": "0"}])
+def test_a_copy_of_another_version_is_not_read(
+    with_copy: pl.DataFrame, tmp_path: Path, version: dict[str, str]
+) -> None:
+    path = tmp_path / tables.ENDED_RUNS
+    changed = pl.read_parquet_metadata(path)["runs"].replace('"why"', '"another reason"')
+    for metadata, expected in (({"version": tables.ENDED_VERSION}, "another reason"), (version, "why")):
+        pl.read_parquet(path).write_parquet(path, metadata={**metadata, "runs": changed})
+        forget()
+        assert runs(tmp_path)["reason"].to_list() == [None, None, expected]
+
+
+def test_a_copy_that_cannot_be_written_is_left_out(
+    with_copy: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise pl.exceptions.ComputeError("No space left on device")
+
+    (tmp_path / tables.ENDED_RUNS).unlink()
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    write_ended(tmp_path)
+    assert not [path for path in tmp_path.iterdir() if "ended" in path.name]
     assert_frame_equal(runs(tmp_path), with_copy)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -102,6 +103,9 @@ DIAGNOSTICS_SCHEMA: dict[str, Any] = {
 
 ENDED_RUNS = "ended.parquet"
 """File in the folder of an ablation (:func:`write_ended`)."""
+ENDED_VERSION = "1"
+"""To be increased when a column of ``RUN_SCHEMA`` or ``POINT_SCHEMA`` gets another meaning: earlier copies are not read
+then."""
 
 T = TypeVar("T")
 _contents: dict[str, tuple[tuple[int, int], Any]] = {}
@@ -413,21 +417,25 @@ def write_ended(ablation: str | Path) -> None:
     """Write the rows and points of ended runs into one file of folder ``ablation``, which is read many times faster
     than the files of its runs.
 
-    It is a copy: a run whose status.json has changed since, or that is not in it, is read from its folder.
+    It is a copy: a run whose status.json has changed since, or that is not in it, is read from its folder. Where it
+    cannot be written (a full disk), there is none.
     """
     runs = [run for run in _runs(ablation) if run.stamp and run.row["status"] in ENDED]
     if not runs:
         return
     frame = frame_of(run.line for run in runs).select(list(POINT_SCHEMA))
     rows = [{"stamp": run.stamp, "points": len(run.line.points.frame), **run.row} for run in runs]
-    with replacing(Path(ablation) / ENDED_RUNS) as temporary:
-        frame.write_parquet(temporary, metadata={"runs": json.dumps(rows)})
+    with contextlib.suppress(OSError, pl.exceptions.PolarsError), replacing(Path(ablation) / ENDED_RUNS) as temporary:
+        frame.write_parquet(temporary, metadata={"version": ENDED_VERSION, "runs": json.dumps(rows)})
 
 
 def _read_ended(path: Path) -> None:
     """Take what the file of ended runs knows; nothing from a damaged file, or one of another version."""
     try:
-        rows = json.loads(pl.read_parquet_metadata(path)["runs"])
+        metadata = pl.read_parquet_metadata(path)
+        if metadata["version"] != ENDED_VERSION:
+            return
+        rows = json.loads(metadata["runs"])
         frame = pl.read_parquet(path, glob=False)
     except (OSError, KeyError, ValueError, pl.exceptions.PolarsError):
         return
