@@ -140,7 +140,7 @@ def test_tensorboard_has_the_curves_of_every_trial(tmp_path: Path) -> None:
 def test_trackio_gets_project_name_and_values(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     fake: Any = types.ModuleType("trackio")
-    fake.init = lambda **about: calls.append(about)
+    fake.init = lambda **about: calls.append(about) or types.SimpleNamespace(name=about["name"])
     fake.config = {}
     fake.log = lambda values, step: calls.append((step, values))
     fake.finish = lambda: calls.append("finished")
@@ -152,7 +152,20 @@ def test_trackio_gets_project_name_and_values(run: RunFolder, monkeypatch: pytes
     assert (about["name"], about["project"], about["resume"]) == ("run", "workbench", "never")
     assert row == (3, {"loss": 2.0}) and end == "finished" and fake.config["seed"] == 3
     with open_loggers(["trackio"], run):
-        assert calls[-1]["resume"] == "allow"
+        assert (calls[-1]["name"], calls[-1]["resume"]) == ("run", "allow")
+
+
+def test_trackio_resumes_the_run_that_it_has_renamed(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With resume="never" it gives another name where an earlier run, of a deleted ablation, has the one asked for."""
+    calls: list[Any] = []
+    fake: Any = types.ModuleType("trackio")
+    fake.init = lambda **about: calls.append(about) or types.SimpleNamespace(name="another")
+    fake.config, fake.finish = {}, lambda: None
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    for _ in range(2):
+        with open_loggers(["trackio"], run):
+            pass
+    assert [(about["name"], about["resume"]) for about in calls] == [("run", "never"), ("another", "allow")]
 
 
 def test_a_logger_that_fails_is_an_event(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,9 +93,14 @@ class _Trackio:
         import trackio
 
         self._module = trackio
-        resume = "allow" if "trackio" in run.logger_ids() else "never"
-        trackio.init(project=_project(record), name=run.path.name, group=record.arm or None, resume=resume)
-        run.set_logger_id("trackio", run.path.name)
+        known = run.logger_ids().get("trackio")
+        opened = trackio.init(
+            project=_project(record),
+            name=known or run.path.name,
+            group=record.arm or None,
+            resume="allow" if known else "never",
+        )
+        run.set_logger_id("trackio", opened.name)  # another than asked for where an earlier run has that name
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:
         self._module.config.update(params)
