@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from outside import outside
 from torch import Tensor
 
-from workbench.contract import mixers
+from workbench.contract import Shared, mixers
 from workbench.mixers.families.delta_rule import Operands, one_by_one
 from workbench.ops.delta_rule import delta_rule
 from workbench.ops.linear_attention import linear_attention
@@ -112,15 +112,19 @@ def test_simple_gla(x_BTD: Tensor) -> None:
     assert relative_error(module(x_BTD), parts.output(module, torch.stack(outputs, 1))) < 1e-12
 
 
-def test_rwkv7(x_BTD: Tensor) -> None:
-    module, H, K = built("rwkv7", head_dim=16), 4, 16
+@pytest.mark.parametrize("taken", [False, True])
+def test_rwkv7(x_BTD: Tensor, taken: bool) -> None:
+    module, H, K = built("rwkv7", head_dim=16, value_residual=taken), 4, 16
     before = F.pad(x_BTD, (0, 0, 1, 0))[:, :-1]
-    r_in, w_in, k_in, v_in, a_in, g_in = (x_BTD + (before - x_BTD) * mix for mix in module.mix.chunk(6))
-    low = {name: (module.down[name].weight.T, module.up[name].weight.T) for name in module.down}
+    r_in, w_in, k_in, v_in, a_in, g_in = (x_BTD + (before - x_BTD) * mix for mix in module.mixtures.mix.chunk(6))
+    low = {name: (part.down.weight.T, part.up.weight.T) for name, part in module.low_rank.items()}
     w = (-math.exp(-0.5) * ((w_in @ low["decay"][0]).tanh() @ low["decay"][1] + module.decay_bias).sigmoid()).exp()
     a = (a_in @ low["rate"][0] @ low["rate"][1] + module.rate_bias).sigmoid()
     g = (g_in @ low["gate"][0]).sigmoid() @ low["gate"][1]
     r, k, v = r_in @ module.r.weight.T, k_in @ module.k.weight.T, v_in @ module.v.weight.T
+    first = torch.randn_like(v)
+    if taken:
+        v = v + (first - v) * (v_in @ low["value"][0] @ low["value"][1] + module.value_bias).sigmoid()
     kk, written = k * module.key_scale, k * (1 + module.key_rate * (a - 1))
     r, w, a, v, kk, written, bonus = (
         x.unflatten(-1, (H, K)) for x in (r, w, a, v, kk, written, (module.bonus * written) * r)
@@ -132,10 +136,15 @@ def test_rwkv7(x_BTD: Tensor) -> None:
         S = S + torch.einsum("bhk,bhv->bhkv", written[:, t], v[:, t])
         outputs.append(torch.einsum("bhk,bhkv->bhv", r[:, t], S))
     o = F.group_norm(
-        torch.stack(outputs, 1).flatten(0, 1).flatten(1), H, module.norm_weight, module.norm_bias, 1e-5 * K
+        torch.stack(outputs, 1).flatten(0, 1).flatten(1),
+        H,
+        module.norm.weight.flatten(),
+        module.norm.bias.flatten(),
+        1e-5 * K,
     )
     o = o.unflatten(0, (B, T)) + (bonus.sum(-1, keepdim=True) * v).flatten(-2)
-    assert relative_error(module(x_BTD), (o * g) @ module.out.weight.T) < 1e-12
+    y = module(x_BTD, shared=Shared({"values of rwkv7": first}))
+    assert relative_error(y, (o * g) @ module.out.weight.T) < 1e-12
 
 
 @pytest.mark.reference

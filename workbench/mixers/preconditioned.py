@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.contract import Cost, Range, Role, mixers
-from workbench.mixers.families.delta_rule import DeltaCache, DeltaRuleConfig, DeltaRuleMixer, GateShape, Operands
+from workbench.mixers.families.delta_rule import DeltaRuleConfig, DeltaRuleMixer, GateShape, Operands
+from workbench.mixers.families.recurrent import StateCache
 from workbench.ops.linear_attention import linear_attention, linear_attention_flops
 
 CENTRE = -0.2
@@ -32,7 +33,7 @@ SMALLEST = 1e-6
 """Added to A before its logarithm."""
 
 
-class PreconditionedCache(DeltaCache):
+class PreconditionedCache(StateCache):
     """And ``curvature_BH1K``, A of every head (fp32)."""
 
     def __init__(self, state_BHKV: Tensor, tail_BWC: Tensor, curvature_BH1K: Tensor):
@@ -91,7 +92,7 @@ class PreconditionedDeltaNet(DeltaRuleMixer):
             super().init_parameter(name.removesuffix("_atk"), parameter, generator)
 
     def operate(
-        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: DeltaCache | None
+        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: StateCache | None
     ) -> tuple[Tensor, Tensor]:
         assert cache is None or isinstance(cache, PreconditionedCache)
         q_BTHK, k_BTHK, value, g, _, beta_BTH = operands
@@ -114,7 +115,7 @@ class PreconditionedDeltaNet(DeltaRuleMixer):
         write_key = (k_wide * factor_BTHK).to(k_BTHK.dtype)
         return super().operate(Operands(q_BTHK, write_key, value, g, k_BTHK, beta_BTH), raw, segments, cache)
 
-    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> DeltaCache:
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> StateCache:
         cache = super().new_cache(batch, length, device, dtype)
         curvature_BH1K = torch.zeros(batch, self.H, 1, self.K, device=device, dtype=cache.state_BHKV.dtype)
         return PreconditionedCache(cache.state_BHKV, cache.tail_BWC, curvature_BH1K)
