@@ -156,7 +156,7 @@ class RWKV7(TimeMixing):
             **self.operation_options(segments, cache),
         )
         if cache is not None:
-            cache.update(state_BHKV, x_BTD[:, -1:], x_BTD.shape[1])
+            cache.update(x_BTD.shape[1], state_BHKV, x_BTD[:, -1:])
         record_state(aux, state_BHKV, g_BTHK, segments)
         bonus_BTH1 = (r_BTHK * heads(self.bonus) * k_BTHK).sum(-1, keepdim=True)
         o_BTHV = self.norm(o_BTHV.to(wide)) + bonus_BTH1 * v_BTHV

@@ -396,7 +396,7 @@ class DeltaRuleMixer(RecurrentMixer):
         o_BTHV, state_BHKV = self.operate(operands, raw, segments, cache)
         if cache is not None:
             tail_BWC = cache.tail_BWC if self.conv is None else self.conv.next_tail(raw_BTC, cache.tail_BWC)
-            cache.update(state_BHKV, tail_BWC, x_BTD.shape[1])
+            cache.update(x_BTD.shape[1], state_BHKV, tail_BWC)
         if aux is not None and aux.collect_metrics:
             self.record_metrics(aux, raw, state_BHKV, operands, segments)
         y = self.norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)

@@ -104,7 +104,7 @@ class MambaMixer(RecurrentMixer):
         v_BTHP = x_BTHP.to(wide) * step_BTH[..., None]
         y_BTHP, state = self.operate(x_BTD, q_BTHN, k_BTHN, v_BTHP, g_BTH, segments, cache)
         if cache is not None:
-            cache.update(state, self.conv.next_tail(raw_BTC, cache.tail_BWC), x_BTD.shape[1])
+            cache.update(x_BTD.shape[1], state, self.conv.next_tail(raw_BTC, cache.tail_BWC))
         record_state(aux, state, g_BTH, segments)
         y_BTHP = (y_BTHP + self.skip.to(wide)[:, None] * x_BTHP).to(x_BTD.dtype)
         gated_BTGC = (y_BTHP.flatten(-2) * F.silu(z)).unflatten(-1, (G, -1))

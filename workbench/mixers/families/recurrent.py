@@ -47,15 +47,15 @@ class DeltaOperationConfig(RecurrentConfig):
 
 
 class StateCache(Cache):
-    """``state_BHKV`` (at least fp32) and ``tail_BWC``, what is cached of the last W tokens."""
+    """``state_BHKV`` (at least fp32), ``tail_BWC``, what is cached of the last W tokens, and ``further`` states."""
 
     ragged = True
 
-    def __init__(self, state_BHKV: Tensor, tail_BWC: Tensor):
-        self.state_BHKV, self.tail_BWC = state_BHKV, tail_BWC
+    def __init__(self, state_BHKV: Tensor, tail_BWC: Tensor, *further: Tensor):
+        self.state_BHKV, self.tail_BWC, self.further = state_BHKV, tail_BWC, list(further)
 
     def tensors(self) -> list[Tensor]:
-        return [self.state_BHKV, self.tail_BWC]
+        return [self.state_BHKV, self.tail_BWC, *self.further]
 
     def store_in(self, dtype: torch.dtype) -> str | None:
         return None  # a state that every token changes stays wide
@@ -68,10 +68,10 @@ class StateCache(Cache):
         """Whether no token has been seen: states and tails are zero, which needs no reading."""
         return self.positions_B is None and self.length == 0
 
-    def update(self, state_BHKV: Tensor, tail_BWC: Tensor, tokens: int) -> None:
-        """Store what is known after ``tokens`` further tokens."""
-        self.state_BHKV.copy_(state_BHKV)
-        self.tail_BWC.copy_(tail_BWC)
+    def update(self, tokens: int, *tensors: Tensor) -> None:
+        """Store :meth:`tensors`, or the first of them, as they are after ``tokens`` more tokens."""
+        for mine, new in zip(self.tensors(), tensors):
+            mine.copy_(new)
         self.length += tokens if self.positions_B is None else 0
 
 
@@ -79,8 +79,8 @@ class RecurrentMixer(Mixer):
     """A layer whose decoding keeps a state of constant size."""
 
     config: Any
-    cached_shapes: tuple[tuple[int, int, int], tuple[int, int]]
-    """(H, K, V) of the state and (W, C) of the tail."""
+    cached_shapes: Sequence[tuple[int, ...]]
+    """(H, K, V) of the state, (W, C) of the tail, and those of further states."""
 
     def score_obstacle(self) -> str:
         return "a recurrent state has no softmax over keys"
@@ -96,10 +96,10 @@ class RecurrentMixer(Mixer):
         }
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> StateCache:
-        state, tail = self.cached_shapes
         wide = torch.promote_types(dtype, torch.float32)
+        types = [wide, dtype] + [wide] * (len(self.cached_shapes) - 2)
         return StateCache(
-            torch.zeros(batch, *state, device=device, dtype=wide), torch.zeros(batch, *tail, device=device, dtype=dtype)
+            *(torch.zeros(batch, *shape, device=device, dtype=of) for shape, of in zip(self.cached_shapes, types))
         )
 
 
@@ -114,8 +114,12 @@ def token_before(x_BTC: Tensor, segments: Tensor | None, last_B1C: Tensor | None
     before_BTC = torch.cat((last_B1C, x_BTC[:, :-1]), dim=1)
     if segments is None:
         return before_BTC
-    starts_BT = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
-    return torch.where(starts_BT[..., None], 0.0, before_BTC)
+    return torch.where(starts(segments)[..., None], 0.0, before_BTC)
+
+
+def starts(segments_BT: Tensor) -> Tensor:
+    """(B, T) whether a token is the first of a document that begins inside the row."""
+    return F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0))
 
 
 def fill_time_steps(parameter: Tensor, generator: Generator) -> None:
