@@ -186,6 +186,28 @@ def test_mamba3(x_BTD: Tensor, fields: dict[str, Any]) -> None:
     assert relative_error(module(x_BTD), torch.stack(outputs, 1) @ module.out.weight.T) < 1e-12
 
 
+def test_log_linear_mamba2(x_BTD: Tensor) -> None:
+    """The layer of Mamba-2, with a weight for the level of every pair of tokens."""
+    module = built("log_linear", head_dim=32, state_dim=16, groups=2, levels=6)
+    H, P, N = 4, 32, 16
+    z, raw, step = (x_BTD @ module.project.weight.T).split([H * P, H * P + 4 * N, H], -1)
+    x, key, query = convolved(raw, module.conv.weight).split([H * P, 2 * N, 2 * N], -1)
+    k, q = (u.unflatten(-1, (2, N)).repeat_interleave(2, 2) for u in (key, query))
+    step = F.softplus(step + module.dt_bias)
+    v, g = x.unflatten(-1, (H, P)) * step[..., None], -module.A_log.exp() * step
+    scales = F.softplus(module.level_scale * (x_BTD @ module.level_gate.weight.T).unflatten(-1, (H, 6)))
+    outputs = []
+    for t in range(T):
+        levels = torch.tensor([min((t ^ s).bit_length(), 5) for s in range(t + 1)])
+        decays = torch.stack([g[:, s + 1 : t + 1].sum(1) for s in range(t + 1)], 1).exp()  # (B, t + 1, H)
+        weights = scales[:, t][..., levels].transpose(1, 2) * decays * (q[:, t, None] * k[:, : t + 1]).sum(-1)
+        outputs.append((weights[..., None] * v[:, : t + 1]).sum(1))
+    y = torch.stack(outputs, 1) + module.skip[:, None] * x.unflatten(-1, (H, P))
+    y = (y.flatten(-2) * F.silu(z)).unflatten(-1, (2, -1))
+    y = (y * (y.square().mean(-1, keepdim=True) + module.norm.eps).rsqrt()).flatten(-2) * module.norm.weight
+    assert relative_error(module(x_BTD), y @ module.out.weight.T) < 1e-12
+
+
 @pytest.mark.reference
 def test_mamba2_is_that_of_transformers(x_BTD: Tensor) -> None:
     """With mapped weights; its convolution takes the latest token last and has a bias, which is set to zero."""

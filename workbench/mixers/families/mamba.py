@@ -104,6 +104,7 @@ class MambaMixer(RecurrentMixer):
         v_BTHP = x_BTHP.to(wide) * step_BTH[..., None]
         y_BTHP, state = self.operate(x_BTD, q_BTHN, k_BTHN, v_BTHP, g_BTH, segments, cache)
         if cache is not None:
+            assert state is not None
             cache.update(x_BTD.shape[1], state, self.conv.next_tail(raw_BTC, cache.tail_BWC))
         record_state(aux, state, g_BTH, segments)
         y_BTHP = (y_BTHP + self.skip.to(wide)[:, None] * x_BTHP).to(x_BTD.dtype)
@@ -120,8 +121,8 @@ class MambaMixer(RecurrentMixer):
         g_BTH: Tensor,
         segments: Tensor | None,
         cache: StateCache | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs (B, T, H, P), and the state after the last token (B, H, N, P).
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs (B, T, H, P), and the state after the last token (B, H, N, P), which may be None without a cache.
 
         Args:
             x_BTD: the layer's input, for relatives with further gates.

@@ -128,13 +128,14 @@ def fill_time_steps(parameter: Tensor, generator: Generator) -> None:
     parameter.copy_(step + torch.log(-torch.expm1(-step)))
 
 
-def record_state(aux: AuxOutputs | None, state_BHKV: Tensor, g: Tensor | None, segments: Tensor | None) -> None:
-    """Norm of the state at the end of rows, and half-life in tokens, where metrics are collected. Padding does not
-    count, nor do rows that end with it."""
+def record_state(aux: AuxOutputs | None, state_BHKV: Tensor | None, g: Tensor | None, segments: Tensor | None) -> None:
+    """Norm of the state at the end of rows, where it is known, and half-life in tokens, where metrics are collected.
+    Padding does not count, nor do rows that end with it."""
     if aux is None or not aux.collect_metrics:
         return
     ends_with_token = None if segments is None else is_token(segments[:, -1:])
-    aux.metrics["state_norm"] = mean_of(state_BHKV.detach().norm(dim=(-2, -1)), ends_with_token)
+    if state_BHKV is not None:
+        aux.metrics["state_norm"] = mean_of(state_BHKV.detach().norm(dim=(-2, -1)), ends_with_token)
     if g is not None:
         half_life = math.log(0.5) / g.detach().clamp_max(-1e-6)
         aux.metrics.update(quantiles_of("half_life", half_life, is_token(segments, g.dim() - 2)))
