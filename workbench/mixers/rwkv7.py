@@ -29,7 +29,7 @@ from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Cost, Range, Role, Shared, Taken, mixers
 from workbench.layers import linear_flops
 from workbench.mixers.families.delta_rule import erase_and_write
-from workbench.mixers.families.recurrent import DeltaOperationConfig, StateCache, record_state
+from workbench.mixers.families.recurrent import RecurrentConfig, StateCache, record_state
 from workbench.mixers.families.rwkv import LowRank, TimeMixing, places
 from workbench.ops.delta_rule import delta_rule_flops
 from workbench.ops.short_convolution import to_length
@@ -49,6 +49,9 @@ RANKS = {"decay": 2.5, "rate": 2.5, "value": 1.7, "gate": 5.0}
 class RWKV7(TimeMixing):
     """RWKV-7 time mixing."""
 
+    key_scale: Tensor
+    key_rate: Tensor
+    bonus: Tensor
     vectors = ("key_scale", "key_rate", "bonus", "decay_bias", "rate_bias", "value_bias")
     roles = dict.fromkeys(vectors, Role.VECTOR)
     conformance_cases = (
@@ -56,7 +59,7 @@ class RWKV7(TimeMixing):
         {"head_dim": 16, "decay_rank": 8, "rate_rank": 8, "gate_rank": 8, "value_residual": False, "chunk": 16},
     )
 
-    class Config(DeltaOperationConfig):
+    class Config(RecurrentConfig):
         """RWKV-7 time mixing."""
 
         kind: Literal["rwkv7"] = "rwkv7"

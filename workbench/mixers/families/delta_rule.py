@@ -36,7 +36,7 @@ from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Range, Rol
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
 from workbench.mixers.families.recurrent import (
     CONV_WIDTH,
-    DeltaOperationConfig,
+    RecurrentConfig,
     RecurrentMixer,
     StateCache,
     fill_time_steps,
@@ -54,7 +54,7 @@ WRITE_POWER = {"key": 1.0, "both": 0.5, "address": 0.0}
 """``erase_gate_on`` -> power of the write gate that multiplies the values."""
 
 
-class DeltaRuleConfig(DeltaOperationConfig):
+class DeltaRuleConfig(RecurrentConfig):
     """Fields that the delta-rule family shares; the defaults are Kimi Delta Attention's."""
 
     heads: Annotated[int | None, Field(ge=1)] = None

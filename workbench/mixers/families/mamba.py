@@ -17,7 +17,7 @@ from workbench.contract import AuxOutputs, Cache, Cost, Range, Role
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
 from workbench.mixers.families.recurrent import (
     CONV_WIDTH,
-    RecurrentConfig,
+    AdditiveConfig,
     RecurrentMixer,
     StateCache,
     fill_time_steps,
@@ -27,7 +27,7 @@ from workbench.ops.linear_attention import linear_attention, linear_attention_fl
 from workbench.ops.short_convolution import Heads
 
 
-class MambaConfig(RecurrentConfig):
+class MambaConfig(AdditiveConfig):
     """Sizes of a Mamba layer."""
 
     expand: Annotated[float, Field(gt=0)] = 2.0

@@ -23,12 +23,12 @@ CONV_WIDTH = 4
 
 
 class RecurrentConfig(VariantConfig):
-    """How the operation on the state is computed."""
+    """How the operation on the state, the delta rule, is computed."""
 
-    chunk: Annotated[int, Field(ge=1)] = 64
-    """Tokens per chunk of the training form, a power of two; changes speed and rounding, not the function."""
-    backend: Literal["auto", "recurrent", "torch"] = "auto"
-    """Implementation of the operation; changes speed and rounding, not the function."""
+    chunk: Annotated[int, Field(ge=1)] = 32
+    """Edits per chunk of the training form, a power of two; changes speed and rounding, not the function."""
+    backend: Literal["auto", "recurrent", "torch", "triton", "fla"] = "auto"
+    """Implementation of the operation; changes speed and rounding, not the function. fla is flash-linear-attention."""
 
     implementation = frozenset({"chunk", "backend"})
 
@@ -37,13 +37,13 @@ class RecurrentConfig(VariantConfig):
         return self
 
 
-class DeltaOperationConfig(RecurrentConfig):
-    """The same for the delta rule."""
+class AdditiveConfig(RecurrentConfig):
+    """The same for operations that only add to the state."""
 
-    chunk: Annotated[int, Field(ge=1)] = 32
-    """Edits per chunk of the training form, a power of two; changes speed and rounding, not the function."""
-    backend: Literal["auto", "recurrent", "torch", "triton", "fla"] = "auto"
-    """Implementation of the operation; changes speed and rounding, not the function. fla is flash-linear-attention."""
+    chunk: Annotated[int, Field(ge=1)] = 64
+    """Tokens per chunk of the training form, a power of two; changes speed and rounding, not the function."""
+    backend: Literal["auto", "recurrent", "torch"] = "auto"
+    """Implementation of the operation; changes speed and rounding, not the function."""
 
 
 class StateCache(Cache):
