@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.contract import AuxOutputs, Cache, Cost, Range, RescalingPair, Role, mixers
-from workbench.layers import Linear, RMSNorm, linear_flops, turned
+from workbench.layers import Linear, RMSNorm, linear_flops, running_angles, turned
 from workbench.mixers.families.mamba import MambaConfig
 from workbench.mixers.families.recurrent import RecurrentMixer, StateCache, fill_time_steps, record_state, starts
 from workbench.ops.linear_attention import linear_attention, linear_attention_flops
@@ -130,7 +130,7 @@ class Mamba3(RecurrentMixer):
         g_BTH = -rate_BTH * step_BSH[:, 1:]
         turn_BTHA = math.pi * angle.to(wide).tanh()[:, :, None] * step_BSH[:, 1:, :, None]
         angle_B1HA = torch.zeros_like(turn_BTHA[:, :1]) if cache is None else cache.further[0][:, None]
-        angle_BSHA = torch.cat((angle_B1HA, turn_BTHA), dim=1).cumsum(1).remainder(2 * math.pi)
+        angle_BSHA = running_angles(torch.cat((angle_B1HA, turn_BTHA), dim=1))
 
         k_BSRHN = self._turned(k, self.k_norm, self.k_bias, angle_BSHA)
         q_BTRHN = self._turned(q, self.q_norm, self.q_bias, angle_BSHA[:, 1:])
