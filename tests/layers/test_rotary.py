@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import ConfigError
-from workbench.layers import Rotary, running_angles
+from workbench.layers import Rotary
 from workbench.layers.rotary import LinearScaling, Llama3Scaling, YarnScaling
 from workbench.model import ModelConfig
 
@@ -38,19 +38,6 @@ def test_positions_can_be_given_one_by_one(x_BTHK: Tensor) -> None:
 def test_bf16_is_rotated_in_fp32(x_BTHK: Tensor) -> None:
     x_BTHK = x_BTHK.bfloat16()
     assert torch.equal(ROTARY(x_BTHK, offset=5000), ROTARY(x_BTHK.float(), offset=5000).bfloat16())
-
-
-def test_running_angles_keep_their_digits_over_long_rows() -> None:
-    """Rotations see differences of angles: here over 100 tokens."""
-
-    def errors(angle_BTA: Tensor) -> Tensor:
-        found, exact = (x[:, 100:] - x[:, :-100] for x in (angle_BTA.double(), turn_BTA.double().cumsum(1)))
-        return ((found - exact + math.pi).remainder(2 * math.pi) - math.pi).abs()
-
-    turn_BTA = torch.rand(2, 5000, 3) * math.pi
-    assert errors(running_angles(turn_BTA)).max() < 1e-4 < 2e-4 < errors(turn_BTA.cumsum(1)).max()
-    short = turn_BTA.double()[:, :3]
-    torch.testing.assert_close(running_angles(short), short.cumsum(1).remainder(2 * math.pi))
 
 
 def test_linear_scaling_divides_positions(x_BTHK: Tensor) -> None:

@@ -34,7 +34,7 @@ def inputs(T: int, decay: float, levels: int) -> dict[str, Tensor]:
 def results(tensors: dict[str, Tensor], function: Any = log_linear_attention, **more: Any) -> list[Tensor]:
     """Outputs and the gradients of a weighted sum of them."""
     out = function(**tensors, **more)[0]
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(out)
     return [out, *torch.autograd.grad((out * weight).sum(), list(tensors.values()), materialize_grads=True)]
 
 
@@ -136,6 +136,29 @@ def test_flops_grow_as_the_logarithm_of_the_length() -> None:
     at = [log_linear_attention_flops(1, 64, 64, T) for T in (1024, 2048, 4096, 8192)]
     steps = [b - a for a, b in pairwise(at)]
     assert steps == pytest.approx([2 * 64 * 64 / 2] * 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_device_computes_the_same_bits_twice(packed: bool) -> None:
+    """In deterministic mode, where operations without such a form raise; and what the host computes."""
+    T = 1000
+    tensors = {name: x.detach().float() for name, x in inputs(T, 0.1, 12).items()}
+    segments = (torch.arange(T) // 170).expand(B, T) if packed else None
+    on_host = results({name: x.requires_grad_() for name, x in tensors.items()}, segments=segments, backend="torch")
+    on_device = {name: x.detach().cuda().requires_grad_() for name, x in tensors.items()}
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, again = (
+            results(on_device, segments=None if segments is None else segments.cuda(), backend="torch")
+            for _ in range(2)
+        )
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert all(map(torch.equal, first, again))
+    for a, b in zip(first, on_host, strict=True):
+        assert relative_error(a.cpu(), b) < 1e-4
 
 
 @pytest.mark.parametrize(

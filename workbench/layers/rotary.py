@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
@@ -230,15 +229,6 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = a.to(cos.dtype), b.to(cos.dtype)
     rotated = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
     return torch.cat((rotated, x_pass), dim=-1) if x_pass.shape[-1] else rotated
-
-
-def running_angles(turn_BTX: Tensor, block: int = 64) -> Tensor:
-    """Sums of (B, T, …) along the tokens, modulo 2π: block by block, since long sums lose the digits of an angle."""
-    T, sides = turn_BTX.shape[1], (0, 0) * (turn_BTX.dim() - 2)
-    size = min(block, T)
-    inside = F.pad(turn_BTX, (*sides, 0, -T % size)).unflatten(1, (-1, size)).cumsum(2).remainder(2 * math.pi)
-    before = F.pad(inside[:, :-1, -1].cumsum(1), (*sides, 1, 0))
-    return (inside + before[:, :, None]).flatten(1, 2)[:, :T].remainder(2 * math.pi)
 
 
 def frequencies(

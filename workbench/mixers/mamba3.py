@@ -32,10 +32,11 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.contract import AuxOutputs, Cache, Cost, Range, RescalingPair, Role, mixers
-from workbench.layers import Linear, RMSNorm, linear_flops, running_angles, turned
+from workbench.layers import Linear, RMSNorm, linear_flops, turned
 from workbench.mixers.families.mamba import MambaConfig
 from workbench.mixers.families.recurrent import RecurrentMixer, StateCache, fill_time_steps, record_state, starts
 from workbench.ops.linear_attention import linear_attention, linear_attention_flops
+from workbench.ops.running_sum import running_sum
 
 SLOWEST = 1e-4
 """Smallest A."""
@@ -130,7 +131,7 @@ class Mamba3(RecurrentMixer):
         g_BTH = -rate_BTH * step_BSH[:, 1:]
         turn_BTHA = math.pi * angle.to(wide).tanh()[:, :, None] * step_BSH[:, 1:, :, None]
         angle_B1HA = torch.zeros_like(turn_BTHA[:, :1]) if cache is None else cache.further[0][:, None]
-        angle_BSHA = running_angles(torch.cat((angle_B1HA, turn_BTHA), dim=1))
+        angle_BSHA = running_sum(torch.cat((angle_B1HA, turn_BTHA), dim=1), modulo=2 * math.pi)
 
         k_BSRHN = self._turned(k, self.k_norm, self.k_bias, angle_BSHA)
         q_BTRHN = self._turned(q, self.q_norm, self.q_bias, angle_BSHA[:, 1:])

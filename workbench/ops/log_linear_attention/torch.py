@@ -22,6 +22,7 @@ from torch import Tensor
 
 from workbench.ops.delta_rule.torch import scalar_decays
 from workbench.ops.dispatch import disable_autocast
+from workbench.ops.running_sum import running_sum
 
 
 def log_linear_attention_torch(
@@ -56,7 +57,7 @@ def log_linear_attention_torch(
         ends = _rows((position + 1) % C == 0, len(row_T) // C)  # (B or 1, E)
         blocks = (ends[..., None] - torch.arange(C - 1, -1, -1, device=k.device)).clamp_max(len(row_T) - 1)
         g_BECH = g[batch, blocks]
-        until_BECH = (g_BECH.flip(2).cumsum(2).flip(2) - g_BECH).exp()
+        until_BECH = _sums_behind(g_BECH.flatten(0, 1)).view_as(g_BECH).exp()
         S = torch.einsum("bechk,bechv->behkv", k[batch, blocks] * until_BECH[..., None], v[batch, blocks])
         states = None
         if states_BHIKV is not None:
@@ -73,7 +74,9 @@ def log_linear_attention_torch(
             is_inside = (wanted < len(row_T)) & (positions - positions[..., :1] == offset_m)
             before = torch.searchsorted(ends, firsts - 1).clamp_max(ends.shape[1] - 1)  # (B or 1, F)
             of_level = scales[..., min(m.bit_length(), J - 1)][batch, rows]
-            weight_BFmH = g[batch, rows].cumsum(2).exp() * of_level * is_inside[..., None]
+            weight_BFmH = (
+                running_sum(g[batch, rows].flatten(0, 1)).view_as(of_level).exp() * of_level * is_inside[..., None]
+            )
             read = torch.einsum("bfmhk,bfhkv->bfmhv", q[batch, rows] * weight_BFmH[..., None], S[row_B1, before])
             out = out.index_put((batch, rows), read, accumulate=True)
             m *= 2
@@ -91,6 +94,11 @@ def _rows(is_wanted: Tensor, most: int) -> Tensor:
     T = is_wanted.shape[1]
     rows_T = torch.arange(T, device=is_wanted.device)
     return torch.where(is_wanted, rows_T, T).sort(dim=1).values[:, :most].contiguous()
+
+
+def _sums_behind(x_BTH: Tensor) -> Tensor:
+    """Sums over all later positions of the second axis."""
+    return F.pad(running_sum(x_BTH[:, 1:].flip(1)).flip(1), (0, 0, 0, 1))
 
 
 def _levels(position: Tensor, other: Tensor, most: int) -> Tensor:
@@ -134,7 +142,7 @@ def _last_states(
 ) -> Tensor:
     """States after row T - 1, (B, H, I, K, V): the complete blocks of C positions, and the tokens behind them."""
     B, last = k.shape[0], position[:, T - 1 : T]
-    after_BTH = F.pad(g[:, 1:].flip(1).cumsum(1).flip(1), (0, 0, 0, 1)).exp()  # D(row, T - 1]
+    after_BTH = _sums_behind(g).exp()  # D(row, T - 1]
 
     def shares(rows: Tensor) -> Tensor:  # (B, R, H, I): what is left of a row in every state
         existing, at = rows < T, rows.clamp_max(T - 1)
