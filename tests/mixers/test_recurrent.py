@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from outside import outside
 from torch import Tensor
 
-from workbench.contract import mixers
-from workbench.mixers.families.delta_rule import Operands, one_by_one
+from workbench.contract import Shared, mixers
+from workbench.mixers.families.delta_rule import Operands, erase_and_write, one_by_one
 from workbench.ops.delta_rule import delta_rule
 from workbench.ops.linear_attention import linear_attention
 from workbench.testing import relative_error
@@ -112,15 +112,19 @@ def test_simple_gla(x_BTD: Tensor) -> None:
     assert relative_error(module(x_BTD), parts.output(module, torch.stack(outputs, 1))) < 1e-12
 
 
-def test_rwkv7(x_BTD: Tensor) -> None:
-    module, H, K = built("rwkv7", head_dim=16), 4, 16
+@pytest.mark.parametrize("taken", [False, True])
+def test_rwkv7(x_BTD: Tensor, taken: bool) -> None:
+    module, H, K = built("rwkv7", head_dim=16, value_residual=taken), 4, 16
     before = F.pad(x_BTD, (0, 0, 1, 0))[:, :-1]
-    r_in, w_in, k_in, v_in, a_in, g_in = (x_BTD + (before - x_BTD) * mix for mix in module.mix.chunk(6))
-    low = {name: (module.down[name].weight.T, module.up[name].weight.T) for name in module.down}
+    r_in, w_in, k_in, v_in, a_in, g_in = (x_BTD + (before - x_BTD) * mix for mix in module.mixtures.mix.chunk(6))
+    low = {name: (part.down.weight.T, part.up.weight.T) for name, part in module.low_rank.items()}
     w = (-math.exp(-0.5) * ((w_in @ low["decay"][0]).tanh() @ low["decay"][1] + module.decay_bias).sigmoid()).exp()
     a = (a_in @ low["rate"][0] @ low["rate"][1] + module.rate_bias).sigmoid()
     g = (g_in @ low["gate"][0]).sigmoid() @ low["gate"][1]
     r, k, v = r_in @ module.r.weight.T, k_in @ module.k.weight.T, v_in @ module.v.weight.T
+    first = torch.randn_like(v)
+    if taken:
+        v = v + (first - v) * (v_in @ low["value"][0] @ low["value"][1] + module.value_bias).sigmoid()
     kk, written = k * module.key_scale, k * (1 + module.key_rate * (a - 1))
     r, w, a, v, kk, written, bonus = (
         x.unflatten(-1, (H, K)) for x in (r, w, a, v, kk, written, (module.bonus * written) * r)
@@ -132,10 +136,76 @@ def test_rwkv7(x_BTD: Tensor) -> None:
         S = S + torch.einsum("bhk,bhv->bhkv", written[:, t], v[:, t])
         outputs.append(torch.einsum("bhk,bhkv->bhv", r[:, t], S))
     o = F.group_norm(
-        torch.stack(outputs, 1).flatten(0, 1).flatten(1), H, module.norm_weight, module.norm_bias, 1e-5 * K
+        torch.stack(outputs, 1).flatten(0, 1).flatten(1),
+        H,
+        module.norm.weight.flatten(),
+        module.norm.bias.flatten(),
+        1e-5 * K,
     )
     o = o.unflatten(0, (B, T)) + (bonus.sum(-1, keepdim=True) * v).flatten(-2)
-    assert relative_error(module(x_BTD), (o * g) @ module.out.weight.T) < 1e-12
+    y = module(x_BTD, shared=Shared({"values of rwkv7": first}))
+    assert relative_error(y, (o * g) @ module.out.weight.T) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"rank": 3, "groups": 2}, {"trapezoidal": False, "rotated": 0.0}, {"rotated": 1.0}], ids=str
+)
+def test_mamba3(x_BTD: Tensor, fields: dict[str, Any]) -> None:
+    """The recurrence of the paper: shares of a token before and of the token itself, on a state of N × P."""
+    module = built("mamba3", head_dim=32, state_dim=16, **fields)
+    config, H, P, N = module.config, 4, 32, 16
+    R, G, A = config.rank, config.groups, int(config.rotated * N) // 2
+    sizes = [H * P, R * G * N, H, A, H * P, R * G * N, H] + [H] * config.trapezoidal
+    z, C, a, turn, x, key, step, *share = (x_BTD @ module.project.weight.T).split(sizes, -1)
+    step = F.softplus(step + module.dt_bias)
+    share = share[0].sigmoid() if share else torch.ones_like(step)
+    A_BTH = torch.where(a >= 0, 1 + a, 1 / (1 - a)).clamp_min(1e-4)
+    theta = (math.pi * turn.tanh()[:, :, None] * step[..., None]).cumsum(1)  # (B, T, H, A)
+
+    def rows(raw: Tensor, norm: Any, bias: Tensor) -> Tensor:  # (B, T, R, H, N), as complex numbers turned
+        u = raw.unflatten(-1, (R, G, N))
+        u = u * (u.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * norm.weight
+        u = u.repeat_interleave(H // G, 3) + bias
+        turned = torch.complex(u[..., :A], u[..., A : 2 * A]) * torch.polar(torch.ones_like(theta), theta)[:, :, None]
+        return torch.cat((turned.real, turned.imag, u[..., 2 * A :]), -1)
+
+    k, q = rows(key, module.k_norm, module.k_bias), rows(C, module.q_norm, module.q_bias)
+    v, z = x.unflatten(-1, (1, H, P)), z.unflatten(-1, (1, H, P))
+    if R > 1:
+        v, z = v * module.v_share, z * module.z_share
+    S, before, outputs = torch.zeros(B, H, N, P, dtype=torch.float64), 0.0, []
+    for t in range(T):
+        alpha = (-A_BTH[:, t] * step[:, t]).exp()[..., None, None]
+        of_token = torch.einsum("brhn,brhp->bhnp", k[:, t], v[:, t])
+        beta, gamma = (step[:, t] * f[:, t] for f in (1 - share, share))
+        S = alpha * S + alpha * beta[..., None, None] * before + gamma[..., None, None] * of_token
+        y = torch.einsum("brhn,bhnp->brhp", q[:, t], S) + module.skip[:, None] * v[:, t]
+        y = y * F.silu(z[:, t]) * (module.y_share if R > 1 else 1.0)
+        outputs.append(y.sum(1).flatten(1))
+        before = of_token
+    assert relative_error(module(x_BTD), torch.stack(outputs, 1) @ module.out.weight.T) < 1e-12
+
+
+def test_log_linear_mamba2(x_BTD: Tensor) -> None:
+    """The layer of Mamba-2, with a weight for the level of every pair of tokens."""
+    module = built("log_linear", head_dim=32, state_dim=16, groups=2, levels=6)
+    H, P, N = 4, 32, 16
+    z, raw, step = (x_BTD @ module.project.weight.T).split([H * P, H * P + 4 * N, H], -1)
+    x, key, query = convolved(raw, module.conv.weight).split([H * P, 2 * N, 2 * N], -1)
+    k, q = (u.unflatten(-1, (2, N)).repeat_interleave(2, 2) for u in (key, query))
+    step = F.softplus(step + module.dt_bias)
+    v, g = x.unflatten(-1, (H, P)) * step[..., None], -module.A_log.exp() * step
+    scales = F.softplus(module.level_scale * (x_BTD @ module.level_gate.weight.T).unflatten(-1, (H, 6)))
+    outputs = []
+    for t in range(T):
+        levels = torch.tensor([min((t ^ s).bit_length(), 5) for s in range(t + 1)])
+        decays = torch.stack([g[:, s + 1 : t + 1].sum(1) for s in range(t + 1)], 1).exp()  # (B, t + 1, H)
+        weights = scales[:, t][..., levels].transpose(1, 2) * decays * (q[:, t, None] * k[:, : t + 1]).sum(-1)
+        outputs.append((weights[..., None] * v[:, : t + 1]).sum(1))
+    y = torch.stack(outputs, 1) + module.skip[:, None] * x.unflatten(-1, (H, P))
+    y = (y.flatten(-2) * F.silu(z)).unflatten(-1, (2, -1))
+    y = (y * (y.square().mean(-1, keepdim=True) + module.norm.eps).rsqrt()).flatten(-2) * module.norm.weight
+    assert relative_error(module(x_BTD), y @ module.out.weight.T) < 1e-12
 
 
 @pytest.mark.reference
@@ -189,7 +259,7 @@ def test_preconditioned_operation_is_that_of_fla(kind: str) -> None:
     out, last = module.operate(operands, raw, None, cache)
     assert relative_error(out, expected) < 1e-5
     assert relative_error(last, state) < 1e-5
-    assert relative_error(cache.curvature_BH1K[:, :, 0], curvature) < 1e-5
+    assert relative_error(cache.further[0][:, :, 0], curvature) < 1e-5
 
 
 @pytest.mark.reference
@@ -213,6 +283,19 @@ def test_gated_delta_product_is_that_of_fla() -> None:
     naive = fla("gated_delta_product").naive_recurrent_gated_delta_product
     expected, _ = naive(q, k_, v_, g, beta_, scale=1.0, num_householder=n)
     assert relative_error(delta_rule(q_, k_, v_, g_, beta_BTH=beta_)[0][:, 1::2], expected) < 1e-5
+
+
+@pytest.mark.reference
+def test_erasing_and_writing_is_that_of_fla() -> None:
+    """The recurrence of RWKV-7: a diagonal plus a matrix of rank one."""
+    q, k, v, e, p = (torch.randn(B, T, 3, 8) for _ in range(5))
+    g, e = -0.6 * torch.rand(B, T, 3, 8), F.normalize(e, dim=-1)
+    p = e * p.sigmoid()
+    naive = outside("fla.ops.generalized_delta_rule.dplr.naive", "fla-core").dplr_recurrence
+    expected, state = naive(*(x.transpose(1, 2) for x in (8**0.5 * q, k, v, -e, p, g)))
+    out, last = erase_and_write(q, k, v, g, p, e)
+    assert relative_error(out, expected.transpose(1, 2)) < 1e-5
+    assert relative_error(last, state) < 1e-5
 
 
 @pytest.mark.reference

@@ -24,6 +24,10 @@ WITHOUT_DECAY = (
     "*.project.norm.weight",
     "*.project.q_norm.weight",
     "*.mixer.vectors",
+    "*.mixer.?_bias",
+    "*.mixer.?_share",
+    "*.mixer.level_scale",
+    "*.mixer.norm.*",
     "*.reader.query",
     "residual_exit.query",
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from workbench.accounting import account
 from workbench.config import ConfigError
+from workbench.contract import Shared
 from workbench.decoding.policy import policies
 from workbench.model import LanguageModel, ModelConfig
 from workbench.model.roles import rescaling_pairs
@@ -35,6 +36,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "mixers": {"full": {"convolution": "keys", "softcap": 3.0}, "reader": {**READER, "sink": True}},
     },
     "value residual": {"mixers": {"full": {"value_residual": True, "exclusive": True}}},
+    "values of a recurrent layer": {
+        "pattern": "rwkv7 full",
+        "at": {0: {"kind": "rwkv7", "head_dim": 16, "value_residual": False}},
+        "mixers": {"rwkv7": {"head_dim": 16}},
+    },
     "both": {
         "pattern": "full full reader reader",
         "mixers": {"full": {"value_residual": True}, "reader": READER},
@@ -96,6 +102,21 @@ def test_later_layers_mix_in_the_values_of_the_first_one() -> None:
         close(y[0], o[0].transpose(0, 1).flatten(1) @ mixer.out.weight.T)
 
 
+def test_later_layers_of_rwkv7_mix_in_the_values_of_the_first_one() -> None:
+    """As published: without a share in the first layer, which takes none."""
+    model, seen = build(**{**MODELS["values of a recurrent layer"], "pattern": "rwkv7", "depth": 3}), []
+    for block in model.blocks:
+        block.mixer.register_forward_hook(lambda mixer, inputs, output: seen.append((inputs[0], output)))
+    assert model.config.sources == ({}, {"values of rwkv7": 0}, {"values of rwkv7": 0})
+    assert not hasattr(model.blocks[0].mixer, "value_bias")
+    model(ids(1, T))
+    first = model.blocks[0].mixer
+    given = first.v(first.mixtures(seen[0][0], None, None)["v"])
+    for (x, y), block in list(zip(seen, model.blocks))[1:]:
+        close(y, block.mixer(x, shared=Shared({"values of rwkv7": given})))
+        assert (y - block.mixer(x)).norm() > 0.01 * y.norm()
+
+
 @every_model
 def test_prefill_and_decode_agree_with_the_full_pass(name: str) -> None:
     model, tokens = build(**MODELS[name]), ids(2, T)
@@ -134,8 +155,8 @@ def test_documents_of_a_row_are_separate(name: str) -> None:
 
 @every_model
 def test_parameters_and_cache_are_counted(name: str) -> None:
-    model = build(**MODELS[name])
-    cost, caches = account(model.config, T, 8), model.new_caches(2, T)
+    model = build(**MODELS[name]).float()
+    cost, caches = account(model.config, T, 4), model.new_caches(2, T)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     assert 2 * cost.cache_bytes == sum(tensor.nbytes for cache in caches for tensor in cache.tensors())
 

@@ -6,7 +6,7 @@ from workbench.layers.initial_values import INIT_SCALE
 from workbench.layers.norms import RMSNorm
 from workbench.layers.pooling import Pooling
 from workbench.layers.projections import Linear, linear_flops
-from workbench.layers.rotary import Rotary, RotaryScaling, rotary_table
+from workbench.layers.rotary import Rotary, RotaryScaling, rotary_table, turned
 from workbench.layers.scores import ScaledScores
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "ShortConvolution",
     "linear_flops",
     "rotary_table",
+    "turned",
 ]

@@ -178,10 +178,7 @@ class Rotary(nn.Module):
             assert length is not None
             table = self._table(x_BTHK, length, 0)[:, positions_BT]
         cos, sin = table.to(dtype)[..., None, :]
-        x_rot, x_pass = x_BTHK.split((self.channels, x_BTHK.shape[-1] - self.channels), dim=-1)
-        a, b = x_rot.to(dtype).chunk(2, dim=-1)
-        rotated = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x_BTHK.dtype)
-        return torch.cat((rotated, x_pass), dim=-1) if x_pass.shape[-1] else rotated
+        return turned(x_BTHK, cos, sin)
 
     def pair(self, q_BTHK: Tensor, k_BTGK: Tensor, **positions: Any) -> tuple[Tensor, Tensor]:
         """Queries and keys, rotated; at positions on the device both at once. Arguments as of :meth:`forward`."""
@@ -218,6 +215,20 @@ class Rotary(nn.Module):
 
     def _table(self, x_BTHK: Tensor, length: int, offset: int) -> Tensor:
         return rotary_table(x_BTHK.detach(), length, offset, self.channels, self.theta, self.ratios, self.magnitude)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Pairs (c, c + A) of the first 2A channels of (…, K), turned by A angles in the type of ``cos``; the others pass
+    unchanged.
+
+    Args:
+        cos, sin: (…, A) of the angles.
+    """
+    A = cos.shape[-1]
+    a, b, x_pass = x.split((A, A, x.shape[-1] - 2 * A), dim=-1)
+    a, b = a.to(cos.dtype), b.to(cos.dtype)
+    rotated = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+    return torch.cat((rotated, x_pass), dim=-1) if x_pass.shape[-1] else rotated
 
 
 def frequencies(

@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.contract import Range, mixers
-from workbench.mixers.families.delta_rule import DeltaCache, DeltaRuleConfig, DeltaRuleMixer, Operands, one_by_one
+from workbench.mixers.families.delta_rule import DeltaRuleConfig, DeltaRuleMixer, Operands, one_by_one
+from workbench.mixers.families.recurrent import StateCache
 
 
 @mixers.register
@@ -51,7 +52,7 @@ class GatedDeltaProduct(DeltaRuleMixer):
         return config.num_householder
 
     def operate(
-        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: DeltaCache | None
+        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: StateCache | None
     ) -> tuple[Tensor, Tensor]:
         n = self.edits(self.config)
         numbers = None if segments is None else segments.repeat_interleave(n, dim=1)

@@ -23,24 +23,14 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.contract import Cost, Range, Role, mixers
-from workbench.mixers.families.delta_rule import DeltaCache, DeltaRuleConfig, DeltaRuleMixer, GateShape, Operands
+from workbench.mixers.families.delta_rule import DeltaRuleConfig, DeltaRuleMixer, GateShape, Operands
+from workbench.mixers.families.recurrent import StateCache
 from workbench.ops.linear_attention import linear_attention, linear_attention_flops
 
 CENTRE = -0.2
 """Initial centre c of log A."""
 SMALLEST = 1e-6
 """Added to A before its logarithm."""
-
-
-class PreconditionedCache(DeltaCache):
-    """And ``curvature_BH1K``, A of every head (fp32)."""
-
-    def __init__(self, state_BHKV: Tensor, tail_BWC: Tensor, curvature_BH1K: Tensor):
-        super().__init__(state_BHKV, tail_BWC)
-        self.curvature_BH1K = curvature_BH1K
-
-    def tensors(self) -> list[Tensor]:
-        return [*super().tensors(), self.curvature_BH1K]
 
 
 @mixers.register
@@ -75,6 +65,7 @@ class PreconditionedDeltaNet(DeltaRuleMixer):
 
     def __init__(self, config: Any, width: int):
         super().__init__(config, width)
+        self.cached_shapes = *self.cached_shapes, (self.H, 1, self.K)  # A of every head
         self.A_log_atk, self.dt_bias_atk, self.log_atk_scale = (nn.Parameter(torch.empty(self.H)) for _ in range(3))
 
     @classmethod
@@ -91,9 +82,8 @@ class PreconditionedDeltaNet(DeltaRuleMixer):
             super().init_parameter(name.removesuffix("_atk"), parameter, generator)
 
     def operate(
-        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: DeltaCache | None
+        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: StateCache | None
     ) -> tuple[Tensor, Tensor]:
-        assert cache is None or isinstance(cache, PreconditionedCache)
         q_BTHK, k_BTHK, value, g, _, beta_BTH = operands
         wide = torch.promote_types(k_BTHK.dtype, torch.float32)
         k_wide, step_BTH = k_BTHK.to(wide), raw["atk_decay"].to(wide) + self.dt_bias_atk.to(wide)
@@ -104,20 +94,15 @@ class PreconditionedDeltaNet(DeltaRuleMixer):
             k_wide.square(),
             self.A_log_atk.to(wide).exp() * torch.nn.functional.logsigmoid(-step_BTH),
             segments=segments,
-            state_BHKV=None if cache is None else cache.curvature_BH1K,
+            state_BHKV=None if cache is None else cache.further[0],
             backend="auto" if cache is None or cache.positions_B is None else "recurrent",
         )
         if cache is not None:
-            cache.curvature_BH1K.copy_(last_BH1K)
+            cache.further[0].copy_(last_BH1K)
         s = (curvature_BTHK + SMALLEST).log() - self.log_atk_scale.to(wide)[:, None]
         factor_BTHK = (-math.log(self.config.squash) * s / (1 + s.abs())).exp()
         write_key = (k_wide * factor_BTHK).to(k_BTHK.dtype)
         return super().operate(Operands(q_BTHK, write_key, value, g, k_BTHK, beta_BTH), raw, segments, cache)
-
-    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> DeltaCache:
-        cache = super().new_cache(batch, length, device, dtype)
-        curvature_BH1K = torch.zeros(batch, self.H, 1, self.K, device=device, dtype=cache.state_BHKV.dtype)
-        return PreconditionedCache(cache.state_BHKV, cache.tail_BWC, curvature_BH1K)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

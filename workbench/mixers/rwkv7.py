@@ -1,15 +1,16 @@
 """RWKV-7 time mixing (arXiv 2503.14456): a delta rule that erases along one key and writes along another.
 
-    S_t = (Diag(w) - (a * κ̂) κ̂ᵀ) S_{t-1} + k̃ vᵀ,  κ̂ = unit(κ * k),  k̃ = k * (1 + α (a - 1))
-    o_t = S_tᵀ r_t        y = W_o [ (LayerNorm_head(o) + (r · (ρ * k̃)) v) * g ]
+    v ← v + σ(ν) (v¹ - v),  v¹ of the first layer          κ̂ = unit(κ * k),  k̃ = k * (1 + α (a - 1))
+    S_t = (Diag(w) - (a * κ̂) κ̂ᵀ) S_{t-1} + k̃ vᵀ            o_t = S_tᵀ r_t
+    y = W_o [ (LayerNorm_head(o) + (r · (ρ * k̃)) v) * g ]
 
 r, k, v, w, a and g each see another mixture of a token with the one before; w = exp(-0.606 σ(.)) lies in (0.545, 1),
-a = σ(.) in (0, 1); w, a and g come through low ranks.
+a = σ(.) in (0, 1); w, a, ν and g come through low ranks, ν from v's mixture.
 
-Published: all of it, with the initial values of α, ρ, κ and the ranks as in public code (flash-linear-attention). Ours:
-initial values that depend on a layer's number in that code (mixtures, decay) take those of the middle of the model;
-there is no value residual from the first layer. The recurrence is two edits of the delta rule per token: the first
-decays and erases, with the erase key κ̂ / w because the decay comes first here; the second writes.
+Published: all of it, with the initial values of α, ρ, κ and ν and the ranks as in public code (flash-linear-attention).
+Ours: initial values that depend on a layer's number in that code (mixtures, decay) take those of the middle of the
+model. The first layer of this kind gives its values; there ν has no effect, so that ``value_residual: false`` saves its
+parameters.
 
 Legend: B batch, T time, D model width, H heads, K channels of a head, keys and values.
 """
@@ -17,38 +18,48 @@ Legend: B batch, T time, D model width, H heads, K channels of a head, keys and 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache, Cost, Mixer, Range, Role, VariantConfig, mixers
-from workbench.layers import Linear, linear_flops
-from workbench.mixers.families.delta_rule import DeltaCache, Operands, one_by_one, record_state
-from workbench.ops.delta_rule import delta_rule, delta_rule_flops
+from workbench.contract import AuxOutputs, Cache, Cost, Range, Role, Shared, Taken, mixers
+from workbench.layers import linear_flops
+from workbench.mixers.families.delta_rule import erase_and_write
+from workbench.mixers.families.recurrent import RecurrentConfig, StateCache, record_state
+from workbench.mixers.families.rwkv import LowRank, TimeMixing, places
+from workbench.ops.delta_rule import delta_rule_flops
 from workbench.ops.short_convolution import to_length
 
-INPUTS = ("r", "w", "k", "v", "a", "g")
 EXPONENTS = {"r": 0.1, "w": 0.45, "k": 0.35, "v": 0.35, "a": 0.45, "g": 0.1}
-"""Of the initial mixture, 1 - (channel / width)^exponent of the token before."""
+"""Of the initial mixtures."""
 LARGEST_DECAY = math.exp(-0.5)
 """Nats per token."""
+VALUES = "values of rwkv7"
+"""Name of the values that later layers mix in."""
+ACTIVATIONS = {"decay": torch.tanh, "gate": torch.sigmoid}
+RANKS = {"decay": 2.5, "rate": 2.5, "value": 1.7, "gate": 5.0}
+"""Projection of low rank -> its default rank divided by √width."""
 
 
 @mixers.register
-class RWKV7(Mixer):
+class RWKV7(TimeMixing):
     """RWKV-7 time mixing."""
 
-    roles = {name: Role.VECTOR for name in ("mix", "key_scale", "key_rate", "bonus", "decay_bias", "rate_bias")} | {
-        "norm_weight": Role.NORM,
-        "norm_bias": Role.BIAS,
-    }
-    conformance_cases = ({}, {"head_dim": 16, "decay_rank": 8, "rate_rank": 8, "gate_rank": 8, "chunk": 16})
+    key_scale: Tensor
+    key_rate: Tensor
+    bonus: Tensor
+    vectors = ("key_scale", "key_rate", "bonus", "decay_bias", "rate_bias", "value_bias")
+    roles = dict.fromkeys(vectors, Role.VECTOR)
+    conformance_cases = (
+        {},
+        {"head_dim": 16, "decay_rank": 8, "rate_rank": 8, "gate_rank": 8, "value_residual": False, "chunk": 16},
+    )
 
-    class Config(VariantConfig):
+    class Config(RecurrentConfig):
         """RWKV-7 time mixing."""
 
         kind: Literal["rwkv7"] = "rwkv7"
@@ -60,72 +71,57 @@ class RWKV7(Mixer):
         """Rank of the projection to the rate a. Default: as of the decay."""
         gate_rank: Annotated[int | None, Field(ge=1)] = None
         """Rank of the projection to the gate g. Default: 5 √width, a multiple of 32."""
-        chunk: Annotated[int, Field(ge=1)] = 32
-        """Edits per chunk of the training form, a power of two; changes speed and rounding, not the function."""
-        backend: Literal["auto", "recurrent", "torch", "triton", "fla"] = "auto"
-        """Implementation of the operation; changes speed and rounding, not the function."""
+        value_residual: bool = True
+        """Whether the values of the first layer of this kind are mixed into this layer's."""
+        value_rank: Annotated[int | None, Field(ge=1)] = None
+        """Rank of the projection to the share of the first layer's values. Default: 1.7 √width, a multiple of 32."""
 
-        implementation = frozenset({"chunk", "backend"})
         scales = {"tiny": {"head_dim": 32}}
 
         def resolved(self, width: int) -> Self:
             divides = width % self.head_dim == 0
             require(divides, "head_dim", got=self.head_dim, expected=f"a divisor of width={width}")
-            require(self.chunk & (self.chunk - 1) == 0, "chunk", got=self.chunk, expected="a power of two")
-            small, large = (max(32, round(factor * width**0.5 / 32) * 32) for factor in (2.5, 5))
-            return self.changed(
-                decay_rank=self.decay_rank or small,
-                rate_rank=self.rate_rank or small,
-                gate_rank=self.gate_rank or large,
-            )
+            sizes = {f"{name}_rank": max(32, round(ratio * width**0.5 / 32) * 32) for name, ratio in RANKS.items()}
+            return super().resolved(width).changed(**{n: getattr(self, n) or size for n, size in sizes.items()})
+
+        @property
+        def ranks(self) -> dict[str, int]:
+            """Rank of every projection of low rank."""
+            return {n: getattr(self, f"{n}_rank") for n in RANKS if self.value_residual or n != "value"}
 
     def __init__(self, config: Any, width: int):
-        super().__init__()
-        self.config, self.K, self.H = config, config.head_dim, width // config.head_dim
-        self.mix = nn.Parameter(torch.empty(len(INPUTS) * width))  # one vector after another
-        self.r, self.k, self.v = (Linear(width, width, parts=((self.H, self.K),)) for _ in range(3))
-        ranks = {"decay": config.decay_rank, "rate": config.rate_rank, "gate": config.gate_rank}
-        self.down = nn.ModuleDict({name: Linear(width, rank) for name, rank in ranks.items()})
-        self.up = nn.ModuleDict({name: Linear(rank, width) for name, rank in ranks.items()})
-        for projections in (self.down, self.up):
-            for name in ("decay", "rate"):  # they compound over a whole document
-                projection = projections[name]
-                assert isinstance(projection, Linear)
-                projection.sensitive = True
-        self.key_scale, self.key_rate, self.bonus, self.decay_bias, self.rate_bias, self.norm_weight, self.norm_bias = (
-            nn.Parameter(torch.empty(width)) for _ in range(7)
+        super().__init__(config, width, EXPONENTS)
+        self.low_rank = nn.ModuleDict(  # decay and rate compound over a whole document
+            {
+                name: LowRank(width, rank, width, ACTIVATIONS.get(name), sensitive=name in ("decay", "rate"))
+                for name, rank in config.ranks.items()
+            }
         )
-        self.out = Linear(width, width, writes_residual=True)
+        if not config.value_residual:
+            del self.value_bias
 
     def init_parameter(self, name: str, parameter: Tensor, generator: Generator) -> None:
-        D = self.out.in_features
-        place = torch.arange(D, device=parameter.device, dtype=parameter.dtype)
-        line = place / max(1, D - 1)
-        zigzag = 2 * (place % self.K) / (self.K - 1) - 1
+        line, bend = places(len(parameter), self.K, parameter)
         values = {
             "key_scale": 0.76 - 0.1 * line,
-            "key_rate": torch.full_like(line, 1.02),
-            "bonus": torch.full_like(line, -0.04),
-            "decay_bias": 6 * line**1.8 - 5.5 + 2.5 * zigzag * zigzag.abs(),
-            "rate_bias": 0.3 * zigzag * zigzag.abs() + 0.4 * line - 0.39,
-            "norm_weight": torch.ones_like(line),
-            "norm_bias": torch.zeros_like(line),
+            "key_rate": 1.02,
+            "bonus": -0.04,
+            "decay_bias": 6 * line**1.8 - 5.5 + 2.5 * bend,
+            "rate_bias": 0.3 * bend + 0.4 * line - 0.39,
+            "value_bias": 0.93 - 0.4 * line,
         }
-        if name == "mix":
-            values["mix"] = torch.cat([1 - (place / D) ** EXPONENTS[name] for name in INPUTS])
-        parameter.copy_(values[name])
+        parameter.copy_(values[name])  # type: ignore[arg-type]
 
-    def transfer_constants(self) -> dict[str, float]:
-        return {"initialisation": self.out.in_features}  # channels differ by their place
+    @classmethod
+    def gives(cls, config: Any) -> Mapping[str, Mapping[str, Any]]:
+        return {VALUES: {}}
 
-    def width_obstacle(self) -> str:
-        return "mixtures and biases start with values that depend on a channel's place"
+    @classmethod
+    def takes(cls, config: Any) -> Mapping[str, Taken]:
+        return {VALUES: Taken("first", False, {})} if config.value_residual else {}
 
     def rescaling_obstacles(self) -> dict[str, str]:
         return {"qk": "keys erase at unit length and write with another", "vo": "a norm undoes any scale of the values"}
-
-    def score_obstacle(self) -> str:
-        return "a recurrent state has no softmax over keys"
 
     def forward(
         self,
@@ -134,67 +130,47 @@ class RWKV7(Mixer):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         aux: AuxOutputs | None = None,
+        shared: Shared | None = None,
     ) -> Tensor:
-        assert cache is None or isinstance(cache, DeltaCache)
-        stepping = cache is not None and cache.positions_B is not None
-        before_B1D = torch.zeros_like(x_BTD[:, :1]) if cache is None else cache.tail_BWC
-        change_BTD = torch.cat((before_B1D, x_BTD[:, :-1]), dim=1) - x_BTD
-        if segments is not None:
-            starts_BT = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
-            change_BTD = torch.where(starts_BT[..., None], -x_BTD, change_BTD)
-        mixtures = self.mix.to(x_BTD.dtype).chunk(len(INPUTS))
-        inputs = {name: x_BTD + change_BTD * mix for name, mix in zip(INPUTS, mixtures)}
-        wide = torch.promote_types(x_BTD.dtype, torch.float32)
+        assert cache is None or isinstance(cache, StateCache)
+        inputs = self.mixtures(x_BTD, segments, None if cache is None else cache.tail_BWC)
+        wide, heads = torch.promote_types(x_BTD.dtype, torch.float32), self.heads
 
-        def heads(x_BTD: Tensor) -> Tensor:  # (B, T, H, K)
-            return x_BTD.to(wide).unflatten(-1, (self.H, self.K))
+        def share(name: str, source: str) -> Tensor:  # (B, T, D) in (0, 1)
+            return (self.low_rank[name](inputs[source]).to(wide) + getattr(self, f"{name}_bias").to(wide)).sigmoid()
 
-        raw_BTD = self.up["decay"](self.down["decay"](inputs["w"]).tanh()).to(wide) + self.decay_bias.to(wide)
-        g_BTHK = heads(-LARGEST_DECAY * raw_BTD.sigmoid())
-        a_BTHK = heads((self.up["rate"](self.down["rate"](inputs["a"])).to(wide) + self.rate_bias.to(wide)).sigmoid())
-        r_BTHK, k_BTHK, v_BTHV = heads(self.r(inputs["r"])), heads(self.k(inputs["k"])), heads(self.v(inputs["v"]))
+        g_BTHK, a_BTHK = heads(-LARGEST_DECAY * share("decay", "w")), heads(share("rate", "a"))
+        v_BTD = self.v(inputs["v"])
+        first_BTD = v_BTD if shared is None else shared.taken.get(VALUES, v_BTD)
+        if shared is not None and VALUES in self.given_to_later:
+            shared.given[VALUES] = v_BTD
+        if self.config.value_residual:
+            v_BTD = v_BTD + (first_BTD - v_BTD) * share("value", "v").to(v_BTD.dtype)
+        r_BTHK, k_BTHK, v_BTHV = heads(self.r(inputs["r"])), heads(self.k(inputs["k"])), heads(v_BTD)
         unit_BTHK = to_length(k_BTHK * heads(self.key_scale), 1.0)
         k_BTHK = k_BTHK * (1 + heads(self.key_rate) * (a_BTHK - 1))
-        zero = torch.zeros_like(k_BTHK)
-        write_key, value = torch.cat((a_BTHK * unit_BTHK, k_BTHK), dim=2), torch.cat((zero, v_BTHV), dim=2)
-        erase_key = torch.cat((unit_BTHK * (-g_BTHK).exp(), zero), dim=2)
-        edits = one_by_one(Operands(r_BTHK, write_key, value, g_BTHK, erase_key, None), 2)
-        assert edits.erase_key is not None
-        o_BTHV, state_BHKV = delta_rule(
-            edits.q_BTHK.to(x_BTD.dtype),
-            edits.write_key.to(x_BTD.dtype),
-            edits.value.to(x_BTD.dtype),
-            edits.g,
-            erase_key_BTHK=edits.erase_key.to(x_BTD.dtype),
-            segments=None if segments is None else segments.repeat_interleave(2, dim=1),
-            state_BHKV=None if cache is None else cache.state_BHKV,
-            chunk=self.config.chunk,
-            backend="recurrent" if stepping else self.config.backend,
+        o_BTHV, state_BHKV = erase_and_write(
+            r_BTHK.to(x_BTD.dtype),
+            k_BTHK,
+            v_BTHV,
+            g_BTHK,
+            a_BTHK * unit_BTHK,
+            unit_BTHK,
+            **self.operation_options(segments, cache),
         )
-        o_BTHV = o_BTHV[:, 1::2].to(wide)
         if cache is not None:
-            cache.state_BHKV.copy_(state_BHKV)
-            cache.tail_BWC.copy_(x_BTD[:, -1:])
-            cache.length += 0 if stepping else x_BTD.shape[1]
-        if aux is not None and aux.collect_metrics:
-            record_state(aux, state_BHKV, g_BTHK, segments)
-        o_BTHV = F.layer_norm(o_BTHV, (self.K,), eps=1e-5 * self.K)
-        o_BTHV = o_BTHV * heads(self.norm_weight) + heads(self.norm_bias)
-        o_BTHV = o_BTHV + (r_BTHK * heads(self.bonus) * k_BTHK).sum(-1, keepdim=True) * v_BTHV
-        gate_BTD = self.up["gate"](self.down["gate"](inputs["g"]).sigmoid())
-        return self.out(o_BTHV.flatten(-2).to(x_BTD.dtype) * gate_BTD)
-
-    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> DeltaCache:
-        wide, width = torch.promote_types(dtype, torch.float32), self.out.in_features
-        state_BHKV = torch.zeros(batch, self.H, self.K, self.K, device=device, dtype=wide)
-        return DeltaCache(state_BHKV, torch.zeros(batch, 1, width, device=device, dtype=dtype))
+            cache.update(x_BTD.shape[1], state_BHKV, x_BTD[:, -1:])
+        record_state(aux, state_BHKV, g_BTHK, segments)
+        bonus_BTH1 = (r_BTHK * heads(self.bonus) * k_BTHK).sum(-1, keepdim=True)
+        o_BTHV = self.norm(o_BTHV.to(wide)) + bonus_BTH1 * v_BTHV
+        return self.out(o_BTHV.flatten(-2).to(x_BTD.dtype) * self.low_rank["gate"](inputs["g"]))
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
-        K, H = config.head_dim, width // config.head_dim
-        ranks = config.decay_rank + config.rate_rank + config.gate_rank
+        K, H, ranks = config.head_dim, width // config.head_dim, sum(config.ranks.values())
         matrices = [(width, width)] * 4 + [(width, ranks), (ranks, width)]
-        parameters = sum(a * b for a, b in matrices) + (len(INPUTS) + 7) * width
+        vectors = len(EXPONENTS) + 7 + config.value_residual
+        parameters = sum(a * b for a, b in matrices) + vectors * width
         flops = linear_flops(*matrices) + 2 * delta_rule_flops(H, K, K, 2 * length, config.chunk, by_channel=True)
         return Cost(parameters, parameters, flops, cache_bytes=4 * H * K * K + element_bytes * width)
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from workbench.contract import AuxOutputs, Cost, Range, mixers
-from workbench.mixers.families.delta_rule import DeltaCache, DeltaRuleConfig, DeltaRuleMixer, Operands
+from workbench.mixers.families.delta_rule import DeltaRuleConfig, DeltaRuleMixer, Operands
+from workbench.mixers.families.recurrent import StateCache
 from workbench.ops.delta_rule import delta_rule_flops
 from workbench.ops.linear_attention import linear_attention, linear_attention_flops
 
@@ -53,7 +54,7 @@ class SimpleGatedLinearAttention(DeltaRuleMixer):
         """Implementation of the operation; changes speed and rounding, not the function."""
 
     def operate(
-        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: DeltaCache | None
+        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: StateCache | None
     ) -> tuple[Tensor, Tensor]:
         assert operands.g is not None and operands.beta is not None
         return linear_attention(
@@ -61,10 +62,7 @@ class SimpleGatedLinearAttention(DeltaRuleMixer):
             operands.write_key * operands.beta[..., None].to(operands.write_key.dtype),
             operands.value,
             operands.g,
-            segments=segments,
-            state_BHKV=None if cache is None else cache.state_BHKV,
-            chunk=self.config.chunk,
-            backend=self.config.backend if cache is None or cache.positions_B is None else "recurrent",
+            **self.operation_options(segments, cache),
         )
 
     def record_metrics(

@@ -22,7 +22,7 @@ Legend: B batch, T time, D model width, H heads, K key channels, V value channel
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -32,13 +32,20 @@ from torch import Generator, Tensor, nn
 
 from workbench import seeding
 from workbench.config import require
-from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Mixer, Range, Role, VariantConfig
+from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Range, Role
 from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
+from workbench.mixers.families.recurrent import (
+    CONV_WIDTH,
+    RecurrentConfig,
+    RecurrentMixer,
+    StateCache,
+    fill_time_steps,
+    record_state,
+)
 from workbench.ops.delta_rule import delta_rule, delta_rule_flops
 from workbench.ops.short_convolution import Heads, short_convolution
-from workbench.pooled import is_token, maximum_of, mean_of, quantiles_of
+from workbench.pooled import is_token, maximum_of, quantiles_of
 
-CONV_WIDTH = 4
 XAVIER_GAIN = 2**-2.5
 """Of GDN-2's initial values (arXiv 2605.22791)."""
 MAX_DECAY = 5.0
@@ -47,7 +54,7 @@ WRITE_POWER = {"key": 1.0, "both": 0.5, "address": 0.0}
 """``erase_gate_on`` -> power of the write gate that multiplies the values."""
 
 
-class DeltaRuleConfig(VariantConfig):
+class DeltaRuleConfig(RecurrentConfig):
     """Fields that the delta-rule family shares; the defaults are Kimi Delta Attention's."""
 
     heads: Annotated[int | None, Field(ge=1)] = None
@@ -84,12 +91,7 @@ class DeltaRuleConfig(VariantConfig):
     """Normalisation of q and k per head. Without it a step may stretch the state without bound."""
     initialisation: Literal["model", "xavier"] = "model"
     """Initial values of the matrices: those of all other variants, or Xavier-uniform with gain 2^-2.5."""
-    chunk: Annotated[int, Field(ge=1)] = 32
-    """Tokens per chunk of the training form, a power of two; changes speed and rounding, not the function."""
-    backend: Literal["auto", "recurrent", "torch", "triton", "fla"] = "auto"
-    """Implementation of the operation; changes speed and rounding, not the function. fla is flash-linear-attention."""
 
-    implementation = frozenset({"chunk", "backend"})
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {"head_dim": 32},
         "340m": {"head_dim": 128},
@@ -97,7 +99,7 @@ class DeltaRuleConfig(VariantConfig):
     }
 
     def resolved(self, width: int) -> Self:
-        require(self.chunk & (self.chunk - 1) == 0, "chunk", got=self.chunk, expected="a power of two")
+        super().resolved(width)
         head_dim = self.head_dim or (width // self.heads if self.heads else min(128, width))
         require(
             self.heads or (head_dim and width % head_dim == 0),
@@ -242,16 +244,6 @@ class Operands(NamedTuple):
     """(B, T, nH), or None: 1."""
 
 
-def record_state(aux: AuxOutputs, state_BHKV: Tensor, g: Tensor | None, segments: Tensor | None) -> None:
-    """Norm of the state at the end of rows, and half-life in tokens. Padding does not count, nor do rows that end with
-    it."""
-    ends_with_token = None if segments is None else is_token(segments[:, -1:])
-    aux.metrics["state_norm"] = mean_of(state_BHKV.detach().norm(dim=(-2, -1)), ends_with_token)
-    if g is not None:
-        half_life = math.log(0.5) / g.detach().clamp_max(-1e-6)
-        aux.metrics.update(quantiles_of("half_life", half_life, is_token(segments, g.dim() - 2)))
-
-
 def one_by_one(operands: Operands, n: int) -> Operands:
     """n edits a token as one edit at each of nT tokens: the decay acts at the first of a token's n, the query reads
     after the last."""
@@ -272,32 +264,53 @@ def one_by_one(operands: Operands, n: int) -> Operands:
     return Operands(at(q_BTHK, -1), keys, values, decay, by_edit(erase_key), by_edit(beta))
 
 
-class DeltaCache(Cache):
-    """``state_BHKV`` (fp32) and ``tail_BWC``, the last W - 1 inputs of the short convolution (W = 1 without one)."""
+def erase_and_write(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g_BTHK: Tensor,
+    erased_BTHK: Tensor,
+    erase_key_BTHK: Tensor,
+    *,
+    segments: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """S_t = (Diag(exp g) - p eᵀ) S_{t-1} + k vᵀ, o_t = S_tᵀ q_t, as two edits a token: the first decays and erases,
+    with the erase key e exp(-g) since the decay comes first; the second writes.
 
-    ragged = True
+    Args:
+        erased_BTHK: p.
+        erase_key_BTHK: e.
+        segments: (B, T) document numbers.
+        options: further ones of :func:`workbench.ops.delta_rule.delta_rule`.
 
-    def __init__(self, state_BHKV: Tensor, tail_BWC: Tensor):
-        self.state_BHKV, self.tail_BWC = state_BHKV, tail_BWC
+    Returns:
+        as of :func:`workbench.ops.delta_rule.delta_rule`, computed in the type of ``q_BTHK``.
+    """
+    edits = Operands(
+        q_BTHK,
+        torch.cat((erased_BTHK, k_BTHK), dim=2),
+        torch.cat((torch.zeros_like(v_BTHV), v_BTHV), dim=2),
+        g_BTHK,
+        torch.cat((erase_key_BTHK * (-g_BTHK).exp(), torch.zeros_like(k_BTHK)), dim=2),
+        None,
+    )
+    q, write_key, value, g, erase_key, _ = one_by_one(edits, 2)
+    assert erase_key is not None
+    o_BTHV, state_BHKV = delta_rule(
+        q,
+        write_key.to(q.dtype),
+        value.to(q.dtype),
+        g,
+        erase_key_BTHK=erase_key.to(q.dtype),
+        segments=None if segments is None else segments.repeat_interleave(2, dim=1),
+        **options,
+    )
+    return o_BTHV[:, 1::2], state_BHKV
 
-    def tensors(self) -> list[Tensor]:
-        return [self.state_BHKV, self.tail_BWC]
 
-    def store_in(self, dtype: torch.dtype) -> str | None:
-        return None  # a state that every token changes stays wide
-
-    def step_bytes(self, lengths: Sequence[int]) -> float:
-        return 2 * super().step_bytes(lengths)  # every number is read and written
-
-
-def fill_time_steps(parameter: Tensor, generator: Generator) -> None:
-    """Biases whose softplus is log-uniform in (0.001, 0.1), as of Mamba."""
-    step = parameter.uniform_(math.log(1e-3), math.log(0.1), generator=generator).exp().clamp_min(1e-4)
-    parameter.copy_(step + torch.log(-torch.expm1(-step)))
-
-
-class DeltaRuleMixer(Mixer):
-    """A layer of the family. Decoding keeps a state of constant size.
+class DeltaRuleMixer(RecurrentMixer):
+    """A layer of the family.
 
     A member may change the parts: the convolved heads (:meth:`heads`), the gates (:meth:`gate_shapes`), what they make
     of keys and values (:meth:`edit`), the operation on the state (:meth:`operate`).
@@ -320,6 +333,7 @@ class DeltaRuleMixer(Mixer):
         if config.decay != "none":
             self.A_log = nn.Parameter(torch.empty(H))
             self.dt_bias = nn.Parameter(torch.empty(H if config.decay == "scalar" else H * K))
+        self.cached_shapes = (H, K, V), (0 if self.conv is None else CONV_WIDTH - 1, sum(sizes.values()))
         self.norm = RMSNorm(V)
         self.out = _projection(H * V, {"out": width}, xavier, writes_residual=True)
 
@@ -371,11 +385,9 @@ class DeltaRuleMixer(Mixer):
         aux: AuxOutputs | None = None,
     ) -> Tensor:
         config = self.config
-        assert cache is None or isinstance(cache, DeltaCache)
+        assert cache is None or isinstance(cache, StateCache)
         raw_BTC = self.qkv(x_BTD)
-        tail_BWC = None  # before the first token it is zero, which needs no reading
-        if cache is not None and (cache.length or cache.positions_B is not None):
-            tail_BWC = cache.tail_BWC
+        tail_BWC = None if cache is None or cache.is_empty else cache.tail_BWC
         q_BTHK, k, v = self.heads(raw_BTC, segments, tail_BWC)
         raw = self.gates(x_BTD)
         g = self.log_decay(raw.get("decay"))
@@ -383,11 +395,8 @@ class DeltaRuleMixer(Mixer):
         operands = Operands(q_BTHK, write_key, value, g, erase_key, beta)
         o_BTHV, state_BHKV = self.operate(operands, raw, segments, cache)
         if cache is not None:
-            cache.state_BHKV.copy_(state_BHKV)
-            if self.conv is not None:
-                cache.tail_BWC.copy_(self.conv.next_tail(raw_BTC, cache.tail_BWC))
-            if cache.positions_B is None:
-                cache.length += x_BTD.shape[1]
+            tail_BWC = cache.tail_BWC if self.conv is None else self.conv.next_tail(raw_BTC, cache.tail_BWC)
+            cache.update(x_BTD.shape[1], state_BHKV, tail_BWC)
         if aux is not None and aux.collect_metrics:
             self.record_metrics(aux, raw, state_BHKV, operands, segments)
         y = self.norm(o_BTHV.to(x_BTD.dtype)).flatten(-2)
@@ -419,7 +428,7 @@ class DeltaRuleMixer(Mixer):
         return [q_BTHK, k, v]
 
     def operate(
-        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: DeltaCache | None
+        self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: StateCache | None
     ) -> tuple[Tensor, Tensor]:
         """Outputs (B, T, H, V), and the state after the last token (B, H, K, V).
 
@@ -437,10 +446,7 @@ class DeltaRuleMixer(Mixer):
             g,
             erase_key_BTHK=erase_key,
             beta_BTH=beta,
-            segments=segments,
-            state_BHKV=None if cache is None else cache.state_BHKV,
-            chunk=self.config.chunk,
-            backend=self.config.backend if cache is None or cache.positions_B is None else "recurrent",
+            **self.operation_options(segments, cache),
         )
 
     def log_decay(self, raw: Tensor | None) -> Tensor | None:
@@ -511,17 +517,6 @@ class DeltaRuleMixer(Mixer):
         aux.metrics["step_norm"] = maximum_of(norm_BTH, is_token(segments, 1))
 
     # No rescaling pairs: q, k and v pass a SiLU (and q and k an L2 norm), o an RMS norm.
-
-    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> DeltaCache:
-        wide = torch.promote_types(dtype, torch.float32)
-        past = CONV_WIDTH - 1 if self.config.short_convolution else 0
-        return DeltaCache(
-            torch.zeros(batch, self.H, self.K, self.V, device=device, dtype=wide),
-            torch.zeros(batch, past, self.qkv.out_features, device=device, dtype=dtype),
-        )
-
-    def score_obstacle(self) -> str:
-        return "a recurrent state has no softmax over keys"
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

@@ -35,11 +35,14 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """S_t = exp(g_t) S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t.
 
+    A token may have n rows: n queries, keys and values, which see one another after one decay. The first axis of q, k
+    and v is then n·T, token by token.
+
     Args:
         q_BTHK: queries, already scaled.
         k_BTHK: keys.
         v_BTHV: values.
-        g_BTH: log-decay <= 0 per head. The sign is not checked.
+        g_BTH: log-decay <= 0 per token and head. The sign is not checked.
         state_BHKV: state before the first token; default zeros. It belongs to the first token's document.
         segments: (B, T) document numbers; the state is reset where the number changes.
         chunk: tokens of a chunk in the "torch" backend, a power of two; affects speed and rounding only.
@@ -47,15 +50,17 @@ def linear_attention(
             the second for more.
 
     Returns:
-        outputs (B, T, H, V) in the dtype of ``v``, and the state after the last token (B, H, K, V), float32 (float64
+        outputs (B, n·T, H, V) in the dtype of ``v``, and the state after the last token (B, H, K, V), float32 (float64
         for float64).
 
     Raises:
         ValueError: when shapes do not match, or the backend is unknown.
     """
-    B, T, H, K = q_BTHK.shape
-    V = v_BTHV.shape[-1]
-    shapes = {"k_BTHK": (k_BTHK, (B, T, H, K)), "v_BTHV": (v_BTHV, (B, T, H, V)), "g_BTH": (g_BTH, (B, T, H))}
+    B, rows, H, K = q_BTHK.shape
+    V, T = v_BTHV.shape[-1], g_BTH.shape[1]
+    if T == 0 or rows % T:
+        raise ValueError(f"linear_attention: q_BTHK: got {rows} rows; expected a multiple of the {T} tokens of g_BTH.")
+    shapes = {"k_BTHK": (k_BTHK, (B, rows, H, K)), "v_BTHV": (v_BTHV, (B, rows, H, V)), "g_BTH": (g_BTH, (B, T, H))}
     shapes |= {} if state_BHKV is None else {"state_BHKV": (state_BHKV, (B, H, K, V))}
     shapes |= {} if segments is None else {"segments": (segments, (B, T))}
     for name, (tensor, expected) in shapes.items():

@@ -21,12 +21,14 @@ def linear_attention_recurrent(
     """As :func:`workbench.ops.linear_attention.linear_attention`, computed in float32 (float64 for float64 input)."""
     dtype = torch.promote_types(v_BTHV.dtype, torch.float32)
     q, k, v, g = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, g_BTH))
-    B, T, H, K = q.shape
+    B, T, H = g.shape
+    q, k, v = (x.unflatten(1, (T, -1)) for x in (q, k, v))  # (B, T, rows of a token, H, …)
+    K = q.shape[-1]
     S = v.new_zeros(B, H, K, v.shape[-1]) if state_BHKV is None else state_BHKV.to(dtype)
     outputs = []
     for t in range(T):
         if segments is not None and t > 0:
             S = torch.where((segments[:, t] == segments[:, t - 1])[:, None, None, None], S, 0.0)
-        S = S * g[:, t].exp()[..., None, None] + k[:, t, :, :, None] * v[:, t, :, None, :]
-        outputs.append((S * q[:, t, :, :, None]).sum(-2))
-    return torch.stack(outputs, dim=1).to(v_BTHV.dtype), S
+        S = S * g[:, t].exp()[..., None, None] + (k[:, t, ..., None] * v[:, t, ..., None, :]).sum(1)
+        outputs.append((S[:, None] * q[:, t, ..., None]).sum(-2))
+    return torch.cat(outputs, dim=1).to(v_BTHV.dtype), S
