@@ -8,7 +8,7 @@ Legend: B batch, T time, D model width, H query heads, G key–value heads, K he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -209,14 +209,21 @@ class KeyValueCache(RowCache):
         mixer: layer whose window, softcap and sinks apply.
         batch: sequences B.
         length: largest number of tokens.
+        further: shapes of what is cached of a token beside its key and value.
     """
 
     eight_bits: ClassVar[tuple[int, ...]] = (0, 1)
 
     def __init__(
-        self, mixer: SoftmaxAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        mixer: SoftmaxAttention,
+        batch: int,
+        length: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        further: Sequence[tuple[int, ...]] = (),
     ):
-        super().__init__(batch, length, [(mixer.G, mixer.K)] * 2, device, dtype, mixer.window)
+        super().__init__(batch, length, [(mixer.G, mixer.K)] * 2 + list(further), device, dtype, mixer.window)
         self.mixer = mixer
         size = batch, CONV_WIDTH - 1, mixer.G * mixer.K
         self.tails = {name: torch.zeros(size, device=device, dtype=dtype) for name in mixer.convolutions}

@@ -1,0 +1,294 @@
+"""Softmax attention to the tokens that a learned index selects: what ``dsa`` and ``lsa`` share.
+
+    I_{t,s} = Σ_j w_{t,j} ReLU(q_{t,j} · k_s)       q = rot(W_q x_t), k = rot(LayerNorm(W_k x_s)),
+                                                    w = W_w x_t / sqrt(J X)
+    S_t     = the top_k tokens s ≤ t of the document with the largest I_{t,s}; all while there are no more
+    o_t     = attention of t over S_t
+    loss    = mean over t of KL(p_t ‖ softmax over S_t of I_{t,s}), p_t the attention over S_t, the mean over its heads
+
+The index reads a detached x, and p is a constant: the loss trains the index alone, and the loss of the model never
+reaches it. In the warm-up (:class:`workbench.contract.WarmUp`) attention is dense, and S_t is everything visible.
+
+Legend: B batch, T time, D model width, H query heads, G key–value heads, K head channels, J index heads, X index
+channels, n selected tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from workbench.config import require
+from workbench.contract import AuxOutputs, Cache, Cost, ParameterRole, Range, Role, Shared, Taken, WarmUp
+from workbench.layers import LayerNorm, Linear, Rotary, linear_flops
+from workbench.mixers.families.attention_options import KeysAndValues
+from workbench.mixers.families.softmax import HeadsConfig, KeyValueCache, SoftmaxAttention
+from workbench.mixers.families.sparse import COVERED_QUERIES, Positions
+from workbench.ops.sparse_attention import chosen_block_attention, selected_attention, selected_pairs
+from workbench.ops.token_index import (
+    IndexKeys,
+    index_divergence,
+    index_recall,
+    scored_pairs,
+    select_tokens,
+    select_tokens_of_step,
+)
+from workbench.pooled import is_token, mean_of
+
+FORCED = {"initial": "sink_tokens", "local": "window_tokens"}
+"""Tokens that are selected whatever their scores: argument of the selection -> field of the configuration."""
+AGREED = ("top_k", *FORCED.values(), "warm_up", "warm_up_trains")
+"""Fields in which a layer that reads an index agrees with the one that has it."""
+
+
+class IndexedConfig(HeadsConfig):
+    """Fields of attention with a learned index."""
+
+    top_k: Annotated[int, Field(ge=1)] = 2048
+    """Tokens n that a query attends."""
+    index_heads: Annotated[int, Field(ge=1)] = 64
+    """Index heads J."""
+    index_dim: Annotated[int, Field(ge=2, multiple_of=2)] = 128
+    """Channels X of an index head."""
+    index_rotary_dim: Annotated[int | None, Field(ge=2, multiple_of=2)] = None
+    """Rotated channels of an index head, the first ones, where the layer has rotary positions. Default: half of them,
+    rounded up to an even number."""
+    index_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the index's loss. Optimisers that normalise their updates, and clipping, see ratios of it alone."""
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Fraction of the run's steps, at its start, with dense attention."""
+    warm_up_trains: Literal["model", "index"] = "model"
+    """What the warm-up trains: the whole model, for a model that starts from random weights; or the index alone, for
+    one that is trained already."""
+
+    scales: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": {"head_dim": 16, "top_k": 64, "index_heads": 2, "index_dim": 16},
+        "340m": {"head_dim": 64, "kv_heads": 4, "top_k": 1024, "index_heads": 4, "index_dim": 64},
+        "1.3b": {"head_dim": 128, "kv_heads": 4, "top_k": 1024, "index_heads": 8, "index_dim": 64},
+    }
+
+    def resolved(self, width: int) -> Self:
+        rotary_dim = self.index_rotary_dim or 2 * -(-self.index_dim // 4)
+        require(
+            rotary_dim <= self.index_dim,
+            "index_rotary_dim",
+            got=rotary_dim,
+            expected=f"an even number from 2 to index_dim={self.index_dim}",
+            do="For no rotation at all, set rotary: false.",
+        )
+        return super().resolved(width).changed(index_rotary_dim=rotary_dim)
+
+
+class Index(NamedTuple):
+    """What a layer with an index gives to those that read it."""
+
+    scored: IndexKeys | None
+    """With gradients; None where a cache is read."""
+    tokens: Tensor | None
+    """(B, T, n) selected tokens, (B, n) of a step; None where every query attends all tokens."""
+
+
+class TokenIndex(nn.Module):
+    """Projections of index queries, index keys and weights of the index heads.
+
+    Args:
+        config: a resolved :class:`IndexedConfig`.
+        width: D.
+    """
+
+    def __init__(self, config: Any, width: int):
+        super().__init__()
+        self.J, self.X = config.index_heads, config.index_dim
+        self.q = Linear(width, self.J * self.X, parts=((self.J, self.X),))
+        self.k = Linear(width, self.X)
+        self.k_norm = LayerNorm(self.X)
+        self.weights = Linear(width, self.J)
+        self.rotary = None
+        if config.rotary:
+            self.rotary = Rotary(config.index_rotary_dim, config.rotary_theta, config.rotary_scaling)
+        self.roles = {"weights.weight": ParameterRole(Role.ROUTER)}
+        for projection in (self.q, self.k, self.weights):
+            projection.sensitive = True  # rounding would choose other tokens
+
+    def forward(self, x_BTD: Tensor, **positions: Any) -> IndexKeys:
+        """Of a normalised input, which gets no gradient."""
+        x_BTD = x_BTD.detach()
+        q_BTJX, k_BT1X = self.q(x_BTD).unflatten(-1, (self.J, self.X)), self.k_norm(self.k(x_BTD))[:, :, None]
+        if self.rotary is not None:
+            q_BTJX, k_BT1X = self.rotary.pair(q_BTJX, k_BT1X, **positions)
+        return IndexKeys(q_BTJX, k_BT1X[:, :, 0], self.weights(x_BTD) * (self.J * self.X) ** -0.5)
+
+
+class IndexedCache(KeyValueCache):
+    """Keys, values, and index keys (B, T, X) where the layer has an index. A step scores all index keys and reads the
+    keys and values of the selected tokens."""
+
+    eight_bits = ()  # the choice needs the type of the model
+    mixer: IndexedAttention
+
+    def step_bytes(self, lengths: Sequence[int]) -> float:
+        n = self.mixer.top_k
+        k_bytes, v_bytes, *index_bytes = (x[0, 0].nbytes for x in self.rows)
+        attended = (k_bytes + v_bytes) * sum(min(length, n) for length in lengths)
+        return attended + (sum(index_bytes) * sum(lengths) if self.capacity > n else 0)
+
+
+class IndexedAttention(SoftmaxAttention):
+    """Attention with plain heads to the tokens that an index selects: an index of its own, or that of an earlier layer.
+
+    Args:
+        config: a resolved :class:`IndexedConfig`; fields that it lacks (``sink_tokens``, ``window_tokens``,
+            ``shared_index``) are off.
+        width: D.
+    """
+
+    chosen_by = ("index.",)
+
+    def __init__(self, config: Any, width: int):
+        super().__init__(config, width)
+        self.top_k: int = config.top_k
+        self.forced = {name: getattr(config, field, 0) for name, field in FORCED.items()}
+        self.index_name = index_name(config)
+        self.index = None if getattr(config, "shared_index", False) else TokenIndex(config, width)
+        self.index_weight: float = config.index_weight
+        self.stage = WarmUp(config.warm_up, config.warm_up_trains == "index")
+
+    def warm_up(self) -> WarmUp:
+        return self.stage
+
+    @classmethod
+    def gives(cls, config: Any) -> Mapping[str, Mapping[str, Any]]:
+        return {} if getattr(config, "shared_index", False) else {index_name(config): _agreed(config)}
+
+    @classmethod
+    def takes(cls, config: Any) -> Mapping[str, Taken]:
+        reads = getattr(config, "shared_index", False)
+        return {index_name(config): Taken("nearest", True, _agreed(config))} if reads else {}
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        aux: AuxOutputs | None = None,
+        shared: Shared | None = None,
+    ) -> Tensor:
+        assert cache is None or isinstance(cache, IndexedCache)
+        B, T, _ = x_BTD.shape
+        q, k, v = self._project(x_BTD, cache=cache)
+        scored = None if self.index is None else self.index(x_BTD, **({} if cache is None else cache.rotary()))
+        taken: Index = Index(None, None) if shared is None else shared.taken.get(self.index_name, Index(None, None))
+        if cache is not None and cache.positions_B is not None:
+            tokens, o = self._step(q, k, v, scored, taken.tokens, cache)
+            index = Index(None, tokens)
+        else:
+            positions = Positions.of(x_BTD, segments, cache)
+            if cache is not None:
+                k, v, *index_keys = cache.extend(k, v, *(() if scored is None else (scored.k_BSX,)))
+                scored = None if scored is None else scored._replace(k_BSX=index_keys[0])
+            warms_up, sees_all = aux is not None and aux.warming_up, positions.end <= self.top_k
+            measures = aux is not None and aux.collect_metrics
+            tokens = taken.tokens
+            if scored is not None and not sees_all and (measures or not warms_up):
+                tokens = select_tokens(scored, count=self.top_k, **self.forced, **positions.settings)
+            index = Index(scored, tokens) if self.index is not None else Index(taken.scored, tokens)
+            if sees_all or warms_up:
+                o = self.attend(q, k, v, segments=segments, cached=cache is not None)
+            else:
+                assert tokens is not None
+                chosen = tokens[:, :, None].expand(-1, -1, self.G, -1)
+                o, _ = selected_attention(q, k, v, chosen, block=1, **positions.settings)
+            if cache is None and aux is not None:
+                self._learn(aux, index, q, k, positions)
+        if self.index_name in self.given_to_later:
+            assert shared is not None
+            shared.given[self.index_name] = index if cache is None else index._replace(scored=None)
+        return self.out(o.reshape(B, T, self.H * self.K).to(x_BTD.dtype))
+
+    def _step(
+        self, q: Tensor, k: Tensor, v: Tensor, scored: IndexKeys | None, taken_Bn: Tensor | None, cache: IndexedCache
+    ) -> tuple[Tensor | None, Tensor]:
+        """Selected tokens (B, n), None for all, and (B, H, K) of one token per sequence."""
+        assert cache.positions_B is not None
+        lengths_B = cache.append(k, v, *(() if scored is None else (scored.k_BSX,)))
+        k_BSGK, v_BSGK, *index_keys = cache.rows
+        q_BHK, tokens_Bn = q[:, 0].to(cache.dtype), taken_Bn
+        if cache.capacity <= self.top_k:
+            return None, self.attend_step(q_BHK, KeysAndValues(k_BSGK, v_BSGK, lengths_B))
+        if scored is not None:
+            of_step = scored.q_BTJX[:, 0], index_keys[0], scored.w_BTJ[:, 0], cache.positions_B
+            tokens_Bn = select_tokens_of_step(*of_step, count=self.top_k, **self.forced)
+        assert tokens_Bn is not None
+        chosen_BGn = tokens_Bn[:, None].expand(-1, self.G, -1)
+        scale = self.K**-0.5
+        return tokens_Bn, chosen_block_attention(
+            q_BHK, k_BSGK, v_BSGK, chosen_BGn, cache.positions_B, block=1, scale=scale
+        )
+
+    def _learn(self, aux: AuxOutputs, index: Index, q: Tensor, k: Tensor, positions: Positions) -> None:
+        """Append the index's loss of this layer, and how much of its attention the index finds."""
+        if index.scored is None:  # built without the layer that has the index
+            return
+        valid_BT, start_BT = is_token(positions.segments), positions.start_BT
+        attended = None if aux.warming_up else index.tokens
+        kl_BT = index_divergence(index.scored, q, k, attended, start_BT=start_BT)
+        valid_N = None if valid_BT is None else valid_BT.flatten()
+        aux.losses.append(self.index_weight * aux.token_mean(kl_BT.flatten(), valid_N))
+        if not aux.collect_metrics:
+            return
+        aux.metrics["index_divergence"] = mean_of(kl_BT, valid_BT)
+        if index.tokens is not None:
+            recall_BQ, mass_BQ, counts_BQ = index_recall(
+                index.tokens, q, k, start_BT=start_BT, queries=COVERED_QUERIES, valid_BT=valid_BT
+            )
+            aux.metrics["index_recall"] = mean_of(recall_BQ, counts_BQ)
+            aux.metrics["index_mass"] = mean_of(mass_BQ, counts_BQ)
+
+    def score_obstacle(self) -> str:
+        return "queries meet the keys of selected tokens, whose largest score is not measured"
+
+    def policy_obstacle(self) -> str:
+        return "attention to all tokens; this layer selects those that it reads by an index of its own"
+
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> IndexedCache:
+        further = [] if self.index is None else [(self.index.X,)]
+        return IndexedCache(self, batch, length, device, dtype, further)
+
+    @classmethod
+    def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:
+        """Of the sparse layer; the index costs 2 J X for every visible key of a query that sees more than top_k. The
+        divergence, which training adds, computes scores again."""
+        T, n, J, X = length, config.top_k, config.index_heads, config.index_dim
+        left_out = T * (T + 1) // 2 - selected_pairs(T, T, 1, n)
+        dense = replace(super().cost(config, width, length, element_bytes), unevicted_bytes=None)
+        sparse = dense.plus(flops=-4 * config.heads * config.head_dim * left_out / T)
+        if getattr(config, "shared_index", False):
+            return sparse
+        shapes = ((width, J * X), (width, X), (width, J))
+        return sparse.plus(
+            parameters=sum(a * b for a, b in shapes) + 2 * X,
+            flops=linear_flops(*shapes) + 2 * J * X * scored_pairs(T, n) / T,
+            cache_bytes=X * T * element_bytes,
+        )
+
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        if getattr(config, "shared_index", False):
+            return {}  # the layer that has the index sets what they share
+        least = 1 + sum(getattr(config, field, 0) for field in FORCED.values())
+        return {"top_k": Range(values=tuple(sorted({max(least, config.top_k // 2), config.top_k, config.top_k * 2})))}
+
+
+def index_name(config: Any) -> str:
+    """Name under which layers of this kind share an index."""
+    return f"the index of {config.kind}"
+
+
+def _agreed(config: Any) -> dict[str, Any]:
+    return {field: getattr(config, field) for field in AGREED if hasattr(config, field)}
