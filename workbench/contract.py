@@ -230,8 +230,8 @@ class WarmUp(NamedTuple):
     fraction: float
     """Of the run's steps."""
     alone: bool = False
-    """Whether nothing is minimised meanwhile but the auxiliary losses of the layers in their stage: parameters that
-    these do not reach keep their values, and so do states of step counters."""
+    """Whether nothing is trained meanwhile but the parameters by which the layers in their stage choose
+    (:attr:`Component.chosen_by`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -573,7 +573,8 @@ class Mixer(Variant):
 
     def warm_up(self) -> WarmUp | None:
         """The stage at the start of training in which :attr:`AuxOutputs.warming_up` is true for this layer. Passes
-        without auxiliary outputs, as those of evaluations, are never in it. Default: None, without such a stage."""
+        without auxiliary outputs, as those of evaluations, and the multi-token head are never in it. Default: None,
+        without such a stage."""
         return None
 
     def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:

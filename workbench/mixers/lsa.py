@@ -1,16 +1,17 @@
-"""LongCat sparse attention, LSA (arXiv 2608.01662): first tokens, a window, and tokens that a learned index ranks first;
+"""LongCat sparse attention, LSA (arXiv 2608.01662): first tokens, a window, and what a learned index ranks first;
 consecutive layers share one index.
 
     S_t   = sink_tokens first and window_tokens last tokens, and of the others those with the largest index scores,
             top_k in all
     loss  = Σ KL over the layer that has the index and those that read it
 
-The rest is that of :mod:`workbench.mixers.families.indexed`. ``pattern: lsa reader`` with ``mixers: {reader: {kind: lsa,
-shared_index: true}}`` shares an index between two layers, ``lsa reader reader reader`` between four.
+The rest is that of :mod:`workbench.mixers.families.indexed`. ``pattern: lsa reader`` with ``mixers: {reader: {kind:
+lsa, shared_index: true}}`` shares an index between two layers, ``lsa reader reader reader`` between four.
 
-Published: 2,048 tokens, of which 16 first and 1,024 last ones; one index for two layers; the sum of both layers' losses.
-Ours: plain heads in the place of latent attention; the loss is over all of S_t, forced tokens included, as DSA's is;
-the warm-up, as ours of DSA; sizes at the scales. The paper's hierarchical search of the index at decoding is left out.
+Published: 2,048 tokens, of which 16 first and 1,024 last ones; one index for two layers; the sum of both layers'
+losses. Ours: plain heads in the place of latent attention; the loss is over all of S_t, forced tokens included, as
+DSA's is; the warm-up, as ours of DSA; sizes at the scales. The paper's hierarchical search of the index at decoding is
+left out.
 """
 
 from __future__ import annotations
