@@ -81,7 +81,7 @@ def test_gates_and_choices(score: str, renormalise: bool, megatron: ModuleType) 
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_loss_of_a_token_index(sparse: bool) -> None:
-    """Theirs is computed in fp32, with 1e-10 added to both distributions, which is little beside those of small scores."""
+    """Theirs is in fp32, with 1e-10 added to both distributions, which is little beside those of small scores."""
     dsa = outside("megatron.core.transformer.experimental_attention_variant.dsa", "megatron-core")
     B, T, H, K, n = 2, 21, 4, 8, 5
     index = IndexKeys(torch.randn(B, T, 3, 6), torch.randn(B, T, 6), 0.2 * torch.randn(B, T, 3))

@@ -25,6 +25,9 @@ MAX_MASKED_RATIO = 4
 """Keys per selected token up to which all keys are multiplied and masked, instead of gathering the selected ones: on a
 CPU matrix products are that much faster than gathers (our estimate)."""
 
+MAX_MASKED_TOKEN_RATIO = 16
+"""The same for blocks of one token, which are gathered row by row (one core, heads of 32: even at about 30)."""
+
 
 def spans(T: int, bytes_per_query: int) -> Iterator[slice]:
     """Chunks of ``T`` queries, no tensor of which has more than :data:`CHUNK_BYTES`, or that of one query."""
@@ -292,6 +295,12 @@ def _add_rows(total_BGSX: Tensor, rows_BGCM: Tensor, x_BGCMX: Tensor) -> None:
     total_BGSX.view(-1, X).index_add_(0, (rows_BGCM + base).flatten(), x_BGCMX.flatten(0, -2))
 
 
+def _masks(starts: Tensor, block: int, S: int) -> bool:
+    """Whether all keys are multiplied and masked."""
+    ratio = MAX_MASKED_TOKEN_RATIO if block == 1 else MAX_MASKED_RATIO
+    return ratio * starts.shape[-1] * block >= S
+
+
 def _selected_mask(starts: Tensor, offset: int, block: int, S: int) -> Mask:
     """The selected tokens as a mask over all keys."""
 
@@ -309,7 +318,7 @@ def selected_forward(
     """Outputs (B, T, H, V) and log-sum-exp (B, T, H); without ``v`` the values are the first V channels of the keys."""
     (B, T, H, K), (S, G), wide, v = q.shape, k.shape[1:3], _wide(q), _values(k, v, V)
     offset, block, scale, starts = blocks.offset, blocks.block, blocks.scale, _used(starts)
-    if MAX_MASKED_RATIO * starts.shape[-1] * block >= S:
+    if _masks(starts, block, S):
         return _masked_forward(q, k, v, _selected_mask(starts, offset, block, S), scale, 0.0)
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=wide)
     k_BGSK, v_BGSV = k.transpose(1, 2), v.transpose(1, 2)
@@ -339,7 +348,7 @@ def selected_backward(
     """Gradients of q, k and v; the last is empty where the values are channels of the keys."""
     (B, T, _, K), (S, G), wide, values = q.shape, k.shape[1:3], _wide(q), _values(k, v, V)
     offset, block, scale, starts = blocks.offset, blocks.block, blocks.scale, _used(starts)
-    if MAX_MASKED_RATIO * starts.shape[-1] * block >= S:
+    if _masks(starts, block, S):
         mask = _selected_mask(starts, offset, block, S)
         dq, dk, dv = _masked_backward(do, dlse, q, k, values, o, lse, mask, scale, 0.0)
         return dq, *_key_value_gradients(v, dk, dv)
