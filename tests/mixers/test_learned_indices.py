@@ -13,6 +13,7 @@ from torch import Tensor
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, mixers
+from workbench.decoding import Engine, Sampling
 from workbench.decoding.policy import policies
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.sparse_attention import chunked as sparse_chunked
@@ -207,6 +208,15 @@ def test_steps_of_sequences_of_different_lengths(name: str) -> None:
             close(torch.cat(made, dim=1)[row, None], model(tokens)[:, length:])
 
 
+@pytest.mark.parametrize("name", ["dsa", "pairs"])
+def test_sequences_decoded_together_do_not_influence_each_other(name: str) -> None:
+    model, prompts = model_of(**MODELS[name]), [ids(length).tolist() for length in (11, 21, 17)]
+    engine, greedy = Engine(model), Sampling(max_tokens=9, temperature=0)
+    separate = [engine.generate([prompt], greedy).tokens[0] for prompt in prompts]
+    assert engine.generate(prompts, greedy).tokens == separate
+    assert Engine(model, prefill_tokens=8).generate(prompts, greedy).tokens == separate
+
+
 @every_model
 @pytest.mark.parametrize("warming_up", [False, True])
 def test_documents_of_a_row_are_separate_in_outputs_and_losses(name: str, warming_up: bool) -> None:
@@ -321,10 +331,17 @@ def test_gradient_descent_on_the_loss_finds_the_tokens_with_the_most_attention()
 
 def test_policies_and_bounds_of_scores_refuse_it_by_name() -> None:
     model, quest = model_of(**MODELS["dsa"]), policies["quest"]
-    with pytest.raises(ConfigError, match="this layer selects those that it reads by an index"):
+    with pytest.raises(ConfigError, match="reads those that a learned index selects"):
         quest(quest.Config()).check(model)
     assert "selected tokens" in model.blocks[0].mixer.score_obstacle()
     assert model.new_caches(1, 8)[0].store_in(torch.int8) is not None
+
+
+def test_a_parametrisation_refuses_a_base_with_another_index() -> None:
+    base = {"width": 32, "mixers": {"dsa": {**CASES["dsa"], "index_dim": 4}}}
+    with pytest.raises(ConfigError, match="index_dim"):
+        model_of(**MODELS["dsa"], parametrisation={"kind": "mup", "base": base})
+    model_of(**MODELS["dsa"], parametrisation={"kind": "mup", "base": {"width": 32}})
 
 
 @pytest.mark.parametrize(

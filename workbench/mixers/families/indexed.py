@@ -250,11 +250,15 @@ class IndexedAttention(SoftmaxAttention):
             aux.metrics["index_recall"] = mean_of(recall_BQ, counts_BQ)
             aux.metrics["index_mass"] = mean_of(mass_BQ, counts_BQ)
 
+    def transfer_constants(self) -> Mapping[str, float]:
+        # factors of the index scores
+        return {} if self.index is None else {"index_heads": self.index.J**-0.5, "index_dim": self.index.X**-0.5}
+
     def score_obstacle(self) -> str:
         return "queries meet the keys of selected tokens, whose largest score is not measured"
 
     def policy_obstacle(self) -> str:
-        return "attention to all tokens; this layer selects those that it reads by an index of its own"
+        return "attention to all tokens; this layer reads those that a learned index selects"
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> IndexedCache:
         further = [] if self.index is None else [(self.index.X,)]
