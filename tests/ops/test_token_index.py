@@ -205,6 +205,24 @@ def test_neither_square_is_ever_in_memory(count: int | None, monkeypatch: pytest
     assert 0 < largest.numbers <= most
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("count", [None, 6, 20])
+def test_on_the_device_the_operators_are_those_of_the_cpu(count: int | None) -> None:
+    start_BT, (q, k) = starts(), random_attention()
+    results = []
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.float64), ("cuda", torch.float32)):
+        torch.manual_seed(1)
+        index = IndexKeys(*(x.detach().to(device, dtype).requires_grad_() for x in random_index()))
+        queries, keys, start = q.to(device, dtype), k.to(device, dtype), start_BT.to(device)
+        tokens = None if count is None else select_tokens(index, count=count, start_BT=start)
+        kl = index_divergence(index, queries, keys, tokens, start_BT=start)
+        kl.sum().backward()
+        recall = () if tokens is None else index_recall(tokens, queries, keys, start_BT=start, queries=T)[:2]
+        results.append([kl.detach(), *recall, *(x.grad for x in index if x.grad is not None)])
+    for a, b, c in zip(*results):
+        assert relative_error(b.cpu(), a) < 1e-11 and relative_error(c.cpu().double(), a) < 1e-4
+
+
 def test_pairs_that_are_scored() -> None:
     for length, count in ((1, 1), (5, 5), (6, 5), (40, 7), (3, 9)):
         assert scored_pairs(length, count) == sum(t for t in range(1, length + 1) if t > count)

@@ -31,8 +31,9 @@ TRAINING = {"tokens": 8 * 64, "batch_size": 2, "context": 32, "log_every": 1, "c
 ALONE = {"mixers": {"dsa": {"top_k": 4, "warm_up": 0.25, "warm_up_trains": "index"}}}
 
 
-def step_of(**model: Any) -> TrainStep:
-    config = RunConfig.parse({"model": {**MODEL, **model}, "training": TRAINING})
+def step_of(batch_size: int = 2, accumulate: int = 1, **model: Any) -> TrainStep:
+    training = {**TRAINING, "batch_size": batch_size, "accumulate": accumulate}
+    config = RunConfig.parse({"model": {**MODEL, **model}, "training": training})
     return build_step(LanguageModel(config.model, seed=0), config, parallel.launch(devices=1))[0]
 
 
@@ -65,6 +66,17 @@ def test_the_whole_model_trains_in_the_stage() -> None:
     step(1, batches())
     assert not step.is_alone
     assert [name for name, weight in weights(step).items() if torch.equal(weight, before[name])] == []
+
+
+@pytest.mark.parametrize("mixers", [MODEL["mixers"], ALONE["mixers"]])
+def test_accumulated_micro_batches_have_the_gradient_of_one_batch(mixers: dict[str, Any]) -> None:
+    """In the warm-up and behind it."""
+    rows = next(batches())
+    for number in (1, 8):
+        whole, parts = step_of(mixers=mixers), step_of(mixers=mixers, batch_size=1, accumulate=2)
+        whole(number, iter([rows]))
+        parts(number, (Batch(*(part[row : row + 1] for part in rows)) for row in (0, 1)))
+        assert float(parts.gradient_norm) == pytest.approx(float(whole.gradient_norm), rel=1e-5)
 
 
 def test_an_index_that_trains_alone_leaves_everything_else_as_it_is() -> None:
