@@ -152,7 +152,7 @@ class IndexedAttention(SoftmaxAttention):
     def __init__(self, config: Any, width: int):
         super().__init__(config, width)
         self.top_k: int = config.top_k
-        self.forced = {name: getattr(config, field, 0) for name, field in FORCED.items()}
+        self.forced: dict[str, Any] = {name: getattr(config, field, 0) for name, field in FORCED.items()}
         self.index_name = index_name(config)
         self.index = None if getattr(config, "shared_index", False) else TokenIndex(config, width)
         self.index_weight: float = config.index_weight
