@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from ranks import on_ranks
 
 from workbench.config import ConfigError
 from workbench.data import Batch
@@ -128,3 +130,20 @@ def test_a_longer_run_with_another_stage_is_refused() -> None:
     config = RunConfig.parse({"model": MODEL, "training": {"tokens": 100 * 2048}})
     with pytest.raises(ConfigError, match=r"model.mixers: got 'a layer whose warm-up takes 0.25"):
         branched(config, 200 * 2048)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("trains", ["model", "index"])
+def test_two_ranks_train_as_one(trains: str, new: Callable[..., RunFolder], cache: Any) -> None:
+    """Sharded parameters, an index that a later layer reads, in the stage and behind it."""
+    mixer = {"kind": "lsa", "top_k": 6, "sink_tokens": 1, "window_tokens": 3, "warm_up": 0.5, "warm_up_trains": trains}
+    changes: dict[str, Any] = {
+        "model": {"pattern": "lsa reader", "mixers": {"lsa": mixer, "reader": {**mixer, "shared_index": True}}},
+        "training": {"tokens": 8 * 4 * 32, "batch_size": 4, "checkpoint_every": 8},
+    }
+    one, two = new("one", **changes), new("two", **changes)
+    train(one.path, cache)
+    on_ranks(2, partial(train, devices=2), two.path, cache)
+    weights, exact = (load_weights(checkpoints_in(run.path / "checkpoint")[-1]) for run in (two, one))
+    for name, weight in exact.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-5, msg=name)
