@@ -8,7 +8,7 @@ Legend: B batch, T time, D model width, H query heads, G key–value heads, K he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -209,21 +209,14 @@ class KeyValueCache(RowCache):
         mixer: layer whose window, softcap and sinks apply.
         batch: sequences B.
         length: largest number of tokens.
-        further: shapes of what is cached of a token beside its key and value.
     """
 
     eight_bits: ClassVar[tuple[int, ...]] = (0, 1)
 
     def __init__(
-        self,
-        mixer: SoftmaxAttention,
-        batch: int,
-        length: int,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        further: Sequence[tuple[int, ...]] = (),
+        self, mixer: SoftmaxAttention, batch: int, length: int, device: torch.device | str, dtype: torch.dtype
     ):
-        super().__init__(batch, length, [(mixer.G, mixer.K)] * 2 + list(further), device, dtype, mixer.window)
+        super().__init__(batch, length, [(mixer.G, mixer.K)] * 2, device, dtype, mixer.window)
         self.mixer = mixer
         size = batch, CONV_WIDTH - 1, mixer.G * mixer.K
         self.tails = {name: torch.zeros(size, device=device, dtype=dtype) for name in mixer.convolutions}
@@ -386,7 +379,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
         x_BTD: Tensor,
         *,
         segments: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: RowCache | None = None,
         shared: Shared | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, T, H, K) and keys (B, T, G, K), and values (B, T, G, K)."""
@@ -402,10 +395,11 @@ class SoftmaxAttention(ScaledScores, Mixer):
             q_BTHK, k_BTGK = self.rotary.pair(q_BTHK, k_BTGK, **({} if cache is None else cache.rotary()))
         return q_BTHK, k_BTGK, v_BTGK
 
-    def _convolved(self, name: str, x_BTGK: Tensor, segments: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+    def _convolved(self, name: str, x_BTGK: Tensor, segments: Tensor | None, cache: RowCache | None) -> Tensor:
         """Keys ("k") or values ("v") with their convolution, where they have one."""
         if name not in self.convolutions:
             return x_BTGK
+        assert cache is None or isinstance(cache, KeyValueCache)
         convolution, x_BTC = self.convolutions[name], x_BTGK.flatten(2)
         assert isinstance(convolution, ShortConvolution)
         tail_BWC = None if cache is None else cache.tails[name]
