@@ -32,7 +32,9 @@ CASES: dict[str, dict[str, Any]] = {
     "lsa": {"top_k": 9, "sink_tokens": 2, "window_tokens": 4, **SIZES},
 }
 READER: dict[str, Any] = {"kind": "lsa", "shared_index": True, **CASES["lsa"]}
+LATENT: dict[str, Any] = {"top_k": 6, "latents": 2, "query_latent": 12, "index_heads": 3, "index_dim": 8}
 MODELS: dict[str, dict[str, Any]] = {
+    "latents": {"pattern": "dsa_latent", "mixers": {"dsa_latent": LATENT}},
     "dsa": {"pattern": "dsa", "mixers": {"dsa": CASES["dsa"]}},
     "pairs": {"pattern": "lsa reader", "mixers": {"lsa": CASES["lsa"], "reader": READER}},
     "one index": {"pattern": "lsa reader reader reader", "mixers": {"lsa": CASES["lsa"], "reader": READER}},
@@ -131,6 +133,33 @@ def test_the_first_queries_attend_to_everything() -> None:
     assert relative_error(sparse(x_BTD)[:, k:], full(x_BTD)[:, k:]) > 1e-3
 
 
+def test_on_latents_few_tokens_are_latent_attention_bit_for_bit() -> None:
+    sizes = {"latents": 2, "query_latent": 12}
+    dense, sparse, x_BTD = layer("mla", **sizes), layer("dsa_latent", **{**LATENT, "top_k": T}), random(B, T, D)
+    sparse.load_state_dict(dense.state_dict(), strict=False)
+    assert torch.equal(sparse(x_BTD), dense(x_BTD))
+
+
+def test_on_latents_the_loss_and_the_values_are_those_of_the_expanded_keys() -> None:
+    module, x_TD, aux = layer("dsa_latent", **LATENT), random(T, D), AuxOutputs()
+    y_TD = module(x_TD[None], aux=aux)[0]
+    scored = module.index(x_TD[None], module.project.query_source(x_TD[None]))
+    scores_TT = index_scores(*(part[0] for part in scored))
+    tokens = select_reference(scores_TT, module.top_k)
+    q_n, q_r, c, kr = module.project(x_TD[None])
+    (k, v), q = module.project.expanded(c, kr), torch.cat((q_n, q_r), dim=-1)
+    p_TT = mean_attention(q[0], k[0], tokens, module.project.scale)
+    assert float(aux.losses[0].detach()) == pytest.approx(
+        float(divergence_reference(scores_TT, p_TT, tokens).mean().detach()), rel=1e-10
+    )
+    mask = torch.zeros(T, T, dtype=torch.bool)
+    for t, seen in enumerate(tokens):
+        mask[t, seen] = True
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=module.project.scale)
+    assert relative_error(y_TD, o[0].transpose(0, 1).flatten(1) @ module.out.weight.T) < 1e-11
+
+
 # -- layers that share an index --------------------------------------------------------------------------------------
 
 
@@ -208,7 +237,7 @@ def test_steps_of_sequences_of_different_lengths(name: str) -> None:
             close(torch.cat(made, dim=1)[row, None], model(tokens)[:, length:])
 
 
-@pytest.mark.parametrize("name", ["dsa", "pairs"])
+@pytest.mark.parametrize("name", ["dsa", "latents", "pairs"])
 def test_sequences_decoded_together_do_not_influence_each_other(name: str) -> None:
     model, prompts = model_of(**MODELS[name]), [ids(length).tolist() for length in (11, 21, 17)]
     engine, greedy = Engine(model), Sampling(max_tokens=9, temperature=0)
@@ -329,8 +358,9 @@ def test_gradient_descent_on_the_loss_finds_the_tokens_with_the_most_attention()
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_policies_and_bounds_of_scores_refuse_it_by_name() -> None:
-    model, quest = model_of(**MODELS["dsa"]), policies["quest"]
+@pytest.mark.parametrize("name", ["dsa", "latents"])
+def test_policies_and_bounds_of_scores_refuse_it_by_name(name: str) -> None:
+    model, quest = model_of(**MODELS[name]), policies["quest"]
     with pytest.raises(ConfigError, match="reads those that a learned index selects"):
         quest(quest.Config()).check(model)
     assert "selected tokens" in model.blocks[0].mixer.score_obstacle()

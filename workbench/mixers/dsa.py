@@ -5,7 +5,7 @@ The formulas are those of :mod:`workbench.mixers.families.indexed`. Published: i
 heads, the loss, and both stages of training for a model that is trained already: a dense warm-up of the index alone,
 then everything on the selected tokens, with separate losses; k 2,048. From the released code: a layer norm of the index
 keys, rotary positions on half of the channels, the factor 1/sqrt(J X), J 64, X 128. Ours: plain heads (MHA, GQA, MQA)
-in the place of latent attention, whose latent of the queries the index reads there; by default the warm-up trains the
+in the place of latent attention (:mod:`workbench.mixers.dsa_latent` has it); by default the warm-up trains the
 whole model, with dense attention, as it starts from random weights; index scores in the precision of the model, without
 a Hadamard rotation and eight bits; sizes at the scales.
 """

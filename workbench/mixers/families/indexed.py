@@ -1,4 +1,4 @@
-"""Softmax attention to the tokens that a learned index selects: what ``dsa`` and ``lsa`` share.
+"""Softmax attention to the tokens that a learned index selects: what ``dsa``, ``dsa_latent`` and ``lsa`` share.
 
     I_{t,s} = Σ_j w_{t,j} ReLU(q_{t,j} · k_s)       q = rot(W_q x_t), k = rot(LayerNorm(W_k x_s)),
                                                     w = W_w x_t / sqrt(J X)
@@ -139,7 +139,7 @@ class TokenIndex(nn.Module):
             projection.sensitive = True  # rounding would choose other tokens
 
     def forward(self, x_BTD: Tensor, source: Tensor | None = None, **positions: Any) -> IndexKeys:
-        """Of a normalised input and what index queries are computed from, the input by default; both get no gradient."""
+        """Of a normalised input and what index queries are computed from (the input by default), without gradients."""
         x_BTD, source = x_BTD.detach(), (x_BTD if source is None else source).detach()
         q_BTJX, k_BT1X = self.q(source).unflatten(-1, (self.J, self.X)), self.k_norm(self.k(x_BTD))[:, :, None]
         if self.rotary is not None:
@@ -148,8 +148,8 @@ class TokenIndex(nn.Module):
 
 
 class IndexedCache(RowCache):
-    """What is attended of every token, and its index key (B, T, X) where the layer has an index. A step scores all index
-    keys and reads the rest of the selected tokens alone.
+    """What is attended of every token, and its index key (B, T, X) where the layer has an index. A step scores all
+    index keys and reads the rest of the selected tokens alone.
 
     Args:
         attended, scored: shapes of one token in each tensor.
@@ -215,7 +215,7 @@ class LearnedIndex(Mixer):
         """Attention to the selected tokens: (B, T, H, V)."""
 
     @abstractmethod
-    def attend_step(self, attended: Attended, tokens_Bn: Tensor | None, positions_B: Tensor) -> Tensor:
+    def attend_in_step(self, attended: Attended, tokens_Bn: Tensor | None, positions_B: Tensor) -> Tensor:
         """Attention of one query per sequence, to the selected tokens or, with None, to all: (B, 1, H, V).
 
         Args:
@@ -295,7 +295,7 @@ class LearnedIndex(Mixer):
         elif scored is not None:
             of_step = scored.q_BTJX[:, 0], cache.rows[-1], scored.w_BTJ[:, 0], cache.positions_B
             tokens_Bn = select_tokens_of_step(*of_step, count=self.top_k, **self.forced)
-        return tokens_Bn, self.attend_step(attended, tokens_Bn, cache.positions_B)
+        return tokens_Bn, self.attend_in_step(attended, tokens_Bn, cache.positions_B)
 
     def _learn(self, aux: AuxOutputs, index: Index, attended: Attended, positions: Positions) -> None:
         """Append the index's loss of this layer, and how much of its attention the index finds."""
@@ -340,8 +340,8 @@ class LearnedIndex(Mixer):
 
 
 def with_index(cost: Cost, config: Any, width: int, source: int, length: int, element_bytes: int) -> Cost:
-    """The cost of sparse attention with that of its index, which takes 2 J X FLOPs for every visible key of a query that
-    sees more than top_k. The divergence, which training adds, computes scores again."""
+    """The cost of sparse attention with that of its index, which takes 2 J X FLOPs for every visible key of a query
+    that sees more than top_k. The divergence, which training adds, computes scores again."""
     cost = replace(cost, unevicted_bytes=None)
     if getattr(config, "shared_index", False):
         return cost
@@ -372,7 +372,7 @@ class IndexedAttention(LearnedIndex, SoftmaxAttention):
         chosen = tokens_BTn[:, :, None].expand(-1, -1, self.G, -1)
         return selected_attention(*attended.queries, *attended.rows, chosen, block=1, **positions.settings)[0]
 
-    def attend_step(self, attended: Attended, tokens_Bn: Tensor | None, positions_B: Tensor) -> Tensor:  # type: ignore[override]
+    def attend_in_step(self, attended: Attended, tokens_Bn: Tensor | None, positions_B: Tensor) -> Tensor:
         (q,), (k, v), scale = attended.queries, attended.rows, self.K**-0.5
         q_BHK = q[:, 0].to(k.dtype)
         if tokens_Bn is None:
