@@ -409,7 +409,7 @@ class LatentAttention(Mixer):
             "project.up.weight": keys_and_values.reshape(-1, 1),
         }
 
-    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> LatentCache:
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> Cache:
         return LatentCache(self, batch, length, device, dtype)
 
     @classmethod
