@@ -6,8 +6,9 @@
     o_t     = attention of t over S_t
     loss    = mean over t of KL(p_t ‖ softmax over S_t of I_{t,s}), p_t the attention over S_t, the mean over its heads
 
-The index reads a detached x, and p is a constant: the loss trains the index alone, and the loss of the model never
-reaches it. In the warm-up (:class:`workbench.contract.WarmUp`) attention is dense, and S_t is everything visible.
+The index reads its inputs without gradients, and p is a constant: the loss trains the index alone, and the loss of the
+model never reaches it. In the warm-up (:class:`workbench.contract.WarmUp`) attention is dense, and S_t is everything
+visible.
 
 Legend: B batch, T time, D model width, H query heads, G key–value heads, K head channels, J index heads, X index
 channels, n selected tokens.
@@ -92,7 +93,7 @@ class IndexOptions(VariantConfig):
             "index_rotary_dim",
             got=rotary_dim,
             expected=f"an even number from 2 to index_dim={self.index_dim}",
-            do="For no rotation at all, set rotary: false.",
+            do="Leave it out: the default is half of them.",
         )
         return super().resolved(width).changed(index_rotary_dim=rotary_dim)
 
