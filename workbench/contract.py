@@ -53,6 +53,7 @@ __all__ = [
     "Taken",
     "Variant",
     "VariantConfig",
+    "WarmUp",
     "embeddings",
     "feedforwards",
     "mixers",
@@ -223,6 +224,16 @@ class BudgetChoice(NamedTuple):
         return {"budget": mean_of(self.blocks), "coverage_lost": mean_of(self.coverage_lost)}
 
 
+class WarmUp(NamedTuple):
+    """A stage at the start of training, which a mixer declares."""
+
+    fraction: float
+    """Of the run's steps."""
+    alone: bool = False
+    """Whether nothing is trained meanwhile but the parameters by which the layers in their stage choose
+    (:attr:`Component.chosen_by`)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Budget:
     """The number of blocks that the queries of one layer attend in one micro-batch.
@@ -275,6 +286,8 @@ class AuxOutputs:
     each head, before a soft-cap, padding left out; detached."""
     budget: BudgetChoice | None = None
     """Set by a mixer that was given a :class:`Budget`."""
+    warming_up: bool = False
+    """Whether the layer's mixer is in the stage that it declares (:meth:`Mixer.warm_up`)."""
 
     def token_mean(self, values_N: Tensor, valid_N: Tensor | None) -> Tensor:
         """Sum over the tokens of (N, …) divided by the tokens of the step: this micro-batch's share of their mean.
@@ -440,6 +453,9 @@ class Component(nn.Module):
     """Parameters by name, "sink" or "project.down.weight", with their role. Every module may declare ``roles``; the
     layers of :mod:`workbench.layers` declare theirs, so that a variant names only its direct parameters and those whose
     role differs from their layer's. See :func:`workbench.model.roles.parameter_roles`."""
+    chosen_by: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of parameters that choose what the output is computed from. The choice has no gradient:
+    auxiliary losses alone train them."""
     conformance_cases: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Settings with which the conformance suite builds the component, each on top of the defaults."""
 
@@ -554,6 +570,12 @@ class Mixer(Variant):
     def takes(cls, config: Any) -> Mapping[str, Taken]:
         """What a layer of this configuration takes from an earlier one, by name. Default: nothing."""
         return {}
+
+    def warm_up(self) -> WarmUp | None:
+        """The stage at the start of training in which :attr:`AuxOutputs.warming_up` is true for this layer. Passes
+        without auxiliary outputs, as those of evaluations, and the multi-token head are never in it. Default: None,
+        without such a stage."""
+        return None
 
     def scores(self, x_BTD: Tensor, *, segments: Tensor | None = None) -> list[Scores]:
         """Queries and keys of every softmax over tokens, from the mixer's input, before a soft-cap. Arguments as of

@@ -217,6 +217,7 @@ def check_selected_kernels(dtype: torch.dtype, tolerance: float) -> None:
     check_selected(Shape(25, 3, 1, 24, 16), block=16, n=2, reuse=1, mean=9, **row)
     check_selected(Shape(29, 4, 1, 24, 16), block=4, n=4, reuse=4, mean=11, separate_values=False, **row)
     check_selected(Shape(9, 2, 1, 16, 16), block=1, n=3, reuse=1, mean=0, **row)
+    check_selected(Shape(12, 4, 2, 16, 16), block=1, n=5, reuse=1, mean=4, **row)
     check_selected(Shape(7, 2, 2, 16, 16), block=4, n=5, reuse=4, offset=15, **end)
     check_selected(Shape(6, 2, 1, 16, 16), block=80, n=2, reuse=1, offset=80, **end)
 

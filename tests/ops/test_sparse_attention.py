@@ -37,7 +37,8 @@ from workbench.testing import relative_error
 @pytest.fixture(params=[0, 4], ids=["gathered", "masked"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to attend selected tokens, between which the number of keys decides."""
-    monkeypatch.setattr(chunked, "MAX_MASKED_RATIO", request.param)
+    for name in ("MAX_MASKED_RATIO", "MAX_MASKED_TOKEN_RATIO"):
+        monkeypatch.setattr(chunked, name, request.param)
 
 
 SIZES = [(32, 16, 64), (16, 16, 64), (32, 32, 32), (64, 16, 64), (32, 8, 64)]

@@ -44,6 +44,8 @@ SMALL: dict[str, Any] = {
     "asa_global": {"heads": 8, "latents": 2, "block": 16, "select_blocks": 8},
     "asa_local": {"heads": 4, "window": 100},
     "moba": {"heads": 4, "kv_heads": 2, "block": 64, "top_k": 3},
+    "dsa": {"heads": 4, "kv_heads": 2, "top_k": 64, "index_heads": 2, "index_dim": 32},
+    "lsa": {"heads": 4, "kv_heads": 1, "top_k": 64, "sink_tokens": 4, "window_tokens": 20, "index_heads": 2},
 }
 
 

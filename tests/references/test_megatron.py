@@ -1,8 +1,8 @@
-"""Losses and choices of the router against the functions of Megatron-LM."""
+"""Losses and choices of the router, and the loss of a token index, against the functions of Megatron-LM."""
 
 from __future__ import annotations
 
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from workbench.contract import AuxOutputs
 from workbench.feedforwards.moe import MixtureOfExperts
+from workbench.ops.sparse_attention import document_starts
+from workbench.ops.token_index import IndexKeys, index_divergence, select_tokens
+from workbench.ops.token_index.reference import index_scores
 from workbench.testing import FeedForwardConformance
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore:Transformer Engine and Apex")]
@@ -74,3 +77,23 @@ def test_gates_and_choices(score: str, renormalise: bool, megatron: ModuleType) 
         ours_NE = ours_NE / ours_NE.sum(-1, keepdim=True)
     assert torch.equal(ours_NE > 0, chosen_NE)
     assert torch.allclose(ours_NE, gates_NE.double(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_loss_of_a_token_index(sparse: bool) -> None:
+    """Theirs is in fp32, with 1e-10 added to both distributions, which is little beside those of small scores."""
+    dsa = outside("megatron.core.transformer.experimental_attention_variant.dsa", "megatron-core")
+    B, T, H, K, n = 2, 21, 4, 8, 5
+    index = IndexKeys(torch.randn(B, T, 3, 6), torch.randn(B, T, 6), 0.2 * torch.randn(B, T, 3))
+    q_BTHK, k_BTHK = torch.randn(B, T, H, K), torch.randn(B, T, H, K)
+    start_BT = document_starts(None, B, T, q_BTHK.device)
+    tokens_BTn = select_tokens(index, count=n, start_BT=start_BT)
+    kl_BT = index_divergence(index, q_BTHK, k_BTHK, tokens_BTn if sparse else None, start_BT=start_BT, scale=0.3)
+    scores_BTT = torch.stack([index_scores(*of_row) for of_row in zip(*index)])
+    scores_BTT = scores_BTT.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
+    # the first queries select all tokens that they see: theirs fill up with tokens that the causal mask hides
+    chosen_BTn = torch.where(tokens_BTn >= 0, tokens_BTn, T - 1).long()
+    one_rank = SimpleNamespace(tp=SimpleNamespace(size=lambda: 1))
+    queries, keys = q_BTHK.transpose(0, 1), k_BTHK.transpose(0, 1)
+    expected = dsa.compute_dsa_indexer_loss(scores_BTT, chosen_BTn, queries, keys, 0.3, 0.5, sparse, one_rank)
+    assert 0.5 * float(kl_BT.mean()) == pytest.approx(float(expected), rel=1e-5)

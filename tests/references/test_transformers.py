@@ -209,6 +209,76 @@ def test_a_pair_of_layers_is_the_block_of_longcat_flash() -> None:
     assert relative_error(model(tokens_BT), expected * scale) < ALLOWED
 
 
+def index_of(indexer: Any) -> dict[str, Tensor]:
+    """Weights of an index."""
+    return {
+        "index__q__weight": indexer.wq_b.weight,
+        "index__k__weight": indexer.wk.weight,
+        "index__k_norm__weight": indexer.k_norm.weight,
+        "index__k_norm__bias": indexer.k_norm.bias,
+        "index__weights__weight": indexer.weights_proj.weight,
+    }
+
+
+@pytest.mark.parametrize("top_k", [5, T])
+def test_selected_tokens_and_attention_are_those_of_deepseek_v32(top_k: int) -> None:
+    """The index with its weights, and its attention function with our heads in the place of latent attention.
+
+    So many index heads that no token gets a product from none of them: of equal scores theirs selects any.
+    """
+    J, X, R, H, G, K = 24, 12, 8, 4, 2, 16
+    settings = config(
+        "deepseek_v32",
+        "DeepseekV32Config",
+        index_n_heads=J,
+        index_head_dim=X,
+        index_topk=top_k,
+        qk_rope_head_dim=R,
+        q_lora_rank=D,
+    )
+    outside_index = with_random_weights(theirs("deepseek_v32").DeepseekV32Indexer(settings, 0))
+    module = ours("dsa", top_k=top_k, index_heads=J, index_dim=X, index_rotary_dim=R, kv_heads=G)
+    load(module, **index_of(outside_index))
+    x_BTD, mask = torch.randn(B, T, D).double(), causal_mask()
+    chosen = outside_index(x_BTD, x_BTD, tuple(map(twice, rotation(R))), mask[0], None).long()
+    sparse = mask.expand(B, 1, T, T).masked_fill(
+        torch.ones(B, T, T, dtype=torch.bool).scatter(-1, chosen, False)[:, None], -torch.inf
+    )
+    q, k, v = (part.transpose(1, 2) for part in module._project(x_BTD))
+    groups = nn.Module()
+    groups.num_key_value_groups = H // G  # type: ignore[assignment]
+    attend = theirs("deepseek_v32").eager_attention_forward
+    o_BTHK, _ = attend(groups, q, k, v, sparse, K**-0.5)
+    assert relative_error(module(x_BTD), module.out(o_BTHK.flatten(2))) < ALLOWED
+
+
+@pytest.mark.parametrize("top_k", [5, T])
+def test_attention_to_selected_latents_is_that_of_deepseek_v32(top_k: int) -> None:
+    """The whole layer: the index reads the latent of the queries. As many index heads as above."""
+    J, X, R, H, K, C, Q = 24, 12, 8, 4, 16, 20, 28
+    settings = config(
+        "deepseek_v32",
+        "DeepseekV32Config",
+        num_attention_heads=H,
+        num_key_value_heads=H,
+        q_lora_rank=Q,
+        kv_lora_rank=C,
+        qk_nope_head_dim=K,
+        qk_rope_head_dim=R,
+        v_head_dim=K,
+        index_n_heads=J,
+        index_head_dim=X,
+        index_topk=top_k,
+    )
+    layer = with_random_weights(theirs("deepseek_v32").DeepseekV32Attention(settings, 0))
+    sizes = {"heads": H, "head_dim": K, "latent_dim": C, "query_latent": Q, "rotary_dim": R}
+    module = ours("dsa_latent", top_k=top_k, index_heads=J, index_dim=X, index_rotary_dim=R, **sizes)
+    load(module, **latent_attention(layer, H, K, R, C), **index_of(layer.indexer))
+    x_BTD, positions = torch.randn(B, T, D).double(), tuple(map(twice, rotation(R)))
+    expected, _ = layer(x_BTD, positions, causal_mask().expand(B, 1, T, T))
+    assert relative_error(module(x_BTD), expected) < ALLOWED
+
+
 def test_experts_are_those_of_mixtral() -> None:
     settings = config(
         "mixtral",

@@ -19,6 +19,7 @@ from workbench.contract import Cost
 from workbench.embeddings.ngram import NgramEmbedding
 from workbench.feedforwards.moe import MixtureOfExperts
 from workbench.feedforwards.swiglu import SwiGLU
+from workbench.mixers.dsa import DSA
 from workbench.mixers.full import Full
 from workbench.mixers.gdn import GatedDeltaNet
 from workbench.mixers.kda import KimiDeltaAttention
@@ -45,7 +46,7 @@ def test_the_check_finds_the_fault(
 ) -> None:
     faulty = make(base)
     suites = {Full: MixerConformance, GatedDeltaNet: MixerConformance, KimiDeltaAttention: MixerConformance}
-    suites |= {NSA: MixerConformance, NgramEmbedding: EmbeddingConformance}
+    suites |= {NSA: MixerConformance, DSA: MixerConformance, NgramEmbedding: EmbeddingConformance}
     suite: Any = type("Suite", (suites.get(base, FeedForwardConformance),), {"component": lambda self: faulty})()
     arguments = () if check == "test_every_field_has_an_effect" else ({} if case is None else case,)
     with pytest.raises(AssertionError, match=message):
@@ -134,6 +135,22 @@ def _(module: Any, right: Any, x: Tensor, *, segments: Tensor | None = None, **o
 
 
 # -- accounting ------------------------------------------------------------------------------------------------------
+
+
+@add("loss_that_trains_more_than_what_chooses", DSA, "test_gradients", "the losses reach more", {"top_k": 5})
+def _(module: Any, right: Any, x: Tensor, *, aux: Any = None, **options: Any) -> Tensor:
+    y = right(x, aux=aux, **options)
+    if aux is not None:
+        aux.losses[0] = aux.losses[0] + y.square().mean()
+    return y
+
+
+@add("wrong_gradient_of_a_loss", DSA, "test_gradients", "but differences give", {"top_k": 5})
+def _(module: Any, right: Any, x: Tensor, *, aux: Any = None, **options: Any) -> Tensor:
+    y = right(x, aux=aux, **options)
+    if aux is not None:
+        aux.losses[0] = 2 * aux.losses[0] - aux.losses[0].detach()
+    return y
 
 
 def cost(change: Callable[[Cost, int, int], Cost]) -> Fault:

@@ -188,4 +188,4 @@ def unread(mixer: Mixer) -> str:
 
 
 def _obstacle(mixer: Mixer) -> str | None:
-    return mixer.policy_obstacle() if isinstance(mixer, SoftmaxAttention) else None
+    return mixer.policy_obstacle() if isinstance(mixer, SoftmaxAttention | LatentAttention) else None

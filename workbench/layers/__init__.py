@@ -3,7 +3,7 @@
 from workbench.layers.caches import RowCache
 from workbench.layers.convolution import ShortConvolution
 from workbench.layers.initial_values import INIT_SCALE
-from workbench.layers.norms import RMSNorm
+from workbench.layers.norms import LayerNorm, RMSNorm
 from workbench.layers.pooling import Pooling
 from workbench.layers.projections import Linear, linear_flops
 from workbench.layers.rotary import Rotary, RotaryScaling, rotary_table, turned
@@ -11,6 +11,7 @@ from workbench.layers.scores import ScaledScores
 
 __all__ = [
     "INIT_SCALE",
+    "LayerNorm",
     "Linear",
     "Pooling",
     "RMSNorm",

@@ -320,12 +320,24 @@ class VariantConformance(ComponentConformance):
             assert y_BTD.isfinite().all()
 
     def test_gradients(self, case: dict[str, Any]) -> None:
-        """Backward against finite differences of forward, along a random direction in each tensor."""
+        """Backward against finite differences of forward, along a random direction in each tensor; of parameters that
+        choose, against those of the auxiliary losses, which alone reach them."""
         module = self.build(case)
         x_BTD, weight_BTD = self.random(2, 9).requires_grad_(), self.random(2, 9)
 
-        tensors = {"x": x_BTD, **dict(module.named_parameters())}
-        check_gradients(lambda: (module(x_BTD) * weight_BTD).sum(), tensors)
+        def losses() -> Tensor:
+            aux = AuxOutputs(collect_metrics=False)
+            module(x_BTD, aux=aux)
+            return torch.stack(aux.losses).sum()
+
+        parameters = dict(module.named_parameters())
+        choosing = {name: p for name, p in parameters.items() if name.startswith(module.chosen_by)}
+        others = {name: p for name, p in parameters.items() if name not in choosing}
+        check_gradients(lambda: (module(x_BTD) * weight_BTD).sum(), {"x": x_BTD, **others})
+        if choosing:
+            check_gradients(losses, choosing)
+            reached = torch.autograd.grad(losses(), [x_BTD, *others.values()], allow_unused=True)
+            assert not any(gradient is not None for gradient in reached), "the losses reach more than what chooses"
 
     def test_uninitialised_memory_has_no_effect(self, case: dict[str, Any]) -> None:
         module, x_BTD = self.build(case), self.random(2, 21)

@@ -141,6 +141,13 @@ def _select_blocks(
     return 2 * q.shape[2] * q.shape[3] * int(seen.sum())
 
 
+def _select_tokens(
+    q: Tensor, k: Tensor, w: Tensor, start_BT: Tensor, count: int, offset: int, *sizes: Any, **_: Any
+) -> int:
+    seen = _positions(start_BT, offset) + 1
+    return 2 * q.shape[2] * q.shape[3] * int(seen[seen > count].sum())
+
+
 def _counted(count: Callable[..., int]) -> Callable[..., int]:
     """A formula that sees the tensors themselves, and not only their shapes."""
 
@@ -152,7 +159,8 @@ def _counted(count: Callable[..., int]) -> Callable[..., int]:
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    import workbench.ops.sparse_attention  # noqa: F401 -- defines the operators
+    import workbench.ops.sparse_attention  # -- these define the operators
+    import workbench.ops.token_index  # noqa: F401
 
     operators = torch.ops.workbench
     return {
@@ -160,6 +168,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         operators.visible_block_attention: _counted(_visible_block_attention),
         operators.selected_attention: _counted(_selected_attention),
         operators.select_blocks: _counted(_select_blocks),
+        operators.select_tokens: _counted(_select_tokens),
     }
 
 
@@ -185,10 +194,13 @@ def count_flops(call: Callable[[], Any]) -> int:
 
 def parameters_in_use(module: nn.Module, y_ND: Tensor) -> float:
     """Parameters that take part in a token's output, the mean over the N tokens of ``y_ND``: of experts those whose
-    gradient is not zero, of all others those that the output depends on."""
+    gradient is not zero, of all others those that the output depends on or is chosen by."""
     roles, parameters = parameter_roles(module), dict(module.named_parameters())
     gradients = torch.autograd.grad(y_ND.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
-    is_used = {name: gradient is not None for name, gradient in zip(parameters, gradients)}
+    chosen_by = getattr(module, "chosen_by", ())
+    is_used = {
+        name: gradient is not None or name.startswith(chosen_by) for name, gradient in zip(parameters, gradients)
+    }
     experts = {name: p for name, p in parameters.items() if roles[name].role == Role.EXPERT}
     total = float(sum(p.numel() for name, p in parameters.items() if is_used[name] and name not in experts))
     if not experts:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from workbench.contract import Role, mixers
+from workbench.contract import AuxOutputs, Role, mixers
 from workbench.model.roles import parameter_roles
 from workbench.testing.component import LENGTHS, VariantConformance
 from workbench.testing.measure import (
@@ -64,6 +64,14 @@ class MixerConformance(VariantConformance):
             cache = module.new_cache(B, T, "cpu", torch.float64)
             outputs += [module(part, cache=cache) for part in x_BTD.split([cut] + [1] * (T - cut), dim=1)]
         return outputs
+
+    def results(self, module: Any) -> list[Tensor]:
+        """With the stage at the start of training, where there is one, and what the layer computes in it."""
+        if (stage := module.warm_up()) is None:
+            return super().results(module)
+        x_BTD = torch.randn(2, 40, self.width, dtype=torch.float64, generator=Generator().manual_seed(1))
+        aux = AuxOutputs(collect_metrics=False, warming_up=True)
+        return [*super().results(module), torch.tensor(stage), module(x_BTD, aux=aux).detach(), *aux.losses]
 
     def flop_spans(self) -> list[tuple[int, int]]:
         if self.component().capabilities.flops_check == "forward":

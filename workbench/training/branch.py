@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from workbench.config import require
-from workbench.contract import StepCounter
+from workbench.contract import Mixer, StepCounter
 from workbench.model import LanguageModel
 from workbench.results import RunFolder
 from workbench.training.checkpoint import checkpoints_in, step_of
@@ -28,8 +28,8 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None, decay_s
     steps, or ``decay``; it has the same shape, or ``decay_shape``.
 
     Raises:
-        ConfigError: when the two differ before that step: in the learning rate, the start of the multi-token head, or a
-            state that is frozen at the end of a run (a router's bias).
+        ConfigError: when the two differ before that step: in the learning rate, the start of the multi-token head, the
+            stage at the start that a layer declares, or a state that is frozen at the end of a run (a router's bias).
     """
     old = config.training
     steps = tokens // old.tokens_per_step
@@ -68,7 +68,16 @@ def branched(config: RunConfig, tokens: int, decay: float | None = None, decay_s
         do="Branch from a run whose multi-token head trains from the beginning.",
     )
     with torch.device("meta"):
-        modules = LanguageModel(config.model).modules()
+        modules = list(LanguageModel(config.model).modules())
+    for warm_up in (module.warm_up() for module in modules if isinstance(module, Mixer)):
+        end = 0.0 if warm_up is None else warm_up.fraction
+        require(
+            all((step / old.steps < end) == (step / new.steps < end) for step in range(trunk)),
+            "model.mixers",
+            got=f"a layer whose warm-up takes {end:g} of the steps",
+            expected="a warm-up of as many steps in the longer run",
+            do="Branch from a run whose layers have warm_up: 0.",
+        )
     frozen = max((module.freeze_last for module in modules if isinstance(module, StepCounter)), default=0.0)
     require(
         all((1 - step / old.steps < frozen) == (1 - step / new.steps < frozen) for step in range(1, trunk + 1)),

@@ -291,6 +291,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
             del model
             train_step.step_lengths = loader.lengths
             train_step.diagnose_at = set()  # few steps of a run write diagnostics
+            train_step.warm_ups = [None for _ in train_step.warm_ups]  # most steps are behind the stage at the start
             scheduled = ScheduledTransforms(config, train_step)
             # whose scales take memory for the rest of the run
             scheduled.apply([transform for transform in scheduled.transforms if transform.config.needs_optimiser])

@@ -18,7 +18,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from workbench.contract import AuxOutputs, Budget, BudgetChoice
+from workbench.contract import AuxOutputs, Budget, BudgetChoice, WarmUp
 from workbench.data import Batch
 from workbench.model import LanguageModel
 from workbench.model.objectives import StepTotals, count_positions
@@ -76,6 +76,9 @@ class TrainStep:
         self.roll_back = (
             RollBack(model, optimiser, config.training.roll_back_window, device) if config.training.rolls_back else None
         )
+        self.warm_ups = [_warm_up(layer) for layer in layers_of(model)]
+        """The stage at the start of training that the mixer of each layer declares; None without one, and where whoever
+        measures steps skips it."""
         clip = config.training.qk_clip
         self.qk_clip = None if clip is None else QKClip(model, clip, parallel.all_maximum)
         tuned = config.training.budgets
@@ -131,14 +134,17 @@ class TrainStep:
             self.on_phase("backward")
         parallel.sum_gradients(self.model.parameters())
         self.rank_times.mark()
+        if self.is_alone:
+            self._drop_gradients()
         loss = parallel.all_sum(step_loss.double())
         share = training.ema.share(step, training.tokens_per_step) if training.ema is not None else None
         with averaging(self.optimiser, share):
             with without_rescaling(self.optimiser):
                 self._update(step, loss)
-            if self.qk_clip is not None:
+            if self.qk_clip is not None and not self.is_alone:
                 self.qk_clip(self.applied)
-        self.counters.update(lr_factor, 1 - step / training.steps, self.applied)
+        applied = torch.zeros_like(self.applied) if self.is_alone else self.applied
+        self.counters.update(lr_factor, 1 - step / training.steps, applied)
         if self.roll_back is not None:  # after the counters, whose buffers are part of the copies
             self.end_window(step, self.health.wants_roll_back, is_last=step == training.steps)
         self.rank_times.mark()
@@ -160,6 +166,26 @@ class TrainStep:
         self.choices = []
         if snapshot:
             self.counters.attach_taps(self.device)
+
+    @property
+    def warming_up(self) -> list[bool]:
+        """Whether each layer is in the stage that it declares, in the newest step."""
+        return [warm_up is not None and self.progress < warm_up.fraction for warm_up in self.warm_ups]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the newest step trains nothing but what the layers in their stage choose by."""
+        return any(warm_up.alone for warm_up, now in zip(self.warm_ups, self.warming_up) if warm_up and now)
+
+    def _drop_gradients(self) -> None:
+        """Of all parameters but those by which layers in their stage choose."""
+        kept: set[Tensor] = set()
+        for layer, now in zip(layers_of(self.model), self.warming_up):
+            if now:
+                kept |= {p for name, p in layer.mixer.named_parameters() if name.startswith(layer.mixer.chosen_by)}
+        for parameter in self.model.parameters():
+            if parameter not in kept:
+                parameter.grad = None
 
     def _budgets(self, step: int) -> Sequence[list[Budget | None] | None]:
         """Budgets of every layer, one list per micro-batch."""
@@ -208,7 +234,8 @@ class TrainStep:
         tokens_BT, targets_BT, segments_BT, _ = batch
         clips = self.qk_clip is not None
         layers = [
-            AuxOutputs(snapshot, self.totals.tokens, score_maxima=[] if clips else None) for _ in layers_of(self.model)
+            AuxOutputs(snapshot, self.totals.tokens, score_maxima=[] if clips else None, warming_up=now)
+            for now in self.warming_up
         ]
         model_aux = AuxOutputs(False, self.totals.mtp_tokens, score_maxima=[] if clips else None)
         loss = self.model.loss(
@@ -317,6 +344,11 @@ class TrainStep:
         )
         self.loss_window = torch.zeros_like(self.loss_window)
         return values, list(metrics)
+
+
+def _warm_up(layer: Any) -> WarmUp | None:
+    mixer = getattr(layer, "mixer", None)  # a shortcut has none
+    return None if mixer is None else mixer.warm_up()
 
 
 def join(pooled: dict[str, Pooled], more: Mapping[str, Pooled]) -> None:

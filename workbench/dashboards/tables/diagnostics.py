@@ -10,6 +10,9 @@ from workbench.dashboards.snapshot import Snapshot
 UNITS = {
     "half_life": "tokens",
     "selected_distance": "tokens",
+    "index_recall": "share of the tokens with the most attention",
+    "index_mass": "share of the attention",
+    "index_divergence": "nats",
     "norm": "length",
     "violation": "share of an even load",
     "entropy": "nats",

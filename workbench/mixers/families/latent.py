@@ -167,12 +167,20 @@ class LatentProjections(ScaledScores, nn.Module):
         of_queries = {} if self.q_norm is None else {"query_latent": self.q_norm.factor}
         return {"latent_scale": self.norm.factor, **of_queries}
 
-    def forward(self, x_BTD: Tensor, **positions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries (B, T, H, N) and (B, T, H, R), latents (B, T, g, C), rotated keys (B, T, 1, R)."""
+    def query_source(self, x_BTD: Tensor) -> Tensor:
+        """What queries are computed from: a normalised latent, or the input."""
+        if self.q_down is None or self.q_norm is None:
+            return x_BTD
+        latent: Tensor = self.q_norm(self.q_down(x_BTD)[:, :, None])[:, :, 0]
+        return latent
+
+    def forward(
+        self, x_BTD: Tensor, source: Tensor | None = None, **positions: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries (B, T, H, N) and (B, T, H, R), latents (B, T, g, C), rotated keys (B, T, 1, R). ``source`` may have
+        what :meth:`query_source` returns."""
         B, T, _ = x_BTD.shape
-        source = x_BTD
-        if self.q_down is not None and self.q_norm is not None:
-            source = self.q_norm(self.q_down(x_BTD)[:, :, None])[:, :, 0]
+        source = self.query_source(x_BTD) if source is None else source
         q_n, q_r = self.q(source).view(B, T, self.H, self.N + self.R).split((self.N, self.R), dim=-1)
         c, kr = self.down(x_BTD).split((self.g * self.C, self.R), dim=-1)
         c, kr = self.norm(c.view(B, T, self.g, self.C)), kr[:, :, None]
@@ -387,6 +395,10 @@ class LatentAttention(Mixer):
     def score_obstacle(self) -> str | None:
         return None
 
+    def policy_obstacle(self) -> str | None:
+        """Why a decoding policy cannot replace this layer's cache; None where it can."""
+        return None
+
     def score_factors(self, factors_H: Tensor) -> dict[str, Tensor]:
         N, R = self.project.N, self.project.R
         content_HN = factors_H.sqrt()[:, None].expand(-1, N)
@@ -397,7 +409,7 @@ class LatentAttention(Mixer):
             "project.up.weight": keys_and_values.reshape(-1, 1),
         }
 
-    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> LatentCache:
+    def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> Cache:
         return LatentCache(self, batch, length, device, dtype)
 
     @classmethod

@@ -379,7 +379,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
         x_BTD: Tensor,
         *,
         segments: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: RowCache | None = None,
         shared: Shared | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, T, H, K) and keys (B, T, G, K), and values (B, T, G, K)."""
@@ -395,10 +395,11 @@ class SoftmaxAttention(ScaledScores, Mixer):
             q_BTHK, k_BTGK = self.rotary.pair(q_BTHK, k_BTGK, **({} if cache is None else cache.rotary()))
         return q_BTHK, k_BTGK, v_BTGK
 
-    def _convolved(self, name: str, x_BTGK: Tensor, segments: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+    def _convolved(self, name: str, x_BTGK: Tensor, segments: Tensor | None, cache: RowCache | None) -> Tensor:
         """Keys ("k") or values ("v") with their convolution, where they have one."""
         if name not in self.convolutions:
             return x_BTGK
+        assert cache is None or isinstance(cache, KeyValueCache)
         convolution, x_BTC = self.convolutions[name], x_BTGK.flatten(2)
         assert isinstance(convolution, ShortConvolution)
         tail_BWC = None if cache is None else cache.tails[name]

@@ -25,8 +25,12 @@ MAX_MASKED_RATIO = 4
 """Keys per selected token up to which all keys are multiplied and masked, instead of gathering the selected ones: on a
 CPU matrix products are that much faster than gathers (our estimate)."""
 
+MAX_MASKED_TOKEN_RATIO = 16
+"""The same for blocks of one token, which are gathered row by row (one core, heads of 32: even at about 30)."""
 
-def _spans(T: int, bytes_per_query: int) -> Iterator[slice]:
+
+def spans(T: int, bytes_per_query: int) -> Iterator[slice]:
+    """Chunks of ``T`` queries, no tensor of which has more than :data:`CHUNK_BYTES`, or that of one query."""
     step = max(1, CHUNK_BYTES // max(1, bytes_per_query))
     for first in range(0, T, step):
         yield slice(first, min(T, first + step))
@@ -91,7 +95,7 @@ def _masked_forward(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, s
     (B, T, H, _), (N, G), V, wide = q.shape, k.shape[1:3], v.shape[-1], _wide(q)
     o, lse = q.new_zeros(B, T, H, V), q.new_full((B, T, H), -math.inf, dtype=wide)
     k, v = k.to(wide), v.to(wide)
-    for span in _spans(T if N else 0, B * H * N * wide.itemsize):
+    for span in spans(T if N else 0, B * H * N * wide.itemsize):
         s = _capped(torch.einsum("bgrck,bngk->bgrcn", _grouped(q[:, span], G, wide), k) * scale, softcap)
         p, sums = _softmax(s, mask(span))
         o[:, span] = _flat(torch.einsum("bgrcn,bngv->bgrcv", p, v))
@@ -114,7 +118,7 @@ def _masked_backward(
     (B, T, H, _), (N, G), wide = q.shape, k.shape[1:3], _wide(q)
     dq, dk, dv = torch.zeros_like(q), k.new_zeros(k.shape, dtype=wide), v.new_zeros(v.shape, dtype=wide)
     kw, vw = k.to(wide), v.to(wide)
-    for span in _spans(T if N else 0, B * H * N * wide.itemsize):
+    for span in spans(T if N else 0, B * H * N * wide.itemsize):
         qg, og, dog = (_grouped(x[:, span], G, wide) for x in (q, o, do))
         lg, dlg = (_grouped(x[:, span, :, None], G, wide)[..., 0] for x in (lse, dlse))
         s = _capped(torch.einsum("bgrck,bngk->bgrcn", qg, kw) * scale, softcap)
@@ -182,7 +186,7 @@ def _block_scores(
     J, ratio, pairs = -(-num_keys // block), block // stride, block_overlaps(length, stride, block)
     ck, slot_N, block_J = ck.to(wide), torch.arange(N, device=q.device), torch.arange(J, device=q.device)
     front = -min(m for m, _ in pairs)
-    for span in _spans(Q, B * (H + 2 * G) * max(N, J) * wide.itemsize):
+    for span in spans(Q, B * (H + 2 * G) * max(N, J) * wide.itemsize):
         start, rows = start_BQ[:, span], rows_BQ[:, span]
         score = torch.zeros(B, G, rows.shape[1], J, dtype=wide, device=q.device)
         if N:
@@ -291,6 +295,12 @@ def _add_rows(total_BGSX: Tensor, rows_BGCM: Tensor, x_BGCMX: Tensor) -> None:
     total_BGSX.view(-1, X).index_add_(0, (rows_BGCM + base).flatten(), x_BGCMX.flatten(0, -2))
 
 
+def _masks(starts: Tensor, block: int, S: int) -> bool:
+    """Whether all keys are multiplied and masked."""
+    ratio = MAX_MASKED_TOKEN_RATIO if block == 1 else MAX_MASKED_RATIO
+    return ratio * starts.shape[-1] * block >= S
+
+
 def _selected_mask(starts: Tensor, offset: int, block: int, S: int) -> Mask:
     """The selected tokens as a mask over all keys."""
 
@@ -308,11 +318,11 @@ def selected_forward(
     """Outputs (B, T, H, V) and log-sum-exp (B, T, H); without ``v`` the values are the first V channels of the keys."""
     (B, T, H, K), (S, G), wide, v = q.shape, k.shape[1:3], _wide(q), _values(k, v, V)
     offset, block, scale, starts = blocks.offset, blocks.block, blocks.scale, _used(starts)
-    if MAX_MASKED_RATIO * starts.shape[-1] * block >= S:
+    if _masks(starts, block, S):
         return _masked_forward(q, k, v, _selected_mask(starts, offset, block, S), scale, 0.0)
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=wide)
     k_BGSK, v_BGSV = k.transpose(1, 2), v.transpose(1, 2)
-    for span in _spans(T, B * G * starts.shape[-1] * block * (K + V) * wide.itemsize):
+    for span in spans(T, B * G * starts.shape[-1] * block * (K + V) * wide.itemsize):
         rows, mask = _gathered(starts[:, span], offset + span.start, block, S)
         k_M, v_M = _gather_rows(k_BGSK, rows).to(wide), _gather_rows(v_BGSV, rows).to(wide)
         s = torch.einsum("bgrck,bgcmk->bgrcm", _grouped(q[:, span], G, wide), k_M) * scale
@@ -338,14 +348,14 @@ def selected_backward(
     """Gradients of q, k and v; the last is empty where the values are channels of the keys."""
     (B, T, _, K), (S, G), wide, values = q.shape, k.shape[1:3], _wide(q), _values(k, v, V)
     offset, block, scale, starts = blocks.offset, blocks.block, blocks.scale, _used(starts)
-    if MAX_MASKED_RATIO * starts.shape[-1] * block >= S:
+    if _masks(starts, block, S):
         mask = _selected_mask(starts, offset, block, S)
         dq, dk, dv = _masked_backward(do, dlse, q, k, values, o, lse, mask, scale, 0.0)
         return dq, *_key_value_gradients(v, dk, dv)
     dq = torch.empty_like(q)
     dk, dv = k.new_zeros(B, G, S, K, dtype=wide), values.new_zeros(B, G, S, V, dtype=wide)
     k_BGSK, v_BGSV = k.transpose(1, 2), values.transpose(1, 2)
-    for span in _spans(T, B * G * starts.shape[-1] * block * (K + V) * wide.itemsize):
+    for span in spans(T, B * G * starts.shape[-1] * block * (K + V) * wide.itemsize):
         rows, is_visible = _gathered(starts[:, span], offset + span.start, block, S)
         k_M, v_M = _gather_rows(k_BGSK, rows).to(wide), _gather_rows(v_BGSV, rows).to(wide)
         qg, og, dog = (_grouped(x[:, span], G, wide) for x in (q, o, do))

@@ -1,0 +1,212 @@
+"""Index scores, selection and divergence on any device, chunk by chunk over queries.
+
+Where more than a quarter of the keys is selected, all keys of a chunk are multiplied and masked instead of gathering
+the selected ones, as in :mod:`workbench.ops.sparse_attention.chunked`.
+
+Legend as in the package, and C queries of a chunk, M keys that meet them: all S, or gathered ones; R = H / G.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workbench.ops.sparse_attention.chunked import MAX_MASKED_RATIO, spans
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _visible(start_BC: Tensor, rows_C: Tensor, S: int) -> Tensor:
+    """(B, C, S): whether the query of a row sees a key."""
+    token_S = torch.arange(S, device=start_BC.device)
+    return (token_S >= start_BC[..., None]) & (token_S <= rows_C[:, None])
+
+
+def _best(score_BCS: Tensor, count: int) -> Tensor:
+    """(B, C, n) int64 keys with the largest scores, of equal ones the first, ascending; S where the score is -inf."""
+    S = score_BCS.shape[-1]
+    best, order = score_BCS.sort(dim=-1, descending=True, stable=True)
+    n = min(count, S)
+    return torch.where(best[..., :n] > -math.inf, order[..., :n], S).sort(-1).values
+
+
+def select(
+    q: Tensor, k: Tensor, w: Tensor, start_BT: Tensor, count: int, offset: int, initial: int, local: int
+) -> Tensor:
+    """(B, T, n) int32. Arguments as of :func:`workbench.ops.token_index.select_tokens`."""
+    (B, T, J, _), S, wide = q.shape, k.shape[1], _wide(q)
+    out = torch.full((B, T, count), -1, dtype=torch.int32, device=q.device)
+    token_S, k = torch.arange(S, device=q.device), k.to(wide)
+    for span in spans(T, B * (J + 3) * S * wide.itemsize):
+        rows_C, start_BC = torch.arange(offset, offset + T, device=q.device)[span], start_BT[:, span]
+        visible = _visible(start_BC, rows_C, S)
+        if offset + span.stop <= count:  # these queries see no more tokens than they select
+            score = torch.zeros_like(visible, dtype=wide)
+        else:
+            products = torch.einsum("bcjx,bsx->bcjs", q[:, span].to(wide), k)
+            score = torch.einsum("bcj,bcjs->bcs", w[:, span].to(wide), products.relu_())
+        is_forced = (token_S < start_BC[..., None] + initial) | (token_S > rows_C[:, None] - local)
+        score = score.masked_fill_(is_forced, math.inf).masked_fill_(~visible, -math.inf)
+        chosen = _best(score, count)
+        out[:, span, : chosen.shape[-1]] = torch.where(chosen == S, -1, chosen - start_BC[..., None]).to(torch.int32)
+    return out
+
+
+def select_tokens_of_step(
+    q_BJX: Tensor, k_BSX: Tensor, w_BJ: Tensor, positions_B: Tensor, *, count: int, initial: int = 0, local: int = 0
+) -> Tensor:
+    """The tokens that one query per sequence attends, at positions that only the device knows, in sequences of one
+    document; memory of keys behind a position may hold anything. Every shape is fixed by the capacity S of the cache.
+
+    Returns:
+        (B, n) int64, ascending, padded with -1, as of :func:`workbench.ops.token_index.select_tokens`.
+    """
+    S, wide = k_BSX.shape[1], _wide(q_BJX)
+    token_S, own_B1 = torch.arange(S, device=k_BSX.device), positions_B[:, None]
+    is_hidden_BS = token_S > own_B1
+    k_BSX = k_BSX.to(wide).masked_fill(is_hidden_BS[..., None], 0.0)
+    products_BJS = torch.einsum("bjx,bsx->bjs", q_BJX.to(wide), k_BSX).relu()
+    score_BS = torch.einsum("bj,bjs->bs", w_BJ.to(wide), products_BJS)
+    score_BS = score_BS.masked_fill((token_S < initial) | (token_S > own_B1 - local), math.inf)
+    chosen_Bn = _best(score_BS.masked_fill(is_hidden_BS, -math.inf)[:, None], count)[:, 0]
+    return torch.where(chosen_Bn == S, -1, chosen_Bn)
+
+
+# -- divergence ------------------------------------------------------------------------------------------------------
+
+
+class _Chunk(NamedTuple):
+    """Keys that the queries of a chunk meet: one set for all of them ("bs" in products), or one for each ("bcs")."""
+
+    span: slice
+    axes: str
+    mask_BCM: Tensor
+    """Keys that are summed over."""
+    keys: Tensor
+    """Of attention, (B, [C,] M, G, K)."""
+    index_keys: Tensor
+    """(B, [C,] M, X)."""
+    rows_BCM: Tensor | None
+    """Rows of gathered keys."""
+
+    def attention(self, queries: Tensor, scale: float) -> Tensor:
+        """(B, C, M) p: softmax over the keys, the mean over the heads."""
+        wide, G = self.keys.dtype, self.keys.shape[-2]
+        grouped = queries[:, self.span].to(wide).unflatten(2, (G, -1))
+        s = torch.einsum(f"bcgrk,{self.axes}gk->bcgrs", grouped, self.keys) * scale
+        return _softmax(s, self.mask_BCM[:, :, None, None]).exp().mean((2, 3))
+
+    def products(self, q: Tensor) -> Tensor:
+        """(B, C, J, M) index queries with index keys."""
+        return torch.einsum(f"bcjx,{self.axes}x->bcjs", q[:, self.span].to(self.index_keys.dtype), self.index_keys)
+
+
+def _softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Logarithm of the softmax over the last axis; -inf where masked, also where all is."""
+    masked = scores.masked_fill(~mask, -math.inf)
+    largest = masked.amax(-1, keepdim=True)
+    shifted = masked - torch.where(largest > -math.inf, largest, 0.0)
+    return shifted - shifted.exp().sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny).log()
+
+
+def _chunks(
+    q: Tensor, k: Tensor, queries: Tensor, keys: Tensor, tokens: Tensor | None, start_BT: Tensor
+) -> Iterator[_Chunk]:
+    (B, T, J, X), (S, G, K), H, wide = q.shape, keys.shape[1:], queries.shape[2], _wide(q)
+    n = S if tokens is None else tokens.shape[-1]
+    gathers = n * MAX_MASKED_RATIO < S
+    per_query = n * max(G * K + X, H, J) if gathers else S * max(H, J)
+    if not gathers:
+        keys, k = keys.to(wide), k.to(wide)
+    sequence = torch.arange(B, device=q.device)[:, None, None]
+    for span in spans(T, B * per_query * wide.itemsize):
+        if tokens is None:
+            mask = _visible(start_BT[:, span], torch.arange(T, device=q.device)[span], S)
+            yield _Chunk(span, "bs", mask, keys, k, None)
+            continue
+        chosen, is_chosen = tokens[:, span], tokens[:, span] >= 0
+        rows = (start_BT[:, span, None] + chosen).long()
+        if gathers:
+            rows = torch.where(is_chosen, rows, 0)
+            yield _Chunk(span, "bcs", is_chosen, keys[sequence, rows].to(wide), k[sequence, rows].to(wide), rows)
+        else:
+            mask = torch.zeros(*rows.shape[:2], S + 1, dtype=torch.bool, device=q.device)
+            mask.scatter_(-1, torch.where(is_chosen, rows, S), True)
+            yield _Chunk(span, "bs", mask[..., :S], keys, k, None)
+
+
+def divergence(
+    q: Tensor,
+    k: Tensor,
+    w: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    tokens: Tensor | None,
+    start_BT: Tensor,
+    scale: float,
+) -> Tensor:
+    """(B, T). Arguments as of :func:`workbench.ops.token_index.index_divergence`."""
+    out = torch.empty(q.shape[:2], dtype=_wide(q), device=q.device)
+    for chunk in _chunks(q, k, queries, keys, tokens, start_BT):
+        p = chunk.attention(queries, scale)
+        scores = torch.einsum("bcj,bcjs->bcs", w[:, chunk.span].to(p.dtype), chunk.products(q).relu_())
+        log_index = _softmax(scores, chunk.mask_BCM).masked_fill(~chunk.mask_BCM, 0.0)
+        out[:, chunk.span] = (torch.xlogy(p, p) - p * log_index).sum(-1)
+    return out
+
+
+def divergence_backward(
+    dkl: Tensor,
+    q: Tensor,
+    k: Tensor,
+    w: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    tokens: Tensor | None,
+    start_BT: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of index queries, index keys and weights."""
+    wide = _wide(q)
+    dq, dw, dk = torch.empty_like(q), torch.empty_like(w), torch.zeros_like(k, dtype=wide)
+    for chunk in _chunks(q, k, queries, keys, tokens, start_BT):
+        p, products = chunk.attention(queries, scale), chunk.products(q)
+        w_BCJ, kept = w[:, chunk.span].to(wide), products.relu()
+        pi = _softmax(torch.einsum("bcj,bcjs->bcs", w_BCJ, kept), chunk.mask_BCM).exp()
+        # of -Σ p log softmax(I): softmax(I) Σ p - p, and Σ p is 1, or 0 where nothing is visible
+        ds = dkl[:, chunk.span, None].to(wide) * (pi * p.sum(-1, keepdim=True) - p)
+        dw[:, chunk.span] = torch.einsum("bcs,bcjs->bcj", ds, kept).to(w.dtype)
+        da = torch.where(products > 0, ds[:, :, None] * w_BCJ[..., None], 0.0)
+        dq[:, chunk.span] = torch.einsum(f"bcjs,{chunk.axes}x->bcjx", da, chunk.index_keys).to(q.dtype)
+        dk_part = torch.einsum(f"bcjs,bcjx->{chunk.axes}x", da, q[:, chunk.span].to(wide))
+        if chunk.rows_BCM is None:
+            dk += dk_part
+        else:
+            base = torch.arange(k.shape[0], device=k.device)[:, None, None] * k.shape[1]
+            dk.view(-1, k.shape[-1]).index_add_(0, (chunk.rows_BCM + base).flatten(), dk_part.flatten(0, 2))
+    return dq, dk.to(k.dtype), dw
+
+
+def recall(
+    queries: Tensor, keys: Tensor, tokens: Tensor, start_BQ: Tensor, rows_Q: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(B, Q) recall and mass of :func:`workbench.ops.token_index.index_recall`."""
+    (B, Q, H, _), S, wide = queries.shape, keys.shape[1], _wide(queries)
+    of_best, mass = (torch.empty(B, Q, dtype=wide, device=queries.device) for _ in range(2))
+    keys = keys.to(wide)
+    for span in spans(Q, B * H * S * wide.itemsize):
+        visible = _visible(start_BQ[:, span], rows_Q[span], S)
+        p = _Chunk(span, "bs", visible, keys, keys, None).attention(queries, scale)
+        rows = torch.where(tokens[:, span] >= 0, start_BQ[:, span, None] + tokens[:, span], S).long()
+        selected = torch.zeros(*p.shape[:2], S + 1, dtype=torch.bool, device=p.device).scatter_(-1, rows, True)
+        mass[:, span] = torch.where(selected[..., :S], p, 0.0).sum(-1)
+        best = _best(p.masked_fill(~visible, -math.inf), tokens.shape[-1])
+        found = selected.gather(-1, best) & (best < S)
+        of_best[:, span] = found.sum(-1) / (best < S).sum(-1).clamp_min(1)
+    return of_best, mass
