@@ -1,7 +1,8 @@
 """Several processes for one run: FSDP2 through Lightning Fabric, with checkpoints of a single process.
 
 Every rank trains on its part of each batch's rows; parameters, gradients and optimiser state are sharded. Sums equal
-those of one process up to the rounding of their order.
+those of one process up to the rounding of their order. With expert parallelism every rank stores and computes some of
+the experts of each layer, and rows travel (:mod:`workbench.ops.experts.exchange`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -29,9 +31,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
 
+from workbench.contract import FeedForward, ParameterRole, Role
 from workbench.model import LanguageModel
 from workbench.optimisers import OF_TRAINING
 from workbench.pooled import Pooled
@@ -53,9 +56,11 @@ FULL_NOT_STRICT = StateDictOptions(full_state_dict=True, cpu_offload=True, stric
 """Not strict: parameters that have not been trained yet have no optimiser state."""
 
 
-def launch(devices: int, ranks: Literal["sharded", "replicated"] = "sharded") -> Fabric:
+def launch(
+    devices: int, ranks: Literal["sharded", "replicated"] = "sharded", *, expert_parallel: bool = False
+) -> Fabric:
     """The device of this process and, with several ``devices``, the process group, whose ranks store models as
-    ``ranks`` tells (:attr:`workbench.training.TrainingConfig.ranks`).
+    ``ranks`` and ``expert_parallel`` tell (:class:`workbench.training.TrainingConfig`).
 
     On rank 0 Fabric starts the other ranks by running this program again with the same arguments, unless torchrun has
     started them.
@@ -71,7 +76,7 @@ def launch(devices: int, ranks: Literal["sharded", "replicated"] = "sharded") ->
         accelerator="auto",
         devices=devices,
         strategy=ModelParallelStrategy(
-            shard if ranks == "sharded" else _whole,
+            partial(shard, expert_parallel=expert_parallel) if ranks == "sharded" else _whole,
             data_parallel_size=devices,
             tensor_parallel_size=1,
             timeout=RANK_TIMEOUT,
@@ -154,19 +159,49 @@ def of_rank_zero(work: Callable[[], T]) -> T:
     return cast(T, found[0])
 
 
-def shard(model: LanguageModel, mesh: Any) -> LanguageModel:
+def shard(model: LanguageModel, mesh: Any, *, expert_parallel: bool = False) -> LanguageModel:
     """Shard parameters over ``mesh`` (FSDP2): one group per unit, the rest (embedding, norm, head) in one group.
 
     Gradients are summed over ranks, not averaged: every rank's objective is its share of the step's.
+
+    Args:
+        model: on its device.
+        mesh: of Fabric.
+        expert_parallel: whether each rank stores whole experts, which FSDP does not gather.
     """
     mesh = mesh["data_parallel"]
+    experts = distribute_experts(model, mesh) if expert_parallel else set()
     for unit in (*model.units, model):
-        sharded: Any = fully_shard(unit, mesh=mesh)
+        sharded: Any = fully_shard(unit, mesh=mesh, ignored_params=experts)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # otherwise a reduction that only NCCL has
     for method in ("loss", "token_losses", "answer_losses"):  # called directly, not through the module's forward
         register_fsdp_forward_method(model, method)
     return model
+
+
+def distribute_experts(model: nn.Module, mesh: Any) -> set[nn.Parameter]:
+    """Replace the experts of every layer by DTensors, of which each rank of ``mesh`` stores equally many whole experts.
+
+    Their gradients are complete without a reduction, since the layer's forward pass brings the rows of all ranks to
+    them.
+
+    Returns:
+        these parameters.
+    """
+    distributed = set()
+    for layer in model.modules():
+        if not isinstance(layer, FeedForward) or not layer.num_experts(layer.config):
+            continue
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            role = layer.roles.get(name)
+            if (role.role if isinstance(role, ParameterRole) else role) == Role.EXPERT:
+                # every rank has the whole tensor: its part is taken from there, not sent by the first rank
+                part = distribute_tensor(parameter.detach(), mesh, [Shard(0)], src_data_rank=None)
+                experts = nn.Parameter(part, requires_grad=parameter.requires_grad)
+                setattr(layer, name, experts)
+                distributed.add(experts)
+    return distributed
 
 
 def _whole(model: LanguageModel, mesh: Any) -> LanguageModel:

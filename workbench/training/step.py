@@ -353,5 +353,6 @@ def build_step(
     fabric.setup_module(model)  # its wrapper of `forward` is not needed
     compiled = fabric.device.type == "cuda" if training.compile is None else training.compile
     if compiled:
-        model.compile_blocks()
+        # rows that are sent to other ranks take their number from the host, between two graphs
+        model.compile_blocks(fullgraph=not training.expert_parallel or parallel.world_size() == 1)
     return TrainStep(model, build_optimiser(model, training), config, fabric.device, on_phase), compiled
