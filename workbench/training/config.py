@@ -409,7 +409,16 @@ class RunConfig(Config):
             plain["seed"] = {component: self.seed_of(component) for component in COMPONENTS}
         if self.training.budgets is not None:
             plain["training"]["budgets"] = self.training.budgets.canonical()
-        for name in ("budgets", "deterministic", "ema", "expert_parallel", "fp8", "keep_trunk", "qk_clip", "transforms"):
+        for name in (
+            "budgets",
+            "deterministic",
+            "ema",
+            "expert_parallel",
+            "fp8",
+            "keep_trunk",
+            "qk_clip",
+            "transforms",
+        ):
             if not plain["training"][name]:
                 del plain["training"][name]  # off: the run is the same
         if self.training.schedule == "cosine" or self.training.decay_shape == "linear":

@@ -191,9 +191,7 @@ def distribute_experts(model: nn.Module, mesh: Any) -> set[nn.Parameter]:
     """
     distributed = set()
     for layer in model.modules():
-        if not isinstance(layer, FeedForward) or not layer.num_experts(layer.config):
-            continue
-        for name, parameter in list(layer.named_parameters(recurse=False)):
+        for name, parameter in list(layer.named_parameters(recurse=False)) if isinstance(layer, FeedForward) else ():
             role = layer.roles.get(name)
             if (role.role if isinstance(role, ParameterRole) else role) == Role.EXPERT:
                 # every rank has the whole tensor: its part is taken from there, not sent by the first rank
@@ -339,6 +337,9 @@ def load_full_state(model: nn.Module, optimiser: Optimizer, weights: dict[str, A
         set_model_state_dict(model, weights, options=FULL)
         by_name = _by_name(stepped, model, optimiser)
         set_optimizer_state_dict(model, optimiser, by_name, options=FULL_NOT_STRICT)
+        for group, saved in zip(optimiser.param_groups, stepped["param_groups"], strict=True):
+            # as in one process: torch loses settings that are empty lists
+            group.update({key: value for key, value in saved.items() if key != "params"})
         for name, parameter in model.named_parameters():
             if name not in by_name["state"]:  # torch has made zeros, whose step count would be wrong
                 optimiser.state.pop(parameter, None)
