@@ -17,8 +17,8 @@ over steps of the time gathered divided by the time exchanged. Results go to res
 one entry per device, preset, load and number of ranks.
 
 To look at in a run on GPUs: the share of a step in which the host waits for the numbers of rows (one copy per layer and
-pass), whether NVLink carries the exchange beside other work (it does not overlap here), and at which width of experts
-the gathered bytes exceed the exchanged ones.
+pass); whether exchanges wait behind gathers of the next layer, with which they share a communicator; and at which width
+of experts the time gathered exceeds the time exchanged, beside the arithmetic of bytes in docs/moe.md.
 """
 
 from __future__ import annotations

@@ -63,16 +63,20 @@ def copied(state: Any) -> Any:
 
 def choose_the_first_experts(model: LanguageModel) -> None:
     """Two experts take all tokens; with two ranks, both belong to the first."""
+
+    def select(scores_NC: torch.Tensor, logits_NC: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([0, 1], device=scores_NC.device).repeat(len(scores_NC), 1)
+
     for module in model.modules():
         if isinstance(module, Router):
-            module.select = lambda scores_NC, logits_NC: torch.tensor([0, 1]).repeat(len(scores_NC), 1)  # type: ignore[method-assign]
+            module.select = select  # type: ignore[method-assign]
 
 
 def trained(
     fields: dict[str, Any], cache: Path, data: str, world: int, case: str, saved: Any = None, steps: int = STEPS
 ) -> dict[Any, Any]:
-    """Numbers of the steps in fp64, and the whole state after two of them, :data:`SAVED` and the last; continues from
-    a saved state."""
+    """Numbers of the steps, in fp64 unless the products are bf16, and the whole state after step :data:`SAVED` and the
+    last; continues from a saved state."""
     config = RunConfig.parse(fields)
     training = config.training
     fabric = parallel.launch(world, training.ranks, expert_parallel=training.expert_parallel)
@@ -80,7 +84,9 @@ def trained(
     loader = StepLoader(
         config.stream(Source.open(cache, data)), config.batch_plan, rank=fabric.global_rank, world=world, **rows
     )
-    model = LanguageModel(config.model, seed=0).double()
+    model = LanguageModel(config.model, seed=0)
+    if training.precision == "fp32":
+        model = model.double()
     if case == "one rank's experts":
         choose_the_first_experts(model)
     step, _ = build_step(model, config, fabric)
@@ -222,18 +228,36 @@ def test_a_run_resumes_on_any_number_of_devices(whole: RunFolder, tmp_path: Path
     assert folder.result()["report_value"] == pytest.approx(whole.result()["report_value"], rel=1e-2)
 
 
-def gradient_norms(fields: dict[str, Any], cache: Path, data: str) -> list[float]:
-    """Of the first step."""
-    return [float(norm) for norm in trained(fields, cache, data, 2, "moe_capacity", steps=1)["norms"]]
+def first_norm(fields: dict[str, Any], cache: Path, data: str) -> float:
+    """The gradient norm of the first step."""
+    return float(trained(fields, cache, data, 2, "moe_capacity", steps=1)["norms"][0])
 
 
 @pytest.mark.compile
-def test_compiled_blocks_exchange_rows_between_their_graphs(corpus: Path, prepared: tuple[Path, str]) -> None:
+def test_compiled_blocks_exchange_rows_between_their_graphs(
+    found: dict[Any, Any], corpus: Path, prepared: tuple[Path, str]
+) -> None:
     fields = fields_of(corpus, "moe_capacity")
-    fields["model"]["depth"] = 1
-    eager = on_ranks(2, gradient_norms, fields, *prepared)
     fields["training"]["compile"] = True
-    assert on_ranks(2, gradient_norms, fields, *prepared) == [pytest.approx(norms, rel=1e-6) for norms in eager]
+    eager = float(found["moe_capacity", True]["norms"][0])
+    assert on_ranks(2, first_norm, fields, *prepared) == [pytest.approx(eager, rel=1e-6)] * 2
+
+
+def norms_on_gpus(every: dict[str, dict[str, Any]], cache: Path, data: str, case: str) -> dict[str, list[float]]:
+    return {name: [float(n) for n in trained(run, cache, data, 2, case)["norms"]] for name, run in every.items()}
+
+
+@pytest.mark.gpu
+@pytest.mark.compile
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("case", ["shortcut", "one rank's experts"])
+def test_kernels_and_compiled_blocks_exchange_rows_on_gpus(corpus: Path, prepared: tuple[Path, str], case: str) -> None:
+    runs = {}
+    for name, exchanged in (("gathered", False), ("exchanged", True)):
+        runs[name] = fields_of(corpus, case, exchanged)
+        runs[name]["training"] |= {"precision": "bf16", "compile": case == "shortcut"}
+    for norms in on_ranks(2, norms_on_gpus, runs, *prepared, case):
+        assert norms["exchanged"] == pytest.approx(norms["gathered"], rel=5e-2)
 
 
 def test_experts_that_ranks_cannot_divide_are_refused_before_anything_starts(corpus: Path, tmp_path: Path) -> None:

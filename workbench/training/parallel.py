@@ -31,11 +31,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from workbench.contract import FeedForward, ParameterRole, Role
 from workbench.model import LanguageModel
+from workbench.model.experts import distribute_experts
 from workbench.optimisers import OF_TRAINING
 from workbench.pooled import Pooled
 
@@ -178,28 +178,6 @@ def shard(model: LanguageModel, mesh: Any, *, expert_parallel: bool = False) -> 
     for method in ("loss", "token_losses", "answer_losses"):  # called directly, not through the module's forward
         register_fsdp_forward_method(model, method)
     return model
-
-
-def distribute_experts(model: nn.Module, mesh: Any) -> set[nn.Parameter]:
-    """Replace the experts of every layer by DTensors, of which each rank of ``mesh`` stores equally many whole experts.
-
-    Their gradients are complete without a reduction, since the layer's forward pass brings the rows of all ranks to
-    them.
-
-    Returns:
-        these parameters.
-    """
-    distributed = set()
-    for layer in model.modules():
-        for name, parameter in list(layer.named_parameters(recurse=False)) if isinstance(layer, FeedForward) else ():
-            role = layer.roles.get(name)
-            if (role.role if isinstance(role, ParameterRole) else role) == Role.EXPERT:
-                # every rank has the whole tensor: its part is taken from there, not sent by the first rank
-                part = distribute_tensor(parameter.detach(), mesh, [Shard(0)], src_data_rank=None)
-                experts = nn.Parameter(part, requires_grad=parameter.requires_grad)
-                setattr(layer, name, experts)
-                distributed.add(experts)
-    return distributed
 
 
 def _whole(model: LanguageModel, mesh: Any) -> LanguageModel:

@@ -1,6 +1,7 @@
 """One optimiser step: micro-batches, losses, clipping, guards, update.
 
-Nothing here synchronises with the device.
+Nothing here synchronises with the device; an exchange of rows between ranks that store whole experts does, in the
+model.
 
 Legend: B batch, T time.
 """
