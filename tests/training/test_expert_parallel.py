@@ -17,10 +17,12 @@ from workbench.contract import feedforwards
 from workbench.data import Source, StepLoader, prepare
 from workbench.feedforwards.router import Router
 from workbench.model import LanguageModel
+from workbench.pretrained import load
 from workbench.results import RunFolder
 from workbench.training import parallel
 from workbench.training.checkpoint import load_checkpoint
 from workbench.training.config import RunConfig
+from workbench.training.export import export
 from workbench.training.step import build_step
 from workbench.training.trial import train
 
@@ -30,6 +32,7 @@ pytestmark = [
 ]
 
 STEPS, SAVED = 4, 2
+NONE: dict[str, Any] = {"state": {}, "param_groups": []}
 MOE = {"experts": 4, "zero_experts": 2, "top_k": 3, "bias": "proportional", "renormalise": False, "shared": 1}
 SHORTCUT = {"pattern": "full gdn", "shortcut": "moe", "feedforwards": {"moe": MOE}, "mtp": {"start": 0.4}}
 CASES: dict[str, dict[str, Any]] = {
@@ -226,6 +229,23 @@ def test_a_run_resumes_on_any_number_of_devices(whole: RunFolder, tmp_path: Path
         for name, tensor in exact["model"].items():
             assert float((got["model"][name] - tensor).norm() / tensor.norm().clamp_min(1e-9)) < 0.02, name
     assert folder.result()["report_value"] == pytest.approx(whole.result()["report_value"], rel=1e-2)
+
+
+def test_growth_transforms_and_guards_keep_experts_distributed(corpus: Path, tmp_path: Path) -> None:
+    """Losses and weights are those of one process; an export has the weights of the last step."""
+    fields = fields_of(corpus, "muon")
+    fields["growth"] = {"model": {"depth": 1}, "at": 0.5, "transforms": [{"kind": "stack"}]}
+    guard = {"kind": "ratio", "factor": 100.0, "action": "roll_back"}
+    fields["training"] |= {"transforms": [{"kind": "wisca"}], "guards": [guard], "roll_back_window": 2}
+    one, two = (make_run(tmp_path / name, tmp_path / "cache", fields) for name in ("one", "two"))
+    finished(one, 1)
+    finished(two, 2)
+    assert [row["loss"] for row in two.metrics()] == pytest.approx([row["loss"] for row in one.metrics()], rel=1e-3)
+    weights = load_checkpoint(two.path / "checkpoint" / f"step-{STEPS}")["model"]
+    for name, tensor in load_checkpoint(one.path / "checkpoint" / f"step-{STEPS}")["model"].items():
+        assert float((weights[name] - tensor).norm() / tensor.norm()) < 1e-2, name
+    model = load(export(two.path, tmp_path / "export", weights="trained"))[0]
+    same((model.state_dict(), NONE), (weights, NONE))
 
 
 def first_norm(fields: dict[str, Any], cache: Path, data: str) -> float:
