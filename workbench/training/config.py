@@ -152,6 +152,7 @@ class TrainingConfig(Config):
             "expert_parallel",
             got=f"true with ranks: {self.ranks}, which all store all weights",
             expected="ranks: sharded",
+            do="Leave one of the two out.",
         )
         acting = [guard.name for guard in self.guards if guard.action != "count"]
         require(
