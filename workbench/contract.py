@@ -643,6 +643,14 @@ class Mixer(Variant):
 class FeedForward(Variant):
     """A feed-forward: acts on each token separately, unless its capabilities exclude causality."""
 
+    @classmethod
+    def num_experts(cls, config: Any) -> int:
+        """Experts E that ranks may divide among themselves (``training.expert_parallel``): the length of the first axis
+        of all parameters of the module itself whose role is ``expert``. :meth:`forward` then has DTensors in their
+        place, which it passes on to :func:`workbench.ops.experts.swiglu_experts` or ``routed_experts``. Default: 0,
+        none; experts, if there are any, stay undivided."""
+        return 0
+
     @abstractmethod
     def forward(self, x_BTD: Tensor, *, segments: Tensor | None = None, aux: AuxOutputs | None = None) -> Tensor:
         """Transform each token.

@@ -105,6 +105,9 @@ def test_report_values_stay_sealed(fields: dict[str, Any], tmp_path: Path) -> No
         made.add_evaluations(20, split, [{"suite": "text", "task": "text", "metric": "bits", "value": 2.0, "n": 3}])
     page = show(made.path)
     assert [row["split"] for row in page.measured] == ["selection"] and page.run["report_value"] is None
+    (made.path / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match=f"workbench run {run.folder} --results {run.results}` writes it again"):
+        show(made.path)
 
 
 def test_a_run_of_its_own_has_no_baseline(tmp_path: Path) -> None:
@@ -128,3 +131,9 @@ def test_a_damaged_run_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "runs/mine/run.json").write_text("{")
     with pytest.raises(ConfigError, match="expected the folder of a run"):
         show("mine", tmp_path)
+
+
+def test_without_an_ablation_no_list_is_offered(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="There is no ablation in") as error:
+        details("mine", tmp_path)
+    assert "workbench table" not in str(error.value)

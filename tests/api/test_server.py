@@ -56,6 +56,8 @@ def test_a_mistake_is_the_error_of_json() -> None:
         ("verdict", {"name": "growht"}, str(ARCHIVES / "growht")),
         ("status", {"name": "../growth"}, "name"),
         ("sql", {"query": "drop table runs"}, "query"),
+        ("show", {"name": "scmoe", "run": "../growth"}, "run"),
+        ("show", {"name": "scmoe", "run": ""}, "run"),
     ):
         (answer,) = session(ARCHIVES, (name, arguments))
         assert answer.is_error

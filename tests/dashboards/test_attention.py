@@ -66,14 +66,14 @@ def test_each_head_has_a_map_of_a_training_document(real_runs: Any) -> None:
         )
         totals = block.table.group_by("map", "query").agg(pl.col("strength").sum())["strength"]
         assert totals.to_list() == pytest.approx([1.0] * len(totals), abs=1e-5)
-        assert "customdata[1]" in block.figure.data[0].hovertemplate and block.figure.data[0].customdata
+        assert "customdata[3]" in block.figure.data[0].hovertemplate and block.figure.data[0].customdata
 
 
 def test_tokens_are_under_the_pointer_and_few_ones_along_the_axes() -> None:
     table = pl.DataFrame({"query": [0, 1, 1], "key": [0, 0, 1], "strength": [1.0, 0.5, 0.5]})
     figure = reads_figure({"full": table}, tokens=["a<b>", "\n"])
     assert figure.layout.xaxis.ticktext == ("a&lt;b&gt;", "\\n")
-    assert [list(cell) for cell in figure.data[0].customdata][1] == ["\\n", "a&lt;b&gt;"]
+    assert [list(cell) for cell in figure.data[0].customdata][1] == [1, 0, "\\n", "a&lt;b&gt;"]
     assert reads_figure({"full": table}, tokens=["x"] * 30).layout.xaxis.ticktext is None
     assert reads_figure({"full": table}).data[0].customdata is None
 

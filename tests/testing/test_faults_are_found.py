@@ -373,3 +373,18 @@ def implementation_that_changes_the_function(base: Any) -> type:
             return super().forward(x, **options) * self.factor
 
     return Faulty
+
+
+@fault(MixtureOfExperts, "test_experts_can_be_distributed", "experts are stacks of")
+def other_number_of_experts(base: Any) -> type:
+    class Faulty(base):
+        @classmethod
+        def num_experts(cls, config: Any) -> int:
+            return int(config.experts) - 1
+
+    return Faulty
+
+
+@add("experts_in_a_product", MixtureOfExperts, "test_experts_can_be_distributed", "not passed on to the operator")
+def _(module: Any, right: Any, x: Tensor, **options: Any) -> Tensor:
+    return right(x, **options) + x @ module.down[0].mT @ module.down[0]

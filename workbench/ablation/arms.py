@@ -270,6 +270,10 @@ def _check_run(arms: Arms, arm: Arm) -> None:
         got=run.training.batch_size,
         expected=f"a multiple of launch.devices={devices}, which share its rows",
     )
+    try:
+        run.check_experts(devices)
+    except ConfigError as error:
+        raise error.under(f"arms.{arm.name}") from None
     first, second = (arm.run(seed).identity for seed in (config.tuning.seed, *config.confirmation.seeds)[:2])
     require(
         first != second,

@@ -44,6 +44,7 @@ OTHER_FIELDS = (
     "model.mixers.*.backend",
     "training.accumulate",
     "training.ranks",
+    "training.expert_parallel",
     "training.precision",
     "training.compile",
     "training.recompute",

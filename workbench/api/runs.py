@@ -54,7 +54,12 @@ def details(run: str | Path, results: str | Path = "results") -> RunDetails:
         return single_run_details(name)
     found = run_details(Snapshot(AblationRun(ablation)), name)
     if found is None:  # its record is damaged
-        raise ConfigError.at("run", got=f"{ablation / SINGLE / name}, which is damaged", expected="a readable run.json")
+        raise ConfigError.at(
+            "run",
+            got=f"{ablation / SINGLE / name}, whose run.json is damaged",
+            expected="a readable run.json",
+            do=f"`workbench run {ablation} --results {ablation.parent}` writes it again.",
+        )
     return found
 
 
@@ -117,7 +122,7 @@ def _found(run: str, results: Path) -> tuple[Path | None, str]:
         "run",
         got=f"{run}, which fits {len(chosen)} runs" if chosen else run,
         expected=f"the folder of a run, or the name of one run in {where}, or its beginning",
-        do=" ".join([*hints, _listing(where)]),
+        do=" ".join([*hints, _listing(where) if folders else f"There is no ablation in {where}."]),
     )
 
 

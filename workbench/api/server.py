@@ -65,6 +65,11 @@ def _reporting(function: Tool) -> Tool:
     return call  # type: ignore[return-value]
 
 
+def _require_plain(name: str, field: str, expected: str) -> None:
+    """Refuse what is no single name in a folder, such as a path that leads out of it."""
+    require(bool(name) and name not in (".", "..") and Path(name).name == name, field, got=name, expected=expected)
+
+
 class Tools:
     """The tools of one folder of results. Their docstrings are what a client is shown.
 
@@ -76,8 +81,7 @@ class Tools:
         self.results = Path(results).absolute()
 
     def _folder(self, name: str) -> Path:
-        plain = bool(name) and name not in (".", "..") and Path(name).name == name
-        require(plain, "name", got=name, expected=f"the name of an ablation in {self.results}")
+        _require_plain(name, "name", f"the name of an ablation in {self.results}")
         return self.results / name
 
     @_reporting
@@ -115,7 +119,7 @@ class Tools:
     def show(self, name: str, run: str, log_lines: int = 20) -> RunPage:
         """Everything known about one run of an ablation (its name, or the beginning of it): differences to the
         baseline, last values, events, environment, the end of its log. `sql` lists the runs."""
-        self._folder(run)
+        _require_plain(run, "run", "the name of a run of the ablation, or the beginning of it")
         return runs.show(self._folder(name) / run, self.results, log_lines)
 
     @_reporting

@@ -204,6 +204,10 @@ class MixtureOfExperts(FeedForward):
         self.shared = SwiGLU(SwiGLU.Config(hidden=config.shared * F), width) if config.shared else None
         self.gate = nn.Parameter(torch.empty(1)) if config.gate else None
 
+    @classmethod
+    def num_experts(cls, config: Any) -> int:
+        return int(config.experts)
+
     def transfer_constants(self) -> dict[str, float]:
         return {name: getattr(self.config, name) for name in ("experts", "zero_experts", "top_k", "gamma")}
 

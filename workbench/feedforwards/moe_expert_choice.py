@@ -65,6 +65,7 @@ class ExpertChoice(FeedForward):
         self.roles = {**type(self).roles, "up": replace(EXPERT_UP, parts=((1, config.hidden),) * 2)}
 
     init_parameter = MixtureOfExperts.init_parameter
+    num_experts = MixtureOfExperts.num_experts
 
     def forward(self, x_BTD: Tensor, *, segments: Tensor | None = None, aux: AuxOutputs | None = None) -> Tensor:
         x_ND, E, K = x_BTD.flatten(0, 1), self.config.experts, self.config.top_k

@@ -91,15 +91,19 @@ class LanguageModel(nn.Module):
         head."""
         return [*self.blocks, *self.shortcuts, *(unit for unit in (self.readout, self.mtp) if unit is not None)]
 
-    def compile_blocks(self) -> None:
-        """Compile every unit with torch.compile as one graph; blocks of one kind share the code.
+    def compile_blocks(self, *, fullgraph: bool = True) -> None:
+        """Compile every unit with torch.compile; blocks of one kind share the code.
 
-        Parameters keep their names. The first call raises when a block cannot be captured in one graph.
+        Parameters keep their names.
+
+        Args:
+            fullgraph: whether every unit is one graph, and the first call raises when it cannot be captured as such.
+                Otherwise what cannot be captured runs between graphs.
         """
         self._raise_recompile_limit()
         for unit in self.units:
             # the method, not the module: hooks (gathering sharded weights) stay outside the graph
-            unit.forward = torch.compile(unit.forward, fullgraph=True, dynamic=False)
+            unit.forward = torch.compile(unit.forward, fullgraph=fullgraph, dynamic=False)
 
     def _raise_recompile_limit(self) -> None:
         """One entry per kind of block and mode, or per block where no two are alike; beyond the limit a whole-graph

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, hash_of, require
-from workbench.contract import ParameterRole, Role, mixers
+from workbench.contract import FeedForward, ParameterRole, Role, feedforwards, mixers
 from workbench.data import BatchPlan, BatchPlanConfig, RowStream, RunFacts, Source, SourceConfig, batch_plans, sources
 from workbench.evaluation import DecodingConfig, DocumentSuite, Suite, SuiteConfig, suites
 from workbench.guards import GuardSetting
@@ -45,6 +45,10 @@ class TrainingConfig(Config):
     """What the ranks of a run on several devices store: shards of the weights (FSDP2), so that they wait for each other
     in every layer; or all weights, so that they wait once per step, when gradients are summed. The numbers differ by
     rounding."""
+    expert_parallel: bool = False
+    """Whether each of several ranks stores whole experts of every mixture, to which the tokens of all ranks are sent
+    (expert parallelism), instead of shards of all experts, which are gathered for every use. Needs experts that the
+    ranks can divide evenly. The numbers differ by rounding."""
     batch_plan: Annotated[SerializeAsAny[BatchPlanConfig], BeforeValidator(batch_plans.parse)] = Field(
         default="contiguous", validate_default=True
     )
@@ -142,6 +146,13 @@ class TrainingConfig(Config):
             "fp8",
             got=f"{self.batch_size} rows of {' or '.join(map(str, self.buckets or (self.context,)))} tokens",
             expected="a micro-batch of a multiple of 16 tokens",
+        )
+        require(
+            not self.expert_parallel or self.ranks == "sharded",
+            "expert_parallel",
+            got=f"true with ranks: {self.ranks}, which all store all weights",
+            expected="ranks: sharded",
+            do="Leave one of the two out.",
         )
         acting = [guard.name for guard in self.guards if guard.action != "count"]
         require(
@@ -399,7 +410,16 @@ class RunConfig(Config):
             plain["seed"] = {component: self.seed_of(component) for component in COMPONENTS}
         if self.training.budgets is not None:
             plain["training"]["budgets"] = self.training.budgets.canonical()
-        for name in ("budgets", "deterministic", "ema", "fp8", "keep_trunk", "qk_clip", "transforms"):
+        for name in (
+            "budgets",
+            "deterministic",
+            "ema",
+            "expert_parallel",
+            "fp8",
+            "keep_trunk",
+            "qk_clip",
+            "transforms",
+        ):
             if not plain["training"][name]:
                 del plain["training"][name]  # off: the run is the same
         if self.training.schedule == "cosine" or self.training.decay_shape == "linear":
@@ -441,6 +461,39 @@ class RunConfig(Config):
     def of(self, phase: Phase) -> RunConfig:
         """The run as it is in one of its phases: with the model of that phase."""
         return self if phase.model is self.model else self.model_copy(update={"model": phase.model, "growth": None})
+
+    def check_experts(self, devices: int) -> None:
+        """Check that ``devices`` ranks can divide the experts of every layer, if they are to
+        (``training.expert_parallel``).
+
+        Raises:
+            ConfigError: where they cannot.
+        """
+        if not self.training.expert_parallel or devices == 1:
+            return
+        for phase in self.phases:
+            model = phase.model
+            blocks = [*model.layers, *([model.mtp_layer] if model.mtp_layer else [])]
+            for config in dict.fromkeys([*(layer.feedforward for layer in blocks), *model.shortcuts]):
+                cls = feedforwards[config.kind]
+                assert issubclass(cls, FeedForward)
+                experts = cls.num_experts(config)
+                roles = [role if isinstance(role, Role) else role.role for role in cls.roles.values()]
+                require(
+                    experts > 0 or Role.EXPERT not in roles,
+                    "training.expert_parallel",
+                    got=f"true with feed-forward {config.kind!r}, whose experts stay on every rank",
+                    expected="feed-forwards whose experts ranks can divide (`num_experts`)",
+                    do="Choose another feed-forward, or set training.expert_parallel: false.",
+                )
+                nearest = max(devices, round(experts / devices) * devices)
+                require(
+                    experts % devices == 0,
+                    f"model.feedforwards.{config.kind}.experts",
+                    got=experts,
+                    expected=f"a multiple of the {devices} devices, each of which stores equally many",
+                    do=f"Nearest: {nearest}. Or set training.expert_parallel: false.",
+                )
 
     @property
     def training_flops(self) -> float:

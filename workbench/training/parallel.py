@@ -1,7 +1,8 @@
 """Several processes for one run: FSDP2 through Lightning Fabric, with checkpoints of a single process.
 
 Every rank trains on its part of each batch's rows; parameters, gradients and optimiser state are sharded. Sums equal
-those of one process up to the rounding of their order.
+those of one process up to the rounding of their order. With expert parallelism every rank stores and computes some of
+the experts of each layer, and rows travel (:mod:`workbench.ops.experts.exchange`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -33,6 +35,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from workbench.model import LanguageModel
+from workbench.model.experts import distribute_experts
 from workbench.optimisers import OF_TRAINING
 from workbench.pooled import Pooled
 
@@ -53,9 +56,11 @@ FULL_NOT_STRICT = StateDictOptions(full_state_dict=True, cpu_offload=True, stric
 """Not strict: parameters that have not been trained yet have no optimiser state."""
 
 
-def launch(devices: int, ranks: Literal["sharded", "replicated"] = "sharded") -> Fabric:
+def launch(
+    devices: int, ranks: Literal["sharded", "replicated"] = "sharded", *, expert_parallel: bool = False
+) -> Fabric:
     """The device of this process and, with several ``devices``, the process group, whose ranks store models as
-    ``ranks`` tells (:attr:`workbench.training.TrainingConfig.ranks`).
+    ``ranks`` and ``expert_parallel`` tell (:class:`workbench.training.TrainingConfig`).
 
     On rank 0 Fabric starts the other ranks by running this program again with the same arguments, unless torchrun has
     started them.
@@ -71,7 +76,7 @@ def launch(devices: int, ranks: Literal["sharded", "replicated"] = "sharded") ->
         accelerator="auto",
         devices=devices,
         strategy=ModelParallelStrategy(
-            shard if ranks == "sharded" else _whole,
+            partial(shard, expert_parallel=expert_parallel) if ranks == "sharded" else _whole,
             data_parallel_size=devices,
             tensor_parallel_size=1,
             timeout=RANK_TIMEOUT,
@@ -154,14 +159,20 @@ def of_rank_zero(work: Callable[[], T]) -> T:
     return cast(T, found[0])
 
 
-def shard(model: LanguageModel, mesh: Any) -> LanguageModel:
+def shard(model: LanguageModel, mesh: Any, *, expert_parallel: bool = False) -> LanguageModel:
     """Shard parameters over ``mesh`` (FSDP2): one group per unit, the rest (embedding, norm, head) in one group.
 
     Gradients are summed over ranks, not averaged: every rank's objective is its share of the step's.
+
+    Args:
+        model: on its device.
+        mesh: of Fabric.
+        expert_parallel: whether each rank stores whole experts, which FSDP does not gather.
     """
     mesh = mesh["data_parallel"]
+    experts = distribute_experts(model, mesh) if expert_parallel else set()
     for unit in (*model.units, model):
-        sharded: Any = fully_shard(unit, mesh=mesh)
+        sharded: Any = fully_shard(unit, mesh=mesh, ignored_params=experts)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # otherwise a reduction that only NCCL has
     for method in ("loss", "token_losses", "answer_losses"):  # called directly, not through the module's forward
@@ -304,6 +315,9 @@ def load_full_state(model: nn.Module, optimiser: Optimizer, weights: dict[str, A
         set_model_state_dict(model, weights, options=FULL)
         by_name = _by_name(stepped, model, optimiser)
         set_optimizer_state_dict(model, optimiser, by_name, options=FULL_NOT_STRICT)
+        for group, saved in zip(optimiser.param_groups, stepped["param_groups"], strict=True):
+            # as in one process: torch loses settings that are empty lists
+            group.update({key: value for key, value in saved.items() if key != "params"})
         for name, parameter in model.named_parameters():
             if name not in by_name["state"]:  # torch has made zeros, whose step count would be wrong
                 optimiser.state.pop(parameter, None)

@@ -1,6 +1,7 @@
 """One optimiser step: micro-batches, losses, clipping, guards, update.
 
-Nothing here synchronises with the device.
+Nothing here synchronises with the device; an exchange of rows between ranks that store whole experts does, in the
+model.
 
 Legend: B batch, T time.
 """
@@ -385,5 +386,6 @@ def build_step(
     fabric.setup_module(model)  # its wrapper of `forward` is not needed
     compiled = fabric.device.type == "cuda" if training.compile is None else training.compile
     if compiled:
-        model.compile_blocks()
+        # rows that are sent to other ranks take their number from the host, between two graphs
+        model.compile_blocks(fullgraph=not training.expert_parallel or parallel.world_size() == 1)
     return TrainStep(model, build_optimiser(model, training), config, fabric.device, on_phase), compiled

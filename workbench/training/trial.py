@@ -394,7 +394,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
 def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[str, Any]], None] | None) -> None:
     """Train the model of ``trial`` to its last step; afterwards it is on its device."""
     config, folder, training = trial.config, trial.folder, trial.config.training
-    fabric = parallel.launch(trial.devices, training.ranks)
+    fabric = parallel.launch(trial.devices, training.ranks, expert_parallel=training.expert_parallel)
     checkpoint = fabric.broadcast(trial.checkpoint)
     step = step_of(checkpoint) if checkpoint else 0
     train_step, compiled = build_step(trial.model, config.of(config.phase_at(step)), fabric)
@@ -546,6 +546,7 @@ def _check_devices(devices: int, config: RunConfig) -> None:
             expected=f"a multiple of the {devices} devices",
             do=f"Nearest: {nearest}.",
         )
+    config.check_experts(devices)
     if config.training.fp8 is not None:
         check_device(torch.device("cuda" if available else "cpu"), config.training.fp8)
 

@@ -10,7 +10,7 @@ import pytest
 from workbench.ablation.arms import resolve
 from workbench.ablation.cost.balance import token_imbalance
 from workbench.ablation.spec.ablation import AblationConfig
-from workbench.config import ConfigError
+from workbench.config import ConfigError, deep_merge
 from workbench.data import RowStream
 from workbench.training.config import RunConfig
 
@@ -43,3 +43,10 @@ def test_the_imbalance_is_that_of_the_plan(plan: str, expected: float) -> None:
 def test_devices_share_the_rows_of_a_micro_batch(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"training.batch_size: got \d+; expected a multiple of launch.devices=7"):
         resolve(AblationConfig.parse({**fields, "launch": {"devices": 7}}))
+
+
+def test_devices_divide_the_experts(fields: dict[str, Any]) -> None:
+    base = {"model": {"feedforward": "moe"}, "training": {"batch_size": 9, "expert_parallel": True}}
+    sweep = deep_merge(fields, {"base": base, "launch": {"devices": 3}})
+    with pytest.raises(ConfigError, match=r"^arms.*moe.experts: got \d; expected a multiple of the 3 devices"):
+        resolve(AblationConfig.parse(sweep))

@@ -46,12 +46,11 @@ def reads_figure(tables: Mapping[str, pl.DataFrame], title: str = "", tokens: Se
                 zmin=-4,
                 zmax=0,
                 colorscale="Blues",
-                customdata=[(written[q], written[k]) for q, k in drawn.select("query", "key").iter_rows()]
+                customdata=[(q, k, written[q], written[k]) for q, k in drawn.select("query", "key").iter_rows()]
                 if written
                 else None,
                 showscale=place == 0,
-                hovertemplate=f"query %{{y}}{QUOTED[0] * bool(written)} reads key %{{x}}{QUOTED[1] * bool(written)}: "
-                "10^%{z:.1f}<extra></extra>",
+                hovertemplate=f"{CELL_OF_TOKENS if written else CELL}: 10^%{{z:.1f}}<extra></extra>",
                 colorbar={"title": {"text": "share, log<sub>10</sub>"}},
             ),
             row,
@@ -69,8 +68,9 @@ def reads_figure(tables: Mapping[str, pl.DataFrame], title: str = "", tokens: Se
     return figure
 
 
-QUOTED = (" “%{customdata[0]}”", " “%{customdata[1]}”")
-"""The tokens of a cell, for its hover text."""
+CELL = "query %{y} reads key %{x}"
+CELL_OF_TOKENS = "query %{customdata[0]} “%{customdata[2]}” reads key %{customdata[1]} “%{customdata[3]}”"
+"""Hover text of a cell; of text, with positions and tokens, since the axes may have either."""
 
 
 def selected_figure(table: pl.DataFrame, title: str = "") -> go.Figure:

@@ -184,8 +184,8 @@ class _Scan(torch.autograd.Function):
         since, until, entry, carry, passing = factors
         N, X, C, V = written.shape
         d_rows, d_columns, d_passing, d_values = (torch.empty_like(x) for x in (rows, columns, passing, written))
-        optional: Any = (None if x is None else torch.empty_like(x) for x in factors[:4])
-        d_since, d_until, d_entry, d_carry = optional
+        of_factors: list[Any] = [None if x is None else torch.empty_like(x) for x in (since, until, entry, carry)]
+        d_since, d_until, d_entry, d_carry = of_factors
         d_pairs = written.new_empty(N, X, 2 * C, C)
         d_S, d_read = d_S.clone(), written.new_empty(X, 2 * C, V)  # of -Ê S0 over Q̂ S0
         each = (rows, columns, solve, scores, passing, written, states[:N], d_out, d_rows, d_columns, d_pairs, d_values)

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.ops.dispatch import choose_backend, matmul_dtype
-from workbench.ops.experts.torch import swiglu_experts
+from workbench.ops.dispatch import choose_backend
 
 MAX_COUNTED_CATEGORIES = 1024
 """Most categories that are sorted by counting on CUDA, where every block of choices is compared with each of them."""
@@ -99,32 +98,7 @@ def combine(y_RD: Tensor, routes: Routes, experts: int, backend: str = "grouped_
     return _Combine.apply(y_RD, *_indices(routes, experts))
 
 
-def routed_experts(
-    x_ND: Tensor,
-    chosen_NK: Tensor,
-    weight_NK: Tensor,
-    routes: Routes,
-    up_EDF: Tensor,
-    down_EFD: Tensor,
-    backend: str = "grouped_mm",
-) -> Tensor:
-    """Σ_k w_k E_{c_k}(x) over the choices c_k that are experts; dropless, without a host synchronisation.
-
-    Args:
-        chosen_NK: c, integers; those from E on are no experts: they contribute nothing and enter no product.
-        weight_NK: w.
-        routes: of these choices, over at least E categories.
-        up_EDF, down_EFD, backend: see :func:`workbench.ops.experts.swiglu_experts`.
-
-    Returns:
-        (N, D) in the dtype of the products.
-    """
-    E = up_EDF.shape[0]
-    all_experts = len(routes.counts) == E
-    if not all_experts:
-        weight_NK = torch.where(chosen_NK < E, weight_NK, 0.0)
+def dispatch_weights(weight_NK: Tensor, routes: Routes) -> Tensor:
+    """(R,) the weight of each row's choice."""
     # every choice as a token with one row
-    weight_R = _Dispatch.apply(weight_NK.flatten(), routes.order_R, routes.row_NK.view(-1, 1), None)
-    x_RD = dispatch(x_ND.to(matmul_dtype(x_ND)), routes, E, backend)  # cast before it is copied K times
-    y_RD = swiglu_experts(x_RD, up_EDF, down_EFD, routes.counts[:E], weight_R, all_rows=all_experts, backend=backend)
-    return combine(y_RD, routes, E, backend)
+    return _Dispatch.apply(weight_NK.flatten(), routes.order_R, routes.row_NK.view(-1, 1), None)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from workbench.ops.dispatch import choose_backend, matmul_dtype, record
+from workbench.ops.dispatch import choose_backend, record
 from workbench.ops.experts.reference import swiglu_experts_reference, weighted
 
 
@@ -109,7 +109,7 @@ def swiglu_grouped(
     return weighted(F.silu(gate) * value, weight_R)
 
 
-def swiglu_experts(
+def local_experts(
     x_RD: Tensor,
     up_EDF: Tensor,
     down_EFD: Tensor,
@@ -119,21 +119,8 @@ def swiglu_experts(
     all_rows: bool = True,
     backend: str = "grouped_mm",
 ) -> Tensor:
-    """SwiGLU experts on rows sorted by expert.
-
-    On CUDA our kernels compute the activation and the gradient of the weights ("triton"); the products themselves, and
-    everything on other devices, are torch's ("torch"). float64, which the grouped product lacks, takes the "loop".
-
-    Args:
-        x_RD: (R, D) rows; the first ``counts_E[0]`` belong to expert 0, and so on.
-        up_EDF: (E, D, 2F), gate and value side by side. down_EFD: (E, F, D). Sizes multiples of 8.
-        counts_E: (E,) integers; zero is allowed.
-        weight_R: a factor on every row's output.
-        all_rows: whether the counts sum to R. Otherwise further rows belong to no expert, and their output is
-            undefined, not even finite.
-        backend: "grouped_mm", or "loop" (the definition; synchronises with the device).
-    """
-    x_RD = x_RD.to(matmul_dtype(x_RD))
+    """The experts stored on this rank, on rows sorted by expert. Arguments as of
+    :func:`workbench.ops.experts.swiglu_experts`, which casts the rows."""
     up_EDF, down_EFD = up_EDF.to(x_RD.dtype), down_EFD.to(x_RD.dtype)
     loop = backend == "loop" or x_RD.dtype == torch.float64
     if record("experts", "loop" if loop else choose_backend(x_RD)) == "loop":
