@@ -82,10 +82,8 @@ class RowCache(Cache):
         Raises:
             ValueError: when a cache without a window is full.
         """
-        start, end, capacity = self.length, self.length + new[0].shape[1], self.capacity
+        start, end, capacity = self.length, self.end_after(new[0].shape[1]), self.capacity
         if self.window is None:
-            if end > capacity:
-                raise ValueError(f"cache: got {end} tokens; expected at most {capacity}. Make it longer.")
             for number, x in enumerate(new):
                 self._write(number, (slice(None), slice(start, end)), x)
             self.length = end
@@ -102,6 +100,17 @@ class RowCache(Cache):
             self._write(number, (slice(None), slots), x[:, x.shape[1] - kept :])
         self.length = end
         return tuple(seen)
+
+    def end_after(self, tokens: int) -> int:
+        """Length after so many further tokens.
+
+        Raises:
+            ValueError: when a cache without a window has no room for them.
+        """
+        end = self.length + tokens
+        if self.window is None and end > self.capacity:
+            raise ValueError(f"cache: got {end} tokens; expected at most {self.capacity}. Make it longer.")
+        return end
 
     def _write(self, number: int, index: Any, x: Tensor) -> None:
         row, steps = self.rows[number], self.steps[number]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workbench.contract import Cache
 from workbench.decoding.blocks import Shape
+from workbench.decoding.host import HostCache
 from workbench.decoding.policy import policies
 from workbench.decoding.reads import FIELDS
 from workbench.decoding.selective import SelectiveConfig, SelectivePolicy, Selector
@@ -81,7 +82,7 @@ class Chain:
         return next(other for other in following if other % BUFFERS == number % BUFFERS)
 
 
-class StreamedCache:
+class StreamedCache(HostCache):
     """Base of caches with rows on the host; before :class:`KeyValueCache` or :class:`LatentCache`.
 
     Args:
@@ -91,11 +92,7 @@ class StreamedCache:
         shape: of the cache.
     """
 
-    # of the cache that this is mixed into
-    rows: list[Tensor]
-    length: int
-    capacity: int
-    positions_B: Tensor | None
+    capacity: int  # of the cache that this is mixed into
 
     def __init__(self, view: View, chain: Chain, stream: CopyStream, *shape: Any):
         batch, length, device, dtype = shape
@@ -124,31 +121,17 @@ class StreamedCache:
                 chain.marks.update(dict.fromkeys(range(min(BUFFERS, len(chain.caches)))))
         return o
 
-    def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Append T tokens to all sequences. Returns what they see."""
-        (B, T), end = new[0].shape[:2], self.length + new[0].shape[1]
-        if end > self.capacity:
-            raise ValueError(f"cache: got {end} tokens; expected at most {self.capacity}. Make it longer.")
-        start_B = torch.full((B,), self.length, device=self.start_B.device)
-        if T == 1:
-            self._append(new, start_B)
-        else:
-            self.chain().marks.clear()  # the buffers have other sequences, or an earlier state
-            if self.length:
-                self.stream.wait(self.bring())
-            for row, x in zip(self.rows, new, strict=True):
-                row[:, self.length : end] = x
-            self._store(new, start_B, start_B + T)
-        self.length = end
+    def append_tokens(self, new: tuple[Tensor, ...], start_B: Tensor) -> tuple[Tensor, ...]:
+        end = self.length + new[0].shape[1]
+        self.chain().marks.clear()  # the buffers have other sequences, or an earlier state
+        if self.length:
+            self.stream.wait(self.bring())
+        for row, x in zip(self.rows, new, strict=True):
+            row[:, self.length : end] = x
+        self._store(new, start_B, start_B + new[0].shape[1])
         return tuple(row[:, :end] for row in self.rows)
 
-    def append(self, *new: Tensor) -> Tensor:
-        """Append the token of a step to every sequence. Returns (B,) their lengths."""
-        assert self.positions_B is not None
-        self._append(new, self.positions_B)
-        return self.start_B + 1
-
-    def _append(self, new: tuple[Tensor, ...], start_B: Tensor) -> None:
+    def append_token(self, new: tuple[Tensor, ...], start_B: Tensor) -> None:
         marks = self.chain().marks
         mark = marks.pop(self.number) if self.number in marks else self.bring()
         if mark is not None:

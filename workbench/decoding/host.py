@@ -1,0 +1,53 @@
+"""What caches with rows on the host have in common: how tokens are appended.
+
+Legend: B sequences, T new tokens.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class HostCache:
+    """Base of caches with rows on the host; before :class:`KeyValueCache` or :class:`LatentCache`."""
+
+    # of the cache that this is mixed into
+    rows: list[Tensor]
+    length: int
+    positions_B: Tensor | None
+
+    start_B: Tensor
+    """(B,) position of the newest token of a step."""
+
+    def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Append T tokens to all sequences. Returns what a pass over several tokens sees.
+
+        Raises:
+            ValueError: when the cache is full.
+        """
+        (B, T), end = new[0].shape[:2], self.end_after(new[0].shape[1])  # type: ignore[attr-defined]
+        start_B = torch.full((B,), self.length, device=self.start_B.device)
+        if T == 1:
+            self.append_token(new, start_B)
+            seen = tuple(row[:, :end] for row in self.rows)
+        else:
+            seen = self.append_tokens(new, start_B)
+        self.length = end
+        return seen
+
+    def append(self, *new: Tensor) -> Tensor:
+        """Append the token of a step to every sequence. Returns (B,) their lengths."""
+        assert self.positions_B is not None
+        self.append_token(new, self.positions_B)
+        return self.start_B + 1
+
+    @abstractmethod
+    def append_token(self, new: tuple[Tensor, ...], start_B: Tensor) -> None:
+        """Append one token to every sequence, at these positions."""
+
+    @abstractmethod
+    def append_tokens(self, new: tuple[Tensor, ...], start_B: Tensor) -> tuple[Tensor, ...]:
+        """Append several tokens to all sequences, which are equally long. Returns what they see."""
