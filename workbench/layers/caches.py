@@ -69,10 +69,11 @@ class RowCache(Cache):
         return None
 
     def step_bytes(self, lengths: Sequence[int]) -> float:
-        return self.bytes_of_tokens(lengths, self.capacity)
+        return self.row_bytes(lengths)
 
-    def bytes_of_tokens(self, lengths: Sequence[int], most: int) -> float:
-        """Bytes of the tokens of sequences of these lengths, of ``most`` at most each."""
+    def row_bytes(self, lengths: Sequence[int], most: int | None = None) -> float:
+        """Bytes of the rows of sequences of these lengths, of ``most`` tokens at most each. Default: all rows."""
+        most = self.capacity if most is None else most
         token_bytes = sum(x[0, 0].numel() * x.itemsize for x in RowCache.tensors(self)) if self.capacity else 0
         return token_bytes * sum(min(length, most) for length in lengths)
 
