@@ -308,17 +308,17 @@ def check_numbers(shape: Shape, n: int, m: int) -> None:
 
 def check_ties(count: int, dtype: torch.dtype) -> None:
     """Of equal scores the first are chosen, by every form alike."""
-    from workbench.ops.sparse_decoding import triton as by_triton
+    from workbench.ops.sparse_decoding.kernels import choice
 
     scores = torch.randint(-2, 3, (2, 3, 150)).to(DEVICE, torch.float32)
     lengths_B, forced = torch.tensor([150, 77], device=DEVICE), Forced(3, 5)
     expected = by_torch.select(scores, lengths_B, count, forced, 1)
-    assert torch.equal(by_triton.select(scores, lengths_B, count, forced, 1), expected), ("ties", count)
-    settings, by_triton.TILE = by_triton.TILE, 64
+    assert torch.equal(choice.select(scores, lengths_B, count, forced, 1), expected), ("ties", count)
+    settings, choice.TILE = choice.TILE, 64
     try:
-        actual = by_triton.select(scores, lengths_B, count, forced, 1) if count <= 32 else expected
+        actual = choice.select(scores, lengths_B, count, forced, 1) if count <= 32 else expected
     finally:
-        by_triton.TILE = settings
+        choice.TILE = settings
     assert torch.equal(actual, expected), ("ties in rounds", count)
 
 

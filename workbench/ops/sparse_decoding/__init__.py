@@ -89,9 +89,9 @@ def minmax_blocks(
     """
     count = min(count, upper_BGNK.shape[2])
     if choose("minmax_blocks", q_BHK, count) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        return by_triton.minmax_blocks(q_BHK, upper_BGNK, lower_BGNK, lengths_B, block, count, forced, tickets)
+        return kernels.minmax_blocks(q_BHK, upper_BGNK, lower_BGNK, lengths_B, block, count, forced, tickets)
     return by_torch.minmax_blocks(q_BHK, upper_BGNK, lower_BGNK, lengths_B, block, count, forced)
 
 
@@ -124,9 +124,9 @@ def mean_blocks(
     count, per = min(count, means_BGNK.shape[2] * sub_block // block), block // sub_block
     supported = per & (per - 1) == 0
     if choose("mean_blocks", q_BHK, count, supported) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        return by_triton.mean_blocks(q_BHK, means_BGNK, lengths_B, block, sub_block, scale, count, forced, tickets)
+        return kernels.mean_blocks(q_BHK, means_BGNK, lengths_B, block, sub_block, scale, count, forced, tickets)
     return by_torch.mean_blocks(q_BHK, means_BGNK, lengths_B, block, sub_block, scale, count, forced)
 
 
@@ -162,9 +162,9 @@ def channel_tokens(
         most = searched.blocks_BGJ.shape[2] * searched.block + searched.newest
     count = min(count, most)
     if choose("channel_tokens", q_BHK, count) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        return by_triton.channel_tokens(q_BHK, keys, lengths_B, searched, scale, count, forced, tickets)
+        return kernels.channel_tokens(q_BHK, keys, lengths_B, searched, scale, count, forced, tickets)
     return by_torch.channel_tokens(q_BHK, keys, lengths_B, searched, scale, count, forced)
 
 
@@ -203,9 +203,9 @@ def gathered_attention(
         (B, H, V) in the type of the cache, zero where nothing is chosen.
     """
     if choose("gathered_attention", k_BSGK) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        return by_triton.attention(
+        return kernels.attention(
             q_BHK,
             k_BSGK,
             v_BSGV,
@@ -234,9 +234,9 @@ def extend_minmax(upper_BGNK: Tensor, lower_BGNK: Tensor, k_BGK: Tensor, positio
         block: tokens of a block.
     """
     if choose("extend_minmax", upper_BGNK) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        by_triton.extend_minmax(upper_BGNK, lower_BGNK, k_BGK, position_B, block)
+        kernels.extend_minmax(upper_BGNK, lower_BGNK, k_BGK, position_B, block)
     else:
         by_torch.extend_minmax(upper_BGNK, lower_BGNK, k_BGK, position_B, block)
 
@@ -251,9 +251,9 @@ def extend_means(means_BGNK: Tensor, sum_BGK: Tensor, k_BGK: Tensor, position_B:
         sub_block: tokens of a sub-block.
     """
     if choose("extend_means", means_BGNK) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        by_triton.extend_means(means_BGNK, sum_BGK, k_BGK, position_B, sub_block)
+        kernels.extend_means(means_BGNK, sum_BGK, k_BGK, position_B, sub_block)
     else:
         by_torch.extend_means(means_BGNK, sum_BGK, k_BGK, position_B, sub_block)
 
@@ -267,9 +267,9 @@ def extend_codes(keys: TokenKeys, k_BGK: Tensor, position_B: Tensor) -> None:
     """
     supported = keys.channels_Gc is not None and keys.channels_Gc.shape[1] % 2 == 0
     if choose("extend_codes", k_BGK, supported=supported) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        by_triton.extend_codes(keys, k_BGK, position_B)
+        kernels.extend_codes(keys, k_BGK, position_B)
     else:
         by_torch.extend_codes(keys, k_BGK, position_B)
 
@@ -302,9 +302,9 @@ def read_numbers(
         (7,) fp64, NaN where undefined; bytes from the host are 0.
     """
     if choose("read_numbers", units_BGm) == "triton" and tickets is not None:
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        return by_triton.read_numbers(
+        return kernels.read_numbers(
             tokens_BGn, units_BGm, previous_BGm, resident_BGr, lengths_B, block, row_bytes, index, tickets
         )
     return by_torch.read_numbers(tokens_BGn, units_BGm, previous_BGm, resident_BGr, lengths_B, block, row_bytes, index)
