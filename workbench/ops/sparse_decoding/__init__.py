@@ -40,6 +40,8 @@ __all__ = [
     "extend_means",
     "extend_minmax",
     "gathered_attention",
+    "indexer_blocks",
+    "indexer_tokens",
     "mean_blocks",
     "minmax_blocks",
     "new_tickets",
@@ -157,15 +159,89 @@ def channel_tokens(
     Returns:
         (B, G, n) int64 positions, ascending, -1 behind them; n is ``count``, at most the number of candidates.
     """
-    most = keys.keys_BGSc.shape[2]
-    if searched is not None:
-        most = searched.blocks_BGJ.shape[2] * searched.block + searched.newest
-    count = min(count, most)
+    count = min(count, _most(keys.keys_BGSc, searched))
     if choose("channel_tokens", q_BHK, count) == "triton":
         from workbench.ops.sparse_decoding import kernels
 
         return kernels.channel_tokens(q_BHK, keys, lengths_B, searched, scale, count, forced, tickets)
     return by_torch.channel_tokens(q_BHK, keys, lengths_B, searched, scale, count, forced)
+
+
+def indexer_blocks(
+    q_BHK: Tensor,
+    weights_BH: Tensor,
+    means_BGNK: Tensor,
+    lengths_B: Tensor,
+    *,
+    block: int,
+    sub_block: int,
+    count: int,
+    forced: Forced,
+    tickets: Tensor | None = None,
+) -> Tensor:
+    """The blocks with the largest index scores of their mean keys.
+
+        s = Σ over sub-blocks n of Σ_h w_h ReLU(q_h · mean_n)
+
+    With one sub-block this is HISA (arXiv 2603.28458v2), with sub-blocks of 8 tokens in blocks of 128 LSA (arXiv
+    2608.01662v1).
+
+    Args:
+        q_BHK, weights_BH: as of :func:`indexer_tokens`.
+        means_BGNK: mean index key of every sub-block.
+        sub_block: tokens of a sub-block, a divisor of ``block``.
+        lengths_B, block, count, forced, tickets: as of :func:`minmax_blocks`.
+
+    Returns:
+        as :func:`minmax_blocks`.
+    """
+    count, per = min(count, means_BGNK.shape[2] * sub_block // block), block // sub_block
+    if choose("indexer_blocks", q_BHK, count, per & (per - 1) == 0) == "triton":
+        from workbench.ops.sparse_decoding import kernels
+
+        return kernels.indexer_blocks(
+            q_BHK, weights_BH, means_BGNK, lengths_B, block, sub_block, count, forced, tickets
+        )
+    return by_torch.indexer_blocks(q_BHK, weights_BH, means_BGNK, lengths_B, block, sub_block, count, forced)
+
+
+def indexer_tokens(
+    q_BHK: Tensor,
+    weights_BH: Tensor,
+    keys_BGSK: Tensor,
+    lengths_B: Tensor,
+    *,
+    searched: Searched | None = None,
+    count: int,
+    forced: Forced,
+    tickets: Tensor | None = None,
+) -> Tensor:
+    """The candidates with the largest index scores of a learned indexer (DSA, arXiv 2512.02556, §2.1).
+
+        I_j = Σ_h w_h ReLU(q_h · k_j)
+
+    Args:
+        q_BHK: queries of the index, one per sequence and index head.
+        weights_BH: weights of the index heads, with every factor of the scores.
+        keys_BGSK: index keys of all tokens, contiguous.
+        searched, lengths_B, count, forced, tickets: as of :func:`channel_tokens`.
+
+    Returns:
+        as :func:`channel_tokens`.
+    """
+    count = min(count, _most(keys_BGSK, searched))
+    if choose("indexer_tokens", q_BHK, count) == "triton":
+        from workbench.ops.sparse_decoding import kernels
+
+        return kernels.indexer_tokens(q_BHK, weights_BH, keys_BGSK, lengths_B, searched, count, forced, tickets)
+    return by_torch.indexer_tokens(q_BHK, weights_BH, keys_BGSK, lengths_B, searched, count, forced)
+
+
+def _most(keys_BGSc: Tensor, searched: Searched | None) -> int:
+    """Candidates of a group."""
+    if searched is None:
+        return keys_BGSc.shape[2]
+    return searched.blocks_BGJ.shape[2] * searched.block + searched.newest
 
 
 def gathered_attention(

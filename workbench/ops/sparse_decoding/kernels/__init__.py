@@ -2,7 +2,7 @@
 Arguments and results as in :mod:`workbench.ops.sparse_decoding.torch`.
 
 :mod:`.blocks`, :mod:`.weights`  scores of blocks, or of tokens per head and their weights; the program of a group that
-                                 ends last chooses among them (:mod:`.choice`).
+                                 ends last chooses among them (:mod:`.choice`). :mod:`.indexer`: by learned scores.
 :mod:`.attention`                partial attention over parts of the chosen tokens; their combination.
 :mod:`.extend`, :mod:`.reads`    what a new token adds to the indices; what a step read.
 
@@ -24,6 +24,7 @@ from workbench.ops.sparse_decoding.kernels.blocks import minmax_blocks
 from workbench.ops.sparse_decoding.kernels.choice import select
 from workbench.ops.sparse_decoding.kernels.common import LAUNCH
 from workbench.ops.sparse_decoding.kernels.extend import extend_codes, extend_means, extend_minmax
+from workbench.ops.sparse_decoding.kernels.indexer import indexer_blocks, indexer_tokens
 from workbench.ops.sparse_decoding.kernels.reads import read_numbers
 from workbench.ops.sparse_decoding.kernels.weights import channel_tokens, mean_blocks
 
@@ -34,6 +35,8 @@ __all__ = [
     "extend_codes",
     "extend_means",
     "extend_minmax",
+    "indexer_blocks",
+    "indexer_tokens",
     "mean_blocks",
     "minmax_blocks",
     "read_numbers",

@@ -14,6 +14,7 @@ LAUNCH: dict[str, dict[str, int]] = {
     "minmax": {"BN": 64, "fused": 1, "num_warps": 8},
     "minmax latents": {"BN": 32, "fused": 1, "num_warps": 4},
     "scores": {"BM": 256, "num_warps": 4},
+    "indexer": {"rows": 128, "fused": 1, "num_warps": 4},
     "weights": {"BN": 4096, "fused": 1, "num_warps": 16},
     "select": {"tile": 8192, "num_warps": 16},
     "attend": {"BT": 32, "heads": 16, "programs": 528, "num_warps": 2, "num_stages": 2},
@@ -72,3 +73,31 @@ def entry(listed, first_listed, o_j, J: tl.constexpr, FIRST: tl.constexpr):
 def newest_is_unlisted(listed, first_listed, length, J: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr):
     b_block = entry(listed, first_listed, tl.arange(0, triton.next_power_of_2(J)), J, FIRST)
     return tl.max((b_block == (length - 1) // BLOCK).to(tl.int32), axis=0) == 0
+
+
+@triton.jit
+def candidate_rows(
+    listed,
+    first_listed,
+    o_m,
+    length,
+    M,
+    J: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
+    NEWEST: tl.constexpr,
+    FIRST: tl.constexpr,
+):
+    """Rows of M candidates, and which exist: all rows, each of UNIT tokens, or those of the tokens of listed blocks and
+    of the newest token."""
+    b_row, m_m = o_m.to(tl.int64), o_m * UNIT < length
+    if J > 0:
+        b_block = entry(listed, first_listed, o_m // BLOCK, J, FIRST)
+        b_row = b_block * BLOCK + o_m % BLOCK
+        m_m = (b_block >= 0) & (b_row < length)
+        if NEWEST:
+            unlisted = newest_is_unlisted(listed, first_listed, length, J, BLOCK, FIRST)
+            is_newest = o_m == J * BLOCK
+            b_row = tl.where(is_newest, length - 1, b_row)
+            m_m = tl.where(is_newest, unlisted.to(tl.int32), m_m.to(tl.int32)) > 0
+    return b_row, m_m & (o_m < M)

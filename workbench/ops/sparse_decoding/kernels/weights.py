@@ -14,9 +14,8 @@ from workbench.ops.sparse_decoding.kernels.choice import choose_blocks, choose_t
 from workbench.ops.sparse_decoding.kernels.common import (
     LOG2E,
     TILE,
+    candidate_rows,
     ends_last,
-    entry,
-    newest_is_unlisted,
     padded,
     precision,
     settings_of,
@@ -63,17 +62,8 @@ def _scores_kernel(
     i_b, i_g = i_bg // GROUPS, i_bg % GROUPS
     length = tl.load(lengths + i_b).to(tl.int32)
     o_m, o_r = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, RP)
-    b_row, m_m = o_m.to(tl.int64), o_m * UNIT < length
-    if J > 0:
-        b_block = entry(listed + i_bg * J, first_listed + i_bg * J, o_m // BLOCK, J, FIRST)
-        b_row = b_block * BLOCK + o_m % BLOCK
-        m_m = (b_block >= 0) & (b_row < length)
-        if NEWEST:
-            unlisted = newest_is_unlisted(listed + i_bg * J, first_listed + i_bg * J, length, J, BLOCK, FIRST)
-            is_newest = o_m == J * BLOCK
-            b_row = tl.where(is_newest, length - 1, b_row)
-            m_m = tl.where(is_newest, unlisted.to(tl.int32), m_m.to(tl.int32)) > 0
-    m_m = m_m & (o_m < M)
+    at_J = i_bg * J
+    b_row, m_m = candidate_rows(listed + at_J, first_listed + at_J, o_m, length, M, J, BLOCK, UNIT, NEWEST, FIRST)
     b_score = tl.zeros((RP, BM), tl.float32)
     p_q = q + i_b * q_b + (i_g * R + o_r)[:, None] * q_h
     m_r = o_r < R
