@@ -164,7 +164,7 @@ def test_candidates_are_at_least_what_a_layer_attends() -> None:
     model = small_model(**MODELS["dsa"])
     with pytest.raises(ConfigError, match="at least 8: the layer attends top_k=7"):
         policy_for(model, candidates=4, block=4)
-    with pytest.raises(ConfigError, match="at least 32: .* 2 blocks of 16 are always searched"):
+    with pytest.raises(ConfigError, match=r"at least 32: .* 2 blocks of 16 are always searched"):
         policy_for(model, candidates=16, block=16)
     policy_for(model, candidates=8, block=4)
 
