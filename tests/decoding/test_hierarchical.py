@@ -13,6 +13,8 @@ from torch import Tensor
 from workbench.config import ConfigError
 from workbench.decoding import Engine, Sampling
 from workbench.decoding.policies.hierarchical import Hierarchical, HierarchicalCache
+from workbench.evaluation import DecodingConfig
+from workbench.evaluation.decoded import DecodedModel, Decoder
 from workbench.mixers.families.indexed import IndexedCache
 from workbench.model import LanguageModel
 from workbench.ops.sparse_decoding.reference import indexer_score
@@ -96,6 +98,19 @@ def test_a_step_attends_to_the_best_tokens_of_the_best_blocks(
         for b in range(2):
             expected = searched(index.q_BTJX[b, 0], index.w_BTJ[b, 0], k_BSX[b], **settings)
             assert [token for token in tokens_Bn[b].tolist() if token >= 0] == expected
+
+
+def test_documents_are_measured_through_the_search() -> None:
+    """With too few candidates losses are others than those of the layer; with all of them they are the same."""
+    model = small_model(**MODELS["dsa"]).double()
+    tokens_BT, segments = random_tokens(2, LENGTH), torch.zeros(2, LENGTH, dtype=torch.int64)
+    losses = {}
+    for name, policy in {"own": "dense", "all": {"candidates": 56, "block": 4}, "few": SMALL}.items():
+        settings = policy if isinstance(policy, str) else {"kind": "hierarchical", **policy}
+        decoder = Decoder(DecodingConfig.parse({"policy": settings, "prompt": PROMPT}), list)
+        losses[name] = DecodedModel(model, decoder).token_losses(tokens_BT, tokens_BT.roll(-1, 1), segments=segments)
+    assert torch.allclose(losses["all"], losses["own"]) and not torch.allclose(losses["few"], losses["own"])
+    assert set(decoder.scores()["metric"]) >= {"tokens", "units", "bytes"}
 
 
 @every_model
