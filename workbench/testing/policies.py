@@ -98,8 +98,8 @@ class PolicyConformance:
         pieces: int = 1,
         ragged: bool = True,
     ) -> Tensor:
-        """(B, T - prompt, V) logits of the steps after a prompt, which is passed in pieces. If not ``ragged``, caches count the
-        positions of steps on the host."""
+        """(B, T - prompt, V) logits of the steps after a prompt, which is passed in pieces. If not ``ragged``, caches
+        count the positions of steps on the host."""
         if prompt:
             for piece in tokens_BT[:, :prompt].tensor_split(pieces, dim=1):
                 model(piece, caches=caches)
