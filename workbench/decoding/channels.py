@@ -114,7 +114,7 @@ class TokenIndex:
     Args:
         config: of the policy.
         view: of the layer.
-        channels_Gc: from :func:`index_channels`.
+        channels_Gc: from :meth:`CalibratedPolicy.channels`.
         shape: of the cache.
     """
 

@@ -24,8 +24,6 @@ from workbench.model import LanguageModel
 
 AUTO_TOKENS = 32
 """New tokens from which ``graphs="auto"`` captures steps: a capture takes about as long as ten steps without one."""
-
-
 CACHE_TYPES = {"model": None, "bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """Name of a type of caches -> the type; None for that of the model."""
 
