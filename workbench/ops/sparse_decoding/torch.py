@@ -169,9 +169,8 @@ def _candidates(searched: Searched | None, S: int, lengths_B: Tensor) -> tuple[T
 def indexer_scores(q_BHK: Tensor, weights_BH: Tensor, keys_BGMK: Tensor) -> Tensor:
     """(B, G, M) Σ_h w_h ReLU(q_h · k), see :func:`workbench.ops.sparse_decoding.indexer_tokens`."""
     q_BGRK = _grouped(q_BHK, keys_BGMK.shape[1])
-    products_BGRM = torch.einsum("bgrk,bgmk->bgrm", q_BGRK, keys_BGMK.to(q_BGRK.dtype)).relu()
-    weights_BGR = weights_BH.to(q_BGRK.dtype).unflatten(1, q_BGRK.shape[1:3])
-    return torch.einsum("bgr,bgrm->bgm", weights_BGR, products_BGRM)
+    products_BGRM = torch.einsum("bgrk,bgmk->bgrm", q_BGRK, keys_BGMK.to(q_BGRK.dtype)).relu_()
+    return products_BGRM.mul_(weights_BH.view(*q_BGRK.shape[:3], 1)).sum(2)
 
 
 def indexer_blocks(
