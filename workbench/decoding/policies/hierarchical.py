@@ -131,12 +131,12 @@ class HierarchicalCache(IndexedCache):
     common = ("tickets", "latest_read")
 
     def __init__(self, config: Any, mixer: Any, *shape: Any):
-        X, (batch, length, device, _) = mixer.index.X, shape
-        super().__init__(mixer, *shape, further=[(X,)])
+        X, (batch, length, device, dtype) = mixer.index.X, shape
+        super().__init__(mixer, batch, length, device, dtype, [(X,)])
         self.block, self.per = config.block, config.block // config.means_of
         blocks = -(-length // self.block)
         self.count = min(config.candidates // self.block, blocks)
-        self.means = MeanKeys(shape, 1, X, blocks * self.per, config.means_of)  # type: ignore[arg-type]
+        self.means = MeanKeys(shape, 1, X, blocks * self.per, config.means_of)
         self.previous_B1m = torch.full((batch, 1, self.count), -1, device=device)
         """Blocks of the step before."""
         self.tickets = new_tickets(batch, 1, device)
