@@ -1,4 +1,4 @@
-"""What caches with rows on the host have in common: how tokens are appended.
+"""What policies and caches with rows on the host have in common: the stream of copies, and how tokens are appended.
 
 Legend: B sequences, T new tokens.
 """
@@ -6,9 +6,27 @@ Legend: B sequences, T new tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from workbench.decoding.selective import SelectivePolicy
+from workbench.decoding.transfer import CopyStream, new_stream
+
+
+class HostPolicy(SelectivePolicy):
+    """Base of policies whose caches may have rows on the host."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self._streams: dict[str, CopyStream] = {}
+
+    def copy_stream(self, device: torch.device | str) -> CopyStream:
+        """The stream that all layers on a device share."""
+        if str(device) not in self._streams:
+            self._streams[str(device)] = new_stream(device)
+        return self._streams[str(device)]
 
 
 class HostCache:

@@ -34,10 +34,10 @@ from torch import Tensor
 from workbench.config import Config, require
 from workbench.contract import Cache
 from workbench.decoding.blocks import Shape
-from workbench.decoding.host import HostCache
+from workbench.decoding.host import HostCache, HostPolicy
 from workbench.decoding.residency import TAILS, Residency
-from workbench.decoding.selective import Selection, SelectiveCache, SelectiveConfig, SelectivePolicy, Selector
-from workbench.decoding.transfer import CopyStream, Memory, Method, host_memory, new_stream
+from workbench.decoding.selective import Selection, SelectiveCache, SelectiveConfig, Selector
+from workbench.decoding.transfer import CopyStream, Memory, Method, host_memory
 from workbench.decoding.view import View
 from workbench.mixers.families.latent import LatentCache
 from workbench.mixers.families.softmax import KeyValueCache
@@ -80,11 +80,10 @@ class OffloadableConfig(SelectiveConfig):
     """Keep rows on the host, and the blocks of a step on the device: {} with defaults. Default: all on the device."""
 
 
-class OffloadablePolicy(SelectivePolicy):
+class OffloadablePolicy(HostPolicy):
     """A policy whose selectors choose blocks; its configuration is an :class:`OffloadableConfig` with ``block``."""
 
     _last_layer: int = -1
-    _streams: dict[str, CopyStream]
 
     def prepare(self, model: LanguageModel) -> None:
         super().prepare(model)
@@ -95,11 +94,6 @@ class OffloadablePolicy(SelectivePolicy):
         if offload is None or offload.method == "kernel":
             return super().graph_obstacle()
         return f"offload.method {offload.method!r} needs the numbers of blocks on the host; method kernel does not"
-
-    def copy_stream(self, device: torch.device | str) -> CopyStream:
-        """The stream that all layers on a device share."""
-        streams = self.__dict__.setdefault("_streams", {})
-        return streams.setdefault(str(device), new_stream(device))
 
     def new_cache(self, layer: int, view: View, selector: Selector, shape: Shape) -> Cache:
         if self.config.offload is None:

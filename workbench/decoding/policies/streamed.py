@@ -16,11 +16,11 @@ from torch import Tensor
 
 from workbench.contract import Cache
 from workbench.decoding.blocks import Shape
-from workbench.decoding.host import HostCache
+from workbench.decoding.host import HostCache, HostPolicy
 from workbench.decoding.policy import policies
 from workbench.decoding.reads import FIELDS
-from workbench.decoding.selective import SelectiveConfig, SelectivePolicy, Selector
-from workbench.decoding.transfer import CopyStream, host_memory, new_stream
+from workbench.decoding.selective import SelectiveConfig, Selector
+from workbench.decoding.transfer import CopyStream, host_memory
 from workbench.decoding.view import View
 from workbench.mixers.families.latent import LatentCache
 from workbench.mixers.families.softmax import KeyValueCache
@@ -31,7 +31,7 @@ BUFFERS = 2
 
 
 @policies.register
-class Streamed(SelectivePolicy):
+class Streamed(HostPolicy):
     """Every step reads everything, from the host."""
 
     class Config(SelectiveConfig):
@@ -41,12 +41,7 @@ class Streamed(SelectivePolicy):
 
     def __init__(self, config: Any):
         super().__init__(config)
-        self._streams: dict[str, CopyStream] = {}
         self._chain = Chain()
-
-    def copy_stream(self, device: torch.device | str) -> CopyStream:
-        """The stream that all layers on a device share."""
-        return self._streams.setdefault(str(device), new_stream(device))
 
     def selector(self, layer: int, view: View, shape: Shape) -> Selector:
         return Selector(view, shape, 0)  # nothing is chosen
