@@ -95,6 +95,7 @@ class Hierarchical(Policy):
         return HierarchicalCache(self.config, mixer, batch, length, device, dtype)
 
     def check(self, model: LanguageModel) -> None:
+        super().check(model)
         self.refuse(model, self._too_few)
         mixers = [block.get_submodule("mixer") for block in model.blocks]
         if not any(_has_index(mixer) for mixer in mixers[self.config.flat_layers :]):  # type: ignore[arg-type]
