@@ -25,6 +25,7 @@ DSA = {"top_k": 7, "index_heads": 3, "index_dim": 8}
 LSA = {**DSA, "kind": "lsa", "top_k": 9, "sink_tokens": 2, "window_tokens": 4}
 MODELS: dict[str, dict[str, Any]] = {
     "dsa": {"pattern": "dsa", "mixers": {"dsa": DSA}},
+    "latents": {"pattern": "dsa_latent", "mixers": {"dsa_latent": DSA}},
     "lsa": {"pattern": "own reader", "mixers": {"own": LSA, "reader": {**LSA, "shared_index": True}}},
 }
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -56,9 +57,9 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[IndexKeys, Tensor, T
     made: list[tuple[IndexKeys, Tensor, Tensor]] = []
     select = HierarchicalCache.select
 
-    def recorded(self: Any, index: IndexKeys, lengths_B: Tensor) -> Tensor:
-        tokens_Bn = select(self, index, lengths_B)
-        made.append((index, self.rows[2][:, : int(lengths_B[0])].clone(), tokens_Bn))
+    def recorded(self: Any, index: IndexKeys, lengths_B: Tensor, forced: Any) -> Tensor:
+        tokens_Bn = select(self, index, lengths_B, forced)
+        made.append((index, self.rows[-1][:, : int(lengths_B[0])].clone(), tokens_Bn))
         return tokens_Bn
 
     monkeypatch.setattr(HierarchicalCache, "select", recorded)
@@ -92,7 +93,7 @@ def test_a_step_attends_to_the_best_tokens_of_the_best_blocks(
     model = small_model(**MODELS[name]).double()
     list(steps(model, policy_for(model, **SMALL, sub_block=sub_block), random_tokens(2, LENGTH)))
     mixer = model.blocks[0].mixer
-    assert len(searches) == (LENGTH - PROMPT) * (2 if name == "dsa" else 1), "a layer without an index does not search"
+    assert len(searches) == (LENGTH - PROMPT) * (1 if name == "lsa" else 2), "a layer without an index does not search"
     settings = {"block": 4, "sub_block": sub_block or 4, "count": 4, "top_k": mixer.top_k, **mixer.forced}
     for index, k_BSX, tokens_Bn in searches:
         for b in range(2):

@@ -30,7 +30,7 @@ from workbench.contract import Cache, Mixer
 from workbench.decoding.blocks import MeanKeys
 from workbench.decoding.policy import Policy, PolicyConfig, policies
 from workbench.decoding.reads import step_bytes
-from workbench.mixers.families.indexed import IndexedAttention, IndexedCache
+from workbench.mixers.families.indexed import IndexedCache, LearnedIndex
 from workbench.model import LanguageModel
 from workbench.ops.sparse_decoding import (
     Forced,
@@ -104,7 +104,7 @@ class Hierarchical(Policy):
     def _too_few(self, layer: int, mixer: Any) -> str | None:
         if layer < self.config.flat_layers or not _has_index(mixer):
             return None
-        block, (sink, local) = self.config.block, _forced_blocks(mixer)
+        block, (sink, local) = self.config.block, _forced_blocks(mixer.forced_tokens)
         forced = -(-sink // block) + (local + block - 2) // block + 1
         least = max(-(-mixer.top_k // block), forced) * block
         if self.config.candidates >= least:
@@ -116,12 +116,12 @@ class Hierarchical(Policy):
 
     def _unchanged(self, layer: int, mixer: Mixer) -> str:
         if not _has_index(mixer):
-            return "attention to tokens that a learned index of the layer selects (dsa, lsa)"
+            return "attention to tokens that a learned index of the layer selects (dsa, dsa_latent, lsa)"
         return f"a layer behind the first flat_layers={self.config.flat_layers}"
 
 
 class HierarchicalCache(IndexedCache):
-    """Keys, values and index keys, with the means of these.
+    """What is attended and index keys, with the means of these.
 
     Args:
         config: of the policy.
@@ -133,7 +133,7 @@ class HierarchicalCache(IndexedCache):
 
     def __init__(self, config: Any, mixer: Any, *shape: Any):
         X, (batch, length, device, dtype) = mixer.index.X, shape
-        super().__init__(mixer, batch, length, device, dtype, [(X,)])
+        super().__init__(batch, length, mixer.row_shapes(), [(X,)], mixer.top_k, device, dtype)
         self.block, self.per = config.block, config.block // config.means_of
         blocks = -(-length // self.block)
         self.count = min(config.candidates // self.block, blocks)
@@ -148,17 +148,17 @@ class HierarchicalCache(IndexedCache):
         B, T = new[0].shape[:2]
         start_B = torch.full((B,), self.length, device=new[0].device)
         seen = super().extend(*new)
-        self.means.append(new[2][:, :, None], start_B, start_B + T)
+        self.means.append(new[-1][:, :, None], start_B, start_B + T)
         self.latest_read = None
         return seen
 
     def append(self, *new: Tensor) -> Tensor:
         lengths_B = super().append(*new)
-        self.means.append(new[2][:, :, None], lengths_B - 1, lengths_B)
+        self.means.append(new[-1][:, :, None], lengths_B - 1, lengths_B)
         return lengths_B
 
-    def select(self, index: IndexKeys, lengths_B: Tensor) -> Tensor:
-        mixer, k_B1SX, means_B1NX = self.mixer, self.rows[2][:, None], self.means.means
+    def select(self, index: IndexKeys, lengths_B: Tensor, forced: Forced) -> Tensor:
+        k_B1SX, means_B1NX = self.rows[-1][:, None], self.means.means
         query = index.q_BTJX[:, 0], index.w_BTJ[:, 0]
         blocks_B1m = indexer_blocks(
             *query,
@@ -167,11 +167,11 @@ class HierarchicalCache(IndexedCache):
             block=self.block,
             sub_block=self.means.sub_block,
             count=self.count,
-            forced=_forced_blocks(mixer),
+            forced=_forced_blocks(forced),
             tickets=self.tickets,
         )
         searched = Searched(blocks_B1m, None, self.block, newest=False)
-        settings: dict[str, Any] = {"count": mixer.top_k, "forced": mixer.forced_tokens, "tickets": self.tickets}
+        settings: dict[str, Any] = {"count": self.top_k, "forced": forced, "tickets": self.tickets}
         tokens_B1n = indexer_tokens(*query, k_B1SX, lengths_B, searched=searched, **settings)
         key_bytes = k_B1SX.shape[-1] * k_B1SX.itemsize
         self.latest_read = read_numbers(
@@ -179,7 +179,7 @@ class HierarchicalCache(IndexedCache):
             blocks_B1m,
             self.previous_B1m,
             lengths_B,
-            row_bytes=sum(row[0, 0].nbytes for row in self.rows[:2]),
+            row_bytes=sum(row[0, 0].nbytes for row in self.rows[: self.num_attended]),
             index=IndexReads(self.block, self.per * key_bytes, key_bytes, searched),
             tickets=self.tickets,
         )
@@ -199,10 +199,9 @@ class HierarchicalCache(IndexedCache):
 
 
 def _has_index(mixer: Mixer) -> bool:
-    return isinstance(mixer, IndexedAttention) and mixer.index is not None
+    return isinstance(mixer, LearnedIndex) and mixer.index is not None
 
 
-def _forced_blocks(mixer: IndexedAttention) -> Forced:
-    """Tokens whose blocks are always searched."""
-    sink, local = mixer.forced_tokens
-    return Forced(max(1, sink), max(1, local))
+def _forced_blocks(forced: Forced) -> Forced:
+    """Tokens whose blocks are always searched, in a layer that always selects these tokens."""
+    return Forced(max(1, forced.sink), max(1, forced.local))

@@ -8,7 +8,7 @@ Legend: B batch, T time, D model width, H query heads, G key–value heads, K he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
