@@ -21,7 +21,7 @@ two_level   (AsyncTLS) minmax or mean blocks of 64, 8,192 candidates in four-bit
 All keep 1,024 tokens, of which the first 16 and the newest 64 whatever their score. "bytes" is what one step must read;
 "of_bandwidth" the share of 4.2 TB/s at which it does.
 
-sweep runs each kernel with other launch settings than those of workbench.ops.sparse_decoding.triton, and prints the
+sweep runs each kernel with other launch settings than those of workbench.ops.sparse_decoding.kernels, and prints the
 fastest first. ``--compile`` only compiles, so that several processes can fill Triton's cache ahead.
 """
 
@@ -396,7 +396,7 @@ def stages_of(x: Layer) -> dict[str, Callable[[Layer], Tensor]]:
 
 def torch_topk(x: Layer) -> Tensor:
     """Scores of blocks as here, their choice by torch.topk."""
-    from workbench.ops.sparse_decoding import triton as kernels
+    from workbench.ops.sparse_decoding.kernels import blocks as kernels
 
     before = kernels.select
     try:
@@ -432,7 +432,7 @@ def variants(stage: str) -> list[dict[str, dict[str, int]]]:
 
 @contextlib.contextmanager
 def launched_with(changes: dict[str, dict[str, int]]) -> Iterator[None]:
-    from workbench.ops.sparse_decoding.triton import LAUNCH
+    from workbench.ops.sparse_decoding.kernels import LAUNCH
 
     before = {kernel: dict(settings) for kernel, settings in LAUNCH.items()}
     apply(changes)
@@ -443,7 +443,7 @@ def launched_with(changes: dict[str, dict[str, int]]) -> Iterator[None]:
 
 
 def apply(changes: dict[str, dict[str, int]]) -> None:
-    from workbench.ops.sparse_decoding.triton import LAUNCH
+    from workbench.ops.sparse_decoding.kernels import LAUNCH
 
     for kernel, settings in changes.items():
         LAUNCH[kernel] = {**LAUNCH[kernel], **settings}
@@ -526,7 +526,7 @@ def main() -> None:
             options.output.write_text(json.dumps(report, indent=1) + "\n")
 
     if "sweep" in options.sections:
-        from workbench.ops.sparse_decoding.triton import LAUNCH
+        from workbench.ops.sparse_decoding.kernels import LAUNCH
 
         for form in options.forms:
             with launched_with({}):

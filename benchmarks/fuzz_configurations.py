@@ -34,13 +34,19 @@ from workbench.ablation.ablation import Ablation
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.ablation.spec.launch import launchers
 from workbench.config import ConfigError
-from workbench.contract import embeddings, feedforwards, mixers
+from workbench.contract import embeddings, feedforwards, mixers, residuals
+from workbench.data.batching import batch_plans
 from workbench.data.corpora import corpora
 from workbench.data.sources import sources
+from workbench.decoding.policy import policies
 from workbench.environment import environment
+from workbench.evaluation.suites import suites
+from workbench.guards import guards
 from workbench.optimisers import optimisers
+from workbench.parametrisations import parametrisations
 from workbench.registry import Registry
 from workbench.training.config import RunConfig
+from workbench.transforms import transforms
 
 ROOT = Path(__file__).parents[1]
 CPU_SECONDS, SECONDS = 5.0, 60.0
@@ -62,25 +68,33 @@ def schema_paths(model: type[BaseModel], prefix: str = "", depth: int = 4) -> It
                 yield from schema_paths(kind, f"{path}.", depth - 1)
 
 
+PLACES: dict[str, Registry[Any]] = {
+    "base.data": sources,
+    "base.data.corpus": corpora,
+    "base.decoding.policy": policies,
+    "base.model.embedding": embeddings,
+    "base.model.parametrisation": parametrisations,
+    "base.model.residual": residuals,
+    "base.training.batch_plan": batch_plans,
+    "base.training.optimiser": optimisers,
+    "launch.launcher": launchers,
+}
+"""Field that takes one component by name or with settings -> what it may be."""
+
+
 def all_paths() -> list[str]:
     """Dotted paths of every field of an ablation file, those of registered variants included."""
     paths = [*schema_paths(AblationConfig), *schema_paths(RunConfig, "base.")]
     for where, registry in (("model.mixers", mixers), ("model.feedforwards", feedforwards)):
         for name in registry:
             paths += [f"base.{where}.{name}.{field}" for field in registry[name].Config.model_fields]
-    for where, registry in (
-        ("base.data", sources),
-        ("base.data.corpus", corpora),
-        ("base.model.embedding", embeddings),
-        ("base.training.optimiser", optimisers),
-        ("launch.launcher", launchers),
-    ):
+    for where, registry in PLACES.items():
         for name in registry:
             paths += [f"{where}.{field}" for field in registry[name].Config.model_fields]
     return sorted(set(paths))
 
 
-REGISTRIES: tuple[Registry[Any], ...] = (mixers, feedforwards, embeddings, sources, corpora, optimisers, launchers)
+REGISTRIES: tuple[Registry[Any], ...] = (mixers, feedforwards, *PLACES.values(), guards, suites, transforms)
 KINDS = sorted({name for registry in REGISTRIES for name in registry})
 NUMBERS = [0, -1, 1, 2, 3, 7, 64, 2**31, 2**63, 2**64, 10**30, -0.0, 0.5, 1e-320, 1e308, math.inf, -math.inf, math.nan]
 TEXTS = [
@@ -131,7 +145,7 @@ class Fuzzer:
     def _change(self, data: dict[str, Any]) -> None:
         holders = list(self._holders(data))
         holder, key = self.random.choice(holders)
-        action = self.random.randrange(9)
+        action = self.random.randrange(10)
         if action <= 4:  # what a reader of the documentation would write, and what nobody would
             self._set(data, self.random.choice(self.paths), self._value())
         elif action == 5:
@@ -144,8 +158,18 @@ class Fuzzer:
             other, other_key = self.random.choice(holders)
             with contextlib.suppress(KeyError, IndexError, TypeError):  # one may be inside the other
                 holder[key], other[other_key] = json.loads(json.dumps([other[other_key], holder[key]]))
+        elif action == 8:
+            where = self.random.choice(list(PLACES))
+            self._set(data, where, self._component(PLACES[where]))
         else:
             del holder[key]
+
+    def _component(self, registry: Registry[Any]) -> dict[str, Any]:
+        """A component with up to two of its fields set."""
+        name = self.random.choice(list(registry))
+        fields = [field for field in registry[name].Config.model_fields if field != "kind"]
+        chosen = self.random.sample(fields, min(len(fields), self.random.randint(0, 2)))
+        return {"kind": name, **{field: self._value() for field in chosen}}
 
     def _holders(self, data: Any) -> Iterator[tuple[Any, Any]]:
         """Every place of nested data: container and key."""

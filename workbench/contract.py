@@ -416,6 +416,14 @@ class Cache(ABC):
         """Bytes that a step has to read and write, for sequences of these lengths. Default: every tensor is read."""
         return sum(tensor.nbytes for tensor in self.tensors())
 
+    def take_from(self, givers: Mapping[str, Cache]) -> None:  # noqa: B027  (a default)
+        """Called once, before the first pass, where the layer takes something from earlier ones. Default: a step reads
+        nothing from their caches.
+
+        Args:
+            givers: name of what is taken -> cache of the layer that gives it.
+        """
+
     def step_from(self, positions_B: Tensor) -> None:
         """Make every further pass a step at these positions. The tensor is shared, not copied."""
         self.positions_B = positions_B

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from workbench.ablation.arms import resolve
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import ConfigError
-from workbench.contract import mixers
+from workbench.contract import mixers, residuals
 from workbench.dashboards.forms.builder import AblationBuilder, builder
 from workbench.dashboards.forms.fields import FormField
 from workbench.dashboards.forms.layers import REPEATED
@@ -176,12 +176,41 @@ def test_removing_the_baseline_asks_for_another(form: AblationBuilder) -> None:
 
 
 def test_an_embedding_is_chosen_and_edited(form: AblationBuilder) -> None:
-    form.embedding.value = "ngram"
+    form.components["embedding"].value = "ngram"
     form.fields["embedding.order"].value = "2"
     assert not form.problems, form.problems
     assert form.data["arms"]["full"]["model"]["embedding"] == {"kind": "ngram", "order": 2}
-    form.embedding.value = ""
+    form.components["embedding"].value = ""
     assert form.data["arms"]["full"] == {}
+
+
+@pytest.mark.parametrize("name", list(residuals))
+def test_a_residual_is_chosen_and_edited(form: AblationBuilder, name: str) -> None:
+    residual = form.components["residual"]
+    assert [value for _, value in residual.options] == ["", *residuals] and residual.options[0][0] == "default: plain"
+    residual.value = name
+    assert not form.problems, form.problems
+    wanted = {f"residual.{field}" for field in residuals[name].Config.model_fields if field != "kind"}
+    assert wanted == {field for field in form.fields if field.startswith("residual.")}
+    assert resolve(AblationConfig.parse(form.document.plain()))["full"].run().model.residual_config.kind == name
+    residual.value = ""
+    assert form.data["arms"]["full"] == {}
+
+
+def test_fields_of_a_residual_are_written_and_checked(form: AblationBuilder) -> None:
+    form.components["residual"].value = "hyper_connections"
+    form.fields["residual.streams"].value = "2"
+    assert form.data["arms"]["full"]["model"]["residual"] == {"kind": "hyper_connections", "streams": 2}
+    form.fields["residual.streams"].value = "1"
+    assert "got 1" in problem_at(form, "arms.full.model.residual.streams")
+
+
+def test_a_component_that_does_not_exist_is_a_problem_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    text = "name: mine\narms:\n  full: {model: {residual: hyper}}\ntuning: {trials: 0}\n"
+    path.write_text(text)
+    form = builder(path)
+    assert "hyper_connections" in form.message.value and form.text() == text
 
 
 def test_a_shipped_sweep_is_a_start(form: AblationBuilder) -> None:

@@ -25,7 +25,7 @@ def index_of(kind: str) -> BlockIndex:
 
 
 def summaries(index: BlockIndex) -> list[Tensor]:
-    return [index.upper, index.lower] if isinstance(index, MinMaxIndex) else [index.means]  # type: ignore[attr-defined]
+    return [index.upper, index.lower] if isinstance(index, MinMaxIndex) else [index.keys.means]  # type: ignore[attr-defined]
 
 
 def expected(index: BlockIndex, k_SGK: Tensor) -> list[Tensor]:

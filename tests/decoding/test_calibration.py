@@ -15,6 +15,7 @@ from workbench.config import ConfigError
 from workbench.data.corpora import corpora
 from workbench.decoding import Engine, Sampling
 from workbench.decoding.calibration import calibrate, measure, read_calibration, rows_of
+from workbench.decoding.policy import policies
 from workbench.model import LanguageModel
 from workbench.pretrained import load, save
 
@@ -146,6 +147,22 @@ def test_a_damaged_calibration_is_refused(damage: dict[str, Any], export: Path, 
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(ConfigError, match=r"calibration\.json"):
         read_calibration(export)
+
+
+def test_a_calibration_that_is_not_needed_is_not_read(export: Path) -> None:
+    (export / "calibration.json").write_text("damaged")
+    Engine(*load(export), policy={"kind": "double_sparsity", "channels": "all"})
+
+
+def test_every_model_has_the_calibration_of_its_folder(
+    export: Path, corpus: dict[str, str], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    calibrate(export, corpus, rows=1, context=32)
+    other = save(small_model(**FULL), tokenizer, tmp_path / "other")
+    policy = policies["double_sparsity"](policies.parse({"kind": "double_sparsity", "channels": 4}))
+    Engine(*load(export), policy=policy)
+    with pytest.raises(ConfigError, match="no calibration of"):
+        Engine(*load(other), policy=policy)
 
 
 def test_a_calibration_of_other_shapes_is_refused(export: Path, corpus: dict[str, str]) -> None:

@@ -72,6 +72,14 @@ def test_a_prompt_may_be_read_in_pieces(pattern: str) -> None:
     assert Engine(model, prefill_tokens=8).generate(batch, GREEDY).tokens == whole
 
 
+def test_no_piece_of_a_prompt_is_read_as_a_step() -> None:
+    """A policy decides what a pass over one token reads."""
+    model, batch = small_model().double(), prompts(21, 30, 1)
+    policy = {"kind": "streaming", "tokens": 3, "sink": 1}
+    whole = Engine(model, policy=policy).generate(batch, GREEDY).tokens
+    assert Engine(model, policy=policy, prefill_tokens=1).generate(batch, GREEDY).tokens == whole
+
+
 def test_the_bytes_of_a_step_are_weights_and_tokens() -> None:
     """Two sequences, in fp32: the newest step has 10 and 7 tokens."""
     model, batch = small_model(pattern="full", depth=1), prompts(8, 5)

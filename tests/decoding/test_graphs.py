@@ -26,6 +26,7 @@ POLICIES: dict[str, dict[str, Any]] = {
         "channels": "all",
     },
     "streaming": {"kind": "streaming", "tokens": 8, "sink": 2},
+    "hierarchical": {"kind": "hierarchical", "candidates": 16, "block": 4, "sub_block": 2},
 }
 
 
@@ -46,7 +47,9 @@ def test_a_graph_makes_the_same_tokens(name: str) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_graph_makes_the_same_tokens_and_reads_under_a_policy(policy: str) -> None:
-    model, batch = small_model(pattern="full gdn").cuda(), prompts(21, 17)
+    attention = "dsa" if policy == "hierarchical" else "full"
+    settings = {"pattern": f"{attention} gdn", "mixers": {"dsa": {"top_k": 7}} if attention == "dsa" else {}}
+    model, batch = small_model(**settings).cuda(), prompts(21, 17)
     results = [
         Engine(model, policy=POLICIES[policy], graphs=graphs).generate(batch, GREEDY) for graphs in ("off", "on")
     ]

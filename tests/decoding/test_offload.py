@@ -102,7 +102,7 @@ def test_prompts_may_end_anywhere(prompts: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("stream", [EagerStream, DeferredStream], ids=["early", "late"])
 @pytest.mark.parametrize("fields", [LAGGED, SYNCHRONOUS], ids=["lagged", "synchronous"])
 def test_copies_may_run_early_or_late(fields: dict[str, Any], stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.decoding.offload.new_stream", lambda device: stream())
+    monkeypatch.setattr("workbench.decoding.host.new_stream", lambda device: stream())
     assert_same(model_of("heads"), fields, {})
 
 
@@ -119,7 +119,7 @@ def test_a_step_that_does_not_wait_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 def test_streamed_rows_are_those_on_the_device(
     name: str, depth: int, stream: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workbench.decoding.policies.streamed.new_stream", lambda device: stream())
+    monkeypatch.setattr("workbench.decoding.host.new_stream", lambda device: stream())
     model, tokens_BT = model_of(name, depth), torch.randint(0, 300, (2, 40))
     options = {"prompts": (5, 21)}
     dense = list(steps(model, policy_of(model, {"kind": "dense"}), tokens_BT, **options))
@@ -138,6 +138,16 @@ def test_sequences_of_different_lengths_are_decoded_together(fields: dict[str, A
     expected = [Engine(model, policy=resident, stop_tokens=()).generate([p], GREEDY).tokens[0] for p in prompts]
     with poisoned_memory():
         assert Engine(model, policy=fields, stop_tokens=()).generate(prompts, GREEDY).tokens == expected
+
+
+@pytest.mark.parametrize("fields", [{**LAGGED, "offload": {}}, {"kind": "streamed"}])
+@pytest.mark.parametrize("pieces", [(5, 4), (5, 3, 1)])
+def test_a_full_cache_says_so(fields: dict[str, Any], pieces: tuple[int, ...]) -> None:
+    model = model_of("heads")
+    caches = model.new_caches(1, 8, policy_of(model, fields).cache_for)
+    with torch.no_grad(), pytest.raises(ValueError, match="got 9 tokens; expected at most 8"):
+        for piece in pieces:
+            model(torch.zeros(1, piece, dtype=torch.int64), caches=caches)
 
 
 def test_a_first_step_may_be_synchronous() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.contract import Shared
+from workbench.decoding import Engine, Sampling
 from workbench.decoding.policy import policies
 from workbench.model import LanguageModel, ModelConfig
 from workbench.model.roles import rescaling_pairs
@@ -219,6 +220,31 @@ def test_a_cache_in_eight_bits_is_shared() -> None:
         pieces = torch.cat([model(part, caches=caches) for part in tokens.split([9] + [1] * 14, dim=1)], dim=1)
         full = model(tokens)
     assert 0 < (pieces - full).norm() < 0.02 * full.norm()
+
+
+@pytest.mark.parametrize("dtype", ["model", "int8"])
+@pytest.mark.parametrize("name", ["pairs", "upper half", "windows"])
+def test_a_step_reads_shared_rows_in_every_layer(name: str, dtype: Any) -> None:
+    model, lengths = build(**MODELS[name]).float(), (9, 6)
+    caches = Engine(model, cache_dtype=dtype).new_caches(2, T)
+    for cache, block in zip(caches, model.blocks):
+        mixer = block.mixer
+        tokens = sum(min(length, mixer.window or length) for length in lengths)
+        row_bytes = 2 * mixer.G * (4 * mixer.K if dtype == "model" else mixer.K + 4)  # eight bits, a step in fp32
+        assert cache.step_bytes(lengths) == tokens * row_bytes
+
+
+def test_the_bytes_of_a_step_count_shared_rows_in_every_layer() -> None:
+    model, batch = build(**MODELS["pairs"]).float(), [ids(8).tolist(), ids(5).tolist()]
+    metrics = Engine(model, stop_tokens=()).generate(batch, Sampling(max_tokens=3, temperature=0)).metrics
+    mixer, untied = model.blocks[0].mixer, 0 if model.head is None else model.head.numel()
+    used = sum(parameter.numel() for parameter in model.parameters()) - untied
+    assert metrics.step_bytes == 4 * (used + 4 * (10 + 7) * 2 * mixer.G * mixer.K)
+
+
+def test_inputs_of_convolutions_are_read_and_written() -> None:
+    cache = build(**MODELS["convolved keys"]).new_caches(2, T)[0]
+    assert cache.step_bytes((9, 6)) == cache.row_bytes((9, 6)) + 2 * 2 * 3 * 64 * 8
 
 
 def test_a_policy_refuses_layers_that_share_keys() -> None:

@@ -27,6 +27,8 @@ from workbench.ops.sparse_decoding import (
     extend_means,
     extend_minmax,
     gathered_attention,
+    indexer_blocks,
+    indexer_tokens,
     mean_blocks,
     minmax_blocks,
     new_tickets,
@@ -105,14 +107,23 @@ def check_blocks(
     q = random(B, H, K, dtype=dtype)
     tickets = new_tickets(B, H, DEVICE)
     case = ("blocks", shape, index, count, forced, dtype)
-    if index == "mean":
+    if index == "indexer":
+        per, weights = block // sub_block, random(B, H, dtype=dtype)
+        means = random(B, G, N * per, K, dtype=dtype)
+        rows = by_torch.indexer_scores(q.double(), weights, means.double())
+        exists = torch.arange(N * per, device=DEVICE) * sub_block < lengths_B[:, None, None]
+        scores = (rows * exists).unflatten(-1, (N, per)).sum(-1)
+        means = poison(means, lengths_B, sub_block, 2)
+        options: dict[str, Any] = {"block": block, "sub_block": sub_block, "count": count, "forced": forced}
+        calls = [indexer_blocks(q, weights, means, lengths_B, tickets=t, **options) for t in (tickets, None)]
+    elif index == "mean":
         per = block // sub_block
         means = random(B, G, N * per, K, dtype=dtype)
         counts_BN = (lengths_B[:, None] - torch.arange(N * per, device=DEVICE) * sub_block).clamp(0, sub_block)
         masses = by_torch.mean_scores(q.double(), means.double(), counts_BN, scale)
         scores = masses.unflatten(-1, (N, per)).sum(-1)
         means = poison(means, lengths_B, sub_block, 2)
-        options: dict[str, Any] = {"block": block, "sub_block": sub_block, "scale": scale, "count": count}
+        options = {"block": block, "sub_block": sub_block, "scale": scale, "count": count}
         calls = [mean_blocks(q, means, lengths_B, forced=forced, tickets=t, **options) for t in (tickets, None)]
     else:
         upper, lower = random(B, G, N, K, dtype=dtype), random(B, G, N, K, dtype=dtype)
@@ -130,24 +141,9 @@ def check_blocks(
     check_choice(calls[0], scores, positions, is_forced, lengths_B, count, tolerance, case)
 
 
-def check_tokens(
-    shape: Shape,
-    *,
-    channels: int,
-    bits: int,
-    search: str,
-    count: int,
-    forced: Forced,
-    dtype: torch.dtype,
-    tolerance: float,
-    J: int = 4,
-) -> None:
-    B, S, H, G, K, block = shape
-    lengths_B, scale = lengths_of(shape), K**-0.5
-    q, k = random(B, H, K, dtype=dtype), random(B, G, S, K, dtype=dtype)
-    chosen_Gc = torch.stack([torch.randperm(K)[:channels].sort().values for _ in range(G)]).to(DEVICE)
-    k = k.gather(-1, chosen_Gc[None, :, None].expand(B, -1, S, -1))
-    codes, steps = quantised(k) if bits == 4 else (k, None)
+def candidates(shape: Shape, lengths_B: Tensor, search: str, J: int) -> tuple[Searched | None, Tensor]:
+    """Random lists of blocks, and the positions (B, G, M) of their tokens, -1 for none."""
+    B, S, _, G, _, block = shape
     searched = None
     if search != "all":
         listed = torch.full((B, G, J), -1)
@@ -166,7 +162,50 @@ def check_tokens(
         listed, first = listed.to(DEVICE), first.to(DEVICE)
         searched = Searched(listed, first if search == "first" else None, block, search != "blocks")
     positions = torch.arange(S, device=DEVICE).expand(B, G, -1) if searched is None else searched.tokens(lengths_B)
-    positions = positions.where(positions < lengths_B[:, None, None], -1)
+    return searched, positions.where(positions < lengths_B[:, None, None], -1)
+
+
+def check_indexer_tokens(
+    shape: Shape, *, search: str, count: int, forced: Forced, dtype: torch.dtype, tolerance: float, J: int = 4
+) -> None:
+    B, S, H, G, K, _ = shape
+    lengths_B = lengths_of(shape)
+    q, weights, k = random(B, H, K, dtype=dtype), random(B, H, dtype=dtype), random(B, G, S, K, dtype=dtype)
+    searched, positions = candidates(shape, lengths_B, search, J)
+    every = by_torch.indexer_scores(q.double(), weights, k.double())
+    tickets = new_tickets(B, H, DEVICE)
+    options: dict[str, Any] = {"searched": searched, "count": count, "forced": forced}
+    poisoned = poison(k, lengths_B, 1, 2)
+    calls = [indexer_tokens(q, weights, poisoned, lengths_B, tickets=t, **options) for t in (tickets, None)]
+    case = ("indexer", shape, search, count, forced, dtype)
+    assert tickets.eq(0).all(), case
+    assert torch.equal(*calls), (case, "fused and in rounds")
+    is_forced = (positions < forced.sink) | (positions >= lengths_B[:, None, None] - forced.local)
+    if searched is not None and searched.newest:
+        is_forced |= positions == lengths_B[:, None, None] - 1
+    scores = every.gather(2, positions.clamp_min(0))
+    check_choice(calls[0], scores, positions, is_forced, lengths_B, count, tolerance, case)
+
+
+def check_tokens(
+    shape: Shape,
+    *,
+    channels: int,
+    bits: int,
+    search: str,
+    count: int,
+    forced: Forced,
+    dtype: torch.dtype,
+    tolerance: float,
+    J: int = 4,
+) -> None:
+    B, S, H, G, K, _ = shape
+    lengths_B, scale = lengths_of(shape), K**-0.5
+    q, k = random(B, H, K, dtype=dtype), random(B, G, S, K, dtype=dtype)
+    chosen_Gc = torch.stack([torch.randperm(K)[:channels].sort().values for _ in range(G)]).to(DEVICE)
+    k = k.gather(-1, chosen_Gc[None, :, None].expand(B, -1, S, -1))
+    codes, steps = quantised(k) if bits == 4 else (k, None)
+    searched, positions = candidates(shape, lengths_B, search, J)
     exact = TokenKeys(codes if bits == 4 else k.double(), None if steps is None else steps.double(), chosen_Gc)
     scores = by_torch.channel_scores(q.double(), exact, positions, positions >= 0, scale)
     poisoned = TokenKeys(
@@ -308,23 +347,23 @@ def check_numbers(shape: Shape, n: int, m: int) -> None:
 
 def check_ties(count: int, dtype: torch.dtype) -> None:
     """Of equal scores the first are chosen, by every form alike."""
-    from workbench.ops.sparse_decoding import triton as by_triton
+    from workbench.ops.sparse_decoding.kernels import choice
 
     scores = torch.randint(-2, 3, (2, 3, 150)).to(DEVICE, torch.float32)
     lengths_B, forced = torch.tensor([150, 77], device=DEVICE), Forced(3, 5)
     expected = by_torch.select(scores, lengths_B, count, forced, 1)
-    assert torch.equal(by_triton.select(scores, lengths_B, count, forced, 1), expected), ("ties", count)
-    settings, by_triton.TILE = by_triton.TILE, 64
+    assert torch.equal(choice.select(scores, lengths_B, count, forced, 1), expected), ("ties", count)
+    settings, choice.TILE = choice.TILE, 64
     try:
-        actual = by_triton.select(scores, lengths_B, count, forced, 1) if count <= 32 else expected
+        actual = choice.select(scores, lengths_B, count, forced, 1) if count <= 32 else expected
     finally:
-        by_triton.TILE = settings
+        choice.TILE = settings
     assert torch.equal(actual, expected), ("ties in rounds", count)
 
 
 def main() -> None:
     seed = int(sys.argv[1])
-    parts = sys.argv[3].split(",") if len(sys.argv) > 3 else ["blocks", "tokens", "attention", "new"]
+    parts = sys.argv[3].split(",") if len(sys.argv) > 3 else ["blocks", "tokens", "indexer", "attention", "new"]
     dtype = getattr(torch, sys.argv[4]) if len(sys.argv) > 4 else torch.float32
     torch.manual_seed(seed)
     is_wide = dtype == torch.float32
@@ -349,6 +388,13 @@ def main() -> None:
             check_tokens(small, channels=8, bits=4, search=search, count=7, **blocks)
         check_tokens(latent, channels=24, bits=4, search="newest", count=9, **blocks)
         check_tokens(small, channels=6, bits=16, search="newest", count=40, **blocks)
+    if "indexer" in parts:
+        for sub_block in (4, 2):
+            check_blocks(small, index="indexer", sub_block=sub_block, count=5, **blocks)
+        check_blocks(latent, index="indexer", sub_block=1, count=3, **(blocks | {"forced": Forced(1, 1)}))
+        for search in ("all", "blocks", "newest", "first"):
+            check_indexer_tokens(small, search=search, count=7, **blocks)
+        check_indexer_tokens(latent, search="blocks", count=9, **(blocks | {"forced": Forced(0, 0)}))
     attend: dict[str, Any] = {"dtype": dtype, "tolerance": values}
     if "attention" in parts:
         plain = {"shared": 0, "softcap": 0.0, "with_sink": False, "pooled": False, "counted": False}
@@ -365,6 +411,12 @@ def main() -> None:
             for index in ("minmax", "mean"):
                 check_blocks(shape, index=index, sub_block=8, count=128, **default)
             check_blocks(shape._replace(block=16), index="minmax", sub_block=8, count=64, **default)
+            for search in ("all", "blocks"):
+                check_indexer_tokens(shape._replace(H=64, G=1, K=128), search=search, count=1024, J=128, **default)
+            for sub_block in (8, shape.block):
+                check_blocks(
+                    shape._replace(H=64, G=1, K=128), index="indexer", sub_block=sub_block, count=128, **default
+                )
             for search in ("all", "blocks", "newest", "first"):
                 c = 128 if shape is mla else 32
                 check_tokens(shape, channels=c, bits=4, search=search, count=1024, J=128, **default)

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from workbench.ops.sparse_decoding import (
+    Forced,
     IndexReads,
     Pool,
     Searched,
     TokenKeys,
     gathered_attention,
+    indexer_blocks,
+    indexer_tokens,
     quantised,
     read_numbers,
     unpacked,
@@ -23,6 +26,7 @@ from workbench.ops.sparse_decoding.reference import (
     block_bound,
     block_masses,
     four_bits,
+    indexer_score,
     token_weights,
 )
 from workbench.ops.sparse_decoding.torch import channel_scores, mean_scores, minmax_scores
@@ -97,6 +101,62 @@ def test_channel_scores_are_mean_weights_of_the_candidates(bits: int, chosen: bo
             keys = [four_bits(k[b, s, g]) if bits == 4 else k[b, s, g] for s in list(listed)[:-2]]
             expected = token_weights(q[b, g * R : (g + 1) * R], keys, 0.3)
             torch.testing.assert_close(scores[b, g, :-2], scores.new_tensor(expected), rtol=1e-12, atol=1e-12)
+
+
+def best(scores: list[float], count: int, forced: list[int]) -> list[int]:
+    """The forced positions, then the best, of equal ones the first; ascending."""
+    free = sorted((i for i in range(len(scores)) if i not in forced), key=lambda i: (-scores[i], i))
+    return sorted([*forced, *free][:count])
+
+
+@pytest.mark.parametrize("sub_block", [4, 2, 1])
+def test_indexer_blocks_have_the_best_scores_of_their_mean_keys(sub_block: int) -> None:
+    """Two sequences of 23 and 18 tokens in blocks of 4, of which the first and the newest are always chosen."""
+    q, w, k, lengths = random(B, H, K), random(B, H), random(B, G, 24, K), (23, 18)
+    means = torch.full((B, G, 24 // sub_block, K), math.nan, dtype=torch.float64)
+    expected = []
+    for b, length in enumerate(lengths):
+        of_groups = []
+        for g in range(G):
+            heads, scores = slice(g * R, (g + 1) * R), [0.0] * -(-length // 4)
+            for n, part in enumerate(k[b, g, :length].split(sub_block)):
+                means[b, g, n] = part.mean(0)
+                scores[n * sub_block // 4] += indexer_score(q[b, heads], w[b, heads], part.mean(0))
+            of_groups.append(best(scores, 3, [0, (length - 1) // 4]))
+        expected.append(of_groups)
+    options = {"block": 4, "sub_block": sub_block, "count": 3, "forced": Forced(1, 1)}
+    assert indexer_blocks(q, w, means, torch.tensor(lengths), **options).tolist() == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chosen", [True, False], ids=["candidates", "all_tokens"])
+def test_indexer_tokens_have_the_best_scores_of_the_candidates(chosen: bool) -> None:
+    q, w, k, lengths = random(B, H, K), random(B, H), random(B, G, 24, K), (23, 18)
+    k[1, :, 18:] = math.nan
+    blocks = torch.tensor([[[0, 2, 5], [1, 4, 5]], [[0, 4, -1], [2, 3, 4]]])
+    expected = []
+    for b, length in enumerate(lengths):
+        of_groups = []
+        for g in range(G):
+            heads, listed = slice(g * R, (g + 1) * R), [n for n in blocks[b, g].tolist() if n >= 0]
+            positions = [j for j in range(length) if not chosen or j // 4 in listed]
+            scores = [indexer_score(q[b, heads], w[b, heads], k[b, g, j]) for j in positions]
+            forced = [i for i, j in enumerate(positions) if j < 1 or j >= length - 2]
+            of_groups.append([positions[i] for i in best(scores, 5, forced)])
+        expected.append(of_groups)
+    searched = Searched(blocks, None, 4, newest=False) if chosen else None
+    options = {"searched": searched, "count": 5, "forced": Forced(1, 2)}
+    assert indexer_tokens(q, w, k, torch.tensor(lengths), **options).tolist() == expected  # type: ignore[arg-type]
+
+
+def test_all_blocks_as_candidates_are_a_search_of_all_tokens() -> None:
+    """HISA is DSA up to m · B tokens (arXiv 2603.28458v2)."""
+    q, w, k, lengths_B = random(B, H, K), random(B, H), random(B, G, 24, K), torch.tensor([23, 3])
+    means, options = k.unflatten(2, (6, 4)).mean(3), {"count": 7, "forced": Forced(0, 0)}
+    blocks = indexer_blocks(q, w, means, lengths_B, block=4, sub_block=4, count=6, forced=Forced(1, 1))
+    flat = indexer_tokens(q, w, k, lengths_B, **options)  # type: ignore[arg-type]
+    searched = Searched(blocks, None, 4, newest=False)
+    assert torch.equal(indexer_tokens(q, w, k, lengths_B, searched=searched, **options), flat)  # type: ignore[arg-type]
+    assert flat[1].tolist() == [[0, 1, 2, -1, -1, -1, -1]] * G  # dense where no more tokens exist
 
 
 @pytest.mark.parametrize(("softcap", "with_sink"), [(None, False), (2.0, False), (None, True), (2.0, True)])

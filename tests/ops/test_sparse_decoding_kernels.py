@@ -17,14 +17,14 @@ SCRIPT = Path(__file__).with_name("sparse_decoding_kernels.py")
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_kernels_in_the_interpreter_are_the_plain_forms(dtype: str) -> None:
-    parts = "blocks,tokens,attention,new" if dtype == "float32" else "attention,new"
+    parts = "blocks,tokens,indexer,attention,new" if dtype == "float32" else "attention,new"
     printed = in_interpreter(str(SCRIPT), str(torch.initial_seed()), "cpu", parts, dtype)
     assert "kernels agree" in printed, printed[-3000:]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("part", ["blocks", "tokens", "attention", "new", "long"])
+@pytest.mark.parametrize("part", ["blocks", "tokens", "indexer", "attention", "new", "long"])
 def test_on_the_device_the_kernels_are_the_plain_forms(part: str, dtype: str) -> None:
     call = [sys.executable, str(SCRIPT), str(torch.initial_seed()), "cuda", part, dtype]
     done = subprocess.run(call, capture_output=True, text=True, check=False)

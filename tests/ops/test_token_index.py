@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from workbench.ops.sparse_attention import chunked as sparse_chunked
 from workbench.ops.sparse_attention import document_starts
+from workbench.ops.sparse_decoding import Forced, indexer_tokens
 from workbench.ops.token_index import (
     IndexKeys,
     chunked,
@@ -19,7 +20,6 @@ from workbench.ops.token_index import (
     index_recall,
     scored_pairs,
     select_tokens,
-    select_tokens_of_step,
 )
 from workbench.ops.token_index.reference import (
     divergence_reference,
@@ -102,13 +102,12 @@ def test_later_pieces_and_steps_select_as_one_pass(forced: dict[str, int]) -> No
         piece = IndexKeys(q[:, first:last], k[:, :last], w[:, first:last])
         settings: dict[str, Any] = {"start_BT": start_BT[:, first:last], "offset": first}
         assert torch.equal(select_tokens(piece, count=count, **settings, **forced), whole[:, first:last])
-    positions_B = torch.tensor([3, 17])
+    positions_B, kept = torch.tensor([3, 17]), Forced(forced.get("initial", 0), forced.get("local", 0))
     memory, sequence = k.clone(), torch.arange(B)
     memory[torch.arange(T) > positions_B[:, None]] = torch.nan
-    step = select_tokens_of_step(
-        q[sequence, positions_B], memory, w[sequence, positions_B], positions_B, count=count, **forced
-    )
-    assert torch.equal(step, whole[sequence, positions_B].long())
+    of_step = q[sequence, positions_B], w[sequence, positions_B], memory[:, None], positions_B + 1
+    step_B1n = indexer_tokens(*of_step, count=count, forced=kept)
+    assert torch.equal(step_B1n[:, 0], whole[sequence, positions_B].long())
 
 
 @FORMS

@@ -108,6 +108,24 @@ def test_a_choice_that_depends_on_the_pieces_of_a_prompt_is_found() -> None:
         suite(Faulty).test_a_prompt_may_come_in_pieces(CASE)
 
 
+def test_a_choice_for_positions_of_the_device_alone_is_found() -> None:
+    class Faulty(Streaming):
+        def cache_for(self, layer: int, mixer: Any, *shape: Any) -> Any:
+            cache = super().cache_for(layer, mixer, *shape)
+            if hasattr(cache, "selector"):
+                select = cache.selector.select
+
+                def choose(q_BHK: Tensor, lengths_B: Tensor) -> Selection:
+                    selection = select(q_BHK, lengths_B)
+                    return drop_newest(selection, lengths_B, cache.selector) if cache.positions_B is None else selection
+
+                cache.selector.select = choose
+            return cache
+
+    with pytest.raises(AssertionError, match="passes over one token"):
+        suite(Faulty).test_positions_may_be_counted_on_the_host(CASE)
+
+
 def test_a_refusal_without_a_layer_is_found() -> None:
     class Faulty(Streaming):
         def obstacle(self, mixer: Mixer) -> str | None:

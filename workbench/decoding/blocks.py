@@ -153,25 +153,28 @@ class MinMaxIndex(BlockIndex):
         return [self.upper, self.lower, self.tickets]
 
 
-class MeanIndex(BlockIndex):
-    """Mean keys of sub-blocks, in the type of the cache. The sum of the newest sub-block has at least fp32.
+class MeanKeys:
+    """Mean keys of sub-blocks, in the type of the cache. The sum of the newest sub-block has at least fp32. Memory of
+    sub-blocks without tokens may hold anything.
 
-    A block is ranked by the attention that the means of its sub-blocks get,
-    :func:`workbench.ops.sparse_decoding.mean_blocks` (ours). LSA (arXiv 2608.01662) adds ReLU(q · mean) over
-    sub-blocks, for the keys of an indexer trained for it; a softmax does not depend on a common shift of the scores, as
-    attention does not.
+    Args:
+        shape: of the cache.
+        groups: G.
+        channels: K.
+        sub_blocks: N.
+        sub_block: tokens of a sub-block.
     """
 
-    def __init__(self, config: BlockConfig, shape: Shape, view: View):
-        super().__init__(config, shape, view)
+    def __init__(self, shape: Shape, groups: int, channels: int, sub_blocks: int, sub_block: int):
         batch, _, device, dtype = shape
-        size = (batch, self.G, self.blocks * (config.block // config.sub_block), self.K)
-        self.means = torch.empty(size, device=device, dtype=dtype)
+        self.sub_block = sub_block
+        self.means = torch.empty(batch, groups, sub_blocks, channels, device=device, dtype=dtype)
         wide = torch.promote_types(dtype, torch.float32)
-        self.sum_BGK = torch.empty(batch, self.G, self.K, device=device, dtype=wide)
+        self.sum_BGK = torch.empty(batch, groups, channels, device=device, dtype=wide)
 
     def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
-        T, sub_block, N = k_BTGK.shape[1], self.config.sub_block, self.means.shape[2]
+        """As of :meth:`BlockIndex.append`."""
+        T, sub_block, N = k_BTGK.shape[1], self.sub_block, self.means.shape[2]
         if T == 1:
             extend_means(self.means, self.sum_BGK, k_BTGK[:, 0], start_B, sub_block=sub_block)
             return
@@ -191,12 +194,34 @@ class MeanIndex(BlockIndex):
         self.means.copy_(torch.where(is_touched[:, None, :, None], means_BGNK, self.means))
         self.sum_BGK.copy_(sums_BGNK[sequence_B, :, (lengths_B - 1).clamp_min(0) // sub_block])
 
+    def tensors(self) -> list[Tensor]:
+        """What the means add to a cache."""
+        return [self.means, self.sum_BGK]
+
+
+class MeanIndex(BlockIndex):
+    """Mean keys of sub-blocks.
+
+    A block is ranked by the attention that the means of its sub-blocks get,
+    :func:`workbench.ops.sparse_decoding.mean_blocks` (ours). LSA (arXiv 2608.01662) adds ReLU(q · mean) over
+    sub-blocks, for the keys of an indexer trained for it; a softmax does not depend on a common shift of the scores, as
+    attention does not.
+    """
+
+    def __init__(self, config: BlockConfig, shape: Shape, view: View):
+        super().__init__(config, shape, view)
+        per = config.block // config.sub_block
+        self.keys = MeanKeys(shape, self.G, self.K, self.blocks * per, config.sub_block)
+
+    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
+        self.keys.append(k_BTGK, start_B, lengths_B)
+
     def best(self, q_BHK: Tensor, lengths_B: Tensor, count: int) -> Tensor:
         config = self.config
         options = {"block": config.block, "sub_block": config.sub_block, "scale": self.scale, "count": count}
         return mean_blocks(
             q_BHK,
-            self.means,
+            self.keys.means,
             lengths_B,
             forced=config.forced(),
             tickets=self.tickets,
@@ -204,10 +229,10 @@ class MeanIndex(BlockIndex):
         )
 
     def block_bytes(self) -> float:
-        return self.config.block // self.config.sub_block * self.G * self.K * self.means.itemsize
+        return self.config.block // self.config.sub_block * self.G * self.K * self.keys.means.itemsize
 
     def tensors(self) -> list[Tensor]:
-        return [self.means, self.sum_BGK, self.tickets]
+        return [*self.keys.tensors(), self.tickets]
 
 
 def block_index(config: BlockConfig, shape: Shape, view: View) -> BlockIndex:

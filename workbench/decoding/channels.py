@@ -59,6 +59,8 @@ class CalibratedPolicy(SelectivePolicy):
 
     calibration: Calibration | None = None
     """Importance of the channels. One that is set before :meth:`prepare` is used instead of the folder's."""
+    _was_read: bool = False
+    """Whether it is that of a folder, so that another model has another one."""
 
     @property
     def needs_calibration(self) -> bool:
@@ -67,9 +69,9 @@ class CalibratedPolicy(SelectivePolicy):
 
     def prepare(self, model: LanguageModel) -> None:
         super().prepare(model)
-        folder = self.config.calibration or model.folder
-        if self.calibration is None and folder is not None:
-            self.calibration = read_calibration(folder)
+        if self.needs_calibration and (self.calibration is None or self._was_read):
+            folder = self.config.calibration or model.folder
+            self.calibration, self._was_read = None if folder is None else read_calibration(folder), True
         for layer, block in enumerate(model.blocks):
             view = view_of(block.get_submodule("mixer"))  # type: ignore[arg-type]
             if view is not None and layer >= self.config.dense_layers:
@@ -114,7 +116,7 @@ class TokenIndex:
     Args:
         config: of the policy.
         view: of the layer.
-        channels_Gc: from :func:`index_channels`.
+        channels_Gc: from :meth:`CalibratedPolicy.channels`.
         shape: of the cache.
     """
 

@@ -24,8 +24,6 @@ from workbench.model import LanguageModel
 
 AUTO_TOKENS = 32
 """New tokens from which ``graphs="auto"`` captures steps: a capture takes about as long as ten steps without one."""
-
-
 CACHE_TYPES = {"model": None, "bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """Name of a type of caches -> the type; None for that of the model."""
 
@@ -130,7 +128,8 @@ class Engine:
         cache_dtype: type of what is cached: that of the model (model), bf16, or eight bits with a step size for every
             token and head (int8, fp8). In eight bits are keys and values, and latents without their rotated keys; the
             states of the delta-rule family stay as they are.
-        prefill_tokens: tokens of all sequences in one pass over prompts, at most; bounds the memory of a prefill.
+        prefill_tokens: tokens of all sequences in one pass over prompts, at most, but two of every sequence; bounds the
+            memory of a prefill.
 
     Raises:
         ConfigError: when the model cannot decode with caches, the policy refuses one of its mixers, ``graphs`` is on
@@ -404,7 +403,8 @@ class Engine:
             parts = caches if last - first == len(prompts) else [cache.part(first, last) for cache in caches]
             tokens_BT = torch.tensor(prompts[first:last], device=device)
             pieces = -(-tokens_BT.numel() // self.prefill_tokens)
-            for piece in tokens_BT.tensor_split(min(pieces, length), dim=1):
+            # a pass over one token is a step, of which a policy decides what it reads
+            for piece in tokens_BT.tensor_split(min(pieces, max(1, length // 2)), dim=1):
                 hidden_BTD = self.model(piece, caches=parts)
             hidden.append(hidden_BTD[:, -1])
             first = last

@@ -34,9 +34,10 @@ from torch import Tensor
 from workbench.config import Config, require
 from workbench.contract import Cache
 from workbench.decoding.blocks import Shape
+from workbench.decoding.host import HostCache, HostPolicy
 from workbench.decoding.residency import TAILS, Residency
-from workbench.decoding.selective import Selection, SelectiveCache, SelectiveConfig, SelectivePolicy, Selector
-from workbench.decoding.transfer import CopyStream, Memory, Method, host_memory, new_stream
+from workbench.decoding.selective import Selection, SelectiveCache, SelectiveConfig, Selector
+from workbench.decoding.transfer import CopyStream, Memory, Method, host_memory
 from workbench.decoding.view import View
 from workbench.mixers.families.latent import LatentCache
 from workbench.mixers.families.softmax import KeyValueCache
@@ -79,11 +80,10 @@ class OffloadableConfig(SelectiveConfig):
     """Keep rows on the host, and the blocks of a step on the device: {} with defaults. Default: all on the device."""
 
 
-class OffloadablePolicy(SelectivePolicy):
+class OffloadablePolicy(HostPolicy):
     """A policy whose selectors choose blocks; its configuration is an :class:`OffloadableConfig` with ``block``."""
 
     _last_layer: int = -1
-    _streams: dict[str, CopyStream]
 
     def prepare(self, model: LanguageModel) -> None:
         super().prepare(model)
@@ -95,11 +95,6 @@ class OffloadablePolicy(SelectivePolicy):
             return super().graph_obstacle()
         return f"offload.method {offload.method!r} needs the numbers of blocks on the host; method kernel does not"
 
-    def copy_stream(self, device: torch.device | str) -> CopyStream:
-        """The stream that all layers on a device share."""
-        streams = self.__dict__.setdefault("_streams", {})
-        return streams.setdefault(str(device), new_stream(device))
-
     def new_cache(self, layer: int, view: View, selector: Selector, shape: Shape) -> Cache:
         if self.config.offload is None:
             return super().new_cache(layer, view, selector, shape)
@@ -108,7 +103,7 @@ class OffloadablePolicy(SelectivePolicy):
         return cls(self.config.offload, self.config.block, stream, layer == self._last_layer, view, selector, *shape)
 
 
-class OffloadedCache(SelectiveCache):
+class OffloadedCache(HostCache, SelectiveCache):
     """Base of caches with rows on the host; before :class:`KeyValueCache` or :class:`LatentCache`.
 
     Args:
@@ -151,39 +146,23 @@ class OffloadedCache(SelectiveCache):
 
     # -- new tokens ----------------------------------------------------------------------------------------------
 
-    def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Append T tokens to all sequences. Returns what a pass over several tokens sees."""
-        (B, T), end = new[0].shape[:2], self.length + new[0].shape[1]
-        if end > self.capacity:
-            raise ValueError(f"cache: got {end} tokens; expected at most {self.capacity}. Make it longer.")
-        start_B = torch.full((B,), self.length, device=self.start_B.device)
-        if T == 1:
-            self._append(new, start_B)
-            self.length = end
-            return ()
+    def append_token(self, new: tuple[Tensor, ...], start_B: Tensor) -> None:
+        self._wait()  # for the copies of the step before, which read what is overwritten
+        self.start_B.copy_(start_B)
+        self.new_BTGX.copy_(self._packed(new))
+        self._write_tails(self.new_BTGX, self.start_B)
+
+    def append_tokens(self, new: tuple[Tensor, ...], start_B: Tensor) -> tuple[Tensor, ...]:
         self._wait()
         self.has_choice = False
-        packed_BTGX, lengths_B = self._packed(new), start_B + T
+        packed_BTGX, lengths_B = self._packed(new), start_B + new[0].shape[1]
         seen = self._seen(packed_BTGX)
         self._write_tails(packed_BTGX, start_B)
         host_BGNbX = self.memory.host_BGNbX
         stored = packed_BTGX, host_BGNbX, start_B, lengths_B
         self.stream.submit(lambda: store_rows(*stored), packed_BTGX, start_B, lengths_B)
         self._mark = self.stream.submit(_nothing)  # the mark of the rows would keep them
-        self.length = end
         return seen
-
-    def append(self, *new: Tensor) -> Tensor:
-        """Append the token of a step to every sequence. Returns (B,) their lengths."""
-        assert self.positions_B is not None
-        self._append(new, self.positions_B)
-        return self.start_B + 1
-
-    def _append(self, new: tuple[Tensor, ...], start_B: Tensor) -> None:
-        self._wait()  # for the copies of the step before, which read what is overwritten
-        self.start_B.copy_(start_B)
-        self.new_BTGX.copy_(self._packed(new))
-        self._write_tails(self.new_BTGX, self.start_B)
 
     def _packed(self, new: tuple[Tensor, ...]) -> Tensor:
         return self.view.packed(*new).to(self.new_BTGX.dtype)

@@ -27,6 +27,11 @@ Undefined numbers, such as the overlap of a first step, are NaN on the device an
 """
 
 
+def step_bytes(numbers_F: Tensor, sequences: int) -> float:
+    """Bytes that a step of so many sequences read from a cache; waits for the device."""
+    return sequences * float(numbers_F[FIELDS.index("bytes")])
+
+
 def index_bytes(caches: Iterable[Any]) -> int:
     """Bytes that a policy adds to the mixers' own caches, as allocated."""
     tensors = (cache.index_tensors() for cache in caches if hasattr(cache, "index_tensors"))

@@ -23,7 +23,7 @@ from torch import Tensor
 from workbench.contract import Cache, Mixer
 from workbench.decoding.blocks import Shape
 from workbench.decoding.policy import Policy, PolicyConfig
-from workbench.decoding.reads import FIELDS
+from workbench.decoding.reads import FIELDS, step_bytes
 from workbench.decoding.view import View, unread, view_of
 from workbench.mixers.families.latent import LatentCache
 from workbench.mixers.families.softmax import KeyValueCache
@@ -165,8 +165,9 @@ class SelectiveCache:
 
     def step_bytes(self, lengths: Sequence[int]) -> float:
         """Of the latest step; waits for the device."""
-        read = self.latest_read
-        return len(lengths) * float(read[FIELDS.index("bytes")]) if read is not None else super().step_bytes(lengths)  # type: ignore[misc]
+        if self.latest_read is None:
+            return super().step_bytes(lengths)  # type: ignore[misc]
+        return step_bytes(self.latest_read, len(lengths))
 
     def index_tensors(self) -> list[Tensor]:
         """What the policy adds to the mixer's own cache."""

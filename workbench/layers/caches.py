@@ -69,10 +69,11 @@ class RowCache(Cache):
         return None
 
     def step_bytes(self, lengths: Sequence[int]) -> float:
-        return self.bytes_of_tokens(lengths, self.capacity)
+        return self.row_bytes(lengths)
 
-    def bytes_of_tokens(self, lengths: Sequence[int], most: int) -> float:
-        """Bytes of the tokens of sequences of these lengths, of ``most`` at most each."""
+    def row_bytes(self, lengths: Sequence[int], most: int | None = None) -> float:
+        """Bytes of the rows of sequences of these lengths, of ``most`` tokens at most each. Default: all rows."""
+        most = self.capacity if most is None else most
         token_bytes = sum(x[0, 0].numel() * x.itemsize for x in RowCache.tensors(self)) if self.capacity else 0
         return token_bytes * sum(min(length, most) for length in lengths)
 
@@ -82,10 +83,8 @@ class RowCache(Cache):
         Raises:
             ValueError: when a cache without a window is full.
         """
-        start, end, capacity = self.length, self.length + new[0].shape[1], self.capacity
+        start, end, capacity = self.length, self.end_after(new[0].shape[1]), self.capacity
         if self.window is None:
-            if end > capacity:
-                raise ValueError(f"cache: got {end} tokens; expected at most {capacity}. Make it longer.")
             for number, x in enumerate(new):
                 self._write(number, (slice(None), slice(start, end)), x)
             self.length = end
@@ -102,6 +101,17 @@ class RowCache(Cache):
             self._write(number, (slice(None), slots), x[:, x.shape[1] - kept :])
         self.length = end
         return tuple(seen)
+
+    def end_after(self, tokens: int) -> int:
+        """Length after so many further tokens.
+
+        Raises:
+            ValueError: when a cache without a window has no room for them.
+        """
+        end = self.length + tokens
+        if self.window is None and end > self.capacity:
+            raise ValueError(f"cache: got {end} tokens; expected at most {self.capacity}. Make it longer.")
+        return end
 
     def _write(self, number: int, index: Any, x: Tensor) -> None:
         row, steps = self.rows[number], self.steps[number]

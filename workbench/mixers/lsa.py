@@ -10,8 +10,8 @@ lsa, shared_index: true}}`` shares an index between two layers, ``lsa reader rea
 
 Published: 2,048 tokens, of which 16 first and 1,024 last ones; one index for two layers; the sum of both layers'
 losses. Ours: plain heads in the place of latent attention; the loss is over all of S_t, forced tokens included, as
-DSA's is; the warm-up, as ours of DSA; sizes at the scales. The paper's hierarchical search of the index at decoding is
-left out.
+DSA's is; the warm-up, as ours of DSA; sizes at the scales. The paper's hierarchical search of the index, which is for
+prompts, is left out; the decoding policy ``hierarchical`` searches steps so.
 """
 
 from __future__ import annotations

@@ -292,10 +292,10 @@ class LanguageModel(nn.Module):
         weight = self.embedding.weight
         layer_mixers: list[Any] = [block.get_submodule("mixer") for block in self.blocks]
         make = cache_for or (lambda _, mixer, *shape: mixer.new_cache(*shape))
-        return [
-            *(
-                make(i, mixer, batch, length, weight.device, dtype or weight.dtype)
-                for i, mixer in enumerate(layer_mixers)
-            ),
-            self.embedding.new_cache(batch, weight.device),
+        caches = [
+            make(i, mixer, batch, length, weight.device, dtype or weight.dtype) for i, mixer in enumerate(layer_mixers)
         ]
+        for cache, sources in zip(caches, self.config.sources):
+            if sources:
+                cache.take_from({name: caches[source] for name, source in sources.items()})
+        return [*caches, self.embedding.new_cache(batch, weight.device)]

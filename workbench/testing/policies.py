@@ -80,9 +80,9 @@ class PolicyConformance:
                 if type(policy.cache_for(len(model.blocks) - 1, mixer, *size)) is not type(mixer.new_cache(*size)):  # type: ignore[operator]
                     yield name, model, policy
 
-    def outputs(self, model: LanguageModel, policy: Any, tokens_BT: Tensor, **prompt: int) -> Tensor:
+    def outputs(self, model: LanguageModel, policy: Any, tokens_BT: Tensor, **options: Any) -> Tensor:
         """(B, T - prompt, V) logits of the steps after a prompt."""
-        return self.steps(model, self.caches(model, policy, tokens_BT), tokens_BT, **prompt)
+        return self.steps(model, self.caches(model, policy, tokens_BT), tokens_BT, **options)
 
     def caches(self, model: LanguageModel, policy: Any, tokens_BT: Tensor) -> list[Any]:
         """Caches with a few tokens to spare."""
@@ -90,14 +90,21 @@ class PolicyConformance:
 
     @torch.no_grad()
     def steps(
-        self, model: LanguageModel, caches: list[Any], tokens_BT: Tensor, prompt: int = PROMPT, pieces: int = 1
+        self,
+        model: LanguageModel,
+        caches: list[Any],
+        tokens_BT: Tensor,
+        prompt: int = PROMPT,
+        pieces: int = 1,
+        ragged: bool = True,
     ) -> Tensor:
-        """(B, T - prompt, V) logits of the steps after a prompt, which is passed in pieces."""
+        """(B, T - prompt, V) logits of the steps after a prompt, which is passed in pieces. If not ``ragged``, caches
+        count the positions of steps on the host."""
         if prompt:
             for piece in tokens_BT[:, :prompt].tensor_split(pieces, dim=1):
                 model(piece, caches=caches)
         positions_B, hidden = torch.full((len(tokens_BT),), prompt), []
-        for layer_cache in caches:
+        for layer_cache in caches if ragged else ():
             layer_cache.step_from(positions_B)
         for token in tokens_BT[:, prompt:].split(1, dim=1):
             hidden.append(model(token, caches=caches))
@@ -138,6 +145,13 @@ class PolicyConformance:
             whole = self.outputs(model, policy, tokens_BT)
             what = f"{name}: logits after a prompt in pieces"
             assert_close(self.outputs(model, policy, tokens_BT, pieces=4), whole, what)
+
+    def test_positions_may_be_counted_on_the_host(self, case: dict[str, Any]) -> None:
+        for name, model, policy in self.changed(case):
+            tokens_BT = tokens()
+            expected = self.outputs(model, policy, tokens_BT)
+            what = f"{name}: logits of passes over one token"
+            assert_close(self.outputs(model, policy, tokens_BT, ragged=False), expected, what)
 
     def test_sequences_do_not_influence_each_other(self, case: dict[str, Any]) -> None:
         for name, model, policy in self.changed(case):

@@ -15,7 +15,7 @@ from workbench import formatting
 from workbench.ablation.spec.ablation import AblationConfig, check_arm_name
 from workbench.accounting import account
 from workbench.config import Config, ConfigError, Problem, deep_merge, expand_dotted
-from workbench.contract import EmbeddingConfig, embeddings, feedforwards, mixers
+from workbench.contract import EmbeddingConfig, ResidualConfig, embeddings, feedforwards, mixers, residuals
 from workbench.dashboards.forms.document import Document, FieldPath
 from workbench.dashboards.forms.fields import LABEL, NOT_SET, FormField, shown
 from workbench.dashboards.forms.layers import LayerChips
@@ -25,6 +25,7 @@ from workbench.dashboards.view import PlannedRun
 from workbench.data import sources
 from workbench.data.corpora import corpora
 from workbench.distribution import SHIPPED, shipped
+from workbench.registry import Registry
 from workbench.training.config import RunConfig
 
 __all__ = ["AblationBuilder", "builder"]
@@ -43,6 +44,11 @@ tuning:
     training.learning_rate: {{values: [5e-4, 5e-3, 5e-2]}}
 """
 """What a new file starts from where no sweep is chosen."""
+WHOLE_MODEL: dict[str, tuple[Registry[Any], str]] = {
+    "embedding": (embeddings, "token"),
+    "residual": (residuals, "plain"),
+}
+"""Components of which a model has one: field -> registry, and the default."""
 LEARNING_RATES = ("tuning", "space", "training.learning_rate", "values")
 
 
@@ -120,7 +126,7 @@ class AblationBuilder(widgets.VBox):
                 self._arms_box,
                 self.pattern,
                 self.feedforward,
-                self.embedding,
+                *self.components.values(),
                 self._forms,
                 widgets.HTML("<h3>The file</h3>", **title),
                 self.message,
@@ -357,13 +363,16 @@ class AblationBuilder(widgets.VBox):
         self.feedforward = LayerChips(
             "feed-forwards", self._set_pattern("feedforward"), self._set_layer("feedforward_at")
         )
-        self.embedding = widgets.Dropdown(
-            description="embedding", layout={"width": "400px"}, style={"description_width": LABEL}
-        )
+        self.components = {
+            field: widgets.Dropdown(description=field, layout={"width": "400px"}, style={"description_width": LABEL})
+            for field in WHOLE_MODEL
+        }
+        """Field of :data:`WHOLE_MODEL` -> the control that chooses it."""
         self._forms = widgets.VBox()
         self.arm.observe(self._choose_arm, "value")
         self.new_name.observe(lambda change: self._check_name(), "value")
-        self.embedding.observe(lambda change: self._set_embedding(change["new"]), "value")
+        for field, control in self.components.items():
+            control.observe(self._set_component(field), "value")
         self.add_button.on_click(lambda _: self.add(self.new_name.value))
         self.rename_button.on_click(lambda _: self.rename(self.new_name.value))
         self.remove_button.on_click(lambda _: self.remove())
@@ -477,11 +486,16 @@ class AblationBuilder(widgets.VBox):
 
         return change
 
-    def _set_embedding(self, kind: str) -> None:
-        if self._is_drawing:
-            return
-        self.document.set(("arms", self.arm.value, "model", "embedding"), {"kind": kind} if kind else None)
-        self._show_arm()
+    def _set_component(self, field: str) -> Callable[[Any], None]:
+        """What chooses a component of the chosen arm's whole model."""
+
+        def choose(change: Any) -> None:
+            if not self._is_drawing:
+                kind = change["new"]
+                self.document.set(("arms", self.arm.value, "model", field), {"kind": kind} if kind else None)
+                self._show_arm()
+
+        return choose
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 
@@ -532,21 +546,23 @@ class AblationBuilder(widgets.VBox):
                 if kind in registry:
                     title = name if kind == name else f"{name}: {kind}"
                     parts.append(self._form(path, title, registry[kind], value if isinstance(value, dict) else {}))
-        parts.append(self._show_embedding(model))
+        parts += [self._show_component(field, model) for field in WHOLE_MODEL]
         self._forms.children = parts
         self._is_drawing = False
         self._check()
 
-    def _show_embedding(self, model: Mapping[str, Any]) -> widgets.Widget:
-        inherited = _kind(self.document.get(("base", "model", "embedding")), "token")
-        self._quietly(self.embedding, [(f"default: {inherited}", NOT_SET), *((name, name) for name in embeddings)])
-        written = self.document.get(("arms", self.arm.value, "model", "embedding"))
-        self.embedding.value = NOT_SET if written is None else _kind(written, "token")
-        settings = model.get("embedding") or {}
-        kind = _kind(settings, "token")
-        if kind not in embeddings:
+    def _show_component(self, field: str, model: Mapping[str, Any]) -> widgets.Widget:
+        (registry, default), control = WHOLE_MODEL[field], self.components[field]
+        inherited = _kind(self.document.get(("base", "model", field)), default)
+        self._quietly(control, [(f"default: {inherited}", NOT_SET), *((name, name) for name in registry)])
+        written = self.document.get(("arms", self.arm.value, "model", field))
+        chosen = NOT_SET if written is None else _kind(written, default)
+        control.value = chosen if chosen in (NOT_SET, *registry) else NOT_SET  # a mistake is shown below the form
+        settings = model.get(field) or {}
+        kind = _kind(settings, default)
+        if kind not in registry:
             return widgets.VBox()
-        return self._form(("embedding",), kind, embeddings[kind], settings if isinstance(settings, dict) else {})
+        return self._form((field,), kind, registry[kind], settings if isinstance(settings, dict) else {})
 
     def _form(self, path: FieldPath, title: str, cls: Any, settings: Mapping[str, Any]) -> widgets.Widget:
         """Title and one row per field of a component whose settings are at ``path`` below the model."""
@@ -618,9 +634,12 @@ class AblationBuilder(widgets.VBox):
                 settings = {**config.defaults_at(scale, settings), **settings}
             parsed: Any = config.parse(settings)
             if hasattr(parsed, "resolved"):
-                width = _number(model.get("width"), self._default_of(("base", "model", "width"), 128))
-                sizes = (width, self._default_of(("base", "model", "vocabulary"), 2048))
-                parsed = parsed.resolved(*sizes[: 2 if issubclass(config, EmbeddingConfig) else 1])
+                sizes = [_number(model.get("width"), self._default_of(("base", "model", "width"), 128))]
+                if issubclass(config, EmbeddingConfig):
+                    sizes.append(self._default_of(("base", "model", "vocabulary"), 2048))
+                elif issubclass(config, ResidualConfig):
+                    sizes.append(_number(model.get("depth"), self._default_of(("base", "model", "depth"), 4)))
+                parsed = parsed.resolved(*sizes)
             return {name: getattr(parsed, name) for name in config.model_fields}
         except ConfigError:
             return {}

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from workbench.contract import Cache
 from workbench.decoding.blocks import Shape
+from workbench.decoding.host import HostCache, HostPolicy
 from workbench.decoding.policy import policies
 from workbench.decoding.reads import FIELDS
-from workbench.decoding.selective import SelectiveConfig, SelectivePolicy, Selector
-from workbench.decoding.transfer import CopyStream, host_memory, new_stream
+from workbench.decoding.selective import SelectiveConfig, Selector
+from workbench.decoding.transfer import CopyStream, host_memory
 from workbench.decoding.view import View
 from workbench.mixers.families.latent import LatentCache
 from workbench.mixers.families.softmax import KeyValueCache
@@ -30,7 +31,7 @@ BUFFERS = 2
 
 
 @policies.register
-class Streamed(SelectivePolicy):
+class Streamed(HostPolicy):
     """Every step reads everything, from the host."""
 
     class Config(SelectiveConfig):
@@ -40,12 +41,7 @@ class Streamed(SelectivePolicy):
 
     def __init__(self, config: Any):
         super().__init__(config)
-        self._streams: dict[str, CopyStream] = {}
         self._chain = Chain()
-
-    def copy_stream(self, device: torch.device | str) -> CopyStream:
-        """The stream that all layers on a device share."""
-        return self._streams.setdefault(str(device), new_stream(device))
 
     def selector(self, layer: int, view: View, shape: Shape) -> Selector:
         return Selector(view, shape, 0)  # nothing is chosen
@@ -81,7 +77,7 @@ class Chain:
         return next(other for other in following if other % BUFFERS == number % BUFFERS)
 
 
-class StreamedCache:
+class StreamedCache(HostCache):
     """Base of caches with rows on the host; before :class:`KeyValueCache` or :class:`LatentCache`.
 
     Args:
@@ -91,11 +87,7 @@ class StreamedCache:
         shape: of the cache.
     """
 
-    # of the cache that this is mixed into
-    rows: list[Tensor]
-    length: int
-    capacity: int
-    positions_B: Tensor | None
+    capacity: int  # of the cache that this is mixed into
 
     def __init__(self, view: View, chain: Chain, stream: CopyStream, *shape: Any):
         batch, length, device, dtype = shape
@@ -124,31 +116,17 @@ class StreamedCache:
                 chain.marks.update(dict.fromkeys(range(min(BUFFERS, len(chain.caches)))))
         return o
 
-    def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Append T tokens to all sequences. Returns what they see."""
-        (B, T), end = new[0].shape[:2], self.length + new[0].shape[1]
-        if end > self.capacity:
-            raise ValueError(f"cache: got {end} tokens; expected at most {self.capacity}. Make it longer.")
-        start_B = torch.full((B,), self.length, device=self.start_B.device)
-        if T == 1:
-            self._append(new, start_B)
-        else:
-            self.chain().marks.clear()  # the buffers have other sequences, or an earlier state
-            if self.length:
-                self.stream.wait(self.bring())
-            for row, x in zip(self.rows, new, strict=True):
-                row[:, self.length : end] = x
-            self._store(new, start_B, start_B + T)
-        self.length = end
+    def append_tokens(self, new: tuple[Tensor, ...], start_B: Tensor) -> tuple[Tensor, ...]:
+        end = self.length + new[0].shape[1]
+        self.chain().marks.clear()  # the buffers have other sequences, or an earlier state
+        if self.length:
+            self.stream.wait(self.bring())
+        for row, x in zip(self.rows, new, strict=True):
+            row[:, self.length : end] = x
+        self._store(new, start_B, start_B + new[0].shape[1])
         return tuple(row[:, :end] for row in self.rows)
 
-    def append(self, *new: Tensor) -> Tensor:
-        """Append the token of a step to every sequence. Returns (B,) their lengths."""
-        assert self.positions_B is not None
-        self._append(new, self.positions_B)
-        return self.start_B + 1
-
-    def _append(self, new: tuple[Tensor, ...], start_B: Tensor) -> None:
+    def append_token(self, new: tuple[Tensor, ...], start_B: Tensor) -> None:
         marks = self.chain().marks
         mark = marks.pop(self.number) if self.number in marks else self.bring()
         if mark is not None:

@@ -21,6 +21,7 @@ Legend: B batch, T time, S seen tokens, H query heads, G key–value heads, K he
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from workbench.config import require
 from workbench.contract import Cache, VariantConfig
+from workbench.layers import RowCache
 
 CONV_WIDTH = 4
 """Taps W of a convolution."""
@@ -90,9 +92,26 @@ class KeysAndValues(NamedTuple):
 
 
 class TakerCache(Cache):
-    """The cache of a layer that reads the keys and values of another one: nothing but its place in the sequences."""
+    """The cache of a layer that reads the keys and values of another one: nothing but its place in the sequences.
+
+    Args:
+        name: of what it takes.
+    """
 
     ragged = True
+
+    def __init__(self, name: str):
+        self.name = name
+        self.giver: RowCache | None = None
+
+    def take_from(self, givers: Mapping[str, Cache]) -> None:
+        giver = givers[self.name]
+        assert isinstance(giver, RowCache)
+        self.giver = giver
+
+    def step_bytes(self, lengths: Sequence[int]) -> float:
+        """Of the rows of the other cache, which are read once more."""
+        return 0.0 if self.giver is None else self.giver.row_bytes(lengths)
 
     def tensors(self) -> list[Tensor]:
         return []

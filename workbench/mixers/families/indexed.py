@@ -44,13 +44,13 @@ from workbench.mixers.families.softmax import HeadsConfig, SoftmaxAttention
 from workbench.mixers.families.sparse import COVERED_QUERIES, Positions
 from workbench.ops.decode_attention import decode_attention
 from workbench.ops.sparse_attention import chosen_block_attention, selected_attention, selected_pairs
+from workbench.ops.sparse_decoding import Forced, indexer_tokens
 from workbench.ops.token_index import (
     IndexKeys,
     index_divergence,
     index_recall,
     scored_pairs,
     select_tokens,
-    select_tokens_of_step,
 )
 from workbench.pooled import is_token, mean_of
 
@@ -150,7 +150,8 @@ class TokenIndex(nn.Module):
 
 class IndexedCache(RowCache):
     """What is attended of every token, and its index key (B, T, X) where the layer has an index. A step scores all
-    index keys and reads the rest of the selected tokens alone.
+    index keys and reads the rest of the selected tokens alone. A subclass with another ``select`` scores fewer (see
+    ``workbench.decoding.policies``).
 
     Args:
         attended, scored: shapes of one token in each tensor.
@@ -169,6 +170,20 @@ class IndexedCache(RowCache):
     ):
         super().__init__(batch, length, [*attended, *scored], device, dtype)
         self.num_attended, self.top_k = len(attended), top_k
+
+    def select(self, index: IndexKeys, lengths_B: Tensor, forced: Forced) -> Tensor:
+        """The tokens that the query of a step attends, (B, n) int64, ascending, -1 behind them.
+
+        Args:
+            index: of the step's token, which is cached already.
+            lengths_B: tokens of every sequence.
+            forced: tokens that are selected whatever their scores.
+        """
+        k_BSX = self.rows[-1]
+        if self.positions_B is None:  # counted on the host, which knows how many there are
+            k_BSX = k_BSX[:, : self.length].contiguous()
+        of_step = index.q_BTJX[:, 0], index.w_BTJ[:, 0], k_BSX[:, None]
+        return indexer_tokens(*of_step, lengths_B, count=self.top_k, forced=forced)[:, 0]
 
     def step_bytes(self, lengths: Sequence[int]) -> float:
         sizes, split = [x[0, 0].nbytes for x in self.rows], self.num_attended
@@ -231,6 +246,11 @@ class LearnedIndex(Mixer):
     def row_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of one token in :attr:`Attended.rows`."""
 
+    @property
+    def forced_tokens(self) -> Forced:
+        """Tokens that are selected whatever their scores, for operators of steps."""
+        return Forced(self.forced["initial"], self.forced["local"])
+
     def warm_up(self) -> WarmUp:
         return self.stage
 
@@ -253,6 +273,7 @@ class LearnedIndex(Mixer):
         shared: Shared | None = None,
     ) -> Tensor:
         assert cache is None or isinstance(cache, IndexedCache)
+        B, T, _ = x_BTD.shape
         attended = self.attended(x_BTD, cache)
         place = {} if cache is None else cache.rotary()
         scored = None if self.index is None else self.index(x_BTD, attended.source, **place)
@@ -270,7 +291,11 @@ class LearnedIndex(Mixer):
             measures = aux is not None and aux.collect_metrics
             tokens = taken.tokens
             if scored is not None and not sees_all and (measures or not warms_up):
-                tokens = select_tokens(scored, count=self.top_k, **self.forced, **positions.settings)
+                if cache is not None and T == 1:  # a step whose position is counted on the host
+                    lengths_B = torch.full((B,), cache.length, device=x_BTD.device)
+                    tokens = cache.select(scored, lengths_B, self.forced_tokens)[:, None].to(torch.int32)
+                else:
+                    tokens = select_tokens(scored, count=self.top_k, **self.forced, **positions.settings)
             index = Index(scored, tokens) if self.index is not None else Index(taken.scored, tokens)
             if sees_all or warms_up:
                 o_BTHV = self.attend_all(attended, segments, cached=cache is not None)
@@ -289,13 +314,12 @@ class LearnedIndex(Mixer):
     ) -> tuple[Tensor | None, Tensor]:
         """Selected tokens (B, n), None for all, and (B, 1, H, V) of one token per sequence."""
         assert cache.positions_B is not None
-        cache.append(*attended.rows, *(() if scored is None else (scored.k_BSX,)))
+        lengths_B = cache.append(*attended.rows, *(() if scored is None else (scored.k_BSX,)))
         attended, tokens_Bn = attended._replace(rows=tuple(cache.rows[: cache.num_attended])), taken_Bn
         if cache.capacity <= self.top_k:
             tokens_Bn = None
         elif scored is not None:
-            of_step = scored.q_BTJX[:, 0], cache.rows[-1], scored.w_BTJ[:, 0], cache.positions_B
-            tokens_Bn = select_tokens_of_step(*of_step, count=self.top_k, **self.forced)
+            tokens_Bn = cache.select(scored, lengths_B, self.forced_tokens)
         return tokens_Bn, self.attend_in_step(attended, tokens_Bn, cache.positions_B)
 
     def _learn(self, aux: AuxOutputs, index: Index, attended: Attended, positions: Positions) -> None:

@@ -8,7 +8,7 @@ Legend: B batch, T time, D model width, H query heads, G key–value heads, K he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -224,6 +224,10 @@ class KeyValueCache(RowCache):
 
     def tensors(self) -> list[Tensor]:
         return [*super().tensors(), *self.tails.values()]
+
+    def step_bytes(self, lengths: Sequence[int]) -> float:
+        # inputs of convolutions are read and written
+        return super().step_bytes(lengths) + 2 * sum(tail.nbytes for tail in self.tails.values())
 
     def seen(self, k_BTGK: Tensor, v_BTGK: Tensor) -> KeysAndValues:
         """Append T keys and values. Returns all that their queries see."""
@@ -512,7 +516,7 @@ class SoftmaxAttention(ScaledScores, Mixer):
         return "keys and values alone; this layer also caches inputs of its convolution" if self.convolutions else None
 
     def new_cache(self, batch: int, length: int, device: torch.device | str, dtype: torch.dtype) -> Cache:
-        return TakerCache() if self.takes_keys else KeyValueCache(self, batch, length, device, dtype)
+        return TakerCache(self.keys_name) if self.takes_keys else KeyValueCache(self, batch, length, device, dtype)
 
     @classmethod
     def cost(cls, config: Any, width: int, length: int, element_bytes: int = 2) -> Cost:

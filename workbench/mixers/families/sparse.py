@@ -395,7 +395,7 @@ class SparseCache(Cache):
         total = 0.0
         for rows in self.rows.values():
             chosen = self.blocks.selected * self.blocks.block if rows.window is None else rows.window
-            total += rows.bytes_of_tokens(lengths, chosen)
+            total += rows.row_bytes(lengths, chosen)
         if self.pooled is not None:
             visible = [num_blocks(length, self.blocks.length, self.blocks.stride) for length in lengths]
             total += self.pooled.pooled.step_bytes(visible) + self.pooled.raw.step_bytes(lengths)

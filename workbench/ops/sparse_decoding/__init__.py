@@ -40,6 +40,8 @@ __all__ = [
     "extend_means",
     "extend_minmax",
     "gathered_attention",
+    "indexer_blocks",
+    "indexer_tokens",
     "mean_blocks",
     "minmax_blocks",
     "new_tickets",
@@ -89,9 +91,9 @@ def minmax_blocks(
     """
     count = min(count, upper_BGNK.shape[2])
     if choose("minmax_blocks", q_BHK, count) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        return by_triton.minmax_blocks(q_BHK, upper_BGNK, lower_BGNK, lengths_B, block, count, forced, tickets)
+        return kernels.minmax_blocks(q_BHK, upper_BGNK, lower_BGNK, lengths_B, block, count, forced, tickets)
     return by_torch.minmax_blocks(q_BHK, upper_BGNK, lower_BGNK, lengths_B, block, count, forced)
 
 
@@ -124,9 +126,9 @@ def mean_blocks(
     count, per = min(count, means_BGNK.shape[2] * sub_block // block), block // sub_block
     supported = per & (per - 1) == 0
     if choose("mean_blocks", q_BHK, count, supported) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        return by_triton.mean_blocks(q_BHK, means_BGNK, lengths_B, block, sub_block, scale, count, forced, tickets)
+        return kernels.mean_blocks(q_BHK, means_BGNK, lengths_B, block, sub_block, scale, count, forced, tickets)
     return by_torch.mean_blocks(q_BHK, means_BGNK, lengths_B, block, sub_block, scale, count, forced)
 
 
@@ -157,15 +159,89 @@ def channel_tokens(
     Returns:
         (B, G, n) int64 positions, ascending, -1 behind them; n is ``count``, at most the number of candidates.
     """
-    most = keys.keys_BGSc.shape[2]
-    if searched is not None:
-        most = searched.blocks_BGJ.shape[2] * searched.block + searched.newest
-    count = min(count, most)
+    count = min(count, _most(keys.keys_BGSc, searched))
     if choose("channel_tokens", q_BHK, count) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        return by_triton.channel_tokens(q_BHK, keys, lengths_B, searched, scale, count, forced, tickets)
+        return kernels.channel_tokens(q_BHK, keys, lengths_B, searched, scale, count, forced, tickets)
     return by_torch.channel_tokens(q_BHK, keys, lengths_B, searched, scale, count, forced)
+
+
+def indexer_blocks(
+    q_BHK: Tensor,
+    weights_BH: Tensor,
+    means_BGNK: Tensor,
+    lengths_B: Tensor,
+    *,
+    block: int,
+    sub_block: int,
+    count: int,
+    forced: Forced,
+    tickets: Tensor | None = None,
+) -> Tensor:
+    """The blocks with the largest index scores of their mean keys.
+
+        s = Σ over sub-blocks n of Σ_h w_h ReLU(q_h · mean_n)
+
+    With one sub-block this is HISA (arXiv 2603.28458v2), with sub-blocks of 8 tokens in blocks of 128 LSA (arXiv
+    2608.01662v1).
+
+    Args:
+        q_BHK, weights_BH: as of :func:`indexer_tokens`.
+        means_BGNK: mean index key of every sub-block.
+        sub_block: tokens of a sub-block, a divisor of ``block``.
+        lengths_B, block, count, forced, tickets: as of :func:`minmax_blocks`.
+
+    Returns:
+        as :func:`minmax_blocks`.
+    """
+    count, per = min(count, means_BGNK.shape[2] * sub_block // block), block // sub_block
+    if choose("indexer_blocks", q_BHK, count, per & (per - 1) == 0) == "triton":
+        from workbench.ops.sparse_decoding import kernels
+
+        return kernels.indexer_blocks(
+            q_BHK, weights_BH, means_BGNK, lengths_B, block, sub_block, count, forced, tickets
+        )
+    return by_torch.indexer_blocks(q_BHK, weights_BH, means_BGNK, lengths_B, block, sub_block, count, forced)
+
+
+def indexer_tokens(
+    q_BHK: Tensor,
+    weights_BH: Tensor,
+    keys_BGSK: Tensor,
+    lengths_B: Tensor,
+    *,
+    searched: Searched | None = None,
+    count: int,
+    forced: Forced,
+    tickets: Tensor | None = None,
+) -> Tensor:
+    """The candidates with the largest index scores of a learned indexer (DSA, arXiv 2512.02556, §2.1).
+
+        I_j = Σ_h w_h ReLU(q_h · k_j)
+
+    Args:
+        q_BHK: queries of the index, one per sequence and index head.
+        weights_BH: weights of the index heads, with every factor of the scores.
+        keys_BGSK: index keys of all tokens, contiguous.
+        searched, lengths_B, count, forced, tickets: as of :func:`channel_tokens`.
+
+    Returns:
+        as :func:`channel_tokens`.
+    """
+    count = min(count, _most(keys_BGSK, searched))
+    if choose("indexer_tokens", q_BHK, count) == "triton":
+        from workbench.ops.sparse_decoding import kernels
+
+        return kernels.indexer_tokens(q_BHK, weights_BH, keys_BGSK, lengths_B, searched, count, forced, tickets)
+    return by_torch.indexer_tokens(q_BHK, weights_BH, keys_BGSK, lengths_B, searched, count, forced)
+
+
+def _most(keys_BGSc: Tensor, searched: Searched | None) -> int:
+    """Candidates of a group."""
+    if searched is None:
+        return keys_BGSc.shape[2]
+    return searched.blocks_BGJ.shape[2] * searched.block + searched.newest
 
 
 def gathered_attention(
@@ -203,9 +279,9 @@ def gathered_attention(
         (B, H, V) in the type of the cache, zero where nothing is chosen.
     """
     if choose("gathered_attention", k_BSGK) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        return by_triton.attention(
+        return kernels.attention(
             q_BHK,
             k_BSGK,
             v_BSGV,
@@ -234,9 +310,9 @@ def extend_minmax(upper_BGNK: Tensor, lower_BGNK: Tensor, k_BGK: Tensor, positio
         block: tokens of a block.
     """
     if choose("extend_minmax", upper_BGNK) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        by_triton.extend_minmax(upper_BGNK, lower_BGNK, k_BGK, position_B, block)
+        kernels.extend_minmax(upper_BGNK, lower_BGNK, k_BGK, position_B, block)
     else:
         by_torch.extend_minmax(upper_BGNK, lower_BGNK, k_BGK, position_B, block)
 
@@ -251,9 +327,9 @@ def extend_means(means_BGNK: Tensor, sum_BGK: Tensor, k_BGK: Tensor, position_B:
         sub_block: tokens of a sub-block.
     """
     if choose("extend_means", means_BGNK) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        by_triton.extend_means(means_BGNK, sum_BGK, k_BGK, position_B, sub_block)
+        kernels.extend_means(means_BGNK, sum_BGK, k_BGK, position_B, sub_block)
     else:
         by_torch.extend_means(means_BGNK, sum_BGK, k_BGK, position_B, sub_block)
 
@@ -267,9 +343,9 @@ def extend_codes(keys: TokenKeys, k_BGK: Tensor, position_B: Tensor) -> None:
     """
     supported = keys.channels_Gc is not None and keys.channels_Gc.shape[1] % 2 == 0
     if choose("extend_codes", k_BGK, supported=supported) == "triton":
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        by_triton.extend_codes(keys, k_BGK, position_B)
+        kernels.extend_codes(keys, k_BGK, position_B)
     else:
         by_torch.extend_codes(keys, k_BGK, position_B)
 
@@ -302,9 +378,9 @@ def read_numbers(
         (7,) fp64, NaN where undefined; bytes from the host are 0.
     """
     if choose("read_numbers", units_BGm) == "triton" and tickets is not None:
-        from workbench.ops.sparse_decoding import triton as by_triton
+        from workbench.ops.sparse_decoding import kernels
 
-        return by_triton.read_numbers(
+        return kernels.read_numbers(
             tokens_BGn, units_BGm, previous_BGm, resident_BGr, lengths_B, block, row_bytes, index, tickets
         )
     return by_torch.read_numbers(tokens_BGn, units_BGm, previous_BGm, resident_BGr, lengths_B, block, row_bytes, index)

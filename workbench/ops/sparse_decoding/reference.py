@@ -35,6 +35,14 @@ def token_weights(q_Rc: Tensor, keys: Sequence[Tensor], scale: float) -> list[fl
     return block_masses(q_Rc, [key_c[None] for key_c in keys], scale)
 
 
+def indexer_score(q_RK: Tensor, weights_R: Tensor, k_K: Tensor) -> float:
+    """Σ_h w_h ReLU(q_h · k)"""
+    return sum(
+        weight * max(0.0, sum(x * y for x, y in zip(q_K, k_K.tolist())))
+        for weight, q_K in zip(weights_R.tolist(), q_RK.tolist())
+    )
+
+
 def four_bits(x_c: Tensor) -> Tensor:
     """``x_c`` rounded to multiples of its largest magnitude over 7, which is rounded to fp16."""
     step = float((x_c.abs().max() / 7).half())

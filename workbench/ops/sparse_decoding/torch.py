@@ -126,7 +126,7 @@ def channel_scores(
     keys_BGMc, steps_BGM = keys.keys_BGSc, keys.steps_BGS
     if tokens_BGM is not None:
         index = tokens_BGM.where(valid_BGM, 0)
-        keys_BGMc = keys_BGMc.gather(2, index[..., None].expand(-1, -1, -1, keys_BGMc.shape[-1]))
+        keys_BGMc = _rows(keys_BGMc, index)
         steps_BGM = None if steps_BGM is None else steps_BGM.gather(2, index)
     if keys.channels_Gc is not None:
         channels_Hc = keys.channels_Gc.repeat_interleave(q_BHK.shape[1] // keys_BGMc.shape[1], dim=0)
@@ -140,6 +140,11 @@ def channel_scores(
     return _mean_softmax(scores_BGRM, valid_BGM)
 
 
+def _rows(x_BGSX: Tensor, index_BGM: Tensor) -> Tensor:
+    """(B, G, M, X)"""
+    return x_BGSX.gather(2, index_BGM[..., None].expand(-1, -1, -1, x_BGSX.shape[-1]))
+
+
 def channel_tokens(
     q_BHK: Tensor,
     keys: TokenKeys,
@@ -149,15 +154,54 @@ def channel_tokens(
     count: int,
     forced: Forced,
 ) -> Tensor:
-    if searched is None:
-        positions, valid = (
-            None,
-            torch.arange(keys.keys_BGSc.shape[2], device=lengths_B.device) < lengths_B[:, None, None],
-        )
-    else:
-        positions = searched.tokens(lengths_B)
-        valid = positions >= 0
+    positions, valid = _candidates(searched, keys.keys_BGSc.shape[2], lengths_B)
     return select(channel_scores(q_BHK, keys, positions, valid, scale), lengths_B, count, forced, 1, positions)
+
+
+def _candidates(searched: Searched | None, S: int, lengths_B: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Their positions, None for all S, and which exist."""
+    if searched is None:
+        return None, torch.arange(S, device=lengths_B.device) < lengths_B[:, None, None]
+    positions = searched.tokens(lengths_B)
+    return positions, positions >= 0
+
+
+def indexer_scores(q_BHK: Tensor, weights_BH: Tensor, keys_BGMK: Tensor) -> Tensor:
+    """(B, G, M) Σ_h w_h ReLU(q_h · k), see :func:`workbench.ops.sparse_decoding.indexer_tokens`."""
+    q_BGRK = _grouped(q_BHK, keys_BGMK.shape[1])
+    products_BGRM = torch.einsum("bgrk,bgmk->bgrm", q_BGRK, keys_BGMK.to(q_BGRK.dtype)).relu_()
+    return products_BGRM.mul_(weights_BH.view(*q_BGRK.shape[:3], 1)).sum(2)
+
+
+def indexer_blocks(
+    q_BHK: Tensor,
+    weights_BH: Tensor,
+    means_BGNK: Tensor,
+    lengths_B: Tensor,
+    block: int,
+    sub_block: int,
+    count: int,
+    forced: Forced,
+) -> Tensor:
+    first_N = torch.arange(means_BGNK.shape[2], device=lengths_B.device) * sub_block
+    exists_B1N = (first_N < lengths_B[:, None])[:, None]
+    scores_BGN = indexer_scores(q_BHK, weights_BH, means_BGNK).masked_fill(~exists_B1N, 0.0)
+    return select(scores_BGN.unflatten(-1, (-1, block // sub_block)).sum(-1), lengths_B, count, forced, block)
+
+
+def indexer_tokens(
+    q_BHK: Tensor,
+    weights_BH: Tensor,
+    keys_BGSK: Tensor,
+    lengths_B: Tensor,
+    searched: Searched | None,
+    count: int,
+    forced: Forced,
+) -> Tensor:
+    positions, valid = _candidates(searched, keys_BGSK.shape[2], lengths_B)
+    keys_BGMK = keys_BGSK if positions is None else _rows(keys_BGSK, positions.where(valid, 0))
+    scores_BGM = indexer_scores(q_BHK, weights_BH, keys_BGMK)
+    return select(scores_BGM, lengths_B, count, forced, 1, positions)
 
 
 def _gather(x_BSGX: Tensor, rows_BGn: Tensor) -> Tensor:

@@ -24,9 +24,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from workbench.ops.dispatch import disable_autocast
 from workbench.ops.token_index import chunked
-from workbench.ops.token_index.chunked import select_tokens_of_step
 
-__all__ = ["IndexKeys", "index_divergence", "index_recall", "scored_pairs", "select_tokens", "select_tokens_of_step"]
+__all__ = ["IndexKeys", "index_divergence", "index_recall", "scored_pairs", "select_tokens"]
 
 
 class IndexKeys(NamedTuple):

@@ -58,26 +58,6 @@ def select(
     return out
 
 
-def select_tokens_of_step(
-    q_BJX: Tensor, k_BSX: Tensor, w_BJ: Tensor, positions_B: Tensor, *, count: int, initial: int = 0, local: int = 0
-) -> Tensor:
-    """The tokens that one query per sequence attends, at positions that only the device knows, in sequences of one
-    document; memory of keys behind a position may hold anything. Every shape is fixed by the capacity S of the cache.
-
-    Returns:
-        (B, n) int64, ascending, padded with -1, as of :func:`workbench.ops.token_index.select_tokens`.
-    """
-    S, wide = k_BSX.shape[1], _wide(q_BJX)
-    token_S, own_B1 = torch.arange(S, device=k_BSX.device), positions_B[:, None]
-    is_hidden_BS = token_S > own_B1
-    k_BSX = k_BSX.to(wide).masked_fill(is_hidden_BS[..., None], 0.0)
-    products_BJS = torch.einsum("bjx,bsx->bjs", q_BJX.to(wide), k_BSX).relu()
-    score_BS = torch.einsum("bj,bjs->bs", w_BJ.to(wide), products_BJS)
-    score_BS = score_BS.masked_fill((token_S < initial) | (token_S > own_B1 - local), math.inf)
-    chosen_Bn = _best(score_BS.masked_fill(is_hidden_BS, -math.inf)[:, None], count)[:, 0]
-    return torch.where(chosen_Bn == S, -1, chosen_Bn)
-
-
 # -- divergence ------------------------------------------------------------------------------------------------------
 
 
