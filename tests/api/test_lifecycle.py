@@ -59,6 +59,7 @@ def test_the_file_of_an_extended_ablation_names_the_command_that_resumes(
     code, answer = call("run", tmp_path / "sweep.yaml", "--results", mine.results, "--detach")
     error = answer["error"]
     assert code == 2 and error["field"] == "confirmation.seeds" and "the seeds [7] too" in error["expected"]
+    assert "launched or extended" in error["expected"]
     command = error["hint"].split("`")[1]
     assert "seeds: [0, 1, 7]" in error["hint"] and command.startswith(f"workbench run {mine.folder}")
     code, answer = call(*command.split()[1:])

@@ -173,7 +173,7 @@ def test_a_logger_that_fails_is_an_event(run: RunFolder, monkeypatch: pytest.Mon
         def log_hyperparams(self, params: Any) -> None: ...
 
         def log_metrics(self, metrics: Any, step: int) -> None:
-            raise ConnectionError("no route")
+            raise ConnectionError("no route to https://me:secret@host/api")
 
     monkeypatch.setitem(loggers.LOGGERS, "wandb", lambda run, record: Broken())
     with open_loggers(["wandb"], run) as log:
@@ -181,7 +181,7 @@ def test_a_logger_that_fails_is_an_event(run: RunFolder, monkeypatch: pytest.Mon
         log({"step": 1, "loss": 1.0})
         log({"step": 2, "loss": 1.0})
     failed = [event for event in run.events() if event["event"] == "logger_failed"]
-    assert [event["reason"] for event in failed] == ["ConnectionError: no route"]
+    assert [event["reason"] for event in failed] == ["ConnectionError: no route to https://host/api"]
 
 
 def test_a_missing_package_is_named_before_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -324,7 +324,7 @@ class Ablation:
         self._restore_data(record.data, progress)
 
     def _check_extension(self, record: LaunchRecord) -> None:
-        """Refuse a file that has all but the seeds which `workbench extend` has added since."""
+        """Refuse a file that has all but the last seeds, such as those that `workbench extend` has added since."""
         declared, known = self.config.confirmation.seeds, record.config.confirmation.seeds
         added = known[len(declared) :]
         others = difference(record.canonical, self.config.canonical())
@@ -333,7 +333,7 @@ class Ablation:
             raise ConfigError.at(
                 "confirmation.seeds",
                 got=list(declared),
-                expected=f"the seeds {list(added)} too, by which the ablation was extended",
+                expected=f"the seeds {list(added)} too, with which the ablation was launched or extended",
                 do=f"`workbench run {self.folder}{elsewhere}` resumes it with all seeds, as it is recorded; in the "
                 f"file they would be seeds: {list(known)}.",
             )

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
@@ -119,6 +120,8 @@ LOGGERS: dict[str, Callable[[RunFolder, RunRecord], Logger]] = {
     "trackio": _Trackio,
 }
 """Logger -> how it is opened. The name is that of the package."""
+PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")
+"""User and password in an address, such as that of a server of MLflow: errors repeat it, and events are kept."""
 EXTRAS = ("tensorboard",)
 """Loggers whose package is an extra of this distribution."""
 SUCCESS, FAILED, STOPPED = "success", "failed", "KILLED"
@@ -176,7 +179,8 @@ def open_loggers(names: Sequence[str], run: RunFolder) -> Iterator[Callable[[Map
             return action()
         except Exception as error:  # whatever another library raises: the run is not to suffer from it
             opened.pop(name, None)
-            run.event("logger_failed", logger=name, reason=f"{type(error).__name__}: {error}"[:500])
+            reason = PASSWORD.sub("", f"{type(error).__name__}: {error}")
+            run.event("logger_failed", logger=name, reason=reason[:500])
             return None
 
     for name in names:
