@@ -32,9 +32,11 @@ from workbench.dashboards import figure
 from workbench.data import sources
 from workbench.data.batching import batch_plans
 from workbench.data.corpora import corpora
+from workbench.data.loads import load_models
 from workbench.decoding.policy import policies
 from workbench.evaluation.suites import suites
 from workbench.guards import guards
+from workbench.notifiers import notifiers
 from workbench.optimisers import optimisers
 from workbench.parametrisations import parametrisations
 from workbench.training.budgets import budget_tuners
@@ -260,10 +262,12 @@ VARIANTS: dict[str, Any] = {
     "Data sources": sources,
     "Corpora": corpora,
     "Batch plans": batch_plans,
+    "Load models": load_models,
     "Budget tuners": budget_tuners,
     "Decoding policies": policies,
     "Evaluation suites": suites,
     "Launchers": launchers,
+    "Notifiers": notifiers,
 }
 """Title of a section -> registry."""
 
@@ -273,7 +277,8 @@ def variants() -> str:
     lines = [
         "# Variants",
         "",
-        "Everything that is registered. `workbench variants NAME` prints what an ablation compares, plug-ins included.",
+        "Everything that a configuration chooses by name. `workbench variants NAME` prints what an ablation compares, "
+        "plug-ins included.",
         "",
     ]
     for title, registry in VARIANTS.items():

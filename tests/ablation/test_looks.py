@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -202,8 +201,9 @@ class TestThroughAnAblation:
         assert run.runs()["report_value"].null_count() == 0 and len(list(run.reports())) == 4
 
     def test_runs_of_different_code_are_a_stated_deviation(self, opened: AblationRun) -> None:
-        path = opened.files.run_folders(Stage.CONFIRMATION)[0].path / "environment.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "codes": ["1+sources.12345678"]}))
+        run = opened.files.run_folders(Stage.CONFIRMATION)[0]
+        run.add_to_environment(codes=["1+sources.12345678"])
+        run.set_status(run.status()["status"])
         verdict = opened.verdict()
         assert verdict is not None and "different code" in str(verdict.exploratory)
         assert any("1+sources.12345678: confirmation-full" in line for line in verdict.declared)

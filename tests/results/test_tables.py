@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,18 @@ def forget() -> None:
     tables._contents.clear(), tables._ended.clear()
 
 
-def test_a_copy_of_ended_runs_has_their_rows_and_points(with_copy: pl.DataFrame, tmp_path: Path) -> None:
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it where no log of a run is to be read any more."""
+    return lambda: monkeypatch.setattr(Points, "read", lambda path: pytest.fail(f"{path} is read"))
+
+
+def test_a_copy_of_ended_runs_has_their_rows_and_points(
+    with_copy: pl.DataFrame, tmp_path: Path, unread: Callable[[], None]
+) -> None:
     expected = curves(tmp_path)
     forget()
-    for name in ("two", "three"):
-        (tmp_path / "runs" / name / "metrics.jsonl").unlink()  # nobody reads it
+    unread()
     assert_frame_equal(runs(tmp_path), with_copy)
     assert_frame_equal(curves(tmp_path), expected)
 
@@ -112,11 +120,22 @@ def test_a_run_that_changed_since_the_copy_is_read_again(with_copy: pl.DataFrame
     assert status == {"one": Status.WAITING, "two": Status.INTERRUPTED, "three": Status.DONE}
 
 
-def test_a_copy_moves_with_its_folder(with_copy: pl.DataFrame, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run.json", "result.json", "environment.json", "events.jsonl", "metrics.jsonl"])
+def test_a_run_of_which_a_file_changed_since_the_copy_is_read_again(
+    with_copy: pl.DataFrame, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "runs" / "two" / name
+    path.write_text((path.read_text() if path.exists() else "{}") + "\n")
+    assert_frame_equal(runs(tmp_path), with_copy)
+    read = {run for run in ("two", "three") if str(tmp_path / "runs" / run / "run.json") in tables._contents}
+    assert read == {"two"}
+
+
+def test_a_copy_moves_with_its_folder(with_copy: pl.DataFrame, tmp_path: Path, unread: Callable[[], None]) -> None:
     for name in ("runs", tables.ENDED_RUNS):
         (tmp_path / "moved").mkdir(exist_ok=True)
         (tmp_path / name).rename(tmp_path / "moved" / name)
-    (tmp_path / "moved" / "runs" / "two" / "metrics.jsonl").unlink()
+    unread()
     folders = runs(tmp_path / "moved")["folder"].to_list()
     assert folders == [str(tmp_path / "moved" / "runs" / name) for name in ("one", "three", "two")]
 

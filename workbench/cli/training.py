@@ -117,7 +117,7 @@ def _train_in_foreground(
         return None
     for row in RunFolder(path).events()[before:]:
         if row.get("event") == "logger_failed":
-            note(f"Logger {row['logger']} failed, the run did not: {row['reason']}.")
+            note(f"Logger {row['logger']} failed: {row['reason']}. Every value is in metrics.jsonl.")
     reason = f": {result['reason']}" if result.get("reason") else ""
     print_line(f"{result['status']}{reason}  ({path})")
     status, why = str(result["status"]), result.get("reason")

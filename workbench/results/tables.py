@@ -417,16 +417,25 @@ def write_ended(ablation: str | Path) -> None:
     """Write the rows and points of ended runs into one file of folder ``ablation``, which is read many times faster
     than the files of its runs.
 
-    It is a copy: a run whose status.json has changed since, or that is not in it, is read from its folder. Where it
+    It is a copy: a run that is not in it, or of which a file has changed since, is read from its folder. Where it
     cannot be written (a full disk), there is none.
     """
     runs = [run for run in _runs(ablation) if run.stamp and run.row["status"] in ENDED]
     if not runs:
         return
     frame = frame_of(run.line for run in runs).select(list(POINT_SCHEMA))
-    rows = [{"stamp": run.stamp, "points": len(run.line.points.frame), **run.row} for run in runs]
+    rows = [
+        {"stamps": [run.stamp, *_stamps(run.row["folder"])[1:]], "points": len(run.line.points.frame), **run.row}
+        for run in runs
+    ]
     with contextlib.suppress(OSError, pl.exceptions.PolarsError), replacing(Path(ablation) / ENDED_RUNS) as temporary:
         frame.write_parquet(temporary, metadata={"version": ENDED_VERSION, "runs": json.dumps(rows)})
+
+
+def _stamps(folder: str) -> list[tuple[int, int] | None]:
+    """Size and time of change of the files that a row and its points are read from, status.json first."""
+    names = ("status.json", "run.json", "result.json", "environment.json", "events.jsonl", "metrics.jsonl")
+    return [stamp(f"{folder}/{name}") for name in names]
 
 
 def _read_ended(path: Path) -> None:
@@ -439,7 +448,7 @@ def _read_ended(path: Path) -> None:
         frame = pl.read_parquet(path, glob=False)
     except (OSError, KeyError, ValueError, pl.exceptions.PolarsError):
         return
-    known = {"stamp", "points", *RUN_SCHEMA}
+    known = {"stamps", "points", *RUN_SCHEMA}
     if frame.schema != POINT_SCHEMA or not isinstance(rows, list):
         return
     if any(not isinstance(row, dict) or row.keys() != known for row in rows):
@@ -450,9 +459,11 @@ def _read_ended(path: Path) -> None:
     for row in rows:
         begin, end = end, end + row.pop("points")
         folder = row["folder"] = f"{path.parent}/runs/{row['run']}"
-        points = Points(frame.slice(begin, end - begin))
-        line = Line(row["arm"], row["stage"], row["run"], row["seed"], points)
-        _ended.setdefault(folder, _Run(tuple(row.pop("stamp")), row, line))
+        before, now = row.pop("stamps"), _stamps(folder)
+        if before == [found and list(found) for found in now]:  # JSON has no tuples
+            points = Points(frame.slice(begin, end - begin))
+            line = Line(row["arm"], row["stage"], row["run"], row["seed"], points)
+            _ended.setdefault(folder, _Run(now[0], row, line))
 
 
 def _runs(ablation: str | Path) -> list[_Run]:
