@@ -98,7 +98,7 @@ def answers(address: str) -> int:
 
 @contextlib.contextmanager
 def voila(results: Path) -> Iterator[str]:
-    """``workbench serve``; yields its address, token and all."""
+    """``workbench serve``, started in the folder above ``results``; yields its address, token and all."""
     port = free_port()
     base = f"http://127.0.0.1:{port}"
     with server(
@@ -111,6 +111,7 @@ def voila(results: Path) -> Iterator[str]:
         "t",
         "--no-browser",
         address=f"{base}/voila/static/none",
+        where=results.parent,
     ):
         yield f"{base}/?token=t"
 

@@ -19,8 +19,8 @@ from workbench.registry import import_variables
 
 PAGE = Path(__file__).parent / "page"
 """A notebook of one cell, and templates that replace those of Voilà; in ``login`` one of Jupyter Server's."""
-RESULTS_VARIABLE = "WORKBENCH_RESULTS"
-"""Environment variable that tells the page what to show."""
+RESULTS_VARIABLE, FOLDER_VARIABLE = "WORKBENCH_RESULTS", "WORKBENCH_FOLDER"
+"""Environment variables: what the page shows, and the folder in which relative paths begin."""
 MAX_PORT = 65_535
 PORTS_TRIED = 50
 CHECK_SECONDS, UNUSED_SECONDS = 15, 120
@@ -52,6 +52,7 @@ def serve(
         )
     token, port = token or secrets.token_urlsafe(24), _free(ip, port)
     os.environ[RESULTS_VARIABLE] = str(what)
+    os.environ[FOLDER_VARIABLE] = os.getcwd()  # the kernel starts in the folder of the page's notebook
     os.environ |= import_variables()
     # the kernel inherits this environment, and must be started by the Python that runs the server
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
