@@ -28,7 +28,7 @@ def test_variants_prints_a_line_each_with_the_paper(monkeypatch: pytest.MonkeyPa
 def test_variants_of_a_name_prints_settings_defaults_and_source() -> None:
     page = CliRunner().invoke(cli.app, ["variants", "kda"]).output
     assert "S_t = (I - β k kᵀ)" in page and "workbench/mixers/kda.py" in page
-    assert "\n  chunk" in page and "32\n    Tokens per chunk" in page
+    assert "\n  chunk" in page and "32\n    Edits per chunk" in page
 
 
 def test_a_name_may_be_registered_twice() -> None:

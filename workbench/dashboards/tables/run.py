@@ -164,7 +164,7 @@ def _details(
         files=RunFiles.of(folder.path) if exists else None,
         events=event_rows(folder) if exists else [],
         environment={name: value for name, value in known.items() if value not in ({}, [], None)},
-        log=log_end(folder.path) if exists else None,
+        log=log_end(folder.path),  # also of a run whose record is damaged
         why_no_log="An archive keeps no logs." if archived else missing,
     )
 
