@@ -116,9 +116,14 @@ def _chunks(
             rows = torch.where(is_chosen, rows, 0)
             yield _Chunk(span, "bcs", is_chosen, keys[sequence, rows].to(wide), k[sequence, rows].to(wide), rows)
         else:
-            mask = torch.zeros(*rows.shape[:2], S + 1, dtype=torch.bool, device=q.device)
-            mask.scatter_(-1, torch.where(is_chosen, rows, S), True)
-            yield _Chunk(span, "bs", mask[..., :S], keys, k, None)
+            yield _Chunk(span, "bs", _marked(torch.where(is_chosen, rows, S), S)[..., :S], keys, k, None)
+
+
+def _marked(rows_BCn: Tensor, S: int) -> Tensor:
+    """(B, C, S + 1) whether a row is listed; S stands for none."""
+    return torch.zeros(*rows_BCn.shape[:2], S + 1, dtype=torch.bool, device=rows_BCn.device).scatter_(
+        -1, rows_BCn, True
+    )
 
 
 def divergence(
@@ -184,7 +189,7 @@ def recall(
         visible = _visible(start_BQ[:, span], rows_Q[span], S)
         p = _Chunk(span, "bs", visible, keys, keys, None).attention(queries, scale)
         rows = torch.where(tokens[:, span] >= 0, start_BQ[:, span, None] + tokens[:, span], S).long()
-        selected = torch.zeros(*p.shape[:2], S + 1, dtype=torch.bool, device=p.device).scatter_(-1, rows, True)
+        selected = _marked(rows, S)
         mass[:, span] = torch.where(selected[..., :S], p, 0.0).sum(-1)
         best = _best(p.masked_fill(~visible, -math.inf), tokens.shape[-1])
         found = selected.gather(-1, best) & (best < S)
