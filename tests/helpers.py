@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,26 @@ QUICK = [
     "budget.allow_mismatch=a_test",
 ]
 """Overrides that make an ablation of text a matter of seconds."""
+
+
+def decoded_together(model: LanguageModel, sequences: list[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+    """Logits (1, steps, vocabulary) behind the prompts of two or more sequences (1, T) that share every step, each at
+    its position.
+
+    Args:
+        lengths: of the prompts; what follows them is equally long in every sequence.
+    """
+    steps = sequences[0].shape[1] - lengths[0]
+    with torch.no_grad():
+        caches = model.new_caches(len(lengths), max(lengths) + steps)
+        for row, (tokens, length) in enumerate(zip(sequences, lengths)):
+            model(tokens[:, :length], caches=[cache.part(row, row + 1) for cache in caches])
+        positions_B = torch.tensor(lengths)
+        for cache in caches:
+            cache.step_from(positions_B)
+        made = []
+        for step in range(steps):
+            new = torch.cat([tokens[:, length + step, None] for tokens, length in zip(sequences, lengths)])
+            made.append(model(new, caches=caches))
+            positions_B += 1
+    return list(torch.cat(made, dim=1).split(1))

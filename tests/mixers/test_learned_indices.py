@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import decoded_together
 from torch import Tensor
 
 from workbench.accounting import account
@@ -221,20 +222,9 @@ def test_prefill_in_pieces_and_decode_agree_with_the_full_pass(name: str) -> Non
 def test_steps_of_sequences_of_different_lengths(name: str) -> None:
     model, lengths, steps = model_of(**MODELS[name]), (9, 3), 8
     sequences = [ids(1, length + steps) for length in lengths]
-    with torch.no_grad():
-        caches = model.new_caches(2, max(lengths) + steps)
-        for row, (tokens, length) in enumerate(zip(sequences, lengths)):
-            model(tokens[:, :length], caches=[cache.part(row, row + 1) for cache in caches])
-        positions_B = torch.tensor(lengths)
-        for cache in caches:
-            cache.step_from(positions_B)
-        made = []
-        for step in range(steps):
-            new = torch.cat([tokens[:, length + step, None] for tokens, length in zip(sequences, lengths)])
-            made.append(model(new, caches=caches))
-            positions_B += 1
-        for row, (tokens, length) in enumerate(zip(sequences, lengths)):
-            close(torch.cat(made, dim=1)[row, None], model(tokens)[:, length:])
+    for made, tokens, length in zip(decoded_together(model, sequences, lengths), sequences, lengths):
+        with torch.no_grad():
+            close(made, model(tokens)[:, length:])
 
 
 @pytest.mark.parametrize("name", ["dsa", "latents", "pairs"])
