@@ -180,6 +180,18 @@ def test_too_short_a_prompt_is_refused(task: Any) -> None:
         generator().prompt(task, reserved(task) + 16, 0, DOCUMENTS, reserved(task))
 
 
+def test_questions_about_documents_that_do_not_fit_are_drawn_again() -> None:
+    rng = np.random.default_rng(1)
+    short = [" ".join(rng.choice(WORDS, 80)) for _ in range(60)]
+    long = [" ".join(f"{word}{'x' * 60}" for word in rng.choice(WORDS, 80)) for _ in range(20)]
+    mixed = Generator(len, [*short, *long])
+    limit = 200 + 2 * max(map(len, short)) + 200  # two short documents with the question, but no long one
+    for number in range(20):
+        assert len(mixed.prompt("qa_2", limit, number).text) <= limit
+    with pytest.raises(ConfigError, match=r"lengths: got 2000; expected at least \d+ tokens for qa_2"):
+        Generator(len, long).prompt("qa_2", 2000, 0)
+
+
 @pytest.mark.parametrize("task", ["niah_single_2", "qa_1"])
 def test_tasks_on_text_need_text(task: Any) -> None:
     with pytest.raises(ConfigError, match=r"text: .*leave out"):

@@ -143,6 +143,10 @@ def score(prompt: Prompt, prediction: str) -> float:
     return float(any(found)) if prompt.any_of else sum(found) / len(found)
 
 
+class _TooLong(ConfigError):
+    """What a prompt holds at least does not fit."""
+
+
 @dataclass
 class Generator:
     """Makes prompts.
@@ -203,11 +207,16 @@ class Generator:
 
     def _drawn(self, task: str, length: int, limit: int, depth: float, generator: np.random.Generator) -> Prompt:
         make = next(made for name, made in self._makers().items() if task.startswith(name))
+        shortest: _TooLong | None = None
         for _ in range(ATTEMPTS):
-            prompt = make(task, length, limit, depth, generator)
-            if prompt is not None:
-                return prompt
-        raise ConfigError.at(
+            try:
+                prompt = make(task, length, limit, depth, generator)
+            except _TooLong as error:  # the documents of another question may be shorter
+                shortest = error
+            else:
+                if prompt is not None:
+                    return prompt
+        raise shortest or ConfigError.at(
             "text",
             got=f"text in which the answers of {task} occur",
             expected="text in which they occur once",
@@ -251,13 +260,13 @@ class Generator:
         words. Tokens grow about linearly with words, so the number is found by interpolation."""
         text, fits = build(0), 0
         tokens = empty = self.count(text)
-        require(
-            tokens <= limit,
-            "lengths",
-            got=length,
-            expected=f"at least {length + tokens - limit} tokens for {task} with this tokenizer",
-            do="Give longer prompts, or leave the task out.",
-        )
+        if tokens > limit:
+            raise _TooLong.at(
+                "lengths",
+                got=length,
+                expected=f"at least {length + tokens - limit} tokens for {task} with this tokenizer",
+                do="Give longer prompts, or leave the task out.",
+            )
         beyond, beyond_tokens, guess = 0, 0, PROBE
         for trial in itertools.count():
             if limit - tokens <= self.tolerance * length or beyond == fits + 1:
