@@ -124,6 +124,17 @@ def test_router_kernels_hold_at_most_1024_categories(categories: int, backend: s
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    ("block", "count", "backend"), [(64, 16, "triton"), (16, 128, "triton"), (16, 129, "torch"), (1, 8, "torch")]
+)
+def test_kernels_attend_few_selected_blocks_of_several_tokens(
+    block: int, count: int, backend: str, no_memory: None
+) -> None:
+    assert (_implementation(on_gpu(1, 256, 4, 16), block, count) is chunked) == (backend == "torch")
+    assert dispatch.recorded()["sparse_attention"] == [backend]
+
+
+@needs_triton
 def test_expert_kernels_run_on_a_gpu(no_memory: None) -> None:
     experts.swiglu_experts(on_gpu(8, 16), on_gpu(2, 16, 32), on_gpu(2, 16, 16), torch.empty(2, device="cuda").int())
     assert dispatch.recorded()["experts"] == ["triton"]

@@ -26,9 +26,16 @@ from workbench.ops.sparse_attention.layout import (
 )
 
 
-def _implementation(q: Tensor) -> ModuleType:
-    """:mod:`.chunked` or :mod:`.kernels`; one query per row (decoding) is too little work for the kernels' tiles."""
-    if record("sparse_attention", choose_backend(q, supported=q.shape[1] > 1)) == "torch":
+MAX_UNITED_BLOCKS = 128
+"""Selected blocks of a query up to which the kernels are used: they sort those of neighbouring queries in registers,
+which takes 5 s to compile for 64 blocks, 13 s for 128 and 55 s for 256."""
+
+
+def _implementation(q: Tensor, block: int | None = None, count: int = 0) -> ModuleType:
+    """:mod:`.chunked` or :mod:`.kernels`. One query per row (decoding) is too little work for the kernels' tiles, and
+    for selected blocks of one token they would mark every pair of a query and a key."""
+    supported = q.shape[1] > 1 and block != 1 and count <= MAX_UNITED_BLOCKS
+    if record("sparse_attention", choose_backend(q, supported=supported)) == "torch":
         return chunked
     from workbench.ops.sparse_attention import kernels
 
@@ -106,7 +113,9 @@ def _selected(
     q, k, v, starts, start_BT = _contiguous(q, k, v, starts, start_BT)
     blocks = SelectedBlocks(offset, block, reuse, scale)
     with disable_autocast(q):
-        return _implementation(q).selected_forward(q, k, v, starts, start_BT, value_dim, blocks)
+        return _implementation(q, block, starts.shape[-1]).selected_forward(
+            q, k, v, starts, start_BT, value_dim, blocks
+        )
 
 
 @torch.library.custom_op("workbench::selected_attention_backward", mutates_args=())
@@ -129,7 +138,9 @@ def _selected_backward(
     do, dlse, q, k, v, starts, start_BT, o, lse = _contiguous(do, dlse, q, k, v, starts, start_BT, o, lse)
     blocks = SelectedBlocks(offset, block, reuse, scale)
     with disable_autocast(q):
-        return _implementation(q).selected_backward(do, dlse, q, k, v, starts, start_BT, o, lse, value_dim, blocks)
+        return _implementation(q, block, starts.shape[-1]).selected_backward(
+            do, dlse, q, k, v, starts, start_BT, o, lse, value_dim, blocks
+        )
 
 
 # -- selection -------------------------------------------------------------------------------------------------------
