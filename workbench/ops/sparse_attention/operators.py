@@ -25,7 +25,6 @@ from workbench.ops.sparse_attention.layout import (
     visible_pairs,
 )
 
-
 MAX_UNITED_BLOCKS = 128
 """Selected blocks of a query up to which the kernels are used: they sort those of neighbouring queries in registers,
 which takes 5 s to compile for 64 blocks, 13 s for 128 and 55 s for 256."""
