@@ -27,6 +27,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "dsa": {"pattern": "dsa", "mixers": {"dsa": DSA}},
     "latents": {"pattern": "dsa_latent", "mixers": {"dsa_latent": DSA}},
     "lsa": {"pattern": "own reader", "mixers": {"own": LSA, "reader": {**LSA, "shared_index": True}}},
+    "lsa on latents": {
+        "pattern": "own reader",
+        "mixers": {
+            "own": {**LSA, "kind": "lsa_latent"},
+            "reader": {**LSA, "kind": "lsa_latent", "shared_index": True},
+        },
+    },
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 SMALL = {"candidates": 16, "block": 4}
@@ -93,7 +100,7 @@ def test_a_step_attends_to_the_best_tokens_of_the_best_blocks(
     model = small_model(**MODELS[name]).double()
     list(steps(model, policy_for(model, **SMALL, sub_block=sub_block), random_tokens(2, LENGTH)))
     mixer = model.blocks[0].mixer
-    assert len(searches) == (LENGTH - PROMPT) * (1 if name == "lsa" else 2), "a layer without an index does not search"
+    assert len(searches) == (LENGTH - PROMPT) * (1 if name.startswith("lsa") else 2), "a layer without an index does not search"
     settings = {"block": 4, "sub_block": sub_block or 4, "count": 4, "top_k": mixer.top_k, **mixer.forced}
     for index, k_BSX, tokens_Bn in searches:
         for b in range(2):

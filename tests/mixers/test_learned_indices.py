@@ -34,7 +34,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 READER: dict[str, Any] = {"kind": "lsa", "shared_index": True, **CASES["lsa"]}
 LATENT: dict[str, Any] = {"top_k": 6, "latents": 2, "query_latent": 12, "index_heads": 3, "index_dim": 8}
+LATENT_LSA: dict[str, Any] = {**LATENT, "top_k": 9, "sink_tokens": 2, "window_tokens": 4}
+EVERY = {**CASES, "dsa_latent": LATENT, "lsa_latent": LATENT_LSA}
+LATENT_READER: dict[str, Any] = {"kind": "lsa_latent", "shared_index": True, **LATENT_LSA}
 MODELS: dict[str, dict[str, Any]] = {
+    "pairs on latents": {
+        "pattern": "lsa_latent reader",
+        "mixers": {"lsa_latent": LATENT_LSA, "reader": LATENT_READER},
+    },
     "latents": {"pattern": "dsa_latent", "mixers": {"dsa_latent": LATENT}},
     "dsa": {"pattern": "dsa", "mixers": {"dsa": CASES["dsa"]}},
     "pairs": {"pattern": "lsa reader", "mixers": {"lsa": CASES["lsa"], "reader": READER}},
@@ -65,26 +72,40 @@ def ids(*shape: int) -> Tensor:
     return torch.randint(300, shape)
 
 
+def projected(module: Any, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Queries, keys and values of all heads (B, T, H, ·), those of latents expanded, and the factor of the scores."""
+    if not hasattr(module, "project"):
+        return *module._project(x_TD[None]), module.K**-0.5
+    q_n, q_r, c, kr = module.project(x_TD[None])
+    return torch.cat((q_n, q_r), dim=-1), *module.project.expanded(c, kr), module.project.scale
+
+
+def scores_of(module: Any, x_TD: Tensor) -> Tensor:
+    """(T, T) index scores by the definition."""
+    source = module.project.query_source(x_TD[None]) if hasattr(module, "project") else None
+    return index_scores(*(part[0] for part in module.index(x_TD[None], source)))
+
+
 def selected(module: Any, x_TD: Tensor) -> list[list[int]]:
     """By the definition."""
-    scored = module.index(x_TD[None])
     forced = {name: int(count) for name, count in module.forced.items()}
-    return select_reference(index_scores(*(part[0] for part in scored)), module.top_k, **forced)
+    return select_reference(scores_of(module, x_TD), module.top_k, **forced)
 
 
 def attended(module: Any, x_TD: Tensor, tokens: list[list[int]]) -> Tensor:
     """Attention of every position to its tokens, by a mask."""
-    q, k, v = (part.transpose(1, 2) for part in module._project(x_TD[None]))
+    *parts, scale = projected(module, x_TD)
+    q, k, v = (part.transpose(1, 2) for part in parts)
     mask = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
     for t, seen in enumerate(tokens):
         mask[t, seen] = True
-    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, scale=scale)
     return o[0].transpose(0, 1).flatten(1) @ module.out.weight.T
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_values_and_gradients_are_those_of_the_definition(name: str) -> None:
-    module, x_TD = layer(name, **CASES[name]), random(T, D).requires_grad_()
+    module, x_TD = layer(name, **EVERY[name]), random(T, D).requires_grad_()
     actual, expected = module(x_TD[None])[0], attended(module, x_TD, selected(module, x_TD))
     assert relative_error(actual, expected) < 1e-12
     weight, reached = random(T, D), {n: p for n, p in module.named_parameters() if not n.startswith("index.")}
@@ -93,15 +114,15 @@ def test_values_and_gradients_are_those_of_the_definition(name: str) -> None:
         assert relative_error(a, b) < 1e-11, parameter
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("warming_up", [False, True])
 def test_the_loss_is_the_divergence_of_the_definition(name: str, warming_up: bool) -> None:
-    module, x_TD, aux = layer(name, **CASES[name], index_weight=0.5), random(T, D), AuxOutputs(warming_up=warming_up)
+    module, x_TD, aux = layer(name, **EVERY[name], index_weight=0.5), random(T, D), AuxOutputs(warming_up=warming_up)
     y_TD = module(x_TD[None], aux=aux)[0]
     tokens = [list(range(t + 1)) for t in range(T)] if warming_up else selected(module, x_TD)
-    q, k, _ = module._project(x_TD[None])
-    p_TT = mean_attention(q[0], k[0], tokens, module.K**-0.5)
-    scores_TT = index_scores(*(part[0] for part in module.index(x_TD[None])))
+    q, k, _, scale = projected(module, x_TD)
+    p_TT = mean_attention(q[0], k[0], tokens, scale)
+    scores_TT = scores_of(module, x_TD)
     expected = 0.5 * divergence_reference(scores_TT, p_TT, tokens).mean()
     (loss,) = aux.losses
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-11)
@@ -136,29 +157,11 @@ def test_the_first_queries_attend_to_everything() -> None:
 
 def test_on_latents_few_tokens_are_latent_attention_bit_for_bit() -> None:
     sizes = {"latents": 2, "query_latent": 12}
-    dense, sparse, x_BTD = layer("mla", **sizes), layer("dsa_latent", **{**LATENT, "top_k": T}), random(B, T, D)
-    sparse.load_state_dict(dense.state_dict(), strict=False)
-    assert torch.equal(sparse(x_BTD), dense(x_BTD))
-
-
-def test_on_latents_the_loss_and_the_values_are_those_of_the_expanded_keys() -> None:
-    module, x_TD, aux = layer("dsa_latent", **LATENT), random(T, D), AuxOutputs()
-    y_TD = module(x_TD[None], aux=aux)[0]
-    scored = module.index(x_TD[None], module.project.query_source(x_TD[None]))
-    scores_TT = index_scores(*(part[0] for part in scored))
-    tokens = select_reference(scores_TT, module.top_k)
-    q_n, q_r, c, kr = module.project(x_TD[None])
-    (k, v), q = module.project.expanded(c, kr), torch.cat((q_n, q_r), dim=-1)
-    p_TT = mean_attention(q[0], k[0], tokens, module.project.scale)
-    assert float(aux.losses[0].detach()) == pytest.approx(
-        float(divergence_reference(scores_TT, p_TT, tokens).mean().detach()), rel=1e-10
-    )
-    mask = torch.zeros(T, T, dtype=torch.bool)
-    for t, seen in enumerate(tokens):
-        mask[t, seen] = True
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=module.project.scale)
-    assert relative_error(y_TD, o[0].transpose(0, 1).flatten(1) @ module.out.weight.T) < 1e-11
+    dense, x_BTD = layer("mla", **sizes), random(B, T, D)
+    for name, case in (("dsa_latent", LATENT), ("lsa_latent", LATENT_LSA)):
+        sparse = layer(name, **{**case, "top_k": T})
+        sparse.load_state_dict(dense.state_dict(), strict=False)
+        assert torch.equal(sparse(x_BTD), dense(x_BTD)), name
 
 
 # -- layers that share an index --------------------------------------------------------------------------------------
@@ -169,7 +172,7 @@ def losses_of(model: LanguageModel, tokens: Tensor, **options: Any) -> tuple[Ten
     return model.loss(tokens, tokens, layer_aux=layer_aux), layer_aux
 
 
-@pytest.mark.parametrize("name", ["pairs", "one index"])
+@pytest.mark.parametrize("name", ["pairs", "one index", "pairs on latents"])
 def test_readers_attend_to_the_tokens_of_the_index(name: str) -> None:
     model, seen = model_of(**MODELS[name]), []
     for block in model.blocks:
@@ -227,7 +230,7 @@ def test_steps_of_sequences_of_different_lengths(name: str) -> None:
             close(made, model(tokens)[:, length:])
 
 
-@pytest.mark.parametrize("name", ["dsa", "latents", "pairs"])
+@pytest.mark.parametrize("name", ["dsa", "latents", "pairs", "pairs on latents"])
 def test_sequences_decoded_together_do_not_influence_each_other(name: str) -> None:
     model, prompts = model_of(**MODELS[name]), [ids(length).tolist() for length in (11, 21, 17)]
     engine, greedy = Engine(model), Sampling(max_tokens=9, temperature=0)

@@ -27,7 +27,8 @@ class Policy:
     :class:`~workbench.mixers.families.softmax.KeyValueCache` or
     :class:`~workbench.mixers.families.latent.LatentCache` whose ``attend`` reads less, or reads from elsewhere. Mixers
     that read their cache themselves (nsa, moba, asa_global, the delta-rule family) keep it under every policy. Those
-    with a learned index (dsa, dsa_latent, lsa) call ``cache.select(…)``: a policy may decide which tokens are scored.
+    with a learned index (dsa, lsa, or these on latents) call ``cache.select(…)``: a policy may decide which tokens are
+    scored.
 
     :class:`workbench.decoding.selective.SelectivePolicy` does so for policies that choose tokens by position, block or
     score. A policy is one file with one decorated class; nothing else lists its name.

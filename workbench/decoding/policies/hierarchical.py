@@ -116,7 +116,7 @@ class Hierarchical(Policy):
 
     def _unchanged(self, layer: int, mixer: Mixer) -> str:
         if not _has_index(mixer):
-            return "attention to tokens that a learned index of the layer selects (dsa, dsa_latent, lsa)"
+            return "attention to tokens that a learned index of the layer selects (dsa, lsa, or these on latents)"
         return f"a layer behind the first flat_layers={self.config.flat_layers}"
 
 

@@ -1,4 +1,5 @@
-"""Softmax attention to the tokens that a learned index selects: what ``dsa``, ``dsa_latent`` and ``lsa`` share.
+"""Softmax attention to the tokens that a learned index selects: what ``dsa``, ``lsa`` and
+their forms on latents share.
 
     I_{t,s} = Σ_j w_{t,j} ReLU(q_{t,j} · k_s)       q = rot(W_q x_t), k = rot(LayerNorm(W_k x_s)),
                                                     w = W_w x_t / sqrt(J X)
@@ -58,6 +59,8 @@ FORCED = {"initial": "sink_tokens", "local": "window_tokens"}
 """Tokens that are selected whatever their scores: argument of the selection -> field of the configuration."""
 AGREED = ("top_k", *FORCED.values(), "warm_up", "warm_up_trains")
 """Fields in which a layer that reads an index agrees with the one that has it."""
+SIZES = ("index_heads", "index_dim", "index_rotary_dim")
+"""Fields that a layer without an index of its own does not use."""
 
 
 class IndexOptions(VariantConfig):
@@ -104,6 +107,38 @@ class IndexedConfig(IndexOptions, HeadsConfig):
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         scale: fields if scale == "tiny" else {**fields, "kv_heads": 4} for scale, fields in IndexOptions.scales.items()
     }
+
+
+class LSAOptions(IndexOptions):
+    """Fields of LongCat sparse attention: :mod:`workbench.mixers.lsa`."""
+
+    sink_tokens: Annotated[int, Field(ge=0)] = 16
+    """First tokens of the document that every query attends, among the ``top_k``."""
+    window_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Last tokens that a query attends, its own included, among the ``top_k``."""
+    shared_index: bool = False
+    """Whether the tokens are those that the nearest earlier layer of this kind with an index of its own selects. Needs
+    such a layer in the pattern."""
+
+    scales: ClassVar[dict[str, dict[str, Any]]] = {
+        scale: {**fields, "sink_tokens": 4 if scale == "tiny" else 16, "window_tokens": fields["top_k"] // 2}
+        for scale, fields in IndexOptions.scales.items()
+    }
+
+    def canonical(self) -> dict[str, Any]:
+        plain = super().canonical()  # a layer without an index of its own has no sizes of one
+        return {name: value for name, value in plain.items() if not (self.shared_index and name in SIZES)}
+
+    def resolved(self, width: int) -> Self:
+        forced = self.sink_tokens + self.window_tokens
+        require(
+            forced < self.top_k,
+            "top_k",
+            got=self.top_k,
+            expected=f"more than sink_tokens={self.sink_tokens} and window_tokens={self.window_tokens} together",
+            do=f"Set top_k: {forced + 1} or more.",
+        )
+        return super().resolved(width)
 
 
 class Index(NamedTuple):
