@@ -208,6 +208,29 @@ def test_log_linear_mamba2(x_BTD: Tensor) -> None:
     assert relative_error(module(x_BTD), y @ module.out.weight.T) < 1e-12
 
 
+def test_log_linear_gdn(x_BTD: Tensor) -> None:
+    """A state for every bucket of tokens before, written out as a dictionary: the smallest first level, then merged."""
+    module, levels = built("log_linear_gdn", head_dim=16, levels=5), 5
+    parts = Parts(module, x_BTD)
+    k, q = unit(parts.k), unit(parts.q) / 4
+    scales = F.softplus(module.level_scale * parts.raw["levels"].unflatten(-1, (4, levels)))
+    buckets: dict[int, Tensor] = {}  # level -> (B, H, K, V)
+    outputs = []
+    for t in range(T):
+        beta, key = parts.beta[:, t, :, None, None], k[:, t, :, :, None]
+        for level, S in buckets.items():
+            S = parts.g[:, t].exp()[..., None, None] * S
+            buckets[level] = S - beta * key * (key * S).sum(-2, keepdim=True)
+        buckets[0] = beta * key * parts.v[:, t, :, None]
+        outputs.append(
+            sum(scales[:, t, :, level, None] * (q[:, t, :, :, None] * S).sum(-2) for level, S in buckets.items())
+        )
+        level = min((t ^ (t + 1)).bit_length(), levels - 1)  # where all smaller ones go before the next token
+        merged = [buckets.pop(smaller) for smaller in sorted(buckets) if smaller < level]
+        buckets[level] = sum(merged) + buckets.get(level, 0.0)
+    assert relative_error(module(x_BTD), parts.output(module, torch.stack(outputs, 1))) < 1e-12
+
+
 @pytest.mark.reference
 def test_mamba2_is_that_of_transformers(x_BTD: Tensor) -> None:
     """With mapped weights; its convolution takes the latest token last and has a bias, which is set to zero."""

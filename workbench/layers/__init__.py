@@ -1,5 +1,7 @@
-"""Layers that variants are made of: projections, norms, rotary positions, short convolution, pooling, decode caches."""
+"""Layers that variants are made of: projections, norms, activations, rotary positions, short convolution, pooling,
+decode caches."""
 
+from workbench.layers.activations import softplus
 from workbench.layers.caches import RowCache
 from workbench.layers.convolution import ShortConvolution
 from workbench.layers.initial_values import INIT_SCALE
@@ -22,5 +24,6 @@ __all__ = [
     "ShortConvolution",
     "linear_flops",
     "rotary_table",
+    "softplus",
     "turned",
 ]

@@ -53,7 +53,7 @@ class GatedDeltaProduct(DeltaRuleMixer):
 
     def operate(
         self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: StateCache | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         n = self.edits(self.config)
         numbers = None if segments is None else segments.repeat_interleave(n, dim=1)
         out, state_BHKV = super().operate(one_by_one(operands, n), raw, numbers, cache)

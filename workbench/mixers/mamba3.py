@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.contract import AuxOutputs, Cache, Cost, Range, RescalingPair, Role, mixers
-from workbench.layers import Linear, RMSNorm, linear_flops, turned
+from workbench.layers import Linear, RMSNorm, linear_flops, softplus, turned
 from workbench.mixers.families.mamba import MambaConfig
 from workbench.mixers.families.recurrent import RecurrentMixer, StateCache, fill_time_steps, record_state, starts
 from workbench.ops.linear_attention import linear_attention, linear_attention_flops
@@ -123,7 +123,7 @@ class Mamba3(RecurrentMixer):
         tail_B1C = torch.zeros_like(new_BTC[:, :1]) if cache is None else cache.tail_BWC
         all_BSC = torch.cat((tail_B1C, new_BTC), dim=1)
         v, k, step, *share = all_BSC.split(self.sizes[4:], dim=-1)
-        step_BSH = -F.logsigmoid(-(step.to(wide) + self.dt_bias.to(wide)))  # softplus
+        step_BSH = softplus(step.to(wide) + self.dt_bias.to(wide))
         share_BSH = share[0].to(wide).sigmoid() if share else torch.ones_like(step_BSH)
         at_once_BSH, later_BTH = share_BSH * step_BSH, ((1 - share_BSH) * step_BSH)[:, 1:]
         a_BTH = a_BTH.to(wide)

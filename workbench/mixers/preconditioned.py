@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from workbench.contract import Cost, Range, Role, mixers
+from workbench.layers import softplus
 from workbench.mixers.families.delta_rule import DeltaRuleConfig, DeltaRuleMixer, GateShape, Operands
 from workbench.mixers.families.recurrent import StateCache
 from workbench.ops.linear_attention import linear_attention, linear_attention_flops
@@ -83,7 +84,7 @@ class PreconditionedDeltaNet(DeltaRuleMixer):
 
     def operate(
         self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: StateCache | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         q_BTHK, k_BTHK, value, g, _, beta_BTH = operands
         wide = torch.promote_types(k_BTHK.dtype, torch.float32)
         k_wide, step_BTH = k_BTHK.to(wide), raw["atk_decay"].to(wide) + self.dt_bias_atk.to(wide)
@@ -92,7 +93,7 @@ class PreconditionedDeltaNet(DeltaRuleMixer):
             one_BTH1,
             raw["atk_write"].to(wide).sigmoid()[..., None],
             k_wide.square(),
-            self.A_log_atk.to(wide).exp() * torch.nn.functional.logsigmoid(-step_BTH),
+            -self.A_log_atk.to(wide).exp() * softplus(step_BTH),
             segments=segments,
             state_BHKV=None if cache is None else cache.further[0],
             backend="auto" if cache is None or cache.positions_B is None else "recurrent",

@@ -69,7 +69,7 @@ class SimpleGatedLinearAttention(DeltaRuleMixer):
         self,
         aux: AuxOutputs,
         raw: Mapping[str, Tensor],
-        state_BHKV: Tensor,
+        state_BHKV: Tensor | None,
         operands: Operands,
         segments: Tensor | None,
     ) -> None:

@@ -33,7 +33,7 @@ from torch import Generator, Tensor, nn
 from workbench import seeding
 from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Capabilities, Cost, Range, Role
-from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
+from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops, softplus
 from workbench.mixers.families.recurrent import (
     CONV_WIDTH,
     RecurrentConfig,
@@ -395,6 +395,7 @@ class DeltaRuleMixer(RecurrentMixer):
         operands = Operands(q_BTHK, write_key, value, g, erase_key, beta)
         o_BTHV, state_BHKV = self.operate(operands, raw, segments, cache)
         if cache is not None:
+            assert state_BHKV is not None
             tail_BWC = cache.tail_BWC if self.conv is None else self.conv.next_tail(raw_BTC, cache.tail_BWC)
             cache.update(x_BTD.shape[1], state_BHKV, tail_BWC)
         if aux is not None and aux.collect_metrics:
@@ -429,8 +430,8 @@ class DeltaRuleMixer(RecurrentMixer):
 
     def operate(
         self, operands: Operands, raw: Mapping[str, Tensor], segments: Tensor | None, cache: StateCache | None
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs (B, T, H, V), and the state after the last token (B, H, K, V).
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs (B, T, H, V), and the state after the last token (B, H, K, V), which may be None without a cache.
 
         Args:
             operands: of the recurrence.
@@ -456,8 +457,7 @@ class DeltaRuleMixer(RecurrentMixer):
         wide = torch.promote_types(raw.dtype, torch.float32)
         step = (raw.to(wide) + self.dt_bias.to(wide)).unflatten(-1, (self.H, -1))
         rate_H1 = self.A_log.to(wide).exp()[:, None]
-        # -softplus(x) = logsigmoid(-x); the traced gradient of softplus has wrong strides
-        g = -MAX_DECAY * torch.sigmoid(rate_H1 * step) if self.config.bounded_decay else rate_H1 * F.logsigmoid(-step)
+        g = -MAX_DECAY * torch.sigmoid(rate_H1 * step) if self.config.bounded_decay else -rate_H1 * softplus(step)
         return g[..., 0] if self.config.decay == "scalar" else g
 
     def _log_gates(self, raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -498,12 +498,12 @@ class DeltaRuleMixer(RecurrentMixer):
         self,
         aux: AuxOutputs,
         raw: Mapping[str, Tensor],
-        state_BHKV: Tensor,
+        state_BHKV: Tensor | None,
         operands: Operands,
         segments: Tensor | None,
     ) -> None:
-        """Norm of the state at the end of rows, half-life in tokens, gates, and the largest factor by which one edit
-        stretches the state. Padding does not count, nor do rows that end with it."""
+        """Norm of the state at the end of rows, where it is known, half-life in tokens, gates, and the largest factor
+        by which one edit stretches the state. Padding does not count, nor do rows that end with it."""
         record_state(aux, state_BHKV, operands.g, segments)
         for name in ("edit", "erase", "write"):
             if name in raw:

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from workbench.config import require
 from workbench.contract import AuxOutputs, Cache, Cost, Range, Role
-from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops
+from workbench.layers import Linear, RMSNorm, ShortConvolution, linear_flops, softplus
 from workbench.mixers.families.recurrent import (
     CONV_WIDTH,
     AdditiveConfig,
@@ -99,7 +99,7 @@ class MambaMixer(RecurrentMixer):
         x_BTHP, k_BTGN, q_BTGN = self.conv(raw_BTC, parts, segments=segments, tail_BWC=tail_BWC)
         k_BTHN, q_BTHN = (x.repeat_interleave(H // G, dim=2) for x in (k_BTGN, q_BTGN))
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
-        step_BTH = -F.logsigmoid(-(step_BTH.to(wide) + self.dt_bias.to(wide)))  # softplus
+        step_BTH = softplus(step_BTH.to(wide) + self.dt_bias.to(wide))
         g_BTH = -self.A_log.to(wide).exp() * step_BTH
         v_BTHP = x_BTHP.to(wide) * step_BTH[..., None]
         y_BTHP, state = self.operate(x_BTD, q_BTHN, k_BTHN, v_BTHP, g_BTH, segments, cache)

@@ -157,7 +157,7 @@ class _Scan(torch.autograd.Function):
         N, C = values.shape[0], values.shape[2]
         products = (rows @ columns.mT).unflatten(2, (2, C)) if weighs else None
         system, scores = (pairs if products is None else products * pairs).unbind(2)
-        solve = _inverse(system.tril(-1))
+        solve = unit_inverse(system.tril(-1))
         out, written, states = torch.empty_like(values), torch.empty_like(values), S.new_empty(N + 1, *S.shape)
         states[0] = S
         each = (rows, columns, values, solve, scores, passing, written, out, states[:N], states[1:])
@@ -355,7 +355,7 @@ def _below(a: Tensor, across: Tensor, b: Tensor) -> Tensor:
     return torch.cat((F.pad(a, (0, a.shape[-1])), torch.cat((across, b), dim=-1)), dim=-2)
 
 
-def _inverse(T: Tensor) -> Tensor:
+def unit_inverse(T: Tensor) -> Tensor:
     """(I + T)⁻¹ of strictly lower triangular T (…, C, C), from the inverses of its halves.
 
     Forward substitution by blocks. The series (I - T)(I + T²)(I + T⁴)… would overflow where keys repeat.
@@ -364,7 +364,7 @@ def _inverse(T: Tensor) -> Tensor:
     if C <= 2:
         return torch.eye(C, device=T.device, dtype=T.dtype) - T
     half = C // 2
-    a, b = _inverse(torch.stack((T[..., :half, :half], T[..., half:, half:]), dim=-3)).unbind(-3)
+    a, b = unit_inverse(torch.stack((T[..., :half, :half], T[..., half:, half:]), dim=-3)).unbind(-3)
     return _below(a, -(b @ T[..., half:, :half] @ a), b)
 
 

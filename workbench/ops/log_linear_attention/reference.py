@@ -19,6 +19,7 @@ def log_linear_attention_recurrent(
     g_BTH: Tensor,
     scales_BTHJ: Tensor,
     *,
+    beta_BTH: Tensor | None = None,
     states_BHIKV: Tensor | None = None,
     positions_B: Tensor | None = None,
     segments: Tensor | None = None,
@@ -28,6 +29,8 @@ def log_linear_attention_recurrent(
     dtype = torch.promote_types(v_BTHV.dtype, torch.float32)
     q, k, v, g, scales = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, g_BTH, scales_BTHJ))
     (B, T, H, K), J = q.shape, scales.shape[-1]
+    beta = None if beta_BTH is None else beta_BTH.to(dtype)
+    v = v if beta is None else v * beta[..., None]
     if states_BHIKV is None:
         S = v.new_zeros(B, H, min(T.bit_length(), J - 1), K, v.shape[-1])
     else:
@@ -40,6 +43,9 @@ def log_linear_attention_recurrent(
             goes_on_B = segments[:, t] == segments[:, t - 1]
             S, position_B = torch.where(goes_on_B[:, None, None, None, None], S, 0.0), position_B * goes_on_B
         S = S * g[:, t, :, None, None, None].exp()
+        if beta is not None:
+            erased_BHIV = (S * k[:, t, :, None, :, None]).sum(-2)
+            S = S - (beta[:, t, :, None] * k[:, t])[:, :, None, :, None] * erased_BHIV[..., None, :]
         read = (S * scales[:, t, :, 1 : len(ones_I) + 1, None, None]).sum(2)
         itself = scales[:, t, :, :1] * (q[:, t] * k[:, t]).sum(-1, keepdim=True)
         outputs.append((read * q[:, t, ..., None]).sum(-2) + itself * v[:, t])

@@ -45,19 +45,16 @@ def log_linear_attention_torch(
     # a padded token adds nothing and does not decay
     q, k, v, g, scales = (F.pad(x.to(dtype), (0, 0) * (x.dim() - 2) + (0, -T % C)) for x in operands)
     row_T = torch.arange(k.shape[1], device=k.device)
-    position = row_T[None]  # (B or 1, T)
-    if segments is not None:
-        begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, row_T.numel() - T))
-        position = row_T - torch.where(begins, row_T, 0).cummax(1).values
+    position = positions_in_documents(segments, row_T)
     batch = torch.arange(B, device=k.device)[:, None, None]
     with disable_autocast(v):
         out = _inside(q, k, v, g, scales, position, C, segments is not None)
         if T <= C and states_BHIKV is None:
             return out[:, :T].to(v_BTHV.dtype), None
-        ends = _rows((position + 1) % C == 0, len(row_T) // C)  # (B or 1, E)
+        ends = rows_where((position + 1) % C == 0, len(row_T) // C)  # (B or 1, E)
         blocks = (ends[..., None] - torch.arange(C - 1, -1, -1, device=k.device)).clamp_max(len(row_T) - 1)
         g_BECH = g[batch, blocks]
-        until_BECH = _sums_behind(g_BECH.flatten(0, 1)).view_as(g_BECH).exp()
+        until_BECH = sums_behind(g_BECH.flatten(0, 1)).view_as(g_BECH).exp()
         S = torch.einsum("bechk,bechv->behkv", k[batch, blocks] * until_BECH[..., None], v[batch, blocks])
         states = None
         if states_BHIKV is not None:
@@ -66,13 +63,7 @@ def log_linear_attention_torch(
         while m < T:
             # an odd block follows a complete one of the same document: at most so many of them
             most = (T + m - 1) // (2 * m) if segments is None else T // (m + 1)
-            firsts = _rows(position % (2 * m) == m, most)  # (B or 1, F)
-            offset_m = torch.arange(m, device=k.device)
-            wanted = firsts[..., None] + offset_m
-            rows = wanted.clamp_max(len(row_T) - 1)
-            positions = position.expand(B, -1)[batch, rows]
-            is_inside = (wanted < len(row_T)) & (positions - positions[..., :1] == offset_m)
-            before = torch.searchsorted(ends, firsts - 1).clamp_max(ends.shape[1] - 1)  # (B or 1, F)
+            rows, is_inside, before = odd_blocks(position, ends, B, m, most)
             of_level = scales[..., min(m.bit_length(), J - 1)][batch, rows]
             weight_BFmH = (
                 running_sum(g[batch, rows].flatten(0, 1)).view_as(of_level).exp() * of_level * is_inside[..., None]
@@ -81,7 +72,7 @@ def log_linear_attention_torch(
             out = out.index_put((batch, rows), read, accumulate=True)
             m *= 2
             if m < T:
-                twice = _rows((position + 1) % m == 0, len(row_T) // m)
+                twice = rows_where((position + 1) % m == 0, len(row_T) // m)
                 right = torch.searchsorted(ends, twice).clamp_max(ends.shape[1] - 1)
                 left, ends = (right - 1).clamp_min(0), twice  # the block before
                 S = passing[row_B1, right][..., None, None] * S[row_B1, left] + S[row_B1, right]
@@ -89,19 +80,46 @@ def log_linear_attention_torch(
     return out[:, :T].to(v_BTHV.dtype), states
 
 
-def _rows(is_wanted: Tensor, most: int) -> Tensor:
+def positions_in_documents(segments: Tensor | None, row_T: Tensor) -> Tensor:
+    """(B or 1, T) positions of the rows 0 to T - 1, which may go on behind ``segments``."""
+    if segments is None:
+        return row_T[None]
+    begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, len(row_T) - segments.shape[1]))
+    return row_T - torch.where(begins, row_T, 0).cummax(1).values
+
+
+def odd_blocks(position: Tensor, ends: Tensor, B: int, m: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Blocks of m positions behind a complete one of the same document: their rows (B or 1, F, m), whether these are
+    of the document (B, F, m), and which of ``ends`` is the row before (B or 1, F).
+
+    Args:
+        position: (B or 1, T).
+        ends: (B or 1, E) rows at which complete blocks of m positions end, ascending.
+        B: sequences.
+        most: F, at least so many as there are.
+    """
+    T, batch = position.shape[1], torch.arange(B, device=position.device)[:, None, None]
+    firsts, offset_m = rows_where(position % (2 * m) == m, most), torch.arange(m, device=position.device)
+    wanted = firsts[..., None] + offset_m
+    rows = wanted.clamp_max(T - 1)
+    positions = position.expand(B, -1)[batch, rows]
+    is_inside = (wanted < T) & (positions - positions[..., :1] == offset_m)
+    return rows, is_inside, torch.searchsorted(ends, firsts - 1).clamp_max(ends.shape[1] - 1)
+
+
+def rows_where(is_wanted: Tensor, most: int) -> Tensor:
     """(B, most) the rows where ``is_wanted`` (B, T), in order, then T."""
     T = is_wanted.shape[1]
     rows_T = torch.arange(T, device=is_wanted.device)
     return torch.where(is_wanted, rows_T, T).sort(dim=1).values[:, :most].contiguous()
 
 
-def _sums_behind(x_BTH: Tensor) -> Tensor:
+def sums_behind(x_BTH: Tensor) -> Tensor:
     """Sums over all later positions of the second axis."""
     return F.pad(running_sum(x_BTH[:, 1:].flip(1)).flip(1), (0, 0, 0, 1))
 
 
-def _levels(position: Tensor, other: Tensor, most: int) -> Tensor:
+def levels_between(position: Tensor, other: Tensor, most: int) -> Tensor:
     """Bits of position XOR other, at most ``most``."""
     different = position ^ other
     bits = torch.zeros_like(different)
@@ -131,7 +149,9 @@ def _inside(
     )
     # of one document: their positions differ as their rows do
     is_seen = (own[..., None] - seen[..., None, :] == distance_CW) & (own[..., None] // C == seen[..., None, :] // C)
-    levels = _levels(own[..., None], seen[..., None, :], min(C.bit_length() - 1, J - 1)).repeat_interleave(H, dim=1)
+    levels = levels_between(own[..., None], seen[..., None, :], min(C.bit_length() - 1, J - 1)).repeat_interleave(
+        H, dim=1
+    )
     weight_NXCW = between_NXCW * scales.gather(3, levels) * is_seen.repeat_interleave(H, dim=1)
     out_NXCV = (q @ windows(k).mT * weight_NXCW) @ windows(v)
     return out_NXCV.unflatten(1, (B, H)).permute(1, 0, 3, 2, 4).flatten(1, 2)
@@ -142,13 +162,15 @@ def _last_states(
 ) -> Tensor:
     """States after row T - 1, (B, H, I, K, V): the complete blocks of C positions, and the tokens behind them."""
     B, last = k.shape[0], position[:, T - 1 : T]
-    after_BTH = _sums_behind(g).exp()  # D(row, T - 1]
+    after_BTH = sums_behind(g).exp()  # D(row, T - 1]
 
     def shares(rows: Tensor) -> Tensor:  # (B, R, H, I): what is left of a row in every state
         existing, at = rows < T, rows.clamp_max(T - 1)
         positions = position.expand(B, -1).gather(1, at.expand(B, -1))
         of_document = existing & (last - positions == T - 1 - at)
-        states = F.one_hot((_levels(last + 1, positions, count) - 1).clamp_min(0), count) * of_document[..., None]
+        states = (
+            F.one_hot((levels_between(last + 1, positions, count) - 1).clamp_min(0), count) * of_document[..., None]
+        )
         return after_BTH[torch.arange(B, device=k.device)[:, None], at][..., None] * states[:, :, None]
 
     recent = torch.arange(max(0, T - C), T, device=k.device)[None]
