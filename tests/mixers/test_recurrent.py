@@ -148,6 +148,18 @@ def test_rwkv7(x_BTD: Tensor, taken: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("head_dim", "expected"),
+    [
+        (64, {"decay": 64, "rate": 64, "value": 64, "gate": 160}),
+        (128, {"decay": 160, "rate": 160, "value": 96, "gate": 160}),
+    ],
+)
+def test_ranks_of_rwkv7_follow_the_size_of_its_heads(head_dim: int, expected: dict[str, int]) -> None:
+    """Those of flash-linear-attention at width 1,024; the gate's follows the width alone."""
+    assert mixers["rwkv7"].Config(head_dim=head_dim).resolved(1024).ranks == expected  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
     "fields", [{}, {"rank": 3, "groups": 2}, {"trapezoidal": False, "rotated": 0.0}, {"rotated": 1.0}], ids=str
 )
 def test_mamba3(x_BTD: Tensor, fields: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@
     M_t = x^(-s / (1 + |s|)),  s = log(A_t + 1e-6) - c        in (1/x, x)
     S_t = (I - β (M k) kᵀ) Diag(exp g) S_{t-1} + β (M k) vᵀ        o_t = S_tᵀ q_t
 
-Gated DeltaNet with one decay per head (PGDN, the default), Kimi Delta Attention with `decay: channel` (PKDA).
+Gated DeltaNet with one decay per head (PGDN, the default), Kimi Delta Attention with `decay: channel` (PKDA; that code
+then has KDA's gate as well, `output_gate: sigmoid, output_gate_rank: null`).
 
 Published: a diagonal approximation of the curvature of the regression that the delta rule solves, as a preconditioner
 of the write key alone. Read in public code (flash-linear-attention 0.6): the squash M with x = 1.5 around a learned

@@ -9,8 +9,8 @@ a = σ(.) in (0, 1); w, a, ν and g come through low ranks, ν from v's mixture.
 
 Published: all of it, with the initial values of α, ρ, κ and ν and the ranks as in public code (flash-linear-attention).
 Ours: initial values that depend on a layer's number in that code (mixtures, decay) take those of the middle of the
-model. The first layer of this kind gives its values; there ν has no effect, so that ``value_residual: false`` saves its
-parameters.
+model; the gains of the norm start at 1, and matrices as everywhere here. The first layer of this kind gives its values;
+there ν has no effect, so that ``value_residual: false`` saves its parameters.
 
 Legend: B batch, T time, D model width, H heads, K channels of a head, keys and values.
 """
@@ -42,7 +42,7 @@ VALUES = "values of rwkv7"
 """Name of the values that later layers mix in."""
 ACTIVATIONS = {"decay": torch.tanh, "gate": torch.sigmoid}
 RANKS = {"decay": 2.5, "rate": 2.5, "value": 1.7, "gate": 5.0}
-"""Projection of low rank -> its default rank divided by √width."""
+"""Projection of low rank -> its default rank divided by √width, at 64 channels of a head."""
 
 
 @mixers.register
@@ -66,7 +66,7 @@ class RWKV7(TimeMixing):
         head_dim: Annotated[int, Field(ge=2)] = 64
         """Channels K of a head."""
         decay_rank: Annotated[int | None, Field(ge=1)] = None
-        """Rank of the projection to the decay w. Default: 2.5 √width, a multiple of 32."""
+        """Rank of the projection to the decay w. Default: 2.5 √width · head_dim / 64, a multiple of 32."""
         rate_rank: Annotated[int | None, Field(ge=1)] = None
         """Rank of the projection to the rate a. Default: as of the decay."""
         gate_rank: Annotated[int | None, Field(ge=1)] = None
@@ -74,14 +74,17 @@ class RWKV7(TimeMixing):
         value_residual: bool = True
         """Whether the values of the first layer of this kind are mixed into this layer's."""
         value_rank: Annotated[int | None, Field(ge=1)] = None
-        """Rank of the projection to the share of the first layer's values. Default: 1.7 √width, a multiple of 32."""
+        """Rank of the projection to the share of the first layer's values. Default: 1.7 √width · head_dim / 64, a
+        multiple of 32."""
 
         scales = {"tiny": {"head_dim": 32}}
 
         def resolved(self, width: int) -> Self:
             divides = width % self.head_dim == 0
             require(divides, "head_dim", got=self.head_dim, expected=f"a divisor of width={width}")
-            sizes = {f"{name}_rank": max(32, round(ratio * width**0.5 / 32) * 32) for name, ratio in RANKS.items()}
+            by_head = self.head_dim / 64
+            exact = {name: r * width**0.5 * (1 if name == "gate" else by_head) for name, r in RANKS.items()}
+            sizes = {f"{name}_rank": max(32, round(rank / 32) * 32) for name, rank in exact.items()}
             return super().resolved(width).changed(**{n: getattr(self, n) or size for n, size in sizes.items()})
 
         @property
