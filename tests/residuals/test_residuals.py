@@ -105,6 +105,16 @@ def test_sinkhorn_converges_to_doubly_stochastic_matrices() -> None:
         torch.testing.assert_close(matrix.sum(axis), torch.ones(5, 4).double())
 
 
+def test_sinkhorn_is_finite_where_a_row_or_column_underflows() -> None:
+    for axis in (0, 1):
+        logarithms = torch.zeros(4, 4)
+        logarithms.select(axis, 2).fill_(-300.0)
+        logarithms.requires_grad_()
+        mixed = sinkhorn(logarithms, 20)
+        (gradient,) = torch.autograd.grad((mixed * torch.randn(4, 4)).sum(), logarithms)
+        assert mixed.isfinite().all() and gradient.isfinite().all()
+
+
 def test_hyper_connections_start_close_to_the_plain_residual() -> None:
     ids = torch.randint(100, (2, 9))
     plain, streams = model()(ids), model(residual="hyper_connections")(ids)

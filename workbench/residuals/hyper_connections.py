@@ -29,6 +29,8 @@ EPSILON = 1e-6
 """Of the norm over all streams."""
 OFF_DIAGONAL = -4.0
 """Initial logarithm of what one stream takes from another."""
+LARGEST_RANGE = 40.0
+"""Between the logarithms of a matrix: smaller ones are raised, so that no sum of a row or column is zero."""
 
 
 @residuals.register
@@ -123,7 +125,8 @@ class _Mean(nn.Module):
 
 def sinkhorn(logarithms: Tensor, iterations: int) -> Tensor:
     """(…, n, n) close to doubly stochastic: exp(·), divided in turns by the sums of its columns and of its rows."""
-    matrix = (logarithms - logarithms.amax((-2, -1), keepdim=True)).exp()
+    shifted = logarithms - logarithms.amax((-2, -1), keepdim=True)
+    matrix = shifted.clamp_min(-LARGEST_RANGE).exp()
     for _ in range(iterations):
         matrix = matrix / matrix.sum(-2, keepdim=True)
         matrix = matrix / matrix.sum(-1, keepdim=True)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from workbench.contract import Cost
+from workbench.contract import Cost, Range
 from workbench.mixers.families.indexed import Attended, IndexedCache, IndexOptions, LearnedIndex, with_index
 from workbench.mixers.families.latent import LatentAttention, LatentConfig
 from workbench.mixers.families.sparse import Positions
@@ -79,3 +79,7 @@ class IndexedLatentAttention(LearnedIndex, LatentAttention):
             pairs = absorbed * selected_pairs(T, T, 1, n) - expanded * (T * (T + 1) // 2)
             cost = cost.plus(flops=config.heads * pairs / T)
         return with_index(cost, config, width, config.query_latent or width, T, element_bytes)
+
+    @classmethod
+    def search_space(cls, config: Any, width: int) -> dict[str, Range]:
+        return {**LatentAttention.search_space(config, width), **super().search_space(config, width)}
