@@ -15,6 +15,7 @@ from outside import outside
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
+from workbench.contract import residuals
 from workbench.model import LanguageModel, ModelConfig
 from workbench.ops.delta_rule import delta_rule
 from workbench.testing import FeedForwardConformance, MixerConformance, relative_error
@@ -114,6 +115,72 @@ def test_queries_and_keys_are_normalised_as_in_qwen3() -> None:
         k_norm__weight=layer.k_norm.weight,
     )
     assert relative_error(module(x_BTD), expected) < ALLOWED
+
+
+def test_the_output_gate_is_that_of_qwen3_next() -> None:
+    """Which projects a query and a gate for every head, and whose norms add one to their gain."""
+    H, K = 4, 16
+    fields = {"num_attention_heads": H, "num_key_value_heads": 2, "head_dim": K, "attention_bias": False}
+    settings = config("qwen3_next", "Qwen3NextConfig", num_hidden_layers=1, rms_norm_eps=1e-6, **fields)
+    layer, x_BTD = with_random_weights(theirs("qwen3_next").Qwen3NextAttention(settings, 0)), torch.randn(B, T, D)
+    expected, _ = layer(x_BTD.double(), tuple(map(twice, rotation(K))), causal_mask())
+    module = ours("full", heads=H, kv_heads=2, head_dim=K, qk_norm=True, output_gate="channel")
+    q, gate = layer.q_proj.weight.view(H, 2, K, D).unbind(1)
+    load(
+        module,
+        qkv__weight=torch.cat((q.flatten(0, 1), layer.k_proj.weight, layer.v_proj.weight)),
+        gate__weight=gate.flatten(0, 1),
+        out__weight=layer.o_proj.weight,
+        q_norm__weight=1 + layer.q_norm.weight,
+        k_norm__weight=1 + layer.k_norm.weight,
+    )
+    assert relative_error(module(x_BTD.double()), expected) < ALLOWED
+
+
+@pytest.mark.parametrize(("H", "G"), [(4, 4), (8, 4)])
+def test_differential_attention_is_that_of_diff_llama(H: int, G: int) -> None:
+    """The two softmaxes of which have the first and the second half of the heads, ours have neighbours."""
+    K, number = 16, 2
+    fields = {"num_attention_heads": H, "num_key_value_heads": G, "head_dim": K, "attention_bias": False}
+    settings = config("diffllama", "DiffLlamaConfig", num_hidden_layers=1, rms_norm_eps=1e-6, **fields)
+    layer, x_BTD = with_random_weights(theirs("diffllama").DiffLlamaAttention(settings, number)), torch.randn(B, T, D)
+    expected, _ = layer(x_BTD.double(), tuple(map(twice, rotation(K))), causal_mask())
+    module = ours("differential", heads=H, kv_heads=G, head_dim=K, lambda_init=layer.lambda_init)
+    pairs_G = torch.arange(G).view(2, -1).T.flatten()
+
+    def paired(weight: Tensor) -> Tensor:  # (heads K, D), of one or several heads for every key
+        return weight.view(G, -1, D)[pairs_G].flatten(0, 1)
+
+    load(
+        module,
+        qkv__weight=torch.cat([paired(part.weight) for part in (layer.q_proj, layer.k_proj, layer.v_proj)]),
+        out__weight=layer.o_proj.weight,
+        vectors=torch.stack((layer.lambda_q1, layer.lambda_k1, layer.lambda_q2, layer.lambda_k2)),
+        head_norm__weight=torch.ones(2 * K),
+    )
+    assert relative_error(module(x_BTD.double()), expected) < ALLOWED
+
+
+def test_hyper_connections_are_those_of_deepseek_v4() -> None:
+    """Which mixes the streams by the transposed matrix, and adds a small number to sums that we leave out."""
+    n = 4
+    settings = config("deepseek_v4", "DeepseekV4Config", hc_mult=n, hc_sinkhorn_iters=20, hc_eps=0.0, rms_norm_eps=1e-6)
+    layer = with_random_weights(theirs("deepseek_v4").DeepseekV4HyperConnection(settings))
+    state, y_BTD = torch.randn(B, T, n, D).double(), torch.randn(B, T, D).double()
+    write_BTn, mix_BTnn, read_BTD = layer(state)
+    expected = mix_BTnn.mT.double() @ state + write_BTn[..., None] * y_BTD[..., None, :]
+    module = residuals["hyper_connections"](residuals["hyper_connections"].Config(streams=n, iterations=20), D, 0)
+    order_M = torch.cat((torch.arange(2 * n), 2 * n + torch.arange(n * n).view(n, n).T.flatten()))
+    module = module.double()
+    load(module, weight=layer.fn[order_M], bias=layer.base[order_M], factors=layer.scale)
+    read: list[Tensor] = []
+
+    def branch(x_BTD: Tensor) -> Tensor:
+        read.append(x_BTD)
+        return y_BTD
+
+    assert relative_error(module(state, branch), expected) < ALLOWED
+    assert relative_error(read[0], read_BTD) < ALLOWED
 
 
 @pytest.mark.parametrize("form", ["expanded", "absorbed"])
