@@ -161,6 +161,38 @@ def test_differential_attention_is_that_of_diff_llama(H: int, G: int) -> None:
     assert relative_error(module(x_BTD.double()), expected) < ALLOWED
 
 
+def test_the_kimi_delta_attention_layer_is_that_of_kimi_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With convolutions, gates of low rank and the gated norm; its convolution takes the latest token last, and its
+    output gate has no bias."""
+    for name in ("chunk_kimi_delta_attention", "causal_conv1d_fn"):  # not the kernels of flash-linear-attention
+        monkeypatch.setattr(theirs("kimi_linear"), name, inspect.unwrap(getattr(theirs("kimi_linear"), name)))
+    H, K = 4, 16
+    types = {"num_hidden_layers": 1, "layer_types": ["linear_attention"]}
+    settings = config("kimi_linear", "KimiLinearConfig", rms_norm_eps=1e-6, **types)
+    settings.linear_num_heads, settings.linear_head_dim, settings.linear_conv_kernel_dim = H, K, 4
+    layer, x_BTD = (
+        with_random_weights(theirs("kimi_linear").KimiLinearDeltaAttention(settings, 0)),
+        torch.randn(B, T, D),
+    )
+    expected, forget = layer(x_BTD.double()), layer.forget_gate
+    module = ours("kda", heads=H, head_dim=K)
+    assert list(module.gates.first.sizes) == ["decay", "edit", "output"]
+    load(
+        module,
+        qkv__weight=stacked(layer),
+        conv__weight=layer.conv1d.weight[:, 0].flip(-1),
+        gates__first__weight=torch.cat((forget.f_a_proj.weight, layer.b_proj.weight, layer.g_a_proj.weight)),
+        gates__second__decay__weight=forget.f_b_proj.weight,
+        gates__second__output__weight=layer.g_b_proj.weight,
+        gates__second__output__bias=torch.zeros(H * K),
+        A_log=forget.A_log,
+        dt_bias=forget.dt_bias,
+        norm__weight=layer.o_norm.weight,
+        out__weight=layer.o_proj.weight,
+    )
+    assert relative_error(module(x_BTD.double()), expected) < ALLOWED
+
+
 def test_hyper_connections_are_those_of_deepseek_v4() -> None:
     """Which mixes the streams by the transposed matrix, and adds a small number to sums that we leave out."""
     n = 4
