@@ -151,6 +151,17 @@ def test_it_is_that_of_fla() -> None:
     assert relative_error(log_linear_attention(**tensors, chunk=16)[0], naive(*tensors.values())) < 1e-5
 
 
+@both_rules
+def test_gradients_are_finite_where_few_blocks_are_complete(erases: bool) -> None:
+    """Single precision, many levels and documents that are shorter than a block."""
+    T, levels = 1024, 12
+    tensors = {name: x.detach().float().requires_grad_() for name, x in inputs(T, 0.0, levels, erases).items()}
+    segments = (torch.arange(T) // 3).expand(B, T)
+    expected, actual = (results(tensors, segments=segments, chunk=4, backend=b) for b in ("recurrent", "torch"))
+    for name, a, b in zip(("output", *tensors), actual, expected, strict=True):
+        assert relative_error(a, b) < 1e-4, name
+
+
 def test_equal_levels_are_the_gated_delta_rule() -> None:
     """Its states sum to the one state."""
     tensors = inputs(90, 0.3, 6, erases=True)

@@ -68,6 +68,8 @@ def log_linear_delta_rule_torch(
         X = torch.einsum("bechk,bechy->behky", k[batch, blocks] * until_BECH[..., None], written[batch, blocks])
         passing = g_BECH.sum(2).exp()[..., None, None] * torch.eye(K, device=k.device, dtype=dtype)
         X = torch.cat((X[..., :V], passing - X[..., V:]), dim=-1)  # S and P, (B, E, H, K, Y)
+        # the P of a block that does not exist would grow from level to level
+        X = torch.where((ends < T_pad)[..., None, None, None], X, 0.0)
         # a row behind the last one takes what belongs to no token
         out, reads = (F.pad(x, (0, 0, 0, 0, 0, 1)) for x in (out, reads))
         last, m, states, behind = position[:, T - 1 :][:, :1] + 1, C, None, None  # tokens of the last document
