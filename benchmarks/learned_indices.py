@@ -37,7 +37,7 @@ from workbench.model import LanguageModel, ModelConfig  # noqa: E402
 from workbench.ops.sparse_attention import document_starts, selected_attention  # noqa: E402
 from workbench.ops.token_index import IndexKeys, index_divergence, select_tokens  # noqa: E402
 
-INDEXED = ("dsa", "dsa_latent", "lsa")
+INDEXED = ("dsa", "dsa_latent", "lsa", "lsa_latent")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -85,7 +85,7 @@ def timed(forward: Callable[[], torch.Tensor], inputs: list[torch.Tensor], repea
 def layer(kind: str, stage: str, T: int, options: argparse.Namespace) -> dict[str, Any]:
     """One mixer, forward and backward of a weighted sum of its output and its losses."""
     fields: dict[str, Any] = {"heads": options.heads, "head_dim": options.head_dim}
-    if kind != "dsa_latent":
+    if not kind.endswith("_latent"):
         fields["kv_heads"] = min(4, options.heads)
     if kind in INDEXED:
         fields["top_k"] = options.top_k
@@ -145,7 +145,7 @@ def operators(T: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 16_384, 32_768])
-    parser.add_argument("--kinds", nargs="+", default=["full", "dsa", "lsa", "dsa_latent"])
+    parser.add_argument("--kinds", nargs="+", default=["full", "dsa", "lsa", "dsa_latent", "lsa_latent"])
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--head-dim", type=int, default=64)
