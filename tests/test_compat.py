@@ -12,6 +12,7 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from pydantic import BaseModel
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from workbench import compat
 
@@ -28,6 +29,25 @@ def test_storages_on_the_meta_device_are_told_apart() -> None:
 def test_views_share_their_storage() -> None:
     tensor = torch.empty(4, device="meta")
     assert compat.storage_key(tensor.untyped_storage()) == compat.storage_key(tensor[:2].untyped_storage())
+
+
+def test_gradients_can_be_recorded_inside_an_operator() -> None:
+    recorded = []
+
+    @torch.library.custom_op("workbench_tests::gradient_of_square", mutates_args=())
+    def gradient_of_square(x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().requires_grad_()
+        recorded.append((x * x).requires_grad)
+        with torch.enable_grad(), compat.autograd_inside_operators():
+            return torch.autograd.grad(x * x, x, torch.ones_like(x))[0]
+
+    assert gradient_of_square(torch.tensor([3.0])).item() == 6.0
+    assert recorded == [False], "torch records gradients there by itself: the guard can go"
+
+
+def test_real_tensors_inside_a_fake_mode() -> None:
+    with FakeTensorMode(), compat.real_tensors():
+        assert torch.ones(2).sum().item() == 2.0
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_pyproject_lock_and_environment_hold_together() -> None:
             assert version is None, "a CUDA build of torch asks for one version of triton, a CPU build for none"
             continue
         if version is None and any(pin.operator == "==" for pin in requirement.specifier):
-            continue  # of the extra `references`, which CI does not install: pinned where it is asked for
+            continue  # of an extra that CI does not install: pinned where it is asked for
         assert version, f"{requirement.name} is not pinned in requirements.lock"
         assert requirement.specifier.contains(version), f"{requirement}: the lock says {version}"
     conda = YAML(typ="safe").load(ROOT / "environment.yml")

@@ -7,6 +7,8 @@ name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pydantic._internal._model_construction import ModelMetaclass
@@ -22,8 +24,10 @@ __all__ = [
     "ModelMetaclass",
     "TorchDispatchMode",
     "answer_beside_cells",
+    "autograd_inside_operators",
     "is_taken_over",
     "lost_storage",
+    "real_tensors",
     "storage_key",
     "tree_leaves",
     "trial_id",
@@ -58,6 +62,30 @@ def storage_key(storage: torch.UntypedStorage) -> int:
     On the meta device every ``data_ptr`` is 0, so nothing public tells two storages apart.
     """
     return int(storage._cdata)
+
+
+@contextmanager
+def autograd_inside_operators() -> Iterator[None]:
+    """Record gradients inside a ``torch.library.custom_op``, where the dispatcher leaves autograd out.
+
+    A backward pass that repeats a forward pass of another package needs it; torch documents the guard nowhere.
+    """
+    import torch
+
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+        yield
+
+
+@contextmanager
+def real_tensors() -> Iterator[None]:
+    """Compute inside a ``FakeTensorMode``, which estimates of memory enter, as outside of it."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily():
+        yield
 
 
 def trial_id(trial: optuna.trial.FrozenTrial) -> int:

@@ -15,6 +15,8 @@ from workbench.distribution import NAME, PACKAGE, ROOT, SHIPPED
 
 NOT_INSTALLED = "not installed"
 LIBRARIES = ("torch", "triton", "lightning", "optuna", "tokenizers", "numpy")
+KERNELS = ("fla-core", "flash-qla", "nvidia-cudnn-frontend")
+"""Packages with kernels, in the environment where they are installed."""
 
 
 def usable_cores() -> int:
@@ -91,5 +93,9 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".rstrip(", "),
         "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {
+            name: found
+            for name in (*LIBRARIES, *KERNELS)
+            if (found := version(name)) != NOT_INSTALLED or name in LIBRARIES
+        },
     }

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.ops.delta_rule import by_blocks, delta_rule, delta_rule_flops, fla
+from workbench.ops.delta_rule import by_blocks, delta_rule, delta_rule_flops
+from workbench.ops.delta_rule.peers import verify
 from workbench.ops.delta_rule.reference import delta_rule_recurrent
 from workbench.ops.delta_rule.torch import delta_rule_torch
 from workbench.testing import count_flops
@@ -350,7 +351,7 @@ def test_chunk_must_be_a_power_of_two() -> None:
 
 def test_errors_list_the_backends() -> None:
     with pytest.raises(
-        ValueError, match="backend: got 'cuda'; expected 'auto' or one of recurrent, torch, triton, fla"
+        ValueError, match=r"backend: got 'cuda'; expected 'auto' or one of recurrent, torch, triton, cudnn_trunc.*fla"
     ):
         delta_rule(**inputs(5), backend="cuda")
 
@@ -407,7 +408,9 @@ def test_the_adapter_follows_the_conventions_of_flash_linear_attention(
 ) -> None:
     for module in ("delta_rule", "gated_delta_rule", "kda", "generalized_delta_rule"):
         monkeypatch.setitem(sys.modules, f"fla.ops.{module}", fake_module(module))
-    monkeypatch.setattr(fla, "refusal", lambda device: None)
+    monkeypatch.setattr(verify, "obstacle", lambda peer, call: None)
+    monkeypatch.setattr(verify, "LENGTH", 9)
+    verify.reset()
     t = {name: x.detach() for name, x in inputs(9, "none" if decay == "none" else "0.1", decay, form).items()}
     t = {name: x.float() for name, x in t.items()}
     if form == "erase":
@@ -422,4 +425,3 @@ def test_the_adapter_follows_the_conventions_of_flash_linear_attention(
 def test_a_backend_that_cannot_be_used_gives_the_reason() -> None:
     with pytest.raises(RuntimeError, match="backend='fla': its kernels need a CUDA device; the tensors are on cpu"):
         delta_rule(**inputs(5), backend="fla")
-    assert fla.refusal("cpu")

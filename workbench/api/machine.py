@@ -20,9 +20,11 @@ __all__ = ["checks", "free_memory"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 COMPILERS = ("cc", "gcc", "clang")
 EXTRAS = {
+    "cudnn": "delta-rule kernels of NVIDIA's cuDNN frontend",
     "dashboard": "Optuna's own dashboard",
     "eval": "lm-evaluation-harness",
     "fla": "kernels of flash-linear-attention",
+    "flash-qla": "delta-rule kernels of FlashQLA",
     "hub": "data sets of the Hugging Face hub",
     "mcp": "tools for agents",
     "postgresql": "several machines on one database",

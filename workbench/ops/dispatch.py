@@ -44,6 +44,11 @@ def force_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
+def is_forced() -> bool:
+    """Whether :func:`force_backend` is in effect."""
+    return _forced is not None
+
+
 @torch.compiler.assume_constant_result  # recorded when code is compiled, not on every call
 def record(operation: str, backend: str) -> str:
     """Records that ``backend`` computes ``operation`` in this process; returns ``backend``."""

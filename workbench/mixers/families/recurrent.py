@@ -27,8 +27,11 @@ class RecurrentConfig(VariantConfig):
 
     chunk: Annotated[int, Field(ge=1)] = 32
     """Edits per chunk of the training form, a power of two; changes speed and rounding, not the function."""
-    backend: Literal["auto", "recurrent", "torch", "triton", "fla"] = "auto"
-    """Implementation of the operation; changes speed and rounding, not the function. fla is flash-linear-attention."""
+    backend: Literal[
+        "auto", "recurrent", "torch", "triton", "fla", "flash_qla", "flash_qla_truncated", "cudnn_truncated"
+    ] = "auto"
+    """Implementation of the operation. It changes speed and rounding, not the function, except for the two that are
+    called truncated: they leave out what the state has forgotten."""
 
     implementation = frozenset({"chunk", "backend"})
 

@@ -17,24 +17,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, bfloat16, float16
+from torch import Tensor, bfloat16, compiler, float16
 
 from workbench.ops import dispatch
+from workbench.ops.delta_rule.peers import known_peers
+from workbench.ops.delta_rule.peers.choice import fastest
+from workbench.ops.delta_rule.peers.operator import compute
+from workbench.ops.delta_rule.peers.verify import refusal
 from workbench.ops.delta_rule.reference import delta_rule_recurrent
 from workbench.ops.delta_rule.torch import by_blocks, delta_rule_flops, delta_rule_torch
 
 __all__ = ["by_blocks", "delta_rule", "delta_rule_flops"]
 
-BACKENDS = ("recurrent", "torch", "triton", "fla")
+BACKENDS = ("recurrent", "torch", "triton", *known_peers())
 MAX_HEAD_CHANNELS = 256
 """Most key and value channels of one head that the kernels take."""
 
 
 def choose_backend(value_BTHV: Tensor, key_channels: int) -> str:
-    """The backend of ``backend="auto"``.
+    """The backend of ``backend="auto"`` without other packages.
 
     "recurrent" for one token (decoding), "triton" (our kernels) on CUDA in bfloat16 or float16 for heads of at most 256
-    channels, "torch" (chunks of matrix products) for everything else. "fla" (flash-linear-attention) has to be named.
+    channels, "torch" (chunks of matrix products) for everything else.
     """
     if value_BTHV.shape[1] == 1:
         return "recurrent"
@@ -72,13 +76,14 @@ def delta_rule(
         segments: (B, T) document numbers; the state is reset where the number changes.
         chunk: tokens of a chunk in the "torch" backend, a power of two; affects speed and rounding only. 32 was fastest
             on a CPU.
-        backend: "auto" (see :func:`choose_backend`), or one of "recurrent", "torch", "triton", "fla". There is no
-            fallback on errors.
+        backend: "auto": that of :func:`choose_backend`, or on a GPU the fastest of it and of the installed packages
+            that may be chosen (:mod:`.peers.choice`). Or one of "recurrent", "torch", "triton", or a backend of
+            :mod:`.peers`: "fla", "flash_qla", and, which leave out what the state has forgotten,
+            "flash_qla_truncated" and "cudnn_truncated". There is no fallback on errors of a named backend.
 
     Returns:
         outputs (B, T, H, V) in the dtype of ``value``, and the state after the last token (B, H, K, V), float32
-            (float64 for
-        float64).
+            (float64 for float64).
 
     Raises:
         ValueError: when shapes do not match, or the backend is unknown.
@@ -98,8 +103,13 @@ def delta_rule(
         raise ValueError("delta_rule: got T=0; expected at least one token.")
     if chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"delta_rule: chunk: got {chunk}; expected a power of two.")
+    decay = "none" if g is None else "head" if g.dim() == 3 else "channel"
+    form = (decay, erase_key_BTHK is not None, segments is not None, compiler.is_compiling())
+    call = (value_BTHV.device, value_BTHV.dtype, B, T, H, K, V, *form)
     if backend == "auto":
         backend = choose_backend(value_BTHV, K)
+        if backend == "triton" and not dispatch.is_forced():
+            backend = fastest(backend, *call)
     elif backend not in BACKENDS:
         raise ValueError(f"delta_rule: backend: got {backend!r}; expected 'auto' or one of {', '.join(BACKENDS)}.")
     dispatch.record("delta_rule", backend)
@@ -119,9 +129,10 @@ def delta_rule(
         from workbench.ops.delta_rule.kernels import delta_rule_triton
 
         return delta_rule_triton(q_BTHK, write_key_BTHK, value_BTHV, g, **optional)
-    from workbench.ops.delta_rule.fla import delta_rule_fla
-
-    return delta_rule_fla(q_BTHK, write_key_BTHK, value_BTHV, g, **optional)
+    reason = refusal(backend, *call)
+    if reason:
+        raise RuntimeError(f"delta_rule: backend={backend!r}: {reason}. Use backend='auto'.")
+    return compute(backend, q_BTHK, write_key_BTHK, value_BTHV, g, **optional, compiled=compiler.is_compiling())
 
 
 def _axes(name: str, tensor: Tensor, axes: str) -> tuple[int, ...]:
