@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import workbench.ops.delta_rule as package
+from workbench.config import ConfigError
 from workbench.environment import environment
 from workbench.mixers.families.recurrent import RecurrentConfig
+from workbench.mixers.kda import KimiDeltaAttention
 from workbench.ops import dispatch
 from workbench.ops.delta_rule import BACKENDS, delta_rule, peers
 from workbench.ops.delta_rule.peers import choice, verify
@@ -247,6 +249,14 @@ def test_cudnn_refuses_a_beta_that_its_truncation_does_not_allow(monkeypatch: py
     tensors = inputs("channel")
     with pytest.raises(RuntimeError, match="β > 1"):
         delta_rule(**{**tensors, "beta_BTH": 1.5 + tensors["beta_BTH"]}, backend="cudnn_truncated")
+
+
+@pytest.mark.parametrize("field", [{"negative_eigenvalues": True}, {"qk_norm": "none"}])
+def test_a_layer_whose_states_may_grow_is_not_truncated(field: dict[str, Any]) -> None:
+    config = KimiDeltaAttention.Config(kind="kda", head_dim=128, backend="cudnn_truncated")
+    assert config.resolved(256).backend == "cudnn_truncated"
+    with pytest.raises(ConfigError, match=r"backend: got .cudnn_truncated with .*edit strength of at most 1"):
+        config.changed(**field).resolved(256)
 
 
 # -- the fastest by default ------------------------------------------------------------------------------------------

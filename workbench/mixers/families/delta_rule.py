@@ -134,6 +134,14 @@ class DeltaRuleConfig(RecurrentConfig):
             expected="key or both, since the write gate is a gate of its own",
             do="Set it, or tied: true.",
         )
+        bounded = self.qk_norm == "l2" and not self.negative_eigenvalues
+        require(
+            bounded or self.backend != "cudnn_truncated",
+            "backend",
+            got=f"cudnn_truncated with qk_norm={self.qk_norm!r}, negative_eigenvalues={self.negative_eigenvalues}",
+            expected="keys of norm 1 and an edit strength of at most 1, which its truncation assumes",
+            do="Use backend: auto.",
+        )
         return self.changed(
             heads=heads,
             head_dim=head_dim,
