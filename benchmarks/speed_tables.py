@@ -118,7 +118,8 @@ def training() -> str:
 def delta_rule() -> str:
     results = load("delta_rule")["results"]
     shapes = {"8 × 4096": "8x4096x8x128", "1 × 32,768": "1x32768x8x128"}
-    measured = {(r["variant"], r["shape"], r["implementation"]): r for r in results}
+    moderate = [r for r in results if r.get("decay", "moderate") == "moderate"]
+    measured = {(r["variant"], r["shape"], r["implementation"]): r for r in moderate if "variant" in r}
     rows = []
     for variant in ("deltanet", "gdn", "kda", "fg2_gdn", "fg2_gdn_plus", "gdn2"):
         cells = [variant]
