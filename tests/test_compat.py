@@ -12,7 +12,6 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from pydantic import BaseModel
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from workbench import compat
 
@@ -43,11 +42,6 @@ def test_gradients_can_be_recorded_inside_an_operator() -> None:
 
     assert gradient_of_square(torch.tensor([3.0])).item() == 6.0
     assert recorded == [False], "torch records gradients there by itself: the guard can go"
-
-
-def test_real_tensors_inside_a_fake_mode() -> None:
-    with FakeTensorMode(), compat.real_tensors():
-        assert torch.ones(2).sum().item() == 2.0
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ __all__ = [
     "autograd_inside_operators",
     "is_taken_over",
     "lost_storage",
-    "real_tensors",
     "storage_key",
     "tree_leaves",
     "trial_id",
@@ -76,15 +75,6 @@ def autograd_inside_operators() -> Iterator[None]:
     for key in ("AutogradFunctionality", "AutogradOther"):
         excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
     with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
-        yield
-
-
-@contextmanager
-def real_tensors() -> Iterator[None]:
-    """Compute inside a ``FakeTensorMode``, which estimates of memory enter, as outside of it."""
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
-
-    with unset_fake_temporarily():
         yield
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.compat import real_tensors
 from workbench.ops.delta_rule.peers import Call, Peer, known_peers, obstacle
 from workbench.ops.delta_rule.peers.operator import compute
 from workbench.ops.delta_rule.reference import delta_rule_recurrent
@@ -128,7 +127,6 @@ def measuring(device: torch.device) -> Iterator[None]:
     """Real tensors with gradients and their own dtype, wherever the call is made: in a compiled function, under
     autocast, in inference mode."""
     with ExitStack() as stack:
-        stack.enter_context(real_tensors())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(disable_autocast(torch.empty((), device=device)))
