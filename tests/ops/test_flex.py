@@ -151,3 +151,16 @@ def test_on_the_device_it_is_the_definition(window: int | None, packed: bool, gr
     grads = torch.autograd.grad((actual * weight).sum(), tensors), torch.autograd.grad((expected * weight).sum(), exact)
     for a, b in zip(*grads):
         assert float((a - b).norm() / b.norm()) < 1.5e-2
+
+
+def test_a_model_that_is_not_compiled_may_have_any_number_of_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor, **_: object) -> Tensor:
+        return q + k + v
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(flex, "_compiled", torch.compile(attend, dynamic=False, fullgraph=True, backend="eager"))
+    lengths = range(2, 2 + 2 * torch._dynamo.config.recompile_limit)
+    for T in lengths:
+        x = torch.ones(1, T, 1, 4)
+        assert flex.attention_flex(x, x, x, window=1).shape == x.shape
+    assert flex.attention_flex(x[:, :2], x[:, :2], x[:, :2], window=1).unique().item() == 3.0

@@ -7,6 +7,8 @@ whose cost also depends on the number of documents.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -16,6 +18,16 @@ BLOCK = 128
 
 # uncompiled, FlexAttention computes every score
 _compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def _by_blocks(*args: Any, **options: Any) -> Any:
+    """FlexAttention for a model that is not compiled, in any number of shapes: beyond the number that torch keeps, what
+    was compiled is dropped, and compiled again from the cache on disk where it is needed."""
+    try:
+        return _compiled(*args, **options)
+    except torch._dynamo.exc.FailOnRecompileLimitHit:
+        torch._dynamo.reset()
+        return _compiled(*args, **options)
 
 
 def block_mask(segments_BT: Tensor, window: int | None = None) -> BlockMask:
@@ -103,7 +115,7 @@ def attention_flex(
     B, T = q_BTHK.shape[:2]
     if segments is None:
         segments = torch.zeros(B, T, dtype=torch.int32, device=q_BTHK.device)
-    call = flex_attention if torch.compiler.is_compiling() else _compiled
+    call = flex_attention if torch.compiler.is_compiling() else _by_blocks
     out = call(
         q_BTHK.transpose(1, 2),
         k_BTGK.transpose(1, 2),
