@@ -115,7 +115,7 @@ def attention_flex(
     B, T = q_BTHK.shape[:2]
     if segments is None:
         segments = torch.zeros(B, T, dtype=torch.int32, device=q_BTHK.device)
-    call = flex_attention if torch.compiler.is_compiling() else _by_blocks
+    call: Any = flex_attention if torch.compiler.is_compiling() else _by_blocks
     out = call(
         q_BTHK.transpose(1, 2),
         k_BTGK.transpose(1, 2),
