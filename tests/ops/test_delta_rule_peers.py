@@ -316,8 +316,15 @@ def test_a_measurement_is_kept_for_other_processes_and_similar_sizes(
     assert kept == {"triton": 2.0, "flash_qla": 1.0}
 
 
-def test_a_real_measurement_takes_both_forwards_and_backwards(flash_qla: FlashQLA, ours_is_torch: None) -> None:
-    assert chosen() in ("triton", "flash_qla")
+@pytest.mark.parametrize("decay", ["none", "head"])
+def test_a_real_measurement_takes_both_forwards_and_backwards(
+    decay: str, monkeypatch: pytest.MonkeyPatch, flash_qla: FlashQLA, ours_is_torch: None
+) -> None:
+    def ours(q_BTHK: Tensor, write_key_BTHK: Tensor, value_BTHV: Tensor, g: Tensor | None, **more: Any) -> Any:
+        return delta_rule_torch(q_BTHK, write_key_BTHK, value_BTHV, g, **more)  # g is required, as by our kernels
+
+    monkeypatch.setattr(choice, "_without_peers", lambda name: ours)
+    assert chosen(decay=decay) in ("triton", "flash_qla")
     assert len(flash_qla.calls) >= 2 + choice.WARM_UP + choice.ROUNDS
 
 
@@ -373,15 +380,28 @@ def test_deterministic_algorithms_and_forced_backends_stay_with_ours(
         torch.use_deterministic_algorithms(False)
 
 
-def test_too_little_memory_to_measure_leaves_ours(
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), ValueError("no such size")])
+def test_a_peer_that_cannot_be_measured_is_left_out_with_the_reason(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, flash_qla: FlashQLA, ours_is_torch: None
+) -> None:
+    def milliseconds(function: Any, call: Any) -> float:
+        if function is delta_rule_torch:
+            return 1.0
+        raise error
+
+    monkeypatch.setattr(choice, "_milliseconds", milliseconds)
+    with pytest.warns(UserWarning, match=rf"it cannot be measured: {type(error).__name__}: no "):
+        assert chosen() == "triton"
+
+
+def test_where_ours_cannot_be_measured_it_stays(
     monkeypatch: pytest.MonkeyPatch, flash_qla: FlashQLA, ours_is_torch: None
 ) -> None:
     def milliseconds(function: Any, call: Any) -> float:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(choice, "_milliseconds", milliseconds)
-    with pytest.warns(UserWarning, match="too little memory"):
-        assert chosen() == "triton"
+    assert chosen() == "triton"
 
 
 def test_installed_peers_are_in_the_environment_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,12 +112,15 @@ def _measure(default: str, candidates: list[Peer], call: Call) -> tuple[dict[str
         else:
             functions[peer.name] = partial(compute, peer.name, compiled=call.compiled)
     milliseconds: dict[str, float] = {}
-    try:
-        if len(functions) > 1:
-            milliseconds = {name: _milliseconds(function, call) for name, function in functions.items()}
-    except torch.OutOfMemoryError:  # there may be room in another process
-        for peer in candidates:
-            _warn(peer, "there is too little memory to measure it beside the model")
+    if len(functions) == 1:
+        return {default: 0.0}, False
+    for name, function in functions.items():
+        try:
+            milliseconds[name] = _milliseconds(function, call)
+        except Exception as error:  # of the package; or too little memory beside the model
+            if name == default:
+                break
+            _warn(known_peers()[name], f"it cannot be measured: {type(error).__name__}: {error}")
     return milliseconds or {default: 0.0}, len(milliseconds) == 1 + len(candidates)
 
 

@@ -114,7 +114,7 @@ def results(
     function: Callable[..., tuple[Tensor, Tensor]], leaves: dict[str, Tensor], segments: Tensor | None
 ) -> list[Tensor]:
     """Outputs, state after the last token, and the gradients of a fixed sum of both."""
-    o, end = function(**leaves, segments=segments)
+    o, end = function(**{"g": None, **leaves}, segments=segments)
     total = o.new_zeros((), dtype=torch.promote_types(end.dtype, torch.float32))
     for y in (o, end):
         weight = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=total.dtype).view(y.shape).sin()
