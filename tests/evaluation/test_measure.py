@@ -66,6 +66,23 @@ def test_every_task_has_its_documents(tmp_path: Path) -> None:
     assert rows == [*one, *(("two", *row[1:]) for row in one)]
 
 
+def test_a_task_that_cannot_be_measured_holds_up_none_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_all = Counting.measure
+
+    def measure_two(self: Any, model: Any, task: str, *more: Any) -> Measured:
+        require(task != "one", "lengths", got=64, expected="at least 80 tokens")
+        return of_all(self, model, task, *more)
+
+    monkeypatch.setattr(Counting, "measure", measure_two)
+    with pytest.raises(ConfigError, match=r"one.lengths: got 64; expected at least 80 tokens"):
+        measure(tmp_path)
+    assert read_scores(tmp_path)["task"].unique().to_list() == ["two"] and not (tmp_path / JOURNAL).exists()
+    monkeypatch.setattr(Counting, "measure", of_all)
+    assert measure(tmp_path) == 1 and len(Counting.measured) == 2 * DOCUMENTS
+
+
 def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
     measure(tmp_path)
     assert measure(tmp_path) == 0 and len(Counting.measured) == 2 * DOCUMENTS

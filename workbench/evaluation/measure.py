@@ -98,20 +98,29 @@ def measure_suite(
         Number of tasks that were measured.
 
     Raises:
-        ConfigError: when the data of a task are missing, or the table has the suite with other settings.
+        ConfigError: when the table has the suite with other settings; when tasks cannot be measured, after all others
+            were.
     """
     suite: Suite = suites[config.kind](config)
     tasks = suite.tasks(conditions)
     table = ScoreTable(folder, config.label, {**config.settings, "material": dict(suite.material(conditions))})
     missing = [task for task in tasks if not table.has(step, conditions.split, task)]
+    problems: list[Problem] = []
     with _evaluation_mode(model):
         for number, task in enumerate(missing, 1):
             conditions.progress(f"measuring {config.label}: {task} ({number} of {len(missing)})")
             journal = table.journal(step, conditions.split, task, on_document)
-            measured = suite.measure(model, task, conditions, journal)
+            try:
+                measured = suite.measure(model, task, conditions, journal)
+            except ConfigError as error:  # no reason to leave out the tasks that follow
+                problems += error.under(task).problems
+                journal.remove()
+                continue
             table.add(step, conditions.split, task, measured.frame())
             journal.remove()
             on_document()
+    if problems:
+        raise ConfigError(problems)
     return len(missing)
 
 
