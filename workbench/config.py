@@ -146,7 +146,10 @@ def _problems(model: type[BaseModel], error: ValidationError) -> list[Problem]:
             problems.append(Problem(_path(loc), "nothing", "a value", _field_help(model, loc)))
         else:
             expected = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            problems.append(Problem(_path(loc), _show(item["input"]), expected, _field_help(model, loc)))
+            close = get_close_matches(str(item["input"]), re.findall(r"'([^']*)'", expected), n=1)
+            match = f"Nearest valid name: {close[0]!r}." if kind == "literal_error" and close else ""
+            do = " ".join(filter(None, (match, _field_help(model, loc))))
+            problems.append(Problem(_path(loc), _show(item["input"]), expected, do))
     return problems
 
 

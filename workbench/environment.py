@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from workbench.config import require
 from workbench.distribution import NAME, PACKAGE, ROOT, SHIPPED
+
+if TYPE_CHECKING:
+    import torch
 
 NOT_INSTALLED = "not installed"
 LIBRARIES = ("torch", "triton", "lightning", "optuna", "tokenizers", "numpy")
@@ -80,6 +85,30 @@ def same_code(one: str, other: str) -> bool:
 
 LOADED_SOURCES = sources_hash()
 """At import: files that change later are not what this process runs."""
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of a name: cpu, cuda, or cuda:1 for the second GPU. Default: a GPU if there is one.
+
+    Raises:
+        ConfigError: for another name, or a GPU that this machine does not have.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is None:
+        return torch.device("cuda" if gpus else "cpu")
+    is_known = re.fullmatch(r"cpu|cuda(:\d+)?", name) is not None
+    require(is_known, "device", got=name, expected="cpu, cuda, or cuda:1 for the second GPU")
+    device = torch.device(name)
+    require(
+        device.type == "cpu" or (device.index or 0) < gpus,
+        "device",
+        got=name,
+        expected=f"one of the {gpus} GPUs of this machine" if gpus else "cpu: torch finds no GPU on this machine",
+        do="`workbench doctor` says what this machine has.",
+    )
+    return device
 
 
 def environment() -> dict[str, Any]:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import small_tokenizer
 
 from workbench.config import ConfigError
 from workbench.data import prepare, tasks
 from workbench.decoding import Engine
 from workbench.evaluation import Decoder, DecodingConfig, Settings, suites
+from workbench.evaluation.text_model import TextModel
 from workbench.model import LanguageModel, ModelConfig
 from workbench.training import RunConfig
 
@@ -76,6 +78,25 @@ def test_a_policy_is_measured_step_by_step(model: LanguageModel, data: Any) -> N
 def test_the_measure_does_not_depend_on_batches(model: LanguageModel, data: Any, context: int) -> None:
     measured, expected = columns(model, data, decoder(QUEST), context), columns(model, data, decoder(QUEST))
     assert measured["nll_nats"] == pytest.approx(expected["nll_nats"], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "fp8"])
+def test_the_type_of_caches_is_measured(model: LanguageModel, data: Any, dtype: str) -> None:
+    measured, exact = columns(model, data, decoder(cache_dtype=dtype)), columns(model, data, None)
+    change = np.abs(measured["nll_nats"] / exact["nll_nats"] - 1).max()
+    assert 0 < change < {"bf16": 0.01, "int8": 0.02, "fp8": 0.1}[dtype]
+
+
+def test_generated_answers_have_caches_of_the_type(model: LanguageModel) -> None:
+    text = TextModel(model, small_tokenizer(), Settings(2, 12, decoder=decoder(cache_dtype="int8")))
+    assert text.engine.cache_dtype == "int8"
+
+
+@pytest.mark.parametrize("policy", [QUEST, {"kind": "two_level", "channels": 8}])
+def test_policies_that_choose_tokens_refuse_eight_bits_before_anything_is_measured(policy: Any) -> None:
+    decoding = DecodingConfig.parse({"policy": policy, "cache_dtype": "int8"})
+    with pytest.raises(ConfigError, match=r"cache_dtype: .*in the type of the model"):
+        decoding.check(ModelConfig.parse(MODEL))
 
 
 def test_channels_are_calibrated_on_the_rows(model: LanguageModel, data: Any) -> None:

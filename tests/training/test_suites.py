@@ -157,6 +157,49 @@ def test_a_run_that_has_not_finished_is_refused(new: Callable[..., RunFolder], c
         evaluate_run(run.path, [suites.parse(SUITE)], cache=cache)
 
 
+def test_a_decoded_run_is_measured_again_through_its_policy(
+    new: Callable[..., RunFolder], cache: Path, trained: RunFolder
+) -> None:
+    start, policy = {"folder": str(trained.path)}, {"kind": "streaming", "tokens": 4, "sink": 1}
+    run = new("decoded", training={"tokens": 0}, start=start, decoding={"policy": policy}, evaluation=[SUITE])
+    assert train(run.path, cache)["status"] == "done"
+    values = run.scores().filter(pl.col("suite") == "recall")["value"].to_list()
+    assert values != trained.scores().filter(pl.col("step") == 20)["value"].to_list()
+    (run.suites_path / "recall.parquet").unlink()
+    assert evaluate_run(run.path, cache=cache) == 1
+    assert run.scores().filter(pl.col("suite") == "recall")["value"].to_list() == values
+
+
+def test_the_weights_of_a_decoded_run_must_still_be_there(
+    new: Callable[..., RunFolder], cache: Path, trained: RunFolder
+) -> None:
+    run = new("decoded", training={"tokens": 0}, start={"folder": str(trained.path)}, decoding={})
+    train(run.path, cache)
+    trained.path.rename(trained.path.parent / "elsewhere")
+    with pytest.raises(ConfigError, match=r"start\.folder: got "):
+        evaluate_run(run.path, [suites.parse(SUITE)], cache=cache)
+
+
+def test_a_run_that_trains_nothing_has_no_weights_to_export(
+    new: Callable[..., RunFolder], cache: Path, trained: RunFolder
+) -> None:
+    run = new("decoded", training={"tokens": 0}, start={"folder": str(trained.path)}, decoding={})
+    train(run.path, cache)
+    with pytest.raises(ConfigError, match="which trains nothing"):
+        export(run.path, run.path.parent / "export", cache=cache)
+
+
+def test_without_any_suite_nothing_is_measured(
+    new: Callable[..., RunFolder], cache: Path, trained: RunFolder, tmp_path: Path
+) -> None:
+    plain = new("plain")
+    train(plain.path, cache)
+    with pytest.raises(ConfigError, match="suites: got 'none, and none in the configuration of the run'"):
+        evaluate_run(plain.path, cache=cache)
+    with pytest.raises(ConfigError, match="suites: got 'none'"):
+        evaluate_export(export(trained.path, tmp_path / "export", cache=cache), tmp_path / "tables", [])
+
+
 def test_an_exported_model_is_measured_like_its_run(trained: RunFolder, cache: Path, tmp_path: Path) -> None:
     folder = export(trained.path, tmp_path / "export", cache=cache)
     evaluate_export(folder, tmp_path / "tables", [suites.parse(SUITE)])
@@ -234,6 +277,17 @@ def test_suites_on_the_command_line(tmp_path: Path) -> None:
         ("answers", "recall"),
         ("loss", "text"),
     ]
+
+
+def test_suites_of_a_sweep_are_those_of_its_runs(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("base: {evaluation: [{kind: loss, name: text}]}")
+    assert [suite.label for suite in parse_suites([str(tmp_path / "sweep.yaml")])] == ["text"]
+
+
+def test_a_file_without_suites_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: {depth: 2}")
+    with pytest.raises(ConfigError, match=r"run\.yaml: got 'no suites'"):
+        parse_suites([str(tmp_path / "run.yaml")])
 
 
 @pytest.fixture

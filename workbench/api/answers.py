@@ -473,7 +473,8 @@ class Generated(Answer):
     text: str
     """The continuation."""
     metrics: Row
-    """Counts, seconds and bytes."""
+    """Counts, seconds, bytes and ``tokens_per_second``; ``reads`` has the means of what a layer's step read, under a
+    policy that reads less than everything."""
 
 
 class Coordinates(Answer):

@@ -9,13 +9,15 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 
 from workbench.api.answers import INTERRUPTED, Answer, Done, Error, Written, document, error_document
 from workbench.formatting import wrapped
@@ -208,6 +210,25 @@ def parse_numbers(name: str, text: str) -> list[int]:
         return [int(number) for number in text.replace(",", " ").split()]
     except ValueError:
         raise ConfigError.at(name, got=text, expected="whole numbers, such as '1024 4096'") from None
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], repeated: int = 1) -> None:
+    """Print rows. Columns for which the terminal has no room follow in further tables, each of which begins with the
+    first ``repeated`` columns."""
+    cells = [tuple(titles), *map(tuple, rows)]
+    widths = [max(map(cell_len, column)) + 3 for column in zip(*cells)]
+    room = console.width - 1 - min(sum(widths[:repeated]), console.width // 2)
+    parts: list[list[int]] = [[]]
+    for number in range(repeated, len(titles)):
+        if parts[-1] and sum(widths[other] for other in (*parts[-1], number)) > room:
+            parts.append([])
+        parts[-1].append(number)
+    for part in parts:
+        shown = (*range(repeated), *part)
+        table = Table(*(titles[number] for number in shown))
+        for row in cells[1:]:
+            table.add_row(*(row[number] for number in shown))
+        console.print(table)
 
 
 def print_line(line: str) -> None:

@@ -24,7 +24,7 @@ from workbench.api.answers import (
     Written,
     plain_rows,
 )
-from workbench.cli.output import Folder, Results, console, print_line, print_text, written
+from workbench.cli.output import Folder, Results, console, print_line, print_table, print_text, written
 from workbench.formatting import count, wrapped
 
 if TYPE_CHECKING:
@@ -79,10 +79,8 @@ def scores(
     if not printed.rows:
         console.print("No suite has measured a run at its end. `workbench evaluate` does.", soft_wrap=True)
         return Scores(rows=[])
-    listed = Table(*(column.title for column in printed.columns))
-    for row in printed.rows:
-        listed.add_row(*(cell.text for cell in row))
-    console.print(listed)
+    rows = [[cell.text for cell in row] for row in printed.rows]
+    print_table([column.title for column in printed.columns], rows, repeated=1 if arms else 2)
     file = None if output is None else str(export_table(printed, output, provenance_line(launched)))
     if file is not None:
         console.print(file, soft_wrap=True)
@@ -192,11 +190,7 @@ def sql(
         }
         print(pl.DataFrame(flat, strict=False).write_csv(), end="")
         return found
-    listed = Table(*found.columns)
-    for row in found.rows:
-        values = (row[name] for name in found.columns)
-        listed.add_row(*("" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in values))
-    console.print(listed)
+    print_table(found.columns, [[_cell(row[name]) for name in found.columns] for row in found.rows])
     return found
 
 
@@ -215,10 +209,8 @@ def ledger(
     if csv:
         print(frame.write_csv(), end="")
     elif len(frame):
-        listed = Table(*(name.replace("_", " ") for name in frame.columns))
-        for row in frame.iter_rows():
-            listed.add_row(*("" if value is None else str(value) for value in row))
-        console.print(listed)
+        rows = [["" if value is None else str(value) for value in row] for row in frame.iter_rows()]
+        print_table([name.replace("_", " ") for name in frame.columns], rows)
     else:
         console.print(f"No report document has been opened in {results}.", soft_wrap=True)
     lines = verify(results)
@@ -333,6 +325,11 @@ def _print_section(title: str, rows: Sequence[Sequence[str]], columns: Sequence[
     for row in rows:
         listed.add_row(*row)
     console.print(listed, highlight=False)
+
+
+def _cell(value: object) -> str:
+    """Six digits of a number; text as it is."""
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _short(value: object) -> str:

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from workbench.api.answers import Error, Evaluated, Generated, Prepared, Run, Written, plain, plain_rows
-from workbench.cli.output import Failure, Notify, console, note, parse_numbers, print_line, written
+from workbench.cli.output import Failure, Notify, console, note, parse_numbers, print_line, print_table, written
 from workbench.cli.watching import training_bar
 from workbench.formatting import count
 from workbench.notifiers import FAILURES, Event, Notification, notify
@@ -241,15 +241,15 @@ def generate(
     seed: int = 0,
 ) -> Generated:
     """Continue a text with an exported model. Rate, bytes, memory and what the policy read follow on standard error."""
-    import torch
-
     from workbench.config import apply_overrides
     from workbench.decoding import Engine, Sampling
+    from workbench.environment import choose_device
     from workbench.pretrained import load
 
     settings = apply_overrides({}, [f"policy={policy}"])["policy"]
+    on = choose_device(device)
     model, tokenizer = load(folder)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(on)
     options: dict[str, Any] = {"graphs": graphs, "compiled": compiled, "cache_dtype": cache}
     engine = Engine(model, tokenizer, policy=settings, **options)
     sampling = Sampling(max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
@@ -261,8 +261,7 @@ def generate(
         continuation.append(text)
     print()
     typer.secho(stream.metrics.summary(), dim=True, err=True)
-    numbers = {name: value for name, value in vars(stream.metrics).items() if isinstance(value, int | float)}
-    return Generated(prompt=prompt, text="".join(continuation), metrics=numbers)
+    return Generated(prompt=prompt, text="".join(continuation), metrics=stream.metrics.plain())
 
 
 def calibrate(
@@ -273,7 +272,7 @@ def calibrate(
     ],
     rows: Annotated[int, typer.Option(help="Sequences.")] = 16,
     context: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")] = None,
 ) -> Written:
     """Measure which key channels matter, for decoding policies with a token index; kept beside the weights."""
     from workbench.config import apply_overrides
@@ -351,9 +350,9 @@ def _print_scores(scores: pl.DataFrame) -> list[dict[str, Any]]:
     key = ["suite", "split", "task", "metric"]
     wide = of_tasks.group_by(*key, "arm", maintain_order=True).agg(pl.col("value").mean()).pivot("arm", index=key)
     arms = wide.columns[len(key) :]
-    table = Table(*key, *arms)
+    rows = []
     for row in wide.iter_rows(named=True):
         values = ("" if row[arm] is None else f"{row[arm]:.4f}" for arm in arms)
-        table.add_row(*(row[name] for name in key), *values)
-    console.print(table)
+        rows.append([*(row[name] for name in key), *values])
+    print_table([*key, *arms], rows, repeated=len(key))
     return plain_rows(wide)

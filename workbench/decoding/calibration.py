@@ -27,7 +27,7 @@ from workbench.contract import Cache
 from workbench.data.corpora import corpora
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding.view import View, view_of
-from workbench.environment import code_version
+from workbench.environment import choose_device, code_version
 from workbench.files import write_json
 from workbench.mixers.families.latent import LatentCache
 from workbench.mixers.families.softmax import KeyValueCache
@@ -168,7 +168,7 @@ def rows_of(corpus: Any, tokenizer: Tokenizer, rows: int, context: int) -> Itera
 
 
 def calibrate(
-    folder: str | Path, corpus: Any, *, rows: int = 16, context: int = 4096, device: torch.device | str = "cpu"
+    folder: str | Path, corpus: Any, *, rows: int = 16, context: int = 4096, device: str | None = None
 ) -> Path:
     """Measure an exported model or a checkpoint, and write :data:`CALIBRATION` beside its weights.
 
@@ -178,18 +178,19 @@ def calibrate(
             judged.
         rows: sequences.
         context: tokens of a sequence; channels that only long sequences use show in long rows alone.
+        device: its name. Default: a GPU if there is one.
 
     Returns:
         the file.
 
     Raises:
-        ConfigError: for a folder, a corpus or sizes that cannot be used.
+        ConfigError: for a folder, a corpus, sizes or a device that cannot be used.
     """
-    config = corpora.parse(corpus)
+    config, on = corpora.parse(corpus), choose_device(device)
     require(rows >= 1, "rows", got=rows, expected="at least 1")
     require(context >= 2, "context", got=context, expected="at least 2")
     model, tokenizer = load(folder)
-    importance = measure(model.to(device), rows_of(config, tokenizer, rows, context))
+    importance = measure(model.to(on), rows_of(config, tokenizer, rows, context))
     provenance = {
         "corpus": config.plain(),
         "rows": rows,

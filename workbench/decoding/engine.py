@@ -13,10 +13,10 @@ from tokenizers import Tokenizer
 from torch import Generator, Tensor
 
 from workbench.accounting import account
-from workbench.config import ConfigError, Problem, require
+from workbench.config import ConfigError, require
 from workbench.contract import Cache, Component
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
-from workbench.decoding.policy import Policy, PolicyConfig, policies
+from workbench.decoding.policy import CACHE_TYPES, CacheType, Policy, PolicyConfig, new_caches, policies
 from workbench.decoding.reads import ReadLog, host_bytes, index_bytes
 from workbench.decoding.step import Sampling, Step
 from workbench.formatting import size
@@ -24,8 +24,6 @@ from workbench.model import LanguageModel
 
 AUTO_TOKENS = 32
 """New tokens from which ``graphs="auto"`` captures steps: a capture takes about as long as ten steps without one."""
-CACHE_TYPES = {"model": None, "bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
-"""Name of a type of caches -> the type; None for that of the model."""
 
 
 @dataclass
@@ -58,6 +56,13 @@ class Metrics:
     def tokens_per_second(self) -> float:
         """Rate of decoding over all sequences, without prefill; 0 after a single step."""
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """All numbers as plain data: those above, ``tokens_per_second``, and ``reads``, the means of
+        :meth:`workbench.decoding.reads.ReadLog.means` with ``index_bytes``."""
+        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
+        reads = {**self.reads.means(), "index_bytes": self.reads.index_bytes} if self.reads.steps else {}
+        return {**numbers, "tokens_per_second": self.tokens_per_second, "reads": reads}
 
     def summary(self) -> str:
         """Rate, bytes and memory in one line, and what the policy read in another, where it reads less than
@@ -145,7 +150,7 @@ class Engine:
         *,
         graphs: Literal["auto", "on", "off"] = "auto",
         compiled: bool = False,
-        cache_dtype: Literal["model", "bf16", "int8", "fp8"] = "model",
+        cache_dtype: CacheType = "model",
         prefill_tokens: int = 2**15,
     ):
         without = model.config.lacking("decode")
@@ -173,28 +178,9 @@ class Engine:
         """Empty caches for ``batch`` sequences of at most ``length`` tokens.
 
         Raises:
-            ConfigError: naming the layers that cannot cache in ``cache_dtype``.
+            ConfigError: as :func:`workbench.decoding.policy.new_caches`.
         """
-        dtype = CACHE_TYPES[self.cache_dtype]
-        if dtype is None or dtype.itemsize > 1:
-            return self.model.new_caches(batch, length, self.policy.cache_for, dtype)
-        refused, stored = [], False
-
-        def cache_for(layer: int, mixer: Any, *shape: Any) -> Cache:
-            nonlocal stored
-            cache = self.policy.cache_for(layer, mixer, *shape)
-            before = [tensor.dtype for tensor in cache.tensors()]
-            reason = cache.store_in(dtype)
-            stored = stored or before != [tensor.dtype for tensor in cache.tensors()]
-            if reason is not None:
-                refused.append(Problem("cache_dtype", f"{self.cache_dtype!r} for layer {layer}", reason))
-            return cache
-
-        caches = self.model.new_caches(batch, length, cache_for)
-        if refused:
-            raise ConfigError(refused)
-        require(stored, "cache_dtype", got=self.cache_dtype, expected="model: no layer caches keys, values or latents")
-        return caches
+        return new_caches(self.model, self.policy, batch, length, self.cache_dtype)
 
     def graph_obstacle(self) -> str | None:
         """Why no step can be captured in a CUDA graph; None where one can."""

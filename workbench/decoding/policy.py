@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 
-from workbench.config import Config, ConfigError, Problem
+from workbench.config import Config, ConfigError, Problem, require
 from workbench.contract import Cache, Mixer
 from workbench.model import LanguageModel
 from workbench.registry import Registry
+
+CacheType: TypeAlias = Literal["model", "bf16", "int8", "fp8"]
+"""Name of the type of what is cached."""
+CACHE_TYPES: dict[CacheType, torch.dtype | None] = {
+    "model": None,
+    "bf16": torch.bfloat16,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}
+"""Name -> the type; None for that of the model."""
 
 
 class PolicyConfig(Config):
@@ -98,3 +108,36 @@ class Policy:
 
 policies: Registry[type[Policy]] = Registry("decoding policy", "workbench.decoding.policies")
 """Decoding policies, one file per policy."""
+
+
+def new_caches(
+    model: LanguageModel, policy: Policy, batch: int, length: int, cache_dtype: CacheType = "model"
+) -> list[Cache]:
+    """Empty caches of a model under a policy, for ``batch`` sequences of at most ``length`` tokens.
+
+    Args:
+        cache_dtype: type of what is cached. In eight bits are keys and values, and latents without their rotated keys.
+
+    Raises:
+        ConfigError: naming the layers that cannot cache in ``cache_dtype``.
+    """
+    dtype = CACHE_TYPES[cache_dtype]
+    if dtype is None or dtype.itemsize > 1:
+        return model.new_caches(batch, length, policy.cache_for, dtype)
+    refused, stored = [], False
+
+    def cache_for(layer: int, mixer: Any, *shape: Any) -> Cache:
+        nonlocal stored
+        cache = policy.cache_for(layer, mixer, *shape)
+        before = [tensor.dtype for tensor in cache.tensors()]
+        reason = cache.store_in(dtype)
+        stored = stored or before != [tensor.dtype for tensor in cache.tensors()]
+        if reason is not None:
+            refused.append(Problem("cache_dtype", f"{cache_dtype!r} for layer {layer}", reason))
+        return cache
+
+    caches = model.new_caches(batch, length, cache_for)
+    if refused:
+        raise ConfigError(refused)
+    require(stored, "cache_dtype", got=cache_dtype, expected="model: no layer caches keys, values or latents")
+    return caches

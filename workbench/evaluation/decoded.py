@@ -20,10 +20,10 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
-from workbench.config import Config
+from workbench.config import Config, require
 from workbench.decoding.calibration import Calibration, measure
 from workbench.decoding.channels import CalibratedPolicy
-from workbench.decoding.policy import Policy, PolicyConfig, policies
+from workbench.decoding.policy import CacheType, Policy, PolicyConfig, new_caches, policies
 from workbench.decoding.reads import FIELDS, ReadLog
 from workbench.evaluation.scores import Measured, Score
 from workbench.model import LanguageModel, ModelConfig
@@ -43,6 +43,8 @@ class DecodingConfig(Config):
         default="dense", validate_default=True
     )
     """The policy: a name, or a mapping with its ``kind``."""
+    cache_dtype: CacheType = "model"
+    """Type of what is cached: that of the model, bf16, or eight bits with a step size for every token and head."""
     prompt: Annotated[int, Field(ge=0)] = 0
     """Tokens at the beginning of a document that are read in one pass, at least. A document is read in one pass up to
     its first target, which is that of its first answer in a task, and decoded from this target on."""
@@ -56,8 +58,19 @@ class DecodingConfig(Config):
         Raises:
             ConfigError: naming the layers that the policy refuses, with paths relative to this configuration.
         """
+        policy = policies[self.policy.kind](self.policy)
         with torch.device("meta"):
-            policies[self.policy.kind](self.policy).check(LanguageModel(model))
+            language_model = LanguageModel(model)
+        policy.check(language_model)
+        if not isinstance(policy, CalibratedPolicy):
+            new_caches(language_model, policy, 1, 1, self.cache_dtype)
+            return
+        require(  # its caches need a calibration
+            self.cache_dtype in ("model", "bf16"),
+            "cache_dtype",
+            got=self.cache_dtype,
+            expected=f"model or bf16: {self.policy.kind!r} reads chosen tokens in the type of the model",
+        )
 
 
 class Decoder:
@@ -208,7 +221,7 @@ class DecodedModel:
         position_NT = first_N1 + offset_T.minimum(length_N1 - 1)  # shorter documents repeat their last token
         tokens_NT = tokens_BT[row_N1, position_NT]
         targets_NT = targets_BT[row_N1, position_NT].where(offset_T < length_N1, -1).clamp_min(-1)
-        caches = self.model.new_caches(len(group), longest, self.policy.cache_for)
+        caches = new_caches(self.model, self.policy, len(group), longest, self.decoder.config.cache_dtype)
         log, losses, wrong = ReadLog(), [], []
 
         def score(hidden_NTD: Tensor, first: int) -> None:

@@ -61,7 +61,10 @@ class TextModel:
             ConfigError: when the model cannot decode with caches.
         """
         decoder = self.settings.decoder
-        return Engine(self.model, self.tokenizer, "dense" if decoder is None else decoder.policy(self.model))
+        if decoder is None:
+            return Engine(self.model, self.tokenizer)
+        policy = decoder.policy(self.model)
+        return Engine(self.model, self.tokenizer, policy, cache_dtype=decoder.config.cache_dtype)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text`` as the beginning of a document, after at least one token that it is predicted from: the

@@ -438,6 +438,8 @@ class RunConfig(Config):
             del plain["evaluation"]
         if self.decoding is None:
             del plain["decoding"]
+        elif self.decoding.cache_dtype == "model":
+            del plain["decoding"]["cache_dtype"]
         if self.growth is None:
             del plain["growth"]
         else:

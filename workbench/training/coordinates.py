@@ -23,6 +23,7 @@ from torch import Tensor
 from workbench import seeding
 from workbench.config import require
 from workbench.contract import AuxOutputs
+from workbench.environment import choose_device
 from workbench.feedforwards.router import Router
 from workbench.model import LanguageModel
 from workbench.model.block import Block
@@ -108,11 +109,13 @@ def coordinate_check(
         steps: optimiser steps.
         seeds: of initial values and batch.
         batch: rows and tokens (B, T).
+        device: its name.
         progress: called with a line for every size.
 
     Raises:
-        ConfigError: when a size cannot be built, or there are fewer than two.
+        ConfigError: when a size cannot be built, there are fewer than two, or this machine has no such device.
     """
+    on = choose_device(device)
     require(len(set(sizes)) >= 2, f"{over}s", got=list(sizes), expected="at least two sizes")
     rows: list[tuple[Any, ...]] = []
     for size in sizes:
@@ -120,14 +123,14 @@ def coordinate_check(
         if progress:
             progress(f"{over} {size}")
         for seed in seeds:
-            for step, quantities in enumerate(_trajectory(run, steps, seed, batch, device)):
+            for step, quantities in enumerate(_trajectory(run, steps, seed, batch, on)):
                 values = quantities.items()
                 rows += [(run.model.width, run.model.depth, seed, step, name, value) for name, value in values]
     return CoordinateCheck(over, pl.DataFrame(rows, schema=SCHEMA, orient="row"))
 
 
 def _trajectory(
-    run: RunConfig, steps: int, seed: int, batch: tuple[int, int], device: str
+    run: RunConfig, steps: int, seed: int, batch: tuple[int, int], device: torch.device
 ) -> Iterator[dict[str, float]]:
     """Quantities before the first step and after each."""
     model = LanguageModel(run.model, seed=seed).to(device)

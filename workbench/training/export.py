@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from workbench.config import ConfigError
+from workbench.config import ConfigError, require
 from workbench.data import Source
 from workbench.environment import code_version
 from workbench.model import LanguageModel
@@ -19,6 +20,7 @@ from workbench.status import Status
 from workbench.training.checkpoint import latest, load_checkpoint, step_of
 from workbench.training.config import RunConfig, TrainingConfig
 from workbench.training.optimiser import build_optimiser
+from workbench.transforms import build_transforms, initialise_from
 
 Weights: TypeAlias = Literal["measured", "trained", "average"]
 """Weights of a checkpoint: those that the run's results are of, those of the last step, or their moving average."""
@@ -151,6 +153,33 @@ def averages(checkpoint: Path, model: LanguageModel, training: TrainingConfig) -
     return {names[index]: entry[AVERAGE] for index, entry in state.items()}
 
 
+def finished_run(path: Path) -> tuple[RunFolder, RunConfig, Callable[[], LanguageModel]]:
+    """A finished run, its configuration, and what loads the model that its results are of, on the CPU.
+
+    A run that trains nothing (``training.tokens: 0``) has the weights of its ``start``.
+
+    Raises:
+        ConfigError: as :func:`run_and_checkpoint`; what loads the model raises it as :func:`trained_model` and
+            :func:`workbench.transforms.initialise_from`.
+    """
+    run = RunFolder(path)
+    if not (path / "run.json").is_file() or run.record().steps:
+        run, checkpoint = run_and_checkpoint(path)
+        config = RunConfig.parse(run.record().config)
+        return run, config, lambda: trained_model(config, checkpoint)[0]
+    status = run.result().get("status") or run.status()["status"]
+    require(status == Status.DONE, "run", got=f"{path}, which is {status}", expected="a finished run")
+    config = RunConfig.parse(run.record().config)
+
+    def started_model() -> LanguageModel:
+        assert config.start is not None
+        model = LanguageModel(config.model, seed=config.seed_of("init"))
+        initialise_from(model, config.start.checked_folder(config.seed), build_transforms(config.start.transforms))
+        return model
+
+    return run, config, started_model
+
+
 def run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
     """A finished run with its last checkpoint, or the run of a checkpoint and this.
 
@@ -167,6 +196,13 @@ def run_and_checkpoint(path: Path) -> tuple[RunFolder, Path]:
             do="Runs of an ablation are in results/<ablation>/runs.",
         )
     run = RunFolder(path)
+    require(
+        run.record().steps,
+        "run",
+        got=f"{path}, which trains nothing",
+        expected="a run that has weights of its own",
+        do="Its weights are those of the run or the export that it starts from.",
+    )
     checkpoint, damaged = latest(path / "checkpoint")
     if checkpoint is None:
         raise ConfigError.at(

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from workbench.config import hash_of, require
 from workbench.contract import AuxOutputs, Budget, mixers
-from workbench.environment import environment
+from workbench.environment import choose_device, environment
 from workbench.latency import LatencyTable, LayerLatency
 from workbench.layers import INIT_SCALE
 from workbench.model.block import Block
@@ -84,7 +84,7 @@ def measure_latencies(
     """
     lengths, budgets = sorted(set(lengths)), sorted(set(budgets))
     require(lengths and lengths[0] >= 1, "lengths", got=lengths, expected="numbers of tokens, at least 1")
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or choose_device()
     layers: dict[str, LayerLatency] = {}
     order = [layer_key(layer) for layer in run.model.layers]
     for key, layer in zip(order, run.model.layers):

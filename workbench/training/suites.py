@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.config import Config, ConfigError, apply_overrides, read_yaml
+from workbench.config import Config, ConfigError, apply_overrides, read_yaml, require
 from workbench.data import MeasuredSplit, Source
+from workbench.environment import choose_device
 from workbench.evaluation import Conditions, Decoder, Settings, SuiteConfig, check_suites, measure_suite
 from workbench.model import LanguageModel
 from workbench.pretrained import load
@@ -20,7 +21,7 @@ from workbench.results import RunFolder
 from workbench.results.ledger import FILE, Ledger, Opening, documents_fingerprint
 from workbench.status import Stage, Status
 from workbench.training.config import RunConfig, SuiteSettings, check_names
-from workbench.training.export import open_data, run_and_checkpoint, trained_model
+from workbench.training.export import finished_run, open_data
 from workbench.training.loop import Stopped
 
 
@@ -33,9 +34,16 @@ PROGRESS_SECONDS = 60.0
 """Between two events of a run that decodes documents."""
 
 
-def new_decoder(config: RunConfig, data: Source, folder: RunFolder) -> Decoder:
-    """What reads the documents of a run through its decoding policy. Events of the run show its progress."""
-    assert config.decoding is not None
+def new_decoder(config: RunConfig, data: Source, folder: RunFolder | None = None) -> Decoder | None:
+    """What reads the documents of a run through its decoding policy; None without one.
+
+    Args:
+        config: of the run.
+        data: its data, some of whose training rows calibrate the policy.
+        folder: of the run, whose events show the progress. Default: none.
+    """
+    if config.decoding is None:
+        return None
     latest = time.monotonic()
 
     def rows() -> Iterator[Tensor]:
@@ -46,7 +54,7 @@ def new_decoder(config: RunConfig, data: Source, folder: RunFolder) -> Decoder:
 
     def on_progress() -> None:
         nonlocal latest
-        if time.monotonic() - latest > PROGRESS_SECONDS:
+        if folder is not None and time.monotonic() - latest > PROGRESS_SECONDS:
             latest = time.monotonic()
             folder.event("decoding")
 
@@ -72,9 +80,9 @@ def suite_conditions(
     progress: Callable[[str], None] = lambda line: None,
     decoder: Decoder | None = None,
 ) -> Conditions:
-    """What the suites of a run measure with."""
+    """What the suites of a run measure with. Default of ``decoder``: a new one, where the run has a decoding policy."""
     return Conditions(
-        settings=run_settings(config, decoder),
+        settings=run_settings(config, decoder or new_decoder(config, data)),
         vocabulary=config.model.vocabulary or 0,
         split=split,
         data=data,
@@ -150,8 +158,8 @@ def parse_suites(texts: Sequence[str]) -> tuple[SuiteConfig, ...]:
     """Suites from the command line.
 
     Args:
-        texts: each a name (ruler), a mapping as YAML ({kind: ruler, lengths: [4096]}), or a YAML file whose field
-            ``evaluation`` lists suites, such as a run.
+        texts: each a name (ruler), a mapping as YAML ({kind: ruler, lengths: [4096]}), or a YAML file that lists suites
+            under ``evaluation``, such as a run, or under ``base.evaluation``, such as a sweep.
 
     Raises:
         ConfigError: for anything else, and with the mistakes of all suites.
@@ -159,7 +167,10 @@ def parse_suites(texts: Sequence[str]) -> tuple[SuiteConfig, ...]:
     listed: list[Any] = []
     for text in texts:
         if text.endswith((".yaml", ".yml")):
-            listed += read_yaml(text).get("evaluation") or []
+            content = read_yaml(text)
+            found = content.get("evaluation") or (content.get("base") or {}).get("evaluation")
+            require(found, text, got="no suites", expected="a list under `evaluation`, or `base.evaluation` of a sweep")
+            listed += found
         else:
             listed.append(apply_overrides({}, [f"suite={text}"])["suite"])
     return _SuiteList.parse({"evaluation": listed}).evaluation
@@ -214,17 +225,24 @@ def evaluate_run(
         ConfigError: when the run has not finished, its checkpoint or data are missing, or a suite cannot measure it.
         Stopped: when asked to stop; the same call goes on from there.
     """
-    run, checkpoint = run_and_checkpoint(Path(path).absolute())
-    config, data = RunConfig.parse(run.record().config), open_data(run, cache)
+    on = choose_device(device)
+    run, config, load_model = finished_run(Path(path).absolute())
+    data = open_data(run, cache)
     suites = suites or config.suites_at("end")
+    require(
+        suites,
+        "suites",
+        got="none, and none in the configuration of the run",
+        expected="a suite: its name, or its settings as a mapping",
+    )
     check_suites(suites, suite_conditions(config, data, progress=progress))
     with run.lock() as acquired:
         if not acquired:
             raise ConfigError.at("run", got=f"{path}, which another process measures", expected="one process at a time")
-        model = _on_device(trained_model(config, checkpoint)[0], device)
-        step = config.training.steps
+        model = load_model().requires_grad_(False).eval().to(on)
+        step, decoder = config.training.steps, new_decoder(config, data, run)
         return sum(
-            measure_run(run, config, data, model, suite, suite_split(run, suite), step, should_stop, progress)
+            measure_run(run, config, data, model, suite, suite_split(run, suite), step, should_stop, progress, decoder)
             for suite in suites
         )
 
@@ -255,6 +273,8 @@ def evaluate_export(
         ConfigError: when the folder cannot be read, or a suite cannot measure its model.
         Stopped: when asked to stop; the same call goes on from there.
     """
+    on = choose_device(device)
+    require(suites, "suites", got="none", expected="a suite: its name, or its settings as a mapping")
     model, tokenizer = load(path)
     about = provenance(path)
     conditions = Conditions(
@@ -265,7 +285,7 @@ def evaluate_export(
         progress=progress,
     )
     check_suites(suites, conditions)
-    model = _on_device(model, device)
+    model = model.requires_grad_(False).eval().to(on)
 
     def on_document() -> None:
         if should_stop():
@@ -277,8 +297,3 @@ def evaluate_export(
 
 EXPORT_CONTEXT = 2048
 """Context of an exported model whose folder does not name that of its training."""
-
-
-def _on_device(model: LanguageModel, device: str | None) -> LanguageModel:
-    model = model.requires_grad_(False).eval()
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -375,8 +375,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
             folder.event("embedding", **inspected)
     if config.start is not None and not checkpoint:
         with _needed():
-            config.start.check()
-            source = config.start.folder_of(config.seed)
+            source = config.start.checked_folder(config.seed)
         missing = initialise_from(model, source, build_transforms(config.start.transforms))
         if parallel.is_rank_zero():
             folder.event("weights_loaded", folder=str(source), random_weights=missing)
@@ -387,7 +386,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
             expected="weights of every parameter, as nothing is trained",
         )
     seen_flops = [packed_flops(phase.model, document_lengths) for phase in config.phases]
-    decoder = None if config.decoding is None else new_decoder(config, data, folder)
+    decoder = new_decoder(config, data, folder)
     return Trial(folder, config, record.stage, data, model, stream, seen_flops, checkpoint, devices, decoder=decoder)
 
 

@@ -145,6 +145,11 @@ class StartConfig(Config):
             do="Restore them: nothing is lost, the same command resumes. Other weights are another run.",
         )
 
+    def checked_folder(self, seed: int) -> Path:
+        """As :meth:`folder_of`, after :meth:`check`."""
+        self.check()
+        return self.folder_of(seed)
+
 
 def weights_fingerprint(folder: str | Path) -> str:
     """Sixteen hexadecimal digits of the configuration and the weights in the folder of an export, of a checkpoint of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from helpers import small_model, small_tokenizer
 
 from workbench.config import ConfigError
-from workbench.evaluation import Conditions, Settings, measure_suite, suites
+from workbench.evaluation import Conditions, Decoder, DecodingConfig, Settings, measure_suite, suites
 from workbench.evaluation.measure import check_suites
 from workbench.evaluation.suites.harness import Harness, generation_settings
 from workbench.evaluation.text_model import TextModel
@@ -188,8 +189,27 @@ def test_a_task_without_documents_is_refused(folder: Path) -> None:
     text = (folder / "tasks" / "choose.yaml").read_text()
     (folder / "tasks" / "choose.yaml").write_text(text + "process_docs: !function empty.none\n")
     (folder / "tasks" / "empty.py").write_text("def none(documents):\n    return documents.select([])\n")
-    with pytest.raises(ConfigError, match=r"tasks\[0\]: "):
+    with pytest.raises(ConfigError, match=r"tasks\[0\]: got 'choose without documents'"):
         measured(folder, "choose")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "choose without documents'"), ("[]", "choose without documents'"), ("no JSON", "choose: .*JSON parse error")],
+)
+def test_a_file_without_documents_is_refused(folder: Path, content: str, message: str) -> None:
+    (folder / "questions.jsonl").write_text(content)
+    with pytest.raises(ConfigError, match=rf"tasks\[0\]: got .{message}"):
+        measured(folder, "choose")
+
+
+@pytest.mark.parametrize("name", ["choose", "roll"])
+def test_likelihoods_are_not_read_through_a_policy(folder: Path, name: str) -> None:
+    decoder = Decoder(DecodingConfig(), lambda: iter(()))
+    conditions = replace(CONDITIONS, settings=replace(CONDITIONS.settings, decoder=decoder))
+    config = suites.parse({"kind": "harness", "tasks": [name], "include": [str(folder / "tasks")]})
+    with pytest.raises(ConfigError, match=rf"tasks: got '{name}, whose likelihoods are read in one pass"):
+        suites["harness"](config).tasks(conditions)
 
 
 def test_an_answer_must_leave_room(folder: Path) -> None:

@@ -105,7 +105,8 @@ def drift_table(run: AblationRun) -> pl.DataFrame:
         folder = Path(row["folder"])
         events = read_jsonl(folder / "events.jsonl")
         starts = [event["at"] for event in events if event["event"] in ("started", "resumed")]
-        speeds = [m["tokens_per_second"] for m in read_jsonl(folder / "metrics.jsonl")]
+        logged = (row.get("tokens_per_second") for row in read_jsonl(folder / "metrics.jsonl"))
+        speeds = [speed for speed in logged if speed is not None]  # a run that trains nothing has none
         where = read_json(folder / "environment.json")
         rows.append(
             {

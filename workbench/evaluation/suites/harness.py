@@ -75,6 +75,13 @@ class Harness(Suite):
         if not self._loaded:
             self._loaded = self._load()
         for name, task in self._loaded.items():
+            require(
+                conditions.settings.decoder is None or task.OUTPUT_TYPE == "generate_until",
+                "tasks",
+                got=f"{name}, whose likelihoods are read in one pass, with a decoding policy",
+                expected="tasks of generated answers",
+                do="Measure it in the run that the weights are from.",
+            )
             if task.OUTPUT_TYPE == "generate_until":
                 settings = task.get_config("generation_kwargs") or {}
                 check_room(self.config, conditions, name, generation_settings(settings)[0])
@@ -185,8 +192,13 @@ def _naming(path: str, task: str) -> Iterator[None]:
             "with dataset_path: json and dataset_kwargs: {data_files: …}.",
         ) from None
     except Exception as error:  # a task file is code of its author
+        if isinstance(error, StopIteration | IndexError) or "corresponds to no data" in str(error):  # of no rows
+            raise ConfigError.at(path, got=f"{task} without documents", expected="a document or more") from None
+        cause = error
+        while isinstance(cause.__cause__, Exception):  # datasets wraps the error that names the file
+            cause = cause.__cause__
         raise ConfigError.at(
-            path, got=f"{task}: {type(error).__name__}: {_first_line(error)}", expected="a task that can be loaded"
+            path, got=f"{task}: {type(cause).__name__}: {_first_line(cause)}", expected="a task that can be loaded"
         ) from None
 
 

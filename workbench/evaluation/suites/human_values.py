@@ -88,6 +88,13 @@ class HumanValues(Suite):
 
     def tasks(self, conditions: Conditions) -> Sequence[str]:
         conditions.text(self.config.kind)
+        require(
+            conditions.settings.decoder is None,
+            "kind",
+            got="'human_values', which reads arguments in one pass, with a decoding policy",
+            expected="loss, answers, or a suite of generated answers",
+            do="Measure it in the run that the weights are from.",
+        )
         test_sets = [name for name in self.sets if name.startswith("test")]
         for name in ("training", "validation", *test_sets):
             require(
