@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from workbench import cli
 from workbench.api.results import listing
 from workbench.cli import output
+from workbench.cli.output import print_table
 from workbench.cli.results import print_rows
 
 ARCHIVES = Path(__file__).parents[2] / "results" / "ablations"
@@ -99,3 +100,18 @@ def test_a_column_that_an_ablation_lacks_is_empty(capsys: pytest.CaptureFixture[
     print_rows(part, False, ["arm", "window"])
     lines = capsys.readouterr().out.splitlines()
     assert ["arm", "window"] in [line.split() for line in lines] and "full" in lines
+
+
+def test_columns_without_room_follow_in_further_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.cli.output.console._width", 60)
+    print_table(["task", *(f"arm {n}" for n in range(12))], [["needle", *(f"0.{n:04}" for n in range(12))]])
+    printed = capsys.readouterr().out
+    assert printed.count("needle") == printed.count("task") == 3
+    assert all(f"arm {n} " in printed and f"0.{n:04} " in printed for n in range(12))
+
+
+def test_a_table_with_room_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["task", "arm"], [["needle", "0.5"]])
+    assert capsys.readouterr().out.count("needle") == 1

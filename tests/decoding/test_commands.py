@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_a_missing_calibration_is_reported(export: Path) -> None:
 def test_dense_generation_reports_rate_and_bytes(export: Path) -> None:
     (line,) = generate(export, "dense")[1].splitlines()
     assert re.fullmatch(r"[\d.,]+ tokens/s after a prefill of [\d.]+ s, a step moves .+B, caches take .+B", line)
+
+
+def test_the_answer_has_the_rate_and_what_was_read(export: Path) -> None:
+    policy = "{kind: streaming, tokens: 4, sink: 1}"
+    metrics = json.loads(generate(export, policy, "--json")[0])["data"]["metrics"]
+    assert metrics["tokens_per_second"] > 0 and metrics["reads"]["tokens"] == 4
+    assert json.loads(generate(export, "dense", "--json")[0])["data"]["metrics"]["reads"] == {}
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(export: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)  # which `evaluate` would leave behind
+    with pytest.raises(ConfigError, match=f"device: got '{device}'"):
+        generate(export, "dense", "--device", device)
+    for command in (["calibrate", str(export), "stdlib"], ["evaluate", str(export), "ruler"]):
+        with pytest.raises(ConfigError, match=f"device: got '{device}'"):
+            CliRunner().invoke(app, [*command, "--device", device], catch_exceptions=False)
 
 
 def test_a_cache_that_a_policy_cannot_read_is_refused(export: Path) -> None:
