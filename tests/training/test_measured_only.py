@@ -131,3 +131,13 @@ def test_weights_that_are_missing_are_not_measured(source: Path) -> None:
         source / "measured" / "missing", source / "cache", RunConfig.parse(fields(source, start=start, **changes))
     )
     assert "weights of every parameter" in train(run.path, source / "cache")["reason"]
+
+
+def test_a_run_stops_while_it_decodes_and_starts_again(source: Path) -> None:
+    config = RunConfig.parse(fields(source, decoding={"policy": QUEST}))
+    run = new_run(source / "measured" / "stopped", source / "cache", config)
+    asked = iter([False])
+    result = train(run.path, source / "cache", should_stop=lambda: next(asked, True))
+    assert (result["status"], result["reason"]) == (Status.INTERRUPTED, "asked to stop while decoding documents")
+    assert train(run.path, source / "cache")["status"] == Status.DONE
+    assert report(run) == report(measured(source, "quest", decoding={"policy": QUEST}))

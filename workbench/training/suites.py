@@ -34,13 +34,19 @@ PROGRESS_SECONDS = 60.0
 """Between two events of a run that decodes documents."""
 
 
-def new_decoder(config: RunConfig, data: Source, folder: RunFolder | None = None) -> Decoder | None:
+def new_decoder(
+    config: RunConfig,
+    data: Source,
+    folder: RunFolder | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Decoder | None:
     """What reads the documents of a run through its decoding policy; None without one.
 
     Args:
         config: of the run.
         data: its data, some of whose training rows calibrate the policy.
         folder: of the run, whose events show the progress. Default: none.
+        should_stop: asked after every group of documents, for which :class:`Stopped` ends what decodes.
     """
     if config.decoding is None:
         return None
@@ -57,6 +63,8 @@ def new_decoder(config: RunConfig, data: Source, folder: RunFolder | None = None
         if folder is not None and time.monotonic() - latest > PROGRESS_SECONDS:
             latest = time.monotonic()
             folder.event("decoding")
+        if should_stop():
+            raise Stopped("asked to stop while decoding documents")
 
     return Decoder(config.decoding, rows, on_progress)
 
@@ -240,7 +248,7 @@ def evaluate_run(
         if not acquired:
             raise ConfigError.at("run", got=f"{path}, which another process measures", expected="one process at a time")
         model = load_model().requires_grad_(False).eval().to(on)
-        step, decoder = config.training.steps, new_decoder(config, data, run)
+        step, decoder = config.training.steps, new_decoder(config, data, run, should_stop)
         return sum(
             measure_run(run, config, data, model, suite, suite_split(run, suite), step, should_stop, progress, decoder)
             for suite in suites

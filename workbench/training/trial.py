@@ -203,7 +203,7 @@ def _train(
     devices: int,
     on_row: Callable[[dict[str, Any]], None] | None,
 ) -> dict[str, Any]:
-    trial = prepare(folder, cache, devices)
+    trial = prepare(folder, cache, devices, should_stop)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if trial.config.training.steps:
@@ -336,7 +336,7 @@ class Trial:
         return averaged(self.model, self.train_step.optimiser)
 
 
-def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
+def prepare(folder: RunFolder, cache: Path, devices: int, should_stop: Callable[[], bool] = lambda: False) -> Trial:
     """Load the data, build the model, find the checkpoint to resume from; without one, apply ``start``."""
     record = folder.record()
     config = RunConfig.parse(record.config)
@@ -386,7 +386,7 @@ def prepare(folder: RunFolder, cache: Path, devices: int) -> Trial:
             expected="weights of every parameter, as nothing is trained",
         )
     seen_flops = [packed_flops(phase.model, document_lengths) for phase in config.phases]
-    decoder = new_decoder(config, data, folder)
+    decoder = new_decoder(config, data, folder, should_stop)
     return Trial(folder, config, record.stage, data, model, stream, seen_flops, checkpoint, devices, decoder=decoder)
 
 
