@@ -59,6 +59,11 @@ def test_the_answer_has_the_rate_and_what_was_read(export: Path) -> None:
     assert json.loads(generate(export, "dense", "--json")[0])["data"]["metrics"]["reads"] == {}
 
 
+def test_more_tokens_than_a_context_of_training_are_noted(tmp_path: Path) -> None:
+    folder = save(small_model(), small_tokenizer(), tmp_path / "export", provenance={"context": 8})
+    assert generate(folder, "dense")[1].startswith("Up to ")
+
+
 @pytest.mark.parametrize("device", ["tpu", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(export: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signal.signal", lambda *arguments: None)  # which `evaluate` would leave behind

@@ -155,6 +155,16 @@ def test_a_top_k_of_the_whole_vocabulary_changes_nothing() -> None:
     assert engine.generate(batch, Sampling(top_k=300)).tokens == engine.generate(batch, Sampling()).tokens
 
 
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9])
+def test_top_p_draws_from_the_fewest_tokens_of_that_probability(top_p: float) -> None:
+    scores_V = torch.tensor([0.1, 0.4, 0.15, 0.3, 0.05]).log()
+    ordered = [1, 3, 2, 0, 4]
+    kept = next(n for n in range(1, 6) if scores_V.exp()[ordered[:n]].sum() > top_p)
+    generator = torch.Generator().manual_seed(1)
+    drawn = sample(scores_V.expand(2000, -1), Sampling(top_p=top_p), generator)
+    assert set(drawn.flatten().tolist()) == set(ordered[:kept])
+
+
 def stop_after(model: LanguageModel, prompt: list[int], step: int) -> tuple[list[int], int]:
     """Greedy tokens, and the one at ``step``, whose first occurrence ends them."""
     tokens = greedy_by_full_passes(model, prompt, 12)
@@ -234,8 +244,8 @@ def test_metrics_separate_prefill_from_decode() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": math.nan}, {"top_k": 0}],
-    ids=["max_tokens", "negative_temperature", "undefined_temperature", "top_k"],
+    [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": math.nan}, {"top_k": 0}, {"top_p": 0}],
+    ids=["max_tokens", "negative_temperature", "undefined_temperature", "top_k", "top_p"],
 )
 def test_sampling_out_of_range_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):

@@ -228,6 +228,7 @@ def generate(
     tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens only.")] = None,
+    top_p: Annotated[float, typer.Option(help="Sample from the fewest tokens of at least this probability.")] = 1.0,
     policy: Annotated[
         str,
         typer.Option(help="What a decoding step reads: a name, or YAML such as '{kind: two_level, tokens: 512}'."),
@@ -245,6 +246,7 @@ def generate(
     from workbench.decoding import Engine, Sampling
     from workbench.environment import choose_device
     from workbench.pretrained import load
+    from workbench.pretrained.folder import provenance
 
     settings = apply_overrides({}, [f"policy={policy}"])["policy"]
     on = choose_device(device)
@@ -252,8 +254,11 @@ def generate(
     model.to(on)
     options: dict[str, Any] = {"graphs": graphs, "compiled": compiled, "cache_dtype": cache}
     engine = Engine(model, tokenizer, policy=settings, **options)
-    sampling = Sampling(max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+    sampling = Sampling(max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     stream = engine.complete(prompt, sampling)
+    context, length = provenance(folder).get("context"), stream.metrics.prompt_tokens + tokens
+    if context is not None and length > context:
+        typer.secho(f"Up to {length} tokens; the model was trained on {context}.", dim=True, err=True)
     print(prompt, end="", flush=True)
     continuation = []
     for text in stream:

@@ -28,6 +28,8 @@ class Sampling(Config):
     """Temperature of the softmax that tokens are sampled from; 0 takes the most likely one."""
     top_k: Annotated[int | None, Field(ge=1)] = None
     """Sample from the k most likely tokens only. Default: from all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the fewest most likely tokens whose probabilities sum to at least p (arXiv 1904.09751)."""
     seed: Seed = 0
     """Same seed, model, prompts and device: same tokens."""
 
@@ -40,6 +42,11 @@ def sample(scores_BV: Tensor, sampling: Sampling, generator: Generator) -> Tenso
         smallest_B1 = scores_BV.topk(sampling.top_k).values[:, -1:]
         scores_BV = scores_BV.masked_fill(scores_BV < smallest_B1, -torch.inf)
     weights_BV = (scores_BV / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        ordered_BV, token_BV = weights_BV.sort(dim=-1, descending=True, stable=True)
+        before_BV = ordered_BV.cumsum(-1) - ordered_BV  # of more likely tokens
+        kept_BV = ordered_BV.masked_fill(before_BV >= sampling.top_p, 0.0)
+        weights_BV = torch.zeros_like(weights_BV).scatter(-1, token_BV, kept_BV)
     # the first of exponential clocks with these rates: what torch.multinomial computes, which checks them on the host
     clocks_BV = torch.empty_like(weights_BV).exponential_(generator=generator)
     return (weights_BV / clocks_BV).argmax(-1, keepdim=True)

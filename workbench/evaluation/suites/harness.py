@@ -262,6 +262,7 @@ def generation_settings(settings: Mapping[str, Any]) -> tuple[int, list[str], Sa
         max_tokens=max_tokens,
         temperature=float(settings.get("temperature") or 1.0) if samples else 0.0,
         top_k=int(settings["top_k"]) if samples and settings.get("top_k") else None,
+        top_p=float(settings.get("top_p") or 1.0) if samples else 1.0,
     )
     return max_tokens, [until] if isinstance(until, str) else list(until), sampling
 
