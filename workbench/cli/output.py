@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from workbench.api.answers import INTERRUPTED, Answer, Done, Error, Written, document, error_document
 from workbench.formatting import wrapped
@@ -215,8 +215,10 @@ def parse_numbers(name: str, text: str) -> list[int]:
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], repeated: int = 1) -> None:
     """Print rows. Columns for which the terminal has no room follow in further tables, each of which begins with the
     first ``repeated`` columns."""
-    cells = [tuple(titles), *map(tuple, rows)]
-    widths = [max(map(cell_len, column)) + 3 for column in zip(*cells)]
+    body = [tuple(row) for row in rows]
+    # titles wrap at words
+    words = [max(map(cell_len, title.split()), default=0) for title in titles]
+    widths = [max([words[i], *(cell_len(row[i]) for row in body)]) + 3 for i in range(len(titles))]
     room = console.width - 1 - min(sum(widths[:repeated]), console.width // 2)
     parts: list[list[int]] = [[]]
     for number in range(repeated, len(titles)):
@@ -225,8 +227,9 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], repeated: 
         parts[-1].append(number)
     for part in parts:
         shown = (*range(repeated), *part)
-        table = Table(*(titles[number] for number in shown))
-        for row in cells[1:]:
+        least = [1 if number < repeated else min(widths[number] - 3, room) for number in shown]
+        table = Table(*(Column(titles[number], min_width=width) for number, width in zip(shown, least)))
+        for row in body:
             table.add_row(*(row[number] for number in shown))
         console.print(table)
 
