@@ -176,8 +176,9 @@ def parse_suites(texts: Sequence[str]) -> tuple[SuiteConfig, ...]:
     for text in texts:
         if text.endswith((".yaml", ".yml")):
             content = read_yaml(text)
-            found = content.get("evaluation") or (content.get("base") or {}).get("evaluation")
-            require(found, text, got="no suites", expected="a list under `evaluation`, or `base.evaluation` of a sweep")
+            found: Any = content.get("evaluation") or (content.get("base") or {}).get("evaluation")
+            is_list = isinstance(found, list) and found
+            require(is_list, text, got="no suites", expected="a list under `evaluation`, in a sweep `base.evaluation`")
             listed += found
         else:
             listed.append(apply_overrides({}, [f"suite={text}"])["suite"])
