@@ -18,7 +18,7 @@ from workbench.evaluation.suites import suites
 from workbench.files import checksum
 from workbench.results import RunFolder
 from workbench.results.ledger import FILE, Ledger
-from workbench.results.tables import scores
+from workbench.results.tables import _Events, run_row, scores
 from workbench.training.config import RunConfig
 from workbench.training.export import export
 from workbench.training.suites import evaluate_export, evaluate_run, finished_runs, parse_suites
@@ -126,6 +126,7 @@ def test_a_suite_that_fails_is_an_event_and_the_run_is_done(
     assert train(run.path, cache)["status"] == "done"
     (event,) = (event for event in run.events() if event["event"] == "suite_failed")
     assert (event["suite"], event["reason"]) == ("recall", "ZeroDivisionError: division by zero")
+    assert run_row(run)["failed_suites"] == "recall: ZeroDivisionError: division by zero"
 
 
 def test_a_finished_run_gets_further_suites(new: Callable[..., RunFolder], cache: Path, trained: RunFolder) -> None:
@@ -148,6 +149,7 @@ def test_without_suites_those_of_the_run_are_measured_that_failed(
         patch.setattr(suites["answers"], "measure", lambda *arguments: 1 / 0)
         train(run.path, cache)
     assert evaluate_run(run.path, cache=cache) == 1
+    assert _Events.read(run.path / "events.jsonl").failed_suites is None
 
 
 def test_a_run_that_has_not_finished_is_refused(new: Callable[..., RunFolder], cache: Path) -> None:

@@ -72,15 +72,20 @@ def scores(
     from workbench.dashboards import RunView, SingleRuns, export_table, provenance_line
     from workbench.dashboards import paper_table as paper_table_of
     from workbench.dashboards import table as table_of
+    from workbench.results.tables import failed_suites
 
     launched: RunView = SingleRuns(folder) if (folder / "run.json").exists() else AblationRun(folder)
     settings = {"rows": "arms" if arms else "tasks", "by_length": lengths, "every_metric": metrics}
     printed = paper_table_of(launched, "suite_scores", **settings)
-    if not printed.rows:
+    if printed.rows:
+        rows = [[cell.text for cell in row] for row in printed.rows]
+        print_table([column.title for column in printed.columns], rows, repeated=1 if arms else 2)
+    else:
         console.print("No suite has measured a run at its end. `workbench evaluate` does.", soft_wrap=True)
+    for sentence in failed_suites(launched.runs()):
+        console.print(sentence, soft_wrap=True)
+    if not printed.rows:
         return Scores(rows=[])
-    rows = [[cell.text for cell in row] for row in printed.rows]
-    print_table([column.title for column in printed.columns], rows, repeated=1 if arms else 2)
     file = None if output is None else str(export_table(printed, output, provenance_line(launched)))
     if file is not None:
         console.print(file, soft_wrap=True)

@@ -47,6 +47,7 @@ RUN_SCHEMA: dict[str, Any] = {
     "code": pl.String,
     "machine": pl.String,
     "earlier_outcomes": pl.String,
+    "failed_suites": pl.String,
     "folder": pl.String,
 }
 POINT_SCHEMA: dict[str, Any] = {
@@ -291,13 +292,24 @@ class _Events(NamedTuple):
 
     wall_time: WallTime = WallTime()
     earlier_outcomes: str | None = None
+    failed_suites: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> _Events:
         events = read_jsonl(path)
         reopened = [event for event in events if event.get("event") == "reopened"]
         outcomes = ([str(event[name]) for name in ("was", "reason") if event.get(name)] for event in reopened)
-        return cls(WallTime.of(events), "; ".join(map(": ".join, outcomes)) or None)
+        failed: dict[str, str] = {}
+        for event in events:
+            if event.get("event") == "suite_failed":
+                failed[str(event.get("suite"))] = str(event.get("reason"))
+            elif event.get("event") == "suite_measured":
+                failed.pop(str(event.get("suite")), None)
+        return cls(
+            WallTime.of(events),
+            "; ".join(map(": ".join, outcomes)) or None,
+            "; ".join(map(": ".join, failed.items())) or None,
+        )
 
 
 def _number(value: Any) -> int | float | None:
@@ -380,6 +392,7 @@ def _run(path: str) -> _Run | None:
         "code": _codes(environment),
         "machine": _machine(environment),
         "earlier_outcomes": events.earlier_outcomes,
+        "failed_suites": events.failed_suites,
         "folder": path,
     }
     run = _Run(current, row, Line(record.arm, record.stage, folder.path.name, record.seed, points))
@@ -488,7 +501,8 @@ def runs(ablation: str | Path) -> pl.DataFrame:
     evaluation) and on the report split, from the table of evaluations; flops: training FLOPs so far; paths: the backend
     that each operation used; code: versions of the code that trained it (several if it was resumed by another one);
     machine: the device and the version of torch that it was last started with;
-    earlier_outcomes: how it ended before it was run again.
+    earlier_outcomes: how it ended before it was run again; failed_suites: evaluation suites that could not measure
+    something at its end, with the reason.
     """
     selection = read_json(Path(ablation) / "selection.json")
     rows = []
@@ -497,6 +511,12 @@ def runs(ablation: str | Path) -> pl.DataFrame:
         selected = row["stage"] == Stage.TUNING and isinstance(choice, dict) and choice.get("run") == row["run"]
         rows.append({**row, "selected": True} if selected else row)
     return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
+
+
+def failed_suites(runs: pl.DataFrame) -> list[str]:
+    """Sentences about the suites of ``runs`` (columns as of :func:`runs`) that could not measure something."""
+    failed = runs.drop_nulls("failed_suites").group_by("failed_suites", maintain_order=True).len().rows()
+    return [f"Suites could not measure something in {count} of {len(runs)} runs: {what}." for what, count in failed]
 
 
 def lines(ablation: str | Path) -> list[Line]:

@@ -129,7 +129,10 @@ def measure_run(
     if split == "report":
         record_opening(folder, data)
     conditions = suite_conditions(config, data, split, progress, decoder)
-    return measure_suite(model, suite, conditions, folder.suites_path, step, on_document)
+    tasks = measure_suite(model, suite, conditions, folder.suites_path, step, on_document)
+    if any(event.get("event") == "suite_failed" and event.get("suite") == suite.label for event in folder.events()):
+        folder.event("suite_measured", suite=suite.label, step=step)
+    return tasks
 
 
 def record_opening(folder: RunFolder, data: Source) -> None:

@@ -14,6 +14,7 @@ from workbench.ablation.verdict.circumstances import circumstances
 from workbench.ablation.verdict.verdict import Verdict
 from workbench.environment import same_code
 from workbench.results.data_card import repetition
+from workbench.results.tables import failed_suites
 from workbench.status import Stage
 
 __all__ = ["Disclosure", "disclose", "relabelled"]
@@ -57,7 +58,7 @@ def disclose(folder: AblationFolder, record: LaunchRecord) -> Disclosure:
     confirmed = runs.filter(pl.col("stage") == Stage.CONFIRMATION)
     code, changed = _code(confirmed, runs.filter(pl.col("stage") == Stage.TUNING))
     carried_out, cut_short = circumstances(runs)
-    sentences += [*code, *_run_again(confirmed)]
+    sentences += [*code, *_run_again(confirmed), *failed_suites(confirmed)]
     sentences += repetition({row["arm"]: row.get("epochs") for row in record.cost})
     sentences += carried_out
     reasons += [*changed, *cut_short]

@@ -95,6 +95,7 @@ class RunDetails:
             "parameters": formatting.count(row["parameters"]),
             "trained by": " · ".join(part for part in (row["code"], row["machine"]) if part) or unknown,
             "ended before as": row["earlier_outcomes"] or "",
+            "failed suites": row["failed_suites"] or "",
         }
         return {what: value for what, value in facts.items() if value}
 
