@@ -7,23 +7,28 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from dashboards.fake import FakeRun
 
+from workbench.contract import BudgetChoice
 from workbench.dashboards.panel import Grid, figure, make_panel
-from workbench.dashboards.panels.ranks import budget_table, timeline_table, times_table
+from workbench.dashboards.panels.ranks import MEASURES, budget_table, timeline_table, times_table
 from workbench.dashboards.snapshot import Snapshot
+from workbench.results.tables import Points
 
 
 class OnTwoRanks(FakeRun):
     """Every run has two ranks, of which the second works half as long, and layers with budgets."""
 
     def curves(self) -> pl.DataFrame:
-        return super().curves().with_columns(step_seconds=2.0, rank_imbalance=1.25, waiting=0.2, budget=12.0)
+        times = {"step_seconds": 2.0, "rank_imbalance": 1.25, "waiting": 0.2}
+        return super().curves().with_columns(**times, budget=12.0, coverage_lost=0.03)
 
     def diagnostics(self) -> pl.DataFrame:
         frame = super().diagnostics()
-        budgets = frame.filter(pl.col("name") == frame["name"][0]).with_columns(name=pl.lit("budget"))
-        return pl.concat([frame, budgets])
+        of_one = frame.filter(pl.col("name") == frame["name"][0])
+        coverage = of_one.with_columns(name=pl.lit("coverage"), value=0.95)
+        return pl.concat([frame, of_one.with_columns(name=pl.lit("budget")), coverage])
 
 
 @pytest.fixture
@@ -52,8 +57,18 @@ def test_times_are_medians_by_arm(run: OnTwoRanks) -> None:
         "rank_imbalance": 1.25,
         "waiting": 0.2,
         "budget": 12.0,
-        "coverage": None,
+        "coverage_lost": 0.03,
+        "coverage": pytest.approx(0.95),
     }
+
+
+def test_columns_of_the_log_are_read_from_it(tmp_path: Path) -> None:
+    """A step logs the metrics of its layers' choices under these names."""
+    choice = BudgetChoice(torch.tensor(12), torch.tensor(0.03))
+    assert set(choice.metrics) < set(MEASURES)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **dict.fromkeys(MEASURES, 0.5)}) + "\n")
+    (row,) = Points.read(tmp_path / "metrics.jsonl").frame.select(MEASURES).iter_rows(named=True)
+    assert row == dict.fromkeys(MEASURES, 0.5)
 
 
 def test_budgets_are_drawn_by_layer_and_step(run: OnTwoRanks) -> None:

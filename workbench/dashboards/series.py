@@ -37,7 +37,7 @@ SERIES: dict[str, Series] = {
     "rank_imbalance": Series("Imbalance of ranks", "slowest rank divided by the mean"),
     "waiting": Series("Waiting", "share of the ranks' time spent waiting"),
     "budget": Series("Blocks per query", "blocks per query that the budget tuner chose"),
-    "coverage": Series("Coverage", "share of attention that the chosen blocks cover"),
+    "coverage_lost": Series("Coverage lost", "share of the selection scores lost to the budgets"),
 }
 """Column of a run's points (:data:`workbench.results.tables.POINT_SCHEMA`) -> what it is."""
 

@@ -31,8 +31,11 @@ TIMELINE_SCHEMA: dict[str, Any] = {
     "start": pl.Float64,
     "seconds": pl.Float64,
 }
-MEASURES = ("step_seconds", "rank_imbalance", "waiting", "budget", "coverage")
+MEASURES = ("step_seconds", "rank_imbalance", "waiting", "budget", "coverage_lost")
 """Columns of logged points that the table by arm shows, medians over points and runs."""
+COVERAGE = "coverage"
+"""Name of the diagnostic: share of a layer's selection scores in the blocks that it attends. Runs without a tuner have
+it as well."""
 
 
 @panels.register
@@ -122,22 +125,27 @@ def timeline_table(run: Snapshot) -> pl.DataFrame:
 
 
 def times_table(run: Snapshot) -> pl.DataFrame:
-    """Columns arm and ``MEASURES``: medians over the logged points of an arm's runs, null where nothing was logged."""
-    schema = {"arm": pl.String, **dict.fromkeys(MEASURES, pl.Float64)}
+    """Columns arm, ``MEASURES`` (medians over the logged points of an arm's runs) and coverage (mean over its layers and
+    snapshots); null where nothing was logged."""
+    schema = {"arm": pl.String, **dict.fromkeys((*MEASURES, COVERAGE), pl.Float64)}
     curves = run.curves()
     known = [name for name in MEASURES if name in curves.columns]
     if not len(curves) or not known:
         return pl.DataFrame(schema=schema)
+    covered = diagnostic_table(run).filter(pl.col("name") == COVERAGE).group_by("arm").agg(pl.col("value").mean())
+    coverage = dict(covered.iter_rows())
     medians = curves.group_by("arm").agg(pl.col(name).median() for name in known)
     rows = {row["arm"]: row for row in medians.iter_rows(named=True) if any(row[name] is not None for name in known)}
-    return pl.DataFrame([rows[arm] for arm in run.arms if arm in rows], schema=schema, orient="row")
+    return pl.DataFrame(
+        [{**rows[arm], COVERAGE: coverage.get(arm)} for arm in run.arms if arm in rows], schema=schema, orient="row"
+    )
 
 
 def times_grid(run: Snapshot) -> Grid:
     """Step time, imbalance, waiting, budget and coverage of every arm."""
     table, styles = times_table(run), style.arm_styles(run)
     rows = [
-        Row(row["arm"], styles[row["arm"]].colour, [row["arm"], *(_cell(row[name]) for name in MEASURES)])
+        Row(row["arm"], styles[row["arm"]].colour, [row["arm"], *(_cell(row[name]) for name in (*MEASURES, COVERAGE))])
         for row in table.iter_rows(named=True)
     ]
     titles = (
@@ -145,6 +153,7 @@ def times_grid(run: Snapshot) -> Grid:
         "imbalance of ranks (max/mean)",
         "share of time waiting",
         "blocks per query",
+        "coverage lost",
         "coverage",
     )
     columns = [Column("arm"), *(Column(title, numeric=True) for title in titles)]
