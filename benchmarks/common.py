@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,17 +15,27 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def run_in_process(script: str, job: str) -> dict[str, Any]:
+def run_in_process(script: str, job: str, limit: float | None = None) -> dict[str, Any]:
     """Run ``script`` with this process's arguments and ``--one job``; return the JSON that it prints after "RESULT".
+
+    Args:
+        limit: seconds after which the process, and those that it has started, are killed.
 
     Returns:
         the result, or ``{"error": …}`` with the end of the output where there is none.
     """
     call = [sys.executable, script, "--one", job, *sys.argv[1:]]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    process = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
-    lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
-    return json.loads(lines[-1][7:]) if lines else {"error": (process.stderr or process.stdout)[-1500:]}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(call, env=environment, start_new_session=limit is not None, **pipes) as process:
+        try:
+            output, errors = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, errors = process.communicate()
+            errors += f"\nended after {limit:g} s"
+    lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
+    return json.loads(lines[-1][7:]) if lines else {"error": (errors or output)[-1500:]}
 
 
 def merge_results(

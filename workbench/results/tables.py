@@ -77,10 +77,10 @@ POINT_SCHEMA: dict[str, Any] = {
 """Columns of one run's logged points.
 
 loss: the mean over the steps since the point before; gradient_rms: root mean square of a parameter's gradient, over
-parameters; memory_bytes: the largest so far, of the device (CUDA) or of the process. Null where they do not apply: what
-guards have done so far (skipped, rolled_back, undone), times of ranks
-(:class:`workbench.training.rank_times.RankTimes`), blocks per query that a budget tuner
-chose, and the coverage that they lose."""
+parameters; memory_bytes: the largest so far, of the device (CUDA) or of the process, of the fullest of several ranks.
+Null where they do not apply: what guards have done so far (skipped, rolled_back, undone), times of ranks
+(:class:`workbench.training.rank_times.RankTimes`), blocks per query that a budget tuner chose, and the coverage that
+they lose."""
 CURVE_SCHEMA: dict[str, Any] = {**KEY_SCHEMA, **POINT_SCHEMA}
 EVALUATION_SCHEMA: dict[str, Any] = {
     **KEY_SCHEMA,

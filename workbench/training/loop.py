@@ -84,7 +84,7 @@ def train_loop(
             if evaluates or is_due or stops:
                 copy.wait()  # the time of the line includes the work on the device
             row = throughput.row(step) | train_step.rank_times.take()
-            row["memory_bytes"] = peak_memory(train_step.device)
+            row["memory_bytes"] = parallel.largest(peak_memory(train_step.device), train_step.device)
             row["learning_rate"] = training.learning_rate * train_step.lr_factor
             log.stage(row, copy, names)
         if evaluates:

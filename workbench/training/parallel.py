@@ -217,6 +217,13 @@ def all_maximum(value: Tensor) -> Tensor:
     return value
 
 
+def largest(number: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers. Waits for all of them."""
+    if world_size() == 1:
+        return number
+    return int(all_maximum(torch.tensor(number, dtype=torch.int64, device=device)))
+
+
 def all_gathered(value: Tensor) -> Tensor:
     """(R, …) the tensors of all R ranks, of one shape, in order of rank."""
     if world_size() == 1:

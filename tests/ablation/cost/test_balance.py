@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ from workbench.ablation.arms import resolve
 from workbench.ablation.cost.balance import token_imbalance
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import ConfigError, deep_merge
-from workbench.data import RowStream
+from workbench.data import BatchPlanConfig, RowStream, batch_plans
+from workbench.data.batching import BatchPlan, GlobalBatch
 from workbench.training.config import RunConfig
 
 
@@ -38,6 +39,27 @@ def test_the_imbalance_is_that_of_the_plan(plan: str, expected: float) -> None:
     training = {"context": 80, "buckets": [16, 80], "batch_size": 2, "accumulate": 2, "tokens": 3 * 320}
     run = RunConfig.parse({"training": {**training, "batch_plan": plan, "ranks": "replicated"}})
     assert token_imbalance(run, Data(), 2) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [("replicated", 1.0), ("sharded", 160 / 96)])
+def test_ranks_that_share_weights_wait_in_every_micro_batch(ranks: str, expected: float) -> None:
+    """Two ranks with a long and a short micro-batch each, in opposite order."""
+
+    @batch_plans.register
+    class Opposite(BatchPlan):
+        class Config(BatchPlanConfig):
+            kind: Literal["opposite"] = "opposite"
+
+        def assign(self, batch: GlobalBatch, world: int) -> list[list[list[int]]]:
+            long, short, other_long, other_short = batch.rows
+            return [[[long], [short]], [[other_short], [other_long]]]
+
+    try:
+        training = {"context": 80, "buckets": [16, 80], "batch_size": 2, "accumulate": 2, "tokens": 3 * 320}
+        run = RunConfig.parse({"training": {**training, "batch_plan": "opposite", "ranks": ranks}})
+        assert token_imbalance(run, Data(), 2) == pytest.approx(expected)  # type: ignore[arg-type]
+    finally:
+        batch_plans.unregister("opposite")
 
 
 def test_devices_share_the_rows_of_a_micro_batch(fields: dict[str, Any]) -> None:

@@ -14,8 +14,11 @@ STEPS = 16
 
 
 def token_imbalance(run: RunConfig, data: Source, ranks: int) -> float:
-    """Tokens of the rank that has most of them in a step, divided by the mean over ranks: the mean over the first
-    steps. Padding counts. Plans that learn have not learned anything yet.
+    """Tokens of the ranks that the others wait for, divided by the mean over ranks: the mean over the first steps.
+    Padding counts. Plans that learn have not learned anything yet.
+
+    Ranks that store all weights wait once per step, for the rank with most tokens in the step; ranks that share them
+    wait in every micro-batch, for the rank with most tokens in it.
 
     Args:
         run: the run.
@@ -32,7 +35,9 @@ def token_imbalance(run: RunConfig, data: Source, ranks: int) -> float:
         steps=steps,
         world=ranks,
     )
-    tokens_SR = np.array(
-        [[sum(documents.sum() for documents in rank) for rank in loader.lengths(step)] for step in range(steps)]
+    tokens_SRA = np.array(
+        [[[documents.sum() for documents in rank] for rank in loader.lengths(step)] for step in range(steps)]
     )
-    return float((tokens_SR.max(1) / tokens_SR.mean(1)).mean())
+    if training.ranks == "replicated":
+        tokens_SRA = tokens_SRA.sum(2, keepdims=True)
+    return float((tokens_SRA.max(1).sum(1) / tokens_SRA.mean(1).sum(1)).mean())

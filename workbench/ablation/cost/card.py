@@ -46,8 +46,8 @@ def cost_table(
     run on the documents that it is judged by), seconds_total (all of these, all runs, one worker), each null where not
     measured; suites (evaluation suites, whose time is not included); memory_bytes (peak of all tensors: weights,
     gradients, optimiser state, activations); memory_measured (whether measured on this device; else estimated);
-    token_imbalance (of the ranks of a run on several devices: most tokens divided by the mean, as its plan deals out
-    the first steps; null without data, and on one device);
+    token_imbalance (of a run on several devices: tokens of the ranks that the others wait for, divided by the mean, as
+    its plan deals out the first steps; null without data, and on one device);
     disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
     budget's target); off_parameters, off_active_parameters, off_flops, off_cache, off_seconds (to the baseline, on
     every axis); solved (what the budget's solver set, in words); mismatch (what is not matched, in words).
