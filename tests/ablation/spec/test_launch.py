@@ -22,6 +22,7 @@ from workbench.config import ConfigError
         ({"storage": "postgresql://me@host:many/db"}, "postgresql://user"),
         ({"workers": 2000}, "1024"),
         ({"launcher": "slurm"}, "one machine only"),
+        ({"launcher": "ray"}, "one machine only"),
         ({"launcher": "slrum"}, "Nearest valid name: 'slurm'"),
         ({"launcher": {"kind": "local", "parameters": {"a": 1}}}, "unknown field 'parameters'"),
     ],
@@ -63,6 +64,10 @@ def test_addresses_without_a_password_are_accepted(address: str) -> None:
 def test_a_job_parameter_that_could_run_a_command_is_refused(parameters: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"launcher.parameters"):
         Launch.parse({"launcher": {"kind": "slurm", "cluster": "local", "parameters": parameters}})
+
+
+def test_a_ray_cluster_of_one_host_needs_no_database_server() -> None:
+    assert Launch.parse({"launcher": {"kind": "ray", "one_host": True}}).storage is None
 
 
 def test_a_job_of_ray_takes_resources_only() -> None:

@@ -34,8 +34,14 @@ class Ray(Launcher):
         job without resources runs on the head. Nothing here can name a command or an environment. Ray drops a job that
         waits for more than RAY_JOB_START_TIMEOUT_SECONDS (15 minutes): do not ask for more workers than there is room
         for."""
+        one_host: bool = False
+        """Whether the cluster is this machine alone, so that a local SQLite file can hold the studies."""
 
         assigns_gpus: ClassVar[bool] = True
+
+        @property
+        def one_machine(self) -> bool:
+            return self.one_host
 
     def __init__(self, config: Config):
         super().__init__(config)
