@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from workbench.data.batching.contiguous import Contiguous
 from workbench.model import LanguageModel
 from workbench.training.budgets import BudgetConfig, BudgetTuner, budget_tuners
 from workbench.training.config import RunConfig
-from workbench.training.replay import ReplayedStep, replay
+from workbench.training.replay import ReplayedStep, _Clock, replay
 
 RUN: dict[str, Any] = {
     "model": {"width": 32, "depth": 2, "vocabulary": 300, "pattern": "moba", "mixers": {"moba": {"block": 4}}},
@@ -50,6 +51,28 @@ def test_ranks_that_run_one_after_another_train_as_one_process_does() -> None:
 def test_a_step_takes_as_long_as_its_slowest_rank() -> None:
     step = ReplayedStep(np.array([[1.0, 2.0], [4.0, 1.0]]), [], np.empty(0), np.empty(0))
     assert step.seconds == pytest.approx(5)
+    assert step._replace(ranks="sharded").seconds == pytest.approx(4 + 2), "ranks wait in every micro-batch"
+
+
+def test_a_pass_that_counts_belongs_to_its_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two micro-batches, counted in 1 and 2 s, trained in 10 and 20 s."""
+    now = iter([0, 1, 1, 3, 3, 13, 13, 33, 33])
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    clock = _Clock(torch.device("cpu"))
+    clock.begin_step()
+    for phase in ("count", "count", "forward", "backward", "forward", "backward", "update"):
+        clock.on_phase(phase)
+    assert clock.seconds.tolist() == [11, 22]
+
+
+def test_layers_that_count_first_are_replayed() -> None:
+    moe = {
+        "feedforward": "moe",
+        "feedforwards": {"moe": {"experts": 4, "top_k": 2, "balance_over": "step", "balance_weight": 0.1}},
+    }
+    fields = {"model": {**RUN["model"], **moe}, "training": {**RUN["training"], "ranks": "replicated"}}
+    (step,) = replay(RunConfig.parse(fields), Rows(), 2, 1)
+    assert step.seconds_RA.shape == (2, 2) and step.seconds == step.seconds_RA.sum(1).max()
 
 
 def test_plans_learn_the_budgets_of_every_rank() -> None:

@@ -3,7 +3,8 @@
 Ranks are independent of each other between the collectives of a step. So one device that runs the micro-batches of all
 ranks in turn, sums their gradients and makes one update trains as the distributed run does, up to the rounding of sums;
 and the time of the distributed step, without that of its communication, is that of the rank whose micro-batches take
-longest. Times are :attr:`workbench.simulation.Origin.REPLAYED`.
+longest, or, with ranks that share the weights, the sum over micro-batches of the longest that run at the same time.
+Times are :attr:`workbench.simulation.Origin.REPLAYED`.
 
 Legend: R ranks, A micro-batches of a rank in a step, L layers.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,10 +40,14 @@ class ReplayedStep(NamedTuple):
     """(R, A, L) blocks per query that were attended; NaN in layers without a budget."""
     coverage_lost_RAL: np.ndarray
     """(R, A, L) share of the selection scores that the configured number has and these do not; NaN as above."""
+    ranks: Literal["sharded", "replicated"] = "replicated"
+    """Whether ranks wait for each other in every micro-batch (:attr:`workbench.training.TrainingConfig.ranks`)."""
 
     @property
     def seconds(self) -> float:
-        """Seconds of the slowest rank."""
+        """Seconds of the ranks that the others wait for."""
+        if self.ranks == "sharded":
+            return float(self.seconds_RA.max(axis=0).sum())
         return float(self.seconds_RA.sum(axis=1).max())
 
 
@@ -51,17 +56,29 @@ class _Clock:
 
     def __init__(self, device: torch.device):
         self.device, self.start = device, 0.0
-        self.seconds: list[float] = []
+        self.trained: list[float] = []
+        """Seconds of every micro-batch, forward and backward."""
+        self.counted: list[float] = []
+        """The same of passes that only count, where a step has them: they come first."""
 
-    def restart(self) -> None:
+    def begin_step(self) -> None:
+        self.trained, self.counted = [], []
+        self._restart()
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """Of every micro-batch."""
+        return np.array(self.trained) + np.array(self.counted or [0.0])
+
+    def _restart(self) -> None:
         self._wait()
         self.start = time.perf_counter()
 
     def on_phase(self, phase: str) -> None:
-        if phase == "backward":
+        if phase in ("count", "backward"):
             self._wait()
-            self.seconds.append(time.perf_counter() - self.start)
-            self.restart()
+            (self.counted if phase == "count" else self.trained).append(time.perf_counter() - self.start)
+            self._restart()
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -111,8 +128,7 @@ def replay(
             # one rank with the micro-batches of all: the same budgets, since anchors are of the whole step
             step.step_lengths = lambda _, of_all=lengths: [[documents for of_rank in of_all for documents in of_rank]]
             batches: list[Batch] = [next(batches) for batches in by_rank for _ in range(training.accumulate)]
-            clock.seconds = []
-            clock.restart()
+            clock.begin_step()
             step(number + 1, iter(batches))
             numbers = np.array(
                 [
@@ -120,8 +136,8 @@ def replay(
                     for layers in step.choices
                 ]
             )[:, : len(model.blocks)].reshape(ranks, training.accumulate, len(model.blocks), 2)
-            seconds_RA = np.array(clock.seconds).reshape(ranks, training.accumulate)
-            yield ReplayedStep(seconds_RA, lengths, numbers[..., 0], numbers[..., 1])
+            seconds_RA = clock.seconds.reshape(ranks, training.accumulate)
+            yield ReplayedStep(seconds_RA, lengths, numbers[..., 0], numbers[..., 1], training.ranks)
             measured = step.measurements(lengths)
             if "budgets" in measured:
                 (of_all,) = measured["budgets"]

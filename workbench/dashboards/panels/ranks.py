@@ -125,7 +125,7 @@ def timeline_table(run: Snapshot) -> pl.DataFrame:
 
 
 def times_table(run: Snapshot) -> pl.DataFrame:
-    """Columns arm, ``MEASURES`` (medians over the logged points of an arm's runs) and coverage (mean over its layers and
+    """Columns arm, ``MEASURES`` (medians over the logged points of an arm's runs) and coverage (mean over layers and
     snapshots); null where nothing was logged."""
     schema = {"arm": pl.String, **dict.fromkeys((*MEASURES, COVERAGE), pl.Float64)}
     curves = run.curves()
