@@ -48,6 +48,10 @@ class TestMeasure:
     def predicted(self, config: RunConfig) -> Measured:
         return measure_shrunken(config)
 
+    def test_a_rank_has_its_rows_of_every_micro_batch(self, config: RunConfig) -> None:
+        both = config.changed(training=config.training.changed(batch_size=4))
+        assert measure(both, ranks=2).peaks == measure(config).peaks
+
     @pytest.fixture(scope="class")
     def parameters(self, config: RunConfig) -> int:
         with torch.device("meta"):

@@ -96,14 +96,13 @@ class Ablation:
     @property
     def workers(self) -> int:
         """Worker processes that ``launch`` starts."""
-        if self.config.launch.workers:
-            return self.config.launch.workers
-        return torch.cuda.device_count() or min(2, usable_cores())
+        launch = self.config.launch
+        return launch.workers or max(1, (torch.cuda.device_count() or min(2, usable_cores())) // launch.devices)
 
     @property
     def threads(self) -> int:
-        """Threads of one trial, so that the workers share the machine."""
-        return max(1, usable_cores() // self.workers)
+        """Threads of one process of a trial, so that the workers share the machine."""
+        return max(1, usable_cores() // (self.workers * self.config.launch.devices))
 
     def describe(self, arm: str) -> str:
         """The expanded layer table of an arm."""

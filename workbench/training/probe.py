@@ -231,9 +231,9 @@ EVALUATED_BATCHES = 3
 """Batches of an evaluation that are timed, after one that compiles."""
 
 
-def _evaluation_seconds(train_step: TrainStep, config: RunConfig, stream: RowStream) -> tuple[float, float]:
+def _evaluation_seconds(train_step: TrainStep, config: RunConfig, stream: RowStream, rows: int) -> tuple[float, float]:
     """Seconds of the first batch of an evaluation, and the median of further ones."""
-    batch = stream.batch(range(config.training.batch_size))
+    batch = stream.batch(range(rows))
     tensors = (tensor.to(train_step.device) for tensor in (batch.tokens_BT, batch.targets_BT, batch.segments_BT))
     tokens_BT, targets_BT, segments_BT = tensors
     seconds = []
@@ -245,12 +245,14 @@ def _evaluation_seconds(train_step: TrainStep, config: RunConfig, stream: RowStr
     return seconds[0], float(np.median(seconds[1:]))
 
 
-def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
+def measure(config: RunConfig, stream: RowStream | None = None, *, ranks: int = 1) -> Measured:
     """Train ``config`` for a few steps on this device and discard the model.
 
     Args:
         config: the run.
         stream: training rows; default random rows of two documents each.
+        ranks: of the run, of which this device does the work of one: its rows of every micro-batch, on whole weights,
+            without communication. Evaluation is that of the run.
 
     Raises:
         torch.OutOfMemoryError: when it does not fit.
@@ -260,15 +262,18 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
     training = config.training
     accumulate = min(training.accumulate, 2)
     steps = WARM_UP_STEPS + MAX_STEPS
-    short = training.changed(tokens=steps * training.batch_size * training.context * accumulate, accumulate=accumulate)
+    rows = training.batch_size // ranks
+    short = training.changed(
+        batch_size=rows, tokens=steps * rows * training.context * accumulate, accumulate=accumulate
+    )
     model_config = config.model
     if model_config.mtp is not None:  # as in the later part of the run, which needs more
         model_config = model_config.model_copy(update={"mtp": model_config.mtp.changed(start=0.0)})
     config = config.model_copy(update={"training": short, "model": model_config})
     meter = Meter(accumulate)
-    rows = stream or _SyntheticRows(config)
+    stream = stream or _SyntheticRows(config)
     loader = StepLoader(
-        rows,
+        stream,
         config.batch_plan,
         batch_size=short.batch_size,
         accumulate=accumulate,
@@ -301,7 +306,7 @@ def measure(config: RunConfig, stream: RowStream | None = None) -> Measured:
                 meter.end_step(train_step)
                 startup = startup or time.perf_counter() - began
             if config.decoding is None:
-                first, evaluation = _evaluation_seconds(train_step, config, rows)
+                first, evaluation = _evaluation_seconds(train_step, config, stream, training.batch_size)
                 startup += max(0.0, first - evaluation)
         meter.accumulate = training.accumulate
         return Measured(meter.seconds, meter.peaks, startup, evaluation)

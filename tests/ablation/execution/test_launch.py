@@ -152,6 +152,14 @@ def test_more_workers_share_the_machine(ablation: Make, monkeypatch: pytest.Monk
     assert asked.with_workers(8).config.identity == asked.config.identity
 
 
+def test_ranks_of_a_run_share_its_part_of_the_machine(ablation: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(32)))
+    asked = ablation(launch={"devices": 2, "workers": 0})
+    assert (asked.workers, asked.threads) == (1, 16)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert (asked.workers, asked.threads) == (4, 4), "a worker for each pair of GPUs"
+
+
 def test_fewer_workers_leave_the_threads(ablation: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(32)))
     assert ablation().with_workers(1).threads == 16

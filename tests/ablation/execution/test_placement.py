@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.ablation.execution.placement import claim_gpu, visible_gpus
+from workbench.ablation.execution.placement import claim_gpu, gpu_groups, visible_gpus
 from workbench.ablation.folder import AblationFolder
 
 GPUS = ["3", "GPU-5f/2"]
@@ -17,6 +17,24 @@ GPUS = ["3", "GPU-5f/2"]
 def test_gpus_are_those_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(GPUS))
     assert visible_gpus() == GPUS
+
+
+@pytest.mark.parametrize(
+    ("devices", "groups"), [(1, ["0", "1", "2", "3", "4"]), (2, ["0,1", "2,3"]), (5, ["0,1,2,3,4"]), (6, [])]
+)
+def test_groups_have_as_many_gpus_as_a_run_has_devices(
+    devices: int, groups: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    assert gpu_groups(devices) == groups
+
+
+def test_workers_spread_over_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    with ExitStack() as stack:
+        groups = gpu_groups(2)
+        claimed = [stack.enter_context(claim_gpu(AblationFolder(tmp_path), groups)) for _ in range(3)]
+    assert claimed == ["0,1", "2,3", "0,1"]
 
 
 def test_workers_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,8 @@ def cost_table(
     startup_seconds (of a run), evaluation_seconds (of a run on the selection split), report_seconds (of a confirmation
     run on the documents that it is judged by), seconds_total (all of these, all runs, one worker), each null where not
     measured; suites (evaluation suites, whose time is not included); memory_bytes (peak of all tensors: weights,
-    gradients, optimiser state, activations); memory_measured (whether measured on this device; else estimated);
+    gradients, optimiser state, activations); memory_measured (whether measured on this device; else estimated); of a
+    run on several devices, times and memory are those of a rank that stores all weights, without communication;
     token_imbalance (of a run on several devices: tokens of the ranks that the others wait for, divided by the mean, as
     its plan deals out the first steps; null without data, and on one device);
     disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
@@ -67,7 +68,8 @@ def cost_table(
         state_bytes = training_state_bytes(run) if training.steps else 0
         memory = peak or 4 * cost.parameters  # fp32
         if training.steps and not peak:
-            memory += 4 * cost.trainable + state_bytes + activation_bytes(run)  # with gradients
+            of_rank = run.model_copy(update={"training": training.changed(batch_size=training.batch_size // devices)})
+            memory += 4 * cost.trainable + state_bytes + activation_bytes(of_rank)  # with gradients
         row: dict[str, Any] = {
             "arm": name,
             "parameters": cost.parameters,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -12,7 +13,7 @@ from workbench.ablation.arms import Arms, resolve
 from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.data import Source
-from workbench.training.probe import Measured, measure_shrunken, shrunken
+from workbench.training.probe import Measured, measure, measure_shrunken, shrunken
 
 __all__ = ["LARGEST_MEASURED_STEP", "match_seconds", "measure_arms"]
 
@@ -28,7 +29,8 @@ def measure_arms(
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Measured]:
     """Arm -> time and memory of a run on this device (:mod:`workbench.training.probe`); an arm is left out if
-    it trains nothing, or that would take long (on a CPU) or does not fit.
+    it trains nothing, or that would take long (on a CPU) or does not fit. Of a run on several devices, those of one of
+    its ranks, without communication.
 
     If seconds are the budget, every arm is measured three times, in turns, and the median is used.
 
@@ -37,6 +39,7 @@ def measure_arms(
         data: prepared data by arm, whose rows are trained on; without it rows of two documents each are generated.
     """
     measured: dict[str, list[Measured]] = {}
+    devices = arms.config.launch.devices
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -49,14 +52,14 @@ def measure_arms(
                 if not training.steps:
                     continue
                 largest = run.model.with_spans(max((spans for spans, _, _ in shrunken(run.model.spans)), key=len))
-                step = account(largest, training.context).training_flops * training.batch_size
+                step = account(largest, training.context).training_flops * training.batch_size / devices
                 if not torch.cuda.is_available() and step * training.context > LARGEST_MEASURED_STEP:
                     continue
                 stream = None
                 if data:
                     stream = run.stream(data[name])
                 try:
-                    measured.setdefault(name, []).append(measure_shrunken(run, stream))
+                    measured.setdefault(name, []).append(measure_shrunken(run, stream, partial(measure, ranks=devices)))
                 except torch.OutOfMemoryError:
                     continue
     finally:

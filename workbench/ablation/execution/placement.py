@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from workbench.ablation.folder import AblationFolder
 from workbench.files import locked
 
-__all__ = ["claim_gpu", "visible_gpus"]
+__all__ = ["claim_gpu", "gpu_groups", "visible_gpus"]
 
 
 def visible_gpus() -> list[str]:
@@ -22,13 +22,20 @@ def visible_gpus() -> list[str]:
     return names.split(",") if names else [str(i) for i in range(torch.cuda.device_count())]
 
 
+def gpu_groups(devices: int) -> list[str]:
+    """The GPUs of this process in groups of ``devices``, each as CUDA_VISIBLE_DEVICES names it. GPUs that are left over
+    belong to none."""
+    names = visible_gpus()
+    return [",".join(names[first : first + devices]) for first in range(0, len(names) - devices + 1, devices)]
+
+
 @contextlib.contextmanager
 def claim_gpu(folder: AblationFolder, gpus: Sequence[str]) -> Iterator[str | None]:
     """Give the trials of this process the GPU that the fewest other workers use, through CUDA_VISIBLE_DEVICES.
 
     Args:
         folder: the ablation whose workers share the GPUs.
-        gpus: their names on this machine; with none, nothing is set.
+        gpus: their names on this machine, or those of groups (:func:`gpu_groups`); with none, nothing is set.
     """
     folder.workers_path.mkdir(exist_ok=True)
     for turn in itertools.count() if gpus else ():

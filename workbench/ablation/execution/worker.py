@@ -22,7 +22,7 @@ import optuna
 
 from workbench import compat
 from workbench.ablation.execution.notifications import Notifications
-from workbench.ablation.execution.placement import claim_gpu, visible_gpus
+from workbench.ablation.execution.placement import claim_gpu, gpu_groups
 from workbench.ablation.execution.plan import Plan
 from workbench.ablation.execution.roster import Roster
 from workbench.ablation.execution.timing import DEFAULT_TIMING, Timing
@@ -76,8 +76,8 @@ class Worker:
             if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
         threading.excepthook = self._on_thread_error
-        assigned = self.plan.config.launch.launcher.assigns_gpus
-        with claim_gpu(self.folder, () if assigned or self.plan.config.launch.devices > 1 else visible_gpus()):
+        launch = self.plan.config.launch
+        with claim_gpu(self.folder, () if launch.launcher.assigns_gpus else gpu_groups(launch.devices)):
             self.work_until_done()
 
     def work_until_done(self) -> None:

@@ -52,11 +52,12 @@ class Launch(Config):
     """How the work is carried out. Does not change the result and is not part of the identity."""
 
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Worker processes; 0 means one per GPU, or two on a CPU with two cores or more. More workers than GPUs share them
-    evenly: small models fill a GPU only several at a time (benchmarks/trials_per_gpu.py)."""
+    """Worker processes; 0 means one per GPU, or group of GPUs with ``devices``; or two on a CPU with two cores or more.
+    More workers than GPUs share them evenly: small models fill a GPU only several at a time
+    (benchmarks/trials_per_gpu.py)."""
     devices: Annotated[int, Field(ge=1, le=1024)] = 1
-    """GPUs (or CPU processes) that train a run together and share every batch. With several a worker uses the first
-    GPUs of its machine: one worker per machine, unless a launcher assigns GPUs. Changes results by rounding only."""
+    """GPUs (or CPU processes) that train a run together and share every batch. The workers of a machine spread over its
+    groups of so many GPUs, unless a launcher assigns GPUs. Changes results by rounding only."""
     heartbeat: Annotated[float, Field(gt=0, le=86_400)] = 10.0
     """Seconds between a worker's heartbeats; after three missed ones its trial is given to another worker."""
     hung_after: Annotated[float, Field(gt=0)] = 600.0
