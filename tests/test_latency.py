@@ -43,6 +43,18 @@ def test_times_are_interpolated_and_added_over_documents() -> None:
     assert LAYER.seconds_of(np.array([50]), 2) == pytest.approx(0.5), "below the shortest, in proportion"
 
 
+def test_times_are_those_of_numpys_interpolation() -> None:
+    generator = np.random.default_rng(0)
+    seconds = generator.random((3, 4)).cumsum(0).cumsum(1)
+    layer = LayerLatency((10, 40, 100), (1, 2, 8, 9), tuple(map(tuple, seconds)))
+    for blocks in (1, 1.5, 2, 7.3, 8, 9):
+        of_lengths = [np.interp(blocks, layer.budgets, row) for row in seconds]
+        for length in (3, 10, 25, 99, 100):
+            expected = np.interp(length, (0, *layer.lengths), (0.0, *of_lengths))
+            assert layer.seconds_of(np.array([length]), blocks) == pytest.approx(expected)
+    assert LayerLatency((10,), (4,), ((2.0,),)).seconds_of(np.array([10]), 4) == 2
+
+
 @pytest.mark.parametrize(("length", "blocks"), [(201, 2), (100, 1), (100, 5)])
 def test_nothing_is_extrapolated(length: int, blocks: int) -> None:
     with pytest.raises(ConfigError, match="table"):

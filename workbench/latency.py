@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,7 +102,11 @@ class LayerLatency:
                 expected=f"{self.budgets[0]} to {self.budgets[-1]}, the measured numbers",
                 do="Measure a table with these --budgets.",
             )
-            times_X = np.array([np.interp(blocks, self.budgets, row) for row in self.monotone_XK])
+            above = min(int(np.searchsorted(self.budgets, blocks)), len(self.budgets) - 1)
+            below = max(0, above - 1)
+            width = self.budgets[above] - self.budgets[below]
+            share = (blocks - self.budgets[below]) / width if width else 0.0
+            times_X = (1 - share) * self.monotone_XK[:, below] + share * self.monotone_XK[:, above]
         else:
             times_X = self.monotone_XK[:, 0]
         return np.interp(lengths, (0, *self.lengths), (0.0, *times_X))
@@ -145,7 +150,8 @@ class LatencyTable:
             expected=f"one of this model, which has {len(blocks)}",
             do="Measure one: workbench latency-table CONFIG --output FILE.",
         )
-        return sum(self.layers[key].seconds_of(lengths, number) for key, number in zip(self.order, blocks))
+        counted = Counter(zip(self.order, blocks))  # most layers are alike
+        return sum(number * self.layers[key].seconds_of(lengths, k) for (key, k), number in counted.items())
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
