@@ -22,11 +22,11 @@ from typing import Any, Self
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from workbench.config import ConfigError, require
+from workbench.config import Config, ConfigError, require
 from workbench.distribution import shipped
 from workbench.files import write_json
 
-__all__ = ["LatencyTable", "LayerLatency", "monotone"]
+__all__ = ["LatencyTable", "LayerLatency", "TableConfig", "monotone"]
 
 FORMAT = 1
 """Version of the file."""
@@ -205,3 +205,39 @@ class LatencyTable:
             "layers": layers,
             "provenance": dict(self.provenance),
         }
+
+
+class TableConfig(Config):
+    """Base of configurations that name a latency table. Their identity is that of its times."""
+
+    table: str
+    """File of the latency table of this model on this device (`workbench latency-table`)."""
+    fingerprint: str | None = None
+    """Of the table (:attr:`LatencyTable.fingerprint`). Default: read from it once; a launch and the record of a run
+    keep it."""
+
+    def canonical(self) -> dict[str, Any]:
+        """The content of the table instead of its location."""
+        plain = self.plain()
+        del plain["fingerprint"]
+        return {**plain, "table": self.fingerprint or LatencyTable.load(self.table).fingerprint}
+
+    def pinned(self) -> Self:
+        """With the fingerprint of the table, so that its identity needs no file."""
+        return self if self.fingerprint else self.changed(fingerprint=LatencyTable.load(self.table).fingerprint)
+
+    def read(self) -> LatencyTable:
+        """The table.
+
+        Raises:
+            ConfigError: when the file cannot be read, or its times have changed since they were pinned.
+        """
+        table = LatencyTable.load(self.table)
+        require(
+            self.fingerprint in (None, table.fingerprint),
+            "table",
+            got=f"{self.table}, which contains other times now ({table.fingerprint})",
+            expected=f"those of the first start ({self.fingerprint})",
+            do="Restore the file: the same command resumes. Other times are another run.",
+        )
+        return table

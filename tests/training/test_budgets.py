@@ -26,7 +26,7 @@ from workbench.training import parallel
 from workbench.training.budgets import budget_tuners
 from workbench.training.budgets.dst import DST, CoverageBudget
 from workbench.training.config import RunConfig
-from workbench.training.latency import layer_key, measure_latencies, timing_conditions
+from workbench.training.latency import check_loads, layer_key, measure_latencies, timing_conditions
 from workbench.training.step import TrainStep, build_step
 from workbench.training.trial import train
 
@@ -381,6 +381,43 @@ def test_a_changed_table_is_refused_on_resume(tmp_path: Path) -> None:
         DST(pinned, torch.device("cpu"))
 
 
+def balanced(table: str, **changes: Any) -> RunConfig:
+    """A run whose batch plan measures loads by a table."""
+    fields = run_of().plain()
+    plan = {"kind": "sparsity_aware", "loads": {"kind": "measured", "table": table, **changes}}
+    fields["training"]["batch_plan"] = plan
+    return RunConfig.parse(fields)
+
+
+def test_a_plan_is_identified_by_the_times_of_its_table(tmp_path: Path) -> None:
+    one = balanced(save_table(run_of(), tmp_path / "a.json"))
+    copy = balanced(save_table(run_of(), tmp_path / "b.json"))
+    other = balanced(save_table(run_of(), tmp_path / "c.json", lambda x, k: x + k))
+    assert one.identity == copy.identity != other.identity
+    pinned = one.pinned()
+    (tmp_path / "a.json").unlink()
+    assert pinned.identity == copy.identity and pinned.pinned() is pinned
+
+
+def test_a_plan_whose_times_have_changed_is_refused_on_resume(tmp_path: Path) -> None:
+    pinned = balanced(save_table(run_of(), tmp_path / "a.json")).pinned()
+    save_table(run_of(), tmp_path / "a.json", lambda x, k: x + k)
+    with pytest.raises(ConfigError, match=r"^training.batch_plan.loads.table.*other times now"):
+        check_loads(pinned, torch.device("cpu"))
+
+
+def test_a_plan_by_times_of_other_conditions_or_layers_is_refused(tmp_path: Path) -> None:
+    run = balanced(save_table(run_of(), tmp_path / "a.json"))
+    check_loads(run, torch.device("cpu"))
+    of_bf16 = run.changed(training=run.training.changed(precision="bf16"))
+    with pytest.raises(ConfigError, match=r"^training.batch_plan.loads.table.*measured with precision: fp32"):
+        check_loads(of_bf16, torch.device("cpu"))
+    of_nsa = run.changed(model=run_of("nsa").model)
+    with pytest.raises(ConfigError, match="2 layers of another model"):
+        check_loads(of_nsa, torch.device("cpu"))
+    check_loads(run_of(), torch.device("cpu"))
+
+
 # -- measurement -----------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +432,23 @@ def test_measured_tables_fit_the_run_they_were_measured_for(tmp_path: Path, monk
     assert layer.budgets == (1, 2, 4, 6, 8, 12) and layer.lengths == (16, 64)
     assert np.array(layer.seconds).min() > 0
     assert DST(run_of(table=str(tmp_path / "table.json")), torch.device("cpu")).layers[0].candidates == layer.budgets
+
+
+def test_lengths_that_do_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured before is kept."""
+
+    def time_row(run: Any, layer: Any, length: int, numbers: Any, device: Any) -> list[float]:
+        if length > 32:
+            raise torch.OutOfMemoryError
+        return [length * 1e-6] * len(numbers)
+
+    monkeypatch.setattr("workbench.training.latency._time_row", time_row)
+    lines: list[str] = []
+    (layer,) = measure_latencies(run_of(), [16, 32, 64, 128], [3, 6], lines.append).layers.values()
+    assert layer.lengths == (16, 32) and len(layer.seconds) == 2
+    assert "64 tokens: left out" in lines[-1] and len(lines) == 3
+    with pytest.raises(ConfigError, match=r"lengths: got 64; expected tokens of which a layer with 'moba' fits"):
+        measure_latencies(run_of(), [64], [3, 6])
 
 
 def test_budgets_below_the_forced_blocks_cannot_be_measured() -> None:

@@ -408,6 +408,7 @@ class RunConfig(Config):
             plain["seed"] = seeds.pop()
         else:
             plain["seed"] = {component: self.seed_of(component) for component in COMPONENTS}
+        plain["training"]["batch_plan"] = self.training.batch_plan.canonical()
         if self.training.budgets is not None:
             plain["training"]["budgets"] = self.training.budgets.canonical()
         for name in (
@@ -506,16 +507,17 @@ class RunConfig(Config):
         return sum(flops * number * training.tokens_per_step for flops, number in zip(per_token, steps))
 
     def pinned(self, weights: Mapping[str, str] | None = None) -> RunConfig:
-        """With the fingerprint of the initial weights and of the files of a budget tuner, so that its identity needs no
-        files.
+        """With the fingerprint of the initial weights and of the files of its batch plan and budget tuner, so that its
+        identity needs no files.
 
         Args:
             weights: source (:attr:`StartConfig.source`) -> fingerprint; default what the folder contains. Those that it
                 lacks stay as they are.
         """
-        budgets = self.training.budgets
-        if budgets is not None and (pinned := budgets.pinned()) is not budgets:
-            return self.changed(training=self.training.changed(budgets=pinned)).pinned(weights)
+        plan, budgets = self.training.batch_plan, self.training.budgets
+        pinned = {"batch_plan": plan.pinned(), "budgets": budgets.pinned() if budgets is not None else None}
+        if pinned["batch_plan"] is not plan or pinned["budgets"] is not budgets:
+            return self.changed(training=self.training.changed(**pinned)).pinned(weights)
         if self.start is None or self.start.fingerprint:
             return self
         if weights is None:

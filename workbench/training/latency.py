@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from workbench.config import hash_of, require
+from workbench.config import ConfigError, hash_of, require
 from workbench.contract import AuxOutputs, Budget, mixers
 from workbench.environment import choose_device, environment
-from workbench.latency import LatencyTable, LayerLatency
+from workbench.latency import LatencyTable, LayerLatency, TableConfig
 from workbench.layers import INIT_SCALE
 from workbench.model.block import Block
 from workbench.model.config import Layer
@@ -62,6 +62,55 @@ def timing_conditions(run: RunConfig, device: torch.device) -> dict[str, Any]:
     return conditions if device.type == "cuda" else {**conditions, "platform": where["platform"]}
 
 
+def table_of(config: TableConfig, run: RunConfig, device: torch.device, field: str) -> LatencyTable:
+    """The table that a part of a run's configuration names.
+
+    Args:
+        config: the part.
+        run: the run.
+        device: that it trains on.
+        field: path of ``config`` in the run, for messages.
+
+    Raises:
+        ConfigError: when it cannot be read, has changed since the run began, or was measured under other conditions.
+    """
+    try:
+        table = config.read()
+    except ConfigError as error:
+        raise error.under(field) from None
+    conditions = timing_conditions(run, device)
+    differing = {name: table.conditions.get(name) for name in conditions}
+    differing = {name: value for name, value in differing.items() if value != conditions[name]}
+    require(
+        not differing,
+        f"{field}.table",
+        got=f"{config.table}, measured with {', '.join(f'{name}: {value}' for name, value in differing.items())}",
+        expected=", ".join(f"{name}: {conditions[name]}" for name in differing),
+        do="Measure one on this device: workbench latency-table CONFIG --output FILE.",
+    )
+    return table
+
+
+def check_loads(run: RunConfig, device: torch.device) -> None:
+    """Check that the table by which a batch plan measures loads is one of this run on this device.
+
+    Raises:
+        ConfigError: when it is not.
+    """
+    loads = getattr(run.training.batch_plan, "loads", None)
+    if not isinstance(loads, TableConfig):
+        return
+    field = "training.batch_plan.loads"
+    table = table_of(loads, run, device, field)
+    require(
+        table.order == tuple(map(layer_key, run.model.layers)),
+        f"{field}.table",
+        got=f"{loads.table}, of {len(table.order)} layers of another model",
+        expected=f"times of the {len(run.model.layers)} layers of this model as configured",
+        do="Measure a table of this model: workbench latency-table CONFIG --output FILE.",
+    )
+
+
 def measure_latencies(
     run: RunConfig,
     lengths: Sequence[int],
@@ -78,6 +127,8 @@ def measure_latencies(
             layer, and the configured number.
         report: called with a line per measured case.
         device: default: the GPU where there is one.
+
+    Lengths that do not fit in the memory of the device are left out, with a line to ``report``.
 
     Raises:
         ConfigError: for lengths or budgets that cannot be measured.
@@ -103,12 +154,24 @@ def measure_latencies(
             numbers = list(chosen)
         seconds = []
         for length in lengths:
-            row = _time_row(run, layer, length, numbers, device)
+            try:
+                row = _time_row(run, layer, length, numbers, device)
+            except torch.OutOfMemoryError:  # what has been measured is kept
+                report(f"{layer.mixer.kind}, {length:,} tokens: left out, they do not fit in the memory of {device}")
+                break
             seconds.append(tuple(row))
             times = ", ".join(f"{second * 1e3:.3g}" for second in row)
             report(f"{layer.mixer.kind}, {length:,} tokens: {times} ms")
+        require(
+            seconds,
+            "lengths",
+            got=lengths[0],
+            expected=f"tokens of which a layer with {layer.mixer.kind!r} fits in the memory of {device}",
+            do="Set training.recompute, or measure shorter documents.",
+        )
+        measured = tuple(lengths[: len(seconds)])
         layers[key] = LayerLatency(
-            tuple(lengths), tuple(k for k in numbers if k is not None), tuple(seconds), _described(layer)
+            measured, tuple(k for k in numbers if k is not None), tuple(seconds), _described(layer)
         )
     where = {**environment(), "date": time.strftime("%Y-%m-%d")}
     return LatencyTable(timing_conditions(run, device), layers, tuple(order), where)

@@ -45,6 +45,7 @@ from workbench.training.checkpointer import Checkpointer
 from workbench.training.config import RunConfig, describe_run
 from workbench.training.growth import grow
 from workbench.training.health import Diverged
+from workbench.training.latency import check_loads
 from workbench.training.loop import Stopped, train_loop
 from workbench.training.memory import retain_freed_memory
 from workbench.training.metric_log import MetricLog
@@ -396,6 +397,7 @@ def fit(trial: Trial, should_stop: Callable[[], bool], on_row: Callable[[dict[st
     fabric = parallel.launch(trial.devices, training.ranks, expert_parallel=training.expert_parallel)
     checkpoint = fabric.broadcast(trial.checkpoint)
     step = step_of(checkpoint) if checkpoint else 0
+    check_loads(config, fabric.device)
     train_step, compiled = build_step(trial.model, config.of(config.phase_at(step)), fabric)
     trial.train_step = train_step
     throughput = Throughput(config, trial.seen_flops)

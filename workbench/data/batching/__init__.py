@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,10 @@ class BatchPlanConfig(Config):
     """Base of a batch plan's configuration. ``kind`` is the registered name."""
 
     kind: str
+
+    def pinned(self) -> Self:
+        """With the fingerprint of every file that it names, so that its identity needs none."""
+        return self
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -22,6 +22,13 @@ class BalancedPlanConfig(BatchPlanConfig):
 
     loads: LoadSetting
     """What is balanced: tokens, flops, or measured seconds ({kind: measured, table: …})."""
+
+    def canonical(self) -> dict[str, Any]:
+        return {**self.plain(), "loads": self.loads.canonical()}
+
+    def pinned(self) -> Self:
+        loads = self.loads.pinned()
+        return self if loads is self.loads else self.changed(loads=loads)
 
 
 class BalancedPlan(BatchPlan):

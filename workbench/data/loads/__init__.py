@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 from pydantic import BeforeValidator, SerializeAsAny
@@ -38,6 +38,10 @@ class LoadConfig(Config):
     """Base of a load model's configuration. ``kind`` is the registered name."""
 
     kind: str
+
+    def pinned(self) -> Self:
+        """With the fingerprint of every file that it names, so that its identity needs none."""
+        return self
 
 
 class LoadModel(ABC):

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from workbench.data.loads import LoadConfig, LoadModel, load_models
-from workbench.latency import LatencyTable
+from workbench.latency import LatencyTable, TableConfig
 
 
 @load_models.register
@@ -18,16 +18,15 @@ class Measured(LoadModel):
 
     knows_budgets = True
 
-    class Config(LoadConfig):
+    class Config(TableConfig, LoadConfig):
         """Seconds of the forward and backward pass through all layers, from a latency table."""
 
         kind: Literal["measured"] = "measured"
-        table: str
-        """File of the latency table of this model on this device (`workbench latency-table`)."""
 
     @cached_property
     def table(self) -> LatencyTable:
-        return LatencyTable.load(self.config.table)
+        table: LatencyTable = self.config.read()
+        return table
 
     def load(self, documents: np.ndarray, budgets: Sequence[float | None]) -> float:
         return self.table.seconds(documents, budgets)

@@ -33,11 +33,11 @@ from torch import Tensor
 
 from workbench.config import require
 from workbench.contract import BlocksPerQuery, Budget, BudgetChoice, mixers
-from workbench.latency import LatencyTable, LayerLatency
+from workbench.latency import LatencyTable, LayerLatency, TableConfig
 from workbench.model.config import ModelConfig
 from workbench.training.budgets import BudgetConfig, BudgetTuner, StepLengths, budget_tuners
 from workbench.training.config import RunConfig
-from workbench.training.latency import layer_key, timing_conditions
+from workbench.training.latency import layer_key, table_of
 
 ROUNDING = 1e-9
 """Relative difference up to which two times are equal: a mean of equal times differs from them by rounding."""
@@ -83,15 +83,10 @@ class _Layer(NamedTuple):
 class DST(BudgetTuner):
     """Dynamic sparsity tuning of SparseBalance."""
 
-    class Config(BudgetConfig):
+    class Config(TableConfig, BudgetConfig):
         """Dynamic sparsity tuning."""
 
         kind: Literal["dst"] = "dst"
-        table: str
-        """File of the latency table of this model on this device (`workbench latency-table`)."""
-        fingerprint: str | None = None
-        """Of the table (:attr:`workbench.latency.LatencyTable.fingerprint`). Default: read from it once; a launch and
-        the record of a run keep it."""
         anchor: Literal["mean", "min", "max"] = "mean"
         """The time that all micro-batches of a global batch are tuned to: mean, shortest or longest of theirs."""
         scope: Literal["layer", "stage"] = "layer"
@@ -135,37 +130,9 @@ class DST(BudgetTuner):
                 expected=f"a divisor of the {len(model.layers)} layers",
             )
 
-        def canonical(self) -> dict[str, Any]:
-            """The content of the table instead of its location."""
-            plain = self.plain()
-            del plain["fingerprint"]
-            return {**plain, "table": self.fingerprint or LatencyTable.load(self.table).fingerprint}
-
-        def pinned(self) -> BudgetConfig:
-            return self if self.fingerprint else self.changed(fingerprint=LatencyTable.load(self.table).fingerprint)
-
     def __init__(self, run: RunConfig, device: torch.device):
         super().__init__(run, device)
-        config = self.config
-        table = LatencyTable.load(config.table)
-        require(
-            config.fingerprint in (None, table.fingerprint),
-            "training.budgets.table",
-            got=f"{config.table}, which contains other times now ({table.fingerprint})",
-            expected=f"those of the first start ({config.fingerprint})",
-            do="Restore the file: the same command resumes. Other times are another run.",
-        )
-        conditions = timing_conditions(run, device)
-        differing = {name: table.conditions.get(name) for name in conditions}
-        differing = {name: value for name, value in differing.items() if value != conditions[name]}
-        require(
-            not differing,
-            "training.budgets.table",
-            got=f"{config.table}, measured with {', '.join(f'{name}: {value}' for name, value in differing.items())}",
-            expected=", ".join(f"{name}: {conditions[name]}" for name in differing),
-            do="Measure one on this device: workbench latency-table CONFIG --output FILE.",
-        )
-        self._read(table)
+        self._read(table_of(self.config, run, device, "training.budgets"))
 
     @classmethod
     def simulated(cls, run: RunConfig, table: LatencyTable, device: torch.device) -> DST:
