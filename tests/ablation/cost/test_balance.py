@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from workbench.ablation.arms import resolve
-from workbench.ablation.cost.balance import token_imbalance
+from workbench.ablation.cost.balance import latency_tables, seconds_imbalance, token_imbalance
 from workbench.ablation.spec.ablation import AblationConfig
 from workbench.config import ConfigError, deep_merge
 from workbench.data import BatchPlanConfig, RowStream, batch_plans
 from workbench.data.batching import BatchPlan, GlobalBatch
+from workbench.latency import LatencyTable, LayerLatency
 from workbench.training.config import RunConfig
+from workbench.training.latency import layer_key
 
 
 class Alternating(RowStream):
@@ -32,6 +35,18 @@ class Data:
 
     def stream(self, **_: Any) -> RowStream:
         return Alternating()
+
+
+class Longer(Data):
+    """A source of rows that are longer than those of the table."""
+
+    def stream(self, **_: Any) -> RowStream:
+        class Rows(Alternating):
+            def row(self, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+                tokens = np.zeros(96, np.int64)
+                return tokens, tokens, tokens.astype(np.int32), tokens
+
+        return Rows()
 
 
 @pytest.mark.parametrize(("plan", "expected"), [("contiguous", 160 / 96), ("length_balanced", 1.0)])
@@ -60,6 +75,25 @@ def test_ranks_that_share_weights_wait_in_every_micro_batch(ranks: str, expected
         assert token_imbalance(run, Data(), 2) == pytest.approx(expected)  # type: ignore[arg-type]
     finally:
         batch_plans.unregister("opposite")
+
+
+def test_predicted_seconds_are_those_of_a_table_of_the_model(tmp_path: Path) -> None:
+    """Rows of 80 and 16 tokens in turns: contiguous gives one rank all long ones; a layer takes 3 s and 1 s."""
+    moba = {"pattern": "moba", "depth": 2, "width": 32, "mixers": {"moba": {"block": 4, "top_k": 2}}}
+    training = {"context": 80, "buckets": [16, 80], "batch_size": 2, "accumulate": 2, "tokens": 3 * 320}
+    fields = {"model": moba, "training": {**training, "ranks": "replicated"}}
+    key = layer_key(RunConfig.parse(fields).model.layers[0])
+    LatencyTable({}, {key: LayerLatency((16, 80), (2, 4), ((1, 2), (3, 4)))}, (key,) * 2).save(tmp_path / "table.json")
+    loads = {"kind": "measured", "table": str(tmp_path / "table.json")}
+    balanced = deep_merge(fields, {"training": {"batch_plan": {"kind": "length_balanced", "loads": loads}}})
+    runs = [RunConfig.parse(fields), RunConfig.parse(balanced)]
+    tables = latency_tables([*runs, *runs])
+    assert len(tables) == 1
+    found = [seconds_imbalance(run, Data(), 2, tables) for run in runs]  # type: ignore[arg-type]
+    assert found == [pytest.approx(6 / 4), pytest.approx(1.0)]
+    assert seconds_imbalance(RunConfig.parse({"training": training}), Data(), 2, tables) is None  # type: ignore[arg-type]
+    longer = RunConfig.parse({"model": moba, "training": {**training, "context": 96, "buckets": [16, 96]}})
+    assert seconds_imbalance(longer, Longer(), 2, tables) is None  # type: ignore[arg-type]
 
 
 def test_devices_share_the_rows_of_a_micro_batch(fields: dict[str, Any]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable
+
 import numpy as np
 
+from workbench.config import ConfigError
 from workbench.data import Source, StepLoader
+from workbench.latency import LatencyTable, TableConfig
 from workbench.training.config import RunConfig
+from workbench.training.latency import layer_key
 
-__all__ = ["token_imbalance"]
+__all__ = ["latency_tables", "seconds_imbalance", "token_imbalance"]
 
 STEPS = 16
 """Steps that are planned."""
@@ -25,6 +30,36 @@ def token_imbalance(run: RunConfig, data: Source, ranks: int) -> float:
         data: its prepared data.
         ranks: number of ranks, a divisor of the rows of a micro-batch.
     """
+    return _imbalance(run, data, ranks, lambda documents: float(documents.sum()))
+
+
+def seconds_imbalance(run: RunConfig, data: Source, ranks: int, tables: Collection[LatencyTable]) -> float | None:
+    """As :func:`token_imbalance`, of the seconds that a latency table predicts with the configured blocks per query.
+    None where no table is one of the layers of this model, or documents are longer than those that were measured.
+
+    Args:
+        tables: of the ablation's arms; the first that fits is used.
+    """
+    order = tuple(map(layer_key, run.model.layers))
+    table = next((table for table in tables if table.order == order), None)
+    if table is None:
+        return None
+    budgets = run.batch_plan.run.budgets
+    try:
+        return _imbalance(run, data, ranks, lambda documents: table.seconds(documents, budgets))
+    except ConfigError:
+        return None
+
+
+def latency_tables(runs: Iterable[RunConfig]) -> list[LatencyTable]:
+    """The latency tables that the batch plans and budget tuners of runs name, each once."""
+    parts = [(run.training.budgets, getattr(run.training.batch_plan, "loads", None)) for run in runs]
+    named = [part for pair in parts for part in pair if isinstance(part, TableConfig)]
+    return list({table.fingerprint: table for table in (part.read() for part in named)}.values())
+
+
+def _imbalance(run: RunConfig, data: Source, ranks: int, load: Callable[[np.ndarray], float]) -> float:
+    """See :func:`token_imbalance`; ``load`` is that of a micro-batch, by the tokens of its documents."""
     training = run.training
     steps = min(STEPS, training.steps)
     loader = StepLoader(
@@ -35,9 +70,7 @@ def token_imbalance(run: RunConfig, data: Source, ranks: int) -> float:
         steps=steps,
         world=ranks,
     )
-    tokens_SRA = np.array(
-        [[[documents.sum() for documents in rank] for rank in loader.lengths(step)] for step in range(steps)]
-    )
+    loads_SRA = np.array([[list(map(load, of_rank)) for of_rank in loader.lengths(step)] for step in range(steps)])
     if training.ranks == "replicated":
-        tokens_SRA = tokens_SRA.sum(2, keepdims=True)
-    return float((tokens_SRA.max(1).sum(1) / tokens_SRA.mean(1).sum(1)).mean())
+        loads_SRA = loads_SRA.sum(2, keepdims=True)
+    return float((loads_SRA.max(1).sum(1) / loads_SRA.mean(1).sum(1)).mean())

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from workbench.ablation.arms import Arms
-from workbench.ablation.cost.balance import token_imbalance
+from workbench.ablation.cost.balance import latency_tables, seconds_imbalance, token_imbalance
 from workbench.ablation.cost.memory import activation_bytes
 from workbench.ablation.cost.printed import CostCard
 from workbench.ablation.estimate import card_seconds
@@ -48,7 +48,8 @@ def cost_table(
     gradients, optimiser state, activations); memory_measured (whether measured on this device; else estimated); of a
     run on several devices, times and memory are those of a rank that stores all weights, without communication;
     token_imbalance (of a run on several devices: tokens of the ranks that the others wait for, divided by the mean, as
-    its plan deals out the first steps; null without data, and on one device);
+    its plan deals out the first steps; null without data, and on one device); seconds_imbalance (the same of predicted
+    seconds, by a latency table that an arm names; null without one);
     disk_bytes (checkpoints of one trial while it runs); residual (relative difference of the matched quantity to the
     budget's target); off_parameters, off_active_parameters, off_flops, off_cache, off_seconds (to the baseline, on
     every axis); solved (what the budget's solver set, in words); mismatch (what is not matched, in words).
@@ -56,6 +57,7 @@ def cost_table(
     rows: list[dict[str, Any]] = []
     baseline: dict[str, Any] = {}
     devices = arms.config.launch.devices
+    tables = latency_tables(arm.first_run() for arm in arms.values()) if devices > 1 else []
     for name, arm in arms.items():
         run = arm.first_run()
         training = run.training
@@ -94,6 +96,9 @@ def cost_table(
             "memory_bytes": memory,
             "memory_measured": peak > 0,
             "token_imbalance": None if source is None or devices == 1 else token_imbalance(run, source, devices),
+            "seconds_imbalance": (
+                None if source is None or devices == 1 else seconds_imbalance(run, source, devices, tables)
+            ),
             # weights in fp32 and what training keeps, in the retained checkpoints and the one being written
             "disk_bytes": (4 * cost.parameters + state_bytes) * (RETAINED + 1) if training.steps else 0,
         }

@@ -29,6 +29,9 @@ QUANTITIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "evaluations while training": lambda row: duration(row.get("evaluation_seconds")),
     "report documents": lambda row: duration(row.get("report_seconds")),
     "tokens of ranks": lambda row: f"{row['token_imbalance']:.2f}" if row.get("token_imbalance") else UNKNOWN,
+    "predicted seconds of ranks": lambda row: (
+        f"{row['seconds_imbalance']:.2f}" if row.get("seconds_imbalance") else UNKNOWN
+    ),
     "memory": lambda row: size(row["memory_bytes"]) + ("" if row.get("memory_measured") else " (estimate)"),
     "disk while running": lambda row: size(row.get("disk_bytes")),
     "tuning trials": lambda row: f"{row['searched']} ({row['tuned']} field{'s' * (row['tuned'] != 1)})",

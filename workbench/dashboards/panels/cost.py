@@ -33,6 +33,10 @@ QUANTITIES: dict[str, tuple[str, Callable[[Any], str]]] = {
         "tokens of ranks, max/mean",
         lambda ratio: formatting.UNKNOWN if ratio is None else f"{ratio:.2f}",
     ),
+    "seconds_imbalance": (
+        "predicted seconds of ranks, max/mean",
+        lambda ratio: formatting.UNKNOWN if ratio is None else f"{ratio:.2f}",
+    ),
     "tuned": ("tuned fields", formatting.count),
     "searched": ("tuning trials", formatting.count),
     "trials": ("runs", formatting.count),
