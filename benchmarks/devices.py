@@ -91,14 +91,14 @@ def train(config: Any, devices: int, data: str, arguments: argparse.Namespace) -
     import torch
 
     from workbench.data import Source, StepLoader
+    from workbench.environment import usable_cores
     from workbench.model import LanguageModel
     from workbench.training import parallel
     from workbench.training.memory import peak_memory, retain_freed_memory
     from workbench.training.step import build_step
     from workbench.training.trial import deterministic_algorithms
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads or max(1, usable_cores() // devices))
     training = config.training
     fabric = parallel.launch(devices, training.ranks, expert_parallel=training.expert_parallel)
     on_gpu = fabric.device.type == "cuda"
@@ -174,7 +174,7 @@ def profiled(step: Callable[[], None]) -> tuple[float, float]:
         file = Path(folder) / "trace.json"
         with profile(
             activities=[ProfilerActivity.CUDA],
-            schedule=schedule(wait=0, warmup=1, active=PROFILED),
+            schedule=schedule(wait=0, warmup=1, active=PROFILED, repeat=1),
             on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(file)),
         ) as profiler:
             for _ in range(1 + PROFILED):
@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="a multiple of five")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no further case starts after them")
     parser.add_argument("--limit", type=float, default=540, help="seconds after which a case is ended")
-    parser.add_argument("--threads", type=int, default=0, help="threads of a rank; default: torch's")
+    parser.add_argument("--threads", type=int, default=0, help="threads of a rank; default: its share of the cores")
     parser.add_argument("--corpus-bytes", type=int, default=60_000_000)
     parser.add_argument("--cache", default=str(ROOT / "results" / "benchmarks" / "cache"))
     parser.add_argument("--extra", default="{}", help="JSON merged into the fields of every run")
