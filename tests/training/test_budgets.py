@@ -14,6 +14,8 @@ import torch
 from helpers import WORDS
 from typer.testing import CliRunner
 
+from workbench.ablation.arms import resolve
+from workbench.ablation.spec.ablation import AblationConfig
 from workbench.cli import app
 from workbench.config import ConfigError
 from workbench.contract import AuxOutputs, Budget, mixers
@@ -416,6 +418,19 @@ def test_a_plan_by_times_of_other_conditions_or_layers_is_refused(tmp_path: Path
     with pytest.raises(ConfigError, match="2 layers of another model"):
         check_loads(of_nsa, torch.device("cpu"))
     check_loads(run_of(), torch.device("cpu"))
+
+
+def test_the_shipped_table_is_one_of_the_shipped_sweep() -> None:
+    """Options that were added since it was measured, and are off, change no key."""
+    run = resolve(AblationConfig.load("sweeps/sparse_balance.yaml"))["sab-dst"].run()
+    table = LatencyTable.load(run.training.budgets.table)  # type: ignore[union-attr]
+    assert table.order == tuple(layer_key(layer) for layer in run.model.layers)
+    assert {name: table.conditions[name] for name in ("width", "precision", "compile", "recompute")} == {
+        "width": run.model.width,
+        "precision": run.training.precision,
+        "compile": run.training.compile,
+        "recompute": run.training.recompute,
+    }
 
 
 # -- measurement -----------------------------------------------------------------------------------------------------

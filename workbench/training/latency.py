@@ -41,7 +41,7 @@ def layer_key(layer: Layer) -> str:
 
 
 def _described(layer: Layer) -> dict[str, Any]:
-    plain = layer.plain()
+    plain = layer.canonical()  # options that are off are left out, so that tables stay valid when some are added
     if (per_query := mixers[layer.mixer.kind].blocks_per_query(layer.mixer)) is not None:
         plain["mixer"].pop(per_query.field)
     return plain
