@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from workbench.training import parallel
 from workbench.training.checkpoint import load_checkpoint
 from workbench.training.config import RunConfig
 from workbench.training.latency import measure_latencies
+from workbench.training.replay import replay
 from workbench.training.step import build_step
 from workbench.training.trial import run_in_process, train
 
@@ -122,6 +124,68 @@ def test_all_ranks_know_the_same_plan(taken: list[dict[str, Any]], plan: str) ->
 def test_balanced_plans_deal_out_other_micro_batches(taken: list[dict[str, Any]]) -> None:
     plans = [taken[1][f"{plan}, sharded"][1] for plan in PLANS]
     assert plans[0] != plans[1]
+
+
+TUNED_STEPS = 4
+
+
+def tuned(fields: dict[str, Any]) -> RunConfig:
+    """Learned plans and tuned budgets, of four rows in a micro-batch."""
+    run = planned(fields, "sparsity_aware", "replicated")
+    run["training"]["budgets"] = {"kind": "dst", "table": fields["table"], "tolerance": 0.3}
+    return RunConfig.parse(run)
+
+
+def tuned_on_a_rank(fields: dict[str, Any], cache: Path, data: str, world: int) -> tuple[list[Any], dict[str, Any]]:
+    """What every step measured, and the weights at the end."""
+    config = tuned(fields)
+    training = config.training
+    fabric = parallel.launch(world, "replicated")
+    loader = StepLoader(
+        config.stream(Source.open(cache, data)),
+        config.batch_plan,
+        batch_size=training.batch_size,
+        accumulate=training.accumulate,
+        steps=TUNED_STEPS,
+        rank=fabric.global_rank,
+        world=world,
+    )
+    step, _ = build_step(LanguageModel(config.model, seed=0).double(), config, fabric)
+    step.diagnose_at, step.step_lengths = set(), loader.lengths
+    measured, batches = [], iter(loader)
+    for number in range(TUNED_STEPS):
+        step(number + 1, batches)
+        measured.append(step.measurements(loader.lengths(number)))
+        loader.record(number, measured[-1])
+    batches.close()
+    return measured, {name: p.detach().cpu().numpy().copy() for name, p in step.model.named_parameters()}
+
+
+def test_four_replayed_ranks_train_as_four_real_ones(
+    fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The same plans, which follow from the budgets of earlier steps, the same budgets, the same weights."""
+    cache = tmp_path_factory.mktemp("cache")
+    measured_table = LatencyTable.load(fields["table"])
+    layers = {
+        key: replace(layer, seconds=tuple(tuple(x * k / 1e6 for k in layer.budgets) for x in layer.lengths))
+        for key, layer in measured_table.layers.items()
+    }
+    replace(measured_table, layers=layers).save(cache / "table.json")  # times that cannot be alike by chance
+    fields = {**fields, "table": str(cache / "table.json")}
+    config = tuned(fields)
+    data = prepare(config.data, 300, cache).fingerprint
+    model = LanguageModel(config.model, seed=0).double()
+    replayed = list(replay(config, config.stream(Source.open(cache, data)), 4, TUNED_STEPS, model))
+    of_ranks = on_ranks(4, tuned_on_a_rank, fields, cache, data, 4)
+    for measured, weights in of_ranks:
+        assert [step["budgets"] for step in measured] == [step.blocks_RAL.tolist() for step in replayed]
+        lengths = [[[x.tolist() for x in of_rank] for of_rank in step.lengths] for step in replayed]
+        assert [step["lengths"] for step in measured] == lengths
+        for name, parameter in model.named_parameters():
+            np.testing.assert_allclose(weights[name], parameter.detach().cpu().numpy(), rtol=1e-7, atol=1e-9)
+    budgets = np.array([step.blocks_RAL for step in replayed])
+    assert len(np.unique(budgets)) > 1, "budgets vary"
 
 
 def run_of(path: Path, fields: dict[str, Any]) -> RunFolder:
