@@ -186,7 +186,7 @@ class Arm:
                 "micro_batch_imbalance": float(in_turn_A.max() / in_turn_A.mean()),
                 "mean_load": float(of_ranks.sum(1).mean()),
                 "planning": planning,
-                **{name: logged[name] for name in ("budget", "coverage", "coverage_loss") if name in logged},
+                **{name: logged[name] for name in ("budget", "coverage_lost") if name in logged},
             }
         )
 

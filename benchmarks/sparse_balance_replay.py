@@ -13,7 +13,8 @@ replay     four data-parallel ranks, 16 documents a step, one per micro-batch, r
            documents. The first steps are warm-up: of the code, and of the moving averages of budgets.
 simulate   four ranks without a pipeline and the paper's pipelines (DP2 PP4 with two documents in a micro-batch; DP4 PP4
            with one), 36 layers, from the table, with the 1F1B schedule event by event; the six arms, and on the bimodal
-           lengths DST with every anchor and tolerance.
+           lengths DST with every anchor and tolerance, and the arms that predict with a table whose times are wrong by
+           random factors, of which the logarithms have a standard deviation of 0.1 and 0.3.
 others     the same table of layers with NSA and with the global layer of ASA.
 
 Which blocks a trained model would need is not known here: weights are random, with queries scaled so that scores of
@@ -27,6 +28,7 @@ import argparse
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -114,6 +116,7 @@ def run_config(scale: dict[str, Any], depth: int, arm: str, table: Path | None =
         "training": {
             "batch_size": RANKS,
             "accumulate": DOCUMENTS // RANKS,
+            "ranks": "replicated",
             "context": scale["lengths"][-1],
             "tokens": 10_000 * DOCUMENTS * scale["lengths"][-1],
             "precision": scale["precision"],
@@ -311,31 +314,37 @@ class AssumedCoverage:
 
 
 def section_simulate(
-    scale: dict[str, Any], table: LatencyTable, path: Path, spread: float, steps: int, depth: int = 36
+    scale: dict[str, Any], table: LatencyTable, folder: Path, spread: float, steps: int, depth: int = 36
 ) -> Iterator[dict[str, Any]]:
     """Forward passes take a third of a layer's time."""
     table = replace(table, order=table.order[:1] * depth)
-    path = path.with_name(f"{path.stem}_{depth}_layers.json")
-    table.save(path)
+    predicted = {noise: with_noise(table, noise) for noise in (0.0, 0.1, 0.3)}
+    paths = {noise: folder / f"{noise:g}.json" for noise in predicted}
+    for noise, file in paths.items():
+        predicted[noise].save(file)
     block = scale["model"]["mixers"]["moba"]["block"]
     coverage = AssumedCoverage(block, spread, scale["budgets"][-1])
     layouts = {"DP4": (4, 1, 1), "DP2 PP4, 2 documents": (2, 4, 2), "DP4 PP4, 1 document": (4, 4, 1)}
-    cells = [{"anchor": "mean", "tolerance": 0.1, "arms": list(ARMS)}]
+    cells: list[dict[str, Any]] = [{"anchor": "mean", "tolerance": 0.1, "noise": 0.0, "arms": list(ARMS)}]
     tolerances = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-    cells += [{"anchor": a, "tolerance": p, "arms": ["DST"]} for a in ("mean", "min", "max") for p in tolerances]
+    anchors = ("mean", "min", "max")
+    cells += [{"anchor": a, "tolerance": p, "noise": 0.0, "arms": ["DST"]} for a in anchors for p in tolerances]
+    predicting = ["SAB", "DST", "LBB+DST", "SAB+DST"]
+    cells += [{"anchor": "mean", "tolerance": 0.1, "noise": noise, "arms": predicting} for noise in (0.1, 0.3)]
     for distribution, (layout, (ranks, stages, rows)) in itertools.product(DISTRIBUTIONS, layouts.items()):
         micro_batches = DOCUMENTS // (ranks * rows)
+        seconds: dict[str, list[float]] = {}
         for cell in cells:
-            if len(cell["arms"]) == 1 and distribution != "bimodal":
+            if cell is not cells[0] and distribution != "bimodal":
                 continue
-            seconds: dict[str, list[float]] = {}
-            for arm in dict.fromkeys(["none", *cell["arms"]]):
+            for arm in cell["arms"]:
                 rule = {"anchor": cell["anchor"], "tolerance": cell["tolerance"]}
-                run = run_config(scale, depth, arm, path, **(rule if ARMS[arm][1] else {}))
+                run = run_config(scale, depth, arm, paths[cell["noise"]], **(rule if ARMS[arm][1] else {}))
                 training = run.training.changed(batch_size=ranks * rows, accumulate=micro_batches)
                 run = run.model_copy(update={"training": training})
                 seconds[arm], bounds, bubbles, imbalances, blocks, kept = [], [], [], [], [], []
-                for step in simulated_steps(run, Documents(distribution, scale), table, ranks, steps, coverage):
+                stream = Documents(distribution, scale)
+                for step in simulated_steps(run, stream, table, predicted[cell["noise"]], ranks, steps, coverage):
                     times_RAL, blocks_RAL, coverage_RAL = step
                     stage_RAS = times_RAL.reshape(ranks, micro_batches, stages, -1).sum(-1)
                     timelines = [one_forward_one_backward(s.T / 3, 2 * s.T / 3) for s in stage_RAS]
@@ -345,8 +354,6 @@ def section_simulate(
                     imbalances.append(imbalance(times_RAL.sum(-1)))
                     blocks.append(blocks_RAL.mean())
                     kept.append(coverage_RAL.mean())
-                if arm not in cell["arms"]:
-                    continue
                 yield {
                     "section": "simulate",
                     "origin": Origin.SIMULATED,
@@ -355,6 +362,7 @@ def section_simulate(
                     "arm": arm,
                     "anchor": cell["anchor"] if ARMS[arm][1] else None,
                     "tolerance": cell["tolerance"] if ARMS[arm][1] else None,
+                    "noise": cell["noise"],
                     "steps": steps,
                     "layers": depth,
                     "step_ms": float(np.mean(seconds[arm]) * 1e3),
@@ -364,20 +372,42 @@ def section_simulate(
                     "imbalance_eq11": float(np.mean(imbalances)),
                     "blocks": float(np.mean(blocks)),
                     "coverage": float(np.mean(kept)),
-                    "published": PUBLISHED.get(arm) if cell["anchor"] == "mean" and cell["tolerance"] == 0.1 else None,
+                    "published": PUBLISHED.get(arm) if cell is cells[0] else None,
                 }
 
 
+def with_noise(table: LatencyTable, noise: float) -> LatencyTable:
+    """The table with every time multiplied by a random factor, whose logarithm has this standard deviation."""
+    generator = np.random.default_rng(0)
+    layers = {}
+    for key, layer in table.layers.items():
+        factors = np.exp(noise * generator.standard_normal(np.shape(layer.seconds)))
+        seconds = np.array(layer.seconds) * factors
+        layers[key] = replace(layer, seconds=tuple(map(tuple, seconds.tolist())))
+    return replace(table, layers=layers)
+
+
 def simulated_steps(
-    run: RunConfig, stream: RowStream, table: LatencyTable, ranks: int, steps: int, coverage: AssumedCoverage
+    run: RunConfig,
+    stream: RowStream,
+    table: LatencyTable,
+    predicted: LatencyTable,
+    ranks: int,
+    steps: int,
+    coverage: AssumedCoverage,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(R, A, L) seconds, blocks and coverage of every step: budgets by the rule of the tuner, plans that learn."""
+    """(R, A, L) seconds, blocks and coverage of every step: budgets by the rule of the tuner, plans that learn.
+
+    Args:
+        table: times that layers take.
+        predicted: times by which the tuner decides.
+    """
     training, depth = run.training, len(run.model.layers)
     (latency,) = table.layers.values()
     configured = run.model.layers[0].mixer.top_k  # type: ignore[attr-defined]
     tuner = None
     if training.budgets is not None:
-        tuner = DST.simulated(run, table, torch.device("cpu"))
+        tuner = DST.simulated(run, predicted, torch.device("cpu"))
     loader = StepLoader(
         stream, run.batch_plan, batch_size=training.batch_size, accumulate=training.accumulate, steps=steps, world=ranks
     )
@@ -398,15 +428,10 @@ def simulated_steps(
                     chosen = int(budget.choose(torch.from_numpy(curve)).blocks)
                     blocks[rank, index, layer] = chosen
                     kept[rank, index, layer] = curve[numbers.index(chosen)]
-        seconds = np.array(
-            [
-                [
-                    [latency.seconds_of(lengths[r][a], blocks[r, a, la]) for la in range(depth)]
-                    for a in range(len(lengths[r]))
-                ]
-                for r in range(ranks)
-            ]
-        )
+        seconds = np.empty(blocks.shape)
+        for rank, index in np.ndindex(blocks.shape[:2]):
+            for number in np.unique(blocks[rank, index]):
+                seconds[rank, index, blocks[rank, index] == number] = latency.seconds_of(lengths[rank][index], number)
         yield seconds, blocks, kept
         learned: dict[str, Any] = {"lengths": [[documents.tolist() for documents in of_rank] for of_rank in lengths]}
         if tuner is not None:
@@ -458,8 +483,10 @@ def main() -> None:
             for row in table_rows(section_table(scale, 1, file, [4096, 16_384, 65_536], other)):
                 add({"section": "others", "origin": Origin.REAL, **row})
     if "simulate" in arguments.sections:
-        for row in section_simulate(scale, LatencyTable.load(path), path, arguments.spread, arguments.steps):
-            add(row)
+        with tempfile.TemporaryDirectory() as folder:
+            table = LatencyTable.load(path)
+            for row in section_simulate(scale, table, Path(folder), arguments.spread, arguments.steps):
+                add(row)
 
 
 if __name__ == "__main__":
