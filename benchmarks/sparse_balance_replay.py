@@ -460,6 +460,7 @@ def main() -> None:
         rows.append(row)
         print(f"{time.perf_counter() - start:6.1f} s", json.dumps(row), flush=True)
         options = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
+        options["table"] = path.name
         write_report(arguments.output, {"options": options, "rows": rows}, start)
 
     if "table" in arguments.sections:

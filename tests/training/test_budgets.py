@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from workbench.training import parallel
 from workbench.training.budgets import budget_tuners
 from workbench.training.budgets.dst import DST, CoverageBudget
 from workbench.training.config import RunConfig
-from workbench.training.latency import check_loads, layer_key, measure_latencies, timing_conditions
+from workbench.training.latency import check_loads, layer_key, measure_latencies, timing_conditions, with_current_keys
 from workbench.training.step import TrainStep, build_step
 from workbench.training.trial import train
 
@@ -423,7 +424,7 @@ def test_a_plan_by_times_of_other_conditions_or_layers_is_refused(tmp_path: Path
 def test_the_shipped_table_is_one_of_the_shipped_sweep() -> None:
     """Options that were added since it was measured, and are off, change no key."""
     run = resolve(AblationConfig.load("sweeps/sparse_balance.yaml"))["sab-dst"].run()
-    table = LatencyTable.load(run.training.budgets.table)  # type: ignore[union-attr]
+    table = with_current_keys(LatencyTable.load(run.training.budgets.table))  # type: ignore[union-attr]
     assert table.order == tuple(layer_key(layer) for layer in run.model.layers)
     assert {name: table.conditions[name] for name in ("width", "precision", "compile", "recompute")} == {
         "width": run.model.width,
@@ -431,6 +432,19 @@ def test_the_shipped_table_is_one_of_the_shipped_sweep() -> None:
         "compile": run.training.compile,
         "recompute": run.training.recompute,
     }
+
+
+def test_options_that_variants_get_later_leave_a_table_valid(tmp_path: Path) -> None:
+    """A table of a version whose layers had one option less, and a key of that version."""
+    run = run_of()
+    table = LatencyTable.load(save_table(run, tmp_path / "table.json"))
+    (layer,) = table.layers.values()
+    described = run.model.layers[0].plain()
+    del described["mixer"]["top_k"], described["mixer"]["rotary_scaling"]
+    old = replace(table, layers={"old": replace(layer, layer=described)}, order=("old", "old"))
+    assert with_current_keys(old).order == table.order
+    assert DST.simulated(run_of(table="unread"), old, torch.device("cpu")).layers[0].latency.seconds == layer.seconds
+    assert with_current_keys(table).order == table.order, "a description that is no layer keeps its key"
 
 
 # -- measurement -----------------------------------------------------------------------------------------------------

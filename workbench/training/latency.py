@@ -11,7 +11,8 @@ independent activations would share almost none.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from workbench.config import ConfigError, hash_of, require
-from workbench.contract import AuxOutputs, Budget, mixers
+from workbench.contract import AuxOutputs, Budget, feedforwards, mixers
 from workbench.environment import choose_device, environment
 from workbench.latency import LatencyTable, LayerLatency, TableConfig
 from workbench.layers import INIT_SCALE
@@ -62,6 +63,22 @@ def timing_conditions(run: RunConfig, device: torch.device) -> dict[str, Any]:
     return conditions if device.type == "cuda" else {**conditions, "platform": where["platform"]}
 
 
+def with_current_keys(table: LatencyTable) -> LatencyTable:
+    """The table with the keys that its layers have now: those of its file are older than options that variants have got
+    since."""
+    keys = {key: _current_key(layer.layer) or key for key, layer in table.layers.items()}
+    layers = {keys[key]: layer for key, layer in table.layers.items()}
+    return replace(table, layers=layers, order=tuple(keys[key] for key in table.order))
+
+
+def _current_key(described: Mapping[str, Any]) -> str | None:
+    """The key of a layer as a table describes it; None where it is no layer of this version."""
+    try:
+        return layer_key(Layer(mixers.parse(described["mixer"]), feedforwards.parse(described["feedforward"])))
+    except (ConfigError, KeyError):
+        return None
+
+
 def table_of(config: TableConfig, run: RunConfig, device: torch.device, field: str) -> LatencyTable:
     """The table that a part of a run's configuration names.
 
@@ -88,7 +105,7 @@ def table_of(config: TableConfig, run: RunConfig, device: torch.device, field: s
         expected=", ".join(f"{name}: {conditions[name]}" for name in differing),
         do="Measure one on this device: workbench latency-table CONFIG --output FILE.",
     )
-    return table
+    return with_current_keys(table)
 
 
 def check_loads(run: RunConfig, device: torch.device) -> None:

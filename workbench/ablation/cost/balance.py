@@ -10,7 +10,7 @@ from workbench.config import ConfigError
 from workbench.data import Source, StepLoader
 from workbench.latency import LatencyTable, TableConfig
 from workbench.training.config import RunConfig
-from workbench.training.latency import layer_key
+from workbench.training.latency import layer_key, with_current_keys
 
 __all__ = ["latency_tables", "seconds_imbalance", "token_imbalance"]
 
@@ -55,7 +55,7 @@ def latency_tables(runs: Iterable[RunConfig]) -> list[LatencyTable]:
     """The latency tables that the batch plans and budget tuners of runs name, each once."""
     parts = [(run.training.budgets, getattr(run.training.batch_plan, "loads", None)) for run in runs]
     named = [part for pair in parts for part in pair if isinstance(part, TableConfig)]
-    return list({table.fingerprint: table for table in (part.read() for part in named)}.values())
+    return list({table.fingerprint: with_current_keys(table) for table in (part.read() for part in named)}.values())
 
 
 def _imbalance(run: RunConfig, data: Source, ranks: int, load: Callable[[np.ndarray], float]) -> float:

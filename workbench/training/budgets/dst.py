@@ -37,7 +37,7 @@ from workbench.latency import LatencyTable, LayerLatency, TableConfig
 from workbench.model.config import ModelConfig
 from workbench.training.budgets import BudgetConfig, BudgetTuner, StepLengths, budget_tuners
 from workbench.training.config import RunConfig
-from workbench.training.latency import layer_key, table_of
+from workbench.training.latency import layer_key, table_of, with_current_keys
 
 ROUNDING = 1e-9
 """Relative difference up to which two times are equal: a mean of equal times differs from them by rounding."""
@@ -139,7 +139,7 @@ class DST(BudgetTuner):
         """The tuner with a table of any device, for simulations."""
         tuner = cls.__new__(cls)
         BudgetTuner.__init__(tuner, run, device)
-        tuner._read(table)
+        tuner._read(with_current_keys(table))
         return tuner
 
     def _read(self, table: LatencyTable) -> None:
