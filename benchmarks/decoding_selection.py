@@ -100,11 +100,11 @@ def measure(fields: dict[str, Any], view: View, q: Tensor, k: Tensor, v: Tensor)
     policy.calibration = Calibration({0: importance_1K}, {})
     selector = policy.selector(0, view, (1, CACHED + STEPS, "cpu", torch.float32))
     start, rows = torch.tensor([0]), k[None, :, None]
-    selector.append(rows[:, :CACHED], start, start + CACHED)
+    selector.append(rows[:, :CACHED], start)
     selector.observe(q[:1], start + CACHED)
     for t in range(STEPS):
         length = start + CACHED + t + 1
-        selector.append(rows[:, CACHED + t : CACHED + t + 1], length - 1, length)
+        selector.append(rows[:, CACHED + t : CACHED + t + 1], length - 1)
         selection = selector.select(q[t + 1 : t + 2], length)
         numbers_F = read_numbers(
             selection.tokens_BGn,

@@ -137,7 +137,7 @@ class Run:
             cache.extend(*new)
             if isinstance(cache, SelectiveCache):
                 start_B = torch.zeros(batch, dtype=torch.int64, device=DEVICE)
-                cache.selector.append(new[0], start_B, start_B + tokens)
+                cache.selector.append(new[0], start_B)
                 query = torch.randn(batch, mixer.H, mixer.K, device=DEVICE, dtype=torch.bfloat16)
                 cache.selector.observe(query, start_B + tokens)
             del new

@@ -44,10 +44,10 @@ class Case:
         """(length, selection) of every step."""
         start_B = torch.zeros(B, dtype=torch.int64)
         if prompt:
-            selector.append(self.k_BTGK[:, :prompt], start_B, start_B + prompt)
+            selector.append(self.k_BTGK[:, :prompt], start_B)
             selector.observe(self.q_BTHK[:, prompt - 1], start_B + prompt)
         for t in range(prompt, PROMPT + STEPS):
-            selector.append(self.k_BTGK[:, t : t + 1], start_B + t, start_B + t + 1)
+            selector.append(self.k_BTGK[:, t : t + 1], start_B + t)
             selection = selector.select(self.q_BTHK[:, t], start_B + t + 1)
             selector.previous_BGm.copy_(selection.units_BGm)
             yield t + 1, selection

@@ -96,8 +96,8 @@ class BlockIndex(ABC):
         self.tickets = new_tickets(shape[0], view.H, shape[2])
 
     @abstractmethod
-    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
-        """Take T keys from position ``start_B`` on; those at ``lengths_B`` and later are padding."""
+    def append(self, k_BTGK: Tensor, start_B: Tensor) -> None:
+        """Take T keys from position ``start_B`` on."""
 
     @abstractmethod
     def best(self, q_BHK: Tensor, lengths_B: Tensor, count: int) -> Tensor:
@@ -126,20 +126,19 @@ class MinMaxIndex(BlockIndex):
         size = (batch, self.G, self.blocks, self.K)
         self.upper, self.lower = (torch.empty(size, device=device, dtype=dtype) for _ in range(2))
 
-    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
+    def append(self, k_BTGK: Tensor, start_B: Tensor) -> None:
         T, block = k_BTGK.shape[1], self.config.block
         if T == 1:
             extend_minmax(self.upper, self.lower, k_BTGK[:, 0], start_B, block=block)
             return
         k_BGTK = k_BTGK.to(self.upper.dtype).transpose(1, 2)
         position_BT = start_B[:, None] + torch.arange(T, device=start_B.device)
-        is_padding = (position_BT >= lengths_B[:, None])[:, None, :, None]
         number_BGTK = (position_BT // block)[:, None, :, None].expand_as(k_BGTK)
         first_N = torch.arange(self.blocks, device=start_B.device) * block
         is_new = (first_N >= start_B[:, None])[:, None, :, None]
         for table, reduce, neutral in ((self.upper, "amax", -torch.inf), (self.lower, "amin", torch.inf)):
             table.masked_fill_(is_new, neutral)
-            table.scatter_reduce_(2, number_BGTK, k_BGTK.masked_fill(is_padding, neutral), reduce)
+            table.scatter_reduce_(2, number_BGTK, k_BGTK, reduce)
 
     def best(self, q_BHK: Tensor, lengths_B: Tensor, count: int) -> Tensor:
         config = self.config
@@ -172,27 +171,26 @@ class MeanKeys:
         wide = torch.promote_types(dtype, torch.float32)
         self.sum_BGK = torch.empty(batch, groups, channels, device=device, dtype=wide)
 
-    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
+    def append(self, k_BTGK: Tensor, start_B: Tensor) -> None:
         """As of :meth:`BlockIndex.append`."""
         T, sub_block, N = k_BTGK.shape[1], self.sub_block, self.means.shape[2]
         if T == 1:
             extend_means(self.means, self.sum_BGK, k_BTGK[:, 0], start_B, sub_block=sub_block)
             return
         k_BGTK = k_BTGK.to(self.sum_BGK.dtype).transpose(1, 2)
-        number_B, before_B = start_B // sub_block, start_B % sub_block
+        number_B, before_B, lengths_B = start_B // sub_block, start_B % sub_block, start_B + T
         sequence_B, is_first = torch.arange(len(start_B), device=start_B.device), (before_B == 0)[:, None, None]
         position_BT = start_B[:, None] + torch.arange(T, device=start_B.device)
-        is_padding = (position_BT >= lengths_B[:, None])[:, None, :, None]
         number_BGTK = (position_BT // sub_block)[:, None, :, None].expand_as(k_BGTK)
         sums_BGNK = torch.zeros(self.means.shape, device=start_B.device, dtype=self.sum_BGK.dtype)
         sums_BGNK[sequence_B, :, number_B] = self.sum_BGK.masked_fill(is_first, 0.0)
-        sums_BGNK.scatter_add_(2, number_BGTK, k_BGTK.masked_fill(is_padding, 0.0))
+        sums_BGNK.scatter_add_(2, number_BGTK, k_BGTK)
         every_N = torch.arange(N, device=start_B.device)
         counts_BN = (lengths_B[:, None] - every_N * sub_block).clamp(0, sub_block)
         is_touched = (counts_BN > 0) & (every_N >= number_B[:, None])
         means_BGNK = (sums_BGNK / counts_BN.clamp_min(1)[:, None, :, None]).to(self.means.dtype)
         self.means.copy_(torch.where(is_touched[:, None, :, None], means_BGNK, self.means))
-        self.sum_BGK.copy_(sums_BGNK[sequence_B, :, (lengths_B - 1).clamp_min(0) // sub_block])
+        self.sum_BGK.copy_(sums_BGNK[sequence_B, :, (lengths_B - 1) // sub_block])
 
     def tensors(self) -> list[Tensor]:
         """What the means add to a cache."""
@@ -213,8 +211,8 @@ class MeanIndex(BlockIndex):
         per = config.block // config.sub_block
         self.keys = MeanKeys(shape, self.G, self.K, self.blocks * per, config.sub_block)
 
-    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
-        self.keys.append(k_BTGK, start_B, lengths_B)
+    def append(self, k_BTGK: Tensor, start_B: Tensor) -> None:
+        self.keys.append(k_BTGK, start_B)
 
     def best(self, q_BHK: Tensor, lengths_B: Tensor, count: int) -> Tensor:
         config = self.config

@@ -75,9 +75,8 @@ class Selector:
     looks_ahead = False
     """Whether a step searches the units of the step before, so that its own are needed by the next step only."""
 
-    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
-        """Take T new keys from position ``start_B`` on; those at ``lengths_B`` and later are padding. Default: none are
-        needed."""
+    def append(self, k_BTGK: Tensor, start_B: Tensor) -> None:
+        """Take T new keys from position ``start_B`` on. Default: none are needed."""
 
     def observe(self, q_BHK: Tensor, lengths_B: Tensor) -> None:
         """Take the last query of a prompt, before the first step. Default: it is not needed."""
@@ -128,7 +127,7 @@ class SelectiveCache:
             start_B = self.positions_B
             self.append(*new)  # type: ignore[attr-defined]
         lengths_B = start_B + T
-        self.selector.append(self.view.keys(*new), start_B, lengths_B)
+        self.selector.append(self.view.keys(*new), start_B)
         if T > 1:
             self.latest_read = None
             self.selector.observe(self.view.queries(*(q[:, -1:] for q in queries))[:, 0], lengths_B)

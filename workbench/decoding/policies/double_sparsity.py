@@ -50,7 +50,7 @@ class DoubleSparsitySelector(Selector):
         super().__init__(view, shape, min(config.tokens, shape[1]))
         self.index = TokenIndex(config, view, channels_Gc, shape)
 
-    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
+    def append(self, k_BTGK: Tensor, start_B: Tensor) -> None:
         self.index.append(k_BTGK, start_B)
 
     def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:

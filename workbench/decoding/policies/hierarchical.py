@@ -148,13 +148,13 @@ class HierarchicalCache(IndexedCache):
         B, T = new[0].shape[:2]
         start_B = torch.full((B,), self.length, device=new[0].device)
         seen = super().extend(*new)
-        self.means.append(new[-1][:, :, None], start_B, start_B + T)
+        self.means.append(new[-1][:, :, None], start_B)
         self.latest_read = None
         return seen
 
     def append(self, *new: Tensor) -> Tensor:
         lengths_B = super().append(*new)
-        self.means.append(new[-1][:, :, None], lengths_B - 1, lengths_B)
+        self.means.append(new[-1][:, :, None], lengths_B - 1)
         return lengths_B
 
     def select(self, index: IndexKeys, lengths_B: Tensor, forced: Forced) -> Tensor:

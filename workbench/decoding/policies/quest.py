@@ -55,8 +55,8 @@ class QuestSelector(Selector):
         self.index = block_index(config, shape, view)
         super().__init__(view, shape, min(self.count, self.index.blocks))
 
-    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
-        self.index.append(k_BTGK, start_B, lengths_B)
+    def append(self, k_BTGK: Tensor, start_B: Tensor) -> None:
+        self.index.append(k_BTGK, start_B)
 
     def select(self, q_BHK: Tensor, lengths_B: Tensor) -> Selection:
         blocks_BGm = self.index.best(q_BHK, lengths_B, self.count)

@@ -98,8 +98,8 @@ class TwoLevelSelector(Selector):
         super().__init__(view, shape, min(self.count, self.blocks.blocks))
         self.looks_ahead = config.lagged
 
-    def append(self, k_BTGK: Tensor, start_B: Tensor, lengths_B: Tensor) -> None:
-        self.blocks.append(k_BTGK, start_B, lengths_B)
+    def append(self, k_BTGK: Tensor, start_B: Tensor) -> None:
+        self.blocks.append(k_BTGK, start_B)
         self.tokens.append(k_BTGK, start_B)
 
     def observe(self, q_BHK: Tensor, lengths_B: Tensor) -> None:
