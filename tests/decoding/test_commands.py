@@ -59,6 +59,14 @@ def test_the_answer_has_the_rate_and_what_was_read(export: Path) -> None:
     assert json.loads(generate(export, "dense", "--json")[0])["data"]["metrics"]["reads"] == {}
 
 
+def test_a_text_ends_before_a_stop_string_of_the_command(export: Path) -> None:
+    (whole, _), first = generate(export, "dense"), len("the key")
+    stop = whole[first + 4 : first + 6]
+    assert generate(export, "dense", "--stop", "no such text", "--stop", stop)[0] == whole[:first] + (
+        whole[first:].split(stop)[0] + "\n"
+    )
+
+
 def test_more_tokens_than_a_context_of_training_are_noted(tmp_path: Path) -> None:
     folder = save(small_model(), small_tokenizer(), tmp_path / "export", provenance={"context": 8})
     assert generate(folder, "dense")[1].startswith("Up to ")

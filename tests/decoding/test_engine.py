@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from workbench.contract import Capabilities, mixers
 from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding import Engine, Sampling
 from workbench.decoding.step import sample
+from workbench.decoding.stops import StopSearch
 from workbench.layers import RowCache
 from workbench.model import LanguageModel
 
@@ -223,6 +225,65 @@ def test_a_character_of_several_tokens_is_one_piece(tokenizer: Tokenizer, monkey
     assert len(ids) == 2
     monkeypatch.setattr(engine, "_steps", lambda *_: ([token] for token in ids))
     assert [piece for piece in engine.complete("key") if piece] == ["é"]
+
+
+STOP_PROMPTS = ["the window", "key", "the gate of the state"]
+WARM = Sampling(max_tokens=40, temperature=2.0, seed=3)
+
+
+def ascii_pairs(text: str) -> list[str]:
+    """Two neighbouring characters that are bytes: no parts of characters are like them."""
+    return [text[i : i + 2] for i in range(len(text) - 1) if text[i : i + 2].isascii()]
+
+
+def stopped(engine: Engine, prompts: list[str], *stop: str) -> list[str]:
+    return engine.generate(prompts, WARM.changed(stop=stop)).texts
+
+
+def test_a_text_ends_before_a_stop_string(tokenizer: Tokenizer) -> None:
+    engine = Engine(small_model(), tokenizer)
+    whole = engine.generate(STOP_PROMPTS, WARM)
+    for nth in (0, 3):
+        stop = (ascii_pairs(whole.texts[0])[nth], ascii_pairs(whole.texts[2])[nth + 1])
+        expected = [min((text.split(string)[0] for string in stop), key=len) for text in whole.texts]
+        found = engine.generate(STOP_PROMPTS, WARM.changed(stop=stop))
+        assert found.texts == expected != whole.texts
+        for prompt, tokens, all_tokens, text in zip(STOP_PROMPTS, found.tokens, whole.tokens, whole.texts):
+            assert tokens == all_tokens[: len(tokens)]
+            ids = engine.encode(prompt)
+            complete = [any(string in engine.decode(ids, tokens[:n]) for string in stop) for n in range(len(tokens) + 1)]
+            # the sequence ends with the token that completes a stop string, or not at all
+            assert complete == [False] * len(tokens) + [any(string in text for string in stop)]
+
+
+def test_a_stop_string_may_have_more_tokens_than_a_character(tokenizer: Tokenizer) -> None:
+    engine = Engine(small_model(), tokenizer)
+    ids = tokenizer.encode("a é key", add_special_tokens=False).ids
+    search = StopSearch(tokenizer, engine.encode("é"), ("é k",), partial(engine.decode, engine.encode("é")))
+    found = [search.completed_by(token) for token in ids]
+    assert found.index(True) == next(n for n in range(len(ids)) if "é k" in tokenizer.decode(ids[: n + 1]))
+    assert len(ids[: found.index(True)]) > 4
+
+
+def test_a_stop_string_of_the_prompt_does_not_count(tokenizer: Tokenizer) -> None:
+    engine = Engine(small_model(), tokenizer)
+    (whole,) = engine.generate(["window"], WARM).texts
+    assert "window" not in whole
+    assert stopped(engine, ["window"], "window") == [whole]
+
+
+def test_pieces_of_a_text_hold_back_the_beginning_of_a_stop_string(tokenizer: Tokenizer) -> None:
+    engine = Engine(small_model(), tokenizer)
+    (whole,) = engine.generate(["the window"], WARM).texts
+    for stop in ((whole[5:9],), (whole[12:14], whole[8:16]), (whole[-3:] + "no",)):
+        assert "".join(engine.complete("the window", WARM.changed(stop=stop))) == stopped(engine, ["the window"], *stop)[0]
+
+
+def test_stop_strings_without_a_tokenizer_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"stop: got .*'x'.*no tokenizer"):
+        Engine(small_model()).generate([[1]], Sampling(stop=("x",)))
+    with pytest.raises(ConfigError, match="stop"):
+        Sampling(stop=("",))
 
 
 def test_metrics_count_prompts_and_new_tokens() -> None:

@@ -229,6 +229,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens only.")] = None,
     top_p: Annotated[float, typer.Option(help="Sample from the fewest tokens of at least this probability.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A string before which the text ends; may be given several times.")
+    ] = None,
     policy: Annotated[
         str,
         typer.Option(help="What a decoding step reads: a name, or YAML such as '{kind: two_level, tokens: 512}'."),
@@ -254,7 +257,9 @@ def generate(
     model.to(on)
     options: dict[str, Any] = {"graphs": graphs, "compiled": compiled, "cache_dtype": cache}
     engine = Engine(model, tokenizer, policy=settings, **options)
-    sampling = Sampling(max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(
+        max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop or ()), seed=seed
+    )
     stream = engine.complete(prompt, sampling)
     context, length = provenance(folder).get("context"), stream.metrics.prompt_tokens + tokens
     if context is not None and length > context:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from workbench.data.tokenizer import DOCUMENT_SYMBOL
 from workbench.decoding.policy import CACHE_TYPES, CacheType, Policy, PolicyConfig, new_caches, policies
 from workbench.decoding.reads import ReadLog, host_bytes, index_bytes
 from workbench.decoding.step import Sampling, Step
+from workbench.decoding.stops import StopSearch, before_stop, withheld
 from workbench.formatting import size
 from workbench.model import LanguageModel
 
@@ -106,9 +108,9 @@ class Generation:
     """The outcome of :meth:`Engine.generate`."""
 
     tokens: list[list[int]]
-    """New token ids of every prompt, without the stop token."""
+    """New token ids of every prompt, without the stop token, and with those of a stop string."""
     texts: list[str]
-    """The same as text; empty where the engine has no tokenizer."""
+    """The same as text, up to a stop string; empty where the engine has no tokenizer."""
     metrics: Metrics
 
 
@@ -226,9 +228,9 @@ class Engine:
             sampling: default ``Sampling()``.
 
         Raises:
-            ConfigError: for prompts without tokens, or texts without a tokenizer.
+            ConfigError: for prompts without tokens, and for texts or stop strings without a tokenizer.
         """
-        ids = self._token_ids(prompts)
+        ids, sampling = self._token_ids(prompts), sampling or Sampling()
         stream = self.stream(ids, sampling)
         tokens: list[list[int]] = [[] for _ in ids]
         for step in stream:
@@ -236,7 +238,7 @@ class Engine:
                 if token is not None:
                     new.append(token)
         texts = [] if self.tokenizer is None else [self.decode(prompt, new) for prompt, new in zip(ids, tokens)]
-        return Generation(tokens, texts, stream.metrics)
+        return Generation(tokens, [before_stop(text, sampling.stop) for text in texts], stream.metrics)
 
     def complete(self, prompt: str, sampling: Sampling | None = None) -> TextStream:
         """The text after ``prompt``, in pieces as they are generated. Joined, they are what :meth:`generate` returns.
@@ -245,26 +247,35 @@ class Engine:
             ConfigError: as :meth:`generate`.
         """
         (ids,) = self._token_ids([prompt])
+        sampling = sampling or Sampling()
         stream = self.stream([ids], sampling)
-        return TextStream(self._pieces(ids, stream), stream.metrics)
+        return TextStream(self._pieces(ids, stream, sampling.stop), stream.metrics)
 
-    def _pieces(self, prompt: list[int], stream: Stream) -> Iterator[str]:
+    def _pieces(self, prompt: list[int], stream: Stream, stop: Sequence[str]) -> Iterator[str]:
         new: list[int] = []
         length = 0
         for (token,) in stream:
             if token is not None:
                 new.append(token)
-                text = self.decode(prompt, new)
+                text = before_stop(self.decode(prompt, new), stop)
                 if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character may take several tokens
-                    yield text[length:]
-                    length = len(text)
-        yield self.decode(prompt, new)[length:]
+                    end = max(length, len(text) - withheld(text, stop))
+                    yield text[length:end]
+                    length = end
+        yield before_stop(self.decode(prompt, new), stop)[length:]
 
     def stream(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling | None = None) -> Stream:
         """The new tokens of all prompts, step by step. Arguments and errors as of :meth:`generate`."""
-        ids = self._token_ids(prompts)
+        ids, sampling = self._token_ids(prompts), sampling or Sampling()
+        require(
+            not sampling.stop or self.tokenizer is not None,
+            "stop",
+            got=sampling.stop,
+            expected="no stop strings, as the engine has no tokenizer",
+            do="Give stop_tokens.",
+        )
         metrics = Metrics(prompt_tokens=sum(map(len, ids)))
-        return Stream(self._steps(ids, sampling or Sampling(), metrics), metrics)
+        return Stream(self._steps(ids, sampling, metrics), metrics)
 
     def _token_ids(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
         require(not isinstance(prompts, str), "prompts", got=prompts, expected="a list of prompts")
@@ -292,12 +303,17 @@ class Engine:
             batches.append(Step(self.model, caches, hidden_BD, lengths, sampling, generator, **settings))
         order = [position for group in groups for position in group]
         active = [True] * len(prompts)
+        searches = [self._stop_search(prompt, sampling.stop) for prompt in prompts]
         for step, tokens in enumerate(self._run_ahead(batches, sampling.max_tokens, metrics)):
             new: list[int | None] = [None] * len(prompts)
             for position, token in zip(order, tokens):
                 active[position] = active[position] and token not in self.stop_tokens
                 new[position] = token if active[position] else None
             seconds, count = time.perf_counter() - start, sum(active)
+            for position, (token, search) in enumerate(zip(new, searches)):
+                if token is not None and search is not None and search.completed_by(token):
+                    active[position] = False
+            has_ended = not any(active) or step == sampling.max_tokens - 1
             metrics.new_tokens += count
             if step == 0:
                 caches = [cache for batch in batches for cache in batch.caches]
@@ -311,12 +327,19 @@ class Engine:
                 metrics.decode_tokens += count
             if device.type == "cuda":
                 metrics.peak_bytes = torch.cuda.max_memory_allocated(device)
-            if count == 0 or step == sampling.max_tokens - 1:
+            if has_ended:
                 metrics.step_bytes = self._step_bytes(batches, [len(prompts[i]) + step for i in order])
-            if count == 0:
+            if count:
+                yield new
+            if has_ended:
                 return
-            yield new
             start = time.perf_counter()
+
+    def _stop_search(self, prompt: list[int], stop: Sequence[str]) -> StopSearch | None:
+        if not stop:
+            return None
+        assert self.tokenizer is not None
+        return StopSearch(self.tokenizer, prompt, stop, partial(self.decode, prompt))
 
     def _step_bytes(self, batches: list[Step], lengths: list[int]) -> float:
         """Bytes that a step of all batches moves."""

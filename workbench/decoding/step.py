@@ -30,6 +30,8 @@ class Sampling(Config):
     """Sample from the k most likely tokens only. Default: from all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the fewest most likely tokens whose probabilities sum to at least p (arXiv 1904.09751)."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Strings that end a sequence; its text ends before the first one. They need a tokenizer."""
     seed: Seed = 0
     """Same seed, model, prompts and device: same tokens."""
 

@@ -25,8 +25,6 @@ PADDED_TO = 64
 """Rows are padded to a multiple of this: fewer shapes for compiled kernels."""
 SCORES_TOGETHER = 2**27
 """Scores of targets that are in memory at once."""
-STOP_EVERY = 8
-"""Steps of decoding between two searches for stop strings."""
 
 
 class Likelihood(NamedTuple):
@@ -243,34 +241,12 @@ class TextModel:
             got=f"{self.max_length} tokens, {max_tokens} of them for the answer",
             expected="room for a prompt",
         )
-        sampling = (sampling or Sampling(temperature=0)).changed(max_tokens=max_tokens)
+        sampling = (sampling or Sampling(temperature=0)).changed(max_tokens=max_tokens, stop=tuple(until))
         cut = [list(prompt[-room:]) for prompt in prompts]
         order = sorted(range(len(cut)), key=lambda number: -len(cut[number]))
         first = 0
         while first < len(order):
             numbers = order[first : first + self.settings.rows(len(cut[order[first]]) + max_tokens)]
             first += len(numbers)
-            yield from zip(numbers, self._decode([cut[number] for number in numbers], until, sampling))
-
-    def _decode(self, prompts: list[list[int]], until: Sequence[str], sampling: Sampling) -> list[str]:
-        new: list[list[int]] = [[] for _ in prompts]
-        stopped = [False] * len(prompts)
-        for step, tokens in enumerate(self.engine.stream(prompts, sampling), 1):
-            for index, token in enumerate(tokens):
-                if token is None:
-                    stopped[index] = True
-                else:
-                    new[index].append(token)
-            if until and step % STOP_EVERY == 0:
-                for index, prompt in enumerate(prompts):
-                    stopped[index] = stopped[index] or _ends(self.engine.decode(prompt, new[index]), until)
-                if all(stopped):
-                    break
-        texts = [self.engine.decode(prompt, tokens) for prompt, tokens in zip(prompts, new)]
-        return [
-            text[: min((at for stop in until if (at := text.find(stop)) >= 0), default=len(text))] for text in texts
-        ]
-
-
-def _ends(text: str, until: Sequence[str]) -> bool:
-    return any(stop in text for stop in until)
+            texts = self.engine.generate([cut[number] for number in numbers], sampling).texts
+            yield from zip(numbers, texts)
