@@ -84,6 +84,20 @@ def _needle(made: Prompt) -> str:
     return sentence
 
 
+def test_the_numbers_are_those_of_the_public_generator() -> None:
+    """Of NVIDIA/RULER at c3f5e3b: needles' keys, values of each, queried keys; tokens of answers."""
+    numbers = {task: (kind.others + kind.queries, kind.values, kind.queries) for task, kind in NEEDLES.items()}
+    others = {"niah_multikey_1": (4, 1, 1), "niah_multivalue": (1, 4, 1), "niah_multiquery": (4, 1, 4)}
+    assert numbers == {task: others.get(task, (1, 1, 1)) for task in NEEDLES}
+    assert ANSWER_TOKENS == {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
+
+
+@pytest.mark.parametrize("task", ["niah_multikey_1", "niah_multivalue", "niah_multiquery"])
+def test_no_two_needles_are_at_one_depth(task: Any) -> None:
+    made = [prompt(task, number=number) for number in range(24)]
+    assert not any(re.search(r"The magic \S+ of \S+ is \S+\. The magic .* is ", middle(p.text)) for p in made)
+
+
 @pytest.mark.parametrize(
     ("task", "facts", "answers"),
     [("niah_single_1", 1, 1), ("niah_multikey_1", 4, 1), ("niah_multivalue", 4, 4), ("niah_multiquery", 4, 4)],
@@ -124,6 +138,21 @@ def test_common_words_have_their_frequencies(length: int, common: int, rare: int
     assert len(others) > 10 and set(others) <= set(range(1, rare + 1)) and np.mean(others) > rare - 0.5
     numbers = [int(n) for n in re.findall(r"(\d+)\. ", listed)]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_common_words_are_of_the_same_kinds_as_others() -> None:
+    """Names of two words are as frequent among the common words as among the others."""
+    generator, common, rare = Generator(lambda text: 3 * len(text.split())), [], []
+    for number in range(12):
+        made = generator.prompt("cwe", 8192, number)
+        listed = made.text[made.text.rindex("numbered list") :].split("\n\n")[1]
+        words = set(re.findall(r"\d+\. (\S+)", listed))
+        common += ["-" in word for word in made.answers]
+        rare += ["-" in word for word in words - set(made.answers)]
+        assert made.completion == " ".join(f"{i}. {word}" for i, word in enumerate(made.answers, 1))
+    share = np.mean(rare)
+    error = np.sqrt(share * (1 - share) / len(common))
+    assert 0.2 < share < 0.9 and abs(np.mean(common) - share) < 3 * error
 
 
 def test_frequent_words_follow_a_zeta_law() -> None:
@@ -231,6 +260,34 @@ def test_questions_of_squad_are_asked_among_other_documents(tmp_path: Path) -> N
     assert 0.99 * 2048 <= generator().count(made.text) + 32 <= 2048
 
 
+def test_paragraphs_of_the_same_article_come_before_others(tmp_path: Path) -> None:
+    articles = [
+        {
+            "paragraphs": [
+                {
+                    "context": f"Part {part} of {article}. " + "It is old. " * 20,
+                    "qas": [{"question": f"Which is {article}?", "answers": [{"text": article}]}] * (part == 0),
+                }
+                for part in range(4)
+            ]
+        }
+        for article in ("Oslo", "Rome", "Lima", "Kyiv", "Baku", "Bern", "Cork", "Dili")
+    ]
+    (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
+    made = Generator(len, squad=tmp_path / "squad.json")
+    places = []
+    for number in range(12):
+        asked = made.prompt("qa_1", 2600, number, answer_tokens=0)
+        parts = re.findall(r"Document \d+:\nPart (\d) of (\w+)", asked.text)
+        own = [int(part) for part, article in parts if article == asked.answers[0]]
+        assert sorted(own) == [0, 1, 2, 3] and len(parts) > 4
+        places.append(parts.index(("0", asked.answers[0])))
+        assert len(made.prompt("qa_1", 700, number).text) <= 700
+        few = re.findall(r"Part (\d) of (\w+)", made.prompt("qa_1", 700, number).text)
+        assert len({article for _, article in few}) == 1
+    assert len(set(places)) > 3
+
+
 def test_questions_of_hotpotqa_bring_their_documents(tmp_path: Path) -> None:
     rows = [
         {
@@ -243,6 +300,9 @@ def test_questions_of_hotpotqa_bring_their_documents(tmp_path: Path) -> None:
     (tmp_path / "hotpot.json").write_text(json.dumps(rows))
     made = Generator(generator().count, hotpotqa=tmp_path / "hotpot.json").prompt("qa_2", 2048, 0, DOCUMENTS, 32)
     index = made.answers[0][1]
+    (first, second) = (made.text.index(f"T{index}{j}") for j in range(2))
+    between = made.text[min(first, second) : max(first, second)].count("Document ")
+    assert between > 1  # they need not follow each other
     assert all(f"T{index}{j}\nOne. Fact {index}{j}." in made.text for j in range(2))
 
 

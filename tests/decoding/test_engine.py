@@ -251,7 +251,8 @@ def test_a_text_ends_before_a_stop_string(tokenizer: Tokenizer) -> None:
         for prompt, tokens, all_tokens, text in zip(STOP_PROMPTS, found.tokens, whole.tokens, whole.texts):
             assert tokens == all_tokens[: len(tokens)]
             ids = engine.encode(prompt)
-            complete = [any(string in engine.decode(ids, tokens[:n]) for string in stop) for n in range(len(tokens) + 1)]
+            parts = [engine.decode(ids, tokens[:n]) for n in range(len(tokens) + 1)]
+            complete = [any(string in part for string in stop) for part in parts]
             # the sequence ends with the token that completes a stop string, or not at all
             assert complete == [False] * len(tokens) + [any(string in text for string in stop)]
 
@@ -276,7 +277,8 @@ def test_pieces_of_a_text_hold_back_the_beginning_of_a_stop_string(tokenizer: To
     engine = Engine(small_model(), tokenizer)
     (whole,) = engine.generate(["the window"], WARM).texts
     for stop in ((whole[5:9],), (whole[12:14], whole[8:16]), (whole[-3:] + "no",)):
-        assert "".join(engine.complete("the window", WARM.changed(stop=stop))) == stopped(engine, ["the window"], *stop)[0]
+        pieces = list(engine.complete("the window", WARM.changed(stop=stop)))
+        assert "".join(pieces) == stopped(engine, ["the window"], *stop)[0]
 
 
 def test_stop_strings_without_a_tokenizer_are_refused() -> None:

@@ -20,10 +20,11 @@ most 1 % shorter and never longer. What is drawn at random depends on seed, task
 
 As published: tasks, haystacks, frequencies, one worked example before ``vt`` and ``cwe``, tokens reserved for answers,
 scores. Ours: the sentences, keys, words and noise; needles are inserted between two words exactly at their depth, not
-at the end of a sentence; the depth of a needle that is asked for alone runs evenly over the documents. Questions come
-from files in the form of SQuAD and HotpotQA where they are given. Otherwise they are made of local text: the word that
-is left out of a quotation (one document), and the first word of the document after the one that contains a quotation
-(two documents).
+at the end of a sentence; the depth of a needle that is asked for alone runs evenly over the documents; text begins at a
+random word; the example of ``vt`` has 24 words of noise, not 500 tokens. docs/evaluation.md has a comparison with the
+public generator (github.com/NVIDIA/RULER). Questions come from files in the form of SQuAD and HotpotQA where they are
+given. Otherwise they are made of local text: the word that is left out of a quotation (one document), and the first
+word of the document after the one that contains a quotation (two documents).
 """
 
 from __future__ import annotations
@@ -134,6 +135,8 @@ class Question:
     """What has to be read, in this order."""
     once: str = ""
     """Words that must occur once in the prompt's documents."""
+    related: tuple[str, ...] = ()
+    """Other documents of the same article, which are taken before those of others."""
 
 
 def score(prompt: Prompt, prediction: str) -> float:
@@ -297,7 +300,9 @@ class Generator:
         others = [(next(keys), next(values)) for _ in range(kind.others)]
         facts = [_fact(kind, key, value) for key, value in (*needles, *others)]
         is_single = kind.queries * kind.values == 1
-        depths = [depth if is_single else _grid(generator), *(_grid(generator) for _ in facts[1:])]
+        depths = [depth] if len(facts) == 1 else _grid(len(facts), generator)
+        if is_single:
+            depths[0] = depth
         question = _question(kind, _listed(queried), is_single)
 
         def whole(words: Sequence[str], after: Sequence[str] = ()) -> str:
@@ -405,8 +410,8 @@ class Generator:
         def words(start: int, count: int) -> list[str]:
             return [word(number) for number in range(start, start + count)]
 
-        def part(top: list[str], other: list[str], times: int, other_times: int, extra: int, seed: int) -> str:
-            entries = [*top * times, *other * other_times]
+        def part(common_words: list[str], other: list[str], times: int, other_times: int, extra: int, seed: int) -> str:
+            entries = [*common_words * times, *other * other_times]
             if extra:  # the last word is not repeated as often where its other repetitions do not fit
                 entries = entries[: len(entries) - other_times + extra] if other else entries
             listed = [entries[i] for i in np.random.default_rng(seed).permutation(len(entries))]
@@ -419,17 +424,24 @@ class Generator:
         def numbered(answers: list[str]) -> str:
             return " ".join(f"{i}. {word}" for i, word in enumerate(answers, 1))
 
-        shown, answers = words(0, 10), words(example_words, 10)
+        shown, top = words(0, 10), range(example_words, example_words + 10)
         example = part(shown, words(10, example_words - 10), example_common, example_rare, 0, int(seeds[0]))
         example += f" {numbered(shown)}\n\n"
 
         def build(entries: int) -> str:
             """A prompt with so many entries of rare words."""
             whole, extra = divmod(entries, rare)
-            other = words(example_words + 10, whole + bool(extra))
-            return example + part(answers, other, common, rare, extra, int(seeds[1]))
+            numbers = itertools.filterfalse(set(top).__contains__, itertools.count(example_words))
+            other = [word(number) for number in itertools.islice(numbers, whole + bool(extra))]
+            return example + part([word(number) for number in top], other, common, rare, extra, int(seeds[1]))
 
-        return Prompt(self._fit(task, length, limit, build)[0], tuple(answers), completion=numbered(answers))
+        text, entries = self._fit(task, length, limit, build)
+        used = 10 + math.ceil(entries / rare)
+        if example_words + used > len(order):  # names of two words among them: the common words are such as often
+            top = [example_words + int(number) for number in generator.choice(used, 10, replace=False)]
+            text, _ = self._fit(task, length, limit, build)
+        answers = [word(number) for number in top]
+        return Prompt(text, tuple(answers), completion=numbered(answers))
 
     def _fwe(self, task: str, length: int, limit: int, depth: float, generator: np.random.Generator) -> Prompt | None:
         size = max(8, length // 50)
@@ -466,13 +478,16 @@ class Generator:
             question = questions[int(generator.integers(len(questions)))]
             other = [q for q in questions if not set(q.documents) & set(question.documents)]
             order = generator.permutation(len(other))
-            others = list(dict.fromkeys(text for i in order for text in other[i].documents))
+            related = (question.related[i] for i in generator.permutation(len(question.related)))
+            others = list(dict.fromkeys([*related, *(text for i in order for text in other[i].documents)]))
             require(others, self._file_field(task), got=f"{file}: one document", expected="questions about several")
         if question is None:
             return None
         place = float(generator.random())
         others *= 1 + limit // sum(len(text.split()) for text in others)  # a word has a token at least
         sizes = np.cumsum([len(text.split()) for text in others])
+        # documents of a file are in a random order; those of a local question follow each other
+        ranks = None if file is None else generator.random(len(question.documents) + len(others))
 
         def build(words: int) -> str:
             whole = int(np.searchsorted(sizes, words, side="right"))
@@ -480,8 +495,10 @@ class Generator:
             rest = words - (int(sizes[whole - 1]) if whole else 0)
             if rest and whole < len(others):
                 texts = [*texts, " ".join(others[whole].split()[:rest])]
-            at = round(place * whole)
+            at = round(place * whole) if ranks is None else 0
             texts = [*texts[:at], *question.documents, *texts[at:]]
+            if ranks is not None:
+                texts = [texts[i] for i in np.argsort(ranks[: len(texts)])]
             listed = "\n\n".join(f"Document {i}:\n{text}" for i, text in enumerate(texts, 1))
             return (
                 f"Answer the question with the documents below. Give the answer alone.\n\n{listed}\n\n"
@@ -563,9 +580,9 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _grid(generator: np.random.Generator) -> float:
-    """One of 40 depths, evenly spaced; as published."""
-    return float(generator.integers(40)) / 39
+def _grid(count: int, generator: np.random.Generator) -> list[float]:
+    """Different ones of 40 depths, evenly spaced; as published."""
+    return [int(number) / 39 for number in generator.choice(40, count, replace=False)]
 
 
 def _noise(words: int) -> list[str]:
@@ -590,8 +607,10 @@ def _squad(content: Any) -> list[Question]:
             asked["question"],
             tuple(dict.fromkeys(answer["text"] for answer in asked["answers"])),
             (paragraph["context"],),
+            related=tuple(dict.fromkeys(c for c in contexts if c != paragraph["context"])),
         )
         for article in content["data"]
+        for contexts in [[paragraph["context"] for paragraph in article["paragraphs"]]]
         for paragraph in article["paragraphs"]
         for asked in paragraph["qas"]
         if not asked.get("is_impossible") and asked["answers"]

@@ -145,8 +145,7 @@ class HierarchicalCache(IndexedCache):
         """(F,) numbers of the latest step, :data:`workbench.decoding.reads.FIELDS`."""
 
     def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
-        B, T = new[0].shape[:2]
-        start_B = torch.full((B,), self.length, device=new[0].device)
+        start_B = torch.full((len(new[0]),), self.length, device=new[0].device)
         seen = super().extend(*new)
         self.means.append(new[-1][:, :, None], start_B)
         self.latest_read = None
