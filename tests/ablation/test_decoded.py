@@ -69,6 +69,13 @@ def test_runs_that_train_nothing_have_no_speed(run: wb.AblationRun) -> None:
     assert drift_table(run)["tokens_per_second"].to_list() == [None] * len(SEEDS)
 
 
+def test_the_cost_card_has_caches_as_the_policy_makes_them(run: wb.AblationRun) -> None:
+    card = {row["arm"]: row for row in run.cost().iter_rows(named=True)}
+    dense, streaming, eight = (card[arm]["cache_bytes"] for arm in ("dense", "streaming", "eight bits"))
+    assert dense < streaming and eight < 0.6 * dense
+    assert "cache bytes" in card["eight bits"]["mismatch"]
+
+
 @pytest.mark.parametrize("name", ["verdict", "scores", "table", "report"])
 def test_commands_print_it(run: wb.AblationRun, name: str) -> None:
     assert command(name, str(run.folder))

@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import small_tokenizer
+from helpers import small_model, small_tokenizer
 
+from workbench.accounting import account
 from workbench.config import ConfigError
 from workbench.data import prepare, tasks
-from workbench.decoding import Engine
+from workbench.decoding import Engine, Sampling
+from workbench.decoding.calibration import Calibration
+from workbench.decoding.channels import CalibratedPolicy
+from workbench.decoding.policy import policies
+from workbench.decoding.view import view_of
 from workbench.evaluation import Decoder, DecodingConfig, Settings, suites
 from workbench.evaluation.text_model import TextModel
 from workbench.model import LanguageModel, ModelConfig
@@ -135,3 +140,34 @@ def test_a_policy_that_changes_nothing_is_refused() -> None:
 def test_bf16_decodes_a_copy(model: LanguageModel) -> None:
     reader = Settings(2, 12, "bf16", decoder()).reader(model)
     assert reader.model.embedding.weight.dtype == torch.bfloat16 and model.embedding.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("policy", "cache_dtype"),
+    [
+        ("dense", "model"),
+        ("dense", "int8"),
+        ({"kind": "quest", "tokens": 32, "block": 4, "sink": 1, "local": 8}, "model"),
+        (
+            {"kind": "two_level", "tokens": 8, "candidates": 32, "block": 4, "sink": 1, "local": 4, "channels": 4},
+            "model",
+        ),
+        ({"kind": "streaming", "tokens": 8, "sink": 1}, "bf16"),
+        ("streamed", "model"),
+    ],
+)
+def test_the_bytes_of_caches_are_those_of_a_generation(policy: Any, cache_dtype: Any) -> None:
+    """Indices of the policy and the type of the cache included."""
+    model, length = small_model(pattern="full mla", depth=2), 48
+    config = DecodingConfig(policy=policy, cache_dtype=cache_dtype)
+    built = policies[config.policy.kind](config.policy)
+    if isinstance(built, CalibratedPolicy):
+        views = [view_of(block.get_submodule("mixer")) for block in model.blocks]
+        built.calibration = Calibration({i: torch.rand(view.G, view.K) for i, view in enumerate(views) if view}, {})
+    engine = Engine(model, policy=built, cache_dtype=cache_dtype)
+    metrics = engine.generate([[1] * 40], Sampling(max_tokens=8, temperature=0)).metrics
+    found = config.cache_bytes(model.config, length, torch.float32)
+    # what a step has read is a few numbers, which no cache has before it
+    assert found <= metrics.cache_bytes <= found + 3 * 8 * 16
+    if policy == "dense" and cache_dtype == "model":
+        assert found == account(model.config, length).cache_bytes

@@ -424,7 +424,7 @@ class Generator:
         def numbered(answers: list[str]) -> str:
             return " ".join(f"{i}. {word}" for i, word in enumerate(answers, 1))
 
-        shown, top = words(0, 10), range(example_words, example_words + 10)
+        shown, top = words(0, 10), list(range(example_words, example_words + 10))
         example = part(shown, words(10, example_words - 10), example_common, example_rare, 0, int(seeds[0]))
         example += f" {numbered(shown)}\n\n"
 

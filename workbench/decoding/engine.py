@@ -310,8 +310,8 @@ class Engine:
                 active[position] = active[position] and token not in self.stop_tokens
                 new[position] = token if active[position] else None
             seconds, count = time.perf_counter() - start, sum(active)
-            for position, (token, search) in enumerate(zip(new, searches)):
-                if token is not None and search is not None and search.completed_by(token):
+            for position, (newest, search) in enumerate(zip(new, searches)):
+                if newest is not None and search is not None and search.completed_by(newest):
                     active[position] = False
             has_ended = not any(active) or step == sampling.max_tokens - 1
             metrics.new_tokens += count

@@ -24,7 +24,7 @@ from workbench.config import Config, require
 from workbench.decoding.calibration import Calibration, measure
 from workbench.decoding.channels import CalibratedPolicy
 from workbench.decoding.policy import CacheType, Policy, PolicyConfig, new_caches, policies
-from workbench.decoding.reads import FIELDS, ReadLog
+from workbench.decoding.reads import FIELDS, ReadLog, host_bytes
 from workbench.evaluation.scores import Measured, Score
 from workbench.model import LanguageModel, ModelConfig
 
@@ -71,6 +71,30 @@ class DecodingConfig(Config):
             got=self.cache_dtype,
             expected=f"model or bf16: {self.policy.kind!r} reads chosen tokens in the type of the model",
         )
+
+    def cache_bytes(self, model: ModelConfig, length: int, dtype: torch.dtype) -> int:
+        """Bytes on the device of the caches of one sequence of ``length`` tokens, indices of the policy included.
+
+        Args:
+            model: with layers that :meth:`check` accepts.
+            length: tokens of the sequence.
+            dtype: type of the weights.
+        """
+        policy = policies[self.policy.kind](self.policy)
+        if isinstance(policy, CalibratedPolicy):
+            policy.calibration = _AnyChannels({}, {})
+        with torch.device("meta"):
+            caches = new_caches(LanguageModel(model).to(dtype), policy, 1, length, self.cache_dtype)
+        # layers share some
+        allocated = {x.untyped_storage()._cdata: x.nbytes for cache in caches for x in cache.tensors()}
+        return sum(allocated.values()) - host_bytes(caches)
+
+
+class _AnyChannels(Calibration):
+    """Every channel is as important as any other: how many there are does not depend on which."""
+
+    def of_layer(self, layer: int, G: int, K: int) -> Tensor:
+        return torch.zeros(G, K)
 
 
 class Decoder:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
+import torch
 
 from workbench.ablation.arms import Arms
 from workbench.ablation.cost.balance import latency_tables, seconds_imbalance, token_imbalance
@@ -38,7 +39,9 @@ def cost_table(
 
     Columns: parameters, embedding (looked up), auxiliary (for training alone), non_embedding, active (counts);
     flops_per_token (forward), training_flops (one trial, that of a smaller model which grows included);
-    cache_bytes (one sequence at the training context), unevicted_bytes (the same if windows kept every token);
+    cache_bytes (one sequence at the training context; of a run with a decoding policy, its indices included, in the
+    type of its cache, without what is on the host), unevicted_bytes (the same if windows kept every token; null with a
+    decoding policy);
     tokens (one trial); epochs (how often a trial reads its training text; null where the data are not prepared, and
     for tasks, whose rows are all new); tuned (fields that the arm tunes); searched (its trials before any repeat);
     trials (all runs: tuning, repeats and confirmation); tokens_per_second, seconds_per_trial (training alone);
@@ -62,7 +65,8 @@ def cost_table(
         run = arm.first_run()
         training = run.training
         source = (data or {}).get(name)
-        cost = account(run.model, training.context, element_bytes=4 if training.precision == "fp32" else 2)
+        dtype, decoding = torch.float32 if training.precision == "fp32" else torch.bfloat16, run.decoding
+        cost = account(run.model, training.context, element_bytes=dtype.itemsize)
         step = (measured or {}).get(name)
         trials = sum(arm.planned.values())
         seconds = 0.0 if not training.steps else None if step is None else step.seconds * training.steps
@@ -81,8 +85,8 @@ def cost_table(
             "active": cost.active,
             "flops_per_token": cost.forward_flops,
             "training_flops": run.training_flops,
-            "cache_bytes": cost.cache_bytes,
-            "unevicted_bytes": cost.unevicted_bytes,
+            "cache_bytes": decoding.cache_bytes(run.model, training.context, dtype) if decoding else cost.cache_bytes,
+            "unevicted_bytes": None if decoding else cost.unevicted_bytes,
             "tokens": training.steps * training.tokens_per_step,
             "epochs": None if source is None else run.epochs(source),
             "tuned": len(arm.space),
