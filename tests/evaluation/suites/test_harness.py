@@ -229,6 +229,7 @@ def test_a_damaged_task_file_is_named(folder: Path) -> None:
     [
         ({"until": ["\n"], "max_gen_toks": 5}, (5, ["\n"], 0.0)),
         ({"until": "."}, (256, ["."], 0.0)),
+        ({"until": ["", "\n"]}, (256, ["\n"], 0.0)),
         ({"temperature": 0.7}, (256, [], 0.7)),
         ({"do_sample": False, "temperature": 0.7}, (256, [], 0.0)),
     ],

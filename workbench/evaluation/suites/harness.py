@@ -256,6 +256,7 @@ def _recorded(journal: Journal, kind: str, arguments: Sequence[Any]) -> tuple[li
 def generation_settings(settings: Mapping[str, Any]) -> tuple[int, list[str], Sampling]:
     """Tokens, stop strings and sampling from the ``generation_kwargs`` of a task."""
     until = settings.get("until") or []
+    stop = [until] if isinstance(until, str) else [string for string in until if string]
     max_tokens = int(settings.get("max_gen_toks") or settings.get("max_new_tokens") or DEFAULT_ANSWER)
     samples = bool(settings.get("do_sample", float(settings.get("temperature") or 0) > 0))
     sampling = Sampling(
@@ -264,7 +265,7 @@ def generation_settings(settings: Mapping[str, Any]) -> tuple[int, list[str], Sa
         top_k=int(settings["top_k"]) if samples and settings.get("top_k") else None,
         top_p=float(settings.get("top_p") or 1.0) if samples else 1.0,
     )
-    return max_tokens, [until] if isinstance(until, str) else list(until), sampling
+    return max_tokens, stop, sampling
 
 
 def _measured(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], better: Mapping[str, Any]) -> Measured:
