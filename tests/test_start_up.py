@@ -11,6 +11,7 @@ import pytest
 import start_up
 
 from workbench.contract import mixers
+from workbench.ops import dispatch
 
 
 def case(**fields: Any) -> argparse.Namespace:
@@ -46,6 +47,7 @@ def test_every_mixer_has_a_case_at_340m(variant: str) -> None:
 
 
 def test_a_step_is_timed() -> None:
+    dispatch.reset()  # of earlier tests of this process
     result = start_up.first_step("gdn", case())
     assert result["seconds"] > 0
     assert result["paths"]["delta_rule"] == ["torch"]

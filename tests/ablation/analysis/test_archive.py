@@ -84,7 +84,7 @@ def test_a_shipped_archive_opens_with_its_verdict(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ARCHIVES, ids=lambda path: path.parent.name)
-def test_a_shipped_archive_is_exploratory_if_declared_or_not_registered(path: Path) -> None:
+def test_a_shipped_archive_is_exploratory_if_declared_not_registered_or_without_ledger(path: Path) -> None:
     opened = wb.open(path.parent)
     verdict, config = opened.verdict(), opened.record.config
     assert verdict is not None
@@ -93,7 +93,8 @@ def test_a_shipped_archive_is_exploratory_if_declared_or_not_registered(path: Pa
         assert str(verdict).startswith("Not registered")
     else:
         declared = [reason for reason in (config.exploratory, config.budget.allow_mismatch) if reason]
-        assert verdict.exploratory == ("; ".join(declared) or None)
+        faults = [f"the ledger: {fault}" for fault in read_json(path.parent / "openings.json").get("faults", [])]
+        assert verdict.exploratory == ("; ".join([*declared, *faults]) or None)
 
 
 def test_there_are_shipped_archives() -> None:
