@@ -86,3 +86,8 @@ def test_runs_of_one_process_have_no_times(tmp_path: Path) -> None:
     drawn = make_panel("ranks").blocks(Snapshot(FakeRun(tmp_path)))
     assert "several devices" in drawn[0].figure.layout.annotations[0].text  # type: ignore[union-attr]
     assert isinstance(drawn[1], Grid) and not drawn[1].rows
+
+
+def test_an_archive_shows_times_by_arm_alone(run: OnTwoRanks) -> None:
+    run.archived = True
+    assert [type(block) for block in make_panel("ranks").blocks(Snapshot(run))] == [Grid]

@@ -517,7 +517,8 @@ def runs(ablation: str | Path) -> pl.DataFrame:
 def failed_suites(runs: pl.DataFrame) -> list[str]:
     """Sentences about the suites of ``runs`` (columns as of :func:`runs`) that could not measure something."""
     failed = runs.drop_nulls("failed_suites").group_by("failed_suites", maintain_order=True).len().rows()
-    return [f"Suites could not measure something in {count} of {len(runs)} runs: {what}." for what, count in failed]
+    of = f"of {len(runs)} runs"
+    return [f"Suites could not measure something in {count} {of}: {what.rstrip('.')}." for what, count in failed]
 
 
 def lines(ablation: str | Path) -> list[Line]:

@@ -89,6 +89,8 @@ class Ranks(FigurePanel):
         return grid.update_layout(barmode="overlay", height=height, margin={"t": 40})
 
     def blocks(self, run: Snapshot) -> list[Block]:
+        if run.archived:  # without steps in detail, and without diagnostics
+            return [times_grid(run)]
         budgets = budget_table(run)
         note = "Mean over an arm's runs and the micro-batches of a step."
         return [
