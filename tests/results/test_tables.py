@@ -22,6 +22,7 @@ from workbench.results.tables import (
     curves,
     diagnostics,
     evaluations,
+    failed_suites,
     runs,
     thinned,
     write_ended,
@@ -279,3 +280,13 @@ def test_windows_with_a_loss_that_is_not_finite_have_no_mean() -> None:
     found = thinned(frame.with_columns(pl.col("selection_value").cast(pl.Float64)), 100)["loss"]
     assert found.null_count() >= 1
     assert found.drop_nulls().to_list() == [2.0] * (len(found) - found.null_count())
+
+
+def test_suites_that_failed_are_counted_by_reason() -> None:
+    runs = pl.DataFrame(
+        {"failed_suites": ["ruler: got 8. Give more.", None, "ruler: got 8. Give more.", "mad: no data"]}
+    )
+    assert failed_suites(runs) == [
+        "Suites could not measure something in 2 of 4 runs: ruler: got 8. Give more.",
+        "Suites could not measure something in 1 of 4 runs: mad: no data.",
+    ]
