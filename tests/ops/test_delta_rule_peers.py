@@ -293,6 +293,13 @@ def test_without_the_package_nothing_is_measured(monkeypatch: pytest.MonkeyPatch
     assert not (Path(choice.os.environ["XDG_CACHE_HOME"]) / "ablation-workbench").exists()
 
 
+def test_repeated_calls_look_for_packages_once(monkeypatch: pytest.MonkeyPatch, ours_is_torch: None) -> None:
+    looked = []
+    monkeypatch.setattr(choice, "obstacle", lambda peer, call: looked.append(peer.name) or "not installed")
+    assert [chosen(T=T) for T in (20, 20, 17)] == ["triton"] * 3
+    assert looked == ["flash_qla"]
+
+
 @pytest.mark.parametrize("call", [{"decay": "channel"}, {"K": 64}])
 def test_calls_beyond_the_limits_stay_with_ours(
     call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, flash_qla: FlashQLA, ours_is_torch: None

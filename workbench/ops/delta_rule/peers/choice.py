@@ -32,7 +32,8 @@ from workbench.ops.delta_rule.torch import delta_rule_torch
 WARM_UP, ROUNDS = 3, 10
 """Calls before, and calls of, a measurement."""
 
-_chosen: dict[str, str] = {}
+_chosen: dict[tuple[str, Call], str] = {}
+"""Default and call, its sizes rounded -> backend. Uncompiled code asks at every call, and finds its answer here."""
 _warned: set[str] = set()
 
 
@@ -53,26 +54,34 @@ def fastest(default: str, *call: Any) -> str:
         call: the fields of :class:`~workbench.ops.delta_rule.peers.Call`.
     """
     facts = Call(*call)
-    candidates = [peer for peer in known_peers().values() if peer.automatic and obstacle(peer, facts) is None]
-    if not candidates or torch.are_deterministic_algorithms_enabled():
+    if torch.are_deterministic_algorithms_enabled():
         return default
     if facts.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return default
-    key = _key(default, candidates, facts)
+    key = default, facts._replace(B=_rounded(facts.B), T=_rounded(facts.T))
     if key not in _chosen:
-        with _kept() as kept:
-            milliseconds = dict(kept.get(key, {}))
-            if not milliseconds:
-                milliseconds, complete = _measure(default, candidates, facts)
-                if complete:
-                    kept[key] = dict(milliseconds)
-        for peer in candidates:  # what is kept was verified by another process
-            reason = refusal(peer.name, *call) if peer.name in milliseconds else ""
-            if reason:
-                del milliseconds[peer.name]
-                _warn(peer, reason)
-        _chosen[key] = min(milliseconds, key=milliseconds.__getitem__)
+        _chosen[key] = _choose(default, facts)
     return _chosen[key]
+
+
+def _choose(default: str, call: Call) -> str:
+    """See :func:`fastest`. Looks for installed packages, and reads or writes the file."""
+    candidates = [peer for peer in known_peers().values() if peer.automatic and obstacle(peer, call) is None]
+    if not candidates:
+        return default
+    key = _key(default, candidates, call)
+    with _kept() as kept:
+        milliseconds = dict(kept.get(key, {}))
+        if not milliseconds:
+            milliseconds, complete = _measure(default, candidates, call)
+            if complete:
+                kept[key] = dict(milliseconds)
+    for peer in candidates:  # what is kept was verified by another process
+        reason = refusal(peer.name, *call) if peer.name in milliseconds else ""
+        if reason:
+            del milliseconds[peer.name]
+            _warn(peer, reason)
+    return min(milliseconds, key=milliseconds.__getitem__)
 
 
 def _key(default: str, candidates: list[Peer], call: Call) -> str:
