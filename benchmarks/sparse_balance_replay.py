@@ -178,10 +178,13 @@ def spread_scores(model: LanguageModel, tokens: int, spread: float, device: torc
         with torch.no_grad():
             model(torch.from_numpy(neighbouring_tokens(tokens, np.random.default_rng(0)))[None].to(device))
             mixer: Any = block.mixer
-            q, k, _ = mixer._project(states[index], 0)
-            (pooled,) = mixer._pooled([k], 0)
+            (read,) = mixer.scores(states[index])
+            length = mixer.blocks.length
+            complete_BTGK = read.k_BTGK[:, : read.k_BTGK.shape[1] // length * length]
+            pooled = complete_BTGK.unflatten(1, (-1, length)).mean(2)  # (B, N, G, K)
             pooled = pooled.repeat_interleave(mixer.H // mixer.G, dim=2)
-            scores = torch.einsum("bthk,bnhk->bhtn", q[:, -64:].float(), pooled[:, :-1].float()) / mixer.K**0.5
+            last_BTHK = read.q_BTHK[:, -64:].float()
+            scores = torch.einsum("bthk,bnhk->bhtn", last_BTHK, pooled[:, :-1].float()) / mixer.K**0.5
             mixer.qkv.weight[: mixer.H * mixer.K] *= spread / float(scores.std())
             best = scores.argsort(-1, descending=True).argsort(-1) < max(1, scores.shape[-1] // 8)
             overlap.append(float((best[:, :, 1:] & best[:, :, :-1]).sum() / best[:, :, 1:].sum()))
@@ -219,7 +222,14 @@ def table_rows(table: LatencyTable) -> list[dict[str, Any]]:
 
 
 def section_replay(
-    scale: dict[str, Any], depth: int, table: Path, spread: float, steps: int, warm_up: int, seconds: float
+    scale: dict[str, Any],
+    depth: int,
+    table: Path,
+    spread: float,
+    steps: int,
+    warm_up: int,
+    seconds: float,
+    distributions: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
@@ -234,8 +244,7 @@ def section_replay(
         model.load_state_dict(weights)
         return list(replay(run, stream, RANKS, steps, model))
 
-    order = ["bimodal", *(name for name in DISTRIBUTIONS if name != "bimodal")]
-    for distribution in order:
+    for distribution in distributions:
         stream = Documents(distribution, scale)
         for arm in ("none", "SAB+DST"):  # every length and both sizes of buffers are compiled before anything is timed
             replayed(arm, stream)
@@ -447,6 +456,8 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=2.0, help="Standard deviation of the scores of blocks.")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--warm-up", type=int, default=3)
+    order = ["bimodal", *(name for name in DISTRIBUTIONS if name != "bimodal")]
+    parser.add_argument("--distributions", nargs="+", choices=order, default=order, help="That are replayed.")
     parser.add_argument("--seconds", type=float, default=150, help="Time after which no further arm is replayed.")
     parser.add_argument("--table", type=Path, help="A measured table; default: beside the output.")
     parser.add_argument("--output", type=Path, default=OUTPUT)
@@ -455,6 +466,9 @@ def main() -> None:
     torch.manual_seed(0)
     path = arguments.table or arguments.output.with_name(f"{arguments.output.stem}_table.json")
     rows: list[dict[str, Any]] = []
+    if arguments.output.exists():  # sections that are not measured now stay as they were
+        measured = json.loads(arguments.output.read_text())["rows"]
+        rows = [row for row in measured if row.get("section", "replay") not in arguments.sections]
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
@@ -475,6 +489,7 @@ def main() -> None:
             arguments.steps,
             arguments.warm_up,
             arguments.seconds,
+            arguments.distributions,
         ):
             add(row)
     if "others" in arguments.sections and arguments.scale == "3b":
