@@ -12,13 +12,15 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from workbench.ablation.run import AblationRun
 from workbench.config import deep_merge
 from workbench.contract import feedforwards, mixers
 from workbench.data.tokenizer import train as train_tokenizer
 from workbench.model import LanguageModel, ModelConfig
 from workbench.results import RunFolder
+from workbench.status import Stage
 from workbench.training import RunConfig
-from workbench.training.trial import new_run
+from workbench.training.trial import new_run, train
 
 HYBRID: dict[str, Any] = {
     "width": 64,
@@ -99,6 +101,17 @@ def ablation_fields(corpus: Path, name: str = "test", **changes: Any) -> dict[st
     merged["arms"] = changes.get("arms", fields["arms"])
     merged["tuning"]["space"] = changes.get("tuning", {}).get("space", fields["tuning"]["space"])
     return merged
+
+
+def confirm(run: AblationRun, seeds: Sequence[int] = (0, 1)) -> None:
+    """Run every confirmation run of an ablation in this process."""
+    from workbench.ablation.execution.plan import Plan  # imports optuna
+
+    plan = Plan(run.files)
+    for arm in run.arms:
+        for seed in seeds:
+            train(plan.create_run(arm, Stage.CONFIRMATION, seed, {}).path, run.files.cache_path)
+    run.files.mark_finished(True)
 
 
 def small_model(**fields: Any) -> LanguageModel:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import confirm
 
 from workbench.ablation.ablation import Ablation
 from workbench.ablation.analysis.looks import launch_table, verify
@@ -16,7 +17,6 @@ from workbench.ablation.run import AblationRun
 from workbench.config import ConfigError
 from workbench.results.ledger import FILE, Ledger, Opening, documents_fingerprint, history
 from workbench.status import Stage
-from workbench.training.trial import train
 
 Make = Callable[..., Ablation]
 ARMS = {"full": "F", "gdn": "G", "kda": "K"}
@@ -96,17 +96,6 @@ def test_what_is_opened_later_was_not_known(results: Path) -> None:
 # -- through an ablation ------------------------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {"tuning": {"trials": 0}, "confirmation": {"seeds": [0, 1]}}
-
-
-def confirm(run: AblationRun, seeds: tuple[int, ...] = (0, 1)) -> None:
-    """Train every confirmation run in this process."""
-    from workbench.ablation.execution.plan import Plan
-
-    plan = Plan(run.files)
-    for arm in run.arms:
-        for seed in seeds:
-            train(plan.create_run(arm, Stage.CONFIRMATION, seed, {}).path, run.files.cache_path)
-    run.files.mark_finished(True)
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_the_name_of_a_variant_becomes_settings() -> None:
     assert document.plain() == {"base": {"data": {"kind": "mqar", "examples": 16}}}
 
 
-@pytest.mark.parametrize("name", ["quickstart", "decode_policies", "growth", "sparse_balance"])
+@pytest.mark.parametrize("name", ["quickstart", "decode_policies", "decode_long", "growth", "sparse_balance"])
 def test_shipped_sweeps_are_what_they_were_after_an_edit(name: str) -> None:
     path = ROOT / "sweeps" / f"{name}.yaml"
     document = Document.load(path)
