@@ -1,4 +1,4 @@
-"""sweeps/decode_long_source.yaml and sweeps/decode_long.yaml at toy size: policies on needles, RULER's tasks and text."""
+"""Shipped sweeps decode_long_source and decode_long at toy size: policies on needles, RULER's tasks and text."""
 
 from __future__ import annotations
 
