@@ -42,7 +42,7 @@ def merge_results(
     path: Path, results: list[dict[str, Any]], key: Callable[[dict[str, Any]], Hashable], **more: Any
 ) -> None:
     """Write ``results`` with environment and date to a JSON file. Earlier entries stay, unless a new one has the same
-    key and device.
+    key and device. Several processes may write to one file.
 
     Args:
         path: the file.
@@ -50,8 +50,8 @@ def merge_results(
         key: identifies the case of an entry.
         more: further fields of the environment.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(path.read_text())["results"] if path.exists() else []
+    from workbench.files import locked
+
     where = provenance(**more)
     new = [{**result, "environment": where} for result in results]
 
@@ -59,8 +59,12 @@ def merge_results(
         return key(result), result["environment"]["device"]
 
     replaced = {key_and_device(result) for result in new}
-    unchanged = [result for result in earlier if key_and_device(result) not in replaced]
-    path.write_text(json.dumps({"results": unchanged + new}, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path):  # which creates it
+        text = path.read_text()
+        earlier = json.loads(text)["results"] if text else []
+        unchanged = [result for result in earlier if key_and_device(result) not in replaced]
+        path.write_text(json.dumps({"results": unchanged + new}, indent=1) + "\n")
 
 
 def provenance(**more: Any) -> dict[str, Any]:

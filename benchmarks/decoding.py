@@ -19,7 +19,9 @@ two_level   (AsyncTLS) minmax or mean blocks of 64, 8,192 candidates in four-bit
             lagged with the choice of blocks on a stream of its own
 
 All keep 1,024 tokens, of which the first 16 and the newest 64 whatever their score. "bytes" is what one step must read;
-"of_bandwidth" the share of 4.2 TB/s at which it does.
+"of_bandwidth" the share of 4.2 TB/s at which it does. "times" has the speed as a multiple of that of dense attention and
+of each policy that is compared with, measured in the same run. On a CPU the operators run in their plain forms, once per
+replay, to check this script: --batches 1 --contexts 8192.
 
 sweep runs each kernel with other launch settings than those of workbench.ops.sparse_decoding.kernels, and prints the
 fastest first. ``--compile`` only compiles, so that several processes can fill Triton's cache ahead.
@@ -63,6 +65,7 @@ from workbench.ops.sparse_decoding import (  # noqa: E402
 BANDWIDTH = 4.2e12
 BLOCK, CANDIDATES, KEPT, FORCED = 64, 8192, 1024, Forced(16, 64)
 CONTEXTS = [32_768, 49_152, 65_536, 98_304, 131_072]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Form(NamedTuple):
@@ -107,7 +110,7 @@ class Layer(NamedTuple):
 
 def layer_of(form: Form, B: int, S: int, means: bool) -> Layer:
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+        return torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16)
 
     k, shared = random(B, S, form.G, form.K), random(B, S, 1, form.shared) if form.shared else None
     v, q = None if form.shared else random(B, S, form.G, form.K), random(B, form.H, form.K + form.shared)
@@ -115,12 +118,12 @@ def layer_of(form: Form, B: int, S: int, means: bool) -> Layer:
     blocks = keys.unflatten(1, (-1, BLOCK))
     upper, lower = (x.transpose(1, 2).contiguous() for x in (blocks.amax(2), blocks.amin(2)))
     mean = keys.unflatten(1, (-1, 8)).mean(2).transpose(1, 2).contiguous() if means else None
-    channels = torch.stack([torch.randperm(keys.shape[-1])[: form.c].sort().values for _ in range(form.G)]).cuda()
+    channels = torch.stack([torch.randperm(keys.shape[-1])[: form.c].sort().values for _ in range(form.G)]).to(DEVICE)
     chosen = [keys[b].transpose(0, 1).gather(-1, channels[:, None].expand(-1, S, -1)) for b in range(B)]
     packed = [quantised(x) for x in chosen]
     codes, steps = torch.stack([x[0] for x in packed]), torch.stack([x[1] for x in packed])
-    lengths = torch.full((B,), S, device="cuda")
-    tickets = (new_tickets(B, form.H, "cuda"), new_tickets(B, form.H, "cuda"))
+    lengths = torch.full((B,), S, device=DEVICE)
+    tickets = (new_tickets(B, form.H, DEVICE), new_tickets(B, form.H, DEVICE))
     previous = minmax_blocks(
         random(*q.shape), upper, lower, lengths - 1, block=BLOCK, count=CANDIDATES // BLOCK, forced=FORCED
     )
@@ -199,6 +202,8 @@ SIDE: list[Any] = []
 
 def lagged_beside(x: Layer) -> Tensor:
     """The choice of blocks, which only the next step needs, beside everything else."""
+    if not SIDE:
+        return lagged(x)
     main = torch.cuda.current_stream()
     SIDE[0].wait_stream(main)
     with torch.cuda.stream(SIDE[0]):
@@ -237,7 +242,7 @@ def split_kv(x: Layer) -> Tensor:
 
 def split_every_token(x: Layer) -> Tensor:
     """The kernel of chosen tokens, given every block."""
-    every = torch.arange(x.k.shape[1] // BLOCK, device="cuda").expand(len(x.q), x.form.G, -1).contiguous()
+    every = torch.arange(x.k.shape[1] // BLOCK, device=DEVICE).expand(len(x.q), x.form.G, -1).contiguous()
     return attend(x, every, BLOCK)
 
 
@@ -249,13 +254,15 @@ DENSE: dict[str, Callable[[Layer], Tensor]] = {
     "two products": products,
     "every block": split_every_token,
 }
-SPARSE: dict[str, Callable[[Layer], Tensor]] = {
-    "two_level": two_level,
-    "two_level lagged": lagged,
-    "two_level lagged, own stream": lagged_beside,
+PEERS: dict[str, Callable[[Layer], Tensor]] = {
     "quest 64": quest,
     "quest 16": quest_16,
     "double_sparsity": double_sparsity,
+}
+LEVELS: dict[str, Callable[[Layer], Tensor]] = {
+    "two_level": two_level,
+    "two_level lagged": lagged,
+    "two_level lagged, own stream": lagged_beside,
     "two_level mean": two_level_mean,
 }
 
@@ -294,7 +301,17 @@ def captured(call: Callable[[Layer], Any], layers: list[Layer]) -> torch.cuda.CU
     return graph
 
 
+def synchronise() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def milliseconds(call: Callable[[Layer], Any], layers: list[Layer], repeats: int = 15) -> float:
+    if DEVICE.type == "cpu":
+        started = time.perf_counter()
+        for x in layers:
+            call(x)
+        return 1e3 * (time.perf_counter() - started) / len(layers)
     graph = captured(call, layers)
     for _ in range(3):
         graph.replay()
@@ -332,12 +349,12 @@ def cases(name: str, B: int, S: int, compile_only: bool) -> Iterator[dict[str, A
     """One row per operator."""
     form = FORMS[name]
     size = B * S * (form.row_bytes() * 1.2 + 2 * form.G * (form.K + form.shared) / 4)
-    layers = [layer_of(form, B, S, True) for _ in range(1 if compile_only else max(3, min(16, int(60e9 / size))))]
+    count = max(3, min(16, int(60e9 / size))) if DEVICE.type == "cuda" and not compile_only else 1
+    layers = [layer_of(form, B, S, True) for _ in range(count)]
     common: dict[str, Any] = {"section": "table", "form": name, "batch": B, "context": S, "layers": len(layers)}
     everything = None if compile_only else exact(layers[0])
-    dense: float | None = None
-    found: dict[str, dict[str, Any]] = {}
-    for kind, calls in (("dense", DENSE), ("sparse", SPARSE)):
+    reference: dict[str, float] = {}
+    for kind, calls in (("dense", DENSE), ("peer", PEERS), ("levels", LEVELS)):
         for operator, call in calls.items():
             row = {**common, "operator": operator}
             inputs = [quest_16_layer(x) for x in layers] if operator == "quest 16" else layers
@@ -360,16 +377,17 @@ def cases(name: str, B: int, S: int, compile_only: bool) -> Iterator[dict[str, A
                 row |= {"ms": ms, "bytes": needed, "of_bandwidth": needed / (ms / 1e3) / BANDWIDTH}
             except Exception as error:
                 row["failure"] = f"{type(error).__name__}: {str(error)[:300]}"
-                torch.cuda.synchronize()
-            found[operator] = row
+                synchronise()
             del inputs
-            if kind == "dense" and "ms" in row:
-                dense = min(dense or row["ms"], row["ms"])
-            if kind == "sparse" and "ms" in row and dense:
-                row["times_dense"] = dense / row["ms"]
-                row["of_quest"] = found["quest 64"]["ms"] / row["ms"] if "ms" in found.get("quest 64", {}) else None
+            if "ms" in row:
+                if kind != "dense":
+                    row["times"] = {other: ms / row["ms"] for other, ms in reference.items()}
+                if kind != "levels":
+                    name_of = "dense" if kind == "dense" else operator
+                    reference[name_of] = min(row["ms"], reference.get(name_of, row["ms"]))
             yield row
-    torch.cuda.empty_cache()
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 # -- launch settings -------------------------------------------------------------------------------------------------
@@ -508,7 +526,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     torch.manual_seed(0)
-    SIDE.append(torch.cuda.Stream())
+    if DEVICE.type == "cuda":
+        SIDE.append(torch.cuda.Stream())
     started, rows = time.perf_counter(), []
     fastest: dict[str, dict[str, dict[str, int]]] = {}
 
@@ -517,7 +536,7 @@ def main() -> None:
         form, B, S = row["form"], row["batch"], row["context"]
         shown = row.get("failure") or f"{row['ms'] * 1e3:8.1f} us"
         what = row.get("operator") or f"{row['stage']} {row['settings']} {'' if row.get('same') else 'OTHER VALUES'}"
-        more = f"x{row['times_dense']:.1f} dense" if "times_dense" in row else ""
+        more = ", ".join(f"x{times:.2f} {other}" for other, times in row.get("times", {}).items())
         print(f"{form} {B} x {S} {what:30} {shown} {more} {row.get('of_bandwidth', 0):.0%}", flush=True)
         if not options.compile:
             options.output.parent.mkdir(parents=True, exist_ok=True)
