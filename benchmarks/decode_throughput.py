@@ -2,6 +2,8 @@
 
     python benchmarks/decode_throughput.py                      # results/benchmarks/decode_throughput.json
     python benchmarks/decode_throughput.py --cases full kda --settings 1x4096 --modes graph
+    python benchmarks/decode_throughput.py --warm               # compiles the same steps and measures nothing
+    python benchmarks/decode_throughput.py --scale tiny --settings 1x64 --modes eager --output FILE    # a check on a CPU
 
 Models of 340M parameters in bf16 with a vocabulary of 32,000, random weights and prompts, greedy. Every case is timed
 after prompts of ``tokens`` tokens in ``batch`` sequences, in these modes:
@@ -16,10 +18,12 @@ int8, fp8  as graph, with caches in eight bits (only on request)
 ``logit_error`` compares modes at the first setting, teacher-forced for 6 steps: the largest difference of logits to
 those of the eager mode, over their standard deviation; for the eager mode to those of passes without a cache, which
 "bf16" compares with the same passes in fp32: the rounding of the type.
-``prefill`` compares the rate of a prefill with that of the forward pass that training makes, eager as well.
+``prefill`` compares the rate of a prefill with that of the forward pass that training makes, eager as well
+(``of_forward``), and ``transformers`` has the same steps of its Llama, eager and compiled with a static cache.
 
 The file is written after every case. With ``--turns FILE`` several processes share one GPU: they compile side by side,
-and lock the file for everything that is timed.
+and lock the file for everything that is timed. Several processes with ``--warm`` and a part of the cases each fill the
+compilers' caches first, so that one process that has the GPU to itself measures all cases in minutes.
 """
 
 from __future__ import annotations
@@ -66,6 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
 MODES = ("eager", "graph", "compiled", "int8", "fp8")
 KEY = ("case", "what", "mode", "batch", "tokens")
 GREEDY = Sampling(max_tokens=128, temperature=0)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Measured(Step):
@@ -81,14 +86,24 @@ class Measured(Step):
         return scores_BV.argmax(-1, keepdim=True)
 
 
-def built(fields: dict[str, Any]) -> LanguageModel:
-    config = ModelConfig.parse({"scale": "340m", "vocabulary": VOCABULARY, **fields})
-    return LanguageModel(config, seed=0).to("cuda", torch.bfloat16).eval()
+def synchronise() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def free() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def built(fields: dict[str, Any], scale: str) -> LanguageModel:
+    config = ModelConfig.parse({"scale": scale, "vocabulary": VOCABULARY, **fields})
+    return LanguageModel(config, seed=0).to(DEVICE, torch.bfloat16).eval()
 
 
 def prefilled(model: LanguageModel, prompts: list[list[int]], mode: str, max_tokens: int = 128) -> Measured:
     cache_dtype: Any = mode if mode in ("int8", "fp8") else "model"
-    engine, generator = Engine(model, cache_dtype=cache_dtype), torch.Generator("cuda").manual_seed(0)
+    engine, generator = Engine(model, cache_dtype=cache_dtype), torch.Generator(DEVICE).manual_seed(0)
     caches, hidden_BD = engine._prefill(prompts, max_tokens, True)
     settings: dict[str, Any] = {"ragged": True, "graphs": mode != "eager", "compiled": mode == "compiled"}
     return Measured(model, caches, hidden_BD, [len(p) for p in prompts], GREEDY, generator, **settings)
@@ -103,7 +118,7 @@ def turn(path: Path | None) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        torch.cuda.synchronize()
+        synchronise()
 
 
 def first_steps(step: Step) -> float:
@@ -111,11 +126,18 @@ def first_steps(step: Step) -> float:
     started = time.perf_counter()
     for _ in range(4):
         step.run()
-    torch.cuda.synchronize()
+    synchronise()
     return time.perf_counter() - started
 
 
 def timed_steps(step: Step, count: int) -> dict[str, float]:
+    if DEVICE.type == "cpu":
+        clock = [time.perf_counter()]
+        for _ in range(count):
+            step.run()
+            clock.append(time.perf_counter())
+        spans = sorted(1e3 * (b - a) for a, b in pairwise(clock))
+        return {"ms": spans[count // 2], "wall_ms": sum(spans) / count}
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     started = time.perf_counter()
     events[0].record()
@@ -138,7 +160,7 @@ def floor_ms(step: Step, tokens: int) -> float:
 
 @torch.inference_mode()
 def logit_errors(model: LanguageModel, modes: list[str], batch: int, tokens: int, steps: int = 6) -> dict[str, float]:
-    given = torch.randint(VOCABULARY, (batch, tokens + steps), device="cuda")
+    given = torch.randint(VOCABULARY, (batch, tokens + steps), device=DEVICE)
     scores: dict[str, list[Tensor]] = {}
     for mode in ("eager", *modes):
         step = prefilled(model, given[:, :tokens].tolist(), mode)
@@ -164,15 +186,15 @@ def logit_errors(model: LanguageModel, modes: list[str], batch: int, tokens: int
 def prefill_rates(model: LanguageModel, tokens: int) -> dict[str, float]:
     """Tokens a second of one sequence: a prefill in one pass and in pieces, and the forward pass of training."""
     prompt = torch.randint(VOCABULARY, (tokens,)).tolist()
-    given_BT = torch.tensor([prompt], device="cuda")
+    given_BT = torch.tensor([prompt], device=DEVICE)
 
     def rate(call: Any, repeats: int = 3) -> float:
         best = float("inf")
         for _ in range(repeats + 1):
-            torch.cuda.synchronize()
+            synchronise()
             started = time.perf_counter()
             call()
-            torch.cuda.synchronize()
+            synchronise()
             best = min(best, time.perf_counter() - started)
         return tokens / best
 
@@ -180,14 +202,33 @@ def prefill_rates(model: LanguageModel, tokens: int) -> dict[str, float]:
     for pieces in (1, 8):
         engine = Engine(model, prefill_tokens=tokens // pieces)
         rates[f"prefill_{pieces}"] = rate(lambda engine=engine: engine._prefill([prompt], 128, True))
+        rates[f"of_forward_{pieces}"] = rates[f"prefill_{pieces}"] / rates["forward"]
     return rates
 
 
+@torch.inference_mode()
+def warm(case: str, settings: list[tuple[int, int]], modes: list[str], scale: str) -> None:
+    """Compile what :func:`measured` compiles: the steps of every setting and mode, and a prefill in pieces."""
+    started, model = time.perf_counter(), built(CASES[case], scale)
+    for batch, tokens in settings:
+        for mode in modes:
+            step = None
+            try:
+                step = prefilled(model, torch.randint(VOCABULARY, (batch, tokens)).tolist(), mode)
+                first_steps(step)
+            except Exception as error:
+                print(case, mode, batch, tokens, repr(error)[-300:], flush=True)
+            del step
+            free()
+    print(f"{case} is compiled after {time.perf_counter() - started:.0f} s", flush=True)
+
+
 def measured(
-    case: str, settings: list[tuple[int, int]], modes: list[str], steps: int, prefill: bool, turns: Path | None
+    case: str, settings: list[tuple[int, int]], modes: list[str], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
+    steps, turns = options.steps, options.turns
     results: list[dict[str, Any]] = []
-    model = built(CASES[case])
+    model = built(CASES[case], options.scale)
     errors: Any
     try:
         errors = logit_errors(model, [mode for mode in modes if mode != "eager"], *settings[0])
@@ -200,27 +241,29 @@ def measured(
             entry: dict[str, Any] = {"case": case, "what": "step", "mode": mode, "batch": batch, "tokens": tokens}
             step = None
             try:
-                torch.cuda.reset_peak_memory_stats()
+                if DEVICE.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
                 with torch.inference_mode():
                     with turn(turns):
                         started = time.perf_counter()
                         step = prefilled(model, prompts, mode)
-                        torch.cuda.synchronize()
+                        synchronise()
                         entry["prefill_s"] = time.perf_counter() - started
                     entry["first_steps_s"] = first_steps(step)
                     with turn(turns):
                         entry |= timed_steps(step, min(steps, 20) if mode == "eager" else steps)
                     entry["floor_ms"] = floor_ms(step, tokens)
                     entry["cache_gib"] = sum(t.nbytes for c in step.caches for t in c.tensors()) / 2**30
-                    entry["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+                    if DEVICE.type == "cuda":
+                        entry["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
                     entry["tokens_per_second"] = batch / entry["ms"] * 1e3
             except Exception as error:
                 entry["error"] = repr(error)[-600:]
             del step
-            torch.cuda.empty_cache()
+            free()
             print(json.dumps(entry), flush=True)
             results.append(entry)
-    if prefill:
+    if not options.no_prefill:
         longest = max(tokens for _, tokens in settings)
         try:
             results.append({"case": case, "what": "prefill", "tokens": longest, **prefill_rates(model, longest)})
@@ -231,7 +274,7 @@ def measured(
 
 
 def transformers_steps(settings: list[tuple[int, int]], steps: int, compiled: bool) -> list[dict[str, Any]]:
-    """Llama of the same size: eager with a growing cache, or compiled (reduce-overhead) with a static one."""
+    """Llama of the size of 340m: eager with a growing cache, or compiled (reduce-overhead) with a static one."""
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
     torch.manual_seed(0)
@@ -245,7 +288,7 @@ def transformers_steps(settings: list[tuple[int, int]], steps: int, compiled: bo
         max_position_embeddings=65_536,
         attn_implementation="sdpa",
     )
-    model = LlamaForCausalLM(config).to("cuda", torch.bfloat16).eval()
+    model = LlamaForCausalLM(config).to(DEVICE, torch.bfloat16).eval()
     results = []
     for batch, tokens in settings:
         entry: dict[str, Any] = {
@@ -260,12 +303,13 @@ def transformers_steps(settings: list[tuple[int, int]], steps: int, compiled: bo
                 room = tokens + 128
                 cache = StaticCache(config=config, max_cache_len=room) if compiled else DynamicCache(config=config)
                 for start in range(0, tokens, 4096):
-                    piece = torch.randint(VOCABULARY, (batch, min(4096, tokens - start)), device="cuda")
-                    place = torch.arange(start, start + piece.shape[1], device="cuda")
+                    piece = torch.randint(VOCABULARY, (batch, min(4096, tokens - start)), device=DEVICE)
+                    place = torch.arange(start, start + piece.shape[1], device=DEVICE)
                     model(piece, past_key_values=cache, cache_position=place, use_cache=True, logits_to_keep=1)
+                torch.compiler.reset()  # every setting is compiled by itself, with its sizes as constants
                 forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True) if compiled else model
-                token = torch.randint(VOCABULARY, (batch, 1), device="cuda")
-                position = torch.tensor([tokens], device="cuda")
+                token = torch.randint(VOCABULARY, (batch, 1), device=DEVICE)
+                position = torch.tensor([tokens], device=DEVICE)
 
                 def one(
                     forward: Any = forward, token: Tensor = token, place: Tensor = position, cache: Any = cache
@@ -282,7 +326,7 @@ def transformers_steps(settings: list[tuple[int, int]], steps: int, compiled: bo
         except Exception as error:
             entry["error"] = repr(error)[-600:]
         cache = None
-        torch.cuda.empty_cache()
+        free()
         print(json.dumps(entry), flush=True)
         results.append(entry)
     return results
@@ -294,6 +338,8 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", default=["1x4096", "8x32768"])
     parser.add_argument("--modes", nargs="*", default=list(MODES[:3]), choices=MODES)
     parser.add_argument("--no-prefill", action="store_true", help="leave out the rates of prefills")
+    parser.add_argument("--scale", default="340m", help="size of the models, but for that of transformers")
+    parser.add_argument("--warm", action="store_true", help="compile only, and measure nothing")
     parser.add_argument("--turns", type=Path, help="file that processes on one GPU lock in turn")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output", type=Path, default=OUTPUT)
@@ -301,14 +347,19 @@ def main() -> None:
     settings = [(int(batch), int(tokens)) for batch, tokens in (text.split("x") for text in arguments.settings)]
     for case in arguments.cases:
         torch.manual_seed(0)
+        if arguments.warm:
+            if case != "transformers":
+                warm(case, settings, arguments.modes, arguments.scale)
+            elif "compiled" in arguments.modes:
+                transformers_steps(settings, 1, True)
+            continue
         if case == "transformers":
             modes = [mode for mode in ("eager", "compiled") if mode in arguments.modes]
             results = [r for m in modes for r in transformers_steps(settings, arguments.steps, m == "compiled")]
         else:
-            prefill, turns = not arguments.no_prefill, arguments.turns
-            results = measured(case, settings, arguments.modes, arguments.steps, prefill, turns)
+            results = measured(case, settings, arguments.modes, arguments)
         merge_results(arguments.output, results, lambda result: tuple(result.get(name) for name in KEY))
-        torch.cuda.empty_cache()
+        free()
 
 
 if __name__ == "__main__":

@@ -7,12 +7,17 @@
 methods   one layer's blocks from pinned memory by each method (`kernel`, `gather`, `blocks`): milliseconds until all
           have arrived, with the host's work, for a number of blocks per sequence and group
 steps     milliseconds of a step of whole models, bf16, random weights, at equal batch
-largest   the same at the largest batch whose weights, caches and buffers fit into ``--memory`` GiB of the device, found
-          from the bytes of one sequence; the host has at most ``--host-memory`` GiB
+largest   the same at the largest batch whose weights and caches fit into the memory of a smaller device (8, 10 and 24
+          GiB for the three models, or ``--memory``), found from the bytes of one sequence; the host has at most
+          ``--host-memory`` GiB, where a layer takes the next power of two
 
-Policies: dense; two levels with all rows on the device, synchronous (B1) and lagged; with rows on the host synchronous
-(B4), lagged with full transfers (B5) and incremental (B6, exact and lru); dense with everything streamed (B7). Two
-levels keep 1,024 of 8,192 searched tokens, in blocks of 64.
+Policies: dense; two levels with all rows on the device, synchronous (B1) and lagged; the token level alone (B2) and the
+block level alone (B3, blocks of 16 and 64); two levels with rows on the host synchronous (B4), lagged with full
+transfers (B5) and incremental (B6, exact and lru); dense with everything streamed (B7). All keep 1,024 tokens, two
+levels of 8,192 searched ones in blocks of 64.
+
+``times_dense`` is the ratio of tokens per second to those of dense, measured before in the same section; in ``largest``
+each has the largest batch of its policy. ``index_gib`` is what indices take of ``cache_gib``.
 
 Caches are filled with made-up rows: keys of a block have a common part (correlation 0.9), and prompts are not computed.
 Queries are those of the model for a new token at every step ("random": hidden states of random weights depend on the
@@ -27,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +51,7 @@ OUTPUT = ROOT / "results" / "benchmarks" / "offload.json"
 from common import merge_results  # noqa: E402
 
 from workbench.decoding.policy import policies  # noqa: E402
-from workbench.decoding.reads import FIELDS, host_bytes  # noqa: E402
+from workbench.decoding.reads import FIELDS, host_bytes, index_bytes  # noqa: E402
 from workbench.decoding.residency import Copies  # noqa: E402
 from workbench.decoding.selective import SelectiveCache  # noqa: E402
 from workbench.decoding.transfer import Memory, host_memory, timed  # noqa: E402
@@ -66,14 +72,19 @@ MODELS: dict[str, dict[str, Any]] = {
 LEVELS = {"kind": "two_level", "tokens": 1024, "candidates": 8192, "block": 64, "channels": 32}
 POLICIES: dict[str, dict[str, Any]] = {
     "dense": {"kind": "dense"},
-    "two_level synchronous": {**LEVELS, "lagged": False},
+    "B1 two_level synchronous": {**LEVELS, "lagged": False},
     "two_level lagged": LEVELS,
+    "B2 double_sparsity": {"kind": "double_sparsity", "tokens": 1024, "channels": 32},
+    "B3 quest, blocks of 16": {"kind": "quest", "tokens": 1024, "block": 16},
+    "B3 quest, blocks of 64": {"kind": "quest", "tokens": 1024, "block": 64},
     "B4 synchronous offload": {**LEVELS, "lagged": False, "offload": {}},
     "B5 lagged, full": {**LEVELS, "offload": {"transfer": "full"}},
     "B6 lagged, incremental": {**LEVELS, "offload": {}},
     "B6 lagged, lru": {**LEVELS, "offload": {"resident": "lru"}},
     "B7 streamed": {"kind": "streamed"},
 }
+MEMORY = {"340m": 8.0, "1.3b": 10.0, "qwen3_8b": 24.0}
+"""GiB of the device, for ``largest``."""
 KEY = ("section", "model", "policy", "queries", "batch", "tokens", "method", "blocks")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -81,6 +92,17 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def synchronise() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
+
+
+def free(*, host: bool) -> None:
+    """Give memory back that nothing uses. Pinned memory takes seconds to get, and is kept for pieces of its size unless
+    ``host``."""
+    gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+        empty = getattr(torch.accelerator, "empty_host_cache", None) or getattr(torch._C, "_host_emptyCache", None)
+        if host and empty is not None:
+            empty()
 
 
 def built(name: str) -> LanguageModel:
@@ -124,13 +146,13 @@ class Run:
         model: the model.
         policy: prepared.
         batch: sequences.
-        tokens: in every cache.
-        steps: most steps.
+        capacity: tokens of every cache.
+        steps: how many of them are left for steps.
     """
 
-    def __init__(self, model: LanguageModel, policy: Any, batch: int, tokens: int, steps: int = 200):
+    def __init__(self, model: LanguageModel, policy: Any, batch: int, capacity: int, steps: int):
         self.model, self.policy, self.batch = model, policy, batch
-        self.caches = model.new_caches(batch, tokens + steps, policy.cache_for)
+        self.caches, tokens = model.new_caches(batch, capacity, policy.cache_for), capacity - steps
         for cache, block in zip(self.caches, model.blocks):
             mixer: Any = block.get_submodule("mixer")
             new = rows(batch, tokens, mixer)
@@ -213,7 +235,7 @@ def measured(model: LanguageModel, name: str, batch: int, tokens: int, count: in
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before = time.perf_counter()
-    run = Run(model, policy, batch, tokens)
+    run = Run(model, policy, batch, tokens, 2 * (2 * count + 16))
     synchronise()
     filled = time.perf_counter() - before
     for queries in ("repeated", "random"):
@@ -249,11 +271,16 @@ def measured(model: LanguageModel, name: str, batch: int, tokens: int, count: in
 
 
 def bytes_of(run: Run) -> dict[str, float]:
-    """GiB of the caches on the device and on the host, and the peak of the device."""
+    """GiB of the caches on the device, of the indices in them, of caches on the host, and the peak of the device."""
     on_host = host_bytes(run.caches)
     tensors = {t.data_ptr(): t.nbytes for cache in run.caches for t in cache.tensors()}
     peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
-    sizes = {"cache_gib": sum(tensors.values()) - on_host, "host_gib": on_host, "peak_gib": peak}
+    sizes = {
+        "cache_gib": sum(tensors.values()) - on_host,
+        "index_gib": index_bytes(run.caches),
+        "host_gib": on_host,
+        "peak_gib": peak,
+    }
     return {name: size / 2**30 for name, size in sizes.items()}
 
 
@@ -277,6 +304,13 @@ def sequence_bytes(model: LanguageModel, name: str, tokens: int) -> tuple[float,
         device = index_device + len(model.blocks) * mixer.G * slots * 64 * 2 * mixer.K * 2
         return device, host * scale
     return device * scale, host * scale
+
+
+def pinned_bytes(model: LanguageModel, host: float, batch: int) -> float:
+    """Bytes that ``batch`` sequences take of the host, given those of one: pinned memory is given out in powers of two,
+    and every layer asks for its own."""
+    layers = len(model.blocks)
+    return layers * 2.0 ** math.ceil(math.log2(batch * host / layers)) if host else 0.0
 
 
 def _index_bytes(model: LanguageModel, tokens: int) -> float:
@@ -319,8 +353,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--memory", type=float, default=12.0, help="GiB of the device, for `largest`")
-    parser.add_argument("--host-memory", type=float, default=40.0, help="GiB of the host, for `largest`")
+    parser.add_argument("--memory", type=float, help="GiB of the device, for `largest`. Default: by model")
+    parser.add_argument("--host-memory", type=float, default=48.0, help="GiB of the host, for `largest`")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 64], help="blocks, for `methods`")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
@@ -336,29 +370,39 @@ def main() -> None:
             model = built(name)
             weights = sum(parameter.nbytes for parameter in model.parameters())
             for section in (section for section in ("steps", "largest") if section in options.sections):
+                dense: dict[str, float] = {}
+                before = 0
                 for policy in options.policies:
                     batch, sizes = options.batch, {}
                     if section == "largest":
                         device, host = sequence_bytes(model, policy, options.tokens)
-                        room = (options.memory * 2**30 - weights) / max(device, 1.0)
-                        batch = int(min(room, options.host_memory * 2**30 / host if host else room, 64))
+                        memory = options.memory or MEMORY[name]
+                        room = (memory * 2**30 - weights) / max(device, 1.0)
+                        batch = int(min(room, 64))
+                        while batch and pinned_bytes(model, host, batch) > options.host_memory * 2**30:
+                            batch -= 1
                         sizes = {
+                            "memory_gib": memory,
                             "device_bytes_per_sequence": device,
-                            "limit": "host" if host and room > batch + 1 else "device",
+                            "limit": "host" if room > batch + 1 else "device",
                         }
                         if batch < 1:
                             report(section=section, model=name, policy=policy, tokens=options.tokens, batch=0)
                             continue
                     about = {"section": section, "model": name, "policy": policy, "tokens": options.tokens}
+                    free(host=batch != before)
+                    before = batch
                     try:
                         for result in measured(model, policy, batch, options.tokens, options.steps):
+                            if policy == "dense":
+                                dense[result["queries"]] = result["tokens_per_second"]
+                            elif result["queries"] in dense:
+                                result["times_dense"] = result["tokens_per_second"] / dense[result["queries"]]
                             report(**about, batch=batch, **sizes, **result)
                     except Exception as error:  # the other cases are measured
                         report(**about, batch=batch, error=f"{type(error).__name__}: {error}"[:500])
-                    gc.collect()
-                    if DEVICE.type == "cuda":
-                        torch.cuda.empty_cache()
             del model
+        free(host=True)
 
 
 if __name__ == "__main__":
