@@ -18,8 +18,10 @@ token, under every policy, for the same held-out contexts.
   exact weights (mean over the heads of a group) that are read; means over layers, groups and answer tokens
 - overlap and hit rate of the blocks, as in ``metrics.reads``
 
-Every number is given per seed; ``summary`` has the mean over seeds and the 95 % interval by t. ``trained`` has the
-error of each length at the end of its training, whether or not the model learned it.
+Every number is given per seed; ``summary`` has the mean over seeds and the 95 % interval by t, and the same of paired
+differences of errors: ``over_dense`` to dense, and of lagged policies ``lag_cost`` to synchronous ones. ``trained`` has
+the error of each length at the end of its training, whether or not the model learned it. ``--join`` with one file writes
+its summary again.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ TRAINING = TrainingConfig(
 )
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TARGET = 0.01
+ERRORS = ("errors", "errors_abrupt", "errors_correlated")
 
 
 class Examples(NamedTuple):
@@ -246,24 +249,40 @@ def prepared(model: LanguageModel, fields: dict[str, Any], calibration: Calibrat
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds and intervals, one row per length, tokens and policy."""
-    from scipy import stats
-
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    """Means over seeds, paired differences and intervals, one row per length, tokens and policy."""
+    groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["length"], row["tokens_kept"], row["policy"]), []).append(row)
+        groups.setdefault((row["length"], row["tokens_kept"], row["policy"]), {})[row["seed"]] = row
     found = []
     for (length, kept, policy), members in groups.items():
         entry: dict[str, Any] = {"length": length, "tokens_kept": kept, "policy": policy, "seeds": len(members)}
-        for name in ("errors", "errors_abrupt", "errors_correlated", "mass", "recall", "overlap", "hit_rate"):
-            values = torch.tensor([row[name] for row in members if name in row], dtype=torch.float64)
-            if len(values):
-                entry[name] = float(values.mean())
-            if len(values) > 1:
-                half = float(stats.t.ppf(0.975, len(values) - 1) * values.std() / math.sqrt(len(values)))
-                entry[f"{name}_interval"] = [entry[name] - half, entry[name] + half]
+        for name in (*ERRORS, "mass", "recall", "overlap", "hit_rate"):
+            entry |= mean_of(name, [row[name] for row in members.values() if name in row])
+        compared = {"over_dense": groups.get((length, 0, "dense"))}
+        if policy.endswith(", lagged"):
+            compared["lag_cost"] = groups.get((length, kept, policy.replace(", lagged", ", synchronous")))
+        for what, others in compared.items():
+            if others is None or others is members:
+                continue
+            for name in ERRORS:
+                pairs = [row[name] - others[seed][name] for seed, row in members.items() if seed in others]
+                entry |= mean_of(name.replace("errors", what), pairs)
         found.append(entry)
     return found
+
+
+def mean_of(name: str, numbers: list[float]) -> dict[str, Any]:
+    """The mean under ``name``, and the 95 % interval of two or more numbers by t."""
+    from scipy import stats
+
+    if not numbers:
+        return {}
+    values = torch.tensor(numbers, dtype=torch.float64)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return {name: mean}
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std() / math.sqrt(len(values)))
+    return {name: mean, f"{name}_interval": [mean - half, mean + half]}
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python benchmarks/decode_throughput.py                      # results/benchmarks/decode_throughput.json
     python benchmarks/decode_throughput.py --cases full kda --settings 1x4096 --modes graph
     python benchmarks/decode_throughput.py --warm               # compiles the same steps and measures nothing
-    python benchmarks/decode_throughput.py --scale tiny --settings 1x64 --modes eager --output FILE    # a check on a CPU
+    python benchmarks/decode_throughput.py --scale tiny --settings 1x64 --modes eager --output FILE  # on a CPU: a check
 
 Models of 340M parameters in bf16 with a vocabulary of 32,000, random weights and prompts, greedy. Every case is timed
 after prompts of ``tokens`` tokens in ``batch`` sequences, in these modes:
