@@ -20,8 +20,8 @@ token, under every policy, for the same held-out contexts.
 
 Every number is given per seed; ``summary`` has the mean over seeds and the 95 % interval by t, and the same of paired
 differences of errors: ``over_dense`` to dense, and of lagged policies ``lag_cost`` to synchronous ones. ``trained`` has
-the error of each length at the end of its training, whether or not the model learned it. ``--join`` with one file writes
-its summary again.
+the error of each length at the end of its training, whether or not the model learned it. ``--join`` with one file
+writes its summary again.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ two_level   (AsyncTLS) minmax or mean blocks of 64, 8,192 candidates in four-bit
 
 All keep 1,024 tokens, of which the first 16 and the newest 64 whatever their score. "bytes" is what one step must read;
 "of_bandwidth" the share of 4.2 TB/s at which it does. "times" is the speed over that of dense attention, and of each
-policy that is compared with, in the same run. On a CPU the operators run in their plain forms, once per replay, to check
-this script: --batches 1 --contexts 8192.
+policy that is compared with, in the same run. On a CPU the operators run in their plain forms, once each, to check this
+script: --batches 1 --contexts 8192.
 
 sweep runs each kernel with other launch settings than those of workbench.ops.sparse_decoding.kernels, and prints the
 fastest first. ``--compile`` only compiles, so that several processes can fill Triton's cache ahead.
