@@ -206,7 +206,6 @@ def prefill_rates(model: LanguageModel, tokens: int) -> dict[str, float]:
     return rates
 
 
-@torch.inference_mode()
 def warm(case: str, settings: list[tuple[int, int]], modes: list[str], scale: str) -> None:
     """Compile what :func:`measured` compiles: the steps of every setting and mode, and a prefill in pieces."""
     started, model = time.perf_counter(), built(CASES[case], scale)
@@ -214,8 +213,9 @@ def warm(case: str, settings: list[tuple[int, int]], modes: list[str], scale: st
         for mode in modes:
             step = None
             try:
-                step = prefilled(model, torch.randint(VOCABULARY, (batch, tokens)).tolist(), mode)
-                first_steps(step)
+                with torch.inference_mode():
+                    step = prefilled(model, torch.randint(VOCABULARY, (batch, tokens)).tolist(), mode)
+                    first_steps(step)
             except Exception as error:
                 print(case, mode, batch, tokens, repr(error)[-300:], flush=True)
             del step
