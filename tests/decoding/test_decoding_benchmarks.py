@@ -66,7 +66,9 @@ def test_steps_are_measured_and_prefills_related_to_passes(tmp_path: Path, monke
     decode_throughput.main()
     found = {row["what"]: row for row in json.loads(output.read_text())["results"]}
     assert found["step"]["ms"] > 0 and found["logit_error"]["errors"]["eager"] < 0.5
-    assert found["prefill"]["of_forward_1"] == pytest.approx(found["prefill"]["prefill_1"] / found["prefill"]["forward"])
+    assert found["prefill"]["of_forward_1"] == pytest.approx(
+        found["prefill"]["prefill_1"] / found["prefill"]["forward"]
+    )
 
 
 @needs_cpu
