@@ -46,11 +46,11 @@ def shrunk(name: str, corpus: Path, folder: Path) -> dict[str, Any]:
     fields["confirmation"] = {"seeds": SEEDS}
     fields["launch"] = {"measure": False}
     if name == "decode_long_source":
-        needle, ruler, plain = (part["data"] for part in base["data"]["parts"])
-        needle |= {**NEEDLE, "text": text}
-        ruler |= {**RULER, "tokens": 2000, "examples": 1, "text": text}
-        plain.clear()
-        plain |= text
+        needle, *rulers, plain = base["data"]["parts"]
+        needle["data"] |= {**NEEDLE, "text": text}
+        for ruler in rulers:
+            ruler["data"] |= {**RULER, "further": 0, "tokens": 2000, "examples": 1, "text": text}
+        plain["data"] = text
         base["training"] |= {"tokens": 4 * 4 * 512, "evaluations": 1}
         return fields
     base["start"]["folder"] = str(folder / "decode_long_source")

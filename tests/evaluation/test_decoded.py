@@ -17,7 +17,7 @@ from workbench.decoding.calibration import Calibration
 from workbench.decoding.channels import CalibratedPolicy
 from workbench.decoding.policy import policies
 from workbench.decoding.view import view_of
-from workbench.evaluation import Decoder, DecodingConfig, Settings, suites
+from workbench.evaluation import Decoder, DecodingConfig, Settings, decoded, suites
 from workbench.evaluation.text_model import TextModel
 from workbench.model import LanguageModel, ModelConfig
 from workbench.training import RunConfig
@@ -135,6 +135,24 @@ def test_milliseconds_of_both_phases_are_rows(model: LanguageModel, data: Any) -
 def test_a_policy_that_changes_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="policy"):
         DecodingConfig.parse({"policy": QUEST}).check(ModelConfig.parse({**MODEL, "pattern": "gdn", "mixers": {}}))
+
+
+def test_a_long_document_reports_progress_and_can_be_stopped(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoded, "STEPS_BETWEEN", 4)
+    reader, calls = decoder(), iter([None, None])
+
+    def on_progress() -> None:
+        if next(calls, 1):
+            raise InterruptedError
+
+    reader.on_progress = on_progress
+    tokens = torch.randint(24, (1, 24))
+    with pytest.raises(InterruptedError):
+        Settings(1, 24, decoder=reader).reader(model).token_losses(
+            tokens, tokens.roll(-1, 1), segments=torch.zeros_like(tokens)
+        )
 
 
 def test_bf16_decodes_a_copy(model: LanguageModel) -> None:

@@ -30,6 +30,8 @@ from workbench.model import LanguageModel, ModelConfig
 
 SCORED_TOGETHER = 256
 """Positions of a prompt whose scores are in memory at once."""
+STEPS_BETWEEN = 64
+"""Steps after which progress is reported: a long document takes minutes."""
 PHASES = ("prompt", "step")
 """Kinds of passes."""
 
@@ -103,7 +105,7 @@ class Decoder:
     Args:
         config: the policy and the length of prompts.
         rows: gives rows (1, T) of training tokens to calibrate on.
-        on_progress: called after every group of documents.
+        on_progress: called again and again while documents are decoded; may raise to stop.
     """
 
     def __init__(
@@ -265,6 +267,8 @@ class DecodedModel:
         for at in range(prompt, longest):
             score(self.model(tokens_NT[:, at : at + 1], caches=caches), at)
             log.record(at - prompt + 1, len(group), caches)
+            if (at - prompt) % STEPS_BETWEEN == 0:
+                self.decoder.on_progress()
         end = self._now(tokens_BT)
         self.decoder.seconds["prompt"] += middle - start
         self.decoder.seconds["step"] += end - middle

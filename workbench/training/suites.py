@@ -46,7 +46,7 @@ def new_decoder(
         config: of the run.
         data: its data, some of whose training rows calibrate the policy.
         folder: of the run, whose events show the progress. Default: none.
-        should_stop: asked after every group of documents, for which :class:`Stopped` ends what decodes.
+        should_stop: asked again and again; :class:`Stopped` then ends what decodes.
     """
     if config.decoding is None:
         return None
