@@ -123,9 +123,7 @@ def operators(T: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "divergence": (lambda: index_divergence(index, q, k, tokens, start_BT=start).sum(), list(index)),
         "divergence over all tokens": (lambda: index_divergence(index, q, k, start_BT=start).sum(), list(index)),
         "attention": (
-            lambda: selected_attention(q, k, v, tokens[:, :, None].expand(-1, -1, groups, -1), block=1, start_BT=start)[
-                0
-            ].sum(),
+            lambda: selected_attention(q, k, v, tokens[:, :, None], block=1, start_BT=start)[0].sum(),
             [q, k, v],
         ),
     }

@@ -429,8 +429,8 @@ class IndexedAttention(LearnedIndex, SoftmaxAttention):
         return self.attend(*attended.queries, *attended.rows, segments=segments, cached=cached)
 
     def attend_selected(self, attended: Attended, tokens_BTn: Tensor, positions: Positions) -> Tensor:
-        (q,), (k, v), chosen = attended.queries, attended.rows, tokens_BTn[:, :, None].expand(-1, -1, self.G, -1)
-        return selected_attention(q, k, v, chosen, block=1, **positions.settings)[0]
+        (q,), (k, v) = attended.queries, attended.rows
+        return selected_attention(q, k, v, tokens_BTn[:, :, None], block=1, **positions.settings)[0]
 
     def attend_in_step(self, attended: Attended, tokens_Bn: Tensor | None, positions_B: Tensor) -> Tensor:
         (q,), (k, v), scale = attended.queries, attended.rows, self.K**-0.5

@@ -49,9 +49,8 @@ class IndexedLatentAttention(LearnedIndex, LatentAttention):
 
     def attend_selected(self, attended: Attended, tokens_BTn: Tensor, positions: Positions) -> Tensor:
         q, k, scale = self.compared(attended)
-        chosen = tokens_BTn[:, :, None].expand(-1, -1, self.project.g, -1)
         options: dict[str, Any] = {"scale": scale, "value_dim": self.project.C, **positions.settings}
-        return self.project.from_latents(selected_attention(q, k, None, chosen, block=1, **options)[0])
+        return self.project.from_latents(selected_attention(q, k, None, tokens_BTn[:, :, None], block=1, **options)[0])
 
     def attend_in_step(self, attended: Attended, tokens_Bn: Tensor | None, positions_B: Tensor) -> Tensor:
         project, (c, kr) = self.project, attended.rows

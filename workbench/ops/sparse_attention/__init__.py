@@ -138,8 +138,8 @@ def selected_attention(
     Args:
         q_BTHK, k_BSGK, v_BSGV, start_BT, offset, scale, value_dim: as in :func:`visible_block_attention`; one key per
             row.
-        block_indices: (B, T, G, n) int32, blocks of ``block`` tokens counted from the start of the query's document; -1
-            for none. No duplicates (see :func:`unique_blocks`).
+        block_indices: (B, T, G, n) int32, or (B, T, 1, n) for one selection of all groups: blocks of ``block`` tokens
+            counted from the start of the query's document; -1 for none. No duplicates (see :func:`unique_blocks`).
         reuse: asserts that positions with equal floor(p / reuse) have equal indices.
 
     Returns:

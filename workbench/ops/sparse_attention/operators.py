@@ -31,14 +31,14 @@ which takes 5 s to compile for 64 blocks, 13 s for 128 and 55 s for 256."""
 
 
 def _implementation(q: Tensor, block: int | None = None, count: int = 0) -> ModuleType:
-    """:mod:`.chunked` or :mod:`.kernels`. One query per row (decoding) is too little work for the kernels' tiles, and
-    for selected blocks of one token they would mark every pair of a query and a key."""
-    supported = q.shape[1] > 1 and block != 1 and count <= MAX_UNITED_BLOCKS
+    """:mod:`.chunked` or :mod:`.kernels`, for selected single tokens :mod:`.kernels.tokens`. One query per row
+    (decoding) is too little work for the kernels' tiles."""
+    supported = q.shape[1] > 1 and (block == 1 or count <= MAX_UNITED_BLOCKS)
     if record("sparse_attention", choose_backend(q, supported=supported)) == "torch":
         return chunked
     from workbench.ops.sparse_attention import kernels
 
-    return kernels
+    return kernels.tokens if block == 1 else kernels
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Any]:
@@ -96,6 +96,13 @@ def _visible_backward(
 # -- attention over selected blocks ----------------------------------------------------------------------------------
 
 
+def _for_groups(starts: Tensor, k: Tensor, implementation: ModuleType) -> Tensor:
+    """Starts for every group; kernels of single tokens read one selection of all groups once."""
+    if implementation.__name__.endswith("kernels.tokens"):
+        return starts
+    return starts.expand(-1, -1, k.shape[2], -1).contiguous()
+
+
 @torch.library.custom_op("workbench::selected_attention", mutates_args=())
 def _selected(
     q: Tensor,
@@ -110,11 +117,10 @@ def _selected(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     q, k, v, starts, start_BT = _contiguous(q, k, v, starts, start_BT)
-    blocks = SelectedBlocks(offset, block, reuse, scale)
+    blocks, implementation = SelectedBlocks(offset, block, reuse, scale), _implementation(q, block, starts.shape[-1])
+    starts = _for_groups(starts, k, implementation)
     with disable_autocast(q):
-        return _implementation(q, block, starts.shape[-1]).selected_forward(
-            q, k, v, starts, start_BT, value_dim, blocks
-        )
+        return implementation.selected_forward(q, k, v, starts, start_BT, value_dim, blocks)
 
 
 @torch.library.custom_op("workbench::selected_attention_backward", mutates_args=())
@@ -135,11 +141,10 @@ def _selected_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     do, dlse, q, k, v, starts, start_BT, o, lse = _contiguous(do, dlse, q, k, v, starts, start_BT, o, lse)
-    blocks = SelectedBlocks(offset, block, reuse, scale)
+    blocks, implementation = SelectedBlocks(offset, block, reuse, scale), _implementation(q, block, starts.shape[-1])
+    starts = _for_groups(starts, k, implementation)
     with disable_autocast(q):
-        return _implementation(q, block, starts.shape[-1]).selected_backward(
-            do, dlse, q, k, v, starts, start_BT, o, lse, value_dim, blocks
-        )
+        return implementation.selected_backward(do, dlse, q, k, v, starts, start_BT, o, lse, value_dim, blocks)
 
 
 # -- selection -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ largest score by bisection over the bits of its floating-point number: the cost 
   is selected by all positions. Items write partial sums that are added in a fixed order: no atomics, so results are
   bitwise reproducible.
 
+:mod:`.tokens` is flash attention to selected single tokens, which :mod:`.marks` has as bits of pairs.
+
 Values that are channels of the keys are read once, together with them.
 
 Products never take a transposed accumulator: Triton 3.4 to 3.6 miscompiles ``dot(trans(dot(a, b)), c)`` on Hopper.
@@ -25,8 +27,9 @@ Heads narrower than 64 channels are therefore launched with two warps, which use
 Launch settings are fixed; nothing is autotuned at run time.
 """
 
+from workbench.ops.sparse_attention.kernels import tokens
 from workbench.ops.sparse_attention.kernels.select import select
 from workbench.ops.sparse_attention.kernels.selected import selected_backward, selected_forward
 from workbench.ops.sparse_attention.kernels.visible import visible_backward, visible_forward
 
-__all__ = ["select", "selected_backward", "selected_forward", "visible_backward", "visible_forward"]
+__all__ = ["select", "selected_backward", "selected_forward", "tokens", "visible_backward", "visible_forward"]
