@@ -71,13 +71,13 @@ def _capped(scores: Tensor, softcap: float) -> Tensor:
     return softcap * torch.tanh(scores / softcap) if softcap else scores
 
 
-def _softmax(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def softmax(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities over the visible keys, and their log-sum-exp; zero and -inf where none is visible."""
     lse = scores.masked_fill(~mask, -math.inf).logsumexp(-1)
-    return _probabilities(scores, mask, lse), lse
+    return probabilities(scores, mask, lse), lse
 
 
-def _probabilities(scores: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
+def probabilities(scores: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
     return torch.where(mask, (scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None]).exp(), 0.0)
 
 
@@ -97,7 +97,7 @@ def _masked_forward(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, s
     k, v = k.to(wide), v.to(wide)
     for span in spans(T if N else 0, B * H * N * wide.itemsize):
         s = _capped(torch.einsum("bgrck,bngk->bgrcn", _grouped(q[:, span], G, wide), k) * scale, softcap)
-        p, sums = _softmax(s, mask(span))
+        p, sums = softmax(s, mask(span))
         o[:, span] = _flat(torch.einsum("bgrcn,bngv->bgrcv", p, v))
         lse[:, span] = _flat(sums[..., None])[..., 0]
     return o, lse
@@ -122,7 +122,7 @@ def _masked_backward(
         qg, og, dog = (_grouped(x[:, span], G, wide) for x in (q, o, do))
         lg, dlg = (_grouped(x[:, span, :, None], G, wide)[..., 0] for x in (lse, dlse))
         s = _capped(torch.einsum("bgrck,bngk->bgrcn", qg, kw) * scale, softcap)
-        p = _probabilities(s, mask(span), lg)
+        p = probabilities(s, mask(span), lg)
         dv += torch.einsum("bgrcn,bgrcv->bngv", p, dog)
         dp = torch.einsum("bgrcv,bngv->bgrcn", dog, vw)
         ds = _score_gradient(p, dp, (og * dog).sum(-1) - dlg, s, softcap) * scale
@@ -195,7 +195,7 @@ def _block_scores(
             s = torch.einsum("bgrck,bngk->bgrcn", _grouped(q[:, span], G, wide), ck) * scale
             mask = (slot_N >= low[..., None]) & (slot_N < high[..., None])
             lse = _grouped(lse_BQH[:, span, :, None], G, wide)[..., 0]
-            p_BGCN = _probabilities(s, mask[:, None, None], lse).sum(2)
+            p_BGCN = probabilities(s, mask[:, None, None], lse).sum(2)
             # 2. from slots of the row to blocks of the query's document
             slot = slot_N + low[..., None]
             p_BGCN = torch.where(
@@ -326,7 +326,7 @@ def selected_forward(
         rows, mask = _gathered(starts[:, span], offset + span.start, block, S)
         k_M, v_M = _gather_rows(k_BGSK, rows).to(wide), _gather_rows(v_BGSV, rows).to(wide)
         s = torch.einsum("bgrck,bgcmk->bgrcm", _grouped(q[:, span], G, wide), k_M) * scale
-        p, sums = _softmax(s, mask[:, :, None])
+        p, sums = softmax(s, mask[:, :, None])
         o[:, span] = _flat(torch.einsum("bgrcm,bgcmv->bgrcv", p, v_M))
         lse[:, span] = _flat(sums[..., None])[..., 0]
     return o, lse
@@ -361,7 +361,7 @@ def selected_backward(
         qg, og, dog = (_grouped(x[:, span], G, wide) for x in (q, o, do))
         lg, dlg = (_grouped(x[:, span, :, None], G, wide)[..., 0] for x in (lse, dlse))
         s = torch.einsum("bgrck,bgcmk->bgrcm", qg, k_M) * scale
-        p = _probabilities(s, is_visible[:, :, None], lg)
+        p = probabilities(s, is_visible[:, :, None], lg)
         _add_rows(dv, rows, torch.einsum("bgrcm,bgrcv->bgcmv", p, dog))
         dp = torch.einsum("bgrcv,bgcmv->bgrcm", dog, v_M)
         ds = _score_gradient(p, dp, (og * dog).sum(-1) - dlg, s, 0.0) * scale

@@ -6,8 +6,8 @@
 
 Everything runs chunk by chunk over queries and is computed again in the backward pass: neither the T × T index scores
 nor the T × T attention is ever in memory. Scores have at least fp32, and of equal ones the earlier token is selected.
-Plain torch on every device; attention to the selected tokens is :func:`workbench.ops.sparse_attention.
-selected_attention` with blocks of one token.
+On GPUs Triton kernels compute them, for fp64 and 16-bit floats other than bf16 plain torch. Attention to the selected
+tokens is :func:`workbench.ops.sparse_attention.selected_attention` with blocks of one token.
 
 Legend: B batch, T queries (the last T of S rows), S keys, J index heads, X index channels, H query heads, G key–value
 heads, K key channels, n selected tokens, Q queries of a sample.
@@ -16,16 +16,21 @@ heads, K key channels, n selected tokens, Q queries of a sample.
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from workbench.ops.dispatch import disable_autocast
+from workbench.ops.dispatch import choose_backend, disable_autocast, matmul_dtype, record
 from workbench.ops.token_index import chunked
 
 __all__ = ["IndexKeys", "index_divergence", "index_recall", "scored_pairs", "select_tokens"]
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+MAX_CHOSEN = 8192
+"""Half of what one program of the kernels chooses from."""
 
 
 class IndexKeys(NamedTuple):
@@ -61,7 +66,7 @@ def select_tokens(
     Returns:
         (B, T, n) int32, counted from the start of the document, ascending, padded with -1.
     """
-    return _select(*(x.detach() for x in index), start_BT, count, offset, initial, local)
+    return _select(*(x.detach() for x in _cast(index)), start_BT, count, offset, initial, local)
 
 
 def index_divergence(
@@ -86,7 +91,8 @@ def index_divergence(
         scale: factor on the scores of attention; default 1/sqrt(K).
     """
     scale = 1 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
-    return _divergence(*index, q_BTHK.detach(), k_BTGK.detach(), tokens_BTn, start_BT, scale)
+    queries, keys = (x.detach().to(matmul_dtype(x)) for x in (q_BTHK, k_BTGK))
+    return _divergence(*_cast(index), queries, keys, tokens_BTn, start_BT, scale)[0]
 
 
 @torch.no_grad()
@@ -123,7 +129,23 @@ def index_recall(
     return recall_BQ, mass_BQ, counts_BQ if valid_BT is None else counts_BQ & valid_BT[:, rows_Q]
 
 
+def _cast(index: IndexKeys) -> IndexKeys:
+    """Factors of products in the type of matrix products, which is what a cache of keys has."""
+    q, k, w = index
+    return IndexKeys(q.to(matmul_dtype(q)), k.to(matmul_dtype(k)), w)
+
+
 # -- operators, opaque to torch.compile ------------------------------------------------------------------------------
+
+
+def _implementation(*tensors: Tensor, chosen: int = 0) -> ModuleType:
+    """:mod:`.chunked` or :mod:`.kernels`, which choose at most :data:`MAX_CHOSEN` tokens."""
+    supported = all(x.dtype in KERNEL_DTYPES for x in tensors) and chosen <= MAX_CHOSEN
+    if record("token_index", choose_backend(tensors[0], supported=supported)) == "torch":
+        return chunked
+    from workbench.ops.token_index import kernels
+
+    return kernels
 
 
 @torch.library.custom_op("workbench::select_tokens", mutates_args=())
@@ -131,7 +153,7 @@ def _select(
     q: Tensor, k: Tensor, w: Tensor, start_BT: Tensor, count: int, offset: int, initial: int, local: int
 ) -> Tensor:
     with disable_autocast(q):
-        return chunked.select(q, k, w, start_BT, count, offset, initial, local)
+        return _implementation(q, k, w, chosen=count).select(q, k, w, start_BT, count, offset, initial, local)
 
 
 @_select.register_fake
@@ -155,14 +177,15 @@ def _divergence(
     tokens: Tensor | None,
     start_BT: Tensor,
     scale: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     with disable_autocast(q):
-        return chunked.divergence(q, k, w, queries, keys, tokens, start_BT, scale)
+        return _implementation(q, k, w, queries, keys).divergence(q, k, w, queries, keys, tokens, start_BT, scale)
 
 
 @torch.library.custom_op("workbench::index_divergence_backward", mutates_args=())
 def _divergence_backward(
     dkl: Tensor,
+    lse: Tensor,
     q: Tensor,
     k: Tensor,
     w: Tensor,
@@ -173,25 +196,28 @@ def _divergence_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with disable_autocast(q):
-        return chunked.divergence_backward(dkl, q, k, w, queries, keys, tokens, start_BT, scale)
+        implementation = _implementation(q, k, w, queries, keys)
+        return implementation.divergence_backward(dkl, lse, q, k, w, queries, keys, tokens, start_BT, scale)
 
 
 @_divergence.register_fake
-def _(q, *args) -> Tensor:  # type: ignore[no-untyped-def]
-    return q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+def _(q, k, w, queries, *args) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    B, T, H, _ = queries.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(B, T, dtype=wide), q.new_empty(B, T, H + 1, dtype=wide)
 
 
 @_divergence_backward.register_fake
-def _(dkl, q, k, w, *args) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+def _(dkl, lse, q, k, w, *args) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape), k.new_empty(k.shape), w.new_empty(w.shape)
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
     *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(output[1], *tensors)
 
 
-def _differentiate(ctx: Any, dkl: Tensor) -> Any:
+def _differentiate(ctx: Any, dkl: Tensor, _: Tensor) -> Any:
     return *_divergence_backward(dkl.contiguous(), *ctx.saved_tensors, ctx.scale), None, None, None, None, None
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.ops.sparse_attention.chunked import MAX_MASKED_RATIO, spans
+from workbench.ops.sparse_attention.chunked import MAX_MASKED_RATIO, probabilities, softmax, spans
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -75,24 +75,15 @@ class _Chunk(NamedTuple):
     rows_BCM: Tensor | None
     """Rows of gathered keys."""
 
-    def attention(self, queries: Tensor, scale: float) -> Tensor:
-        """(B, C, M) p: softmax over the keys, the mean over the heads."""
+    def scores(self, queries: Tensor, scale: float) -> Tensor:
+        """(B, C, H, M) of attention."""
         wide, G = self.keys.dtype, self.keys.shape[-2]
         grouped = queries[:, self.span].to(wide).unflatten(2, (G, -1))
-        s = torch.einsum(f"bcgrk,{self.axes}gk->bcgrs", grouped, self.keys) * scale
-        return _softmax(s, self.mask_BCM[:, :, None, None]).exp().mean((2, 3))
+        return (torch.einsum(f"bcgrk,{self.axes}gk->bcgrs", grouped, self.keys) * scale).flatten(2, 3)
 
     def products(self, q: Tensor) -> Tensor:
         """(B, C, J, M) index queries with index keys."""
         return torch.einsum(f"bcjx,{self.axes}x->bcjs", q[:, self.span].to(self.index_keys.dtype), self.index_keys)
-
-
-def _softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Logarithm of the softmax over the last axis; -inf where masked, also where all is."""
-    masked = scores.masked_fill(~mask, -math.inf)
-    largest = masked.amax(-1, keepdim=True)
-    shifted = masked - torch.where(largest > -math.inf, largest, 0.0)
-    return shifted - shifted.exp().sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny).log()
 
 
 def _chunks(
@@ -135,19 +126,25 @@ def divergence(
     tokens: Tensor | None,
     start_BT: Tensor,
     scale: float,
-) -> Tensor:
-    """(B, T). Arguments as of :func:`workbench.ops.token_index.index_divergence`."""
-    out = torch.empty(q.shape[:2], dtype=_wide(q), device=q.device)
+) -> tuple[Tensor, Tensor]:
+    """(B, T), and the log-sum-exps (B, T, H + 1) of the scores of every head and of the index. Arguments as of
+    :func:`workbench.ops.token_index.index_divergence`."""
+    (B, T), wide = q.shape[:2], _wide(q)
+    out = torch.empty(B, T, dtype=wide, device=q.device)
+    lse = torch.empty(B, T, queries.shape[2] + 1, dtype=wide, device=q.device)
     for chunk in _chunks(q, k, queries, keys, tokens, start_BT):
-        p = chunk.attention(queries, scale)
+        p, lse[:, chunk.span, :-1] = softmax(chunk.scores(queries, scale), chunk.mask_BCM[:, :, None])
+        p = p.mean(2)
         scores = torch.einsum("bcj,bcjs->bcs", w[:, chunk.span].to(p.dtype), chunk.products(q).relu_())
-        log_index = _softmax(scores, chunk.mask_BCM).masked_fill(~chunk.mask_BCM, 0.0)
+        lse[:, chunk.span, -1] = of_index = softmax(scores, chunk.mask_BCM)[1]
+        log_index = torch.where(chunk.mask_BCM, scores - of_index[..., None], 0.0)
         out[:, chunk.span] = (torch.xlogy(p, p) - p * log_index).sum(-1)
-    return out
+    return out, lse
 
 
 def divergence_backward(
     dkl: Tensor,
+    lse: Tensor,
     q: Tensor,
     k: Tensor,
     w: Tensor,
@@ -157,13 +154,15 @@ def divergence_backward(
     start_BT: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of index queries, index keys and weights."""
+    """Gradients of index queries, index keys and weights. ``lse``: log-sum-exps of :func:`divergence`."""
     wide = _wide(q)
     dq, dw, dk = torch.empty_like(q), torch.empty_like(w), torch.zeros_like(k, dtype=wide)
     for chunk in _chunks(q, k, queries, keys, tokens, start_BT):
-        p, products = chunk.attention(queries, scale), chunk.products(q)
+        mask, of_heads, of_index = chunk.mask_BCM, lse[:, chunk.span, :-1], lse[:, chunk.span, -1]
+        p = probabilities(chunk.scores(queries, scale), mask[:, :, None], of_heads).mean(2)
+        products = chunk.products(q)
         w_BCJ, kept = w[:, chunk.span].to(wide), products.relu()
-        pi = _softmax(torch.einsum("bcj,bcjs->bcs", w_BCJ, kept), chunk.mask_BCM).exp()
+        pi = probabilities(torch.einsum("bcj,bcjs->bcs", w_BCJ, kept), mask, of_index)
         # of -Σ p log softmax(I): softmax(I) Σ p - p, and Σ p is 1, or 0 where nothing is visible
         ds = dkl[:, chunk.span, None].to(wide) * (pi * p.sum(-1, keepdim=True) - p)
         dw[:, chunk.span] = torch.einsum("bcs,bcjs->bcj", ds, kept).to(w.dtype)
@@ -187,7 +186,8 @@ def recall(
     keys = keys.to(wide)
     for span in spans(Q, B * H * S * wide.itemsize):
         visible = _visible(start_BQ[:, span], rows_Q[span], S)
-        p = _Chunk(span, "bs", visible, keys, keys, None).attention(queries, scale)
+        scores = _Chunk(span, "bs", visible, keys, keys, None).scores(queries, scale)
+        p = softmax(scores, visible[:, :, None])[0].mean(2)
         rows = torch.where(tokens[:, span] >= 0, start_BQ[:, span, None] + tokens[:, span], S).long()
         selected = _marked(rows, S)
         mass[:, span] = torch.where(selected[..., :S], p, 0.0).sum(-1)
