@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from workbench.ops import delta_rule, dispatch, experts, router, short_convolution
+from workbench.ops import delta_rule, dispatch, experts, router, short_convolution, token_index
 from workbench.ops.attention import attention
 from workbench.ops.delta_rule import choose_backend as choose_delta_rule
 from workbench.ops.dispatch import choose_backend, disable_autocast, force_backend, matmul_dtype
@@ -132,6 +132,33 @@ def test_kernels_attend_few_selected_blocks_or_any_number_of_tokens(
 ) -> None:
     assert (_implementation(on_gpu(1, 256, 4, 16), block, count) is chunked) == (backend == "torch")
     assert dispatch.recorded()["sparse_attention"] == [backend]
+
+
+@needs_triton
+@pytest.mark.parametrize(("channels", "backend"), [(128, "triton"), (129, "torch")])
+def test_kernels_attend_single_tokens_with_fp32_keys_that_fit_into_shared_memory(
+    channels: int, backend: str, no_memory: None
+) -> None:
+    q = on_gpu(1, 256, 4, channels, dtype=torch.float32)
+    assert (_implementation(q, 1, 64, 64) is chunked) == (backend == "torch")
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("dtypes", "chosen", "backend"),
+    [
+        ((torch.bfloat16, torch.float32), 2048, "triton"),
+        ((torch.bfloat16, torch.float16), 0, "torch"),
+        ((torch.float64, torch.float64), 0, "torch"),
+        ((torch.bfloat16,), 8193, "torch"),
+    ],
+)
+def test_index_kernels_compute_fp32_and_bf16(
+    dtypes: tuple[torch.dtype, ...], chosen: int, backend: str, no_memory: None
+) -> None:
+    tensors = [on_gpu(1, 256, 4, 16, dtype=dtype) for dtype in dtypes]
+    assert (token_index._implementation(*tensors, chosen=chosen) is token_index.chunked) == (backend == "torch")
+    assert dispatch.recorded()["token_index"] == [backend]
 
 
 @needs_triton

@@ -17,11 +17,12 @@ import torch
 from sparse_kernels import DEVICE, Shape, assert_close, assert_gradients_close, random, random_selection, segments
 from torch import Tensor
 
+from workbench.ops import dispatch
 from workbench.ops.sparse_attention import chunked as attention_chunked
-from workbench.ops.sparse_attention import document_starts
+from workbench.ops.sparse_attention import document_starts, selected_attention
 from workbench.ops.sparse_attention.kernels import marks, tokens
 from workbench.ops.sparse_attention.layout import SelectedBlocks, row_starts
-from workbench.ops.token_index import chunked, kernels
+from workbench.ops.token_index import IndexKeys, chunked, index_divergence, kernels, select_tokens
 
 
 @contextmanager
@@ -144,10 +145,37 @@ def check_divergence(
         assert_close(a, b, 2 * tolerance, (case, name))
 
 
+def check_public_functions(T: int, dtype: torch.dtype, tolerance: float) -> None:
+    """What a layer calls, forward and backward, with kernels and without."""
+    B, J, X, H, G, K, count = 2, 2, 16, 4, 2, 16, 7
+    start = document_starts(segments(B, T, T / 3), B, T, torch.device(DEVICE))
+    index = [torch.randint(-2, 3, shape).to(DEVICE, dtype) for shape in ((B, T, J, X), (B, T, X), (B, T, J))]
+    index[2] = index[2] / 16
+    q, k, v = (random(B, T, heads, K, dtype=dtype) for heads in (H, G, G))
+    weight = random(B, T, H, K, dtype=dtype)
+    results = []
+    for backend in ("torch", "triton"):
+        dispatch.reset()
+        leaves = [x.clone().requires_grad_() for x in (*index, q, k, v)]
+        with dispatch.force_backend(backend):
+            keys = IndexKeys(*leaves[:3])
+            chosen = select_tokens(keys, count=count, start_BT=start, initial=1, local=2)
+            o, _ = selected_attention(*leaves[3:], chosen[:, :, None], block=1, start_BT=start)  # type: ignore[arg-type]
+            losses = [index_divergence(keys, q, k, tokens, start_BT=start) for tokens in (None, chosen)]
+            ((o * weight).sum() + sum(x.sum() for x in losses)).backward()
+        assert dispatch.recorded() == {"sparse_attention": [backend], "token_index": [backend]}
+        results.append([chosen, o.detach(), *(x.detach() for x in losses), *(x.grad for x in leaves)])
+    for number, (expected, actual) in enumerate(zip(*results, strict=True)):
+        assert expected is not None and actual is not None
+        assert actual.dtype == expected.dtype
+        assert_close(actual, expected, 2 * tolerance, ("public", number, dtype))
+
+
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
 def check_small(dtype: torch.dtype, tolerance: float) -> None:
+    check_public_functions(50, dtype, tolerance)
     common = {"dtype": dtype, "tolerance": tolerance}
     check_attention(Shape(75, 4, 2, 16, 16), n=9, shared=True, mean=30, offset=0, chunk=0, **common)
     check_attention(

@@ -30,10 +30,19 @@ MAX_UNITED_BLOCKS = 128
 which takes 5 s to compile for 64 blocks, 13 s for 128 and 55 s for 256."""
 
 
-def _implementation(q: Tensor, block: int | None = None, count: int = 0) -> ModuleType:
+MAX_FP32_CHANNELS = 128
+"""Channels of fp32 keys up to which the kernels of single tokens are used: tiles of more are larger than the shared
+memory of an SM."""
+
+
+def _implementation(q: Tensor, block: int | None = None, count: int = 0, value_dim: int = 0) -> ModuleType:
     """:mod:`.chunked` or :mod:`.kernels`, for selected single tokens :mod:`.kernels.tokens`. One query per row
     (decoding) is too little work for the kernels' tiles."""
-    supported = q.shape[1] > 1 and (block == 1 or count <= MAX_UNITED_BLOCKS)
+    supported = q.shape[1] > 1
+    if block == 1:
+        supported &= q.dtype != torch.float32 or max(q.shape[-1], value_dim) <= MAX_FP32_CHANNELS
+    else:
+        supported &= count <= MAX_UNITED_BLOCKS
     if record("sparse_attention", choose_backend(q, supported=supported)) == "torch":
         return chunked
     from workbench.ops.sparse_attention import kernels
@@ -117,7 +126,8 @@ def _selected(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     q, k, v, starts, start_BT = _contiguous(q, k, v, starts, start_BT)
-    blocks, implementation = SelectedBlocks(offset, block, reuse, scale), _implementation(q, block, starts.shape[-1])
+    blocks = SelectedBlocks(offset, block, reuse, scale)
+    implementation = _implementation(q, block, starts.shape[-1], value_dim)
     starts = _for_groups(starts, k, implementation)
     with disable_autocast(q):
         return implementation.selected_forward(q, k, v, starts, start_BT, value_dim, blocks)
@@ -141,7 +151,8 @@ def _selected_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     do, dlse, q, k, v, starts, start_BT, o, lse = _contiguous(do, dlse, q, k, v, starts, start_BT, o, lse)
-    blocks, implementation = SelectedBlocks(offset, block, reuse, scale), _implementation(q, block, starts.shape[-1])
+    blocks = SelectedBlocks(offset, block, reuse, scale)
+    implementation = _implementation(q, block, starts.shape[-1], value_dim)
     starts = _for_groups(starts, k, implementation)
     with disable_autocast(q):
         return implementation.selected_backward(do, dlse, q, k, v, starts, start_BT, o, lse, value_dim, blocks)

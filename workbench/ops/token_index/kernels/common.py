@@ -37,14 +37,15 @@ class Heads(NamedTuple):
     D: int
     """Channels."""
     DP: int
-    """Channels multiplied at once, a power of two, at least 64: narrower tiles are miscompiled (see
-    :mod:`workbench.ops.sparse_attention.kernels`)."""
+    """Channels multiplied at once, a power of two; at least 64, since narrower tiles are miscompiled (see
+    :mod:`workbench.ops.sparse_attention.kernels`), and 64 where more would not fit into shared memory."""
     PRECISION: str
 
     @classmethod
     def of(cls, q: Tensor, G: int) -> Heads:
         D = q.shape[-1]
-        return cls(q.shape[2], G, D, max(64, triton.next_power_of_2(D)) if D <= 128 else 64, precision(q))
+        at_once = 128 if 64 < D <= 128 and q.dtype != torch.float32 else 64
+        return cls(q.shape[2], G, D, at_once, precision(q))
 
 
 class Scored(NamedTuple):

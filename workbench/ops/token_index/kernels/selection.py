@@ -18,6 +18,9 @@ from workbench.ops.sparse_decoding.kernels.choice import select as choose
 from workbench.ops.sparse_decoding.layout import Forced
 from workbench.ops.token_index.kernels.common import LAUNCH, Heads, Scored, head_sum, same_dtype
 
+LEAST_BYTES = 1025
+"""Bytes of a query in the size of chunks: CUDA launches at most 65,535 programs along the axis of queries."""
+
 
 @triton.jit
 def _token_scores(x, start, scores, first, offset, T, S, C, E, heads, BT: tl.constexpr, BN: tl.constexpr):
@@ -42,7 +45,7 @@ def select(
     (B, T), S, (q, k) = q.shape[:2], k.shape[1], same_dtype(q, k)
     start_BT, x, heads = start_BT.contiguous(), Scored(q, k, w.contiguous()), constants(Heads.of(q, 1))
     out = torch.empty(B, T, count, dtype=torch.int32, device=q.device)
-    for span in spans(T, B * S * 4):
+    for span in spans(T, B * max(S * 4, LEAST_BYTES)):
         C, E = span.stop - span.start, offset + span.stop
         row_C = torch.arange(offset + span.start, E, dtype=torch.int32, device=q.device)
         length_BC = row_C + 1 - start_BT[:, span]
