@@ -2,6 +2,7 @@
 
     python benchmarks/learned_indices.py                       # results/benchmarks/learned_indices.json
     python benchmarks/learned_indices.py --lengths 512 --width 64 --heads 4 --head-dim 16 --top-k 64 --repeats 1
+    python benchmarks/learned_indices.py --lengths 8192 --backend torch     # without kernels
 
 One mixer of width 1,024 as a training step runs it (compiled on a GPU, bf16 autocast, one row, 4 key–value heads, with
 the loss of the index), in these stages:
@@ -12,6 +13,7 @@ selected   selection, attention to the selected tokens, divergence over them
 ``forward_ms`` and ``both_ms`` (forward and backward) are medians; ``peak_mib`` is what a forward and backward pass
 allocates at most on top of weights and inputs, ``table_mib`` what one T × T table in bf16 would take. ``select``,
 ``divergence`` and ``attention`` time the operators alone on the same shapes, forward and backward where there is one.
+``backends`` are those that computed the operators.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from common import merge_results  # noqa: E402
 
 from workbench.contract import AuxOutputs  # noqa: E402
 from workbench.model import LanguageModel, ModelConfig  # noqa: E402
+from workbench.ops import dispatch  # noqa: E402
 from workbench.ops.sparse_attention import document_starts, selected_attention  # noqa: E402
 from workbench.ops.token_index import IndexKeys, index_divergence, select_tokens  # noqa: E402
 
@@ -148,24 +151,29 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--top-k", type=int, default=1024)
+    parser.add_argument("--backend", choices=["torch"], help="instead of the one for the device")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
 
     def add(T: int, op: str, stage: str, figures: dict[str, Any]) -> None:
         shape = {"width": options.width, "heads": options.heads, "head_dim": options.head_dim, "top_k": options.top_k}
-        row = {"tokens": T, "op": op, "stage": stage, **shape, "table_mib": round(T * T * 2 / 2**20, 1), **figures}
+        used = {name: dispatch.recorded().get(name, []) for name in ("token_index", "sparse_attention")}
+        row = {"tokens": T, "op": op, "stage": stage, "backend": options.backend, **shape}
+        row |= {"table_mib": round(T * T * 2 / 2**20, 1), "backends": used, **figures}
         print(row, flush=True)
-        merge_results(
-            options.output, [row], lambda r: tuple(r[name] for name in ("tokens", "op", "stage", "width", "top_k"))
-        )
+        keys = ("tokens", "op", "stage", "width", "top_k", "backend")
+        merge_results(options.output, [row], lambda r: tuple(map(r.get, keys)))
 
-    for T in options.lengths:
-        for kind in options.kinds:
-            for stage in ("warm-up", "selected") if kind in INDEXED else ("dense",):
-                add(T, kind, stage, layer(kind, stage, T, options))
-        for name, figures in operators(T, options).items():
-            add(T, name, "operator", figures)
+    with dispatch.force_backend(options.backend):
+        for T in options.lengths:
+            for kind in options.kinds:
+                for stage in ("warm-up", "selected") if kind in INDEXED else ("dense",):
+                    dispatch.reset()
+                    add(T, kind, stage, layer(kind, stage, T, options))
+            dispatch.reset()
+            for name, figures in operators(T, options).items():
+                add(T, name, "operator", figures)
 
 
 if __name__ == "__main__":

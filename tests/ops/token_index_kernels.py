@@ -93,10 +93,7 @@ def check_selection(
     """With whole numbers, whose products and sums are exact, and among which there are many equal scores."""
     B, S = 2, T + offset
     start = document_starts(segments(B, T, mean if offset == 0 else 0), B, T, torch.device(DEVICE))
-    q, k, w = (
-        torch.randint(-2, 3, shape).to(DEVICE, dtype)
-        for shape in ((B, T, J, X), (B, S, X), (B, T, J))
-    )
+    q, k, w = (torch.randint(-2, 3, shape).to(DEVICE, dtype) for shape in ((B, T, J, X), (B, S, X), (B, T, J)))
     sizes = (count, offset, forced.get("initial", 0), forced.get("local", 0))
     expected = chunked.select(q.double(), k.double(), w.double(), start, *sizes)
     with chunks_of(chunk, S, B, 4):

@@ -283,7 +283,9 @@ class _Launch:
 
     def by_query(self, kernel: Any, name: str, marked: Marked, *arguments: Any) -> None:
         """Launches a program per tile of queries and head."""
-        _by_query(kernel, name, self.inputs, marked, arguments, self.size, Heads(self.size.H // self.size.G), self.channels)
+        _by_query(
+            kernel, name, self.inputs, marked, arguments, self.size, Heads(self.size.H // self.size.G), self.channels
+        )
 
 
 def _by_query(

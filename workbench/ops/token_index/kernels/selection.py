@@ -49,7 +49,7 @@ def select(
         C, E = span.stop - span.start, offset + span.stop
         row_C = torch.arange(offset + span.start, E, dtype=torch.int32, device=q.device)
         length_BC = row_C + 1 - start_BT[:, span]
-        if E <= count:  # these queries see no more tokens than they select
+        if count >= E:  # these queries see no more tokens than they select
             token_n = torch.arange(count, dtype=torch.int32, device=q.device)
             out[:, span] = torch.where(token_n < length_BC[..., None], token_n, -1)
             continue
