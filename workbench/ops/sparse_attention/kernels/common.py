@@ -25,7 +25,7 @@ LAUNCH: dict[str, dict[str, int]] = {
     "token_forward": {"BT": 128, "BN": 64, "num_warps": 4, "num_stages": 3},
     "token_normalisers": {"BT": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
     "token_queries": {"BT": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
-    "token_keys": {"BT": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
+    "token_keys": {"BT": 128, "BN": 64, "num_warps": 4, "num_stages": 2},
     "token_forward wide": {"BT": 64, "BN": 32, "num_warps": 8, "num_stages": 2},
     "token_normalisers wide": {"BT": 64, "BN": 32, "num_warps": 4, "num_stages": 2},
     "token_queries wide": {"BT": 64, "BN": 32, "num_warps": 8, "num_stages": 1},

@@ -5,7 +5,7 @@ The bits of all pairs, T S / 8 bytes, would still grow with the square of the le
 of at most :data:`MARK_BYTES` at a time. A list of n tokens of a query takes 4 n bytes, its bits S / 8.
 
 Legend: B batch, T queries, C queries of a chunk, M groups with a choice of their own (1 or G), S keys, W = ⌈S / 64⌉
-words of 64 keys, n selected tokens; BT queries of a tile.
+words of 64 keys, n selected tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch import Tensor
 
 KEYS = tl.constexpr(64)
 """Keys of a word, and of a tile in lists."""
+ROWS = tl.constexpr(128)
+"""Queries of a tile in lists. Tiles of a kernel divide them."""
 MARK_BYTES = 2**26
 """Largest size of the bits in memory."""
 
@@ -30,11 +32,11 @@ class Marks(NamedTuple):
     words: Tensor
     """(B, C, M, W) int64, bit i of word w for the key 64 w + i."""
     by_query: Tensor
-    """(B, M, ⌈C / BT⌉, W) int32: words in which a query of a tile of BT has a bit, ascending."""
+    """(B, M, ⌈C / 128⌉, W) int32: words in which a query of a tile has a bit, ascending."""
     words_of: Tensor
-    """(B, M, ⌈C / BT⌉) int32: how many they are."""
+    """(B, M, ⌈C / 128⌉) int32: how many they are."""
     by_key: Tensor
-    """(B, M, W, ⌈C / BT⌉) int32: tiles of queries that have a bit in a word, ascending."""
+    """(B, M, W, ⌈C / 128⌉) int32: tiles of queries that have a bit in a word, ascending."""
     tiles_of: Tensor
     """(B, M, W) int32: how many they are."""
 
@@ -48,7 +50,7 @@ class Chunk(NamedTuple):
     M: int
     W: int
     tiles: int
-    """Tiles of BT queries."""
+    """⌈C / 128⌉"""
 
 
 class Marked(NamedTuple):
@@ -134,26 +136,23 @@ def token_words(rows_BTMn: Tensor, offset: int, S: int) -> Callable[[slice], Ten
     return words
 
 
-def marked_chunks(
-    words: Callable[[slice], Tensor], T: int, bytes_per_query: int, *, BT: int, budget: int | None = None
-) -> Iterator[Marked]:
+def marked_chunks(words: Callable[[slice], Tensor], T: int, bytes_per_query: int) -> Iterator[Marked]:
     """Chunks of queries with their marks.
 
     Args:
         words: of :func:`visible_words` or :func:`token_words`.
         T: queries.
-        bytes_per_query: of the largest tensor of a chunk.
-        BT: queries of a tile.
-        budget: largest size of that tensor. Default: :data:`MARK_BYTES`.
+        bytes_per_query: of the largest tensor of a chunk, which has at most :data:`MARK_BYTES`.
     """
-    step = max(BT, (budget or MARK_BYTES) // max(1, bytes_per_query) // BT * BT)
+    rows = ROWS.value
+    step = max(rows, MARK_BYTES // max(1, bytes_per_query) // rows * rows)
     for first in range(0, T, step):
         span = slice(first, min(T, first + step))
         bits = words(span)
         B, C, M, W = bits.shape
-        tiles = triton.cdiv(C, BT)
-        has_BCMW = torch.nn.functional.pad(bits != 0, (0, 0, 0, 0, 0, tiles * BT - C))
-        has_BMtW = has_BCMW.view(B, tiles, BT, M, W).any(2).transpose(1, 2)
+        tiles = triton.cdiv(C, rows)
+        has_BCMW = torch.nn.functional.pad(bits != 0, (0, 0, 0, 0, 0, tiles * rows - C))
+        has_BMtW = has_BCMW.view(B, tiles, rows, M, W).any(2).transpose(1, 2)
         marks = Marks(bits, *_listed(has_BMtW), *_listed(has_BMtW.transpose(2, 3)))
         yield Marked(span, marks, Chunk(first, C, M, W, tiles))
 

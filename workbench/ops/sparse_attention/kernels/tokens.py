@@ -46,6 +46,7 @@ from workbench.ops.sparse_attention.kernels.common import (
 )
 from workbench.ops.sparse_attention.kernels.marks import (
     KEYS,
+    ROWS,
     Marked,
     has_bit,
     listed_keys,
@@ -86,7 +87,7 @@ def _token_forward(x, marks, o, lse, size, chunk, heads, channels, BT: tl.conste
     b_l = tl.zeros((BT,), tl.float32)
     if heads.VALUES:
         b_o = tl.zeros((BT, channels.VP), tl.float32)
-    i_list = (i_b * chunk.M + i_m) * chunk.tiles + i_t
+    i_list = (i_b * chunk.M + i_m) * chunk.tiles + i_t * BT // ROWS
     for i in range(0, tl.load(marks.words_of + i_list) * (KEYS // BN)):
         # 1. scores
         n0 = listed_keys(marks.by_query + i_list * chunk.W, i, BN)
@@ -135,7 +136,7 @@ def _token_queries(x, marks, upstream, dq, size, chunk, heads, channels, BT: tl.
     b_delta = tl.load(upstream.delta + o_query, mask=m_t, other=0.0)
     k = x.k + (i_b * size.N * size.G + i_g) * K
     v = x.v + (i_b * size.N * size.G + i_g) * channels.V
-    i_list = (i_b * chunk.M + i_m) * chunk.tiles + i_t
+    i_list = (i_b * chunk.M + i_m) * chunk.tiles + i_t * BT // ROWS
     for i in range(0, tl.load(marks.words_of + i_list) * (KEYS // BN)):
         # 1. probabilities
         n0 = listed_keys(marks.by_query + i_list * chunk.W, i, BN)
@@ -175,14 +176,12 @@ def _token_keys(
     channels,
     BT: tl.constexpr,
     BN: tl.constexpr,
-    ROWS: tl.constexpr,
     HEADS: tl.constexpr,
     SPLIT: tl.constexpr,
     ADDS: tl.constexpr,
 ):
     """Gradients of a tile of keys and values, summed over HEADS of the heads that read them; added to those of earlier
-    chunks of queries where ADDS. Lists are of tiles of ROWS queries, a multiple of BT.
-    The first part of the channels, and the values, are divided among SPLIT programs, whose registers would not hold the
+    chunks of queries where ADDS. The first part of the channels, and the values, are divided among SPLIT programs, whose registers would not hold the
     sums of all."""
     i_n, parts = tl.program_id(0), size.H // HEADS
     i_b, i_part = (tl.program_id(1) // parts).to(tl.int64), tl.program_id(1) % parts
@@ -213,10 +212,12 @@ def _token_keys(
         b_dv = tl.zeros((BN, VP), tl.float32)
     i_word = i_n * BN // KEYS
     i_list = (i_b * chunk.M + i_m) * chunk.W + i_word
-    for i in range(0, tl.load(marks.tiles_of + i_list) * (ROWS // BT * HEADS)):
+    PER_TILE: tl.constexpr = ROWS // BT * HEADS
+    for i in range(0, tl.load(marks.tiles_of + i_list) * PER_TILE):
         # 1. probabilities
-        i_tile = i // (ROWS // BT * HEADS)
-        first = tl.load(marks.by_key + i_list * chunk.tiles + i_tile) * ROWS + i // HEADS % (ROWS // BT) * BT
+        i_tile, i_part_of_tile = i // PER_TILE, i // HEADS
+        i_part_of_tile -= i_tile * (ROWS // BT)
+        first = tl.load(marks.by_key + i_list * chunk.tiles + i_tile) * ROWS + i_part_of_tile * BT
         o_c = first + tl.arange(0, BT)
         m_t = o_c < chunk.C
         o_query = (i_b * size.T + chunk.first + o_c) * size.H + i_part * HEADS + i % HEADS
@@ -276,10 +277,10 @@ class _Launch:
         self.size = Sizes(self.T, N, H, G, blocks.offset, blocks.scale)
         self.words = token_words(starts, blocks.offset, N)
 
-    def chunks(self, BT: int) -> Iterator[Marked]:
+    def chunks(self) -> Iterator[Marked]:
         """Marked chunks of queries."""
         bytes_per_query = self.B * self.inputs.start.shape[2] * triton.cdiv(self.size.N, KEYS.value) * 8
-        return marked_chunks(self.words, self.T, bytes_per_query, BT=BT)
+        return marked_chunks(self.words, self.T, bytes_per_query)
 
     def by_query(self, kernel: Any, name: str, marked: Marked, *arguments: Any) -> None:
         """Launches a program per tile of queries and head."""
@@ -298,7 +299,8 @@ def _by_query(
     heads: Heads,
     channels: Channels,
 ) -> None:
-    kernel[(marked.chunk.tiles, inputs.q.shape[0] * size.H)](
+    settings = _settings(name, channels)
+    kernel[(triton.cdiv(marked.chunk.C, settings["BT"]), inputs.q.shape[0] * size.H)](
         inputs,
         marked.marks,
         *arguments,
@@ -306,7 +308,7 @@ def _by_query(
         marked.chunk,
         constants(heads),
         constants(channels),
-        **_settings(name, channels),
+        **settings,
     )
 
 
@@ -326,7 +328,7 @@ def selected_forward(
     B, T, H, _ = q.shape
     o, lse = q.new_empty(B, T, H, V), q.new_empty(B, T, H, dtype=torch.float32)
     launch = _Launch(q, k, v, starts, V, blocks)
-    for marked in launch.chunks(_settings("token_forward", launch.channels)["BT"]):
+    for marked in launch.chunks():
         launch.by_query(_token_forward, "token_forward", marked, o, lse)
     return o, lse
 
@@ -348,7 +350,7 @@ def selected_backward(
     (B, _, H, K), (N, G), R = q.shape, k.shape[1:3], q.shape[2] // k.shape[2]
     launch = _Launch(q, k, v, starts, V, blocks)
     upstream = Upstream(do, lse, output_products(do, o, dlse))
-    settings, rows = _settings("token_keys", launch.channels), _settings("token_queries", launch.channels)["BT"]
+    settings = _settings("token_keys", launch.channels)
     tiles = triton.cdiv(N, settings["BN"])
     # few keys: one head per program, summed afterwards; many keys: all heads of a group in one program
     heads = R if tiles * B * G >= 256 else 1
@@ -356,7 +358,7 @@ def selected_backward(
     split = 2 if min(channels.A, channels.V) > 128 and (channels.A, channels.V) == (channels.AP, channels.VP) else 1
     dk = torch.empty(B, N, H // heads, K, dtype=torch.float32, device=q.device)
     dv = dk if v is None else torch.empty(B, N, H // heads, V, dtype=torch.float32, device=q.device)
-    for marked in launch.chunks(rows):
+    for marked in launch.chunks():
         launch.by_query(_token_queries, "token_queries", marked, upstream, dq)
         _token_keys[(tiles, B * (H // heads), split)](
             launch.inputs,
@@ -368,7 +370,6 @@ def selected_backward(
             marked.chunk,
             constants(Heads(R)),
             constants(launch.channels),
-            ROWS=rows,
             HEADS=heads,
             SPLIT=split,
             ADDS=marked.span.start > 0,

@@ -16,13 +16,12 @@ LAUNCH: dict[str, dict[str, int]] = {
     "scores": {"BT": 128, "BN": 64, "num_warps": 8, "num_stages": 3},
     "divergence": {"BT": 128, "BN": 64, "num_warps": 8, "num_stages": 3},
     "gradients": {"BT": 128, "BN": 64, "num_warps": 8, "num_stages": 3},
-    "index_queries": {"num_warps": 4, "num_stages": 2},
-    "index_keys": {"num_warps": 4, "num_stages": 2},
+    "index_queries": {"BT": 64, "num_warps": 4, "num_stages": 2},
+    "index_keys": {"BT": 128, "num_warps": 4, "num_stages": 2},
 }
-"""Tiles of queries and keys, warps and pipeline stages; not tuned."""
+"""Tiles of queries and keys, warps and pipeline stages; not tuned. With 128 queries a tile of ``index_keys``, numbers of
+a query are loaded once for the tile and not by every thread that holds one of its columns."""
 
-ROWS = 64
-"""Queries of a tile in lists of marks, and of the kernels that read them; a tile of keys is a word of marks."""
 PART_HEADS = 4
 """Programs, at most, that the index heads of a tile of keys are divided among."""
 
@@ -63,6 +62,15 @@ def same_dtype(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
+def _with_head(b_sum, b_s, b_w, scale, RELU: tl.constexpr):
+    if RELU:
+        return b_sum + tl.maximum(b_s, 0.0) * b_w[:, None]
+    else:
+        b_w = tl.where(b_w == -float("inf"), 0.0, b_w)
+        return b_sum + tl.exp2(b_s * (scale * LOG2E) - (b_w * LOG2E)[:, None])
+
+
+@triton.jit
 def head_sum(x, i_b, o_t, m_t, o_n, m_n, T, S, scale, heads, RELU: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr):
     """(BT, BN) of queries and keys: Σ_h w_h ReLU(q_h · k), or Σ_h exp(scale q_h · k - w_h). Masked rows are zeros of
     queries and keys."""
@@ -81,12 +89,12 @@ def head_sum(x, i_b, o_t, m_t, o_n, m_n, T, S, scale, heads, RELU: tl.constexpr,
         b_q = tl.load(x.q + o_q[:, None] * heads.D + o_d[None, :], mask=m_t[:, None] & m_d[None, :], other=0.0)
         b_k = tl.load(x.k + o_k[:, None] * heads.D + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
         b_w = tl.load(x.w + o_q, mask=m_t, other=0.0).to(tl.float32)
-        b_s = tl.dot(b_q, tl.trans(b_k), b_s, input_precision=heads.PRECISION)
-        if i_chunk == CHUNKS - 1:
-            if RELU:
-                b_sum += tl.maximum(b_s, 0.0) * b_w[:, None]
-            else:
-                b_w = tl.where(b_w == -float("inf"), 0.0, b_w)
-                b_sum += tl.exp2(b_s * (scale * LOG2E) - (b_w * LOG2E)[:, None])
-            b_s = tl.zeros((BT, BN), tl.float32)
+        if CHUNKS == 1:
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=heads.PRECISION)
+            b_sum = _with_head(b_sum, b_s, b_w, scale, RELU)
+        else:
+            b_s = tl.dot(b_q, tl.trans(b_k), b_s, input_precision=heads.PRECISION)
+            if i_chunk == CHUNKS - 1:
+                b_sum = _with_head(b_sum, b_s, b_w, scale, RELU)
+                b_s = tl.zeros((BT, BN), tl.float32)
     return b_sum

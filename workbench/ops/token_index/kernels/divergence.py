@@ -22,6 +22,7 @@ from torch import Tensor
 from workbench.ops.sparse_attention.kernels.common import constants, load_lse, load_rows, store_rows
 from workbench.ops.sparse_attention.kernels.marks import (
     KEYS,
+    ROWS,
     Marked,
     has_bit,
     load_words,
@@ -31,7 +32,7 @@ from workbench.ops.sparse_attention.kernels.marks import (
 )
 from workbench.ops.sparse_attention.kernels.tokens import normalisers
 from workbench.ops.sparse_attention.layout import row_starts
-from workbench.ops.token_index.kernels.common import LAUNCH, PART_HEADS, ROWS, Heads, Scored, head_sum, same_dtype
+from workbench.ops.token_index.kernels.common import LAUNCH, PART_HEADS, Heads, Scored, head_sum, same_dtype
 
 
 @triton.jit
@@ -108,7 +109,7 @@ def _index_queries(x, marks, ds, dq, dw, T, S, chunk, heads, BT: tl.constexpr, B
     b_q = load_rows(x.q, o_q, heads.D, m_t, heads.D, heads.DP)
     b_dq = tl.zeros((BT, heads.DP), tl.float32)
     b_dw = tl.zeros((BT,), tl.float32)
-    i_list = i_b * chunk.tiles + i_t
+    i_list = i_b * chunk.tiles + i_t * BT // ROWS
     for i in range(0, tl.load(marks.words_of + i_list)):
         o_n = tl.load(marks.by_query + i_list * chunk.W + i) * BN + tl.arange(0, BN)
         # [BN, DP], [BT, BN]
@@ -147,18 +148,22 @@ def _index_keys(
     b_k = load_rows(x.k, i_b * S + o_n, heads.D, m_n, heads.D, heads.DP)
     b_dk = tl.zeros((BN, heads.DP), tl.float32)
     i_list = i_b * chunk.W + i_n
-    for i in range(0, tl.load(marks.tiles_of + i_list) * HEADS):
-        o_c = tl.load(marks.by_key + i_list * chunk.tiles + i // HEADS) * BT + tl.arange(0, BT)
+    PER_TILE: tl.constexpr = ROWS // BT * HEADS
+    for i in range(0, tl.load(marks.tiles_of + i_list) * PER_TILE):
+        i_tile, i_part_of_tile = i // PER_TILE, i // HEADS
+        i_part_of_tile -= i_tile * (ROWS // BT)
+        first = tl.load(marks.by_key + i_list * chunk.tiles + i_tile) * ROWS + i_part_of_tile * BT
+        o_c = first + tl.arange(0, BT)
         m_t = o_c < chunk.C
         o_q = (i_b * T + chunk.first + o_c) * heads.H + i_part * HEADS + i % HEADS
         # [BT, DP], [BN, BT]
         b_q = load_rows(x.q, o_q, heads.D, m_t, heads.D, heads.DP)
         b_w = tl.load(x.w + o_q, mask=m_t, other=0.0).to(tl.float32)
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=heads.PRECISION)
-        p_ds = ds + ((i_b * chunk.C + o_c) * chunk.W)[None, :] * BN + o_n[:, None]
-        b_ds = tl.load(p_ds, mask=m_t[None, :], other=0.0).to(tl.float32)
+        p_ds = ds + ((i_b * chunk.C + o_c) * chunk.W)[:, None] * BN + o_n[None, :]
+        b_ds = tl.trans(tl.load(p_ds, mask=m_t[:, None], other=0.0)).to(tl.float32)
         b_da = tl.where(b_s > 0, b_ds * b_w[None, :], 0.0)
-        b_dk += tl.dot(b_da.to(b_q.dtype), b_q, input_precision=heads.PRECISION)
+        b_dk = tl.dot(b_da.to(b_q.dtype), b_q, b_dk, input_precision=heads.PRECISION)
     o_key = (i_b * S + o_n) * tl.num_programs(1) + i_part
     if ADDS:
         b_dk += load_rows(dk, o_key, heads.D, m_n, heads.D, heads.DP)
@@ -192,7 +197,7 @@ class _Launch:
 
     def chunks(self, bytes_per_key: int) -> Iterator[Marked]:
         """Marked chunks of queries, of which a tensor has so many bytes for every key."""
-        return marked_chunks(self.words, self.T, self.B * self.W * KEYS.value * bytes_per_key, BT=ROWS)
+        return marked_chunks(self.words, self.T, self.B * self.W * KEYS.value * bytes_per_key)
 
     def by_tile(self, kernel: Any, name: str, marked: Marked, lse: Tensor, *arguments: Any) -> None:
         """Launches a program per tile of pairs."""
@@ -259,10 +264,9 @@ def divergence_backward(
     for marked in launch.chunks(bytes_per_key=index.q.element_size()):
         ds = torch.empty(B, marked.chunk.C, launch.W, KEYS.value, dtype=index.q.dtype, device=q.device)
         launch.by_tile(_gradient_tiles, "gradients", marked, lse_BTH, index_lse, dkl, ds)
-        tiles = {"BT": ROWS, "BN": KEYS.value}
-        of_marks = (index, marked.marks, ds)
-        _index_queries[(marked.chunk.tiles, J, B)](
-            *of_marks, dq, dw, *shared, marked.chunk, constants(heads), **tiles, **LAUNCH["index_queries"]
+        of_marks, settings = (index, marked.marks, ds), LAUNCH["index_queries"]
+        _index_queries[(triton.cdiv(marked.chunk.C, settings["BT"]), J, B)](
+            *of_marks, dq, dw, *shared, marked.chunk, constants(heads), BN=KEYS.value, **settings
         )
         _index_keys[(launch.W, J // per_part, B)](
             *of_marks,
@@ -272,7 +276,7 @@ def divergence_backward(
             constants(heads),
             HEADS=per_part,
             ADDS=marked.span.start > 0,
-            **tiles,
+            BN=KEYS.value,
             **LAUNCH["index_keys"],
         )
     return dq.to(q.dtype), dk.sum(2).to(k.dtype), dw.to(w.dtype)
