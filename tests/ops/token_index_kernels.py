@@ -182,7 +182,7 @@ def check_small(dtype: torch.dtype, tolerance: float) -> None:
     check_attention(Shape(40, 2, 2, 40, 16), n=90, shared=True, mean=0, offset=30, chunk=0, **common)
     # wide heads, whose gradients of keys are divided among programs
     check_attention(
-        Shape(135, 2, 1, 272, 256), n=3, shared=True, mean=30, offset=0, chunk=128, separate_values=False, **common
+        Shape(135, 2, 1, 320, 256), n=3, shared=True, mean=30, offset=0, chunk=128, separate_values=False, **common
     )
     check_attention(Shape(40, 2, 1, 256, 256), n=9, shared=True, mean=0, offset=0, chunk=0, **common)
     check_selection(75, 3, 8, count=9, mean=30, offset=0, chunk=20, dtype=dtype)
@@ -222,7 +222,7 @@ def check_latents(dtype: torch.dtype, tolerance: float) -> None:
     common = {"dtype": dtype, "tolerance": tolerance}
     latents = {"shared": True, "offset": 0, "separate_values": False, **common}
     check_attention(Shape(1000, 8, 1, 576, 512), n=200, mean=0, chunk=512, **latents)
-    check_attention(Shape(1000, 4, 1, 288, 256), n=100, mean=300, chunk=0, **latents)
+    check_attention(Shape(1000, 4, 1, 320, 256), n=100, mean=300, chunk=0, **latents)
     check_divergence(Shape(700, 8, 1, 576), 8, 128, count=None, mean=0, chunk=0, **common)
 
 

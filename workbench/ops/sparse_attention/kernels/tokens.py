@@ -261,10 +261,13 @@ def _token_keys(
 
 def _settings(kernel: str, channels: Channels) -> dict[str, int]:
     """Tile sizes, warps and stages of a launch."""
-    settings, widest = launch_settings(kernel, channels), max(channels.AP + channels.EP, channels.VP)
-    if min(channels.AP, channels.VP) < 64 or widest <= 64:
-        return settings
-    return dict(LAUNCH[f"{kernel} wide"]) if widest > 128 else settings | {"num_warps": 8}
+    widest = max(channels.AP + channels.EP, channels.VP)
+    if min(channels.AP, channels.VP) < 64:
+        return launch_settings(kernel, channels)
+    if widest > 128:
+        return LAUNCH[f"{kernel} wide"]
+    # products of fp32 numbers, which no tensor core computes exactly, take more registers
+    return LAUNCH[f"{kernel} 128" if widest > 64 or channels.PRECISION == "ieee" else kernel]
 
 
 class _Launch:
