@@ -19,8 +19,8 @@ LAUNCH: dict[str, dict[str, int]] = {
     "index_queries": {"BT": 64, "num_warps": 4, "num_stages": 2},
     "index_keys": {"BT": 128, "num_warps": 4, "num_stages": 2},
 }
-"""Tiles of queries and keys, warps and pipeline stages; not tuned. With 128 queries a tile of ``index_keys``, numbers of
-a query are loaded once for the tile and not by every thread that holds one of its columns."""
+"""Tiles of queries and keys, warps and pipeline stages; not tuned. On the 128 queries of ``index_keys`` see those of
+``token_keys`` in :data:`workbench.ops.sparse_attention.kernels.common.LAUNCH`."""
 
 PART_HEADS = 4
 """Programs, at most, that the index heads of a tile of keys are divided among."""
