@@ -184,13 +184,13 @@ def check_small(dtype: torch.dtype, tolerance: float) -> None:
     check_attention(
         Shape(135, 2, 1, 320, 256), n=3, shared=True, mean=30, offset=0, chunk=128, separate_values=False, **common
     )
-    check_attention(Shape(40, 2, 1, 256, 256), n=9, shared=True, mean=0, offset=0, chunk=0, **common)
+    check_attention(Shape(10, 2, 1, 256, 256), n=3, shared=True, mean=0, offset=0, chunk=0, **common)
     check_selection(75, 3, 8, count=9, mean=30, offset=0, chunk=20, dtype=dtype)
     check_selection(40, 2, 16, count=9, mean=0, offset=30, chunk=0, dtype=dtype, initial=2, local=3)
     check_selection(30, 2, 16, count=50, mean=9, offset=0, chunk=7, dtype=dtype)
     check_divergence(Shape(150, 4, 2, 16), 3, 8, count=None, mean=60, chunk=128, **common)
     check_divergence(Shape(75, 4, 2, 16), 4, 8, count=9, mean=0, chunk=0, **common)
-    check_divergence(Shape(40, 2, 1, 200), 8, 130, count=None, mean=0, chunk=0, **common)  # channels in pieces
+    check_divergence(Shape(20, 2, 1, 200), 4, 130, count=None, mean=0, chunk=0, **common)  # channels in pieces
     check_divergence(Shape(30, 2, 2, 16), 2, 16, count=50, mean=7, chunk=0, **common)
 
 

@@ -47,8 +47,8 @@ An entry "NAME rows" overrides NAME for tiles of that many rows (of queries; of 
 approximate number of query rows multiplied with a tile of keys at once. The settings of ``selected_*`` are the best of
 44 and more on an H200 (8 × 4,096 tokens, a group of 16 heads, blocks of 64 and latents in blocks of 16); the others are
 not tuned. Those of ``token_*``, for heads of up to 64 and 128 channels and for wide ones, keep tiles in shared memory
-and nearly all sums in registers. ``token_keys`` has 128 queries for its 128 threads: of a vector with fewer entries than
-threads, Triton has every thread load the entries of all columns that it holds.
+and nearly all sums in registers. ``token_keys`` has 128 queries for its 128 threads: of a vector with fewer entries
+than threads, Triton has every thread load the entries of all columns that it holds.
 """
 
 Bundle = TypeVar("Bundle", bound=tuple[Any, ...])

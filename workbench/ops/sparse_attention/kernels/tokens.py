@@ -181,8 +181,8 @@ def _token_keys(
     ADDS: tl.constexpr,
 ):
     """Gradients of a tile of keys and values, summed over HEADS of the heads that read them; added to those of earlier
-    chunks of queries where ADDS. The first part of the channels, and the values, are divided among SPLIT programs, whose
-    registers would not hold the sums of all."""
+    chunks of queries where ADDS. The first part of the channels, and the values, are divided among SPLIT programs,
+    whose registers would not hold the sums of all."""
     i_n, parts = tl.program_id(0), size.H // HEADS
     i_b, i_part = (tl.program_id(1) // parts).to(tl.int64), tl.program_id(1) % parts
     A: tl.constexpr = channels.A // SPLIT
