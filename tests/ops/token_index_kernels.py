@@ -135,11 +135,12 @@ def check_divergence(
         if DEVICE == "cuda":
             for a, b in zip(of_kernels, kernels.divergence_backward(*arguments), strict=True):  # type: ignore[arg-type]
                 assert torch.equal(a, b), (case, "not the same bits twice")
-    assert_close(lse, exact_lse, tolerance, case)
-    assert_close(actual, expected, tolerance, case)
+    # products of 16-bit numbers are exact in fp32: the divergence is as accurate as of fp32 numbers
+    assert_close(lse, exact_lse, 1e-5, case)
+    assert_close(actual, expected, 3e-5, case)
     for name, x, a, b in zip(("dq", "dk", "dw"), (q, k, w), of_kernels, gradients, strict=True):
         assert a.shape == b.shape and a.dtype == x.dtype, (case, name)
-        assert_close(a, b, 2 * tolerance, (case, name))
+        assert_close(a, b, 4 * tolerance, (case, name))
 
 
 def check_public_functions(T: int, dtype: torch.dtype, tolerance: float) -> None:
@@ -165,7 +166,7 @@ def check_public_functions(T: int, dtype: torch.dtype, tolerance: float) -> None
     for number, (expected, actual) in enumerate(zip(*results, strict=True)):
         assert expected is not None and actual is not None
         assert actual.dtype == expected.dtype
-        assert_close(actual, expected, 2 * tolerance, ("public", number, dtype))
+        assert_close(actual, expected, 4 * tolerance, ("public", number, dtype))
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
