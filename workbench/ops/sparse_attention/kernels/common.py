@@ -22,7 +22,7 @@ LAUNCH: dict[str, dict[str, int]] = {
     "visible_forward": {"BT": 128, "BN": 64, "num_warps": 4, "num_stages": 3},
     "visible_queries": {"BT": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
     "visible_keys": {"BT": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
-    "token_forward": {"BT": 128, "BN": 64, "num_warps": 4, "num_stages": 3},
+    "token_forward": {"BT": 128, "BN": 64, "num_warps": 8, "num_stages": 3},
     "token_normalisers": {"BT": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
     "token_queries": {"BT": 64, "BN": 64, "num_warps": 4, "num_stages": 2},
     "token_keys": {"BT": 128, "BN": 64, "num_warps": 4, "num_stages": 2},

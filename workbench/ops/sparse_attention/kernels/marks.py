@@ -89,8 +89,10 @@ def listed_keys(list_of_words, i, BN: tl.constexpr):
 
 @triton.jit
 def has_bit(b_word, o_n):
-    """Whether the words have the bits of the keys."""
-    return ((b_word >> (o_n % KEYS).to(tl.int64)) & 1) != 0
+    """Whether the words have the bits of the keys: 32 of them at a time, since shifts of 64 bits take several
+    instructions, and with bits that do not change from tile to tile."""
+    b_half = tl.where((o_n & 32) == 0, b_word.to(tl.int32), (b_word >> 32).to(tl.int32))
+    return (b_half & (tl.full(o_n.shape, 1, tl.int32) << (o_n & 31))) != 0
 
 
 def _below(key: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def _token_queries(x, marks, upstream, dq, size, chunk, heads, channels, BT: tl.
         b_s, b_kE = scores(b_qA, b_qE, b_kA, k, o_n.to(tl.int64), size.G * K, in_bounds, channels)
         b_word = load_words(marks.words, i_b, i_m, o_c, m_t, n0 // KEYS, chunk)
         mask = has_bit(b_word[:, None], o_n[None, :])
-        b_p = tl.where(mask, tl.exp2((b_s * size.scale - b_lse[:, None]) * LOG2E), 0.0)
+        b_p = tl.where(mask, tl.exp2(b_s * (size.scale * LOG2E) - (b_lse * LOG2E)[:, None]), 0.0)
         # 2. gradient of the scores
         # [BN, VP]
         b_v = load_values(v, b_kA, o_n.to(tl.int64), size.G * channels.V, in_bounds, channels)
@@ -230,7 +230,7 @@ def _token_keys(
         b_s, b_qE = scores(b_kA, b_kE, b_qA, x.q, o_query, K, m_t, channels)
         b_word = load_words(marks.words, i_b, i_m, o_c, m_t, i_word, chunk)
         mask = has_bit(b_word[None, :], o_n[:, None])
-        b_p = tl.where(mask, tl.exp2((b_s * size.scale - b_lse[None, :]) * LOG2E), 0.0)
+        b_p = tl.where(mask, tl.exp2(b_s * (size.scale * LOG2E) - (b_lse * LOG2E)[None, :]), 0.0)
         # 2. gradient of the scores
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=channels.PRECISION)
         b_ds = (b_p * (b_dp - b_delta[None, :]) * size.scale).to(b_qA.dtype)
