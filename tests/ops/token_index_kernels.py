@@ -181,11 +181,11 @@ def check_small(dtype: torch.dtype, tolerance: float) -> None:
     )
     check_attention(Shape(75, 4, 2, 16, 16), n=9, shared=False, mean=30, offset=0, chunk=0, **common)
     check_attention(Shape(40, 2, 2, 40, 16), n=90, shared=True, mean=0, offset=30, chunk=0, **common)
-    # wide heads, whose gradients of keys are divided among programs
-    check_attention(
-        Shape(135, 2, 1, 320, 256), n=3, shared=True, mean=30, offset=0, chunk=128, separate_values=False, **common
-    )
-    check_attention(Shape(10, 2, 1, 256, 256), n=3, shared=True, mean=0, offset=0, chunk=0, **common)
+    if DEVICE == "cpu" or dtype != torch.float32:  # fp32 tiles of wide heads fit into no shared memory
+        # gradients of keys are divided among programs
+        wide = {"n": 3, "shared": True, "offset": 0, **common}
+        check_attention(Shape(135, 2, 1, 320, 256), mean=30, chunk=128, separate_values=False, **wide)
+        check_attention(Shape(10, 2, 1, 256, 256), mean=0, chunk=0, **wide)
     check_selection(75, 3, 8, count=9, mean=30, offset=0, chunk=20, dtype=dtype)
     check_selection(40, 2, 16, count=9, mean=0, offset=30, chunk=0, dtype=dtype, initial=2, local=3)
     check_selection(30, 2, 16, count=50, mean=9, offset=0, chunk=7, dtype=dtype)

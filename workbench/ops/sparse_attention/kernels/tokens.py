@@ -266,8 +266,9 @@ def _settings(kernel: str, channels: Channels) -> dict[str, int]:
         return launch_settings(kernel, channels)
     if widest > 128:
         return LAUNCH[f"{kernel} wide"]
-    # products of fp32 numbers, which no tensor core computes exactly, take more registers
-    return LAUNCH[f"{kernel} 128" if widest > 64 or channels.PRECISION == "ieee" else kernel]
+    if channels.PRECISION == "ieee":  # fp32, on no tensor core: more registers, and tiles twice as large
+        return LAUNCH[f"{kernel} 128"] | {"num_stages": 2}
+    return LAUNCH[f"{kernel} 128" if widest > 64 else kernel]
 
 
 class _Launch:
