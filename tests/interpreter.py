@@ -11,6 +11,7 @@ import os
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,4 +111,5 @@ if __name__ == "__main__":
     if sys.argv[0] == "-c":
         exec(compile(sys.argv.pop(1), "-c", "exec"), {"__name__": "__main__"})
     else:
+        sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))  # as Python does, for modules beside the script
         runpy.run_path(sys.argv[0], run_name="__main__")

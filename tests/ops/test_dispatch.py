@@ -17,7 +17,8 @@ from workbench.ops.delta_rule import choose_backend as choose_delta_rule
 from workbench.ops.dispatch import choose_backend, disable_autocast, force_backend, matmul_dtype
 from workbench.ops.short_convolution import Heads
 from workbench.ops.sparse_attention import chunked
-from workbench.ops.sparse_attention.operators import _implementation
+from workbench.ops.sparse_attention.operators import _implementation, _selected_implementation
+from workbench.ops.token_index import IndexKeys
 
 needs_triton = pytest.mark.skipif(not dispatch.TRITON, reason="triton is not installed")
 
@@ -124,41 +125,75 @@ def test_router_kernels_hold_at_most_1024_categories(categories: int, backend: s
 
 
 @needs_triton
-@pytest.mark.parametrize(
-    ("block", "count", "backend"), [(64, 16, "triton"), (16, 128, "triton"), (16, 129, "torch"), (1, 1024, "triton")]
-)
-def test_kernels_attend_few_selected_blocks_or_any_number_of_tokens(
-    block: int, count: int, backend: str, no_memory: None
-) -> None:
-    assert (_implementation(on_gpu(1, 256, 4, 16), block, count) is chunked) == (backend == "torch")
+@pytest.mark.parametrize(("count", "backend"), [(16, "triton"), (128, "triton"), (129, "torch")])
+def test_kernels_attend_few_selected_blocks(count: int, backend: str, no_memory: None) -> None:
+    q = on_gpu(1, 256, 4, 16)
+    assert (_selected_implementation(q, q, 16, count, 16) is chunked) == (backend == "torch")
     assert dispatch.recorded()["sparse_attention"] == [backend]
 
 
 @needs_triton
-@pytest.mark.parametrize(("channels", "backend"), [(128, "triton"), (129, "torch")])
-def test_kernels_attend_single_tokens_with_fp32_keys_that_fit_into_shared_memory(
-    channels: int, backend: str, no_memory: None
+@pytest.mark.parametrize(
+    ("channels", "value_dim", "separate", "more", "backend"),
+    [
+        (256, 256, True, {}, "triton"),
+        (257, 16, True, {}, "torch"),
+        (16, 257, True, {}, "torch"),
+        (576, 512, False, {}, "triton"),
+        (577, 512, False, {}, "torch"),
+        (576, 513, False, {}, "torch"),
+        (16, 16, True, {"count": 8192}, "triton"),
+        (16, 16, True, {"count": 8193}, "torch"),
+        (16, 16, True, {"queries": 1}, "torch"),
+        (16, 16, True, {"dtype": torch.float32}, "torch"),
+        (16, 16, True, {"dtype": torch.float16}, "torch"),
+    ],
+)
+def test_kernels_attend_selected_tokens_where_they_have_been_checked(
+    channels: int, value_dim: int, separate: bool, more: dict[str, Any], backend: str, no_memory: None
 ) -> None:
-    q = on_gpu(1, 256, 4, channels, dtype=torch.float32)
-    assert (_implementation(q, 1, 64, 64) is chunked) == (backend == "torch")
+    q = on_gpu(1, more.get("queries", 256), 4, channels, dtype=more.get("dtype", torch.bfloat16))
+    chosen = _selected_implementation(q, q if separate else None, 1, more.get("count", 1024), value_dim)
+    assert (chosen is chunked) == (backend == "torch")
+    assert chosen is chunked or chosen.__name__.endswith("kernels.tokens")
+    assert dispatch.recorded()["sparse_attention"] == [backend]
 
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("dtypes", "chosen", "backend"),
+    ("products", "weights", "more", "backend"),
     [
-        ((torch.bfloat16, torch.float32), 2048, "triton"),
-        ((torch.bfloat16, torch.float16), 0, "torch"),
-        ((torch.float64, torch.float64), 0, "torch"),
-        ((torch.bfloat16,), 8193, "torch"),
+        (torch.bfloat16, torch.bfloat16, {}, "triton"),
+        (torch.bfloat16, torch.float32, {}, "triton"),
+        (torch.bfloat16, torch.float16, {}, "torch"),
+        (torch.float32, torch.float32, {}, "torch"),
+        (torch.float16, torch.float16, {}, "torch"),
+        (torch.float64, torch.float64, {}, "torch"),
+        (torch.bfloat16, torch.bfloat16, {"keys": torch.float32}, "torch"),
+        (torch.bfloat16, torch.bfloat16, {"chosen": 8192, "index": 256, "channels": 576}, "triton"),
+        (torch.bfloat16, torch.bfloat16, {"chosen": 8193}, "torch"),
+        (torch.bfloat16, torch.bfloat16, {"index": 257}, "torch"),
+        (torch.bfloat16, torch.bfloat16, {"channels": 577}, "torch"),
     ],
 )
-def test_index_kernels_compute_fp32_and_bf16(
-    dtypes: tuple[torch.dtype, ...], chosen: int, backend: str, no_memory: None
+def test_index_kernels_run_where_they_have_been_checked(
+    products: torch.dtype, weights: torch.dtype, more: dict[str, Any], backend: str, no_memory: None
 ) -> None:
-    tensors = [on_gpu(1, 256, 4, 16, dtype=dtype) for dtype in dtypes]
-    assert (token_index._implementation(*tensors, chosen=chosen) is token_index.chunked) == (backend == "torch")
+    X, K = more.get("index", 16), more.get("channels", 64)
+    q, k = on_gpu(1, 256, 4, X, dtype=products), on_gpu(1, 256, X, dtype=products)
+    index = IndexKeys(q, k, on_gpu(1, 256, 4, dtype=weights))
+    attention = on_gpu(1, 256, 4, K, dtype=products), on_gpu(1, 256, 4, K, dtype=more.get("keys", products))
+    implementation = token_index._implementation(index, *attention, chosen=more.get("chosen", 0))
+    assert (implementation is token_index.chunked) == (backend == "torch")
     assert dispatch.recorded()["token_index"] == [backend]
+
+
+@needs_triton
+def test_kernels_of_a_learned_index_compute_fp32_where_they_are_asked_for(no_memory: None) -> None:
+    q, index = on_gpu(1, 256, 4, 16, dtype=torch.float32), [on_gpu(1, 256, 16, dtype=torch.float32) for _ in range(3)]
+    with force_backend("triton"):
+        assert _selected_implementation(q, q, 1, 64, 16) is not chunked
+        assert token_index._implementation(IndexKeys(*index)) is not token_index.chunked
 
 
 @needs_triton

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from workbench.ops.dispatch import choose_backend, disable_autocast, record
+from workbench.ops.dispatch import choose_backend, disable_autocast, is_forced, record
 from workbench.ops.sparse_attention import chunked
 from workbench.ops.sparse_attention.layout import (
     SelectedBlocks,
@@ -29,25 +29,42 @@ MAX_UNITED_BLOCKS = 128
 """Selected blocks of a query up to which the kernels are used: they sort those of neighbouring queries in registers,
 which takes 5 s to compile for 64 blocks, 13 s for 128 and 55 s for 256."""
 
+MAX_TOKENS = 8192
+"""Selected single tokens of a query up to which the kernels are used: one program marks all of them."""
+MAX_CHANNELS = 256
+"""Channels of keys and of values of their own up to which the kernels of single tokens are used."""
+MAX_LATENT_CHANNELS = (512, 64)
+"""The same for keys whose first channels are the values: those, and the others. Tiles of more do not fit into the
+shared memory of an SM."""
 
-MAX_FP32_CHANNELS = 128
-"""Channels of fp32 keys up to which the kernels of single tokens are used: tiles of more are larger than the shared
-memory of an SM."""
+
+def _implementation(q: Tensor, count: int = 0) -> ModuleType:
+    """:mod:`.chunked` or :mod:`.kernels`. One query per row (decoding) is too little work for the kernels' tiles."""
+    return _chosen(q, q.shape[1] > 1 and count <= MAX_UNITED_BLOCKS)
 
 
-def _implementation(q: Tensor, block: int | None = None, count: int = 0, value_dim: int = 0) -> ModuleType:
-    """:mod:`.chunked` or :mod:`.kernels`, for selected single tokens :mod:`.kernels.tokens`. One query per row
-    (decoding) is too little work for the kernels' tiles."""
-    supported = q.shape[1] > 1
-    if block == 1:
-        supported &= q.dtype != torch.float32 or max(q.shape[-1], value_dim) <= MAX_FP32_CHANNELS
+def _selected_implementation(q: Tensor, v: Tensor | None, block: int, count: int, value_dim: int) -> ModuleType:
+    """:func:`_implementation` of selected blocks; :mod:`.kernels.tokens` for single tokens."""
+    if block > 1:
+        return _implementation(q, count)
+    # Checked on a GPU in bf16 alone: the check in fp32 has not been completed there, so that fp32 takes torch unless
+    # kernels are asked for by name.
+    supported = q.shape[1] > 1 and (q.dtype == torch.bfloat16 or is_forced()) and count <= MAX_TOKENS
+    if v is None:
+        latent, rest = MAX_LATENT_CHANNELS
+        supported &= value_dim <= latent and q.shape[-1] - value_dim <= rest
     else:
-        supported &= count <= MAX_UNITED_BLOCKS
+        supported &= max(q.shape[-1], value_dim) <= MAX_CHANNELS
+    implementation = _chosen(q, supported)
+    return implementation if implementation is chunked else implementation.tokens
+
+
+def _chosen(q: Tensor, supported: bool) -> ModuleType:
     if record("sparse_attention", choose_backend(q, supported=supported)) == "torch":
         return chunked
     from workbench.ops.sparse_attention import kernels
 
-    return kernels.tokens if block == 1 else kernels
+    return kernels
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Any]:
@@ -105,9 +122,9 @@ def _visible_backward(
 # -- attention over selected blocks ----------------------------------------------------------------------------------
 
 
-def _for_groups(starts: Tensor, k: Tensor, implementation: ModuleType) -> Tensor:
+def _for_groups(starts: Tensor, k: Tensor, block: int, implementation: ModuleType) -> Tensor:
     """Starts for every group; kernels of single tokens read one selection of all groups once."""
-    if implementation.__name__.endswith("kernels.tokens"):
+    if block == 1 and implementation is not chunked:
         return starts
     return starts.expand(-1, -1, k.shape[2], -1).contiguous()
 
@@ -127,8 +144,8 @@ def _selected(
 ) -> tuple[Tensor, Tensor]:
     q, k, v, starts, start_BT = _contiguous(q, k, v, starts, start_BT)
     blocks = SelectedBlocks(offset, block, reuse, scale)
-    implementation = _implementation(q, block, starts.shape[-1], value_dim)
-    starts = _for_groups(starts, k, implementation)
+    implementation = _selected_implementation(q, v, block, starts.shape[-1], value_dim)
+    starts = _for_groups(starts, k, block, implementation)
     with disable_autocast(q):
         return implementation.selected_forward(q, k, v, starts, start_BT, value_dim, blocks)
 
@@ -152,8 +169,8 @@ def _selected_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     do, dlse, q, k, v, starts, start_BT, o, lse = _contiguous(do, dlse, q, k, v, starts, start_BT, o, lse)
     blocks = SelectedBlocks(offset, block, reuse, scale)
-    implementation = _implementation(q, block, starts.shape[-1], value_dim)
-    starts = _for_groups(starts, k, implementation)
+    implementation = _selected_implementation(q, v, block, starts.shape[-1], value_dim)
+    starts = _for_groups(starts, k, block, implementation)
     with disable_autocast(q):
         return implementation.selected_backward(do, dlse, q, k, v, starts, start_BT, o, lse, value_dim, blocks)
 

@@ -6,8 +6,8 @@
 
 Everything runs chunk by chunk over queries and is computed again in the backward pass: neither the T × T index scores
 nor the T × T attention is ever in memory. Scores have at least fp32, and of equal ones the earlier token is selected.
-On GPUs Triton kernels compute them, for fp64 and 16-bit floats other than bf16 plain torch. Attention to the selected
-tokens is :func:`workbench.ops.sparse_attention.selected_attention` with blocks of one token.
+On GPUs Triton kernels compute bf16, which autocast makes of fp32; every other type is computed by plain torch. Attention
+to the selected tokens is :func:`workbench.ops.sparse_attention.selected_attention` with blocks of one token.
 
 Legend: B batch, T queries (the last T of S rows), S keys, J index heads, X index channels, H query heads, G key–value
 heads, K key channels, n selected tokens, Q queries of a sample.
@@ -23,14 +23,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from workbench.ops.dispatch import choose_backend, disable_autocast, matmul_dtype, record
+from workbench.ops.dispatch import choose_backend, disable_autocast, is_forced, matmul_dtype, record
 from workbench.ops.token_index import chunked
 
 __all__ = ["IndexKeys", "index_divergence", "index_recall", "scored_pairs", "select_tokens"]
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 MAX_CHOSEN = 8192
-"""Half of what one program of the kernels chooses from."""
+"""Tokens of a query up to which the kernels select: half of what one program chooses from."""
+MAX_INDEX_CHANNELS = 256
+"""Index channels up to which the kernels are used: the gradients' tiles of more do not fit into shared memory."""
+MAX_KEY_CHANNELS = 576
+"""The same for channels of attention, whose normalisers the divergence needs."""
 
 
 class IndexKeys(NamedTuple):
@@ -138,10 +141,22 @@ def _cast(index: IndexKeys) -> IndexKeys:
 # -- operators, opaque to torch.compile ------------------------------------------------------------------------------
 
 
-def _implementation(*tensors: Tensor, chosen: int = 0) -> ModuleType:
-    """:mod:`.chunked` or :mod:`.kernels`, which choose at most :data:`MAX_CHOSEN` tokens."""
-    supported = all(x.dtype in KERNEL_DTYPES for x in tensors) and chosen <= MAX_CHOSEN
-    if record("token_index", choose_backend(tensors[0], supported=supported)) == "torch":
+def _implementation(index: IndexKeys, *attention: Tensor, chosen: int = 0) -> ModuleType:
+    """:mod:`.chunked` or :mod:`.kernels`, for the selection of ``chosen`` tokens, or for the divergence from the
+    ``attention`` of queries and keys."""
+    q, k, w = index
+    # Checked on a GPU with the factors of all products in bf16, which is what autocast makes of them, and weights in
+    # bf16 or fp32. The check of fp32 factors has not been completed there, so that they take torch unless kernels are
+    # asked for by name.
+    dtypes = (torch.bfloat16, torch.float32) if is_forced() else (torch.bfloat16,)
+    supported = (
+        all(x.dtype in dtypes for x in (q, k, *attention))
+        and w.dtype in (torch.bfloat16, torch.float32)
+        and chosen <= MAX_CHOSEN
+        and q.shape[-1] <= MAX_INDEX_CHANNELS
+        and all(x.shape[-1] <= MAX_KEY_CHANNELS for x in attention)
+    )
+    if record("token_index", choose_backend(q, supported=supported)) == "torch":
         return chunked
     from workbench.ops.token_index import kernels
 
@@ -153,7 +168,8 @@ def _select(
     q: Tensor, k: Tensor, w: Tensor, start_BT: Tensor, count: int, offset: int, initial: int, local: int
 ) -> Tensor:
     with disable_autocast(q):
-        return _implementation(q, k, w, chosen=count).select(q, k, w, start_BT, count, offset, initial, local)
+        implementation = _implementation(IndexKeys(q, k, w), chosen=count)
+        return implementation.select(q, k, w, start_BT, count, offset, initial, local)
 
 
 @_select.register_fake
@@ -179,7 +195,8 @@ def _divergence(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     with disable_autocast(q):
-        return _implementation(q, k, w, queries, keys).divergence(q, k, w, queries, keys, tokens, start_BT, scale)
+        implementation = _implementation(IndexKeys(q, k, w), queries, keys)
+        return implementation.divergence(q, k, w, queries, keys, tokens, start_BT, scale)
 
 
 @torch.library.custom_op("workbench::index_divergence_backward", mutates_args=())
@@ -196,7 +213,7 @@ def _divergence_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with disable_autocast(q):
-        implementation = _implementation(q, k, w, queries, keys)
+        implementation = _implementation(IndexKeys(q, k, w), queries, keys)
         return implementation.divergence_backward(dkl, lse, q, k, w, queries, keys, tokens, start_BT, scale)
 
 

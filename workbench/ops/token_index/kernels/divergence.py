@@ -81,7 +81,7 @@ def _gradient_tiles(
     BT: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Gradients (B, C, W, 64) of index scores; tiles without a bit are not written."""
+    """Gradients (B, C, W, 64) of index scores; tiles without a bit are not written, nor listed for those who read."""
     i_n, i_b = tl.program_id(0), tl.program_id(2).to(tl.int64)
     o_c, o_n = tl.program_id(1) * BT + tl.arange(0, BT), i_n * BN + tl.arange(0, BN)
     m_t, m_n = o_c < chunk.C, o_n < S
@@ -202,6 +202,8 @@ class _Launch:
     def by_tile(self, kernel: Any, name: str, marked: Marked, lse: Tensor, *arguments: Any) -> None:
         """Launches a program per tile of pairs."""
         settings, chunk = LAUNCH[name], marked.chunk
+        # whole tiles of the lists: what a listed tile has is written, with bits or without
+        assert settings["BT"] % ROWS.value == 0 and settings["BN"] == KEYS.value
         kernel[(self.W, triton.cdiv(chunk.C, settings["BT"]), self.B)](
             Scored(self.queries, self.keys, lse),
             self.index,
