@@ -187,6 +187,43 @@ def sparse_attention() -> str:
     return markdown(["", *(f"{B} × {T if T < 10000 else f'{T:,}'}" for B, T in SHAPES)], rows)
 
 
+LEARNED = [
+    ("`full`", "full", "dense"),
+    ("`dsa`, warm-up", "dsa", "warm-up"),
+    ("`dsa`, selected", "dsa", "selected"),
+    ("`lsa`, warm-up", "lsa", "warm-up"),
+    ("`lsa`, selected", "lsa", "selected"),
+    ("`dsa_latent`, warm-up", "dsa_latent", "warm-up"),
+    ("`dsa_latent`, selected", "dsa_latent", "selected"),
+    ("`lsa_latent`, warm-up", "lsa_latent", "warm-up"),
+    ("`lsa_latent`, selected", "lsa_latent", "selected"),
+    ("selection alone (forward)", "select", "operator"),
+    ("attention to selected tokens alone", "attention", "operator"),
+    ("divergence over selected tokens alone", "divergence", "operator"),
+    ("divergence over all tokens alone", "divergence over all tokens", "operator"),
+]
+
+
+def learned_indices() -> str:
+    results = [row for row in load("learned_indices")["results"] if row["backend"] is None]
+    lengths = sorted({row["tokens"] for row in results})
+    rows = []
+    for label, op, stage in LEARNED:
+        cells = [label]
+        for T in lengths:
+            measured = [row for row in results if (row["op"], row["stage"], row["tokens"]) == (op, stage, T)]
+            if not measured:
+                cells += ["", ""]
+                continue
+            row = find(measured)
+            times = both(row, "forward_ms", "both_ms") if "both_ms" in row else ms(row["forward_ms"])
+            cells += [times, f"{row['peak_mib']:.0f}"]
+        rows.append(cells)
+    tables = {row["tokens"]: row["table_mib"] for row in results}
+    rows.append(["a T × T table in bf16", *(cell for T in lengths for cell in ("", f"{tables[T]:,.0f}"))])
+    return markdown(["", *(cell for T in lengths for cell in (f"{T:,}, ms", "MiB"))], rows)
+
+
 EXPERTS = [
     ("products alone", "products", True),
     ("the layer: router, permutation, balance, counts", "moe", True),
@@ -215,6 +252,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "delta_rule": delta_rule,
     "attention": attention,
     "sparse_attention": sparse_attention,
+    "learned_indices": learned_indices,
     "experts": experts,
 }
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end of table -->)", re.DOTALL)

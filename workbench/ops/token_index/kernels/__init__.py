@@ -17,7 +17,7 @@ Floors, for T = 8,192, H = 16 heads of K = 64, J = 4 of X = 64, bf16, P = T²/2 
     divergence, backward          attention scores once, index scores three times and two products more: 155 GFLOP;
                                   the gradient of the scores in bf16, 2 P written, and read by J + J heads
 
-At 400 TFLOP/s the warm-up's divergence takes 0.8 ms forward and backward: less than dense attention.
+At 400 TFLOP/s the warm-up's divergence would take 0.8 ms forward and backward; an H200 takes 6.7 ms (docs/speed.md).
 """
 
 from workbench.ops.token_index.kernels.divergence import divergence, divergence_backward
