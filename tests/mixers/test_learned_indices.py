@@ -17,7 +17,9 @@ from workbench.contract import AuxOutputs, mixers
 from workbench.decoding import Engine, Sampling
 from workbench.decoding.policy import policies
 from workbench.model import LanguageModel, ModelConfig
+from workbench.ops import token_index
 from workbench.ops.sparse_attention import chunked as sparse_chunked
+from workbench.ops.sparse_attention import operators
 from workbench.ops.token_index.reference import (
     divergence_reference,
     index_scores,
@@ -130,6 +132,34 @@ def test_the_loss_is_the_divergence_of_the_definition(name: str, warming_up: boo
     for a, b in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters)):
         assert relative_error(a, b) < 1e-10
     assert relative_error(y_TD, attended(module, x_TD, tokens)) < 1e-12, "the warm-up attends densely"
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("warming_up", [False, True])
+def test_under_autocast_the_operators_have_what_the_kernels_compute(
+    name: str, warming_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Factors in bf16: with others a GPU would take torch. The warm-up on latents attends without these operators."""
+    module, x_BTD, factors = layer(name, **EVERY[name]).float(), torch.randn(B, T, D), []
+    of_index, of_attention = token_index._implementation, operators._selected_implementation
+
+    def index_implementation(index: token_index.IndexKeys, *attention: Tensor, chosen: int = 0) -> Any:
+        factors.extend([index.q_BTJX, index.k_BSX, *attention])
+        assert index.w_BTJ.dtype in (torch.bfloat16, torch.float32)
+        return of_index(index, *attention, chosen=chosen)
+
+    def attention_implementation(q: Tensor, v: Tensor | None, *sizes: int) -> Any:
+        factors.extend([q] if v is None else [q, v])
+        return of_attention(q, v, *sizes)
+
+    monkeypatch.setattr(token_index, "_implementation", index_implementation)
+    monkeypatch.setattr(operators, "_selected_implementation", attention_implementation)
+    aux = AuxOutputs(warming_up=warming_up)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_BTD = module(x_BTD, aux=aux)
+    (y_BTD.float().sum() + sum(aux.losses)).backward()
+    assert len(factors) >= 8
+    assert {x.dtype for x in factors} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("length", [1, 9, T])

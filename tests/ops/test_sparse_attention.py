@@ -294,6 +294,27 @@ def test_values_may_be_channels_of_the_keys() -> None:
 
 
 @pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("block", [1, 8])
+def test_one_selection_of_all_groups_is_that_of_each(block: int) -> None:
+    q, k, v = random(1, 20, 4, 6), random(1, 20, 2, 6), random(1, 20, 2, 5)
+    start = document_starts(None, 1, 20, q.device)
+    indices = torch.tensor([0, 1, 2, -1], dtype=torch.int32).expand(1, 20, 1, 4)
+    a, b = (
+        selected_attention(q, k, v, indices.expand(-1, -1, groups, -1), block=block, start_BT=start)[0]
+        for groups in (1, 2)
+    )
+    assert torch.equal(a, b)
+    same_gradients(a, b, [q, k, v])
+
+
+def test_another_number_of_selections_than_groups_is_refused() -> None:
+    q, k = random(1, 20, 4, 6), random(1, 20, 4, 6)
+    indices, start = torch.zeros(1, 20, 2, 3, dtype=torch.int32), document_starts(None, 1, 20, q.device)
+    with pytest.raises(ValueError, match=r"block_indices: got 2 groups; expected 1, or the 4 of the keys"):
+        selected_attention(q, k, k, indices, block=1, start_BT=start)
+
+
+@pytest.mark.usefixtures("form")
 def test_rows_that_select_nothing_are_zero_with_zero_gradients() -> None:
     q, k, v = random(1, 24, 4, 6), random(1, 24, 2, 6), random(1, 24, 2, 5)
     indices = torch.full((1, 24, 2, 3), -1, dtype=torch.int32)

@@ -222,6 +222,19 @@ def test_on_the_device_the_operators_are_those_of_the_cpu(count: int | None) -> 
         assert relative_error(b.cpu(), a) < 1e-11 and relative_error(c.cpu().double(), a) < 1e-4
 
 
+def test_keys_of_too_few_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=rf"got keys of {T} rows; expected offset \+ T = {T + 1}"):
+        select_tokens(random_index(), count=3, start_BT=starts(), offset=1)
+
+
+def test_a_divergence_from_other_rows_or_heads_is_refused() -> None:
+    index, (q, k) = random_index(), random_attention()
+    with pytest.raises(ValueError, match=r"index_divergence: got \(29, 29, 29, 29, 28\) rows"):
+        index_divergence(index, q, k[:, 1:], start_BT=starts())
+    with pytest.raises(ValueError, match=r"q_BTHK: got 3 heads; expected a multiple of the 2 of k_BTGK"):
+        index_divergence(index, q[:, :, 1:], k, start_BT=starts())
+
+
 def test_pairs_that_are_scored() -> None:
     for length, count in ((1, 1), (5, 5), (6, 5), (40, 7), (3, 9)):
         assert scored_pairs(length, count) == sum(t for t in range(1, length + 1) if t > count)

@@ -144,7 +144,13 @@ def selected_attention(
 
     Returns:
         as :func:`visible_block_attention`.
+
+    Raises:
+        ValueError: if the indices have another number of groups.
     """
+    groups, G = block_indices.shape[2], k_BSGK.shape[2]
+    if groups not in (1, G):
+        raise ValueError(f"selected_attention: block_indices: got {groups} groups; expected 1, or the {G} of the keys.")
     q, k, v = _cast(q_BTHK, k_BSGK, v_BSGV)
     V = _value_channels(v, value_dim)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale

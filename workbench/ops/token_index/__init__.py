@@ -6,7 +6,7 @@
 
 Everything runs chunk by chunk over queries and is computed again in the backward pass: neither the T × T index scores
 nor the T × T attention is ever in memory. Scores have at least fp32, and of equal ones the earlier token is selected.
-On GPUs Triton kernels compute bf16, which autocast makes of fp32; every other type is computed by plain torch. Attention
+On GPUs Triton kernels compute bf16, which autocast makes of fp32, and plain torch every other type. Attention
 to the selected tokens is :func:`workbench.ops.sparse_attention.selected_attention` with blocks of one token.
 
 Legend: B batch, T queries (the last T of S rows), S keys, J index heads, X index channels, H query heads, G key–value
@@ -68,7 +68,13 @@ def select_tokens(
 
     Returns:
         (B, T, n) int32, counted from the start of the document, ascending, padded with -1.
+
+    Raises:
+        ValueError: if there are keys of fewer rows.
     """
+    T, S = index.q_BTJX.shape[1], index.k_BSX.shape[1]
+    if offset + T > S:
+        raise ValueError(f"select_tokens: index: got keys of {S} rows; expected offset + T = {offset + T}.")
     return _select(*(x.detach() for x in _cast(index)), start_BT, count, offset, initial, local)
 
 
@@ -92,7 +98,19 @@ def index_divergence(
         tokens_BTn: from :func:`select_tokens`; None for all visible tokens, as in the dense warm-up.
         start_BT: as of :func:`select_tokens`.
         scale: factor on the scores of attention; default 1/sqrt(K).
+
+    Raises:
+        ValueError: if the numbers of rows differ, or H is no multiple of G.
     """
+    (T, H), (S, G) = q_BTHK.shape[1:3], k_BTGK.shape[1:3]
+    rows = (index.q_BTJX.shape[1], index.k_BSX.shape[1], index.w_BTJ.shape[1], T, S)
+    if len(set(rows)) > 1:
+        raise ValueError(
+            f"index_divergence: got {rows} rows of index queries, index keys, weights, queries and keys; expected one "
+            "number."
+        )
+    if H % G:
+        raise ValueError(f"index_divergence: q_BTHK: got {H} heads; expected a multiple of the {G} of k_BTGK.")
     scale = 1 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
     queries, keys = (x.detach().to(matmul_dtype(x)) for x in (q_BTHK, k_BTGK))
     return _divergence(*_cast(index), queries, keys, tokens_BTn, start_BT, scale)[0]
