@@ -15,9 +15,10 @@ import torch
 from workbench.contract import embeddings, feedforwards, mixers, residuals
 from workbench.layers import linear_flops
 from workbench.model import LanguageModel, ModelConfig
+from workbench.model.config import Layer
 from workbench.model.readout import SummaryReadout
 
-__all__ = ["ModelCost", "account", "packed_flops"]
+__all__ = ["ModelCost", "account", "layer_flops", "packed_flops"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,24 @@ def _multi_token_head(config: ModelConfig, length: int) -> tuple[int, float]:
     costs = [cls.cost(variant, D, length) for cls, variant in parts]
     flops = sum(cost.flops for cost in costs) + linear_flops((2 * D, D), (D, config.vocabulary))
     return sum(cost.parameters for cost in costs) + 2 * D * D + 5 * D, (1 - config.mtp.start) * flops
+
+
+def layer_flops(layer: Layer, width: int, length: int, blocks: int | None = None) -> float:
+    """Training FLOPs of the mixer and the feed-forward of one layer, of one document.
+
+    Args:
+        layer: the layer.
+        width: of the model.
+        length: tokens of the document.
+        blocks: per query. Default: the configured number. Ignored by a mixer that selects none.
+    """
+    per_query = mixers[layer.mixer.kind].blocks_per_query(layer.mixer)
+    mixer = layer.mixer
+    if per_query is not None and blocks is not None:
+        mixer = mixer.changed(**{per_query.field: blocks}).resolved(width)
+    mixing = mixers[mixer.kind].cost(mixer, width, length)
+    feedforward = feedforwards[layer.feedforward.kind].cost(layer.feedforward, width, length)
+    return 3 * (mixing.flops + feedforward.flops) * length
 
 
 def packed_flops(config: ModelConfig, lengths: Iterable[int]) -> float:

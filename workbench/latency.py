@@ -216,15 +216,24 @@ class TableConfig(Config):
     """Of the table (:attr:`LatencyTable.fingerprint`). Default: read from it once; a launch and the record of a run
     keep it."""
 
+    @property
+    def names_file(self) -> bool:
+        """Whether ``table`` is a file."""
+        return True
+
     def canonical(self) -> dict[str, Any]:
         """The content of the table instead of its location."""
         plain = self.plain()
         del plain["fingerprint"]
+        if not self.names_file:
+            return plain
         return {**plain, "table": self.fingerprint or LatencyTable.load(self.table).fingerprint}
 
     def pinned(self) -> Self:
         """With the fingerprint of the table, so that its identity needs no file."""
-        return self if self.fingerprint else self.changed(fingerprint=LatencyTable.load(self.table).fingerprint)
+        if self.fingerprint or not self.names_file:
+            return self
+        return self.changed(fingerprint=LatencyTable.load(self.table).fingerprint)
 
     def read(self) -> LatencyTable:
         """The table.

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from workbench.ablation.arms import resolve
 from workbench.ablation.spec.ablation import AblationConfig
+from workbench.accounting import account, layer_flops
 from workbench.cli import app
 from workbench.config import ConfigError
-from workbench.contract import AuxOutputs, Budget, mixers
+from workbench.contract import AuxOutputs, Budget, Cost, mixers
 from workbench.data import Batch
 from workbench.latency import LatencyTable, LayerLatency
 from workbench.model import LanguageModel
@@ -201,6 +202,87 @@ def test_every_rank_gets_its_part_of_the_step(tmp_path: Path) -> None:
                 assert int(layers[0].blocks) == dst.layers[0].candidates[int(fast.nonzero()[0][-1])]
             else:
                 assert layers[0].fast_enough_K.tolist() == fast.tolist()
+
+
+# -- counted costs ---------------------------------------------------------------------------------------------------
+
+
+def counted(mixer: str = "moba", **budgets: Any) -> DST:
+    return DST(run_of(mixer, table="flops", **budgets), torch.device("cpu"))
+
+
+def test_flops_of_a_layer_by_hand() -> None:
+    """8 tokens, blocks of 4, width 32, two heads of 16 channels. Projections: 4 · 32². SwiGLU: 3 matrices. The last
+    query of a block sees it complete: 4 · 1 + 2 pairs, scored twice and weighted once. With one block a query attends
+    1, 2, 3 or 4 tokens, with two those of the second block also the 4 of the first."""
+    layer = run_of().model.layers[0]
+    assert (layer.mixer.heads, layer.mixer.head_dim) == (2, 16)  # type: ignore[attr-defined]
+    matrices = 2 * 8 * (4 * 32 * 32 + 3 * 32 * layer.feedforward.hidden)  # type: ignore[attr-defined]
+    for blocks, attended in ((1, 20), (2, 36)):
+        assert layer_flops(layer, 32, 8, blocks) == pytest.approx(3 * (matrices + 32 * (6 * 6 + 4 * attended)))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_counted_flops_sum_to_the_models_and_rise_with_length_and_blocks(mixer: str) -> None:
+    model = run_of(mixer).model
+    layers = sum(layer_flops(layer, 32, 64) for layer in model.layers)
+    without = account(model.changed(depth=4), 64).training_flops - account(model, 64).training_flops
+    assert layers == pytest.approx(64 * without)
+    cost = counted(mixer).layers[0].cost
+    flops_XK = np.array([[float(cost.at(np.array([x]), k)[0]) for k in cost.budgets] for x in (8, 33, 64)])
+    assert (np.diff(flops_XK, axis=0) > 0).all() and (np.diff(flops_XK, axis=1) >= 0).all()
+    assert float(cost.at(np.array([8, 33]), 4).sum()) == pytest.approx(flops_XK[:2, cost.budgets.index(4)].sum())
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_counted_costs_move_budgets_from_long_documents_to_short_ones(mixer: str) -> None:
+    dst = counted(mixer, max_factor=1.5)
+    candidates = dst.layers[0].candidates
+    assert candidates == tuple(range(mixers[mixer].blocks_per_query(dst.run.model.layers[0].mixer).smallest, 10))  # type: ignore[union-attr]
+    lengths = [[np.array([64]), np.array([24])]]
+    for _ in range(2):  # the same on every call
+        ((long, _), (short, _)) = dst.budgets(lengths, 0)
+        assert isinstance(long, CoverageBudget) and not long.fast_enough_K[candidates.index(6) :].any()  # type: ignore[index]
+        assert type(short) is Budget and int(short.blocks) == 9
+    equal = dst.fast_enough([np.array([40])] * 3)[0]
+    assert equal is not None and all(row[candidates.index(6)] for row in equal)
+
+
+def test_training_by_counted_costs_repeats_itself_and_needs_no_table(tmp_path: Path) -> None:
+    def tuned() -> tuple[dict[str, torch.Tensor], list[int]]:
+        step, data, chosen = step_of(run_of(table="flops", tolerance=0.5)), batches(), []
+        step.step_lengths = lambda number: [[np.array([64, 64])], [np.array([24, 24])]]
+        for number in (1, 2, 3):
+            step(number, data)
+            chosen += [int(choice.blocks) for layers in step.choices for choice in layers if choice]
+        return {name: value.detach() for name, value in step.model.named_parameters()}, chosen
+
+    (first, chosen), (second, again) = tuned(), tuned()
+    assert chosen == again and max(chosen) < 6
+    assert all(torch.equal(first[name], value) for name, value in second.items())
+
+
+def test_layers_without_budgets_are_counted_in_their_stage() -> None:
+    fields = run_of(table="flops", scope="stage").plain()
+    fields["model"]["pattern"] = "full moba"
+    fields["model"]["mixers"] = {"moba": MIXERS["moba"]}
+    dst = DST(RunConfig.parse(fields), torch.device("cpu"))
+    fast = dst.fast_enough([np.array([64]), np.array([24])])
+    assert fast[0] is None and fast[1] is not None and not fast[1][0].any() and fast[1][1].all()
+
+
+def test_counted_costs_are_named_in_the_identity_and_read_no_file(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_of(table="flops")
+    assert run.pinned().identity == run.identity
+    assert run.identity != run_of(table=save_table(run_of(), tmp_path / "table.json")).identity
+    assert run.canonical()["training"]["budgets"]["table"] == "flops"
+
+
+def test_a_mixer_whose_formula_counts_no_blocks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixers["moba"], "cost", lambda config, width, length, element_bytes=2: Cost(1, 1, 100.0))
+    with pytest.raises(ConfigError, match=r"table: .*mixer moba.* 64 tokens .* 1 blocks .* 12'; expected .*`cost`"):
+        counted()
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -443,7 +525,7 @@ def test_options_that_variants_get_later_leave_a_table_valid(tmp_path: Path) -> 
     del described["mixer"]["top_k"], described["mixer"]["rotary_scaling"]
     old = replace(table, layers={"old": replace(layer, layer=described)}, order=("old", "old"))
     assert with_current_keys(old).order == table.order
-    assert DST.simulated(run_of(table="unread"), old, torch.device("cpu")).layers[0].latency.seconds == layer.seconds
+    assert DST.simulated(run_of(table="unread"), old, torch.device("cpu")).layers[0].cost.seconds == layer.seconds
     assert with_current_keys(table).order == table.order, "a description that is no layer keeps its key"
 
 

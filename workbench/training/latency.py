@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from workbench.accounting import layer_flops
 from workbench.config import ConfigError, hash_of, require
 from workbench.contract import AuxOutputs, Budget, feedforwards, mixers
 from workbench.environment import choose_device, environment
@@ -46,6 +48,26 @@ def _described(layer: Layer) -> dict[str, Any]:
     if (per_query := mixers[layer.mixer.kind].blocks_per_query(layer.mixer)) is not None:
         plain["mixer"].pop(per_query.field)
     return plain
+
+
+@dataclass(frozen=True)
+class LayerFlops:
+    """Counted cost of one layer, as :class:`LayerLatency` has measured times: its training FLOPs by the formulas of its
+    components (:func:`workbench.accounting.layer_flops`), the same on every device."""
+
+    layer: Layer
+    width: int
+    """Of the model."""
+    budgets: tuple[int, ...]
+    """(K,) blocks per query, ascending; empty for a layer that selects no blocks."""
+
+    @cached_property
+    def _of_document(self) -> Callable[[int, int | None], float]:
+        return lru_cache(maxsize=65_536)(lambda length, blocks: layer_flops(self.layer, self.width, length, blocks))
+
+    def at(self, lengths: np.ndarray, blocks: int | None) -> np.ndarray:
+        """(documents,) FLOPs of every document. Arguments as of :meth:`LayerLatency.seconds_of`."""
+        return np.array([self._of_document(int(length), blocks) for length in lengths])
 
 
 def timing_conditions(run: RunConfig, device: torch.device) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def seconds_imbalance(run: RunConfig, data: Source, ranks: int, tables: Collecti
 def latency_tables(runs: Iterable[RunConfig]) -> list[LatencyTable]:
     """The latency tables that the batch plans and budget tuners of runs name, each once."""
     parts = [(run.training.budgets, getattr(run.training.batch_plan, "loads", None)) for run in runs]
-    named = [part for pair in parts for part in pair if isinstance(part, TableConfig)]
+    named = [part for pair in parts for part in pair if isinstance(part, TableConfig) and part.names_file]
     return list({table.fingerprint: with_current_keys(table) for table in (part.read() for part in named)}.values())
 
 

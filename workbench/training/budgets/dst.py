@@ -6,7 +6,8 @@ more, so that all take about as long.
     k_i = max F_i                                                                      of every layer on its own
 
 with the configured budget k0, measured layer times T (:class:`workbench.latency.LatencyTable`), and the coverage
-C_i(k), the share of a layer's selection scores that its best k blocks have.
+C_i(k), the share of a layer's selection scores that its best k blocks have. ``table: flops`` counts a layer's training
+FLOPs in place of its time (ours): budgets that every device repeats, for studies of quality.
 
 The paper gives the rule twice, as an equation (6 and 7) and as pseudocode (algorithm 1). Where F_i has a member they
 agree: coverage grows with k, so the largest budget that is fast enough is the one that covers most, and if it does not
@@ -34,13 +35,15 @@ from torch import Tensor
 from workbench.config import require
 from workbench.contract import BlocksPerQuery, Budget, BudgetChoice, mixers
 from workbench.latency import LatencyTable, LayerLatency, TableConfig
-from workbench.model.config import ModelConfig
+from workbench.model.config import Layer, ModelConfig
 from workbench.training.budgets import BudgetConfig, BudgetTuner, StepLengths, budget_tuners
 from workbench.training.config import RunConfig
-from workbench.training.latency import layer_key, table_of, with_current_keys
+from workbench.training.latency import LayerFlops, layer_key, table_of, with_current_keys
 
 ROUNDING = 1e-9
 """Relative difference up to which two times are equal: a mean of equal times differs from them by rounding."""
+COUNTED = "flops"
+"""In place of the name of a table: costs are counted."""
 ANCHORS: dict[str, Callable[[np.ndarray], Any]] = {"mean": np.mean, "min": np.min, "max": np.max}
 
 
@@ -72,7 +75,7 @@ class CoverageBudget(Budget):
 class _Layer(NamedTuple):
     """What tuning knows of one layer."""
 
-    latency: LayerLatency
+    cost: LayerLatency | LayerFlops
     per_query: BlocksPerQuery | None
     """None in a layer that selects no blocks."""
     candidates: tuple[int, ...]
@@ -87,6 +90,9 @@ class DST(BudgetTuner):
         """Dynamic sparsity tuning."""
 
         kind: Literal["dst"] = "dst"
+        table: str
+        """File of the latency table of this model on this device (`workbench latency-table`), or `flops`: training
+        FLOPs by the formulas of the layers, counted instead of measured and the same on every device."""
         anchor: Literal["mean", "min", "max"] = "mean"
         """The time that all micro-batches of a global batch are tuned to: mean, shortest or longest of theirs."""
         scope: Literal["layer", "stage"] = "layer"
@@ -106,6 +112,10 @@ class DST(BudgetTuner):
         """Largest budget k_max as a multiple of the configured one; 1 tunes downwards only."""
         queries: Annotated[int, Field(ge=1)] = 1024
         """Queries of a row over which coverage is averaged."""
+
+        @property
+        def names_file(self) -> bool:
+            return self.table != COUNTED
 
         def check(self, model: ModelConfig) -> None:
             kinds = [layer.mixer.kind for layer in model.layers]
@@ -132,23 +142,29 @@ class DST(BudgetTuner):
 
     def __init__(self, run: RunConfig, device: torch.device):
         super().__init__(run, device)
-        self._read(table_of(self.config, run, device, "training.budgets"))
+        if self.config.names_file:
+            table = table_of(self.config, run, device, "training.budgets")
+            self._set([self._measured(table, layer) for layer in run.model.layers])
+        else:
+            counted = {layer: self._counted(layer) for layer in dict.fromkeys(run.model.layers)}
+            self._set([counted[layer] for layer in run.model.layers])
 
     @classmethod
     def simulated(cls, run: RunConfig, table: LatencyTable, device: torch.device) -> DST:
         """The tuner with a table of any device, for simulations."""
         tuner = cls.__new__(cls)
         BudgetTuner.__init__(tuner, run, device)
-        tuner._read(with_current_keys(table))
+        table = with_current_keys(table)
+        tuner._set([tuner._measured(table, layer) for layer in run.model.layers])
         return tuner
 
-    def _read(self, table: LatencyTable) -> None:
-        self.layers = [self._layer(table, layer) for layer in self.run.model.layers]
+    def _set(self, layers: list[_Layer]) -> None:
+        self.layers = layers
         size = len(self.layers) // self.config.stages if self.config.scope == "stage" else 1
         self.groups = [list(range(first, first + size)) for first in range(0, len(self.layers), size)]
         self._moved: dict[tuple[bytes, str], Tensor] = {}
 
-    def _layer(self, table: LatencyTable, layer: Any) -> _Layer:
+    def _measured(self, table: LatencyTable, layer: Layer) -> _Layer:
         key = layer_key(layer)
         require(
             key in table.layers,
@@ -170,6 +186,29 @@ class DST(BudgetTuner):
         largest = self.config.max_factor * per_query.configured
         measured = {number for number in latency.budgets if per_query.smallest <= number <= largest}
         return _Layer(latency, per_query, tuple(sorted(measured | {per_query.configured})))
+
+    def _counted(self, layer: Layer) -> _Layer:
+        """With every number of blocks as a candidate.
+
+        Raises:
+            ConfigError: where the layer's formula gives all of them the same FLOPs.
+        """
+        width, context = self.run.model.width, self.run.training.context
+        per_query = mixers[layer.mixer.kind].blocks_per_query(layer.mixer)
+        if per_query is None:
+            return _Layer(LayerFlops(layer, width, ()), None, ())
+        candidates = tuple(range(per_query.smallest, int(self.config.max_factor * per_query.configured) + 1))
+        cost = LayerFlops(layer, width, candidates)
+        flops = [float(cost.at(np.array([context]), number).sum()) for number in (candidates[0], candidates[-1])]
+        require(
+            flops[0] < flops[1] or len(candidates) == 1,
+            "training.budgets.table",
+            got=f"{COUNTED} with mixer {layer.mixer.kind}, whose formula gives a document of {context} tokens "
+            f"{flops[0]:.4g} FLOPs with {candidates[0]} blocks per query and {flops[1]:.4g} with {candidates[-1]}",
+            expected="a mixer whose `cost` grows with the number of blocks",
+            do="Count them in its `cost`, or measure a table: workbench latency-table CONFIG --output FILE.",
+        )
+        return _Layer(cost, per_query, candidates)
 
     def budgets(self, lengths: StepLengths, rank: int) -> list[list[Budget | None]]:
         first, count = sum(len(of_rank) for of_rank in lengths[:rank]), len(lengths[rank])
@@ -219,9 +258,9 @@ class DST(BudgetTuner):
         times: dict[tuple[int, Any], np.ndarray] = {}
 
         def times_NK(layer: _Layer, numbers: Sequence[int | None]) -> np.ndarray:
-            key = (id(layer.latency), tuple(numbers))
+            key = (id(layer.cost), tuple(numbers))
             if key not in times:
-                times[key] = np.array([[layer.latency.seconds_of(x, k) for k in numbers] for x in micro_batches])
+                times[key] = np.array([[layer.cost.at(x, k).sum() for k in numbers] for x in micro_batches])
             return times[key]
 
         fast: list[np.ndarray | None] = []
