@@ -96,6 +96,13 @@ def test_predicted_seconds_are_those_of_a_table_of_the_model(tmp_path: Path) -> 
     assert seconds_imbalance(longer, Longer(), 2, tables) is None  # type: ignore[arg-type]
 
 
+def test_counted_costs_name_no_table_and_predict_no_seconds() -> None:
+    moba = {"pattern": "moba", "depth": 2, "width": 32, "mixers": {"moba": {"block": 4, "top_k": 2}}}
+    run = RunConfig.parse({"model": moba, "training": {"budgets": {"kind": "dst", "table": "flops"}}})
+    assert latency_tables([run]) == []
+    assert seconds_imbalance(run, Data(), 2, []) is None  # type: ignore[arg-type]
+
+
 def test_devices_share_the_rows_of_a_micro_batch(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"training.batch_size: got \d+; expected a multiple of launch.devices=7"):
         resolve(AblationConfig.parse({**fields, "launch": {"devices": 7}}))
