@@ -1,4 +1,5 @@
-"""Shared by the benchmark scripts: a job in a separate process, a results file that keeps earlier entries, a report."""
+"""Shared by the benchmark scripts: a job in a separate process, a results file that keeps earlier entries, a report,
+waiting for the GPU."""
 
 from __future__ import annotations
 
@@ -36,6 +37,14 @@ def run_in_process(script: str, job: str, limit: float | None = None) -> dict[st
             errors += f"\nended after {limit:g} s"
     lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
     return json.loads(lines[-1][7:]) if lines else {"error": (errors or output)[-1500:]}
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def merge_results(

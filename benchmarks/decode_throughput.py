@@ -47,7 +47,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 OUTPUT = ROOT / "results" / "benchmarks" / "decode_throughput.json"
 
-from common import merge_results  # noqa: E402
+from common import merge_results, synchronise  # noqa: E402
 
 from workbench.decoding import Engine, Sampling  # noqa: E402
 from workbench.decoding.step import Step  # noqa: E402
@@ -84,11 +84,6 @@ class Measured(Step):
             self.scores_BV = torch.empty_like(scores_BV)
         self.scores_BV.copy_(scores_BV)
         return scores_BV.argmax(-1, keepdim=True)
-
-
-def synchronise() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def free() -> None:

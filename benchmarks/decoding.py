@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 OUTPUT = ROOT / "results" / "benchmarks" / "decoding_operators.json"
 
-from common import provenance  # noqa: E402
+from common import provenance, synchronise  # noqa: E402
 
 from workbench.ops.sparse_decoding import (  # noqa: E402
     Forced,
@@ -299,11 +299,6 @@ def captured(call: Callable[[Layer], Any], layers: list[Layer]) -> torch.cuda.CU
         if SIDE and call is lagged_beside:
             torch.cuda.current_stream().wait_stream(SIDE[0])
     return graph
-
-
-def synchronise() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def milliseconds(call: Callable[[Layer], Any], layers: list[Layer], repeats: int = 15) -> float:

@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 OUTPUT = ROOT / "results" / "benchmarks" / "offload.json"
 
-from common import merge_results  # noqa: E402
+from common import merge_results, synchronise  # noqa: E402
 
 from workbench.decoding.policy import policies  # noqa: E402
 from workbench.decoding.reads import FIELDS, host_bytes, index_bytes  # noqa: E402
@@ -87,11 +87,6 @@ MEMORY = {"340m": 8.0, "1.3b": 10.0, "qwen3_8b": 24.0}
 """GiB of the device, for ``largest``."""
 KEY = ("section", "model", "policy", "queries", "batch", "tokens", "method", "blocks")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def synchronise() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def free(*, host: bool) -> None:

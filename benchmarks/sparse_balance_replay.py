@@ -468,7 +468,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if arguments.output.exists():  # sections that are not measured now stay as they were
         measured = json.loads(arguments.output.read_text())["rows"]
-        rows = [row for row in measured if row.get("section", "replay") not in arguments.sections]
+        rows = [row for row in measured if row["section"] not in arguments.sections]
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)

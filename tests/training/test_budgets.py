@@ -228,10 +228,11 @@ def test_counted_flops_sum_to_the_models_and_rise_with_length_and_blocks(mixer: 
     layers = sum(layer_flops(layer, 32, 64) for layer in model.layers)
     without = account(model.changed(depth=4), 64).training_flops - account(model, 64).training_flops
     assert layers == pytest.approx(64 * without)
-    cost = counted(mixer).layers[0].cost
-    flops_XK = np.array([[float(cost.at(np.array([x]), k)[0]) for k in cost.budgets] for x in (8, 33, 64)])
+    layer = counted(mixer).layers[0]
+    cost, numbers = layer.cost, layer.candidates
+    flops_XK = np.array([[float(cost.at(np.array([x]), k)[0]) for k in numbers] for x in (8, 33, 64)])
     assert (np.diff(flops_XK, axis=0) > 0).all() and (np.diff(flops_XK, axis=1) >= 0).all()
-    assert float(cost.at(np.array([8, 33]), 4).sum()) == pytest.approx(flops_XK[:2, cost.budgets.index(4)].sum())
+    assert float(cost.at(np.array([8, 33]), 4).sum()) == pytest.approx(flops_XK[:2, numbers.index(4)].sum())
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

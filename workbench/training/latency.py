@@ -58,8 +58,6 @@ class LayerFlops:
     layer: Layer
     width: int
     """Of the model."""
-    budgets: tuple[int, ...]
-    """(K,) blocks per query, ascending; empty for a layer that selects no blocks."""
 
     @cached_property
     def _of_document(self) -> Callable[[int, int | None], float]:

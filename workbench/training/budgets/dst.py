@@ -194,11 +194,10 @@ class DST(BudgetTuner):
             ConfigError: where the layer's formula gives all of them the same FLOPs.
         """
         width, context = self.run.model.width, self.run.training.context
-        per_query = mixers[layer.mixer.kind].blocks_per_query(layer.mixer)
+        cost, per_query = LayerFlops(layer, width), mixers[layer.mixer.kind].blocks_per_query(layer.mixer)
         if per_query is None:
-            return _Layer(LayerFlops(layer, width, ()), None, ())
+            return _Layer(cost, None, ())
         candidates = tuple(range(per_query.smallest, int(self.config.max_factor * per_query.configured) + 1))
-        cost = LayerFlops(layer, width, candidates)
         flops = [float(cost.at(np.array([context]), number).sum()) for number in (candidates[0], candidates[-1])]
         require(
             flops[0] < flops[1] or len(candidates) == 1,
