@@ -15,7 +15,7 @@ simulate   four ranks without a pipeline and the paper's pipelines (DP2 PP4 with
            with one), 36 layers, from the table, with the 1F1B schedule event by event; the six arms, and on the bimodal
            lengths DST with every anchor and tolerance, and the arms that predict with a table whose times are wrong by
            random factors, of which the logarithms have a standard deviation of 0.1 and 0.3.
-others     the same table of layers with NSA and with the global layer of ASA.
+others     the same table of layers with NSA and with the global layer of ASA, each also a file of its own.
 
 Which blocks a trained model would need is not known here: weights are random, with queries scaled so that scores of
 blocks have a standard deviation of --spread. Of 64 to 288 blocks, 19 to 73 then cover 90 % of the scores (2.0), of the
@@ -459,6 +459,7 @@ def main() -> None:
     order = ["bimodal", *(name for name in DISTRIBUTIONS if name != "bimodal")]
     parser.add_argument("--distributions", nargs="+", choices=order, default=order, help="That are replayed.")
     parser.add_argument("--seconds", type=float, default=150, help="Time after which no further arm is replayed.")
+    parser.add_argument("--others", nargs="+", choices=OTHERS, default=list(OTHERS), help="Mixers of `others`.")
     parser.add_argument("--table", type=Path, help="A measured table; default: beside the output.")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
@@ -468,7 +469,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if arguments.output.exists():  # sections that are not measured now stay as they were
         measured = json.loads(arguments.output.read_text())["rows"]
-        rows = [row for row in measured if row["section"] not in arguments.sections]
+        kept = set(OTHERS) - set(arguments.others)
+        rows = [row for row in measured if row["section"] not in arguments.sections or row.get("mixer") in kept]
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
@@ -493,8 +495,8 @@ def main() -> None:
         ):
             add(row)
     if "others" in arguments.sections and arguments.scale == "3b":
-        for name, settings in OTHERS.items():
-            other = {"pattern": name, "mixers": {name: settings}}
+        for name in arguments.others:
+            other = {"pattern": name, "mixers": {name: OTHERS[name]}}
             file = path.with_name(f"{path.stem}_{name}.json")
             for row in table_rows(section_table(scale, 1, file, [4096, 16_384, 65_536], other)):
                 add({"section": "others", "origin": Origin.REAL, **row})
