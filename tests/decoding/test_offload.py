@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +47,8 @@ class EagerStream(CopyStream):
         work()
 
     def wait(self, mark: None) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 GREEDY = Sampling(max_tokens=20, temperature=0)
@@ -230,6 +234,26 @@ def test_memory_of_the_host_is_counted_apart() -> None:
     assert metrics.host_bytes == 188 * 2 * 2 * 16 * 4  # 60 + 128 tokens, groups, keys and values, channels, bytes
 
 
+@pytest.mark.parametrize("fields", [{**LAGGED, "offload": {}}, {"kind": "streamed"}], ids=["offload", "streamed"])
+def test_memory_is_freed_after_the_last_copy(fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    is_alive: list[bool] = []
+
+    class Stream(EagerStream):
+        def finish(self) -> None:
+            is_alive.append(row() is not None)
+
+    monkeypatch.setattr("workbench.decoding.host.new_stream", lambda device: Stream())
+    model = model_of("heads", depth=1)
+    caches = model.new_caches(2, 53, policy_of(model, fields).cache_for)
+    row = weakref.ref(caches[0].host_tensors()[0])
+    del caches
+    gc.collect()
+    assert len(is_alive) == 1
+    # of garbage in a cycle, as streamed layers are, weak references are cleared first
+    assert is_alive[0] or fields["kind"] == "streamed"
+    assert row() is None
+
+
 # -- on a GPU ------------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +279,20 @@ def test_streams_may_be_late(fields: dict[str, Any], offload: dict[str, Any], de
     expected = on_gpu(fields)
     for number, (a, b) in enumerate(zip(expected, on_gpu({**fields, "offload": offload}, **delays))):
         assert torch.equal(a, b), f"step {number}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fields", [{**LAGGED, "offload": {}}, {"kind": "streamed"}], ids=["offload", "streamed"])
+def test_no_copy_is_under_way_when_memory_is_freed(fields: dict[str, Any]) -> None:
+    model = model_of("heads").float().cuda()
+    policy = policy_of(model, fields)
+    stream = policy.copy_stream(model.embedding.weight.device)
+    stream.delay = 300_000_000  # longer than the host takes to free the caches
+    for _ in steps(model, policy, torch.randint(0, 300, (3, 23), device="cuda")):
+        pass
+    del policy
+    gc.collect()
+    assert stream.stream.query()
 
 
 @pytest.mark.gpu

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workbench.ops.dispatch import force_backend
 from workbench.ops.experts import routed_experts, sort_choices
+from workbench.ops.experts.torch import grouped_mm, masked_products
 
 pytestmark = pytest.mark.compile
 
@@ -83,6 +84,15 @@ def worst_error(case: str, D: int, H: int, dtype: torch.dtype, device: str) -> f
         assert not any(a.any() for a in actual)
         return 0.0
     return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(actual, expected))
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 5, 1), (0, 0, 4, 0), (0, 0, 0, 0)])
+def test_masked_products_are_grouped_products(counts: tuple[int, ...]) -> None:
+    x_RD, w_EDF = torch.randn(11, 8), torch.randn(4, 8, 16)
+    ends_E = torch.tensor(counts).cumsum(0).to(torch.int32)
+    expected, found = grouped_mm(x_RD, w_EDF, ends_E), masked_products(x_RD, w_EDF, ends_E)
+    torch.testing.assert_close(found[: sum(counts)], expected[: sum(counts)])
+    assert not found[sum(counts) :].any()
 
 
 def test_the_kernels_in_the_interpreter_are_single_experts() -> None:

@@ -191,7 +191,8 @@ def check_small(dtype: torch.dtype, tolerance: float) -> None:
     check_selection(30, 2, 16, count=50, mean=9, offset=0, chunk=7, dtype=dtype)
     check_divergence(Shape(150, 4, 2, 16), 3, 8, count=None, mean=60, chunk=128, **common)
     check_divergence(Shape(75, 4, 2, 16), 4, 8, count=9, mean=0, chunk=0, **common)
-    check_divergence(Shape(20, 2, 1, 200), 4, 130, count=None, mean=0, chunk=0, **common)  # channels in pieces
+    X = 100 if DEVICE == "cuda" and dtype == torch.float32 else 130  # index channels, as many as shared memory holds
+    check_divergence(Shape(20, 2, 1, 200), 4, X, count=None, mean=0, chunk=0, **common)  # channels in pieces
     check_divergence(Shape(30, 2, 2, 16), 2, 16, count=50, mean=7, chunk=0, **common)
 
 

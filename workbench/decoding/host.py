@@ -5,6 +5,7 @@ Legend: B sequences, T new tokens.
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from typing import Any
 
@@ -39,6 +40,16 @@ class HostCache:
 
     start_B: Tensor
     """(B,) position of the newest token of a step."""
+
+    stream: CopyStream
+    """Where copies run; the layers of a model share it."""
+
+    def copy_on(self, stream: CopyStream) -> None:
+        """Let copies run on ``stream``. The memory of this cache is freed after the last of them: allocators do not
+        know that kernels of another stream use it, or read pinned memory."""
+        self.stream = stream
+        # called before the attributes are deleted; not at exit, when the device may be gone
+        weakref.finalize(self, stream.finish).atexit = False
 
     def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Append T tokens to all sequences. Returns what a pass over several tokens sees.

@@ -128,7 +128,8 @@ class OffloadedCache(HostCache, SelectiveCache):
     ):
         batch, length, device, dtype = shape
         super().__init__(view, selector, 0, length, device, dtype)  # rows are not on the device
-        self.block, self.stream, self.is_last = block, stream, is_last
+        self.copy_on(stream)
+        self.block, self.is_last = block, is_last
         chosen, blocks = selector.previous_BGm.shape[-1], -(-length // block)
         slots = min(blocks, chosen if config.resident == "exact" else max(chosen, config.slots or 2 * chosen))
         rule = {"keep": config.resident == "lru", "reuse": config.transfer == "incremental"}

@@ -37,6 +37,10 @@ class CopyStream(ABC):
     def wait(self, mark: Any) -> None:
         """Let the computation wait, on the device, for the work of ``mark`` and for all before it."""
 
+    @abstractmethod
+    def finish(self) -> None:
+        """Wait, on the host, for everything that was submitted: memory that it uses may be freed afterwards."""
+
 
 class DeviceStream(CopyStream):
     """A CUDA stream.
@@ -75,6 +79,10 @@ class DeviceStream(CopyStream):
         if is_captured == torch.cuda.is_current_stream_capturing():
             torch.cuda.current_stream().wait_event(done)
 
+    def finish(self) -> None:
+        if not torch.cuda.is_current_stream_capturing():  # a capture begins when no garbage is left to be freed
+            self.stream.synchronize()
+
 
 class DeferredStream(CopyStream):
     """A stream for tensors of the CPU: work runs when the computation waits for it, as late as it may.
@@ -94,6 +102,9 @@ class DeferredStream(CopyStream):
         while self.finished < mark:
             self.queue.pop(0)()
             self.finished += 1
+
+    def finish(self) -> None:
+        """Nothing to wait for: work in the queue keeps its tensors."""
 
 
 def new_stream(device: torch.device | str) -> CopyStream:

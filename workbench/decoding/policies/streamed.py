@@ -93,7 +93,8 @@ class StreamedCache(HostCache):
         batch, length, device, dtype = shape
         super().__init__(view.mixer, 0, length, device, dtype)  # type: ignore[call-arg]
         sizes = [(batch, length, *row.shape[2:]) for row in self.rows]
-        self.view, self.stream, self.number = view, stream, len(chain.caches)
+        self.copy_on(stream)
+        self.view, self.number = view, len(chain.caches)
         self.chain = lambda: chain  # layers do not own one another's memory
         self.host = [host_memory(*size, dtype=dtype, device=device) for size in sizes]
         if self.number < BUFFERS:

@@ -1,7 +1,8 @@
 """SwiGLU experts through torch's grouped matrix product, dropless and without a host synchronisation.
 
-``grouped_mm`` is wrapped as an operator of our own for three reasons, all seen with torch 2.13: its shape rule refuses
-float32 (meta tensors, torch.compile), the FLOP counter does not know it, and its gradient refuses expanded tensors.
+``grouped_mm`` is wrapped as an operator of our own for four reasons, all seen with torch 2.11 or 2.13: its shape rule
+refuses float32 (meta tensors, torch.compile), the FLOP counter does not know it, its gradient refuses expanded tensors,
+and on GPUs it reads the counts on the host for all types but bfloat16, so that a CUDA graph cannot be captured.
 
 Legend: R rows sorted by expert, D width, E experts, F hidden.
 """
@@ -23,7 +24,20 @@ def grouped_mm(x_RD: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
 
     Rows from ``ends_E[-1]`` on are uninitialised memory.
     """
+    if x_RD.is_cuda and x_RD.dtype != torch.bfloat16 and torch.cuda.is_current_stream_capturing():
+        return masked_products(x_RD, w_EDF, ends_E)
     return F.grouped_mm(x_RD, w_EDF, offs=ends_E)
+
+
+def masked_products(x_RD: Tensor, w_EDF: Tensor, ends_E: Tensor) -> Tensor:
+    """:func:`grouped_mm` without the counts on the host: all rows times the matrix of every expert, E times the work.
+    For the few rows of a step of decoding. Rows from ``ends_E[-1]`` on are zero."""
+    row_R = torch.arange(x_RD.shape[0], dtype=ends_E.dtype, device=x_RD.device)
+    expert_R = torch.searchsorted(ends_E, row_R, right=True)
+    y_RF = x_RD.new_zeros(x_RD.shape[0], w_EDF.shape[2])
+    for expert, w_DF in enumerate(w_EDF):
+        y_RF = torch.where((expert_R == expert)[:, None], x_RD @ w_DF, y_RF)
+    return y_RF
 
 
 @torch.library.custom_op("workbench::grouped_mm_input", mutates_args=())

@@ -163,15 +163,15 @@ def _implementation(index: IndexKeys, *attention: Tensor, chosen: int = 0) -> Mo
     """:mod:`.chunked` or :mod:`.kernels`, for the selection of ``chosen`` tokens, or for the divergence from the
     ``attention`` of queries and keys."""
     q, k, w = index
-    # Checked on a GPU with the factors of all products in bf16, which is what autocast makes of them, and weights in
-    # bf16 or fp32. The check of fp32 factors has not been completed there, so that they take torch unless kernels are
-    # asked for by name.
+    # Checked and measured on a GPU with the factors of all products in bf16, which is what autocast makes of them, and
+    # weights in bf16 or fp32. fp32 factors were checked there with up to 128 index channels, since more do not fit into
+    # shared memory, but not measured: they take torch unless kernels are asked for by name.
     dtypes = (torch.bfloat16, torch.float32) if is_forced() else (torch.bfloat16,)
     supported = (
         all(x.dtype in dtypes for x in (q, k, *attention))
         and w.dtype in (torch.bfloat16, torch.float32)
         and chosen <= MAX_CHOSEN
-        and q.shape[-1] <= MAX_INDEX_CHANNELS
+        and q.shape[-1] * (1 if not q.is_cuda or q.dtype == torch.bfloat16 else 2) <= MAX_INDEX_CHANNELS
         and all(x.shape[-1] <= MAX_KEY_CHANNELS for x in attention)
     )
     if record("token_index", choose_backend(q, supported=supported)) == "torch":
