@@ -326,6 +326,12 @@ def test_replayed_steps_are_those_that_are_not(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.gpu
+def test_a_device_has_one_stream_of_copies() -> None:
+    policy = policy_of(model_of("heads"), {**LAGGED, "offload": {}})
+    assert policy.copy_stream("cuda") is policy.copy_stream(torch.device("cuda", torch.cuda.current_device()))
+
+
+@pytest.mark.gpu
 def test_methods_that_need_the_host_are_not_captured() -> None:
     model = model_of("heads").float().cuda()
     with pytest.raises(ConfigError, match="kernel"):

@@ -21,13 +21,16 @@ class HostPolicy(SelectivePolicy):
 
     def __init__(self, config: Any):
         super().__init__(config)
-        self._streams: dict[str, CopyStream] = {}
+        self._streams: dict[torch.device, CopyStream] = {}
 
     def copy_stream(self, device: torch.device | str) -> CopyStream:
         """The stream that all layers on a device share."""
-        if str(device) not in self._streams:
-            self._streams[str(device)] = new_stream(device)
-        return self._streams[str(device)]
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._streams:
+            self._streams[device] = new_stream(device)
+        return self._streams[device]
 
 
 class HostCache:
