@@ -257,8 +257,8 @@ def measured(model: LanguageModel, name: str, batch: int, tokens: int, count: in
                 run.run()
                 run.capture()
                 compute_ms, _ = run.times(queries, count)
-            overlap = 1 - (ms - compute_ms) / copy_ms if copy_ms else math.nan
-            result |= {"copy_ms": copy_ms, "compute_ms": compute_ms, "overlapped": overlap if math.isnan(overlap) else max(0.0, min(1.0, overlap))}
+            overlap = max(0.0, min(1.0, 1 - (ms - compute_ms) / copy_ms)) if copy_ms else math.nan
+            result |= {"copy_ms": copy_ms, "compute_ms": compute_ms, "overlapped": overlap}
         elif copy_ms is not None:
             result["copy_ms"] = copy_ms
         run.graph = None
