@@ -29,7 +29,9 @@ MAX_NAME = 80
 """Bytes of a name: a folder of a run is named by stage, arm, identity and seed, in at most 255."""
 DERIVED = ("-pilot", "-components")
 """Suffixes of the ablations that are made from another one; its name may have all of :data:`MAX_NAME`."""
-RESERVED_NAMES = ("archives", "cache", "runs", FILE, Path(FILE).with_suffix(".lock").name, VIEWS)
+FOLDERS = ("ablations", "archives", "benchmarks", "cache", "calibration", "exports", "reports", "runs")
+RESERVED_NAMES = (*FOLDERS, FILE, Path(FILE).with_suffix(".lock").name, VIEWS)
+"""What a folder of results may have beside ablations."""
 
 
 def check_arm_name(name: str) -> None:
@@ -121,7 +123,7 @@ class AblationConfig(Config):
             self.name not in RESERVED_NAMES,
             "name",
             got=self.name,
-            expected=f"another name than {', '.join(RESERVED_NAMES)}, which every results folder has",
+            expected=f"another name than {', '.join(RESERVED_NAMES)}, which folders of results have for other things",
         )
         require(self.arms, "arms", got="no arm", expected="at least one arm")
         for arm in self.arms:
