@@ -100,33 +100,38 @@ def _span(
         return x.to(dtype).unflatten(1, (N, C)).movedim(1, 0).movedim(3, 2)
 
     # a padded token edits nothing (k = v = 0) and does not decay (g = 0)
-    rows = torch.stack((chunks(k if e is None else e), chunks(q)), dim=3).flatten(1, 2)  # (N, X, 2, C, K)
-    columns, values = (chunks(x).flatten(1, 2).contiguous() for x in (k, v))
-    decay = chunks(g).flatten(1, 2)
-    entry: Tensor | None = None
-    weighs = decay.dim() == 3 or _is_moderate(decay)
-    if decay.dim() == 3:
-        pairs, rows, columns, since, until, passing = _by_scalar(rows, columns, decay.exp())
-    elif weighs:
-        pairs, rows, columns, entry, passing = _around_middle(rows, columns, decay)
-        since = until = None
+    values = chunks(v).flatten(1, 2).contiguous()
+    since: Tensor | None = None
+    until: Tensor | None = None
+    carry: Tensor | None = None
+    weighs = g.dim() == 3 or _is_moderate(chunks(g))
+    around_middle = g.dim() == 4 and weighs
+    if around_middle:
+        read = (q, k, g) if e is None else (q, k, g, e)
+        rows, columns, entry, passing = _AroundMiddle.apply(*map(chunks, read))
+        pairs = torch.ones(C, C, dtype=dtype).tril().expand(1, 1, 2, C, C)  # where s <= r
+        # the state that chunks read and pass on is the one in their middle
+        S_XKV = entry[0] * S_XKV
+        passing = passing * torch.cat((entry[1:], torch.ones_like(entry[:1])))
     else:
-        pairs, rows, columns, since, until, passing = _by_channel(rows, columns, decay.exp())
-    carry = entry
+        rows = torch.stack((chunks(k if e is None else e), chunks(q)), dim=3).flatten(1, 2)  # (N, X, 2, C, K)
+        columns = chunks(k).flatten(1, 2).contiguous()
+        by = _by_scalar if g.dim() == 3 else _by_channel
+        pairs, rows, columns, since, until, passing = by(rows, columns, chunks(g).flatten(1, 2).exp())
     if segments is not None:
         same, entering, leaving, staying = document_masks(segments, previous_B, H, N, C, dtype)
         pairs = pairs * same[:, :, None]
-        if carry is None:
-            passing = passing * staying
+        if around_middle:
+            carry = staying
         else:
-            carry = carry * staying
+            passing = passing * staying
         since, until = (x if y is None else x * y for x, y in ((entering, since), (leaving, until)))
     if beta is not None:  # β scales the write key: k (β v)ᵀ - k (β e)ᵀ S = (β k) (v - Sᵀ e)ᵀ
         beta = chunks(beta).flatten(1, 2)[..., None]
         pairs, until = pairs * beta.mT[:, :, None], beta if until is None else until * beta
     twice = None if since is None else torch.cat((since, since), dim=2)
-    factors = (pairs, twice, until, entry, carry, passing)
-    out_NXCV, S_XKV = _Scan.apply(rows.flatten(2, 3), columns, values, *factors, S_XKV, weighs)
+    factors = (pairs, twice, until, carry, passing)
+    out_NXCV, S_XKV = _Scan.apply(rows.flatten(2, 3), columns, values, *factors, S_XKV, weighs, around_middle)
     return out_NXCV.unflatten(1, (B, H)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :T], S_XKV
 
 
@@ -141,9 +146,9 @@ class _Scan(torch.autograd.Function):
             columns that give these.
         since, until: (N, X, 2C, 1) and (N, X, C, 1), factors on rows and columns where they meet the state, or None.
             One number per token is cheaper here than on all channels.
-        entry, carry: (N, X, K, 1), factors on the incoming state where rows read it and where it is passed on, or None.
-        passing: (N, X, K or 1, 1), decay of the state over a chunk; with ``carry`` since its middle, which the columns
-            enter as well.
+        carry: (N, X, 1, 1), a mask of the incoming state where it is passed on, or None. Has no gradient.
+        passing: (N, X, K or 1, 1), decay of the state over a chunk, or, with ``around_middle``, from its middle to that
+            of the next one, which what the chunk writes decays by as well.
         S: (X, K, V), the state.
 
     The backward pass is explicit: R = (I + T)⁻¹ W gives dW = (I + T)⁻ᵀ dR and dT = -dW Rᵀ, without a gradient of the
@@ -152,7 +157,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, rows, columns, values, pairs, since, until, entry, carry, passing, S, weighs
+        ctx, rows, columns, values, pairs, since, until, carry, passing, S, weighs, around_middle
     ):
         N, C = values.shape[0], values.shape[2]
         products = (rows @ columns.mT).unflatten(2, (2, C)) if weighs else None
@@ -164,35 +169,36 @@ class _Scan(torch.autograd.Function):
         # on the meta device there is nothing to compute, and an estimate of memory does not need every chunk
         steps = zip(range(0 if values.is_meta else N), *(x.unbind(0) for x in each))
         for n, row, column, value, inverse, score, keep, write, o, before, after in steps:
-            read = row @ (before if entry is None else entry[n] * before)
+            read = row @ before
             if since is not None:
                 read *= since[n]
             torch.bmm(inverse, value - read[:, :C], out=write)
             torch.baddbmm(read[:, C:], score, write, out=o)
             entering = write if until is None else write * until[n]
-            if carry is None:
-                torch.baddbmm(keep * before, column.mT, entering, out=after)
+            if around_middle:
+                torch.baddbmm(before if carry is None else carry[n] * before, column.mT, entering, out=after).mul_(keep)
             else:
-                torch.baddbmm(carry[n] * before, column.mT, entering, out=after).mul_(keep)
-        factors = (since, until, entry, carry, passing)
+                torch.baddbmm(keep * before, column.mT, entering, out=after)
+        ctx.around_middle = around_middle
+        factors = (since, until, carry, passing)
         ctx.save_for_backward(rows, columns, pairs, products, solve, scores, *factors, written, states)
         return out, states[N].clone()
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, d_S: Tensor) -> Any:
         rows, columns, pairs, products, solve, scores, *factors, written, states = ctx.saved_tensors
-        since, until, entry, carry, passing = factors
+        since, until, carry, passing = factors
         N, X, C, V = written.shape
         d_rows, d_columns, d_passing, d_values = (torch.empty_like(x) for x in (rows, columns, passing, written))
-        of_factors: list[Any] = [None if x is None else torch.empty_like(x) for x in (since, until, entry, carry)]
-        d_since, d_until, d_entry, d_carry = of_factors
+        of_factors: list[Any] = [None if x is None else torch.empty_like(x) for x in (since, until)]
+        d_since, d_until = of_factors
         d_pairs = written.new_empty(N, X, 2 * C, C)
         d_S, d_read = d_S.clone(), written.new_empty(X, 2 * C, V)  # of -Ê S0 over Q̂ S0
         each = (rows, columns, solve, scores, passing, written, states[:N], d_out, d_rows, d_columns, d_pairs, d_values)
         steps = reversed(list(zip(range(N), *(x.unbind(0) for x in each))))
         with disable_autocast(written):  # compiled code traces this under the caller's autocast
             for n, row, column, inverse, score, keep, write, before, d_o, d_row, d_column, d_pair, d_value in steps:
-                if carry is not None:  # of carry S + K̂ᵀ R, of which the state is ``keep`` times
+                if ctx.around_middle:  # of S + K̂ᵀ R, of which the state is ``keep`` times
                     torch.div((d_S * states[n + 1]).sum(2, keepdim=True), keep, out=d_passing[n])
                     d_S *= keep
                 d_write = column @ d_S
@@ -207,19 +213,17 @@ class _Scan(torch.autograd.Function):
                 torch.bmm(inverse.mT, d_write, out=d_value)
                 d_read[:, :C] = -d_value
                 torch.bmm(d_read, write.mT, out=d_pair)
-                torch.bmm(d_read, (before if entry is None else entry[n] * before).mT, out=d_row)
+                torch.bmm(d_read, before.mT, out=d_row)
                 if since is not None:
                     torch.sum(row * d_row, dim=-1, keepdim=True, out=d_since[n])
                     d_row *= since[n]
                     d_read *= since[n]
-                if carry is None:
+                if not ctx.around_middle:
                     torch.sum(d_S * before, dim=2 if keep.shape[1] > 1 else (1, 2), keepdim=True, out=d_passing[n])
-                    d_S.mul_(keep).baddbmm_(row.mT, d_read)
-                else:
-                    torch.sum(d_S * before, dim=2, keepdim=True, out=d_carry[n])
-                    d_before = row.mT @ d_read
-                    torch.sum(d_before * before, dim=2, keepdim=True, out=d_entry[n])
-                    d_S.mul_(carry[n]).add_(d_before.mul_(entry[n]))
+                    d_S.mul_(keep)
+                elif carry is not None:
+                    d_S.mul_(carry[n])
+                d_S.baddbmm_(row.mT, d_read)
             d_pairs = d_pairs.unflatten(2, (2, C))
             d_pairs[:, :, 0].tril_(-1)
             if products is not None:
@@ -227,7 +231,7 @@ class _Scan(torch.autograd.Function):
                 d_pairs *= products
                 d_rows.flatten(0, 1).baddbmm_(d_products, columns.flatten(0, 1))
                 d_columns.flatten(0, 1).baddbmm_(d_products.mT, rows.flatten(0, 1))
-        return d_rows, d_columns, d_values, d_pairs, d_since, d_until, d_entry, d_carry, d_passing, d_S, None
+        return d_rows, d_columns, d_values, d_pairs, d_since, d_until, None, d_passing, d_S, None, None
 
 
 def document_masks(
@@ -257,7 +261,7 @@ def document_masks(
 
 
 MODERATE_NATS = 24.0
-"""Largest decay of either half of a chunk for which :func:`_around_middle` is taken: its factors, at most e^±24, leave
+"""Largest decay of either half of a chunk for which :class:`_AroundMiddle` is taken: its factors, at most e^±24, leave
 room in fp32 for products that are masked, and their sums of logarithms are exact to 1e-6."""
 
 _always_blocks = False
@@ -318,31 +322,78 @@ def _by_channel(rows: Tensor, columns: Tensor, decay_NXCK: Tensor) -> Pairs:
     return pairs[:, :, 0], rows[:, :, 0], columns[:, :, 0], None, None, passing[:, :, 0].mT
 
 
-def _is_moderate(g_NXCK: Tensor) -> bool:
+def _is_moderate(g_NBHCK: Tensor) -> bool:
     """Whether the middle of every chunk can be the reference of all its decays; never where values are not at hand, or
     would have to come from a device."""
-    if _always_blocks or g_NXCK.device.type != "cpu" or torch.compiler.is_compiling():
+    if _always_blocks or g_NBHCK.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     with torch.no_grad():
-        early, late = (half.sum(2).abs() for half in g_NXCK.tensor_split(2, dim=2))
+        early, late = (half.sum(3).abs() for half in g_NBHCK.tensor_split(2, dim=3))
         return bool(torch.maximum(early.amax(), late.amax()) <= MODERATE_NATS)
 
 
-def _around_middle(rows: Tensor, columns: Tensor, g_NXCK: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+class _AroundMiddle(torch.autograd.Function):
     """Decays per channel that are moderate: rows are decayed from the middle of the chunk and columns up to it, before
     or after, so that all their products are one. The state is decayed to the middle, and from it to the end.
 
+    Args:
+        q, k, g, e: (N, B, H, C, K), views of (B, T, H, K); without ``e`` the erase key is ``k``.
+
     Returns:
-        (1, 1, 2, C, C) ones where s <= r; rows and columns; (N, X, K, 1) decay from the start to the middle, and from
+        ``rows`` (N, X, 2, C, K) and ``columns`` (N, X, C, K); (N, X, K, 1) decay from the start to the middle, and from
         there to the end.
+
+    The backward pass is explicit, since the form is as fast as its passes over memory are few: a gradient of the
+    logarithm of a factor is the product of what it scales and the gradient of that, and gradients are written in the
+    order of the inputs.
     """
-    C = g_NXCK.shape[2]
-    sum_NXCK = g_NXCK.cumsum(2)
-    middle = sum_NXCK[:, :, (C - 1) // 2, None]
-    since = (sum_NXCK - middle).exp()
-    causal = torch.ones(C, C, dtype=rows.dtype).tril().expand(1, 1, 2, C, C)
-    rows, columns = rows * since[:, :, None], columns / since
-    return causal, rows, columns, middle.exp().mT, since[:, :, -1:].mT
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, g: Tensor, e: Tensor | None = None) -> tuple[Tensor, ...]:
+        C = k.shape[3]
+        # contiguous, whatever the order of the inputs: a cumulative sum is slow otherwise
+        since = torch.empty_like(g, memory_format=torch.contiguous_format).copy_(g)
+        torch.cumsum(since, 3, out=since)
+        middle = since[:, :, :, (C - 1) // 2, None].clone()
+        since.sub_(middle).exp_()
+        rows = since.new_empty(*since.shape[:3], 2, *since.shape[3:])
+        torch.mul(k if e is None else e, since, out=rows[:, :, :, 0])
+        torch.mul(q, since, out=rows[:, :, :, 1])
+        columns = torch.div(k, since, out=torch.empty_like(since))
+        ctx.has_erase_key = e is not None
+        results = (
+            *(x.flatten(1, 2) for x in (rows, columns)),
+            middle.exp().flatten(1, 2).mT,
+            since[:, :, :, -1:].flatten(1, 2).mT,
+        )
+        ctx.save_for_backward(since, *results)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, d_rows: Tensor, d_columns: Tensor, d_entry: Tensor, d_passing: Tensor) -> Any:
+        since, rows, columns, entry, passing = ctx.saved_tensors
+        N, B, H, C, K = since.shape
+
+        def heads(x: Tensor) -> Tensor:  # (N, X, …) -> (N, B, H, …)
+            return x.unflatten(1, (B, H))
+
+        def gradient() -> Tensor:  # (B, T, H, K) in memory
+            return since.new_empty(B, N, C, H, K).movedim(1, 0).movedim(3, 2)
+
+        rows, columns, d_rows, d_columns = map(heads, (rows, columns, d_rows, d_columns))
+        d_e = torch.mul(d_rows[:, :, :, 0], since, out=gradient())
+        d_q = torch.mul(d_rows[:, :, :, 1], since, out=gradient())
+        d_log = d_rows[:, :, :, 0] * rows[:, :, :, 0]
+        d_log.addcmul_(d_rows[:, :, :, 1], rows[:, :, :, 1]).addcmul_(d_columns, columns, value=-1)
+        d_log[:, :, :, -1:] += heads((d_passing * passing).mT)
+        d_k = torch.div(d_columns, since, out=gradient()) if ctx.has_erase_key else d_e.addcdiv_(d_columns, since)
+        # of log since_r = Σ_{t ≤ r} g_t - Σ_{t ≤ m} g_t, m the middle: sums over r ≥ t are all but those before t
+        before = d_log.cumsum(3)
+        d_g = torch.sub(d_log, before, out=gradient())
+        after = (C - 1) // 2 + 1
+        d_g[:, :, :, :after] += heads((d_entry * entry).mT)
+        d_g[:, :, :, after:] += before[:, :, :, -1:]
+        return d_q, d_k, d_g, d_e if ctx.has_erase_key else None
 
 
 def _two(x: Tensor) -> tuple[Tensor, ...]:
