@@ -25,7 +25,8 @@ newest token most) or for the same token at every step ("repeated"), so that cho
 
 ``ms`` is the median between events on the device, of steps replayed from a CUDA graph. ``copy_ms`` is the time that the
 copy stream works in a step of the same state without a graph, ``compute_ms`` the time of a replayed step without
-copies, and overlap = 1 - (ms - compute_ms) / copy_ms, at least 0. The file is written after every case.
+copies, and overlap = 1 - (ms - compute_ms) / copy_ms between 0 and 1, NaN without copies. The file is written after
+every case.
 """
 
 from __future__ import annotations

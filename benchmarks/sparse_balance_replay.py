@@ -15,7 +15,7 @@ simulate   four ranks without a pipeline and the paper's pipelines (DP2 PP4 with
            with one), 36 layers, from the table, with the 1F1B schedule event by event; the six arms, and on the bimodal
            lengths DST with every anchor and tolerance, and the arms that predict with a table whose times are wrong by
            random factors, of which the logarithms have a standard deviation of 0.1 and 0.3.
-others     the same table of layers with NSA and with the global layer of ASA, each also a file of its own.
+others     the same table of layers with NSA and with the global layer of ASA, each also written to its own file.
 
 Which blocks a trained model would need is not known here: weights are random, with queries scaled so that scores of
 blocks have a standard deviation of --spread. Of 64 to 288 blocks, 19 to 73 then cover 90 % of the scores (2.0), of the
@@ -469,8 +469,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if arguments.output.exists():  # sections that are not measured now stay as they were
         measured = json.loads(arguments.output.read_text())["rows"]
-        kept = set(OTHERS) - set(arguments.others)
-        rows = [row for row in measured if row["section"] not in arguments.sections or row.get("mixer") in kept]
+        rows = [
+            row
+            for row in measured
+            if row["section"] not in arguments.sections
+            or (row["section"] == "others" and row["mixer"] not in arguments.others)
+        ]
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)

@@ -254,6 +254,22 @@ def test_memory_is_freed_after_the_last_copy(fields: dict[str, Any], monkeypatch
     assert row() is None
 
 
+@pytest.mark.parametrize("fields", [{**LAGGED, "offload": {}}, {"kind": "streamed"}], ids=["offload", "streamed"])
+def test_caches_with_copies_in_a_queue_are_freed(fields: dict[str, Any]) -> None:
+    model = model_of("heads")
+    policy = policy_of(model, fields)
+    caches = model.new_caches(2, 53, policy.cache_for)
+    parts = [cache.part(0, 1) for cache in caches]
+    alive = [weakref.ref(cache) for cache in (*caches, *parts)]
+    with torch.no_grad():
+        model(torch.randint(0, 300, (2, 21)), caches=caches)
+        for _ in range(3):
+            model(torch.randint(0, 300, (2, 1)), caches=caches)
+    del policy, caches, parts
+    gc.collect()
+    assert not any(cache() for cache in alive)
+
+
 # -- on a GPU ------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +309,18 @@ def test_no_copy_is_under_way_when_memory_is_freed(fields: dict[str, Any]) -> No
     del policy
     gc.collect()
     assert stream.stream.query()
+
+
+@pytest.mark.gpu
+def test_no_replay_is_under_way_when_memory_is_freed() -> None:
+    model = model_of("heads").float().cuda()
+    cache = model.new_caches(1, 23, policy_of(model, {**LAGGED, "offload": {}}).cache_for)[0]
+    torch.cuda._sleep(300_000_000)  # as long as a replayed step that still uses the cache
+    replayed = torch.cuda.Event()
+    replayed.record()
+    del cache
+    gc.collect()
+    assert replayed.query()
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -53,6 +53,12 @@ class HostCache:
         self.stream = stream
         # called before the attributes are deleted; not at exit, when the device may be gone
         weakref.finalize(self, stream.finish).atexit = False
+
+    def part(self, first: int, last: int) -> Self:
+        """As :meth:`workbench.contract.Cache.part`. Copies that a part has submitted end before it is freed."""
+        part: Self = super().part(first, last)  # type: ignore[misc]
+        part.copy_on(self.stream)
+        return part
 
     def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Append T tokens to all sequences. Returns what a pass over several tokens sees.

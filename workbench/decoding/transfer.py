@@ -39,7 +39,8 @@ class CopyStream(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Wait, on the host, for everything that was submitted: memory that it uses may be freed afterwards."""
+        """Wait, on the host, for everything that was submitted, in replayed graphs too: memory that it uses may be
+        freed afterwards. Caches keep this method until they are freed, so it must not lead to them."""
 
 
 class DeviceStream(CopyStream):
@@ -80,8 +81,10 @@ class DeviceStream(CopyStream):
             torch.cuda.current_stream().wait_event(done)
 
     def finish(self) -> None:
-        if not torch.cuda.is_current_stream_capturing():  # a capture begins when no garbage is left to be freed
-            self.stream.synchronize()
+        # The whole device, since copies of a replayed graph are ordered by the stream that replays it. While a graph is
+        # captured nothing is under way: the capture begins with a synchronisation.
+        if not torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize(self.stream.device)
 
 
 class DeferredStream(CopyStream):
@@ -103,7 +106,8 @@ class DeferredStream(CopyStream):
             self.queue.pop(0)()
             self.finished += 1
 
-    def finish(self) -> None:
+    @staticmethod
+    def finish() -> None:
         """Nothing to wait for: work in the queue keeps its tensors."""
 
 

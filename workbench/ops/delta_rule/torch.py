@@ -104,11 +104,12 @@ def _span(
     since: Tensor | None = None
     until: Tensor | None = None
     carry: Tensor | None = None
-    weighs = g.dim() == 3 or _is_moderate(chunks(g))
+    decay = chunks(g)
+    weighs = g.dim() == 3 or _is_moderate(decay)
     around_middle = g.dim() == 4 and weighs
     if around_middle:
-        read = (q, k, g) if e is None else (q, k, g, e)
-        rows, columns, entry, passing = _AroundMiddle.apply(*map(chunks, read))
+        erase = () if e is None else (chunks(e),)
+        rows, columns, entry, passing = _AroundMiddle.apply(chunks(q), chunks(k), decay, *erase)
         pairs = torch.ones(C, C, dtype=dtype).tril().expand(1, 1, 2, C, C)  # where s <= r
         # the state that chunks read and pass on is the one in their middle
         S_XKV = entry[0] * S_XKV
@@ -117,7 +118,7 @@ def _span(
         rows = torch.stack((chunks(k if e is None else e), chunks(q)), dim=3).flatten(1, 2)  # (N, X, 2, C, K)
         columns = chunks(k).flatten(1, 2).contiguous()
         by = _by_scalar if g.dim() == 3 else _by_channel
-        pairs, rows, columns, since, until, passing = by(rows, columns, chunks(g).flatten(1, 2).exp())
+        pairs, rows, columns, since, until, passing = by(rows, columns, decay.flatten(1, 2).exp())
     if segments is not None:
         same, entering, leaving, staying = document_masks(segments, previous_B, H, N, C, dtype)
         pairs = pairs * same[:, :, None]
@@ -148,7 +149,7 @@ class _Scan(torch.autograd.Function):
             One number per token is cheaper here than on all channels.
         carry: (N, X, 1, 1), a mask of the incoming state where it is passed on, or None. Has no gradient.
         passing: (N, X, K or 1, 1), decay of the state over a chunk, or, with ``around_middle``, from its middle to that
-            of the next one, which what the chunk writes decays by as well.
+            of the next one; what the chunk writes decays by it too.
         S: (X, K, V), the state.
 
     The backward pass is explicit: R = (I + T)⁻¹ W gives dW = (I + T)⁻ᵀ dR and dT = -dW Rᵀ, without a gradient of the
@@ -262,7 +263,8 @@ def document_masks(
 
 MODERATE_NATS = 24.0
 """Largest decay of either half of a chunk for which :class:`_AroundMiddle` is taken: its factors, at most e^±24, leave
-room in fp32 for products that are masked, and their sums of logarithms are exact to 1e-6."""
+room in fp32 for products that are masked, and their sums of logarithms are exact to 1e-6. From one middle to the next
+the state decays by e^-48 at most, by which the backward pass divides."""
 
 _always_blocks = False
 
@@ -343,9 +345,8 @@ class _AroundMiddle(torch.autograd.Function):
         ``rows`` (N, X, 2, C, K) and ``columns`` (N, X, C, K); (N, X, K, 1) decay from the start to the middle, and from
         there to the end.
 
-    The backward pass is explicit, since the form is as fast as its passes over memory are few: a gradient of the
-    logarithm of a factor is the product of what it scales and the gradient of that, and gradients are written in the
-    order of the inputs.
+    The backward pass is written out to save passes over memory. The gradient with respect to the logarithm of a factor
+    is the scaled tensor times its gradient. Gradients have the memory layout of the inputs.
     """
 
     @staticmethod

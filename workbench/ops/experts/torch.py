@@ -2,7 +2,8 @@
 
 ``grouped_mm`` is wrapped as an operator of our own for four reasons, all seen with torch 2.11 or 2.13: its shape rule
 refuses float32 (meta tensors, torch.compile), the FLOP counter does not know it, its gradient refuses expanded tensors,
-and on GPUs it reads the counts on the host for all types but bfloat16, so that a CUDA graph cannot be captured.
+and on GPUs it reads the counts on the host for all types but bfloat16, so that a CUDA graph cannot be captured (here
+the forward pass can, through :func:`masked_products`).
 
 Legend: R rows sorted by expert, D width, E experts, F hidden.
 """
