@@ -29,8 +29,10 @@ MAX_NAME = 80
 """Bytes of a name: a folder of a run is named by stage, arm, identity and seed, in at most 255."""
 DERIVED = ("-pilot", "-components")
 """Suffixes of the ablations that are made from another one; its name may have all of :data:`MAX_NAME`."""
-FOLDERS = ("ablations", "archives", "benchmarks", "cache", "calibration", "exports", "reports", "runs")
-RESERVED_NAMES = (*FOLDERS, FILE, Path(FILE).with_suffix(".lock").name, VIEWS)
+RESERVED_NAMES = (
+    *("ablations", "archives", "benchmarks", "cache", "calibration", "exports", "reports", "runs"),
+    *(FILE, Path(FILE).with_suffix(".lock").name, VIEWS),
+)
 """What a folder of results may have beside ablations."""
 
 

@@ -108,8 +108,8 @@ def _span(
     weighs = g.dim() == 3 or _is_moderate(decay)
     around_middle = g.dim() == 4 and weighs
     if around_middle:
-        erase = () if e is None else (chunks(e),)
-        rows, columns, entry, passing = _AroundMiddle.apply(chunks(q), chunks(k), decay, *erase)
+        erase_key = None if e is None else chunks(e)
+        rows, columns, entry, passing = _AroundMiddle.apply(chunks(q), chunks(k), decay, erase_key)
         pairs = torch.ones(C, C, dtype=dtype).tril().expand(1, 1, 2, C, C)  # where s <= r
         # the state that chunks read and pass on is the one in their middle
         S_XKV = entry[0] * S_XKV
@@ -350,11 +350,10 @@ class _AroundMiddle(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, g: Tensor, e: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, q: Tensor, k: Tensor, g: Tensor, e: Tensor | None) -> tuple[Tensor, ...]:
         C = k.shape[3]
         # contiguous, whatever the order of the inputs: a cumulative sum is slow otherwise
-        since = torch.empty_like(g, memory_format=torch.contiguous_format).copy_(g)
-        torch.cumsum(since, 3, out=since)
+        since = g.clone(memory_format=torch.contiguous_format).cumsum_(3)
         middle = since[:, :, :, (C - 1) // 2, None].clone()
         since.sub_(middle).exp_()
         rows = since.new_empty(*since.shape[:3], 2, *since.shape[3:])
@@ -362,11 +361,8 @@ class _AroundMiddle(torch.autograd.Function):
         torch.mul(q, since, out=rows[:, :, :, 1])
         columns = torch.div(k, since, out=torch.empty_like(since))
         ctx.has_erase_key = e is not None
-        results = (
-            *(x.flatten(1, 2) for x in (rows, columns)),
-            middle.exp().flatten(1, 2).mT,
-            since[:, :, :, -1:].flatten(1, 2).mT,
-        )
+        rows, columns, entry, passing = (x.flatten(1, 2) for x in (rows, columns, middle.exp(), since[:, :, :, -1:]))
+        results = rows, columns, entry.mT, passing.mT
         ctx.save_for_backward(since, *results)
         return results
 

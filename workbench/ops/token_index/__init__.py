@@ -30,8 +30,9 @@ __all__ = ["IndexKeys", "index_divergence", "index_recall", "scored_pairs", "sel
 
 MAX_CHOSEN = 8192
 """Tokens of a query up to which the kernels select: half of what one program chooses from."""
-MAX_INDEX_CHANNELS = 256
-"""Index channels up to which the kernels are used: the gradients' tiles of more do not fit into shared memory."""
+MAX_INDEX_BYTES = 512
+"""Bytes of an index key up to which the kernels are used (256 channels in 16 bits): the gradients' tiles of longer ones
+do not fit into shared memory."""
 MAX_KEY_CHANNELS = 576
 """The same for channels of attention, whose normalisers the divergence needs."""
 
@@ -164,14 +165,14 @@ def _implementation(index: IndexKeys, *attention: Tensor, chosen: int = 0) -> Mo
     ``attention`` of queries and keys."""
     q, k, w = index
     # Checked and measured on a GPU with the factors of all products in bf16, which is what autocast makes of them, and
-    # weights in bf16 or fp32. fp32 factors were checked there with up to 128 index channels, since more do not fit into
-    # shared memory, but not measured: they take torch unless kernels are asked for by name.
+    # weights in bf16 or fp32. fp32 factors were checked there, but not measured: they take torch unless kernels are
+    # asked for by name.
     dtypes = (torch.bfloat16, torch.float32) if is_forced() else (torch.bfloat16,)
     supported = (
         all(x.dtype in dtypes for x in (q, k, *attention))
         and w.dtype in (torch.bfloat16, torch.float32)
         and chosen <= MAX_CHOSEN
-        and q.shape[-1] * (1 if not q.is_cuda or q.dtype == torch.bfloat16 else 2) <= MAX_INDEX_CHANNELS
+        and q.shape[-1] * torch.promote_types(q.dtype, k.dtype).itemsize <= MAX_INDEX_BYTES
         and all(x.shape[-1] <= MAX_KEY_CHANNELS for x in attention)
     )
     if record("token_index", choose_backend(q, supported=supported)) == "torch":
