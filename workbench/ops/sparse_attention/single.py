@@ -9,14 +9,12 @@ that all groups share, J selection blocks, n selected blocks.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.ops.sparse_attention.layout import block_overlaps
-from workbench.ops.sparse_decoding import gathered_attention
+from workbench.ops.sparse_decoding import Forced, best_blocks, gathered_attention
 
 
 def visible_counts(positions_B: Tensor, length: int, stride: int) -> Tensor:
@@ -36,7 +34,7 @@ def select_for_step(
     scale: float,
     shared_BN1R: Tensor | None = None,
 ) -> Tensor:
-    """(B, G, n) int64 blocks, -1 for none.
+    """(B, G, n) int64 blocks, ascending, -1 behind them.
 
     Args:
         q_BHK: queries of K channels; of K + R with ``shared_BN1R``.
@@ -70,15 +68,20 @@ def select_for_step(
         padded = F.pad(p_BGN, (front, max(0, J * ratio + ratio - N)))
         for m, weight in pairs:
             score_BGJ = score_BGJ + weight * padded[..., front + m :: ratio][..., :J]
-    block_J, own_B1 = torch.arange(J, device=q_BHK.device), (positions_B // block)[:, None]
-    is_forced_BJ = (block_J < initial) | (block_J > own_B1 - local)
-    score_BGJ = score_BGJ.masked_fill(is_forced_BJ[:, None], math.inf)
-    score_BGJ = score_BGJ.masked_fill((block_J > own_B1)[:, None], -math.inf)
-    # of equal scores the lower index, as in passes over several tokens
-    best, order = score_BGJ.sort(dim=-1, descending=True, stable=True)
-    n = min(count, J)
-    chosen = order[..., :n].where(best[..., :n] > -math.inf, -1)
-    return F.pad(chosen, (0, count - n), value=-1)
+    # the `local` blocks up to the query's own are those that overlap its newest (local - 1) · block + 1 tokens
+    chosen_BGn = _best(score_BGJ, positions_B + 1, block, count, initial * block, (local - 1) * block + 1)
+    return F.pad(chosen_BGn, (0, count - chosen_BGn.shape[-1]), value=-1)
+
+
+@torch.library.custom_op("workbench::best_blocks", mutates_args=())
+def _best(scores: Tensor, lengths: Tensor, block: int, count: int, sink: int, local: int) -> Tensor:
+    # opaque to torch.compile: the implementation is chosen when it runs
+    return best_blocks(scores, lengths, block=block, count=count, forced=Forced(sink, local))
+
+
+@_best.register_fake
+def _(scores, lengths, block, count, sink, local) -> Tensor:  # type: ignore[no-untyped-def]
+    return scores.new_empty(*scores.shape[:2], min(count, scores.shape[2]), dtype=torch.int64)
 
 
 def chosen_block_attention(

@@ -14,7 +14,7 @@ channels, V value channels, J listed blocks, m chosen blocks, n chosen tokens, c
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, float32
 
 from workbench.ops.dispatch import choose_backend, record
 from workbench.ops.sparse_decoding import torch as by_torch
@@ -35,6 +35,7 @@ __all__ = [
     "Pool",
     "Searched",
     "TokenKeys",
+    "best_blocks",
     "channel_tokens",
     "extend_codes",
     "extend_means",
@@ -56,6 +57,24 @@ quantised, unpacked = by_torch.quantised, by_torch.unpacked
 
 MOST = 8192
 """Most tokens or blocks that kernels choose."""
+
+
+def best_blocks(scores_BGN: Tensor, lengths_B: Tensor, *, block: int, count: int, forced: Forced) -> Tensor:
+    """The blocks with the largest scores.
+
+    Args:
+        scores_BGN: of every block; of those without tokens, any. Kernels take fp32.
+        lengths_B, block, count, forced: as of :func:`minmax_blocks`.
+
+    Returns:
+        As of :func:`minmax_blocks`.
+    """
+    count = min(count, scores_BGN.shape[2])
+    if choose("best_blocks", scores_BGN, count, scores_BGN.dtype == float32) == "triton":
+        from workbench.ops.sparse_decoding import kernels
+
+        return kernels.select(scores_BGN, lengths_B, count, forced, block)
+    return by_torch.select(scores_BGN, lengths_B, count, forced, block)
 
 
 def minmax_blocks(
