@@ -42,7 +42,7 @@ from workbench.decoding.view import View
 from workbench.mixers.families.latent import LatentCache
 from workbench.mixers.families.softmax import KeyValueCache
 from workbench.model import LanguageModel
-from workbench.ops.block_transfer import fetch_blocks, store_rows
+from workbench.ops.block_transfer import fetch_blocks, store_rows, store_tails
 
 
 class OffloadConfig(Config):
@@ -151,14 +151,14 @@ class OffloadedCache(HostCache, SelectiveCache):
         self._wait()  # for the copies of the step before, which read what is overwritten
         self.start_B.copy_(start_B)
         self.new_BTGX.copy_(self._packed(new))
-        self._write_tails(self.new_BTGX, self.start_B)
+        store_tails(self.new_BTGX, self.memory.hot_BGSbX, self.start_B)
 
     def append_tokens(self, new: tuple[Tensor, ...], start_B: Tensor) -> tuple[Tensor, ...]:
         self._wait()
         self.has_choice = False
         packed_BTGX, lengths_B = self._packed(new), start_B + new[0].shape[1]
         seen = self._seen(packed_BTGX)
-        self._write_tails(packed_BTGX, start_B)
+        store_tails(packed_BTGX, self.memory.hot_BGSbX, start_B)
         host_BGNbX = self.memory.host_BGNbX
         stored = packed_BTGX, host_BGNbX, start_B, lengths_B
         self.stream.submit(lambda: store_rows(*stored), packed_BTGX, start_B, lengths_B)
@@ -167,20 +167,6 @@ class OffloadedCache(HostCache, SelectiveCache):
 
     def _packed(self, new: tuple[Tensor, ...]) -> Tensor:
         return self.view.packed(*new).to(self.new_BTGX.dtype)
-
-    def _write_tails(self, packed_BTGX: Tensor, start_B: Tensor) -> None:
-        """Write the newest rows into the slots of the newest block and of the one before it."""
-        B, T, G, _ = packed_BTGX.shape
-        kept = min(T, TAILS * self.block)
-        position_BT = start_B[:, None] + torch.arange(T - kept, T, device=start_B.device)
-        end_B1 = start_B[:, None] + T
-        is_tail = position_BT // self.block >= (end_B1 - 1) // self.block - 1
-        # rows of earlier blocks repeat the newest row
-        position_BT = position_BT.where(is_tail, end_B1 - 1)
-        rows_BTGX = torch.where(is_tail[..., None, None], packed_BTGX[:, T - kept :], packed_BTGX[:, -1:])
-        sequence, group = torch.arange(B, device=start_B.device)[:, None, None], torch.arange(G, device=start_B.device)
-        slot_BT1 = (self.residency.slots + position_BT // self.block % TAILS)[..., None]
-        self.memory.hot_BGSbX[sequence, group, slot_BT1, (position_BT % self.block)[..., None]] = rows_BTGX
 
     def _seen(self, packed_BTGX: Tensor) -> tuple[Tensor, ...]:
         """Rows of all tokens, in the form of the mixer's cache."""
@@ -228,9 +214,7 @@ class OffloadedCache(HostCache, SelectiveCache):
         memory, lengths_B = self.memory, self.start_B + 1
         self.hit_rate = copies.hit_rate
         assert self.host_bytes is not None
-        self.host_bytes = self.host_bytes + (copies.blocks_BGm >= 0).sum() * (
-            memory.host_BGNbX[0, 0, 0].nbytes / len(newest_B)
-        )
+        self.host_bytes = self.host_bytes + copies.copied * (memory.host_BGNbX[0, 0, 0].nbytes / len(newest_B))
 
         def work() -> None:
             if store:

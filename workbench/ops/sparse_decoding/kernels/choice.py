@@ -26,7 +26,7 @@ def _middle(low, high):
 
 
 @triton.jit
-def _choose(b_score, m_valid, m_forced, want):
+def choose_best(b_score, m_valid, m_forced, want):
     """The ``want`` best valid elements, forced ones first, of equal ones the first.
 
     Returns:
@@ -91,7 +91,7 @@ def choose_blocks(
     m_valid = o_n < (length + BLOCK - 1) // BLOCK
     m_forced = (o_n * BLOCK < SINK) | (o_n >= tl.maximum(length - LOCAL, 0) // BLOCK)
     b_score = tl.load(scores + o_n, mask=m_valid, other=0.0, cache_modifier=".cg")
-    m_chosen, b_slot, total = _choose(b_score, m_valid, m_forced, COUNT)
+    m_chosen, b_slot, total = choose_best(b_score, m_valid, m_forced, COUNT)
     tl.store(chosen + b_slot, o_n.to(tl.int64), mask=m_chosen)
     _store_none(chosen, total, COUNT)
 
@@ -124,7 +124,7 @@ def choose_tokens(
         unlisted = newest_is_unlisted(listed, first_listed, length, J, BLOCK, FIRST)
         want = COUNT - unlisted.to(tl.int32)
     b_weight = tl.load(weights + o_n, mask=m_valid, other=0.0, cache_modifier=".cg")
-    m_chosen, b_slot, total = _choose(b_weight, m_valid, m_forced, want)
+    m_chosen, b_slot, total = choose_best(b_weight, m_valid, m_forced, want)
     tl.store(chosen + b_slot, b_token, mask=m_chosen)
     if NEWEST:
         if unlisted:
@@ -159,7 +159,7 @@ def _select_kernel(
     m_valid = (o_n < N) & (b_position >= 0) & (b_position * UNIT < length)
     m_forced = (b_position * UNIT < SINK) | (b_position >= tl.maximum(length - LOCAL, 0) // UNIT)
     b_score = tl.load(scores + i_bg * N + o_n, mask=m_valid, other=0.0)
-    m_chosen, b_slot, total = _choose(b_score, m_valid, m_forced, COUNT)
+    m_chosen, b_slot, total = choose_best(b_score, m_valid, m_forced, COUNT)
     base = (i_bg * tl.num_programs(0) + i_tile) * COUNT
     tl.store(out_positions + base + b_slot, b_position.to(tl.int64), mask=m_chosen)
     tl.store(out_scores + base + b_slot, b_score, mask=m_chosen)
