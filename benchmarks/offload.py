@@ -324,7 +324,8 @@ def methods(report: Callable[..., None], tokens: int, counts: list[int], batch: 
     for count in counts:
         blocks = torch.stack([torch.randperm(N, device=DEVICE)[:count] for _ in range(batch * G)]).view(batch, G, count)
         slots = torch.arange(count, device=DEVICE).expand(batch, G, count).contiguous()
-        copies = Copies(blocks, slots, torch.zeros((), device=DEVICE))
+        nothing = torch.zeros((), device=DEVICE)
+        copies = Copies(blocks, slots, nothing, nothing)
         size = batch * G * count * b * X * 2
         for method in ("kernel", "gather", "blocks"):
             memory = Memory(method, host, hot, count)

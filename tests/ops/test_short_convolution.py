@@ -9,7 +9,7 @@ import torch
 from interpreter import in_interpreter
 from torch import Tensor
 
-from workbench.ops import short_convolution
+from workbench.ops import dispatch, short_convolution
 from workbench.ops.short_convolution import Heads
 from workbench.ops.short_convolution.reference import short_convolution_reference
 from workbench.ops.short_convolution.torch import short_convolution_torch
@@ -64,6 +64,18 @@ def test_errors_name_parts_that_do_not_cover_the_channels() -> None:
     x_BTC, weight_CW, _ = inputs(5, 8, 4, False, torch.float32)
     with pytest.raises(ValueError, match="expected 8 channels together"):
         short_convolution.short_convolution(x_BTC, weight_CW, parts(9))
+
+
+def test_compiled_decoding_steps_are_plain_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_BTC, weight_CW, _ = inputs(5, 8, 4, False, torch.float32)
+    whole = short_convolution_reference(x_BTC.double(), weight_CW.double(), parts(8))
+    monkeypatch.setattr(short_convolution, "is_compiling", lambda: True)
+    dispatch.reset()
+    with dispatch.force_backend("triton"):
+        step = short_convolution.short_convolution(x_BTC[:, 4:], weight_CW, parts(8), tail_BPC=x_BTC[:, 1:4])
+    assert dispatch.recorded() == {"short_convolution": ["torch"]}
+    for y, expected in zip(step, whole):
+        torch.testing.assert_close(y.double(), expected[:, 4:], rtol=0, atol=1e-6)
 
 
 def test_the_kernels_in_the_interpreter_are_the_definition() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 PROGRAMS_PER_PROCESSOR = 4
 """Programs of the first pass for every multiprocessor, at which an H200 reads at full rate."""
-MIN_PART, MAX_PARTS = 256, 128
+MIN_PART, MAX_PARTS = 64, 128
 TILE_BYTES = 2**15
 """Keys or values of a tile, at most."""
 
