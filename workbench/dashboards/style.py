@@ -6,6 +6,7 @@ import html
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, product
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -18,6 +19,7 @@ PALETTE = ("#808080", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#5
 so that each line is visible on white and on black."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 
 INK = "#7b7b7b"
 """Text colour that is legible on white and on black; pages replace it by one for their colour scheme."""
@@ -28,10 +30,11 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 @dataclass(frozen=True)
 class ArmStyle:
-    """Colour and dash of one arm, the same in every figure."""
+    """Colour, dash of lines and symbol of markers of one arm, the same in every figure."""
 
     colour: str
     dash: str
+    symbol: str
 
     def faint(self, opacity: float = 0.16) -> str:
         """The colour as a transparent fill."""
@@ -40,10 +43,9 @@ class ArmStyle:
 
 
 def styles_of(arms: Sequence[str]) -> dict[str, ArmStyle]:
-    """Arm -> its style, by position; from the ninth arm on colours repeat with another dash."""
-    return {
-        arm: ArmStyle(PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]) for i, arm in enumerate(arms)
-    }
+    """Arm -> its style, by position; from the ninth arm on colours repeat with another dash and symbol."""
+    looks = cycle(product(zip(DASHES, SYMBOLS, strict=True), PALETTE))
+    return {arm: ArmStyle(colour, dash, symbol) for arm, ((dash, symbol), colour) in zip(arms, looks)}
 
 
 def arm_styles(run: Snapshot) -> dict[str, ArmStyle]:

@@ -119,7 +119,7 @@ class LanguageModel(nn.Module):
         if enabled and not self._steps:
             self._raise_recompile_limit()
             # with this option the product of one row and a matrix is a reduction that is merged with what precedes it
-            options = {"coordinate_descent_tuning": True}
+            options: dict[str, Any] = {"coordinate_descent_tuning": True}
             self._steps = {
                 block: torch.compile(block.forward, fullgraph=True, dynamic=False, options=options)
                 for block in self.blocks

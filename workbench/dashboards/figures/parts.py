@@ -125,7 +125,9 @@ def legend(arms: Sequence[str]) -> dict[str, Any]:
     """Position of the legend: above the plot for few arms; beside it, where it scrolls, for many."""
     if len(arms) <= 8:
         return {}
-    return {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top", "font": {"size": 11}}
+    # measured from the plots, also where titles have moved the legend to the top of the figure
+    place = {"x": 1.02, "yref": "paper", "y": 1, "yanchor": "top"}
+    return {"orientation": "v", "font": {"size": 11}, "tracegroupgap": 0, **place}
 
 
 def loss_title(run: Snapshot, y: str) -> str:

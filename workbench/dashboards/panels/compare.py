@@ -130,7 +130,7 @@ class Compare(FigurePanel):
                     x=x,
                     y=curve["mean"].to_list(),
                     mode="markers" if points else "lines",
-                    marker={"size": 11, "color": look.colour},
+                    marker={"size": 11, "color": look.colour, "symbol": look.symbol},
                     line={"color": look.colour, "dash": look.dash, "width": 2},
                     error_y=error_bars(curve, "mean") if points else None,
                     customdata=curve["runs"].to_list(),

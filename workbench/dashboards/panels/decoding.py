@@ -84,7 +84,7 @@ class Decoding(FigurePanel):
                     x=row["tokens"].to_list(),
                     y=row["value"].to_list(),
                     mode="markers",
-                    marker={"color": look.colour, "size": 12},
+                    marker={"color": look.colour, "size": 12, "symbol": look.symbol},
                     error_y=error_bars(row, "value", thickness=1.5, color=look.colour),
                     customdata=row["runs"].to_list(),
                     hovertemplate="%{y:.4f} with %{x:.0f} tokens (%{customdata} runs)",

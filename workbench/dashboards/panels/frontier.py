@@ -58,7 +58,7 @@ class Frontier(FigurePanel):
         for arm, look in style.arm_styles(run).items():
             row = table.filter(pl.col("arm") == arm)
             is_tuning = bool(len(row)) and row["stage"][0] == Stage.TUNING
-            symbol = "circle-open" if is_tuning else "circle"
+            symbol = f"{look.symbol}-open" if is_tuning else look.symbol
             points.append(
                 go.Scatter(
                     x=row[cost].to_list(),

@@ -90,7 +90,7 @@ class RecallCurves(FigurePanel):
                 col=1,
                 customdata=rows["runs"].to_list(),
                 error_y=error_bars(rows, "accuracy", thickness=1, width=3),
-                marker={"color": look.colour, "size": 9},
+                marker={"color": look.colour, "size": 9, "symbol": look.symbol},
                 hovertemplate="%{y:.1%} (%{customdata} runs)",
                 **arm_trace(run, arm),
             )

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from workbench.dashboards import style
-from workbench.dashboards.figures.parts import arm_trace
+from workbench.dashboards.figures.parts import arm_trace, error_bars
 from workbench.dashboards.figures.recall import accuracy_row, no_examples
 from workbench.dashboards.panel import FigurePanel, PanelConfig, panels
 from workbench.dashboards.snapshot import Snapshot
@@ -55,9 +55,10 @@ class RecallState(FigurePanel):
                     showlegend=column == 1,
                     row=1,
                     col=column,
-                    marker={"color": look.colour, "size": 11},
+                    marker={"color": look.colour, "size": 11, "symbol": look.symbol},
+                    error_y=error_bars(rows, "accuracy", thickness=1, width=3, color=look.colour),
                     hovertemplate="%{y:.1%} with %{x:.3s}B",
                     **arm_trace(run, arm),
                 )
-            grid.update_xaxes(title_text="decode state (bytes)", type="log", row=1, col=column)
+            grid.update_xaxes(title_text="decode state (bytes)", type="log", minexponent=3, row=1, col=column)
         return grid

@@ -89,7 +89,7 @@ class Scaling(FigurePanel):
                     x=rows[size].to_list(),
                     y=rows["value"].to_list(),
                     mode="markers",
-                    marker={"size": 9, "color": look.colour},
+                    marker={"size": 9, "color": look.colour, "symbol": look.symbol},
                     error_y=error_bars(rows, "value", thickness=1.5),
                     customdata=[style.label(name) for name in rows["ablation"]],
                     showlegend=True,
@@ -307,7 +307,7 @@ def difference_figure(run: Snapshot, table: pl.DataFrame, title: str) -> go.Figu
                 x=sizes,
                 y=rows["difference"].to_list(),
                 mode="markers",
-                marker={"size": 9, "color": look.colour},
+                marker={"size": 9, "color": look.colour, "symbol": look.symbol},
                 error_y=error_bars(
                     rows.with_columns(pl.col("low", "high").fill_null(pl.col("difference"))), "difference"
                 ),

@@ -61,7 +61,7 @@ class Stability(FigurePanel):
                         x=line["tokens"].to_list(),
                         y=line["value"].to_list(),
                         mode="lines",
-                        line={"color": look.colour, "width": 1.2},
+                        line={"color": look.colour, "dash": look.dash, "width": 1.2},
                         showlegend=not number,
                         hovertemplate=f"%{{y:.4g}} at %{{x:.4s}} ({style.label(line['run'][0])})",
                         **trace,

@@ -79,7 +79,7 @@ def _draw_trials(
             showlegend=showlegend,
             cliponaxis=False,
             marker={
-                "symbol": [_symbol(row["status"]) for row in rows],
+                "symbol": [_symbol(row["status"], look.symbol) for row in rows],
                 "color": look.colour,
                 "size": 9,
                 "opacity": 0.9,
@@ -138,8 +138,8 @@ def _y(row: dict[str, Any], failed_y: float) -> float | None:
     return failed_y if row["status"] in ENDED else None
 
 
-def _symbol(status: str) -> str:
-    return "circle" if status == Status.DONE else "x" if status in ENDED else "circle-open"
+def _symbol(status: str, done: str) -> str:
+    return done if status == Status.DONE else "x" if status in ENDED else f"{done}-open"
 
 
 def _hover(row: dict[str, Any], unit: str) -> str:
