@@ -17,6 +17,8 @@ simulate   four ranks without a pipeline and the paper's pipelines (DP2 PP4 with
            random factors, of which the logarithms have a standard deviation of 0.1 and 0.3.
 others     the same table of layers with NSA and with the global layer of ASA, each also written to its own file.
 
+``environments`` of the result has where each of these was measured, since a call may measure some of them.
+
 Which blocks a trained model would need is not known here: weights are random, with queries scaled so that scores of
 blocks have a standard deviation of --spread. Of 64 to 288 blocks, 19 to 73 then cover 90 % of the scores (2.0), of the
 order that the paper shows (10 to 50). Coverage is therefore assumed, times are measured.
@@ -41,7 +43,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import write_report  # noqa: E402
+from common import provenance, write_report  # noqa: E402
 
 from workbench.data import RowStream, StepLoader  # noqa: E402
 from workbench.data.lengths import DISTRIBUTIONS, draw_lengths  # noqa: E402
@@ -467,8 +469,10 @@ def main() -> None:
     torch.manual_seed(0)
     path = arguments.table or arguments.output.with_name(f"{arguments.output.stem}_table.json")
     rows: list[dict[str, Any]] = []
+    environments: dict[str, Any] = {}
     if arguments.output.exists():  # sections that are not measured now stay as they were
-        measured = json.loads(arguments.output.read_text())["rows"]
+        before = json.loads(arguments.output.read_text())
+        measured, environments = before["rows"], before.get("environments", {})
         rows = [
             row
             for row in measured
@@ -481,7 +485,9 @@ def main() -> None:
         print(f"{time.perf_counter() - start:6.1f} s", json.dumps(row), flush=True)
         options = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
         options["table"] = path.name
-        write_report(arguments.output, {"options": options, "rows": rows}, start)
+        part = f"others, {row['mixer']}" if row["section"] == "others" else row["section"]
+        environments[part] = provenance()
+        write_report(arguments.output, {"options": options, "environments": environments, "rows": rows}, start)
 
     if "table" in arguments.sections:
         for row in table_rows(section_table(scale, arguments.layers, path, scale["lengths"])):

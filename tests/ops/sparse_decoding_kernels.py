@@ -22,6 +22,7 @@ from workbench.ops.sparse_decoding import (
     Pool,
     Searched,
     TokenKeys,
+    best_blocks,
     channel_tokens,
     extend_codes,
     extend_means,
@@ -353,6 +354,8 @@ def check_ties(count: int, dtype: torch.dtype) -> None:
     lengths_B, forced = torch.tensor([150, 77], device=DEVICE), Forced(3, 5)
     expected = by_torch.select(scores, lengths_B, count, forced, 1)
     assert torch.equal(choice.select(scores, lengths_B, count, forced, 1), expected), ("ties", count)
+    actual = best_blocks(scores, lengths_B, block=1, count=count, forced=forced)
+    assert torch.equal(actual, expected), ("best", count)
     settings, choice.TILE = choice.TILE, 64
     try:
         actual = choice.select(scores, lengths_B, count, forced, 1) if count <= 32 else expected

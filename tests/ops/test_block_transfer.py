@@ -118,6 +118,12 @@ def test_plans_are_those_of_a_dictionary(rule: dict[str, bool]) -> None:
             assert {block: slot for block, slot in enumerate(found) if slot >= 0} == expected
 
 
+def test_lists_that_are_longer_than_there_are_slots_are_refused() -> None:
+    tables, newest_B = Tables.empty(B, G, 20, M - 1, "cpu"), torch.tensor([18, 9])
+    with pytest.raises(ValueError, match=f"got {M} entries for {M - 1} slots"):
+        plan_copies(tables, plans()[0], newest_B, keep=False, reuse=True)
+
+
 def assert_plans_equal(kernel: str, device: str) -> None:
     """Kernels on a device against plain torch on the CPU, over several plans."""
     from workbench.ops.dispatch import force_backend

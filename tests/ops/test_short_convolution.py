@@ -78,6 +78,21 @@ def test_compiled_decoding_steps_are_plain_sums(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(y.double(), expected[:, 4:], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("T", "expected"), [(1, False), (2, True)])
+def test_only_compiled_steps_go_without_kernels(T: int, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    supported = []
+
+    def choose(x: Tensor, **options: bool) -> str:
+        supported.append(options["supported"])
+        return "torch"
+
+    x_BTC, weight_CW, _ = inputs(3 + T, 8, 4, False, torch.float32)
+    monkeypatch.setattr(short_convolution, "is_compiling", lambda: True)
+    monkeypatch.setattr(short_convolution, "choose_backend", choose)
+    short_convolution.short_convolution(x_BTC[:, 3:], weight_CW, parts(8), tail_BPC=x_BTC[:, :3])
+    assert supported == [expected]
+
+
 def test_the_kernels_in_the_interpreter_are_the_definition() -> None:
     printed = in_interpreter(__file__, str(torch.initial_seed()))
     assert "kernels agree" in printed, printed

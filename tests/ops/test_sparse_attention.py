@@ -18,9 +18,11 @@ from workbench.ops.sparse_attention import (
     num_blocks,
     num_visible_blocks,
     select_blocks,
+    select_for_step,
     selected_attention,
     unique_blocks,
     visible_block_attention,
+    visible_counts,
 )
 from workbench.ops.sparse_attention.layout import group_query_rows, selected_pairs, visible_pairs
 from workbench.ops.sparse_attention.reference import (
@@ -229,6 +231,35 @@ def select_and_attend(
     indices = select_blocks(q, ck, lse, blocks=blocks, start_BT=start, num_keys=T)
     o, _ = selected_attention(q, k, v, indices, block=blocks.block, start_BT=start, reuse=blocks.reuse)
     return indices, o
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_step_selects_what_a_pass_selects(case: tuple[int, ...], ties: bool) -> None:
+    H, G, length, stride, block, count, initial, local, _ = case
+    blocks, T, K = Blocks(length, stride, block, count, initial, local), 45, 6
+    q, k = random(1, T, H, K), random(1, T, G, K)
+    if ties:
+        k = torch.zeros_like(k)
+    start = document_starts(None, 1, T, q.device)
+    at = block_starts(start, None, length, stride)[..., None] + torch.arange(length)
+    ck = k[torch.arange(1)[:, None, None], at].mean(2)
+    _, lse = visible_block_attention(q, ck, ck, start_BT=start, length=length, stride=stride)
+    expected = select_blocks(q, ck, lse, blocks=blocks, start_BT=start, num_keys=T)
+    for position in range(T):
+        positions_B = torch.tensor([position])
+        invisible = torch.arange(ck.shape[1]) >= visible_counts(positions_B, length, stride)[:, None]
+        actual = select_for_step(
+            q[:, position],
+            ck.masked_fill(invisible[..., None, None], torch.nan),
+            lse[:, position],
+            positions_B,
+            blocks=(length, stride, block, count, initial, local),
+            capacity=T,
+            groups=G,
+            scale=K**-0.5,
+        )
+        assert torch.equal(actual.sort(-1).values, expected[:, position].sort(-1).values), position
 
 
 @pytest.mark.usefixtures("form")

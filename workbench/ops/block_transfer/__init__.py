@@ -19,6 +19,9 @@ from workbench.ops.block_transfer import torch as by_torch
 from workbench.ops.block_transfer.layout import TAILS, Tables
 from workbench.ops.dispatch import choose_backend, record
 
+MOST = 2**15 - 1
+"""Most slots that the kernel plans: it counts them in 15 bits."""
+
 __all__ = ["TAILS", "Tables", "fetch_blocks", "plan_copies", "slots_of_blocks", "store_rows", "store_tails"]
 
 
@@ -59,7 +62,8 @@ def store_rows(rows_BTGX: Tensor, host_BGNbX: Tensor, start_B: Tensor, lengths_B
 def store_tails(rows_BTGX: Tensor, hot_BGSbX: Tensor, start_B: Tensor) -> None:
     """Write those of the rows of T new tokens that are in the newest TAILS blocks into the slots of these, the last of
     ``hot_BGSbX``. Arguments as above."""
-    if record("store_tails", _backend(rows_BTGX)) == "triton":
+    # words of 32 bits, whatever the type
+    if record("store_tails", choose_backend(rows_BTGX.view(uint8))) == "triton":
         from workbench.ops.block_transfer.triton import store_tails as by_kernel
 
         by_kernel(rows_BTGX, hot_BGSbX, start_B)
@@ -72,12 +76,12 @@ def plan_copies(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give a slot to every wanted block that has none, and update the tables.
 
-    The slots of blocks that are not wanted are taken, least recently wanted first; those that are taken get blocks in
-    ascending order of their numbers.
+    The slots of blocks that are not wanted are taken, least recently wanted first. In ascending order, the slots that
+    are taken get the blocks in the order of the list.
 
     Args:
         tables: changed in place.
-        wanted_BGm: int64, block numbers without duplicates, -1 for none; no more than there are slots.
+        wanted_BGm: int64, block numbers without duplicates, -1 for none; no more entries than there are slots.
         newest_B: number of the newest block. It and the TAILS - 1 before it need no slot.
         keep: whether blocks that are not wanted keep their slots as long as these are not taken.
         reuse: whether wanted blocks that have a slot are not copied again. Without it, ``keep`` must be False.
@@ -85,8 +89,14 @@ def plan_copies(
     Returns:
         (B, G, m) int64 blocks to copy, -1 for none, and their slots, as :func:`fetch_blocks` takes them; (2, B, G)
         int64 how many blocks are wanted, and how many are copied.
+
+    Raises:
+        ValueError: when the list has more entries than there are slots.
     """
-    if record("plan_copies", choose_backend(tables.slot_of_BGN.view(uint8))) == "triton":
+    m, S = wanted_BGm.shape[-1], tables.block_of_BGS.shape[-1] - 1
+    if m > S:
+        raise ValueError(f"plan_copies: wanted_BGm: got {m} entries for {S} slots; expected no more than slots.")
+    if record("plan_copies", choose_backend(tables.slot_of_BGN, supported=S <= MOST)) == "triton":
         from workbench.ops.block_transfer.triton import plan_copies as by_kernel
 
         return by_kernel(tables, wanted_BGm, newest_B, keep, reuse)
@@ -95,7 +105,7 @@ def plan_copies(
 
 def slots_of_blocks(tables: Tables, newest_B: Tensor) -> Tensor:
     """(B, G, N) int64 slot of every block, those of the newest blocks included; -1 for none."""
-    if record("slots_of_blocks", choose_backend(tables.slot_of_BGN.view(uint8))) == "triton":
+    if record("slots_of_blocks", choose_backend(tables.slot_of_BGN)) == "triton":
         from workbench.ops.block_transfer.triton import slots_of_blocks as by_kernel
 
         return by_kernel(tables, newest_B)

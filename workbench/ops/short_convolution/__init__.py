@@ -32,7 +32,7 @@ def short_convolution(
     """y_t = silu(Σ_j w_j x_{t-j}), j = 0 … W - 1, over inputs of the same document; then each part is split into heads.
 
     The kernels cover neither float64, nor heads wider than 512 channels that are scaled to a length, nor sums without
-    SiLU. Compiled decoding steps do not use them.
+    SiLU. Compiled decoding steps with a tail do not use them.
 
     Args:
         x_BTC: (B, T, C) inputs.
@@ -52,7 +52,7 @@ def short_convolution(
         raise ValueError(f"short_convolution: parts: got {list(parts)}; expected {x_BTC.shape[-1]} channels together.")
     widest = max(0 if part.length is None else part.channels for part in parts)
     # in a compiled decoding step the compiler merges the sum with what surrounds it; the kernels are a launch per part
-    merged = tail_BPC is not None and is_compiling()
+    merged = tail_BPC is not None and x_BTC.shape[1] == 1 and is_compiling()
     supported = silu and widest <= MAX_NORMALISED_CHANNELS and not merged
     if record("short_convolution", choose_backend(x_BTC, supported=supported)) == "triton":
         from workbench.ops.short_convolution.triton import short_convolution_triton
