@@ -118,12 +118,7 @@ class LanguageModel(nn.Module):
         compiled at its first step. Passes over several tokens do not."""
         if enabled and not self._steps:
             self._raise_recompile_limit()
-            # with this option the product of one row and a matrix is a reduction that is merged with what precedes it
-            options: dict[str, Any] = {"coordinate_descent_tuning": True}
-            self._steps = {
-                block: torch.compile(block.forward, fullgraph=True, dynamic=False, options=options)
-                for block in self.blocks
-            }
+            self._steps = {block: torch.compile(block.forward, fullgraph=True, dynamic=False) for block in self.blocks}
         before, self._runs_compiled_steps = self._runs_compiled_steps, enabled
         try:
             yield
