@@ -470,6 +470,7 @@ def main() -> None:
     path = arguments.table or arguments.output.with_name(f"{arguments.output.stem}_table.json")
     rows: list[dict[str, Any]] = []
     environments: dict[str, Any] = {}
+    here = provenance()
     if arguments.output.exists():  # sections that are not measured now stay as they were
         before = json.loads(arguments.output.read_text())
         measured, environments = before["rows"], before.get("environments", {})
@@ -486,7 +487,7 @@ def main() -> None:
         options = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
         options["table"] = path.name
         part = f"others, {row['mixer']}" if row["section"] == "others" else row["section"]
-        environments[part] = provenance()
+        environments[part] = here
         write_report(arguments.output, {"options": options, "environments": environments, "rows": rows}, start)
 
     if "table" in arguments.sections:
